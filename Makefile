@@ -1,0 +1,35 @@
+# Two commands for a fresh clone: make demo, make test. Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint bench thorough clean
+
+demo: $(VENV)/.demo
+	$(RUN) -m experiments.classification
+
+test: $(VENV)/.demo $(VENV)/.test
+	$(RUN) -m pytest --cov --cov-report=term --cov-fail-under=95 -q
+
+thorough: $(VENV)/.demo $(VENV)/.test
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
+
+lint: $(VENV)/.demo $(VENV)/.dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+bench: $(VENV)/.bench
+	$(RUN) -m benchmarks.bench_foreach
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'hyperopt_ftp needs Python 3.10 or newer')"
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each extra, renewed when the requirements change.
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage

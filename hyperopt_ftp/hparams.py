@@ -1,0 +1,116 @@
+"""Hyperparameters: their domains, and plain numbers made into checked 0-d tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from . import tree
+
+__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "to_tensors"]
+
+
+class Domain(NamedTuple):
+    """Allowed values of a hyperparameter: ``low <= x <= high``, or ``x < high`` where ``open_high``.
+
+    A tuner keeps it at or above ``floor`` where that is higher.
+    """
+
+    low: float
+    high: float
+    open_high: bool = False
+    floor: float = -math.inf
+
+    def __contains__(self, x: object) -> bool:
+        if not isinstance(x, (int, float)) or math.isnan(x):
+            return False
+        return self.low <= x < self.high if self.open_high else self.low <= x <= self.high
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+    def clip(self, x: Tensor) -> Tensor:
+        """The nearest allowed value. An open bound becomes the largest double below it."""
+        high = math.nextafter(self.high, self.low) if self.open_high else self.high
+        return x.clamp(min=max(self.low, self.floor), max=high)
+
+
+_FINITE = Domain(0.0, math.inf, open_high=True)
+
+#: One row for each hyperparameter name of the package: a name means the same thing in every optimizer.
+DOMAINS: dict[str, Domain] = {
+    "lr": _FINITE,
+    "radius_lr": _FINITE,
+    "betas": Domain(0.0, 1.0, open_high=True),
+    "eps": _FINITE,
+    "weight_decay": _FINITE,
+    "momentum": _FINITE,
+    "dampening": Domain(-math.inf, math.inf),
+    "alpha": Domain(0.0, 1.0),
+    "lr_decay": _FINITE,
+    "initial_accumulator_value": _FINITE,
+    "max_norm": Domain(0.0, math.inf),
+    "kappa": Domain(0.0, 1.0),
+    # A fixed radius may be 0 (the anchor itself); FTP's rule keeps a learned one at 1e-8 or above.
+    "radius": Domain(0.0, math.inf, floor=1e-8),
+}
+
+
+def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
+    """``ValueError`` unless ``value`` (a number, or a concrete 0-d tensor) lies in the domain of ``name``."""
+    domain = DOMAINS[name] if domain is None else domain
+    if isinstance(value, Tensor):
+        if value.ndim != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be a number or a 0-d floating-point tensor, got shape {tuple(value.shape)}, {value.dtype}"
+            )
+        if not _concrete(value):
+            return
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {type(value).__name__}")
+    if value not in domain:
+        raise ValueError(f"{name} must lie in {domain}, got {value}")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def to_tensors(**values: Any) -> dict[str, Any]:
+    """Each value checked against its domain, plain numbers as float64 0-d tensors (float32 would move lr by 5e-8).
+
+    A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
+    """
+    if "betas" in values and (not isinstance(values["betas"], (tuple, list)) or len(values["betas"]) != 2):
+        raise ValueError(f"betas must be a pair (beta1, beta2), got {values['betas']!r}")
+    for name, value in values.items():
+        for leaf in tree.leaves(value):
+            check_number(name, leaf)
+    return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}
+
+
+def as_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
+    """``given`` (or ``default`` for ``None``) with plain numbers as tensors; its names must be those of ``default``."""
+    if given is None:
+        return default
+    if not isinstance(given, dict) or given.keys() != default.keys():
+        names = sorted(given) if isinstance(given, dict) else type(given).__name__
+        raise ValueError(f"hparams must be a dict with the names {sorted(default)}, got {names}")
+    return {name: tree.map_tree(as_tensor, given[name]) for name in default}
+
+
+def _concrete(x: Tensor) -> bool:
+    """Whether the value of ``x`` may be looked at: not under a torch.func transform, not while tracing."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,68 @@
+"""Names of hyperparameters inside a tree of them: ``"lr"``, ``"by.lr"``, ``"betas.0"``, ``"radius.fc.weight"``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["merge", "normalise", "select"]
+
+
+def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
+    """``over`` as a tuple of paths into ``hparams``; a ``ValueError`` names what exists when one does not."""
+    names = (over,) if isinstance(over, str) else tuple(over)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {over!r}")
+    for name in names:
+        try:
+            _get(hparams, name)
+        except KeyError:
+            raise ValueError(f"over names {name!r}, but the hyperparameters are {_names(hparams)}") from None
+    nested = [(a, b) for a in names for b in names if a != b and b.startswith(a + ".")]
+    if nested or len(set(names)) < len(names):
+        raise ValueError(f"over names a hyperparameter twice: {nested or names}")
+    return names
+
+
+def select(hparams: Any, over: tuple[str, ...]) -> dict[str, Any]:
+    return {name: _get(hparams, name) for name in over}
+
+
+def merge(hparams: Any, values: dict[str, Any]) -> Any:
+    """``hparams`` with the entries at the paths of ``values`` replaced."""
+    for name, value in values.items():
+        hparams = _set(hparams, name, value)
+    return hparams
+
+
+def _step(tree: Any, path: str) -> tuple[Any, str]:
+    """The key of ``tree`` that ``path`` starts with (the longest: keys may hold dots), and the rest of the path."""
+    if isinstance(tree, dict):
+        keys: list[Any] = sorted((k for k in tree if path == str(k) or path.startswith(f"{k}.")), key=str)
+        if keys:
+            return keys[-1], path[len(str(keys[-1])) + 1 :]
+    elif isinstance(tree, (tuple, list)):
+        head, _, rest = path.partition(".")
+        if head.isdecimal() and int(head) < len(tree):
+            return int(head), rest
+    raise KeyError(path)
+
+
+def _get(tree: Any, path: str) -> Any:
+    key, rest = _step(tree, path)
+    return _get(tree[key], rest) if rest else tree[key]
+
+
+def _set(tree: Any, path: str, value: Any) -> Any:
+    key, rest = _step(tree, path)
+    new = _set(tree[key], rest, value) if rest else value
+    if isinstance(tree, dict):
+        return {**tree, key: new}
+    return type(tree)([*tree[:key], new, *tree[key + 1 :]])
+
+
+def _names(hparams: Any, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in hparams.items() if isinstance(hparams, dict) else ():
+        inner = _names(value, f"{prefix}{key}.") if key in ("base", "by") else []
+        names += inner or [f"{prefix}{key}"]
+    return names

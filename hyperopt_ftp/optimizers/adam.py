@@ -1,0 +1,117 @@
+"""Adam and AdamW: one rule, with weight decay inside or outside the moments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..hparams import Domain, check_number, complete, to_tensors
+from ..types import Optimizer
+from .leafwise import check_params, leafwise, no_steps, safe_sqrt, zeros
+
+__all__ = ["AdamState", "adam", "adamw"]
+
+
+class AdamState(NamedTuple):
+    """State of :func:`adam` and :func:`adamw`."""
+
+    step: Tensor  # shape (), int64: updates done
+    exp_avg: Any  # tree like params: first moment m
+    exp_avg_sq: Any  # tree like params: second moment v
+    max_exp_avg_sq: Any  # tree like params with amsgrad, else ()
+
+
+def adam(
+    lr: Any = 1e-3,
+    betas: tuple[Any, Any] = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    amsgrad: bool = False,
+    *,
+    eps_root: float = 0.0,
+) -> Optimizer:
+    """Adam (arXiv 1412.6980) with coupled weight decay; rule and defaults of :class:`torch.optim.Adam`.
+
+    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
+
+        g <- g + weight_decay * W
+        m <- b1 * m + (1 - b1) * g
+        v <- b2 * v + (1 - b2) * g^2
+        W <- W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t) + eps_root) + eps)
+
+    Args:
+        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        amsgrad: use the largest ``v`` so far (structure, not an hparam).
+        eps_root: a number added inside the root, for hypergradients near a zero second moment. The root's
+            derivative at exactly 0 is defined as 0 in any case, so one dead unit gives 0 and not NaN.
+
+    Raises:
+        ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adam(lr=0.1)
+    >>> w, state = opt.update(torch.tensor([3.0]), opt.init(torch.zeros(1)), torch.zeros(1))
+    >>> w
+    tensor([-0.1000])
+    """
+    return _adam(lr, betas, eps, weight_decay, amsgrad, eps_root, decoupled=False)
+
+
+def adamw(
+    lr: Any = 1e-3,
+    betas: tuple[Any, Any] = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 1e-2,
+    amsgrad: bool = False,
+    *,
+    eps_root: float = 0.0,
+) -> Optimizer:
+    """AdamW (arXiv 1711.05101): Adam with decoupled weight decay; rule and defaults of :class:`torch.optim.AdamW`.
+
+    As :func:`adam`, but the decay acts on the weights and not on the gradient::
+
+        W <- W - lr * weight_decay * W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t) + eps_root) + eps)
+
+    Arguments and errors are those of :func:`adam`; ``weight_decay`` is 0.01 by default.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adamw(lr=0.1, weight_decay=0.5)
+    >>> w, state = opt.update(torch.tensor([3.0]), opt.init(torch.ones(1)), torch.ones(1))
+    >>> w
+    tensor([0.8500])
+    """
+    return _adam(lr, betas, eps, weight_decay, amsgrad, eps_root, decoupled=True)
+
+
+def _adam(
+    lr: Any, betas: tuple[Any, Any], eps: Any, weight_decay: Any, amsgrad: bool, eps_root: float, decoupled: bool
+) -> Optimizer:
+    default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
+
+    def init(params: Any, hparams: Any = None) -> AdamState:
+        check_params(params)
+        return AdamState(no_steps(), zeros(params), zeros(params), zeros(params) if amsgrad else ())
+
+    def update(grads: Any, state: AdamState, params: Any, hparams: Any = None) -> tuple[Any, AdamState]:
+        h = complete(hparams, default)
+        t = state.step + 1
+
+        def rule(w: Tensor, g: Tensor, m: Tensor, v: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            *vmax, lr, b1, b2, eps, decay = rest
+            w, g = (w - lr * decay * w, g) if decoupled else (w, g + decay * w)
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * g * g
+            vmax = [torch.maximum(x, v) for x in vmax]
+            root = safe_sqrt((vmax[0] if vmax else v) / (1 - b2**t) + eps_root)
+            return w - lr * (m / (1 - b1**t)) / (root + eps), m, v, *vmax
+
+        moments = (state.exp_avg, state.exp_avg_sq) + ((state.max_exp_avg_sq,) if amsgrad else ())
+        params, m, v, *vmax = leafwise(
+            rule, params, grads, moments, (h["lr"], *h["betas"], h["eps"], h["weight_decay"])
+        )
+        return params, AdamState(t, m, v, vmax[0] if amsgrad else ())
+
+    return Optimizer(init, update, default)

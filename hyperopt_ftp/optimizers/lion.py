@@ -1,0 +1,63 @@
+"""Lion."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..hparams import complete, to_tensors
+from ..types import Optimizer
+from .leafwise import check_params, leafwise, zeros
+
+__all__ = ["LionState", "lion"]
+
+
+class LionState(NamedTuple):
+    """State of :func:`lion`."""
+
+    exp_avg: Any  # tree like params: m
+
+
+def lion(lr: Any = 1e-4, betas: tuple[Any, Any] = (0.9, 0.99), weight_decay: Any = 0.0) -> Optimizer:
+    """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, decoupled weight decay.
+
+    With weights ``W``, gradient ``g`` and ``(b1, b2)`` = ``betas``::
+
+        u <- sign(b1 * m + (1 - b1) * g)
+        W <- W - lr * (u + weight_decay * W)
+        m <- b2 * m + (1 - b2) * g
+
+    Args:
+        lr, betas, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+
+    Raises:
+        ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
+
+    The sign has derivative 0: hypergradients with respect to ``betas`` are 0, those of ``lr`` and ``weight_decay``
+    are exact.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.lion(lr=0.1)
+    >>> w, state = opt.update(torch.tensor([3.0]), opt.init(torch.zeros(1)), torch.zeros(1))
+    >>> w
+    tensor([-0.1000])
+    """
+    default = to_tensors(lr=lr, betas=betas, weight_decay=weight_decay)
+
+    def init(params: Any, hparams: Any = None) -> LionState:
+        check_params(params)
+        return LionState(zeros(params))
+
+    def update(grads: Any, state: LionState, params: Any, hparams: Any = None) -> tuple[Any, LionState]:
+        h = complete(hparams, default)
+
+        def rule(w: Tensor, g: Tensor, m: Tensor, lr: Tensor, b1: Tensor, b2: Tensor, decay: Tensor) -> tuple:
+            u = torch.sign(b1 * m + (1 - b1) * g)
+            return w - lr * (u + decay * w), b2 * m + (1 - b2) * g
+
+        params, m = leafwise(rule, params, grads, (state.exp_avg,), (h["lr"], *h["betas"], h["weight_decay"]))
+        return params, LionState(m)
+
+    return Optimizer(init, update, default)

@@ -1,0 +1,82 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..hparams import complete, to_tensors
+from ..types import Optimizer
+from .leafwise import check_params, leafwise, no_steps, zeros
+
+__all__ = ["SGDState", "sgd"]
+
+
+class SGDState(NamedTuple):
+    """State of :func:`sgd`."""
+
+    step: Tensor  # shape (), int64: updates done
+    momentum_buffer: Any  # tree like params
+
+
+def sgd(
+    lr: Any = 1e-3, momentum: Any = 0.0, dampening: Any = 0.0, weight_decay: Any = 0.0, *, nesterov: bool = False
+) -> Optimizer:
+    """Stochastic gradient descent; the rule and the defaults of :class:`torch.optim.SGD`.
+
+    With weights ``W``, gradient ``g``, learning rate ``lr``, ``mu`` = ``momentum``, ``tau`` = ``dampening``::
+
+        g <- g + weight_decay * W
+        b <- g                          first step
+        b <- mu * b + (1 - tau) * g     later steps
+        W <- W - lr * b                 or W - lr * (g + mu * b) with nesterov
+
+    Args:
+        lr, momentum, dampening, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        nesterov: structure, not an hparam; needs ``momentum > 0`` and ``dampening = 0``.
+
+    Raises:
+        ValueError: a number outside its domain, or nesterov without momentum or with dampening.
+
+    Deviation: the buffer is kept also when momentum is 0, so that a hypergradient at momentum 0 is right. There, as in
+    torch, dampening has no effect.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.sgd(lr=0.1, momentum=0.9)
+    >>> w, state = torch.tensor([1.0]), opt.init(torch.tensor([1.0]))
+    >>> for _ in range(2):
+    ...     w, state = opt.update(torch.tensor([1.0]), state, w)
+    >>> w
+    tensor([0.7100])
+    """
+    default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+    if nesterov and (_is_zero(momentum) or not _is_zero(dampening)):
+        raise ValueError(
+            f"nesterov needs momentum > 0 and dampening = 0, got momentum = {momentum} and dampening = {dampening}"
+        )
+
+    def init(params: Any, hparams: Any = None) -> SGDState:
+        check_params(params)
+        return SGDState(no_steps(), zeros(params))
+
+    def update(grads: Any, state: SGDState, params: Any, hparams: Any = None) -> tuple[Any, SGDState]:
+        h = complete(hparams, default)
+        first = state.step == 0
+
+        def rule(w: Tensor, g: Tensor, b: Tensor, lr: Tensor, mu: Tensor, tau: Tensor, decay: Tensor) -> tuple:
+            g = g + decay * w
+            tau = torch.where(mu == 0, 0.0, tau)
+            b = torch.where(first, g, mu * b + (1 - tau) * g)
+            return w - lr * (g + mu * b if nesterov else b), b
+
+        hs = (h["lr"], h["momentum"], h["dampening"], h["weight_decay"])
+        params, buffer = leafwise(rule, params, grads, (state.momentum_buffer,), hs)
+        return params, SGDState(state.step + 1, buffer)
+
+    return Optimizer(init, update, default)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0

@@ -1,0 +1,61 @@
+"""Parameter names: wrappers' prefixes dropped, and what ``exclude`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Exclude", "plain"]
+
+#: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+def plain(name: str) -> str:
+    """``name`` as the unwrapped model calls it.
+
+    >>> plain("module._orig_mod.head.weight")
+    'head.weight'
+    """
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(parts[1:] if len(parts) > 1 and parts[0] == "module" else parts)
+
+
+class Exclude:
+    """Unconstrained parameters, named by glob patterns or given as tensors; knows which entries matched nothing."""
+
+    def __init__(self, entries: Any) -> None:
+        self.entries: list[str | Tensor] = [entries] if isinstance(entries, (str, Tensor)) else list(entries)
+        for entry in self.entries:
+            if not isinstance(entry, (str, Tensor)):
+                raise TypeError(f"exclude must hold glob patterns on names, or tensors, got {type(entry).__name__}")
+        self._matched: set[int] = set()
+
+    def of(self, names: Sequence[str] | None, params: Sequence[Tensor]) -> list[bool]:
+        """Whether each parameter is excluded. A pattern sees the name with and without its wrappers' components."""
+        patterns = [entry for entry in self.entries if isinstance(entry, str)]
+        if patterns and names is None:
+            raise ValueError(
+                f"exclude patterns {patterns} need names: pass model.named_parameters(), or exclude tensors"
+            )
+        result = [False] * len(params)
+        for k, entry in enumerate(self.entries):
+            for i, p in enumerate(params):
+                if isinstance(entry, Tensor):
+                    hit = entry is p
+                else:
+                    assert names is not None
+                    hit = fnmatchcase(plain(names[i]), entry) or fnmatchcase(names[i], entry)
+                if hit:
+                    self._matched.add(k)
+                    result[i] = True
+        return result
+
+    def check_all_matched(self, names: Sequence[Any]) -> None:
+        missed = [entry for k, entry in enumerate(self.entries) if k not in self._matched]
+        if missed:
+            shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
+            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)}")

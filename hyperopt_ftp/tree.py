@@ -1,0 +1,82 @@
+"""Pytrees of tensors: ``torch.utils._pytree``, wrapped once, with errors that name what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["flatten", "leaves", "map_tree", "pick", "put", "spread", "unzip_map", "working"]
+
+
+def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Leaves of ``tree`` and the function that puts a list of leaves back into its structure."""
+    values, spec = pytree.tree_flatten(tree)
+    return values, lambda new: pytree.tree_unflatten(list(new), spec)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return pytree.tree_leaves(tree)
+
+
+def aligned(tree: Any, like: Any, what: str = "tree") -> list[Any]:
+    """Leaves of ``tree`` in the order of ``like``'s, or a ``ValueError`` when the two structures differ."""
+    spec = pytree.tree_structure(like)
+    try:
+        return spec.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must have the structure of the parameters.\n  given: {pytree.tree_structure(tree)}"
+            f"\n  expected: {spec}\n  ({error})"
+        ) from None
+
+
+def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """``function`` leaf by leaf over trees of one structure."""
+    values, rebuild = flatten(tree)
+    return rebuild([function(*row) for row in zip(values, *(aligned(other, tree) for other in rest), strict=True)])
+
+
+def spread(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
+    """One value for each leaf of ``like``: a single tensor serves all leaves, a tree must have their structure."""
+    if isinstance(value, Tensor):
+        return [value] * len(leaves(like))
+    return aligned(value, like, what)
+
+
+def unzip_map(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Sequence[Any]) -> tuple[Any, ...]:
+    """``function`` leaf by leaf, where it returns k values: gives k trees. ``rest`` are lists in leaf order."""
+    values, rebuild = flatten(tree)
+    rows = [function(*row) for row in zip(values, *rest, strict=True)]
+    return tuple(rebuild(column) for column in zip(*rows, strict=True))
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by the dotted path of their keys; ``None`` counts as absent."""
+    pairs, _ = pytree.tree_flatten_with_path(tree)
+    return {name_of(path): leaf for path, leaf in pairs if leaf is not None}
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """``(MappingKey("a"), SequenceKey(0))`` as ``"a.0"``."""
+    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
+
+
+def pick(tree: Any, part: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of ``tree`` at the paths of ``part``."""
+    found = by_path(tree)
+    return {name: found[name] for name in part}
+
+
+def put(tree: Any, part: dict[str, Any]) -> Any:
+    """``tree`` with the leaves at the paths of ``part`` replaced."""
+    pairs, spec = pytree.tree_flatten_with_path(tree)
+    return pytree.tree_unflatten([part.get(name_of(path), leaf) for path, leaf in pairs], spec)
+
+
+def working(x: Tensor) -> Tensor:
+    """``x`` in the precision that arithmetic is done in: 16-bit floats as float32, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

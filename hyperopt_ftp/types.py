@@ -1,0 +1,60 @@
+"""The one concept of the library: an optimizer is a pair of pure functions and a tree of hyperparameters."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["HParams", "Optimizer", "Params", "State"]
+
+Params = Any  #: any pytree of floating-point tensors (a dict of names is usual)
+State = Any  #: a pytree of tensors that belongs to one optimizer
+HParams = Any  #: a pytree of 0-d tensors; level n's hparams are level n+1's params
+
+
+class InitFn(Protocol):
+    def __call__(self, params: Params, hparams: HParams | None = None) -> State: ...
+
+
+class UpdateFn(Protocol):
+    def __call__(
+        self, grads: Params, state: State, params: Params, hparams: HParams | None = None
+    ) -> tuple[Params, State]: ...
+
+
+class StartFn(Protocol):
+    def __call__(self, params: Params, hparams: HParams) -> HParams: ...
+
+
+class SettleFn(Protocol):
+    def __call__(self, hparams: HParams, new_state: State) -> HParams: ...
+
+
+class Optimizer(NamedTuple):
+    """An optimizer as pure, differentiable functions.
+
+    ``state = init(params)`` and ``params, state = update(grads, state, params)``. Both take a last argument
+    ``hparams`` (``None`` means ``self.hparams``): differentiate, vmap or jvp through it like through any argument.
+    Nothing is changed in place, nothing is detached, and no Python branch depends on the value of a tensor.
+
+    Fields
+        init: ``init(params, hparams=None) -> state``.
+        update: ``update(grads, state, params, hparams=None) -> (params, state)``.
+        hparams: pytree of 0-d tensors; the defaults of the last argument.
+        start: optional ``start(params, hparams) -> hparams``; first values of hyperparameters that depend on the
+            parameters (the first radius of :func:`~hyperopt_ftp.projected`). Read by an optimizer that tunes this one.
+        settle: optional ``settle(hparams, new_state) -> hparams``; applied by a tuner AFTER the update. Its result is
+            stored, and it is the point where the next pullback linearises.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.sgd(lr=0.5)
+    >>> params = {"w": torch.ones(2)}
+    >>> params, state = opt.update({"w": torch.ones(2)}, opt.init(params), params)
+    >>> params
+    {'w': tensor([0.5000, 0.5000])}
+    """
+
+    init: InitFn
+    update: UpdateFn
+    hparams: HParams
+    start: StartFn | None = None
+    settle: SettleFn | None = None
