@@ -71,6 +71,9 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
             "pullback(base, previous, cotangent, over)"
         )
     names = paths.normalise(over, base.hparams)
+    again = [n for n in names for inner in getattr(base.update, "tunes", ()) if f"{n}.".startswith(f"base.{inner}.")]
+    if again:
+        raise ValueError(f"over names {again}, which base already tunes: moving a starting value does nothing")
     default = {"base": base.hparams, "by": by.hparams}
 
     def init(params: Any, hparams: Any = None) -> TunedState:
@@ -96,6 +99,7 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
         previous = Previous(grads, state.base, params, settled)
         return params_new, TunedState(state.step + 1, base_state, paths.select(settled, names), by_state, previous)
 
+    update.tunes = names  # pyright: ignore[reportFunctionMemberAccess]
     return Optimizer(init, update, default)
 
 

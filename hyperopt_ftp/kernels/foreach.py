@@ -30,10 +30,11 @@ def adamw_(
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - b2)
     if max_exp_avg_sqs:
         torch._foreach_maximum_(max_exp_avg_sqs, exp_avg_sqs)
+    # m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps) with r = sqrt(1 - b2^t): one pass less.
+    roots = [(1 - b2**t) ** 0.5 for t in steps]
     denominators = list(torch._foreach_sqrt(max_exp_avg_sqs or exp_avg_sqs))
-    torch._foreach_div_(denominators, [(1 - b2**t) ** 0.5 for t in steps])
-    torch._foreach_add_(denominators, eps)
-    sizes: list = [-lr / (1 - b1**t) for t in steps]
+    torch._foreach_add_(denominators, [eps * r for r in roots])
+    sizes: list = [-lr * r / (1 - b1**t) for t, r in zip(steps, roots, strict=True)]
     if isinstance(sizes[0], Tensor):
         torch._foreach_div_(denominators, sizes)
         sizes = [1.0] * len(sizes)
@@ -102,7 +103,7 @@ def project_(
         if norm == "l2":
             torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1, out=n)
         else:
-            torch.linalg.vector_norm(_rows(c), ord=1, dim=1, out=n)
+            torch.sum(_rows(c).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
     torch._foreach_add_(norms, floor)
     top = torch.stack([n.amax() if n.numel() else n.new_tensor(floor) for n in norms])
     gammas = torch.where(packed <= top, packed, top)

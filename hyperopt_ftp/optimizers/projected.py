@@ -67,7 +67,8 @@ def projected(
     def init(params: Any, hparams: Any = None) -> ProjectedState:
         check_params(params)
         check_anchor(fixed, params)
-        at_anchor = {name: row_norm(torch.zeros_like(tree.working(w0)), norm) for name, w0 in fixed.items()}
+        constrained = tree.pick(params, fixed)
+        at_anchor = {name: row_norm(torch.zeros_like(tree.working(w)), norm) for name, w in constrained.items()}
         return ProjectedState(base.init(params, extended(hparams, base, own)[0]), at_anchor)
 
     def update(grads: Any, state: ProjectedState, params: Any, hparams: Any = None) -> tuple[Any, ProjectedState]:

@@ -19,11 +19,20 @@ __all__ = ["buckets", "move_and_project", "project", "step_radii", "store", "wor
 Move = Callable[[list[Tensor], list[Tensor], list[Layer], Sequence[Any]], None]
 
 
+#: Elements in a bucket on the CPU. Temporaries of this size come from the heap; those of a whole model are mapped and
+#: zeroed anew at each step, which costs more than the arithmetic.
+CPU_BUCKET = 2**22
+
+
 def buckets(layers: list[Layer]) -> list[list[Layer]]:
-    """Layers of one device and dtype each: what multi-tensor ops are fast for."""
+    """Layers of one device and dtype each: what multi-tensor ops are fast for. On the CPU, not too many at once."""
     found: dict[Any, list[Layer]] = defaultdict(list)
+    filled: dict[Any, int] = defaultdict(int)
     for layer in layers:
-        found[layer.param.device, layer.param.dtype].append(layer)
+        place = layer.param.device, layer.param.dtype
+        filled[place] += layer.param.numel()
+        part = filled[place] // CPU_BUCKET if layer.param.device.type == "cpu" else 0
+        found[(*place, part)].append(layer)
     return list(found.values())
 
 

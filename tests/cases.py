@@ -1,0 +1,96 @@
+"""The contract table: one row per pure optimizer. A new optimizer is a new row; exceptions are fields of the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import Optimizer
+
+ANCHOR = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), "b": torch.zeros(4, dtype=torch.float64)}
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[..., Optimizer]
+    kwargs: dict[str, Any]
+    peer: Callable[..., torch.optim.Optimizer] | None = None  # the torch.optim class with the same keyword arguments
+    flat: tuple[str, ...] = ()  # hparams whose hypergradient is 0 by the rule
+    smooth: bool = True  # False: torch's own rule jumps at these values
+
+    def build(self, **changes: Any) -> Optimizer:
+        return self.make(**{**self.kwargs, **changes})
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def transcribed_lion(params, lr, betas, weight_decay):
+    """Lion from its paper (arXiv 2302.06675, Algorithm 2), independent of the package."""
+
+    class Lion(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                update = (m * betas[0] + p.grad * (1 - betas[0])).sign()
+                p.sub_(lr * (update + weight_decay * p))
+                m.mul_(betas[1]).add_(p.grad, alpha=1 - betas[1])
+
+    return Lion(params, {})
+
+
+# eps = 1e-2 where a root is divided by: well conditioned for finite differences.
+BASES = [
+    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD),
+    Case("sgd-dampening-without-momentum", hft.sgd, {"lr": 0.1, "dampening": 0.3}, torch.optim.SGD, smooth=False),
+    Case(
+        "sgd-momentum",
+        hft.sgd,
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05},
+        torch.optim.SGD,
+    ),
+    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
+    Case("adam", hft.adam, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.05, "betas": (0.8, 0.95)}, torch.optim.Adam),
+    Case("adamw", hft.adamw, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.AdamW),
+    Case("adamw-amsgrad", hft.adamw, {"lr": 0.1, "eps": 1e-2, "amsgrad": True, "betas": (0.5, 0.6)}, torch.optim.AdamW),
+    Case(
+        "rmsprop",
+        hft.rmsprop,
+        {"lr": 0.05, "eps": 1e-2, "alpha": 0.9, "momentum": 0.5, "weight_decay": 0.1},
+        torch.optim.RMSprop,
+    ),
+    Case(
+        "rmsprop-centered", hft.rmsprop, {"lr": 0.05, "eps": 1e-2, "alpha": 0.9, "centered": True}, torch.optim.RMSprop
+    ),
+    Case(
+        "adagrad",
+        hft.adagrad,
+        {"lr": 0.1, "eps": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2},
+        torch.optim.Adagrad,
+    ),
+    Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, transcribed_lion, ("betas",)),
+]
+
+COMBINED = [
+    Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
+    Case("anneal", lambda **k: hft.anneal(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
+    Case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), {"lr": 0.1, "momentum": 0.5}),
+    Case("projected", lambda **k: hft.projected(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius": 0.35}),
+    Case("projected-l2", lambda **k: hft.projected(hft.sgd(lr=0.1), ANCHOR, norm="l2", **k), {"radius": 0.35}),
+    Case("ftp", lambda **k: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius_lr": 0.1, "kappa": 0.8}),
+    Case(
+        "ftp-exact-l2",
+        lambda **k: hft.ftp(hft.sgd(lr=0.1), ANCHOR, norm="l2", gradient="exact", **k),
+        {"radius_lr": 0.1, "kappa": 0.8},
+    ),
+    # "base.lr" is read by init only: the value in use is tuned.
+    Case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), {"lr": 1e-3}),
+]
+
+CASES = BASES + COMBINED

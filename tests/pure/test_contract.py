@@ -1,0 +1,194 @@
+"""Every pure optimizer times every property (the table is in tests/cases.py)."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+
+from ..cases import BASES, CASES, Case
+from ..problems import batches, central_differences, largest_difference, loss, start, train
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_base = pytest.mark.parametrize("case", BASES, ids=str)
+
+# Rounding of a dozen operations a step over 10 steps of values of order 1.
+CLOSE = 1e-13
+
+
+@every_base
+@given(seed=st.integers(0, 2**16), shape=st.lists(st.integers(0, 4), max_size=4), steps=st.integers(1, 6))
+def test_equals_torch_optim_in_float64(case: Case, seed: int, shape: list[int], steps: int):
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(shape, generator=generator, dtype=torch.float64)
+    grads = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+    assert case.peer is not None
+    p = torch.nn.Parameter(w.clone())
+    peer, opt = case.peer([p], **case.kwargs), case.build()
+    state = opt.init(w)
+    for g in grads:
+        p.grad = g.clone()
+        peer.step()
+        w, state = opt.update(g, state, w)
+        torch.testing.assert_close(w, p.detach(), rtol=CLOSE, atol=CLOSE)
+
+
+@every_case
+def test_inputs_are_unchanged_and_the_result_is_new(case: Case):
+    opt, params = case.build(), start()
+    state = opt.init(params)
+    grads = torch.func.grad(loss)(params, batches(1)[0])
+    for _ in range(2):
+        before = copy.deepcopy((grads, state, params, opt.hparams))
+        new_params, new_state = opt.update(grads, state, params)
+        assert largest_difference((grads, state, params), before[:3]) == 0
+        assert largest_difference(new_params, params) > 0
+        params, state = new_params, new_state
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtype_shape_and_structure_are_kept(case: Case, dtype: torch.dtype):
+    opt, params = case.build(), start(dtype)
+    state = opt.init(params)
+    for x in batches(3):
+        grads = {
+            k: v.to(dtype) for k, v in torch.func.grad(loss)({k: v.double() for k, v in params.items()}, x).items()
+        }
+        new_params, new_state = opt.update(grads, state, params)
+        for old, new in zip(tree.leaves((params, state)), tree.leaves((new_params, new_state)), strict=True):
+            assert (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
+        params, state = new_params, new_state
+    assert all(x.isfinite().all() for x in params.values())
+
+
+@every_base
+def test_memory_format_is_kept(case: Case):
+    w = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    opt = case.build()
+    state = opt.init(w)
+    for _ in range(2):
+        w, state = opt.update(torch.randn(2, 3, 4, 5, dtype=torch.float64), state, w)
+        assert w.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=str)
+def test_hypergradients_equal_central_differences(case: Case):
+    opt, params, data = case.build(), start(), batches(4)
+
+    def outer(hparams):
+        final, _ = train(opt, hparams, params, data)
+        return loss(final, data[0] + 0.3)
+
+    got = torch.func.grad(outer)(opt.hparams)
+    # h = 1e-4: 1e-12 from the rounding of f, 1e-16 times a fifth derivative from the differences.
+    want = central_differences(outer, opt.hparams)
+    scale = max(x.abs().item() for x in want)
+    torch.testing.assert_close(torch.stack(tree.leaves(got)), torch.stack(want), rtol=1e-6, atol=1e-8 * max(scale, 1.0))
+    assert scale > 1e-4
+    named = {name: torch.stack(tree.leaves(value)).abs().max() for name, value in got.items()}
+    assert all(named[name] == 0 for name in case.flat)
+
+
+@every_case
+def test_vmap_over_hparams_equals_the_loop(case: Case):
+    opt, params, data = case.build(), start(), batches(3)
+    factors = torch.tensor([0.5, 0.8, 1.0, 1.1], dtype=torch.float64)
+    values, rebuild = tree.flatten(opt.hparams)
+    limited = [torch.stack([v * f for f in factors]).clamp(max=0.99) if v <= 1 else v.expand(4).clone() for v in values]
+    together = torch.func.vmap(lambda h: train(opt, h, params, data)[0])(rebuild(limited))
+    for i in range(len(factors)):
+        alone, _ = train(opt, rebuild([x[i] for x in limited]), params, data)
+        torch.testing.assert_close({k: v[i] for k, v in together.items()}, alone, rtol=CLOSE, atol=CLOSE)
+
+
+@every_case
+def test_compiled_without_a_graph_break_equals_eager(case: Case):
+    opt, params = case.build(), start()
+    state = opt.init(params)
+    compiled = torch.compile(opt.update, fullgraph=True, backend="aot_eager")
+    for x in batches(2):
+        grads = torch.func.grad(loss)(params, x)
+        eager = opt.update(grads, state, params, opt.hparams)
+        assert largest_difference(compiled(grads, state, params, opt.hparams), eager) <= CLOSE
+        params, state = eager
+
+
+@every_case
+def test_saved_state_continues_bit_for_bit(case: Case):
+    opt, params, data = case.build(), start(), batches(6)
+    state, runs = opt.init(params), []
+    for x in data[:3]:
+        params, state = opt.update(torch.func.grad(loss)(params, x), state, params)
+    buffer = io.BytesIO()
+    torch.save(tree.leaves((params, state)), buffer)
+    buffer.seek(0)
+    rebuild = tree.flatten((params, state))[1]
+    for start_from in ((params, state), rebuild(torch.load(buffer, weights_only=True))):
+        p, s = start_from
+        for x in data[3:]:
+            p, s = opt.update(torch.func.grad(loss)(p, x), s, p)
+        runs.append((p, s))
+    assert largest_difference(*runs) == 0
+
+
+@every_base
+def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
+    params, opt = start(), case.build()
+    lr = {"w": torch.tensor(0.2, dtype=torch.float64), "b": torch.tensor(0.03, dtype=torch.float64)}
+    grads = torch.func.grad(loss)(params, batches(1)[0])
+    state, layered = opt.init(params), opt.hparams | {"lr": lr}
+    new, _ = opt.update(grads, state, params, layered)
+    for name in params:
+        alone, _ = opt.update(grads[name], opt.init(params[name]), params[name], opt.hparams | {"lr": lr[name]})
+        assert torch.equal(new[name], alone)
+
+
+@every_base
+def test_any_pytree_of_params(case: Case):
+    opt, flat = case.build(), start()
+    nested = (flat["w"], [{"x": flat["b"]}])
+    new_nested, _ = opt.update(nested, opt.init(nested), nested)
+    new_flat, _ = opt.update(flat, opt.init(flat), flat)
+    assert torch.equal(new_nested[0], new_flat["w"])
+    assert torch.equal(new_nested[1][0]["x"], new_flat["b"])
+    assert opt.update({}, opt.init({}), {})[0] == {}
+
+
+def test_a_dead_unit_gives_a_zero_hypergradient_and_not_nan():
+    for opt in (hft.adamw(), hft.rmsprop(), hft.adagrad(), hft.rmsprop(centered=True)):
+        grads = {"w": torch.zeros(2, dtype=torch.float64)}
+        params = {"w": torch.ones(2, dtype=torch.float64)}
+
+        def outer(hparams, opt=opt, grads=grads, params=params):
+            p, state = params, opt.init(params)
+            for _ in range(3):
+                p, state = opt.update(grads, state, p, hparams)
+            return p["w"].sum()
+
+        assert all(x.isfinite() for x in tree.leaves(torch.func.grad(outer)(opt.hparams)))
+
+
+def test_eps_root_enters_the_root():
+    w, g = torch.zeros(1, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64)
+    opt = hft.adam(lr=1.0, eps=0.0, eps_root=16.0)
+    assert opt.update(g, opt.init(w), w)[0].item() == pytest.approx(-3 / 5, abs=1e-15)
+
+
+def test_clipping_equals_torchs():
+    params, g = start(), {k: 9 * v for k, v in start().items()}
+    opt = hft.clipped(hft.sgd(lr=1.0), max_norm=2.5)
+    new, _ = opt.update(g, opt.init(params), params)
+    ps = [torch.nn.Parameter(v.clone()) for v in params.values()]
+    for p, x in zip(ps, g.values(), strict=True):
+        p.grad = x.clone()
+    torch.nn.utils.clip_grad_norm_(ps, 2.5)
+    for p, old, now in zip(ps, params.values(), new.values(), strict=True):
+        torch.testing.assert_close(old - now, p.grad, rtol=CLOSE, atol=CLOSE)

@@ -1,0 +1,75 @@
+"""Imports only go down. The table is the picture in docs/design.md."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hyperopt_ftp"
+
+# What a part of the package may import of the package.
+ALLOWED = {
+    "types": set(),
+    "tree": set(),
+    "hparams": {"tree"},
+    "projections": {"hparams"},
+    "optimizers": {"types", "tree", "hparams", "projections"},
+    "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
+    "hyper": {"types", "tree", "hparams", "projections", "optimizers"},
+    "kernels": set(),
+    "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "kernels"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports, its own included."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = list(here[: len(here) - node.level]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [[*base, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "hyperopt_ftp" and len(name) > 1}
+    return found
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_only_go_down(path: Path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    above = imported_parts(path) - ALLOWED[part] - {part}
+    assert not above, f"{path.name} ({part}) may import {sorted(ALLOWED[part])}, but imports {sorted(above)}"
+
+
+def test_every_part_is_in_the_table():
+    parts = {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES}
+    assert parts == set(ALLOWED)
+
+
+@pytest.mark.parametrize("folder", ["optimizers", "projections.py", "ftp.py", "hyper", "tree.py", "hparams.py"])
+def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: str):
+    place = PACKAGE / folder
+    for path in [place] if place.is_file() else place.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                allowed = path.name == "hparams.py" and node.attr == "item"
+                assert node.attr not in {"detach", "no_grad", "item", "tolist"} or allowed, f"{path.name}: {node.attr}"
+
+
+def test_importing_the_package_needs_neither_torchopt_nor_triton_nor_numba():
+    import subprocess
+    import sys
+
+    code = "import sys, hyperopt_ftp; print([m for m in ('torchopt', 'triton', 'numba') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
