@@ -1,8 +1,12 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
 from .ftp import ftp as ftp
+from .hyper import Forward as Forward
+from .hyper import Implicit as Implicit
 from .hyper import OneStep as OneStep
+from .hyper import Unroll as Unroll
 from .hyper import hyper as hyper
+from .hyper import hypergradient as hypergradient
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tree
 
-__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "to_tensors"]
+__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "concrete", "to_tensors"]
 
 
 class Domain(NamedTuple):
@@ -68,7 +68,7 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
             raise ValueError(
                 f"{name} must be a number or a 0-d floating-point tensor, got shape {tuple(value.shape)}, {value.dtype}"
             )
-        if not _concrete(value):
+        if not concrete(value):
             return
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -109,7 +109,7 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
     return {name: tree.map_tree(as_tensor, given[name]) for name in default}
 
 
-def _concrete(x: Tensor) -> bool:
+def concrete(x: Tensor) -> bool:
     """Whether the value of ``x`` may be looked at: not under a torch.func transform, not while tracing."""
     if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
         return False
