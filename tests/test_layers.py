@@ -19,6 +19,7 @@ ALLOWED = {
     "optimizers": {"types", "tree", "hparams", "projections"},
     "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
     "hyper": {"types", "tree", "hparams", "projections", "optimizers"},
+    "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "kernels": set(),
     "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "kernels"},
 }
@@ -56,7 +57,18 @@ def test_every_part_is_in_the_table():
     assert parts == set(ALLOWED)
 
 
-@pytest.mark.parametrize("folder", ["optimizers", "projections.py", "ftp.py", "hyper", "tree.py", "hparams.py"])
+PURE = ["optimizers", "projections.py", "ftp.py", "tree.py", "hparams.py", "hyper/tuned.py", "hyper/one_step.py"]
+PURE += [
+    "hyper/constrain.py",
+    "hyper/paths.py",
+    "hyper/forward.py",
+    "hyper/implicit.py",
+    "hyper/inner.py",
+    "hyper/tpgm.py",
+]
+
+
+@pytest.mark.parametrize("folder", PURE)
 def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: str):
     place = PACKAGE / folder
     for path in [place] if place.is_file() else place.rglob("*.py"):

@@ -1,5 +1,8 @@
 """How to differentiate an optimizer with respect to its hyperparameters, and optimizers that tune optimizers."""
 
+from .bilevel import BilevelState as BilevelState
+from .bilevel import Record as Record
+from .bilevel import bilevel as bilevel
 from .forward import Forward as Forward
 from .hypergradient import hypergradient as hypergradient
 from .implicit import Implicit as Implicit
@@ -8,6 +11,8 @@ from .inner import Strategy as Strategy
 from .one_step import GradientStrategy as GradientStrategy
 from .one_step import OneStep as OneStep
 from .one_step import Previous as Previous
+from .tpgm import tpgm as tpgm
+from .tpgm import tpgm_radius as tpgm_radius
 from .tuned import TunedState as TunedState
 from .tuned import hyper as hyper
 from .unroll import Unroll as Unroll

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import DOMAINS, complete
+from ..hparams import complete
 from ..optimizers.leafwise import no_steps
 from ..types import Optimizer
 from . import paths
+from .constrain import Constraints
 from .one_step import GradientStrategy, OneStep, Previous
 
 __all__ = ["TunedState", "hyper"]
@@ -27,13 +29,19 @@ class TunedState(NamedTuple):
     previous: Previous  # what the last update of the base was made of
 
 
-def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy | None = None) -> Optimizer:
+def hyper(
+    base: Optimizer,
+    by: Optimizer,
+    over: Any,
+    strategy: GradientStrategy | None = None,
+    constrain: Mapping[str, str] | None = None,
+) -> Optimizer:
     """Tune hyperparameters of ``base`` by the optimizer ``by``, along hypergradients: the result is an optimizer again.
 
     At each update, with ``g`` the gradient at the present params::
 
         h       = strategy.pullback(previous update of base, g)     for the hparams in ``over``
-        tuned   <- clip to domain(by.update(h, tuned))
+        tuned   <- by.update(h, tuned), kept in its domain by ``constrain``
         params  <- base.update(g, params; tuned)
         tuned   <- base.settle(tuned, new state)                     where base has one
 
@@ -46,6 +54,9 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
         over: a name of ``base.hparams`` or a tuple of names; dotted where base is itself tuned (``"by.lr"``).
         strategy: how the hypergradient is taken; :class:`OneStep` by default. Only strategies that need gradients
             alone can run inside an update.
+        constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it
+            is then clipped. ``"log"``: ``by`` moves its logarithm (learning rates, eps). ``"logit"``: ``by`` moves
+            ``log(x / (1 - x))`` (betas).
 
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
@@ -74,6 +85,7 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
     again = [n for n in names for inner in getattr(base.update, "tunes", ()) if f"{n}.".startswith(f"base.{inner}.")]
     if again:
         raise ValueError(f"over names {again}, which base already tunes: moving a starting value does nothing")
+    constraints = Constraints(names, constrain)
     default = {"base": base.hparams, "by": by.hparams}
 
     def init(params: Any, hparams: Any = None) -> TunedState:
@@ -82,15 +94,18 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
         tuned = paths.select(first, names)
         state = base.init(params, first)
         nothing = tree.map_tree(torch.zeros_like, params)
-        return TunedState(no_steps(), state, tuned, by.init(tuned, h["by"]), Previous(nothing, state, params, first))
+        return TunedState(
+            no_steps(), state, tuned, by.init(constraints.free(tuned), h["by"]), Previous(nothing, state, params, first)
+        )
 
     def update(grads: Any, state: TunedState, params: Any, hparams: Any = None) -> tuple[Any, TunedState]:
         h = complete(hparams, default)
         first = state.step == 0
         pulled = strategy.pullback(base, state.previous, grads, names)
         pulled = tree.map_tree(lambda x: torch.where(first, 0.0, x), pulled)
-        moved, by_state = by.update(pulled, state.by, state.tuned, h["by"])
-        moved = {name: _clip(name, value) for name, value in moved.items()}
+        slopes = constraints.chain(pulled, state.tuned)
+        moved, by_state = by.update(slopes, state.by, constraints.free(state.tuned), h["by"])
+        moved = constraints.natural(moved)
         tuned = tree.map_tree(lambda old, new: torch.where(first, old, new), state.tuned, moved)
 
         used = paths.merge(h["base"], tuned)
@@ -101,8 +116,3 @@ def hyper(base: Optimizer, by: Optimizer, over: Any, strategy: GradientStrategy 
 
     update.tunes = names  # pyright: ignore[reportFunctionMemberAccess]
     return Optimizer(init, update, default)
-
-
-def _clip(name: str, value: Any) -> Any:
-    domain = next((DOMAINS[part] for part in reversed(name.split(".")) if part in DOMAINS), None)
-    return value if domain is None else tree.map_tree(domain.clip, value)

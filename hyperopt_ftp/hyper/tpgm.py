@@ -1,0 +1,102 @@
+"""Trainable Projected Gradient Method: radii learned on validation batches (arXiv 2303.10720)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..hparams import to_tensors
+from ..optimizers.adam import adam
+from ..optimizers.projected import anchors, check_anchor
+from ..projections import FLOOR, project, row_norm
+from ..types import Params
+
+__all__ = ["tpgm", "tpgm_radius"]
+
+
+def tpgm_radius(params: Params, anchor: Any, norm: str = "mars") -> dict[str, Tensor]:
+    """TPGM's first radius of each constrained tensor: half the smallest row norm of ``params - anchor``.
+
+    Args:
+        params: pytree of tensors, after some unconstrained steps (at the anchor itself every radius would be 0).
+        anchor: as in :func:`projected`.
+        norm: ``"mars"`` or ``"l2"``.
+
+    Returns:
+        0-d tensors by path, at least 1e-8: the ``radius`` of :func:`projected`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> hft.tpgm_radius({"w": torch.tensor([[3.0, 1.0], [1.0, 1.0]])}, {"w": torch.zeros(2, 2)})
+    {'w': tensor(1.)}
+    """
+    fixed = anchors(anchor)
+    check_anchor(fixed, params)
+    return {n: _half_smallest(tree.working(w), fixed[n], norm) for n, w in tree.pick(params, fixed).items()}
+
+
+def _half_smallest(w: Tensor, anchor: Tensor, norm: str) -> Tensor:
+    n = row_norm(w - anchor.to(w.dtype), norm)
+    return (n.amin() / 2).clamp(min=FLOOR) if n.numel() else n.new_tensor(FLOOR)
+
+
+def tpgm(
+    params: Params,
+    anchor: Any,
+    outer_loss: Callable[[Params, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    norm: str = "l2",
+    radius_lr: float = 1e-2,
+) -> tuple[Params, dict[str, Tensor]]:
+    """TPGM once, after fine-tuning: learn how far each tensor may keep its distance from the anchor.
+
+    The fine-tuned weights stay as they are; only the radii move, by Adam, along
+    ``d outer_loss(project(params, anchor, radius)) / d radius``, one step for each batch. With ``norm="l2"`` a
+    projected tensor is ``W0 + s (W - W0)`` with one learned ``s = min(radius / n, 1)``: an interpolation for each
+    layer. No copy of a model is made. In training, TPGM is :func:`bilevel` over ``projected(...)``'s ``radius``; see
+    ``examples/tpgm.py``.
+
+    Args:
+        params: fine-tuned weights, a pytree of tensors.
+        anchor: as in :func:`projected`; what is absent stays as it is.
+        outer_loss: ``outer_loss(params, batch) -> scalar`` on validation batches.
+        batches: validation batches, one for each step.
+        norm: ``"l2"`` or ``"mars"``.
+        radius_lr: step of Adam on a radius, in units of row norm.
+
+    Returns:
+        The projected weights and the radii by path.
+
+    Raises:
+        ValueError: an anchor that does not fit, a radius_lr outside its domain.
+
+    Deviation: a radius starts at half the smallest row norm, as in the authors' code; the paper leaves it open.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}
+    >>> new, radii = hft.tpgm(w, w0, lambda p, x: ((p["w"] - x) ** 2).sum(), [torch.tensor([[1.0, 0.0]])] * 200,
+    ...     radius_lr=0.05)
+    >>> round(radii["w"].item(), 1)
+    1.0
+    """
+    fixed = anchors(anchor)
+    radii = tpgm_radius(params, anchor, norm)
+    step = adam(**to_tensors(lr=radius_lr))
+    state = step.init(radii)
+
+    def projected(radius: dict[str, Tensor]) -> Params:
+        new = {}
+        for name, w in tree.pick(params, fixed).items():
+            wide = tree.working(w)
+            new[name] = project(wide, fixed[name].to(wide.dtype), radius[name], norm).to(w.dtype)
+        return tree.put(params, new)
+
+    for batch in batches:
+        slopes = torch.func.grad(lambda r, b=batch: outer_loss(projected(r), b))(radii)
+        radii, state = step.update(slopes, state, radii)
+        radii = {name: r.clamp(min=FLOOR) for name, r in radii.items()}
+    return projected(radii), radii

@@ -1,0 +1,158 @@
+"""TorchOpt, both ways: its optimizers as ours, and ours as its transformations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import tree
+from .hparams import as_tensor, complete, concrete
+from .optimizers.leafwise import no_steps
+from .types import Optimizer
+
+__all__ = ["from_torchopt", "to_torchopt"]
+
+
+class BridgeState(NamedTuple):
+    """State of an optimizer from TorchOpt."""
+
+    step: Tensor  # shape (), int64: updates done
+    base: Any  # TorchOpt's own
+
+
+def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
+    """An optimizer of TorchOpt as an :class:`Optimizer`: ``from_torchopt(torchopt.adam, lr=1e-3)``.
+
+    ``update`` calls ``factory`` anew with the hyperparameters it is given, and TorchOpt's ``update`` with
+    ``inplace=False``: it is pure, and differentiable where TorchOpt is.
+
+    Args:
+        factory: ``torchopt.adam``, ``torchopt.sgd``, ... or any function that returns a gradient transformation.
+        hparams: its keyword arguments. Numbers (and pairs of numbers) become hparams, the defaults of the factory
+            included; the rest (booleans, schedules, masks) is structure.
+
+    Raises:
+        TypeError: differentiating in (or vmapping over) a hyperparameter that TorchOpt takes as a plain number only;
+            the message names it. Which ones these are is found by trying each, when the optimizer is made.
+
+    >>> import torch, torchopt, hyperopt_ftp as hft
+    >>> opt = hft.from_torchopt(torchopt.sgd, lr=0.5)
+    >>> w = torch.ones(2)
+    >>> opt.update(torch.ones(2), opt.init(w), w)[0]
+    tensor([0.5000, 0.5000])
+    """
+    given = {
+        n: p.default for n, p in inspect.signature(factory).parameters.items() if p.default is not p.empty
+    } | hparams
+    numbers = {name: value for name, value in given.items() if _is_number(value)}
+    structure = {name: value for name, value in given.items() if name not in numbers}
+    default = {name: tree.map_tree(as_tensor, value) for name, value in numbers.items()}
+    title = getattr(factory, "__name__", type(factory).__name__)
+    open_to = {n for n in default if _differentiates(factory, structure, default, n)}
+
+    def build(hparams: Any) -> Any:
+        h = complete(hparams, default)
+        values = {}
+        for name, value in h.items():
+            if name in open_to and any(not concrete(x) or x.requires_grad for x in tree.leaves(value)):
+                values[name] = value
+                continue
+            fixed = [x for x in tree.leaves(value) if not concrete(x) or x.requires_grad]
+            if fixed:
+                raise TypeError(
+                    f"TorchOpt's {title} takes {name} as a plain number: it cannot be differentiated in, vmapped over "
+                    f"or tuned; open are {sorted(open_to)}"
+                )
+            values[name] = tree.map_tree(lambda x: x.item(), value)
+        try:
+            return factory(**structure, **values)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            batched = sorted(n for n, v in values.items() if any(isinstance(x, Tensor) for x in tree.leaves(v)))
+            raise TypeError(
+                f"TorchOpt's {title} looks at the value of its arguments: it cannot be vmapped over {batched}; "
+                "loop instead"
+            ) from error
+
+    def init(params: Any, hparams: Any = None) -> BridgeState:
+        return BridgeState(no_steps(), build(hparams).init(params))
+
+    def update(grads: Any, state: BridgeState, params: Any, hparams: Any = None) -> tuple[Any, BridgeState]:
+        transformation = build(hparams)
+        if not concrete(state.step) or state.step > 0:
+            _warm_up(transformation)
+        updates, inner = transformation.update(grads, state.base, params=params, inplace=False)
+        new = tree.map_tree(lambda p, u: (p + u).to(p.dtype), params, updates)
+        return new, BridgeState(state.step + 1, inner)
+
+    return Optimizer(init, update, default)
+
+
+def to_torchopt(optimizer: Optimizer) -> Any:
+    """An :class:`Optimizer` as TorchOpt's ``GradientTransformation``, for ``torchopt.chain`` and its wrappers.
+
+    Its ``update`` needs ``params`` and returns ``new params - params``, to be added by ``torchopt.apply_updates``.
+
+    Args:
+        optimizer: any optimizer of the package, with its own hparams.
+
+    Raises:
+        ValueError: an update without ``params``.
+
+    >>> import torch, torchopt, hyperopt_ftp as hft
+    >>> chained = torchopt.chain(torchopt.clip.clip_grad_norm(1.0), hft.to_torchopt(hft.sgd(lr=1.0)))
+    >>> w = {"w": torch.zeros(2)}
+    >>> updates, _ = chained.update({"w": torch.tensor([3.0, 4.0])}, chained.init(w), params=w)
+    >>> updates["w"]
+    tensor([-0.6000, -0.8000])
+    """
+    from torchopt.base import GradientTransformation
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "the update of an optimizer of hyperopt_ftp needs params: update(grads, state, params=params)"
+            )
+        new, state = optimizer.update(updates, state, params)
+        return tree.map_tree(torch.sub, new, params), state
+
+    return GradientTransformation(init=optimizer.init, update=update)
+
+
+def _warm_up(transformation: Any) -> None:
+    """One update on nothing: TorchOpt's momentum remembers in a closure whether it has been called before."""
+    nothing = {"": torch.zeros(())}
+    transformation.update(nothing, transformation.init(nothing), params=nothing, inplace=False)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_number(x) for x in value)
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _differentiates(factory: Callable[..., Any], structure: dict[str, Any], default: dict[str, Any], name: str) -> bool:
+    """Whether two steps of the optimizer can be differentiated in one hyperparameter."""
+    others = {n: tree.map_tree(lambda x: x.item(), v) for n, v in default.items() if n != name}
+
+    def run(value: Any) -> Tensor:
+        opt = factory(**structure, **others, **{name: value})
+        w = torch.ones(2, dtype=torch.float64)
+        state = opt.init(w)
+        for _ in range(2):
+            updates, state = opt.update(w + 0.5, state, params=w, inplace=False)
+            w = w + updates
+        return w.sum()
+
+    try:
+        slopes = tree.leaves(torch.func.grad(run)(default[name]))
+    except Exception:  # TorchOpt refuses in many ways: TypeError, ValueError, RuntimeError
+        return False
+    return all(bool(x.isfinite().all()) for x in slopes)
