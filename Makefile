@@ -14,13 +14,14 @@ test: $(VENV)/.demo $(VENV)/.test
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
 
-lint: $(VENV)/.demo $(VENV)/.dev
+lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
 bench: $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_foreach
+	$(RUN) -m benchmarks.bench_hypergradient
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'hyperopt_ftp needs Python 3.10 or newer')"

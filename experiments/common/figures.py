@@ -1,0 +1,73 @@
+"""Figures as PNG files. They are drawn without pyplot, which would keep state for the whole process."""
+
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.common import checkpoint
+
+COLOURS = ("#999999", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00")  # told apart by colour-blind eyes too
+
+
+def _save(figure: Figure, file: Path) -> None:
+    checkpoint.write(file, lambda opened: figure.savefig(opened, format="png", dpi=120))
+
+
+def grouped_bars(file: Path, groups: list[str], bars: dict[str, list[tuple[float, float | None]]], label: str) -> None:
+    """For every group one bar per name, each with its mean and standard error (None: no error bar)."""
+    figure = Figure(figsize=(1.2 + 1.9 * len(groups), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=COLOURS)
+    width = 0.8 / len(bars)
+    lowest = min(mean - (error or 0) for values in bars.values() for mean, error in values)
+    bottom = max(0.0, 10 * np.floor(lowest / 10 - 0.5))  # differences of a few points must be visible
+    for number, (name, values) in enumerate(bars.items()):
+        means = np.array([mean for mean, _ in values])
+        errors = np.array([error or 0.0 for _, error in values])
+        drawn = None if all(error is None for _, error in values) else errors
+        places = np.arange(len(groups)) + (number - (len(bars) - 1) / 2) * width
+        axes.bar(places, means - bottom, width, bottom=bottom, yerr=drawn, capsize=3, label=name)
+        for place, mean, error in zip(places, means, errors, strict=True):
+            axes.annotate(
+                f"{mean:.1f}", (place, mean + error), (0, 2), textcoords="offset points", ha="center", fontsize=7
+            )
+    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.set_ylabel(label if bottom == 0 else f"{label}; the axis starts at {bottom:.0f}")
+    axes.set_ylim(bottom=bottom)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
+    _save(figure, file)
+
+
+def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[float]], label: str) -> None:
+    """One row per layer, one column per step, colours on a log scale. `values` is [step][layer]."""
+    table = np.array(values).T
+    high = table.max()
+    norm = LogNorm(1e-4 * high, high)  # below that a layer is where it was: one colour
+    figure = Figure(figsize=(8, 2 + 0.06 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(steps, np.arange(len(names)), table, norm=norm, shading="nearest", cmap="viridis")
+    every = max(1, len(names) // 40)
+    axes.set_yticks(np.arange(0, len(names), every), names[::every], fontsize=5)
+    axes.invert_yaxis()  # the input on top
+    axes.set_xlabel("step")
+    figure.colorbar(mesh, label=label, extend="min")
+    _save(figure, file)
+
+
+def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:
+    """A table of pictures, `pictures` is [row, column, rgb, height, width] uint8."""
+    sheet = rearrange(pictures, "row column rgb h w -> (row h) (column w) rgb").numpy()
+    rows, columns, _, height, _ = pictures.shape
+    figure = Figure(figsize=(1.2 + 0.6 * columns, 0.6 * rows), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet)
+    axes.set_yticks(np.arange(rows) * height + height / 2, row_names)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, file)

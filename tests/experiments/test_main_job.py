@@ -1,0 +1,164 @@
+"""The main job from end to end on few emoji: what it leaves, and that stopping it changes no number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.classification.model import Classifier
+from experiments.common import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def numbers(folder: Path) -> dict:
+    """Everything a run measured except times."""
+    content = json.loads((folder / "metrics.json").read_text())
+    assert content["status"] == "finished"
+    results = {
+        name: {key: value for key, value in result.items() if key != "seconds"}
+        for name, result in content["results"].items()
+    }
+    radii = {file.name: file.read_text() for file in sorted((folder / "radii").glob("*.json"))}
+    return {"results": results, "radii": radii, "anchor": content["anchor"]["accuracy"]}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_what_a_run_leaves(workplace, finished):
+    files = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
+    figures = {"accuracy.png", "pictures.png", "radii.png"}
+    assert files == figures | {"metrics.json", "report.md", "checkpoint.pt", "radii/ftp-seed0.json"}
+    content = json.loads((finished / "metrics.json").read_text())
+    assert content["config"]["limit"] == 48
+    assert content["environment"]["packages"]["torch"]
+    assert content["data"]["items"] == {"pretrain": 16, "finetune": 16, "test": 16}
+    assert set(content["results"]) == {"adamw-seed0", "ftp-seed0", "linear-seed0"}
+    for result in content["results"].values():
+        assert result["steps"] == 4
+        assert set(result["accuracy"]) == {"Twemoji", "OpenMoji", "Noto outline"}
+        assert result["id"] == result["accuracy"]["Twemoji"]
+        assert result["ood"] == pytest.approx((result["accuracy"]["OpenMoji"] + result["accuracy"]["Noto outline"]) / 2)
+    report = (finished / "report.md").read_text()
+    assert all(name in report for name in ("FTPAdamW", "linear probe", *figures))
+    assert [path.name for path in Path().iterdir()] == ["runs"]  # nothing else below the current directory
+
+
+def test_a_finished_run_shows_its_table_again(workplace, finished):
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+    again = workplace.command("--epochs", "2", "--out", str(finished))
+    assert (again.status, again.trainings) == (0, [])
+    assert "FTPAdamW minus AdamW" in again.text
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_stopped_in_every_training_ends_with_the_same_numbers(workplace, finished):
+    stopped = Path("runs/stopped")
+    arguments = ("--epochs", "2", "--out", str(stopped))
+    # An epoch has two steps. Stopped at step 1 there is no checkpoint, at 3 one lies behind, at 4 it comes too late.
+    assert workplace.command(*arguments, interrupt=("adamw, seed 0", 1)).status == 130
+    assert json.loads((stopped / "metrics.json").read_text())["results"] == {}
+    second = workplace.command(*arguments, interrupt=("ftp, seed 0", 3))
+    assert (second.status, second.trainings) == (130, ["adamw, seed 0", "ftp, seed 0"])
+    saved = checkpoint.load(stopped / "checkpoint.pt")
+    assert saved["identity"]["method"] == "ftp"
+    assert saved["training"]["progress"]["step"] == 2
+    assert len(saved["training"]["progress"]["observed"]) == 2
+    third = workplace.command(*arguments, interrupt=("linear, seed 0", 4))
+    assert (third.status, third.trainings) == (130, ["ftp, seed 0", "linear, seed 0"])
+    last = workplace.command(*arguments)
+    assert (last.status, last.trainings) == (0, ["linear, seed 0"])
+    assert numbers(stopped) == numbers(finished)
+    states = [checkpoint.load(folder / "checkpoint.pt")["training"] for folder in (stopped, finished)]
+    assert set(states[0]) == {"model", "optimizer", "scheduler", "rng", "progress"}
+    assert same(*states)
+
+
+def test_interrupted_anchor_ends_with_the_same_weights(workplace, cache, tmp_path, monkeypatch):
+    arguments = ("--anchor-epochs", "2", "--method", "linear", "--out", "runs/anchor")
+    enough = ("linear, seed 0", 1)
+    assert workplace.command(*arguments, interrupt=enough).status == 130
+    undisturbed = {file.name: file for file in cache.glob("anchor-*.pt")}
+    other = tmp_path / "runs" / "cache"
+    other.mkdir(parents=True)
+    (drawn,) = cache.glob("emoji-*.pt")
+    (other / drawn.name).symlink_to(drawn)
+    monkeypatch.chdir(tmp_path)
+    first = workplace.command(*arguments, interrupt=("anchor", 3))  # two steps an epoch
+    assert (first.status, first.trainings) == (130, ["anchor"])
+    assert [file.name.split(".", 1)[1] for file in other.glob("anchor-*")] == ["unfinished.pt"]
+    second = workplace.command(*arguments, interrupt=enough)
+    assert second.trainings == ["anchor", "linear, seed 0"]
+    (resumed,) = other.glob("anchor-*.pt")
+    assert same(checkpoint.load(resumed), checkpoint.load(undisturbed[resumed.name]))
+    assert workplace.command(*arguments, interrupt=enough).trainings == ["linear, seed 0"]  # the anchor is kept
+
+
+def test_ctrl_c_says_one_line(workplace, shared_folder):
+    command = [sys.executable, "-m", "experiments.classification", "--limit", "48", "--epochs", "500"]
+    command += ["--anchor-epochs", "1", "--batch-size", "8", "--method", "linear", "ftp", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--out", "runs/ctrl-c"],
+        cwd=shared_folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (shared_folder / "runs/ctrl-c/checkpoint.pt").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors.strip() == "Stopped. Finished epochs are kept: run the same command again to go on."
+
+
+def test_plain_imagenet_weights_leave_the_head_free(workplace, finished):
+    done = workplace.command("--anchor", "imagenet", "--method", "ftp", "--out", "runs/imagenet")
+    assert (done.status, done.trainings) == (0, ["ftp, seed 0"])
+    free = json.loads(Path("runs/imagenet/radii/ftp-seed0.json").read_text())["layers"]
+    constrained = json.loads((finished / "radii/ftp-seed0.json").read_text())["layers"]
+    assert set(constrained) - set(free) == {"network._fc.weight", "network._fc.bias"}
+
+
+def test_the_linear_probe_moves_the_head_alone_and_batch_norm_keeps_its_statistics(cache, finished):
+    saved = checkpoint.load(finished / "checkpoint.pt")
+    assert saved["identity"]["method"] == "linear"
+    probe, pretrained = saved["training"]["model"], Classifier(8, 64, 0.0).state_dict()
+    anchors = [checkpoint.load(file)["model"] for file in cache.glob("anchor-*.pt")]
+    moved = [{name for name in probe if not torch.equal(anchor[name], probe[name])} for anchor in anchors]
+    assert {"network._fc.weight", "network._fc.bias"} in moved
+    for anchor in anchors:
+        assert not torch.equal(anchor["network._bn0.weight"], pretrained["network._bn0.weight"])
+        assert torch.equal(anchor["network._bn0.running_mean"], pretrained["network._bn0.running_mean"])
+        assert torch.equal(anchor["network._bn0.running_var"], pretrained["network._bn0.running_var"])
+
+
+def test_a_diverging_training_is_said_and_not_hidden(workplace):
+    done = workplace.command("--method", "adamw", "--lr", "1e30", "--epochs", "3", "--out", "runs/diverged")
+    assert done.status == 0
+    assert "1 diverged" in done.text
+    result = json.loads(Path("runs/diverged/metrics.json").read_text())["results"]["adamw-seed0"]
+    assert result["diverged"]
+    assert result["losses"][-1] is None

@@ -1,0 +1,199 @@
+"""The pieces of the main job: the emoji, the split, recipes, augmentation, the network, atomic files."""
+
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+
+from experiments.classification.anchor import anchor_file, recipe
+from experiments.classification.config import Config, digest
+from experiments.classification.data import PARTS, SHARES, limit_items, split
+from experiments.classification.emoji import CLASSES, STYLES, emoji_pictures, group_name
+from experiments.classification.model import Classifier
+from experiments.classification.report import estimate
+from experiments.common import checkpoint
+from experiments.common.augment import flip_and_shift
+from experiments.common.errors import InputError
+
+
+@pytest.fixture
+def emoji(cache, quiet):
+    with quiet as progress:
+        return emoji_pictures(cache, progress)
+
+
+def test_the_three_styles_are_aligned(emoji):
+    count = len(emoji.items) // 3
+    assert count > 1500
+    assert emoji.domain_names == STYLES
+    assert emoji.classes == CLASSES
+    first = emoji.of_domain(0)
+    assert len(set(first.items)) == count
+    for number in (1, 2):
+        other = emoji.of_domain(number)
+        assert other.items == first.items
+        assert other.groups == first.groups
+        assert torch.equal(other.labels, first.labels)
+    grinning, person, clock = (first.items.index(code) for code in ("1F600", "1F469", "1F552"))
+    assert [CLASSES[int(first.labels[i])] for i in (grinning, person, clock)] == [
+        "Smileys & Emotion",
+        "People & Body",
+        "Travel & Places",
+    ]
+    # a yellow face in colour, black strokes on white in the outline font
+    red, _, blue = emoji.of_domain(0).images[grinning].float().mean(dim=(1, 2))
+    assert red > blue + 50
+    outline = emoji.of_domain(2).images
+    assert torch.equal(outline[:, 0], outline[:, 2])
+    assert emoji.images.flatten(1).min(dim=1).values.max() < 255  # no picture is empty
+    assert (emoji.images[:, :, 0, 0] == 255).float().mean() > 0.9  # on white
+
+
+def test_no_emoji_and_no_copy_of_a_picture_is_in_two_parts(emoji):
+    parts = split(emoji, seed=0)
+    seen: dict[bytes, str] = {}
+    for part, pictures in parts.items():
+        for image in pictures.images:
+            assert seen.setdefault(image.numpy().tobytes(), part) == part
+    for one, other in (("pretrain", "finetune"), ("pretrain", "test"), ("finetune", "test")):
+        assert not set(parts[one].items) & set(parts[other].items)
+        assert not set(parts[one].groups) & set(parts[other].groups)
+    assert sum(len(part.items) for part in parts.values()) == len(emoji.items)
+    for part in PARTS:
+        for label in range(len(CLASSES)):
+            share = (parts[part].labels == label).sum() / (emoji.labels == label).sum()
+            assert share == pytest.approx(SHARES[part], abs=0.02)
+
+
+def test_the_seed_decides_the_split(emoji):
+    assert split(emoji, 0)["test"].items == split(emoji, 0)["test"].items
+    assert split(emoji, 0)["test"].items != split(emoji, 1)["test"].items
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1F937-200D-2642", "1F937"),  # man shrugging
+        ("1F468-200D-1F680", "1F469-200D-1F680"),  # astronauts
+        ("1F468-200D-1F469-200D-1F466", "1F46A"),  # families
+        ("1F9D1-200D-1F91D-200D-1F9D1", "1F46B"),  # holding hands
+        ("1F468-200D-2764-200D-1F468", "1F491"),  # couples
+        ("1F550", "1F567"),  # clocks
+        ("1F9D1-200D-1F384", "1F385"),  # Santa
+        ("1F6B6-200D-27A1", "1F6B6"),  # walking, facing right
+    ],
+)
+def test_variants_share_a_group(one, other):
+    assert group_name(one) == group_name(other)
+
+
+def test_different_emoji_have_different_groups():
+    codes = ["1F600", "1F469-200D-1F680", "1F469-200D-1F692", "1F469", "1F43B", "1F43B-200D-2744", "2764", "1F491"]
+    assert len(set(map(group_name, codes))) == len(codes)
+
+
+def test_limit_is_even_over_the_classes(emoji):
+    few = limit_items(emoji, 24, seed=0)
+    assert Counter(few.labels.tolist()) == dict.fromkeys(range(8), 9)  # three emoji in three styles
+    parts = split(few, seed=0)
+    assert all(len(set(part.items)) == 8 for part in parts.values())
+    with pytest.raises(InputError, match="at least 24 items"):
+        limit_items(emoji, 23, seed=0)
+
+
+def test_cached_emoji_equal_drawn_ones(emoji, cache, quiet, monkeypatch):
+    def draw_again(progress):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("experiments.classification.emoji._draw_all", draw_again)
+    with quiet as progress:
+        assert emoji_pictures(cache, progress).fingerprint() == emoji.fingerprint()
+
+
+CHANGES = {
+    "anchor_epochs": 3,
+    "anchor_lr": 1e-3,
+    "anchor_weight_decay": 0.0,
+    "anchor_batch_size": 8,
+    "dropout": 0.0,
+    "shift": 1,
+    "device": "cuda",
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Config)])
+def test_the_digest_changes_with_the_recipe_alone(emoji, name, tmp_path):
+    few = limit_items(emoji, 24, seed=0)
+    base = Config()
+    others = {"methods": ("ftp",), "seeds": (7,), "anchor": "imagenet", "gradient": "exact"}
+    value = CHANGES.get(name, others.get(name, 5))
+    changed = anchor_file(replace(base, **{name: value}), few, tmp_path) != anchor_file(base, few, tmp_path)
+    assert changed == (name in CHANGES)
+
+
+def test_the_digest_changes_with_the_pictures(emoji):
+    few = limit_items(emoji, 24, seed=0)
+    digests = {digest(recipe(Config(), few))}
+    for name in ("images", "labels", "domains"):
+        changed = getattr(few, name).clone()
+        changed.view(-1)[0] += 1
+        digests.add(digest(recipe(Config(), replace(few, **{name: changed}))))
+    assert len(digests) == 4
+
+
+def test_augmentation_moves_and_mirrors_whole_pictures():
+    image = torch.full((3, 9, 9), 255, dtype=torch.uint8)
+    image[:, 4, 2] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    out = flip_and_shift(image.expand(500, -1, -1, -1), torch.Generator().manual_seed(0), shift=2)
+    assert out.shape == (500, 3, 9, 9)
+    assert out.dtype == torch.uint8
+    assert ((out != 255).any(dim=1).sum(dim=(1, 2)) == 1).all()
+    places = Counter(map(tuple, (out[:, 0] == 1).nonzero()[:, 1:].tolist()))
+    assert set(places) == {(4 + y, x + dx) for y in range(-2, 3) for x in (2, 6) for dx in range(-2, 3)}
+    assert torch.equal(flip_and_shift(image[None], torch.Generator().manual_seed(1), 0).sum(), image.sum())
+
+
+def test_a_new_head_knows_nothing_and_the_padding_fits_the_size():
+    model = Classifier(8, 64, dropout=0.2).eval()
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(model(images), torch.zeros(2, 8))
+    dynamic = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    dynamic._fc = model.network._fc
+    dynamic.load_state_dict(model.network.state_dict())
+    inputs = (images.double() - 127) / 128
+    with torch.no_grad():
+        static = model.double().network.extract_features(inputs)
+        torch.testing.assert_close(static, dynamic.double().extract_features(inputs))
+
+
+def test_batch_norm_stays_in_evaluation_mode():
+    model = Classifier(8, 64, dropout=0.2).train()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert model.network._dropout.training
+
+
+def test_standard_error():
+    assert estimate([3.0]) == (3.0, None)
+    mean, error = estimate([1.0, 2.0, 3.0])
+    assert (mean, error) == (2.0, pytest.approx(1 / 3**0.5))
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    file = tmp_path / "folder" / "file.pt"
+    checkpoint.save(file, {"a": torch.ones(2)})
+
+    def fail(opened):
+        opened.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(file, fail)
+    assert torch.equal(checkpoint.load(file)["a"], torch.ones(2))
+    assert list(file.parent.iterdir()) == [file]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoint.load(file)

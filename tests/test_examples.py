@@ -1,0 +1,43 @@
+"""The examples run, and the towers do what their text says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from examples import custom_strategy, towers, tpgm
+
+
+@pytest.mark.parametrize("example", [towers, tpgm, custom_strategy], ids=lambda m: m.__name__)
+def test_an_example_prints_its_table(example, capsys):
+    example.main()
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("factor", "middle"), [(1 / 100, towers.FROM_BELOW), (10, towers.FROM_ABOVE)], ids=["from below", "from above"]
+)
+def test_a_tower_of_three_mends_a_learning_rate_that_plain_sgd_cannot_use(factor, middle):
+    plain, _ = towers.train(hft.sgd(lr=towers.GOOD * factor), steps=120)
+    tuned, lr = towers.train(towers.tower(towers.GOOD * factor, middle), steps=120)
+    assert plain > 2.2  # chance is log 10 = 2.303
+    assert tuned < 0.6
+    assert abs(lr - towers.GOOD) < abs(towers.GOOD * factor - towers.GOOD)
+
+
+def test_darts_approaches_the_exact_hypergradient():
+    def weighted(params, batch, h):
+        return custom_strategy.weighted(params, batch, h)
+
+    (x, y), held_out = custom_strategy.digits()
+    opt = hft.sgd(lr=0.3)
+    h = opt.hparams | {"loss": {"weight": torch.zeros(10, dtype=torch.float64)}}
+    exact, darts = (
+        hft.hypergradient(
+            opt, weighted, lambda p: custom_strategy.loss(p, held_out), custom_strategy.network(), [(x, y)], "loss", h,
+            strategy=strategy,
+        )[1]["loss"]["weight"]
+        for strategy in (hft.Unroll(), custom_strategy.Darts())
+    )  # fmt: skip
+    torch.testing.assert_close(darts, exact, rtol=1e-3, atol=1e-6)
