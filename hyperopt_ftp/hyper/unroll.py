@@ -94,6 +94,12 @@ class Unroll:
         every = max(1, math.isqrt(steps - first)) if self.checkpoint == "sqrt" else int(self.checkpoint) or 1
         tuned = tree.map_tree(Tensor.detach, tuned)
         clock = Clock(inner.params)
+        # At the first step nothing before it is asked for: its Hessian serves hyperparameters of the loss only.
+        loss_tuned = any(name.split(".")[0] == "loss" for name in tuned)
+
+        def curved(k: int) -> bool:
+            return k > first or loss_tuned
+
         kept: dict[int, _Kept] = {}
         graphs: dict[int, _Gradient] = {}
 
@@ -103,7 +109,8 @@ class Unroll:
         for k in range(steps):
             if k >= first and (k - first) % every == 0:
                 kept[k] = _Kept(offloaded(params, self.offload), offloaded(state, self.offload), clock.mark())
-            params, state, graph = _step(inner, params, state, k, tuned, keep_graphs and k >= first, watch=k == 0)
+            keep = k >= first and (keep_graphs or not curved(k))
+            params, state, graph = _step(inner, params, state, k, tuned, keep, curved=curved(k), watch=k == 0)
             if graph is not None:
                 graphs[k] = graph
 
@@ -120,12 +127,11 @@ class Unroll:
         for k in range(steps - 1, first - 1, -1):
             start = kept.pop(k) if k in kept else self._recompute(inner, tuned, kept, k, clock)
             params, state = offloaded((start.params, start.state), self.offload, back_to=inner.params)
-            graph = (
-                graphs.pop(k)
-                if keep_graphs
-                else clock.again(start.mark, lambda p=params, k=k: _gradient(inner, p, k, tuned))
-            )
-            back_p, back_s, more = _back(inner, graph, params, state, tuned, back_p, back_s)
+            if k in graphs:
+                graph = graphs.pop(k)
+            else:
+                graph = clock.again(start.mark, lambda p=params, k=k: _gradient(inner, p, k, tuned))
+            back_p, back_s, more = _back(inner, graph, params, state, tuned, back_p, back_s, curved(k))
             sums = [_add(a, b) for a, b in zip(sums, more, strict=True)]
             del graph, params, state, start
         if first == 0 and inner.state is None:
@@ -142,7 +148,7 @@ class Unroll:
         def run() -> None:
             nonlocal params, state
             for j in range(base, k):
-                params, state, _ = _step(inner, params, state, j, tuned, False)
+                params, state, _ = _step(inner, params, state, j, tuned)
                 kept[j + 1] = _Kept(offloaded(params, self.offload), offloaded(state, self.offload), clock.mark())
 
         clock.again(kept[base].mark, run)
@@ -150,11 +156,12 @@ class Unroll:
 
 
 def _step(
-    inner: Inner, params: Params, state: State, k: int, tuned: Any, keep: bool, watch: bool = False
-) -> tuple[Params, State, _Gradient | None]:
-    """Step k without a graph, except the gradient's own where it is to be kept."""
+    inner: Inner, params: Params, state: State, k: int, tuned: Any, keep: bool = False, curved: bool = False,
+    watch: bool = False,
+) -> tuple[Params, State, _Gradient | None]:  # fmt: skip
+    """Step k without a graph, except (``curved``) that of a gradient which is to be kept."""
     with refuse_mutation(watch):
-        graph = _gradient(inner, params, k, tuned, create_graph=keep)
+        graph = _gradient(inner, params, k, tuned, create_graph=keep and curved)
     put = floats(params)[1]
     with torch.no_grad():
         params, state = inner.update(put([g.detach() for g in graph.grads]), state, params, tuned)
@@ -176,7 +183,7 @@ def _gradient(inner: Inner, params: Params, k: int, tuned: Any, create_graph: bo
 
 def _back(
     inner: Inner, graph: _Gradient, params: Params, state: State, tuned: Any,
-    back_p: Sequence[Tensor | None], back_s: Sequence[Tensor | None],
+    back_p: Sequence[Tensor | None], back_s: Sequence[Tensor | None], curved: bool,
 ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:  # fmt: skip
     """Adjoints before step k from those after it, and the step's part of the hypergradient."""
     p_leaves, put_p = floats(params)
@@ -191,6 +198,8 @@ def _back(
     ends = [len(g), len(g) + len(p), len(g) + len(p) + len(s)]
     bar_g, bar_p, bar_s, bar_h = (pulled[a:b] for a, b in zip([0, *ends], [*ends, len(pulled)], strict=True))
     del new_p, new_s, outputs
+    if not curved:
+        return bar_p, bar_s, bar_h
     second = _pull(graph.grads, bar_g, [*graph.params, *graph.tuned])
     bar_p = [_add(a, b) for a, b in zip(bar_p, second[: len(p)], strict=True)]
     bar_h = [_add(a, b) for a, b in zip(bar_h, second[len(p) :], strict=True)]

@@ -1,0 +1,44 @@
+"""README's code runs, and what it says of the package is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import hyperopt_ftp as hft
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_code_blocks_run(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_both_quick_starts():
+    assert len(BLOCKS) == 2
+
+
+def test_every_public_name_has_a_docstring_and_is_in_the_readme():
+    public = [name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))]
+    assert len(public) >= 25
+    for name in public:
+        assert getattr(hft, name).__doc__, name
+    missing = [n for n in public if not re.search(rf"\b{n}\b", README) and n not in ("Optimizer", "tpgm_radius")]
+    assert not missing
+
+
+def test_links_and_figures_exist():
+    for document in (ROOT / "README.md", ROOT / "experiments/classification/README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_names_of_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in set(re.findall(r"`?make (\w+)", README)):
+        assert re.search(rf"^{command}:", makefile, flags=re.M), command
