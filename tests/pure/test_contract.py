@@ -192,3 +192,12 @@ def test_clipping_equals_torchs():
     torch.nn.utils.clip_grad_norm_(ps, 2.5)
     for p, old, now in zip(ps, params.values(), new.values(), strict=True):
         torch.testing.assert_close(old - now, p.grad, rtol=CLOSE, atol=CLOSE)
+
+
+def test_16_trainings_over_16_learning_rates_in_one_vmap():
+    opt, params, data = hft.adam(), start(), batches(5)
+    lrs = torch.logspace(-4, -1, 16, dtype=torch.float64)
+    together = torch.func.vmap(lambda lr: train(opt, opt.hparams | {"lr": lr}, params, data)[0])(lrs)
+    for i, lr in enumerate(lrs):
+        alone, _ = train(opt, opt.hparams | {"lr": lr}, params, data)
+        torch.testing.assert_close({k: v[i] for k, v in together.items()}, alone, rtol=CLOSE, atol=CLOSE)

@@ -399,3 +399,20 @@ def test_channels_last_weights_keep_their_format(rows):
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert opts[1].state[last]["deviation"].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(plain, last, rtol=1e-13, atol=1e-13)
+
+
+def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
+    from hyperopt_ftp.torch_optim import multi_tensor
+
+    results = []
+    for size in (multi_tensor.CPU_BUCKET, 8):
+        monkeypatch.setattr(multi_tensor, "CPU_BUCKET", size)
+        params = parameters(RUNS[0].anchor())
+        opt = native(RUNS[0], params, "foreach")
+        list(play(RUNS[0], params, opt, range(10)))
+        layers = [layer for _, layers in opt._layers() for layer in layers]
+        results.append((len(multi_tensor.buckets(layers)), opt.radii(), [p.detach() for p in params.values()]))
+    assert results[0][0] == 1
+    assert results[1][0] > 1
+    assert results[0][1] == results[1][1]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][2], results[1][2], strict=True))
