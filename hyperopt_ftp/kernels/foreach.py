@@ -111,7 +111,7 @@ def project_(
     scales = torch._foreach_div(gammas.unbind(), norms)
     torch._foreach_clamp_max_(scales, 1.0)
     for w, w0, c, s in zip(weights, anchors, deviations, scales, strict=True):
-        s = s.view(s.shape + (1,) * (c.ndim - 1)) if c.ndim else s.view(())
+        s = _per_row(s, c)
         torch.mul(c, s, out=w) if w0 is None else torch.addcmul(w0, c, s, out=w)
 
 
@@ -120,8 +120,7 @@ def master_weights(stored: Tensors, anchors: Sequence[Tensor | None], deviations
     """float32 weights behind 16-bit ones: W0 + s c where that rounds to the stored W, else the stored W."""
     result = []
     for w, w0, c, n, gamma in zip(stored, anchors, deviations, norms, radii, strict=True):
-        s = (gamma / n).clamp_(max=1.0)
-        s = s.view(s.shape + (1,) * (c.ndim - 1)) if c.ndim else s.view(())
+        s = _per_row((gamma / n).clamp_(max=1.0), c)
         kept = s * c if w0 is None else torch.addcmul(w0, c, s)
         result.append(torch.where(kept.to(w.dtype) == w, kept, w.to(c.dtype)))
     return result
@@ -134,6 +133,11 @@ def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Ten
     if norms.numel() == 1:
         return torch.dot(_rows(grad).flatten(), _rows(deviation).flatten()) * weight[0]
     return torch.dot(torch.linalg.vecdot(_rows(grad, deviation), _rows(deviation)), weight)
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Values of shape (rows,), shaped to broadcast over the rows of ``like``."""
+    return values.view(values.shape + (1,) * (like.ndim - 1)) if like.ndim else values.view(())
 
 
 def _rows(x: Tensor, like: Tensor | None = None) -> Tensor:
