@@ -20,7 +20,7 @@ from .optimizers.projected import anchors, check_anchor, first_radius
 from .projections import FLOOR, NORMS, clip_radius, per_row, rescaled, row_norm
 from .types import Optimizer
 
-__all__ = ["GRADIENTS", "FTPState", "ftp", "radius_gradient"]
+__all__ = ["GRADIENTS", "FTPState", "ftp", "master", "radius_gradient"]
 
 GRADIENTS = ("paper", "exact")
 
@@ -126,7 +126,10 @@ def ftp(
         }
         radius, radius_opt = radius_rule.update(h, state.radius_opt, state.radius, radius_h)
 
-        wide = {name: _master(w, fixed[name], state, name) for name, w in stored.items()}
+        wide = {
+            name: master(w, fixed[name], state.deviation[name], state.norms[name], state.radius[name])
+            for name, w in stored.items()
+        }
         moved, inner = base.update(grads, state.base, tree.put(params, wide), bases)
 
         new, deviation, norms, radii = {}, {}, {}, {}
@@ -170,10 +173,13 @@ def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tens
     return (per_row(weight, deviation) * (grad * deviation)).sum()
 
 
-def _master(stored: Tensor, anchor: Tensor, state: FTPState, name: str) -> Tensor:
-    """Weights before the step, in working precision. c keeps what 16 bits cannot, unless somebody changed W."""
+def master(stored: Tensor, anchor: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor) -> Tensor:
+    """Weights before a step, in working precision.
+
+    c keeps what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W, which somebody changed.
+    """
     wide = tree.working(stored)
     if wide.dtype == stored.dtype:
         return stored
-    kept = rescaled(anchor.to(wide.dtype), state.deviation[name], state.radius[name], state.norms[name])
+    kept = rescaled(anchor.to(wide.dtype), deviation, radius, norms)
     return torch.where(kept.to(stored.dtype) == stored, kept, wide)

@@ -51,9 +51,9 @@ def row_norm(deviation: Tensor, norm: str = "mars") -> Tensor:
 def row_scale(radius: Tensor, norms: Tensor) -> Tensor:
     """``min(radius / n_i, 1)``, shape (rows,), with the derivative of ``clamp``: at a tie the row counts as clipped.
 
-    Written with ``where`` so that an infinite radius has derivative 0 and not NaN.
+    Written with ``where`` so that an infinite radius has derivative 0 and not NaN. A NaN on either side is kept.
     """
-    clipped = radius <= norms
+    clipped = ~(radius > norms)
     return torch.where(clipped, torch.where(clipped, radius, norms) / norms, 1.0)
 
 
@@ -101,6 +101,9 @@ def largest(norms: Tensor) -> Tensor:
 
 
 def clip_radius(radius: Tensor, norms: Tensor) -> Tensor:
-    """``min(radius, max_i n_i)`` with the radius's whole derivative at a tie (``torch.minimum`` halves it)."""
+    """``min(radius, max_i n_i)`` with the radius's whole derivative at a tie (``torch.minimum`` halves it).
+
+    A NaN among the norms, which an infinite or NaN gradient leaves in its row, does not reach the radius here.
+    """
     top = largest(norms)
-    return torch.where(radius <= top, radius, top)
+    return torch.where(radius > top, top, radius)

@@ -20,6 +20,7 @@ ALLOWED = {
     "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
     "hyper": {"types", "tree", "hparams", "projections", "optimizers"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
+    "fused_projection": {"hparams", "projections", "kernels"},
     "kernels": set(),
     "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "kernels"},
 }

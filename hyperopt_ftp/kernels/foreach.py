@@ -1,129 +1,191 @@
-"""Multi-tensor execution with ``torch._foreach_*`` ops: no host sync, radii of all layers in one packed vector.
+"""Plain torch: multi-tensor execution with ``torch._foreach_*`` ops, on any device, no host sync.
 
-Every list holds one tensor per layer; weights, gradients and state are in working precision (float32 or float64).
-Steps are Python floats, or 0-d tensors on the layer's device (``capturable``).
+The reference of the fused kernels: :func:`step_`, :func:`radii_` and :func:`project_` have the signatures of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-__all__ = ["adamw_", "master_weights", "project_", "radius_step_", "sgd_"]
+from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+
+__all__ = ["project_", "radii_", "step_"]
 
 Tensors = list[Tensor]
 
+#: Elements in a bucket on the CPU. Temporaries of this size come from the heap; those of a whole model are mapped and
+#: zeroed anew at each step, which costs more than the arithmetic.
+CPU_BUCKET = 2**22
+FLOOR = 1e-8
 
-def adamw_(
-    weights: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, max_exp_avg_sqs: Tensors,
-    steps: Sequence[float | Tensor], *, lr: float | Tensor, betas: tuple[float, float], eps: float,
-    weight_decay: float,
-) -> None:  # fmt: skip
-    """One AdamW step; executes :func:`hyperopt_ftp.adamw`. ``steps`` count from 1; an empty max list is no amsgrad."""
-    b1, b2 = betas
-    if weight_decay != 0:
-        torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    torch._foreach_lerp_(exp_avgs, grads, 1 - b1)
-    torch._foreach_mul_(exp_avg_sqs, b2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - b2)
-    if max_exp_avg_sqs:
-        torch._foreach_maximum_(max_exp_avg_sqs, exp_avg_sqs)
+
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> None:  # noqa: B008 (immutable)
+    """A whole step: radii, the base's move, projection; executes :func:`hyperopt_ftp.ftp` around the base.
+
+    Reads g, c; then g, the moments and W, writes the moments and W; then W, W0 to c, and W0, c to W.
+    """
+    if amp.found_inf is not None and amp.found_inf.item():
+        return
+    for bucket in _buckets(layers):
+        held = [i for i, c in enumerate(bucket.deviations) if c.numel()]
+        inside = choose(bucket, held)
+        weights = _working_weights(bucket)
+        grads = _gradients(bucket, weights, amp)
+        torch._foreach_add_(bucket.steps, 1.0)
+        packed = _step_radii(inside, [grads[i] for i in held], ball) if held else None
+        if isinstance(base, AdamW):
+            _adamw(weights, grads, bucket, base)
+        else:
+            _sgd(weights, grads, bucket, base)
+        if packed is not None:
+            _project(inside, [weights[i] for i in held], packed, ball)
+        if weights[0].dtype != bucket.weights[0].dtype:
+            torch._foreach_copy_(bucket.weights, weights)
+
+
+def radii_(layers: Layers, ball: Ball) -> Tensor:
+    """Hypergradients and the Adam step of all radii, before a base moves the weights; advances ``steps``.
+
+    Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
+    """
+    torch._foreach_add_(layers.steps, 1.0)
+    parts = []
+    for bucket in _buckets(layers):
+        parts.append(_step_radii(bucket, [g.to(c.dtype) for g, c in _wide_pairs(bucket)], ball))
+    return torch.cat(parts)
+
+
+def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
+    """Project weights that a base has moved. Writes c, n, gamma of this step, and the weights."""
+    first = 0
+    for bucket in _buckets(layers):
+        weights = _working_weights(bucket)
+        last = first + len(weights)
+        _project(bucket, weights, packed[first:last], ball)
+        if weights[0].dtype != bucket.weights[0].dtype:
+            torch._foreach_copy_(bucket.weights, weights)
+        first = last
+
+
+def _buckets(layers: Layers) -> list[Layers]:
+    """All layers at once, but on the CPU not too many elements."""
+    if not layers.weights or layers.weights[0].device.type != "cpu":
+        return [layers] if layers.weights else []
+    parts: list[list[int]] = []
+    filled = 0
+    for i, w in enumerate(layers.weights):
+        if not parts or filled + w.numel() > CPU_BUCKET:
+            parts.append([])
+            filled = 0
+        parts[-1].append(i)
+        filled += w.numel()
+    return [choose(layers, part) for part in parts]
+
+
+def _working(w: Tensor) -> torch.dtype:
+    return torch.float64 if w.dtype == torch.float64 else torch.float32
+
+
+def _wide_pairs(layers: Layers) -> list[tuple[Tensor, Tensor]]:
+    """g and c, the latter in working precision."""
+    return [(g, c.to(n.dtype)) for g, c, n in zip(layers.grads, layers.deviations, layers.norms, strict=True)]
+
+
+def _gradients(layers: Layers, weights: Tensors, amp: Amp) -> Tensors:
+    grads = [g.to(w.dtype) for g, w in zip(layers.grads, weights, strict=True)]
+    if amp.grad_scale is not None:
+        grads = list(torch._foreach_div(grads, amp.grad_scale.reshape(()).to(grads[0])))
+    return list(torch._foreach_neg(grads)) if amp.maximize else grads
+
+
+def _working_weights(layers: Layers) -> Tensors:
+    """The weights themselves, or float32 weights behind 16-bit ones.
+
+    Constrained ones keep in c what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W.
+    """
+    if not layers.weights or layers.weights[0].dtype == _working(layers.weights[0]):
+        return layers.weights
+    result = []
+    for w, w0, c, n, gamma in zip(
+        layers.weights, layers.anchors, layers.deviations, layers.norms, layers.radii, strict=True
+    ):
+        wide = w.float()
+        if c.numel():
+            kept = _per_row((gamma / n).clamp_(max=1.0), c) * c
+            kept = kept + w0.float() if w0.numel() else kept
+            wide = torch.where(kept.to(w.dtype) == w, kept, wide)
+        result.append(wide)
+    return result
+
+
+def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> None:
+    """Executes :func:`hyperopt_ftp.adamw`."""
+    lr, b1, b2, eps, decay = base
+    m, v, *rest = layers.moments
+    if decay != 0:
+        torch._foreach_mul_(weights, 1 - lr * decay)
+    torch._foreach_lerp_(m, grads, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    if rest:
+        torch._foreach_maximum_(rest[0], v)
     # m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps) with r = sqrt(1 - b2^t): one pass less.
-    roots = [(1 - b2**t) ** 0.5 for t in steps]
-    denominators = list(torch._foreach_sqrt(max_exp_avg_sqs or exp_avg_sqs))
-    torch._foreach_add_(denominators, [eps * r for r in roots])
-    sizes: list = [-lr * r / (1 - b1**t) for t, r in zip(steps, roots, strict=True)]
-    if isinstance(sizes[0], Tensor):
-        torch._foreach_div_(denominators, sizes)
-        sizes = [1.0] * len(sizes)
-    torch._foreach_addcdiv_(weights, exp_avgs, denominators, sizes)
+    t, like = _counts(layers), weights[0]
+    root = (1 - b2**t).sqrt()
+    denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
+    if t.device == like.device and like.device.type == "cpu" and not torch.compiler.is_compiling():
+        sizes = (-lr * root / (1 - b1**t)).tolist()
+        torch._foreach_add_(denominators, (eps * root).tolist())
+        torch._foreach_addcdiv_(weights, m, denominators, sizes)
+    else:
+        sizes = (-lr * root / (1 - b1**t)).to(like, non_blocking=True)
+        torch._foreach_add_(denominators, list((eps * root).to(like, non_blocking=True).unbind()))
+        torch._foreach_div_(denominators, list(sizes.unbind()))
+        torch._foreach_addcdiv_(weights, m, denominators)
 
 
-def sgd_(
-    weights: Tensors, grads: Tensors, buffers: Tensors, fresh: Sequence[bool], *, lr: float | Tensor,
-    momentum: float, dampening: float, weight_decay: float, nesterov: bool,
-) -> None:  # fmt: skip
-    """One SGD step; executes :func:`hyperopt_ftp.sgd`. ``fresh`` marks buffers at their first step."""
-    if weight_decay != 0:
-        grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
+def _sgd(weights: Tensors, grads: Tensors, layers: Layers, base: SGD) -> None:
+    """Executes :func:`hyperopt_ftp.sgd`."""
+    lr, momentum, dampening, decay, nesterov = base
+    if decay != 0:
+        grads = list(torch._foreach_add(grads, weights, alpha=decay))
     directions = grads
     if momentum != 0:
-        old = [i for i, new in enumerate(fresh) if not new]
-        new = [i for i, new in enumerate(fresh) if new]
-        if old:
-            kept = [buffers[i] for i in old]
-            torch._foreach_mul_(kept, momentum)
-            torch._foreach_add_(kept, [grads[i] for i in old], alpha=1 - dampening)
-        if new:
-            torch._foreach_copy_([buffers[i] for i in new], [grads[i] for i in new])
+        buffers, *starts = layers.moments
+        torch._foreach_mul_(buffers, momentum)
+        if dampening == 0:
+            torch._foreach_add_(buffers, grads)
+        else:
+            running = torch.stack(starts[0]) + 1 != torch.stack(layers.steps)
+            takes = (1 - dampening * running.double()).to(buffers[0])
+            torch._foreach_add_(buffers, torch._foreach_mul(grads, list(takes.unbind())))
         directions = list(torch._foreach_add(grads, buffers, alpha=momentum)) if nesterov else buffers
     if isinstance(lr, Tensor):
-        torch._foreach_sub_(weights, torch._foreach_mul(directions, lr))
+        torch._foreach_sub_(weights, torch._foreach_mul(directions, lr.to(weights[0])))
     else:
         torch._foreach_add_(weights, directions, alpha=-lr)
 
 
-def radius_step_(
-    grads: Tensors, deviations: Tensors, norms: Tensors, radii: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors,
-    steps: Sequence[float | Tensor], *, radius_lr: float, kappa: float, exact: bool,
-    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, floor: float = 1e-8,
-) -> Tensor:  # fmt: skip
-    """Hypergradients and the Adam step of all radii; executes the first half of :func:`hyperopt_ftp.ftp`.
+def _counts(layers: Layers) -> Tensor:
+    """Steps of each layer, float64: a float32 power of 0.999 would be off by 1e-5 after 1000 steps."""
+    return torch.stack(layers.steps).double()
 
-    Reads g and c once. Updates the radii's moments in place and returns the new radii, shape (layers,), not yet
-    clipped by the largest row norm: :func:`project_` does that.
-    """
-    b1, b2 = betas
-    h = torch.stack([_radius_gradient(*layer, exact) for layer in zip(grads, deviations, norms, radii, strict=True)])
-    h = torch.where(h > 0, kappa * h, h)
-    t = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in steps])
-    m = torch.stack(exp_avgs).lerp_(h, 1 - b1)
-    v = torch.stack(exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
-    torch._foreach_copy_(exp_avgs, m.unbind())
-    torch._foreach_copy_(exp_avg_sqs, v.unbind())
-    size = (radius_lr / (1 - b1**t)).to(h, non_blocking=True)
+
+def _step_radii(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
+    """The first half of :func:`hyperopt_ftp.ftp`, for all radii in one packed vector. Reads g and c once."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    rows = zip(grads, layers.deviations, layers.norms, layers.radii, strict=True)
+    h = torch.stack([_radius_gradient(g, c.to(n.dtype), n, gamma, ball.exact) for g, c, n, gamma in rows])
+    h = torch.where(h > 0, ball.kappa * h, h)
+    m = torch.stack(layers.radius_exp_avgs).lerp_(h, 1 - b1)
+    v = torch.stack(layers.radius_exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
+    torch._foreach_copy_(layers.radius_exp_avgs, list(m.unbind()))
+    torch._foreach_copy_(layers.radius_exp_avg_sqs, list(v.unbind()))
+    t = _counts(layers)
+    size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
     correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
-    return (torch.stack(radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=floor)
-
-
-def project_(
-    weights: Tensors, anchors: Sequence[Tensor | None], deviations: Tensors, norms: Tensors, radii: Tensors,
-    packed: Tensor, *, norm: str, floor: float = 1e-8,
-) -> None:  # fmt: skip
-    """Project the moved weights around the anchors (``None``: zero); the second half of :func:`hyperopt_ftp.ftp`.
-
-    Writes c, n and gamma of this step, and the projected weights, in place. Reads W and W0, writes c; reads c; reads c
-    and W0, writes W.
-    """
-    for w, w0, c in zip(weights, anchors, deviations, strict=True):
-        c.copy_(w) if w0 is None else torch.sub(w, w0, out=c)
-    for c, n in zip(deviations, norms, strict=True):
-        if norm == "l2":
-            torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1, out=n)
-        else:
-            torch.sum(_rows(c).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
-    torch._foreach_add_(norms, floor)
-    top = torch.stack([n.amax() if n.numel() else n.new_tensor(floor) for n in norms])
-    gammas = torch.where(packed <= top, packed, top)
-    torch._foreach_copy_(radii, gammas.unbind())
-    scales = torch._foreach_div(gammas.unbind(), norms)
-    torch._foreach_clamp_max_(scales, 1.0)
-    for w, w0, c, s in zip(weights, anchors, deviations, scales, strict=True):
-        s = _per_row(s, c)
-        torch.mul(c, s, out=w) if w0 is None else torch.addcmul(w0, c, s, out=w)
-
-
-def master_weights(stored: Tensors, anchors: Sequence[Tensor | None], deviations: Tensors, norms: Tensors,
-                   radii: Tensors) -> Tensors:  # fmt: skip
-    """float32 weights behind 16-bit ones: W0 + s c where that rounds to the stored W, else the stored W."""
-    result = []
-    for w, w0, c, n, gamma in zip(stored, anchors, deviations, norms, radii, strict=True):
-        s = _per_row((gamma / n).clamp_(max=1.0), c)
-        kept = s * c if w0 is None else torch.addcmul(w0, c, s)
-        result.append(torch.where(kept.to(w.dtype) == w, kept, w.to(c.dtype)))
-    return result
+    return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
 
 
 def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, exact: bool) -> Tensor:
@@ -133,6 +195,34 @@ def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Ten
     if norms.numel() == 1:
         return torch.dot(_rows(grad).flatten(), _rows(deviation).flatten()) * weight[0]
     return torch.dot(torch.linalg.vecdot(_rows(grad, deviation), _rows(deviation)), weight)
+
+
+def _project(layers: Layers, weights: Tensors, packed: Tensor, ball: Ball) -> None:
+    """The second half of :func:`hyperopt_ftp.ftp`. Reads W and W0, writes c; reads c; reads c and W0, writes W.
+
+    Loops over layers where torch's foreach ops can neither write to another list nor scale row by row.
+    """
+    anchors = [None if not w0.numel() else w0.to(w.dtype) for w0, w in zip(layers.anchors, weights, strict=True)]
+    lean = layers.deviations[0].dtype != weights[0].dtype
+    exact = [torch.empty_like(w) for w in weights] if lean else layers.deviations
+    for w, w0, c in zip(weights, anchors, exact, strict=True):
+        c.copy_(w) if w0 is None else torch.sub(w, w0, out=c)
+    for c, n in zip(exact, layers.norms, strict=True):
+        if ball.norm == "l2":
+            torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1, out=n)
+        else:
+            torch.sum(_rows(c).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
+    torch._foreach_add_(layers.norms, FLOOR)
+    top = torch.stack([n.amax() if n.numel() else n.new_tensor(FLOOR) for n in layers.norms])
+    gammas = torch.where(packed > top, top, packed)
+    torch._foreach_copy_(layers.radii, list(gammas.unbind()))
+    scales = torch._foreach_div(list(gammas.unbind()), layers.norms)
+    torch._foreach_clamp_max_(scales, 1.0)
+    for w, w0, c, s in zip(weights, anchors, exact, scales, strict=True):
+        s = _per_row(s, c)
+        torch.mul(c, s, out=w) if w0 is None else torch.addcmul(w0, c, s, out=w)
+    if lean:
+        torch._foreach_copy_(layers.deviations, exact)
 
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:

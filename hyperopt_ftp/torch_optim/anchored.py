@@ -1,8 +1,8 @@
-"""What the drop-in classes share: groups and their checks, lazy state, executions, saving and loading."""
+"""What the drop-in classes share: groups and their checks, lazy state, saving and loading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -11,36 +11,42 @@ from torch import Tensor
 
 from ..ftp import GRADIENTS
 from ..hparams import check_choice, check_number
-from ..projections import NORMS
+from ..kernels.layers import NOTHING, Ball, Layers
+from ..optimizers.projected import first_radius
+from ..projections import NORMS, row_norm
+from ..tree import working
 from .anchor_source import AnchorSource
-from .layer import Layer, start
+from .executions import pick
 from .names import Exclude
 
 __all__ = ["Anchored"]
+
+#: Keys of a constrained parameter's state, in the order of the columns of ``Layers``.
+KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq")
 
 
 class Anchored(torch.optim.Optimizer):
     """Base of the drop-in classes: keeps constrained parameters in learned balls around their anchors.
 
-    State of a constrained parameter, made at its first step: ``anchor`` (in its own dtype; none for a zero anchor),
-    ``deviation`` (c), ``row_norm`` (n), ``radius``, ``radius_exp_avg`` and ``radius_exp_avg_sq``, in float32, or
-    float64 for float64 weights, also after loading. Nothing enters ``state`` before.
+    State of a constrained parameter, made at its first step: ``anchor`` (in its own dtype; none for a zero anchor or
+    one in a file), ``deviation`` (c), ``row_norm`` (n), ``radius``, ``radius_exp_avg`` and ``radius_exp_avg_sq``, in
+    float32, or float64 for float64 weights, also after loading. Nothing enters ``state`` before.
 
-    ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time) or
-    ``"foreach"``; before the first step, the one that would.
+    ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time),
+    ``"foreach"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
     """
 
     STEP = "step"  #: key of a parameter's own step count
     NUMBERS: tuple[str, ...] = ("radius_lr", "kappa")  #: group entries that are checked against their domains
     KEPT = ("_anchor", "_exclude", "execution")  #: attributes that pickle and deepcopy keep beside torch's
 
-    def __init__(self, params: Any, defaults: dict[str, Any], anchor: Any, exclude: Any) -> None:
-        self._anchor = AnchorSource(anchor)
+    def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
+        self._anchor = anchor
         self._exclude = Exclude(exclude)
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
         self._anchor.check_no_extra(self._names())
-        self.execution = self._pick_execution(self.param_groups[0])
+        self.execution = pick(self.param_groups[0])
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -90,47 +96,87 @@ class Anchored(torch.optim.Optimizer):
 
     # -- a step -------------------------------------------------------------------------------------------------
 
-    def _layers(self) -> list[tuple[dict[str, Any], list[Layer]]]:
+    def _layers(self) -> list[tuple[dict[str, Any], Layers]]:
         """Each group with its parameters that have a gradient. Every check comes before the first change."""
-        names, work = iter(self._names()), []
+        if not torch.compiler.is_compiling():
+            names = iter(self._names())
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self._check_gradient(p, next(names))
+        work = []
         for group in self.param_groups:
-            layers = []
-            for p, constrained in zip(group["params"], group["constrained"], strict=True):
-                name, grad = next(names), p.grad
-                if grad is None:
-                    continue
-                if grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{type(self).__name__} needs dense gradients, got {grad.layout} for parameter {name!r}; use "
-                        "dense embeddings, or another optimizer for that parameter"
-                    )
-                if not grad.is_floating_point():
-                    raise RuntimeError(f"gradients must be real and floating, got {grad.dtype} for parameter {name!r}")
-                grad = grad.neg() if group.get("maximize") else grad
-                layers.append(Layer(p, grad, self.state.get(p, {}), constrained, name))
-            if layers:
-                work.append((group, layers))
+            columns: list[list[Tensor]] = [[] for _ in Layers._fields[:-1]]
+            moments: list[list[Tensor]] = [[] for _ in self._moments(group)]
+            self._init_group(group, *columns, *moments)
+            if columns[0]:
+                layers = Layers._make([*columns, moments])
+                pairs = [_fitting(*row) for row in zip(layers.weights, layers.grads, layers.anchors, strict=True)]
+                grads, anchors = ([pair[k] for pair in pairs] for k in range(2))
+                work.append((group, layers._replace(grads=grads, anchors=anchors)))
         return work
 
-    def _start(self, layer: Layer, group: dict[str, Any]) -> None:
-        """The state that a parameter's first step needs."""
-        state = layer.state
+    def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
+        """Fill the columns of ``Layers``; first, make the state that a first step needs.
+
+        torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
+        """
+        names, first = self._names(), 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            first += len(other["params"])
+        moments = self._moments(group)
+        for k, (p, constrained) in enumerate(zip(group["params"], group["constrained"], strict=True)):
+            if p.grad is None:
+                continue
+            self._check_gradient(p, names[first + k])
+            state = self._state_of(p)
+            self._start(p, state, group, names[first + k], constrained)
+            held = [state[key] if constrained else NOTHING for key in KEYS]
+            w0 = self._anchor.of(p, names[first + k], state) if constrained else NOTHING
+            row = [p, p.grad, state[self.STEP], w0, *held, *(state[name] for name in moments)]
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        return self.state[p]
+
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Keys of the base's state, in the order of ``Layers.moments``."""
+        return ()
+
+    def _check_gradient(self, p: Tensor, name: Any) -> None:
+        grad = p.grad
+        if grad is None:
+            return
+        if grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{type(self).__name__} needs dense gradients, got {grad.layout} for parameter {name!r}; use "
+                "dense embeddings, or another optimizer for that parameter"
+            )
+        if not grad.is_floating_point():
+            raise RuntimeError(f"gradients must be real and floating, got {grad.dtype} for parameter {name!r}")
+        if grad.device != p.device:
+            raise RuntimeError(
+                f"the gradient of parameter {name!r} is on {grad.device}, the parameter on {p.device}; move the model "
+                "before the optimizer is built"
+            )
+
+    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
+        """The state that a parameter's first step needs. c = 0, so the first hypergradient is 0."""
         if self.STEP not in state:
-            device = layer.param.device if group.get("capturable") else "cpu"
+            device = p.device if group.get("capturable") or pick(group) == "triton" else "cpu"
             state[self.STEP] = torch.zeros((), dtype=torch.float32, device=device)
-        if layer.constrained and "radius" not in state:
-            start(layer, self._anchor.make(layer.param, layer.name), group["norm"])
-
-    def _pick_execution(self, group: dict[str, Any]) -> str:
-        wanted = group.get("foreach")
-        if wanted is None:
-            wanted = all(type(p) in (Tensor, torch.nn.Parameter) for p in group["params"])
-        return "foreach" if wanted else "single"
-
-    def _steps(self, layers: list[Layer], group: dict[str, Any]) -> Sequence[Any]:
-        """The parameters' own step counts: numbers, or tensors where a step must do without numbers."""
-        counts = [layer.state[self.STEP] for layer in layers]
-        return [t.double() for t in counts] if group.get("capturable") else [t.item() for t in counts]
+        if constrained and "radius" not in state:
+            w = p.detach()
+            c = torch.zeros_like(working(w))
+            self._anchor.start(p, name, state)
+            w0 = self._anchor.of(p, name, state)
+            radius = first_radius(w, w0 if w0.numel() else c, group["norm"])
+            values = (c, row_norm(c, group["norm"]), radius, torch.zeros_like(radius), torch.zeros_like(radius))
+            state.update(zip(KEYS, values, strict=True))
+            if group.get("lean"):
+                state["deviation"] = c.to(torch.bfloat16)
 
     # -- saving and loading -------------------------------------------------------------------------------------
 
@@ -149,11 +195,15 @@ class Anchored(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_loading" in self.__dict__:
-            _restore_dtypes(state, self._loading)
+            _restore(state, self._loading, self._anchor.device)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
                 for key in (*self.defaults, "constrained"):  # absent in a checkpoint of the plain base optimizer
                     new.setdefault(key, old[key])
         super().__setstate__(state)
+
+
+def ball(group: dict[str, Any]) -> Ball:
+    return Ball(group["radius_lr"], group["kappa"], group["norm"], group["gradient"] == "exact")
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:
@@ -163,12 +213,26 @@ def run_closure(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def _restore_dtypes(loaded: dict[str, Any], saved: dict[str, Any]) -> None:
-    """torch casts floating state to the parameter's dtype; the radius of a 16-bit weight must stay float32."""
+def _fitting(w: Tensor, grad: Tensor, w0: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient in the layout of the weights, and in their dtype or working precision; the anchor beside them."""
+    if grad.dtype != w.dtype:
+        grad = grad.to(working(w).dtype)
+    if grad.stride() != w.stride() and type(grad) is Tensor:
+        grad = torch.empty_like(w, dtype=grad.dtype).copy_(grad)
+    if w0.device != w.device and w0.numel():
+        w0 = w0.to(w.device, non_blocking=True)
+    return grad, w0
+
+
+def _restore(loaded: dict[str, Any], saved: dict[str, Any], anchor_device: torch.device | None) -> None:
+    """torch casts floating state to the parameter's dtype and device; both were chosen, and are to stay."""
     ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
     params = chain.from_iterable(group["params"] for group in loaded["param_groups"])
     for key, p in zip(ids, params, strict=True):
         for name, value in saved["state"].get(key, {}).items():
             now = loaded["state"][p][name]
             if isinstance(value, Tensor) and now.dtype != value.dtype:
-                loaded["state"][p][name] = value.to(now.device)
+                now = value.to(now.device)
+            if name == "anchor" and anchor_device is not None:
+                now = now.to(anchor_device)
+            loaded["state"][p][name] = now

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..hparams import as_tensor, check_number
-from ..kernels import foreach
-from ..optimizers.adam import AdamState, adamw
+from ..hparams import check_number
+from ..kernels.layers import AdamW
 from ..tree import working
-from ..types import Optimizer
-from .layer import Layer
 from .native import Native, number
 
 __all__ = ["FTPAdamW"]
@@ -47,18 +43,26 @@ class FTPAdamW(Native):
         norm: ``"mars"``: rows (dim 0) in L1; 0-d and 1-D tensors are one row. ``"l2"``: whole tensors.
         gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: clipped rows only, which
             is the true derivative of the step.
-        foreach: ``True``: multi-tensor ops; ``False``: the pure function, one parameter at a time; ``None``:
-            multi-tensor unless parameters are tensor subclasses.
-        fused: ``None`` or ``False``; there is no fused execution yet.
-        capturable: keep step counts on the device and do without Python numbers in a step.
+        anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
+            16 bits take 2 bytes), else as it is.
+        anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.
+        lean: keep c in bfloat16: 3.5 instead of 4 buffers of the weights' size. W and n are as ever; the radius's
+            gradient, which alone reads the stored c, is off by at most ``2^-8 sum_i <|g_i|, |c_i|> / n_i``.
+        foreach: ``True``: multi-tensor ops; ``False``: the pure function, one parameter at a time.
+        fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None`` the
+            best that can run does: fused, else multi-tensor, else (tensor subclasses) the pure function.
+        capturable: keep step counts on the device and do without Python numbers in a step (CUDA graphs).
 
     Raises:
-        ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit.
+        ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit, ``lean``
+            with weights that are not float32.
         TypeError: integer parameters.
-        RuntimeError: ``fused=True``; at a step, sparse or complex gradients.
+        RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients.
 
-    Weights changed from outside between steps are respected. 16-bit weights: all state is float32, with c as the master
-    copy of the weights. State: m, v, c and the anchor, each the size of the weights.
+    Weights changed from outside between steps are respected. An infinite or NaN gradient makes its row NaN, and at the
+    next step the layer. Under a GradScaler the fused executions unscale gradients themselves and skip a step on the
+    device. 16-bit weights: all state is float32, with c as the master copy of the weights. State: m, v, c and the anchor,
+    each the size of the weights.
 
     Deviation from the authors' code: a run that starts off the anchor starts from the radius that holds it.
 
@@ -69,8 +73,8 @@ class FTPAdamW(Native):
     ...     opt.zero_grad()
     ...     model(torch.ones(1, 4)).sum().backward()
     ...     opt.step()
-    >>> sorted(opt.radii()), opt.execution
-    (['0.bias', '0.weight'], 'foreach')
+    >>> sorted(opt.radii())
+    ['0.bias', '0.weight']
     """
 
     NUMBERS = (*Native.NUMBERS, "lr", "eps", "weight_decay")
@@ -90,6 +94,9 @@ class FTPAdamW(Native):
         kappa: float = 1.0,
         norm: str = "mars",
         gradient: str = "paper",
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        lean: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -97,10 +104,10 @@ class FTPAdamW(Native):
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "maximize": maximize,
-            "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
+            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, anchor, exclude)
+        super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         betas = group["betas"]
@@ -110,41 +117,15 @@ class FTPAdamW(Native):
             check_number("betas", beta)
         super()._check_group(group)
 
-    def _start(self, layer: Layer, group: dict[str, Any]) -> None:
-        super()._start(layer, group)
-        names = ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ())
-        for name in names:
-            if name not in layer.state:
-                layer.state[name] = torch.zeros_like(working(layer.param.detach()))
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
-    def _pure_base(self, group: dict[str, Any]) -> Optimizer:
-        return adamw(as_tensor(group["lr"]), group["betas"], group["eps"], group["weight_decay"], group["amsgrad"])
+    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
+        super()._start(p, state, group, name, constrained)
+        for key in self._moments(group):
+            if key not in state:
+                state[key] = torch.zeros_like(working(p.detach()))
 
-    def _pure_state(self, layer: Layer, count: Tensor) -> AdamState:
-        m, v, vmax = (_leaf(layer.state, name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
-        return AdamState(count, m, v, vmax)
-
-    def _keep(self, layer: Layer, base_state: AdamState) -> None:
-        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            if getattr(base_state, name):
-                layer.state[name].copy_(getattr(base_state, name)["w"])
-
-    def _move(
-        self,
-        group: dict[str, Any],
-        weights: list[Tensor],
-        grads: list[Tensor],
-        layers: list[Layer],
-        steps: Sequence[Any],
-    ) -> None:
-        states = [layer.state for layer in layers]
-        foreach.adamw_(
-            weights, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
-            [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [], steps,
-            lr=number(group["lr"], weights[0], group["capturable"]), betas=group["betas"], eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )  # fmt: skip
-
-
-def _leaf(state: dict[str, Any], name: str) -> Any:
-    return {"w": state[name]} if name in state else ()
+    def _base(self, group: dict[str, Any], like: Tensor) -> AdamW:
+        lr = number(group["lr"], like, group["capturable"])
+        return AdamW(lr, group["betas"][0], group["betas"][1], group["eps"], group["weight_decay"])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..hparams import as_tensor
-from ..kernels import foreach
-from ..optimizers.sgd import SGDState, sgd
+from ..kernels.layers import SGD
+from ..optimizers.sgd import sgd
 from ..tree import working
-from ..types import Optimizer
-from .layer import Layer
 from .native import Native, number
 
 __all__ = ["FTPSGD"]
@@ -27,7 +23,8 @@ class FTPSGD(Native):
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        params, anchor, exclude, radius_lr, kappa, norm, gradient, foreach, fused, capturable: as in :class:`FTPAdamW`.
+        params, anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, lean, foreach, fused,
+            capturable: as in :class:`FTPAdamW`.
 
     Raises:
         As :class:`FTPAdamW`; also ``ValueError`` for nesterov without momentum or with dampening.
@@ -62,6 +59,9 @@ class FTPSGD(Native):
         kappa: float = 1.0,
         norm: str = "mars",
         gradient: str = "paper",
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        lean: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -69,46 +69,30 @@ class FTPSGD(Native):
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
-            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "maximize": maximize,
-            "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
+            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, anchor, exclude)
+        super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        self._pure_base(group)  # checks nesterov's conditions
+        sgd(1.0, group["momentum"], group["dampening"], nesterov=group["nesterov"])  # checks nesterov's conditions
 
-    def _pure_base(self, group: dict[str, Any]) -> Optimizer:
-        h = (group["momentum"], group["dampening"], group["weight_decay"])
-        return sgd(as_tensor(group["lr"]), *h, nesterov=group["nesterov"])
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        if group["momentum"] == 0:
+            return ()
+        return ("momentum_buffer",) if group["dampening"] == 0 else ("momentum_buffer", "momentum_start")
 
-    def _pure_state(self, layer: Layer, count: Tensor) -> SGDState:
-        # As in torch, the first step with momentum is the one that finds no buffer.
-        buffer = layer.state.get("momentum_buffer")
-        if buffer is None:
-            return SGDState(torch.zeros_like(count), {"w": torch.zeros_like(working(layer.param.detach()))})
-        return SGDState(torch.ones_like(count), {"w": buffer})
+    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
+        super()._start(p, state, group, name, constrained)
+        keys = self._moments(group)
+        # As in torch, the first step with momentum is the one that finds no buffer; it differs with dampening.
+        if "momentum_start" in keys and "momentum_start" not in state:
+            begun = state.get("momentum_buffer") is not None
+            state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
+        if keys and state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(working(p.detach()))
 
-    def _keep(self, layer: Layer, base_state: SGDState) -> None:
-        layer.state["momentum_buffer"] = base_state.momentum_buffer["w"]
-
-    def _move(
-        self,
-        group: dict[str, Any],
-        weights: list[Tensor],
-        grads: list[Tensor],
-        layers: list[Layer],
-        steps: Sequence[Any],
-    ) -> None:
-        fresh = ["momentum_buffer" not in layer.state for layer in layers]
-        buffers = []
-        if group["momentum"] != 0:
-            for layer, w, new in zip(layers, weights, fresh, strict=True):
-                if new:
-                    layer.state["momentum_buffer"] = torch.empty_like(w)
-                buffers.append(layer.state["momentum_buffer"])
-        foreach.sgd_(
-            weights, grads, buffers, fresh, lr=number(group["lr"], weights[0], group["capturable"]),
-            momentum=group["momentum"], dampening=group["dampening"], weight_decay=group["weight_decay"],
-            nesterov=group["nesterov"],
-        )  # fmt: skip
+    def _base(self, group: dict[str, Any], like: Tensor) -> SGD:
+        lr = number(group["lr"], like, group["capturable"])
+        return SGD(lr, group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"])

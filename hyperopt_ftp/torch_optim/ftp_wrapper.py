@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..types import Optimizer
-from .anchored import Anchored, run_closure
-from .layer import Layer, run_pure
-from .multi_tensor import buckets, project, step_radii, store, working_weights
+from ..kernels.layers import choose
+from ..kernels.ops import obstacle
+from .anchor_source import AnchorSource
+from .anchored import Anchored, ball, run_closure
+from .executions import EXECUTIONS, alike, pick
 
 __all__ = ["FTP"]
 
@@ -26,7 +27,7 @@ class FTP(Anchored):
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name.
-        anchor, exclude, radius_lr, kappa, norm, gradient: as in :class:`FTPAdamW`.
+        anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device: as in :class:`FTPAdamW`.
 
     Raises:
         TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
@@ -47,7 +48,7 @@ class FTP(Anchored):
     """
 
     STEP = "ftp_step"
-    KEPT = (*Anchored.KEPT, "base")
+    KEPT = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
 
     def __init__(
         self,
@@ -59,6 +60,8 @@ class FTP(Anchored):
         kappa: float = 1.0,
         norm: str = "mars",
         gradient: str = "paper",
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
     ) -> None:
         if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, Anchored)):
             raise TypeError(
@@ -67,11 +70,14 @@ class FTP(Anchored):
             )
         own = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}
         self.base = base
+        self._base_columns = _columns_of(base)
+        self._waiting: dict[Tensor, dict[str, Any]] = {}
         groups = [{**group} for group in base.param_groups]
         for group in groups:
             if "param_names" in group:
                 group["params"] = list(zip(group["param_names"], group["params"], strict=True))
-        super().__init__(groups, {**base.defaults, **own}, anchor, exclude)
+        source = AnchorSource(anchor, anchor_dtype, anchor_device)
+        super().__init__(groups, {**base.defaults, **own}, source, exclude)
         self._share(base.state)
 
     def _share(self, state: Any) -> None:
@@ -96,39 +102,31 @@ class FTP(Anchored):
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
         loss = run_closure(closure)
-        after: list[Callable[[], None]] = []
+        work = []
         for group, layers in self._layers():
-            held = [layer for layer in layers if layer.constrained]
-            for layer in held:
-                self._start(layer, group)
-                layer.state[self.STEP] += 1
-            self.execution = self._pick_execution(group)
-            if self.execution == "single":
-                # The base may use up the gradient; the pure step comes after it.
-                after += [partial(self._project_pure, layer._replace(grad=layer.grad.clone()), group) for layer in held]
-            else:
-                for bucket in buckets(held):
-                    packed = step_radii(bucket, group, self._steps(bucket, group))
-                    after.append(partial(self._project_foreach, bucket, packed, group["norm"]))
+            self.execution = _execution(group)
+            held = choose(layers, [i for i, c in enumerate(layers.deviations) if c.numel()])
+            for part in alike(held):
+                execution = EXECUTIONS[self.execution]
+                work.append((execution, part, execution.radii_(part, ball(group)), ball(group)))
         self.base.step()
-        for project_layers in after:
-            project_layers()
+        for execution, part, packed, numbers in work:
+            execution.project_(part, packed, numbers)
+        for p, state in self._waiting.items():
+            self.state[p].update(state)
+        self._waiting.clear()
         return loss
 
-    def _project_pure(self, layer: Layer, group: dict[str, Any]) -> None:
-        run_pure(_MOVED, (), layer, layer.state[self.STEP].to(torch.int64) - 1, group)
-        self._attach([layer])
+    def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
+        # Bases take an empty state for a first step: the base's state is made before ours.
+        if self._base_columns is not None:
+            self.base._init_group(group, *([] for _ in range(self._base_columns)))  # pyright: ignore
+        super()._init_group(group, *columns)
 
-    def _project_foreach(self, layers: list[Layer], packed: Tensor, norm: str) -> None:
-        weights = working_weights(layers)
-        project(layers, weights, packed, norm)
-        store(layers, weights)
-        self._attach(layers)
-
-    def _attach(self, layers: list[Layer]) -> None:
-        """New state becomes visible after the base's step only: bases take an empty state for a first step."""
-        for layer in layers:
-            self.state[layer.param].update(layer.state)
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        if self._base_columns is None and not self.state.get(p):
+            return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
+        return self.state[p]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -136,5 +134,14 @@ class FTP(Anchored):
         self._share(self.state)
 
 
-#: A base whose move is already in the weights.
-_MOVED = Optimizer(lambda params, hparams=None: (), lambda grads, state, params, hparams=None: (params, state), {})
+def _columns_of(base: torch.optim.Optimizer) -> int | None:
+    """How many lists torch's method that makes a group's state fills; ``None`` where the base has no such method."""
+    method = getattr(base, "_init_group", None)
+    return None if method is None else len(inspect.signature(method).parameters) - 1
+
+
+def _execution(group: dict[str, Any]) -> str:
+    """The base's flags are its own: the projection of a fused base is fused where it can be."""
+    if group.get("foreach") is not None and not group.get("fused"):
+        return "foreach" if group["foreach"] else "single"
+    return pick({"params": group["params"], "fused": None if obstacle(group["params"]) is None else False})

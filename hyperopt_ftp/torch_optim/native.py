@@ -1,24 +1,32 @@
-"""The drop-in classes that hold their base optimizer themselves: one step, in the execution that was picked."""
+"""The drop-in classes that hold their base optimizer themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..types import Optimizer
-from .anchored import Anchored, run_closure
-from .layer import Layer, run_pure
-from .multi_tensor import buckets, move_and_project
+from ..kernels.layers import SGD, AdamW, Amp
+from ..kernels.ops import obstacle
+from .anchor_source import AnchorSource
+from .anchored import Anchored, ball, run_closure
+from .executions import EXECUTIONS, alike, pick
 
 __all__ = ["Native", "number"]
 
 
 class Native(Anchored):
-    """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a pure base optimizer, and the same as a foreach step."""
+    """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, *, anchor: Any, dtype: Any, device: Any):
+        super().__init__(params, defaults, AnchorSource(anchor, dtype, device), exclude)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks)."""
+        return all(pick(group) in ("fused_cpu", "triton") for group in self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -31,51 +39,33 @@ class Native(Anchored):
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
         loss = run_closure(closure)
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
+            return loss  # not even the state of a first step
         for group, layers in self._layers():
-            for layer in layers:
-                self.state[layer.param] = layer.state
-                self._start(layer, group)
-                layer.state[self.STEP] += 1
-            self.execution = self._pick_execution(group)
-            if self.execution == "single":
-                for layer in layers:
-                    count = layer.state[self.STEP].to(torch.int64) - 1
-                    base_state = self._pure_state(layer, count)
-                    self._keep(layer, run_pure(self._pure_base(group), base_state, layer, count, group))
-            else:
-                for bucket in buckets(layers):
-                    move_and_project(bucket, group, self._steps(bucket, group), partial(self._move, group))
+            self.execution = pick(group)
+            for part in alike(layers):
+                amp = Amp(group["maximize"], _near(scale, part.weights[0]), _near(found_inf, part.weights[0]))
+                EXECUTIONS[self.execution].step_(part, self._base(group, part.weights[0]), ball(group), amp)
         return loss
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        if group["fused"]:
-            raise RuntimeError(
-                f"fused=True: {type(self).__name__} has no fused execution yet; use fused=None (the best there is) or "
-                "foreach=True"
-            )
+        if group["fused"] and group["foreach"]:
+            raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
+        why = obstacle(group["params"]) if group["fused"] else None
+        if why:
+            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
+        if group["lean"]:
+            narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32]
+            if narrow:
+                raise ValueError(
+                    f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got {narrow[0]}; for 16-bit "
+                    "weights the deviation is the master copy"
+                )
 
-    def _pure_base(self, group: dict[str, Any]) -> Optimizer:
-        """The base optimizer as a pure function, with the group's hyperparameters."""
-        raise NotImplementedError
-
-    def _pure_state(self, layer: Layer, count: Tensor) -> Any:
-        """The base's state of one parameter, for ``_pure_base``."""
-        raise NotImplementedError
-
-    def _keep(self, layer: Layer, base_state: Any) -> None:
-        """Write what ``_pure_base`` made of the base's state back."""
-        raise NotImplementedError
-
-    def _move(
-        self,
-        group: dict[str, Any],
-        weights: list[Tensor],
-        grads: list[Tensor],
-        layers: list[Layer],
-        steps: Sequence[Any],
-    ) -> None:
-        """The base's foreach step on working weights, in place."""
+    def _base(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
+        """The base's rule with the group's numbers."""
         raise NotImplementedError
 
 
@@ -83,4 +73,10 @@ def number(lr: float | Tensor, like: Tensor, capturable: bool) -> float | Tensor
     """A tensor lr as a number where that costs no sync, else on the weights' device."""
     if not isinstance(lr, Tensor):
         return lr
-    return lr.item() if lr.device.type == "cpu" and not capturable else lr.to(like.device, non_blocking=True)
+    if torch.compiler.is_compiling() or capturable or lr.device.type != "cpu":
+        return lr.to(like.device, non_blocking=True)
+    return lr.item()
+
+
+def _near(value: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if value is None else value.to(like.device, non_blocking=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.kernels import ops
 
 
 def model():
@@ -148,9 +149,26 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was():
     assert len(wrapped.base.param_groups) == 1
 
 
-def test_fused_is_refused_where_it_does_not_exist():
-    with pytest.raises(RuntimeError, match="fused=True: FTPAdamW has no fused execution yet"):
-        hft.FTPAdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
+@pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
+def test_fused_is_refused_where_it_cannot_run(make, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"needs all on the CPU, or all on a GPU"):
+        make([torch.nn.Parameter(torch.ones(2, device="meta"))], fused=True)
+    crossed = torch.nn.Parameter(torch.ones(3, 4).t())
+    with pytest.raises(RuntimeError, match=r"shape \(4, 3\) and strides \(1, 4\) does not keep its rows in one piece"):
+        make([crossed], fused=True)
+    assert make([crossed]).execution == "foreach"
+    with pytest.raises(RuntimeError, match="fused and foreach cannot both be True"):
+        make([torch.nn.Parameter(torch.ones(2))], fused=True, foreach=True)
+    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"the package numba is not installed \(pip install numba\)"):
+        make([torch.nn.Parameter(torch.ones(2))], fused=True)
+    assert make([torch.nn.Parameter(torch.ones(2))]).execution == "foreach"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_lean_needs_float32_weights(dtype):
+    with pytest.raises(ValueError, match=f"lean=True .* needs float32 weights, got {dtype}"):
+        hft.FTPAdamW([torch.nn.Parameter(torch.ones(2, dtype=dtype))], lean=True)
 
 
 def test_the_wrapper_refuses_what_it_cannot_wrap():

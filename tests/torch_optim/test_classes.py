@@ -15,7 +15,8 @@ import hyperopt_ftp as hft
 from ..reference_runs import Run, runs
 
 RUNS = list(runs())
-EXECUTIONS = ["single", "foreach"]
+EXECUTIONS = ["single", "foreach", "fused_cpu"]
+FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
 
 
 def parameters(weights, dtype=None):
@@ -24,14 +25,12 @@ def parameters(weights, dtype=None):
 
 def native(run: Run, params, execution: str, **options):
     make = hft.FTPAdamW if run.adam else hft.FTPSGD
-    return make(
-        params.items(), exclude="head.*", kappa=run.kappa, foreach=execution == "foreach", **run.kwargs, **options
-    )
+    return make(params.items(), exclude="head.*", kappa=run.kappa, **FLAGS[execution], **run.kwargs, **options)
 
 
 def wrapped(run: Run, params, execution: str, **options):
     make = torch.optim.AdamW if run.adam else torch.optim.SGD
-    base = make(params.items(), foreach=execution == "foreach", **run.kwargs)
+    base = make(params.items(), **FLAGS[execution], **run.kwargs)
     return hft.FTP(base, exclude=["head.*"], kappa=run.kappa, **options)
 
 
@@ -131,7 +130,7 @@ def test_foreach_equals_single_in_float64(seed, shape, sgd, options, extra):
     sides = []
     for execution in EXECUTIONS:
         params = [torch.nn.Parameter(x.clone()) for x in w]
-        opt = make(params, lr=0.05, radius_lr=0.05, foreach=execution == "foreach", **options, **extra)
+        opt = make(params, lr=0.05, radius_lr=0.05, **FLAGS[execution], **options, **extra)
         sides.append((params, opt, execution))
     for t in range(6):
         grads = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in w]
@@ -178,7 +177,7 @@ def test_late_layers_and_missing_gradients_touch_no_other_layer(make, execution)
         torch.manual_seed(3)
         a, b = (torch.nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(2))
         params = [b] if alone else [a, b]
-        opt = make(params, lr=0.1, radius_lr=0.05, foreach=execution == "foreach")
+        opt = make(params, lr=0.1, radius_lr=0.05, **FLAGS[execution])
         gradients = torch.randn(10, 2, 3, 2, dtype=torch.float64)
         for t in range(10):
             a.grad = None if t < 3 or t == 6 else gradients[t, 0]
@@ -239,7 +238,7 @@ def test_the_closure_is_evaluated_once_with_gradients():
 @pytest.mark.parametrize("how", ["data.copy_", "data.add_", "data", "load"])
 def test_weights_changed_from_outside_are_respected(execution, dtype, how):
     p = torch.nn.Parameter(torch.ones(2, 3, dtype=dtype))
-    opt = hft.FTPAdamW([p], lr=1e-3, radius_lr=10.0, foreach=execution == "foreach")
+    opt = hft.FTPAdamW([p], lr=1e-3, radius_lr=10.0, **FLAGS[execution])
     for _ in range(4):
         p.grad = -torch.ones_like(p)
         opt.step()
@@ -275,9 +274,7 @@ def test_anchor_by_name_in_its_own_dtype():
     before = copy.deepcopy(model.half().state_dict())
     model.float()
     for execution in EXECUTIONS:
-        opt = hft.FTPSGD(
-            model.named_parameters(), lr=1.0, anchor=before, exclude=["2.*"], foreach=execution == "foreach"
-        )
+        opt = hft.FTPSGD(model.named_parameters(), lr=1.0, anchor=before, exclude=["2.*"], **FLAGS[execution])
         for p in model.parameters():
             p.data.add_(torch.randn_like(p))
             p.grad = torch.randn_like(p)
@@ -349,7 +346,7 @@ def test_a_tensor_learning_rate_equals_a_number():
             for make in (hft.FTPAdamW, hft.FTPSGD):
                 for capturable in (False, True):
                     p = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
-                    opt = make([p], lr=lr, foreach=execution == "foreach", capturable=capturable)
+                    opt = make([p], lr=lr, **FLAGS[execution], capturable=capturable)
                     for _ in range(4):
                         p.grad = p.detach() + 1
                         opt.step()
@@ -402,16 +399,16 @@ def test_channels_last_weights_keep_their_format(rows):
 
 
 def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
-    from hyperopt_ftp.torch_optim import multi_tensor
+    from hyperopt_ftp.kernels import foreach
 
     results = []
-    for size in (multi_tensor.CPU_BUCKET, 8):
-        monkeypatch.setattr(multi_tensor, "CPU_BUCKET", size)
+    for size in (foreach.CPU_BUCKET, 8):
+        monkeypatch.setattr(foreach, "CPU_BUCKET", size)
         params = parameters(RUNS[0].anchor())
         opt = native(RUNS[0], params, "foreach")
         list(play(RUNS[0], params, opt, range(10)))
-        layers = [layer for _, layers in opt._layers() for layer in layers]
-        results.append((len(multi_tensor.buckets(layers)), opt.radii(), [p.detach() for p in params.values()]))
+        buckets = sum(len(foreach._buckets(layers)) for _, layers in opt._layers())
+        results.append((buckets, opt.radii(), [p.detach() for p in params.values()]))
     assert results[0][0] == 1
     assert results[1][0] > 1
     assert results[0][1] == results[1][1]

@@ -1,0 +1,93 @@
+"""The projection with a fused forward pass, differentiable to any order: forward by kernel, derivatives by definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import projections
+from .hparams import check_choice
+from .kernels.layers import NOTHING, Ball, Layers
+from .kernels.ops import FUSED, obstacle
+
+__all__ = ["project"]
+
+
+def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars") -> Tensor:
+    """:func:`hyperopt_ftp.projections.project`, its value computed by the fused kernels where they can.
+
+    ``W0_i + min(radius / n_i, 1) * (W - W0)_i`` in one pass over W and W0. Works under ``torch.autograd`` (any order) and
+    ``torch.func`` (grad, jvp, vmap, nested); all derivatives are those of the pure function, which is differentiated
+    itself.
+
+    Args:
+        weights, anchor: one shape. The kernels run for float32 and float64 tensors of one dtype whose rows are dense; the
+            pure function for all others.
+        radius: 0-d tensor.
+        norm: ``"mars"`` or ``"l2"``.
+
+    Raises:
+        ValueError: an unknown norm, or shapes that differ.
+
+    >>> import torch
+    >>> from hyperopt_ftp.fused_projection import project
+    >>> w = torch.tensor([[3.0, 1.0], [0.2, 0.2]])
+    >>> project(w, torch.zeros(2, 2), torch.tensor(2.0))
+    tensor([[1.5000, 0.5000],
+            [0.2000, 0.2000]])
+    >>> torch.func.grad(lambda r: project(w, torch.zeros(2, 2), r).sum())(torch.tensor(2.0))
+    tensor(1.)
+    """
+    check_choice("norm", norm, projections.NORMS)
+    if weights.shape != anchor.shape or radius.numel() != 1:
+        raise ValueError(
+            f"weights and anchor must have one shape and radius one element, got {tuple(weights.shape)}, "
+            f"{tuple(anchor.shape)} and {tuple(radius.shape)}"
+        )
+    return _Projection.apply(weights, anchor, radius, norm)  # pyright: ignore[reportReturnType]
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str) -> Tensor:
+        alike = weights.dtype == anchor.dtype == radius.dtype and weights.stride() == anchor.stride()
+        wide = weights.dtype in (torch.float32, torch.float64)
+        if not (alike and wide and weights.numel() and obstacle([weights, anchor]) is None):
+            return projections.project(weights, anchor, radius, norm)
+        rows = weights.shape[0] if norm == "mars" and weights.ndim >= 2 else 1
+        out, c, n = weights.clone(), torch.empty_like(weights), weights.new_empty(rows)
+        step, one = torch.zeros((), device=weights.device), radius.detach().reshape(())
+        layers = Layers([out], [NOTHING], [step], [anchor], [c], [n], [one.clone()], [one.clone()], [one.clone()], [])
+        kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]
+        kernel.project_(layers, one.reshape(1).clone(), Ball(0.0, 0.0, norm, False))
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.norm = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        norm = ctx.norm
+        _, pull = torch.func.vjp(lambda *x: projections.project(*x, norm), *ctx.saved_tensors)
+        return *pull(cotangents[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        primals = ctx.saved_tensors
+        norm = ctx.norm
+        filled = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents[:3], strict=True)]
+        # A sum of vector-Jacobian products' transposes, so that it nests in forward mode too.
+        _, pull = torch.func.vjp(lambda *x: projections.project(*x, norm), *primals)
+        _, push = torch.func.vjp(lambda g: pull(g), torch.zeros_like(primals[0]))
+        return push(tuple(filled))[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        *tensors, norm = inputs
+        batched = torch.func.vmap(lambda *x: projections.project(*x, norm), in_dims=in_dims[:3])
+        return batched(*tensors), 0

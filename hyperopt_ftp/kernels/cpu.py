@@ -1,0 +1,221 @@
+"""Launches of the fused CPU execution: tables of addresses, and rows spread over threads. Numba is imported when used.
+
+Each call starts its threads and ends them: there is no pool to be lost in a fork or shared by two optimizers. A
+layer's sum and its rows stay on one thread; large layers are cut into blocks of rows, always the same ones, so that a
+result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+
+__all__ = ["project_", "radii_", "step_"]
+
+#: Elements of a layer above which it is cut, and of its blocks; fewest elements that are worth a thread.
+LARGE, BLOCK, THREAD = 2**22, 2**20, 2**17
+
+_PLAIN = Amp()
+
+
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
+    """A whole FTP step, in place."""
+    if amp.found_inf is not None and amp.found_inf.item():
+        return
+    torch._foreach_add_(layers.steps, 1.0)
+    for part in _alike(layers):
+        call = _Call(part, ball, amp, base)
+        k = call.kernels
+        call.run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
+    torch.autograd.graph.increment_version(layers.weights)
+
+
+def radii_(layers: Layers, ball: Ball) -> Tensor:
+    """Advances the steps and the radii's moments; returns the new radii, shape (layers,), not yet clipped."""
+    torch._foreach_add_(layers.steps, 1.0)
+    wide = torch.float64 if layers.weights[0].dtype == torch.float64 else torch.float32
+    packed = torch.zeros(len(layers.weights), dtype=wide)
+    for which, part in _parts(layers):
+        call = _Call(part, ball, _PLAIN, None)
+        call.run(call.kernels.SUM_PART | call.kernels.RADIUS_PART)
+        packed[which] = torch.from_numpy(call.packed[call.first]).to(wide)
+    return packed
+
+
+def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
+    """Projects moved weights: writes c, n, the clipped radii, and W."""
+    for which, part in _parts(layers):
+        call = _Call(part, ball, _PLAIN, None)
+        call.packed[:] = packed[which].numpy()[call.layer]
+        call.run(call.kernels.MOVE_PART | call.kernels.CLIP_PART)
+    torch.autograd.graph.increment_version(layers.weights)
+
+
+def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:
+    """Layers whose tensors have the same dtypes, and their positions."""
+    found: dict[Any, list[int]] = {}
+    for i, (w, g, w0, c) in enumerate(
+        zip(layers.weights, layers.grads, layers.anchors, layers.deviations, strict=True)
+    ):
+        if w.numel():
+            wide = torch.float64 if w.dtype == torch.float64 else torch.float32
+            key = w.dtype, g.dtype, w0.dtype if w0.numel() else wide, c.dtype if c.numel() else wide
+            found.setdefault(key, []).append(i)
+    return [(which, choose(layers, which)) for which in found.values()]
+
+
+def _alike(layers: Layers) -> list[Layers]:
+    return [part for _, part in _parts(layers)]
+
+
+class _Call:
+    """One run of the kernels over layers of the same dtypes."""
+
+    def __init__(self, layers: Layers, ball: Ball, amp: Amp, base: AdamW | SGD | None) -> None:
+        import numpy as np
+
+        from . import cpu_kernels as kernels
+
+        self.kernels: Any = kernels
+        storage = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "u2", torch.float16: "i2"}
+        w, g = layers.weights[0].dtype, layers.grads[0].dtype
+        real = torch.float64 if w == torch.float64 else torch.float32
+        w0 = next((x.dtype for x in layers.anchors if x.numel()), real)
+        c = next((x.dtype for x in layers.deviations if x.numel()), real)
+        self.likes = [np.empty(0, storage[dtype]) for dtype in (real, w, g, w0, c)]
+        self.zeros = np.zeros(kernels.LONG, storage[w0])
+
+        moments = _moments(layers, base)
+        _check(layers, moments, real)
+        table, owner = _table(layers, moments)
+        self.table, self.layer = np.array(table, np.int64), np.array(owner)
+        self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
+        self.sums, self.packed = np.zeros(len(table)), np.zeros(len(table))
+
+        self.rule, self.numbers = kernels.NOTHING, np.zeros(kernels.NUMBERS)
+        given: dict[int, Any] = {kernels.RADIUS_LR: ball.radius_lr, kernels.KAPPA: ball.kappa}
+        scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
+        given[kernels.SCALE] = -scale if amp.maximize else scale
+        if isinstance(base, AdamW):
+            self.rule = kernels.ADAMW
+            columns = (kernels.LR, kernels.BETA1, kernels.BETA2, kernels.EPS, kernels.DECAY)
+            given |= dict(zip(columns, base, strict=True))
+        elif base is not None:
+            self.rule = kernels.SGD
+            columns = (kernels.LR, kernels.MOMENTUM, kernels.DAMPENING, kernels.DECAY, kernels.NESTEROV)
+            given |= dict(zip(columns, base, strict=True))
+        for column, value in given.items():
+            self.numbers[column] = float(value)
+        self.exact, self.square = ball.exact, ball.norm == "l2"
+
+    def run(self, parts: int) -> None:
+        """Layers in one piece go through all parts at once; what is cut waits between them."""
+        k = self.kernels
+        cut = self.table[:, k.COUNT] != 1
+        if not cut.any():
+            self._spread((~cut).nonzero()[0], parts)
+            return
+        firsts = self.first[cut[self.first]]
+        self._spread(cut.nonzero()[0], parts & k.SUM_PART)
+        self._spread(firsts, parts & k.RADIUS_PART)
+        self._spread(cut.nonzero()[0], parts & k.MOVE_PART)
+        self._spread((~cut).nonzero()[0], parts)
+        self._spread(firsts, parts & k.CLIP_PART)
+
+    def _spread(self, pieces: Any, parts: int) -> None:
+        """Run parts of the pieces on as many threads as torch uses, the largest pieces first."""
+        import numpy as np
+
+        if not len(pieces) or not parts:
+            return
+        sizes = self.table[pieces, self.kernels.ROWS] * self.table[pieces, self.kernels.COLS]
+        threads = max(1, min(torch.get_num_threads(), len(pieces), int(sizes.sum()) // THREAD))
+        loads, shares = [0] * threads, [[] for _ in range(threads)]
+        for i in np.argsort(-sizes, kind="stable"):
+            least = loads.index(min(loads))
+            shares[least].append(pieces[i])
+            loads[least] += sizes[i]
+        jobs = [np.array(sorted(share), np.int64) for share in shares]
+        if threads == 1:
+            self._run(jobs[0], parts)
+            return
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(self._run, job, parts) for job in jobs[1:]]
+            self._run(jobs[0], parts)
+            for other in others:
+                other.result()
+
+    def _run(self, pieces: Any, parts: int) -> None:
+        import numpy as np
+
+        scratch = np.empty(self.kernels.SCRATCH, self.likes[0].dtype)
+        self.kernels.run(
+            self.table, pieces, parts, self.rule, self.numbers, self.exact, self.square, *self.likes,
+            self.zeros.ctypes.data, self.sums, self.packed, scratch.ctypes.data,
+        )  # fmt: skip
+
+
+#: Columns of the base's state as the kernels name them: first, second, and max v or the step at which b was made.
+Moments = tuple["list[Tensor] | None", "list[Tensor] | None", "list[Tensor] | None"]
+
+
+def _moments(layers: Layers, base: AdamW | SGD | None) -> Moments:
+    first, *rest = layers.moments if base is not None and layers.moments else [None]
+    if isinstance(base, AdamW):
+        return first, rest[0], rest[1] if len(rest) > 1 else None
+    return first, None, rest[0] if rest else None
+
+
+def _check(layers: Layers, moments: Moments, real: torch.dtype) -> None:
+    """``RuntimeError`` where memory is not as the weights' lies: addresses know neither dtype nor strides."""
+    m, v, x = moments
+    full = [column for column in (m, v, x if v is not None else None) if column is not None]
+    alike = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *full, strict=True)
+    for w, *others in alike:
+        shape, strides = w.shape, w.stride()
+        for t in others:
+            if (t.stride() != strides or t.shape != shape) and t.numel():
+                raise RuntimeError(
+                    f"weights of shape {tuple(shape)} and strides {strides} have a gradient or state of shape "
+                    f"{tuple(t.shape)} and strides {t.stride()}; load state in the layout of the weights"
+                )
+    small = (layers.norms, layers.radii, layers.radius_exp_avgs, layers.radius_exp_avg_sqs)
+    for column in (*full, *small):
+        for t in column:
+            if t.dtype is not real and t.numel():
+                raise RuntimeError(f"state of {layers.weights[0].dtype} weights must be {real}, got {t.dtype}")
+
+
+def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]]:
+    """Rows of the kernels' table of pieces, and the layer of each."""
+    _, v, _ = moments
+    wide = 8 if layers.weights[0].dtype == torch.float64 else 4
+    widths = [next((t.element_size() for t in column if t.numel()), 0) for column in layers[:2] + layers[3:5]]
+    table, owner = [], []
+    for i, w in enumerate(layers.weights):
+        n = layers.norms[i]
+        size, count = w.numel(), n.numel() or 1
+        # 0 is the address of a tensor without elements.
+        addresses = [
+            w.data_ptr(), layers.grads[i].data_ptr(), layers.anchors[i].data_ptr(), layers.deviations[i].data_ptr(),
+            n.data_ptr(), *(0 if column is None else column[i].data_ptr() for column in moments),
+        ]  # fmt: skip
+        fixed = (layers.steps[i], layers.radii[i], layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i])
+        fixed = [t.data_ptr() for t in fixed]
+        cols = size // count
+        if size <= LARGE:
+            table.append([*addresses, *fixed, count, cols, 1, count])
+            owner.append(i)
+            continue
+        block = max(1, BLOCK // cols)
+        strides = [*(width * cols for width in widths), wide, wide * cols, wide * cols, 0 if v is None else wide * cols]
+        for r in range(0, count, block):
+            places = [a and a + r * stride for a, stride in zip(addresses, strides, strict=True)]
+            table.append([*places, *fixed, min(block, count - r), cols, -(-count // block), count])
+            owner.append(i)
+    return table, owner

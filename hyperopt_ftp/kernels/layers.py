@@ -1,0 +1,83 @@
+"""What a kernel is given: the tensors of many layers as columns, and the numbers of the rule. One signature for all
+executions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "choose"]
+
+#: Stands for a tensor that there is not.
+NOTHING = torch.empty(0)
+
+
+class Layers(NamedTuple):
+    """Columns of tensors, one entry a layer; all on one device, all weights of one dtype.
+
+    Working dtype T: float64 for float64 weights, else float32. All tensors of a layer that have its shape share its
+    strides.
+    """
+
+    weights: list[Tensor]  # W, changed in place
+    grads: list[Tensor]  # g, the dtype of W
+    steps: list[Tensor]  # 0-d float32: steps done; advanced by the kernel
+    anchors: list[Tensor]  # W0, any floating dtype; empty: zero
+    deviations: list[Tensor]  # c, T (bfloat16 when lean); where unconstrained empty, as the next four
+    norms: list[Tensor]  # n, shape (rows,), T
+    radii: list[Tensor]  # gamma, 0-d, T
+    radius_exp_avgs: list[Tensor]  # its first moment, 0-d, T
+    radius_exp_avg_sqs: list[Tensor]  # its second moment
+    moments: list[
+        list[Tensor]
+    ]  # columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b, and with dampening
+    # the number of steps (0-d float32) that the layer had done when b was made: then b becomes g, undampened
+
+
+class AdamW(NamedTuple):
+    """Numbers of :func:`hyperopt_ftp.adamw`."""
+
+    lr: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+
+class SGD(NamedTuple):
+    """Numbers of :func:`hyperopt_ftp.sgd`. Momentum buffers start at 0."""
+
+    lr: float | Tensor
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+
+
+class Ball(NamedTuple):
+    """Numbers of :func:`hyperopt_ftp.ftp`."""
+
+    radius_lr: float
+    kappa: float
+    norm: str  # "mars" or "l2"
+    exact: bool  # gradient="exact"
+
+
+class Amp(NamedTuple):
+    """What turns stored gradients into g: negated under ``maximize``, divided by ``grad_scale``.
+
+    Where ``found_inf`` is 1, nothing at all changes.
+    """
+
+    maximize: bool = False
+    grad_scale: Tensor | None = None  # 0-d or one element, on the layers' device
+    found_inf: Tensor | None = None
+
+
+def choose(layers: Layers, which: Sequence[int]) -> Layers:
+    """The layers at positions ``which``."""
+    columns = [[column[i] for i in which] for column in layers[:-1]]
+    return Layers._make([*columns, [[column[i] for i in which] for column in layers.moments]])

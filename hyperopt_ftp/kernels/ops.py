@@ -1,0 +1,169 @@
+"""The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
+
+Eager calls go straight to the launchers; the ops only carry their arguments, as flat lists without stand-ins, through a
+compiled graph. For derivatives of the projection see ``kernels.projection``: an op that mutates has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cpu, triton
+from .layers import NOTHING, SGD, AdamW, Amp, Ball, Layers
+
+__all__ = ["BEST", "FUSED", "Fused", "obstacle"]
+
+_PLAIN = Amp()
+_LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
+_STATE = ["deviations", "norms", "radii", "radius_exp_avgs", "radius_exp_avg_sqs"]
+
+
+class Fused(NamedTuple):
+    """One fused execution: the functions of its launcher, through an op where a graph is being captured."""
+
+    name: str
+    launcher: ModuleType
+
+    def step_(self, layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
+        if not torch.compiler.is_compiling():
+            self.launcher.step_(layers, base, ball, amp)
+            return
+        lr, *rest = base
+        numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
+        torch.ops.hyperopt_ftp.step_(
+            self.name, *_flat(layers), [t for column in layers.moments for t in column], len(layers.moments),
+            isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
+            amp.maximize, amp.grad_scale, amp.found_inf,
+        )  # fmt: skip
+
+    def radii_(self, layers: Layers, ball: Ball) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return self.launcher.radii_(layers, ball)
+        return torch.ops.hyperopt_ftp.radii_(self.name, *_flat(layers), _numbers(ball), ball.norm, ball.exact)
+
+    def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
+        if not torch.compiler.is_compiling():
+            self.launcher.project_(layers, packed, ball)
+            return
+        torch.ops.hyperopt_ftp.project_(self.name, *_flat(layers), packed, _numbers(ball), ball.norm, ball.exact)
+
+
+FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
+
+
+#: The fused execution of a device, and the package it needs.
+BEST = {"cpu": ("fused_cpu", "numba"), "cuda": ("triton", "triton")}
+
+
+def obstacle(params: Sequence[Tensor]) -> str | None:
+    """Why a fused execution cannot step these parameters; ``None`` where it can."""
+    devices = sorted({p.device.type for p in params})
+    if len(devices) > 1 or devices[0] not in BEST:
+        return f"the parameters are on {devices}, and it needs all on the CPU, or all on a GPU with Triton"
+    for p in params:
+        if type(p) not in (Tensor, torch.nn.Parameter):
+            return f"a parameter is a {type(p).__name__}, and it needs plain tensors"
+        if not _rows_are_dense(p):
+            return f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not keep its rows in one piece"
+    package = BEST[devices[0]][1]
+    if find_spec(package) is None:
+        return f"the package {package} is not installed (pip install {package})"
+    return None
+
+
+def _rows_are_dense(p: Tensor) -> bool:
+    """Whether each row of ``p`` is one piece of memory and the rows follow each other, whatever the columns' order."""
+    if p.is_contiguous() or p.numel() == 0:
+        return True
+    expected = 1
+    for stride, size in sorted((st, sz) for st, sz in zip(p.stride(), p.shape, strict=True) if sz > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return p.shape[0] <= 1 or p.stride(0) == max(p.stride())
+
+
+def _numbers(ball: Ball) -> list[float]:
+    return [float(ball.radius_lr), float(ball.kappa)]
+
+
+def _flat(layers: Layers) -> tuple:
+    """Lists without stand-ins, and the positions of what they hold."""
+    held = [i for i, c in enumerate(layers.deviations) if c.numel()]
+    anchored = [i for i, w0 in enumerate(layers.anchors) if w0.numel()]
+    state = [[column[i] for i in held] for column in layers[4:9]]
+    return layers.weights, layers.grads, layers.steps, anchored, [layers.anchors[i] for i in anchored], held, *state
+
+
+def _layers(weights, grads, steps, anchored, anchors, held, *state, moments=(), columns=0) -> Layers:
+    """What :func:`_flat` took apart."""
+
+    def spread(values: list[Tensor], where: list[int]) -> list[Tensor]:
+        full = [NOTHING] * len(weights)
+        for i, value in zip(where, values, strict=True):
+            full[i] = value
+        return full
+
+    each = [list(moments[k * len(weights) : (k + 1) * len(weights)]) for k in range(columns)]
+    return Layers._make([weights, grads, steps, spread(anchors, anchored), *(spread(s, held) for s in state), each])
+
+
+@torch.library.custom_op("hyperopt_ftp::step_", mutates_args=["weights", "steps", *_STATE, "moments"])
+def _step(
+    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], moments: list[Tensor], columns: int, adamw: bool,
+    lr: Tensor | None, numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:  # fmt: skip
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
+    layers = _layers(weights, grads, steps, anchored, anchors, held, *state, moments=moments, columns=columns)
+    number, *rule, radius_lr, kappa = numbers
+    rate = number if lr is None else lr
+    base = AdamW._make([rate, *rule]) if adamw else SGD._make([rate, *rule[:-1], bool(rule[-1])])
+    _LAUNCHERS[execution].step_(layers, base, Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf))
+
+
+@torch.library.custom_op("hyperopt_ftp::radii_", mutates_args=["steps", "radius_exp_avgs", "radius_exp_avg_sqs"])
+def _radii(
+    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], numbers: list[float], norm: str, exact: bool,
+) -> Tensor:  # fmt: skip
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
+    layers = _layers(weights, grads, steps, anchored, anchors, held, *state)
+    return _LAUNCHERS[execution].radii_(layers, Ball(numbers[0], numbers[1], norm, exact))
+
+
+@torch.library.custom_op("hyperopt_ftp::project_", mutates_args=["weights", "deviations", "norms", "radii"])
+def _project(
+    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], packed: Tensor, numbers: list[float], norm: str,
+    exact: bool,
+) -> None:  # fmt: skip
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
+    layers = _layers(weights, grads, steps, anchored, anchors, held, *state)
+    _LAUNCHERS[execution].project_(layers, packed, Ball(numbers[0], numbers[1], norm, exact))
+
+
+@_step.register_fake
+def _(*_args) -> None:
+    return None
+
+
+@_project.register_fake
+def _(*_args) -> None:
+    return None
+
+
+@_radii.register_fake
+def _(_execution, weights, *_rest) -> Tensor:
+    wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    return weights[0].new_empty(len(weights), dtype=wide)

@@ -1,0 +1,327 @@
+"""Launches of the Triton execution: the fused step of all layers in at most five launches, without a host sync.
+
+Order ("radius first"): ``partials`` (<g, c> / n by tile), ``radii`` (Adam on the radii), ``move`` (the base's move, and
+the projection of rows that fit a tile), ``finish`` (projection of longer rows, where there are any), ``clip``.
+
+Full-size traffic of a step with AdamW, by tile (the compile tests count it in the IR):
+
+=============  =============================================  ==================
+launch         loads                                          stores
+=============  =============================================  ==================
+``partials``   g, c
+``move``       W, g, m, v, W0 (16-bit weights: and c)         m, v, c, W
+``finish``     c, W0 (long rows only; lean: W, W0)            W
+=============  =============================================  ==================
+
+amsgrad loads and stores max v too; SGD has b, or nothing, for m and v. In ``move``, long rows do not store W, and
+unconstrained layers load no W0 and store no c: both by predicate. Where the dtypes of the anchors differ, ``move`` and
+``finish`` are launched once for each dtype.
+
+Imports triton when it is called. Runs on CPU tensors under ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layers import SGD, AdamW, Amp, Ball, Layers
+
+__all__ = ["project_", "radii_", "step_"]
+
+#: Elements of a tile, and pieces of a long row at most. As in ``triton_kernels``.
+BLOCK, MOST = 2048, 1024
+#: Columns that a tile of whole rows holds, by shape. The last is for aligned layers only and has twice the elements.
+WIDTHS = (64, 256, 1024, 2048, 4096)
+#: Elements that the rows of an aligned layer are a multiple of: 16 bytes in every dtype.
+ALIGNMENT = 16
+#: Tables that are kept: layouts, and addresses. Gradients often take turns between a few addresses.
+KEPT = 64
+
+_tables: OrderedDict[Hashable, Any] = OrderedDict()
+# A CUDA graph copies its tables again at each replay: from pinned memory, which cannot be allocated during capture.
+_spares: dict[int, Tensor] = {}
+_captured: list[Any] = []
+
+_PLAIN = Amp()
+
+
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
+    """A whole FTP step, in place."""
+    if not layers.weights:
+        return
+    run = _Run(layers, ball, _rule(base, layers), amp)
+    run.partials(ball.exact)
+    run.radii(base, ball)
+    run.move()
+    run.clip()
+
+
+def radii_(layers: Layers, ball: Ball) -> Tensor:
+    """The radii's half of a step, before a base of another kind moves the weights.
+
+    Advances the steps and the radii's moments; returns the new radii, not yet clipped, shape (layers,); 0 for an
+    unconstrained layer.
+    """
+    run = _Run(layers, ball, "NOTHING")
+    if layers.weights:
+        run.partials(ball.exact)
+        run.radii(None, ball)
+    return run.packed
+
+
+def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
+    """The other half, after the base's step: c, n, the clipped radii and the projected weights."""
+    if not layers.weights:
+        return
+    run = _Run(layers, ball, "NOTHING")
+    run.packed = packed
+    run.move()
+    run.clip()
+
+
+class _Layout(NamedTuple):
+    """Sizes and tiles of layers, on the device, and where the tiles of a launch lie."""
+
+    sizes: Tensor  # int64 (layers, 6)
+    tiles: Tensor  # int32 (tiles, 4): unconstrained layers first, then by dtype of the anchor whole rows and pieces
+    held: int  # first tile of a constrained layer
+    groups: list[_Group]
+
+
+class _Group(NamedTuple):
+    """Tiles of layers whose anchors have one dtype: [first, pieces) hold whole rows, [pieces, stop) are pieces."""
+
+    anchor: torch.dtype | None
+    first: int
+    pieces: int
+    stop: int
+
+
+class _Run:
+    """One call: its tables, scratch memory, and the constants of its kernels."""
+
+    def __init__(self, layers: Layers, ball: Ball, rule: str, amp: Amp = _PLAIN) -> None:
+        from . import triton_kernels as kernels
+
+        weights = layers.weights
+        real = torch.float64 if weights and weights[0].dtype == torch.float64 else torch.float32
+        device = weights[0].device if weights else torch.device("cpu")
+        self.packed = torch.empty(len(weights), dtype=real, device=device)
+        if not weights:
+            return
+        held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
+        deviation = layers.deviations[held[0]].dtype if held else real
+        if deviation != real and (deviation, weights[0].dtype) != (torch.bfloat16, torch.float32):
+            raise ValueError(f"deviations of {weights[0].dtype} weights must be {real}, got {deviation}")
+        self.kernels, self.real, self.device = kernels, real, device
+        self.stored = weights[0].dtype, deviation
+        self.rule = getattr(kernels, rule).value
+        self.amp, self.square = amp, ball.norm == "l2"
+
+        adam = rule in ("ADAMW", "AMSGRAD")
+        addresses = _addresses(layers, adam)
+        shapes = _shapes(layers, addresses, adam)
+        place = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+        self.layout: _Layout = _kept((place, self.square, shapes), lambda: _layout(shapes, self.square, self._send))
+        self.addresses: Tensor = _kept((place, *addresses), lambda: self._send(torch.tensor(addresses)))
+        self.sums = torch.empty(len(self.layout.tiles), dtype=real, device=device)
+        self.numbers = torch.empty(len(weights), 8, dtype=real, device=device)
+
+    def partials(self, exact: bool) -> None:
+        w, c = self.stored
+        first = self.layout.held
+        self._launch(
+            "partials", len(self.layout.tiles) - first, self.layout.tiles, self.sums, first,
+            self.amp.grad_scale, self.amp.found_inf,
+            W_T=self._type(w), C_T=self._type(c), EXACT=exact, MAXIMIZE=self.amp.maximize,
+        )  # fmt: skip
+
+    def radii(self, base: AdamW | SGD | None, ball: Ball) -> None:
+        numbers = {"lr": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 0.0, "decay": 0.0, "momentum": 0.0, "dampening": 0.0}
+        lr = 0.0 if base is None else base.lr
+        if isinstance(lr, Tensor) and lr.device != self.device:
+            lr = float(lr)  # of the CPU: nothing waits
+        if isinstance(base, AdamW):
+            numbers |= {"beta1": base.beta1, "beta2": base.beta2, "eps": base.eps, "decay": base.weight_decay}
+        elif isinstance(base, SGD):
+            numbers |= {"momentum": base.momentum, "dampening": base.dampening, "decay": base.weight_decay}
+        numbers |= {"lr": 0.0 if isinstance(lr, Tensor) else lr, "radius_lr": ball.radius_lr, "kappa": ball.kappa}
+        self._launch(
+            "radii", len(self.packed), self.sums, self.packed, self.numbers,
+            lr if isinstance(lr, Tensor) else None, self.amp.found_inf,
+            **{name: float(value) for name, value in numbers.items()}, RULE=self.rule,
+        )  # fmt: skip
+
+    def move(self) -> None:
+        w, c = self.stored
+        for group in self.layout.groups:
+            types = {"W_T": self._type(w), "W0_T": self._type(group.anchor or self.real), "C_T": self._type(c)}
+            self._launch(
+                "move", group.stop - group.first, self.layout.tiles, self.sums, self.packed, self.numbers, group.first,
+                self.amp.grad_scale, self.amp.found_inf,
+                **types, RULE=self.rule, L2=self.square, MAXIMIZE=self.amp.maximize,
+            )  # fmt: skip
+            self._launch(
+                "finish", group.stop - group.pieces, self.layout.tiles, self.sums, self.packed, group.pieces,
+                self.amp.found_inf, **types, L2=self.square,
+            )  # fmt: skip
+
+    def clip(self) -> None:
+        self._launch("clip", len(self.packed), self.packed, self.amp.found_inf)
+
+    def _launch(self, name: str, programs: int, *arguments: Any, **constants: Any) -> None:
+        if programs == 0:
+            return
+        # float64 takes twice the registers. Where to fuse into fma is said in the kernels, so that W' - W0 and W0 + s c
+        # come out the same in each of them; to name it also keeps triton from warning that its default will change.
+        warps = 16 if self.real == torch.float64 else 8
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            getattr(self.kernels, name)[(programs,)](
+                self.addresses, self.layout.sizes, *arguments, **constants,
+                T=self._type(self.real), num_warps=warps, enable_fp_fusion=False,
+            )  # fmt: skip
+
+    def _type(self, dtype: torch.dtype) -> Any:
+        return getattr(self.kernels.tl, str(dtype).removeprefix("torch."))
+
+    def _send(self, table: Tensor) -> Tensor:
+        """A table to the device, without waiting for it."""
+        if self.device.type != "cuda":
+            return table
+        size, words = table.numel(), table.numel() * table.element_size()
+        if torch.cuda.is_current_stream_capturing():
+            if words not in _spares:
+                raise RuntimeError("a step must run before one is captured with tables of this size")
+            pinned = _spares.pop(words)[: table.element_size() * size].view(table.dtype).view(table.shape).copy_(table)
+            _captured.append(pinned)
+        else:
+            pinned = table.pin_memory()
+            if words not in _spares:
+                _spares[words] = torch.empty(words, dtype=torch.uint8, pin_memory=True)
+        return pinned.to(self.device, non_blocking=True)
+
+
+def _rule(base: AdamW | SGD, layers: Layers) -> str:
+    if isinstance(base, AdamW):
+        return "AMSGRAD" if len(layers.moments) > 2 else "ADAMW"
+    if not layers.moments:
+        return "SGD"
+    return "NESTEROV" if base.nesterov else "MOMENTUM"
+
+
+def _addresses(layers: Layers, adam: bool) -> list[tuple[int, ...]]:
+    """The table of addresses, a row a layer, its columns in the order of ``triton_kernels``."""
+    moments = list(layers.moments)
+    if not adam and len(moments) == 2:
+        moments.insert(1, [])  # b, then the step at which it was made
+    columns = [
+        layers.weights, layers.grads, layers.steps, layers.anchors, layers.deviations, layers.norms, layers.radii,
+        layers.radius_exp_avgs, layers.radius_exp_avg_sqs, *moments, *[[]] * (3 - len(moments)),
+    ]  # fmt: skip
+    none = [0] * len(layers.weights)
+    # An empty tensor's address is 0.
+    return list(zip(*([x.data_ptr() for x in column] or none for column in columns), strict=True))
+
+
+class _Shape(NamedTuple):
+    """What the tiles of a layer depend on."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    held: bool
+    aligned: bool  # every address is a multiple of 16 bytes
+    anchor: torch.dtype | None
+
+
+def _shapes(layers: Layers, addresses: list[tuple[int, ...]], adam: bool) -> tuple[_Shape, ...]:
+    shapes = []
+    for w, w0, radius, row in zip(layers.weights, layers.anchors, layers.radii, addresses, strict=True):
+        # Those that a tile reads: W, g, W0, c, and the moments.
+        joint = row[0] | row[1] | row[3] | row[4] | row[9] | row[10] | (row[11] if adam else 0)
+        held = radius.numel() > 0
+        anchor = w0.dtype if held and w0.numel() else None
+        shapes.append(_Shape(w.shape, w.stride(), held, joint % 16 == 0, anchor))
+    return tuple(shapes)
+
+
+def _layout(shapes: tuple[_Shape, ...], square: bool, send: Callable[[Tensor], Tensor]) -> _Layout:
+    """Cut layers into tiles."""
+    sizes = torch.zeros(len(shapes), 6, dtype=torch.int64)
+    tiles: list[Tensor] = [torch.zeros(0, 4, dtype=torch.int32)]
+    groups: list[_Group] = []
+    made = 0
+
+    def cut(members: list[int]) -> None:
+        nonlocal made
+        for i in members:
+            rows, cols, pieces, span = _cut(shapes[i], square)
+            part = _tiles(i, rows, cols, pieces, span, shapes[i].aligned)
+            sizes[i] = torch.tensor([rows, cols, made, len(part), pieces, span])
+            tiles.append(part)
+            made += len(part)
+
+    every = range(len(shapes))
+    cut([i for i in every if not shapes[i].held])
+    held = made
+    anchors = list(dict.fromkeys(shape.anchor for shape in shapes if shape.anchor is not None)) or [None]
+    for k, anchor in enumerate(anchors):
+        # Unconstrained layers and zero anchors, which load no anchor, go with the first dtype.
+        mine = [i for i in every if shapes[i].held and shapes[i].anchor in ((anchor, None) if k == 0 else (anchor,))]
+        first = made if k else 0
+        cut([i for i in mine if not _cut(shapes[i], square)[2]])
+        pieces = made
+        cut([i for i in mine if _cut(shapes[i], square)[2]])
+        groups.append(_Group(anchor, first, pieces, made))
+    return _Layout(send(sizes), send(torch.cat(tiles)), held, groups)
+
+
+def _cut(shape: _Shape, square: bool) -> tuple[int, int, int, int]:
+    """Rows and columns of a layer, and for rows longer than a tile the pieces of a row and their columns."""
+    numel = math.prod(shape.shape)
+    rows = 1 if square or not shape.held or len(shape.shape) < 2 else shape.shape[0]
+    cols = numel // rows if rows else 0
+    if numel and rows > 1 and shape.stride[0] != cols:
+        raise ValueError(f"rows must be runs of memory, got shape {tuple(shape.shape)} with strides {shape.stride}")
+    if shape.held and cols <= (WIDTHS[-1] if shape.aligned and cols % ALIGNMENT == 0 else BLOCK):
+        return rows, cols, 0, 0
+    span = BLOCK * max(1, -(-cols // (BLOCK * MOST)))
+    return rows, cols, -(-cols // span), span
+
+
+def _tiles(layer: int, rows: int, cols: int, pieces: int, span: int, aligned: bool) -> Tensor:
+    """Rows of the table of tiles: layer, first row, piece, kind."""
+    if rows * cols == 0:
+        return torch.zeros(0, 4, dtype=torch.int32)
+    unaligned = int(not (aligned and cols % ALIGNMENT == 0))
+    if span:
+        row, piece, kind = torch.arange(rows).repeat_interleave(pieces), torch.arange(pieces).repeat(rows), len(WIDTHS)
+    else:
+        kind = next(k for k, width in enumerate(WIDTHS) if cols <= width)
+        row = torch.arange(0, rows, max(1, BLOCK // WIDTHS[kind]))
+        piece = torch.zeros_like(row)
+    columns = [torch.full_like(row, layer), row, piece, torch.full_like(row, 2 * kind + unaligned)]
+    return torch.stack(columns, dim=1).to(torch.int32)
+
+
+def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
+    """Tables by key; the ones unused for longest are dropped."""
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    found = _tables.get(key)
+    if found is None:
+        found = make()
+        if not capturing:  # what a graph fills is there after a replay only
+            _tables[key] = found
+            while len(_tables) > KEPT:
+                _tables.popitem(last=False)
+    else:
+        _tables.move_to_end(key)
+    if capturing:
+        _captured.append(found)  # replays read it, whatever is dropped here
+    return found

@@ -1,0 +1,37 @@
+"""Which execution makes a step, and why another cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import foreach
+from ..kernels.layers import Layers, choose
+from ..kernels.ops import BEST, FUSED, obstacle
+from . import single
+
+__all__ = ["EXECUTIONS", "alike", "pick"]
+
+#: ``step_``, ``radii_`` and ``project_`` by the name that ``opt.execution`` shows.
+EXECUTIONS: dict[str, Any] = {"single": single, "foreach": foreach, **FUSED}
+
+
+def pick(group: dict[str, Any]) -> str:
+    """The execution of a group: what its flags ask for, else the best that can."""
+    params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
+    if fused is not False and not (multi is not None and fused is None) and (fused or obstacle(params) is None):
+        return BEST[params[0].device.type][0]
+    if multi is None:
+        multi = all(type(p) in (Tensor, torch.nn.Parameter) for p in params)
+    return "foreach" if multi else "single"
+
+
+def alike(layers: Layers, key: Callable[[Tensor], Any] = lambda w: (w.device, w.dtype)) -> list[Layers]:
+    """Layers of one device and dtype each: what a kernel takes."""
+    found: dict[Any, list[int]] = {}
+    for i, w in enumerate(layers.weights):
+        found.setdefault(key(w), []).append(i)
+    return [layers] if len(found) == 1 else [choose(layers, which) for which in found.values()]

@@ -1,0 +1,133 @@
+"""The Triton execution against the pure definitions, in Triton's interpreter: no GPU is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperopt_ftp.kernels import triton as execution
+from hyperopt_ftp.kernels.layers import SGD, AdamW, Ball, Layers
+
+from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
+
+# Triton decides when it is imported and when a kernel is decorated; its first launch imports the last one.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(os.environ, "TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
+    pytest.importorskip("triton.experimental.gluon")
+    from hyperopt_ftp.kernels import triton_kernels
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Names and numbers of programs of the kernels that are launched."""
+    seen: list[tuple[str, int]] = []
+    launch = execution._Run._launch
+
+    def spy(self: Any, name: str, programs: int, *arguments: Any, **constants: Any) -> None:
+        if programs:
+            seen.append((name, programs))
+        launch(self, name, programs, *arguments, **constants)
+
+    monkeypatch.setattr(execution._Run, "_launch", spy)
+    return seen
+
+
+def test_every_shape_in_one_call_of_five_launches(launches: list):
+    execution._tables.clear()
+    case = Case(SHAPES, free=(4,), zero=(3,))
+    run(execution, case, steps=1)
+    assert [name for name, _ in launches] == ["partials", "radii", "move", "finish", "clip"]
+    layout = next(x for x in execution._tables.values() if isinstance(x, execution._Layout))
+    kinds = set(layout.tiles[:, 3].tolist())
+    assert kinds == {0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11}, "every branch of the kernels has to run"
+    for t in (2, 3):
+        grads = case.draw()
+        execution.step_(case.layers, case.base, case.ball)
+        case.pure_step(grads)
+        case.compare(t)
+    assert len(launches) == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_addresses_that_are_no_multiple_of_16_bytes(dtype: torch.dtype):
+    def layout(i: int, x: Tensor) -> Tensor:
+        return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+
+    execution._tables.clear()
+    run(execution, Case([(3, 16), (10, 128), (2, 1024), (1, 2048), (1, 4096)], dtype, layout=layout))
+    layout_ = next(x for x in execution._tables.values() if isinstance(x, execution._Layout))
+    assert set(layout_.tiles[:, 3].tolist()) == {1, 3, 5, 7, 11}
+
+
+@pytest.mark.parametrize("options", [{}, {"lean": True}, {"dtype": torch.bfloat16}, {"free": (0,)}])
+def test_pieces_of_several_turns(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "MOST", 2)
+    execution._tables.clear()
+    run(execution, Case([(1, 2048 * 3 + 16), (2, 6001)], **options), steps=2)
+    execution._tables.clear()
+
+
+def test_halves_make_a_whole():
+    """sgd without momentum by hand between the halves is the fused step, to the last bit where W' is."""
+    torch.manual_seed(1)
+    fused = Case(FEW, base=SGD(LR, 0.0, 0.0, 0.0, False))
+    torch.manual_seed(1)
+    halves = Case(FEW, base=SGD(LR, 0.0, 0.0, 0.0, False))
+    for t in range(3):
+        torch.manual_seed(t)
+        fused.draw()
+        torch.manual_seed(t)
+        halves.draw()
+        execution.step_(fused.layers, fused.base, fused.ball)
+        packed = execution.radii_(halves.layers, halves.ball)
+        for w, g in zip(halves.layers.weights, halves.layers.grads, strict=True):
+            w.sub_(torch.tensor(LR, dtype=torch.float32) * g)
+        execution.project_(halves.layers, packed, halves.ball)
+    assert all(torch.equal(x, y) for x, y in zip(tensors(fused.layers), tensors(halves.layers), strict=True))
+
+
+def test_an_unchanged_step_sends_no_table(monkeypatch: pytest.MonkeyPatch):
+    sent: list[Tensor] = []
+    send = execution._Run._send
+    monkeypatch.setattr(execution._Run, "_send", lambda self, table: (sent.append(table), send(self, table))[1])
+    execution._tables.clear()
+    case = Case([(3, 16)])
+    run(execution, case, steps=2)
+    assert len(sent) == 3  # sizes, tiles, addresses
+    case.layers.grads[0] = torch.zeros(3, 16)
+    run(execution, case, steps=1)
+    assert len(sent) == 4, "new gradients: addresses alone"
+
+
+def test_kept_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "KEPT", 4)
+    for _ in range(4):
+        case = Case([(1,)])
+        execution.step_(case.layers, case.base, case.ball)
+    assert len(execution._tables) <= 4
+
+
+def test_no_layers():
+    empty = Layers([], [], [], [], [], [], [], [], [], [])
+    ball = Ball(RADIUS_LR, 1.0, "mars", False)
+    execution.step_(empty, AdamW(LR, 0.9, 0.99, 1e-8, 0.0), ball)
+    execution.project_(empty, execution.radii_(empty, ball), ball)
+
+
+def test_what_the_kernels_cannot_do_is_refused():
+    case = Case([(4, 8)], layout=lambda i, x: x.t().contiguous().t())
+    with pytest.raises(ValueError, match="rows must be runs of memory"):
+        execution.step_(case.layers, case.base, case.ball)
+    case = Case([(4, 8)], torch.float16, lean=True)
+    with pytest.raises(ValueError, match="deviations of torch.float16 weights"):
+        execution.step_(case.layers, case.base, case.ball)
+
+
+def test_constants_of_launcher_and_kernels_agree():
+    agree = {name: getattr(triton_kernels, name).value for name in ("BLOCK", "MOST")}
+    assert agree == {name: getattr(execution, name) for name in agree}

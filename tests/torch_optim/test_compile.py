@@ -1,0 +1,56 @@
+"""torch.compile(opt.step): no graph break in any execution, equal to the eager step, no recompiles by a schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import hyperopt_ftp as hft
+
+FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
+CLASSES = {
+    "adamw": lambda p, **kw: hft.FTPAdamW(p, weight_decay=0.1, **kw),
+    "amsgrad": lambda p, **kw: hft.FTPAdamW(p, amsgrad=True, norm="l2", gradient="exact", **kw),
+    "momentum": lambda p, **kw: hft.FTPSGD(p, momentum=0.9, dampening=0.3, **kw),
+    "wrapped": lambda p, **kw: hft.FTP(torch.optim.AdamW(p, **kw)),
+}
+SHAPES = [(4, 3), (5,), (2, 3, 2, 2)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def make(name, flags, lr):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in SHAPES]
+    named = [(f"p{i}", p) for i, p in enumerate(params)]
+    return params, CLASSES[name](named, lr=lr, **flags)
+
+
+@pytest.mark.parametrize("execution", FLAGS)
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.filterwarnings("ignore")  # torch's own, about its internals
+def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
+    counter = CompileCounterWithBackend("aot_eager")
+    results = []
+    for compiled in (False, True):
+        params, opt = make(name, FLAGS[execution], torch.tensor(0.05, dtype=torch.float64))
+        step = torch.compile(opt.step, fullgraph=True, backend=counter) if compiled else opt.step
+        torch.manual_seed(1)
+        for t in range(6):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            opt.param_groups[0]["lr"].fill_(0.05 / (t + 1))
+            step()
+        results.append((params, opt.radii()))
+        assert opt.execution == execution
+    (plain, radii), (fast, fast_radii) = results
+    for p, q in zip(plain, fast, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+    assert fast_radii == pytest.approx(radii, rel=1e-10, abs=1e-13)
+    assert counter.frame_count <= 2, "the first step makes the state; a schedule must not compile again"
