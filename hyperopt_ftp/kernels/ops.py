@@ -36,7 +36,7 @@ class Fused(NamedTuple):
             return
         lr, *rest = base
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
-        torch.ops.hyperopt_ftp.step_(
+        _ops().step_(
             self.name, *_flat(layers), [t for column in layers.moments for t in column], len(layers.moments),
             isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
             amp.maximize, amp.grad_scale, amp.found_inf,
@@ -45,13 +45,13 @@ class Fused(NamedTuple):
     def radii_(self, layers: Layers, ball: Ball) -> Tensor:
         if not torch.compiler.is_compiling():
             return self.launcher.radii_(layers, ball)
-        return torch.ops.hyperopt_ftp.radii_(self.name, *_flat(layers), _numbers(ball), ball.norm, ball.exact)
+        return _ops().radii_(self.name, *_flat(layers), _numbers(ball), ball.norm, ball.exact)
 
     def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
         if not torch.compiler.is_compiling():
             self.launcher.project_(layers, packed, ball)
             return
-        torch.ops.hyperopt_ftp.project_(self.name, *_flat(layers), packed, _numbers(ball), ball.norm, ball.exact)
+        _ops().project_(self.name, *_flat(layers), packed, _numbers(ball), ball.norm, ball.exact)
 
 
 FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
@@ -87,6 +87,10 @@ def _rows_are_dense(p: Tensor) -> bool:
             return False
         expected *= size
     return p.shape[0] <= 1 or p.stride(0) == max(p.stride())
+
+
+def _ops():
+    return torch.ops.hyperopt_ftp
 
 
 def _numbers(ball: Ball) -> list[float]:

@@ -29,7 +29,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         params = {"w": stored}
         grads = {"w": _gradient(layers.grads[i], stored, amp)}
         count = layers.steps[i].to(torch.int64)  # steps done before this one
-        layers.steps[i] += 1
+        layers.steps[i].add_(1)
         moments = [column[i] for column in layers.moments]
         state = _state(base, moments, count, stored)
         if layers.deviations[i].numel():
@@ -40,15 +40,15 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
             n, gamma = layers.norms[i], layers.radii[i]
             full = FTPState(state, {"w": gamma}, radius_opt, {"w": c.to(n.dtype)}, {"w": n})
             new, full = rule.update(grads, full, params)
-            layers.radius_exp_avgs[i].copy_(full.radius_opt.exp_avg["w"])
-            layers.radius_exp_avg_sqs[i].copy_(full.radius_opt.exp_avg_sq["w"])
-            _write(c, n, gamma, full.deviation["w"], full.norms["w"], full.radius["w"])
+            adam_state = full.radius_opt
+            old = [layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i], c, n, gamma]
+            trees = (adam_state.exp_avg, adam_state.exp_avg_sq, full.deviation, full.norms, full.radius)
+            _write(old, [x["w"] for x in trees])
             state = full.base
         else:
             new, state = optimizer.update(grads, state, params)
-        for old, value in zip(moments, _moments(state), strict=False):
-            old.copy_(value)
-        stored.copy_(new["w"])
+        values = _moments(state)
+        _write([*moments[: len(values)], stored], [*values[: len(moments)], new["w"]])
 
 
 def radii_(layers: Layers, ball: Ball) -> Tensor:
@@ -61,9 +61,8 @@ def radii_(layers: Layers, ball: Ball) -> Tensor:
         h = radius_gradient(layers.grads[i].to(n.dtype), c, n, gamma, gradient)
         m, v = layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i]
         new, state = rule.update(h, AdamState(layers.steps[i].to(torch.int64), m, v, ()), gamma)
-        layers.steps[i] += 1
-        m.copy_(state.exp_avg)
-        v.copy_(state.exp_avg_sq)
+        layers.steps[i].add_(1)
+        _write([m, v], [state.exp_avg, state.exp_avg_sq])
         packed.append(new.clamp(min=1e-8))
     return torch.stack(packed)
 
@@ -76,14 +75,13 @@ def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
         c = master(stored, w0, layers.deviations[i].to(n.dtype), n, layers.radii[i]) - w0
         norms = row_norm(c, ball.norm)
         gamma = clip_radius(packed[i], norms)
-        stored.copy_(rescaled(w0, c, gamma, norms))
-        _write(layers.deviations[i], n, layers.radii[i], c, norms, gamma)
+        old = [stored, layers.deviations[i], n, layers.radii[i]]
+        _write(old, [rescaled(w0, c, gamma, norms), c, norms, gamma])
 
 
-def _write(c: Tensor, n: Tensor, gamma: Tensor, new_c: Tensor, new_n: Tensor, new_gamma: Tensor) -> None:
-    c.copy_(new_c)
-    n.copy_(new_n)
-    gamma.copy_(new_gamma)
+def _write(old: list[Tensor], new: list[Tensor]) -> None:
+    """Tensor by tensor; in a compiled graph of torch 2.13 ``copy_`` to a 0-d tensor is lost, this is not."""
+    torch._foreach_copy_(old, new)
 
 
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:

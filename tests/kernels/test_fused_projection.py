@@ -64,7 +64,9 @@ def test_autograd_to_the_second_order():
     assert torch.autograd.gradgradcheck(fused_projection.project, (w, w0, radius))
 
 
-@given(seed=st.integers(0, 9999), shape=st.lists(st.integers(0, 6), max_size=3), norm=st.sampled_from(projections.NORMS))
+@given(
+    seed=st.integers(0, 9999), shape=st.lists(st.integers(0, 6), max_size=3), norm=st.sampled_from(projections.NORMS)
+)
 def test_random_shapes(seed, shape, norm):
     inputs = problem(shape, seed) if 0 not in shape else (torch.randn(shape), torch.randn(shape), torch.tensor(1.0))
     torch.testing.assert_close(

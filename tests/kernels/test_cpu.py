@@ -1,0 +1,155 @@
+"""What is particular to the fused CPU execution: threads, forks, plain CPUs, layers that are cut, conversions by bits."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.kernels import cpu
+from hyperopt_ftp.kernels.layers import SGD, AdamW
+
+from .problems import LR, Case, run, tensors
+
+pytest.importorskip("numba")
+
+
+def train(seed: int, steps: int = 4, shape: tuple[int, ...] = (300, 700)) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=g)), torch.nn.Parameter(torch.randn(40, generator=g))]
+    opt = hft.FTPAdamW(params, lr=1e-2, fused=True)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g)
+        opt.step()
+    assert opt.execution == "fused_cpu"
+    return torch.cat([p.detach().flatten() for p in params])
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("base", [AdamW(LR, 0.9, 0.99, 1e-8, 0.1), SGD(LR, 0.9, 0.5, 0.1, False)], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_layers_that_are_cut_into_blocks_of_rows(dtype, base, monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 64)
+    monkeypatch.setattr(cpu, "BLOCK", 48)
+    case = Case([(30, 12), (5, 3), (70,), (64, 3, 3, 3)], dtype, base=base, free=(1,))
+    run(cpu, case)
+
+
+def test_the_number_of_threads_changes_no_bit(threads, monkeypatch):
+    monkeypatch.setattr(cpu, "THREAD", 1)
+    monkeypatch.setattr(cpu, "LARGE", 64)
+    monkeypatch.setattr(cpu, "BLOCK", 48)
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        torch.manual_seed(4)
+        case = Case([(30, 12), (5, 3), (70,), (9, 40)])
+        run(cpu, case)
+        results.append([x.clone() for x in tensors(case.layers)])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
+
+
+def test_two_optimizers_step_in_two_threads(threads):
+    threads(2)
+    alone = [train(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(train, range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def _child(queue) -> None:
+    # A forked child must not touch torch's own thread pool, which a fork breaks; ours is made anew by each call.
+    torch.set_num_threads(1)
+    queue.put(train(3, shape=(20, 30)).numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's own, about forks of processes with threads
+def test_a_forked_child_steps():
+    expected = train(3, shape=(20, 30))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue,))
+    child.start()
+    found = queue.get(timeout=60)
+    child.join(60)
+    assert child.exitcode == 0
+    assert torch.equal(torch.from_numpy(found), expected)
+
+
+def test_on_a_cpu_without_avx_and_f16c(tmp_path):
+    """Numba compiles for the oldest x86-64 (or whatever the generic CPU of this machine is): the same within rounding."""
+    code = (
+        "import sys, torch\n"
+        "from tests.kernels.test_cpu import train\n"
+        "from tests.kernels.problems import Case, run\n"
+        "from hyperopt_ftp.kernels import cpu\n"
+        "torch.manual_seed(0)\n"
+        "for dtype in (torch.float16, torch.float32):\n"
+        "    run(cpu, Case([(5, 123), (7,), (3, 16)], dtype))\n"
+    )
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_half_and_bfloat_numbers_are_converted_as_torch_does():
+    """Every 16-bit number to float32 and back, and float32 numbers around all ties."""
+    from hyperopt_ftp.kernels import cpu_lines as lines
+    from numba import njit
+
+    @njit
+    def load(k, source, target):
+        lines.load(k, False, (source, target))
+
+    @njit
+    def store(k, source, target):
+        lines.store(k, False, (source, target))
+
+    k = np.zeros(8, np.float32)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype, storage in ((torch.bfloat16, np.uint16), (torch.float16, np.int16)):
+        stored = every.view(dtype)
+        wide = np.empty(2**16, np.float32)
+        load(k, every.numpy().view(storage), wide)
+        assert torch.equal(torch.from_numpy(wide).view(torch.int32), stored.float().view(torch.int32)) or torch.equal(
+            torch.from_numpy(wide).nan_to_num(7.0), stored.float().nan_to_num(7.0)
+        )
+        exact = stored[~stored.isnan()].float()
+        next_ = torch.from_numpy(np.nextafter(exact.numpy(), np.float32(np.inf)))
+        half = (exact + torch.roll(exact, 1)) / 2
+        for values in (exact, next_, half, torch.from_numpy(np.nextafter(half.numpy(), np.float32(np.inf)))):
+            values = values[~values.isnan()].contiguous()
+            back = np.empty(len(values), storage)
+            store(k, values.numpy(), back)
+            expected = values.to(dtype)
+            assert torch.equal(torch.from_numpy(back.view(np.int16)).view(dtype), expected)
+
+
+def test_state_in_another_layout_is_refused():
+    p = torch.nn.Parameter(torch.randn(2, 3, 2, 2))
+    opt = hft.FTPAdamW([p], fused=True)
+    p.grad = torch.randn_like(p)
+    opt.step()
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to(memory_format=torch.channels_last)
+    with pytest.raises(
+        RuntimeError, match="have a gradient or state of shape .* load state in the layout of the weights"
+    ):
+        opt.step()
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].contiguous().double()
+    with pytest.raises(RuntimeError, match=r"state of torch.float32 weights must be torch.float32, got torch.float64"):
+        opt.step()
