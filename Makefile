@@ -19,8 +19,8 @@ lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
-bench: $(VENV)/.bench
-	$(RUN) -m benchmarks.bench_foreach
+bench: $(VENV)/.demo $(VENV)/.bench
+	$(RUN) -m benchmarks.bench_step
 	$(RUN) -m benchmarks.bench_hypergradient
 
 $(VENV)/bin/python:

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import torch
 
+#: Share of the machine that other processes may use in a round before it is dropped.
+FOREIGN = 0.05
 
-def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call, by name, ``rounds`` of them; the order turns round by round."""
+
+def interleaved(
+    candidates: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2, quiet: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each call, by name, at most ``rounds`` of them; the order turns round by round.
+
+    With ``quiet``, rounds in which other processes were busy are dropped, and one in three of ``rounds`` has to remain.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for k in range(warmup + rounds):
+        foreign, times = _Foreign(), {}
         for name in names[k % len(names) :] + names[: k % len(names)]:
             begin = time.perf_counter()
             candidates[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if k >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
+            times[name] = time.perf_counter() - begin
+        if k >= warmup and not (quiet and foreign.share() > FOREIGN):
+            for name, value in times.items():
+                seconds[name].append(value)
+    kept = len(seconds[names[0]])
+    if 3 * kept < rounds:
+        raise RuntimeError(f"only {kept} of {rounds} rounds were without other load; run this on an idle machine")
     return seconds
+
+
+class _Foreign:
+    """Share of all cores that other processes use since it was made; 0 where the system does not tell."""
+
+    def __init__(self) -> None:
+        self.busy, self.own, self.begin = _busy(), sum(os.times()[:2]), time.perf_counter()
+
+    def share(self) -> float:
+        wall = time.perf_counter() - self.begin
+        others = (_busy() - self.busy) - (sum(os.times()[:2]) - self.own)
+        return max(0.0, others) / wall / (os.cpu_count() or 1)
+
+
+def _busy() -> float:
+    """Seconds that all cores have worked since the start of the machine."""
+    try:
+        with open("/proc/stat") as lines:
+            user, nice, system, _, _, irq, soft, steal, *_ = (int(x) for x in next(lines).split()[1:])
+    except OSError:
+        return 0.0
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
@@ -31,8 +69,16 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
     return statistics.median(seconds[name]) / statistics.median(seconds[to])
 
 
+def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
+    """GB/s of reading and of copying float32 numbers (a copy counts what is read and what is written)."""
+    x, y = torch.randn(elements, device=device), torch.empty(elements, device=device)
+    seconds = interleaved({"read": x.sum, "copy": lambda: y.copy_(x)}, rounds=9)
+    moved = {"read": 4 * elements, "copy": 8 * elements}
+    return {name: moved[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
+
+
 def machine() -> dict[str, Any]:
-    """What a figure needs beside it: hardware and versions."""
+    """What a figure needs beside it: hardware, versions and the day."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
@@ -45,4 +91,5 @@ def machine() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "date": date.today().isoformat(),
     }

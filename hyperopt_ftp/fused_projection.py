@@ -1,7 +1,8 @@
-"""The projection with a fused forward pass, differentiable to any order: forward by kernel, derivatives by definition."""
+"""The projection, differentiable to any order: its value by a fused kernel, its derivatives by the definition."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ __all__ = ["project"]
 def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars") -> Tensor:
     """:func:`hyperopt_ftp.projections.project`, its value computed by the fused kernels where they can.
 
-    ``W0_i + min(radius / n_i, 1) * (W - W0)_i`` in one pass over W and W0. Works under ``torch.autograd`` (any order) and
-    ``torch.func`` (grad, jvp, vmap, nested); all derivatives are those of the pure function, which is differentiated
-    itself.
+    ``W0_i + min(radius / n_i, 1) * (W - W0)_i`` in one pass over W and W0. Works under ``torch.autograd`` (any order)
+    and ``torch.func`` (grad, jvp, vmap, nested); all derivatives are those of the pure function, which is
+    differentiated itself.
 
     Args:
-        weights, anchor: one shape. The kernels run for float32 and float64 tensors of one dtype whose rows are dense; the
-            pure function for all others.
+        weights, anchor: one shape. The kernels run for float32 and float64 tensors of one dtype whose rows are dense;
+            the pure function for all others.
         radius: 0-d tensor.
         norm: ``"mars"`` or ``"l2"``.
 
@@ -72,22 +73,29 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        norm = ctx.norm
-        _, pull = torch.func.vjp(lambda *x: projections.project(*x, norm), *ctx.saved_tensors)
-        return *pull(cotangents[0]), None
+        return *_pullback(ctx)(cotangents[0]), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         primals = ctx.saved_tensors
-        norm = ctx.norm
         filled = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents[:3], strict=True)]
-        # A sum of vector-Jacobian products' transposes, so that it nests in forward mode too.
-        _, pull = torch.func.vjp(lambda *x: projections.project(*x, norm), *primals)
-        _, push = torch.func.vjp(lambda g: pull(g), torch.zeros_like(primals[0]))
-        return push(tuple(filled))[0]
+        # The transpose of the transpose: unlike torch.func.jvp, it nests in a forward mode that is under way.
+        transposed: Any = torch.func.vjp(_pullback(ctx), torch.zeros_like(primals[0]))
+        return transposed[1](tuple(filled))[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         *tensors, norm = inputs
-        batched = torch.func.vmap(lambda *x: projections.project(*x, norm), in_dims=in_dims[:3])
-        return batched(*tensors), 0
+        return torch.func.vmap(_pure(norm), in_dims=in_dims[:3])(*tensors), 0
+
+
+def _pure(norm: str) -> Callable[..., Tensor]:
+    def pure(weights: Tensor, anchor: Tensor, radius: Tensor) -> Tensor:
+        return projections.project(weights, anchor, radius, norm)
+
+    return pure
+
+
+def _pullback(ctx: Any) -> Callable[[Tensor], Any]:
+    pulled: Any = torch.func.vjp(_pure(ctx.norm), *ctx.saved_tensors)
+    return pulled[1]

@@ -103,7 +103,7 @@ def largest(norms: Tensor) -> Tensor:
 def clip_radius(radius: Tensor, norms: Tensor) -> Tensor:
     """``min(radius, max_i n_i)`` with the radius's whole derivative at a tie (``torch.minimum`` halves it).
 
-    A NaN among the norms, which an infinite or NaN gradient leaves in its row, does not reach the radius here.
+    A NaN among the norms does not reach the radius here.
     """
     top = largest(norms)
     return torch.where(radius > top, top, radius)

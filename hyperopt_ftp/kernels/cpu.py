@@ -97,7 +97,8 @@ class _Call:
         self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
         self.sums, self.packed = np.zeros(len(table)), np.zeros(len(table))
 
-        self.rule, self.numbers = kernels.NOTHING, np.zeros(kernels.NUMBERS)
+        self.rule = kernels.NOTHING
+        self.numbers: Any = np.zeros(kernels.NUMBERS)
         given: dict[int, Any] = {kernels.RADIUS_LR: ball.radius_lr, kernels.KAPPA: ball.kappa}
         scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
         given[kernels.SCALE] = -scale if amp.maximize else scale
@@ -109,8 +110,7 @@ class _Call:
             self.rule = kernels.SGD
             columns = (kernels.LR, kernels.MOMENTUM, kernels.DAMPENING, kernels.DECAY, kernels.NESTEROV)
             given |= dict(zip(columns, base, strict=True))
-        for column, value in given.items():
-            self.numbers[column] = float(value)
+        self.numbers[list(given)] = [float(value) for value in given.values()]
         self.exact, self.square = ball.exact, ball.norm == "l2"
 
     def run(self, parts: int) -> None:

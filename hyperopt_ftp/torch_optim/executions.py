@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import foreach
+from ..kernels import foreach, ops
 from ..kernels.layers import Layers, choose
-from ..kernels.ops import BEST, FUSED, obstacle
+from ..kernels.ops import FUSED, obstacle
 from . import single
 
 __all__ = ["EXECUTIONS", "alike", "pick"]
@@ -23,7 +23,7 @@ def pick(group: dict[str, Any]) -> str:
     """The execution of a group: what its flags ask for, else the best that can."""
     params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
     if fused is not False and not (multi is not None and fused is None) and (fused or obstacle(params) is None):
-        return BEST[params[0].device.type][0]
+        return ops.BEST[params[0].device.type][0]
     if multi is None:
         multi = all(type(p) in (Tensor, torch.nn.Parameter) for p in params)
     return "foreach" if multi else "single"

@@ -59,10 +59,10 @@ class FTPAdamW(Native):
         TypeError: integer parameters.
         RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients.
 
-    Weights changed from outside between steps are respected. An infinite or NaN gradient makes its row NaN, and at the
-    next step the layer. Under a GradScaler the fused executions unscale gradients themselves and skip a step on the
-    device. 16-bit weights: all state is float32, with c as the master copy of the weights. State: m, v, c and the anchor,
-    each the size of the weights.
+    Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
+    radius included (it is in h), and no other. Under a GradScaler the fused executions unscale gradients themselves and
+    skip a step on the device. 16-bit weights: all state is float32, with c as the master copy of the weights. State:
+    m, v, c and the anchor, each the size of the weights.
 
     Deviation from the authors' code: a run that starts off the anchor starts from the radius that holds it.
 

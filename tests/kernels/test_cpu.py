@@ -1,4 +1,4 @@
-"""What is particular to the fused CPU execution: threads, forks, plain CPUs, layers that are cut, conversions by bits."""
+"""The fused CPU execution by itself: threads, forks, plain CPUs, layers that are cut, conversions by bits."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_forked_child_steps():
 
 
 def test_on_a_cpu_without_avx_and_f16c(tmp_path):
-    """Numba compiles for the oldest x86-64 (or whatever the generic CPU of this machine is): the same within rounding."""
+    """Numba compiles for the oldest CPU of this machine's kind: the same within rounding."""
     code = (
         "import sys, torch\n"
         "from tests.kernels.test_cpu import train\n"
@@ -102,15 +102,17 @@ def test_on_a_cpu_without_avx_and_f16c(tmp_path):
         "for dtype in (torch.float16, torch.float32):\n"
         "    run(cpu, Case([(5, 123), (7,), (3, 16)], dtype))\n"
     )
-    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | plain
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_half_and_bfloat_numbers_are_converted_as_torch_does():
     """Every 16-bit number to float32 and back, and float32 numbers around all ties."""
-    from hyperopt_ftp.kernels import cpu_lines as lines
     from numba import njit
+
+    from hyperopt_ftp.kernels import cpu_lines as lines
 
     @njit
     def load(k, source, target):
@@ -146,9 +148,7 @@ def test_state_in_another_layout_is_refused():
     p.grad = torch.randn_like(p)
     opt.step()
     opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to(memory_format=torch.channels_last)
-    with pytest.raises(
-        RuntimeError, match="have a gradient or state of shape .* load state in the layout of the weights"
-    ):
+    with pytest.raises(RuntimeError, match="have a gradient or state of shape .* load state in the layout"):
         opt.step()
     opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].contiguous().double()
     with pytest.raises(RuntimeError, match=r"state of torch.float32 weights must be torch.float32, got torch.float64"):

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import hyperopt_ftp as hft
+from hyperopt_ftp.kernels import ops
 from hyperopt_ftp.kernels import triton as execution
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Ball, Layers
 
+from ..reference_runs import runs
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
 
 # Triton decides when it is imported and when a kernel is decorated; its first launch imports the last one.
@@ -110,6 +113,29 @@ def test_kept_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
         case = Case([(1,)])
         execution.step_(case.layers, case.base, case.ball)
     assert len(execution._tables) <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_classes_match_the_reference_runs(index: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Float64 as all executions; float32 by a step's roundings, as in tests/torch_optim."""
+    monkeypatch.setattr(ops, "BEST", {"cpu": ("triton", "triton")})
+    run_ = list(runs())[index]
+    params = {n: torch.nn.Parameter(w.clone().to(dtype)) for n, w in run_.anchor().items()}
+    make = hft.FTPAdamW if run_.adam else hft.FTPSGD
+    opt = make(params.items(), exclude="head.*", kappa=run_.kappa, fused=True, **run_.kwargs)
+    for t in range(run_.about["steps"]):
+        for name, p in params.items():
+            p.grad = run_.gradient(name, t, p)
+        opt.step()
+        weights, radii = run_.expected(t)
+        small = 4 * 6e-8 * max(1.0, max(w.abs().max().item() for w in weights.values())) * (t + 1)
+        atol = 1e-10 if dtype == torch.float64 else small + 1e-2 * (t + 1) * 2 * small / run_.kwargs["lr"]
+        for name, p in params.items():
+            assert (p.detach() - weights[name]).abs().max() <= atol
+        if dtype == torch.float64:
+            assert opt.radii() == pytest.approx({n: r.item() for n, r in radii.items()}, abs=1e-10)
+    assert opt.execution == "triton"
 
 
 def test_no_layers():

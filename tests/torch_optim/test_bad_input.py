@@ -11,6 +11,8 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
 
+from .test_classes import FLAGS
+
 
 def model():
     return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
@@ -176,3 +178,64 @@ def test_the_wrapper_refuses_what_it_cannot_wrap():
     for base in (torch.optim.LBFGS([p]), hft.FTPSGD([p]), [p]):
         with pytest.raises(TypeError, match="FTP wraps a torch.optim.Optimizer that steps once"):
             hft.FTP(base)
+
+
+@pytest.mark.parametrize("execution", FLAGS)
+@pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
+@pytest.mark.parametrize("kind", ["dtype", "layout", "expanded", "zero-size", "weight", "sliced weight"])
+def test_odd_gradients_and_weights_give_the_reference_result(kind, make, execution):
+    """Gradients of another dtype or layout, or expanded; no elements; weights that are not contiguous."""
+    results = []
+    for flags in ({"foreach": False}, FLAGS[execution]):
+        torch.manual_seed(0)
+        shape = (0, 4) if kind == "zero-size" else (4, 6)
+        w = torch.randn(shape, dtype=torch.float32)
+        if kind == "weight":
+            w = torch.randn(6, 4).t()
+            flags = {"foreach": True} if flags.get("fused") else flags  # fused=True refuses it
+        if kind == "sliced weight":
+            w = torch.randn(4, 9)[:, :6]
+            flags = {"foreach": True} if flags.get("fused") else flags
+        p = torch.nn.Parameter(w)
+        if kind == "dtype":
+            p.grad_dtype = torch.float64
+        opt = make([p], lr=0.05, radius_lr=0.05, **flags)
+        for _ in range(4):
+            g = torch.randn(shape) + 0.3
+            if kind == "dtype":
+                g = g.double()
+            if kind == "layout":
+                g = g.t().contiguous().t()
+            if kind == "expanded":
+                g = g[:, :1].expand(4, 6)
+            p.grad = g
+            opt.step()
+        results.append((p.detach(), opt.radii()))
+    torch.testing.assert_close(*(r[0] for r in results), rtol=1e-5, atol=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("execution", FLAGS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_spoils_its_layer_and_no_other(value, execution):
+    p, q = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
+    opt = hft.FTPAdamW([p, q], lr=0.1, **FLAGS[execution])
+    for t in range(3):
+        p.grad, q.grad = torch.ones(3, 4), torch.ones(3, 4)
+        if t == 1:
+            p.grad[1, 2] = value
+        opt.step()
+        # It is in h, so in the radius, so in every row.
+        assert p.isnan().all() == (t > 0)
+        assert math.isnan(opt.radii()[0]) == (t > 0)
+    assert not q.isnan().any()
+
+
+def test_a_gradient_on_another_device_is_refused():
+    class Elsewhere(torch.nn.Parameter):
+        grad = torch.ones(2, device="meta")
+
+    opt = hft.FTPAdamW([Elsewhere(torch.ones(2))], foreach=True)
+    with pytest.raises(RuntimeError, match="the gradient of parameter 0 is on meta, the parameter on cpu"):
+        opt.step()
+    assert not opt.state

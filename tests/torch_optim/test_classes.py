@@ -58,6 +58,29 @@ def test_weights_and_radii_equal_the_reference_runs(run: Run, execution: str, bu
 
 @pytest.mark.parametrize("build", [native, wrapped])
 @pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
+def test_float32_stays_near_the_reference_runs(run: Run, execution: str, build):
+    """A step rounds W', c, s c and W, each by half a unit of the largest weight; the gradients pull errors back.
+
+    The radius adds the error of its direction, which is that of c relative to a step, times radius_lr.
+    """
+    params = parameters(run.anchor(), torch.float32)
+    opt = build(run, params, execution)
+    unit = torch.finfo(torch.float32).eps / 2
+    for t in play(run, params, opt, range(run.about["steps"])):
+        weights, radii = run.expected(t)
+        top = max(1.0, max(w.abs().max().item() for w in weights.values()))
+        small = 4 * unit * top * (t + 1)
+        turned = 1e-2 * (t + 1) * 2 * small / run.kwargs["lr"]
+        for name, p in params.items():
+            assert (p.detach() - weights[name]).abs().max() <= small + turned
+        for name, radius in radii.items():
+            assert abs(opt.radii()[name] - radius.item()) <= turned + 4 * small * weights[name].numel() ** 0.5
+    assert opt.execution == execution
+
+
+@pytest.mark.parametrize("build", [native, wrapped])
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_resumed_run_continues_bit_for_bit(build, execution, dtype):
     run = RUNS[2]
