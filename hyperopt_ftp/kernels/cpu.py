@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+from .layers import SGD, AdamW, Amp, Ball, Layers, check, choose
 
 __all__ = ["project_", "radii_", "step_"]
 
@@ -25,23 +25,25 @@ _PLAIN = Amp()
 
 def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
     """A whole FTP step, in place."""
+    from . import cpu_kernels as k
+
     if amp.found_inf is not None and amp.found_inf.item():
         return
+    check(layers, layers.moments if isinstance(base, AdamW) else layers.moments[:1])
     torch._foreach_add_(layers.steps, 1.0)
-    for part in _alike(layers):
-        call = _Call(part, ball, amp, base)
-        k = call.kernels
-        call.run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
+    for _, part in _parts(layers):
+        _Call(part, ball, amp, base).run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
     torch.autograd.graph.increment_version(layers.weights)
 
 
-def radii_(layers: Layers, ball: Ball) -> Tensor:
+def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
     """Advances the steps and the radii's moments; returns the new radii, shape (layers,), not yet clipped."""
+    check(layers)
     torch._foreach_add_(layers.steps, 1.0)
     wide = torch.float64 if layers.weights[0].dtype == torch.float64 else torch.float32
     packed = torch.zeros(len(layers.weights), dtype=wide)
     for which, part in _parts(layers):
-        call = _Call(part, ball, _PLAIN, None)
+        call = _Call(part, ball, amp, None)
         call.run(call.kernels.SUM_PART | call.kernels.RADIUS_PART)
         packed[which] = torch.from_numpy(call.packed[call.first]).to(wide)
     return packed
@@ -49,6 +51,7 @@ def radii_(layers: Layers, ball: Ball) -> Tensor:
 
 def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """Projects moved weights: writes c, n, the clipped radii, and W."""
+    check(layers)
     for which, part in _parts(layers):
         call = _Call(part, ball, _PLAIN, None)
         call.packed[:] = packed[which].numpy()[call.layer]
@@ -69,10 +72,6 @@ def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:
     return [(which, choose(layers, which)) for which in found.values()]
 
 
-def _alike(layers: Layers) -> list[Layers]:
-    return [part for _, part in _parts(layers)]
-
-
 class _Call:
     """One run of the kernels over layers of the same dtypes."""
 
@@ -91,7 +90,6 @@ class _Call:
         self.zeros = np.zeros(kernels.LONG, storage[w0])
 
         moments = _moments(layers, base)
-        _check(layers, moments, real)
         table, owner = _table(layers, moments)
         self.table, self.layer = np.array(table, np.int64), np.array(owner)
         self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
@@ -133,7 +131,7 @@ class _Call:
 
         if not len(pieces) or not parts:
             return
-        sizes = self.table[pieces, self.kernels.ROWS] * self.table[pieces, self.kernels.COLS]
+        sizes: Any = self.table[pieces, self.kernels.ROWS] * self.table[pieces, self.kernels.COLS]
         threads = max(1, min(torch.get_num_threads(), len(pieces), int(sizes.sum()) // THREAD))
         loads, shares = [0] * threads, [[] for _ in range(threads)]
         for i in np.argsort(-sizes, kind="stable"):
@@ -169,26 +167,6 @@ def _moments(layers: Layers, base: AdamW | SGD | None) -> Moments:
     if isinstance(base, AdamW):
         return first, rest[0], rest[1] if len(rest) > 1 else None
     return first, None, rest[0] if rest else None
-
-
-def _check(layers: Layers, moments: Moments, real: torch.dtype) -> None:
-    """``RuntimeError`` where memory is not as the weights' lies: addresses know neither dtype nor strides."""
-    m, v, x = moments
-    full = [column for column in (m, v, x if v is not None else None) if column is not None]
-    alike = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *full, strict=True)
-    for w, *others in alike:
-        shape, strides = w.shape, w.stride()
-        for t in others:
-            if (t.stride() != strides or t.shape != shape) and t.numel():
-                raise RuntimeError(
-                    f"weights of shape {tuple(shape)} and strides {strides} have a gradient or state of shape "
-                    f"{tuple(t.shape)} and strides {t.stride()}; load state in the layout of the weights"
-                )
-    small = (layers.norms, layers.radii, layers.radius_exp_avgs, layers.radius_exp_avg_sqs)
-    for column in (*full, *small):
-        for t in column:
-            if t.dtype is not real and t.numel():
-                raise RuntimeError(f"state of {layers.weights[0].dtype} weights must be {real}, got {t.dtype}")
 
 
 def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]]:

@@ -37,7 +37,14 @@ SHORT = 512
 LONG = 8192
 SCRATCH = 2 * LONG + 16
 
-_compiled = njit(nogil=True, error_model="numpy", cache=True)
+
+def _compiled(function):
+    """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written
+        return njit(**options)(function)
 
 
 @intrinsic

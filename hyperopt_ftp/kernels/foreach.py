@@ -44,7 +44,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
             torch._foreach_copy_(bucket.weights, weights)
 
 
-def radii_(layers: Layers, ball: Ball) -> Tensor:
+def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
     """Hypergradients and the Adam step of all radii, before a base moves the weights; advances ``steps``.
 
     Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
@@ -52,7 +52,7 @@ def radii_(layers: Layers, ball: Ball) -> Tensor:
     torch._foreach_add_(layers.steps, 1.0)
     parts = []
     for bucket in _buckets(layers):
-        parts.append(_step_radii(bucket, [g.to(c.dtype) for g, c in _wide_pairs(bucket)], ball))
+        parts.append(_step_radii(bucket, _gradients(bucket, bucket.norms, amp), ball))
     return torch.cat(parts)
 
 
@@ -87,13 +87,8 @@ def _working(w: Tensor) -> torch.dtype:
     return torch.float64 if w.dtype == torch.float64 else torch.float32
 
 
-def _wide_pairs(layers: Layers) -> list[tuple[Tensor, Tensor]]:
-    """g and c, the latter in working precision."""
-    return [(g, c.to(n.dtype)) for g, c, n in zip(layers.grads, layers.deviations, layers.norms, strict=True)]
-
-
-def _gradients(layers: Layers, weights: Tensors, amp: Amp) -> Tensors:
-    grads = [g.to(w.dtype) for g, w in zip(layers.grads, weights, strict=True)]
+def _gradients(layers: Layers, like: Tensors, amp: Amp) -> Tensors:
+    grads = [g.to(x.dtype) for g, x in zip(layers.grads, like, strict=True)]
     if amp.grad_scale is not None:
         grads = list(torch._foreach_div(grads, amp.grad_scale.reshape(()).to(grads[0])))
     return list(torch._foreach_neg(grads)) if amp.maximize else grads
@@ -193,7 +188,7 @@ def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Ten
     if exact:
         weight = torch.where(radius <= norms, weight, 0.0)
     if norms.numel() == 1:
-        return torch.dot(_rows(grad).flatten(), _rows(deviation).flatten()) * weight[0]
+        return torch.dot(_rows(grad, deviation).flatten(), _rows(deviation).flatten()) * weight[0]
     return torch.dot(torch.linalg.vecdot(_rows(grad, deviation), _rows(deviation)), weight)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "choose"]
+__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose"]
 
 #: Stands for a tensor that there is not.
 NOTHING = torch.empty(0)
@@ -23,7 +23,7 @@ class Layers(NamedTuple):
     """
 
     weights: list[Tensor]  # W, changed in place
-    grads: list[Tensor]  # g, the dtype of W
+    grads: list[Tensor]  # g, all of the dtype of W, or all of T
     steps: list[Tensor]  # 0-d float32: steps done; advanced by the kernel
     anchors: list[Tensor]  # W0, any floating dtype; empty: zero
     deviations: list[Tensor]  # c, T (bfloat16 when lean); where unconstrained empty, as the next four
@@ -81,3 +81,29 @@ def choose(layers: Layers, which: Sequence[int]) -> Layers:
     """The layers at positions ``which``."""
     columns = [[column[i] for i in which] for column in layers[:-1]]
     return Layers._make([*columns, [[column[i] for i in which] for column in layers.moments]])
+
+
+def check(layers: Layers, moments: Sequence[list[Tensor]] = ()) -> None:
+    """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides.
+
+    Args:
+        layers: what a kernel is about to be given.
+        moments: the full-size columns of its moments.
+    """
+    if not layers.weights:
+        return
+    real = torch.float64 if layers.weights[0].dtype == torch.float64 else torch.float32
+    alike = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
+    for w, *others in alike:
+        shape, strides = w.shape, w.stride()
+        for t in others:
+            if (t.stride() != strides or t.shape != shape) and t.numel():
+                raise RuntimeError(
+                    f"weights of shape {tuple(shape)} and strides {strides} have a gradient or state of shape "
+                    f"{tuple(t.shape)} and strides {t.stride()}"
+                )
+    small = (layers.norms, layers.radii, layers.radius_exp_avgs, layers.radius_exp_avg_sqs)
+    for column in (*moments, *small):
+        for t in column:
+            if t.dtype is not real and t.numel():
+                raise RuntimeError(f"state of {layers.weights[0].dtype} weights must be {real}, got {t.dtype}")

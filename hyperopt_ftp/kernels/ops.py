@@ -1,7 +1,7 @@
 """The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
 
 Eager calls go straight to the launchers; the ops only carry their arguments, as flat lists without stand-ins, through a
-compiled graph. For derivatives of the projection see ``kernels.projection``: an op that mutates has none.
+compiled graph. For derivatives of the projection see ``hyperopt_ftp.fused_projection``: an op that mutates has none.
 """
 
 from __future__ import annotations
@@ -42,10 +42,19 @@ class Fused(NamedTuple):
             amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
-    def radii_(self, layers: Layers, ball: Ball) -> Tensor:
+    def radii_(self, layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
         if not torch.compiler.is_compiling():
-            return self.launcher.radii_(layers, ball)
-        return _ops().radii_(self.name, *_flat(layers), _numbers(ball), ball.norm, ball.exact)
+            return self.launcher.radii_(layers, ball, amp)
+        return _ops().radii_(
+            self.name,
+            *_flat(layers),
+            _numbers(ball),
+            ball.norm,
+            ball.exact,
+            amp.maximize,
+            amp.grad_scale,
+            amp.found_inf,
+        )
 
     def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
         if not torch.compiler.is_compiling():
@@ -63,6 +72,8 @@ BEST = {"cpu": ("fused_cpu", "numba"), "cuda": ("triton", "triton")}
 
 def obstacle(params: Sequence[Tensor]) -> str | None:
     """Why a fused execution cannot step these parameters; ``None`` where it can."""
+    if not params:
+        return "the group is empty"
     devices = sorted({p.device.type for p in params})
     if len(devices) > 1 or devices[0] not in BEST:
         return f"the parameters are on {devices}, and it needs all on the CPU, or all on a GPU with Triton"
@@ -139,10 +150,13 @@ def _radii(
     execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
     radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], numbers: list[float], norm: str, exact: bool,
+    maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
 ) -> Tensor:  # fmt: skip
     state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
     layers = _layers(weights, grads, steps, anchored, anchors, held, *state)
-    return _LAUNCHERS[execution].radii_(layers, Ball(numbers[0], numbers[1], norm, exact))
+    return _LAUNCHERS[execution].radii_(
+        layers, Ball(numbers[0], numbers[1], norm, exact), Amp(maximize, grad_scale, found_inf)
+    )
 
 
 @torch.library.custom_op("hyperopt_ftp::project_", mutates_args=["weights", "deviations", "norms", "radii"])

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers
+from .layers import SGD, AdamW, Amp, Ball, Layers, check
 
 __all__ = ["project_", "radii_", "step_"]
 
@@ -63,13 +63,13 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
     run.clip()
 
 
-def radii_(layers: Layers, ball: Ball) -> Tensor:
+def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
     """The radii's half of a step, before a base of another kind moves the weights.
 
     Advances the steps and the radii's moments; returns the new radii, not yet clipped, shape (layers,); 0 for an
     unconstrained layer.
     """
-    run = _Run(layers, ball, "NOTHING")
+    run = _Run(layers, ball, "NOTHING", amp)
     if layers.weights:
         run.partials(ball.exact)
         run.radii(None, ball)
@@ -121,11 +121,12 @@ class _Run:
         if deviation != real and (deviation, weights[0].dtype) != (torch.bfloat16, torch.float32):
             raise ValueError(f"deviations of {weights[0].dtype} weights must be {real}, got {deviation}")
         self.kernels, self.real, self.device = kernels, real, device
-        self.stored = weights[0].dtype, deviation
+        self.stored, self.gradient = (weights[0].dtype, deviation), layers.grads[0].dtype
         self.rule = getattr(kernels, rule).value
         self.amp, self.square = amp, ball.norm == "l2"
 
         adam = rule in ("ADAMW", "AMSGRAD")
+        check(layers, layers.moments if adam else layers.moments[:1])
         addresses = _addresses(layers, adam)
         shapes = _shapes(layers, addresses, adam)
         place = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
@@ -135,12 +136,12 @@ class _Run:
         self.numbers = torch.empty(len(weights), 8, dtype=real, device=device)
 
     def partials(self, exact: bool) -> None:
-        w, c = self.stored
+        _, c = self.stored
         first = self.layout.held
         self._launch(
             "partials", len(self.layout.tiles) - first, self.layout.tiles, self.sums, first,
             self.amp.grad_scale, self.amp.found_inf,
-            W_T=self._type(w), C_T=self._type(c), EXACT=exact, MAXIMIZE=self.amp.maximize,
+            G_T=self._type(self.gradient), C_T=self._type(c), EXACT=exact, MAXIMIZE=self.amp.maximize,
         )  # fmt: skip
 
     def radii(self, base: AdamW | SGD | None, ball: Ball) -> None:
@@ -166,7 +167,7 @@ class _Run:
             self._launch(
                 "move", group.stop - group.first, self.layout.tiles, self.sums, self.packed, self.numbers, group.first,
                 self.amp.grad_scale, self.amp.found_inf,
-                **types, RULE=self.rule, L2=self.square, MAXIMIZE=self.amp.maximize,
+                **types, G_T=self._type(self.gradient), RULE=self.rule, L2=self.square, MAXIMIZE=self.amp.maximize,
             )  # fmt: skip
             self._launch(
                 "finish", group.stop - group.pieces, self.layout.tiles, self.sums, self.packed, group.pieces,

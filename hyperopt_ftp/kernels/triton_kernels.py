@@ -78,7 +78,7 @@ TURN = tl.constexpr(2048)
 @triton.jit(do_not_specialize=["first"])
 def partials(
     addresses, sizes, tiles, sums, first, grad_scale, found_inf,
-    T: tl.constexpr, W_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, MAXIMIZE: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, MAXIMIZE: tl.constexpr,
 ):  # fmt: skip
     """``sum <g, c> / n`` over each tile. Full-size traffic: loads g, c."""
     if found_inf is not None:
@@ -93,27 +93,27 @@ def partials(
     out = sums + tile
     # fmt: off
     if kind == 0:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, True, 32, 64)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 32, 64)
     elif kind == 1:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, False, 32, 64)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 32, 64)
     elif kind == 2:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, True, 8, 256)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 8, 256)
     elif kind == 3:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, False, 8, 256)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 8, 256)
     elif kind == 4:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, True, 2, 1024)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 2, 1024)
     elif kind == 5:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, False, 2, 1024)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 2, 1024)
     elif kind == 6:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, True, 1, 2048)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 1, 2048)
     elif kind == 7:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, False, 1, 2048)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 1, 2048)
     elif kind == 8:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, W_T, C_T, EXACT, True, 1, 4096)
+        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 1, 4096)
     elif kind == 10:
-        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, W_T, C_T, EXACT, True, BLOCK)
+        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, G_T, C_T, EXACT, True, BLOCK)
     else:
-        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, W_T, C_T, EXACT, False, BLOCK // 2)
+        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, G_T, C_T, EXACT, False, BLOCK // 2)
     # fmt: on
 
 
@@ -181,7 +181,7 @@ def radii(
 @triton.jit(do_not_specialize=["first"])
 def move(
     addresses, sizes, tiles, sums, packed, numbers, first, grad_scale, found_inf,
-    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
+    T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
     RULE: tl.constexpr, L2: tl.constexpr, MAXIMIZE: tl.constexpr,
 ):  # fmt: skip
     """The base's move, and for whole rows the projection too; pieces leave a sum of their row for :func:`finish`.
@@ -201,28 +201,37 @@ def move(
     factor = _factor(grad_scale, T, MAXIMIZE)
     # fmt: off
     if kind == 0:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, True, 32, 64)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   True, 32, 64)
     elif kind == 1:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, False, 32, 64)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   False, 32, 64)
     elif kind == 2:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, True, 8, 256)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   True, 8, 256)
     elif kind == 3:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, False, 8, 256)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   False, 8, 256)
     elif kind == 4:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, True, 2, 1024)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   True, 2, 1024)
     elif kind == 5:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, False, 2, 1024)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   False, 2, 1024)
     elif kind == 6:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, True, 1, 2048)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   True, 1, 2048)
     elif kind == 7:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, False, 1, 2048)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   False, 1, 2048)
     elif kind == 8:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, W0_T, C_T, RULE, L2, True, 1, 4096)
+        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
+                   True, 1, 4096)
     elif kind == 10:
-        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, W0_T, C_T, RULE, L2,
+        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, G_T, W0_T, C_T, RULE, L2,
                     True, BLOCK)
     else:
-        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, W0_T, C_T, RULE, L2,
+        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, G_T, W0_T, C_T, RULE, L2,
                     False, BLOCK // 2)
     # fmt: on
 
@@ -282,12 +291,12 @@ def clip(addresses, sizes, packed, found_inf, T: tl.constexpr):
 @triton.jit
 def _dot_rows(
     addresses, sizes, layer, row, factor, out,
-    T: tl.constexpr, W_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, ALIGNED: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, ALIGNED: tl.constexpr,
     HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, HIGH, WIDE)
     mask = inside[:, None] & (columns < cols)
-    g = tl.load(_pointer(addresses, layer, G, W_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T) * factor
+    g = tl.load(_pointer(addresses, layer, G, G_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T) * factor
     c = tl.load(_pointer(addresses, layer, C, C_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T)
     n = tl.load(_pointer(addresses, layer, N, T, False) + row + rows, mask=inside, other=1.0)
     products = tl.sum(g * c, axis=1) * _weight(addresses, layer, n, T, EXACT)
@@ -297,11 +306,11 @@ def _dot_rows(
 @triton.jit
 def _dot_piece(
     addresses, sizes, layer, row, piece, factor, out,
-    T: tl.constexpr, W_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     start, stop, cols, at = _piece(sizes, layer, row, piece, ALIGNED)
-    grads = _pointer(addresses, layer, G, W_T, ALIGNED) + at
+    grads = _pointer(addresses, layer, G, G_T, ALIGNED) + at
     deviations = _pointer(addresses, layer, C, C_T, ALIGNED) + at
     offsets = tl.arange(0, WIDE)
     total = tl.zeros((WIDE,), T)
@@ -316,7 +325,8 @@ def _dot_piece(
 @triton.jit
 def _move_rows(
     addresses, sizes, packed, numbers, layer, row, factor,
-    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr,
+    T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
+    RULE: tl.constexpr, L2: tl.constexpr,
     ALIGNED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, HIGH, WIDE)
@@ -332,7 +342,7 @@ def _move_rows(
         n = tl.load(norms, mask=inside, other=1.0)
         s = _scale(tl.load(_pointer(addresses, layer, RADIUS, T, False)), n, T)
         w = _master(w, w0, old, s[:, None], W_T)
-    w = _moved(addresses, numbers, layer, w, factor, at, offsets, mask, T, W_T, RULE, ALIGNED)
+    w = _moved(addresses, numbers, layer, w, factor, at, offsets, mask, T, G_T, RULE, ALIGNED)
 
     c = w - w0
     tl.store(deviations + offsets, _rounded(c, C_T).to(C_T), mask=mask)
@@ -346,7 +356,8 @@ def _move_rows(
 @triton.jit
 def _move_piece(
     addresses, sizes, numbers, layer, row, piece, factor, out,
-    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr,
+    T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
+    RULE: tl.constexpr, L2: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     start, stop, cols, at = _piece(sizes, layer, row, piece, ALIGNED)
@@ -370,7 +381,7 @@ def _move_piece(
             # Unconstrained: 0 + 1 * 0 rounds to W where W is 0.
             old = tl.load(deviations + begin + offsets, mask=offsets < held - begin, other=0.0).to(T)
             w = _master(w, w0, old, s, W_T)
-        w = _moved(addresses, numbers, layer, w, factor, at + begin, offsets, mask, T, W_T, RULE, ALIGNED)
+        w = _moved(addresses, numbers, layer, w, factor, at + begin, offsets, mask, T, G_T, RULE, ALIGNED)
         c = w - w0
         tl.store(deviations + begin + offsets, _rounded(c, C_T).to(C_T), mask=offsets < held - begin)
         stored = cols if C_T != T else cols - held
@@ -407,14 +418,14 @@ def _finish_piece(
 @triton.jit
 def _moved(
     addresses, numbers, layer, w, factor, at, offsets, mask,
-    T: tl.constexpr, W_T: tl.constexpr, RULE: tl.constexpr, ALIGNED: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, RULE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """W after the base's move; stores its moments."""
     if RULE == NOTHING:
         return w
     layer_numbers = numbers + layer * NUMBERS
     size = tl.load(layer_numbers + SIZE)
-    g = tl.load(_pointer(addresses, layer, G, W_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T) * factor
+    g = tl.load(_pointer(addresses, layer, G, G_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T) * factor
     if RULE == ADAMW or RULE == AMSGRAD:
         first = _pointer(addresses, layer, M, T, ALIGNED) + at + offsets
         second = _pointer(addresses, layer, V, T, ALIGNED) + at + offsets

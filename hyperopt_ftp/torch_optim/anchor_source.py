@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.layers import NOTHING
+from ..tree import working
 from .names import plain
 
 __all__ = ["AnchorSource"]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class AnchorSource:
@@ -32,8 +35,8 @@ class AnchorSource:
                 "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name, or "
                 f"the path of a .safetensors file, got {anchor!r}"
             )
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"anchor_dtype must be None or a floating-point dtype, got {dtype!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
         self.dtype = dtype
         self.device = None if device is None else torch.device(device)
         self.zero = isinstance(anchor, str) and anchor == "zero"
@@ -67,7 +70,7 @@ class AnchorSource:
             value = self._given.get(plain(name))
             if value is None:
                 raise ValueError(f"anchor has no entry for the parameter {name!r}; give one, or exclude the parameter")
-            if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != p.shape:
+            if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.shape != p.shape:
                 got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
                     f"anchor entry {name!r} must be a floating-point tensor of shape {tuple(p.shape)}, got {got}"
@@ -88,9 +91,16 @@ class AnchorSource:
         if self.zero or self._in_file(p, name):
             return
         source = p if self._given is None else self._given[plain(str(name))]
-        source = source.detach()
+        source = source.detach().resolve_neg()
         dtype = source.dtype
-        if self.dtype is not None and torch.equal(source.to(self.dtype).to(dtype), source):
+        if dtype == torch.float64:  # arithmetic is in the working precision of the weights anyway
+            dtype = working(p.detach()).dtype
+            source = source.to(dtype)
+        if (
+            self.dtype is not None
+            and self.dtype != torch.float64
+            and torch.equal(source.to(self.dtype).to(dtype), source)
+        ):
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
@@ -104,10 +114,11 @@ class AnchorSource:
         return NOTHING
 
     def _in_file(self, p: Tensor, name: Any) -> bool:
-        """A mapped anchor serves as it lies, unless its layout is another."""
-        return (
-            self.path is not None and self._given is not None and (self._given[plain(str(name))].stride() == p.stride())
-        )
+        """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
+        if self.path is None or self._given is None:
+            return False
+        mapped = self._given[plain(str(name))]
+        return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
 
 
 def _mapped(path: str) -> dict[str, Tensor]:

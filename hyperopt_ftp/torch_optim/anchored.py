@@ -38,6 +38,7 @@ class Anchored(torch.optim.Optimizer):
 
     STEP = "step"  #: key of a parameter's own step count
     NUMBERS: tuple[str, ...] = ("radius_lr", "kappa")  #: group entries that are checked against their domains
+    _OWN: frozenset[str] = frozenset((*KEYS, "anchor"))  #: state that this class reads, and not another base
     KEPT = ("_anchor", "_exclude", "execution")  #: attributes that pickle and deepcopy keep beside torch's
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
@@ -46,7 +47,11 @@ class Anchored(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
         self._anchor.check_no_extra(self._names())
-        self.execution = pick(self.param_groups[0])
+        self.execution = self._pick(self.param_groups[0])
+
+    def _pick(self, group: dict[str, Any]) -> str:
+        """The execution of a group."""
+        return pick(group)
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -66,16 +71,20 @@ class Anchored(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"parameters must be floating-point, got one of shape {tuple(p.shape)} and {p.dtype}")
-        check_choice("norm", group["norm"], NORMS)
-        check_choice("gradient", group["gradient"], GRADIENTS)
-        for name in self.NUMBERS:
-            check_number(name, group[name])
+        self._check_options(group)
         names, whole = group.get("param_names"), group.get("constrained", True)
         if not isinstance(whole, bool):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         excluded = self._exclude.of(names, group["params"])
         group["constrained"] = [whole and not out for out in excluded]
         self._anchor.check(names, group["params"], group["constrained"])
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """What a checkpoint brings along is checked too."""
+        check_choice("norm", group["norm"], NORMS)
+        check_choice("gradient", group["gradient"], GRADIENTS)
+        for name in self.NUMBERS:
+            check_number(name, group[name])
 
     def _names(self) -> list[Any]:
         """Names of all parameters in order; their indices where they have none."""
@@ -120,23 +129,47 @@ class Anchored(torch.optim.Optimizer):
 
         torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
         """
-        names, first = self._names(), 0
+        names = group.get("param_names") or self._indices(group)
+        moments = self._moments(group)
+        device = "own" if group.get("capturable") or self._pick(group) == "triton" else "cpu"
+        for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
+            if p.grad is None:
+                continue
+            self._check_gradient(p, name)
+            state = self._state_of(p)
+            self._start(p, state, group, name, constrained)
+            self._fit(p, state, p.device if device == "own" else torch.device(device), group.get("lean", False))
+            held = [state[key] if constrained else NOTHING for key in KEYS]
+            w0 = self._anchor.of(p, name, state) if constrained else NOTHING
+            row = [p, p.grad, state[self.STEP], w0, *held, *(state[name] for name in moments)]
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+
+    def _indices(self, group: dict[str, Any]) -> range:
+        first = 0
         for other in self.param_groups:
             if other is group:
                 break
             first += len(other["params"])
-        moments = self._moments(group)
-        for k, (p, constrained) in enumerate(zip(group["params"], group["constrained"], strict=True)):
-            if p.grad is None:
-                continue
-            self._check_gradient(p, names[first + k])
-            state = self._state_of(p)
-            self._start(p, state, group, names[first + k], constrained)
-            held = [state[key] if constrained else NOTHING for key in KEYS]
-            w0 = self._anchor.of(p, names[first + k], state) if constrained else NOTHING
-            row = [p, p.grad, state[self.STEP], w0, *held, *(state[name] for name in moments)]
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
+        return range(first, first + len(group["params"]))
+
+    def _fit(self, p: Tensor, state: dict[str, Any], place: torch.device, lean: bool) -> None:
+        """Bring loaded state into the form that kernels need: working dtype, the weights' layout, counts in place.
+
+        Checkpoints of torch's optimizers keep moments in the weights' dtype, and old ones plain numbers as steps; a
+        model may have changed its memory format.
+        """
+        real, shape, strides = working(p.detach()).dtype, p.shape, p.stride()
+        for key, value in state.items():
+            if key in (self.STEP, "momentum_start"):
+                if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device != place:
+                    state[key] = torch.as_tensor(value, dtype=torch.float32, device=place)
+            elif isinstance(value, Tensor) and value.is_floating_point() and key in self._OWN:
+                dtype = torch.bfloat16 if lean and key == "deviation" else value.dtype if key == "anchor" else real
+                if value.dtype != dtype:
+                    state[key] = value = value.to(dtype)
+                if value.shape == shape and value.stride() != strides and type(p) in (Tensor, torch.nn.Parameter):
+                    state[key] = _laid_out(value, p)
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         return self.state[p]
@@ -165,8 +198,7 @@ class Anchored(torch.optim.Optimizer):
     def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
         """The state that a parameter's first step needs. c = 0, so the first hypergradient is 0."""
         if self.STEP not in state:
-            device = p.device if group.get("capturable") or pick(group) == "triton" else "cpu"
-            state[self.STEP] = torch.zeros((), dtype=torch.float32, device=device)
+            state[self.STEP] = torch.zeros((), dtype=torch.float32)
         if constrained and "radius" not in state:
             w = p.detach()
             c = torch.zeros_like(working(w))
@@ -198,12 +230,15 @@ class Anchored(torch.optim.Optimizer):
             _restore(state, self._loading, self._anchor.device)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
                 for key in (*self.defaults, "constrained"):  # absent in a checkpoint of the plain base optimizer
-                    new.setdefault(key, old[key])
+                    if key in old:
+                        new.setdefault(key, old[key])
+                self._check_options(new)
         super().__setstate__(state)
 
 
 def ball(group: dict[str, Any]) -> Ball:
-    return Ball(group["radius_lr"], group["kappa"], group["norm"], group["gradient"] == "exact")
+    radius_lr, kappa = (x.item() if isinstance(x, Tensor) else x for x in (group["radius_lr"], group["kappa"]))
+    return Ball(radius_lr, kappa, group["norm"], group["gradient"] == "exact")
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:
@@ -215,13 +250,22 @@ def run_closure(closure: Callable[[], Any] | None) -> Any:
 
 def _fitting(w: Tensor, grad: Tensor, w0: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient in the layout of the weights, and in their dtype or working precision; the anchor beside them."""
+    grad = grad.resolve_neg()  # a lazy minus sign is not in memory
     if grad.dtype != w.dtype:
         grad = grad.to(working(w).dtype)
     if grad.stride() != w.stride() and type(grad) is Tensor:
-        grad = torch.empty_like(w, dtype=grad.dtype).copy_(grad)
+        grad = _laid_out(grad, w)
     if w0.device != w.device and w0.numel():
         w0 = w0.to(w.device, non_blocking=True)
     return grad, w0
+
+
+def _laid_out(x: Tensor, w: Tensor) -> Tensor:
+    """``x`` with the strides of ``w``: as it is where only dimensions of size 1 differ, else a copy."""
+    pairs = zip(x.shape, x.stride(), w.stride(), strict=True)
+    if all(size == 1 or mine == theirs for size, mine, theirs in pairs):
+        return x.as_strided(w.shape, w.stride())
+    return torch.empty_like(w, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _restore(loaded: dict[str, Any], saved: dict[str, Any], anchor_device: torch.device | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +21,16 @@ EXECUTIONS: dict[str, Any] = {"single": single, "foreach": foreach, **FUSED}
 def pick(group: dict[str, Any]) -> str:
     """The execution of a group: what its flags ask for, else the best that can."""
     params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
-    if fused is not False and not (multi is not None and fused is None) and (fused or obstacle(params) is None):
+    if (fused or (fused is None and multi is None)) and obstacle(params) is None:
         return ops.BEST[params[0].device.type][0]
     if multi is None:
         multi = all(type(p) in (Tensor, torch.nn.Parameter) for p in params)
     return "foreach" if multi else "single"
 
 
-def alike(layers: Layers, key: Callable[[Tensor], Any] = lambda w: (w.device, w.dtype)) -> list[Layers]:
-    """Layers of one device and dtype each: what a kernel takes."""
+def alike(layers: Layers) -> list[Layers]:
+    """Layers of one device and dtype each, of weights and of gradients: what a kernel takes."""
     found: dict[Any, list[int]] = {}
-    for i, w in enumerate(layers.weights):
-        found.setdefault(key(w), []).append(i)
+    for i, (w, g) in enumerate(zip(layers.weights, layers.grads, strict=True)):
+        found.setdefault((w.device, w.dtype, g.dtype), []).append(i)
     return [layers] if len(found) == 1 else [choose(layers, which) for which in found.values()]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..hparams import check_number
 from ..kernels.layers import AdamW
 from ..tree import working
-from .native import Native, number
+from .native import Native, number, plain
 
 __all__ = ["FTPAdamW"]
 
@@ -78,6 +78,7 @@ class FTPAdamW(Native):
     """
 
     NUMBERS = (*Native.NUMBERS, "lr", "eps", "weight_decay")
+    _OWN = Native._OWN | {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
 
     def __init__(
         self,
@@ -109,13 +110,13 @@ class FTPAdamW(Native):
         }  # fmt: skip
         super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_options(self, group: dict[str, Any]) -> None:
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas must be a pair (beta1, beta2), got {betas!r}")
         for beta in betas:
             check_number("betas", beta)
-        super()._check_group(group)
+        super()._check_options(group)
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
@@ -128,4 +129,4 @@ class FTPAdamW(Native):
 
     def _base(self, group: dict[str, Any], like: Tensor) -> AdamW:
         lr = number(group["lr"], like, group["capturable"])
-        return AdamW(lr, group["betas"][0], group["betas"][1], group["eps"], group["weight_decay"])
+        return AdamW(lr, *map(plain, (*group["betas"], group["eps"], group["weight_decay"])))

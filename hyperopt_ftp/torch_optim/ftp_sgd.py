@@ -10,7 +10,7 @@ from torch import Tensor
 from ..kernels.layers import SGD
 from ..optimizers.sgd import sgd
 from ..tree import working
-from .native import Native, number
+from .native import Native, number, plain
 
 __all__ = ["FTPSGD"]
 
@@ -43,6 +43,7 @@ class FTPSGD(Native):
     """
 
     NUMBERS = (*Native.NUMBERS, "lr", "momentum", "dampening", "weight_decay")
+    _OWN = Native._OWN | {"momentum_buffer"}
 
     def __init__(
         self,
@@ -74,8 +75,8 @@ class FTPSGD(Native):
         }  # fmt: skip
         super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
         sgd(1.0, group["momentum"], group["dampening"], nesterov=group["nesterov"])  # checks nesterov's conditions
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -95,4 +96,5 @@ class FTPSGD(Native):
 
     def _base(self, group: dict[str, Any], like: Tensor) -> SGD:
         lr = number(group["lr"], like, group["capturable"])
-        return SGD(lr, group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"])
+        numbers = map(plain, (group["momentum"], group["dampening"], group["weight_decay"]))
+        return SGD(lr, *numbers, nesterov=group["nesterov"])

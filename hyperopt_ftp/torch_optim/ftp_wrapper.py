@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.layers import choose
-from ..kernels.ops import obstacle
+from ..kernels.layers import Amp, choose
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
-from .executions import EXECUTIONS, alike, pick
+from .executions import EXECUTIONS, alike
 
 __all__ = ["FTP"]
 
@@ -101,20 +100,27 @@ class FTP(Anchored):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
+        if self.base.param_groups is not self.param_groups or self.base.state is not self.state:
+            raise RuntimeError(
+                "the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself"
+            )
         loss = run_closure(closure)
         work = []
         for group, layers in self._layers():
-            self.execution = _execution(group)
+            self.execution = self._pick(group)
             held = choose(layers, [i for i, c in enumerate(layers.deviations) if c.numel()])
             for part in alike(held):
                 execution = EXECUTIONS[self.execution]
-                work.append((execution, part, execution.radii_(part, ball(group)), ball(group)))
-        self.base.step()
-        for execution, part, packed, numbers in work:
-            execution.project_(part, packed, numbers)
-        for p, state in self._waiting.items():
-            self.state[p].update(state)
-        self._waiting.clear()
+                amp = Amp(bool(group.get("maximize", False)))
+                work.append((execution, part, execution.radii_(part, ball(group), amp), ball(group)))
+        try:
+            self.base.step()
+            for execution, part, packed, numbers in work:
+                execution.project_(part, packed, numbers)
+            for p, state in self._waiting.items():
+                self.state[p].update(state)
+        finally:
+            self._waiting.clear()
         return loss
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
@@ -138,10 +144,3 @@ def _columns_of(base: torch.optim.Optimizer) -> int | None:
     """How many lists torch's method that makes a group's state fills; ``None`` where the base has no such method."""
     method = getattr(base, "_init_group", None)
     return None if method is None else len(inspect.signature(method).parameters) - 1
-
-
-def _execution(group: dict[str, Any]) -> str:
-    """The base's flags are its own: the projection of a fused base is fused where it can be."""
-    if group.get("foreach") is not None and not group.get("fused"):
-        return "foreach" if group["foreach"] else "single"
-    return pick({"params": group["params"], "fused": None if obstacle(group["params"]) is None else False})

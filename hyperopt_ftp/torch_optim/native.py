@@ -12,9 +12,9 @@ from ..kernels.layers import SGD, AdamW, Amp
 from ..kernels.ops import obstacle
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
-from .executions import EXECUTIONS, alike, pick
+from .executions import EXECUTIONS, alike
 
-__all__ = ["Native", "number"]
+__all__ = ["Native", "number", "plain"]
 
 
 class Native(Anchored):
@@ -26,7 +26,13 @@ class Native(Anchored):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks)."""
-        return all(pick(group) in ("fused_cpu", "triton") for group in self.param_groups)
+        return all(self._pick(group) in ("fused_cpu", "triton") for group in self.param_groups)
+
+    def _pick(self, group: dict[str, Any]) -> str:
+        why = obstacle(group["params"]) if group["fused"] else None
+        if why:
+            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
+        return super()._pick(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -38,24 +44,24 @@ class Native(Anchored):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
+        check = getattr(self, "_accelerator_graph_capture_health_check", self._cuda_graph_capture_health_check)
+        check()  # capture needs capturable=True; newer torch has renamed it
         loss = run_closure(closure)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return loss  # not even the state of a first step
         for group, layers in self._layers():
-            self.execution = pick(group)
+            self.execution = self._pick(group)
             for part in alike(layers):
                 amp = Amp(group["maximize"], _near(scale, part.weights[0]), _near(found_inf, part.weights[0]))
                 EXECUTIONS[self.execution].step_(part, self._base(group, part.weights[0]), ball(group), amp)
         return loss
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
-        why = obstacle(group["params"]) if group["fused"] else None
-        if why:
-            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
+        self._pick(group)
         if group["lean"]:
             narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32]
             if narrow:
@@ -76,6 +82,11 @@ def number(lr: float | Tensor, like: Tensor, capturable: bool) -> float | Tensor
     if torch.compiler.is_compiling() or capturable or lr.device.type != "cpu":
         return lr.to(like.device, non_blocking=True)
     return lr.item()
+
+
+def plain(value: float | Tensor) -> float:
+    """Numbers beside lr are Python's; a tensor is read, which waits for its device."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:

@@ -51,14 +51,14 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         _write([*moments[: len(values)], stored], [*values[: len(moments)], new["w"]])
 
 
-def radii_(layers: Layers, ball: Ball) -> Tensor:
+def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
     """New radii before the clip, as ``kernels.foreach.radii_``."""
     rule = anneal(adam(lr=ball.radius_lr), ball.kappa)
     packed = []
     for i, gamma in enumerate(layers.radii):
         n, gradient = layers.norms[i], "exact" if ball.exact else "paper"
         c = layers.deviations[i].to(n.dtype)
-        h = radius_gradient(layers.grads[i].to(n.dtype), c, n, gamma, gradient)
+        h = radius_gradient(_gradient(layers.grads[i], layers.weights[i], amp), c, n, gamma, gradient)
         m, v = layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i]
         new, state = rule.update(h, AdamState(layers.steps[i].to(torch.int64), m, v, ()), gamma)
         layers.steps[i].add_(1)

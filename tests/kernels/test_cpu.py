@@ -142,14 +142,15 @@ def test_half_and_bfloat_numbers_are_converted_as_torch_does():
             assert torch.equal(torch.from_numpy(back.view(np.int16)).view(dtype), expected)
 
 
-def test_state_in_another_layout_is_refused():
-    p = torch.nn.Parameter(torch.randn(2, 3, 2, 2))
-    opt = hft.FTPAdamW([p], fused=True)
-    p.grad = torch.randn_like(p)
-    opt.step()
-    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to(memory_format=torch.channels_last)
-    with pytest.raises(RuntimeError, match="have a gradient or state of shape .* load state in the layout"):
-        opt.step()
-    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].contiguous().double()
+def test_state_in_another_layout_or_dtype_is_refused_before_anything_changes():
+    case = Case([(2, 3, 2, 2)])
+    m = case.layers.moments[0]
+    m[0] = m[0].to(memory_format=torch.channels_last)
+    with pytest.raises(
+        RuntimeError, match=r"have a gradient or state of shape \(2, 3, 2, 2\) and strides \(12, 1, 6, 3\)"
+    ):
+        cpu.step_(case.layers, case.base, case.ball)
+    m[0] = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"state of torch.float32 weights must be torch.float32, got torch.float64"):
-        opt.step()
+        cpu.step_(case.layers, case.base, case.ball)
+    assert case.layers.steps[0] == 0

@@ -5,7 +5,6 @@ Triton runs in its interpreter: no GPU is needed.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,8 @@ from hyperopt_ftp.kernels import cpu, foreach, triton
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Amp, Ball
 from hyperopt_ftp.torch_optim import single
 
+from . import interpreter as interpreter
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
-
-# Triton decides when it is imported and when a kernel is decorated.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(os.environ, "TRITON_INTERPRET", "1")
-    pytest.importorskip("triton")
-    from hyperopt_ftp.kernels import triton_kernels  # noqa: F401
 
 pytest.importorskip("numba")
 EXECUTIONS = {"single": single, "foreach": foreach, "fused_cpu": cpu, "triton": triton}
@@ -74,6 +68,13 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_options(execution, options: dict[str, Any]):
     run(execution, Case(FEW, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_working_precision(execution, dtype: torch.dtype):
+    case = Case(FEW, dtype)
+    case.layers.grads[:] = [g.float() for g in case.layers.grads]
+    run(execution, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -15,14 +14,8 @@ from hyperopt_ftp.kernels import triton as execution
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Ball, Layers
 
 from ..reference_runs import runs
+from .interpreter import triton_kernels
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
-
-# Triton decides when it is imported and when a kernel is decorated; its first launch imports the last one.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(os.environ, "TRITON_INTERPRET", "1")
-    pytest.importorskip("triton")
-    pytest.importorskip("triton.experimental.gluon")
-    from hyperopt_ftp.kernels import triton_kernels
 
 
 @pytest.fixture
