@@ -23,7 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["adamw", "dot", "load", "norm_sum", "restore", "scale_rows", "sgd", "store", "subtract"]
+__all__ = ["adamw", "dots", "load", "norm_sum", "restore", "scale_rows", "sgd", "store", "subtract"]
 
 #: Bytes of a cache line, and lines (or single numbers) that are summed in working precision before float64 takes over.
 LINE, RUN = 64, 64
@@ -279,8 +279,13 @@ def _moved(now, square, value, x, d, w0, c):
     return now.size(deviation, square)
 
 
-def _dot(now, number, flag, g, c):
-    return now.multiply(now.load(g), now.load(c))
+def _dots(now, number, flag, *rows):
+    """``sum_i w_i <g_i, c_i>`` of rows g, c, g, c, ...; numbers: their weights. More streams at once read faster."""
+    total = None
+    for i, (g, c) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+        term = now.multiply(number(i), now.multiply(now.load(g), now.load(c)))
+        total = term if total is None else now.add(total, term)
+    return total
 
 
 def _norm_sum(now, number, square, d):
@@ -306,5 +311,5 @@ def _scale_rows(now, number, flag, w, w0, d):
 
 
 adamw, sgd, subtract = _loop(_adamw, 7, 8), _loop(_sgd, 6, 5), _loop(_subtract, 3)
-dot, norm_sum, load, store = _loop(_dot), _loop(_norm_sum), _loop(_load), _loop(_load)
+dots, norm_sum, load, store = _loop(_dots, None, 4), _loop(_norm_sum), _loop(_load), _loop(_load)
 restore, scale_rows = _loop(_restore, None, 1), _loop(_scale_rows, None, 1)
