@@ -43,6 +43,7 @@ class Anchored(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
         self._anchor = anchor
+        self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._exclude = Exclude(exclude)
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
@@ -138,7 +139,10 @@ class Anchored(torch.optim.Optimizer):
             self._check_gradient(p, name)
             state = self._state_of(p)
             self._start(p, state, group, name, constrained)
-            self._fit(p, state, p.device if device == "own" else torch.device(device), group.get("lean", False))
+            form = (p.stride(), p.dtype, device, len(state))
+            if self._fitted.get(p) != form:
+                self._fit(p, state, p.device if device == "own" else torch.device(device), group.get("lean", False))
+                self._fitted[p] = form
             held = [state[key] if constrained else NOTHING for key in KEYS]
             w0 = self._anchor.of(p, name, state) if constrained else NOTHING
             row = [p, p.grad, state[self.STEP], w0, *held, *(state[name] for name in moments)]
@@ -226,6 +230,7 @@ class Anchored(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._fitted = {}
         if "_loading" in self.__dict__:
             _restore(state, self._loading, self._anchor.device)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
