@@ -1,10 +1,14 @@
 """Hypothesis profiles, and the same seed before each test."""
 
 import os
+import tempfile
 
 import pytest
 import torch
 from hypothesis import settings
+
+# Numba's cache does not see every change of our sources: each session compiles anew.
+os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="numba"))
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.register_profile("thorough", deadline=None, max_examples=500)
