@@ -14,7 +14,7 @@ test: $(VENV)/.demo $(VENV)/.test
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
 
-lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.dev
+lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright

@@ -29,7 +29,7 @@ class Native(Anchored):
         return all(self._pick(group) in ("fused_cpu", "triton") for group in self.param_groups)
 
     def _pick(self, group: dict[str, Any]) -> str:
-        why = obstacle(group["params"]) if group["fused"] else None
+        why = obstacle(group["params"]) if group["fused"] and group["params"] else None
         if why:
             raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
         return super()._pick(group)

@@ -141,6 +141,7 @@ def test_an_empty_group_and_tensors_for_numbers(execution):
     opt.param_groups[0].update(FLAGS[execution])
     train(opt, 1)
     assert opt.execution == execution
+    hft.FTPAdamW([{"params": [p]}, {"params": []}], **FLAGS[execution])
 
 
 @pytest.mark.parametrize("base", ["Adafactor", "Muon"])
