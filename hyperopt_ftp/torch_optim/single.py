@@ -80,8 +80,11 @@ def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
 
 
 def _write(old: list[Tensor], new: list[Tensor]) -> None:
-    """Tensor by tensor; in a compiled graph of torch 2.13 ``copy_`` to a 0-d tensor is lost, this is not."""
-    torch._foreach_copy_(old, new)
+    if torch.compiler.is_compiling():  # torch 2.13 loses copy_ to a 0-d tensor there
+        torch._foreach_copy_(old, new)
+        return
+    for a, b in zip(old, new, strict=True):
+        a.copy_(b)
 
 
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:
