@@ -83,6 +83,11 @@ def measure(model: str, device: torch.device, rounds: int) -> dict[str, Any]:
         if isinstance(opt, torch.optim.Optimizer):
             state = [t for s in opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
             rows[name]["state_bytes_per_weight"] = sum(t.numel() * t.element_size() for t in state) / count
+        if device.type == "cuda":  # what a step needs beside the state
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            opt.step()
+            rows[name]["transient_bytes_per_weight"] = (torch.cuda.max_memory_allocated() - held) / count
     return {"parameters": count, "tensors": len(shapes), "rounds": len(seconds["AdamW(fused)"]), "steps": rows}
 
 
@@ -161,8 +166,6 @@ def main() -> None:
     record: dict[str, Any] = {"machine": machine(), "bandwidth_gb_per_s": bandwidth(device), "models": {}}
     record["machine"]["torchvision"] = torchvision.__version__
     for model in args.models:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         record["models"][model] = measure(model, device, args.rounds)
         print(f"{model}, {record['models'][model]['parameters']:,} weights")
         for name, row in record["models"][model]["steps"].items():
