@@ -33,7 +33,7 @@ class FTP(Anchored):
         ValueError: as :class:`FTPAdamW`.
 
     The closure is evaluated by the wrapper, before the base's step. 16-bit weights are moved by ``base`` in its own
-    precision; there is no master copy.
+    precision: a move smaller than their last bit is lost. c stays the master copy of weights that were not moved.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 3))
