@@ -61,7 +61,8 @@ class _Projection(torch.autograd.Function):
         rows = weights.shape[0] if norm == "mars" and weights.ndim >= 2 else 1
         out, c, n = weights.clone(), torch.empty_like(weights), weights.new_empty(rows)
         step, one = torch.zeros((), device=weights.device), radius.detach().reshape(())
-        layers = Layers([out], [NOTHING], [step], [anchor], [c], [n], [one.clone()], [one.clone()], [one.clone()], [])
+        unused = [[one.clone()] for _ in range(3)]  # the radius's own state
+        layers = Layers([out], [NOTHING], [NOTHING], [anchor], [c], [n], *unused, [step], [])
         kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]
         kernel.project_(layers, one.reshape(1).clone(), Ball(0.0, 0.0, norm, False))
         return out

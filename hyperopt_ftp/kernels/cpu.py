@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, check, choose
+from .layers import SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
 
 __all__ = ["project_", "radii_", "step_"]
 
@@ -30,17 +30,17 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
     if amp.found_inf is not None and amp.found_inf.item():
         return
     check(layers, layers.moments if isinstance(base, AdamW) else layers.moments[:1])
-    torch._foreach_add_(layers.steps, 1.0)
+    torch._foreach_add_([*layers.steps, *(t for t in layers.radius_steps if t.numel())], 1.0)
     for _, part in _parts(layers):
         _Call(part, ball, amp, base).run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
     torch.autograd.graph.increment_version(layers.weights)
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
-    """Advances the steps and the radii's moments; returns the new radii, shape (layers,), not yet clipped."""
+    """Advances the radii's moments and their steps; returns the new radii, shape (layers,), not yet clipped."""
     check(layers)
-    torch._foreach_add_(layers.steps, 1.0)
-    wide = torch.float64 if layers.weights[0].dtype == torch.float64 else torch.float32
+    torch._foreach_add_([t for t in layers.radius_steps if t.numel()], 1.0)
+    wide = working_dtype(layers.weights[0])
     packed = torch.zeros(len(layers.weights), dtype=wide)
     for which, part in _parts(layers):
         call = _Call(part, ball, amp, None)
@@ -66,7 +66,7 @@ def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:
         zip(layers.weights, layers.grads, layers.anchors, layers.deviations, strict=True)
     ):
         if w.numel():
-            wide = torch.float64 if w.dtype == torch.float64 else torch.float32
+            wide = working_dtype(w)
             key = w.dtype, g.dtype, w0.dtype if w0.numel() else wide, c.dtype if c.numel() else wide
             found.setdefault(key, []).append(i)
     return [(which, choose(layers, which)) for which in found.values()]
@@ -83,7 +83,7 @@ class _Call:
         self.kernels: Any = kernels
         storage = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "u2", torch.float16: "i2"}
         w, g = layers.weights[0].dtype, layers.grads[0].dtype
-        real = torch.float64 if w == torch.float64 else torch.float32
+        real = working_dtype(layers.weights[0])
         w0 = next((x.dtype for x in layers.anchors if x.numel()), real)
         c = next((x.dtype for x in layers.deviations if x.numel()), real)
         self.likes = [np.empty(0, storage[dtype]) for dtype in (real, w, g, w0, c)]
@@ -172,7 +172,7 @@ def _moments(layers: Layers, base: AdamW | SGD | None) -> Moments:
 def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]]:
     """Rows of the kernels' table of pieces, and the layer of each."""
     _, v, _ = moments
-    wide = 8 if layers.weights[0].dtype == torch.float64 else 4
+    wide = working_dtype(layers.weights[0]).itemsize
     widths = [next((t.element_size() for t in column if t.numel()), 0) for column in layers[:2] + layers[3:5]]
     table, owner = [], []
     for i, w in enumerate(layers.weights):
@@ -183,8 +183,7 @@ def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]
             w.data_ptr(), layers.grads[i].data_ptr(), layers.anchors[i].data_ptr(), layers.deviations[i].data_ptr(),
             n.data_ptr(), *(0 if column is None else column[i].data_ptr() for column in moments),
         ]  # fmt: skip
-        fixed = (layers.steps[i], layers.radii[i], layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i])
-        fixed = [t.data_ptr() for t in fixed]
+        fixed = [column[i].data_ptr() for column in (layers.steps, *layers[6:10])]
         cols = size // count
         if size <= LARGE:
             table.append([*addresses, *fixed, count, cols, 1, count])

@@ -20,8 +20,8 @@ from . import cpu_lines as lines
 
 # Columns of the table of pieces (a layer, or some rows of a large one): addresses (0: there is none), then sizes. COUNT
 # is the number of pieces of the layer, ALL_ROWS that of its rows.
-W, G, W0, C, N, M, V, X, STEP, RADIUS, RADIUS_M, RADIUS_V, ROWS, COLS, COUNT, ALL_ROWS = range(16)
-COLUMNS = 16  # X: max v, or the step at which b was made
+W, G, W0, C, N, M, V, X, STEP, RADIUS, RADIUS_M, RADIUS_V, RADIUS_STEP, ROWS, COLS, COUNT, ALL_ROWS = range(17)
+COLUMNS = 17  # X: max v, or the step at which b was made
 
 # Numbers of the rule.
 LR, BETA1, BETA2, EPS, DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, KAPPA, SCALE = range(11)
@@ -210,11 +210,17 @@ def _pair(piece, row, start, stop, g_like, c_like):
 
 
 @_compiled
+def _count(address):
+    """A count of steps; 0 where nobody counts them."""
+    return 0.0 if address == 0 else carray(_pointer(address), (1,), np.float32)[0] + 0.0
+
+
+@_compiled
 def _radius(piece, numbers, h, t_like):
     """Adam on the radius along h, in float64."""
     radius = _view(piece[RADIUS], 0, 1, t_like)
     m, v = _view(piece[RADIUS_M], 0, 1, t_like), _view(piece[RADIUS_V], 0, 1, t_like)
-    t = carray(_pointer(piece[STEP]), (1,), np.float32)[0] + 0.0
+    t = _count(piece[RADIUS_STEP])
     h *= numbers[SCALE]
     if h > 0:
         h *= numbers[KAPPA]
@@ -236,14 +242,14 @@ def _clip(piece, gamma, t_like):
 @_compiled
 def _started(piece, rule, t):
     """Whether SGD's buffer is made in this step."""
-    return rule == SGD and piece[X] != 0 and carray(_pointer(piece[X]), (1,), np.float32)[0] == t - 1
+    return rule == SGD and piece[X] != 0 and _count(piece[X]) == t - 1
 
 
 @_compiled
 def _move_free(piece, rule, numbers, k, t_like, w_like, g_like, w0_like, zeros, scratch):
     """The base's move of a layer without a ball."""
     size = piece[ROWS] * piece[COLS]
-    t = carray(_pointer(piece[STEP]), (1,), np.float32)[0] + 0.0
+    t = _count(piece[STEP])
     _coefficients(rule, numbers, t, _started(piece, rule, t), k)
     amsgrad = rule == ADAMW and piece[X] != 0
     for p in range(0, size, LONG):
@@ -265,7 +271,7 @@ def _move(piece, rule, numbers, square, gamma, k, t_like, w_like, g_like, w0_lik
     real = t_like.dtype.type
     rows, cols = piece[ROWS], piece[COLS]
     n, radius = _view(piece[N], 0, rows, t_like), _view(piece[RADIUS], 0, 1, t_like)
-    t = carray(_pointer(piece[STEP]), (1,), np.float32)[0] + 0.0
+    t = _count(piece[STEP])
     _coefficients(rule, numbers, t, _started(piece, rule, t), k)
     one = _view(scratch, 2 * LONG + 8, 2 * LONG + 9, t_like)  # the number of a row's loops
     amsgrad, nesterov = rule == ADAMW and piece[X] != 0, numbers[NESTEROV] != 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 __all__ = ["project_", "radii_", "step_"]
 
@@ -28,11 +28,11 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
     if amp.found_inf is not None and amp.found_inf.item():
         return
     for bucket in _buckets(layers):
-        held = [i for i, c in enumerate(bucket.deviations) if c.numel()]
+        held = [i for i, radius in enumerate(bucket.radii) if radius.numel()]
         inside = choose(bucket, held)
         weights = _working_weights(bucket)
         grads = _gradients(bucket, weights, amp)
-        torch._foreach_add_(bucket.steps, 1.0)
+        torch._foreach_add_([*bucket.steps, *inside.radius_steps], 1.0)
         packed = _step_radii(inside, [grads[i] for i in held], ball) if held else None
         if isinstance(base, AdamW):
             _adamw(weights, grads, bucket, base)
@@ -45,11 +45,11 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
-    """Hypergradients and the Adam step of all radii, before a base moves the weights; advances ``steps``.
+    """Hypergradients and the Adam step of all radii, before a base moves the weights.
 
     Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
     """
-    torch._foreach_add_(layers.steps, 1.0)
+    torch._foreach_add_(layers.radius_steps, 1.0)
     parts = []
     for bucket in _buckets(layers):
         parts.append(_step_radii(bucket, _gradients(bucket, bucket.norms, amp), ball))
@@ -83,10 +83,6 @@ def _buckets(layers: Layers) -> list[Layers]:
     return [choose(layers, part) for part in parts]
 
 
-def _working(w: Tensor) -> torch.dtype:
-    return torch.float64 if w.dtype == torch.float64 else torch.float32
-
-
 def _gradients(layers: Layers, like: Tensors, amp: Amp) -> Tensors:
     grads = [g.to(x.dtype) for g, x in zip(layers.grads, like, strict=True)]
     if amp.grad_scale is not None:
@@ -99,7 +95,7 @@ def _working_weights(layers: Layers) -> Tensors:
 
     Constrained ones keep in c what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W.
     """
-    if not layers.weights or layers.weights[0].dtype == _working(layers.weights[0]):
+    if not layers.weights or layers.weights[0].dtype == working_dtype(layers.weights[0]):
         return layers.weights
     result = []
     for w, w0, c, n, gamma in zip(
@@ -126,7 +122,7 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
     if rest:
         torch._foreach_maximum_(rest[0], v)
     # m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps) with r = sqrt(1 - b2^t): one pass less.
-    t, like = _counts(layers), weights[0]
+    t, like = _counts(layers.steps), weights[0]
     root = (1 - b2**t).sqrt()
     denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
     if t.device == like.device and like.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -162,9 +158,9 @@ def _sgd(weights: Tensors, grads: Tensors, layers: Layers, base: SGD) -> None:
         torch._foreach_add_(weights, directions, alpha=-lr)
 
 
-def _counts(layers: Layers) -> Tensor:
+def _counts(steps: Tensors) -> Tensor:
     """Steps of each layer, float64: a float32 power of 0.999 would be off by 1e-5 after 1000 steps."""
-    return torch.stack(layers.steps).double()
+    return torch.stack(steps).double()
 
 
 def _step_radii(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
@@ -177,7 +173,7 @@ def _step_radii(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
     v = torch.stack(layers.radius_exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
     torch._foreach_copy_(layers.radius_exp_avgs, list(m.unbind()))
     torch._foreach_copy_(layers.radius_exp_avg_sqs, list(v.unbind()))
-    t = _counts(layers)
+    t = _counts(layers.radius_steps)
     size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
     correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
     return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)

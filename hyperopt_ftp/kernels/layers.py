@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose"]
+__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose", "working_dtype"]
 
 #: Stands for a tensor that there is not.
 NOTHING = torch.empty(0)
@@ -24,13 +24,14 @@ class Layers(NamedTuple):
 
     weights: list[Tensor]  # W, changed in place
     grads: list[Tensor]  # g, all of the dtype of W, or all of T
-    steps: list[Tensor]  # 0-d float32: steps done; advanced by the kernel
+    steps: list[Tensor]  # 0-d float32: steps that the base has done; advanced by step_
     anchors: list[Tensor]  # W0, any floating dtype; empty: zero
-    deviations: list[Tensor]  # c, T (bfloat16 when lean); where unconstrained empty, as the next four
+    deviations: list[Tensor]  # c, T (bfloat16 when lean); where unconstrained empty, as the next five
     norms: list[Tensor]  # n, shape (rows,), T
     radii: list[Tensor]  # gamma, 0-d, T
     radius_exp_avgs: list[Tensor]  # its first moment, 0-d, T
     radius_exp_avg_sqs: list[Tensor]  # its second moment
+    radius_steps: list[Tensor]  # 0-d float32: steps that the radius has done; advanced by step_ and radii_
     moments: list[
         list[Tensor]
     ]  # columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b, and with dampening
@@ -77,6 +78,11 @@ class Amp(NamedTuple):
     found_inf: Tensor | None = None
 
 
+def working_dtype(w: Tensor) -> torch.dtype:
+    """The dtype of arithmetic and state."""
+    return torch.float64 if w.dtype == torch.float64 else torch.float32
+
+
 def choose(layers: Layers, which: Sequence[int]) -> Layers:
     """The layers at positions ``which``."""
     columns = [[column[i] for i in which] for column in layers[:-1]]
@@ -92,7 +98,7 @@ def check(layers: Layers, moments: Sequence[list[Tensor]] = ()) -> None:
     """
     if not layers.weights:
         return
-    real = torch.float64 if layers.weights[0].dtype == torch.float64 else torch.float32
+    real = working_dtype(layers.weights[0])
     alike = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
     for w, *others in alike:
         shape, strides = w.shape, w.stride()

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from . import cpu, triton
-from .layers import NOTHING, SGD, AdamW, Amp, Ball, Layers
+from .layers import NOTHING, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
 __all__ = ["BEST", "FUSED", "Fused", "obstacle"]
 
 _PLAIN = Amp()
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
-_STATE = ["deviations", "norms", "radii", "radius_exp_avgs", "radius_exp_avg_sqs"]
+_STATE = ["deviations", "norms", "radii", "radius_exp_avgs", "radius_exp_avg_sqs", "radius_steps"]
 
 
 class Fused(NamedTuple):
@@ -37,7 +37,7 @@ class Fused(NamedTuple):
         lr, *rest = base
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
         _ops().step_(
-            self.name, *_flat(layers), [t for column in layers.moments for t in column], len(layers.moments),
+            self.name, *_flat(layers), layers.steps, [t for column in layers.moments for t in column], len(layers.moments),
             isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
             amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
@@ -110,13 +110,13 @@ def _numbers(ball: Ball) -> list[float]:
 
 def _flat(layers: Layers) -> tuple:
     """Lists without stand-ins, and the positions of what they hold."""
-    held = [i for i, c in enumerate(layers.deviations) if c.numel()]
+    held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
     anchored = [i for i, w0 in enumerate(layers.anchors) if w0.numel()]
-    state = [[column[i] for i in held] for column in layers[4:9]]
-    return layers.weights, layers.grads, layers.steps, anchored, [layers.anchors[i] for i in anchored], held, *state
+    state = [[column[i] for i in held] for column in layers[4:10]]
+    return layers.weights, layers.grads, anchored, [layers.anchors[i] for i in anchored], held, *state
 
 
-def _layers(weights, grads, steps, anchored, anchors, held, *state, moments=(), columns=0) -> Layers:
+def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(), columns=0) -> Layers:
     """What :func:`_flat` took apart."""
 
     def spread(values: list[Tensor], where: list[int]) -> list[Tensor]:
@@ -126,34 +126,45 @@ def _layers(weights, grads, steps, anchored, anchors, held, *state, moments=(), 
         return full
 
     each = [list(moments[k * len(weights) : (k + 1) * len(weights)]) for k in range(columns)]
-    return Layers._make([weights, grads, steps, spread(anchors, anchored), *(spread(s, held) for s in state), each])
+    return Layers._make(
+        [
+            weights,
+            grads,
+            list(steps) or [NOTHING] * len(weights),
+            spread(anchors, anchored),
+            *(spread(s, held) for s in state),
+            each,
+        ]
+    )
 
 
 @torch.library.custom_op("hyperopt_ftp::step_", mutates_args=["weights", "steps", *_STATE, "moments"])
 def _step(
-    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], moments: list[Tensor], columns: int, adamw: bool,
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
+    steps: list[Tensor], moments: list[Tensor], columns: int, adamw: bool,
     lr: Tensor | None, numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:  # fmt: skip
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
-    layers = _layers(weights, grads, steps, anchored, anchors, held, *state, moments=moments, columns=columns)
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
+    layers = _layers(weights, grads, anchored, anchors, held, *state, steps=steps, moments=moments, columns=columns)
     number, *rule, radius_lr, kappa = numbers
     rate = number if lr is None else lr
     base = AdamW._make([rate, *rule]) if adamw else SGD._make([rate, *rule[:-1], bool(rule[-1])])
     _LAUNCHERS[execution].step_(layers, base, Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf))
 
 
-@torch.library.custom_op("hyperopt_ftp::radii_", mutates_args=["steps", "radius_exp_avgs", "radius_exp_avg_sqs"])
+@torch.library.custom_op("hyperopt_ftp::radii_", mutates_args=["radius_exp_avgs", "radius_exp_avg_sqs", "radius_steps"])
 def _radii(
-    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], numbers: list[float], norm: str, exact: bool,
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
+    numbers: list[float], norm: str, exact: bool,
     maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
-    layers = _layers(weights, grads, steps, anchored, anchors, held, *state)
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
+    layers = _layers(weights, grads, anchored, anchors, held, *state)
     return _LAUNCHERS[execution].radii_(
         layers, Ball(numbers[0], numbers[1], norm, exact), Amp(maximize, grad_scale, found_inf)
     )
@@ -161,13 +172,13 @@ def _radii(
 
 @torch.library.custom_op("hyperopt_ftp::project_", mutates_args=["weights", "deviations", "norms", "radii"])
 def _project(
-    execution: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchored: list[int],
+    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], packed: Tensor, numbers: list[float], norm: str,
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor], packed: Tensor, numbers: list[float], norm: str,
     exact: bool,
 ) -> None:  # fmt: skip
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs)
-    layers = _layers(weights, grads, steps, anchored, anchors, held, *state)
+    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
+    layers = _layers(weights, grads, anchored, anchors, held, *state)
     _LAUNCHERS[execution].project_(layers, packed, Ball(numbers[0], numbers[1], norm, exact))
 
 
@@ -183,5 +194,4 @@ def _(*_args) -> None:
 
 @_radii.register_fake
 def _(_execution, weights, *_rest) -> Tensor:
-    wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    return weights[0].new_empty(len(weights), dtype=wide)
+    return weights[0].new_empty(len(weights), dtype=working_dtype(weights[0]))

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, check
+from .layers import SGD, AdamW, Amp, Ball, Layers, check, working_dtype
 
 __all__ = ["project_", "radii_", "step_"]
 
@@ -66,7 +66,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
 def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
     """The radii's half of a step, before a base of another kind moves the weights.
 
-    Advances the steps and the radii's moments; returns the new radii, not yet clipped, shape (layers,); 0 for an
+    Advances the radii's moments and their steps; returns the new radii, not yet clipped, shape (layers,); 0 for an
     unconstrained layer.
     """
     run = _Run(layers, ball, "NOTHING", amp)
@@ -111,11 +111,11 @@ class _Run:
         from . import triton_kernels as kernels
 
         weights = layers.weights
-        real = torch.float64 if weights and weights[0].dtype == torch.float64 else torch.float32
-        device = weights[0].device if weights else torch.device("cpu")
-        self.packed = torch.empty(len(weights), dtype=real, device=device)
         if not weights:
+            self.packed = torch.empty(0)
             return
+        real, device = working_dtype(weights[0]), weights[0].device
+        self.packed = torch.empty(len(weights), dtype=real, device=device)
         held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
         deviation = layers.deviations[held[0]].dtype if held else real
         if deviation != real and (deviation, weights[0].dtype) != (torch.bfloat16, torch.float32):
@@ -224,7 +224,7 @@ def _addresses(layers: Layers, adam: bool) -> list[tuple[int, ...]]:
         moments.insert(1, [])  # b, then the step at which it was made
     columns = [
         layers.weights, layers.grads, layers.steps, layers.anchors, layers.deviations, layers.norms, layers.radii,
-        layers.radius_exp_avgs, layers.radius_exp_avg_sqs, *moments, *[[]] * (3 - len(moments)),
+        layers.radius_exp_avgs, layers.radius_exp_avg_sqs, layers.radius_steps, *moments, *[[]] * (3 - len(moments)),
     ]  # fmt: skip
     none = [0] * len(layers.weights)
     # An empty tensor's address is 0.
@@ -245,7 +245,7 @@ def _shapes(layers: Layers, addresses: list[tuple[int, ...]], adam: bool) -> tup
     shapes = []
     for w, w0, radius, row in zip(layers.weights, layers.anchors, layers.radii, addresses, strict=True):
         # Those that a tile reads: W, g, W0, c, and the moments.
-        joint = row[0] | row[1] | row[3] | row[4] | row[9] | row[10] | (row[11] if adam else 0)
+        joint = row[0] | row[1] | row[3] | row[4] | row[10] | row[11] | (row[12] if adam else 0)
         held = radius.numel() > 0
         anchor = w0.dtype if held and w0.numel() else None
         shapes.append(_Shape(w.shape, w.stride(), held, joint % 16 == 0, anchor))

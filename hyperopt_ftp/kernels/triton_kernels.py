@@ -24,10 +24,11 @@ N = tl.constexpr(5)
 RADIUS = tl.constexpr(6)
 RM = tl.constexpr(7)
 RV = tl.constexpr(8)
-M = tl.constexpr(9)
-V = tl.constexpr(10)
-X = tl.constexpr(11)
-ADDRESSES = tl.constexpr(12)
+RADIUS_STEP = tl.constexpr(9)
+M = tl.constexpr(10)
+V = tl.constexpr(11)
+X = tl.constexpr(12)
+ADDRESSES = tl.constexpr(13)
 
 # Columns of the table of sizes. PIECES: tiles of one row, 0 where a tile holds whole rows; SPAN: columns of a piece.
 ROWS = tl.constexpr(0)
@@ -131,10 +132,6 @@ def radii(
         if tl.load(found_inf) != 0:
             return
     layer = tl.program_id(0).to(tl.int64)
-    step = _pointer(addresses, layer, STEP, tl.float32, False)
-    done = tl.load(step)
-    t = (done + 1).to(tl.int64)
-    tl.store(step, done + 1)
 
     gamma = tl.full((), 0.0, tl.float64)
     if _given(addresses, layer, RADIUS) > 0:
@@ -146,12 +143,21 @@ def radii(
         v = tl.load(second_moment).to(tl.float64) * 0.999 + h * h * (1 - 0.999)
         tl.store(first_moment, m.to(T))
         tl.store(second_moment, v.to(T))
+        count = _pointer(addresses, layer, RADIUS_STEP, tl.float32, False)
+        t = (tl.load(count) + 1).to(tl.int64)
+        tl.store(count, t.to(tl.float32))
         size = radius_lr / (1 - _power(0.9, t))
         root = tl.sqrt(v / (1 - _power(0.999, t)))
         gamma = tl.load(_pointer(addresses, layer, RADIUS, T, False)).to(tl.float64) - size * m / (root + FLOOR)
         gamma = tl.where(gamma < FLOOR, FLOOR, gamma)  # keeps NaN
     tl.store(packed + layer, gamma.to(T))
 
+    if RULE == NOTHING:
+        return
+    step = _pointer(addresses, layer, STEP, tl.float32, False)
+    done = tl.load(step)
+    t = (done + 1).to(tl.int64)
+    tl.store(step, done + 1)
     out = numbers + layer * NUMBERS
     rate = tl.full((), 0.0, tl.float64)
     if lr_tensor is not None:

@@ -22,7 +22,7 @@ from .names import Exclude
 __all__ = ["Anchored"]
 
 #: Keys of a constrained parameter's state, in the order of the columns of ``Layers``.
-KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq")
+KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step")
 
 
 class Anchored(torch.optim.Optimizer):
@@ -30,14 +30,15 @@ class Anchored(torch.optim.Optimizer):
 
     State of a constrained parameter, made at its first step: ``anchor`` (in its own dtype; none for a zero anchor or
     one in a file), ``deviation`` (c), ``row_norm`` (n), ``radius``, ``radius_exp_avg`` and ``radius_exp_avg_sq``, in
-    float32, or float64 for float64 weights, also after loading. Nothing enters ``state`` before.
+    float32, or float64 for float64 weights, and ``radius_step`` (float32), also after loading. Nothing enters ``state``
+    before.
 
     ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time),
     ``"foreach"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
     """
 
-    STEP = "step"  #: key of a parameter's own step count
     NUMBERS: tuple[str, ...] = ("radius_lr", "kappa")  #: group entries that are checked against their domains
+    COUNTS: frozenset[str] = frozenset({"radius_step"})  #: state that counts steps
     _OWN: frozenset[str] = frozenset((*KEYS, "anchor"))  #: state that this class reads, and not another base
     KEPT = ("_anchor", "_exclude", "execution")  #: attributes that pickle and deepcopy keep beside torch's
 
@@ -139,13 +140,14 @@ class Anchored(torch.optim.Optimizer):
             self._check_gradient(p, name)
             state = self._state_of(p)
             self._start(p, state, group, name, constrained)
-            form = (p.stride(), p.dtype, device, len(state))
+            lean = group.get("lean", False)
+            form = (p.stride(), p.dtype, device, len(state), lean)
             if self._fitted.get(p) != form:
-                self._fit(p, state, p.device if device == "own" else torch.device(device), group.get("lean", False))
+                self._fit(p, state, p.device if device == "own" else torch.device(device), lean)
                 self._fitted[p] = form
             held = [state[key] if constrained else NOTHING for key in KEYS]
             w0 = self._anchor.of(p, name, state) if constrained else NOTHING
-            row = [p, p.grad, state[self.STEP], w0, *held, *(state[name] for name in moments)]
+            row = [p, p.grad, state.get("step", NOTHING), w0, *held, *(state[name] for name in moments)]
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
 
@@ -165,7 +167,7 @@ class Anchored(torch.optim.Optimizer):
         """
         real, shape, strides = working(p.detach()).dtype, p.shape, p.stride()
         for key, value in state.items():
-            if key in (self.STEP, "momentum_start"):
+            if key in self.COUNTS:
                 if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device != place:
                     state[key] = torch.as_tensor(value, dtype=torch.float32, device=place)
             elif isinstance(value, Tensor) and value.is_floating_point() and key in self._OWN:
@@ -201,16 +203,14 @@ class Anchored(torch.optim.Optimizer):
 
     def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
         """The state that a parameter's first step needs. c = 0, so the first hypergradient is 0."""
-        if self.STEP not in state:
-            state[self.STEP] = torch.zeros((), dtype=torch.float32)
         if constrained and "radius" not in state:
             w = p.detach()
             c = torch.zeros_like(working(w))
             self._anchor.start(p, name, state)
             w0 = self._anchor.of(p, name, state)
             radius = first_radius(w, w0 if w0.numel() else c, group["norm"])
-            values = (c, row_norm(c, group["norm"]), radius, torch.zeros_like(radius), torch.zeros_like(radius))
-            state.update(zip(KEYS, values, strict=True))
+            zeros = (torch.zeros_like(radius), torch.zeros_like(radius), torch.zeros((), dtype=torch.float32))
+            state.update(zip(KEYS, (c, row_norm(c, group["norm"]), radius, *zeros), strict=True))
             if group.get("lean"):
                 state["deviation"] = c.to(torch.bfloat16)
 

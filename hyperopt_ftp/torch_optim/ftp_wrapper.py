@@ -46,7 +46,6 @@ class FTP(Anchored):
     {0: 0.016}
     """
 
-    STEP = "ftp_step"
     KEPT = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
 
     def __init__(
@@ -108,7 +107,7 @@ class FTP(Anchored):
         work = []
         for group, layers in self._layers():
             self.execution = self._pick(group)
-            held = choose(layers, [i for i, c in enumerate(layers.deviations) if c.numel()])
+            held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
             for part in alike(held):
                 execution = EXECUTIONS[self.execution]
                 amp = Amp(bool(group.get("maximize", False)))

@@ -20,6 +20,8 @@ __all__ = ["Native", "number", "plain"]
 class Native(Anchored):
     """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
 
+    COUNTS = frozenset({"step", "radius_step", "momentum_start"})
+
     def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, *, anchor: Any, dtype: Any, device: Any):
         super().__init__(params, defaults, AnchorSource(anchor, dtype, device), exclude)
 
@@ -69,6 +71,11 @@ class Native(Anchored):
                     f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got {narrow[0]}; for 16-bit "
                     "weights the deviation is the master copy"
                 )
+
+    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        super()._start(p, state, group, name, constrained)
 
     def _base(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
         """The base's rule with the group's numbers."""

@@ -32,10 +32,11 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         layers.steps[i].add_(1)
         moments = [column[i] for column in layers.moments]
         state = _state(base, moments, count, stored)
-        if layers.deviations[i].numel():
+        if layers.radii[i].numel():
             c = layers.deviations[i]
             w0 = _anchor(layers, i)
             rule = ftp(optimizer, {"w": w0}, ball.norm, ball.kappa, ball.radius_lr, "exact" if ball.exact else "paper")
+            count = layers.radius_steps[i].to(torch.int64)
             radius_opt = AdamState(count, {"w": layers.radius_exp_avgs[i]}, {"w": layers.radius_exp_avg_sqs[i]}, ())
             n, gamma = layers.norms[i], layers.radii[i]
             full = FTPState(state, {"w": gamma}, radius_opt, {"w": c.to(n.dtype)}, {"w": n})
@@ -44,6 +45,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
             old = [layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i], c, n, gamma]
             trees = (adam_state.exp_avg, adam_state.exp_avg_sq, full.deviation, full.norms, full.radius)
             _write(old, [x["w"] for x in trees])
+            layers.radius_steps[i].add_(1)
             state = full.base
         else:
             new, state = optimizer.update(grads, state, params)
@@ -60,8 +62,8 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B00
         c = layers.deviations[i].to(n.dtype)
         h = radius_gradient(_gradient(layers.grads[i], layers.weights[i], amp), c, n, gamma, gradient)
         m, v = layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i]
-        new, state = rule.update(h, AdamState(layers.steps[i].to(torch.int64), m, v, ()), gamma)
-        layers.steps[i].add_(1)
+        new, state = rule.update(h, AdamState(layers.radius_steps[i].to(torch.int64), m, v, ()), gamma)
+        layers.radius_steps[i].add_(1)
         _write([m, v], [state.exp_avg, state.exp_avg_sq])
         packed.append(new.clamp(min=1e-8))
     return torch.stack(packed)

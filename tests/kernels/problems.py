@@ -86,6 +86,7 @@ class Case:
             each(lambda i, k: self.state.radius[k].to(real)),
             each(lambda i, k: torch.zeros((), dtype=real)),
             each(lambda i, k: torch.zeros((), dtype=real)),
+            each(lambda i, k: torch.tensor(0.0)),
             moments,
         )
 
@@ -154,6 +155,7 @@ class Case:
                 close(f"n of {i}", L.norms[i], n, summed, 8 * e)
                 turned = RADIUS_LR * steps * 2 * small / LR
                 close(f"radius of {i}", L.radii[i], self.state.radius[k], turned + summed, 8 * e)
+                assert L.radius_steps[i] == self.state.radius_opt.step
             assert L.steps[i] == self.state.base.step
 
     def moment_names(self) -> list[str]:

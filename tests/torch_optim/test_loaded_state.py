@@ -52,7 +52,7 @@ def test_a_checkpoint_of_torch_in_any_dtype_goes_on(execution, dtype):
     opt.state[p]["step"] = 4  # as old checkpoints have it
     train(opt)
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    assert {t.dtype for k, t in opt.state[p].items() if k not in ("anchor", "step")} == {real}
+    assert {t.dtype for k, t in opt.state[p].items() if k not in ("anchor", "step", "radius_step")} == {real}
     assert opt.state[p]["step"] == 8
     assert p.isfinite().all()
     assert opt.execution == execution
@@ -173,3 +173,26 @@ def test_the_base_decides_about_fused():
         assert opt.execution == name
         train(opt, 1)
         assert opt.execution == name
+
+
+@EXECUTIONS
+def test_radii_count_their_own_steps(execution):
+    """After 1000 steps of AdamW the radius begins like a new one: 0.744, then 1 radius_lr a step at most."""
+    p = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+    adamw = torch.optim.AdamW([p], lr=1e-2)
+    train(adamw, 1)
+    saved = copy.deepcopy(adamw.state_dict())
+    saved["state"][0]["step"].fill_(1000.0)
+    saved["param_groups"][0].update(FLAGS[execution])
+    opt = hft.FTPAdamW([p], radius_lr=1e-3)
+    opt.load_state_dict(saved)
+    radii = [0.0]
+    for _ in range(4):
+        p.grad = -torch.ones_like(p)
+        opt.step()
+        radii.append(opt.radii()[0])
+    assert opt.state[p]["step"] == 1004
+    assert opt.state[p]["radius_step"] == 4
+    assert radii[2] - radii[1] == pytest.approx(0.744e-3, rel=1e-2)
+    assert max(b - a for a, b in zip(radii, radii[1:], strict=False)) <= 1e-3
+    assert opt.execution == execution
