@@ -61,8 +61,8 @@ class _Projection(torch.autograd.Function):
         rows = weights.shape[0] if norm == "mars" and weights.ndim >= 2 else 1
         out, c, n = weights.clone(), torch.empty_like(weights), weights.new_empty(rows)
         step, one = torch.zeros((), device=weights.device), radius.detach().reshape(())
-        unused = [[one.clone()] for _ in range(3)]  # the radius's own state
-        layers = Layers([out], [NOTHING], [NOTHING], [anchor], [c], [n], *unused, [step], [])
+        own = [[one.clone()] for _ in range(3)]  # the radius and its moments
+        layers = Layers._make([[out], [NOTHING], [NOTHING], [anchor], [c], [n], *own, [step], []])
         kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]
         kernel.project_(layers, one.reshape(1).clone(), Ball(0.0, 0.0, norm, False))
         return out

@@ -37,8 +37,8 @@ class Fused(NamedTuple):
         lr, *rest = base
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
         _ops().step_(
-            self.name, *_flat(layers), layers.steps, [t for column in layers.moments for t in column], len(layers.moments),
-            isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
+            self.name, *_flat(layers), layers.steps, [t for column in layers.moments for t in column],
+            len(layers.moments), isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
             amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
@@ -174,8 +174,8 @@ def _radii(
 def _project(
     execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor], packed: Tensor, numbers: list[float], norm: str,
-    exact: bool,
+    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
+    packed: Tensor, numbers: list[float], norm: str, exact: bool,
 ) -> None:  # fmt: skip
     state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
     layers = _layers(weights, grads, anchored, anchors, held, *state)

@@ -288,7 +288,8 @@ def test_state_is_lazy_and_a_zero_anchor_takes_no_memory():
     opt.step()
     assert "anchor" not in opt.state[p]
     assert set(opt.state[p]) == {
-        "step", "deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step", "exp_avg", "exp_avg_sq"
+        "step", "deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step",
+        "exp_avg", "exp_avg_sq",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -194,5 +195,5 @@ def test_radii_count_their_own_steps(execution):
     assert opt.state[p]["step"] == 1004
     assert opt.state[p]["radius_step"] == 4
     assert radii[2] - radii[1] == pytest.approx(0.744e-3, rel=1e-2)
-    assert max(b - a for a, b in zip(radii, radii[1:], strict=False)) <= 1e-3
+    assert max(b - a for a, b in itertools.pairwise(radii)) <= 1e-3
     assert opt.execution == execution
