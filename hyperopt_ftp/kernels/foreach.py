@@ -27,21 +27,15 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
     """
     if amp.found_inf is not None and amp.found_inf.item():
         return
-    for bucket in _buckets(layers):
-        held = [i for i, radius in enumerate(bucket.radii) if radius.numel()]
-        inside = choose(bucket, held)
-        weights = _working_weights(bucket)
-        grads = _gradients(bucket, weights, amp)
+    for bucket in buckets(layers):
+        grads = gradients(bucket, amp)
+        inside, inner = constrained(bucket, grads)
+        h = hypergradients(inside, inner, ball)
         torch._foreach_add_([*bucket.steps, *inside.radius_steps], 1.0)
-        packed = _step_radii(inside, [grads[i] for i in held], ball) if held else None
-        if isinstance(base, AdamW):
-            _adamw(weights, grads, bucket, base)
-        else:
-            _sgd(weights, grads, bucket, base)
-        if packed is not None:
-            _project(inside, [weights[i] for i in held], packed, ball)
-        if weights[0].dtype != bucket.weights[0].dtype:
-            torch._foreach_copy_(bucket.weights, weights)
+        packed = radii_along(inside, h, ball)
+        move_(bucket, grads, base, ball)
+        clip_(inside, packed, largest(inside))
+        rescale_(inside)
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
@@ -49,26 +43,26 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B00
 
     Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
     """
+    h = torch.cat([hypergradients(bucket, gradients(bucket, amp), ball) for bucket in buckets(layers)])
     torch._foreach_add_(layers.radius_steps, 1.0)
-    parts = []
-    for bucket in _buckets(layers):
-        parts.append(_step_radii(bucket, _gradients(bucket, bucket.norms, amp), ball))
-    return torch.cat(parts)
+    return radii_along(layers, h, ball)
 
 
 def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """Project weights that a base has moved. Writes c, n, gamma of this step, and the weights."""
     first = 0
-    for bucket in _buckets(layers):
-        weights = _working_weights(bucket)
-        last = first + len(weights)
-        _project(bucket, weights, packed[first:last], ball)
-        if weights[0].dtype != bucket.weights[0].dtype:
-            torch._foreach_copy_(bucket.weights, weights)
+    for bucket in buckets(layers):
+        last = first + len(bucket.weights)
+        deviate_(bucket, _working_weights(bucket), ball)
+        clip_(bucket, packed[first:last], largest(bucket))
+        rescale_(bucket)
         first = last
 
 
-def _buckets(layers: Layers) -> list[Layers]:
+# The parts of a step. What lies between two of them may need to know the layers' other shards.
+
+
+def buckets(layers: Layers) -> list[Layers]:
     """All layers at once, but on the CPU not too many elements."""
     if not layers.weights or layers.weights[0].device.type != "cpu":
         return [layers] if layers.weights else []
@@ -83,11 +77,101 @@ def _buckets(layers: Layers) -> list[Layers]:
     return [choose(layers, part) for part in parts]
 
 
-def _gradients(layers: Layers, like: Tensors, amp: Amp) -> Tensors:
-    grads = [g.to(x.dtype) for g, x in zip(layers.grads, like, strict=True)]
+def constrained(layers: Layers, grads: Tensors) -> tuple[Layers, Tensors]:
+    """Those layers that have a ball, and their gradients."""
+    held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
+    return choose(layers, held), [grads[i] for i in held]
+
+
+def gradients(layers: Layers, amp: Amp) -> Tensors:
+    """g in working precision."""
+    real = working_dtype(layers.weights[0])
+    grads = [g.to(real) for g in layers.grads]
     if amp.grad_scale is not None:
         grads = list(torch._foreach_div(grads, amp.grad_scale.reshape(()).to(grads[0])))
     return list(torch._foreach_neg(grads)) if amp.maximize else grads
+
+
+def hypergradients(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
+    """``sum_i <g_i, c_i> / n_i`` of each layer, shape (layers,). Reads g and c once."""
+    rows = zip(grads, layers.deviations, layers.norms, layers.radii, strict=True)
+    found = [_radius_gradient(g, c.to(n.dtype), n, gamma, ball.exact) for g, c, n, gamma in rows]
+    return torch.stack(found) if found else torch.empty(0)
+
+
+def radii_along(layers: Layers, h: Tensor, ball: Ball) -> Tensor:
+    """The Adam step of all radii along ``h``, in one packed vector; writes their moments."""
+    if not layers.radii:
+        return h
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    h = torch.where(h > 0, ball.kappa * h, h)
+    m = torch.stack(layers.radius_exp_avgs).lerp_(h, 1 - b1)
+    v = torch.stack(layers.radius_exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
+    torch._foreach_copy_(layers.radius_exp_avgs, list(m.unbind()))
+    torch._foreach_copy_(layers.radius_exp_avg_sqs, list(v.unbind()))
+    t = _counts(layers.radius_steps)
+    size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
+    correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
+    return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
+
+
+def move_(layers: Layers, grads: Tensors, base: AdamW | SGD, ball: Ball) -> None:
+    """The base's move. Unconstrained layers are done; of the others c and n are, and float32 or float64 weights W'."""
+    weights = _working_weights(layers)
+    if isinstance(base, AdamW):
+        _adamw(weights, grads, layers, base)
+    else:
+        _sgd(weights, grads, layers, base)
+    inside, moved = constrained(layers, weights)
+    deviate_(inside, moved, ball)
+    if weights[0].dtype != layers.weights[0].dtype:
+        for stored, w, radius in zip(layers.weights, weights, layers.radii, strict=True):
+            if not radius.numel():
+                stored.copy_(w)
+
+
+def deviate_(layers: Layers, weights: Tensors, ball: Ball) -> None:
+    """``c = W' - W0`` and its row norms. Reads W' and W0, writes c; reads c."""
+    for w, w0, c, n in zip(weights, layers.anchors, layers.deviations, layers.norms, strict=True):
+        if c.dtype != w.dtype:  # lean
+            exact = w - w0.to(w.dtype) if w0.numel() else w
+            c.copy_(exact)
+        else:
+            exact = c.copy_(w) if not w0.numel() else torch.sub(w, w0.to(w.dtype), out=c)
+        if ball.norm == "l2":
+            torch.linalg.vector_norm(_rows(exact).flatten().unsqueeze(0), dim=1, out=n)
+        else:
+            torch.sum(_rows(exact).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
+    if layers.norms:
+        torch._foreach_add_(layers.norms, FLOOR)
+
+
+def largest(layers: Layers) -> Tensor:
+    """The largest row norm of each layer, shape (layers,)."""
+    tops = [n.amax() if n.numel() else n.new_tensor(FLOOR) for n in layers.norms]
+    return torch.stack(tops) if tops else torch.empty(0)
+
+
+def clip_(layers: Layers, packed: Tensor, top: Tensor) -> None:
+    """``gamma = min(gamma, max_i n_i)``."""
+    if layers.radii:
+        torch._foreach_copy_(layers.radii, list(torch.where(packed > top, top, packed).unbind()))
+
+
+def rescale_(layers: Layers) -> None:
+    """``W = W0 + min(gamma / n, 1) c``. Reads c and W0, writes W."""
+    if not layers.weights:
+        return
+    scales = torch._foreach_div(layers.radii, layers.norms)
+    torch._foreach_clamp_max_(scales, 1.0)
+    for w, w0, c, s in zip(layers.weights, layers.anchors, layers.deviations, scales, strict=True):
+        s = _per_row(s, c)
+        if c.dtype != s.dtype:  # lean: W is still W'
+            c = w - w0 if w0.numel() else w
+        out = w if w.dtype == s.dtype else torch.empty_like(w, dtype=s.dtype)
+        torch.mul(c, s, out=out) if not w0.numel() else torch.addcmul(w0.to(s.dtype), c, s, out=out)
+        if out is not w:
+            w.copy_(out)
 
 
 def _working_weights(layers: Layers) -> Tensors:
@@ -163,22 +247,6 @@ def _counts(steps: Tensors) -> Tensor:
     return torch.stack(steps).double()
 
 
-def _step_radii(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
-    """The first half of :func:`hyperopt_ftp.ftp`, for all radii in one packed vector. Reads g and c once."""
-    b1, b2, eps = 0.9, 0.999, 1e-8
-    rows = zip(grads, layers.deviations, layers.norms, layers.radii, strict=True)
-    h = torch.stack([_radius_gradient(g, c.to(n.dtype), n, gamma, ball.exact) for g, c, n, gamma in rows])
-    h = torch.where(h > 0, ball.kappa * h, h)
-    m = torch.stack(layers.radius_exp_avgs).lerp_(h, 1 - b1)
-    v = torch.stack(layers.radius_exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
-    torch._foreach_copy_(layers.radius_exp_avgs, list(m.unbind()))
-    torch._foreach_copy_(layers.radius_exp_avg_sqs, list(v.unbind()))
-    t = _counts(layers.radius_steps)
-    size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
-    correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
-    return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
-
-
 def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, exact: bool) -> Tensor:
     weight = norms.reciprocal()
     if exact:
@@ -186,34 +254,6 @@ def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Ten
     if norms.numel() == 1:
         return torch.dot(_rows(grad, deviation).flatten(), _rows(deviation).flatten()) * weight[0]
     return torch.dot(torch.linalg.vecdot(_rows(grad, deviation), _rows(deviation)), weight)
-
-
-def _project(layers: Layers, weights: Tensors, packed: Tensor, ball: Ball) -> None:
-    """The second half of :func:`hyperopt_ftp.ftp`. Reads W and W0, writes c; reads c; reads c and W0, writes W.
-
-    Loops over layers where torch's foreach ops can neither write to another list nor scale row by row.
-    """
-    anchors = [None if not w0.numel() else w0.to(w.dtype) for w0, w in zip(layers.anchors, weights, strict=True)]
-    lean = layers.deviations[0].dtype != weights[0].dtype
-    exact = [torch.empty_like(w) for w in weights] if lean else layers.deviations
-    for w, w0, c in zip(weights, anchors, exact, strict=True):
-        c.copy_(w) if w0 is None else torch.sub(w, w0, out=c)
-    for c, n in zip(exact, layers.norms, strict=True):
-        if ball.norm == "l2":
-            torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1, out=n)
-        else:
-            torch.sum(_rows(c).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
-    torch._foreach_add_(layers.norms, FLOOR)
-    top = torch.stack([n.amax() if n.numel() else n.new_tensor(FLOOR) for n in layers.norms])
-    gammas = torch.where(packed > top, top, packed)
-    torch._foreach_copy_(layers.radii, list(gammas.unbind()))
-    scales = torch._foreach_div(list(gammas.unbind()), layers.norms)
-    torch._foreach_clamp_max_(scales, 1.0)
-    for w, w0, c, s in zip(weights, anchors, exact, scales, strict=True):
-        s = _per_row(s, c)
-        torch.mul(c, s, out=w) if w0 is None else torch.addcmul(w0, c, s, out=w)
-    if lean:
-        torch._foreach_copy_(layers.deviations, exact)
 
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:

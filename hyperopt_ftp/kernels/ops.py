@@ -38,8 +38,8 @@ class Fused(NamedTuple):
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
         _ops().step_(
             self.name, *_flat(layers), layers.steps, [t for column in layers.moments for t in column],
-            len(layers.moments), isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm, ball.exact,
-            amp.maximize, amp.grad_scale, amp.found_inf,
+            len(layers.moments), isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm,
+            ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
     def radii_(self, layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
