@@ -1,12 +1,16 @@
 """Every unusable option or picture is refused with a message that says what was given and what is allowed."""
 
 import json
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from experiments.classification import folders
 from experiments.classification.folders import folder_pictures
 
 
@@ -173,6 +177,90 @@ def test_unreadable_picture(workplace, capsys, tmp_path, damage):
     error = refused(workplace, capsys, "--data-root", str(root), "--out", str(tmp_path / "run"))
     assert f"cannot read the picture {file}" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["photo", "photo/cat", "photo/cat/3.png"], ids=["domain", "class", "file"])
+def test_a_link_that_leaves_the_root(workplace, capsys, tmp_path, place):
+    root, elsewhere = make_domains(tmp_path / "pictures"), make_domains(tmp_path / "pictures2")
+    link = root / place
+    shutil.rmtree(link) if link.is_dir() else link.unlink()
+    link.symlink_to(elsewhere / place)
+    error = refused(workplace, capsys, "--data-root", str(root), "--out", str(tmp_path / "run"))
+    assert f"{link} leads to {(elsewhere / place).resolve()}, outside of --data-root {root}; copy the pictures" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_links_within_the_root_and_a_root_that_is_one(tmp_path, quiet):
+    root = make_domains(tmp_path / "pictures")
+    (root / "photo" / "cat" / "6.png").symlink_to("0.png")
+    (root / "sketch").mkdir()
+    for name in ("cat", "dog"):
+        (root / "sketch" / name).symlink_to(root / "photo" / name)
+    (tmp_path / "link").symlink_to(root)
+    with quiet as progress:
+        pictures = folder_pictures(tmp_path / "link", progress)
+    assert pictures.domain_names == ("paint", "photo", "sketch")
+    photo, sketch = pictures.of_domain(1).images, pictures.of_domain(2).images
+    assert torch.equal(photo, sketch)
+    assert torch.equal(photo[0], photo[6])
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds not one pixel: whoever decodes it finds it broken, not large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (8000, 8125, "cannot read the picture {}"),  # the largest that is tried
+        (8000, 8126, "the picture {} is too large: 8000 x 8126 pixels, at most 65,000,000 are read; shrink or remove"),
+        (10000, 9000, "the picture {} is too large: Image size (90000000 pixels), at most 65,000,000"),  # Pillow warns
+        (20000, 20000, "the picture {} is too large: Image size (400000000 pixels), at most 65,000,000"),  # it refuses
+    ],
+)
+def test_too_many_pixels(workplace, capsys, tmp_path, width, height, message):
+    root = make_domains(tmp_path / "pictures")
+    file = root / "photo" / "dog" / "3.png"
+    file.write_bytes(png_header(width, height))
+    error = refused(workplace, capsys, "--data-root", str(root), "--out", str(tmp_path / "run"))
+    assert message.format(file) in error
+    assert "Warning" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_bytes(workplace, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "BYTES", 3000)
+    root = make_domains(tmp_path / "pictures")
+    file = root / "photo" / "dog" / "3.png"
+    file.write_bytes(file.read_bytes().ljust(3001))
+    error = refused(workplace, capsys, "--data-root", str(root))
+    assert f"the picture {file} is too large: 3,001 bytes, at most 3,000 are read" in error
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM"])
+def test_another_format_under_the_name_of_a_picture(workplace, capsys, tmp_path, kind):
+    root = make_domains(tmp_path / "pictures")
+    file = root / "photo" / "dog" / "3.png"
+    Image.new("RGB", (9, 9)).save(file, format=kind)
+    error = refused(workplace, capsys, "--data-root", str(root))
+    assert f"cannot read the picture {file} (cannot identify" in error
+    assert "(formats: PNG, JPEG, WEBP, BMP, GIF)" in error
+
+
+@pytest.mark.parametrize("suffix", folders.SUFFIXES)
+@pytest.mark.parametrize("kind", folders.FORMATS)
+def test_formats_that_are_read_under_any_of_their_names(tmp_path, quiet, kind, suffix):
+    root = make_domains(tmp_path / "pictures", items=1)
+    (root / "photo" / "cat" / "0.png").unlink()
+    Image.new("RGB", (9, 9)).save(root / "photo" / "cat" / f"0{suffix}", format=kind)
+    with quiet as progress:
+        assert folder_pictures(root, progress).of_domain(1).images[0].max() < 10
 
 
 def test_unknown_id_domain(workplace, capsys, tmp_path):
