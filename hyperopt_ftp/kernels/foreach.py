@@ -34,8 +34,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         torch._foreach_add_([*bucket.steps, *inside.radius_steps], 1.0)
         packed = radii_along(inside, h, ball)
         move_(bucket, grads, base, ball)
-        clip_(inside, packed, largest(inside))
-        rescale_(inside)
+        settle_(inside, packed)
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
@@ -53,9 +52,8 @@ def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     first = 0
     for bucket in buckets(layers):
         last = first + len(bucket.weights)
-        deviate_(bucket, _working_weights(bucket), ball)
-        clip_(bucket, packed[first:last], largest(bucket))
-        rescale_(bucket)
+        deviate_(bucket, working_weights(bucket), ball)
+        settle_(bucket, packed[first:last])
         first = last
 
 
@@ -116,8 +114,8 @@ def radii_along(layers: Layers, h: Tensor, ball: Ball) -> Tensor:
 
 
 def move_(layers: Layers, grads: Tensors, base: AdamW | SGD, ball: Ball) -> None:
-    """The base's move. Unconstrained layers are done; of the others c and n are, and float32 or float64 weights W'."""
-    weights = _working_weights(layers)
+    """The base's move, then :func:`deviate_`. Constrained 16-bit weights are left to :func:`settle_`."""
+    weights = working_weights(layers)
     if isinstance(base, AdamW):
         _adamw(weights, grads, layers, base)
     else:
@@ -131,37 +129,41 @@ def move_(layers: Layers, grads: Tensors, base: AdamW | SGD, ball: Ball) -> None
 
 
 def deviate_(layers: Layers, weights: Tensors, ball: Ball) -> None:
-    """``c = W' - W0`` and its row norms. Reads W' and W0, writes c; reads c."""
+    """``c = W' - W0`` and, in place of n, its row norms without their 1e-8. Reads W' and W0, writes c; reads c."""
     for w, w0, c, n in zip(weights, layers.anchors, layers.deviations, layers.norms, strict=True):
         if c.dtype != w.dtype:  # lean
             exact = w - w0.to(w.dtype) if w0.numel() else w
             c.copy_(exact)
         else:
             exact = c.copy_(w) if not w0.numel() else torch.sub(w, w0.to(w.dtype), out=c)
-        if ball.norm == "l2":
-            torch.linalg.vector_norm(_rows(exact).flatten().unsqueeze(0), dim=1, out=n)
-        else:
-            torch.sum(_rows(exact).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
-    if layers.norms:
-        torch._foreach_add_(layers.norms, FLOOR)
+        n.copy_(row_sums(exact, ball.norm))
 
 
-def largest(layers: Layers) -> Tensor:
-    """The largest row norm of each layer, shape (layers,)."""
-    tops = [n.amax() if n.numel() else n.new_tensor(FLOOR) for n in layers.norms]
-    return torch.stack(tops) if tops else torch.empty(0)
+def row_sums(c: Tensor, norm: str) -> Tensor:
+    """Row norms without their 1e-8, shape (rows,)."""
+    if norm == "l2":
+        return torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1)
+    return torch.sum(_rows(c).abs(), dim=1)  # vector_norm(ord=1) takes 4 times as long on a CPU
 
 
-def clip_(layers: Layers, packed: Tensor, top: Tensor) -> None:
-    """``gamma = min(gamma, max_i n_i)``."""
-    if layers.radii:
-        torch._foreach_copy_(layers.radii, list(torch.where(packed > top, top, packed).unbind()))
+def largest(norms: Tensors) -> Tensor:
+    """The largest norm of each layer, shape (layers,); 0 where there are no rows."""
+    return torch.stack([n.amax() if n.numel() else n.new_zeros(()) for n in norms]) if norms else torch.empty(0)
 
 
-def rescale_(layers: Layers) -> None:
-    """``W = W0 + min(gamma / n, 1) c``. Reads c and W0, writes W."""
+def settle_(layers: Layers, packed: Tensor, top: Tensor | None = None) -> None:
+    """``n + 1e-8``, then ``gamma = min(gamma, max_i n_i)`` and ``W = W0 + min(gamma / n, 1) c``. Reads c, W0, writes W.
+
+    Args:
+        layers: after :func:`deviate_`.
+        packed: new radii, shape (layers,).
+        top: what :func:`largest` cannot know where other processes have rows too.
+    """
     if not layers.weights:
         return
+    top = (largest(layers.norms) if top is None else top) + FLOOR
+    torch._foreach_add_(layers.norms, FLOOR)
+    torch._foreach_copy_(layers.radii, list(torch.where(packed > top, top, packed).unbind()))
     scales = torch._foreach_div(layers.radii, layers.norms)
     torch._foreach_clamp_max_(scales, 1.0)
     for w, w0, c, s in zip(layers.weights, layers.anchors, layers.deviations, scales, strict=True):
@@ -174,7 +176,7 @@ def rescale_(layers: Layers) -> None:
             w.copy_(out)
 
 
-def _working_weights(layers: Layers) -> Tensors:
+def working_weights(layers: Layers) -> Tensors:
     """The weights themselves, or float32 weights behind 16-bit ones.
 
     Constrained ones keep in c what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W.

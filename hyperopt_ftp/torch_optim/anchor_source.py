@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import sharded
 from ..kernels.layers import NOTHING
 from ..tree import working
+from .fingerprint import fingerprint
 from .names import plain
 
 __all__ = ["AnchorSource"]
@@ -25,10 +27,11 @@ class AnchorSource:
         anchor: ``None``, ``"zero"``, a dict of tensors by parameter name, or the path of a ``.safetensors`` file, which
             is mapped into memory, not read, and takes no room in the optimizer's state.
         dtype: keep anchors in this dtype where that changes no value, else as they are.
+        saved: whether checkpoints hold the anchors, or a fingerprint of each.
         device: keep anchors on this device (``"cpu"``); a step fetches them. ``None``: beside their parameters.
     """
 
-    def __init__(self, anchor: Any, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, anchor: Any, dtype: torch.dtype | None, device: Any, saved: bool) -> None:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
         if anchor is not None and anchor != "zero" and not isinstance(anchor, Mapping) and not path:
             raise ValueError(
@@ -37,7 +40,9 @@ class AnchorSource:
             )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
-        self.dtype = dtype
+        if not isinstance(saved, bool):
+            raise TypeError(f"save_anchor must be True or False, got {saved!r}")
+        self.dtype, self.saved = dtype, saved
         self.device = None if device is None else torch.device(device)
         self.zero = isinstance(anchor, str) and anchor == "zero"
         self.path = str(anchor) if path else None
@@ -58,6 +63,11 @@ class AnchorSource:
         if self.path is not None:
             self._given = _mapped(self.path)
 
+    @property
+    def is_start(self) -> bool:
+        """Whether anchors are the values just before the first step."""
+        return self._given is None and not self.zero
+
     def check(self, names: Sequence[str] | None, params: Sequence[Tensor], constrained: Sequence[bool]) -> None:
         """``ValueError`` unless there is a fitting anchor for each constrained parameter."""
         if self._given is None:
@@ -75,6 +85,8 @@ class AnchorSource:
                 raise ValueError(
                     f"anchor entry {name!r} must be a floating-point tensor of shape {tuple(p.shape)}, got {got}"
                 )
+            if not sharded.local(value).isfinite().all():
+                raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
 
     def check_no_extra(self, names: Sequence[Any]) -> None:
         if self._given is None or self._holds_buffers:
@@ -88,10 +100,15 @@ class AnchorSource:
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
         """Put the anchor into a parameter's state, where it belongs there."""
-        if self.zero or self._in_file(p, name):
+        if self.zero:
+            state["anchor_fingerprint"] = 0
             return
-        source = p if self._given is None else self._given[plain(str(name))]
-        source = source.detach().resolve_neg()
+        if self._in_file(p, name):
+            state["anchor_fingerprint"] = fingerprint(self._known(p, name))
+            return
+        source = self._known(p, name).detach().resolve_neg()
+        if sharded.is_spread(p):
+            source = sharded.place(source, p)
         dtype = source.dtype
         if dtype == torch.float64:  # arithmetic is in the working precision of the weights anyway
             dtype = working(p.detach()).dtype
@@ -99,11 +116,61 @@ class AnchorSource:
         if (
             self.dtype is not None
             and self.dtype != torch.float64
-            and torch.equal(source.to(self.dtype).to(dtype), source)
+            and _is_equal(source.to(self.dtype).to(dtype), source)
         ):
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
+        if not self.saved:
+            state["anchor_fingerprint"] = fingerprint(anchor)
+
+    def _known(self, p: Tensor, name: Any) -> Tensor:
+        return p if self._given is None else self._given[plain(str(name))]
+
+    def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
+        """Complete loaded state by the anchor that its checkpoint leaves out.
+
+        Args:
+            p: the parameter.
+            name: its name or index.
+            state: what was loaded.
+            live: the state that it will replace.
+
+        Raises:
+            ValueError: there is no anchor for it, or another one than in the run that saved it.
+        """
+        saved, known = state.get("anchor"), state.get("anchor_fingerprint")
+        if saved is None and not isinstance(known, int):
+            raise ValueError(f"the checkpoint has no anchor and no fingerprint of one for {name!r}: it is damaged")
+        if not self.is_start:
+            known = known if saved is None else fingerprint(saved)
+            self._check_same(known, None if self.zero else self._rounded(p, name), name)
+            if saved is None:
+                self.start(p, name, state)
+        elif saved is None:
+            if "anchor" not in live:
+                what = "'zero'" if known == 0 else "a dict or file of the weights that the run began with"
+                raise ValueError(
+                    f"the checkpoint leaves out the anchor of {name!r}; build the optimizer with anchor={what}"
+                )
+            self._check_same(known, live["anchor"], name)
+            state["anchor"] = live["anchor"]
+        if "anchor" in state and self.saved:
+            state.pop("anchor_fingerprint", None)
+        elif "anchor" in state and known is None:
+            state["anchor_fingerprint"] = fingerprint(state["anchor"])
+
+    def _check_same(self, known: Any, mine: Tensor | None, name: Any) -> None:
+        if known != (0 if mine is None else fingerprint(mine)):
+            raise ValueError(
+                f"the anchor of {name!r} is not the one that the checkpoint was made with; give the weights that the "
+                "run began with"
+            )
+
+    def _rounded(self, p: Tensor, name: Any) -> Tensor:
+        """The given anchor in the precision in which it is kept."""
+        given = self._known(p, name)
+        return given.to(working(p.detach()).dtype) if given.dtype == torch.float64 else given
 
     def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
         """The anchor of a parameter that has begun; empty for zero."""
@@ -118,7 +185,16 @@ class AnchorSource:
         if self.path is None or self._given is None:
             return False
         mapped = self._given[plain(str(name))]
+        if sharded.is_spread(p):
+            return False
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    """On every process, where the tensors are spread."""
+    if not sharded.is_spread(a):
+        return torch.equal(a, b)
+    return bool((a == b).all().full_tensor())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _mapped(path: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from ..ftp import GRADIENTS
 from ..hparams import check_choice, check_number
+from ..kernels import sharded
 from ..kernels.layers import NOTHING, Ball, Layers
 from ..optimizers.projected import first_radius
-from ..projections import NORMS, row_norm
+from ..projections import FLOOR, NORMS, row_norm
 from ..tree import working
-from .anchor_source import AnchorSource
+from .anchor_source import DTYPES, AnchorSource
 from .executions import pick
-from .names import Exclude
+from .names import Exclude, plain
 
 __all__ = ["Anchored"]
 
@@ -34,7 +36,7 @@ class Anchored(torch.optim.Optimizer):
     before.
 
     ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time),
-    ``"foreach"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
+    ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
     """
 
     NUMBERS: tuple[str, ...] = ("radius_lr", "kappa")  #: group entries that are checked against their domains
@@ -44,6 +46,7 @@ class Anchored(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
         self._anchor = anchor
+        self._unmeasured: list[tuple[Tensor, Tensor, str, Tensor]] = []  # weights, anchor, norm and first radius
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._exclude = Exclude(exclude)
         super().__init__(params, defaults)
@@ -70,9 +73,17 @@ class Anchored(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            if not p.is_floating_point():
-                raise TypeError(f"parameters must be floating-point, got one of shape {tuple(p.shape)} and {p.dtype}")
+        known = self._names()
+        names = known[len(known) - len(group["params"]) :]
+        for p, name in zip(group["params"], names, strict=True):
+            if p.dtype not in DTYPES:
+                raise TypeError(
+                    f"parameters must be float16, bfloat16, float32 or float64, got {p.dtype} for parameter {name!r}; "
+                    "leave frozen and quantised weights out"
+                )
+        twice = [name for name, count in Counter(plain(str(name)) for name in known).items() if count > 1]
+        if twice:
+            raise ValueError(f"two parameters are called {twice[0]!r}; names must differ, prefix those of each model")
         self._check_options(group)
         names, whole = group.get("param_names"), group.get("constrained", True)
         if not isinstance(whole, bool):
@@ -124,6 +135,10 @@ class Anchored(torch.optim.Optimizer):
                 pairs = [_fitting(*row) for row in zip(layers.weights, layers.grads, layers.anchors, strict=True)]
                 grads, anchors = ([pair[k] for pair in pairs] for k in range(2))
                 work.append((group, layers._replace(grads=grads, anchors=anchors)))
+        if self._unmeasured:  # first radii of shards, all at once
+            *far, radii = zip(*self._unmeasured, strict=True)
+            torch._foreach_copy_(list(radii), sharded.largest_off(list(zip(*far, strict=True))))
+            self._unmeasured.clear()
         return work
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
@@ -204,20 +219,44 @@ class Anchored(torch.optim.Optimizer):
     def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
         """The state that a parameter's first step needs. c = 0, so the first hypergradient is 0."""
         if constrained and "radius" not in state:
-            w = p.detach()
+            w, norm = p.detach(), group["norm"]
             c = torch.zeros_like(working(w))
             self._anchor.start(p, name, state)
             w0 = self._anchor.of(p, name, state)
-            radius = first_radius(w, w0 if w0.numel() else c, group["norm"])
+            if sharded.is_spread(p):
+                n = sharded.spread_rows(p, FLOOR, norm, c.dtype)
+                radius = torch.full((), FLOOR, dtype=c.dtype, device=sharded.local(p).device)
+                if not self._anchor.is_start:
+                    self._unmeasured.append((w, w0, norm, radius))
+            else:
+                n, radius = row_norm(c, norm), first_radius(w, w0 if w0.numel() else c, norm)
             zeros = (torch.zeros_like(radius), torch.zeros_like(radius), torch.zeros((), dtype=torch.float32))
-            state.update(zip(KEYS, (c, row_norm(c, group["norm"]), radius, *zeros), strict=True))
+            state.update(zip(KEYS, (c, n, radius, *zeros), strict=True))
             if group.get("lean"):
                 state["deviation"] = c.to(torch.bfloat16)
 
     # -- saving and loading -------------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
+        found = super().state_dict()
+        if self._anchor.saved:
+            return found
+        kept = {
+            key: {name: value for name, value in state.items() if name != "anchor"}
+            if isinstance(state, dict)
+            else state
+            for key, state in found["state"].items()
+        }
+        return {**found, "state": kept}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`torch.optim.Optimizer.load_state_dict`, but every tensor keeps the dtype it was saved in."""
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, but every tensor keeps the dtype it was saved in.
+
+        Raises:
+            ValueError: state of another shape, an incomplete one, parameters in another order, options outside their
+                domain, an anchor that is left out and not given or not the same. Nothing has changed then.
+        """
         self._loading: dict[str, Any] = {}
         handle = self.register_load_state_dict_pre_hook(lambda _, final: self._loading.update(final))
         try:
@@ -230,15 +269,53 @@ class Anchored(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._fitted = {}
+        self._fitted, self._unmeasured = {}, []
         if "_loading" in self.__dict__:
             _restore(state, self._loading, self._anchor.device)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
                 for key in (*self.defaults, "constrained"):  # absent in a checkpoint of the plain base optimizer
                     if key in old:
                         new.setdefault(key, old[key])
+                if "param_names" in old:
+                    _check_order(old["param_names"], new["param_names"])
+                    new["param_names"] = old["param_names"]
                 self._check_options(new)
+                if [type(value) for value in new["constrained"]] != [bool] * len(new["params"]):
+                    raise ValueError(
+                        f"the checkpoint's constrained must be a bool for each parameter, got {new['constrained']}"
+                    )
+                names = new.get("param_names") or self._indices(old)
+                for p, name, constrained in zip(new["params"], names, new["constrained"], strict=True):
+                    self._check_state(p, name, state["state"].get(p, {}), new)
+                    if constrained and "radius" in state["state"].get(p, {}):
+                        self._anchor.restore(p, name, state["state"][p], self.state.get(p, {}))
         super().__setstate__(state)
+
+    def _check_state(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Loaded state is whole and fits its parameter."""
+        missing = [key for key in KEYS if key not in state]
+        if len(missing) < len(KEYS) and missing:
+            raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: it is damaged")
+        rows = p.shape[:1] if group["norm"] == "mars" and p.ndim >= 2 else (1,)
+        for key, value in state.items():
+            if isinstance(value, Tensor) and key in self._OWN:
+                shape = rows if key == "row_norm" else () if key in KEYS[2:] else p.shape
+                if value.shape != torch.Size(shape):
+                    raise ValueError(
+                        f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
+                        f"{tuple(shape)}; is it a checkpoint of this model?"
+                    )
+
+
+def _check_order(here: list[str], there: list[str]) -> None:
+    """torch loads by position, whatever the names are."""
+    mine, theirs = [plain(name) for name in here], [plain(name) for name in there]
+    if mine != theirs and set(mine) == set(theirs):
+        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"the checkpoint's parameters are in another order: number {first} is {theirs[first]!r} there and "
+            f"{mine[first]!r} here; build the optimizer with the parameters in the checkpoint's order"
+        )
 
 
 def ball(group: dict[str, Any]) -> Ball:
@@ -258,6 +335,8 @@ def _fitting(w: Tensor, grad: Tensor, w0: Tensor) -> tuple[Tensor, Tensor]:
     grad = grad.resolve_neg()  # a lazy minus sign is not in memory
     if grad.dtype != w.dtype:
         grad = grad.to(working(w).dtype)
+    if sharded.is_spread(w):
+        return sharded.place(grad, w), w0
     if grad.stride() != w.stride() and type(grad) is Tensor:
         grad = _laid_out(grad, w)
     if w0.device != w.device and w0.numel():

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..hparams import check_number
 from ..kernels.layers import AdamW
 from ..tree import working
+from .anchor_source import AnchorSource
 from .native import Native, number, plain
 
 __all__ = ["FTPAdamW"]
@@ -32,9 +33,9 @@ class FTPAdamW(Native):
         params: tensors, ``(name, tensor)`` pairs such as ``model.named_parameters()``, or groups of either. A group may
             override any option and say ``constrained=False``.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in :class:`torch.optim.AdamW`; weight decay is 0 by default.
-        anchor: ``None``: the values just before a parameter's first step. A dict or ``state_dict`` of tensors by name.
-            ``"zero"``: zero, without memory for it (LoRA).
-        exclude: unconstrained parameters: glob patterns on names (``"head.*"``), or tensors. Components that
+        anchor: ``None``: the values just before a parameter's first step. A dict or ``state_dict`` of tensors by name,
+            or the path of a ``.safetensors`` file. ``"zero"``: zero, without memory for it (LoRA).
+        exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules. Components that
             ``torch.compile``, checkpointing, FSDP and DDP put into names are ignored.
         radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
             most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up.
@@ -46,6 +47,8 @@ class FTPAdamW(Native):
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.
         anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.
+        save_anchor: ``False`` leaves the anchors out of ``state_dict``, which then has a fingerprint of each: to load
+            it, build the optimizer with the same anchor.
         lean: keep c in bfloat16: 3.5 instead of 4 buffers of the weights' size. W and n are as ever; the radius's
             gradient, which alone reads the stored c, is off by at most ``2^-8 sum_i <|g_i|, |c_i|> / n_i``.
         foreach: ``True``: multi-tensor ops; ``False``: the pure function, one parameter at a time.
@@ -54,9 +57,9 @@ class FTPAdamW(Native):
         capturable: keep step counts on the device and do without Python numbers in a step (CUDA graphs).
 
     Raises:
-        ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit, ``lean``
-            with weights that are not float32.
-        TypeError: integer parameters.
+        ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
+            finite, two parameters of one name, ``lean`` with weights that are not float32.
+        TypeError: parameters that are not float16, bfloat16, float32 or float64.
         RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients.
 
     Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
@@ -97,6 +100,7 @@ class FTPAdamW(Native):
         gradient: str = "paper",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Any = None,
+        save_anchor: bool = True,
         lean: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -108,7 +112,7 @@ class FTPAdamW(Native):
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
             "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
+        super().__init__(params, defaults, exclude, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor))
 
     def _check_options(self, group: dict[str, Any]) -> None:
         betas = group["betas"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..kernels.layers import SGD
 from ..optimizers.sgd import sgd
 from ..tree import working
+from .anchor_source import AnchorSource
 from .native import Native, number, plain
 
 __all__ = ["FTPSGD"]
@@ -23,8 +24,8 @@ class FTPSGD(Native):
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        params, anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, lean, foreach, fused,
-            capturable: as in :class:`FTPAdamW`.
+        params, anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, save_anchor, lean,
+            foreach, fused, capturable: as in :class:`FTPAdamW`.
 
     Raises:
         As :class:`FTPAdamW`; also ``ValueError`` for nesterov without momentum or with dampening.
@@ -62,6 +63,7 @@ class FTPSGD(Native):
         gradient: str = "paper",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Any = None,
+        save_anchor: bool = True,
         lean: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -73,7 +75,7 @@ class FTPSGD(Native):
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
             "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, exclude, anchor=anchor, dtype=anchor_dtype, device=anchor_device)
+        super().__init__(params, defaults, exclude, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor))
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)

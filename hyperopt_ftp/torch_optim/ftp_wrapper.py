@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.layers import Amp, choose
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
-from .executions import EXECUTIONS, alike
+from .executions import Part, alike, project_, radii_
 
 __all__ = ["FTP"]
 
@@ -26,7 +26,8 @@ class FTP(Anchored):
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name.
-        anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device: as in :class:`FTPAdamW`.
+        anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, save_anchor: as in
+            :class:`FTPAdamW`.
 
     Raises:
         TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
@@ -60,6 +61,7 @@ class FTP(Anchored):
         gradient: str = "paper",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Any = None,
+        save_anchor: bool = True,
     ) -> None:
         if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, Anchored)):
             raise TypeError(
@@ -74,7 +76,7 @@ class FTP(Anchored):
         for group in groups:
             if "param_names" in group:
                 group["params"] = list(zip(group["param_names"], group["params"], strict=True))
-        source = AnchorSource(anchor, anchor_dtype, anchor_device)
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(groups, {**base.defaults, **own}, source, exclude)
         self._share(base.state)
 
@@ -104,18 +106,17 @@ class FTP(Anchored):
                 "the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself"
             )
         loss = run_closure(closure)
-        work = []
+        work: dict[str, list[Part]] = {}
         for group, layers in self._layers():
             self.execution = self._pick(group)
             held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
-            for part in alike(held):
-                execution = EXECUTIONS[self.execution]
-                amp = Amp(bool(group.get("maximize", False)))
-                work.append((execution, part, execution.radii_(part, ball(group), amp), ball(group)))
+            amp = Amp(bool(group.get("maximize", False)))
+            work.setdefault(self.execution, []).extend(Part(part, None, ball(group), amp) for part in alike(held))
+        packed = {execution: radii_(execution, parts) for execution, parts in work.items()}
         try:
             self.base.step()
-            for execution, part, packed, numbers in work:
-                execution.project_(part, packed, numbers)
+            for execution, parts in work.items():
+                project_(execution, parts, packed[execution])
             for p, state in self._waiting.items():
                 self.state[p].update(state)
         finally:

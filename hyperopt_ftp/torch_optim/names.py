@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 __all__ = ["Exclude", "plain"]
 
@@ -25,13 +26,20 @@ def plain(name: str) -> str:
 
 
 class Exclude:
-    """Unconstrained parameters, named by glob patterns or given as tensors; knows which entries matched nothing."""
+    """Unconstrained parameters: glob patterns on names, tensors, or modules; knows which entries matched nothing."""
 
     def __init__(self, entries: Any) -> None:
-        self.entries: list[str | Tensor] = [entries] if isinstance(entries, (str, Tensor)) else list(entries)
-        for entry in self.entries:
-            if not isinstance(entry, (str, Tensor)):
-                raise TypeError(f"exclude must hold glob patterns on names, or tensors, got {type(entry).__name__}")
+        kinds = (str, Tensor, Module)
+        given = [entries] if isinstance(entries, kinds) else entries
+        if not isinstance(given, Iterable):
+            given = [given]
+        self.entries: list[str | Tensor] = []
+        for entry in given:
+            if not isinstance(entry, kinds):
+                raise TypeError(
+                    f"exclude must hold glob patterns on names, tensors, or modules, got {type(entry).__name__}"
+                )
+            self.entries += list(entry.parameters()) if isinstance(entry, Module) else [entry]
         self._matched: set[int] = set()
 
     def of(self, names: Sequence[str] | None, params: Sequence[Tensor]) -> list[bool]:

@@ -12,7 +12,7 @@ from ..kernels.layers import SGD, AdamW, Amp
 from ..kernels.ops import obstacle
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
-from .executions import EXECUTIONS, alike
+from .executions import Part, alike, step_
 
 __all__ = ["Native", "number", "plain"]
 
@@ -22,8 +22,8 @@ class Native(Anchored):
 
     COUNTS = frozenset({"step", "radius_step", "momentum_start"})
 
-    def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, *, anchor: Any, dtype: Any, device: Any):
-        super().__init__(params, defaults, AnchorSource(anchor, dtype, device), exclude)
+    def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, anchor: AnchorSource) -> None:
+        super().__init__(params, defaults, anchor, exclude)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -52,11 +52,15 @@ class Native(Anchored):
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return loss  # not even the state of a first step
+        work: dict[str, list[Part]] = {}
         for group, layers in self._layers():
             self.execution = self._pick(group)
             for part in alike(layers):
-                amp = Amp(group["maximize"], _near(scale, part.weights[0]), _near(found_inf, part.weights[0]))
-                EXECUTIONS[self.execution].step_(part, self._base(group, part.weights[0]), ball(group), amp)
+                like = part.weights[0]
+                amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))
+                work.setdefault(self.execution, []).append(Part(part, self._base(group, like), ball(group), amp))
+        for execution, parts in work.items():
+            step_(execution, parts)
         return loss
 
     def _check_options(self, group: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ..ftp import FTPState, ftp, master, radius_gradient
 from ..hparams import as_tensor
+from ..kernels import sharded
 from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
 from ..optimizers.adam import AdamState, adam, adamw
 from ..optimizers.combinators import anneal
@@ -24,6 +27,11 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
     """A whole step, as ``kernels.foreach.step_``."""
     if amp.found_inf is not None and amp.found_inf.item():
         return
+    with _whole(layers) as layers:
+        _step(layers, base, ball, amp)
+
+
+def _step(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp) -> None:
     optimizer = _pure(base, amsgrad=len(layers.moments) > 2)
     for i, stored in enumerate(layers.weights):
         params = {"w": stored}
@@ -55,6 +63,11 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
     """New radii before the clip, as ``kernels.foreach.radii_``."""
+    with _whole(layers) as layers:
+        return _radii(layers, ball, amp)
+
+
+def _radii(layers: Layers, ball: Ball, amp: Amp) -> Tensor:
     rule = anneal(adam(lr=ball.radius_lr), ball.kappa)
     packed = []
     for i, gamma in enumerate(layers.radii):
@@ -71,6 +84,11 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B00
 
 def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """Projection of moved weights, as ``kernels.foreach.project_``."""
+    with _whole(layers) as layers:
+        _project(layers, packed, ball)
+
+
+def _project(layers: Layers, packed: Tensor, ball: Ball) -> None:
     for i, stored in enumerate(layers.weights):
         n, w0 = layers.norms[i], _anchor(layers, i)
         w0 = w0.to(n.dtype)
@@ -87,6 +105,23 @@ def _write(old: list[Tensor], new: list[Tensor]) -> None:
         return
     for a, b in zip(old, new, strict=True):
         a.copy_(b)
+
+
+@contextmanager
+def _whole(layers: Layers) -> Iterator[Layers]:
+    """The layers themselves; where some are DTensors, whole copies that are spread again in the end."""
+    spread: list[tuple[Tensor, Tensor]] = []
+
+    def gathered(x: Tensor) -> Tensor:
+        if not sharded.is_spread(x):
+            return x
+        spread.append((x, x.full_tensor()))  # pyright: ignore[reportAttributeAccessIssue]
+        return spread[-1][1]
+
+    columns = [[gathered(x) for x in column] for column in layers[:-1]]
+    yield Layers._make([*columns, [[gathered(x) for x in column] for column in layers.moments]])
+    for x, whole in spread:
+        x.copy_(sharded.place(whole, x))
 
 
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:

@@ -289,7 +289,7 @@ def test_state_is_lazy_and_a_zero_anchor_takes_no_memory():
     assert "anchor" not in opt.state[p]
     assert set(opt.state[p]) == {
         "step", "deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step",
-        "exp_avg", "exp_avg_sq",
+        "exp_avg", "exp_avg_sq", "anchor_fingerprint",
     }  # fmt: skip
 
 

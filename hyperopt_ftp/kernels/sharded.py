@@ -1,0 +1,248 @@
+"""Execution for DTensors whose rows are spread over processes (FSDP2, HSDP): each does its part, and two collectives a
+step, however many layers there are, join them.
+
+What a process cannot know alone are the hypergradient, a sum over all rows, and the largest norm, a maximum over them;
+or, where a layer is one row, its norm, a sum over the pieces. Each process gathers the others' parts and adds them up
+in the same order, so that radii are equal to the last bit everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import foreach
+from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+
+__all__ = [
+    "Part",
+    "is_spread",
+    "largest_off",
+    "local",
+    "obstacle",
+    "place",
+    "project_",
+    "radii_",
+    "spread_rows",
+    "step_",
+]
+
+#: How the shards of a layer make a whole.
+WHOLE, ROWS, PIECES = range(3)  # each process has all of it; each has some rows; each has a piece of the one row
+
+
+class Part(NamedTuple):
+    """Layers of one dtype and device, and the numbers of their step."""
+
+    layers: Layers
+    base: AdamW | SGD | None
+    ball: Ball
+    amp: Amp
+
+
+def step_(parts: Sequence[Part]) -> None:
+    """A whole step of all parts, as ``foreach.step_``."""
+    shards = [_Shards(part) for part in parts]
+    packed = _new_radii(shards)
+    for s in shards:
+        torch._foreach_add_(s.layers.steps, 1.0)
+        assert s.base is not None
+        for bucket in foreach.buckets(s.layers):
+            foreach.move_(bucket, foreach.gradients(bucket, s.amp), s.base, s.ball)
+    _settle(shards, packed)
+
+
+def radii_(parts: Sequence[Part]) -> list[Tensor]:
+    """As ``foreach.radii_``, for each part."""
+    return _new_radii([_Shards(part) for part in parts])
+
+
+def project_(parts: Sequence[Part], packed: Sequence[Tensor]) -> None:
+    """As ``foreach.project_``, for each part."""
+    shards = [_Shards(part) for part in parts]
+    for s in shards:
+        for bucket in foreach.buckets(s.layers):
+            foreach.deviate_(bucket, foreach.working_weights(bucket), s.ball)
+    _settle(shards, packed)
+
+
+class _Shards:
+    """This process's shards of a part, and how those of its constrained layers make a whole."""
+
+    def __init__(self, part: Part) -> None:
+        layers, self.base, self.ball, self.amp = part
+        *columns, moments = ([local(x) for x in column] for column in (*layers[:-1], []))
+        moments = [[local(x) for x in column] for column in layers.moments]
+        self.layers = Layers._make([*columns, moments])
+        held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
+        self.inside = choose(self.layers, held)
+        self.groups = [_group(layers.weights[i]) for i in held]
+        self.kinds = [_kind(layers.weights[i], self.ball.norm) for i in held]
+
+
+def _new_radii(shards: list[_Shards]) -> list[Tensor]:
+    """The first collective: hypergradients are sums, over rows or over the pieces of one."""
+    found = []
+    for s in shards:
+        rows = [
+            foreach.hypergradients(bucket, foreach.gradients(bucket, s.amp), s.ball)
+            for bucket in foreach.buckets(s.inside)
+        ]
+        found.append(torch.cat(rows) if rows else torch.empty(0))
+    whole = _joined([s.groups for s in shards], found, lambda every, _: every.sum(0))
+    packed = []
+    for s, h in zip(shards, whole, strict=True):
+        if s.inside.radius_steps:
+            torch._foreach_add_(s.inside.radius_steps, 1.0)
+        packed.append(foreach.radii_along(s.inside, h, s.ball))
+    return packed
+
+
+def _settle(shards: list[_Shards], packed: Sequence[Tensor]) -> None:
+    """The second collective: the largest norm of rows, or the norm of pieces."""
+    tops = _joined_tops([(s.groups, s.kinds, s.ball.norm, s.inside.norms) for s in shards])
+    for s, gammas, top in zip(shards, packed, tops, strict=True):
+        for n, kind, whole in zip(s.inside.norms, s.kinds, top, strict=True):
+            if kind == PIECES:
+                n.fill_(whole)
+        foreach.settle_(s.inside, gammas, top)
+
+
+# Joining
+
+
+def _joined_tops(parts: Sequence[tuple[list[Any], list[int], str, list[Tensor]]]) -> list[Tensor]:
+    """The largest norm of each layer of each part, from its groups, kinds, norm and row norms (without 1e-8)."""
+    values, rows = [], []
+    for _, kinds, norm, norms in parts:
+        top = foreach.largest(norms)
+        cut = torch.tensor([kind == PIECES for kind in kinds], dtype=torch.bool).to(top.device, non_blocking=True)
+        rows.append(~cut)
+        values.append(torch.where(cut, top**2, top) if norm == "l2" else top)
+    is_row = torch.cat([row for row in rows if len(row)] or rows)
+    joined = _joined(
+        [groups for groups, *_ in parts],
+        values,
+        lambda every, at: torch.where(is_row[at], every.amax(0), every.sum(0)),
+    )
+    return [
+        torch.where(row, top, top.sqrt()) if norm == "l2" else top
+        for (_, _, norm, _), row, top in zip(parts, rows, joined, strict=True)
+    ]
+
+
+def _joined(
+    groups: Sequence[list[Any]], values: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """Each layer's value joined over its group; that of a whole layer as it is.
+
+    Args:
+        groups: of the layers of each part; ``None`` for a whole layer.
+        values: of each part, shape (layers,).
+        join: from values of shape (processes, some layers), and these layers' positions among all, to (some layers,).
+    """
+    flat = [group for part in groups for group in part]
+    if not flat:
+        return list(values)
+    packed = torch.cat([value.double() for value in values if len(value)])
+    for group in dict.fromkeys(group for group in flat if group is not None):  # in one order everywhere
+        at = torch.tensor([i for i, other in enumerate(flat) if other is group]).to(packed.device, non_blocking=True)
+        mine = packed[at]
+        every = mine.new_empty(group.size() * len(at))
+        gather = getattr(torch.distributed, "all_gather_single", None)  # its name in newer torch
+        (gather or torch.distributed.all_gather_into_tensor)(every, mine, group=group)
+        packed[at] = join(every.view(group.size(), -1), at)
+    parts = packed.split([len(value) for value in values])
+    return [part.to(value.dtype) for part, value in zip(parts, values, strict=True)]
+
+
+# DTensors
+
+
+def is_spread(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor."""
+    if type(x) in (Tensor, torch.nn.Parameter) or not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def local(x: Any) -> Tensor:
+    """This process's shard; a plain tensor as it is."""
+    return x.to_local() if is_spread(x) else x
+
+
+def obstacle(p: Any) -> str | None:
+    """Why shards of ``p`` cannot step by themselves; ``None`` where they can."""
+    if not is_spread(p):
+        return None if type(p) in (Tensor, torch.nn.Parameter) else f"a parameter is a {type(p).__name__}"
+    from torch.distributed.tensor import Replicate, Shard
+
+    cut = [placement for placement in p.placements if type(placement) is not Replicate]
+    if not cut or (len(cut) == 1 and type(cut[0]) is Shard and cut[0].dim == 0):
+        return None
+    return f"a parameter has the placements {p.placements}; its rows must be sharded, over one dimension of the mesh"
+
+
+def _group(p: Any) -> Any:
+    """The processes over which ``p`` is cut; ``None`` where each has all of it."""
+    if is_spread(p) and obstacle(p) is None:
+        for dim, placement in enumerate(p.placements):
+            if placement.is_shard() and p.device_mesh.size(dim) > 1:
+                return p.device_mesh.get_group(dim)
+    return None
+
+
+def _kind(p: Tensor, norm: str) -> int:
+    if _group(p) is None:
+        return WHOLE
+    return ROWS if norm == "mars" and p.ndim >= 2 else PIECES
+
+
+def place(source: Any, p: Any) -> Tensor:
+    """``source``, spread in some way or whole on each process, spread as ``p`` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if is_spread(source):
+        return source.redistribute(p.device_mesh, p.placements)
+    # Each process cuts its own shard out: nothing is sent.
+    return distribute_tensor(source.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+
+
+def spread_rows(p: Any, value: float, norm: str, dtype: torch.dtype) -> Tensor:
+    """A value for each row, spread like the rows of ``p``; a plain tensor where every process has all of them."""
+    rows = p.shape[0] if norm == "mars" and p.ndim >= 2 else 1
+    if _kind(p, norm) != ROWS:
+        return torch.full((rows,), value, dtype=dtype, device=local(p).device)
+    from torch.distributed.tensor import DTensor
+
+    mine = torch.full((local(p).shape[0],), value, dtype=dtype, device=local(p).device)
+    return DTensor.from_local(mine, p.device_mesh, p.placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
+
+
+def shard(x: Any) -> tuple[Tensor, int, Any]:
+    """This process's part of a DTensor, the place of its first element in the whole, and whose parts make the whole."""
+    group = _group(x)
+    if group is None:
+        return x.full_tensor(), 0, None
+    rows = -(-x.shape[0] // group.size())  # torch.chunk's
+    return x.to_local(), min(group.rank() * rows, x.shape[0]) * x.shape[1:].numel(), group
+
+
+def largest_off(pairs: Sequence[tuple[Any, Any, str]]) -> list[Tensor]:
+    """The largest row norm of ``W - W0`` of each ``(W, W0, norm)``, 0-d; one collective for each mesh.
+
+    An empty W0 is zero.
+    """
+    parts, found = [], []
+    for w, w0, norm in pairs:
+        c = (w if not w0.numel() else w - w0).detach()
+        if obstacle(w) is not None:
+            c = c.full_tensor()
+        parts.append(([_group(w)], [_kind(w, norm)], norm, [foreach.row_sums(local(c).double(), norm)]))
+    found = _joined_tops(parts)
+    return [(top + foreach.FLOOR).reshape(()) for top in found]

@@ -1,0 +1,59 @@
+"""Many processes on one machine: gloo over a file, every check in one launch, since starting one takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Check = Callable[[Path], None]
+
+
+def launch(processes: int, checks: Sequence[Check], folder: Path) -> dict[str, str]:
+    """Run checks, one after the other, in each of ``processes`` processes.
+
+    Returns:
+        What went wrong, by the name of the check: empty for a check that passed everywhere.
+    """
+    context = mp.start_processes(_work, (processes, list(checks), folder), processes, join=False, start_method="spawn")
+    assert context is not None
+    try:
+        context.join(timeout=240)
+    except Exception as error:
+        (folder / "died.txt").write_text(str(error))
+    for process in context.processes:
+        process.kill()
+    found = {check.__name__: "" for check in checks}
+    for rank in range(processes):
+        report = folder / f"report{processes}-{rank}.json"
+        said = json.loads(report.read_text()) if report.exists() else {}
+        for name in found:
+            found[name] += said.get(name, f"process {rank} did not get to it\n")
+    return found
+
+
+def _work(rank: int, processes: int, checks: list[Check], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = f"file://{folder}/store{processes}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=timedelta(seconds=60))
+    report = folder / f"report{processes}-{rank}.json"
+    said: dict[str, str] = {}
+    for check in checks:
+        torch.manual_seed(0)
+        try:
+            check(folder)
+            said[check.__name__] = ""
+        except Exception:
+            said[check.__name__] = f"process {rank}: {traceback.format_exc()}\n"
+        report.write_text(json.dumps(said))
+        if said[check.__name__]:
+            break  # the others may wait for this one
+    dist.destroy_process_group()
