@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import hyperopt_ftp as hft
@@ -148,6 +151,13 @@ def two_collectives(folder: Path) -> None:
             assert opt.execution == "sharded"
 
 
+def elsewhere() -> dict[str, Tensor]:
+    """Weights near those of the start."""
+    return {
+        n: p.detach() + 0.01 * torch.sin(torch.arange(p.numel())).view(p.shape) for n, p in net().named_parameters()
+    }
+
+
 def anchors(folder: Path) -> None:
     """Given whole, spread, or zero; the first radius is measured over all processes."""
     weights = {
@@ -163,7 +173,7 @@ def anchors(folder: Path) -> None:
     model = fully_shard(net())
     spread = {n: p.detach().clone() for n, p in model.named_parameters()}
     for name, w0 in spread.items():
-        w0.copy_(torch.distributed.tensor.distribute_tensor(weights[name], w0.device_mesh, w0.placements))
+        w0.copy_(distribute_tensor(weights[name], w0.device_mesh, w0.placements))
     opt = adamw(model.named_parameters(), anchor=spread, anchor_dtype=torch.bfloat16)
     train(model, opt)
     assert_alike(model, opt, reference, expected, 1e-10)
@@ -191,3 +201,141 @@ def other_placements(folder: Path) -> None:
         train(model, opt)
         assert opt.execution == "single"
         assert_alike(model, opt, reference, expected, 1e-10)
+
+
+def sixteen_bits(folder: Path) -> None:
+    """bfloat16 weights: c is their master copy, in shards too."""
+    for make in OPTIMIZERS[:2]:
+        reference = net(torch.bfloat16)
+        expected = make(reference.named_parameters(), foreach=False)
+        model, opt = sharded(make, torch.bfloat16)
+        for t in range(STEPS):
+            g = torch.Generator().manual_seed(t)
+            for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+                q.grad = (torch.randn(q.shape, generator=g) + 0.3).bfloat16()
+                p.grad = distribute_tensor(q.grad, p.device_mesh, p.placements)
+            opt.step()
+            expected.step()
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            state = opt.state[p]
+            assert state.get("deviation", state["step"]).dtype == torch.float32
+            # Sums in another order: seldom, and to the next number at most.
+            off = (full(p).float() - q.float()).abs()
+            assert (off <= torch.finfo(torch.bfloat16).eps * q.float().abs()).all()
+            assert (off > 0).sum() <= 0.002 * q.numel() + 1
+        assert opt.execution == "sharded"
+
+
+def mixed_precision(folder: Path) -> None:
+    """Forward and backward in bfloat16, clipped gradients, float32 weights; replicas of the radii stay equal."""
+    model = fully_shard(net(torch.float32), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    opt = adamw(model.named_parameters())
+    for x, y in batches():
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step()
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, list(opt.radii().values()))
+    assert all(other == everywhere[0] for other in everywhere)
+    assert max(everywhere[0]) > 1e-3
+
+
+def overflow(folder: Path) -> None:
+    """An infinity in one process's shard: no process makes the step, and nothing changes anywhere."""
+    for make in OPTIMIZERS:
+        model, opt = sharded(make, torch.float32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        before = None
+        for t, (x, y) in enumerate(batches()):
+            opt.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            shard = model.mix.weight.grad.to_local()
+            if t == 3 and dist.get_rank() == 0:
+                shard.view(-1)[0] = float("inf")
+            if t == 3:
+                before = [full(p).clone() for p in model.parameters()], dict(opt.radii())
+            scaler.step(opt)
+            scaler.update()
+            if t == 3:
+                assert before is not None
+                after = [full(p).clone() for p in model.parameters()], dict(opt.radii())
+                assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+                assert before[1] == after[1]
+                assert scaler.get_scale() == 512.0
+        counts = {opt.state[p]["radius_step"].item() for p in model.parameters() if "radius" in opt.state[p]}
+        assert counts == {STEPS - 1}
+
+
+# Checkpoints: 1 process saves, 4 load and save, 2 load and save, 1 loads.
+
+
+def states(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:
+    return dict(zip(("model", "optimizer"), get_state_dict(model, opt), strict=True))
+
+
+def save(model: nn.Module, opt: torch.optim.Optimizer, folder: Path) -> None:
+    dcp.save(states(model, opt), checkpoint_id=folder)
+
+
+def load(model: nn.Module, opt: torch.optim.Optimizer, folder: Path) -> None:
+    state = states(model, opt)  # of a fresh optimizer: a step with lr = 0
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+#: Each by its own name, so that checkpoints do not meet.
+KINDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "adamw": (adamw, {}),
+    "sgd": (sgd, {"norm": "l2"}),
+    "wrapped": (wrapped, {}),
+    "left-out": (adamw, {"anchor": elsewhere(), "save_anchor": False}),
+    "zero": (adamw, {"anchor": "zero"}),
+}
+
+
+def saved_by(processes: int, folder: Path, name: str) -> Path:
+    return folder / f"saved-by-{processes}-{name}"
+
+
+def resume(folder: Path, before: int, now: int, steps: range) -> None:
+    """Load what ``before`` processes have saved, go on, save; the run is that of one process."""
+    for name, (make, options) in KINDS.items():
+        torch.manual_seed(7)
+        model = Net().double()  # other weights: all come from the checkpoint
+        if now > 1:
+            fully_shard(model)
+        opt = make(model.named_parameters(), **options)
+        load(model, opt, saved_by(before, folder, name))
+        train(model, opt, steps, whole=now == 1)
+        if now > 1:
+            save(model, opt, saved_by(now, folder, name))
+        reference = net()
+        expected = make(reference.named_parameters(), **{"foreach": False, **options})
+        train(reference, expected, range(steps.stop), whole=True)
+        for (key, p), q in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+            error = (full(p) - q[1]).abs().max().item()
+            assert error <= 1e-10, f"{name}: {key} is off by {error}"
+        radii = zip(opt.radii().values(), expected.radii().items(), strict=True)
+        assert all(abs(a - b) <= 1e-10 for a, (_, b) in radii), (name, opt.radii(), expected.radii())
+        assert opt.execution == ("sharded" if now > 1 else "fused_cpu")
+
+
+def resume_of_1(folder: Path) -> None:
+    resume(folder, 1, 4, range(3, 5))
+
+
+def resume_of_4(folder: Path) -> None:
+    resume(folder, 4, 2, range(5, 7))
+
+
+def another_anchor(folder: Path) -> None:
+    """An anchor that a checkpoint leaves out is known again by every process.
+
+    With ``anchor=None`` it is that of torch's own step on a fresh optimizer: the weights of now.
+    """
+    for anchor in (None, dict(net().named_parameters())):
+        model = fully_shard(net())
+        opt = adamw(model.named_parameters(), anchor=anchor, save_anchor=False)
+        with pytest.raises(ValueError, match="is not the one that the checkpoint was made with"):
+            load(model, opt, saved_by(4, folder, "left-out"))

@@ -1,0 +1,54 @@
+"""Two and four processes, and checkpoints between one, four and two of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+
+from . import checks
+from .launch import launch
+
+if not dist.is_available() or not dist.is_gloo_available():
+    pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
+
+CHECKS = [
+    checks.ddp,
+    checks.fsdp,
+    checks.fsdp_in_float32,
+    checks.two_collectives,
+    checks.anchors,
+    checks.hsdp,
+    checks.other_placements,
+    checks.sixteen_bits,
+    checks.mixed_precision,
+    checks.overflow,
+]
+#: Four processes first: they load what one has saved, and two load what they save.
+ALL = {4: [*CHECKS, checks.resume_of_1], 2: [*CHECKS, checks.resume_of_4, checks.another_anchor]}
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], str]:
+    """What went wrong, by number of processes and name of the check; all are run before the first test."""
+    folder = tmp_path_factory.mktemp("processes")
+    for name, (make, options) in checks.KINDS.items():
+        model = checks.net()
+        opt = make(model.named_parameters(), **options)
+        checks.train(model, opt, range(3), whole=True)
+        checks.save(model, opt, checks.saved_by(1, folder, name))
+    found = {(n, name): said for n, each in ALL.items() for name, said in launch(n, each, folder).items()}
+    try:
+        checks.resume(folder, 2, 1, range(7, 9))
+        found[1, "resume"] = ""
+    except Exception as error:
+        found[1, "resume"] = repr(error)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("processes", "check"), [(n, check.__name__) for n, each in ALL.items() for check in each] + [(1, "resume")]
+)
+def test_in_every_process(outcome, processes, check):
+    assert outcome[processes, check] == ""
