@@ -11,7 +11,7 @@ from ..hparams import complete, to_tensors
 from ..types import Optimizer
 from .leafwise import check_params, leafwise, no_steps, zeros
 
-__all__ = ["SGDState", "sgd"]
+__all__ = ["SGDState", "check_nesterov", "sgd"]
 
 
 class SGDState(NamedTuple):
@@ -52,10 +52,7 @@ def sgd(
     tensor([0.7100])
     """
     default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    if nesterov and (_is_zero(momentum) or not _is_zero(dampening)):
-        raise ValueError(
-            f"nesterov needs momentum > 0 and dampening = 0, got momentum = {momentum} and dampening = {dampening}"
-        )
+    check_nesterov(momentum, dampening, nesterov)
 
     def init(params: Any, hparams: Any = None) -> SGDState:
         check_params(params)
@@ -76,6 +73,13 @@ def sgd(
         return params, SGDState(state.step + 1, buffer)
 
     return Optimizer(init, update, default)
+
+
+def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:
+    if nesterov and (_is_zero(momentum) or not _is_zero(dampening)):
+        raise ValueError(
+            f"nesterov needs momentum > 0 and dampening = 0, got momentum = {momentum} and dampening = {dampening}"
+        )
 
 
 def _is_zero(value: Any) -> bool:

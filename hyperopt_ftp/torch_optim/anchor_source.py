@@ -12,12 +12,11 @@ from torch import Tensor
 from ..kernels import sharded
 from ..kernels.layers import NOTHING
 from ..tree import working
+from .checks import DTYPES
 from .fingerprint import fingerprint
 from .names import plain
 
 __all__ = ["AnchorSource"]
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class AnchorSource:
@@ -33,24 +32,25 @@ class AnchorSource:
 
     def __init__(self, anchor: Any, dtype: torch.dtype | None, device: Any, saved: bool) -> None:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
-        if anchor is not None and anchor != "zero" and not isinstance(anchor, Mapping) and not path:
+        self.zero = isinstance(anchor, str) and anchor == "zero"
+        if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:
+            got = repr(anchor) if isinstance(anchor, (str, os.PathLike)) else f"a {type(anchor).__name__}"
             raise ValueError(
-                "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name, or "
-                f"the path of a .safetensors file, got {anchor!r}"
+                "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such "
+                f"as module.state_dict(), or the path of a .safetensors file, got {got}"
             )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
         if not isinstance(saved, bool):
             raise TypeError(f"save_anchor must be True or False, got {saved!r}")
         self.dtype, self.saved = dtype, saved
-        self.device = None if device is None else torch.device(device)
-        self.zero = isinstance(anchor, str) and anchor == "zero"
+        self.device = None if device is None else _usable(device)
         self.path = str(anchor) if path else None
         self._given: dict[str, Any] | None = None
         if self.path is not None:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
-            self._given = {plain(name): value for name, value in anchor.items()}
+            self._given = _by_name(anchor)
         # A file or the state_dict of a module also holds buffers; in a plain dict an unknown entry is a mistake.
         self._holds_buffers = self.path is not None or hasattr(anchor, "_metadata")
 
@@ -85,6 +85,9 @@ class AnchorSource:
                 raise ValueError(
                     f"anchor entry {name!r} must be a floating-point tensor of shape {tuple(p.shape)}, got {got}"
                 )
+            if value.layout != torch.strided or value.is_meta:
+                what = "the meta device" if value.is_meta else value.layout
+                raise ValueError(f"anchor entry {name!r} must be a dense tensor with values, got one on {what}")
             if not sharded.local(value).isfinite().all():
                 raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
 
@@ -157,8 +160,8 @@ class AnchorSource:
             state["anchor"] = live["anchor"]
         if "anchor" in state and self.saved:
             state.pop("anchor_fingerprint", None)
-        elif "anchor" in state and known is None:
-            state["anchor_fingerprint"] = fingerprint(state["anchor"])
+        elif "anchor" in state:
+            state["anchor_fingerprint"] = fingerprint(state["anchor"]) if known is None else known
 
     def _check_same(self, known: Any, mine: Tensor | None, name: Any) -> None:
         if known != (0 if mine is None else fingerprint(mine)):
@@ -199,10 +202,37 @@ def _is_equal(a: Tensor, b: Tensor) -> bool:
 
 def _mapped(path: str) -> dict[str, Tensor]:
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(f"an anchor in {path!r} needs safetensors: pip install safetensors") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"anchor: there is no file {path!r}")
-    with safe_open(path, framework="pt") as file:
-        return {plain(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _by_name({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"anchor: {path!r} is damaged, or no safetensors file ({error})") from error
+
+
+def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """By the names of the unwrapped model."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"anchor must have names of parameters as keys, got {name!r}")
+        if plain(name) in found:
+            raise ValueError(f"anchor has two entries for {plain(name)!r}, with and without a wrapper's prefix; give one")
+        found[plain(name)] = value
+    return found
+
+
+def _usable(device: Any) -> torch.device:
+    """A device that this machine has and that holds values."""
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.empty(0, device=found)
+            return found
+    except (TypeError, RuntimeError, AssertionError):  # by what torch was built with
+        pass
+    raise ValueError(f"anchor_device must be None or a device of this machine, such as 'cpu', got {device!r}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
+from operator import is_not
 from typing import Any
 
 import torch
@@ -17,14 +17,20 @@ from ..kernels.layers import NOTHING, Ball, Layers
 from ..optimizers.projected import first_radius
 from ..projections import FLOOR, NORMS, row_norm
 from ..tree import working
-from .anchor_source import DTYPES, AnchorSource
+from .anchor_source import AnchorSource
+from .checks import (
+    KEYS,
+    check_checkpoint,
+    check_dtype,
+    check_order,
+    check_params,
+    check_shapes,
+    check_state,
+)
 from .executions import pick
-from .names import Exclude, plain
+from .names import Exclude
 
 __all__ = ["Anchored"]
-
-#: Keys of a constrained parameter's state, in the order of the columns of ``Layers``.
-KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step")
 
 
 class Anchored(torch.optim.Optimizer):
@@ -48,6 +54,7 @@ class Anchored(torch.optim.Optimizer):
         self._anchor = anchor
         self._unmeasured: list[tuple[Tensor, Tensor, str, Tensor]] = []  # weights, anchor, norm and first radius
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
+        self._checked: list[list[Any]] = []  # options of each group when they were last checked
         self._exclude = Exclude(exclude)
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
@@ -73,31 +80,25 @@ class Anchored(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        known = self._names()
-        names = known[len(known) - len(group["params"]) :]
-        for p, name in zip(group["params"], names, strict=True):
-            if p.dtype not in DTYPES:
-                raise TypeError(
-                    f"parameters must be float16, bfloat16, float32 or float64, got {p.dtype} for parameter {name!r}; "
-                    "leave frozen and quantised weights out"
-                )
-        twice = [name for name, count in Counter(plain(str(name)) for name in known).items() if count > 1]
-        if twice:
-            raise ValueError(f"two parameters are called {twice[0]!r}; names must differ, prefix those of each model")
+        check_params(group["params"], "param_names" in group, self._names())
         self._check_options(group)
+        self._check_weights(group)
         names, whole = group.get("param_names"), group.get("constrained", True)
         if not isinstance(whole, bool):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
-        excluded = self._exclude.of(names, group["params"])
-        group["constrained"] = [whole and not out for out in excluded]
-        self._anchor.check(names, group["params"], group["constrained"])
+        constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
+        self._anchor.check(names, group["params"], constrained)
+        group["constrained"] = constrained
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        """What a checkpoint brings along is checked too."""
+        """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
         check_choice("norm", group["norm"], NORMS)
         check_choice("gradient", group["gradient"], GRADIENTS)
         for name in self.NUMBERS:
             check_number(name, group[name])
+
+    def _check_weights(self, group: dict[str, Any]) -> None:
+        """Whether the options of a group can be had with its weights."""
 
     def _names(self) -> list[Any]:
         """Names of all parameters in order; their indices where they have none."""
@@ -121,10 +122,7 @@ class Anchored(torch.optim.Optimizer):
     def _layers(self) -> list[tuple[dict[str, Any], Layers]]:
         """Each group with its parameters that have a gradient. Every check comes before the first change."""
         if not torch.compiler.is_compiling():
-            names = iter(self._names())
-            for group in self.param_groups:
-                for p in group["params"]:
-                    self._check_gradient(p, next(names))
+            self._check_step()
         work = []
         for group in self.param_groups:
             columns: list[list[Tensor]] = [[] for _ in Layers._fields[:-1]]
@@ -139,7 +137,28 @@ class Anchored(torch.optim.Optimizer):
             *far, radii = zip(*self._unmeasured, strict=True)
             torch._foreach_copy_(list(radii), sharded.largest_off(list(zip(*far, strict=True))))
             self._unmeasured.clear()
+        if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
+            self._fitted.clear()  # of parameters that were swapped in for a while
         return work
+
+    def _check_step(self) -> None:
+        """All that can be wrong with a step."""
+        for i, group in enumerate(self.param_groups):
+            if len(group.get("constrained", ())) != len(group["params"]):
+                raise RuntimeError(
+                    f"the parameters of group {i} were changed by hand; add some by add_param_group (with FTP(base) by "
+                    "its own, not the base's), or build a new optimizer"
+                )
+        names = iter(self._names())
+        self._checked += [[]] * (len(self.param_groups) - len(self._checked))
+        for i, group in enumerate(self.param_groups):
+            options = [group.get(name) for name in self.defaults]
+            if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
+                self._check_options(group)  # only then: to look at a tensor waits for its device
+                self._checked[i] = options
+            self._check_weights(group)
+            for p in group["params"]:
+                self._check_gradient(p, next(names))
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         """Fill the columns of ``Layers``; first, make the state that a first step needs.
@@ -156,7 +175,7 @@ class Anchored(torch.optim.Optimizer):
             state = self._state_of(p)
             self._start(p, state, group, name, constrained)
             lean = group.get("lean", False)
-            form = (p.stride(), p.dtype, device, len(state), lean)
+            form = (p.shape, p.stride(), p.dtype, device, len(state), lean)
             if self._fitted.get(p) != form:
                 self._fit(p, state, p.device if device == "own" else torch.device(device), lean)
                 self._fitted[p] = form
@@ -203,9 +222,18 @@ class Anchored(torch.optim.Optimizer):
         grad = p.grad
         if grad is None:
             return
+        check_dtype(p, name)
+        form = self._fitted.get(p)
+        if form is None or form[0] != p.shape:
+            check_shapes(p, name, self.state.get(p, {}))
+        if grad.shape != p.shape:
+            raise RuntimeError(
+                f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, the parameter {tuple(p.shape)}; "
+                "call zero_grad() after weights are resized"
+            )
         if grad.layout != torch.strided:
             raise RuntimeError(
-                f"{type(self).__name__} needs dense gradients, got {grad.layout} for parameter {name!r}; use "
+                f"FTP needs dense gradients, got {grad.layout} for parameter {name!r}; use "
                 "dense embeddings, or another optimizer for that parameter"
             )
         if not grad.is_floating_point():
@@ -257,8 +285,15 @@ class Anchored(torch.optim.Optimizer):
             ValueError: state of another shape, an incomplete one, parameters in another order, options outside their
                 domain, an anchor that is left out and not given or not the same. Nothing has changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            check_checkpoint(state_dict)
+
+        def keep(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
+            check_checkpoint(final)
+            self._loading.update(final)
+
         self._loading: dict[str, Any] = {}
-        handle = self.register_load_state_dict_pre_hook(lambda _, final: self._loading.update(final))
+        handle = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -269,7 +304,7 @@ class Anchored(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._fitted, self._unmeasured = {}, []
+        self._fitted, self._unmeasured, self._checked = {}, [], []
         if "_loading" in self.__dict__:
             _restore(state, self._loading, self._anchor.device)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
@@ -277,45 +312,29 @@ class Anchored(torch.optim.Optimizer):
                     if key in old:
                         new.setdefault(key, old[key])
                 if "param_names" in old:
-                    _check_order(old["param_names"], new["param_names"])
+                    check_order(old["param_names"], new["param_names"])
                     new["param_names"] = old["param_names"]
                 self._check_options(new)
-                if [type(value) for value in new["constrained"]] != [bool] * len(new["params"]):
-                    raise ValueError(
-                        f"the checkpoint's constrained must be a bool for each parameter, got {new['constrained']}"
-                    )
+                self._check_weights(new)
+                flags = new["constrained"]
+                if not isinstance(flags, list) or [type(value) for value in flags] != [bool] * len(new["params"]):
+                    raise ValueError(f"the checkpoint's constrained must be a bool for each parameter, got {flags!r}")
+                self._anchor.check(new.get("param_names"), new["params"], flags)
                 names = new.get("param_names") or self._indices(old)
-                for p, name, constrained in zip(new["params"], names, new["constrained"], strict=True):
-                    self._check_state(p, name, state["state"].get(p, {}), new)
-                    if constrained and "radius" in state["state"].get(p, {}):
-                        self._anchor.restore(p, name, state["state"][p], self.state.get(p, {}))
+                for p, name, constrained in zip(new["params"], names, flags, strict=True):
+                    found = state["state"].get(p, {})
+                    check_state(p, name, found, new["norm"], self._needed(new), self._OWN, self.COUNTS)
+                    if constrained and "radius" in found:
+                        self._anchor.restore(p, name, found, self.state.get(p, {}))
+            self._check_base(state)
         super().__setstate__(state)
 
-    def _check_state(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Loaded state is whole and fits its parameter."""
-        missing = [key for key in KEYS if key not in state]
-        if len(missing) < len(KEYS) and missing:
-            raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: it is damaged")
-        rows = p.shape[:1] if group["norm"] == "mars" and p.ndim >= 2 else (1,)
-        for key, value in state.items():
-            if isinstance(value, Tensor) and key in self._OWN:
-                shape = rows if key == "row_norm" else () if key in KEYS[2:] else p.shape
-                if value.shape != torch.Size(shape):
-                    raise ValueError(
-                        f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
-                        f"{tuple(shape)}; is it a checkpoint of this model?"
-                    )
+    def _needed(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Keys of the base's state of which a checkpoint holds all or none."""
+        return ()
 
-
-def _check_order(here: list[str], there: list[str]) -> None:
-    """torch loads by position, whatever the names are."""
-    mine, theirs = [plain(name) for name in here], [plain(name) for name in there]
-    if mine != theirs and set(mine) == set(theirs):
-        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-        raise ValueError(
-            f"the checkpoint's parameters are in another order: number {first} is {theirs[first]!r} there and "
-            f"{mine[first]!r} here; build the optimizer with the parameters in the checkpoint's order"
-        )
+    def _check_base(self, state: dict[str, Any]) -> None:
+        """Whether loaded state suits the base."""
 
 
 def ball(group: dict[str, Any]) -> Ball:

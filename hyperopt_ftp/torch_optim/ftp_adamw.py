@@ -81,6 +81,7 @@ class FTPAdamW(Native):
     """
 
     NUMBERS = (*Native.NUMBERS, "lr", "eps", "weight_decay")
+    FLAGS = (*Native.FLAGS, "amsgrad")
     _OWN = Native._OWN | {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
 
     def __init__(
@@ -124,6 +125,9 @@ class FTPAdamW(Native):
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def _needed(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("step", *self._moments(group))
 
     def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
         super()._start(p, state, group, name, constrained)

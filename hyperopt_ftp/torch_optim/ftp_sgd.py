@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.layers import SGD
-from ..optimizers.sgd import sgd
+from ..optimizers.sgd import check_nesterov
 from ..tree import working
 from .anchor_source import AnchorSource
 from .native import Native, number, plain
@@ -44,6 +44,7 @@ class FTPSGD(Native):
     """
 
     NUMBERS = (*Native.NUMBERS, "lr", "momentum", "dampening", "weight_decay")
+    FLAGS = (*Native.FLAGS, "nesterov")
     _OWN = Native._OWN | {"momentum_buffer"}
 
     def __init__(
@@ -79,7 +80,7 @@ class FTPSGD(Native):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
-        sgd(1.0, group["momentum"], group["dampening"], nesterov=group["nesterov"])  # checks nesterov's conditions
+        check_nesterov(group["momentum"], group["dampening"], group["nesterov"])
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         if group["momentum"] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,11 +65,15 @@ class FTP(Anchored):
         save_anchor: bool = True,
     ) -> None:
         if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, Anchored)):
+            got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
             raise TypeError(
                 "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an FTP one), "
-                f"got {type(base).__name__}"
+                f"got {got}"
             )
         own = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}
+        taken = [name for name in (*own, "constrained") if name in base.defaults]
+        if taken:
+            raise ValueError(f"FTP keeps {taken} in the groups, where {type(base).__name__} has options of these names")
         self.base = base
         self._base_columns = _columns_of(base)
         self._waiting: dict[Tensor, dict[str, Any]] = {}
@@ -82,13 +87,14 @@ class FTP(Anchored):
 
     def _share(self, state: Any) -> None:
         self.base.param_groups = self.param_groups
-        self.state = self.base.state = state
+        self.state = self.base.state = self._shared = state
 
     def _append_group(self, group: dict[str, Any]) -> None:
         if self.param_groups is not self.base.param_groups:  # under construction
             return super()._append_group(group)
-        for name in ("radius_lr", "kappa", "norm", "gradient"):
-            group.setdefault(name, self.defaults[name])
+        if isinstance(group, dict):
+            for name in ("radius_lr", "kappa", "norm", "gradient"):
+                group.setdefault(name, self.defaults[name])
         self.base.add_param_group(group)
 
     @torch.no_grad()
@@ -101,27 +107,47 @@ class FTP(Anchored):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
-        if self.base.param_groups is not self.param_groups or self.base.state is not self.state:
+        if self.base.param_groups is not self.param_groups or self.base.state is not self._shared:
             raise RuntimeError(
                 "the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself"
             )
         loss = run_closure(closure)
+        if self.state is not self._shared:  # another one was swapped in, for a while or for good
+            self._share(self.state)
+        fresh = {p: dict(self.state.get(p, {})) for p in self._stepped() if "radius" not in self.state.get(p, ())}
         work: dict[str, list[Part]] = {}
         for group, layers in self._layers():
             self.execution = self._pick(group)
             held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
             amp = Amp(bool(group.get("maximize", False)))
             work.setdefault(self.execution, []).extend(Part(part, None, ball(group), amp) for part in alike(held))
+        before = _radius_states(work)
         packed = {execution: radii_(execution, parts) for execution, parts in work.items()}
         try:
             self.base.step()
-            for execution, parts in work.items():
-                project_(execution, parts, packed[execution])
-            for p, state in self._waiting.items():
-                self.state[p].update(state)
-        finally:
-            self._waiting.clear()
+        except BaseException:
+            self._take_back(before, fresh)
+            raise
+        for execution, parts in work.items():
+            project_(execution, parts, packed[execution])
+        for p, state in self._waiting.items():
+            self.state[p].update(state)
+        self._waiting.clear()
         return loss
+
+    def _stepped(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    def _take_back(self, before: list[tuple[list[Tensor], Tensor]], fresh: dict[Tensor, dict[str, Any]]) -> None:
+        """The base has refused its step: what was done for it is undone."""
+        for column, values in before:
+            torch._foreach_copy_(column, list(values.unbind()))
+        for p, state in fresh.items():
+            self.state[p].clear()
+            self.state[p].update(state)
+            if not state:
+                del self.state[p]
+        self._waiting.clear()
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         # Bases take an empty state for a first step: the base's state is made before ours.
@@ -134,10 +160,31 @@ class FTP(Anchored):
             return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
         return self.state[p]
 
+    def _check_base(self, state: dict[str, Any]) -> None:
+        twin = object.__new__(type(self.base))
+        twin.__dict__.update(self.base.__dict__)
+        try:
+            twin.__setstate__(dict(state))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint does not suit {type(self.base).__name__}, which cannot load it ({error!r}); was it made "
+                "around another base?"
+            ) from error
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share(self.state)
+
+
+def _radius_states(work: dict[str, list[Part]]) -> list[tuple[list[Tensor], Tensor]]:
+    """What :func:`radii_` changes, and its values now."""
+    columns = [
+        column
+        for part in chain.from_iterable(work.values())
+        for column in (part.layers.radius_exp_avgs, part.layers.radius_exp_avg_sqs, part.layers.radius_steps)
+    ]
+    return [(column, torch.stack(column)) for column in columns if column]
 
 
 def _columns_of(base: torch.optim.Optimizer) -> int | None:

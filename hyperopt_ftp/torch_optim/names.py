@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,7 +31,7 @@ class Exclude:
     def __init__(self, entries: Any) -> None:
         kinds = (str, Tensor, Module)
         given = [entries] if isinstance(entries, kinds) else entries
-        if not isinstance(given, Iterable):
+        if not isinstance(given, Iterable) or isinstance(given, Mapping):
             given = [given]
         self.entries: list[str | Tensor] = []
         for entry in given:
@@ -39,7 +39,10 @@ class Exclude:
                 raise TypeError(
                     f"exclude must hold glob patterns on names, tensors, or modules, got {type(entry).__name__}"
                 )
-            self.entries += list(entry.parameters()) if isinstance(entry, Module) else [entry]
+            inside = list(entry.parameters()) if isinstance(entry, Module) else [entry]
+            if not inside:
+                raise ValueError(f"exclude: a {type(entry).__name__} has no parameters; leave it out")
+            self.entries += inside
         self._matched: set[int] = set()
 
     def of(self, names: Sequence[str] | None, params: Sequence[Tensor]) -> list[bool]:
@@ -66,4 +69,5 @@ class Exclude:
         missed = [entry for k, entry in enumerate(self.entries) if k not in self._matched]
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
-            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)}")
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)[:20]}{more}")

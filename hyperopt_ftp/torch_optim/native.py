@@ -12,6 +12,7 @@ from ..kernels.layers import SGD, AdamW, Amp
 from ..kernels.ops import obstacle
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
+from .checks import check_flags
 from .executions import Part, alike, step_
 
 __all__ = ["Native", "number", "plain"]
@@ -21,6 +22,7 @@ class Native(Anchored):
     """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
 
     COUNTS = frozenset({"step", "radius_step", "momentum_start"})
+    FLAGS: tuple[str, ...] = ("maximize", "capturable", "lean")  #: group entries that must be bools
 
     def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, anchor: AnchorSource) -> None:
         super().__init__(params, defaults, anchor, exclude)
@@ -65,9 +67,18 @@ class Native(Anchored):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
+        check_flags(group, self.FLAGS, ("foreach", "fused"))
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
-        self._pick(group)
+        if group["differentiable"] is not False:
+            raise ValueError(
+                f"differentiable must be False, got {group['differentiable']!r}: a step works in place; hft.ftp is the "
+                "differentiable rule"
+            )
+
+    def _check_weights(self, group: dict[str, Any]) -> None:
+        if group["fused"]:
+            self._pick(group)
         if group["lean"]:
             narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32]
             if narrow:

@@ -1,0 +1,172 @@
+"""Checks of what the drop-in classes are given: groups, flags, checkpoints. Each comes before anything has changed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .names import plain
+
+__all__ = [
+    "DTYPES",
+    "KEYS",
+    "check_checkpoint",
+    "check_dtype",
+    "check_flags",
+    "check_order",
+    "check_params",
+    "check_shapes",
+    "check_state",
+]
+
+#: Dtypes of weights and anchors.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+#: Keys of a constrained parameter's state, in the order of the columns of ``Layers``.
+KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step")
+
+
+def check_flags(group: dict[str, Any], flags: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """A flag is a bool: "no" would count as true. ``optional`` ones may be None."""
+    for name in (*flags, *optional):
+        value = group[name]
+        if not isinstance(value, bool) and not (name in optional and value is None):
+            allowed = "True, False or None" if name in optional else "True or False"
+            raise TypeError(f"{name} must be {allowed}, got {value!r}")
+
+
+# -- parameters -----------------------------------------------------------------------------------------------------
+
+
+def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) -> None:
+    """Parameters of a new group: real and floating, each once, under names of their own.
+
+    Args:
+        params: of the group.
+        named: whether they have names.
+        known: names or indices of all parameters of the optimizer, these last.
+    """
+    where: dict[Tensor, Any] = {}
+    names = known[len(known) - len(params) :]
+    for p, name in zip(params, names, strict=True):
+        check_dtype(p, name)
+        if p in where:
+            raise ValueError(f"parameter {name!r} is parameter {where[p]!r} again; give each tensor once")
+        where[p] = name
+    if not named:
+        return
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"names of parameters must be strings, got {wrong[0]!r}")
+    twice = [name for name, count in Counter(map(plain, known)).items() if count > 1]
+    if twice:
+        raise ValueError(f"two parameters are called {twice[0]!r}; names must differ, prefix those of each model")
+
+
+def check_dtype(p: Tensor, name: Any) -> None:
+    if p.dtype not in DTYPES:
+        raise TypeError(
+            f"parameters must be float16, bfloat16, float32 or float64, got {p.dtype} for parameter {name!r}; "
+            "leave frozen and quantised weights out"
+        )
+
+
+def check_shapes(p: Tensor, name: Any, state: dict[str, Any]) -> None:
+    """State that was made by the steps so far still fits."""
+    for key in ("deviation", "anchor", "exp_avg", "momentum_buffer"):
+        value = state.get(key)
+        if isinstance(value, Tensor) and value.shape != p.shape:
+            raise RuntimeError(
+                f"parameter {name!r} has the shape {tuple(p.shape)} now and had {tuple(value.shape)} at the steps "
+                "before; build a new optimizer after weights are resized"
+            )
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def check_checkpoint(saved: Any) -> None:
+    """It looks like what ``state_dict`` of an optimizer returns."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        got = f"a dict with the keys {list(saved)[:5]}" if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
+    state, groups = saved["state"], saved["param_groups"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
+        raise ValueError("the checkpoint's state must be a dict with a dict for each parameter: it is damaged")
+    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise ValueError("the checkpoint's param_groups must be a list of dicts with params: it is damaged")
+    for group in groups:
+        names = group.get("param_names", ())
+        if not isinstance(names, (list, tuple)) or (names and len(names) != len(group["params"])):
+            raise ValueError(
+                f"the checkpoint's param_names must be a name for each of {len(group['params'])} parameters, got "
+                f"{names!r}: it is damaged"
+            )
+
+
+def check_order(here: list[str], there: list[str]) -> None:
+    """torch loads by position, whatever the names are."""
+    mine, theirs = [plain(name) for name in here], [plain(str(name)) for name in there]
+    if mine != theirs and set(mine) == set(theirs):
+        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"the checkpoint's parameters are in another order: number {first} is {theirs[first]!r} there and "
+            f"{mine[first]!r} here; build the optimizer with the parameters in the checkpoint's order"
+        )
+
+
+def check_state(
+    p: Tensor,
+    name: Any,
+    state: dict[str, Any],
+    norm: str,
+    needed: Collection[str],
+    own: Collection[str],
+    counts: Collection[str],
+) -> None:
+    """Loaded state is whole and fits its parameter.
+
+    Args:
+        p: the parameter.
+        name: its name or index.
+        state: what was loaded for it.
+        norm: ``"mars"`` or ``"l2"``.
+        needed: keys of which there are all or none, beside those of a constrained parameter.
+        own: keys of tensors that the optimizer reads.
+        counts: keys of step counts.
+    """
+    for keys, why in ((KEYS, "it is damaged"), (needed, "it is damaged, or of another optimizer")):
+        missing = [key for key in keys if key not in state]
+        begun = len(missing) < len(keys) or (keys is needed and "radius" in state)
+        if begun and missing:
+            raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
+    rows = p.shape[:1] if norm == "mars" and p.ndim >= 2 else (1,)
+    for key, value in state.items():
+        if key in counts:
+            _check_count(key, value, name)
+        elif key in own and not (key == "momentum_buffer" and value is None):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"the checkpoint's {key} of {name!r} must be a floating-point tensor, got {what}: it is damaged"
+                )
+            shape = rows if key == "row_norm" else () if key in KEYS[2:] else p.shape
+            if value.shape != torch.Size(shape):
+                raise ValueError(
+                    f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
+                    f"{tuple(shape)}; is it a checkpoint of this model?"
+                )
+
+
+def _check_count(key: str, value: Any, name: Any) -> None:
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    least = -1 if key == "momentum_start" else 0  # -1: momentum did not begin with a count
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"the checkpoint's {key} of {name!r} must be a number of steps, got {got}: it is damaged")

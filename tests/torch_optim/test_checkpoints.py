@@ -1,0 +1,268 @@
+"""Save and go on, bit for bit: at any step, in every execution, with the anchor in the checkpoint or not, in AMP."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.torch_optim.fingerprint import fingerprint
+
+from .test_classes import FLAGS
+
+EXECUTIONS = pytest.mark.parametrize("execution", FLAGS)
+SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "1.scale": (), "2.kernel": (4, 2, 3, 3)}
+STEPS = 9
+
+
+def adamw(params: Any, **options: Any) -> Any:
+    return hft.FTPAdamW(params, lr=0.05, weight_decay=0.1, amsgrad=True, radius_lr=0.05, exclude="0.bias", **options)
+
+
+def sgd(params: Any, **options: Any) -> Any:
+    return hft.FTPSGD(params, lr=0.1, momentum=0.9, dampening=0.2, radius_lr=0.05, exclude="0.bias", **options)
+
+
+def wrapped(params: Any, **options: Any) -> Any:
+    flags = {name: options.pop(name) for name in ("foreach", "fused") if name in options}
+    base = torch.optim.NAdam if "fused" in flags else torch.optim.AdamW
+    flags = {} if "fused" in flags else flags
+    return hft.FTP(base(params, lr=0.05, **flags), radius_lr=0.05, exclude="0.bias", **options)
+
+
+MAKES = pytest.mark.parametrize("make", [adamw, sgd, wrapped])
+
+
+def weights(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return {name: torch.randn(shape, generator=g).to(dtype) for name, shape in SHAPES.items()}
+
+
+def parameters(values: dict[str, Tensor]) -> dict[str, torch.nn.Parameter]:
+    return {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+
+
+def train(params: dict[str, torch.nn.Parameter], opt: Any, steps: range, scaler: Any = None) -> None:
+    """Gradients of each step by its number; the table has none in some steps, and one step overflows."""
+    for t in steps:
+        g = torch.Generator().manual_seed(t)
+        for name, p in params.items():
+            p.grad = (torch.randn(p.shape, generator=g) + 0.4).to(p.dtype)
+            if scaler is not None:
+                p.grad *= scaler.scale(torch.ones(())).to(p.dtype)
+            if name == "2.kernel" and t in (0, 4):
+                p.grad = None
+        if scaler is not None and t in (0, 3):
+            params["0.weight"].grad[1, 1] = float("inf")
+        if scaler is None:
+            opt.step()
+        else:
+            scaler.step(opt)
+            scaler.update()
+
+
+def through_a_file(content: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """To the last bit, dtypes and keys included."""
+    assert type(a) is type(b), where
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype, where
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=where)  # torch's AdamW in float16: NaN
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "start": lambda folder: {},
+    "given": lambda folder: {"anchor": weights()},
+    "left out": lambda folder: {"anchor": weights(), "save_anchor": False},
+    "narrow, left out": lambda folder: {
+        "anchor": weights(torch.bfloat16),
+        "anchor_dtype": torch.bfloat16,
+        "save_anchor": False,
+    },
+    "zero": lambda folder: {"anchor": "zero"},
+    "file": lambda folder: {"anchor": in_a_file(folder)},
+}
+
+
+def in_a_file(folder: Path) -> Path:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(weights(), folder / "anchor.safetensors")
+    return folder / "anchor.safetensors"
+
+
+@EXECUTIONS
+@MAKES
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_goes_on_bit_for_bit_at_any_step(execution, make, source, tmp_path):
+    options = SOURCES[source](tmp_path) | FLAGS[execution]
+    straight = parameters(weights())
+    opt = make(straight.items(), **options)
+    copies = []
+    for t in range(STEPS):
+        saved = {"model": {n: p.data for n, p in straight.items()}, "opt": opt.state_dict()}
+        copies.append(through_a_file(saved))
+        train(straight, opt, range(t, t + 1))
+    for t, saved in enumerate(copies):
+        params = parameters(saved["model"])
+        again = make(params.items(), **options)
+        again.load_state_dict(saved["opt"])
+        train(params, again, range(t, STEPS))
+        assert_same({n: p.data for n, p in params.items()}, {n: p.data for n, p in straight.items()}, "weights")
+        assert_same(again.state_dict(), opt.state_dict())
+    assert opt.execution == execution
+    held = [state for state in opt.state_dict()["state"].values() if "radius" in state]
+    assert all(("anchor" in state) == (source in ("start", "given")) for state in held)
+
+
+@EXECUTIONS
+@MAKES
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_precisions_go_on_bit_for_bit(execution, make, dtype):
+    straight = parameters(weights(dtype))
+    opt = make(straight.items(), **FLAGS[execution])
+    train(straight, opt, range(4))
+    saved = through_a_file({"model": {n: p.data for n, p in straight.items()}, "opt": opt.state_dict()})
+    train(straight, opt, range(4, STEPS))
+    params = parameters(saved["model"])
+    again = make(params.items(), **FLAGS[execution])
+    again.load_state_dict(saved["opt"])
+    train(params, again, range(4, STEPS))
+    assert_same({n: p.data for n, p in params.items()}, {n: p.data for n, p in straight.items()}, "weights")
+    assert_same(again.state_dict(), opt.state_dict())
+
+
+@EXECUTIONS
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_amp_goes_on_bit_for_bit(execution, make):
+    """Around overflows: in the first step, and later."""
+    for at in (0, 1, 3, 4, 6):
+        sides = []
+        for interrupted in (False, True):
+            params = parameters(weights())
+            opt, scaler = make(params.items(), **FLAGS[execution]), torch.amp.GradScaler("cpu", init_scale=256.0)
+            train(params, opt, range(at), scaler)
+            if interrupted:
+                saved = {"model": {n: p.data for n, p in params.items()}, "opt": opt.state_dict()}
+                saved = through_a_file(saved | {"scaler": scaler.state_dict()})
+                params = parameters(saved["model"])
+                opt, scaler = make(params.items(), **FLAGS[execution]), torch.amp.GradScaler("cpu")
+                opt.load_state_dict(saved["opt"])
+                scaler.load_state_dict(saved["scaler"])
+            train(params, opt, range(at, STEPS), scaler)
+            sides.append(({n: p.data for n, p in params.items()}, opt.state_dict(), scaler.get_scale()))
+        assert_same(sides[0], sides[1])
+        assert sides[0][2] == 64.0  # two overflows
+
+
+@MAKES
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_copies_go_on_bit_for_bit(make, source, how, tmp_path):
+    params = parameters(weights())
+    opt = make(params.items(), **SOURCES[source](tmp_path))
+    train(params, opt, range(4))
+    pair = (params, opt)
+    twins, twin = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    train(params, opt, range(4, STEPS))
+    train(twins, twin, range(4, STEPS))
+    assert_same({n: p.data for n, p in twins.items()}, {n: p.data for n, p in params.items()}, "weights")
+    assert_same(twin.state_dict(), opt.state_dict())
+
+
+@MAKES
+def test_back_to_an_own_checkpoint_without_the_anchor(make):
+    """With the anchor taken at the start, the optimizer that took it still knows it; a new one does not."""
+    params = parameters(weights())
+    opt = make(params.items(), save_anchor=False)
+    train(params, opt, range(3))
+    saved = through_a_file({"model": {n: p.data for n, p in params.items()}, "opt": opt.state_dict()})
+    train(params, opt, range(3, STEPS))
+    expected = {n: p.data.clone() for n, p in params.items()}
+    for name, p in params.items():
+        p.data.copy_(saved["model"][name])
+    opt.load_state_dict(saved["opt"])
+    train(params, opt, range(3, STEPS))
+    assert_same({n: p.data for n, p in params.items()}, expected, "weights")
+    with pytest.raises(ValueError, match="leaves out the anchor of '0.weight'; build the optimizer with anchor="):
+        make(parameters(saved["model"]).items(), save_anchor=False).load_state_dict(saved["opt"])
+    make(parameters(saved["model"]).items(), anchor=weights()).load_state_dict(saved["opt"])
+
+
+@MAKES
+def test_the_wrong_anchor_is_refused_and_changes_nothing(make):
+    off = weights()
+    off["2.kernel"][0, 0, 0, 0] += 1e-3
+    for save in (True, False):
+        params = parameters(weights())
+        opt = make(params.items(), anchor=weights(), save_anchor=save)
+        train(params, opt, range(3))
+        saved = through_a_file(opt.state_dict())
+        other = parameters(weights())
+        late = make(other.items(), anchor=off)
+        train(other, late, range(2))
+        before = copy.deepcopy(late.state_dict())
+        for wrong in (late, make(other.items(), anchor="zero")):
+            with pytest.raises(ValueError, match="is not the one that the checkpoint was made with"):
+                wrong.load_state_dict(saved)
+        assert_same(late.state_dict(), before)
+
+
+def test_a_checkpoint_with_anchors_loads_where_they_are_left_out_and_back():
+    params = parameters(weights())
+    whole = adamw(params.items())
+    train(params, whole, range(3))
+    lean = adamw(params.items(), anchor=weights(), save_anchor=False)
+    lean.load_state_dict(through_a_file(whole.state_dict()))
+    saved = through_a_file(lean.state_dict())
+    assert all("anchor" not in state for state in saved["state"].values())
+    back = adamw(params.items(), anchor=weights())
+    back.load_state_dict(saved)
+    assert_same(back.state_dict()["state"], whole.state_dict()["state"])
+
+
+def test_state_is_plain_and_counts_its_own_steps():
+    params = parameters(weights())
+    opt = adamw(params.items())
+    assert not opt.state_dict()["state"]
+    train(params, opt, range(3))
+    state = opt.state_dict()["state"][0]
+    assert {type(value) for value in state.values()} == {Tensor}
+    assert state["step"] == state["radius_step"] == 3
+    assert opt.state_dict()["state"][3]["radius_step"] == 2  # without a gradient in the first step
+
+
+def test_fingerprints_see_every_bit_and_place():
+    x = torch.randn(40, 30)
+    assert fingerprint(x) == fingerprint(x.t().contiguous().t()) == fingerprint(x.double())
+    assert fingerprint(torch.zeros(3)) == fingerprint(torch.tensor([-0.0, 0.0, 0.0])) == 0
+    changed = {fingerprint(x)}
+    for i in range(0, 1200, 7):
+        y = x.clone()
+        y.view(-1)[i] = torch.nextafter(y.view(-1)[i], torch.tensor(9.0))
+        changed.add(fingerprint(y))
+        changed.add(fingerprint(x.flatten().roll(i + 1)))
+    assert len(changed) == 2 * len(range(0, 1200, 7)) + 1
