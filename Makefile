@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench thorough clean
+.PHONY: demo test lint bench thorough crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -13,6 +13,9 @@ test: $(VENV)/.demo $(VENV)/.test
 
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
+
+crash: $(VENV)/.demo $(VENV)/.test
+	$(RUN) -m tests.crash --kills 50
 
 lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -1,6 +1,8 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
+import errno
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +15,8 @@ from experiments.common.errors import InputError
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Let `fill` write beside `path`, force it to the disk, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    _clear(path)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             fill(file)
@@ -22,6 +25,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _force(path.parent)
 
 
 def save(path: Path, content: Any) -> None:
@@ -41,3 +45,45 @@ def load(path: Path) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     write(path, lambda file: file.write(text.encode()))
+
+
+def _prefix(path: Path) -> str:
+    """How this machine's temporary files of `path` begin; the writer's process number and `.tmp` follow."""
+    return f"{path.name}.{platform.node()}."
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed writers left. Before the write, because it may be what fills the disk.
+
+    Processes of other machines cannot be asked after, so their files stay.
+    """
+    for file in path.parent.iterdir():
+        number = file.name.removeprefix(_prefix(path)).removesuffix(".tmp")
+        if file.name == f"{_prefix(path)}{number}.tmp" and number.isdecimal() and not _runs(int(number)):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # there, signal 0 is not a question but kills
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _force(folder: Path) -> None:
+    """Force a rename to the disk: it is in the folder, not in the file. Not every system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it
+            raise
+    finally:
+        os.close(handle)

@@ -1,5 +1,10 @@
 """The pieces of the main job: the emoji, the split, recipes, augmentation, the network, atomic files."""
 
+import os
+import platform
+import stat
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -197,3 +202,35 @@ def test_a_file_is_whole_or_absent(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="is damaged"):
         checkpoint.load(file)
+
+
+def test_a_file_and_then_its_name_are_forced_to_the_disk(tmp_path, monkeypatch):
+    done = []
+    fsync, rename = os.fsync, os.replace
+
+    def note_fsync(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else os.fstat(handle).st_size)
+        fsync(handle)
+
+    def note_rename(source, target):
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    checkpoint.write_text(tmp_path / "file", "whole")
+    assert done == [5, "rename", "folder"]
+
+
+def test_a_write_removes_what_killed_writers_of_the_same_file_left(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    node, name = platform.node(), "file.pt"
+    left = tmp_path / f"{name}.{node}.{gone.pid}.tmp"
+    # of a process that runs, of another machine, of other files, and no temporary file at all
+    others = [f"{name}.{node}.{os.getppid()}.tmp", f"{name}.elsewhere{node}.{gone.pid}.tmp"]
+    others += [f"other.{left.name}", f"{name}.{node}.x.tmp", f"{name}.{gone.pid}"]
+    for file in (left, *(tmp_path / other for other in others)):
+        file.write_text("half")
+    checkpoint.write_text(tmp_path / name, "whole")
+    assert {file.name for file in tmp_path.iterdir()} == {name, *others}

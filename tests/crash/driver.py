@@ -1,0 +1,116 @@
+"""Kills a training again and again, and compares where it ends with the run that nobody disturbed."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tests.crash.train import CHECKPOINT, DIGESTS
+
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY = 200, 5
+LONGEST = 1.0  # seconds from a start to its kill; a whole run takes 1 to 3
+PAUSE = 2e-4  # after each of some 400 pieces of a checkpoint, which then takes 0.1 s instead of 0.005
+
+
+@dataclass
+class Outcome:
+    kills: int = 0
+    in_write: int = 0  # of these, while a file was being written
+    resumed: list[int] = field(default_factory=list)  # the step at which each restart went on
+    ends: int = 0  # of runs that were killed at least once
+    equal: int = 0  # of these ends, the bit-equal ones
+    wrong: set[str] = field(default_factory=set)  # what differed, files that were left over
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return self.kills, self.in_write, len(self.resumed), self.ends, self.equal
+
+
+class Child:
+    """A process that trains in `folder`, up to the moment when it has read what is on the disk."""
+
+    def __init__(self, folder: Path, optimizer: str, execution: str, every: int, pause: float = 0.0) -> None:
+        self.folder = folder
+        options = {"dir": folder, "optimizer": optimizer, "execution": execution}
+        options |= {"steps": STEPS, "every": every, "pause": pause}
+        command = [sys.executable, "-m", "tests.crash.train", *(f"--{name}={value}" for name, value in options.items())]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.end()
+            raise RuntimeError("the training ended before it was ready")
+        self.step = int(line.removeprefix("ready "))
+
+    def writes(self) -> bool:
+        """Whether it is writing a file; once it is dead, whether it was."""
+        return any(self.folder.glob(f"*.{self.process.pid}.tmp"))
+
+    def kill(self, after: float, in_write: bool) -> bool:
+        """Kill it after some seconds, `in_write` at the next moment when it writes; False: it had ended before."""
+        try:
+            self.process.wait(after)
+        except subprocess.TimeoutExpired:
+            patience = time.monotonic() + LONGEST
+            while in_write and self.process.poll() is None and not self.writes() and time.monotonic() < patience:
+                time.sleep(0.001)
+            self.process.kill()
+        return self.end() == -signal.SIGKILL
+
+    def end(self) -> int:
+        """Wait for its end and return the status, 0 or that of a kill."""
+        _, errors = self.process.communicate()
+        status = self.process.returncode
+        if status not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the training ended with status {status}:\n{errors}")
+        return status
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return json.loads((folder / DIGESTS).read_text())
+
+
+def disturb(outcome: Outcome, kills: int, start: Callable[[float], Child], rng: random.Random) -> bool:
+    """A run to its end, killed and restarted until `outcome` has `kills` of them; whether any met it."""
+    before = outcome.kills
+    while True:
+        in_write = outcome.kills % 2 == 0
+        child = start(PAUSE if in_write else 0.0)
+        if outcome.kills > before:
+            outcome.resumed.append(child.step)
+        if outcome.kills == kills:
+            child.end()
+        elif child.kill(rng.uniform(0, LONGEST), in_write):
+            outcome.kills += 1
+            outcome.in_write += child.writes()
+            continue
+        return outcome.kills > before
+
+
+def crash(optimizer: str, execution: str, kills: int, folder: Path, rng: random.Random) -> Outcome:
+    """Runs of one training until `kills` kills have met them, every second one at a write."""
+    undisturbed = folder / "undisturbed"  # by checkpoints either
+    Child(undisturbed, optimizer, execution, every=0).end()
+    expected = digests(undisturbed)
+    outcome = Outcome()
+    for number in range(2 * kills):  # a fast machine needs more than one run
+        here = folder / str(number)
+        if outcome.kills < kills and disturb(outcome, kills, partial(Child, here, optimizer, execution, EVERY), rng):
+            found = digests(here)
+            different = {name for name in expected if found.get(name) != expected[name]}
+            outcome.ends += 1
+            outcome.equal += not different
+            outcome.wrong |= different | {file.name for file in here.iterdir()} - {CHECKPOINT, DIGESTS}
+    if not any(outcome.resumed):
+        outcome.wrong.add("no checkpoint was read")
+    if outcome.kills < kills:
+        raise RuntimeError(f"{2 * kills} runs ended before {kills} kills met them: too few STEPS")
+    return outcome

@@ -1,0 +1,162 @@
+"""A small training that can be killed at any moment: run again, it goes on from its last checkpoint.
+
+Whatever may differ after a resume has a part in it: dropout and drawn batches (two random generators), buffers, weights
+in two dtypes, accumulated and clipped gradients, a schedule of lr and momentum, a loss scale that overflows.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hyperopt_ftp as hft
+from experiments.common import checkpoint
+from experiments.common.loop import Training
+
+OPTIMIZERS = ("adamw", "sgd", "wrapper")
+EXECUTIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
+CHECKPOINT, DIGESTS = "checkpoint.pt", "digests.json"
+
+
+class Network(nn.Module):
+    """The middle is in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.middle = nn.Linear(8 * 6 * 6, 32, dtype=torch.bfloat16)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(torch.relu(self.norm(self.conv(x))).flatten(1), 0.2)
+        x = F.dropout(torch.relu(self.middle(x.bfloat16())), 0.2)
+        return self.head(x.float())
+
+
+def new_optimizer(name: str, execution: str, model: nn.Module) -> hft.FTPAdamW | hft.FTPSGD | hft.FTP:
+    named, flags = model.named_parameters(), EXECUTIONS[execution]
+    if name == "sgd":
+        return hft.FTPSGD(named, momentum=0.9, dampening=0.1, weight_decay=1e-3, exclude="head.*", **flags)
+    if name == "adamw":
+        return hft.FTPAdamW(named, weight_decay=1e-2, amsgrad=True, exclude="head.*", **flags)
+    return hft.FTP(torch.optim.AdamW(named, weight_decay=1e-2, **flags), exclude="head.*", gradient="exact")
+
+
+def new_training(args: argparse.Namespace) -> tuple[Training, torch.amp.GradScaler]:
+    torch.manual_seed(0)
+    model = Network()
+    optimizer = new_optimizer(args.optimizer, args.execution, model)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=args.steps + 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+    return Training(model, optimizer, scheduler, torch.Generator().manual_seed(1)), scaler
+
+
+def train_step(training: Training, scaler: torch.amp.GradScaler, images: Tensor, labels: Tensor) -> None:
+    """One step from two batches; every seventh overflows, and every second is clipped, so unscaled by the scaler."""
+    training.optimizer.zero_grad()
+    for _ in range(2):
+        chosen = torch.randint(len(images), (16,), generator=training.generator)
+        scaler.scale(F.cross_entropy(training.model(images[chosen]), labels[chosen]) / 2).backward()
+    first, *_ = training.model.parameters()
+    if training.step % 7 == 3 and first.grad is not None:
+        first.grad.view(-1)[0] = float("inf")
+    if training.step % 2:
+        scaler.unscale_(training.optimizer)
+        nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+    scaler.step(training.optimizer)
+    scaler.update()
+    training.scheduler.step()
+    training.step += 1
+
+
+class Slow(io.RawIOBase):
+    """A file that pauses after each piece it is given: a kill then often finds it half written."""
+
+    def __init__(self, file: Any, pause: float) -> None:
+        self.file, self.pause = file, pause
+
+    def write(self, piece: Any) -> int:
+        self.file.write(piece)
+        self.file.flush()
+        time.sleep(self.pause)
+        return len(piece)
+
+
+def save(file: Path, content: Any, pause: float) -> None:
+    if pause:
+        checkpoint.write(file, lambda opened: torch.save(content, Slow(opened, pause)))
+    else:
+        checkpoint.save(file, content)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of every bit of a structure of tensors and plain values."""
+    found = hashlib.sha256()
+
+    def take(x: Any) -> None:
+        if isinstance(x, Tensor):
+            found.update(f"{x.dtype}{tuple(x.shape)}".encode())
+            found.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(x, dict):
+            for key in sorted(x, key=str):
+                found.update(f"{key!r}:".encode())
+                take(x[key])
+        elif isinstance(x, (list, tuple)):
+            found.update(f"{type(x).__name__}{len(x)}".encode())
+            for value in x:
+                take(value)
+        else:
+            found.update(repr(x).encode())
+
+    take(tree)
+    return found.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, required=True)
+    parser.add_argument("--execution", choices=EXECUTIONS, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--every", type=int, default=0, help="steps between checkpoints; 0: none at all")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each piece of a checkpoint")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    drawn = torch.Generator().manual_seed(2)
+    images, labels = torch.randn(256, 1, 8, 8, generator=drawn), torch.randint(10, (256,), generator=drawn)
+    train_step(*new_training(args), images, labels)  # thrown away: loads kernels, a second with nothing in it to kill
+    training, scaler = new_training(args)
+    optimizer = training.optimizer
+    assert isinstance(optimizer, (hft.FTPAdamW, hft.FTPSGD, hft.FTP))
+    file = args.dir / CHECKPOINT
+    if file.exists():
+        saved = checkpoint.load(file)
+        training.load_state_dict(saved["training"])
+        scaler.load_state_dict(saved["scaler"])
+    print("ready", training.step, flush=True)
+
+    while training.step < args.steps:
+        train_step(training, scaler, images, labels)
+        if args.every and training.step % args.every == 0:
+            save(file, {"training": training.state_dict(), "scaler": scaler.state_dict()}, args.pause)
+    assert optimizer.execution == args.execution, optimizer.execution
+    radii = optimizer.radii()
+    assert len(radii) == 6, radii  # all but the head's
+    assert all(map(math.isfinite, radii.values())), radii  # runs of NaN would be equal
+    whole = {**training.state_dict(), "scaler": scaler.state_dict(), "radii": radii}
+    digests = {name: digest(part) for name, part in whole.items()}
+    checkpoint.write_text(args.dir / DIGESTS, json.dumps(digests, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
