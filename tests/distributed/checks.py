@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.torch_optim.fingerprint import fingerprint
 
 BATCH, STEPS = 8, 6
 
@@ -177,6 +178,15 @@ def anchors(folder: Path) -> None:
     opt = adamw(model.named_parameters(), anchor=spread, anchor_dtype=torch.bfloat16)
     train(model, opt)
     assert_alike(model, opt, reference, expected, 1e-10)
+
+
+def fingerprints(folder: Path) -> None:
+    """Shards have that of the whole."""
+    for (_, p), x in zip(fully_shard(net()).named_parameters(), net().parameters(), strict=True):
+        assert fingerprint(p) == fingerprint(x) != fingerprint(x + 1)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    columns = torch.randn(3, 8)
+    assert fingerprint(distribute_tensor(columns, mesh, [Shard(1)])) == fingerprint(columns)
 
 
 def hsdp(folder: Path) -> None:

@@ -17,6 +17,7 @@ CHECKS = [
     checks.fsdp_in_float32,
     checks.two_collectives,
     checks.anchors,
+    checks.fingerprints,
     checks.hsdp,
     checks.other_placements,
     checks.sixteen_bits,
