@@ -11,16 +11,21 @@ import hyperopt_ftp as hft
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(page.name, code, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S))
+]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_code_blocks_run(code, capsys):
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize(("page", "code"), BLOCKS)
+def test_code_blocks_run(page, code, capsys):
+    exec(compile(code, page, "exec"), {})
 
 
 def test_there_are_both_quick_starts():
-    assert len(BLOCKS) == 2
+    assert README.count("```python") == 2
 
 
 def test_every_public_name_has_a_docstring_and_is_in_the_readme():
@@ -33,7 +38,7 @@ def test_every_public_name_has_a_docstring_and_is_in_the_readme():
 
 
 def test_links_and_figures_exist():
-    for document in (ROOT / "README.md", ROOT / "experiments/classification/README.md"):
+    for document in (*PAGES, ROOT / "experiments/classification/README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert target.startswith("https://") or (document.parent / target).exists(), target
 

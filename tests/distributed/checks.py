@@ -202,6 +202,19 @@ def hsdp(folder: Path) -> None:
         assert_alike(model, opt, reference, expected, 1e-10)
 
 
+def sharded_late(folder: Path) -> None:
+    """Parameters that become DTensors after the optimizer was built, as Accelerate does it."""
+    for make in OPTIMIZERS:
+        reference, expected = alone(make)
+        model = net()
+        opt = make(model.named_parameters())
+        fully_shard(model)
+        opt.param_groups[0]["params"][:] = list(model.parameters())
+        train(model, opt)
+        assert opt.execution == "sharded"
+        assert_alike(model, opt, reference, expected, 1e-10)
+
+
 def other_placements(folder: Path) -> None:
     """Columns sharded: the pure functions run on DTensors."""
     for make in OPTIMIZERS:

@@ -19,6 +19,7 @@ CHECKS = [
     checks.anchors,
     checks.fingerprints,
     checks.hsdp,
+    checks.sharded_late,
     checks.other_placements,
     checks.sixteen_bits,
     checks.mixed_precision,
