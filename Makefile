@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench thorough crash clean
+.PHONY: demo test lint bench thorough fuzz crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -13,6 +13,9 @@ test: $(VENV)/.demo $(VENV)/.test
 
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
+
+fuzz: $(VENV)/.demo $(VENV)/.test
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py
 
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50

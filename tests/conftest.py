@@ -2,10 +2,14 @@
 
 import os
 import tempfile
+from importlib.util import find_spec
 
 import pytest
 import torch
 from hypothesis import settings
+
+if find_spec("triton"):  # whatever imports it first, torch.distributed for one, finds its interpreter on
+    from .kernels import interpreter as interpreter
 
 # Numba's cache does not see every change of our sources: each session compiles anew.
 os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="numba"))

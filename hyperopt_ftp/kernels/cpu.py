@@ -30,7 +30,8 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
     if amp.found_inf is not None and amp.found_inf.item():
         return
     check(layers, layers.moments if isinstance(base, AdamW) else layers.moments[:1])
-    torch._foreach_add_([*layers.steps, *(t for t in layers.radius_steps if t.numel())], 1.0)
+    torch._foreach_add_(layers.steps, 1.0)
+    _count_empty(layers)
     for _, part in _parts(layers):
         _Call(part, ball, amp, base).run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
     torch.autograd.graph.increment_version(layers.weights)
@@ -39,7 +40,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
 def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
     """Advances the radii's moments and their steps; returns the new radii, shape (layers,), not yet clipped."""
     check(layers)
-    torch._foreach_add_([t for t in layers.radius_steps if t.numel()], 1.0)
+    _count_empty(layers)
     wide = working_dtype(layers.weights[0])
     packed = torch.zeros(len(layers.weights), dtype=wide)
     for which, part in _parts(layers):
@@ -57,6 +58,13 @@ def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
         call.packed[:] = packed[which].numpy()[call.layer]
         call.run(call.kernels.MOVE_PART | call.kernels.CLIP_PART)
     torch.autograd.graph.increment_version(layers.weights)
+
+
+def _count_empty(layers: Layers) -> None:
+    """Kernels advance the radii's counts, and do not see layers without elements."""
+    for w, count in zip(layers.weights, layers.radius_steps, strict=True):
+        if not w.numel() and count.numel():
+            count.add_(1.0)
 
 
 def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:

@@ -220,7 +220,9 @@ def _radius(piece, numbers, h, t_like):
     """Adam on the radius along h, in float64."""
     radius = _view(piece[RADIUS], 0, 1, t_like)
     m, v = _view(piece[RADIUS_M], 0, 1, t_like), _view(piece[RADIUS_V], 0, 1, t_like)
-    t = _count(piece[RADIUS_STEP])
+    count = carray(_pointer(piece[RADIUS_STEP]), (1,), np.float32)
+    count[0] += 1
+    t = count[0] + 0.0
     h *= numbers[SCALE]
     if h > 0:
         h *= numbers[KAPPA]

@@ -15,20 +15,12 @@ import torch
 from torch import Tensor
 
 from . import foreach
-from .layers import SGD, AdamW, Amp, Ball, Layers, choose
+from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 __all__ = [
-    "Part",
-    "is_spread",
-    "largest_off",
-    "local",
-    "obstacle",
-    "place",
-    "project_",
-    "radii_",
-    "spread_rows",
-    "step_",
-]
+    "Part", "is_spread", "largest_off", "like", "local", "obstacle", "place", "project_", "radii_", "shard",
+    "spread_rows", "step_", "whole",
+]  # fmt: skip
 
 #: How the shards of a layer make a whole.
 WHOLE, ROWS, PIECES = range(3)  # each process has all of it; each has some rows; each has a piece of the one row
@@ -176,6 +168,11 @@ def local(x: Any) -> Tensor:
     return x.to_local() if is_spread(x) else x
 
 
+def whole(x: Any) -> Tensor:
+    """All of it, on each process."""
+    return x.full_tensor() if is_spread(x) else x
+
+
 def obstacle(p: Any) -> str | None:
     """Why shards of ``p`` cannot step by themselves; ``None`` where they can."""
     if not is_spread(p):
@@ -208,9 +205,25 @@ def place(source: Any, p: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     if is_spread(source):
-        return source.redistribute(p.device_mesh, p.placements)
+        same = source.placements == p.placements and source.device_mesh == p.device_mesh
+        return source if same else source.redistribute(p.device_mesh, p.placements)
     # Each process cuts its own shard out: nothing is sent.
     return distribute_tensor(source.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+
+
+def like(value: Any, p: Any, norm: str, is_rows: bool) -> Tensor:
+    """State that was saved whole or in other shards, in the form that ``p`` needs.
+
+    Args:
+        value: of the shape of ``p``, or where ``is_rows`` a value for each of its rows.
+        p: a plain tensor or a DTensor.
+        norm: ``"mars"`` or ``"l2"``.
+        is_rows: whether it is row norms.
+    """
+    spread = is_spread(p) and (not is_rows or _kind(p, norm) == ROWS)
+    if spread != is_spread(value):
+        return place(value, p) if spread else value.full_tensor()
+    return value
 
 
 def spread_rows(p: Any, value: float, norm: str, dtype: torch.dtype) -> Tensor:
@@ -240,7 +253,8 @@ def largest_off(pairs: Sequence[tuple[Any, Any, str]]) -> list[Tensor]:
     """
     parts, found = [], []
     for w, w0, norm in pairs:
-        c = (w if not w0.numel() else w - w0).detach()
+        c = w.detach().to(working_dtype(w))
+        c = c - w0.to(c.dtype) if w0.numel() else c
         if obstacle(w) is not None:
             c = c.full_tensor()
         parts.append(([_group(w)], [_kind(w, norm)], norm, [foreach.row_sums(local(c).double(), norm)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..kernels import sharded
 from ..kernels.layers import NOTHING
-from ..tree import working
 from .checks import DTYPES
 from .fingerprint import fingerprint
 from .names import plain
@@ -88,7 +87,7 @@ class AnchorSource:
             if value.layout != torch.strided or value.is_meta:
                 what = "the meta device" if value.is_meta else value.layout
                 raise ValueError(f"anchor entry {name!r} must be a dense tensor with values, got one on {what}")
-            if not sharded.local(value).isfinite().all():
+            if not _is_true(value.isfinite().all()):
                 raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
 
     def check_no_extra(self, names: Sequence[Any]) -> None:
@@ -101,21 +100,17 @@ class AnchorSource:
                 "as it is, or parameters only: {n: weights[n] for n, _ in model.named_parameters()}"
             )
 
-    def start(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
-        """Put the anchor into a parameter's state, where it belongs there."""
+    def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
+        """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
         if self.zero:
             state["anchor_fingerprint"] = 0
             return
-        if self._in_file(p, name):
-            state["anchor_fingerprint"] = fingerprint(self._known(p, name))
-            return
-        source = self._known(p, name).detach().resolve_neg()
+        if self._in_file(p, name) and (source is None or source is self._known(p, name)):
+            return  # its fingerprint is taken when a checkpoint is
+        source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
         if sharded.is_spread(p):
             source = sharded.place(source, p)
         dtype = source.dtype
-        if dtype == torch.float64:  # arithmetic is in the working precision of the weights anyway
-            dtype = working(p.detach()).dtype
-            source = source.to(dtype)
         if (
             self.dtype is not None
             and self.dtype != torch.float64
@@ -126,6 +121,11 @@ class AnchorSource:
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
+
+    def sign(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
+        """Before a checkpoint: the fingerprint of an anchor in a file."""
+        if "radius" in state and "anchor" not in state and "anchor_fingerprint" not in state:
+            state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
         return p if self._given is None else self._given[plain(str(name))]
@@ -142,46 +142,66 @@ class AnchorSource:
         Raises:
             ValueError: there is no anchor for it, or another one than in the run that saved it.
         """
-        saved, known = state.get("anchor"), state.get("anchor_fingerprint")
-        if saved is None and not isinstance(known, int):
+        saved = state.get("anchor")
+        wanted = state.get("anchor_fingerprint") if saved is None else saved
+        if not isinstance(wanted, (Tensor, int)):
             raise ValueError(f"the checkpoint has no anchor and no fingerprint of one for {name!r}: it is damaged")
         if not self.is_start:
-            known = known if saved is None else fingerprint(saved)
-            self._check_same(known, None if self.zero else self._rounded(p, name), name)
+            mine = self._same(wanted, [None] if self.zero else self._precisions(p, name), name)
             if saved is None:
-                self.start(p, name, state)
+                self.start(p, name, state, mine)
         elif saved is None:
             if "anchor" not in live:
-                what = "'zero'" if known == 0 else "a dict or file of the weights that the run began with"
+                what = "'zero'" if wanted == 0 else "a dict or file of the weights that the run began with"
                 raise ValueError(
                     f"the checkpoint leaves out the anchor of {name!r}; build the optimizer with anchor={what}"
                 )
-            self._check_same(known, live["anchor"], name)
+            self._same(wanted, [live["anchor"]], name)
             state["anchor"] = live["anchor"]
         if "anchor" in state and self.saved:
             state.pop("anchor_fingerprint", None)
-        elif "anchor" in state:
-            state["anchor_fingerprint"] = fingerprint(state["anchor"]) if known is None else known
+        elif "anchor" in state and "anchor_fingerprint" not in state:
+            state["anchor_fingerprint"] = fingerprint(state["anchor"])
 
-    def _check_same(self, known: Any, mine: Tensor | None, name: Any) -> None:
-        if known != (0 if mine is None else fingerprint(mine)):
-            raise ValueError(
-                f"the anchor of {name!r} is not the one that the checkpoint was made with; give the weights that the "
-                "run began with"
-            )
+    def _same(self, wanted: Tensor | int, mine: Iterable[Tensor | None], name: Any) -> Tensor | None:
+        """The first that equals a saved anchor, or has its fingerprint."""
+        for w0 in mine:
+            if isinstance(wanted, int):
+                if wanted == (0 if w0 is None else fingerprint(w0)):
+                    return w0
+            elif w0 is None:
+                if _is_true((wanted == 0).all()):
+                    return w0
+            else:
+                here = sharded.place(w0, wanted) if sharded.is_spread(wanted) else sharded.whole(w0)
+                wide = torch.promote_types(wanted.dtype, w0.dtype)
+                if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
+                    return w0
+        what = (
+            "build the optimizer with anchor='zero'"
+            if isinstance(wanted, int) and wanted == 0
+            else "give the weights that the run began with"
+        )
+        raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
 
-    def _rounded(self, p: Tensor, name: Any) -> Tensor:
-        """The given anchor in the precision in which it is kept."""
-        given = self._known(p, name)
-        return given.to(working(p.detach()).dtype) if given.dtype == torch.float64 else given
+    def _precisions(self, p: Tensor, name: Any) -> Iterator[Tensor]:
+        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
+        had they begun on the other side of float64."""
+        known, wide = self._known(p, name), p.dtype == torch.float64
+        if known.dtype == torch.float64:
+            yield known if wide else known.float()
+            yield known.float() if wide else known
+        else:
+            yield known
 
     def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
         """The anchor of a parameter that has begun; empty for zero."""
-        if "anchor" in state:
-            return state["anchor"]
-        if self._given is not None and self._in_file(p, name):
-            return self._given[plain(str(name))]
-        return NOTHING
+        if "anchor" not in state and self._given is not None:
+            if self._in_file(p, name):
+                return self._given[plain(str(name))]
+            state.pop("anchor_fingerprint", None)
+            self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
+        return state.get("anchor", NOTHING)
 
     def _in_file(self, p: Tensor, name: Any) -> bool:
         """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
@@ -193,11 +213,13 @@ class AnchorSource:
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
 
 
+def _is_true(x: Tensor) -> bool:
+    """On every process, where it is spread: an error on some of them leaves the others waiting."""
+    return bool(x.full_tensor() if sharded.is_spread(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _is_equal(a: Tensor, b: Tensor) -> bool:
-    """On every process, where the tensors are spread."""
-    if not sharded.is_spread(a):
-        return torch.equal(a, b)
-    return bool((a == b).all().full_tensor())  # pyright: ignore[reportAttributeAccessIssue]
+    return _is_true((a == b).all()) if sharded.is_spread(a) else torch.equal(a, b)
 
 
 def _mapped(path: str) -> dict[str, Tensor]:
@@ -221,7 +243,7 @@ def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
         if not isinstance(name, str):
             raise TypeError(f"anchor must have names of parameters as keys, got {name!r}")
         if plain(name) in found:
-            raise ValueError(f"anchor has two entries for {plain(name)!r}, with and without a wrapper's prefix; give one")
+            raise ValueError(f"anchor has two entries for {plain(name)!r}, under different prefixes; give one")
         found[plain(name)] = value
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from operator import is_not
 from typing import Any
@@ -38,8 +38,8 @@ class Anchored(torch.optim.Optimizer):
 
     State of a constrained parameter, made at its first step: ``anchor`` (in its own dtype; none for a zero anchor or
     one in a file), ``deviation`` (c), ``row_norm`` (n), ``radius``, ``radius_exp_avg`` and ``radius_exp_avg_sq``, in
-    float32, or float64 for float64 weights, and ``radius_step`` (float32), also after loading. Nothing enters ``state``
-    before.
+    float32, or float64 for float64 weights, and ``radius_step`` (float32), also after loading; without an anchor,
+    ``anchor_fingerprint``. Nothing enters ``state`` before.
 
     ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time),
     ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
@@ -63,7 +63,7 @@ class Anchored(torch.optim.Optimizer):
 
     def _pick(self, group: dict[str, Any]) -> str:
         """The execution of a group."""
-        return pick(group)
+        return pick(group, strict=False)
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -119,12 +119,13 @@ class Anchored(torch.optim.Optimizer):
 
     # -- a step -------------------------------------------------------------------------------------------------
 
-    def _layers(self) -> list[tuple[dict[str, Any], Layers]]:
-        """Each group with its parameters that have a gradient. Every check comes before the first change."""
+    def _layers(self) -> list[tuple[dict[str, Any], str, Layers]]:
+        """Each group, its execution, and its parameters that have a gradient. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
+        executions = [self._pick(group) for group in self.param_groups]
         work = []
-        for group in self.param_groups:
+        for group, execution in zip(self.param_groups, executions, strict=True):
             columns: list[list[Tensor]] = [[] for _ in Layers._fields[:-1]]
             moments: list[list[Tensor]] = [[] for _ in self._moments(group)]
             self._init_group(group, *columns, *moments)
@@ -132,7 +133,7 @@ class Anchored(torch.optim.Optimizer):
                 layers = Layers._make([*columns, moments])
                 pairs = [_fitting(*row) for row in zip(layers.weights, layers.grads, layers.anchors, strict=True)]
                 grads, anchors = ([pair[k] for pair in pairs] for k in range(2))
-                work.append((group, layers._replace(grads=grads, anchors=anchors)))
+                work.append((group, execution, layers._replace(grads=grads, anchors=anchors)))
         if self._unmeasured:  # first radii of shards, all at once
             *far, radii = zip(*self._unmeasured, strict=True)
             torch._foreach_copy_(list(radii), sharded.largest_off(list(zip(*far, strict=True))))
@@ -156,7 +157,8 @@ class Anchored(torch.optim.Optimizer):
             if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
                 self._check_options(group)  # only then: to look at a tensor waits for its device
                 self._checked[i] = options
-            self._check_weights(group)
+            if group.get("lean"):
+                self._check_weights(group)
             for p in group["params"]:
                 self._check_gradient(p, next(names))
 
@@ -167,7 +169,8 @@ class Anchored(torch.optim.Optimizer):
         """
         names = group.get("param_names") or self._indices(group)
         moments = self._moments(group)
-        device = "own" if group.get("capturable") or self._pick(group) == "triton" else "cpu"
+        on_gpu = bool(group["params"]) and group["params"][0].is_cuda
+        device = "own" if group.get("capturable") or (on_gpu and self._pick(group) == "triton") else "cpu"
         for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
             if p.grad is None:
                 continue
@@ -204,10 +207,11 @@ class Anchored(torch.optim.Optimizer):
             if key in self.COUNTS:
                 if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device != place:
                     state[key] = torch.as_tensor(value, dtype=torch.float32, device=place)
-            elif isinstance(value, Tensor) and value.is_floating_point() and key in self._OWN:
-                dtype = torch.bfloat16 if lean and key == "deviation" else value.dtype if key == "anchor" else real
-                if value.dtype != dtype:
+            elif isinstance(value, Tensor) and value.is_floating_point():
+                dtype = torch.bfloat16 if lean and key == "deviation" else real
+                if value.dtype != dtype and key in self._OWN and key != "anchor":
                     state[key] = value = value.to(dtype)
+                # Also the base's own: torch's fused kernels take their layout for granted.
                 if value.shape == shape and value.stride() != strides and type(p) in (Tensor, torch.nn.Parameter):
                     state[key] = _laid_out(value, p)
 
@@ -228,8 +232,8 @@ class Anchored(torch.optim.Optimizer):
             check_shapes(p, name, self.state.get(p, {}))
         if grad.shape != p.shape:
             raise RuntimeError(
-                f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, the parameter {tuple(p.shape)}; "
-                "call zero_grad() after weights are resized"
+                f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, and the parameter "
+                f"{tuple(p.shape)}; call zero_grad() after weights are resized"
             )
         if grad.layout != torch.strided:
             raise RuntimeError(
@@ -267,6 +271,9 @@ class Anchored(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
+        for name, p in zip(self._names(), chain.from_iterable(g["params"] for g in self.param_groups), strict=True):
+            if p in self.state:
+                self._anchor.sign(p, name, self.state[p])
         found = super().state_dict()
         if self._anchor.saved:
             return found
@@ -306,11 +313,14 @@ class Anchored(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._fitted, self._unmeasured, self._checked = {}, [], []
         if "_loading" in self.__dict__:
-            _restore(state, self._loading, self._anchor.device)
+            _restore(state, self._loading, self._anchor.device, self.COUNTS | {"step"})
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
                 for key in (*self.defaults, "constrained"):  # absent in a checkpoint of the plain base optimizer
                     if key in old:
                         new.setdefault(key, old[key])
+                for key in ("foreach", "fused"):  # of this machine and these tensors, not of the run
+                    if key in old:
+                        new[key] = old[key]
                 if "param_names" in old:
                     check_order(old["param_names"], new["param_names"])
                     new["param_names"] = old["param_names"]
@@ -355,9 +365,11 @@ def _fitting(w: Tensor, grad: Tensor, w0: Tensor) -> tuple[Tensor, Tensor]:
     if grad.dtype != w.dtype:
         grad = grad.to(working(w).dtype)
     if sharded.is_spread(w):
-        return sharded.place(grad, w), w0
-    if grad.stride() != w.stride() and type(grad) is Tensor:
+        grad = sharded.place(grad, w)
+    elif grad.stride() != w.stride() and type(grad) is Tensor:
         grad = _laid_out(grad, w)
+    if w0.dtype == torch.float64 != w.dtype:
+        w0 = w0.float()  # the weights were float64 when they began
     if w0.device != w.device and w0.numel():
         w0 = w0.to(w.device, non_blocking=True)
     return grad, w0
@@ -371,15 +383,21 @@ def _laid_out(x: Tensor, w: Tensor) -> Tensor:
     return torch.empty_like(w, dtype=x.dtype, device=x.device).copy_(x)
 
 
-def _restore(loaded: dict[str, Any], saved: dict[str, Any], anchor_device: torch.device | None) -> None:
-    """torch casts floating state to the parameter's dtype and device; both were chosen, and are to stay."""
+def _restore(
+    loaded: dict[str, Any], saved: dict[str, Any], anchor_device: torch.device | None, counts: Collection[str]
+) -> None:
+    """State in the dtype and device that were chosen, where torch casts it to those of the parameter; spread as the
+    parameter is, where it was saved by another number of processes."""
     ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
-    params = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-    for key, p in zip(ids, params, strict=True):
+    params = ((group.get("norm", "mars"), p) for group in loaded["param_groups"] for p in group["params"])
+    for key, (norm, p) in zip(ids, params, strict=True):
         for name, value in saved["state"].get(key, {}).items():
             now = loaded["state"][p][name]
             if isinstance(value, Tensor) and now.dtype != value.dtype:
                 now = value.to(now.device)
             if name == "anchor" and anchor_device is not None:
                 now = now.to(anchor_device)
+            is_rows = name == "row_norm"
+            if isinstance(now, Tensor) and (is_rows or (now.shape == p.shape and name not in (*KEYS[1:], *counts))):
+                now = sharded.like(now, p, norm, is_rows)
             loaded["state"][p][name] = now

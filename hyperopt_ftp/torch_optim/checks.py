@@ -140,7 +140,10 @@ def check_state(
         own: keys of tensors that the optimizer reads.
         counts: keys of step counts.
     """
-    for keys, why in ((KEYS, "it is damaged"), (needed, "it is damaged, or of another optimizer")):
+    for keys, why in (
+        (KEYS, "it is damaged, or of an earlier version"),
+        (needed, "it is damaged, or of another optimizer"),
+    ):
         missing = [key for key in keys if key not in state]
         begun = len(missing) < len(keys) or (keys is needed and "radius" in state)
         if begun and missing:
@@ -168,5 +171,6 @@ def _check_count(key: str, value: Any, name: Any) -> None:
         value = value.item()
     least = -1 if key == "momentum_start" else 0  # -1: momentum did not begin with a count
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        got = repr(value) if isinstance(value, (int, float)) else type(value).__name__
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else got
         raise ValueError(f"the checkpoint's {key} of {name!r} must be a number of steps, got {got}: it is damaged")

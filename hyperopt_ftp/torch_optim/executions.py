@@ -19,11 +19,19 @@ __all__ = ["EXECUTIONS", "Part", "alike", "pick", "project_", "radii_", "step_"]
 EXECUTIONS: dict[str, Any] = {"single": single, "foreach": foreach, "sharded": sharded, **FUSED}
 
 
-def pick(group: dict[str, Any]) -> str:
-    """The execution of a group: what its flags ask for, else the best that can."""
+def pick(group: dict[str, Any], strict: bool) -> str:
+    """The execution of a group: what its flags ask for, else the best that can.
+
+    Raises:
+        RuntimeError: where ``strict``, for ``fused=True`` that cannot run.
+    """
     params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
-    if (fused or (fused is None and multi is None)) and obstacle(params) is None:
-        return ops.BEST[params[0].device.type][0]
+    if params and (fused or (fused is None and multi is None)):
+        why = obstacle(params)
+        if why is None:
+            return ops.BEST[params[0].device.type][0]
+        if fused and strict:
+            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
     if multi is False:
         return "single"
     if any(sharded.is_spread(p) for p in params):

@@ -59,8 +59,10 @@ class FTPAdamW(Native):
     Raises:
         ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
             finite, two parameters of one name, ``lean`` with weights that are not float32.
-        TypeError: parameters that are not float16, bfloat16, float32 or float64.
-        RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients.
+        TypeError: parameters that are not float16, bfloat16, float32 or float64, a flag that is no bool.
+        RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients, resized weights.
+            Options that were changed in a group are checked at the next step. docs/errors.md has each error's text;
+            after one, nothing has changed.
 
     Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
     radius included (it is in h), and no other. Under a GradScaler the fused executions unscale gradients themselves and

@@ -116,11 +116,12 @@ class FTP(Anchored):
             self._share(self.state)
         fresh = {p: dict(self.state.get(p, {})) for p in self._stepped() if "radius" not in self.state.get(p, ())}
         work: dict[str, list[Part]] = {}
-        for group, layers in self._layers():
-            self.execution = self._pick(group)
+        for group, execution, layers in self._layers():
+            self.execution = execution
             held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
             amp = Amp(bool(group.get("maximize", False)))
-            work.setdefault(self.execution, []).extend(Part(part, None, ball(group), amp) for part in alike(held))
+            if held.weights:
+                work.setdefault(execution, []).extend(Part(part, None, ball(group), amp) for part in alike(held))
         before = _radius_states(work)
         packed = {execution: radii_(execution, parts) for execution, parts in work.items()}
         try:
@@ -167,8 +168,8 @@ class FTP(Anchored):
             twin.__setstate__(dict(state))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"the checkpoint does not suit {type(self.base).__name__}, which cannot load it ({error!r}); was it made "
-                "around another base?"
+                f"the checkpoint does not suit {type(self.base).__name__}, which cannot load it ({error!r}); was it "
+                "made around another base?"
             ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.layers import SGD, AdamW, Amp
-from ..kernels.ops import obstacle
 from .anchor_source import AnchorSource
 from .anchored import Anchored, ball, run_closure
 from .checks import check_flags
-from .executions import Part, alike, step_
+from .executions import Part, alike, pick, step_
 
 __all__ = ["Native", "number", "plain"]
 
@@ -33,10 +32,7 @@ class Native(Anchored):
         return all(self._pick(group) in ("fused_cpu", "triton") for group in self.param_groups)
 
     def _pick(self, group: dict[str, Any]) -> str:
-        why = obstacle(group["params"]) if group["fused"] and group["params"] else None
-        if why:
-            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
-        return super()._pick(group)
+        return pick(group, strict=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -55,12 +51,12 @@ class Native(Anchored):
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return loss  # not even the state of a first step
         work: dict[str, list[Part]] = {}
-        for group, layers in self._layers():
-            self.execution = self._pick(group)
+        for group, execution, layers in self._layers():
+            self.execution = execution
             for part in alike(layers):
                 like = part.weights[0]
                 amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))
-                work.setdefault(self.execution, []).append(Part(part, self._base(group, like), ball(group), amp))
+                work.setdefault(execution, []).append(Part(part, self._base(group, like), ball(group), amp))
         for execution, parts in work.items():
             step_(execution, parts)
         return loss

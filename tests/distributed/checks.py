@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -215,6 +222,56 @@ def sharded_late(folder: Path) -> None:
         assert_alike(model, opt, reference, expected, 1e-10)
 
 
+def nothing_constrained(folder: Path) -> None:
+    """A step of unconstrained layers alone: all are excluded, or only the head has gradients."""
+    for make in OPTIMIZERS:
+        for frozen in ("", "head."):
+            reference = net()
+            expected = make(reference.named_parameters(), foreach=False)
+            model, opt = sharded(make)
+            for who, with_model in ((expected, reference), (opt, model)):
+                train(with_model, who, range(2), whole=True)
+                for name, p in with_model.named_parameters():
+                    p.requires_grad_(not frozen or name.startswith(frozen))
+                train(with_model, who, range(2, 4), whole=True)
+            assert_alike(model, opt, reference, expected, 1e-10)
+    model = fully_shard(net())
+    opt = hft.FTP(torch.optim.SGD(model.named_parameters(), lr=0.1), exclude="*")
+    train(model, opt, range(1))
+
+
+def nan_in_an_anchor(folder: Path) -> None:
+    """In one process's shard: all of them refuse it."""
+    model = fully_shard(net())
+    spread = {n: p.detach().clone() for n, p in model.named_parameters()}
+    if dist.get_rank() == 0:
+        spread["mix.weight"].to_local().fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"'mix.weight' must be finite"):
+        adamw(model.named_parameters(), anchor=spread)
+
+
+def other_forms_of_state(folder: Path) -> None:
+    """A whole checkpoint, of a fused run, into shards; state of shards into a whole model."""
+    for make in OPTIMIZERS:
+        options = {} if make is wrapped else {"fused": True}
+        reference = net()
+        expected = make(reference.named_parameters(), **options)
+        train(reference, expected, range(3), whole=True)
+        model = fully_shard(net())
+        set_model_state_dict(model, reference.state_dict(), options=StateDictOptions(full_state_dict=True))
+        opt = make(model.named_parameters())
+        opt.load_state_dict(copy.deepcopy(expected.state_dict()))
+        train(model, opt, range(3, STEPS))
+        assert opt.execution == "sharded"
+        back = net()
+        back.load_state_dict({name: full(w) for name, w in model.state_dict().items()})
+        again = make(back.named_parameters(), **options)
+        again.load_state_dict(opt.state_dict())
+        train(back, again, range(STEPS, STEPS + 2), whole=True)
+        train(reference, expected, range(3, STEPS + 2), whole=True)
+        assert_alike(back, again, reference, expected, 1e-10)
+
+
 def other_placements(folder: Path) -> None:
     """Columns sharded: the pure functions run on DTensors."""
     for make in OPTIMIZERS:
@@ -228,10 +285,10 @@ def other_placements(folder: Path) -> None:
 
 def sixteen_bits(folder: Path) -> None:
     """bfloat16 weights: c is their master copy, in shards too."""
-    for make in OPTIMIZERS[:2]:
+    for make, anchor in product(OPTIMIZERS[:2], (None, elsewhere())):
         reference = net(torch.bfloat16)
-        expected = make(reference.named_parameters(), foreach=False)
-        model, opt = sharded(make, torch.bfloat16)
+        expected = make(reference.named_parameters(), foreach=False, anchor=anchor)
+        model, opt = sharded(make, torch.bfloat16, anchor=anchor)
         for t in range(STEPS):
             g = torch.Generator().manual_seed(t)
             for p, q in zip(model.parameters(), reference.parameters(), strict=True):

@@ -47,9 +47,7 @@ def test_a_checkpoint_of_torch_in_any_dtype_goes_on(execution, dtype):
     adamw = torch.optim.AdamW([p], lr=1e-2)
     train(adamw)
     opt = hft.FTPAdamW([p], **FLAGS[execution])
-    saved = copy.deepcopy(adamw.state_dict())
-    saved["param_groups"][0].update(FLAGS[execution])
-    opt.load_state_dict(saved)
+    opt.load_state_dict(copy.deepcopy(adamw.state_dict()))
     opt.state[p]["step"] = 4  # as old checkpoints have it
     train(opt)
     real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -91,9 +89,8 @@ def test_a_checkpoint_cannot_bring_what_the_constructor_refuses():
     crossed = torch.nn.Parameter(torch.randn(5, 4).t())
     source = torch.optim.AdamW([torch.nn.Parameter(torch.randn(4, 5))], fused=True)
     opt = hft.FTPAdamW([crossed])
-    with pytest.raises(RuntimeError, match="fused=True cannot run: .* does not keep its rows in one piece"):
-        opt.load_state_dict(source.state_dict())
-    assert opt.param_groups[0]["fused"] is None
+    opt.load_state_dict(source.state_dict())
+    assert opt.param_groups[0]["fused"] is None  # of the machine, not of the run
     lean = hft.FTPAdamW([torch.nn.Parameter(torch.randn(4, 5))], lean=True)
     narrow = hft.FTPAdamW([torch.nn.Parameter(torch.randn(4, 5).bfloat16())])
     with pytest.raises(ValueError, match="lean=True .* needs float32 weights"):
@@ -184,8 +181,7 @@ def test_radii_count_their_own_steps(execution):
     train(adamw, 1)
     saved = copy.deepcopy(adamw.state_dict())
     saved["state"][0]["step"].fill_(1000.0)
-    saved["param_groups"][0].update(FLAGS[execution])
-    opt = hft.FTPAdamW([p], radius_lr=1e-3)
+    opt = hft.FTPAdamW([p], radius_lr=1e-3, **FLAGS[execution])
     opt.load_state_dict(saved)
     radii = [0.0]
     for _ in range(4):

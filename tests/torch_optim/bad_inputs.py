@@ -1,0 +1,146 @@
+"""Wrong arguments as a table: what was done, the error, its exact text. ``python -m tests.torch_optim.bad_inputs``
+writes it to docs/errors.md.
+
+The rows are in ``bad_inputs_built.py`` (constructors), ``bad_inputs_used.py`` (steps and groups) and
+``bad_inputs_loaded.py`` (checkpoints).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import hyperopt_ftp as hft
+
+DOCS = Path(__file__).parents[2] / "docs/errors.md"
+
+ADAMW, SGD, FTP = "FTPAdamW", "FTPSGD", "FTP"
+ALL, NATIVE = (ADAMW, SGD, FTP), (ADAMW, SGD)
+FTP_OPTIONS = inspect.signature(hft.FTP).parameters.keys() - {"base"}
+
+
+class Row(NamedTuple):
+    """One wrong thing to do."""
+
+    done: str  # in the words of the table
+    act: Callable[[Scene], Any]  # does it
+    error: type[Exception]
+    text: str
+    who: tuple[str, ...] = ALL  # classes that it concerns
+    begin: Callable[[Scene], torch.optim.Optimizer] | None = None  # makes the optimizer that there is already
+    torch: bool = False  # torch's (or Python's) own error: the text may go on, and vary with the version
+
+
+class Scene:
+    """A small model, one of the classes, and the optimizer that a row begins with."""
+
+    def __init__(self, who: str) -> None:
+        torch.manual_seed(0)
+        self.who = who
+        self.net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        self.opt: Any = None
+        self.watched: list[tuple[torch.optim.Optimizer, Any]] = []
+
+    def make(self, params: Any, **options: Any) -> Any:
+        """An optimizer of the class; FTP goes around SGD. Compiles nothing unless the row asks for it."""
+        if "fused" not in options:
+            options = {"foreach": True} | options
+        if self.who != FTP:
+            return getattr(hft, self.who)(params, **({"lr": 0.1} | options))
+        rest = {name: value for name, value in options.items() if name not in FTP_OPTIONS}
+        base = torch.optim.SGD(params, **({"lr": 0.1} | rest))
+        self.watch(base)
+        return hft.FTP(base, **{name: value for name, value in options.items() if name in FTP_OPTIONS})
+
+    def build(self, **options: Any) -> Any:
+        return self.make(self.net.named_parameters(), **options)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {n: p.detach().clone() for n, p in self.net.named_parameters()}
+
+    def begun(self, **options: Any) -> Any:
+        """An optimizer of the model that has made two steps; the gradients of a third one are there."""
+        opt = self.build(**options)
+        for _ in range(2):
+            self.gradients()
+            opt.step()
+        self.gradients()
+        return opt
+
+    def gradients(self) -> None:
+        for p in self.net.parameters():
+            p.grad = torch.randn_like(p)
+
+    def watch(self, opt: torch.optim.Optimizer) -> None:
+        self.watched.append((opt, kept(opt)))
+
+
+def kept(x: Any) -> Any:
+    """A copy to compare with, of tensors, containers and optimizers; parameters as keys become their identities."""
+    if isinstance(x, torch.optim.Optimizer):
+        return [kept(dict(x.state)), [kept({**g, "params": list(map(id, g["params"]))}) for g in x.param_groups]]
+    if isinstance(x, torch.Tensor):
+        return x.detach().clone()
+    if isinstance(x, dict):
+        return {id(k) if isinstance(k, torch.Tensor) else k: kept(v) for k, v in x.items()}
+    return [kept(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, dtypes included."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if (a.dtype, a.shape, a.layout, a.device) != (b.dtype, b.shape, b.layout, b.device):
+            return False
+        return a.is_meta or torch.equal(a.to_dense(), b.to_dense())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def step(scene: Scene) -> None:
+    scene.opt.step()
+
+
+def tables() -> dict[str, list[Row]]:
+    """The rows by topic."""
+    from . import bad_inputs_built, bad_inputs_loaded, bad_inputs_used
+
+    return {**bad_inputs_built.TABLES, **bad_inputs_used.TABLES, **bad_inputs_loaded.TABLES}
+
+
+HEAD = """\
+# Errors
+
+What the drop-in classes refuse, and the words they use. Every check comes before the first change: after an error
+weights, state and groups are what they were. `FTPAdamW`, `FTPSGD` and `FTP(base)` are meant alike where no class is
+named. The model of these rows is `Sequential(Linear(3, 4), Linear(4, 2))`. Rows marked (torch) quote a part of torch's
+or Python's own text, which may vary with the version.
+
+This page is written by `python -m tests.torch_optim.bad_inputs`; each row is a test.
+"""
+
+
+def document() -> str:
+    parts = [HEAD]
+    for topic, rows in tables().items():
+        parts.append(f"## {topic}\n\n| What was done | Error | Text |\n|---|---|---|")
+        for row in rows:
+            whom = "" if row.who == ALL else f" ({', '.join(row.who)})"
+            mark = " (torch)" if row.torch else ""
+            text = row.text.replace("|", "\\|")
+            parts[-1] += f"\n| {row.done}{whom} | `{row.error.__name__}`{mark} | `{text}` |"
+        parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    from tests.torch_optim import bad_inputs
+
+    bad_inputs.DOCS.write_text(bad_inputs.document())
+    print(f"wrote {bad_inputs.DOCS.name}: {sum(map(len, bad_inputs.tables().values()))} rows")

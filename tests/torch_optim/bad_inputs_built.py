@@ -1,0 +1,294 @@
+"""Wrong arguments of the constructors, as rows of the table in docs/errors.md."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.kernels import ops
+
+from .bad_inputs import ADAMW, FTP, NATIVE, SGD, Row, Scene
+
+
+def weight(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
+    return torch.ones(shape or (2, 3), dtype=dtype, device=device)
+
+
+class Odd(torch.nn.Parameter):
+    """Some subclass of a tensor."""
+
+
+class WithNorm(torch.optim.SGD):
+    """An optimizer with an option that FTP has too."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.defaults["norm"] = 2.0
+
+
+def option(name: str, value: Any, error: type[Exception], text: str, who: Any = (*NATIVE, FTP), **rest: Any) -> Row:
+    return Row(f"`{name}={rest.pop('shown', value)!r}`", lambda s: s.build(**{name: value}), error, text, who, **rest)
+
+
+def anchor(done: str, change: Any, error: type[Exception], text: str) -> Row:
+    """A dict of the weights that ``change`` has spoiled."""
+    return Row(done, lambda s: s.build(anchor=change(s.weights())), error, text)
+
+
+def in_empty_folder(act: Any) -> Any:
+    """With relative paths, so that errors hold none of this machine's."""
+
+    def inside(s: Scene) -> None:
+        home = Path.cwd()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            try:
+                act(s)
+            finally:
+                os.chdir(home)
+
+    return inside
+
+
+def of_a_damaged_file(s: Scene) -> None:
+    Path("cut.safetensors").write_bytes(b"\x08")
+    s.build(anchor="cut.safetensors")
+
+
+def without(package: str) -> Any:
+    return mock.patch.object(ops, "find_spec", lambda name: None if name == package else name)
+
+
+def fused_without_numba(s: Scene) -> None:
+    with without("numba"):
+        s.build(fused=True)
+
+
+def file_without_safetensors(s: Scene) -> None:
+    with mock.patch.dict("sys.modules", safetensors=None):
+        s.build(anchor="anchor.safetensors")
+
+
+A_NUMBER = "must be a number or a 0-d floating-point tensor, got"
+FLOATS = "parameters must be float16, bfloat16, float32 or float64, got"
+LEAVE_OUT = "leave frozen and quantised weights out"
+ENTRY = "anchor entry '0.weight' must be"
+NO_MATCH = "match no parameter; the parameters are ['0.weight', '0.bias', '1.weight', '1.bias']"
+EXCLUDE = "exclude must hold glob patterns on names, tensors, or modules, got"
+ANCHOR = (
+    "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such as "
+    "module.state_dict(), or the path of a .safetensors file, got"
+)
+DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu', got"
+DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
+EXTRA = (
+    "are not parameters of this optimizer; pass module.state_dict() as it is, or parameters only: "
+    "{n: weights[n] for n, _ in model.named_parameters()}"
+)
+WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an FTP one), got"
+BESIDE = "for 16-bit weights the deviation is the master copy"
+
+PARAMETERS = [
+    Row("no parameters", lambda s: s.make([]), ValueError, "optimizer got an empty parameter list", torch=True),
+    Row("the model for its parameters", lambda s: s.make(s.net), TypeError,
+        "optimizer can only optimize Tensors, but one of the params is", torch=True),
+    Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
+        "optimizer can only optimize Tensors, but one of the params is str", torch=True),
+    Row("one tensor, not in a list", lambda s: s.make(weight()), TypeError,
+        "params argument given to the optimizer should be an iterable of Tensors or dicts, but got", torch=True),
+    Row("a set of parameters in a group", lambda s: s.make([{"params": {weight()}}]), TypeError,
+        "optimizer parameters need to be organized in ordered collections", torch=True),
+    Row("a group without `params`", lambda s: s.make([{"lr": 0.1}]), KeyError, "'params'", torch=True),
+    Row("a tensor that was computed (`2 * w`)", lambda s: s.make([2 * torch.nn.Parameter(weight())]), ValueError,
+        "can't optimize a non-leaf Tensor", torch=True),
+    Row("names for some parameters of a group", lambda s: s.make([("a", weight()), weight()]), ValueError,
+        "all optimizer params should be with/without names. Some param names are missing", torch=True),
+    Row("names in one group and not in another", lambda s: s.make([{"params": [("a", weight())]},
+        {"params": [weight()]}]), ValueError, "all optimizer param groups should be with/without names.", torch=True),
+    Row("one parameter in two groups", lambda s: s.make([{"params": [s.net[0].weight]},
+        {"params": [s.net[0].weight]}]), ValueError, "some parameters appear in more than one parameter group",
+        torch=True),
+    Row("one parameter twice in a list", lambda s: s.make([weight(), s.net[0].bias, s.net[0].bias]), ValueError,
+        "parameter 2 is parameter 1 again; give each tensor once"),
+    Row("one parameter under two names", lambda s: s.make([("a", s.net[0].bias), ("b", s.net[0].bias)]), ValueError,
+        "parameter 'b' is parameter 'a' again; give each tensor once"),
+    Row("two models with the same names", lambda s: s.make([*s.net.named_parameters(), ("0.bias", weight())]),
+        ValueError, "two parameters are called '0.bias'; names must differ, prefix those of each model"),
+    Row("a name that differs by a wrapper's prefix alone", lambda s: s.make([("w", weight()), ("_orig_mod.w", weight())]
+        ), ValueError, "two parameters are called 'w'; names must differ, prefix those of each model"),
+    Row("numbers for names", lambda s: s.make([(7, weight())]), TypeError,
+        "names of parameters must be strings, got 7"),
+    Row("integer weights", lambda s: s.make([weight(), weight(dtype=torch.int8)]), TypeError,
+        f"{FLOATS} torch.int8 for parameter 1; {LEAVE_OUT}"),
+    Row("complex weights", lambda s: s.make([("w", weight(dtype=torch.complex64))]), TypeError,
+        f"{FLOATS} torch.complex64 for parameter 'w'; {LEAVE_OUT}"),
+    Row("float8 weights", lambda s: s.make([("w", weight().to(torch.float8_e4m3fn))]), TypeError,
+        f"{FLOATS} torch.float8_e4m3fn for parameter 'w'; {LEAVE_OUT}"),
+    Row("a group with `constrained='no'`", lambda s: s.make([{"params": [weight()], "constrained": "no"}]), TypeError,
+        "a group's constrained must be True or False, got 'no'"),
+    Row("a group of another optimizer, its `constrained` included", lambda s: s.make(
+        [{"params": [weight()], "constrained": s.opt.param_groups[0]["constrained"]}]), TypeError,
+        "a group's constrained must be True or False, got [True, True, True, True]", begin=Scene.begun),
+    Row("a group with `radius_lr='0.1'`", lambda s: s.make([{"params": [weight()], "radius_lr": "0.1"}]), TypeError,
+        f"radius_lr {A_NUMBER} str"),
+]  # fmt: skip
+
+EXCLUDES = [
+    Row("`exclude='haed.*'`", lambda s: s.build(exclude="haed.*"), ValueError, f"exclude: ['haed.*'] {NO_MATCH}"),
+    Row("`exclude=['1.*', 'head']`, of which one matches", lambda s: s.build(exclude=["1.*", "head"]), ValueError,
+        f"exclude: ['head'] {NO_MATCH}"),
+    Row("`exclude` with a tensor of another model", lambda s: s.build(exclude=weight(7)), ValueError,
+        f"exclude: ['a tensor of shape (7,)'] {NO_MATCH}"),
+    Row("`exclude` with a module of another model", lambda s: s.build(exclude=torch.nn.Linear(5, 1, bias=False)),
+        ValueError, f"exclude: ['a tensor of shape (1, 5)'] {NO_MATCH}"),
+    Row("`exclude` that matches none of 30 parameters", lambda s: s.make([(str(i), weight()) for i in range(30)],
+        exclude="x"), ValueError, "exclude: ['x'] match no parameter; the parameters are "
+        f"{[str(i) for i in range(20)]} and 10 more"),
+    Row("`exclude` with a module without parameters", lambda s: s.build(exclude=torch.nn.ReLU()), ValueError,
+        "exclude: a ReLU has no parameters; leave it out"),
+    Row("`exclude='1.*'` without names", lambda s: s.make(s.net.parameters(), exclude="1.*"), ValueError,
+        "exclude patterns ['1.*'] need names: pass model.named_parameters(), or exclude tensors"),
+    option("exclude", [3], TypeError, f"{EXCLUDE} int"),
+    option("exclude", None, TypeError, f"{EXCLUDE} NoneType"),
+    option("exclude", {"1.*": True}, TypeError, f"{EXCLUDE} dict"),
+    Row("`exclude=head.named_parameters()`", lambda s: s.build(exclude=s.net[1].named_parameters()), TypeError,
+        f"{EXCLUDE} tuple"),
+]  # fmt: skip
+
+ANCHORS = [
+    option("anchor", "none", ValueError, f"{ANCHOR} 'none'"),
+    option("anchor", "anchor.pt", ValueError, f"{ANCHOR} 'anchor.pt'"),
+    Row("`anchor=model`", lambda s: s.build(anchor=s.net), ValueError, f"{ANCHOR} a Sequential"),
+    Row("`anchor` as a list of tensors", lambda s: s.build(anchor=list(s.net.parameters())), ValueError,
+        f"{ANCHOR} a list"),
+    Row("`anchor` as a tensor", lambda s: s.build(anchor=weight()), ValueError, f"{ANCHOR} a Tensor"),
+    Row("`anchor` as a dict, parameters without names", lambda s: s.make(s.net.parameters(), anchor=s.weights()),
+        ValueError, "an anchor by name needs names: pass model.named_parameters()"),
+    anchor("an anchor with numbers for names", lambda w: dict(enumerate(w.values())), TypeError,
+           "anchor must have names of parameters as keys, got 0"),
+    anchor("an anchor with `w` and `module.w`", lambda w: w | {f"module.{n}": x for n, x in w.items()}, ValueError,
+           "anchor has two entries for '0.weight', under different prefixes; give one"),
+    anchor("an anchor that misses a name", lambda w: {n: x for n, x in w.items() if n != "1.bias"}, ValueError,
+           "anchor has no entry for the parameter '1.bias'; give one, or exclude the parameter"),
+    anchor("an anchor with an extra name", lambda w: w | {"2.weight": weight()}, ValueError,
+           f"anchor has entries ['2.weight'] that {EXTRA}"),
+    anchor("an anchor of another shape", lambda w: w | {"0.weight": weight(3, 4)}, ValueError,
+           f"{ENTRY} a floating-point tensor of shape (4, 3), got (3, 4), torch.float32"),
+    anchor("an anchor of integers", lambda w: w | {"0.weight": weight(4, 3, dtype=torch.int8)}, ValueError,
+           f"{ENTRY} a floating-point tensor of shape (4, 3), got (4, 3), torch.int8"),
+    anchor("an anchor of lists", lambda w: w | {"0.weight": w["0.weight"].tolist()}, ValueError,
+           f"{ENTRY} a floating-point tensor of shape (4, 3), got list"),
+    anchor("an anchor with NaN", lambda w: w | {"0.weight": w["0.weight"] * math.nan}, ValueError,
+           f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
+    anchor("an anchor with infinity", lambda w: w | {"0.weight": w["0.weight"] * math.inf}, ValueError,
+           f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
+    anchor("a sparse anchor", lambda w: w | {"0.weight": w["0.weight"].to_sparse()}, ValueError,
+           f"{ENTRY} a dense tensor with values, got one on torch.sparse_coo"),
+    anchor("an anchor on the meta device", lambda w: w | {"0.weight": w["0.weight"].to("meta")}, ValueError,
+           f"{ENTRY} a dense tensor with values, got one on the meta device"),
+    Row("an anchor file that is not there", in_empty_folder(lambda s: s.build(anchor="anchor.safetensors")),
+        FileNotFoundError, "anchor: there is no file 'anchor.safetensors'"),
+    Row("an anchor file that is cut off", in_empty_folder(of_a_damaged_file), ValueError,
+        "anchor: 'cut.safetensors' is damaged, or no safetensors file (Error while deserializing header: header too "
+        "small)"),
+    Row("an anchor file without the package safetensors", file_without_safetensors, ImportError,
+        "an anchor in 'anchor.safetensors' needs safetensors: pip install safetensors"),
+    option("anchor_dtype", torch.int8, ValueError, f"{DTYPE} torch.int8"),
+    option("anchor_dtype", "bfloat16", ValueError, f"{DTYPE} 'bfloat16'"),
+    option("anchor_device", "nowhere", ValueError, f"{DEVICE} 'nowhere'"),
+    option("anchor_device", "cuda:99", ValueError, f"{DEVICE} 'cuda:99'"),
+    option("anchor_device", "meta", ValueError, f"{DEVICE} 'meta'"),
+    option("anchor_device", 3.5, ValueError, f"{DEVICE} 3.5"),
+    option("save_anchor", "yes", TypeError, "save_anchor must be True or False, got 'yes'"),
+]  # fmt: skip
+
+PAIR = torch.tensor([0.1, 0.2])
+NUMBERS = [
+    *(option("radius_lr", value, ValueError, f"radius_lr must lie in [0, inf), got {value}")
+      for value in (-0.001, math.nan, math.inf)),
+    *(option("radius_lr", value, TypeError, f"radius_lr {A_NUMBER} {type(value).__name__}")
+      for value in ("0.01", None, True)),
+    option("radius_lr", PAIR, ValueError, f"radius_lr {A_NUMBER} shape (2,), torch.float32"),
+    *(option("kappa", value, ValueError, f"kappa must lie in [0, 1], got {value}") for value in (1.5, -0.1, math.nan)),
+    option("kappa", "1", TypeError, f"kappa {A_NUMBER} str"),
+    option("norm", "l1", ValueError, "norm must be one of 'mars', 'l2', got 'l1'"),
+    option("norm", 2, ValueError, "norm must be one of 'mars', 'l2', got 2"),
+    option("gradient", "fast", ValueError, "gradient must be one of 'paper', 'exact', got 'fast'"),
+    *(option("lr", value, ValueError, f"lr must lie in [0, inf), got {value}", NATIVE)
+      for value in (-0.1, math.nan, math.inf)),
+    *(option("lr", value, TypeError, f"lr {A_NUMBER} {type(value).__name__}", NATIVE)
+      for value in ("fast", None, True)),
+    option("lr", PAIR, ValueError, f"lr {A_NUMBER} shape (2,), torch.float32", NATIVE),
+    option("lr", torch.tensor(1), ValueError, f"lr {A_NUMBER} shape (), torch.int64", NATIVE),
+    *(option("weight_decay", value, ValueError, f"weight_decay must lie in [0, inf), got {value}", NATIVE)
+      for value in (-1.0, math.nan)),
+    option("eps", -1e-8, ValueError, "eps must lie in [0, inf), got -1e-08", (ADAMW,)),
+    option("betas", 0.9, ValueError, "betas must be a pair (beta1, beta2), got 0.9", (ADAMW,)),
+    option("betas", (0.9,), ValueError, "betas must be a pair (beta1, beta2), got (0.9,)", (ADAMW,)),
+    option("betas", (0.9, 1.0), ValueError, "betas must lie in [0, 1), got 1.0", (ADAMW,)),
+    option("betas", (-0.1, 0.9), ValueError, "betas must lie in [0, 1), got -0.1", (ADAMW,)),
+    option("betas", ("a", 0.9), TypeError, f"betas {A_NUMBER} str", (ADAMW,)),
+    option("momentum", -0.5, ValueError, "momentum must lie in [0, inf), got -0.5", (SGD,)),
+    option("dampening", math.nan, ValueError, "dampening must lie in [-inf, inf], got nan", (SGD,)),
+    option("nesterov", True, ValueError,
+           "nesterov needs momentum > 0 and dampening = 0, got momentum = 0.0 and dampening = 0.0", (SGD,)),
+    Row("`nesterov=True` with dampening", lambda s: s.build(nesterov=True, momentum=0.9, dampening=0.1), ValueError,
+        "nesterov needs momentum > 0 and dampening = 0, got momentum = 0.9 and dampening = 0.1", (SGD,)),
+    Row("`lr=-1` of the base", lambda s: s.build(lr=-1), ValueError, "Invalid learning rate: -1", (FTP,), torch=True),
+]  # fmt: skip
+
+FLAGS = [
+    *(option(name, "no", TypeError, f"{name} must be True or False, got 'no'", NATIVE)
+      for name in ("maximize", "capturable", "lean")),
+    option("amsgrad", 1, TypeError, "amsgrad must be True or False, got 1", (ADAMW,)),
+    option("nesterov", "no", TypeError, "nesterov must be True or False, got 'no'", (SGD,)),
+    *(option(name, "auto", TypeError, f"{name} must be True, False or None, got 'auto'", NATIVE)
+      for name in ("foreach", "fused")),
+    Row("`fused=True, foreach=True`", lambda s: s.build(fused=True, foreach=True), RuntimeError,
+        "fused and foreach cannot both be True; choose one, or neither", NATIVE),
+    Row("a group with `differentiable=True`", lambda s: s.make([{"params": [weight()], "differentiable": True}]),
+        ValueError, "differentiable must be False, got True: a step works in place; hft.ftp is the differentiable rule",
+        NATIVE),
+    Row("`fused=True` on the meta device", lambda s: s.make([weight(device="meta")], fused=True), RuntimeError,
+        "fused=True cannot run: the parameters are on ['meta'], and it needs all on the CPU, or all on a GPU with "
+        "Triton; fused=None takes the best there is", NATIVE),
+    Row("`fused=True`, columns that follow each other", lambda s: s.make([weight(3, 4).t()], fused=True), RuntimeError,
+        "fused=True cannot run: a parameter of shape (4, 3) and strides (1, 4) does not keep its rows in one piece; "
+        "fused=None takes the best there is", NATIVE),
+    Row("`fused=True`, a subclass of tensors", lambda s: s.make([Odd(weight())], fused=True), RuntimeError,
+        "fused=True cannot run: a parameter is a Odd, and it needs plain tensors; fused=None takes the best there is",
+        NATIVE),
+    Row("`fused=True` without the package numba", fused_without_numba, RuntimeError,
+        "fused=True cannot run: the package numba is not installed (pip install numba); fused=None takes the best "
+        "there is", NATIVE),
+    *(Row(f"`lean=True` with {str(dtype)[6:]} weights", lambda s, dtype=dtype: s.make([weight(dtype=dtype)], lean=True),
+          ValueError, "lean=True keeps the deviation in bfloat16 and needs float32 weights, got "
+          f"{dtype}; {BESIDE}", NATIVE) for dtype in (torch.bfloat16, torch.float16, torch.float64)),
+]  # fmt: skip
+
+WRAPPED = [
+    Row("`FTP(LBFGS(...))`", lambda s: hft.FTP(torch.optim.LBFGS(s.net.parameters())), TypeError,
+        f"{WRAPS} LBFGS", (FTP,)),
+    Row("`FTP(FTPSGD(...))`", lambda s: hft.FTP(hft.FTPSGD(s.net.parameters())), TypeError, f"{WRAPS} FTPSGD", (FTP,)),
+    Row("`FTP(FTP(...))`", lambda s: hft.FTP(s.opt), TypeError, f"{WRAPS} FTP", (FTP,), Scene.begun),
+    Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError, f"{WRAPS} the class AdamW itself", (FTP,)),
+    Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError, f"{WRAPS} generator", (FTP,)),
+    Row("`FTP(base)`, which has an option `norm` of its own", lambda s: hft.FTP(WithNorm(s.net.parameters())),
+        ValueError, "FTP keeps ['norm'] in the groups, where WithNorm has options of these names", (FTP,)),
+]  # fmt: skip
+
+TABLES = {
+    "Parameters and groups": PARAMETERS,
+    "`exclude`": EXCLUDES,
+    "`anchor`": ANCHORS,
+    "Numbers and choices": NUMBERS,
+    "Flags": FLAGS,
+    "`FTP(base)`": WRAPPED,
+}

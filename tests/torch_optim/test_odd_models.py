@@ -1,0 +1,227 @@
+"""Odd models: parameters of every shape, tied, frozen, in no group, wrapped. Each is compared with the pure rule, or a
+run in which the oddity does not exist."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import hyperopt_ftp as hft
+
+from .odd_runs import F64, build, equal, every_class, every_execution, feed, loss, net, one_thread, train, weights
+
+__all__ = ["one_thread"]
+
+
+class Shapes(nn.Module):
+    """A 0-d scale, a table, positions as [1, N, D], convolutions (plain, depthwise, transposed) and norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.table = nn.Embedding(7, 4)
+        self.positions = nn.Parameter(torch.randn(1, 6, 4))
+        self.conv = nn.Conv1d(4, 8, 3)
+        self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
+        self.up = nn.ConvTranspose1d(8, 3, 2)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = (self.table(words) + self.positions).transpose(1, 2)
+        return self.norm(self.up(self.depthwise(torch.relu(self.conv(x))))) * self.scale
+
+
+@every_execution
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+@pytest.mark.parametrize("gradient", ["paper", "exact"])
+@pytest.mark.usefixtures("one_thread")
+def test_layers_of_every_shape_equal_the_pure_rule(execution, norm, gradient):
+    model = Shapes().double()
+    params = dict(model.named_parameters())
+    words = torch.randint(0, 5, (6, 6))  # the last words never occur
+    target = torch.randn(6, 3, 3, dtype=torch.float64)
+    opt = build("FTPAdamW", params.items(), execution, norm=norm, gradient=gradient)
+    values = {n: p.detach().clone() for n, p in params.items()}
+    rule = hft.ftp(hft.adamw(lr=0.05, weight_decay=0.0), values, norm, radius_lr=0.03, gradient=gradient)
+    state = rule.init(values)
+    for _ in range(6):
+        opt.zero_grad()
+        ((model(words) - target) ** 2).mean().backward()
+        values, state = rule.update({n: p.grad.clone() for n, p in params.items()}, state, values)
+        opt.step()
+        for n, p in params.items():
+            torch.testing.assert_close(p.detach(), values[n], **F64)
+    assert opt.radii() == pytest.approx({n: r.item() for n, r in state.radius.items()}, rel=1e-9)
+    assert opt.execution == execution
+
+
+@every_execution
+@every_class
+def test_rows_of_a_table_that_never_occur_stay_exactly(name, execution):
+    table = nn.Embedding(9, 4, padding_idx=3)
+    before = table.weight.detach().clone()
+    opt = build(name, table.parameters(), execution)
+    for t in range(5):
+        opt.zero_grad()
+        (table(torch.tensor([0, t % 2, 3, 8])) - 1).pow(2).sum().backward()
+        opt.step()
+    moved = (table.weight.detach() != before).any(1)
+    assert moved.nonzero().flatten().tolist() == [0, 1, 8]
+    assert opt.execution == execution
+
+
+class Tied(nn.Module):
+    def __init__(self, share: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 4, dtype=torch.float64)
+        self.head = nn.Linear(4, 6, bias=False, dtype=torch.float64) if share else None
+        if self.head is not None:
+            self.head.weight = self.table.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.table(words)
+        return x @ self.table.weight.T if self.head is None else self.head(x)
+
+
+@every_execution
+@every_class
+def test_tied_weights_are_one_parameter(name, execution):
+    words = torch.randint(0, 6, (10,))
+    sides = []
+    for share in (True, False):
+        torch.manual_seed(0)
+        model = Tied(share)
+        # A state_dict has both names of the tensor, a wrapper's run the one that is used.
+        anchor = copy.deepcopy(model.state_dict())
+        opt = build(name, model.named_parameters(), execution, anchor=anchor)
+        for _ in range(4):
+            opt.zero_grad()
+            nn.functional.cross_entropy(model(words), words.flip(0)).backward()
+            opt.step()
+        assert list(opt.radii()) == ["table.weight"]
+        assert opt.execution == execution
+        sides.append((model.table.weight.detach(), opt.radii()["table.weight"]))
+    torch.testing.assert_close(sides[0][0], sides[1][0], **F64)
+    assert sides[0][1] == pytest.approx(sides[1][1], rel=1e-9)
+    model = Tied(True)
+    free = build(name, model.named_parameters(), execution, exclude=model.head)
+    model(words).sum().backward()
+    free.step()
+    assert free.radii() == {}
+
+
+@every_execution
+@every_class
+def test_a_layer_that_is_frozen_first_starts_when_it_is_unfrozen(name, execution):
+    """It is in the optimizer from the start; its anchor is what it holds at its own first step, and no other layer
+    notices."""
+    model = net()
+    late = model[0]
+    late.requires_grad_(False)
+    opt = build(name, model.named_parameters(), execution)
+    alone = None
+    seen = []
+    for t in range(9):
+        if t == 3:
+            with torch.no_grad():
+                late.weight.mul_(1.5)  # loaded, say, while it was frozen
+            late.requires_grad_(True)
+            start = late.weight.detach().clone()
+            alone = copy.deepcopy(late)
+            single = build(name, [(f"0.{n}", p) for n, p in alone.named_parameters()], execution)
+        if t == 7:
+            late.requires_grad_(False)  # and frozen again
+            held = weights(late)
+        opt.zero_grad()
+        loss(model, t).backward()
+        seen.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+        opt.step()
+        if 3 <= t < 7:
+            feed(alone.parameters(), seen[-1][:2], single)
+            assert equal(late.parameters(), alone.parameters())
+        elif t < 3:
+            assert late.weight not in opt.state
+    assert torch.equal(opt.state[late.weight]["anchor"], start)
+    assert opt.radii()["0.weight"] == single.radii()["0.weight"] > 1e-4
+    assert equal(late.parameters(), held)
+    others = net()[2:]
+    without = build(name, others.parameters(), execution)
+    for grads in seen:
+        feed(others.parameters(), grads[2:], without)
+    assert equal(others.parameters(), list(model.parameters())[2:])
+    assert opt.execution == execution
+
+
+@every_execution
+@pytest.mark.parametrize("base", ["AdamW", "RMSprop", "SGD"])
+@pytest.mark.parametrize("given", [False, True])
+def test_around_a_base_missing_gradients_touch_no_other_layer(base, given, execution):
+    """As for the other classes; with an anchor off which the late layer starts, too."""
+    flags = {"foreach": execution != "single"} if base == "RMSprop" else build("FTPSGD", [torch.ones(1)], execution)
+    flags = flags if isinstance(flags, dict) else {k: flags.param_groups[0][k] for k in ("foreach", "fused")}
+    gradients = torch.randn(10, 2, 3, 2, dtype=torch.float64)
+    results = []
+    for alone in (False, True):
+        torch.manual_seed(3)
+        a, b = (nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(2))
+        named = [("b", b)] if alone else [("a", a), ("b", b)]
+        anchor = {n: p.detach() + 0.1 for n, p in named} if given else None
+        opt = hft.FTP(getattr(torch.optim, base)(named, lr=0.05, **flags), radius_lr=0.03, anchor=anchor)
+        for t in range(10):
+            a.grad = None if t < 3 or t == 6 else gradients[t, 0].clone()
+            b.grad = gradients[t, 1].clone() if t >= 2 and t != 5 else None
+            opt.step()
+        results.append([b.detach(), *(opt.state[b][k] for k in ("radius", "row_norm", "radius_step"))])
+    assert equal(*results)
+    assert results[0][3] == 7
+
+
+@every_execution
+@every_class
+def test_a_parameter_in_no_group_stays_and_changes_nothing(name, execution):
+    model = net()
+    opt = build(name, [(n, p) for n, p in model.named_parameters() if not n.startswith("3.")], execution)
+    head = weights(model[3])
+    train(model, opt)
+    assert model[3].weight.grad is not None
+    assert equal(model[3].parameters(), head)
+    reference = net()
+    reference[3].requires_grad_(False)
+    train(reference, build(name, reference.named_parameters(), execution))
+    assert equal(model.parameters(), reference.parameters())
+
+
+def wrap(kind: str, model: nn.Module) -> nn.Module:
+    if kind == "DataParallel":
+        return nn.DataParallel(model)
+    if kind == "compile":
+        return torch.compile(model, backend="eager")
+    return nn.Sequential(*(checkpoint_wrapper(m) if isinstance(m, nn.Linear) else m for m in model))
+
+
+@every_class
+@pytest.mark.parametrize("kind", ["DataParallel", "compile", "checkpoint_wrapper"])
+@pytest.mark.filterwarnings("ignore")  # torch's, about its wrappers
+def test_a_wrapped_model_trains_as_the_bare_one(kind, name):
+    """Excluded and anchored by the bare names; the checkpoint of the wrapped run goes on in the bare one."""
+    bare = net()
+    anchor = {n: p.detach() * 0.99 for n, p in bare.named_parameters() if not n.startswith("3.")}
+    wrapped = wrap(kind, copy.deepcopy(bare))
+    sides = []
+    for model in (bare, wrapped):
+        opt = build(name, model.named_parameters(), "foreach", exclude="3.*", anchor=anchor)
+        train(model, opt)
+        sides.append((model, opt))
+    assert list(sides[0][1].radii()) != list(sides[1][1].radii())  # the names that the optimizer was given
+    assert list(sides[0][1].radii().values()) == list(sides[1][1].radii().values())
+    assert equal(bare.parameters(), wrapped.parameters())
+    again = build(name, bare.named_parameters(), "foreach", exclude="3.*", anchor=anchor)
+    again.load_state_dict(copy.deepcopy(sides[1][1].state_dict()))
+    train(bare, again, range(5, 8))
+    train(wrapped, sides[1][1], range(5, 8))
+    assert equal(bare.parameters(), wrapped.parameters())
+    assert list(again.radii()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
