@@ -109,8 +109,7 @@ def test_kept_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
     assert len(execution._tables) <= 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("index", [0, 2])
+@pytest.mark.parametrize(("index", "dtype"), [(0, torch.float64), (2, torch.float32)])  # the interpreter is slow
 def test_the_classes_match_the_reference_runs(index: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """Float64 as all executions; float32 by a step's roundings, as in tests/torch_optim."""
     monkeypatch.setattr(ops, "BEST", {"cpu": ("triton", "triton")})
