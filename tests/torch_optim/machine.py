@@ -46,8 +46,8 @@ class Machine(Training):
         else:
             self.opt.load_state_dict(saved)
         self.only_what_may_change_has_changed()
-        grads = self._gradients(how)
-        self._advance(grads)
+        grads = self.gradients(how)
+        self.advance(grads)
         for i, g in grads.items():
             straight[i].grad_dtype, straight[i].grad = g.dtype, g
         unloaded.step()
@@ -158,7 +158,7 @@ class Machine(Training):
 
     @counted(how=GRADIENTS, what=st.sampled_from(["sparse", "closure"]), last=st.booleans())
     def step_wrongly(self, how: dict[str, Any], what: str, last: bool) -> None:
-        grads = self._gradients(how, "plain")
+        grads = self.gradients(how, "plain")
 
         def fails() -> None:
             raise ArithmeticError

@@ -57,9 +57,7 @@ class Books(RuleBasedStateMachine):
         plan["lean"] &= plan["dtype"] == F32 and self.native
         plan["named"] |= plan["anchor"] in ("dict", "state_dict", "file") or plan["exclude"] == "pattern"
         torch.manual_seed(plan["seed"])
-        order = torch.randperm(len(SHAPES)).tolist()
-        self.shapes = [SHAPES[i] for i in order]
-        self.params = [torch.nn.Parameter(torch.randn(shape, dtype=F64).to(plan["dtype"])) for shape in self.shapes]
+        self.params = [torch.nn.Parameter(torch.randn(shape, dtype=F64).to(plan["dtype"])) for shape in plan["shapes"]]
         self.names: list[Any] = [
             f"{'free' if i in FREE and plan['exclude'] == 'pattern' else 'layer'}.{i}" for i in range(len(SHAPES))
         ]
@@ -185,7 +183,7 @@ class Books(RuleBasedStateMachine):
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def _gradients(self, how: dict[str, Any], form: str | None = None) -> dict[int, Tensor]:
+    def gradients(self, how: dict[str, Any], form: str | None = None) -> dict[int, Tensor]:
         torch.manual_seed(how["seed"])
         found, form = {}, form or how["form"]
         if not self.native:  # torch's fused optimizers take the weights' layout for granted, others write to gradients
@@ -210,7 +208,7 @@ class Books(RuleBasedStateMachine):
                 p.grad_dtype = grads[i].dtype
                 p.grad = grads[i] if scale == 1.0 else grads[i] * scale
 
-    def _advance(self, grads: dict[int, Tensor], step: Callable[[], Any] | None = None, scale: float = 1.0) -> None:
+    def advance(self, grads: dict[int, Tensor], step: Callable[[], Any] | None = None, scale: float = 1.0) -> None:
         """A step of the subject and one of the reference; then they are compared."""
         moved = self._move_plain(grads)
         groups = zip(self.plain.param_groups, self.own, self.groups, strict=True)

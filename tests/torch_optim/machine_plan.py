@@ -33,10 +33,11 @@ FLAT = {F64: torch.int64, F32: torch.int32, BF16: torch.int16, torch.int64: torc
 
 PLANS = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(list(BASES)),
+        "kind": st.sampled_from([*BASES, "adamw", "sgd"]),
         "execution": st.sampled_from(EXECUTIONS),
         "dtype": st.sampled_from([F64, F32, BF16]),
         "seed": st.integers(0, 99),
+        "shapes": st.permutations(SHAPES),
         "anchor": st.sampled_from(["start", "zero", "dict", "state_dict", "file"]),
         "anchor_dtype": st.sampled_from([None, BF16]),
         "save_anchor": st.booleans(),
@@ -48,7 +49,9 @@ PLANS = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "maximize": st.booleans(),
         "amsgrad": st.booleans(),
-        "momentum": st.sampled_from([(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.0, True), (0.5, 0.3, False)]),
+        "momentum": st.sampled_from(
+            [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.0, True), (0.5, 0.3, False), (0.0, 0.3, False)]
+        ),
         "norm": st.sampled_from(["mars", "l2"]),
         "gradient": st.sampled_from(["paper", "exact"]),
         "kappa": st.sampled_from([1.0, 0.4, 0.0]),
@@ -69,14 +72,19 @@ GRADIENTS = st.fixed_dictionaries(
 
 
 def counted(**strategies: Any) -> Callable:
-    """A rule that the machine's tally counts."""
+    """A rule that the machine's tally counts. Where it is no step itself, one may follow."""
+    if "how" not in strategies:
+        strategies["then"] = st.none() | GRADIENTS
 
     def decorate(function: Callable) -> Callable:
         @rule(**strategies)
         @functools.wraps(function)
-        def run(self: Any, **values: Any) -> None:
+        def run(self: Any, then: Any = None, **values: Any) -> None:
             self.tally[function.__name__] += 1
             function(self, **values)
+            if then is not None:
+                self.only_what_may_change_has_changed()
+                self.advance(self.gradients(then))
 
         return run
 

@@ -27,11 +27,11 @@ class Training(Books):
     @counted(how=GRADIENTS, often=st.integers(1, 4))
     def step(self, how: dict[str, Any], often: int) -> None:
         for k in range(often):
-            self._advance(self._gradients(how | {"seed": how["seed"] + k}))
+            self.advance(self.gradients(how | {"seed": how["seed"] + k}))
 
     @counted(how=GRADIENTS)
     def step_with_a_closure(self, how: dict[str, Any]) -> None:
-        grads = self._gradients(how)
+        grads = self.gradients(how)
 
         def closure() -> float:
             assert torch.is_grad_enabled()
@@ -42,21 +42,21 @@ class Training(Books):
             self._offer({})
             assert self.opt.step(closure) == 7.0
 
-        self._advance(grads, step)
+        self.advance(grads, step)
 
     @counted()
     def step_without_gradients(self) -> None:
-        self._advance({})
+        self.advance({})
 
     @counted(how=GRADIENTS)
     def step_along_zeros(self, how: dict[str, Any]) -> None:
-        self._advance({i: torch.zeros_like(g) for i, g in self._gradients(how).items()})
+        self.advance({i: torch.zeros_like(g) for i, g in self.gradients(how).items()})
 
     @counted(how=GRADIENTS, overflows=st.booleans(), scale=st.sampled_from([2.0**10, 2.0**-3]))
     def step_with_a_scaler(self, how: dict[str, Any], overflows: bool, scale: float) -> None:
         """Powers of two scale without rounding. Unscaling in place needs memory of its own, in the weights' dtype."""
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        grads = self._gradients(how, "plain")
+        grads = self.gradients(how, "plain")
         if not grads:
             return
 
@@ -66,7 +66,7 @@ class Training(Books):
             scaler.update()
 
         if not overflows:
-            self._advance(grads, scaled, scale)
+            self.advance(grads, scaled, scale)
             return
         which = next((g for g in grads.values() if g.numel()), None)
         if which is not None:
@@ -105,17 +105,21 @@ class Training(Books):
         group=st.integers(0, 4),
         option=st.sampled_from(
             [("lr", 0.02), ("lr", 0.0), ("weight_decay", 0.3), ("kappa", 0.7), ("radius_lr", 0.02), ("radius_lr", 0.0),
-             ("gradient", "exact"), ("gradient", "paper"), ("betas", (0.7, 0.95)), ("momentum", 0.6), ("momentum", 0.0)]
+             ("gradient", "exact"), ("gradient", "paper"), ("momentum", 0.6), ("momentum", 0.0)]
         ),
     )  # fmt: skip
     def change_an_option(self, group: int, option: tuple[str, Any]) -> None:
         k, (name, value) = group % len(self.groups), option
-        if name in BALL:
-            self.opt.param_groups[k][name] = self.own[k][name] = value
-        elif name in ("lr", "weight_decay") or (
-            name in self.plain.param_groups[k] and self.native and not self.plan["momentum"][2]
-        ):
-            self.opt.param_groups[k][name] = self.plain.param_groups[k][name] = value
+        if name == "momentum" and "betas" in self.plain.defaults:
+            name, value = "betas", (value, 0.95)
+        if name == "momentum" and not self._momentum_may_change():
+            return
+        mine = self.own[k] if name in BALL else self.plain.param_groups[k]
+        self.opt.param_groups[k][name] = mine[name] = value
+
+    def _momentum_may_change(self) -> bool:
+        """torch's bases make no buffer later, and nesterov needs one."""
+        return self.native and not ("sgd" in self.plan["kind"] and self.plan["momentum"][2])
 
     @counted(execution=st.sampled_from(EXECUTIONS))
     def switch_the_execution(self, execution: str) -> None:
@@ -140,7 +144,7 @@ class Training(Books):
     def _schedule(self, opt: torch.optim.Optimizer) -> Any:
         if self.kind == "LambdaLR":
             return torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1 / (1 + t))
-        cycles = self.native and not self.plan["momentum"][2]  # torch's bases make no buffer later
+        cycles = self._momentum_may_change()
         return torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=1000, cycle_momentum=cycles)
 
     # -- the parameters ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def test_whatever_is_done_in_whatever_order_equals_the_reference():
     thorough = settings.default.max_examples > 100
     tally: Counter[str] = Counter()
     runs = settings(
-        max_examples=2000 if thorough else 100,
+        max_examples=3000 if thorough else 120,
         stateful_step_count=42,
         report_multiple_bugs=False,  # each of them is made small, which takes minutes
         suppress_health_check=list(HealthCheck),
