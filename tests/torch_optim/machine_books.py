@@ -16,13 +16,13 @@ from torch import Tensor
 import hyperopt_ftp as hft
 
 from .machine_plan import (
-    BALL,
     BASES,
     BF16,
     F32,
     F64,
     FLAGS,
     FREE,
+    OPTIONS,
     PLANS,
     SHAPES,
     UNSHARED,
@@ -70,7 +70,7 @@ class Books(RuleBasedStateMachine):
             self._enter(where, True)
         self.opt = self._subject()
         self.plain = self._plain()
-        self.own = [{name: plan[name] for name in (*BALL, "lean")} for _ in self.groups]
+        self.own = [{name: plan[name] for name in (*OPTIONS, "lean")} for _ in self.groups]
         self.schedules: list[Any] = []
         self.ran = self.execution
 
@@ -124,7 +124,7 @@ class Books(RuleBasedStateMachine):
         """An optimizer as the plan says, over the groups that there are."""
         plan = self.plan
         exclude: Any = {"nothing": (), "pattern": "free.*", "tensors": [self.params[i] for i in FREE if i < 3]}
-        own = {name: plan[name] for name in (*BALL, "anchor_dtype", "save_anchor")}
+        own = {name: plan[name] for name in (*OPTIONS, "anchor_dtype", "save_anchor")}
         own |= {"anchor": self.given, "exclude": exclude[plan["exclude"]]}
         whole = [{"params": self._of(where)} | ({} if held else {"constrained": False}) for where, held in self.groups]
         if self.native:

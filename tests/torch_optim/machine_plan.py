@@ -27,7 +27,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True, "fused": None},
     "fused_cpu": {"foreach": None, "fused": True},
 }
-BALL = ("radius_lr", "kappa", "norm", "gradient")
+#: Of the class itself, not of its base.
+OPTIONS = ("radius_lr", "kappa", "norm", "gradient")
 UNSHARED = ("params", "capturable", "differentiable", "decoupled_weight_decay")  # of torch's groups
 FLAT = {F64: torch.int64, F32: torch.int32, BF16: torch.int16, torch.int64: torch.int64}
 
@@ -40,7 +41,7 @@ PLANS = st.fixed_dictionaries(
         "shapes": st.permutations(SHAPES),
         "anchor": st.sampled_from(["start", "zero", "dict", "state_dict", "file"]),
         "anchor_dtype": st.sampled_from([None, BF16]),
-        "save_anchor": st.booleans(),
+        "save_anchor": st.sampled_from([True, False]),
         "exclude": st.sampled_from(["nothing", "pattern", "tensors"]),
         "named": st.booleans(),
         "groups": st.integers(1, 2),

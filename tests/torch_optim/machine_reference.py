@@ -19,6 +19,7 @@ from hyperopt_ftp.optimizers.adam import AdamState
 from hyperopt_ftp.optimizers.sgd import SGDState
 from hyperopt_ftp.projections import FLOOR, largest, per_row, rescaled, row_norm
 
+#: State of a constrained parameter, beside its counts.
 BALL = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq")
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 

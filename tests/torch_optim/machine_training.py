@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from torch import Tensor
 
-from hyperopt_ftp.torch_optim.anchored import KEYS
-
 from .machine_books import Books
-from .machine_plan import BALL, BF16, F32, F64, GRADIENTS, SHAPES, counted, kept
+from .machine_plan import BF16, F32, F64, GRADIENTS, OPTIONS, SHAPES, counted, kept
+from .machine_reference import BALL
 from .test_classes import EXECUTIONS
 
 
@@ -95,7 +94,7 @@ class Training(Books):
             return
         self.opt.add_param_group(group)
         self.plain.add_param_group({"params": [self.twins[i]]} | base)
-        own = {name: self.plan[name] for name in (*BALL, "lean")}
+        own = {name: self.plan[name] for name in (*OPTIONS, "lean")}
         self.own.append(own | ({} if radius_lr is None else {"radius_lr": radius_lr}))
         self.groups.append(([i], whole))
         self._enter([i], whole)
@@ -114,7 +113,7 @@ class Training(Books):
             name, value = "betas", (value, 0.95)
         if name == "momentum" and not self._momentum_may_change():
             return
-        mine = self.own[k] if name in BALL else self.plain.param_groups[k]
+        mine = self.own[k] if name in OPTIONS else self.plain.param_groups[k]
         self.opt.param_groups[k][name] = mine[name] = value
 
     def _momentum_may_change(self) -> bool:
@@ -206,5 +205,5 @@ class Training(Books):
 
     def _cast(self, state: dict[str, Any], dtype: torch.dtype) -> None:
         for name, value in state.items():
-            if isinstance(value, Tensor) and name not in (*KEYS, "anchor", "step"):
+            if isinstance(value, Tensor) and name not in (*BALL, "radius_step", "anchor", "step"):
                 state[name] = value.to(dtype)
