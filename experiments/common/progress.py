@@ -30,7 +30,7 @@ class Progress:
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]:<12}"),
+            TextColumn("{task.fields[note]:<24}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),

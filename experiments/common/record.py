@@ -19,11 +19,22 @@ def environment(packages: tuple[str, ...]) -> dict:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in ("torch", "hyperopt_ftp", *packages)},
         "git_commit": _git("rev-parse", "--verify", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        name = ""
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (name or platform.processor() or platform.machine()) + device
 
 
 def _version(package: str) -> str | None:

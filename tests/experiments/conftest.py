@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from experiments.classification.cli import main
+from experiments.common.methods import METHODS
 from experiments.common.progress import Progress
 
 # 48 emoji: 16 for each part, so 2 steps in an epoch of fine-tuning and 2 in one of the anchor.
@@ -72,6 +73,17 @@ def finished(shared_folder: Path) -> Path:
         patch.chdir(shared_folder)
         assert Workplace(shared_folder).command("--epochs", "2", "--out", "runs/finished").status == 0
     return shared_folder / "runs" / "finished"
+
+
+@pytest.fixture(scope="session")
+def everything(shared_folder: Path) -> Path:
+    """The folder of a run of one epoch with every method there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shared_folder)
+        done = Workplace(shared_folder).command("--method", *METHODS, "--out", "runs/everything")
+        assert done.status == 0
+        (shared_folder / "runs" / "everything.txt").write_text(done.text)
+    return shared_folder / "runs" / "everything"
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,22 @@ def refused(workplace, capsys: pytest.CaptureFixture[str], *arguments: str) -> s
         (["--anchor-lr", "-1"], "--anchor-lr -1.0"),
         (["--weight-decay", "-0.1"], "--weight-decay -0.1: must be a number of at least 0"),
         (["--radius-lr", "nan"], "--radius-lr nan"),
+        (["--lrs", "0.1", "0.1"], "--lrs 0.1 0.1: give different numbers above 0"),
+        (["--lrs", "0.1", "0"], "--lrs 0.1 0.0: give different numbers above 0"),
+        (["--lrs", "nan"], "--lrs nan: give different numbers above 0"),
+        (["--labels", "0"], "--labels 0.0: must be above 0 and at most 1"),
+        (["--labels", "1.1"], "--labels 1.1"),
+        (["--labels", "nan"], "--labels nan"),
+        (["--labels", "0.99"], "too few pictures to hold out a share of 0.01 of 16"),
+        (["--validation", "0"], "--validation 0.0: must lie between 0 and 1, both excluded"),
+        (["--validation", "1"], "--validation 1.0"),
+        (["--validation", "nan"], "--validation nan"),
+        (["--method", "tpgm", "--validation", "0.01"], "too few pictures to hold out a share of 0.01 of 16"),
+        (["--method", "ftp", "wise"], "--method wise is made of the weights of adamw; give both"),
+        (["--wise", "-0.1"], "--wise -0.1: must lie between 0 and 1"),
+        (["--wise", "nan"], "--wise nan"),
+        (["--strong-decay", "-1"], "--strong-decay -1.0: must be a number of at least 0"),
+        (["--strong-decay", "inf"], "--strong-decay inf"),
         (["--kappa", "1.5"], "--kappa 1.5: must lie between 0 and 1"),
         (["--kappa", "nan"], "--kappa nan"),
         (["--seeds", "0", "0"], "--seeds 0 0: give different integers"),
@@ -117,8 +133,8 @@ def test_folders_of_ones_own(workplace, tmp_path):
     content = json.loads(Path("runs/own/metrics.json").read_text())
     assert (content["data"]["domains"], content["data"]["id_domain"]) == (["paint", "photo"], "photo")
     result = content["results"]["ftp-seed0"]
-    assert result["id"] == result["accuracy"]["photo"]
-    assert result["ood"] == result["accuracy"]["paint"]
+    assert result["id"] == result["scores"]["photo"]
+    assert result["ood"] == result["scores"]["paint"]
 
 
 def test_changed_pictures(workplace, capsys, tmp_path):
@@ -126,7 +142,7 @@ def test_changed_pictures(workplace, capsys, tmp_path):
     arguments = ("--limit", "12", "--data-root", str(root), "--method", "linear", "--out", str(tmp_path / "run"))
     assert workplace.command(*arguments, "--seeds", "0", "1", interrupt=("linear, seed 1", 1)).status == 130
     capsys.readouterr()
-    Image.new("RGB", (9, 9)).save(root / "photo" / "cat" / "0.png")
+    Image.new("RGB", (9, 9)).save(root / "paint" / "cat" / "0.png")  # in paint every picture is used
     error = refused(workplace, capsys, *arguments, "--seeds", "0", "1")
     assert "the pictures changed" in error
 

@@ -18,22 +18,33 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def numbers(folder: Path) -> dict:
-    """Everything a run measured except times."""
+    """Everything a run measured except times and memory."""
     content = json.loads((folder / "metrics.json").read_text())
     assert content["status"] == "finished"
     results = {
-        name: {key: value for key, value in result.items() if key != "seconds"}
+        name: {key: value for key, value in result.items() if key not in ("seconds", "images_per_second", "peak_mib")}
         for name, result in content["results"].items()
     }
     radii = {file.name: file.read_text() for file in sorted((folder / "radii").glob("*.json"))}
-    return {"results": results, "radii": radii, "anchor": content["anchor"]["accuracy"]}
+    steps = {file.name: steps_without_times(file) for file in sorted((folder / "steps").glob("*.csv"))}
+    anchor = {"scores": content["anchor"]["scores"], "rates": content["rates"]}
+    return {"results": results, "radii": radii, "steps": steps, **anchor}
+
+
+def steps_without_times(file: Path) -> list[list[str]]:
+    header, *rows = [line.split(",") for line in file.read_text().splitlines()]
+    assert header == ["step", "loss", "right", "lr", "seconds"]
+    return [row[:-1] for row in rows]
 
 
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
+        a, b = ({key: value for key, value in x.items() if key != "seconds"} for x in (a, b))
+        if "log" in a and "log" in b:  # seconds come last in each row
+            a, b = (x | {"log": [row[:-1] for row in x["log"]]} for x in (a, b))
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -41,8 +52,9 @@ def same(a, b) -> bool:
 
 def test_what_a_run_leaves(workplace, finished):
     files = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
-    figures = {"accuracy.png", "pictures.png", "radii.png"}
-    assert files == figures | {"metrics.json", "report.md", "checkpoint.pt", "radii/ftp-seed0.json"}
+    figures = {"scores.png", "trade-off.png", "pictures.png", "radii-ftp.png"}
+    steps = {f"steps/{method}-seed0.csv" for method in ("adamw", "ftp", "linear")}
+    assert files == figures | steps | {"metrics.json", "report.md", "checkpoint.pt", "radii/ftp-seed0.json"}
     content = json.loads((finished / "metrics.json").read_text())
     assert content["config"]["limit"] == 48
     assert content["environment"]["packages"]["torch"]
@@ -50,9 +62,9 @@ def test_what_a_run_leaves(workplace, finished):
     assert set(content["results"]) == {"adamw-seed0", "ftp-seed0", "linear-seed0"}
     for result in content["results"].values():
         assert result["steps"] == 4
-        assert set(result["accuracy"]) == {"Twemoji", "OpenMoji", "Noto outline"}
-        assert result["id"] == result["accuracy"]["Twemoji"]
-        assert result["ood"] == pytest.approx((result["accuracy"]["OpenMoji"] + result["accuracy"]["Noto outline"]) / 2)
+        assert set(result["scores"]) == {"Twemoji", "OpenMoji", "Noto outline"}
+        assert result["id"] == result["scores"]["Twemoji"]
+        assert result["ood"] == pytest.approx((result["scores"]["OpenMoji"] + result["scores"]["Noto outline"]) / 2)
     report = (finished / "report.md").read_text()
     assert all(name in report for name in ("FTPAdamW", "linear probe", *figures))
     assert [path.name for path in Path().iterdir()] == ["runs"]  # nothing else below the current directory
@@ -75,9 +87,10 @@ def test_a_run_stopped_in_every_training_ends_with_the_same_numbers(workplace, f
     second = workplace.command(*arguments, interrupt=("ftp, seed 0", 3))
     assert (second.status, second.trainings) == (130, ["adamw, seed 0", "ftp, seed 0"])
     saved = checkpoint.load(stopped / "checkpoint.pt")
-    assert saved["identity"]["method"] == "ftp"
+    assert saved["identity"]["training"] == "ftp, seed 0"
     assert saved["training"]["progress"]["step"] == 2
     assert len(saved["training"]["progress"]["observed"]) == 2
+    assert [row[0] for row in saved["training"]["progress"]["log"]] == [1, 2]
     third = workplace.command(*arguments, interrupt=("linear, seed 0", 4))
     assert (third.status, third.trainings) == (130, ["ftp, seed 0", "linear, seed 0"])
     last = workplace.command(*arguments)
@@ -146,7 +159,7 @@ def test_plain_imagenet_weights_leave_the_head_free(workplace, finished):
 
 def test_the_linear_probe_moves_the_head_alone_and_batch_norm_keeps_its_statistics(cache, finished):
     saved = checkpoint.load(finished / "checkpoint.pt")
-    assert saved["identity"]["method"] == "linear"
+    assert saved["identity"]["training"] == "linear, seed 0"
     probe, pretrained = saved["training"]["model"], Classifier(8, 64, 0.0).state_dict()
     anchors = [checkpoint.load(file)["model"] for file in cache.glob("anchor-*.pt")]
     moved = [{name for name in probe if not torch.equal(anchor[name], probe[name])} for anchor in anchors]

@@ -12,15 +12,17 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from experiments.classification.anchor import anchor_file, recipe
-from experiments.classification.config import Config, digest
-from experiments.classification.data import PARTS, SHARES, limit_items, split
+from experiments.classification.config import Config
+from experiments.classification.data import PARTS, SHARES, Pictures, hold_out, limit_items, split
 from experiments.classification.emoji import CLASSES, STYLES, emoji_pictures, group_name
 from experiments.classification.model import Classifier
-from experiments.classification.report import estimate
+from experiments.classification.task import ClassificationTask, with_validation
 from experiments.common import checkpoint
+from experiments.common.anchor import anchor_file, recipe
 from experiments.common.augment import flip_and_shift
 from experiments.common.errors import InputError
+from experiments.common.estimate import estimate
+from experiments.common.options import digest
 
 
 @pytest.fixture
@@ -120,6 +122,7 @@ def test_cached_emoji_equal_drawn_ones(emoji, cache, quiet, monkeypatch):
 CHANGES = {
     "anchor_epochs": 3,
     "anchor_lr": 1e-3,
+    "anchor_head": 2.0,
     "anchor_weight_decay": 0.0,
     "anchor_batch_size": 8,
     "dropout": 0.0,
@@ -128,24 +131,94 @@ CHANGES = {
 }
 
 
+def task_of(parts: dict[str, Pictures], config: Config) -> ClassificationTask:
+    device = torch.device(config.device)
+    return ClassificationTask(parts, 0, dropout=config.dropout, shift=config.shift, device=device)
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Config)])
 def test_the_digest_changes_with_the_recipe_alone(emoji, name, tmp_path):
-    few = limit_items(emoji, 24, seed=0)
+    parts = split(limit_items(emoji, 24, seed=0), seed=0)
     base = Config()
     others = {"methods": ("ftp",), "seeds": (7,), "anchor": "imagenet", "gradient": "exact"}
     value = CHANGES.get(name, others.get(name, 5))
-    changed = anchor_file(replace(base, **{name: value}), few, tmp_path) != anchor_file(base, few, tmp_path)
-    assert changed == (name in CHANGES)
+    one, other = (
+        anchor_file(config, task_of(parts, config), tmp_path) for config in (base, replace(base, **{name: value}))
+    )
+    assert (one != other) == (name in CHANGES)
 
 
 def test_the_digest_changes_with_the_pictures(emoji):
-    few = limit_items(emoji, 24, seed=0)
-    digests = {digest(recipe(Config(), few))}
-    for name in ("images", "labels", "domains"):
-        changed = getattr(few, name).clone()
-        changed.view(-1)[0] += 1
-        digests.add(digest(recipe(Config(), replace(few, **{name: changed}))))
-    assert len(digests) == 4
+    parts = split(limit_items(emoji, 24, seed=0), seed=0)
+    config = Config()
+
+    def digests(part: str) -> set[str]:
+        found = {digest(recipe(config, task_of(parts, config)))}
+        for name in ("images", "labels", "domains"):
+            changed = getattr(parts[part], name).clone()
+            changed.view(-1)[0] += 1
+            others = parts | {part: replace(parts[part], **{name: changed})}
+            found.add(digest(recipe(config, task_of(others, config))))
+        return found
+
+    assert len(digests("pretrain")) == 4
+    assert len(digests("finetune")) == len(digests("test")) == 1
+
+
+def test_the_digest_changes_with_the_task(emoji, tmp_path):
+    task = task_of(split(limit_items(emoji, 24, seed=0), seed=0), Config())
+    before = anchor_file(Config(), task, tmp_path)
+    task.name = "another"
+    assert anchor_file(Config(), task, tmp_path) != before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_what_is_held_out_shares_no_group_with_what_stays(emoji, share):
+    pictures = split(emoji, seed=0)["finetune"].of_domain(0)
+    stays, out = hold_out(pictures, share, seed=3)
+    assert not set(stays.groups) & set(out.groups)
+    assert sorted(stays.items + out.items) == sorted(pictures.items)
+    assert len(out.items) == pytest.approx(share * len(pictures.items), abs=12)  # half the largest group, a clock's
+    assert set(stays.labels.tolist()) == set(range(8))
+    again = hold_out(pictures, share, seed=3)
+    assert [part.items for part in again] == [stays.items, out.items]
+    assert hold_out(pictures, share, seed=4)[1].items != out.items
+
+
+def test_small_parts_are_held_out_of_as_well(emoji):
+    pictures = split(limit_items(emoji, 48, seed=0), seed=0)["finetune"].of_domain(0)
+    assert Counter(pictures.labels.tolist()) == dict.fromkeys(range(8), 2)
+    stays, out = hold_out(pictures, 0.2, seed=0)
+    assert (len(stays.items), len(out.items)) == (13, 3)
+    stays, out = hold_out(pictures, 0.9, seed=0)
+    assert Counter(stays.labels.tolist()) == Counter(out.labels.tolist()) == dict.fromkeys(range(8), 1)
+    with pytest.raises(InputError, match="hold out a share of 0.01 of 16"):
+        hold_out(pictures, 0.01, seed=0)
+    with pytest.raises(InputError, match="hold out a share of 0.5 of 8"):
+        hold_out(stays, 0.5, seed=0)
+
+
+@pytest.mark.parametrize(("limit", "labels", "count"), [(48, 0.5, 8), (48, 0.1, 8), (96, 0.75, 24), (96, 0.9, 29)])
+def test_fewer_labels_of_every_class(emoji, limit, labels, count):
+    parts = split(limit_items(emoji, limit, seed=0), seed=0)
+    cut = with_validation(parts, 1, labels=labels, validation=0, seed=0)
+    assert cut.keys() == parts.keys()
+    assert len(cut["finetune"].items) == count
+    assert set(cut["finetune"].labels.tolist()) == set(range(8))
+    assert set(cut["finetune"].domains.tolist()) == {1}
+    assert set(cut["finetune"].items) < set(parts["finetune"].items)
+    assert cut["pretrain"] is parts["pretrain"]
+    assert cut["test"] is parts["test"]
+
+
+def test_train_and_validation_are_two_parts_of_finetune(emoji):
+    parts = with_validation(split(emoji, seed=0), 0, labels=0.5, validation=0.2, seed=0)
+    train, validation, finetune = (parts[part] for part in ("train", "validation", "finetune"))
+    assert sorted(train.items + validation.items) == sorted(finetune.items)
+    for other in ("train", "pretrain", "test"):
+        assert not set(validation.groups) & set(parts[other].groups)
+    assert len(validation.items) == pytest.approx(0.2 * len(finetune.items), abs=12)
+    assert set(train.labels.tolist()) == set(range(8))
 
 
 def test_augmentation_moves_and_mirrors_whole_pictures():

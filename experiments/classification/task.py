@@ -1,0 +1,81 @@
+"""Which class is in the picture? Trained on one domain, tested in all."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.classification.data import Pictures, hold_out
+from experiments.classification.model import Classifier, accuracy
+from experiments.common.augment import flip_and_shift
+from experiments.common.options import digest
+from experiments.common.task import Part
+
+
+def with_validation(
+    parts: dict[str, Pictures], id_domain: int, *, labels: float, validation: float, seed: int
+) -> dict[str, Pictures]:
+    """`finetune` in the domain that is fine-tuned on, cut to a share of its items.
+
+    Of it, `validation` is the share that is held out from `train`; with 0 there are no such parts.
+    """
+    finetune = parts["finetune"].of_domain(id_domain)
+    if labels < 1:
+        finetune = hold_out(finetune, 1 - labels, seed)[0]
+    parts = {**parts, "finetune": finetune}
+    if validation:
+        parts["train"], parts["validation"] = hold_out(finetune, validation, seed + 1)
+    return parts
+
+
+class ClassificationTask:
+    """A `Task` over pictures in memory."""
+
+    name = "classification"
+    metric = "accuracy"
+
+    def __init__(
+        self, pictures: dict[str, Pictures], id_domain: int, *, dropout: float, shift: int, device: torch.device
+    ) -> None:
+        self.pictures, self.id_domain = pictures, id_domain
+        self.dropout, self.shift, self.device = dropout, shift, device
+        names = pictures["test"].domain_names
+        others = tuple(name for number, name in enumerate(names) if number != id_domain)
+        self.columns: Mapping[str, tuple[str, ...]] = {
+            "id": (names[id_domain],), **{name: (name,) for name in others}, "ood": others
+        }  # fmt: skip
+        self.titles: Mapping[str, str] = {"id": f"ID: {names[id_domain]}", "ood": "OOD mean"}
+        self.parts: Mapping[str, Part] = {
+            part: Part(len(some.items), partial(self._draw, some)) for part, some in pictures.items() if part != "test"
+        }
+
+    def _draw(self, pictures: Pictures, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return flip_and_shift(pictures.images[chosen], generator, self.shift), pictures.labels[chosen]
+
+    def fingerprint(self) -> str:
+        return "-".join(part.fingerprint() for part in self.pictures.values())
+
+    def pretrain_fingerprint(self) -> str:
+        drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": self.shift}
+        return digest(drawn)
+
+    def new_model(self) -> Classifier:
+        test = self.pictures["test"]
+        return Classifier(len(test.classes), test.images.shape[-1], self.dropout).to(self.device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        return (outputs.argmax(dim=1) == targets).float().mean().item()
+
+    def validate(self, model: nn.Module) -> float:
+        held_out = self.pictures["validation"]
+        return accuracy(model, held_out.images, held_out.labels, self.device)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        test = self.pictures["test"]
+        shown = {name: test.of_domain(number) for number, name in enumerate(test.domain_names)}
+        return {name: accuracy(model, some.images, some.labels, self.device) for name, some in shown.items()}

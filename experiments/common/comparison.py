@@ -1,0 +1,204 @@
+"""Methods side by side on one task: make the anchor, choose learning rates, fine-tune, test, record."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.common import checkpoint
+from experiments.common.anchor import anchor_file, make_anchor
+from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
+from experiments.common.loop import STEP, Training
+from experiments.common.memory import peak, reset_peak
+from experiments.common.methods import FOLLOWS, METHODS, free_parameters, interpolated
+from experiments.common.network import Network
+from experiments.common.record import RunRecord
+from experiments.common.step_log import write_steps
+from experiments.common.task import Part, summed_up
+from experiments.common.trainer import Trainer, steps_of
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model after a training, and the training's own facts."""
+
+    model: Network
+    training: Training | Outcome
+    radii: dict | None  # layers, steps, radii by step and layer
+
+
+class Comparison:
+    """All trainings of a run; `folder` is the run's."""
+
+    def __init__(self, trainer: Trainer, start: Weights, folder: Path) -> None:
+        self.trainer, self.options, self.task = trainer, trainer.options, trainer.task
+        self.start, self.folder = start, folder
+
+    def _part(self, method: str, choosing: bool) -> Part:
+        return self.task.parts["train" if choosing or METHODS[method].validates else "finetune"]
+
+    def steps(self, method: str, choosing: bool = False) -> int:
+        """Equal for all methods, whatever part they train on; fewer while a learning rate is chosen."""
+        part = self.task.parts["train" if choosing else "finetune"]
+        return steps_of(part, self.options.epochs, self.options.batch_size)
+
+    def fit(self, method: str, seed: int, lr: float, name: str, choosing: bool = False) -> Fitted:
+        """One training from the anchor."""
+        options, model = self.options, self.task.new_model()
+        model.load_state_dict(dict(self.start))
+        file = self.folder / "checkpoint.pt"
+        identity = {"training": name, "config": options.as_dict()}
+        make = METHODS[method].optimizer
+        if make is None:
+            return self._fit_radii(model, method, seed, lr, name, choosing)
+        optimizer = make(model, options, lr)
+        radii = getattr(optimizer, "radii", None)
+        training = self.trainer.train(
+            name,
+            model,
+            optimizer,
+            self._part(method, choosing),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=seed,
+            file=file,
+            identity=identity,
+            observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
+        )
+        seen = None
+        if radii is not None:
+            rows = [[float(f"{value:.5g}") for value in row] for row in training.observed]
+            seen = {"layers": list(radii()), "steps": training.observed_at, "radii": rows}
+        return Fitted(model, training, seen)
+
+    def _fit_radii(self, model: Network, method: str, seed: int, lr: float, name: str, choosing: bool) -> Fitted:
+        options, trainer = self.options, self.trainer
+        done = [0]
+
+        def count(steps: int) -> None:
+            done[0] += steps
+            trainer.advance(steps)
+            if trainer.on_step is not None:
+                trainer.on_step(name, done[0])
+
+        torch.manual_seed(seed)
+        prefixes = tuple(pattern.removesuffix("*") for pattern in free_parameters(model, options))
+        names = [n for n, _ in model.named_parameters()]
+        free = [n for n in names if n.startswith(prefixes)] if prefixes else []
+        outcome = fit_radii(
+            model,
+            self.task,
+            Radii(radius_lr=options.radius_lr),
+            free=free,
+            train=self._part(method, choosing),
+            outer=self.task.parts["validation"],
+            lr=lr,
+            weight_decay=options.weight_decay,
+            steps=self.steps(method, choosing),
+            batch_size=options.batch_size,
+            seed=seed,
+            file=self.folder / "checkpoint.pt",
+            identity={"training": name, "config": options.as_dict()},
+            save_every=math.ceil(self._part(method, choosing).count / options.batch_size),
+            progress=trainer.progress,
+            description=name,
+            on_step=count,
+        )
+        for step, *values in outcome.log:
+            known = {what: value for what, value in zip(STEP[1:], values, strict=True) if math.isfinite(value)}
+            trainer.board.add(name, int(step), known)
+        layers = [n for n in names if n not in free]
+        return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
+
+    def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
+        """Try the next learning rate into `tried`, or None when there is none left."""
+        left = [lr for lr in self.options.lrs if str(lr) not in tried]
+        if not left:
+            return None
+        fitted = self.fit(method, self.options.seeds[0], left[0], f"{method}, lr {left[0]}", choosing=True)
+        tried[str(left[0])] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
+        return left[0]
+
+    def fine_tune(self, method: str, seed: int, lr: float) -> dict[str, dict]:
+        """Results of one training by name: its own, and those of methods made of its weights."""
+        device = torch.device(self.options.device)
+        reset_peak(device)
+        fitted = self.fit(method, seed, lr, f"{method}, seed {seed}")
+        training, mib = fitted.training, peak(device)
+        name = f"{method}-seed{seed}"
+        write_steps(self.folder / "steps" / f"{name}.csv", training.log)
+        if fitted.radii is not None:
+            checkpoint.write_text(self.folder / "radii" / f"{name}.json", json.dumps(fitted.radii) + "\n")
+        epochs = getattr(training, "epoch", None)
+        examples = training.step * self.options.batch_size
+        if epochs is not None:  # the last batch of an epoch is smaller
+            examples = epochs * self._part(method, False).count
+        result = {
+            "method": method,
+            "seed": seed,
+            "lr": lr,
+            **self._tested(fitted.model),
+            "diverged": training.diverged,
+            "steps": training.step,
+            "seconds": round(training.seconds, 1),
+            "images_per_second": round(examples / training.seconds, 1) if training.seconds else None,
+            "peak_mib": round(mib),
+        }
+        if isinstance(training, Training):
+            result["losses"] = training.losses
+        found = {name: result}
+        for follower, of in FOLLOWS.items():
+            if of == method and follower in self.options.methods:
+                mixed = self.task.new_model()
+                mixed.load_state_dict(interpolated(self.start, fitted.model.state_dict(), self.options.wise))
+                own = {"method": follower, "seed": seed, "lr": lr, **self._tested(mixed)}
+                found[f"{follower}-seed{seed}"] = result | own
+        return found
+
+    def _tested(self, model: Network) -> dict:
+        scores = self.task.test(model)
+        return {"scores": scores, **summed_up(self.task, scores)}
+
+
+def trained(methods: tuple[str, ...]) -> list[str]:
+    return [method for method in methods if method not in FOLLOWS]
+
+
+def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
+    """Do what is left of a run; after every training the record is saved."""
+    options, task = trainer.options, trainer.task
+    methods, rates = trained(options.methods), record.content.setdefault("rates", {})
+    left = [(method, seed) for seed in options.seeds for method in methods]
+    left = [(method, seed) for method, seed in left if f"{method}-seed{seed}" not in record.results]
+    planned = Comparison(trainer, {}, record.folder)
+    to_do = sum(planned.steps(method) for method, _ in left)
+    for method in methods:
+        tried = rates.setdefault(method, {})
+        to_do += sum(planned.steps(method, choosing=True) for lr in options.lrs if str(lr) not in tried)
+    if options.anchor == "styles" and not anchor_file(options, task, cache).exists():
+        to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
+    trainer.show_whole(to_do)
+    record.save()  # before the work, should it not be allowed; and what lies in the folder from now on is this run's
+    start, record.content["anchor"] = make_anchor(trainer, cache)
+    comparison = Comparison(trainer, start, record.folder)
+    record.save()
+    for method in methods:
+        while comparison.choose_lr(method, rates[method]) is not None:
+            record.save()
+    for method, seed in left:
+        tried = rates[method]
+        lr = float(max(tried, key=partial(_score, tried))) if tried else options.lr
+        record.results.update(comparison.fine_tune(method, seed, lr))
+        record.save()
+
+
+def _score(tried: dict[str, float], lr: str) -> tuple[float, float]:
+    """Of two equally good learning rates the smaller one is taken."""
+    return tried[lr], -float(lr)

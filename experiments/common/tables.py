@@ -1,0 +1,185 @@
+"""What a comparison says at its end: means over seeds, the table, report.md and the figures."""
+
+import json
+from collections.abc import Callable, Mapping
+from statistics import mean
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import checkpoint
+from experiments.common.estimate import estimate, shown
+from experiments.common.figures import grouped_bars, heat_map, trade_off
+from experiments.common.methods import title
+from experiments.common.record import RunRecord
+from experiments.common.task import Task
+
+ANCHOR = "anchor"
+SUMS = ("id", "ood", "corrupted")
+FACTS = ("seconds", "images_per_second", "peak_mib")
+
+
+def summarise(content: dict, task: Task) -> dict:
+    """Means over the seeds, and the paired difference of every method to AdamW."""
+    config, results = content["config"], content["results"]
+
+    def over_seeds(method: str, pick: Callable[[dict], float]) -> list[float]:
+        return [pick(results[f"{method}-seed{seed}"]) for seed in config["seeds"]]
+
+    columns = list(task.columns)
+    rows: dict[str, dict] = {}
+    if "scores" in content["anchor"]:
+        rows[ANCHOR] = {"columns": {name: (content["anchor"][name], None) for name in columns}}
+    for method in config["methods"]:
+        rows[method] = {
+            "columns": {name: estimate(over_seeds(method, lambda result, n=name: result[n])) for name in columns},
+            **{fact: mean(over_seeds(method, lambda result, f=fact: result[f] or 0.0)) for fact in FACTS},
+            "lr": results[f"{method}-seed{config['seeds'][0]}"]["lr"],
+            "diverged": sum(over_seeds(method, lambda result: result["diverged"])),
+        }
+    differences = {}
+    if "adamw" in config["methods"]:
+        for method in config["methods"]:
+            if method != "adamw":
+                differences[method] = {
+                    name: estimate(
+                        [
+                            own - plain
+                            for own, plain in zip(
+                                over_seeds(method, lambda result, n=name: result[n]),
+                                over_seeds("adamw", lambda result, n=name: result[n]),
+                                strict=True,
+                            )
+                        ]
+                    )
+                    for name in ("id", "ood")
+                }
+    shared = {"metric": task.metric, "columns": columns, "titles": dict(task.titles)}
+    return {"summary": {"methods": rows, "minus_adamw": differences, **shared}}
+
+
+def table_of(summary: Mapping, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text; `narrow`: of many columns those alone that sum up others."""
+    columns, titles = summary["columns"], summary["titles"]
+    if narrow and len(columns) > 5:
+        columns = [name for name in columns if name in SUMS]
+    header = ["method", *(titles.get(name, name) for name in columns), "lr", "images/s", "peak MiB"]
+    rows = []
+    for method, row in summary["methods"].items():
+        name = title(method) + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")
+        facts = ["", "", ""]
+        if method != ANCHOR:
+            facts = [f"{row['lr']:g}", f"{row['images_per_second']:.0f}", f"{row['peak_mib']:.0f}"]
+        rows.append([name, *(shown(row["columns"][c]) for c in columns), *facts])
+    return header, rows
+
+
+def differences(summary: Mapping) -> list[str]:
+    return [
+        f"{title(method)} minus AdamW, seed by seed: OOD {shown(difference['ood'], signed=True)}, "
+        f"ID {shown(difference['id'], signed=True)} points."
+        for method, difference in summary["minus_adamw"].items()
+    ]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|---" + "|--:" * (len(header) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def show(record: RunRecord, console: Console, heading: str, setting: str) -> None:
+    """The table in the terminal."""
+    header, rows = table_of(record.content["summary"], narrow=True)
+    table = Table(title=heading)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(setting)
+    for line in differences(record.content["summary"]):
+        console.print(line)
+    console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+
+
+def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -> None:
+    """report.md with the table and the figures; `pictures` says what pictures.png, already there, shows."""
+    content, folder = record.content, record.folder
+    summary = content["summary"]
+    header, rows = table_of(summary)
+    titles, methods = summary["titles"], summary["methods"]
+    columns = summary["columns"] if len(summary["columns"]) <= 5 else [c for c in summary["columns"] if c in SUMS]
+    grouped_bars(
+        folder / "scores.png",
+        [titles.get(column, column) for column in columns],
+        {title(m): [row["columns"][column] for column in columns] for m, row in methods.items()},
+        f"{summary['metric']} (%)",
+    )
+    x, y = (f"{titles.get(column, column)}, {summary['metric']} (%)" for column in ("id", "ood"))
+    points = {title(m): (row["columns"]["id"], row["columns"]["ood"]) for m, row in methods.items()}
+    trade_off(folder / "trade-off.png", points, (x, y))
+    lines = [
+        f"# {heading}",
+        "",
+        setting,
+        "",
+        *markdown(header, rows),
+        "",
+        "Images per second and peak memory (of the whole process, data and libraries included) are those of training. "
+        "WiSE-FT is made of AdamW's weights: its cost is AdamW's.",
+        "",
+        *(f"- {line}" for line in differences(summary)),
+        "",
+        *_rates(content),
+        f"![{summary['metric']} by test set and method](scores.png)",
+        "",
+        "![What is learned in distribution against what is kept out of distribution](trade-off.png)",
+        "",
+        f"![{pictures}](pictures.png)",
+    ]
+    seed = content["config"]["seeds"][0]
+    for method in ("ftp", "tpgm"):
+        file = folder / "radii" / f"{method}-seed{seed}.json"
+        if file.exists() and (observed := json.loads(file.read_text()))["steps"]:
+            layers = [name.removeprefix("network.") for name in observed["layers"]]
+            figure = f"radii-{method}.png"
+            heat_map(folder / figure, layers, observed["steps"], observed["radii"], "radius")
+            lines += ["", f"![Radius of every layer over the steps, {title(method)}, seed {seed}]({figure})"]
+    lines += ["", *provenance(content)]
+    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+
+
+def _rates(content: dict) -> list[str]:
+    """The learning rates that were tried."""
+    tried = {method: rates for method, rates in content.get("rates", {}).items() if rates}
+    if not tried:
+        return []
+    lrs = list(next(iter(tried.values())))
+    metric = content["summary"]["metric"]
+    return [
+        f"The learning rate of each method is the best of these by {metric} (%) on held-out examples of the style that "
+        "is fine-tuned on; no other style and no test picture was looked at:",
+        "",
+        *markdown(["method", *lrs], [[title(m), *(_rate(rates[lr]) for lr in lrs)] for m, rates in tried.items()]),
+        "",
+    ]
+
+
+def _rate(score: float) -> str:
+    return "diverged" if score < 0 else f"{score:.1f}"
+
+
+def provenance(content: dict) -> list[str]:
+    """Config, versions, commit."""
+    about = content["environment"]
+    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
+    changes = " with uncommitted changes" if about["git_changes"] else ""
+    return [
+        "Config: " + ", ".join(f"{name} {value}" for name, value in content["config"].items()) + ".",
+        "",
+        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {packages}; commit "
+        f"{about['git_commit'] or 'unknown'}{changes}.",
+    ]

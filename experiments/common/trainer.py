@@ -1,0 +1,89 @@
+"""One way to train for everything that is compared: cosine schedule, checkpoint after each epoch, logs, bars."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.common.loop import Training, fit
+from experiments.common.network import Network
+from experiments.common.options import Options
+from experiments.common.progress import Progress
+from experiments.common.step_log import Board
+from experiments.common.task import Part, Task
+
+OBSERVATIONS = 200  # of the radii, at most, in one training
+
+OnStep = Callable[[str, int], None]
+
+
+def steps_of(part: Part, epochs: int, batch_size: int) -> int:
+    return epochs * math.ceil(part.count / batch_size)
+
+
+class Trainer:
+    """`on_step` is called after every step of every training with the training's name and its steps so far."""
+
+    def __init__(
+        self, options: Options, task: Task, progress: Progress, board: Board, on_step: OnStep | None = None
+    ) -> None:
+        self.options = options
+        self.task = task
+        self.progress = progress
+        self.board = board
+        self.on_step = on_step
+        self._whole = None
+
+    def show_whole(self, steps: int) -> None:
+        """Add a bar for everything that is to be done, in steps."""
+        self._whole = self.progress.open("whole run", steps)
+
+    def advance(self, steps: int) -> None:
+        if self._whole is not None:
+            self._whole.advance(steps=steps)
+
+    def train(
+        self,
+        name: str,
+        model: Network,
+        optimizer: torch.optim.Optimizer,
+        part: Part,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        file: Path,
+        identity: dict,
+        observe: Callable[[], Any] | None = None,
+        observe_every: int | None = None,
+    ) -> Training:
+        """Train with a cosine schedule, from the checkpoint in `file` if it is of this very training."""
+        torch.manual_seed(seed)
+        steps = steps_of(part, epochs, batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        training = Training(model, optimizer, schedule, torch.Generator().manual_seed(seed))
+        training.resume(file, identity)
+        self.advance(training.step)
+
+        def count(step: int, values: dict[str, float]) -> None:
+            self.advance(1)
+            self.board.add(name, step, values)
+            if self.on_step is not None:
+                self.on_step(name, step)
+
+        fit(
+            training,
+            self.task,
+            part,
+            epochs=epochs,
+            batch_size=batch_size,
+            progress=self.progress,
+            description=name,
+            on_epoch=lambda: training.save(file, identity),
+            on_step=count,
+            observe=observe,
+            observe_every=math.ceil(steps / OBSERVATIONS) if observe_every is None else observe_every,
+        )
+        return training

@@ -1,0 +1,5 @@
+"""`python -m experiments.continual`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.continual.cli", "demo")

@@ -1,0 +1,74 @@
+"""One run of the study: load the pictures, take every method through the tasks, report."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.classification.emoji import PACKAGES
+from experiments.classification.task import ClassificationTask
+from experiments.common.options import digest
+from experiments.common.progress import Progress
+from experiments.common.record import RunRecord, environment
+from experiments.common.step_log import Board
+from experiments.common.trainer import Trainer
+from experiments.continual.config import Config
+from experiments.continual.report import show, summarise, write_report
+from experiments.continual.sequence import Learner, name_of
+from experiments.continual.stages import make_stages
+
+
+def about(stages: Sequence[ClassificationTask]) -> dict:
+    """What of the pictures goes into the record."""
+    first = stages[0].pictures
+    return {
+        "classes": list(first["test"].classes),
+        "items": {part: len(set(some.items)) for part, some in first.items()},
+    }
+
+
+def learn_all(learner: Learner, record: RunRecord) -> None:
+    """Do what is left of a run."""
+    options, rates = learner.options, record.content.setdefault("rates", {})
+    left = [(method, seed) for seed in options.seeds for method in options.methods]
+    left = [(method, seed) for method, seed in left if name_of(method, seed) not in record.results]
+    to_do = sum(learner.steps_left(method, seed) for method, seed in left)
+    to_do += sum(learner.steps_to_choose(rates.setdefault(method, {})) for method in options.methods)
+    learner.trainer.show_whole(to_do)
+    record.save()  # before the first checkpoint: what lies in the folder is this run's
+    for method in options.methods:
+        while learner.choose_lr(method, rates[method]) is not None:
+            record.save()
+    for method, seed in left:
+        lr = best(rates[method]) or options.lr
+        record.results[name_of(method, seed)] = learner.run(method, seed, lr, on_task=record.save)
+        record.save()
+
+
+def best(tried: dict[str, float]) -> float | None:
+    """Of two equally good learning rates the smaller one; None where none was tried."""
+    return float(max(tried, key=lambda lr: (tried[lr], -float(lr)))) if tried else None
+
+
+def run(
+    config: Config,
+    out: Path,
+    cache: Path,
+    console: Console,
+    tensorboard: bool = False,
+    on_step: Callable[[str, int], None] | None = None,
+) -> None:
+    """Do what is left of a run, then show its table. `on_step` lets a test interrupt at a given step."""
+    record = RunRecord(out, "continual", config.as_dict())
+    if not record.finished:
+        with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
+            stages = make_stages(config, cache, progress)
+            record.check_data(digest({"stages": [stage.fingerprint() for stage in stages]}))
+            record.content["environment"] = environment(PACKAGES)
+            learn_all(Learner(Trainer(config, stages[0], progress, board, on_step), stages, out), record)
+        record.content["data"] |= about(stages)
+        record.content["summary"] = summarise(record.content)
+        write_report(record)
+        record.content["status"] = "finished"
+        record.save()
+    show(record, console)

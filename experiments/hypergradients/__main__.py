@@ -1,0 +1,5 @@
+"""`python -m experiments.hypergradients`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.hypergradients.cli", "studies")

@@ -1,0 +1,35 @@
+"""Everything that decides the result of one run."""
+
+from dataclasses import dataclass
+
+from experiments.classification.config import Config as Classification
+from experiments.common.errors import InputError
+from experiments.hypergradients.downstream import WAYS
+
+
+@dataclass(frozen=True)
+class Config(Classification):
+    """Fine-tuning as in the demo, without dropout: what is trained twice must be the same function twice."""
+
+    methods: tuple[str, ...] = ("ftp",)
+    dropout: float = 0.2  # of the anchor's training alone
+    points: tuple[int, ...] = (4, 16, 40, 72, 104)  # steps of the run after which gradients are compared
+    depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # K: steps that the full hypergradient goes back through
+    ways: tuple[str, ...] = tuple(WAYS)  # of fine-tuning afterwards; none: only compare gradients
+    ways_epochs: int = 4
+
+    def check(self) -> None:
+        super().check()
+        for name in ("points", "depths"):
+            numbers = getattr(self, name)
+            shown = " ".join(map(str, numbers))
+            if not numbers or list(numbers) != sorted(set(numbers)) or numbers[0] < 1:
+                raise InputError(f"--{name} {shown}: give different integers of at least 1, in rising order")
+        if self.depths[0] != 1:
+            raise InputError(f"--depths {' '.join(map(str, self.depths))}: must begin with 1, the one step of FTP")
+        if not set(self.ways) <= WAYS.keys() or len(set(self.ways)) < len(self.ways):
+            raise InputError(f"--ways {' '.join(self.ways)}: give any of {', '.join(WAYS)}, each once")
+
+    @property
+    def holds_out(self) -> bool:
+        return True

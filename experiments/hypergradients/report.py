@@ -1,0 +1,199 @@
+"""What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and figures."""
+
+from collections.abc import Callable
+from statistics import fmean, median
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import checkpoint
+from experiments.common.estimate import estimate, shown
+from experiments.common.figures import heat_map
+from experiments.common.record import RunRecord
+from experiments.common.tables import markdown, provenance
+from experiments.hypergradients.agreement import Agreement, agreement
+from experiments.hypergradients.downstream import WAYS
+from experiments.hypergradients.plots import panels, scatter
+
+TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
+EQUAL_TIME = "in the time of FTP"
+
+
+def points_of(content: dict) -> list[dict]:
+    return [result for name, result in content["results"].items() if name.startswith("point-")]
+
+
+def against(point: dict, loss: str, kind: str, reference_loss: str, depth: int) -> Agreement:
+    """A gradient with the full one through `depth` steps, at one point."""
+    return agreement(point["gradients"][loss][kind], point["gradients"][reference_loss][f"K={depth}"])
+
+
+def title(loss: str, kind: str) -> str:
+    name = TITLES.get(kind, f"full, {kind.replace('=', ' = ')}")
+    return f"{name}, {loss}"
+
+
+def compared(content: dict) -> tuple[list[str], list[list[str]]]:
+    """A row for each gradient: means over the points, medians of what it took."""
+    points, deepest = points_of(content), content["config"]["depths"][-1]
+    header = ["gradient of the radii, loss"]
+    for reference in ("training", "validation"):
+        header += [f"cosine with K = {deepest}, {reference}", "signs alike", "norm ratio"]
+    header += ["seconds", "MiB"]
+    rows = []
+    for loss, kinds in points[0]["gradients"].items():
+        for kind in kinds:
+            row = [title(loss, kind)]
+            for reference in ("training", "validation"):
+                found = [against(point, loss, kind, reference, deepest) for point in points]
+                row.append(f"{fmean(a.cosine for a in found):.2f}")
+                row.append(f"{100 * fmean(a.signs for a in found):.0f} %")
+                row.append(f"{fmean(a.ratio for a in found):.2f}")
+            key = f"{loss}, {kind}"
+            row.append(f"{median(point['seconds'][key] for point in points):.2f}")
+            row.append(f"{median(point['mib'][key] for point in points):.0f}")
+            rows.append(row)
+    return header, rows
+
+
+def fine_tuned(content: dict) -> tuple[list[str], list[list[str]]]:
+    """A row for each way of fine-tuning and budget."""
+    results, seeds = content["results"], content["config"]["seeds"]
+    rows = []
+    for budget, ending in (("equal steps", ""), ("equal time", f"-{EQUAL_TIME}")):
+        for way in content["config"]["ways"]:
+            found = [results.get(f"{way}-seed{seed}{ending}") for seed in seeds]
+            if any(result is None for result in found):
+                continue
+            steps = fmean(result["steps"] for result in found)
+            row = [WAYS[way].title, budget, f"{steps:.0f}", f"{fmean(result['seconds'] for result in found):.0f}"]
+            if any(result["steps"] == 0 for result in found):
+                rows.append([*row, "", "no step done"])
+            else:
+                for column in ("id", "ood"):
+                    row.append(shown(estimate([result[column] for result in found])))
+                rows.append(row)
+    anchor = content["anchor"]
+    if "id" in anchor:
+        rows.insert(0, ["anchor, not fine-tuned", "", "0", "0", f"{anchor['id']:.1f}", f"{anchor['ood']:.1f}"])
+    return ["radii by", "budget", "steps", "seconds", "ID", "OOD"], rows
+
+
+def setting(content: dict) -> str:
+    config, items = content["config"], content["data"]["items"]
+    held = config["depths"][-1]
+    return (
+        f"EfficientNet-Lite0 is fine-tuned with FTPAdamW ({config['gradient']}) on {items['train']} Twemoji, from an "
+        f"anchor trained on all styles. After {', '.join(map(str, config['points']))} steps the run pauses: {held} "
+        "training steps are made from there with the radii held, and at their end the derivative of a loss in every "
+        f"layer's radius is taken in several ways. The loss is that of the next training batch, or of a batch of the "
+        f"{items['validation']} items held out. `full, K` goes back through the last K steps, second derivatives "
+        "included; FTP's closed forms are of the last step alone. `paper` lets every row of a layer contribute, "
+        "`exact` those that are clipped. Cosine and signs are over the layers, means over the points."
+    )
+
+
+def show(record: RunRecord, console: Console) -> None:
+    """The tables in the terminal."""
+    for heading, (header, rows) in (
+        ("Gradients of the radii", compared(record.content)),
+        ("Fine-tuned with each, accuracy (%)", fine_tuned(record.content)),
+    ):
+        table = Table(title=heading)
+        for number, name in enumerate(header):
+            table.add_column(name, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            console.print(table)
+    console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+
+
+def write_report(record: RunRecord) -> None:
+    """report.md and its figures."""
+    content, folder = record.content, record.folder
+    points, depths = points_of(content), content["config"]["depths"]
+    deepest, run = depths[-1], content["results"]["run"]
+    middle = points[len(points) // 2]
+    losses = list(points[0]["gradients"])
+
+    def by_depth(loss: str, pick: Callable[[Agreement], float]) -> list[float]:
+        return [fmean(pick(against(p, loss, f"K={k}", loss, deepest)) for p in points) for k in depths]
+
+    depth_panels = {
+        f"{name} with K = {deepest}": {f"full, {loss}": (depths, by_depth(loss, pick)) for loss in losses}
+        for name, pick in _PICKS.items()
+    }
+    panels(folder / "agreement-by-depth.png", depth_panels, "steps K that are differentiated through", log_x=True)
+    steps = [point["step"] for point in points]
+    kinds = ["paper", *(f"K={k}" for k in depths if k in (1, 4) and k != deepest)]
+    by_step = {
+        f"{name} with K = {deepest}, {loss}": {
+            title("training", kind).removesuffix(", training"): (
+                steps, [pick(against(p, loss, kind, loss, deepest)) for p in points]
+            )
+            for kind in kinds
+        }
+        for name, pick in _PICKS.items()
+        for loss in points[0]["gradients"]
+    }  # fmt: skip
+    panels(folder / "agreement-by-step.png", by_step, "training step")
+    cost = {
+        label: {
+            "full": (depths, [median(p[fact][f"training, K={k}"] for p in points) for k in depths]),
+            "FTP": (depths, [median(p[fact]["training, paper"] for p in points)] * len(depths)),
+        }
+        for label, fact in (("seconds", "seconds"), ("MiB above what was held", "mib"))
+    }
+    panels(folder / "cost.png", cost, "steps K that are differentiated through", log_x=True, log_y=True)
+    reference = middle["gradients"]["training"][f"K={deepest}"]
+    shown_kinds = {
+        title("training", kind): (reference, middle["gradients"]["training"][kind]) for kind in ("paper", "exact")
+    }
+    shown_kinds[title("validation", "K=1")] = (reference, middle["gradients"]["validation"]["K=1"])
+    scatter(folder / "layers.png", shown_kinds, f"full, K = {deepest}, training")
+    names = [name.removeprefix("network.") for name in run["layers"]]
+    heat_map(folder / "radii.png", names, run["steps"], run["radii"], "radius (L1 per row)")
+    tuned = fine_tuned(content)
+    config = content["config"]
+    lines = [
+        "# One-step and full hypergradients of the radii",
+        "",
+        setting(content),
+        "",
+        *markdown(*compared(content)),
+        "",
+        f"Over {len(points)} points and {len(middle['layers'])} layers. FTP's seconds are those of the gradient at the "
+        "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
+        "",
+        "![Agreement with the deepest gradient against depth](agreement-by-depth.png)",
+        "",
+        "![Agreement against training step](agreement-by-step.png)",
+        "",
+        "![Seconds and memory against depth](cost.png)",
+        "",
+        f"![Every layer's gradient against the deepest one, after step {middle['step']}](layers.png)",
+        "",
+        "![Radius of every layer over the run](radii.png)",
+        "",
+    ]
+    if config["ways"]:
+        lines += [
+            "## Fine-tuning with each",
+            "",
+            f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
+            f"{config['ways_epochs']} epochs. A full hypergradient moves the radii once in K steps, K times as far "
+            f"(`radius_lr` = K x {config['radius_lr']:g}). Equal time: as many steps as fit into FTP's seconds, the "
+            "schedule shortened with them.",
+            "",
+            *markdown(*tuned),
+            "",
+        ]
+    lines += provenance(content)
+    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+
+
+_PICKS: dict[str, Callable[[Agreement], float]] = {
+    "cosine": lambda found: found.cosine,
+    "share of equal signs": lambda found: found.signs,
+}

@@ -1,0 +1,196 @@
+"""One run of the study: a fine-tuning with FTP, gradients compared on its way, then fine-tunings with each of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import hyperopt_ftp as hft
+from experiments.classification.emoji import PACKAGES
+from experiments.classification.run import about, load_parts
+from experiments.classification.task import ClassificationTask
+from experiments.common.anchor import make_anchor
+from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
+from experiments.common.errors import InputError
+from experiments.common.progress import Progress
+from experiments.common.record import RunRecord, environment
+from experiments.common.step_log import Board
+from experiments.common.task import summed_up
+from experiments.common.trainer import OnStep, Trainer, steps_of
+from experiments.hypergradients.config import Config
+from experiments.hypergradients.downstream import WAYS
+from experiments.hypergradients.gradients import compare, walk
+from experiments.hypergradients.report import show, write_report
+
+RUN = "run"  # the fine-tuning on whose way gradients are compared
+EQUAL_TIME = "in the time of FTP"
+
+
+@dataclass
+class Setting:
+    """What all parts of the study share."""
+
+    config: Config
+    task: ClassificationTask  # without dropout
+    trainer: Trainer
+    record: RunRecord
+    start: dict[str, Tensor]
+    on_step: OnStep
+
+    @property
+    def steps(self) -> int:
+        return steps_of(self.task.parts["train"], self.config.epochs, self.config.batch_size)
+
+
+def compare_on_the_way(setting: Setting) -> None:
+    """Fine-tune with the pure FTP, and stop at each point. Made again on a resume: it is the same run."""
+    config, task, results = setting.config, setting.task, setting.record.results
+    longest, device = config.depths[-1], task.device
+    batches = Batches(task.parts["train"], config.batch_size, setting.steps + longest + 1, config.seeds[0], device)
+    held_out = Batches(task.parts["validation"], config.batch_size, len(config.points), config.seeds[0] + 1, device)
+    model = task.new_model()
+    model.load_state_dict(setting.start)
+    losses = Losses(model, task)
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    anchor = {name: p.clone() for name, p in params.items()}
+    base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
+    optimizer = hft.ftp(base, anchor, radius_lr=config.radius_lr, kappa=config.kappa, gradient=config.gradient)
+    state, steps, radii = optimizer.init(params), [], []
+    with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
+        for step in range(1, setting.steps + 1):
+            grads = torch.func.grad(losses.train)(params, batches[step - 1])
+            params, state = optimizer.update(grads, state, params)
+            steps.append(step)
+            radii.append([float(f"{r.item():.5g}") for r in state.radius.values()])
+            bar.advance()
+            if step in config.points and f"point-{step}" not in results:
+                number = config.points.index(step)
+                outer = {
+                    "training": lambda p, b=batches[step + longest]: losses.train(p, b),
+                    "validation": lambda p, b=held_out[number]: losses.held_out(p, b),
+                }
+                ahead = [batches[k] for k in range(step, step + longest)]
+                segment = walk(base, anchor, state.radius, params, state.base, losses, ahead, outer, config.depths)
+                found = compare(segment, losses, config.depths)
+                results[f"point-{step}"] = {"step": step, **vars(found)}
+                setting.record.save()
+            setting.on_step(RUN, step)
+    model.load_state_dict(params, strict=False)
+    results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
+    setting.record.save()
+
+
+def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> dict:
+    """With one of the ways, for a number of steps."""
+    config, task, trainer = setting.config, setting.task, setting.trainer
+    model, kind = task.new_model(), WAYS[way]
+    model.load_state_dict(setting.start)
+    identity = {"training": name, "steps": steps, "config": config.as_dict()}
+    file, part = setting.record.folder / "checkpoint.pt", task.parts["train"]
+    if kind.gradient is not None:
+        optimizer = hft.FTPAdamW(
+            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, radius_lr=config.radius_lr,
+            kappa=config.kappa, gradient=kind.gradient,
+        )  # fmt: skip
+        trained = trainer.train(
+            name, model, optimizer, part,
+            epochs=config.ways_epochs, batch_size=config.batch_size, seed=seed, file=file, identity=identity,
+        )  # fmt: skip
+    else:
+        done = [0]
+
+        def count(more: int) -> None:
+            done[0] += more
+            setting.on_step(name, done[0])
+
+        trained = fit_radii(
+            model, task, kind.radii(config.radius_lr),
+            free=(), train=part, outer=task.parts["validation" if kind.on_validation else "train"],
+            lr=config.lr, weight_decay=config.weight_decay, steps=steps, batch_size=config.batch_size, seed=seed,
+            file=file, identity=identity, save_every=math.ceil(16 / kind.depth), progress=trainer.progress,
+            description=name, on_step=count,
+        )  # fmt: skip
+    return {
+        "way": way,
+        "seed": seed,
+        "steps": trained.step,
+        "seconds": round(trained.seconds, 2),
+        "diverged": trained.diverged,
+        **tested(task, model),
+    }
+
+
+def tested(task: ClassificationTask, model: torch.nn.Module) -> dict:
+    scores = task.test(model)
+    return {"scores": scores, **summed_up(task, scores)}
+
+
+def compare_downstream(setting: Setting) -> None:
+    """Every way for equally many steps; the slow ones also for as many as fit into FTP's time."""
+    config, results = setting.config, setting.record.results
+    steps = steps_of(setting.task.parts["train"], config.ways_epochs, config.batch_size)
+    deepest = max((WAYS[way].depth for way in config.ways), default=1)
+    if steps < deepest:
+        raise InputError(
+            f"--ways-epochs {config.ways_epochs}: {steps} steps, but one of --ways needs {deepest} for a move"
+        )
+    for seed in config.seeds:
+        for way in config.ways:
+            name = f"{way}-seed{seed}"
+            if name not in results:
+                results[name] = fine_tune(setting, way, seed, steps, name)
+                setting.record.save()
+        fast = results.get(f"paper-seed{seed}")
+        for way in config.ways:
+            depth, name, slow = WAYS[way].depth, f"{way}-seed{seed}-{EQUAL_TIME}", results[f"{way}-seed{seed}"]
+            if fast is None or WAYS[way].gradient is not None or name in results:
+                continue
+            within = int(fast["seconds"] / (slow["seconds"] / slow["steps"]))
+            if within < depth:  # not one move of the radii
+                results[name] = {"way": way, "seed": seed, "steps": 0, "seconds": 0.0, "diverged": False}
+            else:
+                results[name] = fine_tune(setting, way, seed, within - within % depth, name)
+            setting.record.save()
+
+
+def run(
+    config: Config,
+    out: Path,
+    cache: Path,
+    console: Console,
+    tensorboard: bool = False,
+    on_step: Callable[[str, int], None] | None = None,
+) -> None:
+    """Do what is left of a run, then show its table."""
+    record = RunRecord(out, "hypergradients", config.as_dict())
+    if not record.finished:
+        with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
+            parts, id_domain = load_parts(config, cache, progress)
+            device = torch.device(config.device)
+            with_dropout, task = (
+                ClassificationTask(parts, id_domain, dropout=dropout, shift=config.shift, device=device)
+                for dropout in (config.dropout, 0.0)
+            )
+            record.check_data(task.fingerprint())
+            record.content["environment"] = environment(PACKAGES)
+            record.content["data"] |= about(task)
+            count = on_step or (lambda name, step: None)
+            trainer = Trainer(config, with_dropout, progress, board, on_step)
+            out.mkdir(parents=True, exist_ok=True)
+            start, record.content["anchor"] = make_anchor(trainer, cache)
+            record.save()
+            setting = Setting(config, task, Trainer(config, task, progress, board, on_step), record, start, count)
+            if setting.steps < config.points[-1]:
+                last = f"--points {' '.join(map(str, config.points))}"
+                raise InputError(f"{last}: the run has {setting.steps} steps (--epochs {config.epochs})")
+            if RUN not in record.results:
+                compare_on_the_way(setting)
+            compare_downstream(setting)
+        write_report(record)
+        record.content["status"] = "finished"
+        record.save()
+    show(record, console)

@@ -1,0 +1,5 @@
+"""`python -m experiments.segmentation`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.segmentation.cli", "studies")

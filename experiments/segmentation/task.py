@@ -1,0 +1,133 @@
+"""Which class does every pixel show? Trained on scenes in one style, tested in all, and on corrupted ones."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.classification.data import Pictures
+from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from experiments.common.options import digest
+from experiments.common.task import Part
+from experiments.segmentation.backgrounds import backgrounds
+from experiments.segmentation.metrics import mean_iou
+from experiments.segmentation.model import Segmenter
+from experiments.segmentation.scenes import Scenes, scenes
+
+BACKGROUND = 0.2  # weight of a pixel of the background in the loss, against 1 for one of an emoji
+
+
+class SegmentationTask:
+    """A `Task` over scenes. Parts of the pictures are parts of the scenes: no emoji is in scenes of two of them.
+
+    Test scenes have backgrounds of their own; those of validation are the ones that are trained on.
+    """
+
+    name = "segmentation"
+    metric = "mIoU"
+
+    def __init__(
+        self,
+        pictures: dict[str, Pictures],
+        id_domain: int,
+        *,
+        size: int,
+        train_scenes: int,
+        test_scenes: int,
+        validation_scenes: int,
+        pretrain_scenes: int,
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        """`train` and `validation`, parts of `finetune`, may be absent. Counts of training are those of an epoch."""
+        self.id_domain, self.device, self.seed = id_domain, device, seed
+        self.counts = {"pretrain": pretrain_scenes, "finetune": train_scenes, "train": train_scenes}
+        self.counts |= {"validation": validation_scenes, "test": test_scenes}
+        names = pictures["test"].domain_names
+        self.style_names = names
+        self.classes = 1 + len(pictures["test"].classes)  # the background is one
+        known, new = (backgrounds(part, 2 * size) for part in ("train", "test"))
+        self.scenes: dict[str, Scenes] = {}
+        for number, part in enumerate(self.counts):
+            if part in pictures:
+                drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(id_domain)
+                behind = new if part == "test" else known
+                self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * seed + number)
+        others = tuple(name for number, name in enumerate(names) if number != id_domain)
+        corrupted = {kind: tuple(f"{kind} {severity}" for severity in SEVERITIES) for kind in CORRUPTIONS}
+        self.columns: Mapping[str, tuple[str, ...]] = {
+            "id": (names[id_domain],),
+            **{name: (name,) for name in others},
+            "ood": others,
+            **corrupted,
+            "corrupted": tuple(score for scores in corrupted.values() for score in scores),
+        }
+        self.titles: Mapping[str, str] = {
+            "id": f"ID: {names[id_domain]}",
+            "ood": "other styles",
+            "corrupted": "corrupted mean",
+        }
+        self.parts: Mapping[str, Part] = {
+            part: Part(self.counts[part], partial(self._draw, some))
+            for part, some in self.scenes.items()
+            if part != "test"
+        }
+
+    def _draw(self, some: Scenes, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Scenes are never shown twice: every batch has a seed of its own, which the generator draws."""
+        return replace(some, seed=int(torch.randint(2**62, (), generator=generator))).draw(chosen)
+
+    @cached_property
+    def _validation(self) -> tuple[Tensor, Tensor]:
+        return self._all("validation")
+
+    @cached_property
+    def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """All that `test` looks at. What is corrupted are the scenes in the style that is fine-tuned on."""
+        tests = {name: self._all("test", number) for number, name in enumerate(self.style_names)}
+        images, masks = tests[self.style_names[self.id_domain]]
+        for number, kind in enumerate(CORRUPTIONS):
+            seed = len(CORRUPTIONS) * self.seed + number
+            for severity in SEVERITIES:
+                tests[f"{kind} {severity}"] = corrupt(images, kind, severity, seed), masks
+        return tests
+
+    def _all(self, part: str, style: int = 0) -> tuple[Tensor, Tensor]:
+        return replace(self.scenes[part], styles=(style,)).draw(torch.arange(self.counts[part]))
+
+    def _described(self, part: str) -> tuple[str, int, str]:
+        return part, self.counts[part], self.scenes[part].fingerprint()
+
+    def fingerprint(self) -> str:
+        return digest({"id_domain": self.id_domain, "scenes": [self._described(part) for part in self.scenes]})
+
+    def pretrain_fingerprint(self) -> str:
+        return digest({"scenes": self._described("pretrain")})
+
+    def new_model(self) -> Segmenter:
+        return Segmenter(self.classes, self.scenes["test"].size).to(self.device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Two thirds of the pixels are background: at full weight they teach a short training nothing else."""
+        weight = torch.ones(self.classes, device=outputs.device)
+        weight[0] = BACKGROUND
+        return F.cross_entropy(outputs, targets, weight=weight)
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        return (outputs.argmax(dim=1) == targets).float().mean().item()
+
+    def validate(self, model: nn.Module) -> float:
+        return self._mean_iou(model, self._validation)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        return {name: self._mean_iou(model, shown) for name, shown in self._tests.items()}
+
+    def shown(self, name: str) -> tuple[Tensor, Tensor]:
+        """Pictures and masks of one of the test sets."""
+        return self._tests[name]
+
+    def _mean_iou(self, model: nn.Module, shown: tuple[Tensor, Tensor]) -> float:
+        return mean_iou(model, *shown, classes=self.classes, device=self.device)

@@ -1,0 +1,1 @@
+"""All studies with one command, and what of them is kept in the repository."""

@@ -1,0 +1,5 @@
+"""`python -m experiments.studies`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.studies.cli", "studies")

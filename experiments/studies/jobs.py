@@ -1,0 +1,86 @@
+"""What is run: commands of the studies, with the options that differ from their defaults."""
+
+from dataclasses import dataclass
+
+ALL = ("linear", "adamw", "adamw_decay", "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "wise")
+LRS = ("--lrs", "2e-4", "6e-4", "2e-3")
+PLAIN = ("--weight-decay", "0")  # but for adamw_decay
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, in a folder of its name."""
+
+    name: str
+    about: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    alone: bool = False  # measures time and memory: nothing else may run
+
+    def command(self) -> str:
+        """As one would type it."""
+        return " ".join(("python -m", self.module, *self.arguments))
+
+
+_CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
+_CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
+
+FULL = (
+    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER),
+    Job(
+        "segmentation",
+        "scenes of emoji in other styles and under corruptions, every method",
+        _SEGMENT,
+        ("--method", *ALL, "--lrs", "3e-4", "1e-3", *PLAIN, "--epochs", "5"),
+    ),
+    Job(
+        "classification",
+        "emoji in other styles, every method",
+        _CLASSIFY,
+        ("--method", *ALL, *LRS, *PLAIN, "--epochs", "6"),
+    ),
+    Job(
+        "few-labels",
+        "the same with a tenth of the fine-tuning emoji",
+        _CLASSIFY,
+        ("--method", *ALL, *LRS, *PLAIN, "--labels", "0.1", "--epochs", "30"),
+    ),
+    Job("continual", "three styles learned one after the other", _CONTINUAL, LRS),
+    Job("demo", "what `make demo` runs", _CLASSIFY),
+    Job("imagenet", "the demo from plain ImageNet weights", _CLASSIFY, ("--anchor", "imagenet")),
+    Job(
+        "classification-cost",
+        "time and memory of the methods, nothing else running",
+        _CLASSIFY,
+        ("--method", *ALL, *PLAIN, "--epochs", "2", "--seeds", "0"),
+        alone=True,
+    ),
+    Job(
+        "segmentation-cost",
+        "the same for segmentation",
+        _SEGMENT,
+        ("--method", *ALL, *PLAIN, "--epochs", "2", "--seeds", "0"),
+        alone=True,
+    ),
+    Job(
+        "hypergradients-cost",
+        "time and memory of the hypergradients, nothing else running",
+        _HYPER,
+        ("--points", "16", "--epochs", "1", "--ways", "--seeds", "0"),
+        alone=True,
+    ),
+)
+
+_FEW = ("--method", "adamw", "ftp", "--seeds", "0")
+FAST = (
+    Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, (*_FEW, "--epochs", "5"), alone=True),
+    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, (*_FEW, "--epochs", "4"), alone=True),
+    Job(
+        "hypergradients",
+        "one-step and full hypergradients up to K = 4",
+        _HYPER,
+        ("--depths", "1", "2", "4", "--points", "4", "40", "--epochs", "3", "--ways", "paper", "validation4",
+         "--ways-epochs", "2", "--seeds", "0"),
+        alone=True,
+    ),
+)  # fmt: skip

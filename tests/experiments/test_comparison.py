@@ -1,0 +1,469 @@
+"""Every method side by side: learning rates chosen on held-out examples, WiSE-FT, logs, memory, the table."""
+
+import csv
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.classification.config import Config
+from experiments.classification.data import Pictures
+from experiments.classification.run import load_parts, make_task
+from experiments.classification.task import ClassificationTask
+from experiments.common import checkpoint, comparison, figures
+from experiments.common.memory import peak, reset_peak
+from experiments.common.methods import FOLLOWS, METHODS
+from experiments.common.network import Network
+from experiments.common.step_log import Board, write_steps
+from experiments.common.tables import differences, markdown, summarise, table_of
+from experiments.common.trainer import Trainer
+from hyperopt_ftp import FTPAdamW
+from tests.experiments.test_main_job import numbers
+
+CPU = torch.device("cpu")
+WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm"}
+TRAINED = METHODS.keys() - FOLLOWS.keys()
+
+
+def read(folder: Path) -> dict:
+    content = json.loads((folder / "metrics.json").read_text())
+    assert content["status"] == "finished"
+    return content
+
+
+def steps_of(folder: Path, method: str) -> list[dict[str, str]]:
+    with (folder / "steps" / f"{method}-seed0.csv").open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def cosine(lr: float, steps: int) -> list[float]:
+    """The rates of torch's own schedule."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@dataclass
+class Watch:
+    """What is done in a run, in order, and which items each training sees."""
+
+    validation: list[float] = field(default_factory=list)  # what the next ones are to be; then the real ones
+    events: list[str] = field(default_factory=list)
+    drawn: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    tested: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """They cost more than the trainings here; the runs `finished` and `everything`, made before, have theirs."""
+    monkeypatch.setattr(figures, "save", lambda figure, file: checkpoint.write_text(file, ""))
+
+
+@pytest.fixture
+def watch(monkeypatch) -> Watch:
+    seen = Watch()
+    train, draw = Trainer.train, ClassificationTask._draw
+    validate, test = ClassificationTask.validate, ClassificationTask.test
+
+    def note_train(self, name, *arguments, **named):
+        seen.events.append(name)
+        return train(self, name, *arguments, **named)
+
+    def note_draw(self, pictures: Pictures, chosen, generator):
+        seen.drawn[seen.events[-1]] |= {pictures.items[i] for i in chosen.tolist()}
+        assert set(pictures.domains[chosen].tolist()) == {self.id_domain} or seen.events[-1] == "anchor"
+        return draw(self, pictures, chosen, generator)
+
+    def note_validate(self, model):
+        seen.events.append("validate")
+        return seen.validation.pop(0) if seen.validation else validate(self, model)
+
+    def note_test(self, model):
+        seen.events.append("test")
+        seen.tested.append({name: value.clone() for name, value in model.state_dict().items()})
+        return test(self, model)
+
+    monkeypatch.setattr(Trainer, "train", note_train)
+    monkeypatch.setattr(ClassificationTask, "_draw", note_draw)
+    monkeypatch.setattr(ClassificationTask, "validate", note_validate)
+    monkeypatch.setattr(ClassificationTask, "test", note_test)
+    return seen
+
+
+def test_the_learning_rate_is_the_best_on_held_out_items_and_no_other_item_decides(workplace, watch, cache, quiet):
+    watch.validation = [50.0, 75.0, 60.0]
+    arguments = ("--method", "linear", "--lrs", "0.0003", "0.001", "0.003", "--seeds", "1", "0")
+    assert workplace.command(*arguments, "--out", "runs/chosen").status == 0
+    chosen = [f"linear, lr {lr}" for lr in (0.0003, 0.001, 0.003)]
+    fine_tuned = ["linear, seed 1", "linear, seed 0"]
+    told = [event for event in watch.events if event != "anchor"]
+    first, then = (
+        [e for name in chosen for e in (name, "validate")],
+        [e for name in fine_tuned for e in (name, "test")],
+    )
+    assert told == ["test", *first, *then]
+    with quiet as progress:
+        parts, _ = load_parts(Config(limit=48, lrs=(0.001,)), cache, progress)
+    for name in chosen:
+        assert watch.drawn[name] == set(parts["train"].items)
+    for name in fine_tuned:
+        assert watch.drawn[name] == set(parts["finetune"].items)
+    for other in ("validation", "test", "pretrain"):
+        assert not set(parts["train"].items) & set(parts[other].items)
+    content = read(Path("runs/chosen"))
+    assert content["rates"] == {"linear": {"0.0003": 50.0, "0.001": 75.0, "0.003": 60.0}}
+    assert {result["lr"] for result in content["results"].values()} == {0.001}
+    rows = steps_of(Path("runs/chosen"), "linear")
+    assert float(rows[0]["lr"]) == 0.001
+    report = Path("runs/chosen/report.md").read_text()
+    assert "| linear probe | 50.0 | 75.0 | 60.0 |" in report
+    assert content["summary"]["methods"]["linear"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("scores", "lr", "shown"),
+    [
+        ([80.0, 80.0, 80.0], 0.0003, "80.0 | 80.0 | 80.0"),
+        ([0.0, -1.0, -1.0], 0.003, "0.0 | diverged | diverged"),
+    ],
+)
+def test_of_equally_good_learning_rates_the_smaller_is_taken(workplace, watch, tmp_path, scores, lr, shown):
+    watch.validation = [score for score in scores if score >= 0]
+    usual, lost = ("0.003", "0.0003", "0.001"), ("0.003", "1e30", "2e30")
+    rates = [rate if score >= 0 else other for score, rate, other in zip(scores, usual, lost, strict=True)]
+    out = tmp_path / "run"
+    arguments = ("--method", "adamw", "--epochs", "2") if -1.0 in scores else ("--method", "linear")
+    assert workplace.command(*arguments, "--lrs", *rates, "--out", str(out)).status == 0
+    content = read(out)
+    (result,) = content["results"].values()
+    assert list(content["rates"].values()) == [dict(zip((str(float(r)) for r in rates), scores, strict=True))]
+    assert result["lr"] == lr
+    assert shown in (out / "report.md").read_text()
+
+
+def test_a_choice_that_was_stopped_ends_with_the_same_numbers(workplace):
+    arguments = ("--method", "linear", "--epochs", "2", "--lrs", "0.0003", "0.001")
+    assert workplace.command(*arguments, "--out", "runs/choice").status == 0
+    again = ("--out", "runs/stopped-choice")
+    # an epoch of the choice has two steps
+    first = workplace.command(*arguments, *again, interrupt=("linear, lr 0.001", 3))
+    assert (first.status, first.trainings) == (130, ["linear, lr 0.0003", "linear, lr 0.001"])
+    half = json.loads(Path("runs/stopped-choice/metrics.json").read_text())
+    assert (half["rates"]["linear"].keys(), half["results"]) == ({"0.0003"}, {})
+    last = workplace.command(*arguments, *again)
+    assert last.trainings == ["linear, lr 0.001", "linear, seed 0"]
+    assert numbers(Path("runs/stopped-choice")) == numbers(Path("runs/choice"))
+
+
+def test_wise_is_the_mean_of_the_anchor_and_of_adamw(workplace, watch):
+    arguments = ("--method", "wise", "adamw", "--wise", "0.3", "--seeds", "4")
+    done = workplace.command(*arguments, "--out", "runs/wise")
+    assert (done.status, done.trainings) == (0, ["adamw, seed 4"])
+    anchor, tuned, mixed = watch.tested
+    kept = checkpoint.load(Path("runs/wise/checkpoint.pt"))["training"]["model"]
+    assert all(torch.equal(value, kept[name]) for name, value in tuned.items())
+    assert anchor.keys() == tuned.keys() == mixed.keys()
+    moved = 0
+    for name, value in mixed.items():
+        if value.is_floating_point():
+            expected = 0.7 * anchor[name].double() + 0.3 * tuned[name].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+            moved += not torch.equal(value, tuned[name])
+        else:
+            assert torch.equal(value, anchor[name])
+    assert moved > 100
+    results = read(Path("runs/wise"))["results"]
+    assert results.keys() == {"wise-seed4", "adamw-seed4"}
+    task = make_task(Config(limit=48), Path("runs/cache"), Quiet())
+    model = task.new_model()
+    for name, weights in (("adamw", tuned), ("wise", mixed)):
+        model.load_state_dict(weights)
+        assert results[f"{name}-seed4"]["scores"] == task.test(model)
+        assert results[f"{name}-seed4"]["method"] == name
+
+
+class Quiet:
+    """Nothing is drawn or read anew, so nothing is shown."""
+
+    def task(self, *_):
+        raise AssertionError("drawn again")
+
+
+def test_every_method_leaves_its_scores_steps_and_radii(everything):
+    content = read(everything)
+    assert content["results"].keys() == {f"{method}-seed0" for method in METHODS}
+    scores = set()
+    for name, result in content["results"].items():
+        assert name == f"{result['method']}-seed0"
+        assert result["scores"].keys() == {"Twemoji", "OpenMoji", "Noto outline"}
+        values = [*result["scores"].values(), result["id"], result["ood"]]
+        assert all(math.isfinite(value) and 0 <= value <= 100 for value in values)
+        assert result["steps"] == 2
+        assert not result["diverged"]
+        assert result["lr"] == 5e-4
+        assert result["images_per_second"] > 0
+        assert result["peak_mib"] > 100
+        scores.add(tuple(values))
+    assert len(scores) > 1
+    assert {file.name for file in (everything / "steps").iterdir()} == {f"{method}-seed0.csv" for method in TRAINED}
+    assert {file.name for file in (everything / "radii").iterdir()} == {f"{m}-seed0.json" for m in WITH_RADII}
+    for method in WITH_RADII:
+        radii = json.loads((everything / "radii" / f"{method}-seed0.json").read_text())
+        assert radii["steps"] == ([2] if method == "tpgm" else [1, 2])  # tpgm: one step without radii
+        assert len(radii["layers"]) == len(set(radii["layers"])) > 100
+        assert all(len(row) == len(radii["layers"]) and min(row) > 0 for row in radii["radii"])
+    drawn = {"scores.png", "trade-off.png", "pictures.png", "radii-ftp.png", "radii-tpgm.png"}
+    assert {file.name for file in everything.glob("*.png")} == drawn
+    report = (everything / "report.md").read_text()
+    shown = (everything.parent / "everything.txt").read_text()
+    for method in METHODS.values():
+        assert f"| {method.title} |" in report
+        assert f"{method.title} minus AdamW" in report or method.title == "AdamW"
+        assert method.title in shown
+    assert all(f"({figure})" in report for figure in drawn)
+
+
+class Small(Network):
+    head = "fc.*"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("linear", {"weight_decay": 0.02}),
+        ("adamw", {"weight_decay": 0.02}),
+        ("adamw_decay", {"weight_decay": 0.4}),
+        ("ftp", {"weight_decay": 0.02, "kappa": 0.3, "gradient": "paper", "radius_lr": 0.7}),
+        ("ftp_exact", {"weight_decay": 0.02, "kappa": 0.3, "gradient": "exact", "radius_lr": 0.7}),
+        ("ftp_kappa0", {"weight_decay": 0.02, "kappa": 0.0, "gradient": "paper", "radius_lr": 0.7}),
+        ("ftp_exact_kappa0", {"weight_decay": 0.02, "kappa": 0.0, "gradient": "exact", "radius_lr": 0.7}),
+    ],
+)
+@pytest.mark.parametrize("anchor", ["styles", "imagenet"])
+def test_what_a_method_stands_for(method, expected, anchor):
+    config, model = Config(kappa=0.3, radius_lr=0.7, weight_decay=0.02, strong_decay=0.4, anchor=anchor), Small()
+    optimizer = METHODS[method].optimizer(model, config, 0.125)
+    assert type(optimizer) is (FTPAdamW if method.startswith("ftp") else torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        assert {"lr": 0.125, **expected}.items() <= group.items()
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in moved}
+    head = {"fc.weight", "fc.bias"}
+    assert names == (head if method == "linear" else head | {"body.weight", "body.bias"})
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == names
+    if method.startswith("ftp"):
+        model.fc(model.body(torch.ones(1, 3))).sum().backward()
+        optimizer.step()
+        assert set(optimizer.radii()) == names - (head if anchor == "imagenet" else set())
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_every_step_is_written_down(everything, method):
+    rows = steps_of(everything, method)
+    assert [int(row["step"]) for row in rows] == [1, 2]
+    assert all(0 < float(row["loss"]) < 10 for row in rows)
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 2), rel=1e-5)
+    right = [float(row["right"]) for row in rows]
+    assert all(map(math.isnan, right)) if method == "tpgm" else all(8 * share % 1 == 0 for share in right)
+
+
+@pytest.mark.parametrize("method", ["adamw", "ftp", "linear"])
+def test_rates_of_two_epochs_are_those_of_one_cosine(finished, method):
+    rows = steps_of(finished, method)
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 4), rel=1e-5)
+    result = read(finished)["results"][f"{method}-seed0"]
+    losses = [float(row["loss"]) for row in rows]
+    assert result["losses"] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-5)
+
+
+def test_a_steps_file(tmp_path):
+    write_steps(tmp_path / "steps" / "a.csv", [(1, 0.123456789, 0.5, 5e-4, 2.0), (2.0, 3.0, math.nan, 0.0, 1.0)])
+    assert (tmp_path / "steps" / "a.csv").read_text() == (
+        "step,loss,right,lr,seconds\n1,0.123457,0.5,0.0005,2\n2,3,nan,0,1\n"
+    )
+
+
+def test_half_of_the_labels(workplace, watch, cache, quiet):
+    done = workplace.command("--method", "linear", "--labels", "0.5", "--out", "runs/half")
+    assert done.status == 0
+    with quiet as progress:
+        all_of_them, _ = load_parts(Config(limit=48), cache, progress)
+    assert len(watch.drawn["linear, seed 0"]) == 8
+    assert watch.drawn["linear, seed 0"] < set(all_of_them["finetune"].items)
+    content = read(Path("runs/half"))
+    assert content["data"]["items"] == {"pretrain": 16, "finetune": 8, "test": 16}
+    assert content["results"]["linear-seed0"]["steps"] == 1
+
+
+def test_tpgm_resumes_and_diverges_as_the_others(workplace):
+    arguments = ("--method", "tpgm", "--epochs", "4")  # eight steps, five of them without radii
+    assert workplace.command(*arguments, "--out", "runs/tpgm").status == 0
+    stopped = workplace.command(*arguments, "--out", "runs/tpgm2", interrupt=("tpgm, seed 0", 8))
+    assert (stopped.status, stopped.trainings) == (130, ["tpgm, seed 0"])
+    assert workplace.command(*arguments, "--out", "runs/tpgm2").status == 0
+    assert numbers(Path("runs/tpgm2")) == numbers(Path("runs/tpgm"))
+    assert read(Path("runs/tpgm"))["results"]["tpgm-seed0"]["steps"] == 8
+    done = workplace.command("--method", "tpgm", "--lr", "1e30", "--out", "runs/tpgm3")
+    assert done.status == 0
+    assert "1 diverged" in done.text
+    assert read(Path("runs/tpgm3"))["results"]["tpgm-seed0"]["diverged"]
+
+
+def test_tpgm_leaves_a_new_head_free(workplace):
+    done = workplace.command("--anchor", "imagenet", "--method", "tpgm", "--out", "runs/tpgm-imagenet")
+    assert done.status == 0
+    layers = json.loads(Path("runs/tpgm-imagenet/radii/tpgm-seed0.json").read_text())["layers"]
+    assert len(layers) > 100
+    assert not any(name.startswith("network._fc.") for name in layers)
+
+
+def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = reader.EventAccumulator(str(folder)).Reload()
+    return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("default")  # TensorBoard's own imports
+def test_tensorboard(workplace):
+    pytest.importorskip("tensorboard")
+    arguments = ("--method", "adamw", "tpgm", "--anchor-lr", "0.0006", "--tensorboard", "--out", "runs/board")
+    # what lies in the folder after the anchor was stopped is known to be this run's
+    assert workplace.command(*arguments, interrupt=("anchor", 1)).status == 130
+    assert workplace.command(*arguments).status == 0
+    folder = Path("runs/board/tensorboard")
+    assert {file.name for file in folder.iterdir()} == {"anchor", "adamw, seed 0", "tpgm, seed 0"}
+    for method in ("adamw", "tpgm"):
+        rows = steps_of(Path("runs/board"), method)
+        events = events_of(folder / f"{method}, seed 0")
+        assert events.keys() == {"loss", "right", "lr", "seconds"} - ({"right"} if method == "tpgm" else set())
+        for name, seen in events.items():
+            assert [step for step, _ in seen] == [1, 2]
+            assert [value for _, value in seen] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
+
+
+def test_without_tensorboard_nothing_is_written(finished, everything):
+    assert not (finished / "tensorboard").exists()
+    assert not (everything / "tensorboard").exists()
+
+
+def test_tensorboard_that_is_missing(workplace, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    done = workplace.command("--tensorboard", "--method", "linear", "--out", "runs/no-board")
+    assert (done.status, done.trainings) == (2, [])
+    assert capsys.readouterr().err == ("error: --tensorboard needs the package tensorboard: pip install tensorboard\n")
+    assert not Path("runs/no-board").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be forgotten")
+def test_the_peak_of_memory_is_that_since_the_reset():
+    size = 256
+    reset_peak(CPU)
+    before = peak(CPU)
+    assert before > 100  # torch alone
+    block = torch.ones(size, 2**18)
+    high = peak(CPU)
+    assert high == pytest.approx(before + size, abs=32)
+    del block
+    assert peak(CPU) == pytest.approx(high, abs=8)  # the kernel counts in batches
+    reset_peak(CPU)
+    assert peak(CPU) < high - size + 32
+
+
+def test_the_peak_is_that_of_the_device_that_trains(workplace, monkeypatch, cache, quiet, tmp_path):
+    """The anchor's weights come from a file, on the CPU; the training may be elsewhere."""
+    config = replace(Config(limit=48, methods=("linear",), epochs=1, batch_size=8), device="cpu:0")
+    seen = []
+    monkeypatch.setattr(comparison, "peak", lambda device: seen.append(device) or 1.0)
+    monkeypatch.setattr(comparison, "reset_peak", seen.append)
+    with quiet as progress:
+        task = make_task(config, cache, progress)
+        trainer = Trainer(config, task, progress, Board(None))
+        start = {name: value.cpu() for name, value in task.new_model().state_dict().items()}
+        comparison.Comparison(trainer, start, tmp_path).fine_tune("linear", 0, 1e-3)
+    assert seen == [torch.device("cpu:0")] * 2
+
+
+class FakeTask:
+    def __init__(self) -> None:
+        self.metric = "accuracy"
+        self.columns = {"id": ("photo",), "sketch": ("sketch",), "ood": ("sketch", "paint")}
+        self.titles = {"id": "ID: photo", "ood": "OOD mean"}
+
+
+def result(id_score: float, sketch: float, ood: float, **facts) -> dict:
+    speed = {"images_per_second": 100.0, "peak_mib": 500, "seconds": 2.0, "lr": 5e-4, "diverged": False}
+    return {"id": id_score, "sketch": sketch, "ood": ood, **speed, **facts}
+
+
+def test_the_table_equals_one_computed_by_hand():
+    content = {
+        "config": {"methods": ["adamw", "ftp"], "seeds": [0, 1, 2]},
+        "anchor": {"scores": {}, "id": 60.0, "sketch": 50.0, "ood": 55.0},
+        "results": {
+            "adamw-seed0": result(70.0, 40.0, 30.0),
+            "adamw-seed1": result(72.0, 40.0, 34.0, images_per_second=130.0, diverged=True),
+            "adamw-seed2": result(74.0, 40.0, 38.0, images_per_second=None),
+            "ftp-seed0": result(71.0, 50.0, 41.0, lr=1e-3),
+            "ftp-seed1": result(72.0, 53.0, 47.0, lr=1e-3),
+            "ftp-seed2": result(76.0, 56.0, 50.0, lr=1e-3),
+        },
+    }
+    summary = summarise(content, FakeTask())["summary"]
+    rows = summary["methods"]
+    assert list(rows) == ["anchor", "adamw", "ftp"]
+    assert rows["anchor"]["columns"] == {"id": (60.0, None), "sketch": (50.0, None), "ood": (55.0, None)}
+    # 70, 72, 74: deviation 2, by the root of 3
+    assert rows["adamw"]["columns"]["id"] == (72.0, pytest.approx(2 / 3**0.5))
+    assert rows["adamw"]["columns"]["sketch"] == (40.0, 0.0)
+    assert rows["adamw"]["columns"]["ood"] == (34.0, pytest.approx(4 / 3**0.5))
+    assert rows["adamw"]["diverged"] == 1
+    assert rows["ftp"]["columns"]["sketch"] == (53.0, pytest.approx(3**0.5))
+    # 71, 72, 76 about 73: squares 4, 1, 9, so a variance of 7
+    assert rows["ftp"]["columns"]["id"] == (73.0, pytest.approx((7 / 3) ** 0.5))
+    # seed by seed 1, 0, 2 and 11, 13, 12
+    assert summary["minus_adamw"] == {
+        "ftp": {"id": (1.0, pytest.approx(1 / 3**0.5)), "ood": (12.0, pytest.approx(1 / 3**0.5))}
+    }
+    header, lines = table_of(summary)
+    assert markdown(header, lines) == [
+        "| method | ID: photo | sketch | OOD mean | lr | images/s | peak MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| anchor, not fine-tuned | 60.0 | 50.0 | 55.0 |  |  |  |",
+        "| AdamW (1 diverged) | 72.0 ± 1.2 | 40.0 ± 0.0 | 34.0 ± 2.3 | 0.0005 | 77 | 500 |",
+        "| FTPAdamW | 73.0 ± 1.5 | 53.0 ± 1.7 | 46.0 ± 2.6 | 0.001 | 100 | 500 |",
+    ]
+    assert differences(summary) == ["FTPAdamW minus AdamW, seed by seed: OOD +12.0 ± 0.6, ID +1.0 ± 0.6 points."]
+
+
+def test_the_table_of_one_seed_has_no_errors():
+    content = {
+        "config": {"methods": ["wise", "adamw"], "seeds": [5]},
+        "anchor": {"kind": "imagenet"},
+        "results": {"adamw-seed5": result(70.0, 40.0, 30.0), "wise-seed5": result(69.5, 44.0, 33.0)},
+    }
+    summary = summarise(content, FakeTask())["summary"]
+    assert list(summary["methods"]) == ["wise", "adamw"]
+    assert table_of(summary)[1][0][:4] == ["WiSE-FT", "69.5", "44.0", "33.0"]
+    assert differences(summary) == ["WiSE-FT minus AdamW, seed by seed: OOD +3.0, ID -0.5 points."]
+    assert (
+        summarise({**content, "config": {"methods": ["wise"], "seeds": [5]}}, FakeTask())["summary"]["minus_adamw"]
+        == {}
+    )

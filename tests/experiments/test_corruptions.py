@@ -1,0 +1,126 @@
+"""Corruptions of pictures: strength, statistics that follow from their formulas, and what is random."""
+
+import colorsys
+from itertools import pairwise
+
+import pytest
+import torch
+from einops import rearrange
+
+from experiments.common.corruptions import CONSTANTS, CORRUPTIONS, SEVERITIES, corrupt, disk, plasma
+
+NOISY = {"fog", "gaussian noise"}
+
+
+@pytest.fixture
+def pictures():
+    """Neither dark nor bright, with some detail, 80 x 100."""
+    clouds = plasma(12, 128, 1.3, torch.Generator().manual_seed(0))[:, :80, :100]
+    return rearrange((50 + 120 * clouds).to(torch.uint8), "(n rgb) h w -> n rgb h w", rgb=3)
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_the_seed_alone_decides(pictures, kind):
+    before, state = pictures.clone(), torch.get_rng_state()
+    first = corrupt(pictures, kind, 3, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(pictures, before)
+    assert (first.dtype, first.shape) == (torch.uint8, pictures.shape)
+    torch.manual_seed(5)
+    assert torch.equal(corrupt(pictures, kind, 3, seed=1), first)
+    assert torch.equal(corrupt(pictures, kind, 3, seed=2), first) == (kind not in NOISY)
+    assert corrupt(pictures[:0], kind, 3, seed=1).shape == (0, 3, 80, 100)
+    assert corrupt(pictures[:, :, :1, :5], kind, 5, seed=1).shape == (4, 3, 1, 5)
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_a_higher_severity_changes_more(pictures, kind):
+    changes = [(corrupt(pictures, kind, severity, 0).float() - pictures).abs().mean() for severity in SEVERITIES]
+    for weaker, stronger in pairwise(changes):  # fogs 3 and 4 are equally thick, and only differ in their grain
+        assert stronger > 0.99 * weaker
+    assert 0 < changes[0] < 0.95 * changes[-1]
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_noise_has_the_published_deviation(severity):
+    grey = torch.full((20, 3, 64, 64), 128, dtype=torch.uint8)
+    noise = corrupt(grey, "gaussian noise", severity, 0).float() / 255 - 128 / 255
+    (deviation,) = CONSTANTS["gaussian noise"][severity - 1]
+    within = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.75))  # half of all noise, whatever is clipped
+    assert noise.abs().median() == pytest.approx(float(within * deviation), rel=0.02, abs=0.5 / 255)
+    assert noise.mean() == pytest.approx(0, abs=0.004)
+    assert noise[:, 0].flatten() @ noise[:, 1].flatten() / noise[:, 0].numel() < 0.03 * deviation**2  # of each channel
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_brightness_is_the_value_of_hsv(severity):
+    colours = torch.randint(256, (3, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    colours[:, 0] = 0
+    (shift,) = CONSTANTS["brightness"][severity - 1]
+    expected = []
+    for colour in (colours.T / 255).tolist():
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        expected.append(colorsys.hsv_to_rgb(hue, saturation, min(value + shift, 1)))
+    bright = corrupt(rearrange(colours, "rgb n -> 1 rgb 1 n"), "brightness", severity, 0)
+    assert (rearrange(bright, "1 rgb 1 n -> n rgb") - 255 * torch.tensor(expected)).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_fog_follows_its_formula(severity):
+    amount, _ = CONSTANTS["fog"][severity - 1]
+    white = corrupt(torch.full((2, 3, 64, 64), 255, dtype=torch.uint8), "fog", severity, 0)
+    assert white.amin(dim=(1, 2, 3)).tolist() == [round(255 / (1 + amount))] * 2  # where there is none, all is scaled
+    assert white.amax(dim=(1, 2, 3)).tolist() == [255] * 2
+    assert torch.equal(white[:, 0], white[:, 2])
+    assert not torch.equal(white[0], white[1])
+    black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    assert torch.equal(corrupt(black, "fog", severity, 0), black)  # nothing is brighter than what was brightest
+
+
+def test_plasma_is_smoother_with_more_decay_and_wraps_around():
+    def roughness(field, axis):
+        return (field - field.roll(1, axis)).abs().mean(dim=0)
+
+    rough, smooth = (plasma(64, 50, decay, torch.Generator().manual_seed(0)) for decay in (1.3, 2.0))
+    for field in (rough, smooth):
+        assert field.shape == (64, 64, 64)
+        assert field.amin(dim=(1, 2)).tolist() == [0.0] * 64
+        assert field.amax(dim=(1, 2)).tolist() == [1.0] * 64
+        assert roughness(field, 1)[0].mean() < 1.5 * roughness(field, 1)[1:].mean()
+        assert roughness(field, 2)[:, 0].mean() < 1.5 * roughness(field, 2)[:, 1:].mean()
+    assert roughness(smooth, 1).mean() < 0.5 * roughness(rough, 1).mean()
+
+
+@pytest.mark.parametrize(("radius", "softness"), [*CONSTANTS["defocus blur"], (1.3, 0.04), (2.5, 0.2)])
+def test_the_kernel_is_a_disk(radius, softness):
+    kernel = disk(radius, softness, largest=100)
+    assert kernel.sum() == pytest.approx(1)
+    torch.testing.assert_close(kernel, kernel.T)
+    torch.testing.assert_close(kernel, kernel.flip(0))
+    assert kernel.max() < 1.25 / (3.1416 * radius**2)
+    places = torch.arange(len(kernel)) - len(kernel) // 2
+    spread = (kernel * (places**2 + rearrange(places, "y -> y 1") ** 2)).sum()
+    assert spread == pytest.approx(radius**2 / 2 + 1 / 6 + (2 * softness**2 if softness > 0.3 else 0), rel=0.05)
+
+
+def test_blur_spreads_a_point_in_proportion_to_the_picture():
+    widths = {}
+    for side in (112, 224, 448):
+        picture = torch.zeros(1, 3, side, side + 20, dtype=torch.uint8)
+        picture[:, :, side // 2, side // 2] = 255
+        blurred = corrupt(picture, "defocus blur", 5, 0)[0, 0]
+        widths[side] = int((blurred > 0).any(dim=0).sum())
+        assert blurred.sum() == pytest.approx(255, rel=0.3)  # of values that are rounded
+    assert widths == {112: pytest.approx(10, abs=1), 224: pytest.approx(20, abs=1), 448: widths[224]}
+    flat = torch.full((1, 3, 30, 40), 77, dtype=torch.uint8)
+    assert torch.equal(corrupt(flat, "defocus blur", 5, 0), flat)
+
+
+def test_wrong_arguments_are_named(pictures):
+    with pytest.raises(ValueError, match="unknown corruption 'snow'; choose from fog, defocus blur, gaussian noise"):
+        corrupt(pictures, "snow", 1, 0)
+    with pytest.raises(ValueError, match="unknown severity 6; choose from 1, 2, 3, 4, 5"):
+        corrupt(pictures, "fog", 6, 0)
+    for wrong in (pictures.float(), pictures[0], pictures[:, :1]):
+        with pytest.raises(ValueError, match="must be uint8"):
+            corrupt(wrong, "fog", 1, 0)

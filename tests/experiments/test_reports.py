@@ -1,0 +1,158 @@
+"""Runs side by side, and the driver of all studies: which commands it starts, what it skips, what it publishes."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import report
+from experiments.common.options import Options
+from experiments.studies import cli
+from experiments.studies.jobs import FAST, FULL, Job
+from experiments.studies.publish import publish
+
+
+def row(*values: tuple[float, float | None]) -> dict:
+    return {"columns": dict(zip(("id", "ood"), values, strict=True)), "lr": 0.001}
+
+
+def record(metric: str = "accuracy", status: str = "finished", **config: object) -> dict:
+    summary = {
+        "metric": metric,
+        "columns": ["id", "ood"],
+        "titles": {"id": "ID: Twemoji"},
+        "methods": {"adamw": row((70.0, 1.0), (50.0, None)), "ftp": row((72.5, 0.5), (60.0, 2.0))},
+    }
+    environment = {"git_commit": "abcdef0123456789", "git_changes": False}
+    content = {"experiment": "x", "status": status, "config": config, "summary": summary, "wall_seconds": 90.0}
+    return content | {"environment": environment, "results": {}}
+
+
+def write(folder: Path, content: dict) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return folder
+
+
+def compare(*arguments: object) -> tuple[int, str]:
+    text = StringIO()
+    status = report.main([*map(str, arguments)], Console(file=text, width=160))
+    return status, text.getvalue()
+
+
+def test_runs_side_by_side(tmp_path):
+    one, two = write(tmp_path / "one", record(lr=0.1, epochs=3)), write(tmp_path / "two", record(lr=0.2, epochs=3))
+    status, text = compare(one, two, "--out", tmp_path / "out")
+    assert status == 0
+    assert text.count("FTPAdamW") == 2
+    assert "72.5 ± 0.5" in text
+    assert "lr: 0.1 in one, 0.2 in two" in text
+    assert "epochs" not in text
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert "| one | AdamW | 70.0 ± 1.0 | 50.0 | 0.001 |" in written
+    assert (tmp_path / "out" / "trade-off.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (record(status="running"), "is not finished; run its command again"),
+        (
+            {"experiment": "hypergradients", "status": "finished"},
+            "a run of 'hypergradients', which compares no methods",
+        ),
+        ({}, "holds no run (KeyError)"),
+        ([1], "holds no run (TypeError)"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path, capsys, content, message):
+    folder = write(tmp_path / "run", content)
+    assert compare(folder)[0] == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_folder_a_run_twice_and_other_metrics(tmp_path, capsys):
+    one, two = write(tmp_path / "one", record()), write(tmp_path / "two", record(metric="mIoU"))
+    assert compare(tmp_path / "none")[0] == 2
+    assert "holds no run (FileNotFoundError)" in capsys.readouterr().err
+    assert compare(one, one)[0] == 2
+    assert "given twice" in capsys.readouterr().err
+    assert compare(one, two)[0] == 2
+    assert "measure different things (accuracy, mIoU)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", [*FULL, *FAST], ids=lambda job: f"{job.name} {len(job.arguments)}")
+def test_every_job_is_a_command_that_its_program_takes(job):
+    """Options are read and checked as the programs do it."""
+    from importlib import import_module
+
+    config = import_module(f"{job.module}.config").Config
+    parsed = import_module(f"{job.module}.cli").parser().parse_args(list(job.arguments))
+    from experiments.common.cli import read
+
+    made, _ = read(parsed, config, job.name)
+    assert isinstance(made, Options)
+
+
+def test_the_fast_studies_are_what_was_asked_for():
+    assert [job.name for job in FAST] == ["classification", "segmentation", "hypergradients"]
+    assert len({job.name for job in FULL}) == len(FULL)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Jobs that were started, which are finished at once."""
+    names = []
+
+    def run_job(job, out, threads, console):
+        names.append((job.name, threads))
+        write(out / job.name, record())
+        (out / job.name / "report.md").write_text("![a figure](scores.png)")
+        (out / job.name / "scores.png").write_bytes(b"png")
+
+    monkeypatch.setattr(cli, "run_job", run_job)
+    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    return names
+
+
+def test_the_driver_goes_on_and_publishes(started, tmp_path):
+    out, to = tmp_path / "runs", tmp_path / "docs"
+    write(out / "segmentation", record())
+    (out / "segmentation" / "report.md").write_text("nothing")
+    assert cli.main(["--out", str(out), "--publish", str(to)], Console(file=StringIO())) == 0
+    together = {name for name, threads in started if threads == 1}
+    alone = [name for name, threads in started if threads == 2]
+    assert together == {job.name for job in FULL if not job.alone} - {"segmentation"}
+    assert alone == [job.name for job in FULL if job.alone]
+    index = (to / "README.md").read_text()
+    assert "[demo](demo/report.md)" in index
+    assert "`python -m experiments.classification --anchor imagenet`" in index
+    assert "abcdef0123 | 2 |" in index
+    assert (to / "demo" / "scores.png").read_bytes() == b"png"
+    assert (to / "demo" / "metrics.json").read_text() == json.dumps(record())
+    started.clear()
+    assert cli.main(["--out", str(out)], Console(file=StringIO())) == 0
+    assert started == []
+
+
+def test_unknown_studies_are_refused(started, capsys):
+    assert cli.main(["--only", "demo", "demos"]) == 2
+    assert "--only demos: the studies are hypergradients, segmentation" in capsys.readouterr().err
+    assert cli.main(["--workers", "0"]) == 2
+    assert started == []
+
+
+def test_a_job_runs_its_command_and_a_failure_is_said(tmp_path):
+    said = Console(file=StringIO())
+    failing = Job("failing", "cannot start", "experiments.classification", ("--epochs", "0"))
+    with pytest.raises(cli.InputError, match="failing ended with status 2; see"):
+        cli.run_job(failing, tmp_path, 1, said)
+    assert "--epochs 0: must be an integer of at least 1" in (tmp_path / "failing.log").read_text()
+
+
+def test_only_what_is_finished_is_published(tmp_path):
+    write(tmp_path / "runs" / "demo", record(status="running"))
+    publish(FULL, tmp_path / "runs", tmp_path / "docs")
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["README.md"]

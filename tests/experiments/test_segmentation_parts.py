@@ -1,0 +1,346 @@
+"""The pieces of segmentation: alpha of the emoji, scenes, backgrounds, the network, the metric, the task."""
+
+from dataclasses import replace
+from io import StringIO
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from rich.console import Console
+
+from experiments.classification.data import limit_items, split
+from experiments.classification.emoji import emoji_pictures, silhouettes
+from experiments.classification.task import with_validation
+from experiments.common.errors import InputError
+from experiments.common.network import lite0, scaled
+from experiments.common.progress import Progress
+from experiments.common.task import summed_up
+from experiments.segmentation import scenes as composing
+from experiments.segmentation.backgrounds import PHOTOGRAPHS, backgrounds
+from experiments.segmentation.metrics import mean_iou
+from experiments.segmentation.model import Segmenter
+from experiments.segmentation.scenes import placed, scenes
+from experiments.segmentation.task import SegmentationTask
+
+CPU = torch.device("cpu")
+COUNTS = {"pretrain": 6, "finetune": 5, "train": 5, "validation": 3}
+SIZES = {"size": 32, "train_scenes": 5, "test_scenes": 4, "validation_scenes": 3, "pretrain_scenes": 6, "device": CPU}
+
+
+@pytest.fixture(scope="module")
+def emoji(cache):
+    with Progress(Console(file=StringIO())) as progress:
+        return emoji_pictures(cache, progress)
+
+
+@pytest.fixture(scope="module")
+def parts(emoji):
+    return with_validation(split(limit_items(emoji, 96, 0), 0), 0, labels=1.0, validation=0.4, seed=0)
+
+
+@pytest.fixture(scope="module")
+def drawn(parts):
+    """Scenes of the test emoji, in three styles."""
+    return scenes(parts["test"], backgrounds("test", 128), size=64, seed=0)
+
+
+def test_alpha_is_the_shape_of_the_picture(emoji):
+    assert emoji.alpha.shape == (len(emoji.items), 64, 64)
+    assert emoji.alpha.dtype == torch.uint8
+    some = emoji.select(torch.arange(0, len(emoji.items), 8))
+    alpha = rearrange(some.alpha, "n h w -> n 1 h w").int()
+    black = some.images.int() - (255 - alpha)  # colour times alpha
+    assert ((black < -2) | (black > alpha + 2)).float().mean() < 0.01  # resizing with Lanczos overshoots at edges
+    assert some.images[(alpha == 0).expand_as(black)].float().mean() > 254
+    for style in range(3):
+        solid = (emoji.of_domain(style).alpha >= 128).float().mean(dim=(1, 2))
+        assert solid.min() > 0.03
+        assert 0.3 < solid.mean() < 0.6
+    grinning = [emoji.of_domain(style).alpha[emoji.items.index("1F600")] for style in range(3)]
+    assert all(face[32, 32] == 255 and face[0, 0] == 0 for face in grinning)
+
+
+def test_an_outline_is_filled_where_it_is_closed():
+    picture = np.full((3, 9, 9, 3), 255, dtype=np.uint8)
+    closed, opened, diamond = picture
+    for square in (closed, opened):
+        square[2:7, [2, 6]] = 0
+        square[[2, 6], 2:7] = 0
+    closed[4, 2] = 155  # a faint stroke, still closed
+    opened[4, 2] = 255
+    for step in range(3):  # strokes that touch at their corners only
+        for down, across in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            diamond[4 + down * step, 4 + across * (2 - step)] = 0
+    filled, hollow, full = silhouettes(picture).astype(int)
+    assert (filled[2:7, 2:7].sum(), filled.sum()) == (25 * 255 - 155, 25 * 255 - 155)
+    assert filled[4, 2] == 100
+    assert (hollow == 255 - opened[..., 0].astype(int)).all()
+    assert (full > 0).sum() == 13
+
+
+def test_pictures_are_placed_where_they_should_be():
+    picture = torch.rand(1, 4, 64, 64)
+
+    def place(side, x, y, mirrored):
+        numbers = (torch.tensor([number], dtype=torch.float64) for number in (side, x, y))
+        return placed(picture, *numbers, torch.tensor([mirrored]), 64)
+
+    torch.testing.assert_close(place(1, 0.5, 0.5, False), picture)
+    torch.testing.assert_close(place(1, 0.5, 0.5, True), picture.flip(-1))
+    torch.testing.assert_close(place(1, 0.75, 0.5, False), F.pad(picture, (16, -16)))
+    expected = torch.zeros(1, 4, 64, 64)
+    expected[:, :, 32:, :32] = reduce(picture, "n c (h 2) (w 2) -> n c h w", "mean")
+    torch.testing.assert_close(place(0.5, 0.25, 0.75, False), expected)
+
+
+def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn):
+    images, masks = drawn.draw(torch.arange(6))
+    assert (images.dtype, images.shape) == (torch.uint8, (6, 3, 64, 64))
+    assert (masks.dtype, masks.shape) == (torch.int64, (6, 64, 64))
+    state = torch.get_rng_state()
+    for i in range(6):
+        image, mask = drawn.draw(torch.tensor([i]))
+        assert torch.equal(image[0], images[i])
+        assert torch.equal(mask[0], masks[i])
+    assert torch.equal(torch.get_rng_state(), state)
+    others, other_masks = replace(drawn, seed=1).draw(torch.arange(6))
+    for one, other in combinations([*images, *others], 2):
+        assert not torch.equal(one, other)
+    assert not torch.equal(masks, other_masks)
+    assert replace(drawn, seed=-1).draw(torch.arange(2))[0].shape == (2, 3, 64, 64)
+
+
+def test_every_class_occurs_and_scenes_are_neither_empty_nor_full(drawn):
+    _, masks = drawn.draw(torch.arange(100))
+    shares = torch.stack([(masks == label).float().mean() for label in range(9)])
+    assert 0.4 < shares[0] < 0.85
+    assert (shares[1:] > 0.01).all()
+    kinds = [len(mask.unique()) - 1 for mask in masks]
+    assert min(kinds) >= 1
+    assert max(kinds) == 4
+
+
+def test_styles_differ_in_the_drawings_alone(drawn):
+    numbers = torch.arange(20)
+    squares = drawn.drawings.clone()
+    squares[:, :, 3] = 255
+    shown = [replace(drawn, drawings=squares, styles=(style,)).draw(numbers) for style in range(3)]
+    for (images, masks), (other_images, other_masks) in combinations(shown, 2):
+        assert torch.equal(masks, other_masks)
+        behind = rearrange(masks == 0, "n h w -> n 1 h w")
+        edge = F.max_pool2d((~behind).float(), 3, stride=1, padding=1) > 0
+        assert torch.equal(images.where(~edge, 0), other_images.where(~edge, 0))
+        assert not torch.equal(images, other_images)
+    mixed = drawn.draw(numbers)[0]
+    alone = torch.stack([replace(drawn, styles=(style,)).draw(numbers)[0] for style in range(3)])
+    found = reduce(mixed == alone, "style n c h w -> n style", "min")
+    assert (found.sum(dim=1) == 1).all()
+    assert found.any(dim=0).all()
+
+
+def on(drawn, value):
+    """The same scenes on a background of one grey."""
+    return replace(drawn, backgrounds=torch.full_like(drawn.backgrounds, value))
+
+
+def test_what_the_background_shines_through_is_not_in_the_mask(drawn):
+    numbers = torch.arange(60)
+    (black, masks), (white, same) = on(drawn, 0).draw(numbers), on(drawn, 255).draw(numbers)
+    assert torch.equal(masks, same)
+    through = white.int() - black.int()
+    assert through.min() >= -1  # both are rounded
+    least, most = through.amin(dim=1), through.amax(dim=1)
+    assert (masks[most <= 0] > 0).all()  # covered
+    assert (masks[least >= 129] == 0).all()  # every object here has an alpha below a half
+    assert (most[masks > 0] <= 128).all()
+
+
+def test_the_mask_of_one_emoji_is_its_alpha(drawn, monkeypatch):
+    monkeypatch.setattr(composing, "MOST", 1)
+    monkeypatch.setattr(composing, "_NUMBERS", len(composing._OF_SCENE) + len(composing._OF_OBJECT))
+    grey = drawn.drawings.clone()
+    grey[:, :, :3] = 255 - grey[:, :, 3:]  # black, times alpha, on white
+    alone = replace(drawn, drawings=grey)
+    numbers = torch.arange(60)
+    (black, masks), (white, _) = on(alone, 0).draw(numbers), on(alone, 255).draw(numbers)
+    assert (black == 0).all()
+    through = white[:, 0].int()
+    assert (through < 255).any(dim=(1, 2)).all()
+    assert torch.equal((masks > 0)[through != 128], through[through != 128] < 128)
+    assert [len(mask.unique()) for mask in masks] == [2] * 60
+
+
+def test_the_object_on_top_gives_the_class(drawn):
+    """Every class has one colour, so that the picture tells what is on top."""
+    colours = repeat(10 * (drawn.labels + 1), "item -> style item 4 h w", style=3, h=64, w=64).to(torch.uint8)
+    colours[:, :, 3] = 255
+    images, masks = on(replace(drawn, drawings=colours), 0).draw(torch.arange(60))
+    floats = rearrange(masks.float(), "n h w -> n 1 h w")
+    inside = F.max_pool2d(floats, 3, 1, 1) == -F.max_pool2d(-floats, 3, 1, 1)  # away from every edge
+    assert inside.float().mean() > 0.7
+    expected = repeat(10 * masks, "n h w -> n rgb h w", rgb=3).to(torch.uint8)
+    inside = inside.expand_as(images)
+    # between two objects of one class there is an edge as well
+    assert (images[inside] == expected[inside]).float().mean() > 0.995
+
+
+def test_scenes_need_alpha_and_items_in_every_style(parts):
+    test, behind = parts["test"], backgrounds("test", 64)
+    with pytest.raises(InputError, match="alpha"):
+        scenes(replace(test, alpha=None), behind, size=32, seed=0)
+    with pytest.raises(InputError, match="in every domain"):
+        scenes(test.select(torch.arange(len(test.items) - 1)), behind, size=32, seed=0)
+
+
+def test_backgrounds_of_training_and_of_tests_differ():
+    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
+    both = [backgrounds(part, 48) for part in ("train", "test")]
+    assert torch.equal(both[0], backgrounds("train", 48))
+    for some, count in zip(both, (17, 16), strict=True):
+        assert (some.dtype, some.shape) == (torch.uint8, (count, 3, 48, 48))
+    pictures = torch.cat(both)
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 33
+    assert (pictures.float().std(dim=(1, 2, 3)) > 5).all()  # none is empty
+
+
+@pytest.fixture
+def segmenter():
+    return Segmenter(9, 64)
+
+
+def test_a_new_decoder_knows_nothing_and_every_weight_learns(segmenter):
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    logits = segmenter(images)
+    assert torch.equal(logits, torch.zeros(2, 9, 64, 64))
+    torch.nn.init.normal_(segmenter.decoder.classifier.weight)
+    weights = dict(segmenter.named_parameters())
+    logits = torch.func.functional_call(segmenter, weights, (images,))
+    F.cross_entropy(logits, torch.randint(9, (2, 64, 64))).backward()
+    assert [name for name, weight in weights.items() if weight.grad is None or not weight.grad.any()] == []
+    with pytest.raises(ValueError, match="multiple of 32"):
+        Segmenter(9, 80)
+
+
+def test_the_head_is_the_decoder_and_batch_norm_stays_in_evaluation_mode(segmenter):
+    head = {name for name, _ in segmenter.head_parameters()}
+    assert head == {f"decoder.{name}" for name, _ in segmenter.decoder.named_parameters()}
+    norms = [name for name, some in segmenter.train().named_modules() if isinstance(some, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(name.startswith("encoder.") and not segmenter.get_submodule(name).training for name in norms)
+    segmenter.freeze_backbone()
+    assert {name for name, weight in segmenter.named_parameters() if weight.requires_grad} == head
+
+
+def test_the_encoder_gives_the_features_of_the_whole_network(segmenter):
+    whole = lite0(64, 0.0).eval()
+    inputs = scaled(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        levels = segmenter.eval().features(inputs)
+        assert [tuple(level.shape[1:]) for level in levels] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+        last = whole._swish(whole._bn1(whole._conv_head(levels[-1])))
+        torch.testing.assert_close(last, whole.extract_features(inputs))
+
+
+class Reads(torch.nn.Module):
+    """Predicts the class that the first channel holds."""
+
+    def forward(self, images):
+        return rearrange(F.one_hot(images[:, 0].long(), 4), "n h w c -> n c h w").float()
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "expected"),
+    [
+        ([[0, 0], [1, 1]], [[0, 0], [1, 1]], 100),
+        ([[0, 1], [1, 1]], [[0, 0], [1, 1]], 100 * (1 / 2 + 2 / 3) / 2),  # classes 2 and 3 are nowhere
+        ([[0, 2], [1, 1]], [[0, 0], [1, 1]], 100 * (1 / 2 + 1 + 0) / 3),  # 2 is predicted in vain
+        ([[0, 0], [0, 0]], [[0, 0], [1, 3]], 100 * (1 / 2 + 0 + 0) / 3),  # 1 and 3 are missed
+        ([[1, 1], [0, 0]], [[0, 0], [1, 1]], 0),
+    ],
+)
+def test_mean_iou_by_hand(predicted, truth, expected):
+    images = repeat(torch.tensor(predicted, dtype=torch.uint8), "h w -> 1 rgb h w", rgb=3)
+    assert mean_iou(Reads(), images, torch.tensor([truth]), classes=4, device=CPU) == pytest.approx(expected)
+
+
+def test_mean_iou_counts_the_pixels_of_all_pictures_together():
+    images = torch.zeros(2, 3, 1, 4, dtype=torch.uint8)
+    images[1, :, :, :2] = 1
+    masks = torch.tensor([[[0, 0, 0, 1]], [[1, 1, 1, 1]]])
+    model = Reads().train()
+    for batch_size in (1, 2):  # IoU of class 0 is 3/6, of class 1 2/5
+        score = mean_iou(model, images, masks, classes=4, device=CPU, batch_size=batch_size)
+        assert score == pytest.approx(45)
+    assert model.training
+
+
+@pytest.fixture(scope="module")
+def task(parts):
+    return SegmentationTask(parts, 0, **SIZES)
+
+
+def test_no_emoji_is_in_scenes_of_two_parts(parts, task):
+    assert set(task.scenes) == {"pretrain", "finetune", "train", "validation", "test"}
+    drawings = {
+        part: {drawing.numpy().tobytes() for style in some.drawings for drawing in style}
+        for part, some in task.scenes.items()
+    }
+    apart = [*combinations(("pretrain", "finetune", "test"), 2), ("train", "validation")]
+    for one, other in apart:
+        assert not drawings[one] & drawings[other]
+        assert not set(parts[one].groups) & set(parts[other].groups)
+    assert drawings["train"] | drawings["validation"] == drawings["finetune"]
+    assert len({some.seed for some in task.scenes.values()}) == 5
+    assert {part: len(some.drawings) for part, some in task.scenes.items()} == {
+        "pretrain": 3, "finetune": 1, "train": 1, "validation": 1, "test": 3
+    }  # fmt: skip
+    known = task.scenes["pretrain"].backgrounds
+    assert all(torch.equal(task.scenes[part].backgrounds, known) for part in ("finetune", "train", "validation"))
+    assert not torch.equal(task.scenes["test"].backgrounds[0], known[0])
+
+
+def test_training_scenes_are_fresh_and_repeatable(task):
+    assert {part: some.count for part, some in task.parts.items()} == COUNTS
+    generator = torch.Generator().manual_seed(3)
+    chosen = torch.tensor([4, 2])
+    images, masks = task.parts["finetune"].draw(chosen, generator)
+    again, _ = task.parts["finetune"].draw(chosen, generator)
+    assert not torch.equal(images, again)
+    repeated = task.parts["finetune"].draw(chosen, torch.Generator().manual_seed(3))
+    assert torch.equal(repeated[0], images)
+    assert torch.equal(repeated[1], masks)
+
+
+def test_every_column_has_its_scores(task):
+    model = task.new_model()
+    scores = task.test(model)
+    assert len(scores) == 23
+    assert {name for names in task.columns.values() for name in names} == set(scores)
+    assert summed_up(task, dict.fromkeys(scores, 50.0)) == dict.fromkeys(task.columns, 50.0)
+    assert list(task.columns) == [
+        "id", "OpenMoji", "Noto outline", "ood", "fog", "defocus blur", "gaussian noise", "brightness", "corrupted"
+    ]  # fmt: skip
+    assert len(task.columns["corrupted"]) == 20
+    outputs, targets = torch.zeros(2, 9, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
+    assert task.loss(outputs, targets) == pytest.approx(np.log(9))
+    assert task.share_right(outputs, targets) == 1
+    background = (task._tests["Twemoji"][1] == 0).float().mean()  # a new model says 0 everywhere
+    classes = len(task._tests["Twemoji"][1].unique())
+    assert scores["Twemoji"] == pytest.approx(100 * float(background) / classes)
+    assert 0 < task.validate(model) < 100
+
+
+def test_fingerprints_change_with_what_is_shown(parts, task):
+    def both(**changed):
+        other = SegmentationTask(parts, 0, **{**SIZES, **changed})
+        return other.fingerprint(), other.pretrain_fingerprint()
+
+    whole, pretrain = both()
+    assert (whole, pretrain) == (task.fingerprint(), task.pretrain_fingerprint())
+    for name, of_pretrain in (("size", True), ("seed", True), ("pretrain_scenes", True), ("test_scenes", False)):
+        changed = both(**{name: 64})
+        assert changed[0] != whole
+        assert (changed[1] != pretrain) == of_pretrain
