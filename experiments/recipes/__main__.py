@@ -1,0 +1,5 @@
+"""`python -m experiments.recipes`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.recipes.cli", extra="recipes")

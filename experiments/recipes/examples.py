@@ -1,0 +1,88 @@
+"""Examples as lists of files: nothing is read before it is needed, since the data sets are larger than memory."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.classification.folders import SUFFIXES
+from experiments.classification.folders import _check_inside as check_inside
+from experiments.common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Examples:
+    root: Path
+    files: tuple[str, ...]  # below the root
+    targets: tuple[int, ...] | tuple[str, ...]  # the class, or the file of the mask
+    classes: tuple[int, ...] | None = None  # the only classes that are asked for; None: all
+    corruption: tuple[str, int] | None = None  # kind and severity
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on at once. A continual benchmark has several, and its tests grow with them."""
+
+    examples: Examples
+    tests: Mapping[str, Examples]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    metric: str  # "accuracy" or "mIoU"
+    stages: tuple[Stage, ...]
+    columns: Mapping[str, tuple[str, ...]]  # title to the tests of the last stage whose mean it shows
+
+    def fingerprint(self) -> str:
+        """A digest of names and targets; the pictures themselves are too many to be read for it."""
+        digest = hashlib.sha256()
+        for stage in self.stages:
+            for name, some in (("train", stage.examples), *stage.tests.items()):
+                digest.update(repr((name, some.files, some.targets, some.classes, some.corruption)).encode())
+        return digest.hexdigest()[:16]
+
+
+def wrong(root: Path, layout: str, problem: str) -> InputError:
+    """The first thing found wrong, and what was expected."""
+    return InputError(f"{problem}\nexpected below --root {root}:\n{layout.rstrip()}")
+
+
+def folder(root: Path, name: str, layout: str) -> Path:
+    place = root / name
+    if not place.is_dir():
+        raise wrong(root, layout, f"there is no folder {place}")
+    check_inside([place], root)
+    return place
+
+
+def names_in(place: Path, root: Path, *, folders: bool) -> list[str]:
+    """Sorted names of the folders or pictures in a folder. Only links are resolved: there may be a million files."""
+    with os.scandir(place) as entries:
+        found = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".")
+            and (entry.is_dir() if folders else entry.is_file() and entry.name.lower().endswith(SUFFIXES))
+        ]
+    check_inside([place / entry.name for entry in found if entry.is_symlink()], root)
+    return sorted(entry.name for entry in found)
+
+
+def by_class(root: Path, name: str, layout: str) -> dict[str, list[str]]:
+    """Pictures below the root by the name of their class, from root/name/<class>/*."""
+    place = folder(root, name, layout)
+    found = {}
+    for label in names_in(place, root, folders=True):
+        files = names_in(place / label, root, folders=False)
+        if not files:
+            raise wrong(root, layout, f"class folder {place / label} holds no picture ({', '.join(SUFFIXES)})")
+        found[label] = [f"{name}/{label}/{file}" for file in files]
+    if not found:
+        raise wrong(root, layout, f"{place} holds no class folders")
+    return found
+
+
+def labelled(root: Path, found: Mapping[str, list[str]], number: Mapping[str, int]) -> Examples:
+    rows = [(file, number[name]) for name, files in found.items() for file in files]
+    return Examples(root, tuple(file for file, _ in rows), tuple(label for _, label in rows))

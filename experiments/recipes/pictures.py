@@ -1,0 +1,118 @@
+"""Reading and cutting pictures, one at a time, in the processes of a DataLoader."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from experiments.classification.folders import BYTES, FORMATS, PIXELS
+from experiments.common.errors import InputError
+from experiments.recipes.examples import Examples, check_inside
+from experiments.recipes.recipe import Recipe
+
+IGNORED = 255  # in masks
+FLIPPED = 0.5
+
+
+def _open(file: Path, formats: tuple[str, ...]) -> Image.Image:
+    """Decode a file that may come from anybody: nothing huge, and nothing that Pillow hands to another program."""
+    too_large = f"the picture {file} is too large (at most {PIXELS:,} pixels and {BYTES:,} bytes are read); remove it"
+    if file.stat().st_size > BYTES:
+        raise InputError(too_large)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; the size is checked here
+            with Image.open(file, formats=formats) as image:  # nothing is decoded yet
+                if image.width * image.height > PIXELS:
+                    raise Image.DecompressionBombError
+                image.load()
+                return image
+    except Image.DecompressionBombError as error:
+        raise InputError(too_large) from error
+    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged files
+        raise InputError(f"cannot read {file} ({error}); repair it (formats: {', '.join(formats)})") from error
+
+
+def read_picture(file: Path) -> Image.Image:
+    """In RGB; what is transparent becomes white."""
+    image = ImageOps.exif_transpose(_open(file, FORMATS))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_mask(file: Path, classes: int) -> Image.Image:
+    """One byte a pixel. A palette is of no account: its indices are the classes."""
+    image = _open(file, ("PNG",))
+    if image.mode not in ("L", "P"):
+        raise InputError(f"the mask {file} has the mode {image.mode}; save it with one byte a pixel, the class")
+    wrong = {value for value in np.unique(np.asarray(image)).tolist() if value >= classes and value != IGNORED}
+    if wrong:
+        raise InputError(f"the mask {file} has the class {min(wrong)}; allowed are 0 ... {classes - 1} and {IGNORED}")
+    return image
+
+
+class Pictures(Dataset[tuple[Tensor, Any]]):
+    """uint8 pictures and targets. How a picture is augmented depends on `seed` and its number alone, hence neither on
+    the number of processes nor on where a run was interrupted."""
+
+    def __init__(self, examples: Examples, recipe: Recipe, seed: int | None) -> None:
+        self.examples, self.recipe, self.seed = examples, recipe, seed  # seed None: no augmentation
+
+    def __len__(self) -> int:
+        return len(self.examples.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        root, target = self.examples.root, self.examples.targets[index]
+        file = root / self.examples.files[index]
+        check_inside([file], root)
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(self.seed * 1_000_003 + index)
+            picture = read_picture(file)
+            if isinstance(target, str):
+                check_inside([root / target], root)
+                mask = read_mask(root / target, self.recipe.classes)
+                if mask.size != picture.size:
+                    raise InputError(f"{file} has {picture.size} pixels and its mask {root / target} {mask.size}")
+                return self._segmented(picture, mask)
+            return self._cut(picture), target
+
+    def _cut(self, picture: Image.Image) -> Tensor:
+        from torchvision.transforms import v2  # slow to import
+
+        size = self.recipe.image_size
+        if self.seed is None:
+            steps = [v2.Resize(self.recipe.resize), v2.CenterCrop(size)]
+        else:
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(FLIPPED)]
+        return v2.Compose([*steps, v2.PILToTensor()])(picture)
+
+    def _segmented(self, picture: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+        """The whole picture, squeezed into a square."""
+        size = (self.recipe.image_size, self.recipe.image_size)
+        image = torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BILINEAR)))
+        labels = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))).long()
+        image = image.permute(2, 0, 1).contiguous()
+        if self.seed is not None and torch.rand(()) < FLIPPED:
+            return image.flip(-1), labels.flip(-1)
+        return image, labels
+
+
+def batches(
+    examples: Examples, recipe: Recipe, workers: int, seed: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """In the order of the list, or with a seed shuffled and augmented."""
+    order = None if seed is None else torch.Generator().manual_seed(seed)
+    pictures = Pictures(examples, recipe, seed)
+    try:
+        yield from DataLoader(pictures, recipe.batch_size, seed is not None, generator=order, num_workers=workers)
+    except InputError as error:  # torch puts the trace of another process before the message
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error

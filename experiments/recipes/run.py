@@ -1,0 +1,105 @@
+"""One run: the data are found and checked, every method trains and is tested, a report is written."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from experiments.common.errors import InputError
+from experiments.common.progress import Progress
+from experiments.common.record import RunRecord, environment
+from experiments.recipes.benchmark import find
+from experiments.recipes.examples import Benchmark
+from experiments.recipes.methods import METHODS
+from experiments.recipes.model import build
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.report import show, write_report
+from experiments.recipes.train import Training
+
+PACKAGES = ("timm", "torchvision", "torchmetrics", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is given on the command line."""
+
+    root: Path
+    checkpoint: Path
+    out: Path
+    methods: tuple[str, ...] = tuple(METHODS)
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 4  # changes no number
+
+    def check(self) -> None:
+        if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
+            raise InputError(f"--method {' '.join(self.methods)}: give any of {', '.join(METHODS)}, each once")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed {self.seed}: must be an integer from 0 to {2**31 - 1}")
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: must be an integer of at least 0")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def summed_up(benchmark: Benchmark, scores: list[dict[str, float]]) -> dict[str, float]:
+    """A value for each column of the table."""
+    last = scores[-1]
+    columns = {title: sum(last[name] for name in names) / len(names) for title, names in benchmark.columns.items()}
+    if len(scores) > 1:  # tasks 1 ... N
+        columns["mean after each task"] = sum(after["all so far"] for after in scores) / len(scores)
+        lost = [scores[task][f"task {task + 1}"] - last[f"task {task + 1}"] for task in range(len(scores) - 1)]
+        columns["forgetting"] = sum(lost) / len(lost)
+    return columns
+
+
+def run(recipe: Recipe, setting: Setting, console: Console) -> None:
+    """Do what is left of a run, then show its table."""
+    recipe.check()
+    setting.check()
+    if not setting.checkpoint.is_file():
+        raise InputError(f"--checkpoint {setting.checkpoint} is not a file; give the pre-trained weights")
+    plain = json.loads(json.dumps(asdict(recipe)))  # lists for tuples, as JSON gives them back
+    config = {**plain, "methods": list(setting.methods), "seed": setting.seed, "device": setting.device}
+    config["checkpoint"] = f"{setting.checkpoint.name} {_digest(setting.checkpoint)}"
+    record = RunRecord(setting.out, "recipes", config)
+    if not record.finished:
+        benchmark = find(setting.root, recipe)
+        record.check_data(benchmark.fingerprint())
+        record.content["environment"] = environment(PACKAGES)
+        record.content["metric"] = benchmark.metric
+        record.save()  # before the first checkpoint: what lies in the folder is this run's
+        with Progress(console) as bars:
+            for method in setting.methods:
+                if method not in record.results:
+                    record.results[method] = _train(recipe, setting, benchmark, method, config, bars)
+                    record.save()
+        write_report(record)
+        record.content["status"] = "finished"
+        record.save()
+    show(record, console)
+
+
+def _train(recipe: Recipe, setting: Setting, benchmark: Benchmark, method: str, config: dict, bars: Progress) -> dict:
+    torch.manual_seed(setting.seed)  # of the head
+    model = build(recipe, setting.checkpoint, dense=benchmark.metric == "mIoU").to(setting.device)
+    identity = {"method": method, "config": config}
+    file = setting.out / "checkpoint.pt"
+    training = Training(recipe, model, method, setting.seed, setting.workers, file, identity)
+    measured = training.run(benchmark, bars)
+    return {
+        "columns": summed_up(benchmark, measured["scores"]),
+        "scores": measured["scores"] if recipe.tasks > 1 else measured["scores"][0],
+        "losses": measured["losses"],
+        "diverged": None in measured["losses"],
+        "seconds": round(measured["seconds"], 1),
+    }

@@ -1,0 +1,104 @@
+"""One training: stages of epochs, a checkpoint after each epoch, going on from it, and a test after each stage."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from experiments.common import checkpoint
+from experiments.common.progress import Progress
+from experiments.recipes.evaluate import loss, score
+from experiments.recipes.examples import Benchmark, Stage
+from experiments.recipes.methods import METHODS
+from experiments.recipes.model import Network
+from experiments.recipes.pictures import batches
+from experiments.recipes.recipe import Recipe
+
+
+class Training:
+    """Random numbers depend on seed, stage and epoch alone, so a checkpoint needs no state of a generator."""
+
+    def __init__(
+        self, recipe: Recipe, model: Network, method: str, seed: int, workers: int, file: Path, identity: dict
+    ) -> None:
+        self.recipe, self.model, self.method = recipe, model, method
+        self.seed, self.workers = seed, workers
+        self.file, self.identity = file, identity
+        self.kept = None if recipe.anchor_moves or recipe.tasks == 1 else self._weights()
+        self.progress: dict[str, Any] = {"stage": 0, "epoch": 0, "seconds": 0.0, "losses": [], "scores": []}
+
+    def run(self, benchmark: Benchmark, bars: Progress) -> dict:
+        """Scores after each stage, the mean loss of each epoch (None: not finite, and training stopped), the time."""
+        state = self._saved()
+        for number in range(self.progress["stage"], len(benchmark.stages)):
+            stage = benchmark.stages[number]
+            self._fit(stage, number, state, bars)
+            state = None
+            self.progress["scores"].append(self._test(stage, benchmark.metric, number, bars))
+            self.progress["stage"], self.progress["epoch"] = number + 1, 0
+        return {name: self.progress[name] for name in ("scores", "losses", "seconds")}
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def _saved(self) -> dict | None:
+        """A checkpoint of this very training; any other is left to be replaced."""
+        if not self.file.exists():
+            return None
+        saved = checkpoint.load(self.file)
+        if saved["identity"] != self.identity:
+            return None
+        self.progress = saved["progress"]
+        self.model.load_state_dict(saved["model"])
+        return saved
+
+    def _fit(self, stage: Stage, number: int, state: dict | None, bars: Progress) -> None:
+        recipe, progress = self.recipe, self.progress
+        optimizer = METHODS[self.method](self.model, recipe, self.kept)
+        schedule = CosineAnnealingLR(optimizer, T_max=recipe.epochs)  # per epoch, as the authors' is
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+        steps = math.ceil(len(stage.examples.files) / recipe.batch_size)
+        title = self.method if recipe.tasks == 1 else f"{self.method}, task {number + 1}"
+        with bars.task(title, recipe.epochs * steps, done=progress["epoch"] * steps) as task:
+            while progress["epoch"] < recipe.epochs and None not in progress["losses"]:
+                start = time.perf_counter()
+                mean = self._epoch(stage, number, optimizer, task)
+                schedule.step()
+                progress["epoch"] += 1
+                progress["losses"].append(mean)
+                progress["seconds"] += time.perf_counter() - start
+                content = {"identity": self.identity, "progress": progress, "model": self.model.state_dict()}
+                content |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                checkpoint.save(self.file, content)
+
+    def _epoch(self, stage: Stage, number: int, optimizer: torch.optim.Optimizer, task: Any) -> float | None:
+        device = next(self.model.parameters()).device
+        self.model.train()
+        seed = (self.seed * 1009 + number) * 100_003 + self.progress["epoch"]
+        torch.manual_seed(seed)  # for dropout
+        total = 0.0
+        for images, targets in batches(stage.examples, self.recipe, self.workers, seed):
+            value = loss(self.model(images.to(device)), targets.to(device), stage.examples.classes)
+            amount = value.item()
+            if not math.isfinite(amount):
+                return None  # the weights are lost; say so instead of training on
+            total += amount * len(images)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            task.advance(note=f"loss {amount:.3f}")
+        return total / len(stage.examples.files)
+
+    def _test(self, stage: Stage, metric: str, number: int, bars: Progress) -> dict[str, float]:
+        scores = {}
+        with bars.task(f"{self.method}, tests {number + 1}", len(stage.tests)) as task:
+            for name, examples in stage.tests.items():
+                read = batches(examples, self.recipe, self.workers)
+                scores[name] = score(self.model, read, examples, metric, self.recipe.classes)
+                task.advance(note=name)
+        return scores

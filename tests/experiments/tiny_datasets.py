@@ -1,0 +1,83 @@
+"""Data sets and weights of the recipes in the layout of the real ones, a few small pictures each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+STYLES = ("real", "sketch", "painting", "infograph", "clipart")
+WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
+
+
+def picture(file: Path, number: int, side: int = 40) -> None:
+    """Noise whose mean colour tells the number."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 60, (side, side, 3))
+    pixels[..., number % 3] += 150
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+
+def mask(file: Path, values: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(file)
+
+
+def domainnet(root: Path, classes: int = 3, train: int = 4) -> Path:
+    names = [f"class_{number}" for number in range(classes)]
+
+    def write(name: str, style: str, count: int, start: int) -> None:
+        lines = []
+        for label, title in enumerate(names):
+            for number in range(start, start + count):
+                picture(root / style / title / f"{number}.jpg", label)
+                lines.append(f"{style}/{title}/{number}.jpg {label}\n")
+        (root / name).write_text("".join(lines))
+
+    write("real_train.txt", "real", train, 0)
+    for style in STYLES:
+        write(f"{style}_test.txt", style, 2, 100)
+    return root
+
+
+def by_class(root: Path, folders: Iterable[str], count: int) -> None:
+    for label, folder in enumerate(folders):
+        for number in range(count):
+            picture(root / folder / f"{number}.JPEG", label)
+
+
+def imagenet(root: Path) -> Path:
+    """Four classes, of which -A and -R have two."""
+    for name, count in (("train", 3), ("val", 1), ("imagenet-sketch", 1)):
+        by_class(root / name, WNIDS, count)
+    by_class(root / "imagenetv2", "0123", 1)
+    by_class(root / "imagenet-a", WNIDS[1:3], 2)
+    by_class(root / "imagenet-r", WNIDS[2:], 2)
+    return root
+
+
+def imagenet_r(root: Path, count: int = 5) -> Path:
+    by_class(root / "imagenet-r", WNIDS, count)
+    return root
+
+
+def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
+    for part, names in (("train", "abcd"), ("val", "ef")):
+        file = root / "ImageSets" / lists / f"{part}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{name}\n" for name in names))
+        for number, name in enumerate(names):
+            picture(root / "JPEGImages" / f"{name}.jpg", number)
+            values = np.full((40, 40), number % classes)
+            values[:, 20:], values[0] = (number + 1) % classes, 255
+            mask(root / masks / f"{name}.png", values)
+    return root
+
+
+def weights(file: Path, model: str, **options: int) -> Path:
+    """As if pre-trained; with timm's classifier, which a recipe leaves out."""
+    torch.manual_seed(7)
+    torch.save(timm.create_model(model, pretrained=False, num_classes=5, **options).state_dict(), file)
+    return file
