@@ -3,47 +3,31 @@
 The folders may come from somebody else: nothing outside of the root is read, and nothing huge is decoded.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from experiments.classification.data import Pictures
 from experiments.common.errors import InputError
+from experiments.common.pictures import SUFFIXES, check_inside, read_picture
 from experiments.common.progress import Progress
 
 SIZE = 64
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow knows many more, some of which start other programs
-PIXELS = 65_000_000  # what large cameras take; below Pillow's own limit
-BYTES = 4 * PIXELS + 2**20  # so many pixels uncompressed, and a header
 
 
 def _subfolders(folder: Path, root: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    _check_inside(found, root)
+    check_inside(found, root, "--data-root")
     return found
 
 
 def _files(folder: Path, root: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    _check_inside(found, root)
+    check_inside(found, root, "--data-root")
     return found
-
-
-def _check_inside(paths: list[Path], root: Path) -> None:
-    """Links may lead anywhere within the root, and the root itself may be one."""
-    inside = root.resolve()
-    for path in paths:
-        target = path.resolve()
-        if not target.is_relative_to(inside):
-            raise InputError(
-                f"{path} leads to {target}, outside of --data-root {root}; copy the pictures into it, or give the "
-                "folder that holds them all as --data-root"
-            )
 
 
 def _find(root: Path) -> dict[str, dict[str, list[Path]]]:
@@ -87,28 +71,7 @@ def _names(classes: set[str]) -> str:
 
 
 def _read(file: Path) -> np.ndarray:
-    if (size := file.stat().st_size) > BYTES:
-        raise _too_large(file, f"{size:,} bytes", BYTES)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:  # nothing is decoded yet
-                if image.width * image.height > PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-                image = ImageOps.exif_transpose(image).convert("RGBA")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        # Pillow: "Image size (100000000 pixels) exceeds limit of ...", which is not ours
-        raise _too_large(file, str(error).partition(" exceeds")[0], PIXELS) from error
-    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged files
-        raise InputError(
-            f"cannot read the picture {file} ({error}); repair or remove it (formats: {', '.join(FORMATS)})"
-        ) from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return np.asarray(ImageOps.pad(image, (SIZE, SIZE), color="white"), dtype=np.uint8)
-
-
-def _too_large(file: Path, size: str, limit: int) -> InputError:
-    return InputError(f"the picture {file} is too large: {size}, at most {limit:,} are read; shrink or remove it")
+    return np.asarray(ImageOps.pad(read_picture(file), (SIZE, SIZE), color="white"), dtype=np.uint8)
 
 
 def folder_pictures(root: Path, progress: Progress) -> Pictures:

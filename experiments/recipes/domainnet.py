@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_inside, wrong
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
 from experiments.recipes.recipe import Recipe
 
 ID, OTHERS = "real", ("sketch", "painting", "infograph", "clipart")
@@ -24,7 +24,7 @@ def read_list(root: Path, name: str, recipe: Recipe) -> Examples:
     file = root / name
     if not file.is_file():
         raise wrong(root, LAYOUT, f"there is no file {file}")
-    check_inside([file], root)
+    check_in_root([file], root)
     files, labels, folders = [], [], set()
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -41,7 +41,7 @@ def read_list(root: Path, name: str, recipe: Recipe) -> Examples:
             raise wrong(root, LAYOUT, f"{where}: class {label}, but there are {recipe.classes}, counted from 0")
         place = root / path
         if place.parent not in folders or place.is_symlink():  # as few resolved as will do: they are many
-            check_inside([place], root)
+            check_in_root([place], root)
             folders.add(place.parent)
         if not place.is_file():
             raise wrong(root, LAYOUT, f"{where}: there is no picture {place}")

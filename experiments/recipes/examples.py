@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.classification.folders import SUFFIXES
-from experiments.classification.folders import _check_inside as check_inside
 from experiments.common.errors import InputError
+from experiments.common.pictures import SUFFIXES, check_inside
+
+
+def check_in_root(paths: list[Path], root: Path) -> None:
+    check_inside(paths, root, "--root")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def folder(root: Path, name: str, layout: str) -> Path:
     place = root / name
     if not place.is_dir():
         raise wrong(root, layout, f"there is no folder {place}")
-    check_inside([place], root)
+    check_in_root([place], root)
     return place
 
 
@@ -65,7 +68,7 @@ def names_in(place: Path, root: Path, *, folders: bool) -> list[str]:
             if not entry.name.startswith(".")
             and (entry.is_dir() if folders else entry.is_file() and entry.name.lower().endswith(SUFFIXES))
         ]
-    check_inside([place / entry.name for entry in found if entry.is_symlink()], root)
+    check_in_root([place / entry.name for entry in found if entry.is_symlink()], root)
     return sorted(entry.name for entry in found)
 
 

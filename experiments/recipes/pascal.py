@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_inside, wrong
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
 from experiments.recipes.recipe import Recipe
 
 LAYOUT = """\
@@ -18,7 +18,7 @@ def _read(root: Path, part: str, lists: str, masks: str, layout: str) -> Example
     file = root / "ImageSets" / lists / f"{part}.txt"
     if not file.is_file():
         raise wrong(root, layout, f"there is no file {file}")
-    check_inside([file], root)
+    check_in_root([file], root)
     names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise wrong(root, layout, f"{file} lists no picture")
@@ -29,7 +29,7 @@ def _read(root: Path, part: str, lists: str, masks: str, layout: str) -> Example
         for path in row:
             if not (root / path).is_file():
                 raise wrong(root, layout, f"{file} lists '{name}', but there is no file {root / path}")
-    check_inside([root / path for row in rows for path in row], root)
+    check_in_root([root / path for row in rows for path in row], root)
     return Examples(root, tuple(picture for picture, _ in rows), tuple(mask for _, mask in rows))
 
 

@@ -1,56 +1,27 @@
 """Reading and cutting pictures, one at a time, in the processes of a DataLoader."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from experiments.classification.folders import BYTES, FORMATS, PIXELS
 from experiments.common.errors import InputError
-from experiments.recipes.examples import Examples, check_inside
+from experiments.common.pictures import open_picture, read_picture
+from experiments.recipes.examples import Examples, check_in_root
 from experiments.recipes.recipe import Recipe
 
 IGNORED = 255  # in masks
 FLIPPED = 0.5
 
 
-def _open(file: Path, formats: tuple[str, ...]) -> Image.Image:
-    """Decode a file that may come from anybody: nothing huge, and nothing that Pillow hands to another program."""
-    too_large = f"the picture {file} is too large (at most {PIXELS:,} pixels and {BYTES:,} bytes are read); remove it"
-    if file.stat().st_size > BYTES:
-        raise InputError(too_large)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; the size is checked here
-            with Image.open(file, formats=formats) as image:  # nothing is decoded yet
-                if image.width * image.height > PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
-                return image
-    except Image.DecompressionBombError as error:
-        raise InputError(too_large) from error
-    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged files
-        raise InputError(f"cannot read {file} ({error}); repair it (formats: {', '.join(formats)})") from error
-
-
-def read_picture(file: Path) -> Image.Image:
-    """In RGB; what is transparent becomes white."""
-    image = ImageOps.exif_transpose(_open(file, FORMATS))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
 def read_mask(file: Path, classes: int) -> Image.Image:
     """One byte a pixel. A palette is of no account: its indices are the classes."""
-    image = _open(file, ("PNG",))
+    image = open_picture(file, ("PNG",))
     if image.mode not in ("L", "P"):
         raise InputError(f"the mask {file} has the mode {image.mode}; save it with one byte a pixel, the class")
     wrong = {value for value in np.unique(np.asarray(image)).tolist() if value >= classes and value != IGNORED}
@@ -72,13 +43,13 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         root, target = self.examples.root, self.examples.targets[index]
         file = root / self.examples.files[index]
-        check_inside([file], root)
+        check_in_root([file], root)
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(self.seed * 1_000_003 + index)
             picture = read_picture(file)
             if isinstance(target, str):
-                check_inside([root / target], root)
+                check_in_root([root / target], root)
                 mask = read_mask(root / target, self.recipe.classes)
                 if mask.size != picture.size:
                     raise InputError(f"{file} has {picture.size} pixels and its mask {root / target} {mask.size}")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.classification import folders
 from experiments.classification.folders import folder_pictures
+from experiments.common import pictures
 
 
 def refused(workplace, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -251,7 +251,7 @@ def test_too_many_pixels(workplace, capsys, tmp_path, width, height, message):
 
 
 def test_too_many_bytes(workplace, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "BYTES", 3000)
+    monkeypatch.setattr(pictures, "BYTES", 3000)
     root = make_domains(tmp_path / "pictures")
     file = root / "photo" / "dog" / "3.png"
     file.write_bytes(file.read_bytes().ljust(3001))
@@ -269,8 +269,8 @@ def test_another_format_under_the_name_of_a_picture(workplace, capsys, tmp_path,
     assert "(formats: PNG, JPEG, WEBP, BMP, GIF)" in error
 
 
-@pytest.mark.parametrize("suffix", folders.SUFFIXES)
-@pytest.mark.parametrize("kind", folders.FORMATS)
+@pytest.mark.parametrize("suffix", pictures.SUFFIXES)
+@pytest.mark.parametrize("kind", pictures.FORMATS)
 def test_formats_that_are_read_under_any_of_their_names(tmp_path, quiet, kind, suffix):
     root = make_domains(tmp_path / "pictures", items=1)
     (root / "photo" / "cat" / "0.png").unlink()

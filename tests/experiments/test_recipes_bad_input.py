@@ -15,8 +15,8 @@ pytest.importorskip("torchvision")
 
 import timm
 
+from experiments.common import pictures
 from experiments.common.errors import InputError
-from experiments.recipes import pictures
 from experiments.recipes.benchmark import find
 from experiments.recipes.cli import main
 from experiments.recipes.model import build
