@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,10 @@ def main(on_step: Callable[[int], None] = lambda step: None) -> None:
         fine_tune(args.out, args.steps, args.every, on_step)
     finally:
         dist.destroy_process_group()
+    # Leave without Python's shutdown. What DTensor caches keeps gloo's threads alive, also without the group, and one
+    # that only then lets go of the tensors of the last collective would abort the process.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ STEPS, EVERY = 30, 10
 def torchrun(module: str, out: Path, processes: int, *options: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     arguments = ["-m", module, "--out", str(out), "--steps", str(STEPS), "--every", str(EVERY)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *options, *arguments], cwd=out.parent, env=environment, capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    # First what the processes wrote, last what torchrun makes of it.
+    said = done.stderr if len(done.stderr) < 12_000 else f"{done.stderr[:8000]}\n[...]\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{done.stdout}\n{said}"
     return done.stdout
 
 
