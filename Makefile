@@ -8,8 +8,9 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
 
+# Two processes of one thread each: most tests are too small for two threads to share.
 test: $(VENV)/.demo $(VENV)/.test
-	$(RUN) -m pytest --cov --cov-report=term --cov-fail-under=95 -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 -q
 
 study-fast: $(VENV)/.studies
 	$(RUN) -m experiments.studies --fast

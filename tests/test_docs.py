@@ -38,7 +38,11 @@ def test_every_public_name_has_a_docstring_and_is_in_the_readme():
 
 
 def test_links_and_figures_exist():
-    for document in (*PAGES, ROOT / "experiments/classification/README.md"):
+    for document in (
+        *PAGES,
+        *sorted((ROOT / "experiments").rglob("*.md")),
+        *sorted((ROOT / "docs/studies").rglob("*.md")),
+    ):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert target.startswith("https://") or (document.parent / target).exists(), target
 
@@ -47,3 +51,31 @@ def test_names_of_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     for command in set(re.findall(r"`?make (\w+)", README)):
         assert re.search(rf"^{command}:", makefile, flags=re.M), command
+
+
+def test_what_the_readme_shows_is_measured():
+    """Figures lie with the runs that made them."""
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(shown) >= 3
+    assert [figure for figure in shown if not figure.startswith(("docs/studies/", "benchmarks/results/"))] == []
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables of a page, without emphasis."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/classification/README.md"])
+def test_tables_of_studies_are_those_of_the_reports(page):
+    """Below a line that names a report of docs/studies, up to the next heading, every row is one of its rows."""
+    parts = re.split(r"docs/studies/([\w-]+)/report\.md", (ROOT / page).read_text())
+    checked = 0
+    for study, text in zip(parts[1::2], parts[2::2], strict=True):
+        report = {row[0]: row for row in rows((ROOT / "docs/studies" / study / "report.md").read_text())}
+        for row in rows(text.partition("\n#")[0].partition("<!-- end -->")[0]):
+            if row[0] in report:
+                missing = [cell for cell in row if cell not in report[row[0]]]
+                assert not missing, f"{study}, {row[0]}: {missing}"
+                checked += 1
+    assert checked >= 6

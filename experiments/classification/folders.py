@@ -16,6 +16,9 @@ from experiments.common.pictures import SUFFIXES, check_inside, read_picture
 from experiments.common.progress import Progress
 
 SIZE = 64
+# What else is in the record of a training, beside a value for each domain.
+RESERVED = ("id", "ood", "scores", "method", "seed", "lr", "diverged", "steps", "seconds", "losses", "kind")
+RESERVED += ("images_per_second", "peak_mib")
 
 
 def _subfolders(folder: Path, root: Path) -> list[Path]:
@@ -49,6 +52,8 @@ def _find(root: Path) -> dict[str, dict[str, list[Path]]]:
                 f"domain folder {root / domain} is empty: expected <class>/ folders with pictures "
                 f"({', '.join(SUFFIXES)})"
             )
+    if taken := [domain for domain in found if domain in RESERVED]:
+        raise InputError(f"domain folder {root / taken[0]}: {', '.join(RESERVED)} are names of results; rename it")
     first, *others = found
     for domain in others:
         extra, lacking = found[domain].keys() - found[first].keys(), found[first].keys() - found[domain].keys()

@@ -105,7 +105,8 @@ def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:
     """A table of pictures, `pictures` is [row, column, rgb, height, width] uint8."""
     sheet = rearrange(pictures, "row column rgb h w -> (row h) (column w) rgb").numpy()
     rows, columns, _, height, _ = pictures.shape
-    figure = Figure(figsize=(1.2 + 0.6 * columns, 0.6 * rows), layout="constrained")
+    margin = 0.4 + 0.1 * max(map(len, row_names))  # for the names
+    figure = Figure(figsize=(margin + 0.6 * columns, 0.6 * rows), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet)
     axes.set_yticks(np.arange(rows) * height + height / 2, row_names)

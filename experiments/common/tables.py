@@ -15,6 +15,10 @@ from experiments.common.record import RunRecord
 from experiments.common.task import Task
 
 ANCHOR = "anchor"
+NOTES = {
+    "wise": " WiSE-FT is made of AdamW's weights: its cost is AdamW's.",
+    "tpgm": " TPGM trains on fewer examples, for as many steps: it learns its radii on those that it holds out.",
+}
 SUMS = ("id", "ood", "corrupted")
 FACTS = ("seconds", "images_per_second", "peak_mib")
 
@@ -128,8 +132,8 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
         "",
         *markdown(header, rows),
         "",
-        "Images per second and peak memory (of the whole process, data and libraries included) are those of training. "
-        "WiSE-FT is made of AdamW's weights: its cost is AdamW's.",
+        "Images per second and peak memory (of the whole process, data and libraries included) are those of training."
+        + "".join(note for method, note in NOTES.items() if method in methods),
         "",
         *(f"- {line}" for line in differences(summary)),
         "",

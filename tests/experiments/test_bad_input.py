@@ -157,6 +157,12 @@ def test_fewer_than_two_domains(workplace, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_domain_named_like_a_result(workplace, capsys, tmp_path):
+    root = make_domains(tmp_path / "pictures", domains=("ood", "photo"))
+    error = refused(workplace, capsys, "--data-root", str(root), "--out", str(tmp_path / "run"))
+    assert f"domain folder {root / 'ood'}: id, ood, scores, method" in error
+
+
 def test_empty_domain_folder(workplace, capsys, tmp_path):
     root = make_domains(tmp_path / "pictures")
     (root / "sketch" / "cat").mkdir(parents=True)
