@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,6 +137,23 @@ def read(parsed: argparse.Namespace, kind: type[Kind], name: str) -> tuple[Kind,
     changed = config.changed()  # without the device: the default run is that on any machine
     default = RUNS / (name + (f"-{digest(changed)[:8]}" if changed else ""))
     return kind(**given, device=find_device(device)), parsed.out or default
+
+
+def run_study(
+    parsed: argparse.Namespace,
+    kind: type[Options],
+    package: str,
+    console: Console | None,
+    on_step: Callable[[str, int], None] | None,
+) -> int:
+    """Call `run` of the package's module `run`; returns the exit status of `guarded`."""
+
+    def work() -> None:
+        config, out = read(parsed, kind, package.rpartition(".")[2])
+        run = import_module(f"{package}.run").run  # torch and all: slow, and not needed for --help
+        run(config, out, RUNS / "cache", console or Console(), parsed.tensorboard, on_step)
+
+    return guarded(work)
 
 
 def guarded(work: Callable[[], None]) -> int:

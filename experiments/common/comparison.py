@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, free_parameters, interpolated
 from experiments.common.network import Network
+from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
 from experiments.common.step_log import write_steps
 from experiments.common.task import Part, summed_up
@@ -119,12 +119,11 @@ class Comparison:
 
     def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
         """Try the next learning rate into `tried`, or None when there is none left."""
-        left = [lr for lr in self.options.lrs if str(lr) not in tried]
-        if not left:
-            return None
-        fitted = self.fit(method, self.options.seeds[0], left[0], f"{method}, lr {left[0]}", choosing=True)
-        tried[str(left[0])] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
-        return left[0]
+        lr = next(iter(untried(self.options.lrs, tried)), None)
+        if lr is not None:
+            fitted = self.fit(method, self.options.seeds[0], lr, f"{method}, lr {lr}", choosing=True)
+            tried[str(lr)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
+        return lr
 
     def fine_tune(self, method: str, seed: int, lr: float) -> dict[str, dict]:
         """Results of one training by name: its own, and those of methods made of its weights."""
@@ -181,7 +180,7 @@ def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
     to_do = sum(planned.steps(method) for method, _ in left)
     for method in methods:
         tried = rates.setdefault(method, {})
-        to_do += sum(planned.steps(method, choosing=True) for lr in options.lrs if str(lr) not in tried)
+        to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.lrs, tried))
     if options.anchor == "styles" and not anchor_file(options, task, cache).exists():
         to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
     trainer.show_whole(to_do)
@@ -193,12 +192,6 @@ def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
         while comparison.choose_lr(method, rates[method]) is not None:
             record.save()
     for method, seed in left:
-        tried = rates[method]
-        lr = float(max(tried, key=partial(_score, tried))) if tried else options.lr
+        lr = best(rates[method]) or options.lr
         record.results.update(comparison.fine_tune(method, seed, lr))
         record.save()
-
-
-def _score(tried: dict[str, float], lr: str) -> tuple[float, float]:
-    """Of two equally good learning rates the smaller one is taken."""
-    return tried[lr], -float(lr)

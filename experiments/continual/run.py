@@ -9,6 +9,7 @@ from experiments.classification.emoji import PACKAGES
 from experiments.classification.task import ClassificationTask
 from experiments.common.options import digest
 from experiments.common.progress import Progress
+from experiments.common.rates import best
 from experiments.common.record import RunRecord, environment
 from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer
@@ -43,11 +44,6 @@ def learn_all(learner: Learner, record: RunRecord) -> None:
         lr = best(rates[method]) or options.lr
         record.results[name_of(method, seed)] = learner.run(method, seed, lr, on_task=record.save)
         record.save()
-
-
-def best(tried: dict[str, float]) -> float | None:
-    """Of two equally good learning rates the smaller one; None where none was tried."""
-    return float(max(tried, key=lambda lr: (tried[lr], -float(lr)))) if tried else None
 
 
 def run(

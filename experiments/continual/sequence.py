@@ -8,6 +8,7 @@ from experiments.classification.task import ClassificationTask
 from experiments.common import checkpoint
 from experiments.common.loop import Training
 from experiments.common.network import Network
+from experiments.common.rates import untried
 from experiments.common.step_log import write_steps
 from experiments.common.task import Part
 from experiments.common.trainer import Trainer, steps_of
@@ -37,7 +38,7 @@ class Learner:
         return steps_of(part, self.options.epochs, self.options.batch_size)
 
     def steps_to_choose(self, tried: dict[str, float]) -> int:
-        left = [lr for lr in self.options.lrs if str(lr) not in tried]
+        left = untried(self.options.lrs, tried)
         return len(left) * self.steps(self.stages[0].parts["train"]) if left else 0
 
     def steps_left(self, method: str, seed: int) -> int:
@@ -71,14 +72,13 @@ class Learner:
 
     def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
         """Try the next learning rate into `tried`, or None when there is none left."""
-        left = [lr for lr in self.options.lrs if str(lr) not in tried]
-        if not left:
-            return None
-        first, name = self.stages[0], f"{method}, lr {left[0]:g}"
-        seed, part = self.options.seeds[0], first.parts["train"]
-        model, training = self.learn(method, seed, left[0], 0, self.imagenet, part, name)
-        tried[str(left[0])] = -1.0 if training.diverged else first.validate(model)
-        return left[0]
+        lr = next(iter(untried(self.options.lrs, tried)), None)
+        if lr is not None:
+            first, seed = self.stages[0], self.options.seeds[0]
+            name, part = f"{method}, lr {lr}", first.parts["train"]
+            model, training = self.learn(method, seed, lr, 0, self.imagenet, part, name)
+            tried[str(lr)] = -1.0 if training.diverged else first.validate(model)
+        return lr
 
     def run(self, method: str, seed: int, lr: float, on_task: Callable[[], None]) -> dict:
         """The results of all tasks. `on_task` is called after each, when it is kept."""

@@ -34,12 +34,4 @@ def main(
     on_step: Callable[[str, int], None] | None = None,
 ) -> int:
     """Returns the exit status: 0, 2 for unusable options or data, 130 after Ctrl-C."""
-    parsed = parser().parse_args(arguments)
-
-    def work() -> None:
-        config, out = cli.read(parsed, Config, "segmentation")
-        from experiments.segmentation.run import run  # torch and all: slow, and not needed for --help
-
-        run(config, out, cli.RUNS / "cache", console or Console(), parsed.tensorboard, on_step)
-
-    return cli.guarded(work)
+    return cli.run_study(parser().parse_args(arguments), Config, "experiments.segmentation", console, on_step)
