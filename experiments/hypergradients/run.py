@@ -1,6 +1,7 @@
 """One run of the study: a fine-tuning with FTP, gradients compared on its way, then fine-tunings with each of them."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
 from experiments.common.errors import InputError
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord, environment
-from experiments.common.step_log import Board
+from experiments.common.step_log import Board, write_steps
 from experiments.common.task import summed_up
 from experiments.common.trainer import OnStep, Trainer, steps_of
 from experiments.hypergradients.config import Config
@@ -59,14 +60,17 @@ def compare_on_the_way(setting: Setting) -> None:
     anchor = {name: p.clone() for name, p in params.items()}
     base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
     optimizer = hft.ftp(base, anchor, radius_lr=config.radius_lr, kappa=config.kappa, gradient=config.gradient)
-    state, steps, radii = optimizer.init(params), [], []
+    state, steps, radii, log = optimizer.init(params), [], [], []
     with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
         for step in range(1, setting.steps + 1):
-            grads = torch.func.grad(losses.train)(params, batches[step - 1])
+            begin = time.perf_counter()
+            grads, loss = torch.func.grad_and_value(losses.train)(params, batches[step - 1])
             params, state = optimizer.update(grads, state, params)
+            lr = config.lr * cosine(setting.steps)(torch.tensor(step - 1)).item()
+            log.append((step, loss.item(), math.nan, lr, time.perf_counter() - begin))
             steps.append(step)
             radii.append([float(f"{r.item():.5g}") for r in state.radius.values()])
-            bar.advance()
+            bar.advance(note=f"loss {loss.item():.3f}")
             if step in config.points and f"point-{step}" not in results:
                 number = config.points.index(step)
                 outer = {
@@ -80,6 +84,7 @@ def compare_on_the_way(setting: Setting) -> None:
                 setting.record.save()
             setting.on_step(RUN, step)
     model.load_state_dict(params, strict=False)
+    write_steps(setting.record.folder / "steps" / f"{RUN}.csv", log)
     results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
     setting.record.save()
 
@@ -114,6 +119,7 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
             file=file, identity=identity, save_every=math.ceil(16 / kind.depth), progress=trainer.progress,
             description=name, on_step=count,
         )  # fmt: skip
+    write_steps(setting.record.folder / "steps" / f"{name}.csv", trained.log)
     return {
         "way": way,
         "seed": seed,

@@ -1,7 +1,7 @@
 """The paper's benchmarks (FTP, NeurIPS 2023, arXiv 2310.19182).
 
 Read for it: the README and the launch options of github.com/GT-RIPL/FTP, and the READMEs of its forerunner,
-github.com/PotatoTian/TPGM. The text of the paper could not be read when this was written: a value that stands only in
+github.com/PotatoTian/TPGM. The text of the paper was not at hand: a value that stands only in
 it, or in its appendix, counts as not stated and is named in `chosen`. Table numbers: its figure 1.
 """
 

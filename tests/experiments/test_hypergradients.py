@@ -123,6 +123,8 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(workplace, capsys):
         assert kinds["exact"] == pytest.approx(kinds["K=1"], rel=1e-3, abs=1e-4)  # float32
     steps = {name: result["steps"] for name, result in content["results"].items() if name.endswith("seed0")}
     assert steps == {"paper-seed0": 4, "validation1-seed0": 4}
+    logs = {file.stem: file.read_text().count("\n") - 1 for file in Path("runs/whole/steps").glob("*.csv")}
+    assert (logs["run"], logs["paper-seed0"], logs["validation1-seed0"]) == (8, 4, 4)
     report = Path("runs/whole/report.md").read_text()
     figures = {file.name for file in Path("runs/whole").glob("*.png")}
     assert figures == {"agreement-by-depth.png", "agreement-by-step.png", "cost.png", "layers.png", "radii.png"}
