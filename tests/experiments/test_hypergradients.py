@@ -146,7 +146,7 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(workplace, capsys):
         (["--depths", "0", "1"], "--depths 0 1"),
         (["--depths", "2", "4"], "--depths 2 4: must begin with 1"),
         (["--ways", "paper", "paper"], "--ways paper paper: give any of"),
-        (["--points", "2", "400"], "--points 2 400: the run has 10 steps (--epochs 2)"),
+        (["--points", "2", "400"], "--points 2 400: the run has 8 steps (--epochs 2)"),
         (["--ways", "train4", "--ways-epochs", "0"], "--ways-epochs 0: must be an integer of at least 1"),
     ],
 )
