@@ -23,15 +23,14 @@ def read(folder: Path) -> dict:
     """The record of a finished comparison of methods."""
     try:
         content = json.loads((folder / "metrics.json").read_text())
-        status, methods = content["status"], content["summary"]["methods"] if "summary" in content else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        status, shared = content["status"], "metric" in content.get("summary", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} holds no run ({type(error).__name__}); give folders with a metrics.json") from error
     if status != "finished":
         raise InputError(f"the run in {folder} is not finished; run its command again to go on with it")
-    if methods is None:
-        raise InputError(
-            f"{folder} holds a run of '{content['experiment']}', which compares no methods; see its report.md"
-        )
+    if not shared:
+        kind = content["experiment"]
+        raise InputError(f"{folder} holds a run of '{kind}', whose table is another; see its report.md")
     return content
 
 

@@ -15,7 +15,7 @@ from experiments.classification.task import ClassificationTask, with_validation
 from experiments.common.comparison import run_comparison
 from experiments.common.errors import InputError
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord, environment
+from experiments.common.record import RunRecord
 from experiments.common.step_log import Board
 from experiments.common.tables import show, summarise, write_report
 from experiments.common.trainer import Trainer
@@ -84,7 +84,7 @@ def run(
         with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
             task = make_task(config, cache, progress)
             record.check_data(task.fingerprint())
-            record.content["environment"] = environment(PACKAGES)
+            record.note_environment(PACKAGES)
             run_comparison(Trainer(config, task, progress, board, on_step), record, cache)
         record.content["data"] |= about(task)
         record.content |= summarise(record.content, task)

@@ -67,7 +67,7 @@ class Radii:
     """How the radii are learned."""
 
     inner_steps: int = 1  # K: training steps between two moves of the radii, and through which is differentiated
-    on_validation: bool = True  # False: the hypergradient is that of the next training batch
+    on_validation: bool = True  # False: the hypergradient is that of another training batch
     free_steps: int = 5  # unconstrained steps before the first radii are taken (half the smallest row norm); 0: 1e-8
     radius_lr: float = 1e-2  # of Adam, for one move; multiply by K to let radii grow as fast as step by step
 

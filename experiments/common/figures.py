@@ -87,8 +87,8 @@ def lines(
 
 def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[float]], label: str) -> None:
     """One row per layer, one column per step, colours on a log scale. `values` is [step][layer]."""
-    table = np.array(values).T
-    high = table.max()
+    table = np.ma.masked_invalid(np.array(values).T)  # of a training that diverged
+    high = max(float(table.max()), 1e-8) if table.count() else 1e-8
     norm = LogNorm(1e-4 * high, high)  # below that a layer is where it was: one colour
     figure = Figure(figsize=(8, 2 + 0.06 * len(names)), layout="constrained")
     axes = figure.subplots()

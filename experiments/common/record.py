@@ -104,6 +104,14 @@ class RunRecord:
         """One entry per finished training, by its name."""
         return self.content["results"]
 
+    def note_environment(self, packages: tuple[str, ...]) -> None:
+        """Where and with what the run goes on now; with what it began stays noted."""
+        now = environment(packages)
+        if now != self.content.setdefault("environment", now):
+            later = self.content.setdefault("resumed_with", [])
+            if now not in later:
+                later.append(now)
+
     def check_data(self, fingerprint: str) -> None:
         """The pictures of a run must not change between its sessions."""
         known = self.content.setdefault("data", {}).setdefault("fingerprint", fingerprint)

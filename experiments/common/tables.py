@@ -11,6 +11,7 @@ from experiments.common import checkpoint
 from experiments.common.estimate import estimate, shown
 from experiments.common.figures import grouped_bars, heat_map, trade_off
 from experiments.common.methods import title
+from experiments.common.rates import best
 from experiments.common.record import RunRecord
 from experiments.common.task import Task
 
@@ -137,7 +138,7 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
         "",
         *(f"- {line}" for line in differences(summary)),
         "",
-        *_rates(content),
+        *rates_tried(content.get("rates", {}), title, summary["metric"]),
         f"![{summary['metric']} by test set and method](scores.png)",
         "",
         "![What is learned in distribution against what is kept out of distribution](trade-off.png)",
@@ -156,34 +157,44 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
     checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def _rates(content: dict) -> list[str]:
-    """The learning rates that were tried."""
-    tried = {method: rates for method, rates in content.get("rates", {}).items() if rates}
+def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str], str], metric: str) -> list[str]:
+    """The learning rates that were tried, and where the best one is at the edge of what was tried."""
+    tried = {method: rates for method, rates in tried.items() if rates}
     if not tried:
         return []
-    lrs = list(next(iter(tried.values())))
-    metric = content["summary"]["metric"]
+    lrs = sorted(next(iter(tried.values())), key=float)
+
+    def cell(rates: Mapping[str, float], lr: str) -> str:
+        score = "diverged" if rates[lr] < 0 else f"{rates[lr]:.1f}"
+        at_edge = len(lrs) > 1 and lr in (lrs[0], lrs[-1])
+        return f"{score} (chosen{', edge' if at_edge else ''})" if float(lr) == best(rates) else score
+
+    rows = [[titles(method), *(cell(rates, lr) for lr in lrs)] for method, rates in tried.items()]
     return [
-        f"The learning rate of each method is the best of these by {metric} (%) on held-out examples of the style that "
-        "is fine-tuned on; no other style and no test picture was looked at:",
+        f"Learning rates that were tried, with the {metric} (%) on held-out examples of the style that is learned "
+        "first; no other style and no test picture was looked at. Where the best is at an edge, a better one may lie "
+        "beyond:",
         "",
-        *markdown(["method", *lrs], [[title(m), *(_rate(rates[lr]) for lr in lrs)] for m, rates in tried.items()]),
+        *markdown(["method", *lrs], rows),
         "",
     ]
-
-
-def _rate(score: float) -> str:
-    return "diverged" if score < 0 else f"{score:.1f}"
 
 
 def provenance(content: dict) -> list[str]:
-    """Config, versions, commit."""
-    about = content["environment"]
-    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
-    changes = " with uncommitted changes" if about["git_changes"] else ""
+    """Config, versions, commit; those of later sessions too, where they are others."""
+    first, *later = (_made_with(about) for about in (content["environment"], *content.get("resumed_with", [])))
     return [
         "Config: " + ", ".join(f"{name} {value}" for name, value in content["config"].items()) + ".",
         "",
-        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {packages}; commit "
-        f"{about['git_commit'] or 'unknown'}{changes}.",
+        first,
+        *(f"Gone on with: {made}" for made in later),
     ]
+
+
+def _made_with(about: dict) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
+    changes = " with uncommitted changes" if about["git_changes"] else ""
+    return (
+        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {packages}; commit "
+        f"{about['git_commit'] or 'unknown'}{changes}."
+    )

@@ -8,7 +8,7 @@ from experiments.common.options import Options
 from experiments.continual.methods import METHODS
 
 #: Of `Options`; they belong to one fine-tuning from an anchor of one's own, which there is none of here.
-UNUSED = ("labels", "anchor", "anchor_epochs", "anchor_lr", "anchor_weight_decay", "anchor_batch_size")
+UNUSED = ("labels", "anchor", "anchor_epochs", "anchor_lr", "anchor_head", "anchor_weight_decay", "anchor_batch_size")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate, shown
 from experiments.common.figures import lines
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
+from experiments.common.tables import markdown, provenance, rates_tried
 from experiments.continual.methods import METHODS
 from experiments.continual.metrics import MEASURES
 from experiments.continual.sequence import name_of
@@ -129,24 +129,9 @@ def write_report(record: RunRecord) -> None:
         "",
         *(f"- {line}" for line in differences(content)),
         "",
-        *_rates(content),
+        *rates_tried(content.get("rates", {}), lambda method: METHODS[method].title, "accuracy"),
         f"![Accuracy in each style after each task]({FIGURE})",
         "",
         *provenance(content),
     ]
     checkpoint.write_text(record.folder / "report.md", "\n".join(text) + "\n")
-
-
-def _rates(content: dict) -> list[str]:
-    """The learning rates that were tried."""
-    lrs = [str(lr) for lr in content["config"]["lrs"]]
-    if not lrs:
-        return []
-    rows = [[METHODS[m].title, *(f"{tried[lr]:.1f}" for lr in lrs)] for m, tried in content["rates"].items()]
-    return [
-        "The learning rate of each method is the best of these by accuracy (%) on held-out examples of the first task; "
-        "no later task and no test picture was looked at:",
-        "",
-        *markdown(["method", *lrs], rows),
-        "",
-    ]

@@ -10,7 +10,7 @@ from experiments.classification.task import ClassificationTask
 from experiments.common.options import digest
 from experiments.common.progress import Progress
 from experiments.common.rates import best
-from experiments.common.record import RunRecord, environment
+from experiments.common.record import RunRecord
 from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer
 from experiments.continual.config import Config
@@ -60,7 +60,7 @@ def run(
         with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
             stages = make_stages(config, cache, progress)
             record.check_data(digest({"stages": [stage.fingerprint() for stage in stages]}))
-            record.content["environment"] = environment(PACKAGES)
+            record.note_environment(PACKAGES)
             learn_all(Learner(Trainer(config, stages[0], progress, board, on_step), stages, out), record)
         record.content["data"] |= about(stages)
         record.content["summary"] = summarise(record.content)

@@ -62,17 +62,15 @@ def fine_tuned(content: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for budget, ending in (("equal steps", ""), ("equal time", f"-{EQUAL_TIME}")):
         for way in content["config"]["ways"]:
-            found = [results.get(f"{way}-seed{seed}{ending}") for seed in seeds]
-            if any(result is None for result in found):
+            names = [f"{way}-seed{seed}{ending}" for seed in seeds]
+            found = [results[name] for name in names if name in results]
+            if len(found) < len(names):
                 continue
-            steps = fmean(result["steps"] for result in found)
-            row = [WAYS[way].title, budget, f"{steps:.0f}", f"{fmean(result['seconds'] for result in found):.0f}"]
-            if any(result["steps"] == 0 for result in found):
-                rows.append([*row, "", "no step done"])
-            else:
-                for column in ("id", "ood"):
-                    row.append(shown(estimate([result[column] for result in found])))
-                rows.append(row)
+            diverged = sum(result["diverged"] for result in found)
+            title_of = WAYS[way].title + (f" ({diverged} diverged)" if diverged else "")
+            steps, seconds = (fmean(result[fact] for result in found) for fact in ("steps", "seconds"))
+            columns = (shown(estimate([result[column] for result in found])) for column in ("id", "ood"))
+            rows.append([title_of, budget, f"{steps:.0f}", f"{seconds:.0f}", *columns])
     anchor = content["anchor"]
     if "id" in anchor:
         rows.insert(0, ["anchor, not fine-tuned", "", "0", "0", f"{anchor['id']:.1f}", f"{anchor['ood']:.1f}"])
@@ -183,8 +181,10 @@ def write_report(record: RunRecord) -> None:
             "",
             f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
             f"{config['ways_epochs']} epochs. A full hypergradient moves the radii once in K steps, K times as far "
-            f"(`radius_lr` = K x {config['radius_lr']:g}). Equal time: as many steps as fit into FTP's seconds, the "
-            "schedule shortened with them.",
+            f"(`radius_lr` = K x {config['radius_lr']:g}). Radii begin at the anchor, where the weights stay "
+            "until the first move, for K steps: the deeper, the shorter is what remains. Equal time: as many steps as "
+            "fit into FTP's seconds, the schedule shortened with them; none is listed where they would be fewer than "
+            "2 K. The ways with validation use labels that FTP never sees.",
             "",
             *markdown(*tuned),
             "",

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -18,17 +19,16 @@ from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
 from experiments.common.errors import InputError
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord, environment
+from experiments.common.record import RunRecord
 from experiments.common.step_log import Board, write_steps
 from experiments.common.task import summed_up
 from experiments.common.trainer import OnStep, Trainer, steps_of
 from experiments.hypergradients.config import Config
 from experiments.hypergradients.downstream import WAYS
 from experiments.hypergradients.gradients import compare, walk
-from experiments.hypergradients.report import show, write_report
+from experiments.hypergradients.report import EQUAL_TIME, show, write_report
 
 RUN = "run"  # the fine-tuning on whose way gradients are compared
-EQUAL_TIME = "in the time of FTP"
 
 
 @dataclass
@@ -45,6 +45,25 @@ class Setting:
     @property
     def steps(self) -> int:
         return steps_of(self.task.parts["train"], self.config.epochs, self.config.batch_size)
+
+    @property
+    def way_steps(self) -> int:
+        return steps_of(self.task.parts["train"], self.config.ways_epochs, self.config.batch_size)
+
+    def check(self) -> None:
+        """Refuse what does not fit into the schedules, before any work starts."""
+        config = self.config
+        last, deepest = config.points[-1], config.depths[-1]
+        if self.steps < last + deepest:
+            points = " ".join(map(str, config.points))
+            raise InputError(
+                f"--points {points}: {deepest} steps are made from step {last} on, but the run has {self.steps} "
+                f"(--epochs {config.epochs})"
+            )
+        # The first move of the radii serves the steps after it.
+        needed = 2 * max((WAYS[way].depth for way in config.ways), default=0)
+        if self.way_steps < needed:
+            raise InputError(f"--ways-epochs {config.ways_epochs}: {self.way_steps} steps, but --ways need {needed}")
 
 
 def compare_on_the_way(setting: Setting) -> None:
@@ -65,6 +84,8 @@ def compare_on_the_way(setting: Setting) -> None:
         for step in range(1, setting.steps + 1):
             begin = time.perf_counter()
             grads, loss = torch.func.grad_and_value(losses.train)(params, batches[step - 1])
+            if not loss.isfinite():
+                raise InputError(f"the run diverged at step {step}; give a smaller --lr than {config.lr:g}")
             params, state = optimizer.update(grads, state, params)
             lr = config.lr * cosine(setting.steps)(torch.tensor(step - 1)).item()
             log.append((step, loss.item(), math.nan, lr, time.perf_counter() - begin))
@@ -136,31 +157,35 @@ def tested(task: ClassificationTask, model: torch.nn.Module) -> dict:
 
 
 def compare_downstream(setting: Setting) -> None:
-    """Every way for equally many steps; the slow ones also for as many as fit into FTP's time."""
+    """Every way for equally many steps; the slow ones also for as many as fit into FTP's time, equal over the seeds."""
     config, results = setting.config, setting.record.results
-    steps = steps_of(setting.task.parts["train"], config.ways_epochs, config.batch_size)
-    deepest = max((WAYS[way].depth for way in config.ways), default=1)
-    if steps < deepest:
-        raise InputError(
-            f"--ways-epochs {config.ways_epochs}: {steps} steps, but one of --ways needs {deepest} for a move"
-        )
+
+    def fill(name: str, way: str, seed: int, steps: int) -> None:
+        if name not in results:
+            results[name] = fine_tune(setting, way, seed, steps, name)
+            setting.record.save()
+
     for seed in config.seeds:
         for way in config.ways:
-            name = f"{way}-seed{seed}"
-            if name not in results:
-                results[name] = fine_tune(setting, way, seed, steps, name)
-                setting.record.save()
-        fast = results.get(f"paper-seed{seed}")
-        for way in config.ways:
-            depth, name, slow = WAYS[way].depth, f"{way}-seed{seed}-{EQUAL_TIME}", results[f"{way}-seed{seed}"]
-            if fast is None or WAYS[way].gradient is not None or name in results:
-                continue
-            within = int(fast["seconds"] / (slow["seconds"] / slow["steps"]))
-            if within < depth:  # not one move of the radii
-                results[name] = {"way": way, "seed": seed, "steps": 0, "seconds": 0.0, "diverged": False}
-            else:
-                results[name] = fine_tune(setting, way, seed, within - within % depth, name)
-            setting.record.save()
+            fill(f"{way}-seed{seed}", way, seed, setting.way_steps)
+    if "paper" not in config.ways:
+        return
+    for way in config.ways:
+        budget = within_time(way, setting)
+        if WAYS[way].gradient is None and budget >= 2 * WAYS[way].depth:  # the first move serves the steps after it
+            for seed in config.seeds:
+                fill(f"{way}-seed{seed}-{EQUAL_TIME}", way, seed, budget)
+
+
+def within_time(way: str, setting: Setting) -> int:
+    """Steps, in whole moves of the radii, that a way makes in the seconds of FTP; medians over the seeds."""
+    results, seeds = setting.record.results, setting.config.seeds
+    own = [results[f"{way}-seed{seed}"] for seed in seeds]
+    if any(result["diverged"] for result in own):
+        return 0
+    step = median(result["seconds"] / result["steps"] for result in own)
+    steps = int(median(results[f"paper-seed{seed}"]["seconds"] for seed in seeds) / step)
+    return steps - steps % WAYS[way].depth
 
 
 def run(
@@ -182,17 +207,15 @@ def run(
                 for dropout in (config.dropout, 0.0)
             )
             record.check_data(task.fingerprint())
-            record.content["environment"] = environment(PACKAGES)
+            record.note_environment(PACKAGES)
             record.content["data"] |= about(task)
             count = on_step or (lambda name, step: None)
             trainer = Trainer(config, with_dropout, progress, board, on_step)
-            out.mkdir(parents=True, exist_ok=True)
-            start, record.content["anchor"] = make_anchor(trainer, cache)
+            setting = Setting(config, task, Trainer(config, task, progress, board, on_step), record, {}, count)
+            setting.check()
+            record.save()  # before the work: what lies in the folder from now on is this run's
+            setting.start, record.content["anchor"] = make_anchor(trainer, cache)
             record.save()
-            setting = Setting(config, task, Trainer(config, task, progress, board, on_step), record, start, count)
-            if setting.steps < config.points[-1]:
-                last = f"--points {' '.join(map(str, config.points))}"
-                raise InputError(f"{last}: the run has {setting.steps} steps (--epochs {config.epochs})")
             if RUN not in record.results:
                 compare_on_the_way(setting)
             compare_downstream(setting)

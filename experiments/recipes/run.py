@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.common.errors import InputError
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord, environment
+from experiments.common.record import RunRecord
 from experiments.recipes.benchmark import find
 from experiments.recipes.examples import Benchmark
 from experiments.recipes.methods import METHODS
@@ -75,7 +75,7 @@ def run(recipe: Recipe, setting: Setting, console: Console) -> None:
     if not record.finished:
         benchmark = find(setting.root, recipe)
         record.check_data(benchmark.fingerprint())
-        record.content["environment"] = environment(PACKAGES)
+        record.note_environment(PACKAGES)
         record.content["metric"] = benchmark.metric
         record.save()  # before the first checkpoint: what lies in the folder is this run's
         with Progress(console) as bars:

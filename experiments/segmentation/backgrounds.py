@@ -35,7 +35,7 @@ def _photographs(names: tuple[str, ...], side: int) -> Tensor:
     """The middle square of each. The package is located without importing it: only its files are wanted."""
     package = find_spec("skimage")
     if package is None or not package.submodule_search_locations:
-        raise InputError("the package scikit-image is missing: pip install 'hyperopt_ftp[demo]'")
+        raise InputError("the package scikit-image is missing: pip install 'hyperopt_ftp[studies]'")
     folder = Path(package.submodule_search_locations[0], "data")
     squares = []
     for name in names:

@@ -11,7 +11,7 @@ from experiments.classification.emoji import PACKAGES, emoji_pictures
 from experiments.classification.task import with_validation
 from experiments.common.comparison import run_comparison
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord, environment
+from experiments.common.record import RunRecord
 from experiments.common.step_log import Board
 from experiments.common.tables import show, summarise, write_report
 from experiments.common.trainer import Trainer
@@ -45,12 +45,14 @@ def make_task(config: Config, cache: Path, progress: Progress) -> SegmentationTa
 def setting(content: dict) -> str:
     config, emoji = content["config"], content["data"]["emoji"]
     seeds = ", ".join(map(str, config["seeds"]))
-    start = "an anchor trained on all styles" if config["anchor"] == "styles" else "an encoder with ImageNet weights"
+    start = "an encoder with ImageNet weights"
+    if config["anchor"] == "styles":
+        start = f"an anchor trained on all styles with {emoji['pretrain']} other emoji"
     return (
         f"mIoU in % over 8 classes of emoji and the background, {config['test_scenes']} scenes of {emoji['test']} "
         f"emoji in each test set, mean {'± standard error ' if len(config['seeds']) > 1 else ''}over fine-tuning seeds "
-        f"{seeds} (one split, one anchor). Fine-tuned on scenes of {emoji['finetune']} Twemoji, from {start} with "
-        f"{emoji['pretrain']} other emoji. Corruptions of the Twemoji scenes: the mean over severities 1 to 5."
+        f"{seeds} (one split, one anchor). Fine-tuned on scenes of {emoji['finetune']} Twemoji, from {start}. "
+        f"Corruptions of the Twemoji scenes: the mean over severities 1 to 5."
     )
 
 
@@ -68,7 +70,7 @@ def run(
         with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
             task = make_task(config, cache, progress)
             record.check_data(task.fingerprint())
-            record.content["environment"] = environment((*PACKAGES, "torchmetrics", "scikit-image"))
+            record.note_environment((*PACKAGES, "torchmetrics", "scikit-image"))
             run_comparison(Trainer(config, task, progress, board, on_step), record, cache)
         record.content["data"]["emoji"] = {part: len(some.labels) for part, some in task.scenes.items()}
         record.content |= summarise(record.content, task)

@@ -1,13 +1,12 @@
 """The command line of all studies."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
@@ -20,40 +19,41 @@ from experiments.studies.publish import publish
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def finished(folder: Path) -> bool:
-    file = folder / "metrics.json"
-    return file.exists() and json.loads(file.read_text())["status"] == "finished"
-
-
 def run_job(job: Job, out: Path, threads: int, console: Console) -> None:
-    """In a process of its own; what it says goes into a file, unless it runs alone."""
+    """In a process of its own; what it says goes into a file, unless it runs alone. A finished run shows its table."""
     folder, begin = out / job.name, time.monotonic()
     command = [sys.executable, "-m", job.module, *job.arguments, "--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
     console.print(f"{job.name}: {job.about}")
-    log = out / f"{job.name}.log"
-    with open(log, "a") as opened:
-        told = None if job.alone else opened
-        status = subprocess.run(command, env=environment, stdout=told, stderr=told).returncode
+    if job.alone:
+        status = subprocess.run(command, env=environment).returncode
+    else:
+        with open(out / f"{job.name}.log", "a") as log:
+            status = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
     if status == 130:
         raise KeyboardInterrupt
     if status:
-        raise InputError(f"{job.name} ended with status {status}" + ("" if job.alone else f"; see {log}"))
+        where = "" if job.alone else f"; see {out / job.name}.log"
+        raise InputError(f"{job.name} ended with status {status}{where}")
     console.print(f"{job.name}: done in {time.monotonic() - begin:.0f} s")
 
 
 def run_all(jobs: Sequence[Job], out: Path, workers: int, console: Console) -> None:
     """Several at once, with the cores shared among them; then, one by one, those that measure time."""
-    left = [job for job in jobs if not finished(out / job.name)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    together = [job for job in left if not job.alone]
+    together = [job for job in jobs if not job.alone]
     with ThreadPoolExecutor(workers) as pool:
         threads = max(1, cores // workers)
-        for ended in [pool.submit(run_job, job, out, threads, console) for job in together]:
-            ended.result()
-    for job in left:
+        started = [pool.submit(run_job, job, out, threads, console) for job in together]
+        try:
+            for ended in as_completed(started):
+                ended.result()
+        except BaseException:  # what has begun ends by itself (Ctrl-C reaches it too); nothing else begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for job in jobs:
         if job.alone:
             run_job(job, out, cores, console)
 
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         names = [job.name for job in jobs]
         if unknown := [name for name in parsed.only or () if name not in names]:
             raise InputError(f"--only {' '.join(unknown)}: the studies are {', '.join(names)}")
+        if parsed.fast and parsed.publish is not None:
+            raise InputError("--publish is for the full studies; what is kept has at least three seeds")
         if parsed.workers < 1:
             raise InputError(f"--workers {parsed.workers}: must be at least 1")
         out = parsed.out or Path("runs/studies-fast" if parsed.fast else "runs/studies")

@@ -26,7 +26,6 @@ _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
 _CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
 
 FULL = (
-    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER),
     Job(
         "segmentation",
         "scenes of emoji in other styles and under corruptions, every method",
@@ -45,30 +44,8 @@ FULL = (
         _CLASSIFY,
         ("--method", *ALL, *LRS, *PLAIN, "--labels", "0.1", "--epochs", "30"),
     ),
-    Job("continual", "three styles learned one after the other", _CONTINUAL, LRS),
-    Job("demo", "what `make demo` runs", _CLASSIFY),
-    Job("imagenet", "the demo from plain ImageNet weights", _CLASSIFY, ("--anchor", "imagenet")),
-    Job(
-        "classification-cost",
-        "time and memory of the methods, nothing else running",
-        _CLASSIFY,
-        ("--method", *ALL, *PLAIN, "--epochs", "2", "--seeds", "0"),
-        alone=True,
-    ),
-    Job(
-        "segmentation-cost",
-        "the same for segmentation",
-        _SEGMENT,
-        ("--method", *ALL, *PLAIN, "--epochs", "2", "--seeds", "0"),
-        alone=True,
-    ),
-    Job(
-        "hypergradients-cost",
-        "time and memory of the hypergradients, nothing else running",
-        _HYPER,
-        ("--points", "16", "--epochs", "1", "--ways", "--seeds", "0"),
-        alone=True,
-    ),
+    Job("continual", "three styles learned one after the other", _CONTINUAL),
+    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
 )
 
 _FEW = ("--method", "adamw", "ftp", "--seeds", "0")

@@ -9,8 +9,15 @@ from experiments.common import checkpoint
 from experiments.studies.jobs import Job
 
 
+def finished(folder: Path) -> dict | None:
+    """The record of a run that is finished."""
+    file = folder / "metrics.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    return content if content.get("status") == "finished" else None
+
+
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, the figures it shows and `metrics.json` of each finished run; README.md lists them."""
+    """`report.md`, the figures it shows and `metrics.json` of each finished run; README.md lists all that is kept."""
     lines = [
         "# Studies",
         "",
@@ -21,23 +28,22 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         "|---|---|---|---|--:|",
     ]
     for job in jobs:
-        folder = runs / job.name
-        content = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
-        if content.get("status") != "finished":
-            continue
-        report = (folder / "report.md").read_text()
-        for name in ("report.md", "metrics.json", *re.findall(r"\]\(([\w.-]+\.png)\)", report)):
-            content_of = (folder / name).read_bytes()
-            checkpoint.write(to / job.name / name, lambda file, content=content_of: file.write(content))
-        commit = (content["environment"]["git_commit"] or "unknown")[:10]
-        commit += " with changes" if content["environment"]["git_changes"] else ""
-        minutes = content["wall_seconds"] / 60
-        lines.append(
-            f"| [{job.name}]({job.name}/report.md) | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |"
-        )
+        source, kept = runs / job.name, to / job.name
+        if finished(source) is not None:
+            report = (source / "report.md").read_text()
+            names = ("report.md", "metrics.json", *re.findall(r"\]\(([\w.-]+\.png)\)", report))
+            files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
+            for name, content in files.items():
+                checkpoint.write(kept / name, lambda file, content=content: file.write(content))
+        if (content := finished(kept)) is not None:
+            commit = (content["environment"]["git_commit"] or "unknown")[:10]
+            commit += " with changes" if content["environment"]["git_changes"] else ""
+            link = f"[{job.name}]({job.name}/report.md)"
+            minutes = content["wall_seconds"] / 60
+            lines.append(f"| {link} | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |")
     lines += [
         "",
-        "Runs side by side shared the cores, one thread each, so their seconds and images per second are not those of "
-        "a quiet machine; the runs named `cost` had it to themselves.",
+        "Runs side by side share the cores: their seconds and images per second compare methods within a run, and are "
+        "not those of a quiet machine.",
     ]
     checkpoint.write_text(to / "README.md", "\n".join(lines) + "\n")

@@ -146,7 +146,8 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(workplace, capsys):
         (["--depths", "0", "1"], "--depths 0 1"),
         (["--depths", "2", "4"], "--depths 2 4: must begin with 1"),
         (["--ways", "paper", "paper"], "--ways paper paper: give any of"),
-        (["--points", "2", "400"], "--points 2 400: the run has 8 steps (--epochs 2)"),
+        (["--points", "2", "7"], "--points 2 7: 2 steps are made from step 7 on, but the run has 8 (--epochs 2)"),
+        (["--ways", "train4", "--ways-epochs", "1"], "--ways-epochs 1: 4 steps, but --ways need 8"),
         (["--ways", "train4", "--ways-epochs", "0"], "--ways-epochs 0: must be an integer of at least 1"),
     ],
 )

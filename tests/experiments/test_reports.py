@@ -61,7 +61,7 @@ def test_runs_side_by_side(tmp_path):
         (record(status="running"), "is not finished; run its command again"),
         (
             {"experiment": "hypergradients", "status": "finished"},
-            "a run of 'hypergradients', which compares no methods",
+            "a run of 'hypergradients', whose table is another; see",
         ),
         ({}, "holds no run (KeyError)"),
         ([1], "holds no run (TypeError)"),
@@ -117,29 +117,46 @@ def started(monkeypatch):
     return names
 
 
-def test_the_driver_goes_on_and_publishes(started, tmp_path):
+def test_the_driver_publishes(started, tmp_path):
     out, to = tmp_path / "runs", tmp_path / "docs"
-    write(out / "segmentation", record())
-    (out / "segmentation" / "report.md").write_text("nothing")
     assert cli.main(["--out", str(out), "--publish", str(to)], Console(file=StringIO())) == 0
-    together = {name for name, threads in started if threads == 1}
-    alone = [name for name, threads in started if threads == 2]
-    assert together == {job.name for job in FULL if not job.alone} - {"segmentation"}
-    assert alone == [job.name for job in FULL if job.alone]
+    assert {name for name, threads in started if threads == 1} == {job.name for job in FULL if not job.alone}
+    assert [name for name, threads in started if threads == 2] == [job.name for job in FULL if job.alone]
     index = (to / "README.md").read_text()
-    assert "[demo](demo/report.md)" in index
-    assert "`python -m experiments.classification --anchor imagenet`" in index
+    assert "[continual](continual/report.md)" in index
+    assert "--labels 0.1 --epochs 30`" in index
     assert "abcdef0123 | 2 |" in index
-    assert (to / "demo" / "scores.png").read_bytes() == b"png"
-    assert (to / "demo" / "metrics.json").read_text() == json.dumps(record())
-    started.clear()
-    assert cli.main(["--out", str(out)], Console(file=StringIO())) == 0
-    assert started == []
+    assert (to / "continual" / "scores.png").read_bytes() == b"png"
+    assert (to / "continual" / "metrics.json").read_text() == json.dumps(record())
+
+    # With the runs gone, what is kept stays in the index; a run without its figure replaces nothing.
+    (tmp_path / "none" / "segmentation").mkdir(parents=True)
+    publish(FULL, tmp_path / "none", to)
+    assert (to / "README.md").read_text() == index
+    (out / "continual" / "scores.png").unlink()
+    (out / "continual" / "report.md").write_text("new ![a figure](scores.png)")
+    with pytest.raises(FileNotFoundError):
+        publish(FULL, out, to)
+    assert (to / "continual" / "report.md").read_text().startswith("![a figure]")
+
+
+def test_after_a_failure_or_ctrl_c_nothing_else_begins(started, monkeypatch, tmp_path):
+    begun = []
+
+    def fail(job, out, threads, console):
+        begun.append(job.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_job", fail)
+    assert cli.main(["--out", str(tmp_path), "--workers", "1"], Console(file=StringIO())) == 130
+    assert len(begun) <= 2  # the pool may have taken the next one before it was told
 
 
 def test_unknown_studies_are_refused(started, capsys):
-    assert cli.main(["--only", "demo", "demos"]) == 2
-    assert "--only demos: the studies are hypergradients, segmentation" in capsys.readouterr().err
+    assert cli.main(["--only", "continual", "demos"]) == 2
+    assert "--only demos: the studies are segmentation, classification" in capsys.readouterr().err
+    assert cli.main(["--fast", "--publish", "docs"]) == 2
+    assert "--publish is for the full studies" in capsys.readouterr().err
     assert cli.main(["--workers", "0"]) == 2
     assert started == []
 
@@ -153,6 +170,6 @@ def test_a_job_runs_its_command_and_a_failure_is_said(tmp_path):
 
 
 def test_only_what_is_finished_is_published(tmp_path):
-    write(tmp_path / "runs" / "demo", record(status="running"))
+    write(tmp_path / "runs" / "continual", record(status="running"))
     publish(FULL, tmp_path / "runs", tmp_path / "docs")
     assert [path.name for path in (tmp_path / "docs").iterdir()] == ["README.md"]
