@@ -126,15 +126,15 @@ def test_the_learning_rate_is_the_best_on_held_out_items_and_no_other_item_decid
     rows = steps_of(Path("runs/chosen"), "linear")
     assert float(rows[0]["lr"]) == 0.001
     report = Path("runs/chosen/report.md").read_text()
-    assert "| linear probe | 50.0 | 75.0 | 60.0 |" in report
+    assert "| linear probe | 50.0 | 75.0 (chosen) | 60.0 |" in report
     assert content["summary"]["methods"]["linear"]["lr"] == 0.001
 
 
 @pytest.mark.parametrize(
     ("scores", "lr", "shown"),
     [
-        ([80.0, 80.0, 80.0], 0.0003, "80.0 | 80.0 | 80.0"),
-        ([0.0, -1.0, -1.0], 0.003, "0.0 | diverged | diverged"),
+        ([80.0, 80.0, 80.0], 0.0003, "80.0 (chosen, edge) | 80.0 | 80.0"),
+        ([0.0, -1.0, -1.0], 0.003, "0.0 (chosen, edge) | diverged | diverged"),
     ],
 )
 def test_of_equally_good_learning_rates_the_smaller_is_taken(workplace, watch, tmp_path, scores, lr, shown):
