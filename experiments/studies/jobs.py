@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 ALL = ("linear", "adamw", "adamw_decay", "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "wise")
-LRS = ("--lrs", "2e-4", "6e-4", "2e-3")
+LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 
 
@@ -30,7 +30,7 @@ FULL = (
         "segmentation",
         "scenes of emoji in other styles and under corruptions, every method",
         _SEGMENT,
-        ("--method", *ALL, "--lrs", "3e-4", "1e-3", *PLAIN, "--epochs", "5"),
+        ("--method", *ALL, "--lrs", "1e-4", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
     ),
     Job(
         "classification",
