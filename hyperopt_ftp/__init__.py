@@ -1,5 +1,6 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
+from .digrap import digrap as digrap
 from .ftp import ftp as ftp
 from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit
@@ -14,17 +15,29 @@ from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw
 from .optimizers import anneal as anneal
+from .optimizers import cautious_decay as cautious_decay
 from .optimizers import clipped as clipped
+from .optimizers import directed as directed
+from .optimizers import l2sp as l2sp
 from .optimizers import lion as lion
 from .optimizers import projected as projected
 from .optimizers import rmsprop as rmsprop
 from .optimizers import scheduled as scheduled
 from .optimizers import sgd as sgd
+from .optimizers import spd as spd
 from .torch_optim import FTP as FTP
 from .torch_optim import FTPSGD as FTPSGD
+from .torch_optim import L2SP as L2SP
+from .torch_optim import MARSSP as MARSSP
+from .torch_optim import SPD as SPD
+from .torch_optim import CautiousDecay as CautiousDecay
+from .torch_optim import DiGraP as DiGraP
 from .torch_optim import FTPAdamW as FTPAdamW
+from .torch_optim import HypergradientDescent as HypergradientDescent
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
+from .wise import learned_wise as learned_wise
+from .wise import wise as wise
 
 __version__ = "0.1.0"

@@ -45,6 +45,7 @@ _FINITE = Domain(0.0, math.inf, open_high=True)
 DOMAINS: dict[str, Domain] = {
     "lr": _FINITE,
     "radius_lr": _FINITE,
+    "lr_lr": _FINITE,
     "betas": Domain(0.0, 1.0, open_high=True),
     "eps": _FINITE,
     "weight_decay": _FINITE,
@@ -55,6 +56,9 @@ DOMAINS: dict[str, Domain] = {
     "initial_accumulator_value": _FINITE,
     "max_norm": Domain(0.0, math.inf),
     "kappa": Domain(0.0, 1.0),
+    "strength": _FINITE,
+    "omega": Domain(0.0, 1.0),
+    "omega_lr": _FINITE,
     # A fixed radius may be 0 (the anchor itself); FTP's rule keeps a learned one at 1e-8 or above.
     "radius": Domain(0.0, math.inf, floor=1e-8),
 }

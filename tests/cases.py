@@ -89,6 +89,16 @@ COMBINED = [
         lambda **k: hft.ftp(hft.sgd(lr=0.1), ANCHOR, norm="l2", gradient="exact", **k),
         {"radius_lr": 0.1, "kappa": 0.8},
     ),
+    Case("l2sp", lambda **k: hft.l2sp(hft.sgd(lr=0.1, momentum=0.5), ANCHOR, **k), {"strength": 0.3}),
+    Case(
+        "l2sp-decoupled",
+        lambda **k: hft.l2sp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, decoupled=True, **k),
+        {"strength": 0.3},
+    ),
+    Case("cautious_decay", lambda **k: hft.cautious_decay(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"strength": 0.3}),
+    Case("spd", lambda **k: hft.spd(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"strength": 0.7}),
+    Case("directed", lambda **k: hft.directed(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega": 0.6}),
+    Case("digrap", lambda **k: hft.digrap(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega_lr": 0.1}),
     # "base.lr" is read by init only: the value in use is tuned.
     Case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), {"lr": 1e-3}),
 ]

@@ -18,11 +18,13 @@ ALLOWED = {
     "projections": {"hparams"},
     "optimizers": {"types", "tree", "hparams", "projections"},
     "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
+    "digrap": {"types", "tree", "hparams", "optimizers", "ftp"},
+    "wise": {"tree", "hparams", "optimizers"},
     "hyper": {"types", "tree", "hparams", "projections", "optimizers"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "fused_projection": {"hparams", "projections", "kernels"},
     "kernels": set(),
-    "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "kernels"},
+    "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "digrap", "kernels"},
 }
 
 

@@ -211,7 +211,7 @@ def place(source: Any, p: Any) -> Tensor:
     return distribute_tensor(source.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
 
 
-def like(value: Any, p: Any, norm: str, is_rows: bool) -> Tensor:
+def like(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) -> Tensor:
     """State that was saved whole or in other shards, in the form that ``p`` needs.
 
     Args:

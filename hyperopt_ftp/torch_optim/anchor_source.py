@@ -123,8 +123,8 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(anchor)
 
     def sign(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
-        """Before a checkpoint: the fingerprint of an anchor in a file."""
-        if "radius" in state and "anchor" not in state and "anchor_fingerprint" not in state:
+        """Before a checkpoint, of a parameter that has begun: the fingerprint of an anchor in a file."""
+        if "anchor" not in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:

@@ -14,7 +14,6 @@ from .names import plain
 
 __all__ = [
     "DTYPES",
-    "KEYS",
     "check_checkpoint",
     "check_dtype",
     "check_flags",
@@ -26,9 +25,6 @@ __all__ = [
 
 #: Dtypes of weights and anchors.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-#: Keys of a constrained parameter's state, in the order of the columns of ``Layers``.
-KEYS = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step")
 
 
 def check_flags(group: dict[str, Any], flags: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -124,7 +120,7 @@ def check_state(
     p: Tensor,
     name: Any,
     state: dict[str, Any],
-    norm: str,
+    shapes: Mapping[str, torch.Size],
     needed: Collection[str],
     own: Collection[str],
     counts: Collection[str],
@@ -135,20 +131,19 @@ def check_state(
         p: the parameter.
         name: its name or index.
         state: what was loaded for it.
-        norm: ``"mars"`` or ``"l2"``.
-        needed: keys of which there are all or none, beside those of a constrained parameter.
+        shapes: of a constrained parameter's state, of which there are all keys or none.
+        needed: keys of the base's state of which there are all or none.
         own: keys of tensors that the optimizer reads.
         counts: keys of step counts.
     """
     for keys, why in (
-        (KEYS, "it is damaged, or of an earlier version"),
+        (shapes, "it is damaged, or of an earlier version"),
         (needed, "it is damaged, or of another optimizer"),
     ):
         missing = [key for key in keys if key not in state]
-        begun = len(missing) < len(keys) or (keys is needed and "radius" in state)
+        begun = len(missing) < len(keys) or (keys is needed and bool(state.keys() & shapes.keys()))
         if begun and missing:
             raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
-    rows = p.shape[:1] if norm == "mars" and p.ndim >= 2 else (1,)
     for key, value in state.items():
         if key in counts:
             _check_count(key, value, name)
@@ -158,8 +153,8 @@ def check_state(
                 raise ValueError(
                     f"the checkpoint's {key} of {name!r} must be a floating-point tensor, got {what}: it is damaged"
                 )
-            shape = rows if key == "row_norm" else () if key in KEYS[2:] else p.shape
-            if value.shape != torch.Size(shape):
+            shape = shapes.get(key, p.shape)
+            if value.shape != shape:
                 raise ValueError(
                     f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
                     f"{tuple(shape)}; is it a checkpoint of this model?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -12,13 +11,15 @@ from torch import Tensor
 
 from ..kernels.layers import Amp, choose
 from .anchor_source import AnchorSource
-from .anchored import Anchored, ball, run_closure
+from .anchored import run_closure
+from .around import Around
+from .balls import Balls, ball
 from .executions import Part, alike, project_, radii_
 
 __all__ = ["FTP"]
 
 
-class FTP(Anchored):
+class FTP(Around, Balls):
     """Fast Trainable Projection (arXiv 2310.19182) around an optimizer that is given, whatever its rule is.
 
     The rule of :class:`FTPAdamW`, where the displacement ``d`` is what ``base.step()`` does to the weights. Groups and
@@ -48,7 +49,7 @@ class FTP(Anchored):
     {0: 0.016}
     """
 
-    KEPT = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
+    OPTIONS = ("radius_lr", "kappa", "norm", "gradient")
 
     def __init__(
         self,
@@ -64,38 +65,8 @@ class FTP(Anchored):
         anchor_device: Any = None,
         save_anchor: bool = True,
     ) -> None:
-        if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, Anchored)):
-            got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
-            raise TypeError(
-                "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an FTP one), "
-                f"got {got}"
-            )
         own = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}
-        taken = [name for name in (*own, "constrained") if name in base.defaults]
-        if taken:
-            raise ValueError(f"FTP keeps {taken} in the groups, where {type(base).__name__} has options of these names")
-        self.base = base
-        self._base_columns = _columns_of(base)
-        self._waiting: dict[Tensor, dict[str, Any]] = {}
-        groups = [{**group} for group in base.param_groups]
-        for group in groups:
-            if "param_names" in group:
-                group["params"] = list(zip(group["param_names"], group["params"], strict=True))
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(groups, {**base.defaults, **own}, source, exclude)
-        self._share(base.state)
-
-    def _share(self, state: Any) -> None:
-        self.base.param_groups = self.param_groups
-        self.state = self.base.state = self._shared = state
-
-    def _append_group(self, group: dict[str, Any]) -> None:
-        if self.param_groups is not self.base.param_groups:  # under construction
-            return super()._append_group(group)
-        if isinstance(group, dict):
-            for name in ("radius_lr", "kappa", "norm", "gradient"):
-                group.setdefault(name, self.defaults[name])
-        self.base.add_param_group(group)
+        super().__init__(base, own, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor), exclude)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -107,75 +78,41 @@ class FTP(Anchored):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
-        if self.base.param_groups is not self.param_groups or self.base.state is not self._shared:
-            raise RuntimeError(
-                "the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself"
-            )
+        self._check_shared()
         loss = run_closure(closure)
-        if self.state is not self._shared:  # another one was swapped in, for a while or for good
-            self._share(self.state)
-        fresh = {p: dict(self.state.get(p, {})) for p in self._stepped() if "radius" not in self.state.get(p, ())}
+        self._regain()
+        fresh = self._fresh()
         work: dict[str, list[Part]] = {}
+        groups: dict[str, list[dict[str, Any]]] = {}  # of each part
         for group, execution, layers in self._layers():
             self.execution = execution
             held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
             amp = Amp(bool(group.get("maximize", False)))
-            if held.weights:
-                work.setdefault(execution, []).extend(Part(part, None, ball(group), amp) for part in alike(held))
+            parts = [Part(part, None, ball(group), amp) for part in alike(held)] if held.weights else []
+            work.setdefault(execution, []).extend(parts)
+            groups.setdefault(execution, []).extend([group] * len(parts))
+        work = {execution: parts for execution, parts in work.items() if parts}
         before = _radius_states(work)
-        packed = {execution: radii_(execution, parts) for execution, parts in work.items()}
+        packed = {execution: self._radii(execution, parts, groups[execution]) for execution, parts in work.items()}
         try:
             self.base.step()
         except BaseException:
-            self._take_back(before, fresh)
+            for column, values in before:
+                torch._foreach_copy_(column, list(values.unbind()))
+            self._take_back(fresh)
             raise
         for execution, parts in work.items():
             project_(execution, parts, packed[execution])
-        for p, state in self._waiting.items():
-            self.state[p].update(state)
-        self._waiting.clear()
+        self._join_waiting()
         return loss
 
-    def _stepped(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-
-    def _take_back(self, before: list[tuple[list[Tensor], Tensor]], fresh: dict[Tensor, dict[str, Any]]) -> None:
-        """The base has refused its step: what was done for it is undone."""
-        for column, values in before:
-            torch._foreach_copy_(column, list(values.unbind()))
-        for p, state in fresh.items():
-            self.state[p].clear()
-            self.state[p].update(state)
-            if not state:
-                del self.state[p]
-        self._waiting.clear()
+    def _radii(self, execution: str, parts: list[Part], groups: list[dict[str, Any]]) -> list[Tensor]:
+        """New radii of each part's layers, before the clip."""
+        return radii_(execution, parts)
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
-        # Bases take an empty state for a first step: the base's state is made before ours.
-        if self._base_columns is not None:
-            self.base._init_group(group, *([] for _ in range(self._base_columns)))  # pyright: ignore
+        self._begin_base(group)
         super()._init_group(group, *columns)
-
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        if self._base_columns is None and not self.state.get(p):
-            return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
-        return self.state[p]
-
-    def _check_base(self, state: dict[str, Any]) -> None:
-        twin = object.__new__(type(self.base))
-        twin.__dict__.update(self.base.__dict__)
-        try:
-            twin.__setstate__(dict(state))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint does not suit {type(self.base).__name__}, which cannot load it ({error!r}); was it "
-                "made around another base?"
-            ) from error
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self._share(self.state)
 
 
 def _radius_states(work: dict[str, list[Part]]) -> list[tuple[list[Tensor], Tensor]]:
@@ -186,9 +123,3 @@ def _radius_states(work: dict[str, list[Part]]) -> list[tuple[list[Tensor], Tens
         for column in (part.layers.radius_exp_avgs, part.layers.radius_exp_avg_sqs, part.layers.radius_steps)
     ]
     return [(column, torch.stack(column)) for column in columns if column]
-
-
-def _columns_of(base: torch.optim.Optimizer) -> int | None:
-    """How many lists torch's method that makes a group's state fills; ``None`` where the base has no such method."""
-    method = getattr(base, "_init_group", None)
-    return None if method is None else len(inspect.signature(method).parameters) - 1

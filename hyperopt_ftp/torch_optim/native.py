@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..kernels.layers import SGD, AdamW, Amp
 from .anchor_source import AnchorSource
-from .anchored import Anchored, ball, run_closure
+from .anchored import run_closure
+from .balls import Balls, ball
 from .checks import check_flags
 from .executions import Part, alike, pick, step_
 
 __all__ = ["Native", "number", "plain"]
 
 
-class Native(Anchored):
+class Native(Balls):
     """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
 
     COUNTS = frozenset({"step", "radius_step", "momentum_start"})

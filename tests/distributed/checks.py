@@ -135,6 +135,40 @@ def fsdp(folder: Path) -> None:
             assert_alike(model, opt, reference, expected, 1e-10)
 
 
+def around(make: Callable[..., Any]) -> Callable[..., torch.optim.Optimizer]:
+    """A class of the anchored family, around AdamW."""
+
+    def build(params: Any, **options: Any) -> torch.optim.Optimizer:
+        options.pop("foreach", None)
+        return make(torch.optim.AdamW(params, lr=0.02), exclude="head.*", **options)
+
+    return build
+
+
+def family(folder: Path) -> None:
+    """Each rule gives the weights of one process, also after a checkpoint, and keeps its state in shards."""
+    for make, options in (
+        (hft.L2SP, {"strength": 0.5}),
+        (hft.L2SP, {"strength": 0.5, "decoupled": True}),
+        (hft.CautiousDecay, {"strength": 0.5}),
+        (hft.SPD, {"strength": 1.0}),
+        (hft.DiGraP, {"omega_lr": 0.2}),
+        (hft.MARSSP, {"radius": 0.02}),
+    ):
+        reference, _ = alone(around(make), **options)
+        model, opt = sharded(around(make), **options)
+        train(model, opt, range(3))
+        saved = copy.deepcopy(opt.state_dict())
+        opt = around(make)(model.named_parameters(), **options)
+        opt.load_state_dict(saved)
+        train(model, opt, range(3, STEPS))
+        for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+            error = (full(p) - q.detach()).abs().max().item()
+            assert error <= 1e-10, f"{make.__name__} {options}: {name} is off by {error}"
+        spread = [key for s in opt.state.values() for key in opt.WHOLE if key in s and not isinstance(s[key], DTensor)]
+        assert not spread, f"{make.__name__} keeps {spread} whole"
+
+
 def fsdp_in_float32(folder: Path) -> None:
     for make in OPTIMIZERS:
         reference, expected = alone(make, torch.float32)

@@ -92,7 +92,7 @@ EXTRA = (
     "are not parameters of this optimizer; pass module.state_dict() as it is, or parameters only: "
     "{n: weights[n] for n, _ in model.named_parameters()}"
 )
-WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an FTP one), got"
+WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 BESIDE = "for 16-bit weights the deviation is the master copy"
 
 PARAMETERS = [

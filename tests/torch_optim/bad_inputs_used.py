@@ -131,14 +131,13 @@ def fails() -> None:
 
 
 BY_HAND = (
-    "were changed by hand; add some by add_param_group (with FTP(base) by its own, not the base's), or build a new "
-    "optimizer"
+    "were changed by hand; add some by add_param_group (a wrapper's own, not its base's), or build a new optimizer"
 )
 FUSED = "fused=True cannot run: a parameter of shape (4, 3) and strides (1, 4) does not keep its rows in one piece"
 BEST = "fused=None takes the best there is"
 
 STEPS = [
-    Row("a sparse gradient", step, RuntimeError, "FTP needs dense gradients, got torch.sparse_coo for parameter "
+    Row("a sparse gradient", step, RuntimeError, "gradients must be dense, got torch.sparse_coo for parameter "
         "'0.weight'; use dense embeddings, or another optimizer for that parameter", begin=first_weight(sparse)),
     Row("a complex gradient", step, RuntimeError, "gradients must be real and floating, got torch.complex64 for "
         "parameter '0.weight'", begin=first_weight(complex_gradient)),

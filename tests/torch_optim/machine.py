@@ -171,6 +171,6 @@ class Machine(Training):
             i = list(grads)[-last]
             self._offer(grads)
             self.params[i].grad = grads[i].contiguous().to_sparse()
-            with pytest.raises(RuntimeError, match="needs dense gradients"):
+            with pytest.raises(RuntimeError, match="must be dense"):
                 self.opt.step()
         self.opt.zero_grad()

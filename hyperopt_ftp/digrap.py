@@ -1,0 +1,85 @@
+"""DiGraP as a pure function: the hypergradient of its strength in closed form, no autograd call.
+
+``hyper(directed(sgd(lr), anchor, omega), by=adam(lr=omega_lr, eps=1e-16), over="omega")`` is the same optimizer by
+nested differentiation; the tests hold the two to each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ftp import GRADIENTS
+from .hparams import check_choice, to_tensors
+from .optimizers.adam import AdamState, adam
+from .optimizers.anchored import Numbers, Rule, RuleState, anchored, dot
+from .optimizers.directed import along
+from .optimizers.leafwise import no_steps
+from .tree import working
+from .types import Optimizer
+
+__all__ = ["digrap", "digrap_rule"]
+
+
+def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "paper") -> Optimizer:
+    """Directional Gradient Projection with a learned strength for each tensor (arXiv 2502.15895, Algorithm 1).
+
+    For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g``, ``d = W - W0`` and ``mu`` =
+    ``omega_lr``::
+
+        h     = lr' * <g, p'>                       lr, p of the PREVIOUS step; "exact": 0 where it did not project
+        omega <- clamp(omega - mu * AdamDirection(h), 0, 1)
+        p     = (<g, d> / ||d||^2) d
+        g     <- g - omega * p      where <g, d> >= 0, else g
+
+    ``h`` is the one-step hypergradient of an SGD step, ``dW/domega = lr * p``, whatever the base is. omega starts at 0;
+    Adam's first gradient is 0 (there is no previous step), so it may move from the second step on.
+
+    Args:
+        base: any optimizer with an ``lr``; it gets the projected gradient.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        omega_lr: step of omega, >= 0; added to the hparams as ``"omega_lr"``. 0 is the base.
+        gradient: ``"paper"`` or ``"exact"``: the derivative of the projection also where the previous step made none,
+            as in Algorithm 1, or of the step as it was.
+
+    Raises:
+        ValueError: an omega_lr that is negative or NaN, an unknown gradient, an anchor that does not fit (at ``init``),
+            a base without lr.
+
+    Deviation: Algorithm 1 normalises h before Adam; here Adam does it alone, scale-free down to its eps of 1e-16.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.digrap(hft.sgd(lr=0.1), torch.zeros(2), omega_lr=0.1)
+    >>> w = torch.tensor([1.0, 0.0]); state = opt.init(w)
+    >>> for g in ([1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]):
+    ...     w, state = opt.update(torch.tensor(g), state, w)
+    >>> state.rule[""]["omega"]
+    tensor(0.1603)
+    """
+    return anchored(base, anchor, digrap_rule(omega_lr, gradient))
+
+
+def digrap_rule(omega_lr: Any, gradient: str) -> Rule:
+    """The rule of :func:`digrap`."""
+    check_choice("gradient", gradient, GRADIENTS)
+    omega_rule = adam(eps=1e-16)
+
+    def start(w: Tensor) -> RuleState:
+        slope = torch.zeros_like(working(w))
+        keys = ("omega", "omega_exp_avg", "omega_exp_avg_sq")
+        return {"slope": slope, "omega_step": no_steps(), **{key: slope.new_zeros(()) for key in keys}}
+
+    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        moments = AdamState(state["omega_step"], state["omega_exp_avg"], state["omega_exp_avg_sq"], ())
+        numbers = {**omega_rule.hparams, "lr": h["omega_lr"]}
+        omega, moments = omega_rule.update(dot(g, state["slope"]), moments, state["omega"], numbers)
+        omega = omega.clamp(0, 1)
+        p, back = along(g, d)
+        slope = h["lr"] * (p if gradient == "paper" else torch.where(back, p, 0.0))
+        new = {"slope": slope.to(d.dtype), "omega_step": moments.step, "omega": omega}
+        new |= {"omega_exp_avg": moments.exp_avg, "omega_exp_avg_sq": moments.exp_avg_sq}
+        return g - torch.where(back, omega, 0.0) * p, new
+
+    return Rule(to_tensors(omega_lr=omega_lr), before=before, start=start)

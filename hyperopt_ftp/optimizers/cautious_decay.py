@@ -1,0 +1,53 @@
+"""Cautious decay toward the anchor: only where the step itself goes that way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hparams import to_tensors
+from ..types import Optimizer
+from .anchored import Numbers, Rule, anchored
+
+__all__ = ["cautious_decay", "cautious_decay_rule"]
+
+
+def cautious_decay(base: Optimizer, anchor: Any, strength: Any = 1e-2) -> Optimizer:
+    """Cautious weight decay (arXiv 2510.12402, Algorithm 1) toward an anchor instead of toward zero.
+
+    With the displacement ``u`` of ``base`` (learning rate inside), weights ``W`` and anchor ``W0``, entry by entry::
+
+        W <- (W - u) - lr * strength * 1[u * (W - W0) >= 0] * (W - W0)
+
+    An entry decays only where the base's own step leads it back toward the anchor (or does not move it).
+
+    Args:
+        base: any optimizer with an ``lr``; leave its weight decay at 0, it would be a part of ``u``.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
+            base; ``lr * strength = 1`` makes the entries that decay start each step at the anchor.
+
+    Raises:
+        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
+
+    Deviation: the paper decays toward zero, which is ``anchor`` = zeros here.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.cautious_decay(hft.sgd(lr=0.1), torch.zeros(2), strength=1.0)
+    >>> w = torch.ones(2)
+    >>> opt.update(torch.tensor([1.0, -1.0]), opt.init(w), w)[0]
+    tensor([0.8000, 1.1000])
+    """
+    return anchored(base, anchor, cautious_decay_rule(strength))
+
+
+def cautious_decay_rule(strength: Any) -> Rule:
+    """The rule of :func:`cautious_decay`."""
+
+    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
+        d = w - w0
+        return moved - h["lr"] * h["strength"] * torch.where((w - moved) * d >= 0, d, 0.0)
+
+    return Rule(to_tensors(strength=strength), after=after)

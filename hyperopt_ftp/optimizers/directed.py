@@ -1,0 +1,55 @@
+"""Directional gradient projection: the gradient without a part of its component along the deviation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hparams import to_tensors
+from ..types import Optimizer
+from .anchored import Numbers, Rule, RuleState, anchored, dot
+
+__all__ = ["along", "directed"]
+
+
+def directed(base: Optimizer, anchor: Any, omega: Any = 0.0) -> Optimizer:
+    """Directional gradient projection with a given strength (arXiv 2502.15895, eqs. 3 to 7).
+
+    For each constrained tensor with anchor ``W0``, weights ``W``, gradient ``g`` and ``d = W - W0``::
+
+        p = (<g, d> / ||d||^2) d                    the component of g along the deviation; 0 at the anchor
+        g <- g - omega * p      where <g, d> >= 0, else g
+
+    Where the condition holds, plain descent would lead back along the deviation; at omega = 1 the gradient has no part
+    of it left. DiGraP learns omega for each tensor, ``hyper(directed(base, anchor), by=adam(lr=mu), over="omega")``:
+    see :func:`~hyperopt_ftp.digrap`.
+
+    Args:
+        base: any optimizer with an ``lr``.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        omega: strength of the projection: number, 0-d tensor, or dict by path of them, in [0, 1]; added to the hparams
+            as ``"omega"``. 0 is the base.
+
+    Raises:
+        ValueError: an omega outside [0, 1], an anchor that does not fit (at ``init``), a base without lr.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.directed(hft.sgd(lr=1.0), torch.zeros(2), omega=0.5)
+    >>> w = torch.tensor([1.0, 0.0])
+    >>> opt.update(torch.tensor([0.2, 0.1]), opt.init(w), w)[0]
+    tensor([ 0.9000, -0.1000])
+    """
+
+    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        p, back = along(g, d)
+        return g - torch.where(back, h["omega"], 0.0) * p, state
+
+    return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before))
+
+
+def along(g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The component of ``g`` along ``d`` (0 where d is), and whether descent leads back along it (a 0-d bool)."""
+    product, square = dot(g, d), dot(d, d)
+    return product / torch.where(square == 0, 1.0, square) * d, product >= 0

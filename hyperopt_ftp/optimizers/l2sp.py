@@ -1,0 +1,59 @@
+"""L2-SP: weight decay toward the anchor instead of toward zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..hparams import to_tensors
+from ..types import Optimizer
+from .anchored import Numbers, Rule, RuleState, anchored
+
+__all__ = ["l2sp", "l2sp_rule"]
+
+
+def l2sp(base: Optimizer, anchor: Any, strength: Any = 1e-2, decoupled: bool = False) -> Optimizer:
+    """L2-SP (arXiv 1802.01483, section 3.1): the penalty ``strength / 2 * ||W - W0||^2`` on each constrained tensor.
+
+    With weights ``W``, anchor ``W0``, gradient ``g`` and the displacement ``d`` of ``base``::
+
+        g <- g + strength * (W - W0)                       coupled: the base sees the penalty's gradient
+        W <- (W - d) - lr * strength * (W - W0)            decoupled, as AdamW decays (arXiv 1711.05101)
+
+    Args:
+        base: any optimizer with an ``lr``.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
+            base. Decoupled, ``lr * strength = 1`` makes each step start at the anchor.
+        decoupled: leave the gradient alone and move the weights.
+
+    Raises:
+        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
+
+    The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. Deviation: the paper has no
+    decoupled form.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w0 = {"w": torch.zeros(2)}
+    >>> opt = hft.l2sp(hft.sgd(lr=0.1), w0, strength=0.5)
+    >>> params = {"w": torch.ones(2)}
+    >>> opt.update({"w": torch.zeros(2)}, opt.init(params), params)[0]
+    {'w': tensor([0.9500, 0.9500])}
+    """
+    return anchored(base, anchor, l2sp_rule(strength, decoupled))
+
+
+def l2sp_rule(strength: Any, decoupled: bool) -> Rule:
+    """The rule of :func:`l2sp`."""
+    if not isinstance(decoupled, bool):
+        raise TypeError(f"decoupled must be True or False, got {decoupled!r}")
+
+    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        return g + h["strength"] * d, state
+
+    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
+        return moved - h["lr"] * h["strength"] * (w - w0)
+
+    own = to_tensors(strength=strength)
+    return Rule(own, after=after) if decoupled else Rule(own, before=before)

@@ -1,0 +1,61 @@
+"""Selective projection decay: layers whose gradient points back to the anchor are pulled there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hparams import to_tensors
+from ..types import Optimizer
+from .anchored import Numbers, Rule, anchored, dot
+from .leafwise import safe_sqrt
+
+__all__ = ["spd", "spd_rule"]
+
+
+def spd(base: Optimizer, anchor: Any, strength: Any = 1.0) -> Optimizer:
+    """Selective Projection Decay (arXiv 2411.01713, Algorithm 1) around any optimizer.
+
+    For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` and ``V`` = what the base's step
+    makes of W::
+
+        r = max(0, (||V - W0|| - ||W - W0||) / ||V - W0||)         the deviation ratio
+        W <- V - strength * r * (V - W0)     where <g, W - W0> > 0, else V
+
+    The condition says that descent would lead back toward the anchor: the layer's progress so far no longer lowers the
+    loss. ``strength = 1`` projects V onto the ball of the previous deviation; the learning rate is not in it.
+
+    Args:
+        base: any optimizer with an ``lr``.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained. Zeros for
+            adapters (LoRA), whose deviation is the adapter itself.
+        strength: the paper's lambda: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as
+            ``"strength"``. 0 is the base.
+
+    Raises:
+        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.spd(hft.sgd(lr=1.0, momentum=0.9), torch.zeros(2))
+    >>> w = torch.zeros(2); state = opt.init(w)
+    >>> for g in (-1.0, 0.1):
+    ...     w, state = opt.update(torch.tensor([g, 0.0]), state, w)
+    >>> w  # momentum alone would have gone on to 1.8
+    tensor([1., 0.])
+    """
+    return anchored(base, anchor, spd_rule(strength))
+
+
+def spd_rule(strength: Any) -> Rule:
+    """The rule of :func:`spd`."""
+
+    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
+        d, e = w - w0, moved - w0
+        far = safe_sqrt(dot(e, e))
+        ratio = (far - safe_sqrt(dot(d, d))) / torch.where(far == 0, 1.0, far)
+        share = torch.where((dot(g, d) > 0) & (ratio > 0), h["strength"] * ratio, 0.0)
+        return moved - share * e
+
+    return Rule(to_tensors(strength=strength), after=after)

@@ -1,0 +1,120 @@
+"""Hypergradient descent of the learning rate around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import sharded
+from ..tree import working
+from .anchor_source import AnchorSource
+from .anchored import run_closure
+from .around import Around
+
+__all__ = ["HypergradientDescent"]
+
+
+class HypergradientDescent(Around):
+    """Hypergradient descent of the learning rate (arXiv 1703.04782, eq. 8) around an optimizer.
+
+    For each group with learning rate ``lr``, gradients ``g`` at the present weights, and ``u`` = the displacement of
+    the previous step divided by its learning rate::
+
+        lr <- max(lr + lr_lr * sum <g, u>, 0)            before the base's step
+
+    The closed form of ``hyper(base, by=sgd(lr=lr_lr), over="lr")`` for every rule whose displacement is proportional to
+    the learning rate, which is so for those of torch.optim.
+
+    Args:
+        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS).
+        lr_lr: step of the learning rate, the paper's beta, >= 0; a group may have its own. 0 is ``base``.
+        exclude: as in :class:`FTPAdamW`: parameters whose gradients do not count.
+
+    The learning rate in use is ``group["lr"]``: an LR scheduler overwrites what was learned. From 0 it does not move
+    by itself, since a step of length 0 has no direction. State: ``direction`` (u), as large as the weights.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        ValueError: an lr_lr outside its domain; an exclude that matches nothing.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> opt = hft.HypergradientDescent(torch.optim.SGD([w], lr=0.1), lr_lr=0.01)
+    >>> for _ in range(2):
+    ...     opt.zero_grad()
+    ...     (w**2 / 2).sum().backward()
+    ...     opt.step()
+    >>> round(opt.param_groups[0]["lr"], 4)  # 0.1 + 0.01 * <0.9, 1>
+    0.109
+    """
+
+    HELD = ("direction",)
+    WHOLE = frozenset({"direction"})
+    _OWN = Around._OWN | {*HELD}
+    NUMBERS = ("lr_lr",)
+    OPTIONS = ("lr_lr",)
+
+    def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
+        super().__init__(base, {"lr_lr": lr_lr}, AnchorSource("zero", None, None, saved=True), exclude)
+
+    def _pick(self, group: dict[str, Any]) -> str:
+        return "single"
+
+    def _begun(self, state: Any) -> bool:
+        return False  # there is no anchor to keep
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The learning rate of each group by its hypergradient, then one step of the base.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Raises:
+            RuntimeError: a sparse or complex gradient (before anything has changed).
+        """
+        self._check_shared()
+        loss = run_closure(closure)
+        self._regain()
+        self._check_step()
+        work = [(group, self._counted(group)) for group in self.param_groups]
+        old = [group["lr"] for group in self.param_groups]
+        new = [self._new_lr(group, params) for group, params in work]
+        before = {p: working(p.detach()).clone() for _, params in work for p in params}
+        try:
+            for group, lr in zip(self.param_groups, new, strict=True):
+                _set_lr(group, lr)
+            self.base.step()
+        except BaseException:
+            for group, lr in zip(self.param_groups, old, strict=True):
+                group["lr"] = lr
+            raise
+        for group, params in work:
+            lr = float(group["lr"])
+            for p in params:
+                u = before[p] - working(p.detach())
+                self.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
+        return loss
+
+    def _counted(self, group: dict[str, Any]) -> list[Tensor]:
+        pairs = zip(group["params"], group["constrained"], strict=True)
+        return [p for p, counts in pairs if counts and p.grad is not None]
+
+    def _new_lr(self, group: dict[str, Any], params: list[Tensor]) -> float:
+        """The group's learning rate for this step."""
+        lr, sign, slope = float(group["lr"]), -1 if group.get("maximize", False) else 1, 0.0
+        for p in params:
+            u = self.state.get(p, {}).get("direction")
+            if u is not None and p.grad is not None:
+                slope += float(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
+        return max(lr + float(group["lr_lr"]) * sign * slope, 0.0)
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"] = torch.full_like(group["lr"], lr)
+    else:
+        group["lr"] = lr

@@ -1,0 +1,125 @@
+"""WiSE-FT: weights between the fine-tuned and the pre-trained ones, with one share or a learned one for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hparams import Domain, check_number, to_tensors
+from .optimizers.adam import adam
+from .tree import working
+
+__all__ = ["learned_wise", "wise"]
+
+_SHARE = Domain(0.0, 1.0)
+
+Weights = Mapping[str, Tensor]
+
+
+def wise(weights: Weights, anchor: Weights, strength: Any = 0.5) -> dict[str, Tensor]:
+    """WiSE-FT (arXiv 2109.01903, eq. 1): ``(1 - strength) * W + strength * W0``, entry by entry of two state_dicts.
+
+    Args:
+        weights: fine-tuned, by name: a whole ``module.state_dict()``, so that BatchNorm's statistics are mixed too.
+        anchor: pre-trained, by name; an entry that is absent (a new head) stays as it was fine-tuned.
+        strength: share of the anchor: number or 0-d tensor in [0, 1], or a dict of them by name (absent: 0). The
+            paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
+
+    Returns:
+        New tensors by name, in the dtypes of ``weights``. Whole numbers (counts of batches) stay those of ``weights``.
+
+    Raises:
+        ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
+            ``weights`` or has another shape.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
+    {'w': tensor([2.5000]), 'head': tensor([1.])}
+    """
+    shared = _shared(weights, anchor)
+    shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(shared, strength)
+    unknown = sorted(shares.keys() - shared)
+    if unknown:
+        raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix")
+    for share in shares.values():
+        check_number("strength", share, _SHARE)
+    return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w.clone() for name, w in weights.items()}
+
+
+def learned_wise(
+    weights: Weights,
+    anchor: Weights,
+    outer_loss: Callable[[dict[str, Tensor], Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    strength: float = 0.5,
+    strength_lr: float = 1e-2,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """WiSE-FT with a share for each tensor, learned on held-out batches after fine-tuning.
+
+    For each batch, one step of Adam on all shares ``s``, with the weights and the anchor fixed::
+
+        s <- clamp(s - strength_lr * AdamDirection(d outer_loss((1 - s) W + s W0) / d s), 0, 1)
+
+    Coefficients by layer that are learned are those of AdaMerging (arXiv 2310.02575, section 3.2), which merges
+    several tasks by the entropy of predictions; here one model and its anchor are mixed, by any loss.
+
+    Args:
+        weights, anchor: as in :func:`wise`.
+        outer_loss: ``outer_loss(mixed, batch) -> scalar`` on held-out data, such as the loss of
+            ``torch.func.functional_call(model.eval(), mixed, (x,))``.
+        batches: one for each step.
+        strength: first share of the anchor, in [0, 1].
+        strength_lr: step of Adam on a share.
+
+    Returns:
+        The mixed weights and the shares by name.
+
+    Raises:
+        ValueError: as :func:`wise`, or a strength_lr outside its domain.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
+    >>> new, shares = hft.learned_wise(w, w0, lambda p, x: ((p["w"] - x) ** 2).sum(), [torch.tensor([1.5])] * 100)
+    >>> round(shares["w"].item(), 2), round(new["w"].item(), 1)
+    (0.75, 1.5)
+    """
+    shared = _shared(weights, anchor)
+    check_number("strength", strength, _SHARE)
+    step = adam(**to_tensors(lr=strength_lr))
+    shares = {name: torch.full((), strength, dtype=working(weights[name]).dtype) for name in shared}
+    shares = {name: s.to(weights[name].device) for name, s in shares.items()}
+    state = step.init(shares)
+
+    def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
+
+    for batch in batches:
+        slopes = torch.func.grad(lambda s, b=batch: outer_loss(mixed(s), b))(shares)
+        shares, state = step.update(slopes, state, shares)
+        shares = {name: s.clamp(0, 1) for name, s in shares.items()}
+    return {name: w.detach().clone() for name, w in mixed(shares).items()}, shares
+
+
+def _mixed(w: Tensor, w0: Tensor, share: Any) -> Tensor:
+    """Both ends exact: lerp is ``w0 - (w0 - w) (1 - share)`` in its upper half."""
+    wide = working(w)
+    share = share if isinstance(share, Tensor) else torch.tensor(share, dtype=torch.float64)
+    return torch.lerp(wide, w0.to(wide), share.to(wide)).to(w.dtype)
+
+
+def _shared(weights: Weights, anchor: Weights) -> list[str]:
+    """Names of what is mixed: floating-point in both."""
+    extra = sorted(anchor.keys() - weights.keys())
+    if extra:
+        raise ValueError(f"anchor has entries {extra[:5]} that are not in weights; are they of one model?")
+    for name, w0 in anchor.items():
+        if w0.shape != weights[name].shape:
+            raise ValueError(
+                f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(weights[name].shape)}; leave "
+                "out a head that is new"
+            )
+    return [name for name, w in weights.items() if name in anchor and w.is_floating_point()]

@@ -1,0 +1,231 @@
+"""The anchored family as pure functions: parity with the papers, limits, and DiGraP's hypergradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import Optimizer
+from hyperopt_ftp.optimizers.combinators import extended
+
+from ..family import BASES, METHODS, Method, problem, tensors, trajectory
+from ..problems import batches, largest_difference, loss, start, train
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+# Rounding of a step of two dozen operations, over 30 steps of values of order 1, where nothing is divided by less than
+# 1e-3: 30 * 24 * 1e-16 * 1e3.
+PARITY = 1e-10
+
+
+def run(opt: Optimizer, weights, grads):
+    state = opt.init(weights)
+    for g in grads:
+        weights, state = opt.update(g, state, weights)
+        yield weights, state
+
+
+@every_method
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_its_transcription_from_the_paper(method: Method, base: str, seed: int):
+    anchor, first, grads = problem(seed)
+    opt = method.pure(BASES[base][0](), tensors(anchor))
+    plain = run(BASES[base][0](), tensors(first), map(tensors, grads))
+    apart = 0.0
+    for (weights, _), expected, (free, _) in zip(
+        run(opt, tensors(first), map(tensors, grads)), trajectory(method, base, seed), plain, strict=True
+    ):
+        assert largest_difference(weights, tensors(expected)) <= PARITY
+        apart = max(apart, largest_difference(weights, free))
+    assert apart > 1e-3  # it has done something
+
+
+ZERO = {
+    "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=0.0),
+    "l2sp-decoupled": lambda base, w0: hft.l2sp(base, w0, strength=0.0, decoupled=True),
+    "cautious_decay": lambda base, w0: hft.cautious_decay(base, w0, strength=0.0),
+    "spd": lambda base, w0: hft.spd(base, w0, strength=0.0),
+    "directed": lambda base, w0: hft.directed(base, w0, omega=0.0),
+    "digrap": lambda base, w0: hft.digrap(base, w0, omega_lr=0.0),
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("base", BASES)
+def test_no_strength_is_the_base(name: str, base: str):
+    anchor, first, grads = problem()
+    make = BASES[base][0]
+    held = run(ZERO[name](make(), tensors(anchor)), tensors(first), map(tensors, grads))
+    for (got, _), (expected, _) in zip(held, run(make(), tensors(first), map(tensors, grads)), strict=True):
+        assert largest_difference(got, expected) == 0
+
+
+def test_infinite_radius_is_the_base_up_to_rounding_and_radius_zero_the_anchor():
+    anchor, first, grads = problem()
+    make = BASES["adam"][0]
+    held = run(hft.projected(make(), tensors(anchor), radius=math.inf), tensors(first), map(tensors, grads))
+    for (got, _), (expected, _) in zip(held, run(make(), tensors(first), map(tensors, grads)), strict=True):
+        assert largest_difference(got, expected) <= 1e-14  # of W0 + (W - W0), 30 times
+    for got, _ in run(hft.projected(make(), tensors(anchor), radius=0.0), tensors(first), map(tensors, grads)):
+        assert largest_difference(got, tensors(anchor)) == 0
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_full_l2sp_makes_each_step_of_sgd_start_at_the_anchor(decoupled: bool):
+    anchor, first, grads = problem()
+    opt = hft.l2sp(hft.sgd(lr=0.5), tensors(anchor), strength=2.0, decoupled=decoupled)
+    for (got, _), g in zip(run(opt, tensors(first), map(tensors, grads)), map(tensors, grads), strict=True):
+        assert largest_difference(got, {n: torch.tensor(anchor[n]) - 0.5 * g[n] for n in g}) <= 1e-15
+
+
+def test_full_cautious_decay_starts_at_the_anchor_where_the_step_leads_there():
+    anchor, first, grads = problem()
+    opt = hft.cautious_decay(hft.sgd(lr=0.5), tensors(anchor), strength=2.0)
+    before = tensors(first)
+    for (got, _), g in zip(run(opt, tensors(first), map(tensors, grads)), map(tensors, grads), strict=True):
+        for name, w in before.items():
+            w0 = torch.tensor(anchor[name])
+            begin = torch.where(g[name] * (w - w0) >= 0, w0, w)
+            assert largest_difference(got[name], begin - 0.5 * g[name]) <= 1e-15
+        before = got
+
+
+def test_full_spd_is_the_projection_onto_the_ball_of_the_previous_deviation():
+    anchor, first, grads = problem()
+    w0, before, clipped = tensors(anchor), tensors(first), 0
+    make = BASES["sgd"][0]
+    opt = hft.spd(make(), w0, strength=1.0)
+    state, free = opt.init(before), make()
+    for g in map(tensors, grads):
+        moved, _ = free.update(g, state.base, before)
+        after, state = opt.update(g, state, before)
+        for name, w in before.items():
+            e, radius = moved[name] - w0[name], (w - w0[name]).norm()
+            if (g[name] * (w - w0[name])).sum() > 0:
+                expected = w0[name] + e * (radius / e.norm()).clamp(max=1)
+                clipped += int(e.norm() > radius)
+            else:
+                expected = moved[name]
+            assert largest_difference(after[name], expected) <= 1e-14
+        before = after
+    assert clipped > 3
+
+
+def test_full_direction_leaves_no_part_of_the_gradient_along_the_deviation():
+    anchor, first, grads = problem()
+    opt = hft.directed(hft.sgd(lr=1.0), tensors(anchor), omega=1.0)
+    g, w = tensors(grads[0]), tensors(first)
+    after, _ = opt.update(g, opt.init(w), w)
+    crossed = 0
+    for name in g:
+        d = w[name] - torch.tensor(anchor[name])
+        step = ((w[name] - after[name]) * d).sum()
+        back = (g[name] * d).sum() >= 0
+        crossed += int(back)
+        assert abs(step if back else step - (g[name] * d).sum()) <= 1e-14
+    assert 0 < crossed < len(g)
+
+
+# -- DiGraP's omega is a one-step hypergradient ---------------------------------------------------------------------
+
+
+def sgd_like(base: Optimizer, anchor) -> Optimizer:
+    """The update that Algorithm 1 differentiates: a plain SGD step, projected whatever the sign; base's state."""
+    own = {"omega": hft.directed(base, anchor).hparams["omega"]}
+
+    def update(grads, state, params, hparams=None):
+        bases, owns = extended(hparams, base, own)
+        new = {}
+        for name, w in params.items():
+            d = w - anchor[name]
+            square = (d * d).sum()
+            p = (grads[name] * d).sum() / torch.where(square == 0, 1.0, square) * d
+            new[name] = w - bases["lr"] * (grads[name] - owns["omega"][name] * p)
+        return new, state
+
+    return Optimizer(base.init, update, {**base.hparams, **own})
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    lr=st.floats(1e-3, 0.3),
+    omega_lr=st.floats(1e-3, 0.3),
+    gradient=st.sampled_from(["paper", "exact"]),
+    momentum=st.booleans(),
+)
+def test_digrap_is_hyper_of_directed(seed: int, lr: float, omega_lr: float, gradient: str, momentum: bool):
+    """exact: the derivative of a plain SGD step as it was. paper: pulled back through SGD, whatever the base is."""
+    if gradient == "exact":
+        momentum = False
+    anchor, first, grads = (list(map(tensors, x)) if isinstance(x, list) else tensors(x) for x in problem(seed, 20))
+    zero = {name: torch.tensor(0.0, dtype=torch.float64) for name in anchor}
+    base = hft.sgd(lr=lr, momentum=0.9 if momentum else 0.0)
+    held = hft.directed(base, anchor, omega=zero)
+    strategy = hft.OneStep(through=sgd_like(base, anchor) if gradient == "paper" else None)
+    tuned = hft.hyper(held, by=hft.adam(lr=omega_lr, eps=1e-16), over="omega", strategy=strategy)
+    closed = hft.digrap(base, anchor, omega_lr=omega_lr, gradient=gradient)
+    for (w, state), (expected, by_hyper) in zip(run(closed, first, grads), run(tuned, first, grads), strict=True):
+        assert largest_difference(w, expected) <= 1e-9
+        for name, omega in by_hyper.tuned["omega"].items():
+            # Adam's direction is h / |h|: where h is nearly 0 its rounding counts most, 1e-16 / 1e-6 of its size.
+            assert abs(state.rule[name]["omega"] - omega) <= 1e-9
+
+
+def test_the_strength_of_each_can_be_tuned_by_hypergradients():
+    """A meta-gradient through ten steps equals central differences; the sign says whether the anchor helps."""
+    w, data = start(), batches(10)
+    near = {name: x + 0.3 for name, x in w.items()}
+    for make in (hft.l2sp, hft.spd, hft.cautious_decay):
+        opt = make(hft.sgd(lr=0.2, momentum=0.9), near, strength=0.4)
+
+        def outer(strength, opt=opt):
+            final, _ = train(opt, {**opt.hparams, "strength": strength}, w, data)
+            return loss(final, data[0] - 0.2)
+
+        at = torch.tensor(0.4, dtype=torch.float64)
+        slope, h = torch.func.grad(outer)(at), 1e-5
+        assert slope == pytest.approx(((outer(at + h) - outer(at - h)) / (2 * h)).item(), rel=1e-6, abs=1e-9)
+        assert slope != 0
+
+
+def test_zeros_are_an_anchor_for_adapters():
+    adapter = {"down": torch.full((2, 3), 0.2), "up": torch.full((3, 2), -0.1)}
+    opt = hft.spd(hft.adam(lr=0.1), {name: torch.zeros_like(x) for name, x in adapter.items()}, strength=1.0)
+    new, _ = opt.update(adapter, opt.init(adapter), adapter)  # the gradient points away from zero: no decay
+    assert all(new[name].norm() < x.norm() for name, x in adapter.items())
+
+
+# -- wrong input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1), strength=-1.0), r"strength must lie in \[0, inf\), got -1"),
+        (lambda: hft.spd(hft.sgd(lr=1.0), torch.zeros(1), strength=math.nan), r"strength must lie in \[0, inf\)"),
+        (lambda: hft.directed(hft.sgd(lr=1.0), torch.zeros(1), omega=1.5), r"omega must lie in \[0, 1\], got 1.5"),
+        (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), omega_lr=-1.0), r"omega_lr must lie in \[0, inf\)"),
+        (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), gradient="full"), "gradient must be one of 'paper'"),
+        (lambda: hft.l2sp(hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1)), torch.zeros(1)), "already has the hparams"),
+        (lambda: hft.spd(hft.hyper(hft.sgd(lr=1.0), hft.sgd(lr=1.0), "lr"), torch.zeros(1)), "has no lr"),
+    ],
+)
+def test_wrong_numbers_are_refused_at_construction(make, text: str):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_decoupled_must_be_a_bool():
+    with pytest.raises(TypeError, match="decoupled must be True or False, got 'yes'"):
+        hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1), decoupled="yes")  # pyright: ignore[reportArgumentType]
+
+
+def test_an_anchor_that_does_not_fit_is_refused_at_init():
+    with pytest.raises(ValueError, match="has shape"):
+        hft.l2sp(hft.sgd(lr=1.0), {"w": torch.zeros(3)}).init({"w": torch.zeros(2)})

@@ -1,0 +1,444 @@
+"""The anchored family as drop-in classes: against the transcriptions from the papers, and torch.optim's contract."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+
+from ..family import BASES, METHODS, Method, problem, tensors, trajectory
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+STATELESS = {
+    "l2sp": lambda base: hft.L2SP(base, strength=0.0),
+    "l2sp-decoupled": lambda base: hft.L2SP(base, strength=0.0, decoupled=True),
+    "cautious_decay": lambda base: hft.CautiousDecay(base, strength=0.0),
+    "spd": lambda base: hft.SPD(base, strength=0.0),
+    "digrap": lambda base: hft.DiGraP(base, omega_lr=0.0),
+}
+
+
+def parameters(arrays: dict, dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Parameter]:
+    return {name: torch.nn.Parameter(torch.tensor(x).to(dtype)) for name, x in arrays.items()}
+
+
+def play(params: dict, opt, grads: list[dict]):
+    for t, g in enumerate(grads):
+        for name, p in params.items():
+            p.grad = None if g[name] is None else torch.tensor(g[name]).to(p.dtype)
+        opt.step()
+        yield t
+
+
+def build(method: Method, params: dict, base: str = "adam", **rest):
+    return method.around(BASES[base][1](params.items()), **rest)
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@every_method
+@pytest.mark.parametrize("base", BASES)
+def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: str):
+    anchor, first, grads = problem()
+    params = parameters(first)
+    opt = build(method, params, base, anchor=tensors(anchor))
+    for t in play(params, opt, grads):
+        expected = trajectory(method, base)[t] if t in (0, 10, 29) else None
+        if expected:
+            for name, p in params.items():
+                assert np.abs(p.detach().numpy() - expected[name]).max() <= 1e-10
+
+
+@pytest.mark.parametrize("name", STATELESS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_strength_is_the_base_bit_for_bit(name: str, dtype: torch.dtype):
+    _, first, grads = problem()
+    held, free = parameters(first, dtype), parameters(first, dtype)
+    opt, base = STATELESS[name](torch.optim.Adam(held.values(), lr=0.05)), torch.optim.Adam(free.values(), lr=0.05)
+    for _ in zip(play(held, opt, grads), play(free, base, grads), strict=True):
+        assert same(held.values(), free.values())
+
+
+@every_method
+@pytest.mark.parametrize("when", [0, 1, 13])
+def test_a_checkpoint_goes_on_bit_for_bit(method: Method, when: int):
+    _, first, grads = problem()
+    params = parameters(first, torch.float32)
+    opt = build(method, params)
+    for _ in play(params, opt, grads[:when]):
+        pass
+    file = io.BytesIO()
+    torch.save((opt.state_dict(), {name: p.detach() for name, p in params.items()}), file)
+    file.seek(0)
+    saved, weights = torch.load(file, weights_only=True)
+    others = {name: torch.nn.Parameter(w) for name, w in weights.items()}
+    again = build(method, others)
+    again.load_state_dict(saved)
+    twin_params, twin = copy.deepcopy((params, opt))
+    for _ in zip(
+        play(params, opt, grads[when:]),
+        play(others, again, grads[when:]),
+        play(twin_params, twin, grads[when:]),
+        strict=True,
+    ):
+        assert same(params.values(), others.values())
+        assert same(params.values(), twin_params.values())
+    assert pickle.loads(pickle.dumps(opt)).state_dict().keys() == opt.state_dict().keys()
+
+
+@every_method
+def test_the_anchor_may_stay_out_of_checkpoints(method: Method):
+    anchor, first, grads = problem()
+    params = parameters(first)
+    opt = build(method, params, anchor=tensors(anchor), save_anchor=False)
+    for _ in play(params, opt, grads[:5]):
+        pass
+    saved = copy.deepcopy(opt.state_dict())
+    assert not any("anchor" in state for state in saved["state"].values())
+    others = copy.deepcopy(params)
+    again = build(method, others, anchor=tensors(anchor), save_anchor=False)
+    again.load_state_dict(saved)
+    for _ in zip(play(params, opt, grads[5:]), play(others, again, grads[5:]), strict=True):
+        assert same(params.values(), others.values())
+    with pytest.raises(ValueError, match="leaves out the anchor"):
+        build(method, copy.deepcopy(params)).load_state_dict(saved)
+    moved = {name: w + 1 for name, w in tensors(anchor).items()}
+    with pytest.raises(ValueError, match="is not the one that the checkpoint was made with"):
+        build(method, copy.deepcopy(params), anchor=moved).load_state_dict(saved)
+
+
+@every_method
+def test_a_checkpoint_of_another_shape_or_class_changes_nothing(method: Method):
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = build(method, params)
+    for _ in play(params, opt, grads[:3]):
+        pass
+    saved = opt.state_dict()
+    spoiled = copy.deepcopy(saved)
+    key = opt.HELD[0]
+    del spoiled["state"][0][key]
+    if len(opt.HELD) > 1:
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            opt.load_state_dict(spoiled)
+    spoiled = copy.deepcopy(saved)
+    spoiled["state"][0][opt.HELD[-1]] = torch.ones(3)
+    with pytest.raises(ValueError, match=f"checkpoint's {opt.HELD[-1]} of"):
+        opt.load_state_dict(spoiled)
+    assert all(torch.equal(opt.state[p]["anchor"], torch.tensor(first[name])) for name, p in params.items())
+
+
+@every_method
+def test_a_head_is_left_free_by_name_or_group(method: Method):
+    anchor, first, grads = problem()
+    free = parameters(first)
+    for _ in play(free, BASES["adam"][1](free.values()), grads):
+        pass
+    params = parameters(first)
+    opt = build(method, params, anchor={n: w for n, w in tensors(anchor).items() if n != "bias"}, exclude="bias")
+    for _ in play(params, opt, grads):
+        pass
+    assert torch.equal(params["bias"], free["bias"])
+    assert not torch.equal(params["weight"], free["weight"])
+    assert "anchor" not in opt.state[params["bias"]]
+    params = parameters(first)
+    groups = [{"params": [params["bias"]], "constrained": False}, {"params": [params["weight"], params["conv"]]}]
+    opt = method.around(BASES["adam"][1](groups))
+    for _ in play(params, opt, grads):
+        pass
+    assert torch.equal(params["bias"], free["bias"])
+
+
+@every_method
+def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method):
+    _, first, grads = problem()
+    params, alone = parameters(first), parameters(first)
+    gaps = [{**g, "bias": None if t < 3 or t % 2 else g["bias"]} for t, g in enumerate(grads)]
+    opt = build(method, params)
+    for t in play(params, opt, gaps):
+        if t < 3:
+            assert torch.equal(params["bias"], torch.tensor(first["bias"]))
+            assert params["bias"] not in opt.state
+    for name in params:
+        one = {name: alone[name]}
+        for _ in play(one, build(method, one), [{name: g[name]} for g in gaps]):
+            pass
+        assert torch.equal(params[name], alone[name])
+
+
+@every_method
+def test_gradients_are_left_as_they_were(method: Method):
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = build(method, params)
+    for t in play(params, opt, grads[:4]):
+        assert all(torch.equal(p.grad, torch.tensor(grads[t][name])) for name, p in params.items())
+
+
+@every_method
+def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
+    _, first, grads = problem()
+
+    class Refusing(torch.optim.SGD):
+        refuses = False
+
+        def step(self, closure=None):
+            if self.refuses:
+                raise ArithmeticError
+            return super().step(closure)
+
+    params, twin = parameters(first), parameters(first)
+    base = Refusing(params.values(), lr=0.1, momentum=0.9)
+    opt, free = method.around(base), method.around(Refusing(twin.values(), lr=0.1, momentum=0.9))
+    for t in range(4):
+        base.refuses = True
+        with pytest.raises(ArithmeticError):
+            list(play(params, opt, [grads[t + 5]]))
+        base.refuses = False
+        list(play(params, opt, [grads[t]]))
+        list(play(twin, free, [grads[t]]))
+        assert same(params.values(), twin.values())
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: torch.dtype):
+    _, first, grads = problem()
+    params = parameters(first, dtype)
+    opt = method.around(torch.optim.AdamW(params.items(), lr=0.05, eps=1e-4))
+    for _ in play(params, opt, grads):
+        assert all(p.dtype == dtype and p.isfinite().all() for p in params.values())
+    kept = {state[key].dtype for state in opt.state.values() for key in opt.HELD if key not in opt.COUNTS}
+    assert kept <= {torch.float32}
+
+
+@every_method
+def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
+    anchor, first, grads = problem()
+    up, down = parameters(first), parameters(first)
+    climbs = method.around(torch.optim.Adam(up.items(), lr=0.05, maximize=True), anchor=tensors(anchor))
+    opt = method.around(torch.optim.Adam(down.items(), lr=0.05), anchor=tensors(anchor))
+    turned = [{name: -x for name, x in g.items()} for g in grads]
+    for _ in zip(play(up, climbs, turned), play(down, opt, grads), strict=True):
+        assert same(up.values(), down.values())
+
+
+@every_method
+def test_an_overflow_under_grad_scaler_changes_nothing(method: Method):
+    _, first, grads = problem()
+    params, twin = parameters(first, torch.float32), parameters(first, torch.float32)
+    opt, free = build(method, params, "sgd"), build(method, twin, "sgd")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for t in range(6):
+        for name, p in params.items():
+            p.grad = torch.tensor(grads[t][name], dtype=torch.float32) * scaler.get_scale()
+            scaler.scale(torch.zeros(()))
+        if t == 3:
+            params["bias"].grad[0] = torch.inf  # pyright: ignore[reportOptionalSubscript]
+        scaler.step(opt)
+        scaler.update()
+        if t != 3:
+            list(play(twin, free, [{n: x.astype(np.float32) for n, x in grads[t].items()}]))
+        assert same(params.values(), twin.values())
+
+
+def test_options_are_those_of_a_group_and_follow_schedulers():
+    _, first, grads = problem()
+    params, twin = parameters(first), parameters(first)
+    base = torch.optim.SGD([{"params": [params["weight"]]}, {"params": [params["bias"], params["conv"]]}], lr=0.1)
+    opt = hft.L2SP(base, strength=0.0, decoupled=True)
+    opt.param_groups[1]["strength"] = 5.0
+    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    for t in range(3):
+        before = {name: p.detach().clone() for name, p in params.items()}
+        list(play(params, opt, [grads[t]]))
+        lr = 0.1 * 0.5**t
+        for name, p in params.items():
+            strength = 0.0 if name == "weight" else 5.0
+            expected = before[name] - lr * torch.tensor(grads[t][name])
+            expected -= lr * strength * (before[name] - twin[name].detach())
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-13, atol=1e-13)
+        scheduler.step()
+    opt.param_groups[0]["strength"] = -1.0
+    with pytest.raises(ValueError, match="strength must lie in"):
+        list(play(params, opt, [grads[3]]))
+
+
+def test_a_group_that_comes_later_takes_the_wrappers_options():
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.SPD(torch.optim.SGD([params["weight"]], lr=0.1), strength=0.3)
+    opt.add_param_group({"params": [params["bias"]], "lr": 0.2})
+    assert opt.param_groups[1]["strength"] == 0.3
+    assert opt.base.param_groups is opt.param_groups
+    list(play({n: params[n] for n in ("weight", "bias")}, opt, [{n: g[n] for n in ("weight", "bias")} for g in grads]))
+
+
+def test_a_zero_anchor_takes_no_memory():
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.SPD(torch.optim.SGD(params.items(), lr=0.1), anchor="zero")
+    list(play(params, opt, grads[:3]))
+    assert all(sum(x.numel() for x in s.values() if isinstance(x, torch.Tensor)) <= 1 for s in opt.state.values())
+    assert all(torch.equal(s["anchor_step"], torch.tensor(3.0)) for s in opt.state.values())
+
+
+def test_spd_on_adapters_of_zero_anchor_is_spd_with_zeros_given():
+    _, first, grads = problem()
+    params, twin = parameters(first), parameters(first)
+    zeros = {name: torch.zeros_like(p) for name, p in twin.items()}
+    pair = (
+        hft.SPD(torch.optim.Adam(params.items()), anchor="zero"),
+        hft.SPD(torch.optim.Adam(twin.items()), anchor=zeros),
+    )
+    for _ in zip(play(params, pair[0], grads), play(twin, pair[1], grads), strict=True):
+        assert same(params.values(), twin.values())
+
+
+def test_omegas_are_shown_by_name():
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.DiGraP(torch.optim.SGD(params.items(), lr=0.05), omega_lr=0.2, exclude="bias")
+    assert opt.omegas() == {}
+    list(play(params, opt, grads))
+    assert opt.omegas().keys() == {"weight", "conv"}
+    assert all(0 <= omega <= 1 for omega in opt.omegas().values())
+    assert max(opt.omegas().values()) > 0
+
+
+# -- MARS-SP: FTP's kernels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["single", "foreach", "fused_cpu"])
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_mars_sp_equals_projected_in_each_execution(execution: str, norm: str):
+    anchor, first, grads = problem()
+    params = parameters(first)
+    flags = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}[execution]
+    opt = hft.MARSSP(torch.optim.AdamW(params.items(), lr=0.05, **flags), radius=0.3, norm=norm, anchor=tensors(anchor))
+    pure = hft.projected(hft.adamw(lr=0.05), tensors(anchor), norm=norm, radius=0.3)
+    weights, state = tensors(first), pure.init(tensors(first))
+    for t in play(params, opt, grads):
+        weights, state = pure.update(tensors(grads[t]), state, weights)
+        for name, p in params.items():
+            torch.testing.assert_close(p.detach(), weights[name], rtol=0, atol=1e-12)
+        assert opt.execution == execution
+    assert max(opt.radii().values()) == 0.3
+
+
+def test_mars_sp_at_the_ends_of_its_radius():
+    _, first, grads = problem()
+    held, free, fixed = parameters(first), parameters(first), parameters(first)
+    opt = hft.MARSSP(torch.optim.SGD(held.values(), lr=0.1), radius=float("inf"))
+    base, none = torch.optim.SGD(free.values(), lr=0.1), hft.MARSSP(torch.optim.SGD(fixed.values(), lr=0.1), radius=0.0)
+    for _ in zip(play(held, opt, grads), play(free, base, grads), play(fixed, none, grads), strict=True):
+        for name in held:
+            torch.testing.assert_close(held[name], free[name], rtol=1e-14, atol=1e-14)
+            assert torch.equal(fixed[name].detach(), torch.tensor(first[name]))
+
+
+def test_a_radius_of_mars_sp_grows_back_after_small_steps():
+    """The radius in effect is clipped at the largest row; that must not become the limit of the next step."""
+    w = torch.nn.Parameter(torch.zeros(1, 2))
+    opt = hft.MARSSP(torch.optim.SGD([w], lr=1.0), radius=1.0)
+    for size, expected in ((0.1, 0.1), (0.5, 0.6), (5.0, 1.0)):
+        w.grad = torch.tensor([[-size, 0.0]])
+        opt.step()
+        assert w[0, 0].item() == pytest.approx(expected, abs=1e-6)
+
+
+# -- hypergradient descent of the learning rate -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+def test_hypergradient_descent_is_hyper_over_the_learning_rate(name: str):
+    make, peer = {
+        "sgd": (lambda: hft.sgd(lr=0.02), lambda p: torch.optim.SGD(p, lr=0.02)),
+        "momentum": (lambda: hft.sgd(lr=0.02, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9)),
+        "adam": (lambda: hft.adam(lr=0.02), lambda p: torch.optim.Adam(p, lr=0.02)),
+        "adamw": (
+            lambda: hft.adamw(lr=0.02, weight_decay=0.1),
+            lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
+        ),
+        "rmsprop": (lambda: hft.rmsprop(lr=0.02), lambda p: torch.optim.RMSprop(p, lr=0.02)),
+    }[name]
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.HypergradientDescent(peer(params.values()), lr_lr=1e-4)
+    pure = hft.hyper(make(), by=hft.sgd(lr=1e-4), over="lr")
+    weights, state, seen = tensors(first), pure.init(tensors(first)), []
+    for t in play(params, opt, grads):
+        weights, state = pure.update(tensors(grads[t]), state, weights)
+        seen.append(opt.param_groups[0]["lr"])
+        # u is read off the weights: rounding of W over lr, 1e-16 / 1e-3, times the gradients' size, over 30 steps.
+        assert seen[-1] == pytest.approx(state.tuned["lr"].item(), abs=1e-10)
+        for key, p in params.items():
+            torch.testing.assert_close(p.detach(), weights[key], rtol=0, atol=1e-9)
+    assert len(set(seen)) > 20
+    assert any(a < b for a, b in pairwise(seen)) or name == "sgd"
+
+
+def test_hypergradient_descent_goes_on_from_a_checkpoint_and_stops_at_zero():
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.HypergradientDescent(torch.optim.Adam(params.values(), lr=0.02), lr_lr=1e-4)
+    list(play(params, opt, grads[:7]))
+    others = copy.deepcopy(params)
+    again = hft.HypergradientDescent(torch.optim.Adam(others.values(), lr=0.5), lr_lr=1e-4)
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for _ in zip(play(params, opt, grads[7:]), play(others, again, grads[7:]), strict=True):
+        assert same(params.values(), others.values())
+        assert opt.param_groups[0]["lr"] == again.param_groups[0]["lr"]
+    wild = hft.HypergradientDescent(torch.optim.SGD(params.values(), lr=0.02), lr_lr=1e3)
+    list(play(params, wild, grads[10:]))
+    assert wild.param_groups[0]["lr"] >= 0
+    assert all(p.isfinite().all() for p in params.values())
+
+
+def test_hypergradient_descent_counts_only_what_is_not_excluded():
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = hft.HypergradientDescent(torch.optim.SGD(params.items(), lr=torch.tensor(0.02)), lr_lr=1e-3, exclude=["*"])
+    list(play(params, opt, grads[:5]))
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+W = torch.nn.Parameter(torch.zeros(2, 2))
+
+
+def sgd() -> torch.optim.Optimizer:
+    return torch.optim.SGD([("w", W)], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: hft.L2SP(sgd(), strength=-0.1), ValueError, r"strength must lie in \[0, inf\), got -0.1"),
+        (lambda: hft.L2SP(sgd(), decoupled=1), TypeError, "decoupled must be True or False, got 1"),
+        (lambda: hft.SPD(sgd(), strength="big"), TypeError, "strength must be a number"),
+        (lambda: hft.DiGraP(sgd(), gradient="full"), ValueError, "gradient must be one of 'paper', 'exact'"),
+        (lambda: hft.DiGraP(sgd(), omega_lr=float("nan")), ValueError, r"omega_lr must lie in \[0, inf\)"),
+        (lambda: hft.MARSSP(sgd(), radius=-1.0), ValueError, r"radius must lie in \[0, inf\], got -1"),
+        (lambda: hft.HypergradientDescent(sgd(), lr_lr=-1.0), ValueError, r"lr_lr must lie in \[0, inf\)"),
+        (lambda: hft.CautiousDecay(sgd(), exclude="head.*"), ValueError, "match no parameter"),
+        (lambda: hft.SPD(hft.L2SP(sgd())), TypeError, "SPD wraps a torch.optim.Optimizer .* got L2SP"),
+        (lambda: hft.L2SP(torch.optim.SGD), TypeError, "L2SP wraps .* got the class SGD itself"),
+        (lambda: hft.SPD(torch.optim.LBFGS([W])), TypeError, "not LBFGS"),
+        (lambda: hft.SPD(sgd(), anchor={"v": torch.zeros(2, 2)}), ValueError, "anchor has no entry for"),
+        (lambda: hft.SPD(sgd(), anchor={"w": torch.full((2, 2), torch.nan)}), ValueError, "must be finite"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(make, error, text: str):
+    with pytest.raises(error, match=text):
+        make()
