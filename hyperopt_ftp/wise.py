@@ -55,6 +55,7 @@ def learned_wise(
     outer_loss: Callable[[dict[str, Tensor], Any], Tensor],
     batches: Iterable[Any],
     *,
+    statistics: Iterable[str] = (),
     strength: float = 0.5,
     strength_lr: float = 1e-2,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -72,6 +73,9 @@ def learned_wise(
         outer_loss: ``outer_loss(mixed, batch) -> scalar`` on held-out data, such as the loss of
             ``torch.func.functional_call(model.eval(), mixed, (x,))``.
         batches: one for each step.
+        statistics: names that no derivative is taken for, since torch has none for them: BatchNorm's, that is
+            ``[name for name, _ in model.named_buffers()]``. Their share is the mean of those of their module's weights,
+            or of all where it has none.
         strength: first share of the anchor, in [0, 1].
         strength_lr: step of Adam on a share.
 
@@ -79,7 +83,7 @@ def learned_wise(
         The mixed weights and the shares by name.
 
     Raises:
-        ValueError: as :func:`wise`, or a strength_lr outside its domain.
+        ValueError: as :func:`wise`, a strength_lr outside its domain, a statistic that is not in ``weights``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
@@ -90,18 +94,38 @@ def learned_wise(
     shared = _shared(weights, anchor)
     check_number("strength", strength, _SHARE)
     step = adam(**to_tensors(lr=strength_lr))
-    shares = {name: torch.full((), strength, dtype=working(weights[name]).dtype) for name in shared}
-    shares = {name: s.to(weights[name].device) for name, s in shares.items()}
+    statistics = set(statistics)
+    unknown = sorted(statistics - weights.keys())
+    if unknown:
+        raise ValueError(f"statistics has the names {unknown[:5]}, which are not in weights")
+    learned = [name for name in shared if name not in statistics]
+    shares = {
+        name: torch.full((), strength, dtype=working(weights[name]).dtype, device=weights[name].device)
+        for name in learned
+    }
     state = step.init(shares)
+    following = {name: _like(name, learned) for name in shared if name in statistics and learned}
+
+    def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
+        return {**shares, **means}
 
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
 
     for batch in batches:
-        slopes = torch.func.grad(lambda s, b=batch: outer_loss(mixed(s), b))(shares)
+        held = {name: s for name, s in whole(shares).items() if name in following}
+        slopes = torch.func.grad(lambda s, b=batch, rest=held: outer_loss(mixed({**s, **rest}), b))(shares)
         shares, state = step.update(slopes, state, shares)
         shares = {name: s.clamp(0, 1) for name, s in shares.items()}
+    shares = whole(shares)
     return {name: w.detach().clone() for name, w in mixed(shares).items()}, shares
+
+
+def _like(name: str, learned: list[str]) -> list[str]:
+    """Those of the same module, or all."""
+    module = name.rpartition(".")[0]
+    return [other for other in learned if other.rpartition(".")[0] == module] or learned
 
 
 def _mixed(w: Tensor, w0: Tensor, share: Any) -> Tensor:

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, make_anchor
 from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
 from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
-from experiments.common.methods import FOLLOWS, METHODS, free_parameters, interpolated
+from experiments.common.methods import FOLLOWS, METHODS, free_parameters
 from experiments.common.network import Network
 from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
+from experiments.common.shares import mix_in
 from experiments.common.step_log import write_steps
 from experiments.common.task import Part, summed_up
 from experiments.common.trainer import Trainer, steps_of
@@ -49,13 +51,15 @@ class Comparison:
         part = self.task.parts["train" if choosing else "finetune"]
         return steps_of(part, self.options.epochs, self.options.batch_size)
 
-    def fit(self, method: str, seed: int, lr: float, name: str, choosing: bool = False) -> Fitted:
+    def fit(
+        self, method: str, seed: int, lr: float, name: str, choosing: bool = False, strength: float | None = None
+    ) -> Fitted:
         """One training from the anchor."""
         options, model = self.options, self.task.new_model()
         model.load_state_dict(dict(self.start))
         file = self.folder / "checkpoint.pt"
         identity = {"training": name, "config": options.as_dict()}
-        make = METHODS[method].optimizer
+        make = METHODS[method].make(strength)
         if make is None:
             return self._fit_radii(model, method, seed, lr, name, choosing)
         optimizer = make(model, options, lr)
@@ -72,6 +76,8 @@ class Comparison:
             identity=identity,
             observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
         )
+        if METHODS[method].mixes and not training.diverged:
+            mix_in(model, self.start, self.task, options, seed)
         seen = None
         if radii is not None:
             rows = [[float(f"{value:.5g}") for value in row] for row in training.observed]
@@ -125,11 +131,24 @@ class Comparison:
             tried[str(lr)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
         return lr
 
-    def fine_tune(self, method: str, seed: int, lr: float) -> dict[str, dict]:
+    def choose_strength(self, method: str, lr: float, tried: dict[str, float], usual: float) -> float | None:
+        """Try the next strength at the chosen learning rate into `tried`, or None when there is none left; `usual` is
+        the score of the first, with which the learning rate was chosen."""
+        strengths = METHODS[method].strengths
+        if strengths:
+            tried.setdefault(str(strengths[0]), usual)
+        strength = next(iter(untried(strengths, tried)), None)
+        if strength is not None:
+            name = f"{method}, strength {strength}"
+            fitted = self.fit(method, self.options.seeds[0], lr, name, choosing=True, strength=strength)
+            tried[str(strength)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
+        return strength
+
+    def fine_tune(self, method: str, seed: int, lr: float, strength: float | None = None) -> dict[str, dict]:
         """Results of one training by name: its own, and those of methods made of its weights."""
         device = torch.device(self.options.device)
         reset_peak(device)
-        fitted = self.fit(method, seed, lr, f"{method}, seed {seed}")
+        fitted = self.fit(method, seed, lr, f"{method}, seed {seed}", strength=strength)
         training, mib = fitted.training, peak(device)
         name = f"{method}-seed{seed}"
         write_steps(self.folder / "steps" / f"{name}.csv", training.log)
@@ -143,6 +162,7 @@ class Comparison:
             "method": method,
             "seed": seed,
             "lr": lr,
+            **({} if strength is None else {"strength": strength}),
             **self._tested(fitted.model),
             "diverged": training.diverged,
             "steps": training.step,
@@ -156,7 +176,7 @@ class Comparison:
         for follower, of in FOLLOWS.items():
             if of == method and follower in self.options.methods:
                 mixed = self.task.new_model()
-                mixed.load_state_dict(interpolated(self.start, fitted.model.state_dict(), self.options.wise))
+                mixed.load_state_dict(hft.wise(fitted.model.state_dict(), self.start, 1 - self.options.wise))
                 own = {"method": follower, "seed": seed, "lr": lr, **self._tested(mixed)}
                 found[f"{follower}-seed{seed}"] = result | own
         return found
@@ -174,6 +194,7 @@ def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
     """Do what is left of a run; after every training the record is saved."""
     options, task = trainer.options, trainer.task
     methods, rates = trained(options.methods), record.content.setdefault("rates", {})
+    strengths = record.content.setdefault("strengths", {})
     left = [(method, seed) for seed in options.seeds for method in methods]
     left = [(method, seed) for method, seed in left if f"{method}-seed{seed}" not in record.results]
     planned = Comparison(trainer, {}, record.folder)
@@ -181,6 +202,9 @@ def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
     for method in methods:
         tried = rates.setdefault(method, {})
         to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.lrs, tried))
+        if options.lrs and (others := METHODS[method].strengths[1:]):
+            left_to_try = untried(others, strengths.setdefault(method, {}))
+            to_do += sum(planned.steps(method, choosing=True) for _ in left_to_try)
     if options.anchor == "styles" and not anchor_file(options, task, cache).exists():
         to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
     trainer.show_whole(to_do)
@@ -191,7 +215,13 @@ def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
     for method in methods:
         while comparison.choose_lr(method, rates[method]) is not None:
             record.save()
+        if method in strengths and (lr := best(rates[method])) is not None:
+            usual = rates[method][str(lr)]
+            while comparison.choose_strength(method, lr, strengths[method], usual) is not None:
+                record.save()
     for method, seed in left:
         lr = best(rates[method]) or options.lr
-        record.results.update(comparison.fine_tune(method, seed, lr))
+        usual = next(iter(METHODS[method].strengths), None)
+        strength = best(strengths.get(method, {}), usual)
+        record.results.update(comparison.fine_tune(method, seed, lr, strength))
         record.save()

@@ -139,6 +139,7 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
         *(f"- {line}" for line in differences(summary)),
         "",
         *rates_tried(content.get("rates", {}), title, summary["metric"]),
+        *strengths_tried(content.get("strengths", {}), title, summary["metric"]),
         f"![{summary['metric']} by test set and method](scores.png)",
         "",
         "![What is learned in distribution against what is kept out of distribution](trade-off.png)",
@@ -178,6 +179,17 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str]
         *markdown(["method", *lrs], rows),
         "",
     ]
+
+
+def strengths_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str], str], metric: str) -> list[str]:
+    """The strengths that were tried, each method's own scale."""
+    lines = []
+    for method, scores in tried.items():
+        if scores:
+            cells = [f"{number}: {'diverged' if scores[number] < 0 else f'{scores[number]:.1f}'}" for number in scores]
+            lines.append(f"- {titles(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
+    about = f"Strengths that were tried at the chosen learning rate, with the same {metric}:"
+    return [about, "", *lines, ""] if lines else []
 
 
 def provenance(content: dict) -> list[str]:

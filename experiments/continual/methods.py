@@ -11,7 +11,6 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common import methods
-from experiments.common.methods import interpolated
 from experiments.common.network import Network
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ METHODS: Mapping[str, Method] = {
 
 def mixed(before: Weights, after: Weights, share: float, fresh: str | None) -> Weights:
     """`(1 - share) before + share after`; parameters that match the pattern `fresh` are those after."""
-    mean = interpolated(before, after, share)
+    mean = hft.wise(after, before, strength=1 - share)
     if fresh is not None:
         mean |= {name: value for name, value in after.items() if name.startswith(fresh.removesuffix("*"))}
     return mean

@@ -22,11 +22,11 @@ from experiments.common.network import Network
 from experiments.common.step_log import Board, write_steps
 from experiments.common.tables import differences, markdown, summarise, table_of
 from experiments.common.trainer import Trainer
-from hyperopt_ftp import FTPAdamW
+from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW, HypergradientDescent
 from tests.experiments.test_main_job import numbers
 
 CPU = torch.device("cpu")
-WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm"}
+WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "mars_sp"}
 TRAINED = METHODS.keys() - FOLLOWS.keys()
 
 
@@ -271,6 +271,56 @@ def test_what_a_method_stands_for(method, expected, anchor):
         assert set(optimizer.radii()) == names - (head if anchor == "imagenet" else set())
 
 
+@pytest.mark.parametrize(
+    ("method", "kind", "option", "strengths"),
+    [
+        ("l2sp", L2SP, "strength", (0.1, 1.0)),
+        ("l2sp_decoupled", L2SP, "strength", (10.0, 50.0)),
+        ("cautious", CautiousDecay, "strength", (10.0, 50.0)),
+        ("spd", SPD, "strength", (1.0, 0.3)),
+        ("digrap", DiGraP, "omega_lr", (0.01, 0.1)),
+        ("mars_sp", MARSSP, "radius", (0.3, 1.0)),
+        ("hypergradient", HypergradientDescent, "lr_lr", (1e-7, 1e-6)),
+    ],
+)
+def test_a_strength_reaches_the_optimizer_and_a_new_head_is_free(method, kind, option, strengths):
+    assert METHODS[method].strengths == strengths
+    for given, used in ((None, strengths[0]), (strengths[1], strengths[1])):
+        config, model = Config(weight_decay=0.02, anchor="imagenet"), Small()
+        optimizer = METHODS[method].make(given)(model, config, 0.125)
+        assert type(optimizer) is kind
+        (group,) = optimizer.param_groups
+        assert (group[option], group["lr"], group["weight_decay"]) == (used, 0.125, 0.02)
+        assert group.get("decoupled", False) is (method == "l2sp_decoupled")
+        if kind is not HypergradientDescent:
+            assert group["constrained"] == [True, True, False, False]
+
+
+def test_the_strength_is_chosen_at_the_best_learning_rate(workplace, watch):
+    watch.validation = [50.0, 60.0, 70.0]
+    arguments = ("--method", "spd", "adamw", "--lrs", "0.0003", "0.001", "--out", "runs/strength")
+    watch.validation += [40.0, 30.0]  # of adamw
+    done = workplace.command(*arguments)
+    assert done.status == 0
+    choosing = ["spd, lr 0.0003", "spd, lr 0.001", "spd, strength 0.3", "adamw, lr 0.0003", "adamw, lr 0.001"]
+    assert done.trainings == [*choosing, "spd, seed 0", "adamw, seed 0"]
+    content = read(Path("runs/strength"))
+    assert content["strengths"] == {"spd": {"1.0": 60.0, "0.3": 70.0}}
+    result = content["results"]["spd-seed0"]
+    assert (result["lr"], result["strength"]) == (0.001, 0.3)
+    assert "strength" not in content["results"]["adamw-seed0"]
+    assert "- SPD: 1.0: 60.0, 0.3: 70.0; chosen 0.3." in Path("runs/strength/report.md").read_text()
+
+
+def test_learned_shares_mix_the_tuned_weights_with_the_anchor(workplace, watch):
+    done = workplace.command("--method", "learned_wise", "adamw", "--out", "runs/shares")
+    assert (done.status, done.trainings) == (0, ["learned_wise, seed 0", "adamw, seed 0"])
+    anchor, mixed, _ = watch.tested
+    content = read(Path("runs/shares"))
+    assert content["results"]["learned_wise-seed0"]["scores"] != content["results"]["adamw-seed0"]["scores"]
+    assert any(not torch.equal(value, anchor[name]) for name, value in mixed.items())
+
+
 @pytest.mark.parametrize("method", sorted(TRAINED))
 def test_every_step_is_written_down(everything, method):
     rows = steps_of(everything, method)
@@ -279,7 +329,12 @@ def test_every_step_is_written_down(everything, method):
     assert all(float(row["seconds"]) > 0 for row in rows)
     assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 2), rel=1e-5)
     right = [float(row["right"]) for row in rows]
-    assert all(map(math.isnan, right)) if method == "tpgm" else all(8 * share % 1 == 0 for share in right)
+    if method == "tpgm":
+        assert all(map(math.isnan, right))
+    else:
+        sizes = (8, 5) if METHODS[method].validates else (8, 8)  # some hold out three of the sixteen
+        counts = [size * share for size, share in zip(sizes, right, strict=True)]
+        assert counts == pytest.approx([round(count) for count in counts])
 
 
 @pytest.mark.parametrize("method", ["adamw", "ftp", "linear"])

@@ -1,0 +1,106 @@
+"""WiSE-FT over whole state_dicts, with one share or learned ones."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hyperopt_ftp as hft
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 4, 3)).double()
+
+
+def pair() -> tuple[dict, dict]:
+    """Fine-tuned and pre-trained, with other statistics and counts."""
+    model = network()
+    start = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.data += torch.randn_like(p)
+    for _ in range(3):
+        model(torch.randn(8, 1, 4, 4, dtype=torch.float64) * 3 + 1)
+    return model.state_dict(), start
+
+
+def test_a_mixture_is_that_of_its_numbers_and_counts_stay():
+    tuned, start = pair()
+    mixed = hft.wise(tuned, start, strength=0.25)
+    for name, w in tuned.items():
+        if w.is_floating_point():
+            torch.testing.assert_close(mixed[name], 0.75 * w + 0.25 * start[name], rtol=1e-15, atol=1e-15)
+        else:
+            assert mixed[name] == w == 3
+    assert not torch.equal(mixed["1.running_var"], tuned["1.running_var"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_both_ends_are_exact_and_nothing_is_shared(dtype: torch.dtype):
+    tuned, start = ({n: w.to(dtype) if w.is_floating_point() else w for n, w in x.items()} for x in pair())
+    free, fixed = hft.wise(tuned, start, strength=0.0), hft.wise(tuned, start, strength=1.0)
+    for name, w in tuned.items():
+        assert torch.equal(free[name], w)
+        assert torch.equal(fixed[name], start[name] if w.is_floating_point() else w)
+        assert free[name].dtype == fixed[name].dtype == w.dtype
+        assert free[name].data_ptr() != w.data_ptr()
+
+
+def test_a_share_for_each_name_and_a_new_head():
+    tuned, start = pair()
+    start = {name: w for name, w in start.items() if not name.startswith("3.")}
+    mixed = hft.wise(tuned, start, strength={"0.weight": 1.0})
+    assert torch.equal(mixed["0.weight"], start["0.weight"])
+    for name in tuned.keys() - {"0.weight"}:
+        assert torch.equal(mixed[name], tuned[name])
+
+
+def test_learned_shares_find_the_mixture_that_made_the_targets():
+    """Targets of a mixture with a share for each tensor: its loss is 0, and the shares are found again."""
+    tuned, start = pair()
+    model = network().eval()
+    buffers = [name for name, _ in model.named_buffers()]
+    names = [name for name, _ in model.named_parameters()]
+    true = dict(zip(names, (0.9, 0.1, 0.7, 0.3, 0.2, 0.6), strict=True))
+    true |= {"1.running_mean": 0.5, "1.running_var": 0.5}  # the mean of their module's, 0.7 and 0.3
+    x = torch.randn(64, 1, 4, 4, dtype=torch.float64)
+    y = torch.func.functional_call(model, hft.wise(tuned, start, strength=true), (x,))
+
+    def outer_loss(weights, batch):
+        return (torch.func.functional_call(model, weights, (batch,)) - y).square().mean()
+
+    mixed, shares = hft.learned_wise(tuned, start, outer_loss, [x] * 600, statistics=buffers, strength_lr=0.02)
+    assert outer_loss(mixed, x) < 1e-4 < 1e-2 < outer_loss(tuned, x)
+    assert shares.keys() == true.keys()
+    for name, share in true.items():
+        assert shares[name] == pytest.approx(share, abs=0.05), name
+        torch.testing.assert_close(mixed[name], hft.wise(tuned, start, strength=shares)[name])
+    assert mixed["1.num_batches_tracked"] == 3
+
+
+def test_shares_stay_between_the_two_and_no_batch_leaves_the_first():
+    w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
+    for target, share in ((9.0, 0.0), (-9.0, 1.0)):
+        _, shares = hft.learned_wise(w, w0, lambda p, x: ((p["w"] - x) ** 2).sum(), [target] * 100, strength_lr=0.1)
+        assert shares["w"] == share
+    mixed, _ = hft.learned_wise(w, w0, lambda p, x: p["w"].sum(), [], strength=0.25)
+    assert torch.equal(mixed["w"], hft.wise(w, w0, strength=0.25)["w"])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda w, w0: hft.wise(w, w0, strength=1.5), r"strength must lie in \[0, 1\], got 1.5"),
+        (lambda w, w0: hft.wise(w, w0, strength={"head": 0.5}), r"strength has the names \['head'\]"),
+        (lambda w, w0: hft.wise(w, {**w0, "head": torch.ones(1)}), r"anchor has entries \['head'\] that are not"),
+        (lambda w, w0: hft.wise(w, {"0.bias": torch.ones(3)}), r"has shape \(3,\), its weights \(2,\)"),
+        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], strength_lr=-1.0), "lr must lie in"),
+        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], statistics=["x"]), r"names \['x'\], which are not"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, text: str):
+    with pytest.raises(ValueError, match=text):
+        change(*pair())
