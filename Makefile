@@ -34,6 +34,7 @@ lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.dev
 
 bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
+	$(RUN) -m benchmarks.bench_family
 	$(RUN) -m benchmarks.bench_hypergradient
 
 $(VENV)/bin/python:

@@ -131,7 +131,7 @@ METHODS: Mapping[str, Method] = {
         "MARS-SP",
         "every weight stays within a fixed radius of the anchor",
         strong=_around(hft.MARSSP, "radius"),
-        strengths=(0.3, 1.0),
+        strengths=(0.1, 0.5),
     ),
     "hypergradient": Method(
         "AdamW, learned lr",

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 ALL = ("linear", "adamw", "adamw_decay", "ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "wise")
+FAMILY = (
+    "adamw", "ftp", "l2sp", "l2sp_decoupled", "cautious", "spd", "digrap", "mars_sp", "wise", "learned_wise",
+    "hypergradient",
+)  # fmt: skip
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 
@@ -43,6 +47,12 @@ FULL = (
         "the same with a tenth of the fine-tuning emoji",
         _CLASSIFY,
         ("--method", *ALL, *LRS, *PLAIN, "--labels", "0.1", "--epochs", "30"),
+    ),
+    Job(
+        "family",
+        "emoji in other styles, every way to stay near the anchor",
+        _CLASSIFY,
+        ("--method", *FAMILY, *LRS, *PLAIN, "--epochs", "6"),
     ),
     Job("continual", "three styles learned one after the other", _CONTINUAL),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),

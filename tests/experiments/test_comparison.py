@@ -279,7 +279,7 @@ def test_what_a_method_stands_for(method, expected, anchor):
         ("cautious", CautiousDecay, "strength", (10.0, 50.0)),
         ("spd", SPD, "strength", (1.0, 0.3)),
         ("digrap", DiGraP, "omega_lr", (0.01, 0.1)),
-        ("mars_sp", MARSSP, "radius", (0.3, 1.0)),
+        ("mars_sp", MARSSP, "radius", (0.1, 0.5)),
         ("hypergradient", HypergradientDescent, "lr_lr", (1e-7, 1e-6)),
     ],
 )
