@@ -303,7 +303,7 @@ def test_the_strength_is_chosen_at_the_best_learning_rate(workplace, watch):
     done = workplace.command(*arguments)
     assert done.status == 0
     choosing = ["spd, lr 0.0003", "spd, lr 0.001", "spd, strength 0.3", "adamw, lr 0.0003", "adamw, lr 0.001"]
-    assert done.trainings == [*choosing, "spd, seed 0", "adamw, seed 0"]
+    assert [name for name in done.trainings if name != "anchor"] == [*choosing, "spd, seed 0", "adamw, seed 0"]
     content = read(Path("runs/strength"))
     assert content["strengths"] == {"spd": {"1.0": 60.0, "0.3": 70.0}}
     result = content["results"]["spd-seed0"]
@@ -314,7 +314,8 @@ def test_the_strength_is_chosen_at_the_best_learning_rate(workplace, watch):
 
 def test_learned_shares_mix_the_tuned_weights_with_the_anchor(workplace, watch):
     done = workplace.command("--method", "learned_wise", "adamw", "--out", "runs/shares")
-    assert (done.status, done.trainings) == (0, ["learned_wise, seed 0", "adamw, seed 0"])
+    assert done.status == 0
+    assert [name for name in done.trainings if name != "anchor"] == ["learned_wise, seed 0", "adamw, seed 0"]
     anchor, mixed, _ = watch.tested
     content = read(Path("runs/shares"))
     assert content["results"]["learned_wise-seed0"]["scores"] != content["results"]["adamw-seed0"]["scores"]
