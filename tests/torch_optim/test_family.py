@@ -203,6 +203,7 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
         base.refuses = True
         with pytest.raises(ArithmeticError):
             list(play(params, opt, [grads[t + 5]]))
+        assert t or not any(opt.state.values())  # nothing has begun
         base.refuses = False
         list(play(params, opt, [grads[t]]))
         list(play(twin, free, [grads[t]]))
