@@ -38,7 +38,7 @@ def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "
     Adam's first gradient is 0 (there is no previous step), so it may move from the second step on.
 
     Args:
-        base: any optimizer with an ``lr``; it gets the projected gradient.
+        base: any optimizer with an ``lr``; it gets the projected gradient. A schedule goes around the result.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         omega_lr: step of omega, >= 0; added to the hparams as ``"omega_lr"``. 0 is the base.
         gradient: ``"paper"`` or ``"exact"``: the derivative of the projection also where the previous step made none,

@@ -68,6 +68,9 @@ def name_of(path: Sequence[Any]) -> str:
 def pick(tree: Any, part: dict[str, Any]) -> dict[str, Any]:
     """The leaves of ``tree`` at the paths of ``part``."""
     found = by_path(tree)
+    missing = [name for name in part if name not in found]
+    if missing:
+        raise ValueError(f"there is no entry {missing[0]!r} among {list(found)}; give one for each anchor")
     return {name: found[name] for name in part}
 
 

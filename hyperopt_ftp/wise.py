@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,9 +30,11 @@ def wise(weights: Weights, anchor: Weights, strength: Any = 0.5) -> dict[str, Te
             paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
 
     Returns:
-        New tensors by name, in the dtypes of ``weights``. Whole numbers (counts of batches) stay those of ``weights``.
+        New tensors by name, in the dtypes of ``weights``. What is not floating-point (counts of batches) stays that of
+        ``weights``, and so do entries that are equal, infinite ones too.
 
     Raises:
+        TypeError: what is no dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
             ``weights`` or has another shape.
 
@@ -46,7 +49,7 @@ def wise(weights: Weights, anchor: Weights, strength: Any = 0.5) -> dict[str, Te
         raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix")
     for share in shares.values():
         check_number("strength", share, _SHARE)
-    return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w.clone() for name, w in weights.items()}
+    return {name: _mixed(w, anchor[name], shares[name]) if name in shares else _copy(w) for name, w in weights.items()}
 
 
 def learned_wise(
@@ -71,11 +74,11 @@ def learned_wise(
     Args:
         weights, anchor: as in :func:`wise`.
         outer_loss: ``outer_loss(mixed, batch) -> scalar`` on held-out data, such as the loss of
-            ``torch.func.functional_call(model.eval(), mixed, (x,))``.
+            ``torch.func.functional_call(model.eval(), mixed, (x,))``; with tied weights, ``tie_weights=False``.
         batches: one for each step.
         statistics: names that no derivative is taken for, since torch has none for them: BatchNorm's, that is
-            ``[name for name, _ in model.named_buffers()]``. Their share is the mean of those of their module's weights,
-            or of all where it has none.
+            ``[name for name, _ in model.named_buffers()]``; names that are not in ``weights`` say nothing. Their share
+            is the mean of those of their module's weights, or of all where it has none.
         strength: first share of the anchor, in [0, 1].
         strength_lr: step of Adam on a share.
 
@@ -83,7 +86,8 @@ def learned_wise(
         The mixed weights and the shares by name.
 
     Raises:
-        ValueError: as :func:`wise`, a strength_lr outside its domain, a statistic that is not in ``weights``.
+        ValueError: as :func:`wise`, or a strength_lr outside its domain.
+        TypeError: as :func:`wise`, or statistics that are one string.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
@@ -94,10 +98,10 @@ def learned_wise(
     shared = _shared(weights, anchor)
     check_number("strength", strength, _SHARE)
     step = adam(**to_tensors(lr=strength_lr))
+    if isinstance(statistics, str):
+        raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
-    unknown = sorted(statistics - weights.keys())
-    if unknown:
-        raise ValueError(f"statistics has the names {unknown[:5]}, which are not in weights")
+    weights, anchor = _detached(weights), _detached(anchor)
     learned = [name for name in shared if name not in statistics]
     shares = {
         name: torch.full((), strength, dtype=working(weights[name]).dtype, device=weights[name].device)
@@ -119,7 +123,7 @@ def learned_wise(
         shares, state = step.update(slopes, state, shares)
         shares = {name: s.clamp(0, 1) for name, s in shares.items()}
     shares = whole(shares)
-    return {name: w.detach().clone() for name, w in mixed(shares).items()}, shares
+    return {name: _copy(w) for name, w in mixed(shares).items()}, shares
 
 
 def _like(name: str, learned: list[str]) -> list[str]:
@@ -129,21 +133,41 @@ def _like(name: str, learned: list[str]) -> list[str]:
 
 
 def _mixed(w: Tensor, w0: Tensor, share: Any) -> Tensor:
-    """Both ends exact: lerp is ``w0 - (w0 - w) (1 - share)`` in its upper half."""
-    wide = working(w)
+    """Both ends exact: lerp is ``w0 - (w0 - w) (1 - share)`` in its upper half. Equal infinite entries stay."""
+    wide, far = working(w), w0.to(working(w))
     share = share if isinstance(share, Tensor) else torch.tensor(share, dtype=torch.float64)
-    return torch.lerp(wide, w0.to(wide), share.to(wide)).to(w.dtype)
+    same = wide == far
+    mixed = torch.lerp(torch.where(same, 0.0, wide), torch.where(same, 0.0, far), share.to(wide))
+    return torch.where(same, wide, mixed).to(w.dtype)
+
+
+def _copy(x: Any) -> Any:
+    """Also of what a module keeps beside tensors."""
+    return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+
+
+def _detached(weights: Weights) -> dict[str, Any]:
+    return {name: w.detach() if isinstance(w, Tensor) else w for name, w in weights.items()}
 
 
 def _shared(weights: Weights, anchor: Weights) -> list[str]:
-    """Names of what is mixed: floating-point in both."""
+    """Names of what is mixed: floating-point tensors in both."""
+    for given in (weights, anchor):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"weights and anchor must be dicts of tensors by name, got {type(given).__name__}")
     extra = sorted(anchor.keys() - weights.keys())
     if extra:
         raise ValueError(f"anchor has entries {extra[:5]} that are not in weights; are they of one model?")
+    found = []
     for name, w0 in anchor.items():
-        if w0.shape != weights[name].shape:
+        w = weights[name]
+        if not isinstance(w, Tensor) or not isinstance(w0, Tensor):
+            continue
+        if w0.shape != w.shape:
             raise ValueError(
-                f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(weights[name].shape)}; leave "
-                "out a head that is new"
+                f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(w.shape)}; leave out a head "
+                "that is new"
             )
-    return [name for name, w in weights.items() if name in anchor and w.is_floating_point()]
+        if w.is_floating_point() and w0.is_floating_point():
+            found.append(name)
+    return found

@@ -4,7 +4,7 @@ own pieces but the names under test."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,6 @@ class Method:
     pure: Callable[..., Optimizer]  # (base, anchor)
     around: Callable[..., Any]  # the class, (torch optimizer, **where the anchor is)
     paper: Callable[[], Callable]  # makes step(w, w0, g, base) -> w
-    state: bool = field(default=False)  # whether it keeps more than the anchor
 
     def __str__(self) -> str:
         return self.name
@@ -114,7 +113,6 @@ def digrap(gradient: str) -> Method:
         lambda base, anchor: hft.digrap(base, anchor, omega_lr=0.2, gradient=gradient),
         lambda base, **rest: hft.DiGraP(base, omega_lr=0.2, gradient=gradient, **rest),
         lambda: Digrap(0.2, gradient == "exact"),
-        state=True,
     )
 
 

@@ -47,10 +47,14 @@ class AnchoredState(NamedTuple):
 def anchored(base: Optimizer, anchor: Any, rule: Rule) -> Optimizer:
     """``base`` held near ``anchor`` by ``rule``; 16-bit weights are computed in float32.
 
-    The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each.
+    The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each. The lr that a rule
+    sees is the hparam of ``base``: a schedule goes around the result, ``scheduled(anchored(...))``, not inside.
     """
     fixed, own = anchors(anchor), rule.hparams
     check_new_names(base, own)
+    for key, value in own.items():
+        if not isinstance(value, Tensor) and tree.by_path(value).keys() != fixed.keys():
+            raise ValueError(f"{key} must have the names of the anchor {list(fixed)}, got {list(tree.by_path(value))}")
     if "lr" not in base.hparams:
         raise ValueError(f"the optimizer to be held has no lr, its hparams are {sorted(base.hparams)}")
 

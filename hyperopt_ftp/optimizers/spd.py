@@ -1,4 +1,4 @@
-"""Selective projection decay: layers whose gradient points back to the anchor are pulled there."""
+"""Selective projection decay: layers in which descent leads back to the anchor are pulled there."""
 
 from __future__ import annotations
 

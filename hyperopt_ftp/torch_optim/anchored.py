@@ -156,7 +156,7 @@ class Anchored(torch.optim.Optimizer):
         check_dtype(p, name)
         form = self._fitted.get(p)
         if form is None or form[0] != p.shape:
-            check_shapes(p, name, self.state.get(p, {}))
+            check_shapes(p, name, self.state.get(p, {}), self.WHOLE)
         if grad.shape != p.shape:
             raise RuntimeError(
                 f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, and the parameter "
@@ -242,6 +242,11 @@ class Anchored(torch.optim.Optimizer):
                 for p, name, constrained in zip(new["params"], names, flags, strict=True):
                     found = state["state"].get(p, {})
                     check_state(p, name, found, self._shapes(p, new), self._needed(new), self._OWN, self.COUNTS)
+                    if constrained and not self._begun(found) and found.keys() & {"anchor", "anchor_fingerprint"}:
+                        raise ValueError(
+                            f"the checkpoint's state of {name!r} has an anchor and no {self.HELD[-1]}: another class "
+                            f"made it, load it there; this is {type(self).__name__}"
+                        )
                     if constrained and self._begun(found):
                         self._anchor.restore(p, name, found, self.state.get(p, {}))
             self._check_base(state)

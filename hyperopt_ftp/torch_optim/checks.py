@@ -72,9 +72,9 @@ def check_dtype(p: Tensor, name: Any) -> None:
         )
 
 
-def check_shapes(p: Tensor, name: Any, state: dict[str, Any]) -> None:
-    """State that was made by the steps so far still fits."""
-    for key in ("deviation", "anchor", "exp_avg", "momentum_buffer"):
+def check_shapes(p: Tensor, name: Any, state: dict[str, Any], whole: Collection[str]) -> None:
+    """State that was made by the steps so far still fits; ``whole`` names what has the shape of the weights."""
+    for key in (*whole, "anchor", "exp_avg", "momentum_buffer"):
         value = state.get(key)
         if isinstance(value, Tensor) and value.shape != p.shape:
             raise RuntimeError(

@@ -1,4 +1,7 @@
-"""The anchored family as drop-in classes: one rule each, around any optimizer."""
+"""The anchored family as drop-in classes: one rule each, around any optimizer.
+
+16-bit weights are moved by the base in its own precision: a move smaller than their last bit is lost.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ class L2SP(Ruled):
     """
 
     OPTIONS = ("strength", "decoupled")
+    NUMBERS = ("strength",)
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class CautiousDecay(Ruled):
     """
 
     OPTIONS = ("strength",)
+    NUMBERS = ("strength",)
 
     def __init__(
         self,
@@ -128,6 +133,7 @@ class SPD(Ruled):
     """
 
     OPTIONS = ("strength",)
+    NUMBERS = ("strength",)
 
     def __init__(
         self,
@@ -179,6 +185,7 @@ class DiGraP(Ruled):
     COUNTS = frozenset({"omega_step"})
     _OWN = Ruled._OWN | {*HELD}
     OPTIONS = ("omega_lr", "gradient")
+    NUMBERS = ("omega_lr",)
 
     def __init__(
         self,

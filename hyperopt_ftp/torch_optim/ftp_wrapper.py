@@ -81,20 +81,20 @@ class FTP(Around, Balls):
         self._check_shared()
         loss = run_closure(closure)
         self._regain()
-        fresh = self._fresh()
+        fresh, before = self._fresh(), []
         work: dict[str, list[Part]] = {}
         groups: dict[str, list[dict[str, Any]]] = {}  # of each part
-        for group, execution, layers in self._layers():
-            self.execution = execution
-            held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
-            amp = Amp(bool(group.get("maximize", False)))
-            parts = [Part(part, None, ball(group), amp) for part in alike(held)] if held.weights else []
-            work.setdefault(execution, []).extend(parts)
-            groups.setdefault(execution, []).extend([group] * len(parts))
-        work = {execution: parts for execution, parts in work.items() if parts}
-        before = _radius_states(work)
-        packed = {execution: self._radii(execution, parts, groups[execution]) for execution, parts in work.items()}
         try:
+            for group, execution, layers in self._layers():
+                self.execution = execution
+                held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
+                amp = Amp(bool(group.get("maximize", False)))
+                parts = [Part(part, None, ball(group), amp) for part in alike(held)] if held.weights else []
+                work.setdefault(execution, []).extend(parts)
+                groups.setdefault(execution, []).extend([group] * len(parts))
+            work = {execution: parts for execution, parts in work.items() if parts}
+            before = _radius_states(work)
+            packed = {execution: self._radii(execution, parts, groups[execution]) for execution, parts in work.items()}
             self.base.step()
         except BaseException:
             for column, values in before:

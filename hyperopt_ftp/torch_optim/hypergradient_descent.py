@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,17 @@ class HypergradientDescent(Around):
         lr <- max(lr + lr_lr * sum <g, u>, 0)            before the base's step
 
     The closed form of ``hyper(base, by=sgd(lr=lr_lr), over="lr")`` for every rule whose displacement is proportional to
-    the learning rate, which is so for those of torch.optim.
+    the learning rate, which is so for those of torch.optim but Rprop and ASGD. A sum that is not finite moves nothing.
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS).
         lr_lr: step of the learning rate, the paper's beta, >= 0; a group may have its own. 0 is ``base``.
         exclude: as in :class:`FTPAdamW`: parameters whose gradients do not count.
 
-    The learning rate in use is ``group["lr"]``: an LR scheduler overwrites what was learned. From 0 it does not move
-    by itself, since a step of length 0 has no direction. State: ``direction`` (u), as large as the weights.
+    The learning rate in use is ``group["lr"]``. LR schedulers that multiply it (StepLR, CosineAnnealingLR) go on from
+    what was learned, those that compute it anew (LambdaLR, OneCycleLR) overwrite it. From 0 it does not move by itself,
+    since a step of length 0 has no direction; nor do 16-bit weights show moves smaller than their last bit. State:
+    ``direction`` (u), as large as the weights.
 
     Raises:
         TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
@@ -94,6 +97,8 @@ class HypergradientDescent(Around):
             raise
         for group, params in work:
             lr = float(group["lr"])
+            for p in set(group["params"]) - set(params):
+                self.state.get(p, {}).pop("direction", None)  # it has not moved
             for p in params:
                 u = before[p] - working(p.detach())
                 self.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
@@ -110,7 +115,8 @@ class HypergradientDescent(Around):
             u = self.state.get(p, {}).get("direction")
             if u is not None and p.grad is not None:
                 slope += float(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
-        return max(lr + float(group["lr_lr"]) * sign * slope, 0.0)
+        move = float(group["lr_lr"]) * sign * slope
+        return max(lr + move, 0.0) if math.isfinite(move) else lr
 
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:

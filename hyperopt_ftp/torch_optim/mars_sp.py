@@ -20,7 +20,7 @@ class MARSSP(FTP):
 
     The rule of :func:`~hyperopt_ftp.projected` with ``radius``; :class:`FTP` learns it instead. The projection runs in
     the same executions (``opt.execution``), and the state is FTP's. ``opt.radii()`` shows the radius in effect: the
-    given one, or the largest row norm where that is smaller.
+    given one, or the largest row norm where that is smaller. FTP's other options lie in the groups and do nothing.
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..hparams import as_tensor
 from ..kernels import sharded
+from ..kernels.layers import NOTHING
 from ..optimizers.anchored import Numbers, Rule, RuleState
 from ..tree import working
 from .anchored import run_closure
@@ -66,20 +67,19 @@ class Ruled(Around):
         loss = run_closure(closure)
         self._regain()
         self._check_step()
-        fresh = self._fresh()
-        work = [held for group in self.param_groups for held in self._work(group)]
-        new_states = [self._before(held) for held in work]
-        raw = [held.p.grad for held in work]
+        fresh, raw = self._fresh(), {}
         try:
+            work = [held for group in self.param_groups for held in self._work(group)]
+            new_states = [self._before(held) for held in work]
             for held, (g, _) in zip(work, new_states, strict=True):
-                held.p.grad = g
+                raw[held.p], held.p.grad = held.p.grad, g
             self.base.step()
         except BaseException:
             self._take_back(fresh)
             raise
         finally:
-            for held, grad in zip(work, raw, strict=True):
-                held.p.grad = grad
+            for p, grad in raw.items():
+                p.grad = grad
         self._join_waiting()
         for held, (_, state) in zip(work, new_states, strict=True):
             self._after(held, state)
@@ -88,7 +88,7 @@ class Ruled(Around):
     def _work(self, group: dict[str, Any]) -> list[_Held]:
         self._begin_base(group)
         rule, sign = self._rule(group), -1 if group.get("maximize", False) else 1
-        numbers = {**rule.hparams, "lr": as_tensor(group["lr"])}
+        numbers = {**rule.hparams, "lr": as_tensor(group["lr"]).reshape(())}
         names, found = group.get("param_names") or self._indices(group), []
         for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
             if p.grad is None or not constrained:
@@ -99,7 +99,7 @@ class Ruled(Around):
                 self._start(p, state, rule)
             w = working(sharded.whole(p.detach()))
             kept = self._anchor.of(p, name, state)
-            w0 = sharded.whole(kept).to(w) if kept.numel() == w.numel() else torch.zeros_like(w)
+            w0 = torch.zeros_like(w) if kept is NOTHING else sharded.whole(kept).to(w)
             g = sign * sharded.whole(p.grad).to(w.dtype)
             found.append(_Held(p, state, rule, numbers, sign, w.clone() if rule.after else w, w0, g))
         return found
@@ -132,7 +132,11 @@ class Ruled(Around):
             held.kept[self.HELD[-1]].add_(1)
             return
         for key in self.HELD:
-            held.kept[key].copy_(_spread(state[key], held.p) if key in self.WHOLE else state[key])
+            new, old = _spread(state[key], held.p) if key in self.WHOLE else state[key], held.kept[key]
+            if key in self.COUNTS or old.dtype == new.dtype:
+                old.copy_(new)
+            else:  # the weights have another dtype than when they began
+                held.kept[key] = new
 
 
 def _spread(x: Tensor, p: Tensor) -> Tensor:

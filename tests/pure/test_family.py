@@ -226,6 +226,26 @@ def test_decoupled_must_be_a_bool():
         hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1), decoupled="yes")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_strength_for_each_tensor_has_the_names_of_the_anchor():
+    w0 = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
+    opt = hft.l2sp(hft.sgd(lr=0.1), w0, strength={"a.b": 0.0, "c": 1.0})
+    ones = {"a": {"b": torch.ones(1)}, "c": torch.ones(1)}
+    still = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
+    new, _ = opt.update(still, opt.init(ones), ones)
+    assert (new["a"]["b"].item(), new["c"].item()) == pytest.approx((1.0, 0.9))
+    with pytest.raises(ValueError, match=r"strength must have the names of the anchor \['a.b', 'c'\], got \['a.b'\]"):
+        hft.l2sp(hft.sgd(lr=0.1), w0, strength={"a.b": 0.0})
+    with pytest.raises(ValueError, match="there is no entry 'c' among"):
+        opt.update({"a": {"b": torch.zeros(1)}}, opt.init(ones), ones)
+
+
+def test_a_schedule_goes_around():
+    none = {"lr": lambda count: 0.0 * count}
+    w0, w = torch.zeros(1), torch.ones(1)
+    opt = hft.scheduled(hft.l2sp(hft.sgd(lr=0.1), w0, strength=1.0, decoupled=True), **none)
+    assert opt.update(torch.zeros(1), opt.init(w), w)[0] == 1
+
+
 def test_an_anchor_that_does_not_fit_is_refused_at_init():
     with pytest.raises(ValueError, match="has shape"):
         hft.l2sp(hft.sgd(lr=1.0), {"w": torch.zeros(3)}).init({"w": torch.zeros(2)})

@@ -98,9 +98,40 @@ def test_shares_stay_between_the_two_and_no_batch_leaves_the_first():
         (lambda w, w0: hft.wise(w, {**w0, "head": torch.ones(1)}), r"anchor has entries \['head'\] that are not"),
         (lambda w, w0: hft.wise(w, {"0.bias": torch.ones(3)}), r"has shape \(3,\), its weights \(2,\)"),
         (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], strength_lr=-1.0), "lr must lie in"),
-        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], statistics=["x"]), r"names \['x'\], which are not"),
     ],
 )
 def test_wrong_arguments_are_refused(change, text: str):
     with pytest.raises(ValueError, match=text):
         change(*pair())
+
+
+def test_entries_that_cannot_be_mixed_stay():
+    masked = {
+        "mask": torch.tensor([0.0, -torch.inf]),
+        "z": torch.ones(1, dtype=torch.complex64),
+        "_extra_state": {"a": 1},
+    }
+    other = {"mask": masked["mask"].clone(), "z": torch.zeros(1, dtype=torch.complex64), "_extra_state": {"a": 2}}
+    for mixed in (hft.wise(masked, other), hft.learned_wise(masked, other, lambda p, x: p["mask"][0] * x, [1.0])[0]):
+        assert torch.equal(mixed["mask"], masked["mask"])
+        assert torch.equal(mixed["z"], masked["z"])
+        assert mixed["_extra_state"] == {"a": 1}
+
+
+def test_no_graph_is_kept_from_batch_to_batch():
+    w = {"w": torch.ones(2, requires_grad=True)}
+    mixed, shares = hft.learned_wise(w, {"w": torch.zeros(2)}, lambda p, x: p["w"].sum(), [0] * 3, statistics=["freq"])
+    assert mixed["w"].grad_fn is None
+    assert shares["w"].grad_fn is None
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (lambda w, w0: hft.wise(network(), w0), "must be dicts of tensors by name, got Sequential"),
+        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], statistics="w"), "a list of names, got the string"),
+    ],
+)
+def test_what_is_no_dict_or_list_is_refused(act, text: str):
+    with pytest.raises(TypeError, match=text):
+        act(*pair())

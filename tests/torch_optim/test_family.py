@@ -16,7 +16,7 @@ import hyperopt_ftp as hft
 from ..family import BASES, METHODS, Method, problem, tensors, trajectory
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
-STATELESS = {
+FREE = {
     "l2sp": lambda base: hft.L2SP(base, strength=0.0),
     "l2sp-decoupled": lambda base: hft.L2SP(base, strength=0.0, decoupled=True),
     "cautious_decay": lambda base: hft.CautiousDecay(base, strength=0.0),
@@ -58,12 +58,12 @@ def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: s
                 assert np.abs(p.detach().numpy() - expected[name]).max() <= 1e-10
 
 
-@pytest.mark.parametrize("name", STATELESS)
+@pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_strength_is_the_base_bit_for_bit(name: str, dtype: torch.dtype):
     _, first, grads = problem()
     held, free = parameters(first, dtype), parameters(first, dtype)
-    opt, base = STATELESS[name](torch.optim.Adam(held.values(), lr=0.05)), torch.optim.Adam(free.values(), lr=0.05)
+    opt, base = FREE[name](torch.optim.Adam(held.values(), lr=0.05)), torch.optim.Adam(free.values(), lr=0.05)
     for _ in zip(play(held, opt, grads), play(free, base, grads), strict=True):
         assert same(held.values(), free.values())
 
@@ -92,7 +92,9 @@ def test_a_checkpoint_goes_on_bit_for_bit(method: Method, when: int):
     ):
         assert same(params.values(), others.values())
         assert same(params.values(), twin_params.values())
-    assert pickle.loads(pickle.dumps(opt)).state_dict().keys() == opt.state_dict().keys()
+    kept, pickled = opt.state_dict(), pickle.loads(pickle.dumps(opt)).state_dict()
+    for key, state in kept["state"].items():
+        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(pickled["state"][key][n])) for n, x in state.items())
 
 
 @every_method
@@ -218,8 +220,8 @@ def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: 
     opt = method.around(torch.optim.AdamW(params.items(), lr=0.05, eps=1e-4))
     for _ in play(params, opt, grads):
         assert all(p.dtype == dtype and p.isfinite().all() for p in params.values())
-    kept = {state[key].dtype for state in opt.state.values() for key in opt.HELD if key not in opt.COUNTS}
-    assert kept <= {torch.float32}
+    kept = {state[key].dtype for state in opt.state.values() for key in opt.HELD}
+    assert kept == {torch.float32}
 
 
 @every_method
@@ -250,6 +252,99 @@ def test_an_overflow_under_grad_scaler_changes_nothing(method: Method):
         if t != 3:
             list(play(twin, free, [{n: x.astype(np.float32) for n, x in grads[t].items()}]))
         assert same(params.values(), twin.values())
+
+
+CLASSES = {
+    "L2SP": lambda base: hft.L2SP(base, decoupled=True),
+    "CautiousDecay": hft.CautiousDecay,
+    "SPD": hft.SPD,
+    "DiGraP": hft.DiGraP,
+    "MARSSP": lambda base: hft.MARSSP(base, radius=0.3),
+    "HypergradientDescent": lambda base: hft.HypergradientDescent(base, lr_lr=1e-4),
+}
+every_class = pytest.mark.parametrize("name", CLASSES)
+
+
+@every_class
+@pytest.mark.parametrize("other", [*CLASSES, "FTP"])
+def test_the_anchor_of_another_class_is_kept_or_its_checkpoint_refused(name: str, other: str):
+    _, first, grads = problem()
+    params = parameters(first)
+    opt = {**CLASSES, "FTP": hft.FTP}[other](torch.optim.Adam(params.items(), lr=0.05))
+    list(play(params, opt, grads[:3]))
+    mine = CLASSES[name](torch.optim.Adam(copy.deepcopy(params).items(), lr=0.05))
+    saved = copy.deepcopy(opt.state_dict())
+    had = "anchor" in saved["state"][0]
+    if had and not saved["state"][0].keys() >= set(mine.HELD):
+        with pytest.raises(ValueError, match="another class made it|lacks"):
+            mine.load_state_dict(saved)
+        assert not mine.state
+        return
+    mine.load_state_dict(saved)
+    held = dict(zip(params, mine.state, strict=True))
+    list(play(held, mine, grads[3:5]))
+    if had and name != "HypergradientDescent":
+        assert all(torch.equal(mine.state[p]["anchor"], torch.tensor(first[n])) for n, p in held.items())
+    assert not had or name != "HypergradientDescent"
+
+
+@every_class
+def test_a_base_that_cannot_begin_leaves_no_state(name: str):
+    """torch's Adam raises where it makes its state, between that of two groups."""
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    opt = CLASSES[name](torch.optim.AdamW([{"params": [a]}, {"params": [b]}], lr=0.1, foreach=True))
+    opt.param_groups[1]["lr"] = torch.tensor(0.1)
+    a.grad, b.grad = torch.ones(2), torch.ones(2)
+    with pytest.raises(RuntimeError, match="lr as a Tensor"):
+        opt.step()
+    if name != "HypergradientDescent":  # there the base itself has moved the first group
+        assert torch.equal(a, torch.ones(2))
+    assert not any("anchor" in state or "direction" in state for state in opt.state.values())
+
+
+@every_class
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3)], ids=str)
+@pytest.mark.parametrize("anchor", [None, "zero"])
+def test_shapes_and_a_learning_rate_in_a_tensor_of_one(name: str, shape: tuple, anchor):
+    w, plain = torch.nn.Parameter(torch.ones(shape)), torch.nn.Parameter(torch.ones(shape))
+    make = {"L2SP": hft.L2SP, "SPD": hft.SPD, "CautiousDecay": hft.CautiousDecay, "DiGraP": hft.DiGraP}.get(name)
+    base = torch.optim.AdamW([w], lr=torch.tensor([0.1]))
+    opt = make(base, anchor=anchor) if make else CLASSES[name](base)
+    free = torch.optim.AdamW([plain], lr=0.1)
+    for _ in range(3):
+        w.grad, plain.grad = torch.ones(shape), torch.ones(shape)
+        opt.step()
+        free.step()
+    assert w.shape == shape
+    assert w.isfinite().all()
+    assert opt.state[w]
+
+
+@every_class
+@pytest.mark.parametrize("new", [torch.float64, torch.float16], ids=str)
+def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: torch.dtype):
+    _, first, grads = problem()
+    params = parameters(first, torch.float32)
+    opt = CLASSES[name](torch.optim.SGD(params.items(), lr=0.05))
+    list(play(params, opt, grads[:3]))
+    for p in params.values():
+        p.data = p.data.to(new)
+    list(play(params, opt, grads[3:6]))
+    wide = torch.float64 if new == torch.float64 else torch.float32
+    for state in opt.state.values():
+        assert {state[key].dtype for key in opt.HELD if key not in opt.COUNTS} <= {wide}
+    assert all(p.dtype == new and p.isfinite().all() for p in params.values())
+
+
+@every_class
+def test_resized_weights_are_refused(name: str):
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = CLASSES[name](torch.optim.SGD([w], lr=0.1))
+    w.grad = torch.ones(2)
+    opt.step()
+    w.data, w.grad = torch.ones(4), torch.ones(4)
+    with pytest.raises(RuntimeError, match="build a new optimizer after weights are resized"):
+        opt.step()
 
 
 def test_options_are_those_of_a_group_and_follow_schedulers():
@@ -405,6 +500,51 @@ def test_hypergradient_descent_goes_on_from_a_checkpoint_and_stops_at_zero():
     assert all(p.isfinite().all() for p in params.values())
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_hypergradient_descent_goes_back_when_its_base_refuses(maximize: bool):
+    class Refusing(torch.optim.SGD):
+        refuses = False
+
+        def step(self, closure=None):
+            if self.refuses:
+                raise ArithmeticError
+            return super().step(closure)
+
+    sign = -1 if maximize else 1
+    w = torch.nn.Parameter(torch.ones(1))
+    base = Refusing([w], lr=0.1, maximize=maximize)
+    opt = hft.HypergradientDescent(base, lr_lr=0.01)
+    w.grad = sign * torch.ones(1)
+    opt.step()
+    base.refuses = True
+    with pytest.raises(ArithmeticError):
+        opt.step()
+    assert opt.param_groups[0]["lr"] == 0.1
+    base.refuses = False
+    opt.step()
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.11)
+
+
+def test_hypergradient_descent_does_not_count_what_did_not_move():
+    w, v = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    opt = hft.HypergradientDescent(torch.optim.SGD([w, v], lr=0.1), lr_lr=0.01)
+    for g, k in ((1.0, 1.0), (None, 0.0), (1.0, 0.0)):
+        w.grad = None if g is None else torch.tensor([g])
+        v.grad = torch.tensor([k])
+        opt.step()
+        assert opt.param_groups[0]["lr"] == 0.1
+
+
+def test_an_infinite_gradient_leaves_the_learning_rate():
+    w, v = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    opt = hft.HypergradientDescent(torch.optim.SGD([w, v], lr=0.1), lr_lr=0.0)
+    for g in (1.0, float("inf")):
+        w.grad, v.grad = torch.tensor([g]), torch.ones(1)
+        opt.step()
+    assert opt.param_groups[0]["lr"] == 0.1
+    assert v.isfinite()
+
+
 def test_hypergradient_descent_counts_only_what_is_not_excluded():
     _, first, grads = problem()
     params = parameters(first)
@@ -428,6 +568,8 @@ def sgd() -> torch.optim.Optimizer:
         (lambda: hft.L2SP(sgd(), strength=-0.1), ValueError, r"strength must lie in \[0, inf\), got -0.1"),
         (lambda: hft.L2SP(sgd(), decoupled=1), TypeError, "decoupled must be True or False, got 1"),
         (lambda: hft.SPD(sgd(), strength="big"), TypeError, "strength must be a number"),
+        (lambda: hft.SPD(sgd(), strength={"w": 0.5}), TypeError, "strength must be a number .* got dict"),
+        (lambda: hft.DiGraP(sgd(), omega_lr=[0.5]), TypeError, "omega_lr must be a number .* got list"),
         (lambda: hft.DiGraP(sgd(), gradient="full"), ValueError, "gradient must be one of 'paper', 'exact'"),
         (lambda: hft.DiGraP(sgd(), omega_lr=float("nan")), ValueError, r"omega_lr must lie in \[0, inf\)"),
         (lambda: hft.MARSSP(sgd(), radius=-1.0), ValueError, r"radius must lie in \[0, inf\], got -1"),
