@@ -54,7 +54,12 @@ FULL = (
         _CLASSIFY,
         ("--method", *FAMILY, *LRS, *PLAIN, "--epochs", "6"),
     ),
-    Job("continual", "three styles learned one after the other", _CONTINUAL),
+    Job(
+        "continual",
+        "three styles learned one after the other",
+        _CONTINUAL,
+        ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3"),
+    ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
 )
 
