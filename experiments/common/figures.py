@@ -34,7 +34,8 @@ def grouped_bars(file: Path, groups: list[str], bars: dict[str, list[tuple[float
         errors = np.array([error or 0.0 for _, error in values])
         drawn = None if all(error is None for _, error in values) else errors
         places = np.arange(len(groups)) + (number - (len(bars) - 1) / 2) * width
-        axes.bar(places, means - bottom, width, bottom=bottom, yerr=drawn, capsize=3, label=name)
+        hatch = "//" if number >= len(COLOURS) else None  # colours come a second time
+        axes.bar(places, means - bottom, width, bottom=bottom, yerr=drawn, capsize=3, label=name, hatch=hatch)
         for place, mean, error in zip(places, means, errors, strict=True):
             axes.annotate(
                 f"{mean:.1f}", (place, mean + error), (0, 2), textcoords="offset points", ha="center", fontsize=7
@@ -53,7 +54,9 @@ def trade_off(file: Path, points: dict[str, tuple[Estimate, Estimate]], labels: 
     axes = figure.subplots()
     for number, (name, ((x, x_error), (y, y_error))) in enumerate(points.items()):
         colour, marker = COLOURS[number % len(COLOURS)], "osD^v"[number % 5]
-        axes.errorbar(x, y, y_error, x_error, color=colour, marker=marker, linestyle="none", capsize=2, label=name)
+        face = "white" if number >= len(COLOURS) else colour  # colours come a second time
+        look = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "none", "capsize": 2}
+        axes.errorbar(x, y, y_error, x_error, label=name, **look)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.spines[["top", "right"]].set_visible(False)
