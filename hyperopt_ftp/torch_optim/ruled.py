@@ -100,8 +100,10 @@ class Ruled(Around):
             w = working(sharded.whole(p.detach()))
             kept = self._anchor.of(p, name, state)
             w0 = torch.zeros_like(w) if kept is NOTHING else sharded.whole(kept).to(w)
-            g = sign * sharded.whole(p.grad).to(w.dtype)
-            found.append(_Held(p, state, rule, numbers, sign, w.clone() if rule.after else w, w0, g))
+            g = sharded.whole(p.grad).to(w.dtype)
+            found.append(
+                _Held(p, state, rule, numbers, sign, w.clone() if rule.after else w, w0, g if sign > 0 else -g)
+            )
         return found
 
     def _start(self, p: Tensor, state: dict[str, Any], rule: Rule) -> None:
