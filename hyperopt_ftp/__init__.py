@@ -37,6 +37,8 @@ from .torch_optim import HypergradientDescent as HypergradientDescent
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
+from .watch import measure as measure
+from .watch import watch as watch
 from .wise import learned_wise as learned_wise
 from .wise import wise as wise
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate
+from hyperopt_ftp import plot
 
 # Told apart by colour-blind eyes too (Okabe and Ito), and two more for the longest tables.
 COLOURS = (
@@ -90,18 +90,7 @@ def lines(
 
 def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[float]], label: str) -> None:
     """One row per layer, one column per step, colours on a log scale. `values` is [step][layer]."""
-    table = np.ma.masked_invalid(np.array(values).T)  # of a training that diverged
-    high = max(float(table.max()), 1e-8) if table.count() else 1e-8
-    norm = LogNorm(1e-4 * high, high)  # below that a layer is where it was: one colour
-    figure = Figure(figsize=(8, 2 + 0.06 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    mesh = axes.pcolormesh(steps, np.arange(len(names)), table, norm=norm, shading="nearest", cmap="viridis")
-    every = max(1, len(names) // 40)
-    axes.set_yticks(np.arange(0, len(names), every), names[::every], fontsize=5)
-    axes.invert_yaxis()  # the input on top
-    axes.set_xlabel("step")
-    figure.colorbar(mesh, label=label, extend="min")
-    save(figure, file)
+    save(plot.radii(steps, names, values, label), file)
 
 
 def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:

@@ -31,7 +31,7 @@ class AnchorSource:
 
     def __init__(self, anchor: Any, dtype: torch.dtype | None, device: Any, saved: bool) -> None:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
-        self.zero = isinstance(anchor, str) and anchor == "zero"
+        self.zero: bool = isinstance(anchor, str) and anchor == "zero"
         if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:
             got = repr(anchor) if isinstance(anchor, (str, os.PathLike)) else f"a {type(anchor).__name__}"
             raise ValueError(
@@ -42,9 +42,10 @@ class AnchorSource:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
         if not isinstance(saved, bool):
             raise TypeError(f"save_anchor must be True or False, got {saved!r}")
-        self.dtype, self.saved = dtype, saved
-        self.device = None if device is None else _usable(device)
-        self.path = str(anchor) if path else None
+        self.dtype: torch.dtype | None = dtype
+        self.saved: bool = saved
+        self.device: torch.device | None = None if device is None else _usable(device)
+        self.path: str | None = str(anchor) if path else None
         self._given: dict[str, Any] | None = None
         if self.path is not None:
             self._given = _mapped(self.path)

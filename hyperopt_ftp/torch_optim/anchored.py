@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from operator import is_not
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,12 +37,16 @@ class Anchored(torch.optim.Optimizer):
     ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
     """
 
-    HELD: tuple[str, ...] = ()  #: state of a constrained parameter, all or none, beside its anchor
-    WHOLE: frozenset[str] = frozenset()  #: those of them that have the shape of the weights
-    NUMBERS: tuple[str, ...] = ()  #: group entries that are checked against their domains
-    COUNTS: frozenset[str] = frozenset()  #: state that counts steps
-    _OWN: frozenset[str] = frozenset({"anchor"})  #: state that this class reads, and not another base
-    KEPT = ("_anchor", "_exclude", "execution")  #: attributes that pickle and deepcopy keep beside torch's
+    HELD: ClassVar[tuple[str, ...]] = ()  #: state of a constrained parameter, all or none, beside its anchor
+    WHOLE: ClassVar[frozenset[str]] = frozenset()  #: those of them that have the shape of the weights
+    NUMBERS: ClassVar[tuple[str, ...]] = ()  #: group entries that are checked against their domains
+    COUNTS: ClassVar[frozenset[str]] = frozenset()  #: state that counts steps
+    _OWN: ClassVar[frozenset[str]] = frozenset({"anchor"})  #: state that this class reads, and not another base
+    KEPT: ClassVar[tuple[str, ...]] = (
+        "_anchor",
+        "_exclude",
+        "execution",
+    )  #: attributes that pickle and deepcopy keep beside torch's
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
         self._anchor = anchor
@@ -52,7 +56,7 @@ class Anchored(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
         self._anchor.check_no_extra(self._names())
-        self.execution = self._pick(self.param_groups[0])
+        self.execution: str = self._pick(self.param_groups[0])
 
     def _pick(self, group: dict[str, Any]) -> str:
         """The execution of a group."""
@@ -106,13 +110,17 @@ class Anchored(torch.optim.Optimizer):
             names += group.get("param_names") or range(len(names), len(names) + len(group["params"]))
         return names
 
+    def begun(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
+        """Each constrained parameter that has made a step: name (or index), weights, state and anchor (empty: zero)."""
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for name, p in zip(self._names(), params, strict=True):
+            state = self.state.get(p, {})
+            if self._begun(state):
+                yield name, p, state, self._anchor.of(p, name, state)
+
     def _held(self, key: str) -> dict[Any, float]:
         """A 0-d state of each constrained parameter that has made a step, by name (or index)."""
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        found = {}
-        for name, p in zip(self._names(), params, strict=True):
-            if self._begun(self.state.get(p, {})):
-                found[name] = self.state[p][key]
+        found = {name: state[key] for name, _, state, _ in self.begun()}
         values = torch.stack([x.detach().double().cpu() for x in found.values()]).tolist() if found else []
         return dict(zip(found, values, strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class Around(Anchored):
     Groups and state are shared with ``base``: LR schedulers and ``state_dict`` work on the wrapper.
     """
 
-    OPTIONS: tuple[str, ...] = ()  #: group entries that are the wrapper's own
-    KEPT = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  #: group entries that are the wrapper's own
+    KEPT: ClassVar[tuple[str, ...]] = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
 
     def __init__(
         self, base: torch.optim.Optimizer, options: dict[str, Any], anchor: AnchorSource, exclude: Any

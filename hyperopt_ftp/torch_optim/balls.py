@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,11 +29,18 @@ class Balls(Anchored):
     """
 
     #: In the order of the columns of ``Layers``.
-    HELD = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step")
-    WHOLE = frozenset({"deviation"})
-    NUMBERS = ("radius_lr", "kappa")
-    COUNTS = frozenset({"radius_step"})
-    _OWN = Anchored._OWN | {*HELD}
+    HELD: ClassVar[tuple[str, ...]] = (
+        "deviation",
+        "row_norm",
+        "radius",
+        "radius_exp_avg",
+        "radius_exp_avg_sq",
+        "radius_step",
+    )
+    WHOLE: ClassVar[frozenset[str]] = frozenset({"deviation"})
+    NUMBERS: ClassVar[tuple[str, ...]] = ("radius_lr", "kappa")
+    COUNTS: ClassVar[frozenset[str]] = frozenset({"radius_step"})
+    _OWN: ClassVar[frozenset[str]] = Anchored._OWN | {*HELD}
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
         self._unmeasured: list[tuple[Tensor, Tensor, str, Tensor]] = []  # weights, anchor, norm and first radius

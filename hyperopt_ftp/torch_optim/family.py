@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,8 +45,8 @@ class L2SP(Ruled):
     tensor([1.2857, 1.2857])
     """
 
-    OPTIONS = ("strength", "decoupled")
-    NUMBERS = ("strength",)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("strength", "decoupled")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("strength",)
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class CautiousDecay(Ruled):
     tensor([0.1000, 0.1000])
     """
 
-    OPTIONS = ("strength",)
-    NUMBERS = ("strength",)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("strength",)
+    NUMBERS: ClassVar[tuple[str, ...]] = ("strength",)
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class SPD(Ruled):
     True
     """
 
-    OPTIONS = ("strength",)
-    NUMBERS = ("strength",)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("strength",)
+    NUMBERS: ClassVar[tuple[str, ...]] = ("strength",)
 
     def __init__(
         self,
@@ -180,12 +180,12 @@ class DiGraP(Ruled):
     [0]
     """
 
-    HELD = ("slope", "omega", "omega_exp_avg", "omega_exp_avg_sq", "omega_step")
-    WHOLE = frozenset({"slope"})
-    COUNTS = frozenset({"omega_step"})
-    _OWN = Ruled._OWN | {*HELD}
-    OPTIONS = ("omega_lr", "gradient")
-    NUMBERS = ("omega_lr",)
+    HELD: ClassVar[tuple[str, ...]] = ("slope", "omega", "omega_exp_avg", "omega_exp_avg_sq", "omega_step")
+    WHOLE: ClassVar[frozenset[str]] = frozenset({"slope"})
+    COUNTS: ClassVar[frozenset[str]] = frozenset({"omega_step"})
+    _OWN: ClassVar[frozenset[str]] = Ruled._OWN | {*HELD}
+    OPTIONS: ClassVar[tuple[str, ...]] = ("omega_lr", "gradient")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("omega_lr",)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -82,9 +82,9 @@ class FTPAdamW(Native):
     ['0.bias', '0.weight']
     """
 
-    NUMBERS = (*Native.NUMBERS, "lr", "eps", "weight_decay")
-    FLAGS = (*Native.FLAGS, "amsgrad")
-    _OWN = Native._OWN | {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    NUMBERS: ClassVar[tuple[str, ...]] = (*Native.NUMBERS, "lr", "eps", "weight_decay")
+    FLAGS: ClassVar[tuple[str, ...]] = (*Native.FLAGS, "amsgrad")
+    _OWN: ClassVar[frozenset[str]] = Native._OWN | {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ class FTPSGD(Native):
     {0: 0.016}
     """
 
-    NUMBERS = (*Native.NUMBERS, "lr", "momentum", "dampening", "weight_decay")
-    FLAGS = (*Native.FLAGS, "nesterov")
-    _OWN = Native._OWN | {"momentum_buffer"}
+    NUMBERS: ClassVar[tuple[str, ...]] = (*Native.NUMBERS, "lr", "momentum", "dampening", "weight_decay")
+    FLAGS: ClassVar[tuple[str, ...]] = (*Native.FLAGS, "nesterov")
+    _OWN: ClassVar[frozenset[str]] = Native._OWN | {"momentum_buffer"}
 
     def __init__(
         self,

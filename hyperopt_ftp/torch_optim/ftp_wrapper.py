@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class FTP(Around, Balls):
     {0: 0.016}
     """
 
-    OPTIONS = ("radius_lr", "kappa", "norm", "gradient")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("radius_lr", "kappa", "norm", "gradient")
 
     def __init__(
         self,

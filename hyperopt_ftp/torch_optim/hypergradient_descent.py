@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ class HypergradientDescent(Around):
     0.109
     """
 
-    HELD = ("direction",)
-    WHOLE = frozenset({"direction"})
-    _OWN = Around._OWN | {*HELD}
-    NUMBERS = ("lr_lr",)
-    OPTIONS = ("lr_lr",)
+    HELD: ClassVar[tuple[str, ...]] = ("direction",)
+    WHOLE: ClassVar[frozenset[str]] = frozenset({"direction"})
+    _OWN: ClassVar[frozenset[str]] = Around._OWN | {*HELD}
+    NUMBERS: ClassVar[tuple[str, ...]] = ("lr_lr",)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("lr_lr",)
 
     def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
         super().__init__(base, {"lr_lr": lr_lr}, AnchorSource("zero", None, None, saved=True), exclude)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,8 +43,8 @@ class MARSSP(FTP):
             [ 0.2000, -0.1000]])
     """
 
-    OPTIONS = ("radius", *FTP.OPTIONS)
-    NUMBERS = ("radius", *FTP.NUMBERS)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("radius", *FTP.OPTIONS)
+    NUMBERS: ClassVar[tuple[str, ...]] = ("radius", *FTP.NUMBERS)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ __all__ = ["Native", "number", "plain"]
 class Native(Balls):
     """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
 
-    COUNTS = frozenset({"step", "radius_step", "momentum_start"})
-    FLAGS: tuple[str, ...] = ("maximize", "capturable", "lean")  #: group entries that must be bools
+    COUNTS: ClassVar[frozenset[str]] = frozenset({"step", "radius_step", "momentum_start"})
+    FLAGS: ClassVar[tuple[str, ...]] = ("maximize", "capturable", "lean")  #: group entries that must be bools
 
     def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, anchor: AnchorSource) -> None:
         super().__init__(params, defaults, anchor, exclude)

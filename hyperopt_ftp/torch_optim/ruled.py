@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class Ruled(Around):
     that is spread over processes is gathered for its step.
     """
 
-    HELD = ("anchor_step",)
-    COUNTS = frozenset({"anchor_step"})
+    HELD: ClassVar[tuple[str, ...]] = ("anchor_step",)
+    COUNTS: ClassVar[frozenset[str]] = frozenset({"anchor_step"})
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         """The rule with a group's options, checked."""

@@ -1,0 +1,167 @@
+"""Figures of what an optimizer does. Needs matplotlib (``pip install 'hyperopt-ftp[plot]'``), imported when used."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import tree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["distances", "history", "radii", "traces"]
+
+
+def history(path: str | os.PathLike[str], field: str = "radius") -> tuple[list[int], list[str], list[list[float]]]:
+    """Steps, layers and values of one field of a CSV file that :func:`hyperopt_ftp.watch` has written.
+
+    Args:
+        path: of the file.
+        field: ``"radius"``, ``"distance"``, ``"clipped"`` or ``"omega"``.
+
+    Returns:
+        ``steps``, ``layers`` and ``values[step][layer]``; NaN where a layer had not begun.
+
+    Raises:
+        ValueError: a file without that column.
+    """
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or field not in rows[0]:
+        there = list(rows[0]) if rows else "no rows"
+        raise ValueError(f"{os.fspath(path)} has no column {field!r}, it has {there}; hft.watch writes such files")
+    steps, layers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("step", "layer"))
+    known = {(row["step"], row["layer"]): float(row[field] or "nan") for row in rows}
+    values = [[known.get((step, layer), float("nan")) for layer in layers] for step in steps]
+    return [int(step) for step in steps], layers, values
+
+
+def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str = "radius") -> Figure:
+    """Heat map of a number of each layer over the steps, on a log scale.
+
+    Args:
+        steps: when it was measured.
+        layers: names, from the first layer down.
+        values: ``values[step][layer]``, as :func:`history` returns them. Below 1e-4 of the largest all are one colour;
+            what is not finite is left white.
+        label: of the colour bar.
+
+    Returns:
+        A ``matplotlib.figure.Figure``; ``figure.savefig("radii.png")``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: values that are not ``len(steps)`` times ``len(layers)`` numbers.
+    """
+    figure = _figure(8, 2 + 0.06 * len(layers))
+    from matplotlib.colors import LogNorm
+
+    table = torch.as_tensor(values, dtype=torch.float64)
+    if table.shape != (len(steps), len(layers)):
+        raise ValueError(f"values must be {len(steps)} steps of {len(layers)} layers, got {tuple(table.shape)}")
+    table = table.where(table.isfinite(), float("nan"))  # of a training that diverged
+    finite = table[table.isfinite()]
+    high = max(float(finite.max()), 1e-8) if finite.numel() else 1e-8
+    axes = figure.subplots()
+    shown = table.T.clamp(min=1e-4 * high).numpy()
+    mesh = axes.pcolormesh(
+        steps, range(len(layers)), shown, norm=LogNorm(1e-4 * high, high), shading="nearest", cmap="viridis"
+    )
+    axes.invert_yaxis()
+    every = max(1, len(layers) // 50)
+    axes.set_yticks(range(0, len(layers), every), list(layers)[::every], fontsize=5)
+    axes.set_xlabel("step")
+    figure.colorbar(mesh, label=label, extend="min")
+    return figure
+
+
+def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distance") -> Figure:
+    """Bars of a number of each layer, as :func:`hyperopt_ftp.measure` gives it.
+
+    Args:
+        measured: by layer; those without the field are left out.
+        field: ``"distance"``, ``"radius"``, ``"clipped"`` or ``"omega"``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no layer has the field.
+    """
+    shown = {str(name): layer[field] for name, layer in measured.items() if field in layer}
+    if not shown:
+        fields = sorted({f for layer in measured.values() for f in layer})
+        raise ValueError(f"no layer has a {field!r}; there are {fields or 'no layers: has the optimizer made a step?'}")
+    figure = _figure(8, 1.2 + 0.16 * len(shown))
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), list(shown.values()))
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=6)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel(field)
+    return figure
+
+
+def traces(states: Iterable[Any]) -> Figure:
+    """The tuned hyperparameters of a tower over the steps, one panel for each level.
+
+    Args:
+        states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step (or the first field of each
+            :class:`hyperopt_ftp.bilevel` record that has ``tuned``). The level above is where ``state.by`` is itself
+            tuned.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no states, or states without tuned hyperparameters.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> from hyperopt_ftp import plot
+    >>> opt = hft.hyper(hft.sgd(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
+    >>> w, states = torch.ones(3), []
+    >>> state = opt.init(w)
+    >>> for _ in range(20):
+    ...     w, state = opt.update(w, state, w)
+    ...     states.append(state)
+    >>> figure = plot.traces(states)
+    >>> [axes.get_title() for axes in figure.axes]
+    ['level 1', 'level 2']
+    """
+    levels: list[dict[str, list[float]]] = []
+    for state in states:
+        for height, tuned in enumerate(_levels(state)):
+            if height == len(levels):
+                levels.append({})
+            for name, value in tree.by_path(tuned).items():
+                levels[height].setdefault(name, []).append(float(value.detach()))
+    if not levels:
+        raise ValueError("states must be a sequence of states of hft.hyper(...), which have tuned hyperparameters")
+    figure = _figure(7, 0.8 + 2.2 * len(levels))
+    panels = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+    for height, (axes, named) in enumerate(zip(panels, levels, strict=True)):
+        for name, values in named.items():
+            axes.plot(range(1, len(values) + 1), values, label=name)
+        axes.set_title(f"level {height + 1}", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+    panels[-1].set_xlabel("step")
+    return figure
+
+
+def _levels(state: Any) -> list[dict[str, Tensor]]:
+    """Tuned hyperparameters from the level that trains upward."""
+    found = []
+    while hasattr(state, "tuned"):
+        found.append(state.tuned)
+        state = getattr(state, "by", None)
+    return found
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'hyperopt-ftp[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,152 @@
+"""What an anchored optimizer does to each layer: its distance from the anchor, its radius, how much is clipped."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from .torch_optim.anchored import Anchored
+
+__all__ = ["FIELDS", "measure", "watch"]
+
+#: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
+#: the rows that the last step scaled down. ``omega``: DiGraP's strength.
+FIELDS = ("distance", "radius", "clipped", "omega")
+
+Measured = dict[Any, dict[str, float]]
+
+
+@torch.no_grad()
+def measure(optimizer: Anchored) -> Measured:
+    """Each constrained parameter that has made a step, by name (or index): its ``FIELDS``, where they exist.
+
+    Args:
+        optimizer: one of the drop-in classes.
+
+    Returns:
+        Python floats. The numbers are fetched from the device at once.
+
+    Raises:
+        TypeError: an optimizer that has no anchors.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> opt = hft.MARSSP(torch.optim.SGD([("w", w)], lr=1.0), radius=1.0)
+    >>> w.grad = torch.tensor([[-3.0, 0.0], [0.0, -0.5]])
+    >>> opt.step()
+    >>> {name: round(value, 3) for name, value in hft.measure(opt)["w"].items()}
+    {'distance': 1.118, 'radius': 1.0, 'clipped': 0.5}
+    """
+    if not isinstance(optimizer, Anchored):
+        raise TypeError(f"measure needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
+    found: dict[Any, dict[str, Tensor]] = {}
+    for name, p, state, w0 in optimizer.begun():
+        d = p.detach().to(torch.float32 if p.dtype != torch.float64 else p.dtype)
+        d = d - w0.to(d) if w0.numel() else d
+        layer = {"distance": torch.linalg.vector_norm(d)}
+        if "radius" in state:
+            layer |= {
+                "radius": state["radius"],
+                "clipped": (_whole(state["row_norm"]) > state["radius"]).float().mean(),
+            }
+        if "omega" in state:
+            layer["omega"] = state["omega"]
+        found[name] = layer
+    numbers = [_whole(value).double().cpu() for layer in found.values() for value in layer.values()]
+    values = iter(torch.stack(numbers).tolist() if numbers else [])
+    return {name: {field: next(values) for field in layer} for name, layer in found.items()}
+
+
+def watch(
+    optimizer: Anchored,
+    to: str | os.PathLike[str] | Callable[[int, Measured], Any] | Any,
+    every: int = 1,
+    first: int = 0,
+) -> RemovableHandle:
+    """Write down :func:`measure` after every so many steps.
+
+    Args:
+        optimizer: one of the drop-in classes.
+        to: the path of a CSV file (a row for each step and layer, appended), a TensorBoard ``SummaryWriter`` (anything
+            with ``add_scalar``; tags ``radius/NAME``), or a function of the step and what was measured.
+        every: steps between two measurements, >= 1. A measurement waits for the device.
+        first: number of steps that an earlier run has done, for the count.
+
+    Returns:
+        A handle; ``handle.remove()`` ends it. Copies and pickles of the optimizer are not watched.
+
+    Raises:
+        TypeError: an optimizer without anchors, or a ``to`` of another kind.
+        ValueError: ``every`` below 1, or an existing file that is no such CSV.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> opt, seen = hft.FTPAdamW([("w", w)], lr=0.1), []
+    >>> handle = hft.watch(opt, lambda step, layers: seen.append((step, sorted(layers["w"]))), every=2)
+    >>> for _ in range(4):
+    ...     opt.zero_grad()
+    ...     (w - 1).square().sum().backward()
+    ...     opt.step()
+    >>> seen[1]
+    (4, ['clipped', 'distance', 'radius'])
+    """
+    if not isinstance(optimizer, Anchored):
+        raise TypeError(f"watch needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+    write, done = _writer(to), [first]
+
+    def after(*_: Any) -> None:
+        done[0] += 1
+        if done[0] % every == 0:
+            write(done[0], measure(optimizer))
+
+    return optimizer.register_step_post_hook(after)
+
+
+def _writer(to: Any) -> Callable[[int, Measured], Any]:
+    if isinstance(to, (str, os.PathLike)):
+        return _csv(Path(to))
+    if hasattr(to, "add_scalar"):
+        return lambda step, layers: _scalars(to, step, layers)
+    if callable(to):
+        return to
+    raise TypeError(f"to must be the path of a CSV file, a SummaryWriter or a function, got {type(to).__name__}")
+
+
+def _csv(path: Path) -> Callable[[int, Measured], None]:
+    header = ["step", "layer", *FIELDS]
+    if path.exists():
+        with path.open(newline="") as file:
+            there = next(csv.reader(file), header)
+        if there != header:
+            raise ValueError(f"{path} exists and its first line is not {','.join(header)}; choose another file")
+
+    def write(step: int, layers: Measured) -> None:
+        fresh = not path.exists() or path.stat().st_size == 0
+        with path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if fresh:
+                rows.writerow(header)
+            for name, layer in layers.items():
+                rows.writerow([step, name, *(format(layer[f], ".6g") if f in layer else "" for f in FIELDS)])
+
+    return write
+
+
+def _scalars(writer: Any, step: int, layers: Mapping[Any, Mapping[str, float]]) -> None:
+    for name, layer in layers.items():
+        for field, value in layer.items():
+            writer.add_scalar(f"{field}/{name}", value, step)
+
+
+def _whole(x: Any) -> Tensor:
+    """A number, where it may be spread over processes."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
