@@ -34,11 +34,11 @@ from .torch_optim import CautiousDecay as CautiousDecay
 from .torch_optim import DiGraP as DiGraP
 from .torch_optim import FTPAdamW as FTPAdamW
 from .torch_optim import HypergradientDescent as HypergradientDescent
+from .torch_optim import measure as measure
+from .torch_optim import watch as watch
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
-from .watch import measure as measure
-from .watch import watch as watch
 from .wise import learned_wise as learned_wise
 from .wise import wise as wise
 

@@ -15,7 +15,7 @@ from .ftp import GRADIENTS
 from .hparams import check_choice, to_tensors
 from .optimizers.adam import AdamState, adam
 from .optimizers.anchored import Numbers, Rule, RuleState, anchored, dot
-from .optimizers.directed import along
+from .optimizers.directed import along, without
 from .optimizers.leafwise import no_steps
 from .tree import working
 from .types import Optimizer
@@ -80,6 +80,6 @@ def digrap_rule(omega_lr: Any, gradient: str) -> Rule:
         slope = h["lr"] * (p if gradient == "paper" else torch.where(back, p, 0.0))
         new = {"slope": slope.to(d.dtype), "omega_step": moments.step, "omega": omega}
         new |= {"omega_exp_avg": moments.exp_avg, "omega_exp_avg_sq": moments.exp_avg_sq}
-        return g - torch.where(back, omega, 0.0) * p, new
+        return without(g, p, back, omega), new
 
     return Rule(to_tensors(omega_lr=omega_lr), before=before, start=start)

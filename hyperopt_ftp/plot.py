@@ -110,9 +110,8 @@ def traces(states: Iterable[Any]) -> Figure:
     """The tuned hyperparameters of a tower over the steps, one panel for each level.
 
     Args:
-        states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step (or the first field of each
-            :class:`hyperopt_ftp.bilevel` record that has ``tuned``). The level above is where ``state.by`` is itself
-            tuned.
+        states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step, or the records of
+            :func:`hyperopt_ftp.bilevel`. The level above is where ``state.by`` is itself tuned.
 
     Raises:
         ImportError: matplotlib is not installed.

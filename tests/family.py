@@ -160,3 +160,19 @@ def trajectory(method: Method, base: str, seed: int = 0) -> list[dict]:
 
 def tensors(arrays: dict) -> dict:
     return {name: torch.tensor(x) for name, x in arrays.items()}
+
+
+def parameters(arrays: dict, dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Parameter]:
+    return {name: torch.nn.Parameter(torch.tensor(x).to(dtype)) for name, x in arrays.items()}
+
+
+def play(params: dict, opt, grads: list[dict]):
+    for t, g in enumerate(grads):
+        for name, p in params.items():
+            p.grad = None if g[name] is None else torch.tensor(g[name]).to(p.dtype)
+        opt.step()
+        yield t
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

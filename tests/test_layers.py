@@ -19,7 +19,6 @@ ALLOWED = {
     "optimizers": {"types", "tree", "hparams", "projections"},
     "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
     "digrap": {"types", "tree", "hparams", "optimizers", "ftp"},
-    "watch": {"torch_optim"},
     "plot": {"tree"},
     "wise": {"tree", "hparams", "optimizers"},
     "hyper": {"types", "tree", "hparams", "projections", "optimizers"},

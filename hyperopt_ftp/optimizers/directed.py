@@ -11,7 +11,7 @@ from ..hparams import to_tensors
 from ..types import Optimizer
 from .anchored import Numbers, Rule, RuleState, anchored, dot
 
-__all__ = ["along", "directed"]
+__all__ = ["along", "directed", "without"]
 
 
 def directed(base: Optimizer, anchor: Any, omega: Any = 0.0) -> Optimizer:
@@ -43,8 +43,7 @@ def directed(base: Optimizer, anchor: Any, omega: Any = 0.0) -> Optimizer:
     """
 
     def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        p, back = along(g, d)
-        return g - torch.where(back, h["omega"], 0.0) * p, state
+        return without(g, *along(g, d), h["omega"]), state
 
     return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before))
 
@@ -53,3 +52,8 @@ def along(g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """The component of ``g`` along ``d`` (0 where d is), and whether descent leads back along it (a 0-d bool)."""
     product, square = dot(g, d), dot(d, d)
     return product / torch.where(square == 0, 1.0, square) * d, product >= 0
+
+
+def without(g: Tensor, p: Tensor, back: Tensor, omega: Any) -> Tensor:
+    """``g`` less a share of its component ``p``, where descent leads back."""
+    return g - torch.where(back, omega, 0.0) * p

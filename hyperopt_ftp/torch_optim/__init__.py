@@ -9,3 +9,5 @@ from .ftp_sgd import FTPSGD as FTPSGD
 from .ftp_wrapper import FTP as FTP
 from .hypergradient_descent import HypergradientDescent as HypergradientDescent
 from .mars_sp import MARSSP as MARSSP
+from .watch import measure as measure
+from .watch import watch as watch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .anchor_source import AnchorSource
-from .anchored import Anchored
+from .anchored import Anchored, run_closure
 
 __all__ = ["Around"]
 
@@ -60,18 +61,30 @@ class Around(Anchored):
                 group.setdefault(name, self.defaults[name])
         self.base.add_param_group(group)
 
-    def _check_shared(self) -> None:
-        """Before a step: nobody has taken the groups or the state apart."""
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the base on every parameter that has a gradient, with what the class does before and after it.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Raises:
+            RuntimeError: a sparse or complex gradient (before anything has changed).
+        """
         if self.base.param_groups is not self.param_groups or self.base.state is not self._shared:
             raise RuntimeError(
                 f"the base's state was loaded without its wrapper; call load_state_dict on {type(self).__name__}(...) "
                 "itself"
             )
-
-    def _regain(self) -> None:
-        """Share the state that was swapped in, for a while or for good."""
-        if self.state is not self._shared:
+        loss = run_closure(closure)
+        if self.state is not self._shared:  # another one was swapped in, for a while or for good
             self._share(self.state)
+        self._step()
+        return loss
+
+    def _step(self) -> None:
+        """Steps the base, once; what it refuses is undone."""
+        raise NotImplementedError
 
     def _fresh(self) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to begin."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ..kernels.layers import Amp, choose
 from .anchor_source import AnchorSource
-from .anchored import run_closure
 from .around import Around
 from .balls import Balls, ball
 from .executions import Part, alike, project_, radii_
@@ -68,19 +66,7 @@ class FTP(Around, Balls):
         own = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}
         super().__init__(base, own, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor), exclude)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the base on every parameter that has a gradient, then the projection.
-
-        Args:
-            closure: re-evaluates the model and returns the loss.
-
-        Raises:
-            RuntimeError: a sparse or complex gradient (before anything has changed).
-        """
-        self._check_shared()
-        loss = run_closure(closure)
-        self._regain()
+    def _step(self) -> None:
         fresh, before = self._fresh(), []
         work: dict[str, list[Part]] = {}
         groups: dict[str, list[dict[str, Any]]] = {}  # of each part
@@ -89,10 +75,9 @@ class FTP(Around, Balls):
                 self.execution = execution
                 held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
                 amp = Amp(bool(group.get("maximize", False)))
-                parts = [Part(part, None, ball(group), amp) for part in alike(held)] if held.weights else []
-                work.setdefault(execution, []).extend(parts)
-                groups.setdefault(execution, []).extend([group] * len(parts))
-            work = {execution: parts for execution, parts in work.items() if parts}
+                for part in alike(held) if held.weights else ():
+                    work.setdefault(execution, []).append(Part(part, None, ball(group), amp))
+                    groups.setdefault(execution, []).append(group)
             before = _radius_states(work)
             packed = {execution: self._radii(execution, parts, groups[execution]) for execution, parts in work.items()}
             self.base.step()
@@ -104,7 +89,6 @@ class FTP(Around, Balls):
         for execution, parts in work.items():
             project_(execution, parts, packed[execution])
         self._join_waiting()
-        return loss
 
     def _radii(self, execution: str, parts: list[Part], groups: list[dict[str, Any]]) -> list[Tensor]:
         """New radii of each part's layers, before the clip."""

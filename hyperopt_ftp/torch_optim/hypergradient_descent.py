@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from ..kernels import sharded
 from ..tree import working
 from .anchor_source import AnchorSource
-from .anchored import run_closure
 from .around import Around
 
 __all__ = ["HypergradientDescent"]
@@ -69,19 +67,7 @@ class HypergradientDescent(Around):
     def _begun(self, state: Any) -> bool:
         return False  # there is no anchor to keep
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The learning rate of each group by its hypergradient, then one step of the base.
-
-        Args:
-            closure: re-evaluates the model and returns the loss.
-
-        Raises:
-            RuntimeError: a sparse or complex gradient (before anything has changed).
-        """
-        self._check_shared()
-        loss = run_closure(closure)
-        self._regain()
+    def _step(self) -> None:
         self._check_step()
         work = [(group, self._counted(group)) for group in self.param_groups]
         old = [group["lr"] for group in self.param_groups]
@@ -102,7 +88,6 @@ class HypergradientDescent(Around):
             for p in params:
                 u = before[p] - working(p.detach())
                 self.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
-        return loss
 
     def _counted(self, group: dict[str, Any]) -> list[Tensor]:
         pairs = zip(group["params"], group["constrained"], strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from ..kernels import sharded
 from ..kernels.layers import NOTHING
 from ..optimizers.anchored import Numbers, Rule, RuleState
 from ..tree import working
-from .anchored import run_closure
 from .around import Around
 
 __all__ = ["Ruled"]
@@ -53,19 +51,7 @@ class Ruled(Around):
         super()._check_options(group)
         self._rule(group)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the base on every parameter that has a gradient, and what the rule does before and after it.
-
-        Args:
-            closure: re-evaluates the model and returns the loss.
-
-        Raises:
-            RuntimeError: a sparse or complex gradient (before anything has changed).
-        """
-        self._check_shared()
-        loss = run_closure(closure)
-        self._regain()
+    def _step(self) -> None:
         self._check_step()
         fresh, raw = self._fresh(), {}
         try:
@@ -83,7 +69,6 @@ class Ruled(Around):
         self._join_waiting()
         for held, (_, state) in zip(work, new_states, strict=True):
             self._after(held, state)
-        return loss
 
     def _work(self, group: dict[str, Any]) -> list[_Held]:
         self._begin_base(group)
@@ -108,9 +93,9 @@ class Ruled(Around):
 
     def _start(self, p: Tensor, state: dict[str, Any], rule: Rule) -> None:
         first = rule.start(sharded.whole(p.detach())) if rule.start else {}
-        for key in self.HELD:
-            value = first.get(key, torch.zeros(()))
-            state[key] = value.float() if key in self.COUNTS else _spread(value, p) if key in self.WHOLE else value
+        first = {key: _spread(value, p) if key in self.WHOLE else value for key, value in first.items()}
+        counts = {key: torch.zeros((), dtype=torch.float32) for key in self.COUNTS}
+        state.update({key: {**first, **counts}[key] for key in self.HELD})
 
     def _before(self, held: _Held) -> tuple[Tensor | None, RuleState]:
         """The gradient for the base, in the form of the raw one, and the rule's new state."""

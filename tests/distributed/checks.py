@@ -155,7 +155,7 @@ def family(folder: Path) -> None:
         (hft.DiGraP, {"omega_lr": 0.2}),
         (hft.MARSSP, {"radius": 0.02}),
     ):
-        reference, _ = alone(around(make), **options)
+        reference, single = alone(around(make), **options)
         model, opt = sharded(around(make), **options)
         train(model, opt, range(3))
         saved = copy.deepcopy(opt.state_dict())
@@ -165,6 +165,9 @@ def family(folder: Path) -> None:
         for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
             error = (full(p) - q.detach()).abs().max().item()
             assert error <= 1e-10, f"{make.__name__} {options}: {name} is off by {error}"
+        mine, theirs = hft.measure(opt), hft.measure(single)
+        for (name, layer), other in zip(mine.items(), theirs.values(), strict=True):
+            assert layer == pytest.approx(other, abs=1e-6), f"{make.__name__}: {name} measures {layer}, not {other}"
         spread = [key for s in opt.state.values() for key in opt.WHOLE if key in s and not isinstance(s[key], DTensor)]
         assert not spread, f"{make.__name__} keeps {spread} whole"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..family import BASES, METHODS, Method, problem, tensors, trajectory
+from ..family import BASES, METHODS, Method, parameters, play, problem, same, tensors, trajectory
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 FREE = {
@@ -25,24 +24,8 @@ FREE = {
 }
 
 
-def parameters(arrays: dict, dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Parameter]:
-    return {name: torch.nn.Parameter(torch.tensor(x).to(dtype)) for name, x in arrays.items()}
-
-
-def play(params: dict, opt, grads: list[dict]):
-    for t, g in enumerate(grads):
-        for name, p in params.items():
-            p.grad = None if g[name] is None else torch.tensor(g[name]).to(p.dtype)
-        opt.step()
-        yield t
-
-
 def build(method: Method, params: dict, base: str = "adam", **rest):
     return method.around(BASES[base][1](params.items()), **rest)
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @every_method
@@ -285,7 +268,6 @@ def test_the_anchor_of_another_class_is_kept_or_its_checkpoint_refused(name: str
     list(play(held, mine, grads[3:5]))
     if had and name != "HypergradientDescent":
         assert all(torch.equal(mine.state[p]["anchor"], torch.tensor(first[n])) for n, p in held.items())
-    assert not had or name != "HypergradientDescent"
 
 
 @every_class
@@ -306,16 +288,15 @@ def test_a_base_that_cannot_begin_leaves_no_state(name: str):
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3)], ids=str)
 @pytest.mark.parametrize("anchor", [None, "zero"])
 def test_shapes_and_a_learning_rate_in_a_tensor_of_one(name: str, shape: tuple, anchor):
-    w, plain = torch.nn.Parameter(torch.ones(shape)), torch.nn.Parameter(torch.ones(shape))
+    w = torch.nn.Parameter(torch.ones(shape))
     make = {"L2SP": hft.L2SP, "SPD": hft.SPD, "CautiousDecay": hft.CautiousDecay, "DiGraP": hft.DiGraP}.get(name)
     base = torch.optim.AdamW([w], lr=torch.tensor([0.1]))
     opt = make(base, anchor=anchor) if make else CLASSES[name](base)
-    free = torch.optim.AdamW([plain], lr=0.1)
     for _ in range(3):
-        w.grad, plain.grad = torch.ones(shape), torch.ones(shape)
+        w.grad = torch.ones(shape)
         opt.step()
-        free.step()
     assert w.shape == shape
+    assert (w < 1).all()
     assert w.isfinite().all()
     assert opt.state[w]
 
@@ -409,148 +390,6 @@ def test_omegas_are_shown_by_name():
     assert opt.omegas().keys() == {"weight", "conv"}
     assert all(0 <= omega <= 1 for omega in opt.omegas().values())
     assert max(opt.omegas().values()) > 0
-
-
-# -- MARS-SP: FTP's kernels -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("execution", ["single", "foreach", "fused_cpu"])
-@pytest.mark.parametrize("norm", ["mars", "l2"])
-def test_mars_sp_equals_projected_in_each_execution(execution: str, norm: str):
-    anchor, first, grads = problem()
-    params = parameters(first)
-    flags = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}[execution]
-    opt = hft.MARSSP(torch.optim.AdamW(params.items(), lr=0.05, **flags), radius=0.3, norm=norm, anchor=tensors(anchor))
-    pure = hft.projected(hft.adamw(lr=0.05), tensors(anchor), norm=norm, radius=0.3)
-    weights, state = tensors(first), pure.init(tensors(first))
-    for t in play(params, opt, grads):
-        weights, state = pure.update(tensors(grads[t]), state, weights)
-        for name, p in params.items():
-            torch.testing.assert_close(p.detach(), weights[name], rtol=0, atol=1e-12)
-        assert opt.execution == execution
-    assert max(opt.radii().values()) == 0.3
-
-
-def test_mars_sp_at_the_ends_of_its_radius():
-    _, first, grads = problem()
-    held, free, fixed = parameters(first), parameters(first), parameters(first)
-    opt = hft.MARSSP(torch.optim.SGD(held.values(), lr=0.1), radius=float("inf"))
-    base, none = torch.optim.SGD(free.values(), lr=0.1), hft.MARSSP(torch.optim.SGD(fixed.values(), lr=0.1), radius=0.0)
-    for _ in zip(play(held, opt, grads), play(free, base, grads), play(fixed, none, grads), strict=True):
-        for name in held:
-            torch.testing.assert_close(held[name], free[name], rtol=1e-14, atol=1e-14)
-            assert torch.equal(fixed[name].detach(), torch.tensor(first[name]))
-
-
-def test_a_radius_of_mars_sp_grows_back_after_small_steps():
-    """The radius in effect is clipped at the largest row; that must not become the limit of the next step."""
-    w = torch.nn.Parameter(torch.zeros(1, 2))
-    opt = hft.MARSSP(torch.optim.SGD([w], lr=1.0), radius=1.0)
-    for size, expected in ((0.1, 0.1), (0.5, 0.6), (5.0, 1.0)):
-        w.grad = torch.tensor([[-size, 0.0]])
-        opt.step()
-        assert w[0, 0].item() == pytest.approx(expected, abs=1e-6)
-
-
-# -- hypergradient descent of the learning rate -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
-def test_hypergradient_descent_is_hyper_over_the_learning_rate(name: str):
-    make, peer = {
-        "sgd": (lambda: hft.sgd(lr=0.02), lambda p: torch.optim.SGD(p, lr=0.02)),
-        "momentum": (lambda: hft.sgd(lr=0.02, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9)),
-        "adam": (lambda: hft.adam(lr=0.02), lambda p: torch.optim.Adam(p, lr=0.02)),
-        "adamw": (
-            lambda: hft.adamw(lr=0.02, weight_decay=0.1),
-            lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
-        ),
-        "rmsprop": (lambda: hft.rmsprop(lr=0.02), lambda p: torch.optim.RMSprop(p, lr=0.02)),
-    }[name]
-    _, first, grads = problem()
-    params = parameters(first)
-    opt = hft.HypergradientDescent(peer(params.values()), lr_lr=1e-4)
-    pure = hft.hyper(make(), by=hft.sgd(lr=1e-4), over="lr")
-    weights, state, seen = tensors(first), pure.init(tensors(first)), []
-    for t in play(params, opt, grads):
-        weights, state = pure.update(tensors(grads[t]), state, weights)
-        seen.append(opt.param_groups[0]["lr"])
-        # u is read off the weights: rounding of W over lr, 1e-16 / 1e-3, times the gradients' size, over 30 steps.
-        assert seen[-1] == pytest.approx(state.tuned["lr"].item(), abs=1e-10)
-        for key, p in params.items():
-            torch.testing.assert_close(p.detach(), weights[key], rtol=0, atol=1e-9)
-    assert len(set(seen)) > 20
-    assert any(a < b for a, b in pairwise(seen)) or name == "sgd"
-
-
-def test_hypergradient_descent_goes_on_from_a_checkpoint_and_stops_at_zero():
-    _, first, grads = problem()
-    params = parameters(first)
-    opt = hft.HypergradientDescent(torch.optim.Adam(params.values(), lr=0.02), lr_lr=1e-4)
-    list(play(params, opt, grads[:7]))
-    others = copy.deepcopy(params)
-    again = hft.HypergradientDescent(torch.optim.Adam(others.values(), lr=0.5), lr_lr=1e-4)
-    again.load_state_dict(copy.deepcopy(opt.state_dict()))
-    for _ in zip(play(params, opt, grads[7:]), play(others, again, grads[7:]), strict=True):
-        assert same(params.values(), others.values())
-        assert opt.param_groups[0]["lr"] == again.param_groups[0]["lr"]
-    wild = hft.HypergradientDescent(torch.optim.SGD(params.values(), lr=0.02), lr_lr=1e3)
-    list(play(params, wild, grads[10:]))
-    assert wild.param_groups[0]["lr"] >= 0
-    assert all(p.isfinite().all() for p in params.values())
-
-
-@pytest.mark.parametrize("maximize", [False, True])
-def test_hypergradient_descent_goes_back_when_its_base_refuses(maximize: bool):
-    class Refusing(torch.optim.SGD):
-        refuses = False
-
-        def step(self, closure=None):
-            if self.refuses:
-                raise ArithmeticError
-            return super().step(closure)
-
-    sign = -1 if maximize else 1
-    w = torch.nn.Parameter(torch.ones(1))
-    base = Refusing([w], lr=0.1, maximize=maximize)
-    opt = hft.HypergradientDescent(base, lr_lr=0.01)
-    w.grad = sign * torch.ones(1)
-    opt.step()
-    base.refuses = True
-    with pytest.raises(ArithmeticError):
-        opt.step()
-    assert opt.param_groups[0]["lr"] == 0.1
-    base.refuses = False
-    opt.step()
-    assert opt.param_groups[0]["lr"] == pytest.approx(0.11)
-
-
-def test_hypergradient_descent_does_not_count_what_did_not_move():
-    w, v = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-    opt = hft.HypergradientDescent(torch.optim.SGD([w, v], lr=0.1), lr_lr=0.01)
-    for g, k in ((1.0, 1.0), (None, 0.0), (1.0, 0.0)):
-        w.grad = None if g is None else torch.tensor([g])
-        v.grad = torch.tensor([k])
-        opt.step()
-        assert opt.param_groups[0]["lr"] == 0.1
-
-
-def test_an_infinite_gradient_leaves_the_learning_rate():
-    w, v = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-    opt = hft.HypergradientDescent(torch.optim.SGD([w, v], lr=0.1), lr_lr=0.0)
-    for g in (1.0, float("inf")):
-        w.grad, v.grad = torch.tensor([g]), torch.ones(1)
-        opt.step()
-    assert opt.param_groups[0]["lr"] == 0.1
-    assert v.isfinite()
-
-
-def test_hypergradient_descent_counts_only_what_is_not_excluded():
-    _, first, grads = problem()
-    params = parameters(first)
-    opt = hft.HypergradientDescent(torch.optim.SGD(params.items(), lr=torch.tensor(0.02)), lr_lr=1e-3, exclude=["*"])
-    list(play(params, opt, grads[:5]))
-    assert opt.param_groups[0]["lr"] == pytest.approx(0.02)
 
 
 # -- wrong input ------------------------------------------------------------------------------------------------------

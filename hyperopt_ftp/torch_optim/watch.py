@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .torch_optim.anchored import Anchored
+from ..kernels import sharded
+from ..tree import working
+from .anchored import Anchored
 
 __all__ = ["FIELDS", "measure", "watch"]
 
@@ -48,18 +50,18 @@ def measure(optimizer: Anchored) -> Measured:
         raise TypeError(f"measure needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
     found: dict[Any, dict[str, Tensor]] = {}
     for name, p, state, w0 in optimizer.begun():
-        d = p.detach().to(torch.float32 if p.dtype != torch.float64 else p.dtype)
+        d = working(p.detach())
         d = d - w0.to(d) if w0.numel() else d
         layer = {"distance": torch.linalg.vector_norm(d)}
         if "radius" in state:
             layer |= {
                 "radius": state["radius"],
-                "clipped": (_whole(state["row_norm"]) > state["radius"]).float().mean(),
+                "clipped": (sharded.whole(state["row_norm"]) > state["radius"]).float().mean(),
             }
         if "omega" in state:
             layer["omega"] = state["omega"]
         found[name] = layer
-    numbers = [_whole(value).double().cpu() for layer in found.values() for value in layer.values()]
+    numbers = [sharded.whole(value).double().cpu() for layer in found.values() for value in layer.values()]
     values = iter(torch.stack(numbers).tolist() if numbers else [])
     return {name: {field: next(values) for field in layer} for name, layer in found.items()}
 
@@ -145,8 +147,3 @@ def _scalars(writer: Any, step: int, layers: Mapping[Any, Mapping[str, float]]) 
     for name, layer in layers.items():
         for field, value in layer.items():
             writer.add_scalar(f"{field}/{name}", value, step)
-
-
-def _whole(x: Any) -> Tensor:
-    """A number, where it may be spread over processes."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
