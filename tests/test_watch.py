@@ -123,6 +123,28 @@ def test_watching_changes_nothing():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("look", [hft.measure, hft.FTPAdamW.radii])
+def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path):
+    """The anchor of the file serves float64 weights as it lies; a look at them in float32 must not round it."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    ends = []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        file = tmp_path / "anchor.safetensors"
+        safetensors.save_file({name: p.detach().clone() for name, p in model.named_parameters()}, file)
+        opt = hft.FTPAdamW(model.named_parameters(), lr=0.1, anchor=str(file), foreach=True)
+        go_on(model, opt, 2)
+        model.float()
+        if looks:
+            assert look(opt)
+            assert not any("anchor" in state for state in opt.state.values())
+        model.double()
+        go_on(model, opt, 2)
+        ends.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize(
     ("act", "error", "text"),
     [

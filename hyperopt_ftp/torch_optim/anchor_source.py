@@ -204,6 +204,12 @@ class AnchorSource:
             self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
         return state.get("anchor", NOTHING)
 
+    def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
+        """The same for those who only look: as it is kept, in whatever dtype, and nothing is put into the state."""
+        if "anchor" in state or self._given is None:
+            return state.get("anchor", NOTHING)
+        return self._given[plain(str(name))]
+
     def _in_file(self, p: Tensor, name: Any) -> bool:
         """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
         if self.path is None or self._given is None:

@@ -116,7 +116,7 @@ class Anchored(torch.optim.Optimizer):
         for name, p in zip(self._names(), params, strict=True):
             state = self.state.get(p, {})
             if self._begun(state):
-                yield name, p, state, self._anchor.of(p, name, state)
+                yield name, p, state, self._anchor.seen(name, state)
 
     def _held(self, key: str) -> dict[Any, float]:
         """A 0-d state of each constrained parameter that has made a step, by name (or index)."""
