@@ -30,7 +30,16 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 def save(path: Path, content: Any) -> None:
     """Save a structure of tensors and plain values."""
-    write(path, lambda file: torch.save(content, file))
+
+    def fill(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer, left in the middle, complains of its half file
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
+
+    write(path, fill)
 
 
 def load(path: Path) -> Any:

@@ -145,7 +145,7 @@ def test_ctrl_c_says_one_line(workplace, shared_folder):
             _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.strip() == "Stopped. Finished epochs are kept: run the same command again to go on."
 
 

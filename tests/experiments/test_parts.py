@@ -307,3 +307,29 @@ def test_a_write_removes_what_killed_writers_of_the_same_file_left(tmp_path):
         file.write_text("half")
     checkpoint.write_text(tmp_path / name, "whole")
     assert {file.name for file in tmp_path.iterdir()} == {name, *others}
+
+
+def test_an_interrupt_in_the_middle_of_a_checkpoint_is_an_interrupt(tmp_path, monkeypatch):
+    """torch's writer, when it is left, complains of a half file in place of the interrupt that it was left by."""
+    file = tmp_path / "checkpoint.pt"
+    checkpoint.save(file, {"step": 1})
+
+    def interrupted(content, opened):
+        opened.write(b"half")
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(file, {"step": 2})
+    assert checkpoint.load(file) == {"step": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+    def failing(content, opened):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(RuntimeError, match="another"):
+        checkpoint.save(file, {"step": 2})

@@ -47,8 +47,9 @@ class Machine(Training):
             self.opt.load_state_dict(saved)
         self.only_what_may_change_has_changed()
         grads = self.gradients(how)
+        again = kept(grads)  # torch's foreach SGD writes into gradients under nesterov
         self.advance(grads)
-        for i, g in grads.items():
+        for i, g in again.items():
             straight[i].grad_dtype, straight[i].grad = g.dtype, g
         unloaded.step()
         for i in self._inside():
