@@ -1,6 +1,7 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
 import errno
+import io
 import os
 import platform
 from collections.abc import Callable
@@ -30,16 +31,16 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 def save(path: Path, content: Any) -> None:
     """Save a structure of tensors and plain values."""
-
-    def fill(file: BinaryIO) -> None:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer, left in the middle, complains of its half file
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise error.__context__ from None
-            raise
-
-    write(path, fill)
+    # In memory first. torch's writer, left in the middle by Ctrl-C, goes on to write into what it was given: a file
+    # would be closed by then, and that ends the process.
+    whole = io.BytesIO()
+    try:
+        torch.save(content, whole)
+    except RuntimeError as error:  # and it complains of its half file
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    write(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path: Path) -> Any:
