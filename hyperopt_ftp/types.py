@@ -36,7 +36,7 @@ class Optimizer(NamedTuple):
     ``hparams`` (``None`` means ``self.hparams``): differentiate, vmap or jvp through it like through any argument.
     Nothing is changed in place, nothing is detached, and no Python branch depends on the value of a tensor.
 
-    Fields
+    Attributes:
         init: ``init(params, hparams=None) -> state``.
         update: ``update(grads, state, params, hparams=None) -> (params, state)``.
         hparams: pytree of 0-d tensors; the defaults of the last argument.

@@ -24,11 +24,12 @@ class FTPSGD(Native):
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        params, anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, save_anchor, lean,
-            foreach, fused, capturable: as in :class:`FTPAdamW`.
+        params, anchor, exclude, radius_lr, kappa, norm, gradient: as in :class:`FTPAdamW`.
+        anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable: as in :class:`FTPAdamW`.
 
     Raises:
-        As :class:`FTPAdamW`; also ``ValueError`` for nesterov without momentum or with dampening.
+        ValueError: as :class:`FTPAdamW`; nesterov without momentum or with dampening.
+        TypeError, RuntimeError: as :class:`FTPAdamW`.
 
     State: the momentum buffer (where momentum is used), c and the anchor, each the size of the weights.
 
