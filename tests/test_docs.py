@@ -11,9 +11,13 @@ import hyperopt_ftp as hft
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = ROOT / "docs" / "studies"  # reports of runs
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.is_relative_to(STUDIES)),
+]
 BLOCKS = [
-    pytest.param(page.name, code, id=f"{page.name}-{i}")
+    pytest.param(page.name, code, id=f"{page.relative_to(ROOT)}-{i}")
     for page in PAGES
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S))
 ]
@@ -41,7 +45,7 @@ def test_links_and_figures_exist():
     for document in (
         *PAGES,
         *sorted((ROOT / "experiments").rglob("*.md")),
-        *sorted((ROOT / "docs/studies").rglob("*.md")),
+        *sorted(STUDIES.rglob("*.md")),
     ):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert target.startswith("https://") or (document.parent / target).exists(), target
