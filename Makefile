@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test study study-fast lint bench thorough fuzz crash clean
+.PHONY: demo test study study-fast lint docs bench thorough fuzz crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -27,10 +27,15 @@ fuzz: $(VENV)/.demo $(VENV)/.test
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50
 
-lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.dev
+lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+
+# Into site/; then every page is opened in Chromium, which has to be installed.
+docs: $(VENV)/.docs
+	$(RUN) -m website site
+	$(RUN) -m pytest -q -rs tests/test_site.py
 
 bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
@@ -47,4 +52,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .coverage
