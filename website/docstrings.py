@@ -31,7 +31,7 @@ def markdown(text: str) -> str:
     text = ROLE.sub(link, text)
     text = RESULT.sub(lambda found: f"**{found[1]}:**\n{dedent(found[2])}", text)
     text = DOCTEST.sub(lambda found: "\n" + fence("pycon", found[0]), text)
-    return LITERAL.sub(lambda found: ":\n\n" + fence("text", dedent(found[1]).strip()) + "\n\n", text)
+    return LITERAL.sub(lambda found: ":\n\n" + fence("text", dedent(found[1]).strip().replace("``", "")) + "\n\n", text)
 
 
 class Markdown(griffe.Extension):
