@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test study study-fast lint docs bench thorough fuzz crash clean
+.PHONY: demo test test-integrations study study-fast lint docs bench thorough fuzz crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -11,6 +11,10 @@ demo: $(VENV)/.demo
 # Two processes of one thread each: most tests are too small for two threads to share.
 test: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 -q
+
+# Those of timm run in make test too; one process, because the libraries are slow to import.
+test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -q tests/integrations hyperopt_ftp/integrations
 
 study-fast: $(VENV)/.studies
 	$(RUN) -m experiments.studies --fast
@@ -27,7 +31,7 @@ fuzz: $(VENV)/.demo $(VENV)/.test
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50
 
-lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.dev
+lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.integrations $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright

@@ -26,6 +26,7 @@ ALLOWED = {
     "fused_projection": {"hparams", "projections", "kernels"},
     "kernels": set(),
     "torch_optim": {"types", "tree", "hparams", "projections", "optimizers", "ftp", "digrap", "kernels"},
+    "integrations": {"hparams", "torch_optim"},
 }
 
 
@@ -82,10 +83,24 @@ def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: st
                 assert node.attr not in {"detach", "no_grad", "item", "tolist"} or allowed, f"{path.name}: {node.attr}"
 
 
-def test_importing_the_package_needs_neither_torchopt_nor_triton_nor_numba():
+def test_importing_the_package_imports_no_optional_library():
     import subprocess
     import sys
 
-    code = "import sys, hyperopt_ftp; print([m for m in ('torchopt', 'triton', 'numba') if m in sys.modules])"
+    optional = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
+    optional += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
+    code = f"import sys, hyperopt_ftp; print([m for m in {optional} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_importing_an_integration_imports_no_library():
+    import subprocess
+    import sys
+
+    names = [path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem != "__init__"]
+    assert len(names) >= 2
+    code = "; ".join(["import sys", *(f"import hyperopt_ftp.integrations.{name}" for name in names)])
+    code += f"; print([m for m in {names} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,0 +1,113 @@
+"""timm: FTP's optimizers in its registry, and the head of a model left free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..torch_optim import FTPSGD, FTPAdamW
+
+__all__ = ["classifier", "create_optimizer", "register"]
+
+# No "_" in a name: timm looks up what comes after the last one. "has_..." tell it which options it may pass on; its own
+# "sgd" has Nesterov's momentum too.
+_INFOS: dict[str, dict[str, Any]] = {
+    "ftpadamw": {"opt_class": FTPAdamW, "has_betas": True, "description": "AdamW with Fast Trainable Projection"},
+    "ftpsgd": {
+        "opt_class": FTPSGD,
+        "has_eps": False,
+        "has_momentum": True,
+        "description": "SGD (Nesterov) with Fast Trainable Projection",
+        "defaults": {"nesterov": True},
+    },
+}
+
+
+def register() -> None:
+    """Put ``ftpadamw`` and ``ftpsgd`` into timm's registry; a second call does nothing.
+
+    Then ``timm.optim.create_optimizer_v2(model, opt="ftpadamw", lr=1e-3, exclude=model.get_classifier())`` works, with
+    weight decay that spares biases and norms, ``layer_decay``, and every option of the class as a keyword. timm shows
+    no model to an optimizer, so the head is left free only if ``exclude`` says so; :func:`create_optimizer` says it.
+
+    ``ftpsgd`` has timm's momentum of 0.9 and Nesterov's, as ``sgd`` has there.
+
+    Raises:
+        ImportError: timm is not installed.
+        RuntimeError: timm has another optimizer of one of the names. Nothing is registered then.
+    """
+    from timm.optim import OptimInfo, get_optimizer_info, list_optimizers
+    from timm.optim._optim_factory import default_registry  # the only way in
+
+    known = {name: get_optimizer_info(name).opt_class for name in list_optimizers() if name in _INFOS}
+    taken = {name: found for name, found in known.items() if found is not _INFOS[name]["opt_class"]}
+    if taken:
+        raise RuntimeError(
+            f"timm's registry has other optimizers of these names: {taken}; the names must be free. Build hft.FTPAdamW "
+            "or hft.FTPSGD directly, of groups made by timm.optim.param_groups_layer_decay"
+        )
+    for name in _INFOS.keys() - known.keys():
+        default_registry.register(OptimInfo(name=name, **_INFOS[name]))
+
+
+def classifier(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable parameters of the head: of ``model.get_classifier()``, one module or (distilled models) several.
+
+    Empty where the head has no parameters (``num_classes=0``) or is frozen.
+
+    Raises:
+        TypeError: ``model`` has no ``get_classifier``.
+
+    >>> import torch
+    >>> class Model(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body, self.fc = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    ...     def get_classifier(self):
+    ...         return self.fc
+    >>> [tuple(p.shape) for p in classifier(Model())]
+    [(2, 4), (2,)]
+    """
+    get = getattr(model, "get_classifier", None)
+    if get is None:
+        raise TypeError(
+            f"the head is found by get_classifier(), which timm's models have, and a {type(model).__name__} has not; "
+            "pass exclude= the head's module, or () to hold every parameter near its anchor"
+        )
+    found = get()
+    heads = [found] if isinstance(found, nn.Module) else list(found)
+    return [p for head in heads for p in head.parameters() if p.requires_grad]
+
+
+def create_optimizer(
+    model: nn.Module, opt: str = "ftpadamw", *, exclude: Any = None, **options: Any
+) -> FTPAdamW | FTPSGD:
+    """``timm.optim.create_optimizer_v2`` with the head left free.
+
+    Args:
+        model: a model of timm, without the wrappers of DDP or ``torch.compile``.
+        opt: ``"ftpadamw"`` or ``"ftpsgd"``.
+        exclude: parameters that are not held near their anchors: tensors or modules (timm's groups have no names).
+            ``None``: :func:`classifier`. ``()``: none, for a head that was trained for these very classes.
+        options: of ``create_optimizer_v2`` (``lr``, ``weight_decay``, ``layer_decay``, ...) and of the class.
+
+    Returns:
+        The optimizer. With ``layer_decay`` its groups have an ``lr_scale``, which timm's schedulers multiply in, with
+        FTP as with every optimizer; without such a scheduler it does nothing.
+
+    Raises:
+        ValueError: another ``opt``, an option outside its domain, an ``exclude`` that matches nothing.
+        TypeError: no ``exclude``, and a model without ``get_classifier``.
+        ImportError: timm is not installed.
+    """
+    if opt not in _INFOS:
+        raise ValueError(
+            f"opt must be one of {sorted(_INFOS)}, got {opt!r}; timm's own optimizers are made by "
+            "timm.optim.create_optimizer_v2"
+        )
+    exclude = classifier(model) if exclude is None else exclude
+    register()
+    from timm.optim import create_optimizer_v2
+
+    return create_optimizer_v2(model, opt=opt, exclude=exclude, **options)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,32 @@
+"""What the tests of all libraries share: small data, and what equal runs are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def loader(examples: int = 24, size: int = 4) -> DataLoader[tuple[Tensor, ...]]:
+    """The same batches, in the same order, at each call."""
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(examples, 4, generator=g), torch.randint(2, (examples,), generator=g)
+    return DataLoader(TensorDataset(x, y), batch_size=size)
+
+
+def network() -> nn.Sequential:
+    """The same weights at each call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def is_equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all weights and buffers are equal to the last bit."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def has_moved(model: nn.Module, start: nn.Module) -> bool:
+    """Whether some trainable weight of two dimensions differs: a test of equal runs is none where nothing happens."""
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    return any(not torch.equal(p, q) for p, q in pairs if p.requires_grad and p.ndim > 1)

@@ -1,0 +1,34 @@
+"""Each library's example runs as its own program, and without the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..test_security import ROOT, without_network
+
+# Example, and the packages it needs beside the extra `test`.
+EXAMPLES = {
+    "finetune_timm": ["timm"],
+    "finetune_transformers": ["transformers", "accelerate"],
+    "finetune_lightning": ["lightning"],
+    "finetune_accelerate": ["accelerate"],
+    "finetune_peft": ["peft", "transformers"],
+    "finetune_smp": ["segmentation_models_pytorch"],
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_without_the_network(name, tmp_path):
+    for package in EXAMPLES[name]:
+        pytest.importorskip(package)
+    done = without_network(f"import runpy\nrunpy.run_module('examples.{name}', run_name='__main__')", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short_and_in_the_docs(name):
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 40
+    assert f"python -m examples.{name}" in (Path(ROOT) / "docs" / "integrations.md").read_text()

@@ -1,0 +1,130 @@
+"""Hugging Face's Trainer, by each of the ways it takes an optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.integrations.transformers import optimizer_cls_and_kwargs, parameter_groups
+
+from .runs import has_moved, is_equal
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")  # the Trainer needs it
+
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
+
+LR = 1e-2
+BUILD = {
+    "FTPAdamW": (hft.FTPAdamW, {"lr": LR, "exclude": "classifier.*"}),
+    "FTPSGD": (hft.FTPSGD, {"lr": 0.1, "exclude": "classifier.*"}),
+    "SPD": (lambda groups: hft.SPD(torch.optim.AdamW(groups, lr=LR), exclude="classifier.*"), {}),
+    "FTP": (lambda groups, lr: hft.FTP(torch.optim.RMSprop(groups, lr=lr), exclude="classifier.*"), {"lr": LR}),
+}
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **size))
+
+
+def trainer(folder, model=None, **options) -> Trainer:
+    g = torch.Generator().manual_seed(1)
+    data = [{"input_ids": torch.randint(20, (8,), generator=g), "labels": i % 2} for i in range(24)]
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    args = TrainingArguments(
+        str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4, warmup_steps=2, learning_rate=LR, **quiet
+    )
+    return Trainer(model, args, train_dataset=data, **options)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_a_resumed_training_goes_on_bit_for_bit(name, tmp_path):
+    """Dropout is on: the Trainer brings the random state along."""
+    build, options = BUILD[name]
+    pair = optimizer_cls_and_kwargs(build, weight_decay=0.01, **options)
+    whole, resumed = bert(), bert()
+    first = trainer(tmp_path, whole, optimizer_cls_and_kwargs=pair)
+    first.train()
+    second = trainer(tmp_path, resumed, optimizer_cls_and_kwargs=pair)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert is_equal(whole, resumed)
+    start = bert()
+    assert has_moved(whole.classifier, start.classifier)
+    assert has_moved(whole.bert.encoder, start.bert.encoder)
+    held = [first.optimizer.optimizer, second.optimizer.optimizer]
+    assert type(held[0]).__name__ == name
+    if hasattr(held[0], "radii"):
+        assert held[0].radii() == held[1].radii()
+        assert "classifier.weight" not in held[0].radii()
+        assert "bert.pooler.dense.weight" in held[0].radii()
+
+
+def test_all_ways_give_the_same_training(tmp_path):
+    """Named by our groups, in the Trainer's own groups without names, ready made."""
+
+    def ours(model):
+        return {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")}
+
+    def its(model):
+        return {"optimizer_cls_and_kwargs": (hft.FTPAdamW, {"lr": LR, "exclude": model.classifier})}
+
+    def ready(model):
+        return {"optimizers": (hft.FTPAdamW(parameter_groups(model), lr=LR, exclude="classifier.*"), None)}
+
+    models = []
+    for i, way in enumerate((ours, its, ready)):
+        model = bert()
+        trainer(tmp_path / str(i), model, **way(model)).train()
+        models.append(model)
+    assert has_moved(models[0].classifier, bert().classifier)
+    assert is_equal(models[0], models[1])
+    assert is_equal(models[0], models[2])
+
+
+def test_it_works_with_model_init(tmp_path):
+    """Where the Trainer makes the model itself, and so no optimizer can be ready."""
+    pair = optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")
+    made = trainer(tmp_path, model_init=bert, optimizer_cls_and_kwargs=pair)
+    made.train()
+    assert has_moved(made.model.bert.encoder, bert().bert.encoder)
+    held = made.optimizer.optimizer.radii()
+    trained = {name for name, p in made.model.named_parameters() if p.grad is not None or name in held}
+    assert set(held) == {name for name in trained if not name.startswith("classifier.")}
+
+
+def test_groups_are_those_of_the_trainer(tmp_path):
+    model = bert()
+    its = trainer(tmp_path, model, optimizer_cls_and_kwargs=(torch.optim.AdamW, {})).create_optimizer()
+    groups = parameter_groups(model, weight_decay=0.3)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    for group, other in zip(groups, its.param_groups, strict=True):
+        assert {p for _, p in group["params"]} == set(other["params"])
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert [name for group in parameter_groups(model) for name, _ in group["params"]] == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: parameter_groups(nn.Linear(2, 2), float("inf")), ValueError, "weight_decay must lie in"),
+        (lambda: parameter_groups(nn.Linear(2, 2), "0.1"), TypeError, "weight_decay must be a number"),
+        (lambda: parameter_groups(nn.ReLU()), ValueError, "the ReLU has no parameter that requires a gradient; set"),
+        (lambda: optimizer_cls_and_kwargs(weight_decay=float("nan")), ValueError, "weight_decay must lie in"),
+        (
+            lambda: optimizer_cls_and_kwargs(torch.optim.SGD(nn.Linear(2, 2).parameters())),
+            TypeError,
+            r"got a SGD; an optimizer that exists goes into Trainer\(optimizers=",
+        ),
+    ],
+)
+def test_bad_input(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
