@@ -22,14 +22,16 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ftp, T_max=12)
     model, opt, data, schedule = accelerator.prepare(model, ftp, data, schedule)
     for epoch in range(3):
+        losses = []
         for x, y in data:
             with accelerator.accumulate(model):
                 loss = nn.functional.cross_entropy(model(x), y)
                 accelerator.backward(loss)
+                losses.append(loss.item())
                 opt.step()
                 schedule.step()
                 opt.zero_grad()
-        print(f"epoch {epoch}: loss {loss.item():.3f}")
+        print(f"epoch {epoch}: mean loss {sum(losses) / len(losses):.3f}")
     print(ftp.radii())  # the optimizer itself, which accelerator.prepare has wrapped
 
 

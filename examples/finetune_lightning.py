@@ -22,7 +22,7 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch, _):
         return nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1])
 
-    def configure_optimizers(self):
+    def configure_optimizers(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         opt = hft.FTPAdamW(self.named_parameters(), lr=1e-2, exclude="head.*")
         return {"optimizer": opt, "lr_scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=3)}
 
@@ -30,8 +30,7 @@ class Classifier(lightning.LightningModule):
 def main() -> None:
     lightning.seed_everything(0, verbose=False)
     data = DataLoader(TensorDataset(torch.randn(32, 8), torch.arange(32) % 3), batch_size=8)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(Classifier(), data)
     print(trainer.optimizers[0].radii())  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -14,7 +14,7 @@ import hyperopt_ftp as hft
 
 def main() -> None:
     torch.manual_seed(0)
-    size = ViTConfig(32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
+    size = ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
     base = ViTForImageClassification(size)  # yours: from_pretrained(...)
     lora = LoraConfig(r=4, target_modules=r".*attention.*\.(q_proj|v_proj|query|value)", modules_to_save=["classifier"])
     model = get_peft_model(base, lora)

@@ -41,8 +41,8 @@ def cosine(opt) -> CosineLRScheduler:
 
 
 def free(opt) -> set[torch.Tensor]:
-    flags = [(p, held) for group in opt.param_groups for p, held in zip(group["params"], group["constrained"])]  # noqa: B905
-    return {p for p, held in flags if not held}
+    groups = opt.param_groups
+    return {p for g in groups for p, held in zip(g["params"], g["constrained"], strict=True) if not held}
 
 
 @pytest.mark.parametrize(("name", "cls"), [("ftpadamw", hft.FTPAdamW), ("ftpsgd", hft.FTPSGD)])
