@@ -6,13 +6,19 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from examples import custom_strategy, towers, tpgm
+from examples import custom_strategy, towers, tpgm, watching
 
 
 @pytest.mark.parametrize("example", [towers, tpgm, custom_strategy], ids=lambda m: m.__name__)
 def test_an_example_prints_its_table(example, capsys):
     example.main()
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_watching_leaves_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["watching", str(tmp_path / "new")])
+    watching.main()
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"radii.png", "distance.png", "traces.png"}
 
 
 @pytest.mark.parametrize(
