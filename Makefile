@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-integrations study study-fast lint docs bench thorough fuzz crash clean
+.PHONY: demo test test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -21,6 +21,15 @@ study-fast: $(VENV)/.studies
 
 study: $(VENV)/.studies
 	$(RUN) -m experiments.studies --publish docs/studies
+
+# Environments of their own: the lowest releases that pyproject.toml admits, and the newest that there are. On Linux both
+# take PyTorch's builds for CUDA from PyPI (gigabytes), or what UV_TORCH_BACKEND says.
+lowest: RESOLUTION = lowest-direct
+newest: RESOLUTION = highest
+lowest newest: $(VENV)/.dev
+	$(RUN) -m uv venv --quiet --clear --python $(PYTHON) $(VENV)-$@
+	$(RUN) -m uv pip install --quiet --python $(VENV)-$@/bin/python --resolution $(RESOLUTION) --editable ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-$@/bin/python -m pytest --numprocesses 2 --dist loadfile -q
 
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
@@ -45,6 +54,7 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
 	$(RUN) -m benchmarks.bench_family
 	$(RUN) -m benchmarks.bench_hypergradient
+	$(RUN) -m benchmarks.bench_import
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'hyperopt_ftp needs Python 3.10 or newer')"
@@ -56,4 +66,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-* site .pytest_cache .ruff_cache .hypothesis .coverage

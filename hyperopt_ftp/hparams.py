@@ -25,7 +25,7 @@ class Domain(NamedTuple):
     open_high: bool = False
     floor: float = -math.inf
 
-    def __contains__(self, x: object) -> bool:
+    def holds(self, x: object) -> bool:
         if not isinstance(x, (int, float)) or math.isnan(x):
             return False
         return self.low <= x < self.high if self.open_high else self.low <= x <= self.high
@@ -77,7 +77,7 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {type(value).__name__}")
-    if value not in domain:
+    if not domain.holds(value):
         raise ValueError(f"{name} must lie in {domain}, got {value}")
 
 

@@ -69,6 +69,9 @@ FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
 #: The fused execution of a device, and the package it needs.
 BEST = {"cpu": ("fused_cpu", "numba"), "cuda": ("triton", "triton")}
 
+#: Looked up once: torch before 2.13 cannot trace a look-up.
+INSTALLED = frozenset(package for _, package in BEST.values() if find_spec(package))
+
 
 def obstacle(params: Sequence[Tensor]) -> str | None:
     """Why a fused execution cannot step these parameters; ``None`` where it can."""
@@ -83,7 +86,7 @@ def obstacle(params: Sequence[Tensor]) -> str | None:
         if not _rows_are_dense(p):
             return f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not keep its rows in one piece"
     package = BEST[devices[0]][1]
-    if find_spec(package) is None:
+    if package not in INSTALLED:
         return f"the package {package} is not installed (pip install {package})"
     return None
 

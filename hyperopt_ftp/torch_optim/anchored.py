@@ -32,9 +32,6 @@ class Anchored(torch.optim.Optimizer):
     State of a constrained parameter, made at its first step: ``anchor`` (in its own dtype; none for a zero anchor or
     one in a file; without an anchor, ``anchor_fingerprint``) and what ``HELD`` names, in float32, or float64 for
     float64 weights, also after loading; counts in float32. Nothing enters ``state`` before.
-
-    ``execution`` says which execution ran last: ``"single"`` (the pure function, one parameter at a time),
-    ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or ``"triton"``; before the first step, the one that would.
     """
 
     HELD: ClassVar[tuple[str, ...]] = ()  #: state of a constrained parameter, all or none, beside its anchor
@@ -45,7 +42,7 @@ class Anchored(torch.optim.Optimizer):
     KEPT: ClassVar[tuple[str, ...]] = (
         "_anchor",
         "_exclude",
-        "execution",
+        "_ran",
     )  #: attributes that pickle and deepcopy keep beside torch's
 
     def __init__(self, params: Any, defaults: dict[str, Any], anchor: AnchorSource, exclude: Any) -> None:
@@ -56,7 +53,17 @@ class Anchored(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._exclude.check_all_matched(self._names())
         self._anchor.check_no_extra(self._names())
-        self.execution: str = self._pick(self.param_groups[0])
+        # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
+        self._ran = [self._pick(self.param_groups[0])]
+
+    @property
+    def execution(self) -> str:
+        """Which execution ran last, before the first step the one that would.
+
+        ``"single"`` (the pure function, one parameter at a time), ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or
+        ``"triton"``.
+        """
+        return self._ran[0]
 
     def _pick(self, group: dict[str, Any]) -> str:
         """The execution of a group."""

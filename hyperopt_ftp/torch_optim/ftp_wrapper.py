@@ -72,7 +72,7 @@ class FTP(Around, Balls):
         groups: dict[str, list[dict[str, Any]]] = {}  # of each part
         try:
             for group, execution, layers in self._layers():
-                self.execution = execution
+                self._ran[0] = execution
                 held = choose(layers, [i for i, radius in enumerate(layers.radii) if radius.numel()])
                 amp = Amp(bool(group.get("maximize", False)))
                 for part in alike(held) if held.weights else ():

@@ -45,15 +45,17 @@ class Native(Balls):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
-        check = getattr(self, "_accelerator_graph_capture_health_check", self._cuda_graph_capture_health_check)
-        check()  # capture needs capturable=True; newer torch has renamed it
+        if hasattr(self, "_accelerator_graph_capture_health_check"):  # capture needs capturable=True
+            self._accelerator_graph_capture_health_check()
+        else:
+            self._cuda_graph_capture_health_check()  # torch 2.10
         loss = run_closure(closure)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return loss  # not even the state of a first step
         work: dict[str, list[Part]] = {}
         for group, execution, layers in self._layers():
-            self.execution = execution
+            self._ran[0] = execution
             for part in alike(layers):
                 like = part.weights[0]
                 amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))

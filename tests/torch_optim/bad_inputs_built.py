@@ -63,7 +63,7 @@ def of_a_damaged_file(s: Scene) -> None:
 
 
 def without(package: str) -> Any:
-    return mock.patch.object(ops, "find_spec", lambda name: None if name == package else name)
+    return mock.patch.object(ops, "INSTALLED", ops.INSTALLED - {package})
 
 
 def fused_without_numba(s: Scene) -> None:

@@ -55,6 +55,9 @@ def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     assert counter.frame_count <= 2, "the first step makes the state; a schedule must not compile again"
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 12), reason="torch before 2.12 loses fields of a tuple behind a graph break"
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("execution", FLAGS)
 def test_around_a_compiled_wrapper_torch_breaks_the_graph_itself(execution):

@@ -1,0 +1,61 @@
+"""What ``import hyperopt_ftp`` adds to ``import torch``: seconds (medians of new processes), and modules by library.
+
+Each process imports torch, then the package, and times the two apart, so that drift of the machine hits both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .measure import machine
+
+CODE = """
+import json, sys, time
+begin = time.perf_counter()
+import torch
+between, there = time.perf_counter(), set(sys.modules)
+import hyperopt_ftp
+print(json.dumps([between - begin, time.perf_counter() - between, sorted(set(sys.modules) - there)]))
+"""
+OPTIONAL = ("torchopt", "triton", "numba", "matplotlib", "timm", "transformers")
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    def once() -> tuple[float, float, list[str]]:
+        done = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+    once()  # files are in the page cache, bytecode is written
+    runs = [once() for _ in range(rounds)]
+    torch_seconds, seconds, modules = zip(*runs, strict=True)
+    libraries = Counter(name.partition(".")[0] for name in modules[0])
+    return {
+        "rounds": rounds,
+        "torch_ms": 1e3 * statistics.median(torch_seconds),
+        "hyperopt_ftp_ms": 1e3 * statistics.median(seconds),
+        "hyperopt_ftp_ms_slowest": 1e3 * max(seconds),
+        "new_modules": dict(libraries.most_common()),
+        "optional_imported": [name for name in OPTIONAL if name in libraries],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=21, help="processes (default: 21)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/import.json"))
+    args = parser.parse_args()
+    found = measure(args.rounds)
+    print(f"import torch {found['torch_ms']:.0f} ms, then import hyperopt_ftp {found['hyperopt_ftp_ms']:.1f} ms")
+    print(f"new modules: {found['new_modules']}; of the optional libraries: {found['optional_imported'] or 'none'}")
+    args.out.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

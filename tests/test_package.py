@@ -1,0 +1,72 @@
+"""The wheel holds the package alone, and works where Triton and Numba are not installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import hyperopt_ftp as hft
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
+    """The wheel's files. It is built of a copy, since setuptools puts into it what an earlier build has left."""
+    pytest.importorskip("pip")
+    folder, tree = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "hyperopt_ftp", tree / "hyperopt_ftp", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(tree)]
+    subprocess.run(command, check=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(folder / "files")
+    return folder / "files"
+
+
+def test_it_has_the_package_and_nothing_else(unpacked):
+    info = f"hyperopt_ftp-{hft.__version__}.dist-info"
+    assert {entry.name for entry in unpacked.iterdir()} == {"hyperopt_ftp", info}
+    assert (unpacked / info / "licenses" / "LICENSE").is_file()
+    source = ROOT / "hyperopt_ftp"
+    files = {p.relative_to(source) for p in source.rglob("*") if p.is_file() and p.parent.name != "__pycache__"}
+    assert Path("py.typed") in files
+    assert {
+        p.relative_to(unpacked / "hyperopt_ftp") for p in (unpacked / "hyperopt_ftp").rglob("*") if p.is_file()
+    } == files
+
+
+def test_it_needs_torch_torchopt_and_einops(unpacked):
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    needs = Parser().parsestr(metadata.read_text()).get_all("Requires-Dist") or []
+    plain = {re.match(r"[\w-]+", need)[0] for need in needs if "extra ==" not in need}  # pyright: ignore
+    assert plain == {"torch", "torchopt", "einops"}
+
+
+def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(blocks) == 2
+    hidden = ("triton", "numba", "safetensors", "matplotlib", "rich", "timm", "transformers")
+    code = [
+        f"import sys; sys.modules.update(dict.fromkeys({hidden}))",
+        *blocks,
+        "assert opt.init",  # that of the second block
+        "opt = hft.FTPAdamW([torch.nn.Parameter(torch.ones(2, 2))])",
+        "print(opt.execution, hft.__file__)",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(unpacked)}
+    told = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.split()[-2:] == ["foreach", str(unpacked / "hyperopt_ftp" / "__init__.py")]
