@@ -63,7 +63,7 @@ def ftp(
         anchor: pytree like the parameters, or a part of it: a tensor whose name is absent is unconstrained.
         norm: ``"mars"`` (rows in L1) or ``"l2"`` (the whole tensor). 0-d and 1-D tensors are one row.
         kappa: in [0, 1]; see :func:`anneal`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.
-        radius_lr: step of the radius, in units of row norm. A radius grows by at most about radius_lr a step whatever
+        radius_lr: step of the radius, in units of row norm. A radius grows by about radius_lr a step whatever
             the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.

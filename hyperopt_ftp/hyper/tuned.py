@@ -61,7 +61,7 @@ def hyper(
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
         values, read by ``init`` only; the current ones are ``state.tuned``. Its state holds the base's state twice,
-        params and gradients once: 6 parameter-sized tensors more than AdamW has.
+        params and gradients once: for AdamW 6 parameter-sized tensors, 4 more than AdamW has.
 
     Raises:
         ValueError: ``over`` names what is not a hyperparameter, or one that ``base`` already tunes.

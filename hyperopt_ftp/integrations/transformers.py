@@ -15,7 +15,9 @@ __all__ = ["optimizer_cls_and_kwargs", "parameter_groups"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Trainable parameters with their names, those of two dimensions and more decayed, as the Trainer splits them.
+    """Trainable parameters with their names, in two groups: those of two dimensions and more are decayed.
+
+    The Trainer itself goes by the names of biases and by its norm layers; for most models it comes to the same.
 
     For ``Trainer(optimizers=(hft.FTPAdamW(parameter_groups(model, 0.01), lr=1e-4, exclude="classifier.*"), None))``.
 

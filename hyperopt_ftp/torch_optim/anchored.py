@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_not
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from .checks import (
 )
 from .names import Exclude
 
-__all__ = ["Anchored"]
+__all__ = ["Anchored", "floats"]
 
 
 class Anchored(torch.optim.Optimizer):
@@ -128,8 +128,7 @@ class Anchored(torch.optim.Optimizer):
     def _held(self, key: str) -> dict[Any, float]:
         """A 0-d state of each constrained parameter that has made a step, by name (or index)."""
         found = {name: state[key] for name, _, state, _ in self.begun()}
-        values = torch.stack([x.detach().double().cpu() for x in found.values()]).tolist() if found else []
-        return dict(zip(found, values, strict=True))
+        return dict(zip(found, floats(list(found.values())), strict=True))
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -292,6 +291,17 @@ class Anchored(torch.optim.Optimizer):
 
     def _check_base(self, state: dict[str, Any]) -> None:
         """Whether loaded state suits the base."""
+
+
+def floats(values: Sequence[Tensor]) -> list[float]:
+    """Python numbers of 0-d tensors, in one transfer for each device and dtype."""
+    kinds: dict[Any, list[int]] = {}
+    for i, x in enumerate(values):
+        kinds.setdefault((x.device, x.dtype), []).append(i)
+    found: dict[int, float] = {}
+    for which in kinds.values():
+        found.update(zip(which, torch.stack([values[i].detach() for i in which]).tolist(), strict=True))
+    return [found[i] for i in range(len(values))]
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..kernels import sharded
 from ..tree import working
-from .anchored import Anchored
+from .anchored import Anchored, floats
 
 __all__ = ["FIELDS", "measure", "watch"]
 
@@ -33,10 +33,10 @@ def measure(optimizer: Anchored) -> Measured:
         optimizer: one of the drop-in classes.
 
     Returns:
-        Python floats. The numbers are fetched from the device at once.
+        Python floats. They are fetched in one transfer for each device and dtype.
 
     Raises:
-        TypeError: an optimizer that has no anchors.
+        TypeError: an optimizer of another package.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 2))
@@ -61,8 +61,7 @@ def measure(optimizer: Anchored) -> Measured:
         if "omega" in state:
             layer["omega"] = state["omega"]
         found[name] = layer
-    numbers = [sharded.whole(value).double().cpu() for layer in found.values() for value in layer.values()]
-    values = iter(torch.stack(numbers).tolist() if numbers else [])
+    values = iter(floats([sharded.whole(value) for layer in found.values() for value in layer.values()]))
     return {name: {field: next(values) for field in layer} for name, layer in found.items()}
 
 
@@ -85,7 +84,7 @@ def watch(
         A handle; ``handle.remove()`` ends it. Copies and pickles of the optimizer are not watched.
 
     Raises:
-        TypeError: an optimizer without anchors, or a ``to`` of another kind.
+        TypeError: an optimizer of another package, or a ``to`` of another kind.
         ValueError: ``every`` below 1, or an existing file that is no such CSV.
 
     >>> import torch, hyperopt_ftp as hft
