@@ -54,6 +54,7 @@ def main() -> None:
     found = measure(args.rounds)
     print(f"import torch {found['torch_ms']:.0f} ms, then import hyperopt_ftp {found['hyperopt_ftp_ms']:.1f} ms")
     print(f"new modules: {found['new_modules']}; of the optional libraries: {found['optional_imported'] or 'none'}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
 
 

@@ -18,9 +18,10 @@ def main() -> None:
     base = ViTForImageClassification(size)  # yours: from_pretrained(...)
     lora = LoraConfig(r=4, target_modules=r".*attention.*\.(q_proj|v_proj|query|value)", modules_to_save=["classifier"])
     model = get_peft_model(base, lora)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     free = "*.classifier.*"
-    opt = hft.FTPAdamW(model.named_parameters(), lr=1e-2, anchor="zero", exclude=free)
-    # The same with SPD: hft.SPD(torch.optim.AdamW(model.named_parameters(), lr=1e-2), anchor="zero", exclude=free)
+    opt = hft.FTPAdamW(named, lr=1e-2, anchor="zero", exclude=free)
+    # The same with SPD: hft.SPD(torch.optim.AdamW(named, lr=1e-2), anchor="zero", exclude=free)
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     for step in range(5):
         opt.zero_grad()

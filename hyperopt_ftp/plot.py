@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ __all__ = ["distances", "history", "radii", "traces"]
 def history(path: str | os.PathLike[str], field: str = "radius") -> tuple[list[int], list[str], list[list[float]]]:
     """Steps, layers and values of one field of a CSV file that :func:`hyperopt_ftp.watch` has written.
 
+    Where the steps go back, a run began again from there, and what an earlier one had written from that step on does
+    not count. A line that was cut does not count either.
+
     Args:
         path: of the file.
         field: ``"radius"``, ``"distance"``, ``"clipped"`` or ``"omega"``.
@@ -29,17 +33,23 @@ def history(path: str | os.PathLike[str], field: str = "radius") -> tuple[list[i
         ``steps``, ``layers`` and ``values[step][layer]``; NaN where a layer had not begun.
 
     Raises:
-        ValueError: a file without that column.
+        ValueError: a file without that column. A file with no row gives three empty lists.
     """
+    known: dict[int, dict[str, float]] = {}
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or field not in rows[0]:
-        there = list(rows[0]) if rows else "no rows"
-        raise ValueError(f"{os.fspath(path)} has no column {field!r}, it has {there}; hft.watch writes such files")
-    steps, layers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("step", "layer"))
-    known = {(row["step"], row["layer"]): float(row[field] or "nan") for row in rows}
-    values = [[known.get((step, layer), float("nan")) for layer in layers] for step in steps]
-    return [int(step) for step in steps], layers, values
+        rows = csv.DictReader(file)
+        there = list(rows.fieldnames or ())
+        if not {"step", "layer", field} <= set(there):
+            raise ValueError(f"{os.fspath(path)} has no column {field!r}, it has {there}; hft.watch writes such files")
+        for row in rows:
+            if None in row or None in row.values():
+                continue
+            step = int(row["step"])
+            if known and step < next(reversed(known)):
+                known = {earlier: layers for earlier, layers in known.items() if earlier < step}
+            known.setdefault(step, {})[row["layer"]] = float(row[field] or "nan")
+    layers = list(dict.fromkeys(layer for values in known.values() for layer in values))
+    return list(known), layers, [[values.get(layer, float("nan")) for layer in layers] for values in known.values()]
 
 
 def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str = "radius") -> Figure:
@@ -85,7 +95,7 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distanc
     """Bars of a number of each layer, as :func:`hyperopt_ftp.measure` gives it.
 
     Args:
-        measured: by layer; those without the field are left out.
+        measured: by layer; those without the field are left out, and what is not finite has no bar.
         field: ``"distance"``, ``"radius"``, ``"clipped"`` or ``"omega"``.
 
     Raises:
@@ -98,7 +108,7 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distanc
         raise ValueError(f"no layer has a {field!r}; there are {fields or 'no layers: has the optimizer made a step?'}")
     figure = _figure(8, 1.2 + 0.16 * len(shown))
     axes = figure.subplots()
-    axes.barh(range(len(shown)), list(shown.values()))
+    axes.barh(range(len(shown)), [x if math.isfinite(x) else math.nan for x in shown.values()])
     axes.set_yticks(range(len(shown)), list(shown), fontsize=6)
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -106,16 +116,17 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distanc
     return figure
 
 
-def traces(states: Iterable[Any]) -> Figure:
+def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
     """The tuned hyperparameters of a tower over the steps, one panel for each level.
 
     Args:
         states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step, or the records of
             :func:`hyperopt_ftp.bilevel`. The level above is where ``state.by`` is itself tuned.
+        steps: of the states, where they are not 1, 2, 3 and so on.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no states, or states without tuned hyperparameters.
+        ValueError: no states, or states without tuned hyperparameters; another number of steps.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from hyperopt_ftp import plot
@@ -136,13 +147,16 @@ def traces(states: Iterable[Any]) -> Figure:
                 levels.append({})
             for name, value in tree.by_path(tuned).items():
                 levels[height].setdefault(name, []).append(float(value.detach()))
+    counts = {len(values) for named in levels for values in named.values()}
+    if steps is not None and counts - {len(steps)}:
+        raise ValueError(f"steps must be one for each of the {max(counts)} states, got {len(steps)}")
     if not levels:
         raise ValueError("states must be a sequence of states of hft.hyper(...), which have tuned hyperparameters")
     figure = _figure(7, 0.8 + 2.2 * len(levels))
     panels = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
     for height, (axes, named) in enumerate(zip(panels, levels, strict=True)):
         for name, values in named.items():
-            axes.plot(range(1, len(values) + 1), values, label=name)
+            axes.plot(range(1, len(values) + 1) if steps is None else steps, values, label=name)
         axes.set_title(f"level {height + 1}", fontsize=10)
         axes.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel("step")

@@ -91,6 +91,14 @@ def test_the_build_has_nothing_to_say(built):
     assert not re.search("warning|error|griffe", said, flags=re.I), said
 
 
+def test_only_an_earlier_site_is_replaced(built, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SystemExit, match="exists and is no earlier site; give a new folder"):
+        build(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+    assert "No issues found" in build(built[0])
+
+
 def test_every_page_opens_without_an_error(built, browser):
     problems, figures = look(browser, built[0])
     assert problems == []

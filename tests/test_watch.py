@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import subprocess
 import sys
 
@@ -39,7 +40,12 @@ def test_measured_numbers_are_those_of_the_weights():
     def mars_sp(m):
         return hft.MARSSP(torch.optim.SGD(m.named_parameters(), lr=0.1), radius=0.2, exclude="2.bias")
 
-    model, opt, start = training(mars_sp, 12)
+    model, opt, start = training(mars_sp, 11)
+    asked = {}  # by the base, before the projection
+    opt.base.register_step_post_hook(
+        lambda *_: asked.update({name: p.detach().clone() for name, p in model.named_parameters()})
+    )
+    go_on(model, opt, 1)
     measured, radii = hft.measure(opt), opt.radii()
     assert measured.keys() == radii.keys() == {"0.weight", "0.bias", "2.weight"}
     some = 0
@@ -48,8 +54,8 @@ def test_measured_numbers_are_those_of_the_weights():
         d = p.detach() - start[name]
         assert layer["distance"] == pytest.approx(d.norm().item(), rel=1e-12)
         assert layer["radius"] == radii[name]
-        norms = opt.state[p]["row_norm"]
-        assert layer["clipped"] == pytest.approx((norms > radii[name]).double().mean().item(), rel=1e-6)
+        rows = (p.detach() - asked[name]).flatten(min(1, p.ndim - 1)).abs().sum(-1)
+        assert layer["clipped"] == pytest.approx((rows > 1e-12).double().mean().item(), rel=1e-7)
         some += 0 < layer["clipped"] < 1
     assert some
 
@@ -96,6 +102,57 @@ def test_a_csv_file_grows_step_by_step_and_over_runs(tmp_path):
     steps, layers, values = plot.history(file)
     assert (steps, layers) == ([2, 4, 11], ["0.weight", "0.bias", "2.weight"])
     assert values[2][2] == pytest.approx(last["radius"], rel=1e-5)
+
+
+def test_a_run_that_begins_again_takes_the_place_of_what_came_later(tmp_path):
+    file = tmp_path / "layers.csv"
+    for first, count, every in ((0, 6, 1), (3, 2, 1), (0, 0, 1), (4, 6, 2)):
+        model, opt, _ = training(ftp, 0)
+        handle = hft.watch(opt, file, first=first, every=every)
+        go_on(model, opt, count)
+        handle.remove()
+    assert plot.history(file)[0] == [1, 2, 3, 4, 5, 6, 8, 10]
+    model, opt, _ = training(ftp, 0)
+    hft.watch(opt, file)
+    go_on(model, opt, 2)
+    steps, _, values = plot.history(file, "distance")
+    assert steps == [1, 2]
+    assert values[1][0] == pytest.approx(hft.measure(opt)["0.weight"]["distance"], rel=1e-5)
+
+
+def test_a_line_that_was_cut_does_not_count(tmp_path):
+    file = tmp_path / "layers.csv"
+    model, opt, _ = training(ftp, 0)
+    hft.watch(opt, file)
+    go_on(model, opt, 3)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.rindex(b",0.")])  # in the middle of the last line
+    model, opt, _ = training(ftp, 3)
+    hft.watch(opt, file, first=3)
+    go_on(model, opt, 1)
+    steps, layers, values = plot.history(file)
+    assert (steps, layers) == ([1, 2, 3, 4], ["0.weight", "0.bias", "2.weight"])
+    unknown = [
+        (step, layers[i]) for step, row in zip(steps, values, strict=True) for i in range(3) if math.isnan(row[i])
+    ]
+    assert unknown == [(3, "2.weight")]
+
+
+@pytest.mark.parametrize("flags", [{"foreach": True}, {"fused": True}], ids=["by the scaler", "by the step itself"])
+def test_a_step_that_is_skipped_is_no_step(flags):
+    if "fused" in flags:
+        pytest.importorskip("numba")
+    w = nn.Parameter(torch.ones(2, 3))
+    opt, seen = hft.FTPAdamW([("w", w)], lr=0.1, **flags), []
+    hft.watch(opt, lambda step, layers: seen.append(step))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for i in range(6):
+        opt.zero_grad()
+        scaler.scale((w * (float("inf") if i in (1, 4) else 1.0)).sum()).backward()
+        scaler.step(opt)
+        scaler.update()
+    assert opt.state[w]["step"] == 4
+    assert seen == [1, 2, 3, 4]
 
 
 def test_tensorboard_and_functions(tmp_path):
@@ -149,6 +206,9 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
     ("act", "error", "text"),
     [
         (lambda o, f: hft.watch(o, f / "x.csv", every=0), ValueError, "every must be a number of steps, .* got 0"),
+        (lambda o, f: hft.watch(o, f / "x.csv", first=-1), ValueError, "first must be a number of steps, .* 0, got -1"),
+        (lambda o, f: hft.watch(o, f / "x.csv", first="7"), ValueError, "first must be a number of steps, .* got '7'"),
+        (lambda o, f: hft.watch(o, f / "no" / "x.csv"), ValueError, "there is no folder .*no for x.csv; make it first"),
         (lambda o, f: hft.watch(o, 3), TypeError, "to must be the path of a CSV file, .* got int"),
         (lambda o, f: hft.watch(torch.optim.SGD([torch.ones(1)]), f), TypeError, "such as FTPAdamW, got SGD"),
         (lambda o, f: hft.measure(torch.optim.SGD([torch.ones(1)])), TypeError, "such as FTPAdamW, got SGD"),
@@ -156,6 +216,7 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
         (lambda o, f: plot.history(f / "other.csv"), ValueError, r"has no column 'radius', it has \['a', 'b'\]"),
         (lambda o, f: plot.distances({}), ValueError, "has the optimizer made a step"),
         (lambda o, f: plot.distances({"w": {"radius": 1.0}}), ValueError, r"no layer has a 'distance'; there are"),
+        (lambda o, f: plot.traces([tower()[1]], steps=[1, 2]), ValueError, "one for each of the 1 states, got 2"),
         (lambda o, f: plot.traces([]), ValueError, "states must be a sequence of states of hft.hyper"),
         (lambda o, f: plot.radii([1], ["a", "b"], [[1.0]]), ValueError, r"1 steps of 2 layers, got \(1, 1\)"),
     ],
@@ -171,7 +232,7 @@ def test_wrong_arguments_are_refused(act, error, text, tmp_path):
 
 def test_a_heat_map_shows_every_number(tmp_path):
     values = [[1.0, 1e-9, float("nan")], [0.5, 0.1, float("inf")]]
-    figure = plot.radii([1, 5], ["a", "b", "c"], values)
+    figure = plot.radii([1, 5], ["a", "b", "c"], values, label="x")
     axes, bar = figure.axes
     mesh = axes.collections[0]
     shown = mesh.get_array()
@@ -179,8 +240,10 @@ def test_a_heat_map_shows_every_number(tmp_path):
     assert shown[0].tolist() == [1.0, 0.5]
     assert shown[1].tolist() == [1e-4, 0.1]
     assert shown.mask[2].all()
+    assert mesh.get_datalim(axes.transData).intervalx.tolist() == [-1, 7]  # cells around steps 1 and 5
+    assert axes.yaxis_inverted()  # the first layer is at the top
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    assert bar.get_ylabel() == "radius"
+    assert bar.get_ylabel() == "x"
     figure.savefig(tmp_path / "radii.png")
     assert (tmp_path / "radii.png").stat().st_size > 1000
 
@@ -191,18 +254,28 @@ def test_bars_are_as_long_as_the_numbers():
     (axes,) = plot.distances(measured).axes
     assert [bar.get_width() for bar in axes.patches] == [layer["distance"] for layer in measured.values()]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(measured)
+    (axes,) = plot.distances({"a": {"radius": 1.0}, "b": {"radius": float("inf")}}, "radius").axes
+    assert axes.get_xlabel() == "radius"
+    assert [str(bar.get_width()) for bar in axes.patches] == ["1.0", "nan"]
 
 
-def test_traces_have_a_line_for_each_hyperparameter_of_each_level():
+def tower(steps: int = 2) -> list:
     opt = hft.hyper(
         hft.adam(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-4), by=hft.sgd(lr=1e-7), over="lr"), over=("lr", "betas")
     )
     w, states = torch.ones(3, dtype=torch.float64), []
     state = opt.init(w)
-    for _ in range(6):
+    for _ in range(steps):
         w, state = opt.update(w, state, w)
         states.append(state)
+    return states
+
+
+def test_traces_have_a_line_for_each_hyperparameter_of_each_level():
+    states = tower(6)
     lower, upper = plot.traces(states).axes
+    assert lower.lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    assert plot.traces(states[::3], steps=[1, 4]).axes[0].lines[0].get_xdata().tolist() == [1, 4]
     lines = {line.get_label(): line.get_ydata() for line in lower.lines}
     assert lines.keys() == {"lr", "betas.0", "betas.1"}
     assert list(lines["lr"]) == [s.tuned["lr"].item() for s in states]

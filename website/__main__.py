@@ -33,7 +33,9 @@ def lay_out(pages: Path) -> None:
 
 
 def build(site: Path) -> str:
-    """Build strictly; returns what Zensical said."""
+    """Build strictly; returns what Zensical said. What the folder holds is replaced, so it must be an earlier site."""
+    if site.exists() and not (site.is_dir() and (not any(site.iterdir()) or (site / "404.html").is_file())):
+        raise SystemExit(f"{site} exists and is no earlier site; give a new folder")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         lay_out(work / "pages")
@@ -54,4 +56,6 @@ def build(site: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("give a folder for the site: python -m website SITE")
     print(build(Path(sys.argv[1])))

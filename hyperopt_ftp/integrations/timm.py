@@ -23,6 +23,9 @@ _INFOS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Options of create_optimizer_v2 that say how it groups the parameters of a model.
+_GROUPING = ("weight_decay", "filter_bias_and_bn", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
+
 
 def register() -> None:
     """Put ``ftpadamw`` and ``ftpsgd`` into timm's registry; a second call does nothing.
@@ -54,10 +57,11 @@ def register() -> None:
 def classifier(model: nn.Module) -> list[nn.Parameter]:
     """The trainable parameters of the head: of ``model.get_classifier()``, one module or (distilled models) several.
 
-    Empty where the head has no parameters (``num_classes=0``) or is frozen.
+    With them those of ``model.aux_head``, which VOLO's models have. Empty where there is no head (``num_classes=0``) or
+    where it is frozen.
 
     Raises:
-        TypeError: ``model`` has no ``get_classifier``.
+        TypeError: ``model`` has no ``get_classifier``, or one that fails.
 
     >>> import torch
     >>> class Model(torch.nn.Module):
@@ -75,9 +79,16 @@ def classifier(model: nn.Module) -> list[nn.Parameter]:
             f"the head is found by get_classifier(), which timm's models have, and a {type(model).__name__} has not; "
             "pass exclude= the head's module, or () to hold every parameter near its anchor"
         )
-    found = get()
-    heads = [found] if isinstance(found, nn.Module) else list(found)
-    return [p for head in heads for p in head.parameters() if p.requires_grad]
+    if getattr(model, "num_classes", None) == 0:
+        return []
+    try:
+        found = get()
+    except AttributeError as error:
+        raise TypeError(
+            f"{type(model).__name__}.get_classifier() fails: {error}; pass exclude= the head's module"
+        ) from error
+    heads = [*(found if isinstance(found, (list, tuple)) else [found]), getattr(model, "aux_head", None)]
+    return [p for head in heads if isinstance(head, nn.Module) for p in head.parameters() if p.requires_grad]
 
 
 def create_optimizer(
@@ -88,26 +99,41 @@ def create_optimizer(
     Args:
         model: a model of timm, without the wrappers of DDP or ``torch.compile``.
         opt: ``"ftpadamw"`` or ``"ftpsgd"``.
-        exclude: parameters that are not held near their anchors: tensors or modules (timm's groups have no names).
-            ``None``: :func:`classifier`. ``()``: none, for a head that was trained for these very classes.
+        exclude: parameters that are not held near their anchors: patterns of names, tensors or modules. ``None``:
+            :func:`classifier`. ``()``: none, for a head that was trained for these very classes.
         options: of ``create_optimizer_v2`` (``lr``, ``weight_decay``, ``layer_decay``, ...) and of the class.
 
     Returns:
-        The optimizer. With ``layer_decay`` its groups have an ``lr_scale``, which timm's schedulers multiply in, with
-        FTP as with every optimizer; without such a scheduler it does nothing.
+        The optimizer, with timm's groups and the names of their parameters. With ``layer_decay`` the groups have an
+        ``lr_scale``, which timm's schedulers multiply in, with FTP as with every optimizer; without such a scheduler it
+        does nothing.
 
     Raises:
         ValueError: another ``opt``, an option outside its domain, an ``exclude`` that matches nothing.
         TypeError: no ``exclude``, and a model without ``get_classifier``.
         ImportError: timm is not installed.
     """
-    if opt not in _INFOS:
+    if opt.lower() not in _INFOS:
         raise ValueError(
-            f"opt must be one of {sorted(_INFOS)}, got {opt!r}; timm's own optimizers are made by "
-            "timm.optim.create_optimizer_v2"
+            f"opt must be one of {sorted(_INFOS)}, got {opt!r}; any other name, also of these within Lookahead, is for "
+            "timm.optim.create_optimizer_v2, after register()"
         )
     exclude = classifier(model) if exclude is None else exclude
     register()
     from timm.optim import create_optimizer_v2
 
+    if options.get("param_group_fn") is None:
+        grouping = {name: options.pop(name) for name in _GROUPING if name in options}
+        groups = create_optimizer_v2(model, "sgd", lr=0.0, **grouping).param_groups
+        options["param_group_fn"] = lambda model: _named(model, groups)
     return create_optimizer_v2(model, opt=opt, exclude=exclude, **options)  # pyright: ignore[reportReturnType]
+
+
+def _named(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What timm says of its groups, with the names of the parameters."""
+    names = {p: name for name, p in model.named_parameters()}
+    return [
+        {"params": [(names[p], p) for p in group["params"]]}
+        | {key: group[key] for key in ("weight_decay", "lr_scale") if key in group}
+        for group in groups
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +14,22 @@ from ..torch_optim import FTPAdamW
 
 __all__ = ["optimizer_cls_and_kwargs", "parameter_groups"]
 
+# In the lower-case name of a parameter: the Trainer does not decay it.
+_BIAS_OR_NORM = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Trainable parameters with their names, in two groups: those of two dimensions and more are decayed.
-
-    The Trainer itself goes by the names of biases and by its norm layers; for most models it comes to the same.
+    """Trainable parameters with their names, in two groups: decayed and not, as the Trainer splits them.
 
     For ``Trainer(optimizers=(hft.FTPAdamW(parameter_groups(model, 0.01), lr=1e-4, exclude="classifier.*"), None))``.
 
     Args:
         model: the model, or a wrapper of it.
-        weight_decay: of weights; biases and norms (0-d and 1-D parameters) have none. Finite.
+        weight_decay: finite. Not of ``nn.LayerNorm``, nor where the name speaks of a bias or a norm.
 
     Raises:
-        ValueError: a ``weight_decay`` that is not finite, a model without trainable parameters.
+        ValueError: a ``weight_decay`` that is not finite, a model without trainable parameters. Frozen parameters are
+            left out, so an ``exclude`` that names only such ones matches nothing.
         TypeError: ``weight_decay`` is no number.
 
     >>> groups = parameter_groups(nn.Linear(4, 2), weight_decay=0.01)
@@ -39,9 +42,15 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
         raise ValueError(
             f"the {type(model).__name__} has no parameter that requires a gradient; set requires_grad of some to True"
         )
-    decayed = {"params": [pair for pair in trained if pair[1].ndim > 1], "weight_decay": weight_decay}
-    others = {"params": [pair for pair in trained if pair[1].ndim <= 1], "weight_decay": 0.0}
-    return [group for group in (decayed, others) if group["params"]]
+    norms = tuple(f"{name}." for name, module in model.named_modules() if name and isinstance(module, nn.LayerNorm))
+    split: dict[bool, list[Any]] = {True: [], False: []}
+    for name, p in trained:
+        split[not (name.startswith(norms) or _BIAS_OR_NORM.search(name.lower()))].append((name, p))
+    return [
+        {"params": params, "weight_decay": weight_decay if decayed else 0.0}
+        for decayed, params in split.items()
+        if params
+    ]
 
 
 def optimizer_cls_and_kwargs(

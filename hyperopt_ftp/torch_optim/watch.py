@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -26,11 +27,11 @@ Measured = dict[Any, dict[str, float]]
 
 
 @torch.no_grad()
-def measure(optimizer: Anchored) -> Measured:
+def measure(optimizer: Any) -> Measured:
     """Each constrained parameter that has made a step, by name (or index): its ``FIELDS``, where they exist.
 
     Args:
-        optimizer: one of the drop-in classes.
+        optimizer: one of the drop-in classes, or what Accelerate or timm's Lookahead made of it.
 
     Returns:
         Python floats. They are fetched in one transfer for each device and dtype.
@@ -46,10 +47,8 @@ def measure(optimizer: Anchored) -> Measured:
     >>> {name: round(value, 3) for name, value in hft.measure(opt)["w"].items()}
     {'distance': 1.118, 'radius': 1.0, 'clipped': 0.5}
     """
-    if not isinstance(optimizer, Anchored):
-        raise TypeError(f"measure needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
     found: dict[Any, dict[str, Tensor]] = {}
-    for name, p, state, w0 in optimizer.begun():
+    for name, p, state, w0 in _anchored("measure", optimizer).begun():
         d = working(p.detach())
         d = d - w0.to(d) if w0.numel() else d
         layer = {"distance": torch.linalg.vector_norm(d)}
@@ -66,26 +65,29 @@ def measure(optimizer: Anchored) -> Measured:
 
 
 def watch(
-    optimizer: Anchored,
+    optimizer: Any,
     to: str | os.PathLike[str] | Callable[[int, Measured], Any] | Any,
     every: int = 1,
     first: int = 0,
 ) -> RemovableHandle:
     """Write down :func:`measure` after every so many steps.
 
+    A step that GradScaler skips is no step. Where several processes train, all of them measure (call it in each) and
+    the first one writes.
+
     Args:
-        optimizer: one of the drop-in classes.
+        optimizer: one of the drop-in classes, or what Accelerate or timm's Lookahead made of it.
         to: the path of a CSV file (a row for each step and layer, appended), a TensorBoard ``SummaryWriter`` (anything
             with ``add_scalar``; tags ``radius/NAME``), or a function of the step and what was measured.
         every: steps between two measurements, >= 1. A measurement waits for the device.
-        first: number of steps that an earlier run has done, for the count.
+        first: number of steps that an earlier run has done, for the count, >= 0.
 
     Returns:
         A handle; ``handle.remove()`` ends it. Copies and pickles of the optimizer are not watched.
 
     Raises:
         TypeError: an optimizer of another package, or a ``to`` of another kind.
-        ValueError: ``every`` below 1, or an existing file that is no such CSV.
+        ValueError: ``every`` below 1 or ``first`` below 0, a path in no folder, an existing file that is no such CSV.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 2))
@@ -98,18 +100,37 @@ def watch(
     >>> seen[1]
     (4, ['clipped', 'distance', 'radius'])
     """
-    if not isinstance(optimizer, Anchored):
-        raise TypeError(f"watch needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+    watched = _anchored("watch", optimizer)
+    for name, value, least in (("every", every, 1), ("first", first, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a number of steps, at least {least}, got {value!r}")
     write, done = _writer(to), [first]
 
     def after(*_: Any) -> None:
+        overflow = getattr(watched, "found_inf", None)  # a fused step that skips itself
+        if overflow is not None and overflow.item():
+            return
         done[0] += 1
         if done[0] % every == 0:
-            write(done[0], measure(optimizer))
+            measured = measure(watched)
+            if _is_first_process():
+                write(done[0], measured)
 
-    return optimizer.register_step_post_hook(after)
+    return watched.register_step_post_hook(after)
+
+
+def _anchored(caller: str, optimizer: Any) -> Anchored:
+    """The optimizer of this package that was given, or that a wrapper holds."""
+    found = optimizer
+    while found is not None and not isinstance(found, Anchored):
+        found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
+    if found is None:
+        raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
+    return found
+
+
+def _is_first_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def _writer(to: Any) -> Callable[[int, Measured], Any]:
@@ -124,18 +145,23 @@ def _writer(to: Any) -> Callable[[int, Measured], Any]:
 
 def _csv(path: Path) -> Callable[[int, Measured], None]:
     header = ["step", "layer", *FIELDS]
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for {path.name}; make it first")
     if path.exists():
         with path.open(newline="") as file:
             there = next(csv.reader(file), header)
         if there != header:
             raise ValueError(f"{path} exists and its first line is not {','.join(header)}; choose another file")
+    cut = [path.exists() and not path.read_bytes().endswith(b"\n")]  # by the end of an earlier run
 
     def write(step: int, layers: Measured) -> None:
-        fresh = not path.exists() or path.stat().st_size == 0
         with path.open("a", newline="") as file:
             rows = csv.writer(file)
-            if fresh:
+            if file.tell() == 0:
                 rows.writerow(header)
+            elif cut[0]:
+                rows.writerow([])
+            cut[0] = False
             for name, layer in layers.items():
                 rows.writerow([step, name, *(format(layer[f], ".6g") if f in layer else "" for f in FIELDS)])
 

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import plot
 from hyperopt_ftp.torch_optim.fingerprint import fingerprint
 
 BATCH, STEPS = 8, 6
@@ -133,6 +134,24 @@ def fsdp(folder: Path) -> None:
             train(model, opt)
             assert opt.execution == "sharded"
             assert_alike(model, opt, reference, expected, 1e-10)
+
+
+def watched(folder: Path) -> None:
+    """All processes measure, one writes."""
+    _, expected = alone(adamw)
+    model = fully_shard(net())
+    opt = adamw(model.named_parameters())
+    file = folder / f"watched by {dist.get_world_size()}.csv"
+    hft.watch(opt, file)
+    train(model, opt)
+    dist.barrier()
+    steps, layers, values = plot.history(file, "distance")
+    assert steps == list(range(1, STEPS + 1))
+    assert len(file.read_text().splitlines()) == 1 + STEPS * len(layers)
+    for measured in (hft.measure(opt), hft.measure(expected)):
+        assert layers == list(measured)
+        for value, layer in zip(values[-1], measured.values(), strict=True):
+            assert abs(value - layer["distance"]) <= 1e-5 * layer["distance"], (value, layer)  # six digits are written
 
 
 def around(make: Callable[..., Any]) -> Callable[..., torch.optim.Optimizer]:

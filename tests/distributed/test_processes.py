@@ -17,6 +17,7 @@ CHECKS = {
     2: [
         checks.ddp,
         checks.fsdp,
+        checks.watched,
         checks.family,
         checks.fsdp_in_float32,
         checks.two_collectives,

@@ -67,6 +67,35 @@ def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
         assert set(opt.radii()) == {"net.0.weight", "net.0.bias"}
 
 
+class Held(Module):
+    """What docs/integrations.md says of checkpoints without anchors."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.anchor = {f"net.{name}": p.detach().clone() for name, p in self.net.named_parameters()}
+        self.seen = []
+
+    def configure_optimizers(self):
+        named = self.named_parameters()
+        return hft.FTPAdamW(named, lr=1e-2, exclude="net.2.*", anchor=self.anchor, save_anchor=False)
+
+    def on_train_start(self) -> None:
+        hft.watch(self.optimizers(), lambda step, layers: self.seen.append(step), first=self.global_step)
+
+
+def test_checkpoints_without_anchors_go_on_bit_for_bit(tmp_path):
+    whole, first, second = Held(), Held(), Held()
+    trainer(2, enable_checkpointing=False).fit(whole, loader())
+    keep = ModelCheckpoint(tmp_path, filename="kept")
+    trainer(1, keep).fit(first, loader())
+    kept = torch.load(keep.best_model_path, weights_only=True)
+    assert not any("anchor" in state for state in kept["optimizer_states"][0]["state"].values())
+    trainer(2, ModelCheckpoint(tmp_path)).fit(second, loader(), ckpt_path=keep.best_model_path, weights_only=True)
+    assert has_moved(whole, first)
+    assert is_equal(whole, second)
+    assert (first.seen, second.seen) == (list(range(1, 7)), list(range(7, 13)))
+
+
 def test_training_equals_a_plain_loop():
     module, net = Module("FTPAdamW"), network()
     trained = trainer(1, enable_checkpointing=False)

@@ -12,7 +12,7 @@ from .runs import is_equal
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -24,12 +24,15 @@ BUILD = {
 }
 
 
-def lora():
+def base() -> BertForSequenceClassification:
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    base = BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **size, **quiet))
-    return get_peft_model(base, LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    return BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **size, **quiet))
+
+
+def lora(**options) -> PeftModel:
+    return get_peft_model(base(), LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", **options))
 
 
 def train(model, opt, steps: range) -> None:
@@ -61,6 +64,18 @@ def test_no_anchor_takes_memory_and_frozen_weights_take_none(name):
     assert moved == set(trained(model))
 
 
+def test_only_adapters_are_held_where_more_is_trained():
+    """As docs/integrations.md shows."""
+    model = lora(bias="all", use_dora=True)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    free = [name for name, _ in named if ".lora_A." not in name and ".lora_B." not in name]
+    assert any("magnitude" in name for name in free)
+    assert any("LayerNorm.bias" in name for name in free)
+    opt = hft.FTPAdamW(named, lr=1e-2, anchor="zero", exclude=free)
+    train(model, opt, range(2))
+    assert set(opt.radii()) == {name for name, _ in named if ".lora_A." in name or ".lora_B." in name}
+
+
 def test_the_sum_in_a_row_of_an_adapter_stays_within_its_radius():
     model = lora()
     opt = BUILD["FTPAdamW"](model.named_parameters())
@@ -73,15 +88,15 @@ def test_the_sum_in_a_row_of_an_adapter_stays_within_its_radius():
 
 @pytest.mark.parametrize("name", BUILD)
 def test_adapters_and_optimizer_go_on_bit_for_bit(name, tmp_path):
-    whole, first, second = lora(), lora(), lora()
+    whole, first = lora(), lora()
     train(whole, BUILD[name](whole.named_parameters()), range(6))
     opt = BUILD[name](first.named_parameters())
     train(first, opt, range(3))
-    torch.save({"adapters": get_peft_model_state_dict(first), "opt": opt.state_dict()}, tmp_path / "c.pt")
-    kept = torch.load(tmp_path / "c.pt", weights_only=True)
-    set_peft_model_state_dict(second, kept["adapters"])
+    first.save_pretrained(str(tmp_path))
+    torch.save(opt.state_dict(), tmp_path / "opt.pt")
+    second = PeftModel.from_pretrained(base(), str(tmp_path), is_trainable=True)
     opt = BUILD[name](second.named_parameters())
-    opt.load_state_dict(kept["opt"])
+    opt.load_state_dict(torch.load(tmp_path / "opt.pt", weights_only=True))
     train(second, opt, range(3, 6))
     assert is_equal(whole, second)
     assert not is_equal(whole, first)

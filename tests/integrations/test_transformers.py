@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import plot
 from hyperopt_ftp.integrations.transformers import optimizer_cls_and_kwargs, parameter_groups
 
 from .runs import has_moved, is_equal
@@ -14,7 +15,7 @@ from .runs import has_moved, is_equal
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")  # the Trainer needs it
 
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 LR = 1e-2
 BUILD = {
@@ -57,6 +58,7 @@ def test_a_resumed_training_goes_on_bit_for_bit(name, tmp_path):
     assert has_moved(whole.bert.encoder, start.bert.encoder)
     held = [first.optimizer.optimizer, second.optimizer.optimizer]
     assert type(held[0]).__name__ == name
+    assert [group["weight_decay"] for group in held[0].param_groups] == [0.01, 0.0]
     if hasattr(held[0], "radii"):
         assert held[0].radii() == held[1].radii()
         assert "classifier.weight" not in held[0].radii()
@@ -85,6 +87,27 @@ def test_all_ways_give_the_same_training(tmp_path):
     assert is_equal(models[0], models[2])
 
 
+class Watching(TrainerCallback):
+    """What docs/integrations.md shows: the optimizer is there when the training begins, wrapped by Accelerate."""
+
+    def __init__(self, to) -> None:
+        self.to = to
+
+    def on_train_begin(self, args, state, control, optimizer=None, **_) -> None:
+        hft.watch(optimizer, self.to, first=state.global_step)
+
+
+def test_a_callback_watches_over_two_runs(tmp_path):
+    pair = optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")
+    file = tmp_path / "layers.csv"
+    for resume in (None, str(tmp_path / "checkpoint-3")):
+        made = trainer(tmp_path, bert(), optimizer_cls_and_kwargs=pair, callbacks=[Watching(file)])
+        made.train(resume_from_checkpoint=resume)
+    steps, layers, values = plot.history(file)
+    assert steps == list(range(1, 7))
+    assert dict(zip(layers, values[-1], strict=True)) == pytest.approx(made.optimizer.optimizer.radii(), rel=1e-5)
+
+
 def test_it_works_with_model_init(tmp_path):
     """Where the Trainer makes the model itself, and so no optimizer can be ready."""
     pair = optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")
@@ -95,8 +118,24 @@ def test_it_works_with_model_init(tmp_path):
     assert set(held) == {name for name, _ in made.model.named_parameters() if not name.startswith("classifier.")}
 
 
-def test_groups_are_those_of_the_trainer(tmp_path):
-    model = bert()
+def swin():
+    size = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
+    return transformers.SwinForImageClassification(transformers.SwinConfig(**size))
+
+
+def convnext():  # layer scales
+    config = transformers.ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
+    return transformers.ConvNextForImageClassification(config)
+
+
+def t5():  # relative biases, its own RMSNorm
+    size = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**size))
+
+
+@pytest.mark.parametrize("build", [bert, swin, convnext, t5])
+def test_groups_are_those_of_the_trainer(build, tmp_path):
+    model = build()
     its = trainer(tmp_path, model, optimizer_cls_and_kwargs=(torch.optim.AdamW, {})).create_optimizer()
     groups = parameter_groups(model, weight_decay=0.3)
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
