@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,11 @@ OPTIONAL = ("torchopt", "triton", "numba", "matplotlib", "timm", "transformers")
 
 def measure(rounds: int) -> dict[str, Any]:
     def once() -> tuple[float, float, list[str]]:
-        done = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", CODE], env=environment, check=True, capture_output=True, text=True)
         return json.loads(done.stdout)
 
+    # An installed package has its bytecode.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     once()  # files are in the page cache, bytecode is written
     runs = [once() for _ in range(rounds)]
     torch_seconds, seconds, modules = zip(*runs, strict=True)
