@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tree
 
-__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "concrete", "to_tensors"]
+__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "concrete", "known", "shown", "to_tensors"]
 
 
 class Domain(NamedTuple):
@@ -81,6 +81,17 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
         raise ValueError(f"{name} must lie in {domain}, got {value}")
 
 
+def known(x: Tensor) -> float | None:
+    """The number of a 0-d tensor, where it is concrete."""
+    return x.item() if concrete(x) else None
+
+
+def shown(value: Any) -> str:
+    """A value in an error: as it is where that is short."""
+    text = repr(value)
+    return text if len(text) < 80 else f"an object of the class {type(value).__name__}"
+
+
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
@@ -92,7 +103,7 @@ def to_tensors(**values: Any) -> dict[str, Any]:
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
     """
     if "betas" in values and (not isinstance(values["betas"], (tuple, list)) or len(values["betas"]) != 2):
-        raise ValueError(f"betas must be a pair (beta1, beta2), got {values['betas']!r}")
+        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(values['betas'])}")
     for name, value in values.items():
         for leaf in tree.leaves(value):
             check_number(name, leaf)

@@ -44,6 +44,11 @@ def history(path: str | os.PathLike[str], field: str = "radius") -> tuple[list[i
         for row in rows:
             if None in row or None in row.values():
                 continue
+            if not row["step"].isdecimal():
+                raise ValueError(
+                    f"{os.fspath(path)}, line {rows.line_num}: step must be a number, got {row['step']!r}; hft.watch "
+                    "writes such files"
+                )
             step = int(row["step"])
             if known and step < next(reversed(known)):
                 known = {earlier: layers for earlier, layers in known.items() if earlier < step}
@@ -67,11 +72,13 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: values that are not ``len(steps)`` times ``len(layers)`` numbers.
+        ValueError: values that are not ``len(steps)`` times ``len(layers)`` numbers; no steps or no layers.
     """
     figure = _figure(8, 2 + 0.06 * len(layers))
     from matplotlib.colors import LogNorm
 
+    if not steps or not layers:
+        raise ValueError(f"there is nothing to draw: {len(steps)} steps of {len(layers)} layers")
     table = torch.as_tensor(values, dtype=torch.float64)
     if table.shape != (len(steps), len(layers)):
         raise ValueError(f"values must be {len(steps)} steps of {len(layers)} layers, got {tuple(table.shape)}")
@@ -101,7 +108,10 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distanc
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: no layer has the field.
+        TypeError: another thing than :func:`hyperopt_ftp.measure` gives.
     """
+    if not isinstance(measured, Mapping) or not all(isinstance(layer, Mapping) for layer in measured.values()):
+        raise TypeError("measured must be what hft.measure(opt) gives: a dict of numbers for each layer")
     shown = {str(name): layer[field] for name, layer in measured.items() if field in layer}
     if not shown:
         fields = sorted({f for layer in measured.values() for f in layer})

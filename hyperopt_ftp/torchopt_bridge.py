@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .hparams import as_tensor, complete, concrete
 from .optimizers.leafwise import no_steps
-from .types import Optimizer
+from .types import Optimizer, check_optimizer
 
 __all__ = ["from_torchopt", "to_torchopt"]
 
@@ -45,6 +45,11 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
     >>> opt.update(torch.ones(2), opt.init(w), w)[0]
     tensor([0.5000, 0.5000])
     """
+    if not callable(factory):
+        raise TypeError(
+            f"factory must be a function such as torchopt.adam, got a {type(factory).__name__}; give the function and "
+            "its arguments apart: from_torchopt(torchopt.adam, lr=0.1)"
+        )
     given = {
         n: p.default for n, p in inspect.signature(factory).parameters.items() if p.default is not p.empty
     } | hparams
@@ -111,6 +116,7 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     >>> updates["w"]
     tensor([-0.6000, -0.8000])
     """
+    check_optimizer("optimizer", optimizer)
     from torchopt.base import GradientTransformation
 
     def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:

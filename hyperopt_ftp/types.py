@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["HParams", "Optimizer", "Params", "State"]
+__all__ = ["HParams", "Optimizer", "Params", "State", "check_optimizer"]
 
 Params = Any  #: any pytree of floating-point tensors (a dict of names is usual)
 State = Any  #: a pytree of tensors that belongs to one optimizer
@@ -58,3 +58,15 @@ class Optimizer(NamedTuple):
     hparams: HParams
     start: StartFn | None = None
     settle: SettleFn | None = None
+
+
+def check_optimizer(name: str, value: Any) -> None:
+    """``TypeError`` unless ``value`` has what an :class:`Optimizer` has."""
+    if all(hasattr(value, part) for part in ("init", "update", "hparams")):
+        return
+    title = getattr(value, "__name__", None)
+    got = f"{title} itself: call it" if title else f"an object of the class {type(value).__name__}"
+    raise TypeError(
+        f"{name} must be a pure optimizer such as hft.adam(lr=1e-3), got {got} (the classes of torch.optim, and those "
+        "of this package like them, are not pure)"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hparams import Domain, check_number, to_tensors
+from .hparams import DOMAINS, Domain, check_number, to_tensors
 from .optimizers.adam import adam
 from .tree import working
 
@@ -86,7 +86,7 @@ def learned_wise(
         The mixed weights and the shares by name.
 
     Raises:
-        ValueError: as :func:`wise`, or a strength_lr outside its domain.
+        ValueError: as :func:`wise`, or a strength_lr outside its domain, or no batches.
         TypeError: as :func:`wise`, or statistics that are one string.
 
     >>> import torch, hyperopt_ftp as hft
@@ -97,6 +97,7 @@ def learned_wise(
     """
     shared = _shared(weights, anchor)
     check_number("strength", strength, _SHARE)
+    check_number("strength_lr", strength_lr, DOMAINS["lr"])
     step = adam(**to_tensors(lr=strength_lr))
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
@@ -122,6 +123,8 @@ def learned_wise(
         slopes = torch.func.grad(lambda s, b=batch, rest=held: outer_loss(mixed({**s, **rest}), b))(shares)
         shares, state = step.update(slopes, state, shares)
         shares = {name: s.clamp(0, 1) for name, s in shares.items()}
+    if int(state.step) == 0:
+        raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
     shares = whole(shares)
     return {name: _copy(w) for name, w in mixed(shares).items()}, shares
 

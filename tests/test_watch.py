@@ -36,6 +36,10 @@ def ftp(model: nn.Module) -> hft.FTPAdamW:
     return hft.FTPAdamW(model.named_parameters(), lr=0.1, radius_lr=0.1, exclude="2.bias", foreach=True)
 
 
+def descent() -> hft.HypergradientDescent:
+    return hft.HypergradientDescent(torch.optim.SGD([torch.ones(1)], lr=0.1))
+
+
 def test_measured_numbers_are_those_of_the_weights():
     def mars_sp(m):
         return hft.MARSSP(torch.optim.SGD(m.named_parameters(), lr=0.1), radius=0.2, exclude="2.bias")
@@ -209,6 +213,10 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
         (lambda o, f: hft.watch(o, f / "x.csv", first=-1), ValueError, "first must be a number of steps, .* 0, got -1"),
         (lambda o, f: hft.watch(o, f / "x.csv", first="7"), ValueError, "first must be a number of steps, .* got '7'"),
         (lambda o, f: hft.watch(o, f / "no" / "x.csv"), ValueError, "there is no folder .*no for x.csv; make it first"),
+        (lambda o, f: hft.measure(descent()), TypeError, "measure: HypergradientDescent holds nothing .* param_groups"),
+        (lambda o, f: plot.history(f / "rows.csv"), ValueError, "rows.csv, line 2: step must be a number, got 'foo'"),
+        (lambda o, f: plot.distances({"w": 1.0}), TypeError, r"measured must be what hft.measure\(opt\) gives"),
+        (lambda o, f: plot.radii([], [], []), ValueError, "there is nothing to draw: 0 steps of 0 layers"),
         (lambda o, f: hft.watch(o, 3), TypeError, "to must be the path of a CSV file, .* got int"),
         (lambda o, f: hft.watch(torch.optim.SGD([torch.ones(1)]), f), TypeError, "such as FTPAdamW, got SGD"),
         (lambda o, f: hft.measure(torch.optim.SGD([torch.ones(1)])), TypeError, "such as FTPAdamW, got SGD"),
@@ -223,6 +231,7 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
 )  # fmt: skip
 def test_wrong_arguments_are_refused(act, error, text, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "rows.csv").write_text("step,layer,radius\nfoo,w,1\n")
     with pytest.raises(error, match=text):
         act(training(ftp, 0)[1], tmp_path)
 

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_choice
-from ..types import Optimizer, Params, State
+from ..types import Optimizer, Params, State, check_optimizer
 from . import paths
 from .constrain import Constraints
 from .hypergradient import check_hparams, hypergradient
-from .inner import Strategy
+from .inner import Strategy, check_object
 
 __all__ = ["BilevelState", "Record", "bilevel"]
 
 
 class BilevelState(NamedTuple):
-    """Everything that a run goes on from; a pytree of tensors, to be saved with ``torch.save``."""
+    """Everything that a run goes on from; a pytree of tensors, saved as docs/checkpoints.md shows."""
 
     step: Tensor  # shape (), int64: outer steps done
     params: Params
@@ -100,9 +100,16 @@ def bilevel(
     for name, steps in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"{name} must be a number of steps >= 1, got {steps!r}")
+    check_optimizer("optimizer", optimizer)
+    check_optimizer("by", by)
+    check_object(strategy)
+    if state is not None and not isinstance(state, BilevelState):
+        hint = "; pass record.state" if isinstance(state, Record) else ""
+        raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
     full = check_hparams(optimizer, hparams)
     names = paths.normalise(over, full)
     constraints = Constraints(names, constrain)
+    constraints.check(paths.select(full, names) if state is None else state.tuned)
     if state is None:
         tuned = paths.select(full, names)
         own = {name: value for name, value in full.items() if name in optimizer.hparams}

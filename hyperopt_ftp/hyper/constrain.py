@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import DOMAINS, Domain
+from ..hparams import DOMAINS, Domain, known
 
 __all__ = ["Constraints"]
 
@@ -26,6 +27,8 @@ class Constraints:
     """
 
     def __init__(self, names: tuple[str, ...], given: Mapping[str, str] | None) -> None:
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"constrain must be a dict by hyperparameter, such as {{'lr': 'log'}}, got {given!r}")
         given = {} if given is None else dict(given)
         unknown = sorted(given.keys() - set(names))
         if unknown:
@@ -39,6 +42,20 @@ class Constraints:
             if kind == "log" and domain is not None and domain.low != 0:
                 raise ValueError(f"constrain of {name!r}: 'log' is for positive values, its domain is {domain}")
         self._kinds = {name: given.get(name, "clip") for name in names}
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Whether the maps can take the first values, where these are known."""
+        for name, value in values.items():
+            kind = self._kinds[name]
+            least, most = 0.0, {"log": math.inf, "logit": 1.0}.get(kind, math.nan)
+            numbers = [known(x) for x in tree.leaves(value)] if kind != "clip" else []
+            wrong = [x for x in numbers if x is not None and not least < x < most]
+            if wrong:
+                where = "above 0" if kind == "log" else "in (0, 1)"
+                raise ValueError(
+                    f"constrain of {name!r}: {kind!r} needs a first value {where}, got {wrong[0]:g}; start there, "
+                    "or use 'clip'"
+                )
 
     def free(self, values: dict[str, Any]) -> dict[str, Any]:
         """x as u."""

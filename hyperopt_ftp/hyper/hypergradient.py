@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import tree
 from ..hparams import as_tensor, complete, concrete
 from ..optimizers.leafwise import check_params
-from ..types import HParams, Optimizer, Params, State
+from ..types import HParams, Optimizer, Params, State, check_optimizer
 from . import paths
-from .inner import Inner, Strategy
+from .inner import Inner, Strategy, check_object
 from .unroll import Unroll
 
 __all__ = ["hypergradient"]
@@ -69,7 +69,9 @@ def hypergradient(
     >>> {name: bool(g < 0) for name, g in grads.items()}
     {'lr': True, 'weight_decay': False}
     """
+    check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
+    check_object(strategy)
     if not hasattr(strategy, "through_steps"):
         raise TypeError(
             f"strategy must have a method through_steps(inner, tuned), as Unroll, Forward and Implicit do; "

@@ -67,6 +67,11 @@ class Strategy(Protocol):
         ...
 
 
+def check_object(strategy: Any) -> None:
+    if isinstance(strategy, type):
+        raise TypeError(f"strategy must be an object, got the class {strategy.__name__}; write {strategy.__name__}()")
+
+
 def check_scalar(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

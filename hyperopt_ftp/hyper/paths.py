@@ -9,14 +9,15 @@ __all__ = ["merge", "normalise", "select"]
 
 def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
     """``over`` as a tuple of paths into ``hparams``; a ``ValueError`` names what exists when one does not."""
-    names = (over,) if isinstance(over, str) else tuple(over)
+    names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, (tuple, list)) else ()
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {over!r}")
+        got = repr(over) if isinstance(over, (str, tuple, list)) and len(repr(over)) < 80 else type(over).__name__
+        raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {got}")
     for name in names:
         try:
             _get(hparams, name)
         except KeyError:
-            raise ValueError(f"over names {name!r}, but the hyperparameters are {_names(hparams)}") from None
+            raise ValueError(f"over names {name!r}, but {_there(hparams, name)}") from None
     nested = [(a, b) for a in names for b in names if a != b and b.startswith(a + ".")]
     if nested or len(set(names)) < len(names):
         raise ValueError(f"over names a hyperparameter twice: {nested or names}")
@@ -58,6 +59,20 @@ def _set(tree: Any, path: str, value: Any) -> Any:
     if isinstance(tree, dict):
         return {**tree, key: new}
     return type(tree)([*tree[:key], new, *tree[key + 1 :]])
+
+
+def _there(hparams: Any, path: str) -> str:
+    """What there is where a path first goes wrong."""
+    begin, rest, tree = "", path, hparams
+    while True:
+        try:
+            key, after = _step(tree, rest)
+        except KeyError:
+            break
+        begin, rest, tree = f"{begin}{key}.", after, tree[key]
+    inside = list(tree) if isinstance(tree, dict) else list(range(len(tree))) if isinstance(tree, (tuple, list)) else []
+    names = [f"{begin}{name}" for name in inside]
+    return f"{begin[:-1]!r} has {names or 'no parts'}" if begin else f"the hyperparameters are {_names(hparams)}"
 
 
 def _names(hparams: Any, prefix: str = "") -> list[str]:

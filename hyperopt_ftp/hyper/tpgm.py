@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import to_tensors
+from ..hparams import check_number, to_tensors
 from ..optimizers.adam import adam
 from ..optimizers.projected import anchors, check_anchor
 from ..projections import FLOOR, project, row_norm
@@ -72,7 +72,7 @@ def tpgm(
         The projected weights and the radii by path.
 
     Raises:
-        ValueError: an anchor that does not fit, a radius_lr outside its domain.
+        ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
     Deviation: a radius starts at half the smallest row norm, as in the authors' code; the paper leaves it open.
 
@@ -83,6 +83,7 @@ def tpgm(
     >>> round(radii["w"].item(), 1)
     1.0
     """
+    check_number("radius_lr", radius_lr)
     fixed = anchors(anchor)
     radii = tpgm_radius(params, anchor, norm)
     step = adam(**to_tensors(lr=radius_lr))
@@ -99,4 +100,6 @@ def tpgm(
         slopes = torch.func.grad(lambda r, b=batch: outer_loss(projected(r), b))(radii)
         radii, state = step.update(slopes, state, radii)
         radii = {name: r.clamp(min=FLOOR) for name, r in radii.items()}
+    if int(state.step) == 0:
+        raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
     return projected(radii), radii

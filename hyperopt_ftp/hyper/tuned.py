@@ -11,9 +11,10 @@ from torch import Tensor
 from .. import tree
 from ..hparams import complete
 from ..optimizers.leafwise import no_steps
-from ..types import Optimizer
+from ..types import Optimizer, check_optimizer
 from . import paths
 from .constrain import Constraints
+from .inner import check_object
 from .one_step import GradientStrategy, OneStep, Previous
 
 __all__ = ["TunedState", "hyper"]
@@ -64,8 +65,9 @@ def hyper(
         params and gradients once: for AdamW 6 parameter-sized tensors, 4 more than AdamW has.
 
     Raises:
-        ValueError: ``over`` names what is not a hyperparameter, or one that ``base`` already tunes.
-        TypeError: a strategy that needs the loss.
+        ValueError: ``over`` names what is not a hyperparameter, or one that ``base`` already tunes; at ``init``, a
+            first value that ``"log"`` or ``"logit"`` cannot take.
+        TypeError: a strategy that needs the loss; a ``base`` or ``by`` that is not pure.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.hyper(hft.sgd(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
@@ -75,7 +77,10 @@ def hyper(
     >>> bool(state.tuned["lr"] > 0.01), bool(state.by.tuned["lr"] > 1e-3)
     (True, True)
     """
+    check_optimizer("base", base)
+    check_optimizer("by", by)
     strategy = OneStep() if strategy is None else strategy
+    check_object(strategy)
     if not hasattr(strategy, "pullback"):
         raise TypeError(
             f"hyper runs strategies that need gradients alone, such as OneStep(); {type(strategy).__name__} has no "
@@ -92,6 +97,7 @@ def hyper(
         h = complete(hparams, default)
         first = base.start(params, h["base"]) if base.start else h["base"]
         tuned = paths.select(first, names)
+        constraints.check(tuned)
         state = base.init(params, first)
         nothing = tree.map_tree(torch.zeros_like, params)
         return TunedState(

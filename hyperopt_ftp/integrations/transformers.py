@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..hparams import check_number
-from ..torch_optim import FTPAdamW
+from ..torch_optim import FTPSGD, FTPAdamW
 
 __all__ = ["optimizer_cls_and_kwargs", "parameter_groups"]
 
@@ -37,6 +37,8 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
     [(0.01, ['weight']), (0.0, ['bias'])]
     """
     check_number("weight_decay", weight_decay)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parameter_groups takes the model, got {type(model).__name__}")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ValueError(
@@ -70,8 +72,9 @@ def optimizer_cls_and_kwargs(
         options: keywords of ``build``: ``lr``, ``exclude``, ...
 
     Raises:
-        TypeError: ``build`` is not callable, ``weight_decay`` is no number.
-        ValueError: a ``weight_decay`` that is not finite. What ``build`` raises comes when the training starts.
+        TypeError: ``build`` is not callable, or a module; ``weight_decay`` is no number; ``model`` is no module.
+        ValueError: no ``lr`` for our classes, a ``weight_decay`` that is not finite. What ``build`` raises comes when
+            the training starts.
 
     >>> make, options = optimizer_cls_and_kwargs(lr=1e-4, exclude="1.*")
     >>> opt = make()(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), **options)  # as the Trainer does
@@ -79,11 +82,14 @@ def optimizer_cls_and_kwargs(
     [[True, False], [True, False]]
     """
     check_number("weight_decay", weight_decay)
-    if not callable(build):
+    if not callable(build) or isinstance(build, nn.Module):
         raise TypeError(
             f"build must be a class or a function that makes an optimizer of parameter groups, got a "
             f"{type(build).__name__}; an optimizer that exists goes into Trainer(optimizers=(optimizer, None))"
         )
+
+    if build in (FTPAdamW, FTPSGD) and "lr" not in options:
+        raise ValueError("give lr: the learning_rate of TrainingArguments is not seen here")
 
     def of(model: nn.Module, **options: Any) -> Optimizer:
         return build(parameter_groups(model, weight_decay), **options)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import complete, to_tensors
-from ..types import Optimizer
+from ..types import Optimizer, check_optimizer
 from .leafwise import no_steps, safe_sqrt
 
 __all__ = ["ScheduledState", "anneal", "clipped", "extended", "scheduled"]
@@ -129,6 +129,7 @@ def extended(hparams: Any, base: Optimizer, own: dict[str, Any]) -> tuple[dict[s
 
 
 def check_new_names(base: Optimizer, own: dict[str, Any]) -> None:
+    check_optimizer("base", base)
     both = sorted(own.keys() & base.hparams.keys())
     if both:
         raise ValueError(f"the optimizer already has the hparams {both}; wrap it only once")

@@ -104,6 +104,8 @@ def projected(
 def anchors(anchor: Any) -> dict[str, Tensor]:
     """The constrained tensors' anchors by path."""
     fixed = tree.by_path(anchor)
+    if anchor is None:
+        raise TypeError("anchor must be the weights to stay near, a tensor or a tree of tensors, got None")
     for name, value in fixed.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             what = value.dtype if isinstance(value, Tensor) else type(value).__name__

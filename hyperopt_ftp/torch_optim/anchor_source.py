@@ -98,7 +98,7 @@ class AnchorSource:
         if extra:
             raise ValueError(
                 f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
-                "as it is, or parameters only: {n: weights[n] for n, _ in model.named_parameters()}"
+                "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}"
             )
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:

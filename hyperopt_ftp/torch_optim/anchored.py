@@ -16,10 +16,14 @@ from .anchor_source import AnchorSource
 from .checks import (
     check_checkpoint,
     check_dtype,
+    check_group_options,
+    check_maker,
     check_order,
     check_params,
     check_shapes,
     check_state,
+    is_number,
+    listed,
 )
 from .names import Exclude
 
@@ -36,6 +40,7 @@ class Anchored(torch.optim.Optimizer):
 
     HELD: ClassVar[tuple[str, ...]] = ()  #: state of a constrained parameter, all or none, beside its anchor
     WHOLE: ClassVar[frozenset[str]] = frozenset()  #: those of them that have the shape of the weights
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  #: group entries that are the class's own, and not its base's
     NUMBERS: ClassVar[tuple[str, ...]] = ()  #: group entries that are checked against their domains
     COUNTS: ClassVar[frozenset[str]] = frozenset()  #: state that counts steps
     _OWN: ClassVar[frozenset[str]] = frozenset({"anchor"})  #: state that this class reads, and not another base
@@ -50,7 +55,7 @@ class Anchored(torch.optim.Optimizer):
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
         self._exclude = Exclude(exclude)
-        super().__init__(params, defaults)
+        super().__init__(listed(type(self).__name__, params), defaults)
         self._exclude.check_all_matched(self._names())
         self._anchor.check_no_extra(self._names())
         # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
@@ -64,6 +69,14 @@ class Anchored(torch.optim.Optimizer):
         ``"triton"``.
         """
         return self._ran[0]
+
+    def _title(self) -> str:
+        """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
+        return next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
+
+    def _base_options(self) -> list[str]:
+        """Hyperparameters of the base, which a checkpoint of the base alone has too."""
+        return [name for name, value in self.defaults.items() if is_number(value) and name not in self.OPTIONS]
 
     def _pick(self, group: dict[str, Any]) -> str:
         """The execution of a group."""
@@ -92,6 +105,7 @@ class Anchored(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        check_group_options(group, [*self.defaults, "made_by"])
         check_params(group["params"], "param_names" in group, self._names())
         self._check_options(group)
         self._check_weights(group)
@@ -100,7 +114,7 @@ class Anchored(torch.optim.Optimizer):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
         self._anchor.check(names, group["params"], constrained)
-        group["constrained"] = constrained
+        group["constrained"], group["made_by"] = constrained, self._title()
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
@@ -237,7 +251,8 @@ class Anchored(torch.optim.Optimizer):
         if "_loading" in self.__dict__:
             self._restore(state, self._loading)
             for old, new in zip(self.param_groups, state["param_groups"], strict=True):
-                for key in (*self.defaults, "constrained"):  # absent in a checkpoint of the plain base optimizer
+                check_maker(new, self._title(), self._base_options())
+                for key in (*self.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
                     if key in old:
                         new.setdefault(key, old[key])
                 for key in ("foreach", "fused"):  # of this machine and these tensors, not of the run
@@ -256,11 +271,6 @@ class Anchored(torch.optim.Optimizer):
                 for p, name, constrained in zip(new["params"], names, flags, strict=True):
                     found = state["state"].get(p, {})
                     check_state(p, name, found, self._shapes(p, new), self._needed(new), self._OWN, self.COUNTS)
-                    if constrained and not self._begun(found) and found.keys() & {"anchor", "anchor_fingerprint"}:
-                        raise ValueError(
-                            f"the checkpoint's state of {name!r} has an anchor and no {self.HELD[-1]}: another class "
-                            f"made it, load it there; this is {type(self).__name__}"
-                        )
                     if constrained and self._begun(found):
                         self._anchor.restore(p, name, found, self.state.get(p, {}))
             self._check_base(state)

@@ -21,7 +21,6 @@ class Around(Anchored):
     Groups and state are shared with ``base``: LR schedulers and ``state_dict`` work on the wrapper.
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  #: group entries that are the wrapper's own
     KEPT: ClassVar[tuple[str, ...]] = (*Anchored.KEPT, "base", "_base_columns", "_waiting")
 
     def __init__(
@@ -52,6 +51,9 @@ class Around(Anchored):
     def _share(self, state: Any) -> None:
         self.base.param_groups = self.param_groups
         self.state = self.base.state = self._shared = state
+
+    def _title(self) -> str:
+        return f"{super()._title()}({type(self.base).__name__})"
 
     def _append_group(self, group: dict[str, Any]) -> None:
         if self.param_groups is not self.base.param_groups:  # under construction

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,10 +18,14 @@ __all__ = [
     "check_checkpoint",
     "check_dtype",
     "check_flags",
+    "check_group_options",
+    "check_maker",
     "check_order",
     "check_params",
     "check_shapes",
     "check_state",
+    "is_number",
+    "listed",
 ]
 
 #: Dtypes of weights and anchors.
@@ -37,6 +42,50 @@ def check_flags(group: dict[str, Any], flags: Sequence[str], optional: Sequence[
 
 
 # -- parameters -----------------------------------------------------------------------------------------------------
+
+
+def listed(title: str, params: Any) -> Any:
+    """Parameters as torch takes them, but a generator as a list; what is no such thing is said by name."""
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"{title} takes parameters, got a {type(params).__name__}; pass model.named_parameters()")
+    if callable(params) and not isinstance(params, Tensor):
+        raise TypeError(f"{title} takes parameters, got a function; call it: model.named_parameters()")
+    if not isinstance(params, Iterator):
+        return params
+    found = list(params)
+    if not found:
+        raise ValueError(f"{title}: there are no parameters; a generator is empty after its first use, make it anew")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Also a pair of them, or a tensor; not a flag."""
+    if isinstance(value, tuple):
+        return bool(value) and all(map(is_number, value))
+    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+
+
+def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
+    """A misspelt option would count for nothing. Schedulers and others put keys of their own into a group."""
+    for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
+        if key in ("exclude", "anchor"):
+            raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
+        close = get_close_matches(str(key), [*known, "constrained"], 1, 0.85)
+        if close and key != "constrained":
+            raise ValueError(f"a group has the option {key!r}, which nothing reads; do you mean {close[0]!r}?")
+
+
+def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
+    """A loaded group was made by the optimizer that loads it, or by its base alone."""
+    there = group.get("made_by")
+    if there not in (None, here):
+        raise ValueError(f"{there} made the checkpoint, and this is {here}; load it into what made it")
+    missing = sorted(set(base_options) - group.keys())
+    if missing:
+        raise ValueError(
+            f"the options of the checkpoint lack {', '.join(missing)}, which {here} needs: it is damaged, or of "
+            "another optimizer"
+        )
 
 
 def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..hparams import check_number
+from ..hparams import check_number, shown
 from ..kernels.layers import AdamW
 from ..tree import working
 from .anchor_source import AnchorSource
@@ -120,7 +120,7 @@ class FTPAdamW(Native):
     def _check_options(self, group: dict[str, Any]) -> None:
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be a pair (beta1, beta2), got {betas!r}")
+            raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
         for beta in betas:
             check_number("betas", beta)
         super()._check_options(group)

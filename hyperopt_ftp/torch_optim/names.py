@@ -69,5 +69,8 @@ class Exclude:
         missed = [entry for k, entry in enumerate(self.entries) if k not in self._matched]
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
+            above = {str(name)[:i] for name in names for i, letter in enumerate(str(name)) if letter == "."}
+            hints = [f"{entry}.*" for entry in missed if isinstance(entry, str) and entry in above]
+            hint = f"; do you mean {hints}?" if hints else ""
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)[:20]}{more}")
+            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)[:20]}{more}{hint}")

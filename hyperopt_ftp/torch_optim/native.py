@@ -22,6 +22,7 @@ class Native(Balls):
     """Base of :class:`FTPAdamW` and :class:`FTPSGD`: a step is one call of the picked execution."""
 
     COUNTS: ClassVar[frozenset[str]] = frozenset({"step", "radius_step", "momentum_start"})
+    OPTIONS: ClassVar[tuple[str, ...]] = ("radius_lr", "kappa", "norm", "gradient", "lean")
     FLAGS: ClassVar[tuple[str, ...]] = ("maximize", "capturable", "lean")  #: group entries that must be bools
 
     def __init__(self, params: Any, defaults: dict[str, Any], exclude: Any, anchor: AnchorSource) -> None:

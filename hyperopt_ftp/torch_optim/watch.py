@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..kernels import sharded
 from ..tree import working
 from .anchored import Anchored, floats
+from .hypergradient_descent import HypergradientDescent
 
 __all__ = ["FIELDS", "measure", "watch"]
 
@@ -124,6 +125,8 @@ def _anchored(caller: str, optimizer: Any) -> Anchored:
     found = optimizer
     while found is not None and not isinstance(found, Anchored):
         found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
+    if isinstance(found, HypergradientDescent):
+        raise TypeError(f"{caller}: HypergradientDescent holds nothing near an anchor; its lr is in param_groups")
     if found is None:
         raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
     return found

@@ -157,6 +157,13 @@ def test_frozen_parameters_are_left_out():
         (lambda: parameter_groups(nn.ReLU()), ValueError, "the ReLU has no parameter that requires a gradient; set"),
         (lambda: optimizer_cls_and_kwargs(weight_decay=float("nan")), ValueError, "weight_decay must lie in"),
         (
+            lambda: optimizer_cls_and_kwargs(exclude="a"),
+            ValueError,
+            "give lr: the learning_rate of TrainingArguments is",
+        ),
+        (lambda: optimizer_cls_and_kwargs(nn.Linear(2, 2), lr=1.0), TypeError, "build must be a class .* got a Linear"),
+        (lambda: parameter_groups(nn.Linear(2, 2).parameters()), TypeError, "takes the model, got generator"),
+        (
             lambda: optimizer_cls_and_kwargs(torch.optim.SGD(nn.Linear(2, 2).parameters())),
             TypeError,
             r"got a SGD; an optimizer that exists goes into Trainer\(optimizers=",

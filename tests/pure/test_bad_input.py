@@ -83,10 +83,97 @@ def test_ftp_options():
         hft.scheduled(hft.sgd(), rate=lambda t: t)
 
 
-@pytest.mark.parametrize("over", ["rate", ("lr", "rate"), "betas.0", "lr.x"])
-def test_over_names_what_does_not_exist(over):
-    with pytest.raises(ValueError, match="over names .* but the hyperparameters are .*'lr'"):
-        hft.hyper(hft.sgd(), by=hft.sgd(), over=over)
+@pytest.mark.parametrize(
+    ("over", "text"),
+    [
+        ("rate", "over names 'rate', but the hyperparameters are .*'lr'"),
+        (("lr", "rate"), "over names 'rate', but the hyperparameters are .*'lr'"),
+        ("betas.2", r"over names 'betas.2', but 'betas' has \['betas.0', 'betas.1'\]"),
+        ("lr.x", "over names 'lr.x', but 'lr' has no parts"),
+        (3, "over must name at least one hyperparameter of .*'lr'.*, got int"),
+        (hft.sgd(), "over must name at least one hyperparameter of .*'lr'.*, got Optimizer"),
+    ],
+)
+def test_over_names_what_does_not_exist(over, text):
+    with pytest.raises(ValueError, match=text):
+        hft.hyper(hft.adam(), by=hft.sgd(), over=over)
+
+
+def steps(opt: hft.Optimizer, **options):
+    return hft.bilevel(
+        opt, options.pop("by", hft.sgd()), "lr", lambda p, x: p["w"].sum(), lambda p, x: p["w"].sum(), W, [0], [0],
+        inner_steps=1, outer_steps=1, **options,
+    )  # fmt: skip
+
+
+TORCHS = torch.optim.SGD([torch.ones(1)])
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (
+            lambda: hft.hyper(TORCHS, by=hft.sgd(), over="lr"),
+            "base must be a pure optimizer .*, got an object of .* SGD",
+        ),
+        (
+            lambda: hft.hyper(hft.sgd(), by=hft.adam, over="lr"),
+            "by must be a pure optimizer .*, got adam itself: call it",
+        ),
+        (lambda: hft.ftp(hft.FTPAdamW, W), "base must be .* got FTPAdamW itself: call it .* those of this package"),
+        (lambda: hft.clipped(TORCHS, 1.0), "base must be a pure optimizer"),
+        (lambda: hft.l2sp(TORCHS, W), "base must be a pure optimizer"),
+        (lambda: steps(TORCHS), "optimizer must be a pure optimizer"),
+        (lambda: steps(hft.sgd(), by=TORCHS), "by must be a pure optimizer"),
+        (lambda: hft.to_torchopt(TORCHS), "optimizer must be a pure optimizer"),
+        (
+            lambda: hft.from_torchopt(hft.sgd()),
+            "factory must be a function .* got a Optimizer; give the function and its",
+        ),
+        (lambda: steps(hft.sgd(), strategy=hft.Unroll), r"got the class Unroll; write Unroll\(\)"),
+        (lambda: hft.hyper(hft.sgd(), by=hft.sgd(), over="lr", strategy=hft.OneStep), r"write OneStep\(\)"),
+        (lambda: steps(hft.sgd(), constrain="log"), r"constrain must be a dict .* such as \{'lr': 'log'\}, got 'log'"),
+        (
+            lambda: steps(hft.sgd(), state=next(steps(hft.sgd()))),
+            "state must be the BilevelState .* Record; pass record.state",
+        ),
+        (lambda: steps(hft.sgd(), state={}), "state must be the BilevelState of an earlier record, got dict$"),
+        (lambda: hft.ftp(hft.sgd(), None), "anchor must be the weights to stay near, .* got None"),
+    ],
+)
+def test_things_of_another_kind(act, text):
+    with pytest.raises(TypeError, match=text):
+        act()
+
+
+@pytest.mark.parametrize(
+    ("over", "kind", "base", "text"),
+    [
+        (
+            "momentum",
+            "log",
+            hft.sgd(),
+            "constrain of 'momentum': 'log' needs a first value above 0, got 0; start there",
+        ),
+        ("lr", "log", hft.sgd(lr=0.0), "needs a first value above 0, got 0"),
+        ("betas", "logit", hft.adam(betas=(0.0, 0.9)), r"'logit' needs a first value in \(0, 1\), got 0"),
+    ],
+)
+def test_a_first_value_that_its_map_cannot_take(over, kind, base, text):
+    tuned = hft.hyper(base, by=hft.sgd(), over=over, constrain={over: kind})
+    with pytest.raises(ValueError, match=text):
+        tuned.init(W)
+    with pytest.raises(ValueError, match=text):
+        hft.bilevel(
+            base, hft.sgd(), over, None, None, W, [0], [0], inner_steps=1, outer_steps=1, constrain={over: kind}
+        )
+
+
+def test_tpgm_needs_batches():
+    with pytest.raises(ValueError, match="batches is empty, or an iterator that has been read before"):
+        hft.tpgm(W, {"w": torch.zeros_like(W["w"])}, lambda p, x: p["w"].sum(), iter([]))
+    with pytest.raises(ValueError, match="radius_lr must lie in"):
+        hft.tpgm(W, W, lambda p, x: p["w"].sum(), [0], radius_lr=-1.0)
 
 
 def test_over_and_strategies():

@@ -90,15 +90,24 @@ DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu',
 DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
 EXTRA = (
     "are not parameters of this optimizer; pass module.state_dict() as it is, or parameters only: "
-    "{n: weights[n] for n, _ in model.named_parameters()}"
+    "{n: p.detach().clone() for n, p in model.named_parameters()}"
 )
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 BESIDE = "for 16-bit weights the deviation is the master copy"
 
 PARAMETERS = [
     Row("no parameters", lambda s: s.make([]), ValueError, "optimizer got an empty parameter list", torch=True),
+    Row("a generator of parameters that was used before", lambda s: s.make(iter(())), ValueError,
+        "FTPAdamW: there are no parameters; a generator is empty after its first use, make it anew", (ADAMW,)),
     Row("the model for its parameters", lambda s: s.make(s.net), TypeError,
-        "optimizer can only optimize Tensors, but one of the params is", torch=True),
+        "FTPAdamW takes parameters, got a Sequential; pass model.named_parameters()", (ADAMW,)),
+    Row("the model for the base", lambda s: hft.FTP(s.net), TypeError, f"{WRAPS} Sequential", (FTP,)),
+    Row("the method for the parameters", lambda s: s.make(s.net.named_parameters), TypeError,
+        "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
+    Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
+        "a group has the option 'constrain', which nothing reads; do you mean 'constrained'?"),
+    Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
+        "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
         "optimizer can only optimize Tensors, but one of the params is str", torch=True),
     Row("one tensor, not in a list", lambda s: s.make(weight()), TypeError,

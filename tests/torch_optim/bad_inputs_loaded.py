@@ -91,6 +91,14 @@ def around_adam(s: Scene) -> Any:
     return opt
 
 
+def rmsprop(s: Scene) -> dict[str, Any]:
+    other = Scene(s.who)
+    opt = torch.optim.RMSprop(other.net.named_parameters())
+    other.gradients()
+    opt.step()
+    return opt.state_dict()
+
+
 def into_adam(s: Scene) -> None:
     s.opt.load_state_dict(copy.deepcopy(Scene(FTP).begun().state_dict()))
 
@@ -152,10 +160,13 @@ CHECKPOINTS = [
       for what, value, got in (("-3", torch.tensor(-3.0), "-3.0"), ("NaN", torch.tensor(torch.nan), "nan"),
                                ("two numbers", torch.ones(2), "a tensor of shape (2,)"), ("a word", "ten", "str"))),
     other_run("of FTPSGD, for FTPAdamW", (lambda s: s.opt.load_state_dict(Scene(SGD).begun().state_dict()),
-              Scene.begun), ValueError, f"the checkpoint's state {STATE_OF} lacks exp_avg, exp_avg_sq: {DAMAGED}, or "
-              "of another optimizer", (ADAMW,)),
-    other_run("of FTP(SGD), for FTP(Adam)", (into_adam, around_adam), ValueError, "the checkpoint does not suit Adam, "
-              "which cannot load it (KeyError('step')); was it made around another base?", (FTP,)),
+              Scene.begun), ValueError, "FTPSGD made the checkpoint, and this is FTPAdamW; load it into what made it",
+              (ADAMW,)),
+    other_run("of FTP(SGD), for FTP(Adam)", (into_adam, around_adam), ValueError, "FTP(SGD) made the checkpoint, and "
+              "this is FTP(Adam); load it into what made it", (FTP,)),
+    other_run("of torch's RMSprop", (lambda s: s.opt.load_state_dict(rmsprop(s)), Scene.begun), ValueError,
+              "the options of the checkpoint lack betas, which FTPAdamW needs: it is damaged, or of another optimizer",
+              (ADAMW,)),
     load("without anchors, which were not left out", without("anchor"), ValueError,
          f"the checkpoint has no anchor and no fingerprint of one for '0.weight': {DAMAGED}"),
     other_run("of `save_anchor=False`, no anchor given", of(lambda s: s.begun(save_anchor=False, anchor=far(s))),
