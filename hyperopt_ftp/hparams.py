@@ -11,7 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tree
 
-__all__ = ["DOMAINS", "Domain", "check_choice", "check_number", "complete", "concrete", "known", "shown", "to_tensors"]
+__all__ = [
+    "DOMAINS",
+    "Domain",
+    "check_choice",
+    "check_number",
+    "complete",
+    "concrete",
+    "is_number",
+    "known",
+    "shown",
+    "to_tensors",
+]
 
 
 class Domain(NamedTuple):
@@ -79,6 +90,15 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
         raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {type(value).__name__}")
     if not domain.holds(value):
         raise ValueError(f"{name} must lie in {domain}, got {value}")
+
+
+def is_number(value: Any) -> bool:
+    """Also a pair of numbers, or a 0-d tensor; not a flag."""
+    if isinstance(value, tuple):
+        return bool(value) and all(map(is_number, value))
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def known(x: Tensor) -> float | None:

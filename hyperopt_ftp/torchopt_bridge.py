@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .hparams import as_tensor, complete, concrete
+from .hparams import as_tensor, complete, concrete, is_number
 from .optimizers.leafwise import no_steps
 from .types import Optimizer, check_optimizer
 
@@ -53,7 +53,7 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
     given = {
         n: p.default for n, p in inspect.signature(factory).parameters.items() if p.default is not p.empty
     } | hparams
-    numbers = {name: value for name, value in given.items() if _is_number(value)}
+    numbers = {name: value for name, value in given.items() if is_number(value)}
     structure = {name: value for name, value in given.items() if name not in numbers}
     default = {name: tree.map_tree(as_tensor, value) for name, value in numbers.items()}
     title = getattr(factory, "__name__", type(factory).__name__)
@@ -134,14 +134,6 @@ def _warm_up(transformation: Any) -> None:
     """One update on nothing: TorchOpt's momentum remembers in a closure whether it has been called before."""
     nothing = {"": torch.zeros(())}
     transformation.update(nothing, transformation.init(nothing), params=nothing, inplace=False)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return bool(value) and all(_is_number(x) for x in value)
-    if isinstance(value, Tensor):
-        return value.ndim == 0
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _differentiates(factory: Callable[..., Any], structure: dict[str, Any], default: dict[str, Any], name: str) -> bool:

@@ -109,9 +109,9 @@ def bilevel(
     full = check_hparams(optimizer, hparams)
     names = paths.normalise(over, full)
     constraints = Constraints(names, constrain)
-    constraints.check(paths.select(full, names) if state is None else state.tuned)
     if state is None:
         tuned = paths.select(full, names)
+        constraints.check(tuned)
         own = {name: value for name, value in full.items() if name in optimizer.hparams}
         zero = torch.zeros((), dtype=torch.int64)
         state = BilevelState(zero, params, optimizer.init(params, own), tuned, by.init(constraints.free(tuned)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..hparams import shown
+
 __all__ = ["merge", "normalise", "select"]
 
 
@@ -11,8 +13,7 @@ def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
     """``over`` as a tuple of paths into ``hparams``; a ``ValueError`` names what exists when one does not."""
     names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, (tuple, list)) else ()
     if not names or not all(isinstance(name, str) for name in names):
-        got = repr(over) if isinstance(over, (str, tuple, list)) and len(repr(over)) < 80 else type(over).__name__
-        raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {got}")
+        raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {shown(over)}")
     for name in names:
         try:
             _get(hparams, name)

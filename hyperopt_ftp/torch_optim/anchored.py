@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..hparams import check_number
+from ..hparams import check_number, is_number
 from ..kernels import sharded
 from .anchor_source import AnchorSource
 from .checks import (
@@ -22,7 +22,6 @@ from .checks import (
     check_params,
     check_shapes,
     check_state,
-    is_number,
     listed,
 )
 from .names import Exclude
@@ -105,7 +104,7 @@ class Anchored(torch.optim.Optimizer):
         super().add_param_group(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_group_options(group, [*self.defaults, "made_by"])
+        check_group_options(group, [*self.defaults, "constrained", "made_by"])
         check_params(group["params"], "param_names" in group, self._names())
         self._check_options(group)
         self._check_weights(group)

@@ -24,7 +24,6 @@ __all__ = [
     "check_params",
     "check_shapes",
     "check_state",
-    "is_number",
     "listed",
 ]
 
@@ -58,20 +57,13 @@ def listed(title: str, params: Any) -> Any:
     return found
 
 
-def is_number(value: Any) -> bool:
-    """Also a pair of them, or a tensor; not a flag."""
-    if isinstance(value, tuple):
-        return bool(value) and all(map(is_number, value))
-    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-
-
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
     """A misspelt option would count for nothing. Schedulers and others put keys of their own into a group."""
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
         if key in ("exclude", "anchor"):
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
-        close = get_close_matches(str(key), [*known, "constrained"], 1, 0.85)
-        if close and key != "constrained":
+        close = get_close_matches(str(key), known, 1, 0.85)
+        if close:
             raise ValueError(f"a group has the option {key!r}, which nothing reads; do you mean {close[0]!r}?")
 
 

@@ -99,6 +99,14 @@ def rmsprop(s: Scene) -> dict[str, Any]:
     return opt.state_dict()
 
 
+def adam_without_steps(s: Scene) -> dict[str, Any]:
+    saved = copy.deepcopy(around_adam(Scene(s.who)).base.state_dict())
+    for group in saved["param_groups"]:
+        del group["made_by"]
+    saved["state"] = {key: {"exp_avg": state["exp_avg"]} for key, state in saved["state"].items()}
+    return saved
+
+
 def into_adam(s: Scene) -> None:
     s.opt.load_state_dict(copy.deepcopy(Scene(FTP).begun().state_dict()))
 
@@ -164,6 +172,9 @@ CHECKPOINTS = [
               (ADAMW,)),
     other_run("of FTP(SGD), for FTP(Adam)", (into_adam, around_adam), ValueError, "FTP(SGD) made the checkpoint, and "
               "this is FTP(Adam); load it into what made it", (FTP,)),
+    other_run("of a base that lacks its steps", (lambda s: s.opt.load_state_dict(adam_without_steps(s)), around_adam),
+              ValueError, "the checkpoint does not suit Adam, which cannot load it (KeyError('step')); was it made "
+              "around another base?", (FTP,)),
     other_run("of torch's RMSprop", (lambda s: s.opt.load_state_dict(rmsprop(s)), Scene.begun), ValueError,
               "the options of the checkpoint lack betas, which FTPAdamW needs: it is damaged, or of another optimizer",
               (ADAMW,)),
