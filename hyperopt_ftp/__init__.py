@@ -6,11 +6,13 @@ from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit
 from .hyper import OneStep as OneStep
 from .hyper import Unroll as Unroll
+from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
+from .hyper import train as train
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw

@@ -66,8 +66,6 @@ PURE = ["optimizers", "projections.py", "ftp.py", "tree.py", "hparams.py", "hype
 PURE += [
     "hyper/constrain.py",
     "hyper/paths.py",
-    "hyper/forward.py",
-    "hyper/implicit.py",
     "hyper/inner.py",
     "hyper/tpgm.py",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_choice
+from ..optimizers.leafwise import check_params
 from ..types import Optimizer, Params, State, check_optimizer
 from . import paths
 from .constrain import Constraints
-from .hypergradient import check_hparams, hypergradient
-from .inner import Strategy, check_object
+from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start
+from .outer import pure_outer
+from .reader import Reader
+from .steps import fresh
+from .strategy import Strategy, check_object
+from .train import check_hparams
 
 __all__ = ["BilevelState", "Record", "bilevel"]
 
@@ -26,7 +32,8 @@ class BilevelState(NamedTuple):
     params: Params
     inner: State  # the optimizer's
     tuned: dict[str, Any]  # current hyperparameters, by path
-    outer: State  # the hyper-optimizer's
+    outer: State  # the hyper-optimizer's; the state_dict of one of torch.optim
+    readers: dict[str, Tensor] = {}  # noqa: RUF012  # never written: where loaders with a generator are
 
 
 class Record(NamedTuple):
@@ -42,10 +49,10 @@ class Record(NamedTuple):
 
 def bilevel(
     optimizer: Optimizer,
-    by: Optimizer,
+    by: Any,
     over: Any,
     train_loss: Callable[..., Tensor],
-    outer_loss: Callable[[Params, Any], Tensor],
+    outer_loss: Callable[..., Tensor],
     params: Params,
     train_batches: Iterable[Any],
     outer_batches: Iterable[Any],
@@ -56,26 +63,35 @@ def bilevel(
     constrain: Mapping[str, str] | None = None,
     hparams: dict[str, Any] | None = None,
     state: BilevelState | None = None,
+    reset: Any = None,
     not_finite: str = "error",
     progress: bool = False,
 ) -> Iterator[Record]:
     """Tune hyperparameters on validation data while training: K inner steps, one outer step, and so on.
 
     Each outer step trains on for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the
-    end by ``strategy``, and moves the hyperparameters by ``by``; training goes on from where it ended.
+    end by ``strategy``, and moves the hyperparameters by ``by``; training goes on from where it ended, or starts anew.
 
     Args:
-        optimizer, over, train_loss, hparams, strategy: as in :func:`hypergradient`.
-        by: the optimizer of the hyperparameters.
-        outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches.
-        params: where training starts (ignored with ``state``).
+        optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
+        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a ``functools.partial`` of
+            one (any function from a list of tensors to an optimizer).
+        over: as in :func:`hypergradient`. ``"params"``: each round starts from the tuned params (MAML). ``"batches"``:
+            the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
+        outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches; one with a third argument without a
+            default gets ``hparams["loss"]`` there.
+        params: where training starts (ignored with ``state``, but for ``reset``).
         train_batches, outer_batches: a sequence is read round and round, at the place that ``state`` tells; any other
-            iterable (a loader) is started anew when it ends, and after a resume.
+            iterable (a loader) is started anew when it ends. After a resume a loader that shuffles by a
+            ``torch.Generator`` of its own goes on where it was; any other is started anew.
         inner_steps: K. outer_steps: in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: go on from ``record.state`` of an earlier run.
+        reset: params that each round starts from, with a new state of the optimizer; or a function of the outer step
+            (from 1) that gives them. ``None``: train on.
         not_finite: ``"error"``, or ``"skip"``: a hyperparameter with a NaN or infinite hypergradient stays where it is
-            for this outer step (its optimizer sees 0), and is named in ``record.skipped``.
+            for this outer step (its optimizer sees 0), and is named in ``record.skipped``. Where the params or the
+            optimizer's state came out not finite, the whole round is taken back.
         progress: show a bar in the terminal (needs ``rich``).
 
     Yields:
@@ -83,7 +99,7 @@ def bilevel(
 
     Raises:
         FloatingPointError: a hypergradient that is not finite; names the hyperparameter and the outer step.
-        ValueError: as :func:`hypergradient`; no batches; steps below 1.
+        ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -101,67 +117,147 @@ def bilevel(
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"{name} must be a number of steps >= 1, got {steps!r}")
     check_optimizer("optimizer", optimizer)
-    check_optimizer("by", by)
+    by = pure_outer("by", by)
     check_object(strategy)
     if state is not None and not isinstance(state, BilevelState):
         hint = "; pass record.state" if isinstance(state, Record) else ""
         raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
-    full = check_hparams(optimizer, hparams)
-    names = paths.normalise(over, full)
-    constraints = Constraints(names, constrain)
+    check_params(params)
+    full = fresh(check_hparams(optimizer, hparams), False)[1]
+    params = fresh(params, False)[1]
+    whole = with_start(full, params, train_batches)
+    names = paths.normalise(over, whole)
+    tuned = fresh(paths.select(whole, names), False)[1]
+    check_floats(tuned)
+    constraints = Constraints(names, constrain, optimizer.domains)
+    _check_rounds(names, train_batches, inner_steps, reset)
+    own = {name: value for name, value in full.items() if name in optimizer.hparams}
     if state is None:
-        tuned = paths.select(full, names)
         constraints.check(tuned)
-        own = {name: value for name, value in full.items() if name in optimizer.hparams}
         zero = torch.zeros((), dtype=torch.int64)
-        state = BilevelState(zero, params, optimizer.init(params, own), tuned, by.init(constraints.free(tuned)))
-    return _run(
-        optimizer, by, names, train_loss, outer_loss, train_batches, outer_batches, inner_steps, outer_steps, strategy,
-        constraints, full, state, not_finite, progress,
-    )  # fmt: skip
+        inner = fresh(optimizer.init(params, own), False)[1]
+        state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
+    else:
+        _check_state(state, optimizer, own, tuned)
+    rounds = _Rounds(
+        optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
+    )
+    return _run(rounds, train_batches, outer_batches, outer_steps, state, progress)
 
 
-def _run(
-    optimizer: Optimizer, by: Optimizer, names: tuple[str, ...], train_loss: Any, outer_loss: Any,
-    train_batches: Iterable[Any], outer_batches: Iterable[Any], inner_steps: int, outer_steps: int,
-    strategy: Strategy | None, constraints: Constraints, full: dict[str, Any], state: BilevelState, not_finite: str,
-    progress: bool,
-) -> Iterator[Record]:  # fmt: skip
-    done = int(state.step)
-    train = _endless("train_batches", train_batches, done * inner_steps)
-    outer = _endless("outer_batches", outer_batches, done)
-    for step in _shown(range(done + 1, outer_steps + 1), outer_steps, progress):
-        batches, held_out = [next(train) for _ in range(inner_steps)], next(outer)
+@dataclass(frozen=True)
+class _Rounds:
+    """What stays the same from one outer step to the next."""
+
+    optimizer: Optimizer
+    by: Optimizer
+    names: tuple[str, ...]
+    train_loss: Callable[..., Tensor]
+    outer_loss: Callable[..., Tensor]
+    inner_steps: int
+    strategy: Strategy | None
+    constraints: Constraints
+    whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
+    reset: Any
+    not_finite: str
+
+    def round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
+        """Train, differentiate, move the hyperparameters."""
+        step = int(state.step) + 1
+        given = paths.merge(self.whole, state.tuned)
+        params, inner = state.params, state.inner
+        if self.reset is not None:
+            params, inner = self.reset(step) if callable(self.reset) else self.reset, None
+        if self._tunes("params"):
+            start = {"params": params if self.reset is not None else self.whole["params"]}
+            ours = {name: x for name, x in state.tuned.items() if name.split(".")[0] == "params"}
+            params, inner = paths.merge(start, ours)["params"], None
+        if self._tunes("batches"):
+            batches = list(given["batches"])
+        hparams = {name: value for name, value in given.items() if name not in ("params", "batches")}
         value, slopes, (params, inner) = hypergradient(
-            optimizer, train_loss, lambda p, b=held_out: outer_loss(p, b), state.params, batches, names,
-            paths.merge(full, state.tuned), state.inner, strategy,
+            self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, hparams, inner,
+            self.strategy,
         )  # fmt: skip
-        skipped = tuple(name for name, h in slopes.items() if not all(x.isfinite().all() for x in tree.leaves(h)))
-        if skipped and not_finite == "error":
+        skipped = tuple(name for name, h in slopes.items() if not _finite(h))
+        if skipped and self.not_finite == "error":
             raise FloatingPointError(
                 f"the hypergradient of {', '.join(map(repr, skipped))} is not finite at outer step {step} (outer loss "
                 f"{value.item():g}); lower the hyper-learning-rate, truncate, or pass not_finite='skip'"
             )
+        count = torch.tensor(step)
+        if skipped and not _finite((params, inner)):
+            after = state._replace(step=count)
+            return Record(step, value.item(), slopes, state.tuned, self.names, after)
         seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}
-        free = constraints.free(state.tuned)
-        moved, outer_state = by.update(constraints.chain(seen, state.tuned), state.outer, free)
-        tuned = constraints.natural(moved) | {name: state.tuned[name] for name in skipped}
-        state = BilevelState(torch.tensor(step), params, inner, tuned, outer_state)
-        yield Record(step, value.item(), slopes, tuned, skipped, state)
+        free = self.constraints.free(state.tuned)
+        moved, outer = self.by.update(self.constraints.chain(seen, state.tuned), state.outer, free)
+        tuned = self.constraints.natural(moved) | {name: state.tuned[name] for name in skipped}
+        tuned = self._settled(given, tuned, inner)
+        return Record(step, value.item(), slopes, tuned, skipped, BilevelState(count, params, inner, tuned, outer))
+
+    def _tunes(self, part: str) -> bool:
+        return any(name.split(".")[0] == part for name in self.names)
+
+    def _outer(self, batch: Any) -> Callable[..., Tensor]:
+        if takes_loss_hparams(self.outer_loss, 2):
+            return lambda params, own: self.outer_loss(params, batch, own)
+        return lambda params: self.outer_loss(params, batch)
+
+    def _settled(self, given: dict[str, Any], tuned: dict[str, Any], inner: State) -> dict[str, Any]:
+        """As the optimizer wants them after an update: a radius is at most the largest norm."""
+        ours = tuple(name for name in self.names if name.split(".")[0] in self.optimizer.hparams)
+        if self.optimizer.settle is None or not ours:
+            return tuned
+        full = paths.merge(given, tuned)
+        own = {name: full[name] for name in self.optimizer.hparams}
+        return tuned | paths.select(self.optimizer.settle(own, inner), ours)
 
 
-def _endless(name: str, batches: Iterable[Any], start: int) -> Iterator[Any]:
-    if isinstance(batches, Sequence):
-        while batches:
-            yield batches[start % len(batches)]
-            start += 1
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(f"{name} is empty, or an iterator that can be read only once; pass a list or a loader")
+def _run(
+    rounds: _Rounds, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int, state: BilevelState,
+    progress: bool,
+) -> Iterator[Record]:  # fmt: skip
+    done = int(state.step)
+    train = Reader("train_batches", train_batches, done * rounds.inner_steps, state.readers)
+    outer = Reader("outer_batches", outer_batches, done, state.readers)
+    for _ in _shown(range(done + 1, outer_steps + 1), outer_steps, progress):
+        record = rounds.round(state, [train.next() for _ in range(rounds.inner_steps)], outer.next())
+        state = record.state._replace(readers=train.state() | outer.state())
+        yield record._replace(state=state)
+
+
+def _check_rounds(names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any) -> None:
+    parts = {name.split(".")[0] for name in names}
+    if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
+        got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
+        raise ValueError(
+            f"over tunes batches: train_batches must be a list of inner_steps = {inner_steps} entries, the same in "
+            f"each round, got {got}"
+        )
+    if "params" in names and reset is not None:
+        raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")
+
+
+def _check_state(state: BilevelState, optimizer: Optimizer, own: dict[str, Any], tuned: dict[str, Any]) -> None:
+    """Whether a state to go on from is one of this optimizer and ``over``."""
+    if state.tuned.keys() != tuned.keys():
+        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
+    for what, got, like in (
+        ("tuned", state.tuned, tuned),
+        ("inner", state.inner, optimizer.init(state.params, own)),
+    ):
+        if _shape_of(got) != _shape_of(like):
+            raise ValueError(f"state.{what} is not that of this optimizer: does state come from a run of another one?")
+
+
+def _shape_of(values: Any) -> Any:
+    """What two trees of one kind have in common."""
+    return tree.structure(values), [tuple(x.shape) if isinstance(x, Tensor) else None for x in tree.leaves(values)]
+
+
+def _finite(values: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in tree.leaves(values) if isinstance(x, Tensor))
 
 
 def _shown(steps: range, total: int, progress: bool) -> Iterator[int]:

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from .inner import Inner, Result, floats
+from ..types import Params, State
+from .rng import Clock, Mark, refuse_other_losses
+from .steps import Steps, floats, fresh, is_float, known, pull, refill
+from .strategy import Start, Trained
 
 __all__ = ["Forward"]
+
+Row = list[Tensor | None]  # tangents of some tensors, each with a first dimension; None is zero
+
+
+class _Run(NamedTuple):
+    start: Start
+    clock: Clock
+    mark: Mark
+    losses: Tensor
+    tangents: list[Tensor] | None  # of the floats of (params, state) at the end, where all were carried at once
 
 
 @dataclass(frozen=True)
 class Forward:
     """Forward mode through all steps: memory does not depend on their number.
 
-    With ``z = (params, state)`` and one tangent for each scalar in the tuned hyperparameters h::
+    With ``z = (params, state)`` and one tangent for each scalar x that a derivative is asked for::
 
-        dz/dh <- (d step / dz) dz/dh + d step / dh          after K steps:  dL/dh = <dL/dp, dp/dh>
+        dg/dx   = d/dp ( <dL/dp, dp/dx> + <dL/dh, dh/dx> + <dL/db, db/dx> )       L: the training loss, b: the batch
+        dz/dx  <- d update(g, z, h) . (dg/dx, dz/dx, dh/dx)
 
-    Each tangent costs about as much as the training itself and one copy of params and state (``vmap`` over
-    ``torch.func.jvp``): the choice for a handful of hyperparameters and many steps. Second-order terms are included. It
-    nests in ``torch.func`` transforms.
+    Both are taken in reverse mode (the second as the transpose of a transpose), so every operation with a second
+    derivative will do. A tangent costs about as much as the training itself and one copy of params and state: the
+    choice for a handful of hyperparameters and many steps. Under a ``torch.func`` transform the steps themselves are
+    differentiated.
 
-    The training loss must be made of operations that have forward-mode derivatives. In a loss with random numbers, all
-    tangents see the same ones.
+    Args:
+        chunk: how many tangents live at once. ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for
+            losses that it cannot take. With more tangents than that the training is run again for each chunk.
+
+    Raises:
+        ValueError: a chunk below 1.
+        RuntimeError: as :class:`Unroll`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -39,58 +59,157 @@ class Forward:
     -3.93216
     """
 
-    def through_steps(self, inner: Inner, tuned: dict[str, Any]) -> Result:
-        knobs, rebuild = tree.flatten(tuned)
-        basis = _basis(knobs)
+    chunk: int | None = None
 
-        def jvp(function: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-            """Value, one derivative for each tangent, and what is not differentiated."""
+    exact = True
 
-            def one(*tangent: Any) -> tuple[Any, Any, Any]:
-                return torch.func.jvp(function, primals, tangent, has_aux=True)  # pyright: ignore[reportReturnType]
+    def __post_init__(self) -> None:
+        if self.chunk is not None and (isinstance(self.chunk, bool) or self.chunk < 1):
+            raise ValueError(f"chunk must be None or a number of tangents >= 1, got {self.chunk!r}")
 
-            value, slope, rest = torch.func.vmap(one, randomness="same")(*tangents)
-            # What does not depend on the tangent comes back expanded, without memory of its own.
-            return tree.map_tree(lambda x: x[0], value), slope, tree.map_tree(lambda x: x[0], rest)
+    def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
+        clock = Clock()
+        mark, count = clock.mark(), _count(steps, start)
+        if self.chunk is None or count <= self.chunk:
+            trained, tangents = _carry(steps, start, 0, count)
+        else:
+            trained, tangents = steps.loop(start), None
+        return trained, _Run(start, clock, mark, trained.losses, tangents)
 
-        def begin(h: list[Tensor]) -> tuple[list[Tensor], Any]:
-            values, _ = floats(inner.begin(rebuild(h)))
-            return values, ()
+    def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
+        run: _Run = residual
+        given = [*known(cotangents.params), *known(cotangents.state)]
+        if run.tangents is not None:
+            slopes = _contract(given, run.tangents)
+        else:
+            count, size = _count(steps, run.start), self.chunk or 1
+            parts = []
+            for a in range(0, count, size):
+                b = min(a + size, count)
+                trained, tangents = run.clock.again(run.mark, lambda a=a, b=b: _carry(steps, run.start, a, b))
+                refuse_other_losses(run.losses, trained.losses)
+                parts.append(_contract(given, tangents))
+            slopes = torch.cat(parts)
+        return _spread(steps, run.start, slopes)
 
-        params, put_p = floats(inner.params)
-        _, put_s = floats(inner.begin(tuned))
-        d_params = [x.new_zeros((len(basis[0]), *x.shape)) for x in params]
-        state, d_state, _ = jvp(begin, (knobs,), (basis,))
-        counts = put_s(state)
 
-        for k in range(len(inner.batches)):
-            put = floats(counts)[1]
+def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
+    """Train, with the tangents of the wanted scalars a to b."""
+    rows = b - a
+    units = _Units(steps, start, a, b)
+    knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
+    d_knobs = units.of(start.hparams, steps.wanted.hparams)
+    d_params = units.of_all(start.params, steps.wanted.params)
+    d_state = units.of_all(start.state, steps.wanted.state)
+    params, state = (tree.map_tree(Tensor.detach, x) for x in (start.params, start.state))
+    losses = []
+    for k, batch in enumerate(start.batches):
+        wanted = steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
+        d_batch = units.of(batch, wanted)
+        curved = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
+        found = steps.gradient(params, batch, hparams, wanted, graph=curved)
+        losses.append(found.loss.detach())
+        others = [*knobs, *found.batch]
+        d_grads: Row = [None] * len(found.grads)
+        if curved:
+            more: Row = [None] * len(others)
+            if found.loss.requires_grad and others:
+                more = pull([found.loss], [torch.ones_like(found.loss)], others, graph=True)
+            outputs = [x for x in (*found.grads, *more) if x is not None]
+            along = (*d_params, *d_knobs, *d_batch)
+            tangents = [t for x, t in zip((*found.grads, *more), along, strict=True) if x is not None]
+            d_grads = _pull_rows(outputs, tangents, found.params, rows)
+        params, state, d_params, d_state = _update(
+            steps, found.grads, params, state, hparams, knobs, (d_grads, d_params, d_state, d_knobs), rows
+        )
+    ends = [*zip(floats(params), d_params, strict=True), *zip(floats(state), d_state, strict=True)]
+    filled = [tree.working(x).new_zeros((rows, *x.shape)) if t is None else t for x, t in ends]
+    return Trained(params, state, torch.stack(losses)), filled
 
-            def step(p: list[Tensor], s: list[Tensor], h: list[Tensor], k: int = k, put: Any = put) -> Any:
-                new_p, new_s = inner.step(put_p(p), put(s), k, rebuild(h))
-                return (floats(new_p)[0], floats(new_s)[0]), new_s
 
-            (params, state), (d_params, d_state), counts = jvp(step, (params, state, knobs), (d_params, d_state, basis))
+def _update(
+    steps: Steps, grads: list[Tensor], params: Params, state: State, hparams: dict[str, Any], knobs: list[Tensor],
+    tangents: tuple[Row, Row, Row, Row], rows: int,
+) -> tuple[Params, State, Row, Row]:  # fmt: skip
+    """The update and its derivative along the tangents of gradients, params, state and knobs."""
+    g, at_grads = fresh(refill(params, grads), wide=True)
+    p, at = fresh(params, wide=True)
+    s, before = fresh(state, wide=True)
+    with torch.enable_grad():
+        new_p, new_s = steps.update(at_grads, before, at, hparams)
+        outputs = [*floats(new_p), *floats(new_s)]
+        dual = [torch.zeros_like(y).requires_grad_() for y in outputs]
+        back = pull(outputs, dual, [*g, *p, *s, *knobs], graph=True)
+    pairs = [(w, t) for w, t in zip(back, (x for row in tangents for x in row), strict=True) if w is not None]
+    moved = _pull_rows([w for w, _ in pairs], [t for _, t in pairs], dual, rows)
+    narrow = [y.detach().to(x.dtype) for y, x in zip(floats(new_p), floats(params), strict=True)]
+    new_s = tree.map_tree(lambda x: x.detach(), new_s)
+    return refill(params, narrow), new_s, moved[: len(p)], moved[len(p) :]
 
-        def outer(p: list[Tensor]) -> tuple[Tensor, Any]:
-            return inner.outer(put_p(p)), ()
 
-        value, slopes, _ = jvp(outer, (params,), (d_params,))
-        grads, at = [], 0
-        for x in knobs:
-            grads.append(slopes[at : at + x.numel()].reshape(x.shape).to(x.dtype))
+def _pull_rows(outputs: list[Tensor], rows_in: Row, inputs: list[Tensor], rows: int) -> Row:
+    if rows == 1:  # no vmap
+        found = pull(outputs, [None if v is None else v[0] for v in rows_in], inputs)
+        return [None if x is None else x.unsqueeze(0) for x in found]
+    return pull(outputs, rows_in, inputs, rows=True)
+
+
+class _Units:
+    """Unit vectors of the wanted scalars a to b, part by part in the order of the start."""
+
+    def __init__(self, steps: Steps, start: Start, a: int, b: int) -> None:
+        self._from, self._to, self._at = a, b, 0
+
+    def of(self, values: Any, wanted: Any) -> Row:
+        """For the tensors that are wanted."""
+        return [self._of(x) for x in _wanted(values, wanted)]
+
+    def of_all(self, values: Any, wanted: Any) -> Row:
+        """For all floating-point tensors: those that are not wanted have no tangent."""
+        mask = [w for x, w in zip(tree.leaves(values), tree.leaves(wanted), strict=True) if is_float(x)]
+        return [self._of(x) if is_wanted else None for x, is_wanted in zip(floats(values), mask, strict=True)]
+
+    def _of(self, x: Tensor) -> Tensor | None:
+        begin, self._at = self._at, self._at + x.numel()
+        low, high = max(begin, self._from), min(self._at, self._to)
+        if low >= high:
+            return None
+        unit = tree.working(x).new_zeros((self._to - self._from, x.numel()))
+        places = torch.arange(low, high, device=x.device)
+        unit[places - self._from, places - begin] = 1
+        return unit.reshape(-1, *x.shape)
+
+
+def _wanted(values: Any, wanted: Any) -> list[Tensor]:
+    rows = tree.leaves(values)
+    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
+    return [x for x, is_wanted in zip(rows, mask, strict=True) if is_wanted and is_float(x)]
+
+
+def _parts(steps: Steps, start: Start) -> list[tuple[Any, Any]]:
+    """Values and what is wanted of them, in the order of the scalars."""
+    wanted = steps.wanted
+    parts = [(start.hparams, wanted.hparams), (start.params, wanted.params), (start.state, wanted.state)]
+    return parts + ([(start.batches, wanted.batches)] if isinstance(wanted.batches, (list, tuple)) else [])
+
+
+def _count(steps: Steps, start: Start) -> int:
+    return sum(x.numel() for values, wanted in _parts(steps, start) for x in _wanted(values, wanted))
+
+
+def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
+    """``<cotangents, tangent>`` for each tangent."""
+    pairs = zip(cotangents, tangents, strict=True)
+    return torch.stack([t.reshape(len(t), -1) @ v.to(t).flatten() for v, t in pairs if v.numel()]).sum(0)
+
+
+def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:
+    """One number for each wanted scalar, as cotangents of the start."""
+    at, found = 0, []
+    for values, wanted in _parts(steps, start):
+        new = []
+        for x in _wanted(values, wanted):
+            new.append(slopes[at : at + x.numel()].reshape(x.shape))
             at += x.numel()
-        final_state = floats(counts)[1](state)
-        return value, rebuild(grads), (put_p(params), final_state)
-
-
-def _basis(knobs: list[Tensor]) -> list[Tensor]:
-    """The unit vectors of all scalars in ``knobs``: for each, shape (scalars, *its shape)."""
-    count = sum(x.numel() for x in knobs)
-    result, at = [], 0
-    for x in knobs:
-        unit = torch.zeros(count, x.numel(), dtype=x.dtype, device=x.device)
-        unit[at : at + x.numel()] = torch.eye(x.numel(), dtype=x.dtype, device=x.device)
-        result.append(unit.reshape(count, *x.shape))
-        at += x.numel()
-    return result
+        found.append(refill(values, new, wanted))
+    return Start(*found)

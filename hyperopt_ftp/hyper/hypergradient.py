@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import as_tensor, complete, concrete
+from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
 from . import paths
-from .inner import Inner, Strategy, check_object
+from .inner import Inner
+from .rng import Clock
+from .steps import check_scalar, fresh, is_float, refill, twice_differentiable, under_transform
+from .strategy import Strategy, Trained
+from .train import check_batches, check_hparams, train
 from .unroll import Unroll
 
 __all__ = ["hypergradient"]
@@ -22,7 +28,7 @@ __all__ = ["hypergradient"]
 def hypergradient(
     optimizer: Optimizer,
     train_loss: Callable[..., Tensor],
-    outer_loss: Callable[[Params], Tensor],
+    outer_loss: Callable[..., Tensor],
     params: Params,
     batches: Sequence[Any],
     over: Any = None,
@@ -32,30 +38,33 @@ def hypergradient(
 ) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:
     """Train for ``len(batches)`` steps, and differentiate the outer loss at the end in the hyperparameters.
 
+    ``d outer_loss(train(...).params) / d over`` in one call; see :func:`train`.
+
     Args:
         optimizer: any optimizer of the package, tuned ones included.
         train_loss: ``train_loss(params, batch) -> scalar``; with ``hparams["loss"]`` given,
             ``train_loss(params, batch, hparams["loss"])``.
-        outer_loss: ``outer_loss(params) -> scalar``, for instance the loss on validation data.
+        outer_loss: ``outer_loss(params) -> scalar``, for instance the loss on validation data. One that has a second
+            argument without a default gets ``hparams["loss"]`` there, and its direct derivative counts (DARTS).
         params: pytree of floating-point tensors; where training starts.
         batches: a sequence (it is read again), one entry for each step.
-        over: paths of the hyperparameters to differentiate: a name, a tuple of names, dotted inside trees
-            (``"betas.0"``, ``"by.lr"``, ``"radius.fc.weight"``, ``"loss.l2"``). ``None``: all.
+        over: paths of what to differentiate in: a name, a tuple of names, dotted inside trees
+            (``"betas.0"``, ``"by.lr"``, ``"radius.fc.weight"``, ``"loss.l2"``); also ``"params"``, where training
+            starts (MAML), and ``"batches"`` (distillation), or parts of them (``"batches.0.x"``). ``None``: all
+            hparams.
         hparams: as ``optimizer.hparams`` (the default), and optionally ``"loss"``: a tree of the loss's own. A value
             may be a tree of 0-d tensors in the structure of the params: one for each layer.
-        state: the optimizer's state before the first step; ``None``: ``optimizer.init``, which is then differentiated
-            as well.
-        strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, or any object with a method
-            ``through_steps(inner, tuned)``.
+        state: the optimizer's state to start from; ``None``: ``optimizer.init``, which is differentiated too.
+        strategy: how; :class:`Unroll` by default.
 
     Returns:
         ``(value, grads, (params, state))``: the outer loss, its gradient as a dict by the names in ``over`` (all
-        names for ``None``), and where training ended. Under a ``torch.func`` transform all of it can be differentiated
-        again; otherwise it carries no graph.
+        hparams for ``None``), and where training ended. Under a ``torch.func`` transform all of it can be
+        differentiated again; otherwise it carries no graph.
 
     Raises:
-        ValueError: ``over`` names what does not exist, a loss that is no scalar, no batches.
-        TypeError: integer parameters, batches without a length, a strategy without ``through_steps``.
+        ValueError: ``over`` names what does not exist or integers, a loss that is no scalar, no batches.
+        TypeError: integer parameters, batches without a length, a strategy without ``run`` and ``pullback``.
 
     Warns:
         UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero.
@@ -71,33 +80,125 @@ def hypergradient(
     """
     check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
-    check_object(strategy)
-    if not hasattr(strategy, "through_steps"):
-        raise TypeError(
-            f"strategy must have a method through_steps(inner, tuned), as Unroll, Forward and Implicit do; "
-            f"{type(strategy).__name__} has none (OneStep needs no loss: it runs inside hyper)"
-        )
-    if not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
-        raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; use list(...)")
-    if len(batches) == 0:
-        raise ValueError("batches is empty: there is no step to differentiate through")
+    batches = check_batches(batches)
     check_params(params)
     full = check_hparams(optimizer, hparams)
-    names = tuple(full) if over is None else paths.normalise(over, full)
-    tuned = paths.select(full, names)
+    whole = with_start(full, params, batches)
+    names = tuple(full) if over is None else paths.normalise(over, whole)
+    tuned = paths.select(whole, names)
+    check_floats(tuned)
+    if hasattr(strategy, "through_steps"):
+        return _by_the_old_protocol(strategy, optimizer, train_loss, outer_loss, params, batches, full, state, tuned)
+    sees = takes_loss_hparams(outer_loss, 1)
+    if sees and "loss" not in full:
+        raise ValueError("outer_loss has a second argument, for the loss's hparams, but hparams has no entry 'loss'")
+
+    def objective(leaves: Sequence[Tensor], how: Any = strategy) -> tuple[Tensor, Trained]:
+        given = paths.merge(fixed, refill(tuned, leaves))
+        own = {name: value for name, value in given.items() if name not in ("params", "batches")}
+        run = train(optimizer, train_loss, given["params"], given["batches"], hparams=own, state=first, strategy=how)
+        with twice_differentiable():
+            value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
+            return check_scalar("outer_loss", value), run
+
+    fixed, first = whole, state
+    leaves = [x for x in tree.leaves(tuned) if is_float(x)]
+    if not under_transform():  # nothing outside is to grow a graph
+        fixed, first = fresh(whole, False)[1], None if state is None else fresh(state, False)[1]
+        leaves = fresh(tuned)[0]
+    if hasattr(strategy, "smoothed"):
+        value, found, run = _smoothed(objective, leaves, strategy)
+    elif under_transform():
+        value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
+        found = back(torch.ones_like(value))[0]
+    else:
+        value, found, run = _by_autograd(objective, leaves)
+    grads = refill(tuned, found)
+    for name, grad in grads.items():
+        warn_if_zero(name, grad)
+    return value, grads, (run.params, run.state)
+
+
+def _by_autograd(
+    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor]
+) -> tuple[Tensor, list[Tensor], Trained]:
+    with torch.enable_grad():
+        value, run = objective(leaves)
+    if not value.requires_grad:
+        return value, [torch.zeros_like(x) for x in leaves], run
+    # In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
+    narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
+    found: Sequence[Tensor | None] = []
+    for scale in (2.0**15, 2.0**10, 2.0**5, 1.0) if narrow else (1.0,):
+        start = torch.full_like(value, scale)
+        found = torch.autograd.grad(value, leaves, start, retain_graph=scale > 1, allow_unused=True)
+        found = [None if x is None else x / scale for x in found] if narrow else found
+        if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
+            break
+    run = Trained(*(tree.map_tree(_detached, part) for part in run))
+    return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)], run
+
+
+def _smoothed(
+    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor], strategy: Any
+) -> tuple[Tensor, list[Tensor], Trained]:
+    """By a strategy that needs values of the outer loss alone."""
+    clock, plain = Clock(), Unroll()
+    mark = clock.mark()
+    with torch.no_grad():
+        value, run = objective(leaves, plain)
+        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), clock, mark)
+    return value, found, run
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
+    """The hparams, and beside them what else ``over`` can name."""
+    taken = [name for name in ("params", "batches") if name in full]
+    if taken:
+        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
+    return {**full, "params": params, "batches": batches}
+
+
+def check_floats(tuned: dict[str, Any]) -> None:
+    for name, value in tuned.items():
+        for path, x in tree.by_path(value).items():
+            if not is_float(x):
+                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"over names {name!r}, whose entry {path!r} is {kind}: only floating-point tensors have a "
+                    f"derivative; name those, such as '{name}.0'"
+                )
+
+
+def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function of ``count`` arguments has one more that has no default: the place of the loss's hparams."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in positional if p.default is p.empty]) == count + 1
+
+
+def _by_the_old_protocol(
+    strategy: Any, optimizer: Optimizer, train_loss: Any, outer_loss: Any, params: Params, batches: Any,
+    full: dict[str, Any], state: State | None, tuned: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:  # fmt: skip
+    warnings.warn(
+        f"{type(strategy).__name__} has the method through_steps(inner, tuned), which is deprecated: write run and "
+        "pullback (hyperopt_ftp.hyper.Strategy), which train takes too",
+        UserWarning,  # strategies are written by users: they should see it
+        stacklevel=3,
+    )
     inner = Inner(optimizer, train_loss, outer_loss, params, batches, full, state)
     value, grads, end = strategy.through_steps(inner, tuned)
     for name, grad in grads.items():
         warn_if_zero(name, grad)
     return value, grads, end
-
-
-def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
-    """The optimizer's hparams, completed, and the loss's where they are given."""
-    if not isinstance(hparams, dict) or "loss" not in hparams:
-        return complete(hparams, optimizer.hparams)
-    own = {name: value for name, value in hparams.items() if name != "loss"}
-    return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
 
 
 def warn_if_zero(name: str, grad: Any) -> None:

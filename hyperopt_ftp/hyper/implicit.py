@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, check_choice, check_number
-from ..types import Params
-from .inner import Inner, Result
+from .linear import SOLVERS, Solved, diverges, dot, solve, vjp
+from .rng import Clock, Mark, values_of
+from .steps import Steps, floats, known, refill
+from .strategy import Start, Trained
 
 __all__ = ["Implicit"]
 
 
+class _Run(NamedTuple):
+    start: Start
+    end: Trained
+    clock: Clock
+    mark: Mark  # when training ended
+
+
 @dataclass(frozen=True)
 class Implicit:
-    """Hypergradient at the end of training, without the way there (arXiv 1911.02590).
+    """Derivative at the end of training, without the way there (arXiv 1911.02590).
 
     The steps are run, and their end ``p`` is taken for a fixed point of the last one. With the optimizer's state held,
-    ``F(p, h) = p - update(p; h) = 0`` defines p(h), so::
+    ``F(p, h) = p - update(p; h) = 0`` defines p(h), so for a loss L of p::
 
         dL/dh = -(d F / dh)^T x,    ((dF/dp)^T + damping I) x = dL/dp
 
     For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss, which is never formed: a
     product with it costs two gradients. Memory is that of one step, whatever the number of steps. Hyperparameters
     that do not move the fixed point (lr, momentum, betas) have derivative 0; weight decay and those of the loss do not.
+    So have the params and the state that training starts from: to a fixed point all ways are alike.
 
     Args:
-        solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j`` of ``torchopt.linalg.ns``, for any optimizer whose
-            steps contract. ``"cg"``: conjugate gradients, for a symmetric positive ``dF/dp``: SGD, with or without
-            momentum.
-        iterations: terms of the series, or steps of conjugate gradients.
+        solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
+            conjugate gradients, for a symmetric positive ``dF/dp``: SGD, with or without momentum. ``"identity"``:
+            ``x = dL/dp``, as if ``dF/dp`` were I: one step's derivative for the cost of one (T1-T2, arXiv 1511.06727;
+            SAMA, arXiv 2310.05674).
+        iterations: products with ``dF/dp``, at most.
         damping: added to the diagonal, in units of ``dF/dp``.
+        tolerance: a residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns; ``None``:
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). ``math.inf`` asks for one iteration.
+        batches: how many of the last batches ``update`` is averaged over: more of them are closer to the whole
+            training loss than the last one alone.
+        report: a function that is called with each :class:`~hyperopt_ftp.hyper.Solved` (x, iterations, residual).
 
     Raises:
-        ValueError: an unknown solver, iterations below 1, damping below 0.
+        ValueError: an unknown solver, iterations or batches below 1, damping or tolerance below 0, fewer steps than
+            ``batches``, a derivative asked of the state at the end.
+        ArithmeticError: the residual grows: the result would be meaningless.
 
-    The last batch stands for the training loss. Conjugate gradients are our own: TorchOpt's pass step sizes as Python
-    numbers, which cuts the outer graph and fails under vmap.
+    Warns:
+        UserWarning: the solver stopped above the tolerance, or training stopped so far from a fixed point that the
+            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
@@ -57,58 +78,82 @@ class Implicit:
     solver: str = "neumann"
     iterations: int = 20
     damping: float = 0.0
+    tolerance: float | None = None
+    batches: int = 1
+    report: Callable[[Solved], None] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("solver", self.solver, ("neumann", "cg"))
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        check_choice("solver", self.solver, tuple(SOLVERS))
+        for name in ("iterations", "batches"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
         check_number("damping", self.damping, Domain(0.0, float("inf"), open_high=True))
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, Domain(0.0, float("inf")))
 
-    def through_steps(self, inner: Inner, tuned: dict[str, Any]) -> Result:
-        params, state = inner.params, inner.begin(tuned)
-        for k in range(len(inner.batches)):
-            params, state = inner.step(params, state, k, tuned)
-        last = len(inner.batches) - 1
-        value, pull = torch.func.vjp(inner.outer, params)[:2]
-        slope = pull(torch.ones_like(value))[0]
+    def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
+        if len(start.batches) < self.batches:
+            raise ValueError(f"there are {len(start.batches)} steps, fewer than batches = {self.batches}")
+        clock = Clock()
+        end = steps.loop(start)
+        return end, _Run(start, end, clock, clock.mark())
 
-        def residual(p: Params, h: dict[str, Any]) -> Params:
-            return tree.map_tree(torch.sub, p, inner.step(p, state, last, h)[0])
+    def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
+        run: _Run = residual
+        if any(bool(values_of(v).any()) for v in known(cotangents.state)):
+            raise ValueError(
+                "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
+                "differentiates the params; take hft.Unroll()"
+            )
+        return run.clock.again(run.mark, lambda: self._pullback(steps, run, known(cotangents.params)))
 
-        back = torch.func.vjp(residual, params, tuned)[1]
+    def _pullback(self, steps: Steps, run: _Run, slope: list[Tensor]) -> Start:
+        last = list(run.start.batches[-self.batches :])
+        of_hparams, of_last = floats(run.start.hparams), floats(last)
 
-        def matvec(x: Params) -> Params:
-            return tree.map_tree(lambda y, x: y + self.damping * x, back(x)[0], x)
+        def away(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+            """F: what a step, averaged over the last batches, would still move."""
+            params, hparams = refill(run.end.params, p), refill(run.start.hparams, h)
+            moved = [floats(steps.step(params, run.end.state, x, hparams)[0]) for x in refill(last, b)]
+            means = [sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)]
+            return [tree.working(x) - mean for x, mean in zip(p, means, strict=True)]
 
-        x = self._solve(matvec, slope)
-        grads = tree.map_tree(torch.neg, back(x)[1])
-        return value, grads, (params, state)
+        params = [tree.working(x) for x in floats(run.end.params)]
+        distance, back = vjp(away, floats(run.end.params), of_hparams, of_last)
+        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
 
-    def _solve(self, matvec: Any, b: Params) -> Params:
-        if self.solver == "cg":
-            return conjugate_gradients(matvec, b, self.iterations)
-        from torchopt.linalg import ns
+        def matvec(x: list[Tensor]) -> list[Tensor]:
+            return [tree.working(y) + self.damping * v for y, v in zip(back(x)[0], x, strict=True)]
 
-        return ns(matvec, b, maxiter=self.iterations)
+        found = solve(self.solver, matvec, slope, self.iterations, self.tolerance)
+        self._judge(found, slope, params, distance)
+        _, to_hparams, to_last = back([-v for v in found.x])
+        before = [tree.map_tree(lambda _: None, batch) for batch in run.start.batches[: -self.batches]]
+        batches = None if steps.wanted.batches is False else [*before, *refill(last, to_last)]
+        return Start(refill(run.start.hparams, to_hparams), None, None, batches)
 
-
-def conjugate_gradients(matvec: Any, b: Params, iterations: int) -> Params:
-    """``x`` with ``matvec(x) = b`` after so many steps from 0; a residual of exactly 0 stays where it is."""
-
-    def dot(x: Params, y: Params) -> Tensor:
-        return torch.stack([(u * v).sum() for u, v in zip(tree.leaves(x), tree.leaves(y), strict=True)]).sum()
-
-    def ratio(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
-
-    x, r, p = tree.map_tree(torch.zeros_like, b), b, b
-    rr = dot(r, r)
-    for _ in range(iterations):
-        q = matvec(p)
-        alpha = ratio(rr, dot(p, q))
-        x = tree.map_tree(lambda x, p, a=alpha: x + a * p, x, p)
-        r = tree.map_tree(lambda r, q, a=alpha: r - a * q, r, q)
-        rr, old = dot(r, r), rr
-        beta = ratio(rr, old)
-        p = tree.map_tree(lambda r, p, c=beta: r + c * p, r, p)
-    return x
+    def _judge(self, found: Solved, slope: list[Tensor], params: list[Tensor], distance: list[Tensor]) -> None:
+        """Report, warn or raise by what the solver has come to; under vmap, by the worst of all."""
+        if self.report is not None:
+            self.report(found)
+        residual = values_of(found.residual).max().item()
+        small = torch.finfo(found.residual.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
+        if not residual <= 1:
+            raise diverges(self.solver, residual)
+        if residual > small:
+            warnings.warn(
+                f"Implicit, solver {self.solver!r}, has not converged: residual {residual:.2g} of the right-hand side "
+                f"after {found.iterations} iterations, tolerance {small:.2g}; take more, or accept it by tolerance=",
+                UserWarning,
+                stacklevel=2,
+            )
+        size = (dot(slope, slope) * dot(params, params)).sqrt()
+        ahead = values_of(dot(found.x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
+        if self.solver != "identity" and ahead > 1e-2:
+            warnings.warn(
+                f"Implicit: training has not converged: the rest of the way would change <dL/dp, p> by {ahead:.2g} of "
+                "|dL/dp| |p|; train longer, with a higher learning rate, or on larger batches (or batches=n)",
+                UserWarning,
+                stacklevel=2,
+            )

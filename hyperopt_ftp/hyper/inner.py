@@ -1,21 +1,18 @@
-"""The inner problem of a hypergradient: an optimizer, a training loss, and the steps to be differentiated."""
+"""The inner problem as strategies of the older protocol, ``through_steps(inner, tuned)``, get it. Deprecated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import tree
 from ..types import HParams, Optimizer, Params, State
 from . import paths
+from .steps import check_scalar
 
-__all__ = ["Inner", "Result", "Strategy", "under_transform"]
-
-#: What a strategy returns: value of the outer loss, its gradient like ``tuned``, and the final (params, state).
-Result = tuple[Tensor, dict[str, Any], tuple[Params, State]]
+__all__ = ["Inner"]
 
 
 class Inner(NamedTuple):
@@ -57,44 +54,3 @@ class Inner(NamedTuple):
 
     def outer(self, params: Params) -> Tensor:
         return check_scalar("outer_loss", self.outer_loss(params))
-
-
-class Strategy(Protocol):
-    """How a hypergradient through K steps is taken. Any object with this method can be passed as ``strategy``."""
-
-    def through_steps(self, inner: Inner, tuned: dict[str, Any]) -> Result:
-        """Value of ``inner.outer`` after the steps, its gradient in ``tuned``, and the final (params, state)."""
-        ...
-
-
-def check_object(strategy: Any) -> None:
-    if isinstance(strategy, type):
-        raise TypeError(f"strategy must be an object, got the class {strategy.__name__}; write {strategy.__name__}()")
-
-
-def check_scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} must return a scalar tensor (shape ()), got {got}; reduce it, for instance by .mean()"
-        )
-    return value
-
-
-def under_transform() -> bool:
-    """Whether a ``torch.func`` transform is active: there, leaves of our own would cut its graph."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def floats(values: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The floating-point leaves of a tree, and the function that puts others in their place (step counts stay)."""
-    all_leaves, rebuild = tree.flatten(values)
-    places = [i for i, x in enumerate(all_leaves) if x.is_floating_point()]
-
-    def put(new: Sequence[Tensor]) -> Any:
-        result = list(all_leaves)
-        for i, x in zip(places, new, strict=True):
-            result[i] = x
-        return rebuild(result)
-
-    return [all_leaves[i] for i in places], put

@@ -11,9 +11,11 @@ from torch import Tensor
 from .. import tree
 from ..hparams import check_number, to_tensors
 from ..optimizers.adam import adam
-from ..optimizers.projected import anchors, check_anchor
-from ..projections import FLOOR, project, row_norm
+from ..optimizers.projected import anchors, check_anchor, projected
+from ..optimizers.sgd import sgd
+from ..projections import FLOOR, clip_radius, row_norm
 from ..types import Params
+from .hypergradient import hypergradient
 
 __all__ = ["tpgm", "tpgm_radius"]
 
@@ -74,7 +76,9 @@ def tpgm(
     Raises:
         ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
-    Deviation: a radius starts at half the smallest row norm, as in the authors' code; the paper leaves it open.
+    After each step a radius is clipped to ``[1e-8, largest row norm]``, as the authors do: above it a radius would have
+    no derivative, and stay there. Deviation: a radius starts at half the smallest row norm, as in the authors' code;
+    the paper leaves it open.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}
@@ -86,20 +90,24 @@ def tpgm(
     check_number("radius_lr", radius_lr)
     fixed = anchors(anchor)
     radii = tpgm_radius(params, anchor, norm)
-    step = adam(**to_tensors(lr=radius_lr))
-    state = step.init(radii)
-
-    def projected(radius: dict[str, Tensor]) -> Params:
-        new = {}
-        for name, w in tree.pick(params, fixed).items():
-            wide = tree.working(w)
-            new[name] = project(wide, fixed[name].to(wide.dtype), radius[name], norm).to(w.dtype)
-        return tree.put(params, new)
-
+    held = projected(sgd(lr=0.0), fixed, norm, radius=radii)
+    weights = tree.pick(params, fixed)
+    by = adam(**to_tensors(lr=radius_lr))
+    state = by.init(radii)
     for batch in batches:
-        slopes = torch.func.grad(lambda r, b=batch: outer_loss(projected(r), b))(radii)
-        radii, state = step.update(slopes, state, radii)
-        radii = {name: r.clamp(min=FLOOR) for name, r in radii.items()}
+        hparams = {**held.hparams, "radius": radii}
+        _, slopes, (_, after) = hypergradient(
+            held, _still, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
+        )
+        radii, state = by.update(slopes["radius"], state, radii)
+        radii = {name: clip_radius(r.clamp(min=FLOOR), after.norms[name]) for name, r in radii.items()}
     if int(state.step) == 0:
         raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
-    return projected(radii), radii
+    zeros = tree.map_tree(torch.zeros_like, weights)
+    new, _ = held.update(zeros, held.init(weights), weights, {**held.hparams, "radius": radii})
+    return tree.put(params, new), radii
+
+
+def _still(params: Params, batch: Any) -> Tensor:
+    """A training loss that moves nothing: a step is its projection."""
+    return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,26 +11,23 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
-from .inner import Inner, Result, floats, under_transform
-from .replay import Clock, Mark, offloaded, refuse_mutation
+from .checkpoints import Checkpoints
+from .steps import Gradient, Steps, floats, fresh, known, pull, refill, under_transform
+from .strategy import Start, Trained
 
 __all__ = ["Unroll"]
 
-
-class _Kept(NamedTuple):
-    """Where step k began."""
-
-    params: Params
-    state: State
-    mark: Mark
+Row = list[Tensor | None]  # derivatives of some tensors; None is zero
 
 
-class _Gradient(NamedTuple):
-    """The training gradient at fresh leaves, with its graph: what a Hessian-vector product needs."""
+class _Run(NamedTuple):
+    """What a run leaves for the way back."""
 
-    params: list[Tensor]
-    tuned: list[Tensor]
-    grads: list[Tensor]
+    start: Start  # hparams with leaves of their own
+    knobs: list[Tensor]  # these leaves, as far as they are wanted
+    first: int  # the first step that is differentiated
+    points: Checkpoints
+    graphs: dict[int, Gradient]  # those that were kept
 
 
 @dataclass(frozen=True)
@@ -43,22 +39,25 @@ class Unroll:
         (gbar, sbar, pbar, hbar) = vjp of update at step k with (lambda_p, lambda_s)
         lambda_p <- pbar + H_k gbar,   lambda_s <- sbar,   dL/dh += hbar + (d^2 train_loss / dh dp)^T gbar
 
-    where ``H_k gbar`` is a Hessian-vector product. One step's graph lives at a time, so the peak is that graph plus the
-    params and state of each step; a gradient is computed twice. The result has no graph of its own; under a
-    ``torch.func`` transform the same walk is made of ``torch.func.vjp``, can be differentiated again, and keeps all.
+    where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``. One
+    step's graph lives at a time, so the peak is that graph plus the params and state of each step; a gradient is
+    computed twice. Under a ``torch.func`` transform, and for a derivative of the derivative
+    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all.
 
     Args:
-        truncate: differentiate the last ``truncate`` steps only. ``None``: all.
+        truncate: differentiate the last ``truncate`` steps only; the start's params and state count as constants.
+            ``None``: all.
         checkpoint: keep params and state of every n-th step and recompute those between (``"sqrt"``: n = sqrt(K)); 1
             keeps every step. ``False``: keep the graphs of all gradients and recompute nothing: fastest, most memory.
         offload: what is kept lies on the CPU.
 
     Raises:
         ValueError: an option outside what is listed, or fewer batches than ``truncate``.
-        RuntimeError: a training loss that writes into tensors in place (BatchNorm's statistics): a step that is
-            computed twice would write twice.
+        RuntimeError: a training loss that writes into tensors in place (BatchNorm's statistics), or that differs when a
+            step is computed again; one without a second derivative.
 
-    Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again.
+    Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again. Adjoints of
+    16-bit weights are kept in float32.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -81,186 +80,122 @@ class Unroll:
         if not ok:
             raise ValueError(f"checkpoint must be a number of steps >= 1, 'sqrt' or False, got {self.checkpoint!r}")
 
-    def through_steps(self, inner: Inner, tuned: dict[str, Any]) -> Result:
-        steps = len(inner.batches)
-        if self.truncate is not None and steps < self.truncate:
-            raise ValueError(f"batches has {steps} steps, fewer than truncate = {self.truncate}")
-        first = steps - self.truncate if self.truncate else 0
-        return _walk_under_transform(inner, tuned, first) if under_transform() else self._walk(inner, tuned, first)
+    @property
+    def exact(self) -> bool:
+        return self.truncate is None
 
-    def _walk(self, inner: Inner, tuned: dict[str, Any], first: int) -> Result:
-        steps = len(inner.batches)
-        keep_graphs = self.checkpoint is False
-        every = max(1, math.isqrt(steps - first)) if self.checkpoint == "sqrt" else int(self.checkpoint) or 1
-        tuned = tree.map_tree(Tensor.detach, tuned)
-        clock = Clock(inner.params)
-        # At the first step nothing before it is asked for: its Hessian serves hyperparameters of the loss only.
-        loss_tuned = any(name.split(".")[0] == "loss" for name in tuned)
+    def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
+        count = len(start.batches)
+        if self.truncate is not None and count < self.truncate:
+            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
+        if under_transform():
+            return steps.loop(start), start
+        first = count - self.truncate if self.truncate else 0
+        every = max(1, math.isqrt(count - first)) if self.checkpoint == "sqrt" else int(self.checkpoint) or 1
+        knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
+        start = start._replace(hparams=hparams)
+        losses: list[Tensor] = []
+        run = _Run(start, knobs, first, Checkpoints(steps, start, every, self.offload, losses), {})
+        params, state = (tree.map_tree(Tensor.detach, x) for x in (start.params, start.state))
+        for k in range(count):
+            if k >= first:
+                run.points.visit(k, params, state)
+            curved = _curved(steps, run, k)
+            keep = k >= first and (self.checkpoint is False or not curved)
+            found = steps.gradient(params, start.batches[k], hparams, _wanted_batch(steps, k), graph=keep and curved)
+            if keep:
+                run.graphs[k] = found
+            losses.append(found.loss.detach())
+            with torch.no_grad():
+                grads = refill(params, [g.detach() for g in found.grads])
+                params, state = steps.update(grads, state, params, hparams)
+        return Trained(params, state, torch.stack(losses)), run
 
-        def curved(k: int) -> bool:
-            return k > first or loss_tuned
-
-        kept: dict[int, _Kept] = {}
-        graphs: dict[int, _Gradient] = {}
-
-        with torch.no_grad():
-            params = tree.map_tree(Tensor.detach, inner.params)
-            state = tree.map_tree(Tensor.detach, inner.begin(tuned))
-        for k in range(steps):
-            if k >= first and (k - first) % every == 0:
-                kept[k] = _Kept(offloaded(params, self.offload), offloaded(state, self.offload), clock.mark())
-            keep = k >= first and (keep_graphs or not curved(k))
-            params, state, graph = _step(inner, params, state, k, tuned, keep, curved=curved(k), watch=k == 0)
-            if graph is not None:
-                graphs[k] = graph
-
-        leaves, put = floats(params)
-        leaves = [x.detach().requires_grad_() for x in leaves]
-        with torch.enable_grad():
-            value = inner.outer(put(leaves))
-            back_p = _pull([value], [None], leaves)
-        final = params, state
-        back_s: list[Tensor | None] = [None] * len(floats(state)[0])
-        sums: list[Tensor | None] = [None] * len(tree.leaves(tuned))
-        del params, state, leaves
-
-        for k in range(steps - 1, first - 1, -1):
-            start = kept.pop(k) if k in kept else self._recompute(inner, tuned, kept, k, clock)
-            params, state = offloaded((start.params, start.state), self.offload, back_to=inner.params)
-            if k in graphs:
-                graph = graphs.pop(k)
-            else:
-                graph = clock.again(start.mark, lambda p=params, k=k: _gradient(inner, p, k, tuned))
-            back_p, back_s, more = _back(inner, graph, params, state, tuned, back_p, back_s, curved(k))
+    def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
+        if under_transform():
+            return self._pullback_under_transform(steps, residual, cotangents)
+        run: _Run = residual
+        count = len(run.start.batches)
+        back_p: Row = [*known(cotangents.params)]
+        back_s: Row = [*known(cotangents.state)]
+        sums: Row = [None] * len(run.knobs)
+        of_batches: dict[int, Row] = {}
+        for k in range(count - 1, run.first - 1, -1):
+            params, state, _ = run.points.at(k)
+            graph = self._graph(steps, run, k, params)
+            back_p, back_s, more, of_batches[k] = _back(steps, run, k, graph, params, state, back_p, back_s)
             sums = [_add(a, b) for a, b in zip(sums, more, strict=True)]
-            del graph, params, state, start
-        if first == 0 and inner.state is None:
-            sums = _through_init(inner, tuned, back_s, sums)
-        values, rebuild = tree.flatten(tuned)
-        grads = rebuild([torch.zeros_like(x) if s is None else s for x, s in zip(values, sums, strict=True)])
-        return value.detach(), grads, final
+        before = run.first > 0
+        return Start(
+            refill(run.start.hparams, sums, steps.wanted.hparams),
+            None if before else refill(run.start.params, back_p),
+            None if before else refill(run.start.state, back_s),
+            _batches(steps, run, of_batches),
+        )
 
-    def _recompute(self, inner: Inner, tuned: Any, kept: dict[int, _Kept], k: int, clock: Clock) -> _Kept:
-        """Run forward again from the last step kept before k, and keep the steps up to k."""
-        base = max(j for j in kept if j < k)
-        params, state = offloaded((kept[base].params, kept[base].state), self.offload, back_to=inner.params)
+    def _graph(self, steps: Steps, run: _Run, k: int, params: Params) -> Gradient:
+        if k in run.graphs:
+            return run.graphs[k]
+        curved = _curved(steps, run, k)
+        batch, wanted = run.start.batches[k], _wanted_batch(steps, k)
+        found = run.points.again(k, lambda: steps.gradient(params, batch, run.start.hparams, wanted, graph=curved))
+        run.points.compare(k, found.loss.detach())
+        return found
 
-        def run() -> None:
-            nonlocal params, state
-            for j in range(base, k):
-                params, state, _ = _step(inner, params, state, j, tuned)
-                kept[j + 1] = _Kept(offloaded(params, self.offload), offloaded(state, self.offload), clock.mark())
+    def _pullback_under_transform(self, steps: Steps, start: Start, cotangents: Trained) -> Start:
+        """Of the last steps, in one piece, from where they begin."""
+        first = len(start.batches) - (self.truncate or len(start.batches))
+        head = steps.loop(start._replace(batches=start.batches[:first])) if first else start
 
-        clock.again(kept[base].mark, run)
-        return kept.pop(k)
+        def last(hparams: Any, batches: Any) -> tuple[list[Tensor], list[Tensor]]:
+            end = steps.loop(Start(hparams, head.params, head.state, batches))
+            return floats(end.params), floats(end.state)
 
-
-def _step(
-    inner: Inner, params: Params, state: State, k: int, tuned: Any, keep: bool = False, curved: bool = False,
-    watch: bool = False,
-) -> tuple[Params, State, _Gradient | None]:  # fmt: skip
-    """Step k without a graph, except (``curved``) that of a gradient which is to be kept."""
-    with refuse_mutation(watch):
-        graph = _gradient(inner, params, k, tuned, create_graph=keep and curved)
-    put = floats(params)[1]
-    with torch.no_grad():
-        params, state = inner.update(put([g.detach() for g in graph.grads]), state, params, tuned)
-    return params, state, graph if keep else None
+        back = torch.func.vjp(last, start.hparams, list(start.batches[first:]))[1]
+        of_hparams, of_last = back((known(cotangents.params), known(cotangents.state)))
+        nothing = [tree.map_tree(lambda _: None, batch) for batch in start.batches[:first]]
+        return Start(of_hparams, None, None, [*nothing, *of_last])
 
 
-def _gradient(inner: Inner, params: Params, k: int, tuned: Any, create_graph: bool = True) -> _Gradient:
-    leaves, put = floats(params)
-    leaves = [x.detach().requires_grad_() for x in leaves]
-    knobs, rebuild = tree.flatten(tuned)
-    knobs = [x.detach().requires_grad_(create_graph) for x in knobs]
-    with torch.enable_grad():
-        loss = inner.loss(put(leaves), k, rebuild(knobs))
-        if not loss.requires_grad:
-            return _Gradient(leaves, knobs, [torch.zeros_like(x) for x in leaves])
-        grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
-    return _Gradient(leaves, knobs, list(grads))
+def _curved(steps: Steps, run: _Run, k: int) -> bool:
+    """Whether step k's gradient is differentiated: at the first one, only for what is wanted of it."""
+    wanted = steps.wanted
+    loss_wanted = any(tree.leaves(wanted.hparams.get("loss", False)))
+    params_wanted = run.first == 0 and any(tree.leaves(wanted.params))
+    return k > run.first or loss_wanted or params_wanted or any(tree.leaves(_wanted_batch(steps, k)))
+
+
+def _wanted_batch(steps: Steps, k: int) -> Any:
+    return steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
 
 
 def _back(
-    inner: Inner, graph: _Gradient, params: Params, state: State, tuned: Any,
-    back_p: Sequence[Tensor | None], back_s: Sequence[Tensor | None], curved: bool,
-) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:  # fmt: skip
-    """Adjoints before step k from those after it, and the step's part of the hypergradient."""
-    p_leaves, put_p = floats(params)
-    s_leaves, put_s = floats(state)
-    knobs, rebuild = tree.flatten(tuned)
-    columns = [[x.detach().requires_grad_() for x in column] for column in (graph.grads, p_leaves, s_leaves, knobs)]
-    g, p, s, h = columns
+    steps: Steps, run: _Run, k: int, graph: Gradient, params: Params, state: State,
+    back_p: Row, back_s: Row,
+) -> tuple[Row, Row, Row, Row]:  # fmt: skip
+    """Adjoints before step k from those after it, the step's part of the hypergradient, and its batch's."""
+    g, grads = fresh(refill(params, graph.grads), wide=True)
+    p, at = fresh(params, wide=True)
+    s, before = fresh(state, wide=True)
     with torch.enable_grad():
-        new_p, new_s = inner.update(put_p(g), put_s(s), put_p(p), rebuild(h))
-    outputs = [*floats(new_p)[0], *floats(new_s)[0]]
-    pulled = _pull(outputs, [*back_p, *back_s], [*g, *p, *s, *h])
+        new_p, new_s = steps.update(grads, before, at, run.start.hparams)
+    pulled = pull([*floats(new_p), *floats(new_s)], [*back_p, *back_s], [*g, *p, *s, *run.knobs])
     ends = [len(g), len(g) + len(p), len(g) + len(p) + len(s)]
     bar_g, bar_p, bar_s, bar_h = (pulled[a:b] for a, b in zip([0, *ends], [*ends, len(pulled)], strict=True))
-    del new_p, new_s, outputs
-    if not curved:
-        return bar_p, bar_s, bar_h
-    second = _pull(graph.grads, bar_g, [*graph.params, *graph.tuned])
+    if not _curved(steps, run, k):
+        return bar_p, bar_s, bar_h, [None] * len(graph.batch)
+    second = pull(graph.grads, bar_g, [*graph.params, *run.knobs, *graph.batch], again=k in run.graphs)
     bar_p = [_add(a, b) for a, b in zip(bar_p, second[: len(p)], strict=True)]
-    bar_h = [_add(a, b) for a, b in zip(bar_h, second[len(p) :], strict=True)]
-    return bar_p, bar_s, bar_h
+    bar_h = [_add(a, b) for a, b in zip(bar_h, second[len(p) : len(p) + len(run.knobs)], strict=True)]
+    return bar_p, bar_s, bar_h, second[len(p) + len(run.knobs) :]
 
 
-def _through_init(
-    inner: Inner, tuned: Any, back_s: Sequence[Tensor | None], sums: list[Tensor | None]
-) -> list[Tensor | None]:
-    knobs, rebuild = tree.flatten(tuned)
-    knobs = [x.detach().requires_grad_() for x in knobs]
-    with torch.enable_grad():
-        state = inner.begin(rebuild(knobs))
-    return [_add(a, b) for a, b in zip(sums, _pull(floats(state)[0], back_s, knobs), strict=True)]
-
-
-def _pull(
-    outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Vector-Jacobian product; ``None`` is zero. A scalar output may go without a cotangent."""
-    pairs = [
-        (y, v)
-        for y, v in zip(outputs, cotangents, strict=True)
-        if y.requires_grad and (v is not None or (len(outputs) == 1 and y.ndim == 0))
-    ]
-    if not pairs:
-        return [None] * len(inputs)
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [v for _, v in pairs], allow_unused=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
+def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None:
+    if not isinstance(steps.wanted.batches, (list, tuple)):
+        return None
+    nothing = [None] * len(tree.leaves(run.start.batches))
+    return [refill(batch, found.get(k, nothing), steps.wanted.batches[k]) for k, batch in enumerate(run.start.batches)]
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
-
-
-def _walk_under_transform(inner: Inner, tuned: dict[str, Any], first: int) -> Result:
-    """The same walk out of ``torch.func.vjp``: nests in grad, vmap and jvp, and keeps every graph."""
-    params, state = inner.params, inner.begin(tuned)
-    starts = []
-    for k in range(len(inner.batches)):
-        starts.append((params, state))
-        params, state = inner.step(params, state, k, tuned)
-    value, pull = torch.func.vjp(inner.outer, params)[:2]
-    back_p = pull(torch.ones_like(value))[0]
-    back_s = [torch.zeros_like(x) for x in floats(state)[0]]
-    grads = tree.map_tree(torch.zeros_like, tuned)
-    for k in range(len(inner.batches) - 1, first - 1, -1):
-        p_k, s_k = starts[k]
-        s_leaves, put = floats(s_k)
-
-        def step(
-            p: Params, s: list[Tensor], h: dict[str, Any], k: int = k, put: Any = put
-        ) -> tuple[Params, list[Tensor]]:
-            new_p, new_s = inner.step(p, put(s), k, h)
-            return new_p, floats(new_s)[0]
-
-        back = torch.func.vjp(step, p_k, s_leaves, tuned)[1]
-        back_p, back_s, more = back((back_p, back_s))
-        grads = tree.map_tree(torch.add, grads, more)
-    if first == 0 and inner.state is None:
-        back = torch.func.vjp(lambda h: floats(inner.begin(h))[0], tuned)[1]
-        grads = tree.map_tree(torch.add, grads, back(back_s)[0])
-    return value, grads, (params, state)

@@ -278,7 +278,7 @@ def test_bad_input():
         hft.Unroll(truncate=0)
     with pytest.raises(ValueError, match="checkpoint must be"):
         hft.Unroll(checkpoint="often")
-    with pytest.raises(ValueError, match="solver must be one of 'neumann', 'cg', got 'lu'"):
+    with pytest.raises(ValueError, match="solver must be one of 'neumann', 'cg', 'identity', got 'lu'"):
         hft.Implicit(solver="lu")
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         hft.Implicit(iterations=0)

@@ -1,0 +1,70 @@
+"""A loss that writes into tensors it has not made: refused, since a step that is made twice would write twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["refuse_mutation"]
+
+
+class refuse_mutation(TorchDispatchMode):  # a context manager
+    """Raise where the code inside writes in place into a tensor that it has not made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        for target in _written(func, args, kwargs):
+            if _storage(target) not in self._made:
+                raise RuntimeError(
+                    f"train_loss writes in place ({func}) into a tensor of shape {tuple(target.shape)} that it has not "
+                    "made, such as BatchNorm's running statistics; a step that is computed twice would write twice. "
+                    "Put such modules into eval mode by eval(), make BatchNorm keep no statistics by "
+                    "torch.func.replace_all_batch_norm_modules_(net), or pass the tensors as params or in the batch"
+                )
+        result = func(*args, **kwargs)
+        made = [_storage(x) for x in _tensors(result)]
+        if any(x not in self._made for x in made):
+            # A view, or an alias, of what was there before is not made here.
+            there = {_storage(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
+            self._made.update(x for x in made if x not in there)
+        return result
+
+
+def _written(func: Any, args: tuple, kwargs: dict) -> Iterator[Tensor]:
+    """The tensors that an op writes into."""
+    name = func._schema.name
+    if "batch_norm" in name and "backward" not in name:  # its schema does not tell
+        given = _by_name(func, args, kwargs)
+        if given.get("training", given.get("train", "update" in name)):
+            yield from (given[x] for x in ("running_mean", "running_var") if isinstance(given.get(x), Tensor))
+        return
+    if not func._schema.is_mutable:
+        return
+    given = _by_name(func, args, kwargs)
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(given.get(argument.name))
+
+
+def _by_name(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    nested = isinstance(value, (tuple, list, dict))
+    return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)] if nested else []
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

@@ -1,0 +1,88 @@
+"""What it takes to make a step a second time: the random numbers and the autocast of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Clock", "Mark", "refuse_other_losses", "values_of"]
+
+T = TypeVar("T")
+
+
+class Mark(NamedTuple):
+    """The state of torch's default generators at some point."""
+
+    cpu: Tensor
+    devices: list[Tensor]
+
+
+class Clock:
+    """Default generators of the CPU and of every accelerator, and the autocast under which the clock was made."""
+
+    def __init__(self) -> None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        module = None if accelerator is None else torch.get_device_module(accelerator)
+        # An accelerator that nobody has used holds no random state yet; asking would start it.
+        self._module: Any = module if module is not None and getattr(module, "is_initialized", lambda: True)() else None
+        self._count = torch.accelerator.device_count() if self._module is not None else 0
+        kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
+        self._autocast = [(k, torch.get_autocast_dtype(k)) for k in kinds if torch.is_autocast_enabled(k)]
+
+    def mark(self) -> Mark:
+        """The random state now."""
+        return Mark(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
+
+    def again(self, mark: Mark, function: Callable[[], T]) -> T:
+        """``function()`` with the random state of a mark, under the clock's autocast; outside, all stays as it is."""
+        with self._kept(), ExitStack() as stack:
+            self._set(mark)
+            for kind, dtype in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            return function()
+
+    def _set(self, mark: Mark) -> None:
+        torch.set_rng_state(mark.cpu)
+        for i, state in enumerate(mark.devices):
+            self._module.set_rng_state(state, i)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        before = self.mark()
+        try:
+            yield
+        finally:
+            self._set(before)
+
+
+def refuse_other_losses(first: Tensor, again: Tensor, k: int = 0) -> None:
+    """Raise unless steps, from k on, have the training losses that they had the first time; under vmap nobody looks."""
+    before, after = values_of(first), values_of(again)
+    if before.shape != after.shape:
+        return
+    before, after = before.double().reshape(-1), after.double().reshape(-1)
+    # Same kernels on the same numbers: what may differ is the order of sums on a GPU, a few units in the last place.
+    slack = torch.finfo(first.dtype).eps ** 0.75 * before.abs().clamp(min=1.0)
+    other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
+    if bool(other.any()):
+        at = int(other.nonzero()[0])
+        raise RuntimeError(
+            f"the training loss of step {k + at} was {before[at].item():.9g} and is {after[at].item():.9g} when the "
+            "step is computed again, so its derivative would be wrong. train_loss must be the same function of its "
+            "arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
+            "own, NumPy's or Python's, nor what it changes outside (a counter, BatchNorm's statistics: eval(), or "
+            "torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers beforehand and pass them in the "
+            "batch, or use hft.Unroll(checkpoint=False), which computes each step once"
+        )
+
+
+def values_of(x: Tensor) -> Tensor:
+    """The numbers inside the wrappers of transforms."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return x.detach()

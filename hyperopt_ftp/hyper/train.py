@@ -1,0 +1,306 @@
+"""K steps of training as one differentiable function; a strategy defines its derivative."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import tree
+from ..hparams import as_tensor, complete
+from ..optimizers.leafwise import check_params
+from ..types import HParams, Optimizer, Params, State, check_optimizer
+from .rng import Clock, Mark, refuse_other_losses
+from .steps import Steps, _functorch, is_float, under_transform
+from .strategy import Start, Strategy, Trained, check_strategy, check_trained, cotangent_leaves
+from .unroll import Unroll
+
+__all__ = ["train"]
+
+
+def train(
+    optimizer: Optimizer,
+    train_loss: Callable[..., Tensor],
+    params: Params,
+    batches: Sequence[Any],
+    *,
+    hparams: HParams | None = None,
+    state: State | None = None,
+    strategy: Strategy | None = None,
+) -> Trained:
+    """Train for ``len(batches)`` steps, as one differentiable function of all that goes in.
+
+    With ``g = d train_loss(params, batches[k]) / d params``, step k is
+    ``params, state <- optimizer.update(g, state, params, hparams)``.
+    The result can be differentiated in the hparams (those of the loss as well), the params, the state and the
+    floating-point tensors of the batches: by ``backward``, by ``torch.autograd.grad`` and, in any nesting, by the
+    transforms of ``torch.func``. How, and at what cost, is for the strategy to say; the values are always those of the
+    plain loop. What requires no gradient costs nothing.
+
+    Args:
+        optimizer: a pure optimizer of the package, tuned ones and combinations included.
+        train_loss: ``train_loss(params, batch) -> scalar``; with ``hparams["loss"]`` given,
+            ``train_loss(params, batch, hparams["loss"])``. All that a derivative is taken in has to be an argument.
+        params: pytree of floating-point tensors; where training starts.
+        batches: a list or tuple, one entry for each step, or a tensor whose first dimension is the steps. Any other
+            sequence is read entry by entry, more than once, and is constant.
+        hparams: as ``optimizer.hparams`` (the default), and optionally ``"loss"``: a tree of the loss's own.
+        state: the optimizer's, to train on; ``None``: ``optimizer.init(params, hparams)``, which is differentiated too.
+        strategy: :class:`Unroll` by default; :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or an object of
+            one's own (:class:`~hyperopt_ftp.hyper.Strategy`).
+
+    Returns:
+        ``(params, state, losses)``: where training ended, and the training loss before each step, shape ``(K,)``, which
+        carries no graph.
+
+    Raises:
+        TypeError: an optimizer that is not pure, integer params, batches that are no sequence, no strategy.
+        ValueError: no batches, a loss that is no scalar or has no graph, one that uses a tensor which requires grad and
+            is no argument of ``train`` (its derivative would be lost).
+        RuntimeError: inference mode; what the strategy raises.
+
+    Attention runs by its formula here, since the fused kernels have no second derivatives, and functions compiled by
+    ``torch.compile`` run as they are written.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    >>> opt, w, x = hft.sgd(), torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    >>> run = hft.train(opt, loss, w, [x] * 3, hparams={**opt.hparams, "lr": lr})
+    >>> run.losses
+    tensor([1.0000, 0.6400, 0.4096], dtype=torch.float64)
+    >>> loss(run.params, x).backward()
+    >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
+    -3.93216
+    """
+    check_optimizer("optimizer", optimizer)
+    strategy = Unroll() if strategy is None else strategy
+    check_strategy(strategy)
+    batches = check_batches(batches)
+    check_params(params)
+    full = check_hparams(optimizer, hparams)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
+    if state is None:
+        state = optimizer.init(params, {name: value for name, value in full.items() if name != "loss"})
+    start = Start(full, params, state, batches)
+    leaves, rebuild = _flat(start)
+    check_leaves(leaves)
+    wanted = [is_float(x) and _tracked(x) for x in leaves]
+    transform = under_transform()
+    steps = Steps(optimizer, train_loss, rebuild(wanted), derived=transform or any(wanted))
+    if not steps.derived:
+        with torch.no_grad():
+            return steps.loop(start)
+    if transform and getattr(strategy, "exact", False):
+        _warn_of_float16(params)
+        return steps.loop(start)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and _tracked(x)]
+    clock = Clock()
+    job = _Job(strategy, steps, leaves, rebuild, places, transform, clock, clock.mark())
+    return job.trained(_Train.apply(job, *(leaves[i] for i in places)))
+
+
+@dataclass
+class _Job:
+    """What a node of the graph has to know beside the tensors that it is a function of."""
+
+    strategy: Any
+    steps: Steps
+    leaves: list[Any]  # of the start
+    rebuild: Callable[[Sequence[Any]], Start]
+    places: list[int]  # of the leaves that are inputs of the node
+    transform: bool  # whether one of torch.func was active
+    clock: Clock
+    mark: Mark  # when training began
+    residual: Any = None  # of a run without a transform
+    losses: Any = None
+    end: Any = None  # template of (params, state): its tensors are outputs of the node, in their order
+
+    def start(self, inputs: Sequence[Tensor]) -> Start:
+        leaves = list(self.leaves)
+        for i, x in zip(self.places, inputs, strict=True):
+            leaves[i] = x
+        return self.rebuild(leaves)
+
+    def run(self, steps: Steps, inputs: Sequence[Tensor]) -> tuple[Trained, Any]:
+        return check_trained(self.strategy, self.strategy.run(steps, self.start(inputs)))
+
+    def outputs(self, trained: Trained) -> list[Tensor]:
+        return [x for x in tree.leaves((trained.params, trained.state)) if isinstance(x, Tensor)]
+
+    def trained(self, outputs: Sequence[Tensor]) -> Trained:
+        """The node's outputs as what was trained."""
+        rows, rebuild = tree.flatten(self.end)
+        values = iter(outputs)
+        params, state = rebuild([next(values) if isinstance(x, Tensor) else x for x in rows])
+        return Trained(params, state, outputs[-1])
+
+    def pullback(self, inputs: Sequence[Tensor], residual: Any, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Cotangents of the inputs from those of the floating-point outputs."""
+        rows, rebuild = tree.flatten(self.end)
+        values = iter(cotangents)
+        params, state = rebuild([next(values) if is_float(x) else None for x in rows])
+        start = self.start(inputs)
+        found = self.strategy.pullback(self.steps, residual, Trained(params, state, None))
+        leaves = cotangent_leaves(self.strategy, start, found)
+        return [_as(leaves[i], x) for i, x in zip(self.places, inputs, strict=True)]
+
+    def again(self, inputs: Sequence[Tensor]) -> Any:
+        """The residual of a run that is differentiable in the inputs."""
+        trained, residual = self.clock.again(self.mark, lambda: self.run(self.steps, inputs))
+        refuse_other_losses(self.losses, trained.losses)
+        return residual
+
+
+class _Train(torch.autograd.Function):
+    """The node of the graph: outputs are the tensors of (params, state), and the losses."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(job: _Job, *inputs: Tensor) -> tuple[Tensor, ...]:
+        trained, residual = job.run(replace(job.steps, apart=job.transform), [x.detach() for x in inputs])
+        job.end, job.losses = (trained.params, trained.state), trained.losses
+        if not job.transform:
+            job.residual = residual
+        outputs: list[Tensor] = []
+        seen: set[int] = set()
+        for x in job.outputs(trained):
+            # Each output is a tensor of its own, not an input and not another output.
+            outputs.append(x.clone() if id(x) in seen or x._is_view() else x)
+            seen.add(id(x))
+        return (*outputs, trained.losses)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        job, *tensors = inputs
+        ctx.job = job
+        ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
+        ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.shapes = [x.new_zeros(()).expand(x.shape) for x in output]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        job: _Job = ctx.job
+        given = [v for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
+        inputs = ctx.saved_tensors
+        if job.transform:
+            residual = job.again(inputs)
+            found = job.clock.again(job.mark, lambda: job.pullback(inputs, residual, given))
+        elif torch.is_grad_enabled():
+            found = _pullback_with_graph(job, inputs, given)
+        else:
+            found = job.pullback(inputs, job.residual, given)
+        return (None, *found)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
+        """The transpose of the pullback, which is linear in its cotangents."""
+        job: _Job = ctx.job
+        inputs = ctx.saved_tensors
+        residual = job.again(inputs)
+
+        def back(cotangents: list[Tensor]) -> list[Tensor]:
+            found = job.clock.again(job.mark, lambda: job.pullback(inputs, residual, cotangents))
+            pairs = [(v, x) for v, x in zip(found, inputs, strict=True) if is_float(x)]
+            return [torch.zeros_like(x) if v is None else v for v, x in pairs]
+
+        zeros = [x.contiguous() for x, yes in zip(ctx.shapes, ctx.differentiable, strict=True) if yes]
+        forward = torch.func.vjp(back, zeros)[1]
+        pairs = [(x, t) for x, t in zip(inputs, tangents[1:], strict=True) if is_float(x)]
+        values = iter(forward([torch.zeros_like(x) if t is None else t for x, t in pairs])[0])
+        return tuple(next(values) if yes else None for yes in ctx.differentiable)
+
+
+def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """As ``create_graph=True`` asks for: the steps are made again, and differentiated as they are."""
+    if not getattr(job.strategy, "exact", False):
+        raise RuntimeError(
+            f"a derivative of the derivative by {type(job.strategy).__name__} was asked for (create_graph=True), which "
+            "has no graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
+        )
+    aliases = [x.view_as(x) for x in inputs]  # one input may depend on another outside
+    trained = job.clock.again(job.mark, lambda: job.steps.loop(job.start(aliases)))
+    refuse_other_losses(job.losses, trained.losses)
+    outputs = [x for x in job.outputs(trained) if is_float(x)]
+    pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    ys, vs = zip(*pairs, strict=True)
+    return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
+
+
+def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
+    """The optimizer's hparams, completed, and the loss's where they are given."""
+    if not isinstance(hparams, dict) or "loss" not in hparams:
+        return complete(hparams, optimizer.hparams)
+    own = {name: value for name, value in hparams.items() if name != "loss"}
+    for name, value in tree.by_path(hparams["loss"]).items():
+        if not isinstance(value, (Tensor, int, float)):
+            raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
+    return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
+
+
+def check_batches(batches: Any) -> Sequence[Any]:
+    """``batches``, or its parts where it is one tensor."""
+    if isinstance(batches, Tensor) and batches.ndim > 0:
+        return check_batches(list(batches.unbind()))
+    if isinstance(batches, (dict, str)) or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+        hint = "a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
+        raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
+    if len(batches) == 0:
+        raise ValueError("batches is empty: there is no step to differentiate through")
+    return batches
+
+
+def check_leaves(leaves: Sequence[Any]) -> None:
+    for x in leaves:
+        if isinstance(x, Tensor) and x.is_inference():
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
+                "taken with it; clone() it outside"
+            )
+        if isinstance(x, Tensor) and not under_transform() and _has_tangent(x):
+            raise ValueError("a tensor has a tangent of torch.autograd.forward_ad; use torch.func.jvp around train")
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _flat(start: Start) -> tuple[list[Any], Callable[[Sequence[Any]], Start]]:
+    """All leaves, and the way back; those of batches in a sequence of somebody's own are left where they are."""
+    if isinstance(start.batches, (list, tuple)):
+        leaves, rebuild = tree.flatten(tuple(start))
+        return leaves, lambda new: Start(*rebuild(new))
+    leaves, rebuild = tree.flatten(tuple(start[:3]))
+    return leaves, lambda new: Start(*rebuild(new), batches=start.batches)
+
+
+def _tracked(x: Any) -> bool:
+    """Whether a derivative of it, or a batch of it, may be asked for."""
+    if not isinstance(x, Tensor):
+        return False
+    return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x)
+
+
+def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
+    return cotangent if cotangent is None else cotangent.to(x)
+
+
+def _warn_of_float16(params: Params) -> None:
+    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
+        warnings.warn(
+            "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
+            "without a transform they are kept in float32",
+            UserWarning,
+            stacklevel=3,
+        )

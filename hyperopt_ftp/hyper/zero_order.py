@@ -1,0 +1,157 @@
+"""Evolution strategies: a derivative from differences of whole trainings, no gradient of the way there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from .. import tree
+from ..hparams import Domain, check_number
+from .linear import dot
+from .mutation import refuse_mutation
+from .rng import Clock, Mark
+from .steps import Steps, floats, known
+from .strategy import Start, Trained
+
+__all__ = ["ZeroOrder"]
+
+Function = Callable[[list[Tensor]], Tensor]
+
+
+class _Run(NamedTuple):
+    start: Start
+    clock: Clock
+    mark: Mark
+    seed: int
+
+
+@dataclass(frozen=True)
+class ZeroOrder:
+    """The derivative of a smoothed function, from its values at random points (evolution strategies, arXiv 1703.03864).
+
+    For all that a derivative is asked for as one vector x, and N = ``samples`` draws e of normal numbers::
+
+        grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x - sigma e_i)) / (2 sigma)      antithetic
+        grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x)) / sigma                      else
+
+    which estimates, without bias, the gradient of ``E f(x + sigma e)``. In :func:`hypergradient` and :func:`bilevel` f
+    is the outer loss after training: it needs no derivative at all (an error rate will do). In :func:`train` the loss
+    outside is somebody else's: f is ``<cotangent, (params, state)>``. The training loss needs its gradient only, for
+    the steps themselves, and no second derivative. Good for few numbers, and for long runs whose exact derivative
+    explodes (arXiv 1810.10180). The error falls as ``sqrt(numbers / samples)``.
+
+    Args:
+        samples: N; each costs two trainings (one, if not antithetic).
+        sigma: standard deviation, in the units of what is perturbed. Values leave their domain where it is too large:
+            a negative lr is not caught.
+        antithetic: pairs of opposite points: exact for linear functions whatever their value at x.
+        generator: of the random directions; torch's default one otherwise. On the CPU.
+
+    All trainings see the same random numbers (dropout). They run together by ``vmap``; where the loss does not allow
+    it, one after the other, with a warning.
+
+    Raises:
+        ValueError: samples below 1, a sigma that is not above 0.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> w, data = torch.zeros(1, dtype=torch.float64), [torch.ones(1, dtype=torch.float64)] * 3
+    >>> strategy = hft.ZeroOrder(1000, sigma=0.01, generator=torch.Generator().manual_seed(0))
+    >>> _, grads, _ = hft.hypergradient(
+    ...     hft.sgd(lr=0.1), loss, lambda p: loss(p, data[0]), w, data, over="lr", strategy=strategy
+    ... )
+    >>> bool((grads["lr"] + 3.93216).abs() < 0.4)       # -3.93216 is exact
+    True
+    """
+
+    samples: int
+    sigma: float
+    antithetic: bool = True
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"samples must be a number >= 1, got {self.samples!r}")
+        check_number("sigma", self.sigma, Domain(0.0, float("inf"), open_high=True))
+        if self.sigma == 0:
+            raise ValueError("sigma must be above 0, got 0: there would be no difference to see")
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
+
+    def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
+        clock = Clock()
+        mark = clock.mark()
+        end = steps.loop(start)
+        return end, _Run(start, clock, mark, self.draw())
+
+    def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
+        run: _Run = residual
+        leaves, rebuild = tree.flatten(tuple(run.start))
+        mask = tree.leaves(tuple(steps.wanted))
+        if steps.wanted.batches is False:
+            leaves, rebuild = tree.flatten(tuple(run.start[:3]))
+            mask = tree.leaves(tuple(steps.wanted[:3]))
+        x = [leaf for leaf, is_wanted in zip(leaves, mask, strict=True) if is_wanted]
+        given = [*known(cotangents.params), *known(cotangents.state)]
+
+        def along(point: list[Tensor]) -> Tensor:
+            new = iter(point)
+            values = rebuild([next(new) if is_wanted else leaf for leaf, is_wanted in zip(leaves, mask, strict=True)])
+            end = steps.loop(run.start._replace(**dict(zip(Start._fields, values, strict=False))))
+            outputs = (*floats(end.params), *floats(end.state))
+            return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
+
+        found = iter(self.smoothed(along, x, run.seed, run.clock, run.mark))
+        rows = rebuild([next(found) if is_wanted else None for is_wanted in mask])
+        return Start(*rows)
+
+    def smoothed(self, function: Function, x: list[Tensor], seed: int, clock: Clock, mark: Mark) -> list[Tensor]:
+        """The estimate at x for a function that gives a scalar, with the random numbers of a mark."""
+        directions = [self._direction(x, seed + i) for i in range(self.samples)]
+        points = [[u + self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
+        if self.antithetic:
+            points += [[u - self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
+        else:
+            points.append(x)
+        values = _everywhere(function, points, clock, mark)
+        n = self.samples
+        slopes = (values[:n] - values[n:]) / (self.sigma * (2 if self.antithetic else 1) * n)
+        columns = [torch.stack(column) for column in zip(*directions, strict=True)]
+        return [torch.tensordot(slopes.to(e), e, dims=1).to(u) for u, e in zip(x, columns, strict=True)]
+
+    def draw(self) -> int:
+        """The number that all directions come from."""
+        with temporarily_clear_interpreter_stack():  # one draw, also under vmap
+            return int(torch.randint(2**62, (), generator=self.generator))
+
+    def _direction(self, x: list[Tensor], seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        with temporarily_clear_interpreter_stack():
+            rows = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in x]
+        return [e.to(tree.working(u)) for u, e in zip(x, rows, strict=True)]
+
+
+def _everywhere(function: Function, points: list[list[Tensor]], clock: Clock, mark: Mark) -> Tensor:
+    """Values at all points: by vmap, or one after the other where it cannot be."""
+
+    def together() -> Tensor:
+        columns = [torch.stack(column) for column in zip(*points, strict=True)]
+        return torch.func.vmap(function, randomness="same")(columns)
+
+    try:
+        return clock.again(mark, together)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        with refuse_mutation():
+            values = torch.stack([clock.again(mark, lambda p=point: function(p)) for point in points])
+        warnings.warn(
+            f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}",
+            UserWarning,
+            stacklevel=2,
+        )
+        return values
