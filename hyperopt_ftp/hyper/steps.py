@@ -109,6 +109,16 @@ class Steps:
         own = {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams
         return self.optimizer.update(grads, state, params, own)
 
+    def look_at_update(self, start: Start) -> None:
+        """Raise where the optimizer's update itself uses a tensor that a derivative is taken in, by a closure."""
+        _, (hparams, params, state) = fresh(tuple(start[:3]), False)
+        zeros = tree.map_tree(torch.zeros_like, params)
+        with torch.enable_grad(), refuse_outer_tensors(True, "the optimizer") if self.apart else nullcontext():
+            outputs = self.update(zeros, state, params, hparams)
+        for x in floats(outputs):
+            if x.requires_grad and not under_transform():
+                refuse_strangers(x, (), "the optimizer")
+
     def _loss_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         extra = (hparams["loss"],) if "loss" in hparams else ()
         with twice_differentiable() if self.derived else nullcontext():
@@ -139,11 +149,11 @@ def twice_differentiable() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
-def refuse_strangers(loss: Tensor, known: Sequence[Tensor]) -> None:
+def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> None:
     """Raise where the graph of a loss ends in a leaf that is none of the known ones."""
     names = {id(x) for x in known}
     if loss.is_leaf and id(loss) not in names:
-        raise ValueError(_stranger(loss))
+        raise ValueError(_stranger(loss, what))
     seen: set[Node] = set()
     stack = [loss.grad_fn]
     while stack:
@@ -153,7 +163,7 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor]) -> None:
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and id(leaf) not in names:
-            raise ValueError(_stranger(leaf))
+            raise ValueError(_stranger(leaf, what))
         stack += [after for after, _ in node.next_functions]
 
 
@@ -163,25 +173,26 @@ class refuse_outer_tensors(TorchFunctionMode):  # a context manager
     Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
     """
 
-    def __init__(self, leaves_too: bool = False) -> None:
-        top = _functorch.peek_interpreter_stack()
-        self._level = -1 if top is None else top.level()
-        self._leaves_too = leaves_too
+    def __init__(self, leaves_too: bool = False, what: str = "train_loss") -> None:
+        self._leaves_too, self._what = leaves_too, what
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        top = _functorch.peek_interpreter_stack()
+        level = -1 if top is None else top.level()
         for x in tree.leaves((args, kwargs)):
             if isinstance(x, Tensor):
                 wrapped = _functorch.is_functorch_wrapped_tensor(x)
-                if (wrapped and _functorch.maybe_get_level(x) > self._level) or (self._leaves_too and x.requires_grad):
-                    raise ValueError(_stranger(x))
+                # A level above the present one is none that the code inside has opened.
+                if _functorch.maybe_get_level(x) > level if wrapped else self._leaves_too and x.requires_grad:
+                    raise ValueError(_stranger(x, self._what))
         return func(*args, **(kwargs or {}))
 
 
-def _stranger(x: Tensor) -> str:
+def _stranger(x: Tensor, what: str) -> str:
     return (
-        f"train_loss uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
+        f"{what} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
         "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
-        "hparams['loss'], as a param or in the batch; or hold it fixed by detach() or requires_grad_(False)"
+        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() or requires_grad_(False)"
     )
 
 

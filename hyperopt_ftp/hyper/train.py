@@ -93,7 +93,8 @@ def train(
     check_leaves(leaves)
     wanted = [is_float(x) and _tracked(x) for x in leaves]
     transform = under_transform()
-    steps = Steps(optimizer, train_loss, rebuild(wanted), derived=transform or any(wanted))
+    asked = rebuild(wanted) if isinstance(batches, (list, tuple)) else rebuild(wanted)._replace(batches=False)
+    steps = Steps(optimizer, train_loss, asked, derived=transform or any(wanted))
     if not steps.derived:
         with torch.no_grad():
             return steps.loop(start)
@@ -165,7 +166,10 @@ class _Train(torch.autograd.Function):
 
     @staticmethod
     def forward(job: _Job, *inputs: Tensor) -> tuple[Tensor, ...]:
-        trained, residual = job.run(replace(job.steps, apart=job.transform), [x.detach() for x in inputs])
+        detached = [x.detach() for x in inputs]
+        steps = replace(job.steps, apart=job.transform)
+        steps.look_at_update(job.start(detached))
+        trained, residual = job.run(steps, detached)
         job.end, job.losses = (trained.params, trained.state), trained.losses
         if not job.transform:
             job.residual = residual
