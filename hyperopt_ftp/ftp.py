@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .hparams import check_choice, complete, to_tensors
+from .hparams import check_choice, complete, domains_of, to_tensors
 from .optimizers.adam import adam
 from .optimizers.combinators import anneal, check_new_names
-from .optimizers.leafwise import check_params
+from .optimizers.leafwise import check_grads, check_params, check_state
 from .optimizers.projected import anchors, check_anchor, first_radius
 from .projections import FLOOR, NORMS, clip_radius, per_row, rescaled, row_norm
 from .types import Optimizer
@@ -112,6 +112,8 @@ def ftp(
         return FTPState(base.init(params, bases), radius, radius_rule.init(radius, radius_h), c, norms)
 
     def update(grads: Any, state: FTPState, params: Any, hparams: Any = None) -> tuple[Any, FTPState]:
+        check_state(FTPState, state)
+        check_grads(grads, params)
         bases, radius_h = split(hparams)
         stored = tree.pick(params, fixed)
         h = {
@@ -142,7 +144,8 @@ def ftp(
             deviation[name], norms[name], radii[name] = c, n, gamma
         return tree.put(moved, new), FTPState(inner, radii, radius_opt, deviation, norms)
 
-    return Optimizer(init, update, default)
+    domains = {**base.domains, **domains_of(own)}
+    return Optimizer(init, update, default, domains=domains, tunes=base.tunes)
 
 
 def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: str = "paper") -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,9 @@ __all__ = [
     "check_number",
     "complete",
     "concrete",
+    "domains_of",
+    "first_outside",
     "is_number",
-    "known",
     "shown",
     "to_tensors",
 ]
@@ -28,13 +31,14 @@ __all__ = [
 class Domain(NamedTuple):
     """Allowed values of a hyperparameter: ``low <= x <= high``, or ``x < high`` where ``open_high``.
 
-    A tuner keeps it at or above ``floor`` where that is higher.
+    A tuner keeps it between ``floor`` and ``ceiling`` where these are narrower; a ceiling is open where ``high`` is.
     """
 
     low: float
     high: float
     open_high: bool = False
     floor: float = -math.inf
+    ceiling: float = math.inf
 
     def holds(self, x: object) -> bool:
         if not isinstance(x, (int, float)) or math.isnan(x):
@@ -45,14 +49,16 @@ class Domain(NamedTuple):
         return f"[{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
     def clip(self, x: Tensor) -> Tensor:
-        """The nearest allowed value. An open bound becomes the largest double below it."""
-        high = math.nextafter(self.high, self.low) if self.open_high else self.high
-        return x.clamp(min=max(self.low, self.floor), max=high)
+        """The nearest value that a tuner may give. An open bound, a positive one, becomes the number below it."""
+        most, dtype = min(self.high, self.ceiling), torch.finfo(x.dtype)
+        if self.open_high:
+            most = min(most * (1 - dtype.eps / 2), dtype.max)
+        return x.clamp(min=max(self.low, self.floor), max=most)
 
 
 _FINITE = Domain(0.0, math.inf, open_high=True)
 
-#: One row for each hyperparameter name of the package: a name means the same thing in every optimizer.
+#: One row for each hyperparameter name of the package; its optimizers take theirs from here (:func:`domains_of`).
 DOMAINS: dict[str, Domain] = {
     "lr": _FINITE,
     "radius_lr": _FINITE,
@@ -60,7 +66,8 @@ DOMAINS: dict[str, Domain] = {
     "betas": Domain(0.0, 1.0, open_high=True),
     "eps": _FINITE,
     "weight_decay": _FINITE,
-    "momentum": _FINITE,
+    # Momentum of 1 and above is allowed, as in torch, but what learns it would run away there.
+    "momentum": Domain(0.0, math.inf, open_high=True, ceiling=1.0),
     "dampening": Domain(-math.inf, math.inf),
     "alpha": Domain(0.0, 1.0),
     "lr_decay": _FINITE,
@@ -73,6 +80,11 @@ DOMAINS: dict[str, Domain] = {
     # A fixed radius may be 0 (the anchor itself); FTP's rule keeps a learned one at 1e-8 or above.
     "radius": Domain(0.0, math.inf, floor=1e-8),
 }
+
+
+def domains_of(names: Iterable[str]) -> dict[str, Domain]:
+    """Rows of :data:`DOMAINS`, for the ``domains`` of an optimizer whose hparams mean what they mean there."""
+    return {name: DOMAINS[name] for name in names if name in DOMAINS}
 
 
 def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
@@ -101,9 +113,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def known(x: Tensor) -> float | None:
-    """The number of a 0-d tensor, where it is concrete."""
-    return x.item() if concrete(x) else None
+def first_outside(x: Tensor, low: float, high: float) -> float | None:
+    """The first entry that is not in ``(low, high)``, where the values of ``x`` are known."""
+    wrong = x[~((x > low) & (x < high))] if concrete(x) else x.new_empty(0)
+    return wrong[0].item() if len(wrong) else None
 
 
 def shown(value: Any) -> str:
@@ -135,13 +148,23 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
-    """``given`` (or ``default`` for ``None``) with plain numbers as tensors; its names must be those of ``default``."""
+    """``given`` (or ``default`` for ``None``) with plain numbers as tensors; its names must be those of ``default``.
+
+    Tensors pass as they are: what shapes an hparam may have is for its user to say.
+    """
     if given is None:
         return default
     if not isinstance(given, dict) or given.keys() != default.keys():
         names = sorted(given) if isinstance(given, dict) else type(given).__name__
         raise ValueError(f"hparams must be a dict with the names {sorted(default)}, got {names}")
-    return {name: tree.map_tree(as_tensor, given[name]) for name in default}
+    return {name: tree.map_tree(partial(_as_hparam, given), given[name]) for name in default}
+
+
+def _as_hparam(given: dict[str, Any], value: Any) -> Tensor:
+    if isinstance(value, Tensor) or is_number(value):
+        return as_tensor(value)
+    name = next(name for name, leaf in tree.named(given) if leaf is value)
+    raise TypeError(f"hparams must hold numbers and tensors, but {name!r} is {shown(value)}")
 
 
 def concrete(x: Tensor) -> bool:

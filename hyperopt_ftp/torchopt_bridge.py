@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .hparams import as_tensor, complete, concrete, is_number
-from .optimizers.leafwise import no_steps
+from .hparams import as_tensor, complete, concrete, domains_of, is_number
+from .optimizers.leafwise import check_grads, check_state, no_steps
 from .types import Optimizer, check_optimizer
 
 __all__ = ["from_torchopt", "to_torchopt"]
@@ -88,6 +88,8 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
         return BridgeState(no_steps(), build(hparams).init(params))
 
     def update(grads: Any, state: BridgeState, params: Any, hparams: Any = None) -> tuple[Any, BridgeState]:
+        check_state(BridgeState, state)
+        check_grads(grads, params)
         transformation = build(hparams)
         if not concrete(state.step) or state.step > 0:
             _warm_up(transformation)
@@ -95,7 +97,7 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
         new = tree.map_tree(lambda p, u: (p + u).to(p.dtype), params, updates)
         return new, BridgeState(state.step + 1, inner)
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))
 
 
 def to_torchopt(optimizer: Optimizer) -> Any:

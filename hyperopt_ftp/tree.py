@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["flatten", "leaves", "map_tree", "pick", "put", "spread", "unzip_map", "working"]
+__all__ = ["flatten", "leaves", "map_tree", "pick", "put", "spread", "structure", "unzip_map", "working"]
 
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -22,14 +22,23 @@ def leaves(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
+def structure(tree: Any) -> Any:
+    """What two trees of one structure have in common; can be compared."""
+    return pytree.tree_structure(tree)
+
+
 def aligned(tree: Any, like: Any, what: str = "tree") -> list[Any]:
     """Leaves of ``tree`` in the order of ``like``'s, or a ``ValueError`` when the two structures differ."""
     spec = pytree.tree_structure(like)
     try:
         return spec.flatten_up_to(tree)
     except ValueError as error:
+        names = [name for name, _ in named(tree)]
+        missing = next(
+            (f": there is no entry {name!r} among {names}" for name, _ in named(like) if name not in names), ""
+        )
         raise ValueError(
-            f"{what} must have the structure of the parameters.\n  given: {pytree.tree_structure(tree)}"
+            f"{what} must have the structure of the parameters{missing}.\n  given: {pytree.tree_structure(tree)}"
             f"\n  expected: {spec}\n  ({error})"
         ) from None
 
@@ -56,8 +65,18 @@ def unzip_map(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Sequen
 
 def by_path(tree: Any) -> dict[str, Any]:
     """Leaves by the dotted path of their keys; ``None`` counts as absent."""
-    pairs, _ = pytree.tree_flatten_with_path(tree)
-    return {name_of(path): leaf for path, leaf in pairs if leaf is not None}
+    pairs = [(name, leaf) for name, leaf in named(tree) if leaf is not None]
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two entries of a tree have the path {twice!r}; rename a key, paths join keys by dots")
+    return found
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """Path and value of each leaf."""
+    return [(name_of(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
 
 
 def name_of(path: Sequence[Any]) -> str:

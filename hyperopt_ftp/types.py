@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 __all__ = ["HParams", "Optimizer", "Params", "State", "check_optimizer"]
@@ -29,6 +30,19 @@ class SettleFn(Protocol):
     def __call__(self, hparams: HParams, new_state: State) -> HParams: ...
 
 
+class Unbounded(Mapping[str, Any]):
+    """No domains. Unlike an empty dict it cannot be changed, unlike an empty mappingproxy it can be copied."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 class Optimizer(NamedTuple):
     """An optimizer as pure, differentiable functions.
 
@@ -44,6 +58,9 @@ class Optimizer(NamedTuple):
             parameters (the first radius of :func:`~hyperopt_ftp.projected`). Read by an optimizer that tunes this one.
         settle: optional ``settle(hparams, new_state) -> hparams``; applied by a tuner AFTER the update. Its result is
             stored, and it is the point where the next pullback linearises.
+        domains: by hparam name, the :class:`~hyperopt_ftp.hparams.Domain` in which a tuner keeps its values; an
+            optimizer that holds others nests theirs as its hparams are nested. What is absent is bounded by nothing.
+        tunes: paths into ``hparams`` of those that the optimizer itself tunes: ``init`` alone reads them.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.sgd(lr=0.5)
@@ -58,6 +75,8 @@ class Optimizer(NamedTuple):
     hparams: HParams
     start: StartFn | None = None
     settle: SettleFn | None = None
+    domains: Mapping[str, Any] = Unbounded()
+    tunes: tuple[str, ...] = ()
 
 
 def check_optimizer(name: str, value: Any) -> None:

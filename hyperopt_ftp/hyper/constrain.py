@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import tree
-from ..hparams import DOMAINS, Domain, known
+from ..hparams import Domain, first_outside
+from . import paths
 
 __all__ = ["Constraints"]
 
@@ -23,33 +23,45 @@ class Constraints:
     ``"clip"`` (default): u = x, and x is the nearest value of the domain. ``"log"``: x = exp(u), for positive ones such
     as learning rates and eps: a step of u is a relative step of x. ``"logit"``: x = 1 / (1 + exp(-u)), for those in
     (0, 1) such as betas. By the chain rule the hypergradient of u is that of x times ``dx/du`` (1, x or x (1 - x)), and
-    that of a clipped value is taken at the clipped one.
+    that of a clipped value is taken at the clipped one. What a map leaves of the domain (an exp above 1, a sigmoid that
+    rounds to 1) is clipped too.
+
+    Args:
+        names: paths of the tuned hparams.
+        given: maps by path.
+        domains: of the optimizer that has these hparams.
+
+    Raises:
+        ValueError: a path that is not tuned, a map that does not exist, or that leads out of the domain.
+        TypeError: maps that are not given by path.
     """
 
-    def __init__(self, names: tuple[str, ...], given: Mapping[str, str] | None) -> None:
+    def __init__(self, names: tuple[str, ...], given: Mapping[str, str] | None, domains: Mapping[str, Any]) -> None:
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(f"constrain must be a dict by hyperparameter, such as {{'lr': 'log'}}, got {given!r}")
         given = {} if given is None else dict(given)
         unknown = sorted(given.keys() - set(names))
         if unknown:
             raise ValueError(f"constrain names {unknown}, but over tunes {list(names)}")
+        self._domains = {name: paths.domain_at(domains, name) for name in names}
         for name, kind in given.items():
-            domain = domain_of(name)
             if kind not in MAPS:
                 raise ValueError(f"constrain of {name!r} must be one of {', '.join(map(repr, MAPS))}, got {kind!r}")
-            if kind == "logit" and domain is not None and domain.high != 1:
-                raise ValueError(f"constrain of {name!r}: 'logit' is for values in (0, 1), its domain is {domain}")
-            if kind == "log" and domain is not None and domain.low != 0:
-                raise ValueError(f"constrain of {name!r}: 'log' is for positive values, its domain is {domain}")
+            for domain in _all(self._domains[name]):
+                if kind == "logit" and not (domain.low <= 0 and domain.high >= 1):
+                    raise ValueError(f"constrain of {name!r}: 'logit' is for values in (0, 1), its domain is {domain}")
+                if kind == "log" and domain.low != 0:
+                    raise ValueError(f"constrain of {name!r}: 'log' is for positive values, its domain is {domain}")
         self._kinds = {name: given.get(name, "clip") for name in names}
 
     def check(self, values: dict[str, Any]) -> None:
         """Whether the maps can take the first values, where these are known."""
         for name, value in values.items():
             kind = self._kinds[name]
-            least, most = 0.0, {"log": math.inf, "logit": 1.0}.get(kind, math.nan)
-            numbers = [known(x) for x in tree.leaves(value)] if kind != "clip" else []
-            wrong = [x for x in numbers if x is not None and not least < x < most]
+            if kind == "clip":
+                continue
+            wrong = [first_outside(x, 0, 1 if kind == "logit" else math.inf) for x in tree.leaves(value)]
+            wrong = [x for x in wrong if x is not None]
             if wrong:
                 where = "above 0" if kind == "log" else "in (0, 1)"
                 raise ValueError(
@@ -64,7 +76,8 @@ class Constraints:
 
     def natural(self, free: dict[str, Any]) -> dict[str, Any]:
         """u as x."""
-        return {name: tree.map_tree(lambda u, n=name: self._natural(n, u), x) for name, x in free.items()}
+        maps = {"clip": lambda u: u, "log": torch.exp, "logit": torch.sigmoid}
+        return {name: _clip(self._domains[name], tree.map_tree(maps[self._kinds[name]], u)) for name, u in free.items()}
 
     def chain(self, slopes: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         """Hypergradients of u from those of x."""
@@ -74,13 +87,17 @@ class Constraints:
             for name, h in slopes.items()
         }
 
-    def _natural(self, name: str, u: Tensor) -> Tensor:
-        kind, domain = self._kinds[name], domain_of(name)
-        if kind == "clip":
-            return u if domain is None else domain.clip(u)
-        return u.exp() if kind == "log" else u.sigmoid()
+
+def _clip(domains: Any, value: Any) -> Any:
+    """``value`` inside its domain, or each part of a tree of hparams inside its own."""
+    if isinstance(domains, Domain):
+        return tree.map_tree(domains.clip, value)
+    if isinstance(domains, Mapping) and isinstance(value, dict):
+        return {key: _clip(domains.get(key), part) for key, part in value.items()}
+    return value
 
 
-def domain_of(path: str) -> Domain | None:
-    """The domain of the hyperparameter that a path leads to; ``None`` for names of somebody's own."""
-    return next((DOMAINS[part] for part in reversed(path.split(".")) if part in DOMAINS), None)
+def _all(domains: Any) -> list[Domain]:
+    if isinstance(domains, Mapping):
+        return [domain for part in domains.values() for domain in _all(part)]
+    return [domains] if isinstance(domains, Domain) else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..hparams import shown
 
-__all__ = ["merge", "normalise", "select"]
+__all__ = ["domain_at", "merge", "normalise", "overlap", "select"]
 
 
 def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
             _get(hparams, name)
         except KeyError:
             raise ValueError(f"over names {name!r}, but {_there(hparams, name)}") from None
-    nested = [(a, b) for a in names for b in names if a != b and b.startswith(a + ".")]
+    nested = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a != b and overlap(hparams, a, b)]
     if nested or len(set(names)) < len(names):
         raise ValueError(f"over names a hyperparameter twice: {nested or names}")
     return names
@@ -36,9 +37,33 @@ def merge(hparams: Any, values: dict[str, Any]) -> Any:
     return hparams
 
 
+def overlap(hparams: Any, a: str, b: str) -> bool:
+    """Whether two paths lead to one place, or one of them into the other's."""
+    return all(x == y for x, y in zip(_keys(hparams, a), _keys(hparams, b), strict=False))
+
+
+def domain_at(domains: Any, path: str) -> Any:
+    """The domain of what a path leads to, nested domains where that holds several; ``None``: bounded by nothing."""
+    while path and isinstance(domains, Mapping):
+        try:
+            key, path = _step(domains, path)
+        except KeyError:
+            return None
+        domains = domains[key]
+    return domains
+
+
+def _keys(tree: Any, path: str) -> list[Any]:
+    keys = []
+    while path:
+        key, path = _step(tree, path)
+        keys, tree = [*keys, key], tree[key]
+    return keys
+
+
 def _step(tree: Any, path: str) -> tuple[Any, str]:
     """The key of ``tree`` that ``path`` starts with (the longest: keys may hold dots), and the rest of the path."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         keys: list[Any] = sorted((k for k in tree if path == str(k) or path.startswith(f"{k}.")), key=str)
         if keys:
             return keys[-1], path[len(str(keys[-1])) + 1 :]

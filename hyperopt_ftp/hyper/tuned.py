@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import complete
-from ..optimizers.leafwise import no_steps
+from ..optimizers.leafwise import check_grads, check_state, no_steps
 from ..types import Optimizer, check_optimizer
 from . import paths
 from .constrain import Constraints
-from .inner import check_object
 from .one_step import GradientStrategy, OneStep, Previous
+from .strategy import check_object
 
 __all__ = ["TunedState", "hyper"]
 
@@ -57,7 +57,8 @@ def hyper(
             alone can run inside an update.
         constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it
             is then clipped. ``"log"``: ``by`` moves its logarithm (learning rates, eps). ``"logit"``: ``by`` moves
-            ``log(x / (1 - x))`` (betas).
+            ``log(x / (1 - x))`` (betas, momentum). What has no domain in ``base.domains`` is not
+            clipped.
 
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
@@ -87,10 +88,10 @@ def hyper(
             "pullback(base, previous, cotangent, over)"
         )
     names = paths.normalise(over, base.hparams)
-    again = [n for n in names for inner in getattr(base.update, "tunes", ()) if f"{n}.".startswith(f"base.{inner}.")]
+    again = [name for name in names if any(paths.overlap(base.hparams, name, inner) for inner in base.tunes)]
     if again:
         raise ValueError(f"over names {again}, which base already tunes: moving a starting value does nothing")
-    constraints = Constraints(names, constrain)
+    constraints = Constraints(names, constrain, base.domains)
     default = {"base": base.hparams, "by": by.hparams}
 
     def init(params: Any, hparams: Any = None) -> TunedState:
@@ -105,6 +106,8 @@ def hyper(
         )
 
     def update(grads: Any, state: TunedState, params: Any, hparams: Any = None) -> tuple[Any, TunedState]:
+        check_state(TunedState, state)
+        check_grads(grads, params)
         h = complete(hparams, default)
         first = state.step == 0
         pulled = strategy.pullback(base, state.previous, grads, names)
@@ -120,5 +123,5 @@ def hyper(
         previous = Previous(grads, state.base, params, settled)
         return params_new, TunedState(state.step + 1, base_state, paths.select(settled, names), by_state, previous)
 
-    update.tunes = names  # pyright: ignore[reportFunctionMemberAccess]
-    return Optimizer(init, update, default)
+    tunes = tuple(f"base.{name}" for name in (*names, *base.tunes)) + tuple(f"by.{name}" for name in by.tunes)
+    return Optimizer(init, update, default, domains={"base": base.domains, "by": by.domains}, tunes=tunes)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import complete, to_tensors
+from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, leafwise, no_steps, safe_sqrt
+from .leafwise import check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
 
 __all__ = ["AdagradState", "adagrad"]
 
@@ -57,12 +57,13 @@ def adagrad(
 
     def init(params: Any, hparams: Any = None) -> AdagradState:
         check_params(params)
-        first = tree.spread(complete(hparams, default)["initial_accumulator_value"], params)
+        first = for_each(complete(hparams, default)["initial_accumulator_value"], params)
         values, rebuild = tree.flatten(params)
         sums = [(torch.zeros_like(w) + x).to(w.dtype) for w, x in zip(map(tree.working, values), first, strict=True)]
         return AdagradState(no_steps(), rebuild(sums))
 
     def update(grads: Any, state: AdagradState, params: Any, hparams: Any = None) -> tuple[Any, AdagradState]:
+        check_state(AdagradState, state)
         h = complete(hparams, default)
 
         def rule(w: Tensor, g: Tensor, s: Tensor, lr: Tensor, decay_lr: Tensor, decay: Tensor, eps: Tensor) -> tuple:
@@ -74,4 +75,4 @@ def adagrad(
         params, s = leafwise(rule, params, grads, (state.sum,), hs)
         return params, AdagradState(state.step + 1, s)
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..hparams import Domain, check_number, complete, to_tensors
+from ..hparams import Domain, check_number, complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, leafwise, no_steps, safe_sqrt, zeros
+from .leafwise import check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
 
 __all__ = ["AdamState", "adam", "adamw"]
 
@@ -96,6 +96,7 @@ def _adam(
         return AdamState(no_steps(), zeros(params), zeros(params), zeros(params) if amsgrad else ())
 
     def update(grads: Any, state: AdamState, params: Any, hparams: Any = None) -> tuple[Any, AdamState]:
+        check_state(AdamState, state)
         h = complete(hparams, default)
         t = state.step + 1
 
@@ -114,4 +115,4 @@ def _adam(
         )
         return params, AdamState(t, m, v, vmax[0] if amsgrad else ())
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))

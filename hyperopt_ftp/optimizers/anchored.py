@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
+from ..hparams import domains_of
 from ..types import Optimizer
 from .combinators import check_new_names, extended
-from .leafwise import check_params
-from .projected import anchors, check_anchor
+from .leafwise import check_grads, check_params, check_state
+from .projected import anchors, by_name, check_anchor, numbers
 
 __all__ = ["AnchoredState", "Rule", "anchored", "dot"]
 
@@ -66,12 +67,16 @@ def anchored(base: Optimizer, anchor: Any, rule: Rule) -> Optimizer:
         return AnchoredState(base.init(params, extended(hparams, base, own)[0]), held)
 
     def update(grads: Any, state: AnchoredState, params: Any, hparams: Any = None) -> tuple[Any, AnchoredState]:
+        check_state(AnchoredState, state)
+        check_grads(grads, params)
         bases, owns = extended(hparams, base, own)
         stored, raw = tree.pick(params, fixed), tree.pick(grads, fixed)
         before = {name: tree.working(w) for name, w in stored.items()}
         w0 = {name: fixed[name].to(w.dtype) for name, w in before.items()}
         raw = {name: g.to(before[name].dtype) for name, g in raw.items()}
-        h = {name: {key: of(value, name) for key, value in (*owns.items(), ("lr", bases["lr"]))} for name in fixed}
+        columns = {key: numbers(key, value, fixed) for key, value in owns.items()}
+        columns["lr"] = by_name("lr", bases["lr"], fixed)
+        h = {name: {key: column[name] for key, column in columns.items()} for name in fixed}
         seen, held = raw, state.rule
         if rule.before:
             pairs = {n: rule.before(raw[n], w - w0[n], state.rule[n], h[n]) for n, w in before.items()}
@@ -93,12 +98,7 @@ def anchored(base: Optimizer, anchor: Any, rule: Rule) -> Optimizer:
         return {**(base.settle(bases, new_state.base) if base.settle else bases), **owns}
 
     has = (start if base.start else None, settle if base.settle else None)
-    return Optimizer(init, update, {**base.hparams, **own}, *has)
-
-
-def of(value: Any, name: str) -> Any:
-    """The value of one tensor."""
-    return value if isinstance(value, Tensor) else tree.by_path(value)[name]
+    return Optimizer(init, update, {**base.hparams, **own}, *has, {**base.domains, **domains_of(own)}, base.tunes)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

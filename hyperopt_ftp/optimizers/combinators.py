@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import complete, to_tensors
+from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer, check_optimizer
-from .leafwise import no_steps, safe_sqrt
+from .leafwise import check_grads, check_state, no_steps, safe_sqrt
 
-__all__ = ["ScheduledState", "anneal", "clipped", "extended", "scheduled"]
+__all__ = ["ScheduledState", "anneal", "check_zero_d", "clipped", "extended", "scheduled"]
 
 
 def anneal(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
@@ -113,19 +113,27 @@ def scheduled(base: Optimizer, **schedules: Callable[[Tensor], Tensor]) -> Optim
         return ScheduledState(no_steps(), base.init(params, complete(hparams, base.hparams)))
 
     def update(grads: Any, state: ScheduledState, params: Any, hparams: Any = None) -> tuple[Any, ScheduledState]:
+        check_state(ScheduledState, state)
         params, inner = base.update(grads, state.base, params, scaled(hparams, state.step))
         return params, ScheduledState(state.step + 1, inner)
 
     def settle(hparams: Any, new_state: ScheduledState) -> Any:
         return base.settle(hparams, new_state.base) if base.settle else hparams
 
-    return Optimizer(init, update, base.hparams, base.start, settle if base.settle else None)
+    settles = settle if base.settle else None
+    return Optimizer(init, update, base.hparams, base.start, settles, base.domains, base.tunes)
 
 
 def extended(hparams: Any, base: Optimizer, own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the hparams of a combinator into the base's and its own."""
     h = complete(hparams, {**base.hparams, **own})
     return {name: h[name] for name in base.hparams}, {name: h[name] for name in own}
+
+
+def check_zero_d(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must be a 0-d tensor, got {got}")
 
 
 def check_new_names(base: Optimizer, own: dict[str, Any]) -> None:
@@ -144,6 +152,9 @@ def _on_gradients(base: Optimizer, own: dict[str, Any], before: Callable[[Any, d
 
     def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
         bases, owns = extended(hparams, base, own)
+        check_grads(grads, params)
+        for name, value in owns.items():
+            check_zero_d(name, value)
         return base.update(before(grads, owns), state, params, bases)
 
     def start(params: Any, hparams: Any) -> Any:
@@ -155,4 +166,4 @@ def _on_gradients(base: Optimizer, own: dict[str, Any], before: Callable[[Any, d
         return {**(base.settle(bases, new_state) if base.settle else bases), **owns}
 
     has = (start if base.start else None, settle if base.settle else None)
-    return Optimizer(init, update, {**base.hparams, **own}, *has)
+    return Optimizer(init, update, {**base.hparams, **own}, *has, {**base.domains, **domains_of(own)}, base.tunes)

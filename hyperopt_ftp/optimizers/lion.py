@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..hparams import complete, to_tensors
+from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, leafwise, zeros
+from .leafwise import check_params, check_state, leafwise, zeros
 
 __all__ = ["LionState", "lion"]
 
@@ -51,6 +51,7 @@ def lion(lr: Any = 1e-4, betas: tuple[Any, Any] = (0.9, 0.99), weight_decay: Any
         return LionState(zeros(params))
 
     def update(grads: Any, state: LionState, params: Any, hparams: Any = None) -> tuple[Any, LionState]:
+        check_state(LionState, state)
         h = complete(hparams, default)
 
         def rule(w: Tensor, g: Tensor, m: Tensor, lr: Tensor, b1: Tensor, b2: Tensor, decay: Tensor) -> tuple:
@@ -60,4 +61,4 @@ def lion(lr: Any = 1e-4, betas: tuple[Any, Any] = (0.9, 0.99), weight_decay: Any
         params, m = leafwise(rule, params, grads, (state.exp_avg,), (h["lr"], *h["betas"], h["weight_decay"]))
         return params, LionState(m)
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))

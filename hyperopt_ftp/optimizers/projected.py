@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import as_tensor, check_choice, check_number
+from ..hparams import as_tensor, check_choice, check_number, domains_of
 from ..projections import NORMS, clip_radius, largest, per_row, rescaled, row_norm
 from ..types import Optimizer
-from .combinators import check_new_names, extended
-from .leafwise import check_params
+from .combinators import check_new_names, check_zero_d, extended
+from .leafwise import check_params, check_state
 
-__all__ = ["ProjectedState", "anchors", "check_anchor", "first_radius", "projected"]
+__all__ = ["ProjectedState", "anchors", "by_name", "check_anchor", "first_radius", "numbers", "projected"]
 
 
 class ProjectedState(NamedTuple):
@@ -72,14 +72,16 @@ def projected(
         return ProjectedState(base.init(params, extended(hparams, base, own)[0]), at_anchor)
 
     def update(grads: Any, state: ProjectedState, params: Any, hparams: Any = None) -> tuple[Any, ProjectedState]:
+        check_state(ProjectedState, state)
         bases, owns = extended(hparams, base, own)
+        radii = numbers("radius", owns["radius"], fixed)
         before = tree.pick(params, fixed)
         wide = tree.put(params, {name: tree.working(w) for name, w in before.items()})
         moved, inner = base.update(grads, state.base, wide, bases)
         new, norms = {}, {}
         for name, w in tree.pick(moved, fixed).items():
             w0 = fixed[name].to(w.dtype)
-            gamma, c = _of(owns["radius"], name), w - w0
+            gamma, c = radii[name], w - w0
             n = norms[name] = row_norm(c, norm)
             result = rescaled(w0, c, gamma, n) if bounded else w0 + per_row((gamma / n).to(c.dtype), c) * c
             new[name] = result.to(before[name].dtype)
@@ -95,10 +97,10 @@ def projected(
     def settle(hparams: Any, new_state: ProjectedState) -> Any:
         bases, owns = extended(hparams, base, own)
         bases = base.settle(bases, new_state.base) if base.settle else bases
-        radii = {name: clip_radius(_of(owns["radius"], name), n) for name, n in new_state.norms.items()}
-        return {**bases, "radius": radii}
+        radii = numbers("radius", owns["radius"], fixed)
+        return {**bases, "radius": {name: clip_radius(radii[name], n) for name, n in new_state.norms.items()}}
 
-    return Optimizer(init, update, hparams, start, settle)
+    return Optimizer(init, update, hparams, start, settle, {**base.domains, **domains_of(own)}, base.tunes)
 
 
 def anchors(anchor: Any) -> dict[str, Tensor]:
@@ -131,8 +133,23 @@ def first_radius(weights: Tensor, anchor: Tensor, norm: str) -> Tensor:
     return largest(row_norm(w - anchor.to(w.dtype), norm))
 
 
-def _of(radius: Any, name: str) -> Tensor:
-    return radius if isinstance(radius, Tensor) else radius[name]
+def numbers(key: str, value: Any, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The hparam ``key`` of each constrained tensor, 0-d."""
+    found = by_name(key, value, fixed)
+    for x in found.values():
+        check_zero_d(key, x)
+    return found
+
+
+def by_name(key: str, value: Any, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The hparam ``key`` of each constrained tensor: one for all, or a tree that has one for each."""
+    if isinstance(value, Tensor):
+        return dict.fromkeys(fixed, value)
+    given = tree.by_path(value)
+    missing = [name for name in fixed if name not in given]
+    if missing:
+        raise ValueError(f"{key} has no entry for {missing[0]!r}, only for {list(given)}")
+    return {name: given[name] for name in fixed}
 
 
 def _radii(radius: Any, fixed: dict[str, Tensor]) -> dict[str, Tensor]:

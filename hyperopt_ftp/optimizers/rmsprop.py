@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..hparams import complete, to_tensors
+from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, leafwise, safe_sqrt, zeros
+from .leafwise import check_params, check_state, leafwise, safe_sqrt, zeros
 
 __all__ = ["RMSpropState", "rmsprop"]
 
@@ -59,6 +59,7 @@ def rmsprop(
         return RMSpropState(zeros(params), zeros(params), zeros(params) if centered else ())
 
     def update(grads: Any, state: RMSpropState, params: Any, hparams: Any = None) -> tuple[Any, RMSpropState]:
+        check_state(RMSpropState, state)
         h = complete(hparams, default)
 
         def rule(w: Tensor, g: Tensor, v: Tensor, b: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -75,4 +76,4 @@ def rmsprop(
         params, v, b, *average = leafwise(rule, params, grads, moments, hs)
         return params, RMSpropState(v, b, average[0] if centered else ())
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..hparams import complete, to_tensors
+from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, leafwise, no_steps, zeros
+from .leafwise import check_params, check_state, leafwise, no_steps, zeros
 
 __all__ = ["SGDState", "check_nesterov", "sgd"]
 
@@ -59,6 +59,7 @@ def sgd(
         return SGDState(no_steps(), zeros(params))
 
     def update(grads: Any, state: SGDState, params: Any, hparams: Any = None) -> tuple[Any, SGDState]:
+        check_state(SGDState, state)
         h = complete(hparams, default)
         first = state.step == 0
 
@@ -72,7 +73,7 @@ def sgd(
         params, buffer = leafwise(rule, params, grads, (state.momentum_buffer,), hs)
         return params, SGDState(state.step + 1, buffer)
 
-    return Optimizer(init, update, default)
+    return Optimizer(init, update, default, domains=domains_of(default))
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:

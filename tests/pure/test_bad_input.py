@@ -186,3 +186,189 @@ def test_over_and_strategies():
     tuned = hft.hyper(hft.sgd(), by=hft.sgd(), over="lr")
     with pytest.raises(ValueError, match="already tunes"):
         hft.hyper(tuned, by=hft.sgd(), over="base.lr")
+
+
+# -- hparams, gradients and states at the time of the call ----------------------------------------------------------
+
+VECTORS = {"w": torch.ones(1), "b": torch.ones(3, 2)}
+
+
+def updated(opt: hft.Optimizer, params=VECTORS, grads=None, **hparams):
+    state = opt.init(params)
+    return opt.update(params if grads is None else grads, state, params, {**opt.hparams, **hparams})
+
+
+@pytest.mark.parametrize("case", BASES, ids=str)
+def test_an_hparam_does_not_make_a_parameter_larger(case):
+    opt, wide = case.build(), torch.full((4,), 0.1)
+    for lr in (wide, {"w": wide, "b": torch.tensor(0.1)}, {"w": torch.tensor(0.1), "b": torch.full((1, 3, 2), 0.1)}):
+        with pytest.raises(
+            ValueError, match=r"a hyperparameter has the shape \((4,|1, 3, 2)\).*; give a 0-d tensor, or"
+        ):
+            updated(opt, lr=lr)
+    with pytest.raises(ValueError, match=r"has the shape \(4,\), its parameter \(1,\); give a 0-d tensor"):
+        updated(opt, VECTORS["w"], lr=wide)
+    with pytest.raises(ValueError, match=r"has the shape \(2,\); give a 0-d tensor"):  # fits "b" alone
+        updated(opt, lr=torch.full((2,), 0.1))
+
+
+def test_no_hparam_makes_a_moment_larger():
+    """Lion's second beta enters the moment only."""
+    opt, w = hft.lion(), torch.ones(1)
+    with pytest.raises(ValueError, match=r"has the shape \(4,\), its parameter \(1,\)"):
+        updated(opt, w, betas=(opt.hparams["betas"][0], torch.full((4,), 0.9)))
+    with pytest.raises(ValueError, match=r"has the shape \(4,\), its parameter \(1,\)"):
+        hft.adagrad().init(w, {**hft.adagrad().hparams, "initial_accumulator_value": torch.ones(4)})
+
+
+@pytest.mark.parametrize("case", BASES, ids=str)
+def test_a_learning_rate_for_each_entry_is_allowed(case):
+    opt, params = case.build(), {name: w.double() for name, w in VECTORS.items()}
+    rates = {"w": torch.tensor(0.3).double(), "b": torch.linspace(0.1, 0.6, 6).double().view(3, 2)}
+    new, _ = updated(opt, params, lr=rates)
+    for i, j in ((0, 0), (1, 0), (2, 1)):
+        alone, _ = updated(opt, params["b"][i, j], lr=rates["b"][i, j])
+        torch.testing.assert_close(new["b"][i, j], alone, rtol=1e-14, atol=1e-14)
+    rows, _ = updated(opt, params, lr={"w": rates["w"], "b": rates["b"][:, :1]})
+    assert torch.equal(rows["b"][:, 0], new["b"][:, 0])
+    slopes = torch.func.grad(lambda lr: updated(opt, params, lr=lr)[0]["b"].sum())(rates)
+    assert slopes["b"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("opt", "name", "value"),
+    [
+        (hft.projected(hft.sgd(), VECTORS, radius=1.0), "radius", torch.ones(4)),
+        (hft.projected(hft.sgd(), VECTORS, radius=1.0), "radius", {"w": torch.ones(4), "b": torch.ones(())}),
+        (hft.l2sp(hft.sgd(), VECTORS), "strength", torch.ones(1)),
+        (hft.spd(hft.sgd(), VECTORS), "strength", {"w": torch.ones(()), "b": torch.ones(2)}),
+        (hft.directed(hft.sgd(), VECTORS), "omega", torch.ones(2)),
+        (hft.digrap(hft.sgd(), VECTORS), "omega_lr", torch.ones(2)),
+        (hft.ftp(hft.sgd(), VECTORS), "kappa", torch.ones(1)),
+        (hft.clipped(hft.sgd(), 1.0), "max_norm", torch.ones(1)),
+        (hft.anneal(hft.sgd()), "kappa", torch.ones(2)),
+    ],
+)
+def test_numbers_of_a_tensor_are_0_d(opt, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a 0-d tensor, got the shape \("):
+        updated(opt, **{name: value})
+
+
+def test_each_constrained_tensor_needs_its_number():
+    with pytest.raises(ValueError, match=r"radius has no entry for 'b', only for \['w'\]"):
+        updated(hft.projected(hft.sgd(), VECTORS), radius={"w": torch.ones(())})
+    with pytest.raises(ValueError, match=r"strength has no entry for 'w', only for \['b'\]"):
+        updated(hft.l2sp(hft.sgd(), VECTORS), strength={"b": 1.0})
+    with pytest.raises(ValueError, match=r"has the shape \(2,\); give a 0-d tensor"):
+        updated(hft.ftp(hft.sgd(), VECTORS), radius_lr=torch.ones(2))
+
+
+@pytest.mark.parametrize("value", [None, "0.1", 1j, True, object()], ids=lambda x: type(x).__name__)
+def test_hparams_that_are_no_numbers(value):
+    with pytest.raises(TypeError, match="hparams must hold numbers and tensors, but 'lr' is"):
+        updated(hft.sgd(), lr=value)
+    with pytest.raises(TypeError, match="but 'lr.b' is"):
+        updated(hft.ftp(hft.sgd(), VECTORS), lr={"w": 0.1, "b": value})
+    with pytest.raises(TypeError, match=r"but 'betas.1' is"):
+        updated(hft.adam(), betas=(0.9, value))
+    opt = hft.hyper(hft.sgd(), by=hft.sgd(), over="lr")
+    with pytest.raises(TypeError, match="but 'by.lr' is"):
+        opt.init(W, {"base": opt.hparams["base"], "by": {**opt.hparams["by"], "lr": value}})
+
+
+AROUND = {
+    "bare": lambda opt: opt,
+    "clipped": lambda opt: hft.clipped(opt, 1.0),
+    "anneal": hft.anneal,
+    "scheduled": hft.scheduled,
+    "projected": lambda opt: hft.projected(opt, VECTORS),
+    "ftp": lambda opt: hft.ftp(opt, VECTORS),
+    "l2sp": lambda opt: hft.l2sp(opt, VECTORS),
+    "digrap": lambda opt: hft.digrap(opt, VECTORS),
+    "hyper": lambda opt: hft.hyper(opt, by=hft.sgd(), over="lr"),
+}
+around = pytest.mark.parametrize("wrap", AROUND.values(), ids=AROUND)
+
+
+@around
+@pytest.mark.parametrize(
+    ("gradient", "error", "text"),
+    [
+        (None, TypeError, "gradient of 'b' is None; leave the parameter out, or give zeros"),
+        (0.0, TypeError, "grads must be a pytree of tensors, but 'b' is a float"),
+        (torch.ones(3, 2).to_sparse(), TypeError, r"gradient of 'b' is sparse \(torch.sparse_coo\); give its to_dense"),
+        (torch.ones(2), ValueError, r"gradient of 'b' has the shape \(2,\), its parameter \(3, 2\)"),
+        (torch.ones(1, 3, 2), ValueError, r"gradient of 'b' has the shape \(1, 3, 2\), its parameter \(3, 2\)"),
+    ],
+    ids=["none", "number", "sparse", "smaller", "larger"],
+)
+def test_gradients_that_do_not_fit(wrap, gradient, error, text):
+    with pytest.raises(error, match=text):
+        updated(wrap(hft.sgd()), grads={**VECTORS, "b": gradient})
+
+
+def test_torchopt_is_given_what_fits():
+    opt = hft.from_torchopt(pytest.importorskip("torchopt").sgd, lr=0.1)
+    with pytest.raises(ValueError, match=r"gradient of 'b' has the shape \(2,\), its parameter \(3, 2\)"):
+        updated(opt, grads={**VECTORS, "b": torch.ones(2)})
+    with pytest.raises(TypeError, match="state must be the BridgeState that init or update returned, got dict"):
+        opt.update(VECTORS, VECTORS, opt.init(VECTORS))
+
+
+STATES = {case.name: case.build for case in BASES}
+STATES |= {name: lambda wrap=wrap: wrap(hft.sgd(lr=0.1)) for name, wrap in AROUND.items()}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_of_another_optimizer(name):
+    opt = STATES[name]()
+    state = opt.init(VECTORS)
+    title = type(state).__name__
+    for wrong in (VECTORS, (), state._asdict(), hft.wise):
+        with pytest.raises(
+            TypeError, match=rf"the {title} that init or update .*; the order is update\(grads, state, par"
+        ):
+            opt.update(VECTORS, wrong, VECTORS)
+    error, text = TypeError, f"the {title} that .* got dict"
+    if name in ("clipped", "anneal"):  # these have no state of their own, and look at the gradients first
+        error, text = ValueError, "grads must have the structure of the parameters"
+    with pytest.raises(error, match=text):
+        opt.update(VECTORS, VECTORS, state)
+    other = hft.lion() if title != "LionState" else hft.sgd()
+    with pytest.raises(TypeError, match=f"the {title} that .* got {type(other.init(VECTORS)).__name__}"):
+        opt.update(VECTORS, other.init(VECTORS), VECTORS)
+
+
+def test_params_without_values():
+    for make in (hft.sgd, lambda: hft.ftp(hft.adam(), {"w": torch.zeros(2)})):
+        with pytest.raises(TypeError, match="must be a pytree of tensors, but 'b' is None; leave it out"):
+            make().init({"w": torch.zeros(2), "b": None})
+        with pytest.raises(ValueError, match="parameter 'w' has no values: it is on the meta device"):
+            make().init({"w": torch.zeros(2, device="meta")})
+
+
+def test_tensors_that_stand_for_others_while_a_program_is_traced():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def run(w):
+        opt = hft.ftp(hft.adam(), {"w": torch.zeros(2)})
+        return torch.func.grad(lambda w: opt.update({"w": w}, opt.init({"w": w}), {"w": w})[0]["w"].sum())(w)
+
+    with FakeTensorMode():
+        assert run(torch.ones(2)).shape == (2,)
+    assert torch.equal(make_fx(run, tracing_mode="fake")(torch.ones(2))(torch.ones(2)), run(torch.ones(2)))
+    compiled = torch.compile(lambda w: hft.adam().init({"w": w}), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2)).exp_avg["w"].shape == (2,)
+
+
+def test_paths_that_collide():
+    twice = {"a": {"b": torch.zeros(2)}, "a.b": torch.zeros(2)}
+    once = {"a.b": torch.zeros(2)}
+    text = "two entries of a tree have the path 'a.b'; rename a key"
+    for make in (hft.projected, hft.ftp, hft.l2sp):
+        with pytest.raises(ValueError, match=text):
+            make(hft.sgd(), twice)
+        with pytest.raises(ValueError, match=text):
+            make(hft.sgd(), once).init(twice)
+    assert updated(hft.sgd(), twice)[0].keys() == twice.keys()  # who needs no paths does not mind

@@ -1,0 +1,288 @@
+"""Domains belong to an optimizer, and so does what it tunes itself; both shine through whatever is put around it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hparams import DOMAINS, Domain, domains_of
+from hyperopt_ftp.hyper import paths
+from hyperopt_ftp.hyper.constrain import Constraints
+
+from ..cases import ANCHOR, CASES, Case
+from ..problems import batches, central_differences, loss, start, train
+
+
+def number(x: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor(x, dtype=dtype)
+
+
+def moved(tuned: hft.Optimizer, steps: int = 4) -> dict:
+    """The tuned values after some steps."""
+    params, state = start(), tuned.init(start())
+    for x in batches(steps):
+        params, state = tuned.update(torch.func.grad(loss)(params, x), state, params)
+    return state.tuned
+
+
+def own(value: float, name: str = "alpha", **fields) -> hft.Optimizer:
+    """Somebody's own optimizer: its only hparam has a name that means something else in the package."""
+
+    def update(grads, state, params, hparams=None):
+        rate = ({name: number(value)} if hparams is None else hparams)[name]
+        return {key: w - rate * grads[key] for key, w in params.items()}, state
+
+    return hft.Optimizer(lambda params, hparams=None: (), update, {name: number(value)}, **fields)
+
+
+# -- whose they are -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_hparam_of_the_package_has_the_domain_of_its_name(case: Case):
+    opt = case.build()
+    for path in tree.by_path(opt.hparams):
+        names = [part for part in path.split(".") if part in DOMAINS]
+        assert paths.domain_at(opt.domains, path) is DOMAINS[names[0]]
+
+
+WRAPPED = {
+    "anneal": hft.anneal,
+    "clipped": lambda opt: hft.clipped(opt, 1.0),
+    "scheduled": hft.scheduled,
+    "projected": lambda opt: hft.projected(opt, ANCHOR),
+    "ftp": lambda opt: hft.ftp(opt, ANCHOR),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_combinator_hands_on_the_domains_of_its_base(wrap):
+    wrapped = wrap(own(0.5, "rate", domains={"rate": Domain(0.0, 2.0)}))
+    assert wrapped.domains["rate"] == Domain(0.0, 2.0)
+    assert wrapped.domains.keys() == wrapped.hparams.keys()
+
+
+HELD = {
+    "l2sp": lambda opt: hft.l2sp(opt, ANCHOR),
+    "digrap": lambda opt: hft.digrap(opt, ANCHOR),
+    "directed": lambda opt: hft.directed(opt, ANCHOR),
+}
+
+
+@pytest.mark.parametrize("wrap", HELD.values(), ids=HELD)
+def test_a_rule_hands_on_the_domains_of_its_base(wrap):
+    wrapped = wrap(own(0.5, "lr", domains={"lr": Domain(0.0, 2.0)}, tunes=("lr",)))
+    assert wrapped.domains["lr"] == Domain(0.0, 2.0)
+    assert wrapped.domains.keys() == wrapped.hparams.keys()
+    assert wrapped.tunes == ("lr",)
+
+
+def test_an_optimizer_of_three_fields_has_no_domains_and_can_be_copied():
+    opt = own(0.5)
+    assert (dict(opt.domains), opt.domains.get("alpha"), opt.tunes) == ({}, None, ())
+    with pytest.raises(TypeError):
+        opt.domains["alpha"] = Domain(0.0, 1.0)
+    for twin in (copy.deepcopy(opt.domains), pickle.loads(pickle.dumps(opt.domains))):
+        assert twin == opt.domains == {}
+
+
+def test_domains_of_torchopt_are_those_of_the_names_it_shares():
+    torchopt = pytest.importorskip("torchopt")
+    opt = hft.from_torchopt(torchopt.sgd, lr=0.1)
+    assert opt.domains == domains_of(("lr", "momentum", "dampening", "weight_decay"))
+    assert "eps_root" not in hft.from_torchopt(torchopt.adam, lr=0.1).domains
+
+
+# -- a tuner keeps values in them -----------------------------------------------------------------------------------
+
+
+def test_names_of_ones_own_are_bounded_by_nothing():
+    """``alpha`` is in [0, 1] in RMSprop."""
+    tuned = hft.hyper(own(3.0), by=hft.sgd(lr=1e-4), over="alpha")
+    assert moved(tuned)["alpha"] > 2.9
+    bounded = hft.hyper(own(3.0, domains=domains_of(["alpha"])), by=hft.sgd(lr=1e-4), over="alpha")
+    assert moved(bounded)["alpha"] == 1
+
+
+def test_hparams_of_the_loss_are_bounded_by_nothing():
+    def weighed(params, x, h):
+        return h["alpha"] * loss(params, x)
+
+    def run(**options):
+        full = {**hft.sgd(lr=0.1).hparams, "loss": {"alpha": number(3.0), "lr": number(-2.0)}}
+        (record,) = hft.bilevel(
+            hft.sgd(lr=0.1), hft.sgd(lr=0.1), ("lr", "loss.alpha"), weighed, loss, start(), batches(2), batches(1),
+            inner_steps=2, outer_steps=1, hparams=full, **options,
+        )  # fmt: skip
+        return record
+
+    free, logarithm = run(), run(constrain={"loss.alpha": "log"})
+    assert free.tuned["loss.alpha"] > 1
+    assert logarithm.tuned["loss.alpha"].item() == pytest.approx(
+        3 * math.exp(-0.1 * 3 * logarithm.hypergradient["loss.alpha"].item())
+    )
+
+
+def test_keys_of_a_radius_are_not_names_of_hparams():
+    anchor = {"lr": torch.zeros(2, dtype=torch.float64), "alpha": {"eps": torch.zeros(2, dtype=torch.float64)}}
+    opt = hft.projected(hft.sgd(lr=0.1), anchor, radius=2.0)
+    constraints = Constraints(("radius", "lr"), None, opt.domains)
+    free = {"radius": {"lr": number(5.0), "alpha.eps": number(-5.0)}, "lr": number(-1.0)}
+    assert constraints.natural(free) == {"radius": {"lr": number(5.0), "alpha.eps": number(1e-8)}, "lr": number(0.0)}
+    one = Constraints(("radius.alpha.eps",), None, opt.domains)
+    assert one.natural({"radius.alpha.eps": number(7.0)}) == {"radius.alpha.eps": number(7.0)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "want"),
+    [
+        ("betas", (-1.0, 2.0), (0.0, 1 - 2**-53)),
+        ("betas.1", 2.0, 1 - 2**-53),
+        ("lr", -1.0, 0.0),
+    ],
+)
+def test_those_of_the_package_are_kept_in_theirs_at_every_level(path, value, want):
+    adam = hft.adam()
+    tower = hft.hyper(hft.hyper(hft.sgd(), by=adam, over="lr"), by=hft.sgd(), over="by.eps")
+    for domains, name in ((adam.domains, path), (tower.domains, f"base.by.{path}")):
+        tensors = tree.map_tree(number, value)
+        assert Constraints((name,), None, domains).natural({name: tensors}) == {name: tree.map_tree(number, want)}
+
+
+def test_all_hparams_of_a_level_are_kept_in_theirs():
+    domains = hft.hyper(hft.sgd(), by=hft.sgd(), over="lr").domains
+    free = {"base": {name: number(-1.0) for name in hft.sgd().hparams}}
+    assert Constraints(("base",), None, domains).natural(free)["base"] == {
+        **dict.fromkeys(("lr", "momentum", "weight_decay"), number(0.0)), "dampening": number(-1.0),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="'log' is for positive values"):
+        Constraints(("base",), {"base": "log"}, domains)
+
+
+def test_a_key_with_dots_leads_to_its_own_domain():
+    domains = {"by": {"rate.x": Domain(0.0, 1.0)}, "rate": Domain(5.0, 6.0)}
+    natural = Constraints(("by.rate.x", "by.rate"), None, domains).natural
+    assert natural({"by.rate.x": number(9.0), "by.rate": number(9.0)}) == {
+        "by.rate.x": number(1.0), "by.rate": number(9.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["betas", "momentum"])
+def test_an_open_bound_is_not_reached_in_any_precision(name: str, dtype: torch.dtype):
+    below = DOMAINS[name].clip(number(1.5, dtype))
+    assert below < 1
+    assert below + torch.finfo(dtype).eps / 2 == 1  # the number next to it
+    assert DOMAINS["lr"].clip(number(math.inf, dtype)).isfinite()
+
+
+def test_momentum_may_be_above_1_but_is_not_tuned_there():
+    assert hft.sgd(momentum=1.2).hparams["momentum"] == 1.2
+    tuned = hft.hyper(hft.sgd(lr=0.1, momentum=0.9), by=hft.sgd(lr=1e3), over="momentum")
+    assert 0 <= moved(tuned)["momentum"] < 1
+
+
+# -- maps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["log", "logit"])
+def test_maps_of_tensors_of_any_shape(kind: str, shape: tuple[int, ...]):
+    x = 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64)
+    values = {"loss.weights": {"a": x, "b": [x / 2]}}
+    constraints = Constraints(("loss.weights",), {"loss.weights": kind}, hft.sgd().domains)
+    constraints.check(values)
+    free = constraints.free(values)
+    torch.testing.assert_close(constraints.natural(free), values, rtol=1e-14, atol=1e-14)
+    slope = constraints.chain({"loss.weights": {"a": torch.ones_like(x), "b": [torch.ones_like(x)]}}, values)
+    for u, h in zip(tree.leaves(free), tree.leaves(slope), strict=True):
+        back = torch.exp if kind == "log" else torch.sigmoid
+        torch.testing.assert_close(h, torch.func.grad(lambda u: back(u).sum())(u), rtol=1e-14, atol=1e-14)  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("log", r"a first value above 0, got -2"), ("logit", r"a first value in \(0, 1\), got 3")]
+)
+def test_the_first_number_that_a_map_cannot_take_is_shown(kind: str, text: str):
+    constraints = Constraints(("weights",), {"weights": kind}, {})
+    wrong = {"log": [0.5, -2.0, 0.0], "logit": [0.5, 3.0, 1.0]}[kind]
+    with pytest.raises(ValueError, match=text):
+        constraints.check({"weights": {"a": number(0.5), "b": torch.tensor(wrong)}})
+    with pytest.raises(ValueError, match="got nan"):
+        constraints.check({"weights": torch.tensor([[0.5, math.nan]])})
+
+
+def test_logit_is_for_domains_that_hold_0_to_1():
+    for name in ("lr", "momentum", "betas", "alpha", "dampening"):
+        Constraints((name,), {name: "logit"}, DOMAINS)
+    with pytest.raises(ValueError, match=r"'logit' is for values in \(0, 1\), its domain is \[0, 0.5\]"):
+        Constraints(("share",), {"share": "logit"}, {"share": Domain(0.0, 0.5)})
+
+
+@pytest.mark.parametrize(("kind", "u"), [("log", 0.5), ("logit", 50.0)])
+def test_what_a_map_gives_is_kept_in_the_domain_too(kind: str, u: float):
+    """exp(0.5) is above 1, and 1 / (1 + exp(-50)) rounds to it."""
+    natural = Constraints(("betas.0",), {"betas.0": kind}, hft.adam().domains).natural
+    assert natural({"betas.0": number(u)})["betas.0"] == 1 - 2**-53
+
+
+def test_momentum_in_a_logit_has_exact_derivatives():
+    opt = hft.hyper(
+        hft.sgd(lr=0.1, momentum=0.6), by=hft.sgd(lr=0.05), over="momentum", constrain={"momentum": "logit"}
+    )
+
+    def outer(h):
+        return loss(train(opt, h, start(), batches(4))[0], batches(1)[0])
+
+    got = torch.stack(tree.leaves(torch.func.grad(outer)(opt.hparams)))
+    torch.testing.assert_close(got, torch.stack(central_differences(outer, opt.hparams)), rtol=1e-6, atol=1e-10)
+
+
+# -- what is tuned already ------------------------------------------------------------------------------------------
+
+
+def tower() -> hft.Optimizer:
+    inner = hft.hyper(hft.adam(lr=0.1), by=hft.sgd(lr=1e-3), over="betas")
+    return hft.hyper(inner, by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(), over="lr"), over=("by.lr", "base.eps"))
+
+
+def test_what_it_tunes_is_named_in_its_own_hparams():
+    opt = tower()
+    assert opt.tunes == ("base.by.lr", "base.base.eps", "base.base.betas", "by.base.lr")
+    assert len(paths.select(opt.hparams, opt.tunes)) == 4
+
+
+@pytest.mark.parametrize("wrap", [lambda opt: opt, *WRAPPED.values()], ids=["bare", *WRAPPED])
+@pytest.mark.parametrize(
+    "over",
+    ["base.by.lr", "base.base.eps", "base.base.betas", "base.base.betas.0", "base", "base.base", "by.base.lr", "by"],
+)
+def test_what_is_tuned_already_is_not_tuned_again(wrap, over: str):
+    with pytest.raises(ValueError, match=rf"over names \['{over}'\], which base already tunes"):
+        hft.hyper(wrap(tower()), by=hft.sgd(), over=over)
+
+
+@pytest.mark.parametrize("wrap", [lambda opt: opt, *WRAPPED.values()], ids=["bare", *WRAPPED])
+def test_what_lies_beside_it_is_tuned(wrap):
+    for over in ("base.base.lr", "base.by.momentum", "by.by", "by.by.lr", "by.base.momentum"):
+        assert hft.hyper(wrap(tower()), by=hft.sgd(), over=over).tunes[0] == f"base.{over}"
+
+
+def test_one_of_two_betas_is_tuned_by_each():
+    inner = hft.hyper(hft.adam(), by=hft.sgd(), over="betas.0")
+    assert hft.hyper(inner, by=hft.sgd(), over="base.betas.1").tunes == ("base.base.betas.1", "base.base.betas.0")
+    for over in ("base.betas.0", "base.betas"):
+        with pytest.raises(ValueError, match="already tunes"):
+            hft.hyper(inner, by=hft.sgd(), over=over)
+
+
+def test_a_key_with_dots_is_not_inside_another():
+    anchor = {"fc": torch.zeros(2, dtype=torch.float64), "fc.weight": torch.zeros(2, dtype=torch.float64)}
+    inner = hft.hyper(hft.projected(hft.sgd(), anchor, radius=1.0), by=hft.sgd(), over="radius.fc")
+    assert hft.hyper(inner, by=hft.sgd(), over="base.radius.fc.weight").tunes[0] == "base.base.radius.fc.weight"
