@@ -13,31 +13,36 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Start, Steps, Trained
 
 from .digits import batches, digits, logits, loss, network
 
 
 @dataclass(frozen=True)
 class Darts:
-    """One step; hyperparameters of the loss only."""
+    """One step of plain SGD; hyperparameters of the loss only."""
 
     scale: float = 1e-2
 
-    def through_steps(self, inner: Any, tuned: dict[str, Any]) -> Any:
-        if len(inner.batches) != 1:
-            raise ValueError(f"Darts looks back one step, got {len(inner.batches)} batches")
-        end = inner.step(inner.params, inner.begin(tuned), 0, tuned)
-        v, value = torch.func.grad_and_value(inner.outer)(end[0])
+    def run(self, steps: Steps, start: Start) -> tuple[Trained, Start]:
+        if len(start.batches) != 1:
+            raise ValueError(f"Darts looks back one step, got {len(start.batches)} batches")
+        if any(tree.leaves(steps.wanted._replace(hparams={**steps.wanted.hparams, "loss": False}))):
+            raise ValueError("Darts has derivatives in hparams['loss'] only")
+        return steps.loop(start), start
+
+    def pullback(self, steps: Steps, residual: Start, cotangents: Trained) -> Start:
+        (batch,), h, v = residual.batches, residual.hparams, cotangents.params
         e = self.scale / torch.stack([(x**2).sum() for x in tree.leaves(v)]).sum().sqrt()
-        sides = [
-            torch.func.grad(inner.loss, argnums=2)(
-                tree.map_tree(lambda p, u, s=s: p + s * e * u, inner.params, v), 0, tuned
-            )
-            for s in (1, -1)
-        ]
-        lr = inner.split(tuned)[0]["lr"]
-        grads = tree.map_tree(lambda a, b: -lr * (a - b) / (2 * e), *sides)
-        return value, grads, end
+
+        def slope(sign: int) -> Any:
+            """The training loss's gradient in its hparams, a little way along v."""
+            shifted = tree.map_tree(lambda p, u: p + sign * e * u, residual.params, v)
+            return torch.func.grad(steps.train_loss, argnums=2)(shifted, batch, h["loss"])
+
+        found = tree.map_tree(lambda a, b: -h["lr"] * (a - b) / (2 * e), slope(1), slope(-1))
+        nothing = tree.map_tree(lambda _: None, h)
+        return Start({**nothing, "loss": found}, params=None, state=None)
 
 
 def weighted(params: Any, batch: Any, h: Any) -> torch.Tensor:
@@ -50,14 +55,14 @@ def main() -> None:
     (x, y), held_out = digits()
     y = torch.where(y == 3, (y + torch.arange(len(y))) % 10, y)  # labels of threes are shuffled over all classes
     opt = hft.sgd(lr=0.3)
-    hparams = opt.hparams | {"loss": {"weight": torch.zeros(10, dtype=torch.float64)}}
+    weight = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+    hparams = {**opt.hparams, "loss": {"weight": weight}}
     batch = next(batches((x, y), 1, size=1400))
     print("d validation loss / d class weight, after one step")
     for name, strategy in (("exact (Unroll)", hft.Unroll()), ("DARTS", Darts())):
-        _, grads, _ = hft.hypergradient(
-            opt, weighted, lambda p: loss(p, held_out), network(), [batch], "loss.weight", hparams, strategy=strategy
-        )
-        print(f"{name:>16}: " + " ".join(f"{g:+.4f}" for g in grads["loss.weight"].tolist()))
+        run = hft.train(opt, weighted, network(), [batch], hparams=hparams, strategy=strategy)
+        (slope,) = torch.autograd.grad(loss(run.params, held_out), weight)
+        print(f"{name:>16}: " + " ".join(f"{g:+.4f}" for g in slope.tolist()))
 
 
 if __name__ == "__main__":

@@ -47,3 +47,18 @@ def test_darts_approaches_the_exact_hypergradient():
         for strategy in (hft.Unroll(), custom_strategy.Darts())
     )  # fmt: skip
     torch.testing.assert_close(darts, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_darts_refuses_what_it_has_no_derivative_of():
+    def weighted(params, batch, h):
+        return h["weight"] * custom_strategy.loss(params, batch)
+
+    data, _ = custom_strategy.digits()
+    weight, lr = (torch.tensor(0.3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    opt, params = hft.sgd(), custom_strategy.network()
+    for h, batches, text in (
+        ({"lr": lr, "loss": {"weight": weight}}, [data], r"in hparams\['loss'\] only"),
+        ({"loss": {"weight": weight}}, [data, data], "one step, got 2"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            hft.train(opt, weighted, params, batches, hparams=opt.hparams | h, strategy=custom_strategy.Darts())
