@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from .hparams import DOMAINS, Domain, check_number, to_tensors
+from .hyper.hypergradient import slope
+from .hyper.tpgm import still
 from .optimizers.adam import adam
 from .tree import working
+from .types import Optimizer
 
 __all__ = ["learned_wise", "wise"]
 
@@ -98,18 +101,16 @@ def learned_wise(
     shared = _shared(weights, anchor)
     check_number("strength", strength, _SHARE)
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
-    step = adam(**to_tensors(lr=strength_lr))
+    by = adam(**to_tensors(lr=strength_lr))
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
     weights, anchor = _detached(weights), _detached(anchor)
-    learned = [name for name in shared if name not in statistics]
-    shares = {
-        name: torch.full((), strength, dtype=working(weights[name]).dtype, device=weights[name].device)
-        for name in learned
-    }
-    state = step.init(shares)
-    following = {name: _like(name, learned) for name in shared if name in statistics and learned}
+    learned = {name: weights[name] for name in shared if name not in statistics}
+    shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in learned.items()}
+    mixing = _mixing(anchor, shares)
+    state = by.init(shares)
+    following = {name: _like(name, list(learned)) for name in shared if name in statistics and learned}
 
     def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
@@ -119,14 +120,33 @@ def learned_wise(
         return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
 
     for batch in batches:
-        held = {name: s for name, s in whole(shares).items() if name in following}
-        slopes = torch.func.grad(lambda s, b=batch, rest=held: outer_loss(mixed({**s, **rest}), b))(shares)
-        shares, state = step.update(slopes, state, shares)
+        rest = mixed({name: share for name, share in whole(shares).items() if name in following})
+        slopes = {}
+        if learned:
+            _, grads, _ = slope(
+                mixing, still, lambda p, x=batch, rest=rest: outer_loss({**rest, **p}, x), learned, [None], "strength",
+                {"strength": shares},
+            )  # fmt: skip
+            slopes = grads["strength"]
+        shares, state = by.update(slopes, state, shares)
         shares = {name: s.clamp(0, 1) for name, s in shares.items()}
     if int(state.step) == 0:
         raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
     shares = whole(shares)
     return {name: _copy(w) for name, w in mixed(shares).items()}, shares
+
+
+def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimizer:
+    """An optimizer whose step is the mixture, whatever the gradient."""
+
+    def init(params: Any, hparams: Any = None) -> tuple[()]:
+        return ()
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
+        h = shares if hparams is None else hparams["strength"]
+        return {name: _mixed(w, anchor[name], h[name]) for name, w in params.items()}, state
+
+    return Optimizer(init, update, {"strength": shares}, domains={"strength": _SHARE})
 
 
 def _like(name: str, learned: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ ALLOWED = {
     "ftp": {"types", "tree", "hparams", "projections", "optimizers"},
     "digrap": {"types", "tree", "hparams", "optimizers", "ftp"},
     "plot": {"tree"},
-    "wise": {"tree", "hparams", "optimizers"},
+    "wise": {"types", "tree", "hparams", "optimizers", "hyper"},
     "hyper": {"types", "tree", "hparams", "projections", "optimizers"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "fused_projection": {"hparams", "projections", "kernels"},

@@ -22,7 +22,7 @@ from .strategy import Strategy, Trained
 from .train import check_batches, check_hparams, train
 from .unroll import Unroll
 
-__all__ = ["hypergradient"]
+__all__ = ["hypergradient", "slope"]
 
 
 def hypergradient(
@@ -78,6 +78,24 @@ def hypergradient(
     >>> {name: bool(g < 0) for name, g in grads.items()}
     {'lr': True, 'weight_decay': False}
     """
+    found = slope(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
+    for name, grad in found[1].items():
+        warn_if_zero(name, grad)
+    return found
+
+
+def slope(
+    optimizer: Optimizer,
+    train_loss: Callable[..., Tensor],
+    outer_loss: Callable[..., Tensor],
+    params: Params,
+    batches: Sequence[Any],
+    over: Any,
+    hparams: HParams | None = None,
+    state: State | None = None,
+    strategy: Strategy | None = None,
+) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:
+    """:func:`hypergradient`, where zeros are nothing to warn of."""
     check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
     batches = check_batches(batches)
@@ -113,10 +131,7 @@ def hypergradient(
         found = back(torch.ones_like(value))[0]
     else:
         value, found, run = _by_autograd(objective, leaves)
-    grads = refill(tuned, found)
-    for name, grad in grads.items():
-        warn_if_zero(name, grad)
-    return value, grads, (run.params, run.state)
+    return value, refill(tuned, found), (run.params, run.state)
 
 
 def _by_autograd(
@@ -192,13 +207,10 @@ def _by_the_old_protocol(
         f"{type(strategy).__name__} has the method through_steps(inner, tuned), which is deprecated: write run and "
         "pullback (hyperopt_ftp.hyper.Strategy), which train takes too",
         UserWarning,  # strategies are written by users: they should see it
-        stacklevel=3,
+        stacklevel=4,
     )
     inner = Inner(optimizer, train_loss, outer_loss, params, batches, full, state)
-    value, grads, end = strategy.through_steps(inner, tuned)
-    for name, grad in grads.items():
-        warn_if_zero(name, grad)
-    return value, grads, end
+    return strategy.through_steps(inner, tuned)
 
 
 def warn_if_zero(name: str, grad: Any) -> None:

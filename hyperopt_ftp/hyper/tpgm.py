@@ -15,9 +15,9 @@ from ..optimizers.projected import anchors, check_anchor, projected
 from ..optimizers.sgd import sgd
 from ..projections import FLOOR, clip_radius, row_norm
 from ..types import Params
-from .hypergradient import hypergradient
+from .hypergradient import slope
 
-__all__ = ["tpgm", "tpgm_radius"]
+__all__ = ["still", "tpgm", "tpgm_radius"]
 
 
 def tpgm_radius(params: Params, anchor: Any, norm: str = "mars") -> dict[str, Tensor]:
@@ -96,8 +96,8 @@ def tpgm(
     state = by.init(radii)
     for batch in batches:
         hparams = {**held.hparams, "radius": radii}
-        _, slopes, (_, after) = hypergradient(
-            held, _still, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
+        _, slopes, (_, after) = slope(
+            held, still, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
         )
         radii, state = by.update(slopes["radius"], state, radii)
         radii = {name: clip_radius(r.clamp(min=FLOOR), after.norms[name]) for name, r in radii.items()}
@@ -108,6 +108,6 @@ def tpgm(
     return tree.put(params, new), radii
 
 
-def _still(params: Params, batch: Any) -> Tensor:
-    """A training loss that moves nothing: a step is its projection."""
+def still(params: Params, batch: Any) -> Tensor:
+    """A training loss that moves nothing: a step is what the optimizer does by itself, such as its projection."""
     return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -125,6 +125,10 @@ def by_hand(model: Net, free_steps: int, steps: int, outer: str) -> tuple[dict[s
                 radii[name].data.fill_(moved.min().item() / 2)
             continue
         inputs, targets = validation[step - free_steps]
+        largest = {
+            name: (p.detach() - anchor[name]).abs().sum(dim=-1).max().item() + FLOOR
+            for name, p in model.named_parameters()
+        }
         projected = {name: within(p.detach(), anchor[name], radii[name]) for name, p in model.named_parameters()}
         loss = F.cross_entropy(functional_call(model, projected, (inputs,)), targets)
         tuner.zero_grad()
@@ -132,7 +136,7 @@ def by_hand(model: Net, free_steps: int, steps: int, outer: str) -> tuple[dict[s
         tuner.step()
         for name, p in model.named_parameters():
             p.data.copy_(projected[name].detach())
-            radii[name].data.clamp_(min=FLOOR)
+            radii[name].data.clamp_(min=FLOOR, max=largest[name])
         moves.append([radius.item() for radius in radii.values()])
         losses.append(loss.item())
     return {name: p.detach() for name, p in model.named_parameters()}, moves, losses
