@@ -52,7 +52,7 @@ def bilevel(
     by: Any,
     over: Any,
     train_loss: Callable[..., Tensor],
-    outer_loss: Callable[..., Tensor],
+    outer_loss: Callable[[Params, Any], Tensor] | Callable[[Params, Any, Any], Tensor],
     params: Params,
     train_batches: Iterable[Any],
     outer_batches: Iterable[Any],

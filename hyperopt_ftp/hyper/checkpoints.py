@@ -35,7 +35,7 @@ class Checkpoints:
         self._kept: dict[int, Point] = {}
         self._between: dict[int, Point] = {}  # of one stretch between two that are kept
         self._losses = losses  # by step, as they were the first time
-        self.clock = Clock()
+        self._clock = Clock()
 
     def visit(self, k: int, params: Params, state: State) -> None:
         """Step k begins here, the first time."""
@@ -51,7 +51,7 @@ class Checkpoints:
 
     def again(self, k: int, function: Callable[[], T]) -> T:
         """``function()`` with the random numbers that step k had."""
-        return self.clock.again((self._kept.get(k) or self._between[k]).mark, function)
+        return self._clock.again((self._kept.get(k) or self._between[k]).mark, function)
 
     def compare(self, k: int, loss: Tensor) -> None:
         """Raise unless step k has the training loss that it had the first time."""
@@ -75,7 +75,7 @@ class Checkpoints:
     def _stored(self, params: Params, state: State) -> Point:
         if self._offload:
             params, state = (tree.map_tree(lambda x: x.cpu(), values) for values in (params, state))
-        return Point(params, state, self.clock.mark())
+        return Point(params, state, self._clock.mark())
 
     def _loaded(self, point: Point) -> Point:
         if not self._offload:

@@ -28,7 +28,7 @@ __all__ = ["hypergradient", "slope"]
 def hypergradient(
     optimizer: Optimizer,
     train_loss: Callable[..., Tensor],
-    outer_loss: Callable[..., Tensor],
+    outer_loss: Callable[[Params], Tensor] | Callable[[Params, Any], Tensor],
     params: Params,
     batches: Sequence[Any],
     over: Any = None,

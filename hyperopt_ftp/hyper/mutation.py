@@ -20,7 +20,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         super().__init__()
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
@@ -39,7 +39,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         return result
 
 
-def _written(func: Any, args: tuple, kwargs: dict) -> Iterator[Tensor]:
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an op writes into."""
     name = func._schema.name
     if "batch_norm" in name and "backward" not in name:  # its schema does not tell
@@ -55,7 +55,7 @@ def _written(func: Any, args: tuple, kwargs: dict) -> Iterator[Tensor]:
             yield from _tensors(given.get(argument.name))
 
 
-def _by_name(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
 
 

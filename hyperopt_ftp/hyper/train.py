@@ -253,7 +253,7 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
     return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
 
 
-def check_batches(batches: Any) -> Sequence[Any]:
+def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
