@@ -123,11 +123,8 @@ class Steps:
         extra = (hparams["loss"],) if "loss" in hparams else ()
         with twice_differentiable() if self.derived else nullcontext():
             loss = check_scalar("train_loss", self.train_loss(params, batch, *extra))
-        if not loss.requires_grad:
-            raise ValueError(
-                "train_loss returned a loss without a graph: it does not depend on the params, or was detached from "
-                "them (detach, no_grad, item, inference mode), so nothing would be trained"
-            )
+        if not _tracked_here(loss):
+            raise ValueError(_NO_GRAPH)
         return loss
 
     def _look_for_strangers(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
@@ -196,9 +193,25 @@ def _stranger(x: Tensor, what: str) -> str:
     )
 
 
+_NO_GRAPH = (
+    "train_loss returned a loss without a graph: it does not depend on the params, or was detached from them (detach, "
+    "no_grad, item, inference mode), so nothing would be trained"
+)
+
+
+def _tracked_here(loss: Tensor) -> bool:
+    """Whether a loss depends on what the innermost gradient is taken in."""
+    top = _functorch.peek_interpreter_stack()
+    if top is None:
+        return loss.requires_grad
+    return _functorch.is_functorch_wrapped_tensor(loss) and _functorch.maybe_get_level(loss) == top.level()
+
+
 def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
-    return list(grads)
+    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    if all(g is None for g in grads):
+        raise ValueError(_NO_GRAPH)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
 
 
 def check_scalar(name: str, value: Any) -> Tensor:

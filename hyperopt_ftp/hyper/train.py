@@ -121,7 +121,7 @@ class _Job:
     mark: Mark  # when training began
     residual: Any = None  # of a run without a transform
     losses: Any = None
-    end: Any = None  # template of (params, state): its tensors are outputs of the node, in their order
+    end: Any = None  # (params, state) with the dtypes of its tensors, which are outputs of the node, in their place
 
     def start(self, inputs: Sequence[Tensor]) -> Start:
         leaves = list(self.leaves)
@@ -139,14 +139,15 @@ class _Job:
         """The node's outputs as what was trained."""
         rows, rebuild = tree.flatten(self.end)
         values = iter(outputs)
-        params, state = rebuild([next(values) if isinstance(x, Tensor) else x for x in rows])
+        params, state = rebuild([next(values) if isinstance(x, torch.dtype) else x for x in rows])
         return Trained(params, state, outputs[-1])
 
     def pullback(self, inputs: Sequence[Tensor], residual: Any, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """Cotangents of the inputs from those of the floating-point outputs."""
         rows, rebuild = tree.flatten(self.end)
         values = iter(cotangents)
-        params, state = rebuild([next(values) if is_float(x) else None for x in rows])
+        floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in rows]
+        params, state = rebuild([next(values) if yes else None for yes in floating])
         start = self.start(inputs)
         found = self.strategy.pullback(self.steps, residual, Trained(params, state, None))
         leaves = cotangent_leaves(self.strategy, start, found)
@@ -170,16 +171,12 @@ class _Train(torch.autograd.Function):
         steps = replace(job.steps, apart=job.transform)
         steps.look_at_update(job.start(detached))
         trained, residual = job.run(steps, detached)
-        job.end, job.losses = (trained.params, trained.state), trained.losses
+        # The node may not hold its own outputs: it would never be freed.
+        job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
+        job.losses = trained.losses
         if not job.transform:
             job.residual = residual
-        outputs: list[Tensor] = []
-        seen: set[int] = set()
-        for x in job.outputs(trained):
-            # Each output is a tensor of its own, not an input and not another output.
-            outputs.append(x.clone() if id(x) in seen or x._is_view() else x)
-            seen.add(id(x))
-        return (*outputs, trained.losses)
+        return (*(x.detach() for x in job.outputs(trained)), trained.losses.detach())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
