@@ -63,7 +63,7 @@ class Checkpoints:
         def run() -> None:
             nonlocal params, state
             for j in range(base, k):
-                found = self._steps.gradient(params, self._start.batches[j], self._start.hparams)
+                found = self._steps.gradient(params, self._start.batches[j], self._start.hparams, again=True)
                 self.compare(j, found.loss)
                 with torch.no_grad():
                     grads = refill(params, found.grads)

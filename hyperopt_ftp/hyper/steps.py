@@ -82,8 +82,9 @@ class Steps:
         return Trained(params, state, torch.stack(losses))
 
     def gradient(
-        self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False, graph: bool = False
-    ) -> Gradient:
+        self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False, *,
+        graph: bool = False, again: bool = False,
+    ) -> Gradient:  # fmt: skip
         """The training gradient at new leaves. Not under a transform.
 
         Args:
@@ -91,17 +92,19 @@ class Steps:
             batch: of this step; ``wanted_batch`` says which of its tensors are new leaves as well.
             hparams: their tensors that require grad are leaves, made by :func:`fresh`.
             graph: keep the graph, for derivatives of the gradient in all of these leaves.
+            again: the step has been made before, and what its loss does was looked at then.
         """
         leaves, at = fresh(params)
         extra, batch = fresh(batch, wanted_batch)
         known = [*leaves, *extra, *(x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad)]
         with torch.enable_grad():
             with (
-                refuse_mutation() if self.derived else nullcontext(),
+                refuse_mutation() if self.derived and not again else nullcontext(),
                 refuse_outer_tensors() if self.apart else nullcontext(),
             ):
                 loss = self._loss_at(at, batch, hparams)
-            refuse_strangers(loss, known)
+            if not again:
+                refuse_strangers(loss, known)
             grads = _grad(loss, leaves, create_graph=graph)
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra)
 

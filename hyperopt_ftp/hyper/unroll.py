@@ -138,7 +138,9 @@ class Unroll:
             return run.graphs[k]
         curved = _curved(steps, run, k)
         batch, wanted = run.start.batches[k], _wanted_batch(steps, k)
-        found = run.points.again(k, lambda: steps.gradient(params, batch, run.start.hparams, wanted, graph=curved))
+        found = run.points.again(
+            k, lambda: steps.gradient(params, batch, run.start.hparams, wanted, graph=curved, again=True)
+        )
         run.points.compare(k, found.loss.detach())
         return found
 
