@@ -192,7 +192,8 @@ def _stranger(x: Tensor, what: str) -> str:
     return (
         f"{what} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
         "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
-        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() or requires_grad_(False)"
+        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
+        "or requires_grad_(False)"
     )
 
 
