@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
-from .rng import Clock, Mark, refuse_other_losses
+from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps, is_float, refill
 from .strategy import Start
 
@@ -24,7 +24,7 @@ class Point(NamedTuple):
 
     params: Params
     state: State
-    mark: Mark
+    rng: RngState
 
 
 class Checkpoints:
@@ -35,7 +35,7 @@ class Checkpoints:
         self._kept: dict[int, Point] = {}
         self._between: dict[int, Point] = {}  # of one stretch between two that are kept
         self._losses = losses  # by step, as they were the first time
-        self._clock = Clock()
+        self._recorder = Recorder()
 
     def visit(self, k: int, params: Params, state: State) -> None:
         """Step k begins here, the first time."""
@@ -51,7 +51,7 @@ class Checkpoints:
 
     def again(self, k: int, function: Callable[[], T]) -> T:
         """``function()`` with the random numbers that step k had."""
-        return self._clock.again((self._kept.get(k) or self._between[k]).mark, function)
+        return self._recorder.again((self._kept.get(k) or self._between[k]).rng, function)
 
     def compare(self, k: int, loss: Tensor) -> None:
         """Raise unless step k has the training loss that it had the first time."""
@@ -75,13 +75,13 @@ class Checkpoints:
     def _stored(self, params: Params, state: State) -> Point:
         if self._offload:
             params, state = (tree.map_tree(lambda x: x.cpu(), values) for values in (params, state))
-        return Point(params, state, self._clock.mark())
+        return Point(params, state, self._recorder.now())
 
     def _loaded(self, point: Point) -> Point:
         if not self._offload:
             return point
         back = _like(self._start)
-        return Point(tree.map_tree(back, point.params), tree.map_tree(back, point.state), point.mark)
+        return Point(tree.map_tree(back, point.params), tree.map_tree(back, point.state), point.rng)
 
 
 def _like(start: Start) -> Callable[[Any], Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
-from .rng import Clock, Mark, refuse_other_losses
+from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps, floats, fresh, is_float, known, pull, refill
 from .strategy import Start, Trained
 
@@ -21,8 +21,8 @@ Row = list[Tensor | None]  # tangents of some tensors, each with a first dimensi
 
 class _Run(NamedTuple):
     start: Start
-    clock: Clock
-    mark: Mark
+    recorder: Recorder
+    rng: RngState
     losses: Tensor
     tangents: list[Tensor] | None  # of the floats of (params, state) at the end, where all were carried at once
 
@@ -68,13 +68,13 @@ class Forward:
             raise ValueError(f"chunk must be None or a number of tangents >= 1, got {self.chunk!r}")
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
-        clock = Clock()
-        mark, count = clock.mark(), _count(steps, start)
+        recorder = Recorder()
+        rng, count = recorder.now(), _count(steps, start)
         if self.chunk is None or count <= self.chunk:
             trained, tangents = _carry(steps, start, 0, count)
         else:
             trained, tangents = steps.loop(start), None
-        return trained, _Run(start, clock, mark, trained.losses, tangents)
+        return trained, _Run(start, recorder, rng, trained.losses, tangents)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         run: _Run = residual
@@ -86,7 +86,7 @@ class Forward:
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = run.clock.again(run.mark, lambda a=a, b=b: _carry(steps, run.start, a, b))
+                trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: _carry(steps, run.start, a, b))
                 refuse_other_losses(run.losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)

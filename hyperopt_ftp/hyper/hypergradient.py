@@ -16,7 +16,7 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
 from . import paths
 from .inner import Inner
-from .rng import Clock
+from .rng import Recorder
 from .steps import check_scalar, fresh, is_float, refill, twice_differentiable, under_transform
 from .strategy import Strategy, Trained
 from .train import check_batches, check_hparams, train
@@ -158,11 +158,11 @@ def _smoothed(
     objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor], strategy: Any
 ) -> tuple[Tensor, list[Tensor], Trained]:
     """By a strategy that needs values of the outer loss alone."""
-    clock, plain = Clock(), Unroll()
-    mark = clock.mark()
+    recorder, plain = Recorder(), Unroll()
+    rng = recorder.now()
     with torch.no_grad():
         value, run = objective(leaves, plain)
-        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), clock, mark)
+        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), recorder, rng)
     return value, found, run
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import tree
 from ..hparams import Domain, check_choice, check_number
 from .linear import SOLVERS, Solved, diverges, dot, solve, vjp
-from .rng import Clock, Mark, values_of
+from .rng import Recorder, RngState, values_of
 from .steps import Steps, floats, known, refill
 from .strategy import Start, Trained
 
@@ -23,8 +23,8 @@ __all__ = ["Implicit"]
 class _Run(NamedTuple):
     start: Start
     end: Trained
-    clock: Clock
-    mark: Mark  # when training ended
+    recorder: Recorder
+    rng: RngState  # when training ended
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Implicit:
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         if len(start.batches) < self.batches:
             raise ValueError(f"there are {len(start.batches)} steps, fewer than batches = {self.batches}")
-        clock = Clock()
+        recorder = Recorder()
         end = steps.loop(start)
-        return end, _Run(start, end, clock, clock.mark())
+        return end, _Run(start, end, recorder, recorder.now())
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         run: _Run = residual
@@ -106,7 +106,7 @@ class Implicit:
                 "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
                 "differentiates the params; take hft.Unroll()"
             )
-        return run.clock.again(run.mark, lambda: self._pullback(steps, run, known(cotangents.params)))
+        return run.recorder.again(run.rng, lambda: self._pullback(steps, run, known(cotangents.params)))
 
     def _pullback(self, steps: Steps, run: _Run, slope: list[Tensor]) -> Start:
         last = list(run.start.batches[-self.batches :])

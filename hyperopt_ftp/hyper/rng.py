@@ -9,20 +9,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "Mark", "refuse_other_losses", "values_of"]
+__all__ = ["Recorder", "RngState", "refuse_other_losses", "values_of"]
 
 T = TypeVar("T")
 
 
-class Mark(NamedTuple):
+class RngState(NamedTuple):
     """The state of torch's default generators at some point."""
 
     cpu: Tensor
     devices: list[Tensor]
 
 
-class Clock:
-    """Default generators of the CPU and of every accelerator, and the autocast under which the clock was made."""
+class Recorder:
+    """Default generators of the CPU and of every accelerator, and the autocast under which the recorder was made."""
 
     def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -33,26 +33,26 @@ class Clock:
         kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
         self._autocast = [(k, torch.get_autocast_dtype(k)) for k in kinds if torch.is_autocast_enabled(k)]
 
-    def mark(self) -> Mark:
+    def now(self) -> RngState:
         """The random state now."""
-        return Mark(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
+        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
 
-    def again(self, mark: Mark, function: Callable[[], T]) -> T:
-        """``function()`` with the random state of a mark, under the clock's autocast; outside, all stays as it is."""
+    def again(self, rng: RngState, function: Callable[[], T]) -> T:
+        """``function()`` with that random state, under the recorder's autocast; outside, all stays as it is."""
         with self._kept(), ExitStack() as stack:
-            self._set(mark)
+            self._set(rng)
             for kind, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             return function()
 
-    def _set(self, mark: Mark) -> None:
-        torch.set_rng_state(mark.cpu)
-        for i, state in enumerate(mark.devices):
+    def _set(self, rng: RngState) -> None:
+        torch.set_rng_state(rng.cpu)
+        for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        before = self.mark()
+        before = self.now()
         try:
             yield
         finally:

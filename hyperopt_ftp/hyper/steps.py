@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from .. import tree
 from ..types import Optimizer, Params, State
 from .mutation import refuse_mutation
-from .rng import Clock
+from .rng import Recorder
 from .strategy import Start, Trained
 
 __all__ = ["Gradient", "Steps", "pull", "under_transform"]
@@ -132,9 +132,9 @@ class Steps:
 
     def _look_for_strangers(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         """An evaluation of the loss at the level of the step itself, where tensors from further out stand out."""
-        clock, extra = Clock(), (hparams["loss"],) if "loss" in hparams else ()
+        recorder, extra = Recorder(), (hparams["loss"],) if "loss" in hparams else ()
         with refuse_outer_tensors(leaves_too=True), twice_differentiable(), torch.no_grad():
-            clock.again(clock.mark(), lambda: self.train_loss(params, batch, *extra))
+            recorder.again(recorder.now(), lambda: self.train_loss(params, batch, *extra))
 
 
 @contextmanager

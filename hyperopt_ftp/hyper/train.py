@@ -15,7 +15,7 @@ from .. import tree
 from ..hparams import as_tensor, complete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
-from .rng import Clock, Mark, refuse_other_losses
+from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps, _functorch, is_float, under_transform
 from .strategy import Start, Strategy, Trained, check_strategy, check_trained, cotangent_leaves
 from .unroll import Unroll
@@ -102,8 +102,8 @@ def train(
         _warn_of_float16(params)
         return steps.loop(start)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and _tracked(x)]
-    clock = Clock()
-    job = _Job(strategy, steps, leaves, rebuild, places, transform, clock, clock.mark())
+    recorder = Recorder()
+    job = _Job(strategy, steps, leaves, rebuild, places, transform, recorder, recorder.now())
     return job.trained(_Train.apply(job, *(leaves[i] for i in places)))
 
 
@@ -117,8 +117,8 @@ class _Job:
     rebuild: Callable[[Sequence[Any]], Start]
     places: list[int]  # of the leaves that are inputs of the node
     transform: bool  # whether one of torch.func was active
-    clock: Clock
-    mark: Mark  # when training began
+    recorder: Recorder
+    rng: RngState  # when training began
     residual: Any = None  # of a run without a transform
     losses: Any = None
     end: Any = None  # (params, state) with the dtypes of its tensors, which are outputs of the node, in their place
@@ -155,7 +155,7 @@ class _Job:
 
     def again(self, inputs: Sequence[Tensor]) -> Any:
         """The residual of a run that is differentiable in the inputs."""
-        trained, residual = self.clock.again(self.mark, lambda: self.run(self.steps, inputs))
+        trained, residual = self.recorder.again(self.rng, lambda: self.run(self.steps, inputs))
         refuse_other_losses(self.losses, trained.losses)
         return residual
 
@@ -195,7 +195,7 @@ class _Train(torch.autograd.Function):
         inputs = ctx.saved_tensors
         if job.transform:
             residual = job.again(inputs)
-            found = job.clock.again(job.mark, lambda: job.pullback(inputs, residual, given))
+            found = job.recorder.again(job.rng, lambda: job.pullback(inputs, residual, given))
         elif torch.is_grad_enabled():
             found = _pullback_with_graph(job, inputs, given)
         else:
@@ -210,7 +210,7 @@ class _Train(torch.autograd.Function):
         residual = job.again(inputs)
 
         def back(cotangents: list[Tensor]) -> list[Tensor]:
-            found = job.clock.again(job.mark, lambda: job.pullback(inputs, residual, cotangents))
+            found = job.recorder.again(job.rng, lambda: job.pullback(inputs, residual, cotangents))
             pairs = [(v, x) for v, x in zip(found, inputs, strict=True) if is_float(x)]
             return [torch.zeros_like(x) if v is None else v for v, x in pairs]
 
@@ -229,7 +229,7 @@ def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequen
             "has no graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
         )
     aliases = [x.view_as(x) for x in inputs]  # one input may depend on another outside
-    trained = job.clock.again(job.mark, lambda: job.steps.loop(job.start(aliases)))
+    trained = job.recorder.again(job.rng, lambda: job.steps.loop(job.start(aliases)))
     refuse_other_losses(job.losses, trained.losses)
     outputs = [x for x in job.outputs(trained) if is_float(x)]
     pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]

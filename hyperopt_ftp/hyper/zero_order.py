@@ -15,7 +15,7 @@ from .. import tree
 from ..hparams import Domain, check_number
 from .linear import dot
 from .mutation import refuse_mutation
-from .rng import Clock, Mark
+from .rng import Recorder, RngState
 from .steps import Steps, floats, known
 from .strategy import Start, Trained
 
@@ -26,8 +26,8 @@ Function = Callable[[list[Tensor]], Tensor]
 
 class _Run(NamedTuple):
     start: Start
-    clock: Clock
-    mark: Mark
+    recorder: Recorder
+    rng: RngState
     seed: int
 
 
@@ -85,10 +85,10 @@ class ZeroOrder:
             raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
-        clock = Clock()
-        mark = clock.mark()
+        recorder = Recorder()
+        rng = recorder.now()
         end = steps.loop(start)
-        return end, _Run(start, clock, mark, self.draw())
+        return end, _Run(start, recorder, rng, self.draw())
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         run: _Run = residual
@@ -107,19 +107,21 @@ class ZeroOrder:
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        found = iter(self.smoothed(along, x, run.seed, run.clock, run.mark))
+        found = iter(self.smoothed(along, x, run.seed, run.recorder, run.rng))
         rows = rebuild([next(found) if is_wanted else None for is_wanted in mask])
         return Start(*rows)
 
-    def smoothed(self, function: Function, x: list[Tensor], seed: int, clock: Clock, mark: Mark) -> list[Tensor]:
-        """The estimate at x for a function that gives a scalar, with the random numbers of a mark."""
+    def smoothed(
+        self, function: Function, x: list[Tensor], seed: int, recorder: Recorder, rng: RngState
+    ) -> list[Tensor]:
+        """The estimate at x for a function that gives a scalar, with the random numbers of that state."""
         directions = [self._direction(x, seed + i) for i in range(self.samples)]
         points = [[u + self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
         if self.antithetic:
             points += [[u - self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
         else:
             points.append(x)
-        values = _everywhere(function, points, clock, mark)
+        values = _everywhere(function, points, recorder, rng)
         n = self.samples
         slopes = (values[:n] - values[n:]) / (self.sigma * (2 if self.antithetic else 1) * n)
         columns = [torch.stack(column) for column in zip(*directions, strict=True)]
@@ -137,7 +139,7 @@ class ZeroOrder:
         return [e.to(tree.working(u)) for u, e in zip(x, rows, strict=True)]
 
 
-def _everywhere(function: Function, points: list[list[Tensor]], clock: Clock, mark: Mark) -> Tensor:
+def _everywhere(function: Function, points: list[list[Tensor]], recorder: Recorder, rng: RngState) -> Tensor:
     """Values at all points: by vmap, or one after the other where it cannot be."""
 
     def together() -> Tensor:
@@ -145,10 +147,10 @@ def _everywhere(function: Function, points: list[list[Tensor]], clock: Clock, ma
         return torch.func.vmap(function, randomness="same")(columns)
 
     try:
-        return clock.again(mark, together)
+        return recorder.again(rng, together)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         with refuse_mutation():
-            values = torch.stack([clock.again(mark, lambda p=point: function(p)) for point in points])
+            values = torch.stack([recorder.again(rng, lambda p=point: function(p)) for point in points])
         warnings.warn(
             f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}",
             UserWarning,
