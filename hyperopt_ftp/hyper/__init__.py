@@ -4,6 +4,8 @@ from .bilevel import BilevelState as BilevelState
 from .bilevel import Record as Record
 from .bilevel import bilevel as bilevel
 from .forward import Forward as Forward
+from .hyper import TunedState as TunedState
+from .hyper import hyper as hyper
 from .hypergradient import hypergradient as hypergradient
 from .implicit import Implicit as Implicit
 from .inner import Inner as Inner
@@ -18,7 +20,5 @@ from .strategy import Trained as Trained
 from .tpgm import tpgm as tpgm
 from .tpgm import tpgm_radius as tpgm_radius
 from .train import train as train
-from .tuned import TunedState as TunedState
-from .tuned import hyper as hyper
 from .unroll import Unroll as Unroll
 from .zero_order import ZeroOrder as ZeroOrder
