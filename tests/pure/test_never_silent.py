@@ -165,11 +165,13 @@ def test_dropout_under_vmap(strategy, randomness):
         torch.testing.assert_close(rows(0.0)[1], one, rtol=1e-10, atol=1e-12)
 
 
+@every_transform
 @every_exact
-def test_dropout_and_a_second_derivative(strategy):
-    second = seeded(torch.func.grad(lambda lr: slope(noisy, strategy, hparams={"lr": lr})))
-    want = central_differences(seeded(lambda lr: slope(noisy, strategy, hparams={"lr": lr})), SGD.hparams["lr"])
-    assert second(SGD.hparams["lr"]).item() == pytest.approx(want[0].item(), rel=1e-6)
+def test_dropout_and_a_second_derivative(strategy, transform):
+    """The case that was first seen: the hypergradient itself under a transform."""
+    of_lr = seeded(lambda lr: slope(noisy, strategy, hparams={"lr": lr}))
+    want = central_differences(of_lr, SGD.hparams["lr"])[0].item()
+    assert seeded(transform(of_lr))(SGD.hparams["lr"]).item() == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -257,6 +259,20 @@ def test_own_random_numbers_are_right_where_each_step_is_computed_once(source):
         seed()
         under = torch.func.grad(lambda lr, how=strategy: call(train_loss, how, hparams={"lr": lr})[0])
         assert under(SGD.hparams["lr"]).item() == pytest.approx(want, rel=1e-6)
+
+
+@every_source
+@defect("one training after the other sees other numbers each time; by vmap all see the same")
+def test_own_random_numbers_and_zero_order_without_vmap(source):
+    seed, draw = source()
+
+    def no_vmap(p, x):
+        return loss(p, x + draw()) if p["b"].detach()[0].item() < 1e9 else 0
+
+    seed()
+    strategy = hft.ZeroOrder(100, 1e-3, antithetic=False, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="one after the other"), pytest.raises(RuntimeError, match="the training loss"):
+        slope(no_vmap, strategy)
 
 
 # -- (5) writes into what the loss has not made ---------------------------------------------------------------------
@@ -491,12 +507,18 @@ def test_adjoints_of_16_bit_params(strategy, dtype, factor):
         assert got[name].item() / factor == pytest.approx(right.item() / factor, rel=slack, abs=slack / 10), name
 
 
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Forward()], ids=["unroll", "forward"])
+def test_adjoints_of_float16_under_a_transform_are_warned_of(strategy):
+    with pytest.warns(UserWarning, match="under a torch.func transform the adjoints of float16 params are float16 too"):
+        torch.func.grad(lambda lr: call(params=start(torch.float16), hparams={"lr": lr}, strategy=strategy)[0])(
+            f64(0.2)
+        )
+
+
 # -- (8) Implicit says how far it came ------------------------------------------------------------------------------
 
-CENTRE, CURVATURE = (
-    f64([1.0, 2.0, 3.0]),
-    f64([0.3, 1.0, 2.0]),
-)  # of the quadratic below: a step at lr contracts by 1 - lr (CURVATURE + l2)
+CENTRE = f64([1.0, 2.0, 3.0])
+CURVATURE = f64([0.3, 1.0, 2.0])  # a step at lr contracts by 1 - lr (CURVATURE + l2)
 
 
 def ridge(p, x, h):
@@ -751,9 +773,9 @@ def test_a_skipped_round_is_taken_back(outside):
 
     first, bad, *rest = run(data, outer_steps=4)
     assert bad.skipped == ("lr", "momentum")
+    assert all(bool(x.isfinite().all()) for r in (bad, *rest) for x in tree.leaves((r.state.params, r.state.inner)))
     assert bad.tuned == first.tuned
     assert same(bad.state._replace(step=first.state.step), first.state)
-    assert all(bool(x.isfinite().all()) for r in (bad, *rest) for x in tree.leaves((r.state.params, r.state.inner)))
     without = run([*data[:2], *data[4:]], outer_steps=3)
     assert same(rest[-1].state._replace(step=0), without[-1].state._replace(step=0))
     assert same(run(data, outer_steps=4, state=bad.state)[-1].state, rest[-1].state)
