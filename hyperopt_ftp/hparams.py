@@ -17,6 +17,8 @@ __all__ = [
     "DOMAINS",
     "Domain",
     "check_choice",
+    "check_count",
+    "check_flag",
     "check_number",
     "complete",
     "concrete",
@@ -128,6 +130,19 @@ def shown(value: Any) -> str:
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_count(name: str, value: Any, what: str, none: bool = False) -> None:
+    """``ValueError`` unless ``value`` is a whole number of at least 1, or ``None`` where that is allowed."""
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be {'None or ' if none else ''}a number of {what} >= 1, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def to_tensors(**values: Any) -> dict[str, Any]:

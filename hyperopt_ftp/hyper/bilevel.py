@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_choice
+from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
 from ..types import Optimizer, Params, State, check_optimizer
 from . import paths
@@ -113,9 +113,11 @@ def bilevel(
     (True, 0.0016)
     """
     check_choice("not_finite", not_finite, ("error", "skip"))
-    for name, steps in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"{name} must be a number of steps >= 1, got {steps!r}")
+    check_count("inner_steps", inner_steps, "steps")
+    check_count("outer_steps", outer_steps, "steps")
+    for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
+        if isinstance(batches, (str, dict)) or not isinstance(batches, (Iterable, Sequence)):
+            raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
     by = pure_outer("by", by)
     check_object(strategy)
@@ -138,7 +140,7 @@ def bilevel(
         inner = fresh(optimizer.init(params, own), False)[1]
         state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     else:
-        _check_state(state, optimizer, own, tuned)
+        _check_state(state, optimizer, own, tuned, by.init(constraints.free(tuned)))
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
@@ -168,6 +170,9 @@ class _Rounds:
         params, inner = state.params, state.inner
         if self.reset is not None:
             params, inner = self.reset(step) if callable(self.reset) else self.reset, None
+            check_params(params)
+            if _shape_of(params) != _shape_of(self.whole["params"]):
+                raise ValueError("reset must give params of the structure and shapes that training started with")
         if self._tunes("params"):
             start = {"params": params if self.reset is not None else self.whole["params"]}
             ours = {name: x for name, x in state.tuned.items() if name.split(".")[0] == "params"}
@@ -221,6 +226,8 @@ def _run(
     done = int(state.step)
     train = Reader("train_batches", train_batches, done * rounds.inner_steps, state.readers)
     outer = Reader("outer_batches", outer_batches, done, state.readers)
+    for reader in (train, outer):  # both have read again; a generator may be shared
+        reader.catch_up(state.readers)
     for _ in _shown(range(done + 1, outer_steps + 1), outer_steps, progress):
         record = rounds.round(state, [train.next() for _ in range(rounds.inner_steps)], outer.next())
         state = record.state._replace(readers=train.state() | outer.state())
@@ -239,7 +246,9 @@ def _check_rounds(names: tuple[str, ...], train_batches: Any, inner_steps: int, 
         raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")
 
 
-def _check_state(state: BilevelState, optimizer: Optimizer, own: dict[str, Any], tuned: dict[str, Any]) -> None:
+def _check_state(
+    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], tuned: dict[str, Any], outer: State
+) -> None:
     """Whether a state to go on from is one of this optimizer and ``over``."""
     if state.tuned.keys() != tuned.keys():
         raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
@@ -249,11 +258,20 @@ def _check_state(state: BilevelState, optimizer: Optimizer, own: dict[str, Any],
     ):
         if _shape_of(got) != _shape_of(like):
             raise ValueError(f"state.{what} is not that of this optimizer: does state come from a run of another one?")
+    if _kind_of(state.outer) != _kind_of(outer):
+        raise ValueError("state.outer is not that of this by: does state come from a run with another one?")
 
 
 def _shape_of(values: Any) -> Any:
     """What two trees of one kind have in common."""
     return tree.structure(values), [tuple(x.shape) if isinstance(x, Tensor) else None for x in tree.leaves(values)]
+
+
+def _kind_of(outer: State) -> Any:
+    """Of a ``state_dict`` of torch.optim, which is empty before its first step, the options; else all."""
+    if isinstance(outer, dict) and "param_groups" in outer:
+        return [sorted(group) for group in outer["param_groups"]]
+    return _shape_of(outer)
 
 
 def _finite(values: Any) -> bool:

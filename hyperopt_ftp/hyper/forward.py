@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..hparams import check_count
 from ..types import Params, State
 from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps, floats, fresh, is_float, known, pull, refill
@@ -64,8 +65,7 @@ class Forward:
     exact = True
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and (isinstance(self.chunk, bool) or self.chunk < 1):
-            raise ValueError(f"chunk must be None or a number of tangents >= 1, got {self.chunk!r}")
+        check_count("chunk", self.chunk, "tangents", none=True)
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         recorder = Recorder()

@@ -16,6 +16,7 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
 from . import paths
 from .inner import Inner
+from .mutation import refuse_mutation
 from .rng import Recorder
 from .steps import check_scalar, fresh, is_float, refill, twice_differentiable, under_transform
 from .strategy import Strategy, Trained
@@ -144,9 +145,9 @@ def _by_autograd(
     # In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
     narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
     found: Sequence[Tensor | None] = []
-    for scale in (2.0**15, 2.0**10, 2.0**5, 1.0) if narrow else (1.0,):
+    for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
         start = torch.full_like(value, scale)
-        found = torch.autograd.grad(value, leaves, start, retain_graph=scale > 1, allow_unused=True)
+        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break
@@ -161,7 +162,8 @@ def _smoothed(
     recorder, plain = Recorder(), Unroll()
     rng = recorder.now()
     with torch.no_grad():
-        value, run = objective(leaves, plain)
+        with refuse_mutation():
+            value, run = objective(leaves, plain)
         found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), recorder, rng)
     return value, found, run
 
@@ -183,9 +185,10 @@ def check_floats(tuned: dict[str, Any]) -> None:
         for path, x in tree.by_path(value).items():
             if not is_float(x):
                 kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                whole = f"{name}.{path}" if path else name
                 raise ValueError(
-                    f"over names {name!r}, whose entry {path!r} is {kind}: only floating-point tensors have a "
-                    f"derivative; name those, such as '{name}.0'"
+                    f"over names {name!r}, but {whole!r} is {kind}: only floating-point tensors have a derivative; "
+                    "name those"
                 )
 
 

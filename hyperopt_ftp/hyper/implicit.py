@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, check_choice, check_number
+from ..hparams import Domain, check_choice, check_number, shown
 from .linear import SOLVERS, Solved, diverges, dot, solve, vjp
 from .rng import Recorder, RngState, values_of
 from .steps import Steps, floats, known, refill
@@ -49,7 +49,8 @@ class Implicit:
         iterations: products with ``dF/dp``, at most.
         damping: added to the diagonal, in units of ``dF/dp``.
         tolerance: a residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns; ``None``:
-            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). ``math.inf`` asks for one iteration.
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform, where nobody can look,
+            all iterations are made.
         batches: how many of the last batches ``update`` is averaged over: more of them are closer to the whole
             training loss than the last one alone.
         report: a function that is called with each :class:`~hyperopt_ftp.hyper.Solved` (x, iterations, residual).
@@ -91,6 +92,8 @@ class Implicit:
         check_number("damping", self.damping, Domain(0.0, float("inf"), open_high=True))
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, Domain(0.0, float("inf")))
+        if self.report is not None and not callable(self.report):
+            raise TypeError(f"report must be a function of one argument, got {shown(self.report)}")
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         if len(start.batches) < self.batches:

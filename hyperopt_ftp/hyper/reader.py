@@ -14,22 +14,29 @@ __all__ = ["Reader"]
 class Reader:
     """Reads a sequence round and round; any other iterable is started anew when it ends.
 
-    A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or that of its sampler) goes on
-    after a resume where it was: the state of the generator when the pass began is saved, and the batches since then
+    A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
+    after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
     are read again.
     """
 
     def __init__(self, name: str, batches: Iterable[Any], done: int, saved: dict[str, Tensor]) -> None:
         self._name, self._batches, self._done = name, batches, done
-        self._generator = None if isinstance(batches, Sequence) else _generator(batches)
-        self._began: Tensor | None = None
+        self._generators = [] if isinstance(batches, Sequence) else _generators(batches)
+        self._began: list[Tensor] = []
         self._position = 0
         self._pass: Iterator[Any] = iter(())
-        if self._generator is not None and f"{name}.generator" in saved:
-            self._generator.set_state(saved[f"{name}.generator"])
+        if f"{name}.position" in saved and self._generators:
+            for i, generator in enumerate(self._generators):
+                generator.set_state(saved[f"{name}.began.{i}"])
             self._start()
             for _ in range(int(saved[f"{name}.position"])):
                 self.next()
+
+    def catch_up(self, saved: dict[str, Tensor]) -> None:
+        """Generators in the state that they had, whoever else has read by them."""
+        for i, generator in enumerate(self._generators):
+            if f"{self._name}.now.{i}" in saved:
+                generator.set_state(saved[f"{self._name}.now.{i}"])
 
     def next(self) -> Any:
         if isinstance(self._batches, Sequence):
@@ -48,12 +55,15 @@ class Reader:
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed reader needs; nothing where the number of batches says it all, or where nothing can."""
-        if self._began is None:
+        if not self._began:
             return {}
-        return {f"{self._name}.generator": self._began, f"{self._name}.position": torch.tensor(self._position)}
+        found = {f"{self._name}.position": torch.tensor(self._position)}
+        for i, (generator, began) in enumerate(zip(self._generators, self._began, strict=True)):
+            found |= {f"{self._name}.began.{i}": began, f"{self._name}.now.{i}": generator.get_state()}
+        return found
 
     def _start(self) -> None:
-        self._began = None if self._generator is None else self._generator.get_state()
+        self._began = [generator.get_state() for generator in self._generators]
         self._position = 0
         self._pass = iter(self._batches)
 
@@ -64,6 +74,9 @@ class Reader:
 _END = object()
 
 
-def _generator(loader: Any) -> torch.Generator | None:
-    found = (getattr(x, "generator", None) for x in (loader, getattr(loader, "sampler", None)))
-    return next((g for g in found if isinstance(g, torch.Generator)), None)
+def _generators(loader: Any) -> list[torch.Generator]:
+    """A loader's own, that of its sampler, and those of its batch sampler, each once."""
+    batched = getattr(loader, "batch_sampler", None)
+    places = (loader, getattr(loader, "sampler", None), batched, getattr(batched, "sampler", None))
+    found = [getattr(place, "generator", None) for place in places]
+    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and not any(g is x for x in found[:i])]

@@ -16,6 +16,7 @@ from ..optimizers.sgd import sgd
 from ..projections import FLOOR, clip_radius, row_norm
 from ..types import Params
 from .hypergradient import slope
+from .steps import fresh
 
 __all__ = ["still", "tpgm", "tpgm_radius"]
 
@@ -88,8 +89,9 @@ def tpgm(
     1.0
     """
     check_number("radius_lr", radius_lr)
-    fixed = anchors(anchor)
-    radii = tpgm_radius(params, anchor, norm)
+    fixed = fresh(anchors(anchor), False)[1]
+    params = fresh(params, False)[1]
+    radii = tpgm_radius(params, fixed, norm)
     held = projected(sgd(lr=0.0), fixed, norm, radius=radii)
     weights = tree.pick(params, fixed)
     by = adam(**to_tensors(lr=radius_lr))

@@ -191,8 +191,8 @@ class _Train(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         job: _Job = ctx.job
-        given = [v for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
-        inputs = ctx.saved_tensors
+        given = [_alive(v) for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
+        inputs = [_alive(x) for x in ctx.saved_tensors]
         if job.transform:
             residual = job.again(inputs)
             found = job.recorder.again(job.rng, lambda: job.pullback(inputs, residual, given))
@@ -206,7 +206,7 @@ class _Train(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
         """The transpose of the pullback, which is linear in its cotangents."""
         job: _Job = ctx.job
-        inputs = ctx.saved_tensors
+        inputs = [_alive(x) for x in ctx.saved_tensors]
         residual = job.again(inputs)
 
         def back(cotangents: list[Tensor]) -> list[Tensor]:
@@ -219,6 +219,11 @@ class _Train(torch.autograd.Function):
         pairs = [(x, t) for x, t in zip(inputs, tangents[1:], strict=True) if is_float(x)]
         values = iter(forward([torch.zeros_like(x) if t is None else t for x, t in pairs])[0])
         return tuple(next(values) if yes else None for yes in ctx.differentiable)
+
+
+def _alive(x: Tensor) -> Tensor:
+    """Without the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` meets it."""
+    return _functorch.unwrap_if_dead(x)
 
 
 def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -244,7 +249,7 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
     if not isinstance(hparams, dict) or "loss" not in hparams:
         return complete(hparams, optimizer.hparams)
     own = {name: value for name, value in hparams.items() if name != "loss"}
-    for name, value in tree.by_path(hparams["loss"]).items():
+    for name, value in tree.named(hparams["loss"]):
         if not isinstance(value, (Tensor, int, float)):
             raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
     return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
@@ -254,7 +259,8 @@ def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
-    if isinstance(batches, (dict, str)) or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+    whole = isinstance(batches, (dict, str, Tensor))
+    if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
         hint = "a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
@@ -269,6 +275,8 @@ def check_leaves(leaves: Sequence[Any]) -> None:
                 f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
                 "taken with it; clone() it outside"
             )
+        if isinstance(x, Tensor) and x.is_meta:
+            raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
         if isinstance(x, Tensor) and not under_transform() and _has_tangent(x):
             raise ValueError("a tensor has a tangent of torch.autograd.forward_ad; use torch.func.jvp around train")
 

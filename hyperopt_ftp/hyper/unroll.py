@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..hparams import check_count, check_flag
 from ..types import Params, State
 from .checkpoints import Checkpoints
 from .steps import Gradient, Steps, floats, fresh, known, pull, refill, under_transform
@@ -72,8 +73,8 @@ class Unroll:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.truncate is not None and (isinstance(self.truncate, bool) or self.truncate < 1):
-            raise ValueError(f"truncate must be None or a number of steps >= 1, got {self.truncate!r}")
+        check_count("truncate", self.truncate, "steps", none=True)
+        check_flag("offload", self.offload)
         ok = self.checkpoint == "sqrt" or (
             isinstance(self.checkpoint, int) and (self.checkpoint >= 1 or self.checkpoint is False)
         )

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
-from ..hparams import Domain, check_number
+from ..hparams import Domain, check_count, check_flag, check_number
 from .linear import dot
 from .mutation import refuse_mutation
-from .rng import Recorder, RngState
+from .rng import Recorder, RngState, values_of
 from .steps import Steps, floats, known
 from .strategy import Start, Trained
 
@@ -76,8 +76,8 @@ class ZeroOrder:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"samples must be a number >= 1, got {self.samples!r}")
+        check_count("samples", self.samples, "samples")
+        check_flag("antithetic", self.antithetic)
         check_number("sigma", self.sigma, Domain(0.0, float("inf"), open_high=True))
         if self.sigma == 0:
             raise ValueError("sigma must be above 0, got 0: there would be no difference to see")
@@ -151,6 +151,12 @@ def _everywhere(function: Function, points: list[list[Tensor]], recorder: Record
     except (RuntimeError, ValueError, NotImplementedError) as error:
         with refuse_mutation():
             values = torch.stack([recorder.again(rng, lambda p=point: function(p)) for point in points])
+            twice = recorder.again(rng, lambda: function(points[0]))
+        if not torch.equal(values_of(values)[0], values_of(twice)):
+            raise RuntimeError(
+                "train_loss, or the outer loss, is another function each time it is called: torch's default random "
+                "generators are restored, but not one of its own, NumPy's or Python's; draw such numbers beforehand"
+            ) from error
         warnings.warn(
             f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}",
             UserWarning,
