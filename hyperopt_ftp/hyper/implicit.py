@@ -49,7 +49,7 @@ class Implicit:
         iterations: products with ``dF/dp``, at most.
         damping: added to the diagonal, in units of ``dF/dp``.
         tolerance: a residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns; ``None``:
-            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform, where nobody can look,
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform, where none can look,
             all iterations are made.
         batches: how many of the last batches ``update`` is averaged over: more of them are closer to the whole
             training loss than the last one alone.
