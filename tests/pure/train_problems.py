@@ -157,6 +157,7 @@ class Problem:
     """A training of three steps, and what of it is impossible.
 
     Attributes:
+        autocast: bfloat16, ``"inside"`` the loss or ``"around"`` train, and no longer where it is differentiated.
         formula: in place of the net where derivatives are taken by hand: for functions whose own, in torch, are wrong.
         fails: by mode, or by ``"mode, strategy"`` (``test_train.py``): exception and message. A cell that begins to
             work is a failure of the test: the table is to say what is so.
@@ -169,7 +170,7 @@ class Problem:
     distance: Callable[[Tensor, Tensor], Tensor] = squares
     opt: Optimizer = ADAM
     compiled: bool = False
-    autocast: bool = False
+    autocast: str = ""
     checkpointed: bool = False
     formula: nn.Module | None = None
     fails: dict[str, tuple[type[Exception], str]] = field(default_factory=dict)
@@ -197,8 +198,11 @@ class Problem:
             torch.manual_seed(1)
             return self.net().to(torch.float32 if self.autocast else torch.float64)
 
+    def cast(self, where: str) -> Any:
+        return torch.autocast("cpu", torch.bfloat16) if self.autocast and self.autocast == where else nullcontext()
+
     def plain_loss(self, params: Any, batch: Any, h: Tensor, by_hand: bool = False) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+        with self.cast(self.autocast if by_hand else "inside"):
             out = self.through(params, batch["x"], by_hand)
             fit = (batch["weight"] * self.distance(out, batch["y"])).mean()
         return torch.exp(h[0]) * fit + h[1] * sum(p.square().sum() for p in params.values())
@@ -237,7 +241,8 @@ class Problem:
     def value(self, inputs: Sequence[Tensor], strategy: Any) -> Tensor:
         hparams, params, state, data = self.at(inputs)
         torch.manual_seed(7)
-        run = hft.train(self.opt, self.loss, params, data, hparams=hparams, state=state, strategy=strategy)
+        with self.cast("around"):
+            run = hft.train(self.opt, self.loss, params, data, hparams=hparams, state=state, strategy=strategy)
         return self.outer(run.params, run.state)
 
     # The truth.
@@ -331,7 +336,8 @@ PROBLEMS = [
         # The library's own: what is computed again is outside of sdpa_kernel(MATH).
         fails={"eager": RECOMPUTED, "create_graph": RECOMPUTED, **dict.fromkeys(TRANSFORMS, HOOKS)},
     ),
-    Problem("autocast", lambda: mlp(nn.Tanh()), autocast=True),
+    Problem("autocast", lambda: mlp(nn.Tanh()), autocast="inside"),
+    Problem("autocast around", lambda: mlp(nn.Tanh()), opt=SGD, autocast="around"),
     Problem("compiled", lambda: mlp(nn.Tanh()), opt=SGD, compiled=True),
     Problem("own function", lambda: bump(Bump), fails={"vmap": NO_VMAP, "jvp": NO_JVP, "jvp of grad": NO_JVP}),
     Problem("own function everywhere", lambda: bump(BumpEverywhere)),
