@@ -12,7 +12,7 @@ from .. import tree
 from ..hparams import check_count
 from ..types import Params, State
 from .rng import Recorder, RngState, refuse_other_losses
-from .steps import Steps, floats, fresh, is_float, known, pull, refill
+from .steps import Steps, cotangents_of, floats, fresh, is_float, known, pull, refill
 from .strategy import Start, Trained
 
 __all__ = ["Forward"]
@@ -200,7 +200,7 @@ def _count(steps: Steps, start: Start) -> int:
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
     """``<cotangents, tangent>`` for each tangent."""
     pairs = zip(cotangents, tangents, strict=True)
-    return torch.stack([t.reshape(len(t), -1) @ v.to(t).flatten() for v, t in pairs if v.numel()]).sum(0)
+    return torch.stack([t.reshape(len(t), -1) @ v.to(t).reshape(-1) for v, t in pairs if v.numel()]).sum(0)
 
 
 def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:
@@ -211,5 +211,5 @@ def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:
         for x in _wanted(values, wanted):
             new.append(slopes[at : at + x.numel()].reshape(x.shape))
             at += x.numel()
-        found.append(refill(values, new, wanted))
+        found.append(cotangents_of(values, new, wanted))
     return Start(*found)

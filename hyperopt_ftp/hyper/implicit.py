@@ -12,12 +12,14 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, check_choice, check_number, shown
-from .linear import SOLVERS, Solved, diverges, dot, solve, vjp
+from .linear import SOLVERS, Solved, System, diverges, dot, solution, vjp
 from .rng import Recorder, RngState, values_of
-from .steps import Steps, floats, known, refill
+from .steps import Steps, cotangents_of, floats, is_float, known
 from .strategy import Start, Trained
 
 __all__ = ["Implicit"]
+
+Vector = list[Tensor]
 
 
 class _Run(NamedTuple):
@@ -111,32 +113,34 @@ class Implicit:
             )
         return run.recorder.again(run.rng, lambda: self._pullback(steps, run, known(cotangents.params)))
 
-    def _pullback(self, steps: Steps, run: _Run, slope: list[Tensor]) -> Start:
+    def _pullback(self, steps: Steps, run: _Run, slope: Vector) -> Start:
         last = list(run.start.batches[-self.batches :])
-        of_hparams, of_last = floats(run.start.hparams), floats(last)
 
-        def away(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
             """F: what a step, averaged over the last batches, would still move."""
-            params, hparams = refill(run.end.params, p), refill(run.start.hparams, h)
-            moved = [floats(steps.step(params, run.end.state, x, hparams)[0]) for x in refill(last, b)]
+            whole, constants = iter((*p, *h, *b, *s)), iter(rest)
+            new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
+            params, hparams, batches, state = rebuild(new)
+            moved = [floats(steps.step(params, state, x, hparams)[0]) for x in batches]
             means = [sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)]
             return [tree.working(x) - mean for x, mean in zip(p, means, strict=True)]
 
-        params = [tree.working(x) for x in floats(run.end.params)]
-        distance, back = vjp(away, floats(run.end.params), of_hparams, of_last)
+        parts = (run.end.params, run.start.hparams, last, run.end.state)
+        rows, rebuild = tree.flatten(parts)
+        point = [floats(part) for part in parts]
+        point.append([x for x in rows if isinstance(x, Tensor) and not is_float(x)])
+        params = [tree.working(x) for x in point[0]]
         slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
-
-        def matvec(x: list[Tensor]) -> list[Tensor]:
-            return [tree.working(y) + self.damping * v for y, v in zip(back(x)[0], x, strict=True)]
-
-        found = solve(self.solver, matvec, slope, self.iterations, self.tolerance)
-        self._judge(found, slope, params, distance)
-        _, to_hparams, to_last = back([-v for v in found.x])
+        system = System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge)
+        x = solution(system, slope, *point)
+        distance, back = vjp(lambda *at: away(*at, point[-1]), *point[:-1])
+        self._judge_training(x, slope, params, distance)
+        _, to_hparams, to_last, _ = back([-v for v in x])
         before = [tree.map_tree(lambda _: None, batch) for batch in run.start.batches[: -self.batches]]
-        batches = None if steps.wanted.batches is False else [*before, *refill(last, to_last)]
-        return Start(refill(run.start.hparams, to_hparams), None, None, batches)
+        batches = None if steps.wanted.batches is False else [*before, *cotangents_of(last, to_last)]
+        return Start(cotangents_of(run.start.hparams, to_hparams), None, None, batches)
 
-    def _judge(self, found: Solved, slope: list[Tensor], params: list[Tensor], distance: list[Tensor]) -> None:
+    def _judge(self, found: Solved) -> None:
         """Report, warn or raise by what the solver has come to; under vmap, by the worst of all."""
         if self.report is not None:
             self.report(found)
@@ -151,8 +155,10 @@ class Implicit:
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> None:
         size = (dot(slope, slope) * dot(params, params)).sqrt()
-        ahead = values_of(dot(found.x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
+        ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
         if self.solver != "identity" and ahead > 1e-2:
             warnings.warn(
                 f"Implicit: training has not converged: the rest of the way would change <dL/dp, p> by {ahead:.2g} of "

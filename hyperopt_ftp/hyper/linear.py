@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .steps import fresh, pull, under_transform
+from .steps import alive, fresh, pull, under_transform
 
-__all__ = ["SOLVERS", "Solved", "diverges", "dot", "solve", "vjp"]
+__all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "vjp"]
 
 Vector = list[Tensor]
 
@@ -23,27 +24,112 @@ class Solved(NamedTuple):
     residual: Tensor  # shape (): |b - A x| / |b|, or an upper bound of it
 
 
-def solve(
-    solver: str, matvec: Callable[[Vector], Vector], b: Vector, iterations: int, tolerance: float | None
-) -> Solved:
-    """``x`` with ``matvec(x) = b``, from as many products as it takes, at most ``iterations``.
+@dataclass(frozen=True)  # a NamedTuple would be a tree, which torch takes apart
+class System:
+    """``(dF/dp + damping I)^T x = b`` at a point ``(p, *theta)``, and how it is solved."""
 
-    Under a transform nobody can look at a residual on the way: all iterations are made.
+    function: Callable[..., Vector]  # F(p, *theta), all of them lists of tensors; the last holds constants
+    solver: str
+    iterations: int
+    tolerance: float | None
+    damping: float
+    judge: Callable[[Solved], None]  # is told what was found
+    transposed: bool = False  # dF/dp itself
 
-    Raises:
-        ArithmeticError: a residual that grows.
-    """
-    size = _norm(b)
-    small = torch.finfo(size.dtype).eps ** (2 / 3) if tolerance is None else tolerance
+    def solve(self, b: Vector, p: Vector, *theta: Vector) -> Solved:
+        """At most ``iterations`` products; under a transform, where none can look, all of them."""
+        size = _norm(b)
+        small = torch.finfo(size.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
 
-    def done(residual: Tensor) -> bool:
-        if under_transform():
-            return False
-        if not bool(residual < 1e3):
-            raise diverges(solver, residual.item())
-        return bool(residual <= small)
+        def done(residual: Tensor) -> bool:
+            if under_transform():
+                return False
+            if not bool(residual < 1e3):
+                raise diverges(self.solver, residual.item())
+            return bool(residual <= small)
 
-    return SOLVERS[solver](matvec, b, iterations, lambda r: _ratio(_norm(r), size), done)
+        product = self.product(p, *theta)
+        found = SOLVERS[self.solver](product, b, self.iterations, lambda r: _ratio(_norm(r), size), done)
+        self.judge(found)
+        return found
+
+    def product(self, p: Vector, *theta: Vector) -> Callable[[Vector], Vector]:
+        """The matrix of the system as a function."""
+
+        def at(q: Vector) -> Vector:
+            return self.function(q, *theta)
+
+        if self.transposed:
+            push = jvp(at, p)
+            return lambda v: self._damped(push(v), v)
+        back = vjp(at, p)[1]
+        return lambda v: self._damped(back(v)[0], v)
+
+    def _damped(self, y: Vector, v: Vector) -> Vector:
+        return [a + self.damping * u for a, u in zip(y, v, strict=True)]
+
+
+def solution(system: System, b: Vector, *point: Vector) -> Vector:
+    """The solution as a function of ``b`` and of the point: differentiable as such, whatever the solver does."""
+    if not under_transform():
+        return system.solve(b, *point).x
+    call = _Call(system, [len(column) for column in (b, *point)])
+    return list(_Solution.apply(call, *b, *(x for column in point for x in column)))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the node of a solution has to know beside its tensors."""
+
+    system: System
+    counts: list[int]  # of b, of each column of the point, and of its constants
+
+
+class _Solution(torch.autograd.Function):
+    """The iterations of a solver are not differentiated: their derivative is another one, or none, where they end."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        b, *point = _columns(call.counts, [x.detach() for x in tensors])
+        return tuple(x.clone() for x in call.system.solve(b, *point).x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.system, ctx.counts = inputs[0].system, inputs[0].counts
+        ctx.save_for_backward(*inputs[1:], *output)
+        ctx.save_for_forward(*inputs[1:], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        """``w = A^-T xbar``, which is b's cotangent; the point's is that of ``-<w, A(point) x>``."""
+        _, *point, constants, x = _saved(ctx)
+        other = replace(ctx.system, transposed=not ctx.system.transposed)
+        w = solution(other, [alive(v) for v in cotangents], *point, constants)
+        back = vjp(lambda *at: ctx.system.product(*at, constants)(x), *point)[1]
+        found = back([-v for v in w])
+        return (None, *w, *(v for column in found for v in column), *[None] * len(constants))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        """``dx = A^-1 (db - dA x)``."""
+        b, *point, constants, x = _saved(ctx)
+        rows = zip([*b, *(v for column in point for v in column)], tangents[1:], strict=False)
+        filled = [torch.zeros_like(v) if t is None else t for v, t in rows]
+        db, *along = _columns(ctx.counts[:-1], filled)
+        moved = jvp(lambda *at: ctx.system.product(*at, constants)(x), *point)(*along)
+        return tuple(solution(ctx.system, [u - v for u, v in zip(db, moved, strict=True)], *point, constants))
+
+
+def _saved(ctx: Any) -> list[Vector]:
+    """b, the point, its constants and the solution."""
+    return _columns([*ctx.counts, ctx.counts[0]], [alive(x) for x in ctx.saved_tensors])
+
+
+def _columns(counts: list[int], rows: Sequence[Tensor]) -> list[Vector]:
+    rest = iter(rows)
+    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def diverges(solver: str, residual: float) -> ArithmeticError:
@@ -110,6 +196,27 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
         return [[_or_zeros(next(found), x) for x in row] for row in rows]
 
     return [y.detach() for y in outputs], back
+
+
+def jvp(function: Callable[..., Vector], *columns: Vector) -> Callable[..., Vector]:
+    """The Jacobian-vector product of a function of lists of tensors, as the transpose of a transpose."""
+    if under_transform():
+        values, back = torch.func.vjp(function, *columns)[:2]
+        forward = torch.func.vjp(back, [torch.zeros_like(y) for y in values])[1]
+        return lambda *tangents: forward(tangents)[0]
+    rows = [fresh(column)[0] for column in columns]
+    inputs = [x for row in rows for x in row]
+    with torch.enable_grad():
+        outputs = function(*rows)
+        dual = [torch.zeros_like(y).requires_grad_() for y in outputs]
+        back = pull(outputs, dual, inputs, again=True, graph=True)
+
+    def along(*tangents: Vector) -> Vector:
+        pairs = [(w, t) for w, t in zip(back, (t for row in tangents for t in row), strict=True) if w is not None]
+        found = pull([w for w, _ in pairs], [t for _, t in pairs], dual, again=True)
+        return [_or_zeros(v, y) for v, y in zip(found, dual, strict=True)]
+
+    return along
 
 
 def _or_zeros(found: Tensor | None, x: Tensor) -> Tensor:

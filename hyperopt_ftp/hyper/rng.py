@@ -19,12 +19,14 @@ class RngState(NamedTuple):
 
     cpu: Tensor
     devices: list[Tensor]
+    others: list[Tensor]
 
 
 class Recorder:
-    """Default generators of the CPU and of every accelerator, and the autocast under which the recorder was made."""
+    """Default generators of the CPU and of every accelerator, other ones, and the autocast of when it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, *others: torch.Generator) -> None:
+        self._others = others
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         module = None if accelerator is None else torch.get_device_module(accelerator)
         # An accelerator that nobody has used holds no random state yet; asking would start it.
@@ -35,7 +37,8 @@ class Recorder:
 
     def now(self) -> RngState:
         """The random state now."""
-        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
+        devices = [self._module.get_rng_state(i) for i in range(self._count)]
+        return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
 
     def again(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with that random state, under the recorder's autocast; outside, all stays as it is."""
@@ -49,6 +52,8 @@ class Recorder:
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
+        for generator, state in zip(self._others, rng.others, strict=True):
+            generator.set_state(state)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

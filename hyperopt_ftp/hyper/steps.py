@@ -232,6 +232,11 @@ def under_transform() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def alive(x: Tensor) -> Tensor:
+    """Without the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` meets it."""
+    return _functorch.unwrap_if_dead(x)
+
+
 def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Tensor], Any]:
     """New leaves for the floating-point tensors of a tree, and the tree with them in place; all else is detached.
 
@@ -253,14 +258,22 @@ def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Ten
     return leaves, rebuild(new)
 
 
-def refill(values: Any, new: Sequence[Any], wanted: Any = True, other: Any = None) -> Any:
-    """``values`` with ``new`` in the places of :func:`fresh`'s leaves, and ``other`` or what was there elsewhere."""
+def refill(values: Any, new: Sequence[Any], wanted: Any = True) -> Any:
+    """``values`` with ``new`` in the places of :func:`fresh`'s leaves."""
+    return _filled(values, new, wanted, keep=True)
+
+
+def cotangents_of(values: Any, found: Sequence[Any], wanted: Any = True) -> Any:
+    """A tree like ``values`` with ``found`` in the places of :func:`fresh`'s leaves, and ``None`` elsewhere."""
+    return _filled(values, found, wanted, keep=False)
+
+
+def _filled(values: Any, new: Sequence[Any], wanted: Any, keep: bool) -> Any:
     rows, rebuild = tree.flatten(values)
     mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
     rest = iter(new)
-    return rebuild(
-        [next(rest) if is_wanted and is_float(x) else other for x, is_wanted in zip(rows, mask, strict=True)]
-    )
+    pairs = zip(rows, mask, strict=True)
+    return rebuild([next(rest) if wants and is_float(x) else x if keep else None for x, wants in pairs])
 
 
 def floats(values: Any) -> list[Tensor]:

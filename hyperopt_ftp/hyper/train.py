@@ -16,7 +16,7 @@ from ..hparams import as_tensor, complete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
 from .rng import Recorder, RngState, refuse_other_losses
-from .steps import Steps, _functorch, is_float, under_transform
+from .steps import Steps, _functorch, alive, is_float, under_transform
 from .strategy import Start, Strategy, Trained, check_strategy, check_trained, cotangent_leaves
 from .unroll import Unroll
 
@@ -91,7 +91,7 @@ def train(
     start = Start(full, params, state, batches)
     leaves, rebuild = _flat(start)
     check_leaves(leaves)
-    wanted = [is_float(x) and _tracked(x) for x in leaves]
+    wanted = [is_float(x) and _tracked(x) and _differentiated(x) for x in leaves]
     transform = under_transform()
     asked = rebuild(wanted) if isinstance(batches, (list, tuple)) else rebuild(wanted)._replace(batches=False)
     steps = Steps(optimizer, train_loss, asked, derived=transform or any(wanted))
@@ -102,7 +102,8 @@ def train(
         _warn_of_float16(params)
         return steps.loop(start)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and _tracked(x)]
-    recorder = Recorder()
+    own = getattr(strategy, "generator", None)
+    recorder = Recorder(*[own] if isinstance(own, torch.Generator) else [])
     job = _Job(strategy, steps, leaves, rebuild, places, transform, recorder, recorder.now())
     return job.trained(_Train.apply(job, *(leaves[i] for i in places)))
 
@@ -191,8 +192,8 @@ class _Train(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         job: _Job = ctx.job
-        given = [_alive(v) for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
-        inputs = [_alive(x) for x in ctx.saved_tensors]
+        given = [alive(v) for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
+        inputs = [alive(x) for x in ctx.saved_tensors]
         if job.transform:
             residual = job.again(inputs)
             found = job.recorder.again(job.rng, lambda: job.pullback(inputs, residual, given))
@@ -206,7 +207,7 @@ class _Train(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
         """The transpose of the pullback, which is linear in its cotangents."""
         job: _Job = ctx.job
-        inputs = [_alive(x) for x in ctx.saved_tensors]
+        inputs = [alive(x) for x in ctx.saved_tensors]
         residual = job.again(inputs)
 
         def back(cotangents: list[Tensor]) -> list[Tensor]:
@@ -219,11 +220,6 @@ class _Train(torch.autograd.Function):
         pairs = [(x, t) for x, t in zip(inputs, tangents[1:], strict=True) if is_float(x)]
         values = iter(forward([torch.zeros_like(x) if t is None else t for x, t in pairs])[0])
         return tuple(next(values) if yes else None for yes in ctx.differentiable)
-
-
-def _alive(x: Tensor) -> Tensor:
-    """Without the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` meets it."""
-    return _functorch.unwrap_if_dead(x)
 
 
 def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -265,7 +261,7 @@ def check_batches(batches: Any) -> Any:
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
         raise ValueError("batches is empty: there is no step to differentiate through")
-    return batches
+    return list(batches) if type(batches) is tuple else batches
 
 
 def check_leaves(leaves: Sequence[Any]) -> None:
@@ -299,6 +295,16 @@ def _tracked(x: Any) -> bool:
     if not isinstance(x, Tensor):
         return False
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x)
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether more than its batch is of interest: constants that are made under a transform have its wrapper too."""
+    stack = _functorch.get_interpreter_stack() or []
+    if any(level.key() == _functorch.TransformType.Jvp for level in stack):
+        return len(stack) > 1 or _has_tangent(x)  # a tangent cannot be seen from every level
+    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:

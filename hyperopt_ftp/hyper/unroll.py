@@ -13,7 +13,7 @@ from .. import tree
 from ..hparams import check_count, check_flag
 from ..types import Params, State
 from .checkpoints import Checkpoints
-from .steps import Gradient, Steps, floats, fresh, known, pull, refill, under_transform
+from .steps import Gradient, Steps, cotangents_of, floats, fresh, known, pull, refill, under_transform
 from .strategy import Start, Trained
 
 __all__ = ["Unroll"]
@@ -113,7 +113,7 @@ class Unroll:
         return Trained(params, state, torch.stack(losses)), run
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
-        if under_transform():
+        if isinstance(residual, Start):
             return self._pullback_under_transform(steps, residual, cotangents)
         run: _Run = residual
         count = len(run.start.batches)
@@ -128,9 +128,9 @@ class Unroll:
             sums = [_add(a, b) for a, b in zip(sums, more, strict=True)]
         before = run.first > 0
         return Start(
-            refill(run.start.hparams, sums, steps.wanted.hparams),
-            None if before else refill(run.start.params, back_p),
-            None if before else refill(run.start.state, back_s),
+            cotangents_of(run.start.hparams, sums, steps.wanted.hparams),
+            None if before else cotangents_of(run.start.params, back_p),
+            None if before else cotangents_of(run.start.state, back_s),
             _batches(steps, run, of_batches),
         )
 
@@ -197,7 +197,10 @@ def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None
     if not isinstance(steps.wanted.batches, (list, tuple)):
         return None
     nothing = [None] * len(tree.leaves(run.start.batches))
-    return [refill(batch, found.get(k, nothing), steps.wanted.batches[k]) for k, batch in enumerate(run.start.batches)]
+    return [
+        cotangents_of(batch, found.get(k, nothing), steps.wanted.batches[k])
+        for k, batch in enumerate(run.start.batches)
+    ]
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

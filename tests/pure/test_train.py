@@ -232,14 +232,9 @@ class Lazy:
         return self.data[i].clone()
 
 
-TUPLE = "the library's: Unroll.pullback returns a list in the place of a tuple"
-
-
 @every_strategy
 @pytest.mark.parametrize("kind", [torch.Tensor.clone, list, tuple, Lazy], ids=lambda kind: kind.__name__)
-def test_batches_of_any_sequence(request, kind, strategy):
-    if kind is tuple and strategy.startswith("Unroll"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=TUPLE))
+def test_batches_of_any_sequence(kind, strategy):
     lr, data = one(0.1, requires_grad=True), DATA.clone().requires_grad_()
     want = torch.autograd.grad(line(descent(W, data, lr), W), [lr, data])
     batches = kind(data)
@@ -353,15 +348,9 @@ def by_rows(f: Any, x: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(y, leaves, torch.eye(len(y), dtype=y.dtype), is_grads_batched=True))
 
 
-FLATTEN = "the library's: Forward calls Tensor.flatten on a cotangent, which is_grads_batched cannot take"
-
-
 @pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd, by_rows], ids=lambda f: f.__name__)
 @every_strategy
-def test_jacobians(request, strategy, jacobian):
-    if jacobian is by_rows and strategy.startswith("Forward"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=FLATTEN))
-
+def test_jacobians(strategy, jacobian):
     def f(x: list[Tensor]) -> Tensor:
         return trained(x[1], DATA, x[0], strategy=EXACT[strategy]).params
 
@@ -456,10 +445,7 @@ def ridge(params: Tensor, batch: Any, l2: Tensor) -> Tensor:
     return (A @ params - Y).square().sum() / 2 + l2 / 2 * params.square().sum()
 
 
-CG_JVP = "the library's: jvp differentiates the solver at a cotangent of 0, where conjugate gradients give 0, silently"
-
-
-@pytest.mark.parametrize("solver", ["neumann", pytest.param("cg", marks=pytest.mark.xfail(strict=True, reason=CG_JVP))])
+@pytest.mark.parametrize("solver", ["neumann", "cg"])
 def test_implicit(solver):
     """Ridge regression, whose solution and all derivatives of it are known."""
     strategy = hft.Implicit(solver=solver, iterations=40 if solver == "neumann" else 4)
@@ -479,17 +465,13 @@ def test_implicit(solver):
     torch.testing.assert_close(torch.func.hessian(lambda l2: f([l2]))(x[0]), curvature, rtol=1e-8, atol=1e-10)
 
 
-WIDER = "the library's: under a transform constants that are made inside, as parts of a tensor, are perturbed"
-DRAWN = "the library's: a generator of one's own draws again in the backward pass under a transform"
-
-
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize(
     ("state", "data", "own"),
     [
         pytest.param(PLAIN.init(W), [*DATA], False, id="default generator"),
-        pytest.param(PLAIN.init(W), [*DATA], True, id="own", marks=pytest.mark.xfail(strict=True, reason=DRAWN)),
-        pytest.param(PLAIN.init(W), DATA, False, id="tensor", marks=pytest.mark.xfail(strict=True, reason=WIDER)),
+        pytest.param(PLAIN.init(W), [*DATA], True, id="own"),
+        pytest.param(PLAIN.init(W), DATA, False, id="tensor"),
     ],
 )
 def test_zero_order(antithetic, state, data, own):
