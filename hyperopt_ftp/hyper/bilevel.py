@@ -17,7 +17,7 @@ from . import paths
 from .constrain import Constraints
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start
 from .outer import pure_outer
-from .reader import Reader
+from .reader import Reader, is_sequence
 from .steps import fresh
 from .strategy import Strategy, check_object
 from .train import check_hparams
@@ -113,10 +113,12 @@ def bilevel(
     (True, 0.0016)
     """
     check_choice("not_finite", not_finite, ("error", "skip"))
+    if isinstance(train_batches, Tensor) and train_batches.ndim:
+        train_batches = list(train_batches.unbind())
     check_count("inner_steps", inner_steps, "steps")
     check_count("outer_steps", outer_steps, "steps")
     for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
-        if isinstance(batches, (str, dict)) or not isinstance(batches, (Iterable, Sequence)):
+        if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
     by = pure_outer("by", by)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
-from .rng import Recorder, RngState, refuse_other_losses
-from .steps import Steps, is_float, refill
+from .rng import Recorder, RngState, fingerprint, refuse_another_step
+from .steps import Gradient, Steps, is_float, refill
 from .strategy import Start
 
 __all__ = ["Checkpoints", "Point"]
@@ -30,11 +30,11 @@ class Point(NamedTuple):
 class Checkpoints:
     """Points of a run: every n-th step's is kept, on the CPU with ``offload``; others are found by running again."""
 
-    def __init__(self, steps: Steps, start: Start, every: int, offload: bool, losses: list[Tensor]) -> None:
+    def __init__(self, steps: Steps, start: Start, every: int, offload: bool) -> None:
         self._steps, self._start, self._every, self._offload = steps, start, every, offload
         self._kept: dict[int, Point] = {}
-        self._between: dict[int, Point] = {}  # of one stretch between two that are kept
-        self._losses = losses  # by step, as they were the first time
+        self._prints: dict[int, Tensor] = {}  # of each step's gradient
+        self._updates: dict[int, RngState] = {}  # when each step's update began
         self._recorder = Recorder()
 
     def visit(self, k: int, params: Params, state: State) -> None:
@@ -42,39 +42,50 @@ class Checkpoints:
         if not self._kept or (k - next(iter(self._kept))) % self._every == 0:
             self._kept[k] = self._stored(params, state)
 
-    def at(self, k: int) -> Point:
-        """Where step k began."""
-        if k not in self._kept and k not in self._between:
-            self._between.clear()
-            self._run_to(k, max(j for j in self._kept if j < k))
-        return self._loaded(self._kept.get(k) or self._between[k])
+    def note(self, k: int, found: Gradient) -> None:
+        """Step k has this gradient, the first time; its update is next."""
+        self._prints[k] = fingerprint(found.loss, found.grads)
+        self._updates[k] = self._recorder.now()
 
-    def again(self, k: int, function: Callable[[], T]) -> T:
-        """``function()`` with the random numbers that step k had."""
-        return self._recorder.again((self._kept.get(k) or self._between[k]).rng, function)
+    def at(self, k: int, between: dict[int, Point]) -> Point:
+        """Where step k began; ``between`` holds the points of one stretch between two that are kept."""
+        if k not in self._kept and k not in between:
+            between.clear()
+            self._run_to(k, max(j for j in self._kept if j < k), between)
+        return self._loaded(self._kept.get(k) or between[k])
 
-    def compare(self, k: int, loss: Tensor) -> None:
-        """Raise unless step k has the training loss that it had the first time."""
-        refuse_other_losses(self._losses[k], loss, k)
+    def gradient_again(self, k: int, point: Point, function: Callable[[], Gradient]) -> Gradient:
+        """``function()``, which is the gradient of step k, with the random numbers that it had."""
+        found = self._recorder.again(point.rng, function)
+        self._compare(k, found)
+        return found
 
-    def _run_to(self, k: int, base: int) -> None:
-        params, state, _ = self._loaded(self._kept[base])
+    def update_again(self, k: int, function: Callable[[], T]) -> T:
+        """``function()``, which is the update of step k, with the random numbers that it had."""
+        return self._recorder.again(self._updates[k], function)
+
+    def _compare(self, k: int, found: Gradient) -> None:
+        widest = max((x.dtype for x in (found.loss, *found.grads)), key=lambda dtype: torch.finfo(dtype).eps)
+        refuse_another_step(self._prints[k], fingerprint(found.loss, found.grads), k, widest)
+
+    def _run_to(self, k: int, base: int, between: dict[int, Point]) -> None:
+        params, state, rng = self._loaded(self._kept[base])
 
         def run() -> None:
             nonlocal params, state
             for j in range(base, k):
                 found = self._steps.gradient(params, self._start.batches[j], self._start.hparams, again=True)
-                self.compare(j, found.loss)
+                self._compare(j, found)
                 with torch.no_grad():
                     grads = refill(params, found.grads)
                     params, state = self._steps.update(grads, state, params, self._start.hparams)
-                self._between[j + 1] = self._stored(params, state)
+                between[j + 1] = self._stored(params, state)
 
-        self.again(base, run)
+        self._recorder.again(rng, run)
 
     def _stored(self, params: Params, state: State) -> Point:
         if self._offload:
-            params, state = (tree.map_tree(lambda x: x.cpu(), values) for values in (params, state))
+            params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
         return Point(params, state, self._recorder.now())
 
     def _loaded(self, point: Point) -> Point:

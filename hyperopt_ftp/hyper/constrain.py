@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, first_outside
@@ -76,7 +77,7 @@ class Constraints:
 
     def natural(self, free: dict[str, Any]) -> dict[str, Any]:
         """u as x."""
-        maps = {"clip": lambda u: u, "log": torch.exp, "logit": torch.sigmoid}
+        maps = {"clip": lambda u: u, "log": _exp, "logit": _sigmoid}
         return {name: _clip(self._domains[name], tree.map_tree(maps[self._kinds[name]], u)) for name, u in free.items()}
 
     def chain(self, slopes: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +87,16 @@ class Constraints:
             name: tree.map_tree(lambda h, x, n=name: h * factor[self._kinds[n]](x), h, values[name])
             for name, h in slopes.items()
         }
+
+
+def _exp(u: Tensor) -> Tensor:
+    """Above 0 and finite, so that its logarithm is finite too."""
+    return u.exp().clamp(min=torch.finfo(u.dtype).tiny, max=torch.finfo(u.dtype).max)
+
+
+def _sigmoid(u: Tensor) -> Tensor:
+    """Inside (0, 1) also where rounding would end at 0 or 1."""
+    return u.sigmoid().clamp(min=torch.finfo(u.dtype).tiny, max=1 - torch.finfo(u.dtype).eps / 2)
 
 
 def _clip(domains: Any, value: Any) -> Any:

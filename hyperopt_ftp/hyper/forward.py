@@ -101,9 +101,10 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
     d_knobs = units.of(start.hparams, steps.wanted.hparams)
     d_params = units.of_all(start.params, steps.wanted.params)
     d_state = units.of_all(start.state, steps.wanted.state)
-    params, state = (tree.map_tree(Tensor.detach, x) for x in (start.params, start.state))
+    params, state = fresh((start.params, start.state), False)[1]
     losses = []
-    for k, batch in enumerate(start.batches):
+    for k in range(len(start.batches)):
+        batch = start.batches[k]
         wanted = steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
         d_batch = units.of(batch, wanted)
         curved = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
@@ -143,7 +144,7 @@ def _update(
     pairs = [(w, t) for w, t in zip(back, (x for row in tangents for x in row), strict=True) if w is not None]
     moved = _pull_rows([w for w, _ in pairs], [t for _, t in pairs], dual, rows)
     narrow = [y.detach().to(x.dtype) for y, x in zip(floats(new_p), floats(params), strict=True)]
-    new_s = tree.map_tree(lambda x: x.detach(), new_s)
+    new_s = fresh(new_s, False)[1]
     return refill(params, narrow), new_s, moved[: len(p)], moved[len(p) :]
 
 
@@ -199,8 +200,10 @@ def _count(steps: Steps, start: Start) -> int:
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
     """``<cotangents, tangent>`` for each tangent."""
-    pairs = zip(cotangents, tangents, strict=True)
-    return torch.stack([t.reshape(len(t), -1) @ v.to(t).reshape(-1) for v, t in pairs if v.numel()]).sum(0)
+    pairs = [(v, t) for v, t in zip(cotangents, tangents, strict=True) if v.numel()]
+    if not pairs:
+        return torch.zeros(len(tangents[0]) if tangents else 0)
+    return torch.stack([t.reshape(len(t), -1) @ v.to(t).reshape(-1) for v, t in pairs]).sum(0)
 
 
 def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:

@@ -147,7 +147,8 @@ def _by_autograd(
     found: Sequence[Tensor | None] = []
     for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
         start = torch.full_like(value, scale)
-        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
+        with twice_differentiable():  # what a checkpoint of the outer loss computes again is computed alike
+            found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break

@@ -157,9 +157,13 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
     """For a symmetric positive A; a residual of exactly 0 stays where it is."""
     x, r, p = [torch.zeros_like(u) for u in b], b, b
     rr = dot(r, r)
+    eps = torch.finfo(rr.dtype).eps
+    done_with, bent = (10 * eps) ** 2 * rr, rr < 0  # below that all is rounding; not bent yet
     for i in range(iterations):
         q = matvec(p)
-        alpha = _ratio(rr, dot(p, q))
+        pq = dot(p, q)
+        bent = bent | ((pq < -(eps**0.5) * (dot(p, p) * dot(q, q)).sqrt()) & (rr > done_with))
+        alpha = _ratio(rr, pq)
         x = [u + alpha.to(u) * v for u, v in zip(x, p, strict=True)]
         r = [u - alpha.to(u) * v for u, v in zip(r, q, strict=True)]
         rr, old = dot(r, r), rr
@@ -167,7 +171,9 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
         p = [u + beta.to(u) * v for u, v in zip(r, p, strict=True)]
         if done(size(r)):
             return Solved(x, i + 1, size(r))
-    return Solved(x, iterations, size(r))
+    # Where A is not positive the iterations may still arrive; if not, what they have found is no solution at all.
+    lost = bent & (size(r) > 1)
+    return Solved(x, iterations, torch.where(lost, torch.inf, size(r)))
 
 
 def identity(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:

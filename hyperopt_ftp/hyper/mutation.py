@@ -1,8 +1,8 @@
-"""A loss that writes into tensors it has not made: refused, since a step that is made twice would write twice."""
+"""What a loss may not do: write into tensors it has not made, since a step that is made twice would write twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["refuse_mutation"]
+__all__ = ["refuse_mutation", "refuse_other_weights"]
 
 
 class refuse_mutation(TorchDispatchMode):  # a context manager
@@ -19,9 +19,13 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
     def __init__(self) -> None:
         super().__init__()
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
+        self.has_hooks: bool = (
+            False  # whether saved tensors have hooks somewhere, as activation checkpointing gives them
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.has_hooks = self.has_hooks or _hooks() is not None
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
                 raise RuntimeError(
@@ -30,6 +34,13 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
                     "Put such modules into eval mode by eval(), make BatchNorm keep no statistics by "
                     "torch.func.replace_all_batch_norm_modules_(net), or pass the tensors as params or in the batch"
                 )
+        if func._schema.name == "aten::_weight_norm_interface":
+            raise RuntimeError(
+                "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
+                "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
+            )
+        if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
+            self._made.update(_storage(x) for x in _tensors(args))
         result = func(*args, **kwargs)
         made = [_storage(x) for x in _tensors(result)]
         if any(x not in self._made for x in made):
@@ -37,6 +48,33 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             there = {_storage(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
             self._made.update(x for x in made if x not in there)
         return result
+
+
+class refuse_other_weights(TorchDispatchMode):
+    """Raise where activation checkpointing runs again, in a backward pass, with other weights than the forward pass.
+
+    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is computed
+    again after that, with the module's own.
+    """
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._known = {id(x) for x in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in (*_tensors(args), *_tensors(kwargs)):
+            if isinstance(x, torch.nn.Parameter) and x.requires_grad and id(x) not in self._known:
+                raise RuntimeError(
+                    "train_loss checkpoints activations inside a module that functional_call has given other params: "
+                    f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Put "
+                    "functional_call inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), "
+                    "params, x)"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,9 +83,14 @@ def _get(tree: Any, path: str) -> Any:
 def _set(tree: Any, path: str, value: Any) -> Any:
     key, rest = _step(tree, path)
     new = _set(tree[key], rest, value) if rest else value
-    if isinstance(tree, dict):
+    if type(tree) is dict:
         return {**tree, key: new}
-    return type(tree)([*tree[:key], new, *tree[key + 1 :]])
+    if isinstance(tree, dict):
+        changed = copy.copy(tree)  # of its own class
+        changed[key] = new
+        return changed
+    values = [*tree[:key], new, *tree[key + 1 :]]
+    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
 
 
 def _there(hparams: Any, path: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "is_sequence"]
+
+
+def is_sequence(batches: Any) -> bool:
+    """Whether it can be read at any place: a list, a tensor, a data set by index."""
+    return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
 
 
 class Reader:
@@ -19,9 +24,9 @@ class Reader:
     are read again.
     """
 
-    def __init__(self, name: str, batches: Iterable[Any], done: int, saved: dict[str, Tensor]) -> None:
+    def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
         self._name, self._batches, self._done = name, batches, done
-        self._generators = [] if isinstance(batches, Sequence) else _generators(batches)
+        self._generators = [] if is_sequence(batches) else _generators(batches)
         self._began: list[Tensor] = []
         self._position = 0
         self._pass: Iterator[Any] = iter(())
@@ -39,8 +44,8 @@ class Reader:
                 generator.set_state(saved[f"{self._name}.now.{i}"])
 
     def next(self) -> Any:
-        if isinstance(self._batches, Sequence):
-            if not self._batches:
+        if is_sequence(self._batches):
+            if len(self._batches) == 0:
                 raise self._empty()
             self._done += 1
             return self._batches[(self._done - 1) % len(self._batches)]

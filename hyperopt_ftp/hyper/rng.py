@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Recorder", "RngState", "refuse_other_losses", "values_of"]
+__all__ = ["Recorder", "RngState", "fingerprint", "refuse_another_step", "refuse_other_losses", "values_of"]
 
 T = TypeVar("T")
 
@@ -33,19 +33,29 @@ class Recorder:
         self._module: Any = module if module is not None and getattr(module, "is_initialized", lambda: True)() else None
         self._count = torch.accelerator.device_count() if self._module is not None else 0
         kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
-        self._autocast = [(k, torch.get_autocast_dtype(k)) for k in kinds if torch.is_autocast_enabled(k)]
+        self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
 
     def now(self) -> RngState:
         """The random state now."""
         devices = [self._module.get_rng_state(i) for i in range(self._count)]
         return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
 
+    @contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """A backward pass has its dtypes from the forward pass, whatever autocast it is called under."""
+        with ExitStack() as stack:
+            for kind, _, _ in self._autocast:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+
     def again(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with that random state, under the recorder's autocast; outside, all stays as it is."""
         with self._kept(), ExitStack() as stack:
             self._set(rng)
-            for kind, dtype in self._autocast:
-                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            for kind, dtype, enabled in self._autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             return function()
 
     def _set(self, rng: RngState) -> None:
@@ -64,25 +74,47 @@ class Recorder:
             self._set(before)
 
 
-def refuse_other_losses(first: Tensor, again: Tensor, k: int = 0) -> None:
-    """Raise unless steps, from k on, have the training losses that they had the first time; under vmap nobody looks."""
+def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if they are."""
+    norms = torch._foreach_norm([g.detach() for g in grads if g.numel()])
+    rows = [loss.detach(), *norms]
+    return torch.stack([x.to(device=loss.device, dtype=torch.promote_types(x.dtype, torch.float32)) for x in rows])
+
+
+def refuse_another_step(first: Tensor, again: Tensor, k: int, dtype: torch.dtype) -> None:
+    """Raise unless step k has the fingerprint that it had the first time."""
+    # The same kernels on the same numbers give the same loss on a CPU; on a GPU sums may have another order, and a
+    # gradient with a graph may come from other kernels: a few units in the last place.
+    slack = torch.full_like(first, torch.finfo(dtype).eps ** 0.75)
+    if first.device.type == "cpu":
+        slack[0] = 0.0
+    other = ~((first - again).abs() <= slack * first.abs()) & (first.isfinite() | again.isfinite())
+    if bool(other.any()):
+        raise _another(k, first[0], again[0])
+
+
+def refuse_other_losses(first: Tensor, again: Tensor) -> None:
+    """Raise unless the steps have the training losses that they had the first time; under vmap nobody looks."""
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape:
         return
     before, after = before.double().reshape(-1), after.double().reshape(-1)
-    # Same kernels on the same numbers: what may differ is the order of sums on a GPU, a few units in the last place.
-    slack = torch.finfo(first.dtype).eps ** 0.75 * before.abs().clamp(min=1.0)
+    slack = torch.finfo(first.dtype).eps ** 0.75 * before.abs()
     other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.nonzero()[0])
-        raise RuntimeError(
-            f"the training loss of step {k + at} was {before[at].item():.9g} and is {after[at].item():.9g} when the "
-            "step is computed again, so its derivative would be wrong. train_loss must be the same function of its "
-            "arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
-            "own, NumPy's or Python's, nor what it changes outside (a counter, BatchNorm's statistics: eval(), or "
-            "torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers beforehand and pass them in the "
-            "batch, or use hft.Unroll(checkpoint=False), which computes each step once"
-        )
+        raise _another(at, before[at], after[at])
+
+
+def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"the training loss of step {k} was {first.item():.9g} and is {again.item():.9g} when the step is computed "
+        "again, or its gradient is another, so its derivative would be wrong. train_loss must be the same function of "
+        "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
+        "own, NumPy's or Python's, nor what it changes outside (a counter, BatchNorm's statistics: eval(), or "
+        "torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers beforehand and pass them in the batch, "
+        "or use hft.Unroll(checkpoint=False), which computes each step once"
+    )
 
 
 def values_of(x: Tensor) -> Tensor:

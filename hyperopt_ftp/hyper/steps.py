@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from ..types import Optimizer, Params, State
-from .mutation import refuse_mutation
+from .mutation import refuse_mutation, refuse_other_weights
 from .rng import Recorder
 from .strategy import Start, Trained
 
@@ -61,7 +62,8 @@ class Steps:
         else:
             leaves, rebuild = tree.flatten(params)
             with torch.enable_grad():
-                leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
+                # Aliases: one param may be made of another, and its derivative is to be partial.
+                leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in leaves]
                 loss = self._loss_at(rebuild(leaves), batch, hparams)
                 grads = rebuild(_grad(loss, leaves, create_graph=True))
         params, state = self.update(grads, state, params, hparams)
@@ -71,7 +73,8 @@ class Steps:
         """The plain loop: differentiable under a transform or where grad mode is on, else without any graph."""
         params, state, losses = start.params, start.state, []
         graph = under_transform() or torch.is_grad_enabled()
-        for batch in start.batches:
+        for k in range(len(start.batches)):  # a sequence of somebody's own may not know where it ends
+            batch = start.batches[k]
             if graph:
                 params, state, loss = self.step(params, state, batch, start.hparams)
             else:
@@ -98,14 +101,13 @@ class Steps:
         extra, batch = fresh(batch, wanted_batch)
         known = [*leaves, *extra, *(x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad)]
         with torch.enable_grad():
-            with (
-                refuse_mutation() if self.derived and not again else nullcontext(),
-                refuse_outer_tensors() if self.apart else nullcontext(),
-            ):
+            watch = None if again or not self.derived else refuse_mutation()
+            with watch or nullcontext(), refuse_outer_tensors() if self.apart else nullcontext():
                 loss = self._loss_at(at, batch, hparams)
             if not again:
                 refuse_strangers(loss, known)
-            grads = _grad(loss, leaves, create_graph=graph)
+            with refuse_other_weights(known) if watch and watch.has_hooks else nullcontext():
+                grads = _grad(loss, leaves, create_graph=graph)
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra)
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
@@ -115,9 +117,9 @@ class Steps:
     def look_at_update(self, start: Start) -> None:
         """Raise where the optimizer's update itself uses a tensor that a derivative is taken in, by a closure."""
         _, (hparams, params, state) = fresh(tuple(start[:3]), False)
-        zeros = tree.map_tree(torch.zeros_like, params)
+        zeros, recorder = tree.map_tree(torch.zeros_like, params), Recorder()
         with torch.enable_grad(), refuse_outer_tensors(True, "the optimizer") if self.apart else nullcontext():
-            outputs = self.update(zeros, state, params, hparams)
+            outputs = recorder.again(recorder.now(), lambda: self.update(zeros, state, params, hparams))
         for x in floats(outputs):
             if x.requires_grad and not under_transform():
                 refuse_strangers(x, (), "the optimizer")
@@ -137,13 +139,36 @@ class Steps:
             recorder.again(recorder.now(), lambda: self.train_loss(params, batch, *extra))
 
 
+class _Shared:
+    """Settings of the whole process: entered by the first thread that needs them and left by the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._stack = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
+
+
+_second_order = _Shared()
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # it would hold a copy of every step's params, with their graphs
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        with _second_order:
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
@@ -212,7 +237,8 @@ def _tracked_here(loss: Tensor) -> bool:
 
 
 def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    with twice_differentiable():  # what a checkpoint computes again is computed alike
+        grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
     if all(g is None for g in grads):
         raise ValueError(_NO_GRAPH)
     return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
@@ -311,10 +337,14 @@ def pull(
     if scale is not None:
         vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
     try:
-        found = torch.autograd.grad(
-            ys, inputs, vs, retain_graph=again or graph, create_graph=graph, allow_unused=True, is_grads_batched=rows
-        )
+        with twice_differentiable():
+            found = torch.autograd.grad(
+                ys, inputs, vs, retain_graph=again or graph, create_graph=graph, allow_unused=True,
+                is_grads_batched=rows,
+            )  # fmt: skip
     except RuntimeError as error:
+        if rows and any(text in str(error) for text in ("vmap", "Batching rule")):
+            raise RuntimeError(f"vmap cannot take this loss: {error}; take hft.Forward(chunk=1)") from error
         if not any(text in str(error) for text in _ONCE):
             raise
         raise RuntimeError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from .. import tree
@@ -23,6 +24,7 @@ from .unroll import Unroll
 __all__ = ["train"]
 
 
+@_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
 def train(
     optimizer: Optimizer,
     train_loss: Callable[..., Tensor],
@@ -122,6 +124,7 @@ class _Job:
     rng: RngState  # when training began
     residual: Any = None  # of a run without a transform
     losses: Any = None
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
     end: Any = None  # (params, state) with the dtypes of its tensors, which are outputs of the node, in their place
 
     def start(self, inputs: Sequence[Tensor]) -> Start:
@@ -150,9 +153,18 @@ class _Job:
         floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in rows]
         params, state = rebuild([next(values) if yes else None for yes in floating])
         start = self.start(inputs)
+        self._check_versions()
         found = self.strategy.pullback(self.steps, residual, Trained(params, state, None))
         leaves = cotangent_leaves(self.strategy, start, found)
         return [_as(leaves[i], x) for i, x in zip(self.places, inputs, strict=True)]
+
+    def _check_versions(self) -> None:
+        for x, version in self.versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(x.shape)} that train was given, or has returned, was modified by an "
+                    "inplace operation before the backward pass, which needs it as it was; clone() it"
+                )
 
     def again(self, inputs: Sequence[Tensor]) -> Any:
         """The residual of a run that is differentiable in the inputs."""
@@ -173,10 +185,17 @@ class _Train(torch.autograd.Function):
         steps.look_at_update(job.start(detached))
         trained, residual = job.run(steps, detached)
         # The node may not hold its own outputs: it would never be freed.
+        complex_ones = [x for x in job.outputs(trained) if x.is_complex()]
+        if complex_ones:
+            raise ValueError(
+                f"the optimizer's state has a complex tensor of shape {tuple(complex_ones[0].shape)}: derivatives go "
+                "through real ones; keep torch.view_as_real of it"
+            )
         job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.losses = trained.losses
         if not job.transform:
             job.residual = residual
+            job.versions = [(x, x._version) for x in (*job.leaves, *job.outputs(trained)) if isinstance(x, Tensor)]
         return (*(x.detach() for x in job.outputs(trained)), trained.losses.detach())
 
     @staticmethod
@@ -200,7 +219,10 @@ class _Train(torch.autograd.Function):
         elif torch.is_grad_enabled():
             found = _pullback_with_graph(job, inputs, given)
         else:
-            found = job.pullback(inputs, job.residual, given)
+            with job.recorder.without_autocast():
+                found = job.pullback(inputs, job.residual, given)
+            if not _keeps_graph():
+                job.residual, job.versions = None, []
         return (None, *found)
 
     @staticmethod
@@ -222,6 +244,11 @@ class _Train(torch.autograd.Function):
         return tuple(next(values) if yes else None for yes in ctx.differentiable)
 
 
+def _keeps_graph() -> bool:
+    """Whether the backward pass that runs was asked to keep what it has saved."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """As ``create_graph=True`` asks for: the steps are made again, and differentiated as they are."""
     if not getattr(job.strategy, "exact", False):
@@ -229,6 +256,7 @@ def _pullback_with_graph(job: _Job, inputs: Sequence[Tensor], cotangents: Sequen
             f"a derivative of the derivative by {type(job.strategy).__name__} was asked for (create_graph=True), which "
             "has no graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
         )
+    job._check_versions()
     aliases = [x.view_as(x) for x in inputs]  # one input may depend on another outside
     trained = job.recorder.again(job.rng, lambda: job.steps.loop(job.start(aliases)))
     refuse_other_losses(job.losses, trained.losses)
@@ -273,8 +301,13 @@ def check_leaves(leaves: Sequence[Any]) -> None:
             )
         if isinstance(x, Tensor) and x.is_meta:
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
-        if isinstance(x, Tensor) and not under_transform() and _has_tangent(x):
-            raise ValueError("a tensor has a tangent of torch.autograd.forward_ad; use torch.func.jvp around train")
+        if isinstance(x, Tensor) and x.is_complex() and _tracked(x):
+            raise ValueError(
+                f"a complex tensor of shape {tuple(x.shape)} requires grad: derivatives are taken in real ones; pass "
+                "torch.view_as_real of it, and view_as_complex inside"
+            )
+    if forward_ad._current_level >= 0 and not under_transform():
+        raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
 
 
 def _has_tangent(x: Tensor) -> bool:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_count, check_flag
-from ..types import Params, State
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, Point
 from .steps import Gradient, Steps, cotangents_of, floats, fresh, known, pull, refill, under_transform
 from .strategy import Start, Trained
 
@@ -27,6 +26,7 @@ class _Run(NamedTuple):
     start: Start  # hparams with leaves of their own
     knobs: list[Tensor]  # these leaves, as far as they are wanted
     first: int  # the first step that is differentiated
+    whole: bool  # whether that is because there are no others, and the start counts too
     points: Checkpoints
     graphs: dict[int, Gradient]  # those that were kept
 
@@ -96,8 +96,9 @@ class Unroll:
         knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
         start = start._replace(hparams=hparams)
         losses: list[Tensor] = []
-        run = _Run(start, knobs, first, Checkpoints(steps, start, every, self.offload, losses), {})
-        params, state = (tree.map_tree(Tensor.detach, x) for x in (start.params, start.state))
+        whole = self.truncate is None
+        run = _Run(start, knobs, first, whole, Checkpoints(steps, start, every, self.offload), {})
+        params, state = fresh((start.params, start.state), False)[1]
         for k in range(count):
             if k >= first:
                 run.points.visit(k, params, state)
@@ -106,6 +107,8 @@ class Unroll:
             found = steps.gradient(params, start.batches[k], hparams, _wanted_batch(steps, k), graph=keep and curved)
             if keep:
                 run.graphs[k] = found
+            if k >= first:
+                run.points.note(k, found)
             losses.append(found.loss.detach())
             with torch.no_grad():
                 grads = refill(params, [g.detach() for g in found.grads])
@@ -116,55 +119,59 @@ class Unroll:
         if isinstance(residual, Start):
             return self._pullback_under_transform(steps, residual, cotangents)
         run: _Run = residual
-        count = len(run.start.batches)
         back_p: Row = [*known(cotangents.params)]
         back_s: Row = [*known(cotangents.state)]
         sums: Row = [None] * len(run.knobs)
         of_batches: dict[int, Row] = {}
-        for k in range(count - 1, run.first - 1, -1):
-            params, state, _ = run.points.at(k)
-            graph = self._graph(steps, run, k, params)
-            back_p, back_s, more, of_batches[k] = _back(steps, run, k, graph, params, state, back_p, back_s)
+        between: dict[int, Point] = {}
+        for k in range(len(run.start.batches) - 1, run.first - 1, -1):
+            point = run.points.at(k, between)
+            graph = _graph(steps, run, k, point)
+            back_p, back_s, more, of_batches[k] = _back(steps, run, k, graph, point, back_p, back_s)
             sums = [_add(a, b) for a, b in zip(sums, more, strict=True)]
-        before = run.first > 0
         return Start(
             cotangents_of(run.start.hparams, sums, steps.wanted.hparams),
-            None if before else cotangents_of(run.start.params, back_p),
-            None if before else cotangents_of(run.start.state, back_s),
+            cotangents_of(run.start.params, back_p) if run.whole else None,
+            cotangents_of(run.start.state, back_s) if run.whole else None,
             _batches(steps, run, of_batches),
         )
 
-    def _graph(self, steps: Steps, run: _Run, k: int, params: Params) -> Gradient:
-        if k in run.graphs:
-            return run.graphs[k]
-        curved = _curved(steps, run, k)
-        batch, wanted = run.start.batches[k], _wanted_batch(steps, k)
-        found = run.points.again(
-            k, lambda: steps.gradient(params, batch, run.start.hparams, wanted, graph=curved, again=True)
-        )
-        run.points.compare(k, found.loss.detach())
-        return found
-
     def _pullback_under_transform(self, steps: Steps, start: Start, cotangents: Trained) -> Start:
         """Of the last steps, in one piece, from where they begin."""
-        first = len(start.batches) - (self.truncate or len(start.batches))
-        head = steps.loop(start._replace(batches=start.batches[:first])) if first else start
+        count = len(start.batches)
+        first = count - (self.truncate or count)
+        batches = [start.batches[k] for k in range(count)]
+        head = steps.loop(start._replace(batches=batches[:first])) if first else start
 
-        def last(hparams: Any, batches: Any) -> tuple[list[Tensor], list[Tensor]]:
-            end = steps.loop(Start(hparams, head.params, head.state, batches))
+        def last(h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            hparams, rest = refill(start.hparams, h), refill(batches[first:], b)
+            end = steps.loop(Start(hparams, head.params, head.state, rest))
             return floats(end.params), floats(end.state)
 
-        back = torch.func.vjp(last, start.hparams, list(start.batches[first:]))[1]
+        back = torch.func.vjp(last, floats(start.hparams), floats(batches[first:]))[1]
         of_hparams, of_last = back((known(cotangents.params), known(cotangents.state)))
-        nothing = [tree.map_tree(lambda _: None, batch) for batch in start.batches[:first]]
-        return Start(of_hparams, None, None, [*nothing, *of_last])
+        found = None
+        if isinstance(start.batches, (list, tuple)):
+            nothing = [tree.map_tree(lambda _: None, batch) for batch in batches[:first]]
+            found = [*nothing, *cotangents_of(batches[first:], of_last)]
+        return Start(cotangents_of(start.hparams, of_hparams), None, None, found)
+
+
+def _graph(steps: Steps, run: _Run, k: int, point: Point) -> Gradient:
+    """The gradient of step k, with the graph that it needs."""
+    if k in run.graphs:
+        return run.graphs[k]
+    curved, batch, wanted = _curved(steps, run, k), run.start.batches[k], _wanted_batch(steps, k)
+    return run.points.gradient_again(
+        k, point, lambda: steps.gradient(point.params, batch, run.start.hparams, wanted, graph=curved, again=True)
+    )
 
 
 def _curved(steps: Steps, run: _Run, k: int) -> bool:
     """Whether step k's gradient is differentiated: at the first one, only for what is wanted of it."""
     wanted = steps.wanted
     loss_wanted = any(tree.leaves(wanted.hparams.get("loss", False)))
-    params_wanted = run.first == 0 and any(tree.leaves(wanted.params))
+    params_wanted = run.whole and any(tree.leaves(wanted.params))
     return k > run.first or loss_wanted or params_wanted or any(tree.leaves(_wanted_batch(steps, k)))
 
 
@@ -173,15 +180,14 @@ def _wanted_batch(steps: Steps, k: int) -> Any:
 
 
 def _back(
-    steps: Steps, run: _Run, k: int, graph: Gradient, params: Params, state: State,
-    back_p: Row, back_s: Row,
-) -> tuple[Row, Row, Row, Row]:  # fmt: skip
+    steps: Steps, run: _Run, k: int, graph: Gradient, point: Point, back_p: Row, back_s: Row
+) -> tuple[Row, Row, Row, Row]:
     """Adjoints before step k from those after it, the step's part of the hypergradient, and its batch's."""
-    g, grads = fresh(refill(params, graph.grads), wide=True)
-    p, at = fresh(params, wide=True)
-    s, before = fresh(state, wide=True)
+    g, grads = fresh(refill(point.params, graph.grads), wide=True)
+    p, at = fresh(point.params, wide=True)
+    s, before = fresh(point.state, wide=True)
     with torch.enable_grad():
-        new_p, new_s = steps.update(grads, before, at, run.start.hparams)
+        new_p, new_s = run.points.update_again(k, lambda: steps.update(grads, before, at, run.start.hparams))
     pulled = pull([*floats(new_p), *floats(new_s)], [*back_p, *back_s], [*g, *p, *s, *run.knobs])
     ends = [len(g), len(g) + len(p), len(g) + len(p) + len(s)]
     bar_g, bar_p, bar_s, bar_h = (pulled[a:b] for a, b in zip([0, *ends], [*ends, len(pulled)], strict=True))

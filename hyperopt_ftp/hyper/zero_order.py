@@ -148,7 +148,7 @@ def _everywhere(function: Function, points: list[list[Tensor]], recorder: Record
 
     try:
         return recorder.again(rng, together)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         with refuse_mutation():
             values = torch.stack([recorder.again(rng, lambda p=point: function(p)) for point in points])
             twice = recorder.again(rng, lambda: function(points[0]))
