@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import SGD, AdamW, Amp, Ball, Layers, check, working_dtype
 
@@ -41,13 +42,14 @@ BLOCK, MOST = 2048, 1024
 WIDTHS = (64, 256, 1024, 2048, 4096)
 #: Elements that the rows of an aligned layer are a multiple of: 16 bytes in every dtype.
 ALIGNMENT = 16
-#: Tables that are kept: layouts, and addresses. Gradients often take turns between a few addresses.
+#: Tables (layouts, addresses) and spares that are kept at most. Gradients often take turns between a few addresses.
 KEPT = 64
 
 _tables: OrderedDict[Hashable, Any] = OrderedDict()
 # A CUDA graph copies its tables again at each replay: from pinned memory, which cannot be allocated during capture.
-_spares: dict[int, Tensor] = {}
-_captured: list[Any] = []
+_spares: OrderedDict[int, Tensor] = OrderedDict()
+# What graphs read, with the storage of weights that they write: without those no graph can be replayed.
+_captured: list[tuple[StorageWeakRef, Any]] = []
 
 _PLAIN = Amp()
 
@@ -120,7 +122,7 @@ class _Run:
         deviation = layers.deviations[held[0]].dtype if held else real
         if deviation != real and (deviation, weights[0].dtype) != (torch.bfloat16, torch.float32):
             raise ValueError(f"deviations of {weights[0].dtype} weights must be {real}, got {deviation}")
-        self.kernels, self.real, self.device = kernels, real, device
+        self.kernels, self.real, self.device, self.weight = kernels, real, device, weights[0]
         self.stored, self.gradient = (weights[0].dtype, deviation), layers.grads[0].dtype
         self.rule = getattr(kernels, rule).value
         self.amp, self.square = amp, ball.norm == "l2"
@@ -130,8 +132,9 @@ class _Run:
         addresses = _addresses(layers, adam)
         shapes = _shapes(layers, addresses, adam)
         place = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
-        self.layout: _Layout = _kept((place, self.square, shapes), lambda: _layout(shapes, self.square, self._send))
-        self.addresses: Tensor = _kept((place, *addresses), lambda: self._send(torch.tensor(addresses)))
+        square = self.square
+        self.layout: _Layout = self._kept((place, square, shapes), lambda: _layout(shapes, square, self._send))
+        self.addresses: Tensor = self._kept((place, *addresses), lambda: self._send(torch.tensor(addresses)))
         self.sums = torch.empty(len(self.layout.tiles), dtype=real, device=device)
         self.numbers = torch.empty(len(weights), 8, dtype=real, device=device)
 
@@ -201,12 +204,21 @@ class _Run:
             if words not in _spares:
                 raise RuntimeError("a step must run before one is captured with tables of this size")
             pinned = _spares.pop(words)[: table.element_size() * size].view(table.dtype).view(table.shape).copy_(table)
-            _captured.append(pinned)
+            _hold(self.weight, pinned)
         else:
             pinned = table.pin_memory()
-            if words not in _spares:
-                _spares[words] = torch.empty(words, dtype=torch.uint8, pin_memory=True)
+            _recent(_spares, words, lambda: torch.empty(words, dtype=torch.uint8, pin_memory=True))
         return pinned.to(self.device, non_blocking=True)
+
+    def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """A table that depends on ``key`` alone."""
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if not capturing:
+            return _recent(_tables, key, make)
+        # What a graph fills is there after a replay only, so it is not kept for others.
+        found = _recent(_tables, key, make) if key in _tables else make()
+        _hold(self.weight, found)  # replays read it, whatever is dropped from the tables
+        return found
 
 
 def _rule(base: AdamW | SGD, layers: Layers) -> str:
@@ -311,18 +323,17 @@ def _tiles(layer: int, rows: int, cols: int, pieces: int, span: int, aligned: bo
     return torch.stack(columns, dim=1).to(torch.int32)
 
 
-def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Tables by key; the ones unused for longest are dropped."""
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    found = _tables.get(key)
-    if found is None:
-        found = make()
-        if not capturing:  # what a graph fills is there after a replay only
-            _tables[key] = found
-            while len(_tables) > KEPT:
-                _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
-    if capturing:
-        _captured.append(found)  # replays read it, whatever is dropped here
-    return found
+def _recent(kept: OrderedDict[Any, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    """``kept[key]``, made where there is none; those unused for longest are dropped."""
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _hold(weight: Tensor, table: Any) -> None:
+    """Keep what a graph reads while there is a weight that it writes."""
+    _captured[:] = [(written, read) for written, read in _captured if not written.expired()]
+    _captured.append((StorageWeakRef(weight.untyped_storage()), table))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +109,43 @@ def test_kept_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
         case = Case([(1,)])
         execution.step_(case.layers, case.base, case.ball)
     assert len(execution._tables) <= 4
+
+
+def test_pinned_spares_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Tables of ever new sizes, sent by a device that only looks like one."""
+    monkeypatch.setattr(execution, "KEPT", 4)
+    monkeypatch.setattr(execution, "_spares", OrderedDict())
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **how: torch.zeros(*shape, **how))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda table: table)
+    monkeypatch.setattr(Tensor, "to", lambda table, *_, **__: table)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    run = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    for size in (1, 2, 3, 4, 1, 5):
+        execution._Run._send(run, torch.zeros(size, dtype=torch.uint8))  # pyright: ignore[reportArgumentType]
+    assert list(execution._spares) == [3, 4, 1, 5], "those unused for longest are dropped"
+
+
+def test_what_a_graph_reads_goes_with_the_weights_that_it_writes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "_captured", [])
+    monkeypatch.setattr(execution, "_tables", OrderedDict())
+
+    def captured() -> Case:
+        case = Case([(3, 16)])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            execution.step_(case.layers, case.base, case.ball)
+        return case
+
+    first = captured()
+    assert len(execution._captured) == 2  # layout, addresses
+    assert not execution._tables, "a graph fills them at its replays alone"
+    second = captured()
+    assert len(execution._captured) == 4
+    del first, second
+    third = captured()
+    assert len(execution._captured) == 2
+    assert third.layers.steps[0] == 1
 
 
 @pytest.mark.parametrize(("index", "dtype"), [(0, torch.float64), (2, torch.float32)])  # the interpreter is slow
