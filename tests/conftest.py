@@ -1,6 +1,8 @@
 """Hypothesis profiles, and the same seed before each test."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from importlib.util import find_spec
 
@@ -11,8 +13,10 @@ from hypothesis import settings
 if find_spec("triton"):  # whatever imports it first, torch.distributed for one, finds its interpreter on
     from .kernels import interpreter as interpreter
 
-# Numba's cache does not see every change of our sources: each session compiles anew.
-os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="numba"))
+# Numba's cache has no lock: sessions beside each other do not share one. A session's own workers do.
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba")
+    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.register_profile("thorough", deadline=None, max_examples=500)

@@ -9,7 +9,10 @@ A row stays in the caches between its moved weights, its norm and its projection
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
+import sys
 
 import numpy as np
 from numba import carray, njit, types
@@ -39,11 +42,17 @@ SCRATCH = 2 * LONG + 16
 
 
 def _compiled(function):
-    """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it."""
+    """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it.
+
+    Numba finds code on disk by the function's name, and takes it for current if this file has not changed. What is
+    emitted by ``cpu_lines`` is in it too: so the name gets a hash of both sources.
+    """
     options = {"nogil": True, "error_model": "numpy"}
     try:
+        sources = "".join(inspect.getsource(module) for module in (lines, sys.modules[__name__]))
+        function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:16]}"
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written
+    except (RuntimeError, OSError):  # no folder that can be written, or no sources
         return njit(**options)(function)
 
 

@@ -6,8 +6,6 @@ but not stream c past the caches in between (a plain store first reads the line 
 arithmetic or the memory waits.
 
 16-bit tensors come as uint16 (bfloat16) or int16 (float16) and are converted by bits: not every CPU can.
-
-Numba's cache of compiled code sees changes in ``cpu_kernels``, not here: while working on this file, clear it.
 """
 
 # llvmlite's stubs lack the flags of its arithmetic.

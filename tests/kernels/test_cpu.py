@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +108,45 @@ def test_on_a_cpu_without_avx_and_f16c(tmp_path):
     environment = os.environ | plain
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_code_on_disk_sees_changes_of_both_sources(tmp_path):
+    """A copy of the kernels, without torch: h = <g, c> / n of one row, found on disk until a source changes."""
+    copy = tmp_path / "copied"
+    copy.mkdir()
+    (copy / "__init__.py").touch()
+    for name in ("cpu_kernels.py", "cpu_lines.py"):
+        shutil.copy(Path(cpu.__file__).with_name(name), copy)
+    code = (
+        "import numpy as np\n"
+        "from copied import cpu_kernels as k\n"
+        "g, c, n, radius, like = np.full(40, 2.0), np.full(40, 3.0), np.ones(1), np.ones(1), np.empty(0)\n"
+        "piece = np.zeros(k.COLUMNS, np.int64)\n"
+        "addresses = [x.ctypes.data for x in (g, c, n, radius)]\n"
+        "piece[[k.G, k.C, k.N, k.RADIUS, k.ROWS, k.COLS]] = [*addresses, 1, 40]\n"
+        "h = k._sum(piece, False, np.zeros(8), like, like, like)\n"
+        "print(h, sum(k._sum.stats.cache_hits.values()))\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+
+    def found() -> str:
+        command = [sys.executable, "-B", "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def edit(name: str, old: str, new: str) -> None:
+        """As an installer may leave it: neither size nor time show that the file is another."""
+        path = copy / name
+        text, about = path.read_text(), path.stat()
+        assert text.count(old) == 1
+        assert len(old) == len(new)
+        path.write_text(text.replace(old, new))
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    assert [found(), found()] == ["240.0 0", "240.0 1"]
+    edit("cpu_lines.py", "now.multiply(now.load(g), now.load(c))", "now.subtract(now.load(g), now.load(c))")
+    assert [found(), found()] == ["-40.0 0", "-40.0 1"]
+    edit("cpu_kernels.py", "else 1.0 / n", "else 2.0 / n")
+    assert found() == "-80.0 0"
 
 
 def test_half_and_bfloat_numbers_are_converted_as_torch_does():
