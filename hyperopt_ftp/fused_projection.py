@@ -24,8 +24,8 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars")
     differentiated itself.
 
     Args:
-        weights, anchor: one shape. The kernels run for float32 and float64 tensors of one dtype whose rows are dense;
-            the pure function for all others.
+        weights, anchor: one shape. The kernels run for float32 and float64 tensors of one dtype on a CPU whose rows
+            are dense; the pure function for all others.
         radius: 0-d tensor.
         norm: ``"mars"`` or ``"l2"``.
 

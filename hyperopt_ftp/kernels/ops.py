@@ -17,7 +17,7 @@ from torch import Tensor
 from . import cpu, triton
 from .layers import NOTHING, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
-__all__ = ["BEST", "FUSED", "Fused", "obstacle"]
+__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "obstacle"]
 
 _PLAIN = Amp()
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
@@ -69,12 +69,21 @@ FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
 #: The fused execution of a device, and the package it needs.
 BEST = {"cpu": ("fused_cpu", "numba"), "cuda": ("triton", "triton")}
 
+#: Devices whose fused execution runs without being asked for. "cuda" is not among them, since the Triton kernels have
+#: never run on a GPU. Add it once benchmarks/gpu.sh, which begins with tests/gpu, has passed on one and its result is
+#: committed in benchmarks/results.
+UNASKED = frozenset({"cpu"})
+
 #: Looked up once: torch before 2.13 cannot trace a look-up.
 INSTALLED = frozenset(package for _, package in BEST.values() if find_spec(package))
 
 
-def obstacle(params: Sequence[Tensor]) -> str | None:
-    """Why a fused execution cannot step these parameters; ``None`` where it can."""
+def obstacle(params: Sequence[Tensor], asked: bool = False) -> str | None:
+    """Why a fused execution does not step these parameters; ``None`` where it does.
+
+    Args:
+        asked: by ``fused=True``. It lets kernels run that are no default on their device.
+    """
     if not params:
         return "the group is empty"
     devices = sorted({p.device.type for p in params})
@@ -88,6 +97,8 @@ def obstacle(params: Sequence[Tensor]) -> str | None:
     package = BEST[devices[0]][1]
     if package not in INSTALLED:
         return f"the package {package} is not installed (pip install {package})"
+    if not asked and devices[0] not in UNASKED:
+        return f"on {devices[0]} it has to be asked for, by fused=True"
     return None
 
 

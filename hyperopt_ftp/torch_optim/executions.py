@@ -20,14 +20,17 @@ EXECUTIONS: dict[str, Any] = {"single": single, "foreach": foreach, "sharded": s
 
 
 def pick(group: dict[str, Any], strict: bool) -> str:
-    """The execution of a group: what its flags ask for, else the best that can.
+    """The execution of a group: what its flags ask for, else the best that can and needs no asking (``ops.UNASKED``).
+
+    Args:
+        strict: the flags are the optimizer's own. Those of a base that is wrapped ask for the base's kernels, not ours.
 
     Raises:
         RuntimeError: where ``strict``, for ``fused=True`` that cannot run.
     """
     params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
     if params and (fused or (fused is None and multi is None)):
-        why = obstacle(params)
+        why = obstacle(params, asked=strict and bool(fused))
         if why is None:
             return ops.BEST[params[0].device.type][0]
         if fused and strict:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp import fused_projection, projections
+from hyperopt_ftp.kernels import ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -48,6 +50,52 @@ def test_triton_equals_foreach_on_the_gpu(name, dtype):
         close = slack * 4 + (torch.finfo(dtype).eps * 4 if dtype.itemsize == 2 else 0)
         torch.testing.assert_close(p, q, rtol=0, atol=close)
     assert sides[0][1].radii() == pytest.approx(sides[1][1].radii(), rel=1e-3)
+
+
+def test_triton_is_the_default_where_it_is_trusted():
+    """``ops.UNASKED`` has "cuda" from when this file has passed on a device."""
+    trusted = "cuda" in ops.UNASKED
+    assert hft.FTPAdamW(problem()).execution == ("triton" if trusted else "foreach")
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+    """What takes no flag of ours takes Triton, as it will by default."""
+    monkeypatch.setattr(ops, "UNASKED", frozenset({"cpu", "cuda"}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_around_an_optimizer_triton_equals_foreach(dtype, trusted):
+    """torch's own step moves the weights of both: the halves before and after it are what differs."""
+    sides = []
+    for execution in ("triton", "foreach"):
+        params = problem(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            if execution == "foreach":
+                patch.setattr(ops, "UNASKED", frozenset())
+            opt = hft.FTP(torch.optim.AdamW(params, lr=1e-2, fused=True))
+            for t in range(4):
+                draw(params, t)
+                opt.step()
+        assert opt.execution == execution
+        sides.append((params, opt))
+    slack = 256 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    for p, q in zip(sides[0][0], sides[1][0], strict=True):
+        close = slack + (torch.finfo(dtype).eps * 4 if dtype.itemsize == 2 else 0)
+        torch.testing.assert_close(p, q, rtol=0, atol=close)
+    assert sides[0][1].radii() == pytest.approx(sides[1][1].radii(), rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", projections.NORMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fused_projection(shape, norm, trusted):
+    """Float64 sums of at most 70,000 terms in another order."""
+    torch.manual_seed(0)
+    w, w0 = (torch.randn(shape, dtype=torch.float64, device="cuda") for _ in range(2))
+    radius = projections.row_norm(w - w0, norm).median() * 0.9
+    assert ops.obstacle([w, w0]) is None
+    expected = projections.project(w, w0, radius, norm)
+    torch.testing.assert_close(fused_projection.project(w, w0, radius, norm), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MAKES)
@@ -129,11 +177,12 @@ def test_anchors_on_the_cpu_give_the_same_run():
     sides = []
     for device in (None, "cpu"):
         params = problem()
-        opt = hft.FTPAdamW(params, lr=1e-2, anchor_device=device)
+        opt = hft.FTPAdamW(params, lr=1e-2, anchor_device=device, fused=True)
         for t in range(3):
             draw(params, t)
             opt.step()
         sides.append(params)
+        assert opt.execution == "triton"
         assert opt.state[params[0]]["anchor"].device.type == (device or "cuda")
     assert all(torch.equal(p, q) for p, q in zip(*sides, strict=True))
 
