@@ -64,6 +64,16 @@ def test_measured_numbers_are_those_of_the_weights():
     assert some
 
 
+def test_a_row_that_lies_on_the_radius_is_not_clipped():
+    """A radius is never above the largest row: where no row is scaled down, that one lies exactly on it."""
+    w = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    opt = hft.MARSSP(torch.optim.SGD([("w", w)], lr=1.0), radius=10.0)
+    w.grad = torch.tensor([[-3.0, 0.0], [0.0, -0.5]], dtype=torch.float64)
+    opt.step()
+    assert hft.measure(opt)["w"]["radius"] == opt.state[w]["row_norm"].max()
+    assert hft.measure(opt)["w"]["clipped"] == 0
+
+
 @pytest.mark.parametrize(
     ("make", "fields"),
     [

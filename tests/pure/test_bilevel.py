@@ -163,6 +163,13 @@ def test_tpgm_is_bilevel_over_the_radii():
 
 
 @pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_the_first_radius_of_tpgm_is_not_below_its_floor(norm):
+    """At the anchor a row norm is 1e-8 and its half would be less; of no rows there is no smallest one."""
+    params = {"w": torch.ones(3, 2, dtype=torch.float64), "empty": torch.zeros(0, 2, dtype=torch.float64)}
+    assert {name: r.item() for name, r in hft.tpgm_radius(params, params, norm).items()} == {"w": 1e-8, "empty": 1e-8}
+
+
+@pytest.mark.parametrize("norm", ["l2", "mars"])
 def test_tpgm_after_fine_tuning_learns_an_interpolation_of_each_layer(norm):
     w0 = start()
     w1 = {k: v + torch.linspace(0.5, 1, v.numel(), dtype=torch.float64).view(v.shape) for k, v in w0.items()}

@@ -81,6 +81,20 @@ def test_learned_shares_find_the_mixture_that_made_the_targets():
     assert mixed["1.num_batches_tracked"] == 3
 
 
+def test_statistics_follow_their_own_module_and_none_whose_name_begins_alike():
+    names = ["bn1.weight", "bn10.weight", "bn1.inner.weight"]  # to the anchor, to the weights, to the weights
+    buffers = ["bn1.running_mean", "bn10.running_mean", "bn1.inner.running_mean"]
+    w, w0 = ({name: torch.tensor([x]) for name in names + buffers} for x in (1.0, 0.0))
+
+    def outer_loss(p, _):
+        return (p["bn1.weight"] - p["bn10.weight"] - p["bn1.inner.weight"]).sum()
+
+    _, shares = hft.learned_wise(w, w0, outer_loss, [0] * 5, statistics=buffers, strength_lr=0.1)
+    assert shares["bn1.weight"] > 0.9 > 0.1 > shares["bn10.weight"]
+    for name, buffer in zip(names, buffers, strict=True):
+        assert shares[buffer] == shares[name]
+
+
 def test_shares_stay_between_the_two():
     w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
     for target, share in ((9.0, 0.0), (-9.0, 1.0)):

@@ -231,15 +231,20 @@ def test_the_wrong_anchor_is_refused_and_changes_nothing(make):
         assert_same(late.state_dict(), before)
 
 
-def test_a_checkpoint_with_anchors_loads_where_they_are_left_out_and_back():
+@MAKES
+@pytest.mark.parametrize("given", [True, False], ids=["given", "start"])
+def test_a_checkpoint_with_anchors_loads_where_they_are_left_out_and_back(make, given):
+    """Without an anchor of its own, the optimizer takes those of the checkpoint and knows them from then on."""
     params = parameters(weights())
-    whole = adamw(params.items())
+    whole = make(params.items())
     train(params, whole, range(3))
-    lean = adamw(params.items(), anchor=weights(), save_anchor=False)
+    lean = make(params.items(), save_anchor=False, **({"anchor": weights()} if given else {}))
     lean.load_state_dict(through_a_file(whole.state_dict()))
     saved = through_a_file(lean.state_dict())
     assert all("anchor" not in state for state in saved["state"].values())
-    back = adamw(params.items(), anchor=weights())
+    lean.load_state_dict(saved)
+    assert_same(lean.state_dict(), saved)
+    back = make(params.items(), anchor=weights())
     back.load_state_dict(saved)
     assert_same(back.state_dict()["state"], whole.state_dict()["state"])
 

@@ -195,6 +195,38 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
         assert same(params.values(), twin.values())
 
 
+@pytest.mark.parametrize(
+    "around",
+    [hft.FTP, lambda base: hft.MARSSP(base, radius=0.3), hft.DiGraP, lambda base: hft.L2SP(base, decoupled=True)],
+    ids=["FTP", "MARSSP", "DiGraP", "L2SP"],
+)
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])
+def test_what_a_base_knew_before_it_was_wrapped_outlives_a_refused_first_step(around, base):
+    _, first, grads = problem()
+
+    class Refusing(base):
+        def step(self, closure=None):
+            if self.param_groups[0]["lr"] == 0:
+                raise ArithmeticError
+            return super().step(closure)
+
+    params = parameters(first)
+    inner = Refusing(params.values(), lr=0.1, **({"momentum": 0.9} if base is torch.optim.SGD else {}))
+    list(play(params, inner, grads[:3]))
+    before = {p: dict(state) for p, state in inner.state.items()}
+    values = {p: {key: copy.deepcopy(value) for key, value in state.items()} for p, state in before.items()}
+    opt = around(inner)
+    opt.param_groups[0]["lr"] = 0
+    with pytest.raises(ArithmeticError):
+        list(play(params, opt, [grads[3]]))
+    assert before
+    assert opt.state.keys() == inner.state.keys() == before.keys()
+    for p, state in before.items():
+        assert opt.state[p].keys() == state.keys()
+        assert all(opt.state[p][key] is value for key, value in state.items())
+        assert all(torch.equal(opt.state[p][key], value) for key, value in values[p].items())
+
+
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: torch.dtype):
