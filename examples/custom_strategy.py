@@ -29,11 +29,14 @@ class Darts:
             raise ValueError(f"Darts looks back one step, got {len(start.batches)} batches")
         if any(tree.leaves(steps.wanted._replace(hparams={**steps.wanted.hparams, "loss": False}))):
             raise ValueError("Darts has derivatives in hparams['loss'] only")
+        if set(start.hparams) != {"lr", "momentum", "dampening", "weight_decay", "loss"} or start.hparams["momentum"]:
+            raise ValueError("Darts is the derivative of a step of plain SGD")
         return steps.loop(start), start
 
     def pullback(self, steps: Steps, residual: Start, cotangents: Trained) -> Start:
         (batch,), h, v = residual.batches, residual.hparams, cotangents.params
-        e = self.scale / torch.stack([(x**2).sum() for x in tree.leaves(v)]).sum().sqrt()
+        size = torch.stack([(x**2).sum() for x in tree.leaves(v)]).sum().sqrt()
+        e = self.scale / torch.where(size == 0, 1.0, size)
 
         def slope(sign: int) -> Any:
             """The training loss's gradient in its hparams, a little way along v."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -22,6 +23,7 @@ __all__ = [
     "check_number",
     "complete",
     "concrete",
+    "did_you_mean",
     "domains_of",
     "first_outside",
     "is_number",
@@ -121,6 +123,12 @@ def first_outside(x: Tensor, low: float, high: float) -> float | None:
     return wrong[0].item() if len(wrong) else None
 
 
+def did_you_mean(name: Any, names: Iterable[Any]) -> str:
+    """A hint where one of the names is close to a wrong one."""
+    close = difflib.get_close_matches(str(name), [str(other) for other in names], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def shown(value: Any) -> str:
     """A value in an error: as it is where that is short."""
     text = repr(value)
@@ -171,7 +179,12 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
         return default
     if not isinstance(given, dict) or given.keys() != default.keys():
         names = sorted(given) if isinstance(given, dict) else type(given).__name__
-        raise ValueError(f"hparams must be a dict with the names {sorted(default)}, got {names}")
+        extra = [name for name in given if name not in default] if isinstance(given, dict) else []
+        hints = "".join(did_you_mean(name, default) for name in extra)
+        raise ValueError(
+            f"hparams must be a dict with the names {sorted(default)}, got {names}{hints}; start from "
+            "{**optimizer.hparams, ...}, and put the loss's own under 'loss'"
+        )
     return {name: tree.map_tree(partial(_as_hparam, given), given[name]) for name in default}
 
 

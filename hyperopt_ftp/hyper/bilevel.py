@@ -20,7 +20,7 @@ from .outer import pure_outer
 from .reader import Reader, is_sequence
 from .steps import fresh
 from .strategy import Strategy, check_object
-from .train import check_hparams
+from .train import argument_counts, check_hparams
 
 __all__ = ["BilevelState", "Record", "bilevel"]
 
@@ -49,8 +49,8 @@ class Record(NamedTuple):
 
 def bilevel(
     optimizer: Optimizer,
-    by: Any,
-    over: Any,
+    by: Optimizer | Callable[[list[Tensor]], torch.optim.Optimizer],
+    over: str | Sequence[str],
     train_loss: Callable[..., Tensor],
     outer_loss: Callable[[Params, Any], Tensor] | Callable[[Params, Any, Any], Tensor],
     params: Params,
@@ -63,7 +63,7 @@ def bilevel(
     constrain: Mapping[str, str] | None = None,
     hparams: dict[str, Any] | None = None,
     state: BilevelState | None = None,
-    reset: Any = None,
+    reset: Params | Callable[[int], Params] | None = None,
     not_finite: str = "error",
     progress: bool = False,
 ) -> Iterator[Record]:
@@ -98,7 +98,9 @@ def bilevel(
         A :class:`Record` after each outer step.
 
     Raises:
-        FloatingPointError: a hypergradient that is not finite; names the hyperparameter and the outer step.
+        FloatingPointError: a hypergradient, or params, that are not finite; names the hyperparameter and the outer
+            step.
+        ArithmeticError: as :class:`Implicit`. TypeError: an optimizer, strategy or batches of another kind.
         ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
 
     >>> import torch, hyperopt_ftp as hft
@@ -121,6 +123,8 @@ def bilevel(
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
+    if outer_loss is not None and argument_counts(outer_loss)[1] < 2:
+        raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
     by = pure_outer("by", by)
     check_object(strategy)
     if state is not None and not isinstance(state, BilevelState):
@@ -192,8 +196,13 @@ class _Rounds:
                 f"the hypergradient of {', '.join(map(repr, skipped))} is not finite at outer step {step} (outer loss "
                 f"{value.item():g}); lower the hyper-learning-rate, truncate, or pass not_finite='skip'"
             )
-        count = torch.tensor(step)
-        if skipped and not _finite((params, inner)):
+        count, lost = torch.tensor(step), not _finite((params, inner))
+        if lost and self.not_finite == "error":
+            raise FloatingPointError(
+                f"the params, or the optimizer's state, are not finite at outer step {step} (outer loss "
+                f"{value.item():g}); lower the learning rate, or pass not_finite='skip'"
+            )
+        if lost:
             after = state._replace(step=count)
             return Record(step, value.item(), slopes, state.tuned, self.names, after)
         seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}

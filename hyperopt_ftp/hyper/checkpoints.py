@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import tree
 from ..types import Params, State
 from .rng import Recorder, RngState, fingerprint, refuse_another_step
-from .steps import Gradient, Steps, is_float, refill
+from .steps import Gradient, Steps, refill
 from .strategy import Start
 
 __all__ = ["Checkpoints", "Point"]
@@ -42,9 +42,10 @@ class Checkpoints:
         if not self._kept or (k - next(iter(self._kept))) % self._every == 0:
             self._kept[k] = self._stored(params, state)
 
-    def note(self, k: int, found: Gradient) -> None:
-        """Step k has this gradient, the first time; its update is next."""
-        self._prints[k] = fingerprint(found.loss, found.grads)
+    def note(self, k: int, found: Gradient, again: bool) -> None:
+        """Step k has this gradient, the first time; its update is next. ``again``: the gradient is to be made again."""
+        if again:
+            self._prints[k] = fingerprint(found.loss, found.grads)
         self._updates[k] = self._recorder.now()
 
     def at(self, k: int, between: dict[int, Point]) -> Point:
@@ -65,6 +66,8 @@ class Checkpoints:
         return self._recorder.again(self._updates[k], function)
 
     def _compare(self, k: int, found: Gradient) -> None:
+        if k not in self._prints:  # its graph was kept; the params after it were not
+            return
         widest = max((x.dtype for x in (found.loss, *found.grads)), key=lambda dtype: torch.finfo(dtype).eps)
         refuse_another_step(self._prints[k], fingerprint(found.loss, found.grads), k, widest)
 
@@ -91,11 +94,10 @@ class Checkpoints:
     def _loaded(self, point: Point) -> Point:
         if not self._offload:
             return point
-        back = _like(self._start)
-        return Point(tree.map_tree(back, point.params), tree.map_tree(back, point.state), point.rng)
+        params, state = _back(point.params, self._start.params), _back(point.state, self._start.state)
+        return Point(params, state, point.rng)
 
 
-def _like(start: Start) -> Callable[[Any], Any]:
-    device = next((x.device for x in tree.leaves(start.params)), torch.device("cpu"))
-    # Step counts are made on the CPU and stay there.
-    return lambda x: x.to(device) if is_float(x) else x
+def _back(values: Any, like: Any) -> Any:
+    """Each tensor on the device of the one that training started with in its place."""
+    return tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, values, like)

@@ -143,9 +143,11 @@ def _update(
         back = pull(outputs, dual, [*g, *p, *s, *knobs], graph=True)
     pairs = [(w, t) for w, t in zip(back, (x for row in tangents for x in row), strict=True) if w is not None]
     moved = _pull_rows([w for w, _ in pairs], [t for _, t in pairs], dual, rows)
-    narrow = [y.detach().to(x.dtype) for y, x in zip(floats(new_p), floats(params), strict=True)]
-    new_s = fresh(new_s, False)[1]
-    return refill(params, narrow), new_s, moved[: len(p)], moved[len(p) :]
+    if any(tree.working(x).dtype != x.dtype for x in floats(params)):  # the values are those of the 16-bit step
+        with torch.no_grad():
+            new_p, new_s = steps.update(refill(params, grads), state, params, hparams)
+    new_p, new_s = fresh((new_p, new_s), False)[1]
+    return new_p, new_s, moved[: len(p)], moved[len(p) :]
 
 
 def _pull_rows(outputs: list[Tensor], rows_in: Row, inputs: list[Tensor], rows: int) -> Row:
@@ -203,7 +205,8 @@ def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
     pairs = [(v, t) for v, t in zip(cotangents, tangents, strict=True) if v.numel()]
     if not pairs:
         return torch.zeros(len(tangents[0]) if tangents else 0)
-    return torch.stack([t.reshape(len(t), -1) @ v.to(t).reshape(-1) for v, t in pairs]).sum(0)
+    place = tangents[0].device
+    return torch.stack([(t.reshape(len(t), -1) @ v.to(t).reshape(-1)).to(place) for v, t in pairs]).sum(0)
 
 
 def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:

@@ -82,10 +82,10 @@ def hyper(
     check_optimizer("by", by)
     strategy = OneStep() if strategy is None else strategy
     check_object(strategy)
-    if not hasattr(strategy, "pullback"):
+    if not hasattr(strategy, "pullback") or hasattr(strategy, "run"):
         raise TypeError(
             f"hyper runs strategies that need gradients alone, such as OneStep(); {type(strategy).__name__} has no "
-            "pullback(base, previous, cotangent, over)"
+            "pullback(base, previous, cotangent, over), or needs the loss: it runs in hypergradient and bilevel"
         )
     names = paths.normalise(over, base.hparams)
     again = [name for name in names if any(paths.overlap(base.hparams, name, inner) for inner in base.tunes)]

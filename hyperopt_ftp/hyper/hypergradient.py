@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from .mutation import refuse_mutation
 from .rng import Recorder
 from .steps import check_scalar, fresh, is_float, refill, twice_differentiable, under_transform
 from .strategy import Strategy, Trained
-from .train import check_batches, check_hparams, train
+from .train import argument_counts, check_batches, check_hparams, train
 from .unroll import Unroll
+from .zero_order import ZeroOrder
 
 __all__ = ["hypergradient", "slope"]
 
@@ -125,7 +126,7 @@ def slope(
     if not under_transform():  # nothing outside is to grow a graph
         fixed, first = fresh(whole, False)[1], None if state is None else fresh(state, False)[1]
         leaves = fresh(tuned)[0]
-    if hasattr(strategy, "smoothed"):
+    if isinstance(strategy, ZeroOrder):
         value, found, run = _smoothed(objective, leaves, strategy)
     elif under_transform():
         value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
@@ -162,8 +163,9 @@ def _smoothed(
     """By a strategy that needs values of the outer loss alone."""
     recorder, plain = Recorder(), Unroll()
     rng = recorder.now()
-    with torch.no_grad():
-        with refuse_mutation():
+    # Under a transform somebody may differentiate the value, and the estimate.
+    with nullcontext() if under_transform() else torch.no_grad():
+        with refuse_mutation(what="train_loss or the outer loss"):
             value, run = objective(leaves, plain)
         found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), recorder, rng)
     return value, found, run
@@ -195,12 +197,7 @@ def check_floats(tuned: dict[str, Any]) -> None:
 
 def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
     """Whether a function of ``count`` arguments has one more that has no default: the place of the loss's hparams."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in positional if p.default is p.empty]) == count + 1
+    return argument_counts(function)[0] == count + 1
 
 
 def _by_the_old_protocol(

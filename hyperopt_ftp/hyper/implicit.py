@@ -166,6 +166,8 @@ class Implicit:
 
     def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> None:
         size = (dot(slope, slope) * dot(params, params)).sqrt()
+        if not bool(values_of(size).isfinite().all()):
+            return
         ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
         if self.solver != "identity" and ahead > 1e-2:
             warnings.warn(

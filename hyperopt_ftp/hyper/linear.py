@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .rng import values_of
 from .steps import alive, fresh, pull, under_transform
 
 __all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "vjp"]
@@ -39,6 +40,8 @@ class System:
     def solve(self, b: Vector, p: Vector, *theta: Vector) -> Solved:
         """At most ``iterations`` products; under a transform, where none can look, all of them."""
         size = _norm(b)
+        if not bool(values_of(size).isfinite().all()):
+            return Solved([u * torch.nan for u in b], 0, size)  # of no use to anybody: nothing to judge
         small = torch.finfo(size.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
 
         def done(residual: Tensor) -> bool:

@@ -14,10 +14,12 @@ __all__ = ["refuse_mutation", "refuse_other_weights"]
 
 
 class refuse_mutation(TorchDispatchMode):  # a context manager
-    """Raise where the code inside writes in place into a tensor that it has not made."""
+    """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
 
-    def __init__(self) -> None:
+    def __init__(self, knobs: Sequence[Tensor] = (), what: str = "train_loss") -> None:
         super().__init__()
+        self._what = what
+        self._knobs = {id(x) for x in knobs}
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
         self.has_hooks: bool = (
             False  # whether saved tensors have hooks somewhere, as activation checkpointing gives them
@@ -26,13 +28,18 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.has_hooks = self.has_hooks or _hooks() is not None
+        if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
+            raise RuntimeError(
+                "train_loss takes the number of an hparam that a derivative is asked for (item(), float(), or a "
+                "function that wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+            )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
                 raise RuntimeError(
-                    f"train_loss writes in place ({func}) into a tensor of shape {tuple(target.shape)} that it has not "
-                    "made, such as BatchNorm's running statistics; a step that is computed twice would write twice. "
-                    "Put such modules into eval mode by eval(), make BatchNorm keep no statistics by "
-                    "torch.func.replace_all_batch_norm_modules_(net), or pass the tensors as params or in the batch"
+                    f"{self._what} writes in place ({func}) into a tensor of shape {tuple(target.shape)} that it has "
+                    "not made, such as BatchNorm's running statistics; a step that is computed twice would write "
+                    "twice. Put such modules into eval mode by eval(), make BatchNorm keep no statistics by "
+                    "torch.func.replace_all_batch_norm_modules_(net), or give functional_call clones of the buffers"
                 )
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(

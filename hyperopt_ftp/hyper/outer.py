@@ -23,6 +23,12 @@ def pure_outer(name: str, by: Any) -> Optimizer:
     step, so all that an optimizer remembers has to be in its ``state_dict``.
     """
     if not callable(by):
+        if isinstance(by, torch.optim.Optimizer):
+            raise TypeError(
+                f"{name} must be a pure optimizer such as hft.adam(lr=1e-3), or make one of torch.optim: got an object "
+                f"of the class {type(by).__name__}, which has parameters of its own; pass the class, or "
+                f"functools.partial(torch.optim.{type(by).__name__}, lr=...)"
+            )
         check_optimizer(name, by)
         return by
 

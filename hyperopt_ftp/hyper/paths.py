@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ..hparams import shown
+from ..hparams import did_you_mean, shown
+from ..tree import named
 
 __all__ = ["domain_at", "merge", "normalise", "overlap", "select"]
 
@@ -20,7 +21,7 @@ def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
         try:
             _get(hparams, name)
         except KeyError:
-            raise ValueError(f"over names {name!r}, but {_there(hparams, name)}") from None
+            raise ValueError(f"over names {name!r}, but {_there(hparams, name)}{_meant(hparams, name)}") from None
     nested = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a != b and overlap(hparams, a, b)]
     if nested or len(set(names)) < len(names):
         raise ValueError(f"over names a hyperparameter twice: {nested or names}")
@@ -91,6 +92,15 @@ def _set(tree: Any, path: str, value: Any) -> Any:
         return changed
     values = [*tree[:key], new, *tree[key + 1 :]]
     return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+
+
+def _meant(hparams: Any, name: str) -> str:
+    """What may have been meant by a path that leads nowhere."""
+    leaves = [path for path, _ in named(hparams)]
+    inside = [path for path in leaves if path.endswith(f".{name}")]
+    if inside:
+        return f"; did you mean {inside[0]!r}?"
+    return did_you_mean(name, [*leaves, *(hparams if isinstance(hparams, Mapping) else ())])
 
 
 def _there(hparams: Any, path: str) -> str:

@@ -88,7 +88,10 @@ def refuse_another_step(first: Tensor, again: Tensor, k: int, dtype: torch.dtype
     slack = torch.full_like(first, torch.finfo(dtype).eps ** 0.75)
     if first.device.type == "cpu":
         slack[0] = 0.0
-    other = ~((first - again).abs() <= slack * first.abs()) & (first.isfinite() | again.isfinite())
+    size = first.abs().clone()
+    if len(size) > 1:
+        size[1:] = size[1:].nan_to_num(0.0, 0.0, 0.0).max()  # some gradients are 0 but for rounding
+    other = ~((first - again).abs() <= slack * size) & (first.isfinite() | again.isfinite())
     if bool(other.any()):
         raise _another(k, first[0], again[0])
 
@@ -103,7 +106,7 @@ def refuse_other_losses(first: Tensor, again: Tensor) -> None:
     other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.nonzero()[0])
-        raise _another(at, before[at], after[at])
+        raise _another(at % first.shape[-1], before[at], after[at])
 
 
 def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
@@ -111,9 +114,9 @@ def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
         f"the training loss of step {k} was {first.item():.9g} and is {again.item():.9g} when the step is computed "
         "again, or its gradient is another, so its derivative would be wrong. train_loss must be the same function of "
         "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
-        "own, NumPy's or Python's, nor what it changes outside (a counter, BatchNorm's statistics: eval(), or "
-        "torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers beforehand and pass them in the batch, "
-        "or use hft.Unroll(checkpoint=False), which computes each step once"
+        "own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a module between train "
+        "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
+        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), which computes each step once"
     )
 
 

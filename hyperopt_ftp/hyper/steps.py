@@ -44,6 +44,7 @@ class Steps:
         wanted: in place of every tensor of the start, whether a derivative in it is asked for. ``False`` in the place
             of batches that are not a list or tuple.
         derived: whether anything is differentiated at all; if not, the loss may write and use any kernel.
+        looked_at: whether a loss that uses what requires grad and is no argument is refused.
         apart: whether the steps run inside an ``autograd.Function``, with the transforms around it switched off.
     """
 
@@ -51,6 +52,7 @@ class Steps:
     train_loss: Callable[..., Tensor]
     wanted: Start
     derived: bool = True
+    looked_at: bool = True
     apart: bool = False
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
@@ -98,13 +100,18 @@ class Steps:
             again: the step has been made before, and what its loss does was looked at then.
         """
         leaves, at = fresh(params)
+        if wanted_batch is False and self.derived and not again:
+            for x in tree.leaves(batch):
+                if isinstance(x, Tensor) and x.requires_grad:
+                    raise ValueError(f"{_stranger(x, 'a sequence of batches that is no list')}; or pass a list")
         extra, batch = fresh(batch, wanted_batch)
-        known = [*leaves, *extra, *(x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad)]
+        knobs = [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
+        known = [*leaves, *extra, *knobs]
         with torch.enable_grad():
-            watch = None if again or not self.derived else refuse_mutation()
+            watch = None if again or not self.derived else refuse_mutation(knobs)
             with watch or nullcontext(), refuse_outer_tensors() if self.apart else nullcontext():
                 loss = self._loss_at(at, batch, hparams)
-            if not again:
+            if self.looked_at and not again:
                 refuse_strangers(loss, known)
             with refuse_other_weights(known) if watch and watch.has_hooks else nullcontext():
                 grads = _grad(loss, leaves, create_graph=graph)

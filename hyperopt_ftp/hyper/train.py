@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps, _functorch, alive, is_float, under_transform
 from .strategy import Start, Strategy, Trained, check_strategy, check_trained, cotangent_leaves
 from .unroll import Unroll
+from .zero_order import ZeroOrder
 
 __all__ = ["train"]
 
@@ -86,6 +89,7 @@ def train(
     batches = check_batches(batches)
     check_params(params)
     full = check_hparams(optimizer, hparams)
+    check_arguments("train_loss", train_loss, 2, "loss" in full)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
     if state is None:
@@ -96,16 +100,18 @@ def train(
     wanted = [is_float(x) and _tracked(x) and _differentiated(x) for x in leaves]
     transform = under_transform()
     asked = rebuild(wanted) if isinstance(batches, (list, tuple)) else rebuild(wanted)._replace(batches=False)
-    steps = Steps(optimizer, train_loss, asked, derived=transform or any(wanted))
+    derived = transform or any(wanted)
+    steps = Steps(optimizer, train_loss, asked, derived, looked_at=derived or torch.is_grad_enabled())
     if not steps.derived:
         with torch.no_grad():
             return steps.loop(start)
     if transform and getattr(strategy, "exact", False):
-        _warn_of_float16(params)
+        if any(wanted):
+            _warn_of_float16(params)
         return steps.loop(start)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and _tracked(x)]
-    own = getattr(strategy, "generator", None)
-    recorder = Recorder(*[own] if isinstance(own, torch.Generator) else [])
+    own = strategy.generator if isinstance(strategy, ZeroOrder) else None
+    recorder = Recorder(*[] if own is None else [own])
     job = _Job(strategy, steps, leaves, rebuild, places, transform, recorder, recorder.now())
     return job.trained(_Train.apply(job, *(leaves[i] for i in places)))
 
@@ -279,17 +285,39 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
     return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
 
 
+def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:
+    """Raise where a loss has no place for the loss's hparams that are given, or one for those that are not."""
+    least, most = argument_counts(function)
+    if own and most < count + 1:
+        raise ValueError(f"hparams has an entry 'loss', and {name} has no argument for it: it is argument {count + 1}")
+    if not own and least == count + 1:
+        raise ValueError(
+            f"{name} has {least} arguments, the last for the loss's hparams, but hparams has no entry 'loss'"
+        )
+
+
+def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
+    """How many arguments a function takes by position, at least and at most."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0, math.inf
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    most = math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+    return len([p for p in positional if p.default is p.empty]), most
+
+
 def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
     whole = isinstance(batches, (dict, str, Tensor))
     if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
-        hint = "a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
+        hint = "give a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
         raise ValueError("batches is empty: there is no step to differentiate through")
-    return list(batches) if type(batches) is tuple else batches
+    return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
 
 
 def check_leaves(leaves: Sequence[Any]) -> None:

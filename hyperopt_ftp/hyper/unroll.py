@@ -75,11 +75,12 @@ class Unroll:
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
         check_flag("offload", self.offload)
-        ok = self.checkpoint == "sqrt" or (
-            isinstance(self.checkpoint, int) and (self.checkpoint >= 1 or self.checkpoint is False)
-        )
+        number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
+        ok = self.checkpoint == "sqrt" or self.checkpoint is False or number
         if not ok:
             raise ValueError(f"checkpoint must be a number of steps >= 1, 'sqrt' or False, got {self.checkpoint!r}")
+        if self.checkpoint is False and self.offload:
+            raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
 
     @property
     def exact(self) -> bool:
@@ -108,7 +109,7 @@ class Unroll:
             if keep:
                 run.graphs[k] = found
             if k >= first:
-                run.points.note(k, found)
+                run.points.note(k, found, again=not keep)
             losses.append(found.loss.detach())
             with torch.no_grad():
                 grads = refill(params, [g.detach() for g in found.grads])

@@ -81,6 +81,11 @@ def check_params(params: Any) -> None:
         if leaf is None:
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is None; leave it out")
         if not isinstance(leaf, Tensor):
+            if not name:
+                raise TypeError(
+                    f"params must be a pytree of tensors, got a {type(leaf).__name__}; of a module take dict(module."
+                    "named_parameters()), and torch.func.functional_call(module, params, (x,)) in the loss"
+                )
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is a {type(leaf).__name__}")
         if not leaf.is_floating_point():
             raise TypeError(

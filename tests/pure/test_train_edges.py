@@ -450,3 +450,130 @@ def test_compiled_code_around_train_breaks_its_graph_there():
     lr = leaf(0.1)
     got, want = (torch.autograd.grad(f(lr), lr)[0] for f in (torch.compile(value, backend="aot_eager"), value))
     assert torch.equal(got, want)
+
+
+# -- what a reader and a new user found ----------------------------------------------------------------------------
+
+
+def own_loss(p, x, h):
+    return loss(p, x) + h["s"] * p.sum()
+
+
+def test_the_number_of_an_hparam_is_no_way_around_its_derivative():
+    for number in (float, Tensor.item):
+        with pytest.raises(RuntimeError, match="takes the number of an hparam that a derivative is asked for"):
+            run(leaf(0.1), own={"s": leaf(0.2)}, train_loss=lambda p, x, h, f=number: loss(p, x) + f(h["s"]) * p.sum())
+    shown = []
+    run(
+        leaf(0.1),
+        own={"s": leaf(0.2)},
+        train_loss=lambda p, x, h: shown.append(own_loss(p, x, h).item()) or own_loss(p, x, h),
+    )
+    assert len(shown) == 4  # the number of what was computed may be shown
+
+
+def test_zero_order_can_be_differentiated_again_under_a_transform():
+    def value(w):
+        torch.manual_seed(0)
+        return hft.hypergradient(SGD, loss, lambda p: loss(p, X), w, DATA, "lr", strategy=hft.ZeroOrder(3, 1e-3))[0]
+
+    want = torch.func.grad(lambda w: loss(run(torch.tensor(0.1, dtype=F64), params=w).params, X))(W)
+    torch.testing.assert_close(torch.func.grad(value)(W), want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(), hft.Implicit(tolerance=10.0), hft.ZeroOrder(2, 1e-3)], ids=lambda s: type(s).__name__
+)
+def test_a_round_that_ends_in_nan_is_taken_back_whatever_its_slopes(strategy):
+    def lost(p, x):
+        return (p * torch.where(x.sum() > 7, torch.nan, x)).sum()
+
+    def outer(p, x):
+        return p.isnan().to(F64).sum() if isinstance(strategy, hft.ZeroOrder) else loss(p, x)
+
+    def rounds(not_finite):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return list(
+                hft.bilevel(
+                    hft.sgd(lr=0.1), hft.sgd(lr=1e-3), "lr", lost, outer, W, DATA, DATA, inner_steps=1, outer_steps=6,
+                    strategy=strategy, not_finite=not_finite,
+                )
+            )  # fmt: skip
+
+    records = rounds("skip")
+    assert all(r.state.params.isfinite().all() for r in records)
+    assert records[3].skipped == ("lr",)
+    assert torch.equal(records[3].state.params, records[2].state.params)
+    with pytest.raises(FloatingPointError, match="at outer step 4"):
+        rounds("error")
+
+
+@pytest.mark.parametrize(
+    "make", [torch.nn.ParameterList, lambda data: type("Rows", (list,), {})(data)], ids=["parameters", "own list"]
+)
+def test_lists_of_other_classes_are_lists(make):
+    data = make([x.clone().requires_grad_() for x in DATA])
+    grads = torch.autograd.grad(run(torch.tensor(0.1, dtype=F64), data=data).params.sum(), list(data))
+    assert all((g != 0).all() for g in grads)
+
+
+def test_a_lazy_batch_that_requires_grad_is_no_constant():
+    class Rows(Endless):
+        def __getitem__(self, i):
+            return super().__getitem__(i).requires_grad_()
+
+    with pytest.raises(ValueError, match="a sequence of batches that is no list uses a tensor .* or pass a list"):
+        run(leaf(0.1), data=Rows())
+
+
+def test_forward_ends_where_the_loop_ends_in_16_bits():
+    opt = own_optimizer(
+        lambda g, s, p, h: ((p - h["lr"] * g).to(p.dtype), s + g.sum().to(s.dtype)),
+        torch.zeros((), dtype=torch.bfloat16),
+    )
+    w = W.to(torch.bfloat16)
+    short = lambda p, x: loss(p, x.to(p.dtype))  # noqa: E731
+    ends = [run(lr, hft.Forward(), opt, short, w) for lr in (leaf(0.1), torch.tensor(0.1, dtype=F64))]
+    assert ends[0].params.dtype == ends[0].state.dtype == torch.bfloat16
+    assert torch.equal(ends[0].params, ends[1].params)
+    assert torch.equal(ends[0].state, ends[1].state)
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (lambda: run(leaf(0.1), train_loss=own_loss), "train_loss has 3 arguments, the last .* no entry 'loss'"),
+        (lambda: run(leaf(0.1), own={"s": leaf(0.2)}), "train_loss has no argument for it: it is argument 3"),
+        (lambda: hft.train(SGD, loss, W, DATA, hparams={"lr": 0.1}), r"start from \{\*\*optimizer.hparams, ...\}"),
+        (
+            lambda: hft.train(SGD, loss, W, DATA, hparams={**SGD.hparams, "momentun": 0.1}),
+            "did you mean 'momentum'.*put the loss's own under 'loss'",
+        ),
+        (lambda: hft.hypergradient(SGD, loss, loss, W, DATA, over="momentun"), "did you mean 'momentum'"),
+        (
+            lambda: hft.hypergradient(SGD, own_loss, sum, W, DATA, "s", {**SGD.hparams, "loss": {"s": leaf(0.1)}}),
+            "did you mean 'loss.s'",
+        ),
+        (
+            lambda: hft.train(SGD, loss, torch.nn.Linear(2, 2), DATA),
+            "got a Linear; of a module take dict.*functional_call",
+        ),
+        (lambda: hft.hyper(SGD, by=hft.sgd(), over="lr", strategy=hft.Unroll()), "or needs the loss"),
+        (lambda: hft.Unroll(checkpoint=False, offload=True), "leave offload out"),
+        (lambda: hft.Unroll(checkpoint=True), "checkpoint must be a number of steps"),
+        (
+            lambda: hft.bilevel(SGD, SGD, "lr", loss, lambda p: p.sum(), W, DATA, DATA, inner_steps=1, outer_steps=1),
+            r"outer_loss takes \(params, batch\)",
+        ),
+        (
+            lambda: hft.bilevel(
+                SGD, torch.optim.SGD([leaf(1.0)]), "lr", loss, loss, W, DATA, DATA, inner_steps=1, outer_steps=1
+            ),
+            "functools.partial",
+        ),
+    ],
+)
+def test_wrong_uses_that_a_newcomer_tried(act, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        act()
