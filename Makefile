@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash clean
+.PHONY: demo test test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -39,6 +39,10 @@ fuzz: $(VENV)/.demo $(VENV)/.test
 
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50
+
+# Small faults in a copy of the package: does a test fail for each? The same sample each time; hours where many survive.
+mutants: $(VENV)/.demo $(VENV)/.test $(VENV)/.mutants
+	$(RUN) -m tests.mutants
 
 lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.integrations $(VENV)/.dev
 	$(RUN) -m ruff check .

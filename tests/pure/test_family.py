@@ -46,6 +46,20 @@ def test_equals_its_transcription_from_the_paper(method: Method, base: str, seed
     assert apart > 1e-3  # it has done something
 
 
+def test_at_the_anchor_there_is_no_direction_back_and_the_step_is_the_bases():
+    """``d = 0``, as in a run's first step: neither the weights nor a derivative is 0 / 0."""
+    w0, base = start(), hft.sgd(lr=0.1)
+    g = torch.func.grad(loss)(w0, batches(1)[0])
+
+    def first(omega):
+        opt = hft.directed(base, w0, omega=0.5)
+        return opt.update(g, opt.init(w0), w0, {**opt.hparams, "omega": omega})[0]
+
+    omega = torch.tensor(0.5, dtype=torch.float64)
+    assert largest_difference(first(omega), base.update(g, base.init(w0), w0)[0]) == 0
+    assert torch.func.grad(lambda x: sum(w.sum() for w in first(x).values()))(omega) == 0
+
+
 ZERO = {
     "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=0.0),
     "l2sp-decoupled": lambda base, w0: hft.l2sp(base, w0, strength=0.0, decoupled=True),
