@@ -14,13 +14,13 @@ from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
 from ..types import Optimizer, Params, State, check_optimizer
 from . import paths
+from .arguments import argument_counts, check_hparams
 from .constrain import Constraints
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start
+from .leaves import fresh
 from .outer import pure_outer
 from .reader import Reader, is_sequence
-from .steps import fresh
 from .strategy import Strategy, check_object
-from .train import argument_counts, check_hparams
 
 __all__ = ["BilevelState", "Record", "bilevel"]
 

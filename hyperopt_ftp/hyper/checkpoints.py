@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
+from .leaves import refill
 from .rng import Recorder, RngState, fingerprint, refuse_another_step
-from .steps import Gradient, Steps, refill
+from .steps import Gradient, Steps
 from .strategy import Start
 
 __all__ = ["Checkpoints", "Point"]

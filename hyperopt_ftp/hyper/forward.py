@@ -11,8 +11,9 @@ from torch import Tensor
 from .. import tree
 from ..hparams import check_count
 from ..types import Params, State
+from .leaves import cotangents_of, floats, fresh, is_float, known, refill
 from .rng import Recorder, RngState, refuse_other_losses
-from .steps import Steps, cotangents_of, floats, fresh, is_float, known, pull, refill
+from .steps import Steps, pull
 from .strategy import Start, Trained
 
 __all__ = ["Forward"]

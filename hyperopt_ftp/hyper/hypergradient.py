@@ -15,12 +15,15 @@ from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, State, check_optimizer
 from . import paths
+from .arguments import argument_counts, check_batches, check_hparams, check_scalar
+from .functorch import under_transform
 from .inner import Inner
+from .leaves import fresh, is_float, refill
 from .mutation import refuse_mutation
 from .rng import Recorder
-from .steps import check_scalar, fresh, is_float, refill, twice_differentiable, under_transform
+from .second_order import twice_differentiable
 from .strategy import Strategy, Trained
-from .train import argument_counts, check_batches, check_hparams, train
+from .train import train
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 

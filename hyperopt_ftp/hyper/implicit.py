@@ -12,9 +12,11 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, check_choice, check_number, shown
+from .functorch import values_of
+from .leaves import cotangents_of, floats, is_float, known
 from .linear import SOLVERS, Solved, System, diverges, dot, solution, vjp
-from .rng import Recorder, RngState, values_of
-from .steps import Steps, cotangents_of, floats, is_float, known
+from .rng import Recorder, RngState
+from .steps import Steps
 from .strategy import Start, Trained
 
 __all__ = ["Implicit"]

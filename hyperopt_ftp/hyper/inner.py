@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..types import HParams, Optimizer, Params, State
 from . import paths
-from .steps import check_scalar
+from .arguments import check_scalar
 
 __all__ = ["Inner"]
 

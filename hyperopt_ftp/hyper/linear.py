@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .rng import values_of
-from .steps import alive, fresh, pull, under_transform
+from .functorch import alive, under_transform, values_of
+from .leaves import fresh
+from .steps import pull
 
 __all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "vjp"]
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .functorch import values_of
+
 __all__ = ["Recorder", "RngState", "fingerprint", "refuse_another_step", "refuse_other_losses", "values_of"]
 
 T = TypeVar("T")
@@ -118,11 +120,3 @@ def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
         "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
         "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), which computes each step once"
     )
-
-
-def values_of(x: Tensor) -> Tensor:
-    """The numbers inside the wrappers of transforms."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    while functorch.is_functorch_wrapped_tensor(x):
-        x = functorch.get_unwrapped(x)
-    return x.detach()

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from ..types import Optimizer, Params, State
+from .arguments import check_scalar
+from .functorch import level_of, top_level, under_transform
+from .leaves import floats, fresh, refill
 from .mutation import refuse_mutation, refuse_other_weights
 from .rng import Recorder
+from .second_order import twice_differentiable
+from .strangers import refuse_outer_tensors, refuse_strangers, stranger
 from .strategy import Start, Trained
 
-__all__ = ["Gradient", "Steps", "pull", "under_transform"]
-
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+__all__ = ["Gradient", "Steps", "pull"]
 
 
 class Gradient(NamedTuple):
@@ -103,7 +102,7 @@ class Steps:
         if wanted_batch is False and self.derived and not again:
             for x in tree.leaves(batch):
                 if isinstance(x, Tensor) and x.requires_grad:
-                    raise ValueError(f"{_stranger(x, 'a sequence of batches that is no list')}; or pass a list")
+                    raise ValueError(f"{stranger(x, 'a sequence of batches that is no list')}; or pass a list")
         extra, batch = fresh(batch, wanted_batch)
         knobs = [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
         known = [*leaves, *extra, *knobs]
@@ -146,89 +145,6 @@ class Steps:
             recorder.again(recorder.now(), lambda: self.train_loss(params, batch, *extra))
 
 
-class _Shared:
-    """Settings of the whole process: entered by the first thread that needs them and left by the last."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._stack = threading.Lock(), 0, ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._stack.close()
-
-
-_second_order = _Shared()
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # it would hold a copy of every step's params, with their graphs
-    try:
-        with _second_order:
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-
-
-def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> None:
-    """Raise where the graph of a loss ends in a leaf that is none of the known ones."""
-    names = {id(x) for x in known}
-    if loss.is_leaf and id(loss) not in names:
-        raise ValueError(_stranger(loss, what))
-    seen: set[Node] = set()
-    stack = [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in names:
-            raise ValueError(_stranger(leaf, what))
-        stack += [after for after, _ in node.next_functions]
-
-
-class refuse_outer_tensors(TorchFunctionMode):  # a context manager
-    """Raise where the code inside uses a tensor of a transform further out; ``leaves_too``: or one that requires grad.
-
-    Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
-    """
-
-    def __init__(self, leaves_too: bool = False, what: str = "train_loss") -> None:
-        self._leaves_too, self._what = leaves_too, what
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        top = _functorch.peek_interpreter_stack()
-        level = -1 if top is None else top.level()
-        for x in tree.leaves((args, kwargs)):
-            if isinstance(x, Tensor):
-                wrapped = _functorch.is_functorch_wrapped_tensor(x)
-                # A level above the present one is none that the code inside has opened.
-                if _functorch.maybe_get_level(x) > level if wrapped else self._leaves_too and x.requires_grad:
-                    raise ValueError(_stranger(x, self._what))
-        return func(*args, **(kwargs or {}))
-
-
-def _stranger(x: Tensor, what: str) -> str:
-    return (
-        f"{what} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
-        "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
-        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
-        "or requires_grad_(False)"
-    )
-
-
 _NO_GRAPH = (
     "train_loss returned a loss without a graph: it does not depend on the params, or was detached from them (detach, "
     "no_grad, item, inference mode), so nothing would be trained"
@@ -237,10 +153,7 @@ _NO_GRAPH = (
 
 def _tracked_here(loss: Tensor) -> bool:
     """Whether a loss depends on what the innermost gradient is taken in."""
-    top = _functorch.peek_interpreter_stack()
-    if top is None:
-        return loss.requires_grad
-    return _functorch.is_functorch_wrapped_tensor(loss) and _functorch.maybe_get_level(loss) == top.level()
+    return level_of(loss) == top_level() if under_transform() else loss.requires_grad
 
 
 def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
@@ -249,78 +162,6 @@ def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor
     if all(g is None for g in grads):
         raise ValueError(_NO_GRAPH)
     return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
-
-
-def check_scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} must return a scalar tensor (shape ()), got {got}; reduce it, for instance by .mean()"
-        )
-    return value
-
-
-def under_transform() -> bool:
-    """Whether a ``torch.func`` transform is active: there, leaves of our own would cut its graph."""
-    return _functorch.peek_interpreter_stack() is not None
-
-
-def alive(x: Tensor) -> Tensor:
-    """Without the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` meets it."""
-    return _functorch.unwrap_if_dead(x)
-
-
-def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Tensor], Any]:
-    """New leaves for the floating-point tensors of a tree, and the tree with them in place; all else is detached.
-
-    Args:
-        values: a tree.
-        wanted: a tree of its structure that says which tensors become leaves, or one answer for all.
-        wide: leaves of 16-bit tensors are float32.
-    """
-    rows, rebuild = tree.flatten(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
-    new, leaves = [], []
-    for x, is_wanted in zip(rows, mask, strict=True):
-        if isinstance(x, Tensor):
-            x = x.detach()
-            if is_wanted and x.is_floating_point():
-                x = (tree.working(x) if wide else x).requires_grad_()
-                leaves.append(x)
-        new.append(x)
-    return leaves, rebuild(new)
-
-
-def refill(values: Any, new: Sequence[Any], wanted: Any = True) -> Any:
-    """``values`` with ``new`` in the places of :func:`fresh`'s leaves."""
-    return _filled(values, new, wanted, keep=True)
-
-
-def cotangents_of(values: Any, found: Sequence[Any], wanted: Any = True) -> Any:
-    """A tree like ``values`` with ``found`` in the places of :func:`fresh`'s leaves, and ``None`` elsewhere."""
-    return _filled(values, found, wanted, keep=False)
-
-
-def _filled(values: Any, new: Sequence[Any], wanted: Any, keep: bool) -> Any:
-    rows, rebuild = tree.flatten(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
-    rest = iter(new)
-    pairs = zip(rows, mask, strict=True)
-    return rebuild([next(rest) if wants and is_float(x) else x if keep else None for x, wants in pairs])
-
-
-def floats(values: Any) -> list[Tensor]:
-    """The floating-point tensors of a tree."""
-    return [x for x in tree.leaves(values) if is_float(x)]
-
-
-def known(cotangents: Any) -> list[Tensor]:
-    """The cotangents of the floating-point tensors: there are none of others."""
-    return [x for x in tree.leaves(cotangents) if x is not None]
-
-
-def is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def pull(

@@ -16,7 +16,7 @@ from ..optimizers.sgd import sgd
 from ..projections import FLOOR, clip_radius, row_norm
 from ..types import Params
 from .hypergradient import slope
-from .steps import fresh
+from .leaves import fresh
 
 __all__ = ["still", "tpgm", "tpgm_radius"]
 

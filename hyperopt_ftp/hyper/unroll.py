@@ -12,7 +12,9 @@ from torch import Tensor
 from .. import tree
 from ..hparams import check_count, check_flag
 from .checkpoints import Checkpoints, Point
-from .steps import Gradient, Steps, cotangents_of, floats, fresh, known, pull, refill, under_transform
+from .functorch import under_transform
+from .leaves import cotangents_of, floats, fresh, known, refill
+from .steps import Gradient, Steps, pull
 from .strategy import Start, Trained
 
 __all__ = ["Unroll"]

@@ -13,10 +13,12 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
 from ..hparams import Domain, check_count, check_flag, check_number
+from .functorch import values_of
+from .leaves import floats, known
 from .linear import dot
 from .mutation import refuse_mutation
-from .rng import Recorder, RngState, values_of
-from .steps import Steps, floats, known
+from .rng import Recorder, RngState
+from .steps import Steps
 from .strategy import Start, Trained
 
 __all__ = ["ZeroOrder"]

@@ -1,0 +1,92 @@
+"""What train and those around it are given: checked before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import tree
+from ..hparams import as_tensor, complete
+from ..types import HParams, Optimizer
+from .functorch import tracked, under_transform
+
+__all__ = ["argument_counts", "check_arguments", "check_batches", "check_hparams", "check_leaves", "check_scalar"]
+
+
+def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
+    """The optimizer's hparams, completed, and the loss's where they are given."""
+    if not isinstance(hparams, dict) or "loss" not in hparams:
+        return complete(hparams, optimizer.hparams)
+    own = {name: value for name, value in hparams.items() if name != "loss"}
+    for name, value in tree.named(hparams["loss"]):
+        if not isinstance(value, (Tensor, int, float)):
+            raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
+    return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
+
+
+def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:
+    """Raise where a loss has no place for the loss's hparams that are given, or one for those that are not."""
+    least, most = argument_counts(function)
+    if own and most < count + 1:
+        raise ValueError(f"hparams has an entry 'loss', and {name} has no argument for it: it is argument {count + 1}")
+    if not own and least == count + 1:
+        raise ValueError(
+            f"{name} has {least} arguments, the last for the loss's hparams, but hparams has no entry 'loss'"
+        )
+
+
+def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
+    """How many arguments a function takes by position, at least and at most."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0, math.inf
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    most = math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+    return len([p for p in positional if p.default is p.empty]), most
+
+
+def check_batches(batches: Any) -> Any:
+    """``batches``, or its parts where it is one tensor."""
+    if isinstance(batches, Tensor) and batches.ndim > 0:
+        return check_batches(list(batches.unbind()))
+    whole = isinstance(batches, (dict, str, Tensor))
+    if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+        hint = "give a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
+        raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
+    if len(batches) == 0:
+        raise ValueError("batches is empty: there is no step to differentiate through")
+    return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+
+
+def check_leaves(leaves: Sequence[Any]) -> None:
+    for x in leaves:
+        if isinstance(x, Tensor) and x.is_inference():
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
+                "taken with it; clone() it outside"
+            )
+        if isinstance(x, Tensor) and x.is_meta:
+            raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
+        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
+            raise ValueError(
+                f"a complex tensor of shape {tuple(x.shape)} requires grad: derivatives are taken in real ones; pass "
+                "torch.view_as_real of it, and view_as_complex inside"
+            )
+    if forward_ad._current_level >= 0 and not under_transform():
+        raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
+
+
+def check_scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} must return a scalar tensor (shape ()), got {got}; reduce it, for instance by .mean()"
+        )
+    return value

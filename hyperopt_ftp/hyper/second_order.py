@@ -1,0 +1,47 @@
+"""What second derivatives need of the process: attention by its formula, and functions as they are written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["twice_differentiable"]
+
+
+class _Shared:
+    """Settings of the whole process: entered by the first thread that needs them and left by the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._stack = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
+
+
+_second_order = _Shared()
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # it would hold a copy of every step's params, with their graphs
+    try:
+        with _second_order:
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)

@@ -1,0 +1,62 @@
+"""Tensors that a loss or an optimizer uses beside its arguments, and that a derivative is taken in: refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+
+from .. import tree
+from .functorch import level_of, top_level
+
+__all__ = ["refuse_outer_tensors", "refuse_strangers", "stranger"]
+
+
+def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> None:
+    """Raise where the graph of a loss ends in a leaf that is none of the known ones."""
+    names = {id(x) for x in known}
+    if loss.is_leaf and id(loss) not in names:
+        raise ValueError(stranger(loss, what))
+    seen: set[Node] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and id(leaf) not in names:
+            raise ValueError(stranger(leaf, what))
+        stack += [after for after, _ in node.next_functions]
+
+
+class refuse_outer_tensors(TorchFunctionMode):  # a context manager
+    """Raise where the code inside uses a tensor of a transform further out; ``leaves_too``: or one that requires grad.
+
+    Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
+    """
+
+    def __init__(self, leaves_too: bool = False, what: str = "train_loss") -> None:
+        self._leaves_too, self._what = leaves_too, what
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        level = top_level()
+        for x in tree.leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                inner = level_of(x)
+                # A level above the present one is none that the code inside has opened.
+                if inner > level or (inner == -1 and self._leaves_too and x.requires_grad):
+                    raise ValueError(stranger(x, self._what))
+        return func(*args, **(kwargs or {}))
+
+
+def stranger(x: Tensor, what: str) -> str:
+    return (
+        f"{what} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
+        "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
+        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
+        "or requires_grad_(False)"
+    )
