@@ -9,7 +9,7 @@ __all__ = ["HParams", "Optimizer", "Params", "State", "check_optimizer"]
 
 Params = Any  #: any pytree of floating-point tensors (a dict of names is usual)
 State = Any  #: a pytree of tensors that belongs to one optimizer
-HParams = Any  #: a pytree of 0-d tensors; level n's hparams are level n+1's params
+HParams = Any  #: a pytree of tensors, 0-d where the rule does not say otherwise; level n's are level n+1's params
 
 
 class InitFn(Protocol):

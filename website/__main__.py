@@ -17,7 +17,7 @@ PUBLISHED = (
     "*.md",
     "LICENSE",
     "docs/**/*.*",
-    "examples/*.py",
+    "examples/**/*.py",
     "experiments/*/README.md",
     "benchmarks/results/*.png",
 )

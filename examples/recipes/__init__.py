@@ -1,1 +1,1 @@
-"""Methods of the literature, each as a program of at most 60 lines around one call of hft.train."""
+"""Methods of the literature, each as a program of at most 60 lines around hft.train."""

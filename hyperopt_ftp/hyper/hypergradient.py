@@ -71,8 +71,11 @@ def hypergradient(
         ValueError: ``over`` names what does not exist or integers, a loss that is no scalar, no batches.
         TypeError: integer parameters, batches without a length, a strategy without ``run`` and ``pullback``.
 
+        RuntimeError, ArithmeticError: as :func:`train` and the strategy.
+
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero.
+        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. A strategy of the
+            older protocol.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()

@@ -63,13 +63,19 @@ def train(
         carries no graph.
 
     Raises:
-        TypeError: an optimizer that is not pure, integer params, batches that are no sequence, no strategy.
-        ValueError: no batches, a loss that is no scalar or has no graph, one that uses a tensor which requires grad and
-            is no argument of ``train`` (its derivative would be lost).
-        RuntimeError: inference mode; what the strategy raises.
+        TypeError: an optimizer that is not pure, integer params, batches that are no sequence, no strategy, entries of
+            ``hparams["loss"]`` that are no tensors.
+        ValueError: no batches, a loss that is no scalar or has no graph or no place for ``hparams["loss"]``, one that
+            uses a tensor which requires grad and is no argument of ``train`` (its derivative would be lost); tensors on
+            the meta device, of inference mode, or complex where a derivative is asked for.
+        RuntimeError: inference mode; what the strategy raises; in the backward pass, a tensor that was changed in place
+            since, and ``create_graph=True`` with a strategy that is not exact.
 
-    Attention runs by its formula here, since the fused kernels have no second derivatives, and functions compiled by
-    ``torch.compile`` run as they are written.
+    Warns:
+        UserWarning: float16 params under a transform; what the strategy warns of.
+
+    Where something is differentiated, attention runs by its formula, since the fused kernels have no second
+    derivatives, and functions compiled by ``torch.compile`` run as they are written: in all threads while one is here.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()

@@ -59,7 +59,11 @@ class ZeroOrder:
     it, one after the other, with a warning.
 
     Raises:
-        ValueError: samples below 1, a sigma that is not above 0.
+        ValueError: samples below 1, a sigma that is not above 0. TypeError: a generator of another kind.
+        RuntimeError: losses that write in place, or that are another function each time.
+
+    Warns:
+        UserWarning: vmap cannot take the loss, so the samples run one after the other.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
