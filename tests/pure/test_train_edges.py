@@ -394,6 +394,9 @@ def test_what_a_node_keeps_is_freed_by_backward(strategy):
         assert (points.residual is None) is not keep
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch 2.10 compiles no more after modes ran in two threads at once"
+)
 def test_threads_leave_the_settings_of_the_process_as_they_were():
     before = torch.backends.cuda.flash_sdp_enabled()
     failed = []

@@ -301,7 +301,7 @@ class Problem:
 
 
 # What torch cannot do. Cells marked SILENT are wrong numbers, no error.
-HOOKS = (RuntimeError, "don't yet support saved tensor hooks")
+HOOKS = (RuntimeError, "don't yet support saved tensor hooks|does not have vmap support")  # the second: torch 2.10
 DRAWS = (RuntimeError, "random operations inside of vmap")
 NO_VMAP = (RuntimeError, "vmap over Bump, but it does not have vmap support")
 NO_JVP = (NotImplementedError, "must implement the jvp function for custom autograd.Function")
