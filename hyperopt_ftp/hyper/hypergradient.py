@@ -147,8 +147,9 @@ def _by_autograd(
 ) -> tuple[Tensor, list[Tensor], Trained]:
     with torch.enable_grad():
         value, run = objective(leaves)
+    end = Trained(*(tree.map_tree(_detached, part) for part in run))
     if not value.requires_grad:
-        return value, [torch.zeros_like(x) for x in leaves], run
+        return value, [torch.zeros_like(x) for x in leaves], end
     # In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
     narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
     found: Sequence[Tensor | None] = []
@@ -159,8 +160,7 @@ def _by_autograd(
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break
-    run = Trained(*(tree.map_tree(_detached, part) for part in run))
-    return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)], run
+    return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)], end
 
 
 def _smoothed(

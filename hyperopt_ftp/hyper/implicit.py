@@ -14,7 +14,7 @@ from .. import tree
 from ..hparams import Domain, check_choice, check_number, shown
 from .functorch import values_of
 from .leaves import cotangents_of, floats, is_float, known
-from .linear import SOLVERS, Solved, System, diverges, dot, solution, vjp
+from .linear import SOLVERS, Solved, System, diverges, dot, solution, tolerance_of, vjp
 from .rng import Recorder, RngState
 from .steps import Steps
 from .strategy import Start, Trained
@@ -154,7 +154,7 @@ class Implicit:
         if self.report is not None:
             self.report(found)
         residual = values_of(found.residual).max().item()
-        small = torch.finfo(found.residual.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
+        small = tolerance_of(found.residual, self.tolerance)
         # Conjugate gradients minimise another norm: on the way their residual may be larger than at the start.
         if not residual <= (1e3 if self.solver == "cg" else 10.0):
             raise diverges(self.solver, residual)

@@ -13,7 +13,7 @@ from .functorch import alive, under_transform, values_of
 from .leaves import fresh
 from .steps import pull
 
-__all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "vjp"]
+__all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "tolerance_of", "vjp"]
 
 Vector = list[Tensor]
 
@@ -43,7 +43,7 @@ class System:
         size = _norm(b)
         if not bool(values_of(size).isfinite().all()):
             return Solved([u * torch.nan for u in b], 0, size)  # of no use to anybody: nothing to judge
-        small = torch.finfo(size.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
+        small = tolerance_of(size, self.tolerance)
 
         def done(residual: Tensor) -> bool:
             if under_transform():
@@ -134,6 +134,11 @@ def _saved(ctx: Any) -> list[Vector]:
 def _columns(counts: list[int], rows: Sequence[Tensor]) -> list[Vector]:
     rest = iter(rows)
     return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def tolerance_of(residual: Tensor, given: float | None) -> float:
+    """The tolerance that was given, or what rounding allows in the dtype of a residual."""
+    return torch.finfo(residual.dtype).eps ** (2 / 3) if given is None else given
 
 
 def diverges(solver: str, residual: float) -> ArithmeticError:

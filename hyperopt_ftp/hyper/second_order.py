@@ -21,8 +21,10 @@ class _Shared:
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+                with ExitStack() as stack:  # what is entered is left again where the next one fails
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                    self._stack = stack.pop_all()
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import warnings
-import weakref
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -379,19 +377,12 @@ def test_a_map_of_a_users_own_hparam_never_leaves_its_range(kind):
 @every_unroll
 def test_what_a_node_keeps_is_freed_by_backward(strategy):
     """As torch frees what it has saved, unless the graph is kept."""
-    seen = []
-
-    def watched(p, x):
-        seen.append(weakref.ref(p))
-        return loss(p, x)
-
     for keep in (True, False):
-        seen.clear()
-        value = run(leaf(0.1), strategy, train_loss=watched, data=DATA * 5).params.sum()
-        points = value.grad_fn.next_functions[0][0].job
+        value = run(leaf(0.1), strategy, data=DATA * 5).params.sum()
+        job = value.grad_fn.next_functions[0][0].job
+        assert job.residual is not None
         value.backward(retain_graph=keep)
-        gc.collect()
-        assert (points.residual is None) is not keep
+        assert (job.residual is None) is not keep
 
 
 @pytest.mark.skipif(
@@ -580,3 +571,37 @@ def test_forward_ends_where_the_loop_ends_in_16_bits():
 def test_wrong_uses_that_a_newcomer_tried(act, text):
     with pytest.raises((TypeError, ValueError), match=text):
         act()
+
+
+def test_where_no_derivative_can_be_meant_a_leaf_beside_the_arguments_is_a_number():
+    beside = leaf(0.3)
+
+    def uses(p, x):
+        return loss(p, x) + beside * p.sum()
+
+    lr = torch.tensor(0.1, dtype=F64)
+    with pytest.raises(ValueError, match="no argument of train"):
+        run(lr, train_loss=uses)
+    with torch.no_grad():
+        got = run(lr, train_loss=uses).params
+    assert torch.equal(got, run(lr, train_loss=lambda p, x: loss(p, x) + 0.3 * p.sum()).params)
+
+
+@pytest.mark.filterwarnings("ignore:the hypergradient of 'lr' is exactly 0")
+def test_an_outer_loss_without_a_graph_leaves_none_behind():
+    _, grads, end = hft.hypergradient(SGD, loss, lambda p: torch.ones(()), W, DATA, "lr")
+    assert grads["lr"] == 0
+    assert not any(x.requires_grad for x in tree.leaves(end))
+
+
+def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkeypatch):
+    def refused(stance):
+        raise RuntimeError("not here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "set_stance", refused)
+        with pytest.raises(RuntimeError, match="not here"):
+            run(leaf(0.1))
+    assert torch.backends.cuda.flash_sdp_enabled()
+    run(leaf(0.1)).params.sum().backward()
+    assert torch.backends.cuda.flash_sdp_enabled()
