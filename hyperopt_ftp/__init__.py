@@ -1,7 +1,12 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
-from .digrap import digrap as digrap
-from .ftp import ftp as ftp
+from .anchored import cautious_decay as cautious_decay
+from .anchored import digrap as digrap
+from .anchored import directed as directed
+from .anchored import ftp as ftp
+from .anchored import l2sp as l2sp
+from .anchored import projected as projected
+from .anchored import spd as spd
 from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit
 from .hyper import OneStep as OneStep
@@ -17,16 +22,12 @@ from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw
 from .optimizers import anneal as anneal
-from .optimizers import cautious_decay as cautious_decay
 from .optimizers import clipped as clipped
-from .optimizers import directed as directed
-from .optimizers import l2sp as l2sp
+from .optimizers import damped as damped
 from .optimizers import lion as lion
-from .optimizers import projected as projected
 from .optimizers import rmsprop as rmsprop
 from .optimizers import scheduled as scheduled
 from .optimizers import sgd as sgd
-from .optimizers import spd as spd
 from .torch_optim import FTP as FTP
 from .torch_optim import FTPSGD as FTPSGD
 from .torch_optim import L2SP as L2SP

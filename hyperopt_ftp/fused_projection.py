@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import projections
+from .anchored import projections
 from .hparams import check_choice
-from .kernels.layers import NOTHING, Ball, Layers
-from .kernels.ops import FUSED, obstacle
+from .kernels.layers import ABSENT, Ball, Layers
+from .kernels.ops import FUSED, why_not
 
 __all__ = ["project"]
 
 
 def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars") -> Tensor:
-    """:func:`hyperopt_ftp.projections.project`, its value computed by the fused kernels where they can.
+    """:func:`hyperopt_ftp.anchored.project`, its value computed by the fused kernels where they can.
 
     ``W0_i + min(radius / n_i, 1) * (W - W0)_i`` in one pass over W and W0. Works under ``torch.autograd`` (any order)
     and ``torch.func`` (grad, jvp, vmap, nested); all derivatives are those of the pure function, which is
@@ -55,14 +55,14 @@ class _Projection(torch.autograd.Function):
     def forward(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str) -> Tensor:
         alike = weights.dtype == anchor.dtype == radius.dtype and weights.stride() == anchor.stride()
         wide = weights.dtype in (torch.float32, torch.float64) and radius.device == weights.device
-        odd = weights.is_neg() or anchor.is_neg() or obstacle([weights, anchor]) is not None
+        odd = weights.is_neg() or anchor.is_neg() or why_not([weights, anchor]) is not None
         if not (alike and wide and weights.numel()) or odd:
             return projections.project(weights, anchor, radius, norm)
         rows = weights.shape[0] if norm == "mars" and weights.ndim >= 2 else 1
         out, c, n = weights.clone(), torch.empty_like(weights), weights.new_empty(rows)
         step, one = torch.zeros((), device=weights.device), radius.detach().reshape(())
         own = [[one.clone()] for _ in range(3)]  # the radius and its moments
-        layers = Layers._make([[out], [NOTHING], [NOTHING], [anchor], [c], [n], *own, [step], []])
+        layers = Layers._make([[out], [ABSENT], [ABSENT], [anchor], [c], [n], *own, [step], []])
         kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]
         kernel.project_(layers, one.reshape(1).clone(), Ball(0.0, 0.0, norm, False))
         return out

@@ -21,6 +21,7 @@ __all__ = [
     "check_count",
     "check_flag",
     "check_number",
+    "check_zero_d",
     "complete",
     "concrete",
     "did_you_mean",
@@ -106,6 +107,12 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
         raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {type(value).__name__}")
     if not domain.holds(value):
         raise ValueError(f"{name} must lie in {domain}, got {value}")
+
+
+def check_zero_d(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must be a 0-d tensor, got {got}")
 
 
 def is_number(value: Any) -> bool:

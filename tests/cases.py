@@ -79,7 +79,7 @@ BASES = [
 
 COMBINED = [
     Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
-    Case("anneal", lambda **k: hft.anneal(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
+    Case("damped", lambda **k: hft.damped(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
     Case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), {"lr": 0.1, "momentum": 0.5}),
     Case("projected", lambda **k: hft.projected(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius": 0.35}),
     Case("projected-l2", lambda **k: hft.projected(hft.sgd(lr=0.1), ANCHOR, norm="l2", **k), {"radius": 0.35}),

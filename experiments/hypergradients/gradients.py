@@ -15,8 +15,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Batch, Losses
 from experiments.common.memory import peak_above
-from hyperopt_ftp.ftp import radius_gradient
-from hyperopt_ftp.projections import row_norm
+from hyperopt_ftp.anchored import radius_gradient, row_norm
 
 Weights = dict[str, Tensor]
 

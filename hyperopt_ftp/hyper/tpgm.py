@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..anchored.anchors import anchors, check_anchor
+from ..anchored.projected import projected
+from ..anchored.projections import FLOOR, clip_radius, row_norm
 from ..hparams import check_number, to_tensors
 from ..optimizers.adam import adam
-from ..optimizers.projected import anchors, check_anchor, projected
 from ..optimizers.sgd import sgd
-from ..projections import FLOOR, clip_radius, row_norm
 from ..types import Params
 from .hypergradient import slope
 from .leaves import fresh

@@ -1,4 +1,4 @@
-"""Launches of the fused CPU execution: tables of addresses, and rows spread over threads. Numba is imported when used.
+"""Launches of the fused CPU execution: tables of addresses, rows shared out among threads. Numba is imported when used.
 
 Each call starts its threads and ends them: there is no pool to be lost in a fork or shared by two optimizers. A
 layer's sum and its rows stay on one thread; large layers are cut into blocks of rows, always the same ones, so that a
@@ -124,16 +124,16 @@ class _Call:
         k = self.kernels
         cut = self.table[:, k.COUNT] != 1
         if not cut.any():
-            self._spread((~cut).nonzero()[0], parts)
+            self._share_out((~cut).nonzero()[0], parts)
             return
         firsts = self.first[cut[self.first]]
-        self._spread(cut.nonzero()[0], parts & k.SUM_PART)
-        self._spread(firsts, parts & k.RADIUS_PART)
-        self._spread(cut.nonzero()[0], parts & k.MOVE_PART)
-        self._spread((~cut).nonzero()[0], parts)
-        self._spread(firsts, parts & k.CLIP_PART)
+        self._share_out(cut.nonzero()[0], parts & k.SUM_PART)
+        self._share_out(firsts, parts & k.RADIUS_PART)
+        self._share_out(cut.nonzero()[0], parts & k.MOVE_PART)
+        self._share_out((~cut).nonzero()[0], parts)
+        self._share_out(firsts, parts & k.CLIP_PART)
 
-    def _spread(self, pieces: Any, parts: int) -> None:
+    def _share_out(self, pieces: Any, parts: int) -> None:
         """Run parts of the pieces on as many threads as torch uses, the largest pieces first."""
         import numpy as np
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NOTHING", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose", "working_dtype"]
+__all__ = ["ABSENT", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose", "working_dtype"]
 
-#: Stands for a tensor that there is not.
-NOTHING = torch.empty(0)
+#: Stands for a tensor that a layer does not have.
+ABSENT = torch.empty(0)
 
 
 class Layers(NamedTuple):
@@ -65,6 +65,7 @@ class Ball(NamedTuple):
     kappa: float
     norm: str  # "mars" or "l2"
     exact: bool  # gradient="exact"
+    fixed: float | None = None  # a radius that is not learned
 
 
 class Amp(NamedTuple):

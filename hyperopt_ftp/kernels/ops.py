@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import cpu, triton
-from .layers import NOTHING, SGD, AdamW, Amp, Ball, Layers, working_dtype
+from .layers import ABSENT, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
-__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "obstacle"]
+__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "why_not"]
 
 _PLAIN = Amp()
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
@@ -78,7 +78,7 @@ UNASKED = frozenset({"cpu"})
 INSTALLED = frozenset(package for _, package in BEST.values() if find_spec(package))
 
 
-def obstacle(params: Sequence[Tensor], asked: bool = False) -> str | None:
+def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
     """Why a fused execution does not step these parameters; ``None`` where it does.
 
     Args:
@@ -133,8 +133,8 @@ def _flat(layers: Layers) -> tuple:
 def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(), columns=0) -> Layers:
     """What :func:`_flat` took apart."""
 
-    def spread(values: list[Tensor], where: list[int]) -> list[Tensor]:
-        full = [NOTHING] * len(weights)
+    def scattered(values: list[Tensor], where: list[int]) -> list[Tensor]:
+        full = [ABSENT] * len(weights)
         for i, value in zip(where, values, strict=True):
             full[i] = value
         return full
@@ -144,9 +144,9 @@ def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(
         [
             weights,
             grads,
-            list(steps) or [NOTHING] * len(weights),
-            spread(anchors, anchored),
-            *(spread(s, held) for s in state),
+            list(steps) or [ABSENT] * len(weights),
+            scattered(anchors, anchored),
+            *(scattered(s, held) for s in state),
             each,
         ]
     )

@@ -1,4 +1,4 @@
-"""Execution for DTensors whose rows are spread over processes (FSDP2, HSDP): each does its part, and two collectives a
+"""Execution for DTensors whose rows are sharded over processes (FSDP2, HSDP): each does its part, and two collectives a
 step, however many layers there are, join them.
 
 What a process cannot know alone are the hypergradient, a sum over all rows, and the largest norm, a maximum over them;
@@ -18,8 +18,8 @@ from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 __all__ = [
-    "Part", "is_spread", "largest_off", "like", "local", "obstacle", "place", "project_", "radii_", "shard",
-    "spread_rows", "step_", "whole",
+    "Part", "full_rows", "is_dtensor", "like", "local", "place", "project_", "radii_", "shard", "step_", "whole",
+    "why_not",
 ]  # fmt: skip
 
 #: How the shards of a layer make a whole.
@@ -154,7 +154,7 @@ def _joined(
 # DTensors
 
 
-def is_spread(x: Tensor) -> bool:
+def is_dtensor(x: Tensor) -> bool:
     """Whether ``x`` is a DTensor."""
     if type(x) in (Tensor, torch.nn.Parameter) or not torch.distributed.is_available():
         return False
@@ -165,17 +165,17 @@ def is_spread(x: Tensor) -> bool:
 
 def local(x: Any) -> Tensor:
     """This process's shard; a plain tensor as it is."""
-    return x.to_local() if is_spread(x) else x
+    return x.to_local() if is_dtensor(x) else x
 
 
 def whole(x: Any) -> Tensor:
     """All of it, on each process."""
-    return x.full_tensor() if is_spread(x) else x
+    return x.full_tensor() if is_dtensor(x) else x
 
 
-def obstacle(p: Any) -> str | None:
+def why_not(p: Any) -> str | None:
     """Why shards of ``p`` cannot step by themselves; ``None`` where they can."""
-    if not is_spread(p):
+    if not is_dtensor(p):
         return None if type(p) in (Tensor, torch.nn.Parameter) else f"a parameter is a {type(p).__name__}"
     from torch.distributed.tensor import Replicate, Shard
 
@@ -187,7 +187,7 @@ def obstacle(p: Any) -> str | None:
 
 def _group(p: Any) -> Any:
     """The processes over which ``p`` is cut; ``None`` where each has all of it."""
-    if is_spread(p) and obstacle(p) is None:
+    if is_dtensor(p) and why_not(p) is None:
         for dim, placement in enumerate(p.placements):
             if placement.is_shard() and p.device_mesh.size(dim) > 1:
                 return p.device_mesh.get_group(dim)
@@ -201,10 +201,12 @@ def _kind(p: Tensor, norm: str) -> int:
 
 
 def place(source: Any, p: Any) -> Tensor:
-    """``source``, spread in some way or whole on each process, spread as ``p`` is."""
+    """``source``, sharded in some way or whole on each process, sharded as ``p`` is; as it is where ``p`` is not."""
+    if not is_dtensor(p):
+        return source
     from torch.distributed.tensor import distribute_tensor
 
-    if is_spread(source):
+    if is_dtensor(source):
         same = source.placements == p.placements and source.device_mesh == p.device_mesh
         return source if same else source.redistribute(p.device_mesh, p.placements)
     # Each process cuts its own shard out: nothing is sent.
@@ -220,20 +222,20 @@ def like(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) -> Tenso
         norm: ``"mars"`` or ``"l2"``.
         is_rows: whether it is row norms.
     """
-    spread = is_spread(p) and (not is_rows or _kind(p, norm) == ROWS)
-    if spread != is_spread(value):
-        return place(value, p) if spread else value.full_tensor()
+    cut = is_dtensor(p) and (not is_rows or _kind(p, norm) == ROWS)
+    if cut != is_dtensor(value):
+        return place(value, p) if cut else value.full_tensor()
     return value
 
 
-def spread_rows(p: Any, value: float, norm: str, dtype: torch.dtype) -> Tensor:
-    """A value for each row, spread like the rows of ``p``; a plain tensor where every process has all of them."""
+def full_rows(p: Any, value: float, norm: str) -> Tensor:
+    """A value for each row, sharded like the rows of ``p``; a plain tensor where every process has all of them."""
     rows = p.shape[0] if norm == "mars" and p.ndim >= 2 else 1
     if _kind(p, norm) != ROWS:
-        return torch.full((rows,), value, dtype=dtype, device=local(p).device)
+        return torch.full((rows,), value, dtype=working_dtype(p), device=local(p).device)
     from torch.distributed.tensor import DTensor
 
-    mine = torch.full((local(p).shape[0],), value, dtype=dtype, device=local(p).device)
+    mine = torch.full((local(p).shape[0],), value, dtype=working_dtype(p), device=local(p).device)
     return DTensor.from_local(mine, p.device_mesh, p.placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
 
 
@@ -244,19 +246,3 @@ def shard(x: Any) -> tuple[Tensor, int, Any]:
         return x.full_tensor(), 0, None
     rows = -(-x.shape[0] // group.size())  # torch.chunk's
     return x.to_local(), min(group.rank() * rows, x.shape[0]) * x.shape[1:].numel(), group
-
-
-def largest_off(pairs: Sequence[tuple[Any, Any, str]]) -> list[Tensor]:
-    """The largest row norm of ``W - W0`` of each ``(W, W0, norm)``, 0-d; one collective for each mesh.
-
-    An empty W0 is zero.
-    """
-    parts, found = [], []
-    for w, w0, norm in pairs:
-        c = w.detach().to(working_dtype(w))
-        c = c - w0.to(c.dtype) if w0.numel() else c
-        if obstacle(w) is not None:
-            c = c.full_tensor()
-        parts.append(([_group(w)], [_kind(w, norm)], norm, [foreach.row_sums(local(c).double(), norm)]))
-    found = _joined_tops(parts)
-    return [(top + foreach.FLOOR).reshape(()) for top in found]

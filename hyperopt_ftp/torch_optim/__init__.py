@@ -1,13 +1,13 @@
-"""Drop-in ``torch.optim`` classes: the only layer that mutates and picks executions."""
+"""Drop-in ``torch.optim`` classes: the only layer that mutates and picks backends."""
 
-from .family import L2SP as L2SP
-from .family import SPD as SPD
-from .family import CautiousDecay as CautiousDecay
-from .family import DiGraP as DiGraP
+from .cautious_decay import CautiousDecay as CautiousDecay
+from .digrap import DiGraP as DiGraP
+from .ftp import FTP as FTP
 from .ftp_adamw import FTPAdamW as FTPAdamW
 from .ftp_sgd import FTPSGD as FTPSGD
-from .ftp_wrapper import FTP as FTP
 from .hypergradient_descent import HypergradientDescent as HypergradientDescent
+from .l2sp import L2SP as L2SP
 from .mars_sp import MARSSP as MARSSP
+from .spd import SPD as SPD
 from .watch import measure as measure
 from .watch import watch as watch

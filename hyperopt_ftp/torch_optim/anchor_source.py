@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import sharded
-from ..kernels.layers import NOTHING
+from ..kernels.layers import ABSENT
 from .checks import DTYPES
 from .fingerprint import fingerprint
 from .names import plain
@@ -109,7 +109,7 @@ class AnchorSource:
         if self._in_file(p, name) and (source is None or source is self._known(p, name)):
             return  # its fingerprint is taken when a checkpoint is
         source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
-        if sharded.is_spread(p):
+        if sharded.is_dtensor(p):
             source = sharded.place(source, p)
         dtype = source.dtype
         if (
@@ -174,7 +174,7 @@ class AnchorSource:
                 if _is_true((wanted == 0).all()):
                     return w0
             else:
-                here = sharded.place(w0, wanted) if sharded.is_spread(wanted) else sharded.whole(w0)
+                here = sharded.place(w0, wanted) if sharded.is_dtensor(wanted) else sharded.whole(w0)
                 wide = torch.promote_types(wanted.dtype, w0.dtype)
                 if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
                     return w0
@@ -202,12 +202,12 @@ class AnchorSource:
                 return self._given[plain(str(name))]
             state.pop("anchor_fingerprint", None)
             self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
-        return state.get("anchor", NOTHING)
+        return state.get("anchor", ABSENT)
 
     def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
         """The same for those who only look: as it is kept, in whatever dtype, and nothing is put into the state."""
         if "anchor" in state or self._given is None:
-            return state.get("anchor", NOTHING)
+            return state.get("anchor", ABSENT)
         return self._given[plain(str(name))]
 
     def _in_file(self, p: Tensor, name: Any) -> bool:
@@ -215,18 +215,18 @@ class AnchorSource:
         if self.path is None or self._given is None:
             return False
         mapped = self._given[plain(str(name))]
-        if sharded.is_spread(p):
+        if sharded.is_dtensor(p):
             return False
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
 
 
 def _is_true(x: Tensor) -> bool:
-    """On every process, where it is spread: an error on some of them leaves the others waiting."""
-    return bool(x.full_tensor() if sharded.is_spread(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
+    """On every process, where it is sharded: an error on some of them leaves the others waiting."""
+    return bool(x.full_tensor() if sharded.is_dtensor(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:
-    return _is_true((a == b).all()) if sharded.is_spread(a) else torch.equal(a, b)
+    return _is_true((a == b).all()) if sharded.is_dtensor(a) else torch.equal(a, b)
 
 
 def _mapped(path: str) -> dict[str, Tensor]:

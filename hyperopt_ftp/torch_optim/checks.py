@@ -18,6 +18,7 @@ __all__ = [
     "check_checkpoint",
     "check_dtype",
     "check_flags",
+    "check_gradient",
     "check_group_options",
     "check_maker",
     "check_order",
@@ -124,6 +125,30 @@ def check_shapes(p: Tensor, name: Any, state: dict[str, Any], whole: Collection[
             )
 
 
+def check_gradient(p: Tensor, name: Any) -> None:
+    """A gradient, where there is one, is a dense, real tensor like its parameter."""
+    grad = p.grad
+    if grad is None:
+        return
+    if grad.shape != p.shape:
+        raise RuntimeError(
+            f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, and the parameter "
+            f"{tuple(p.shape)}; call zero_grad() after weights are resized"
+        )
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"gradients must be dense, got {grad.layout} for parameter {name!r}; use dense embeddings, or another "
+            "optimizer for that parameter"
+        )
+    if not grad.is_floating_point():
+        raise RuntimeError(f"gradients must be real and floating, got {grad.dtype} for parameter {name!r}")
+    if grad.device != p.device:
+        raise RuntimeError(
+            f"the gradient of parameter {name!r} is on {grad.device}, the parameter on {p.device}; move the model "
+            "before the optimizer is built"
+        )
+
+
 # -- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -163,8 +188,7 @@ def check_state(
     state: dict[str, Any],
     shapes: Mapping[str, torch.Size],
     needed: Collection[str],
-    own: Collection[str],
-    counts: Collection[str],
+    kinds: Mapping[str, str],
 ) -> None:
     """Loaded state is whole and fits its parameter.
 
@@ -174,8 +198,7 @@ def check_state(
         state: what was loaded for it.
         shapes: of a constrained parameter's state, of which there are all keys or none.
         needed: keys of the base's state of which there are all or none.
-        own: keys of tensors that the optimizer reads.
-        counts: keys of step counts.
+        kinds: of the entries that the optimizer reads, by name.
     """
     for keys, why in (
         (shapes, "it is damaged, or of an earlier version"),
@@ -186,9 +209,9 @@ def check_state(
         if begun and missing:
             raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
     for key, value in state.items():
-        if key in counts:
+        if kinds.get(key) == "count":
             _check_count(key, value, name)
-        elif key in own and not (key == "momentum_buffer" and value is None):
+        elif (key in kinds or key == "anchor") and not (key == "momentum_buffer" and value is None):
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(

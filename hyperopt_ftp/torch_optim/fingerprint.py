@@ -26,7 +26,7 @@ def fingerprint(values: Tensor) -> int:
     True
     """
     x, first, group = values, 0, None
-    if sharded.is_spread(values):
+    if sharded.is_dtensor(values):
         x, first, group = sharded.shard(values)
     x = x.detach().resolve_neg().flatten()
     total = torch.zeros((), dtype=torch.int64, device=x.device)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..anchored.rule import Spec
 from ..hparams import check_number, shown
 from ..kernels.layers import AdamW
 from ..tree import working
 from .anchor_source import AnchorSource
-from .native import Native, number, plain
+from .bases import Own, OwnRule, number, value_of
+from .checks import check_flags
+from .ftp import learned_ball
+from .optimizer import DropIn
 
 __all__ = ["FTPAdamW"]
 
 
-class FTPAdamW(Native):
+class FTPAdamW(DropIn):
     """AdamW whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182, Algorithm 1).
 
     For each constrained parameter with anchor ``W0``, weights ``W`` and gradient ``g``; ``d`` is AdamW's displacement
@@ -83,10 +87,6 @@ class FTPAdamW(Native):
     ['0.bias', '0.weight']
     """
 
-    NUMBERS: ClassVar[tuple[str, ...]] = (*Native.NUMBERS, "lr", "eps", "weight_decay")
-    FLAGS: ClassVar[tuple[str, ...]] = (*Native.FLAGS, "amsgrad")
-    _OWN: ClassVar[frozenset[str]] = Native._OWN | {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-
     def __init__(
         self,
         params: Any,
@@ -116,28 +116,48 @@ class FTPAdamW(Native):
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
             "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, exclude, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor))
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}
+        super().__init__(Own(ADAMW), learned_ball(options, source), exclude, params, defaults)
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
-        for beta in betas:
-            check_number("betas", beta)
-        super()._check_options(group)
+    def radii(self) -> dict[Any, float]:
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        return self._scalars("radius")
 
-    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
-    def _needed(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("step", *self._moments(group))
+def _moments(group: dict[str, Any]) -> tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
-    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
-        super()._start(p, state, group, name, constrained)
-        for key in self._moments(group):
-            if key not in state:
-                state[key] = torch.zeros_like(working(p.detach()))
 
-    def _base(self, group: dict[str, Any], like: Tensor) -> AdamW:
-        lr = number(group["lr"], like, group["capturable"])
-        return AdamW(lr, *map(plain, (*group["betas"], group["eps"], group["weight_decay"])))
+def _check(group: dict[str, Any]) -> None:
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
+    for name, value in (
+        ("betas", betas[0]),
+        ("betas", betas[1]),
+        *((n, group[n]) for n in ("lr", "eps", "weight_decay")),
+    ):
+        check_number(name, value)
+    check_flags(group, ("amsgrad",))
+
+
+def _numbers(group: dict[str, Any], like: Tensor) -> AdamW:
+    lr = number(group["lr"], like, group["capturable"])
+    return AdamW(lr, *map(value_of, (*group["betas"], group["eps"], group["weight_decay"])))
+
+
+def _begin(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    for key in _moments(group):
+        if key not in state:
+            state[key] = torch.zeros_like(working(p.detach()))
+
+
+ADAMW = OwnRule(
+    tuple(Spec(name, "weights") for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    _moments,
+    whole=True,
+    check=_check,
+    numbers=_numbers,
+    begin=_begin,
+)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..anchored.rule import Spec
+from ..hparams import check_number
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
 from ..tree import working
 from .anchor_source import AnchorSource
-from .native import Native, number, plain
+from .bases import Own, OwnRule, number, value_of
+from .checks import check_flags
+from .ftp import learned_ball
+from .optimizer import DropIn
 
 __all__ = ["FTPSGD"]
 
 
-class FTPSGD(Native):
+class FTPSGD(DropIn):
     """SGD whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182).
 
     The rule of :class:`FTPAdamW`, where the displacement ``d`` is that of :class:`torch.optim.SGD`. Weight decay is
@@ -43,10 +48,6 @@ class FTPSGD(Native):
     >>> {name: round(radius, 4) for name, radius in opt.radii().items()}
     {0: 0.016}
     """
-
-    NUMBERS: ClassVar[tuple[str, ...]] = (*Native.NUMBERS, "lr", "momentum", "dampening", "weight_decay")
-    FLAGS: ClassVar[tuple[str, ...]] = (*Native.FLAGS, "nesterov")
-    _OWN: ClassVar[frozenset[str]] = Native._OWN | {"momentum_buffer"}
 
     def __init__(
         self,
@@ -77,28 +78,49 @@ class FTPSGD(Native):
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
             "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
         }  # fmt: skip
-        super().__init__(params, defaults, exclude, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor))
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}
+        super().__init__(Own(MOMENTUM), learned_ball(options, source), exclude, params, defaults)
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
-        check_nesterov(group["momentum"], group["dampening"], group["nesterov"])
+    def radii(self) -> dict[Any, float]:
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        return self._scalars("radius")
 
-    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        if group["momentum"] == 0:
-            return ()
-        return ("momentum_buffer",) if group["dampening"] == 0 else ("momentum_buffer", "momentum_start")
 
-    def _start(self, p: Tensor, state: dict[str, Any], group: dict[str, Any], name: Any, constrained: bool) -> None:
-        super()._start(p, state, group, name, constrained)
-        keys = self._moments(group)
-        # As in torch, the first step with momentum is the one that finds no buffer; it differs with dampening.
-        if "momentum_start" in keys and "momentum_start" not in state:
-            begun = state.get("momentum_buffer") is not None
-            state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
-        if keys and state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(working(p.detach()))
+def _moments(group: dict[str, Any]) -> tuple[str, ...]:
+    if group["momentum"] == 0:
+        return ()
+    return ("momentum_buffer",) if group["dampening"] == 0 else ("momentum_buffer", "momentum_start")
 
-    def _base(self, group: dict[str, Any], like: Tensor) -> SGD:
-        lr = number(group["lr"], like, group["capturable"])
-        numbers = map(plain, (group["momentum"], group["dampening"], group["weight_decay"]))
-        return SGD(lr, *numbers, nesterov=group["nesterov"])
+
+def _check(group: dict[str, Any]) -> None:
+    for name in ("lr", "momentum", "dampening", "weight_decay"):
+        check_number(name, group[name])
+    check_flags(group, ("nesterov",))
+    check_nesterov(group["momentum"], group["dampening"], group["nesterov"])
+
+
+def _numbers(group: dict[str, Any], like: Tensor) -> SGD:
+    lr = number(group["lr"], like, group["capturable"])
+    numbers = map(value_of, (group["momentum"], group["dampening"], group["weight_decay"]))
+    return SGD(lr, *numbers, nesterov=group["nesterov"])
+
+
+def _begin(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    keys = _moments(group)
+    # As in torch, the first step with momentum is the one that finds no buffer; it differs with dampening.
+    if "momentum_start" in keys and "momentum_start" not in state:
+        begun = state.get("momentum_buffer") is not None
+        state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
+    if keys and state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = torch.zeros_like(working(p.detach()))
+
+
+MOMENTUM = OwnRule(
+    (Spec("momentum_buffer", "weights"), Spec("momentum_start", "count")),
+    _moments,
+    whole=False,  # the buffer begins with the first step that has momentum
+    check=_check,
+    numbers=_numbers,
+    begin=_begin,
+)

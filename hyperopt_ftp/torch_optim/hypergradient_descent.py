@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..anchored.rule import Spec
+from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
-from .anchor_source import AnchorSource
-from .around import Around
+from .backends import BACKENDS, Backend
+from .bases import Given
+from .hold import Method
+from .optimizer import DropIn
 
 __all__ = ["HypergradientDescent"]
 
 
-class HypergradientDescent(Around):
+class HypergradientDescent(DropIn):
     """Hypergradient descent of the learning rate (arXiv 1703.04782, eq. 8) around an optimizer.
 
     For each group with learning rate ``lr``, gradients ``g`` at the present weights, and ``u`` = the displacement of
@@ -52,56 +56,61 @@ class HypergradientDescent(Around):
     0.109
     """
 
-    HELD: ClassVar[tuple[str, ...]] = ("direction",)
-    WHOLE: ClassVar[frozenset[str]] = frozenset({"direction"})
-    _OWN: ClassVar[frozenset[str]] = Around._OWN | {*HELD}
-    NUMBERS: ClassVar[tuple[str, ...]] = ("lr_lr",)
-    OPTIONS: ClassVar[tuple[str, ...]] = ("lr_lr",)
-
     def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
-        super().__init__(base, {"lr_lr": lr_lr}, AnchorSource("zero", None, None, saved=True), exclude)
+        super().__init__(Given(base), _Descent(lr_lr), exclude)
 
-    def _pick(self, group: dict[str, Any]) -> str:
-        return "single"
 
-    def _begun(self, state: Any) -> bool:
-        return False  # there is no anchor to keep
+class _Descent(Method):
+    """The rule, for all of a group's parameters at once."""
 
-    def _step(self) -> None:
-        self._check_step()
-        work = [(group, self._counted(group)) for group in self.param_groups]
-        old = [group["lr"] for group in self.param_groups]
-        new = [self._new_lr(group, params) for group, params in work]
+    specs: tuple[Spec, ...] = (Spec("direction", "weights"),)
+
+    def __init__(self, lr_lr: float) -> None:
+        self.options: dict[str, Any] = {"lr_lr": lr_lr}
+
+    def check(self, group: dict[str, Any]) -> None:
+        check_number("lr_lr", group["lr_lr"])
+
+    def pick(self, group: dict[str, Any], strict: bool) -> Backend:
+        return BACKENDS["single"]
+
+    def step(self, opt: DropIn) -> None:
+        opt.check_step()
+        work = [(group, _counted(group)) for group in opt.param_groups]
+        old = [group["lr"] for group in opt.param_groups]
+        new = [_new_lr(opt, group, params) for group, params in work]
         before = {p: working(p.detach()).clone() for _, params in work for p in params}
         try:
-            for group, lr in zip(self.param_groups, new, strict=True):
+            for group, lr in zip(opt.param_groups, new, strict=True):
                 _set_lr(group, lr)
-            self.base.step()
+            opt.base.step()
         except BaseException:
-            for group, lr in zip(self.param_groups, old, strict=True):
+            for group, lr in zip(opt.param_groups, old, strict=True):
                 group["lr"] = lr
             raise
         for group, params in work:
             lr = float(group["lr"])
             for p in set(group["params"]) - set(params):
-                self.state.get(p, {}).pop("direction", None)  # it has not moved
+                opt.state.get(p, {}).pop("direction", None)  # it has not moved
             for p in params:
                 u = before[p] - working(p.detach())
-                self.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
+                opt.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
 
-    def _counted(self, group: dict[str, Any]) -> list[Tensor]:
-        pairs = zip(group["params"], group["constrained"], strict=True)
-        return [p for p, counts in pairs if counts and p.grad is not None]
 
-    def _new_lr(self, group: dict[str, Any], params: list[Tensor]) -> float:
-        """The group's learning rate for this step."""
-        lr, sign, slope = float(group["lr"]), -1 if group.get("maximize", False) else 1, 0.0
-        for p in params:
-            u = self.state.get(p, {}).get("direction")
-            if u is not None and p.grad is not None:
-                slope += float(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
-        move = float(group["lr_lr"]) * sign * slope
-        return max(lr + move, 0.0) if math.isfinite(move) else lr
+def _counted(group: dict[str, Any]) -> list[Tensor]:
+    pairs = zip(group["params"], group["constrained"], strict=True)
+    return [p for p, counts in pairs if counts and p.grad is not None]
+
+
+def _new_lr(opt: DropIn, group: dict[str, Any], params: list[Tensor]) -> float:
+    """The group's learning rate for this step."""
+    lr, sign, slope = float(group["lr"]), -1 if group.get("maximize", False) else 1, 0.0
+    for p in params:
+        u = opt.state.get(p, {}).get("direction")
+        if u is not None and p.grad is not None:
+            slope += float(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
+    move = float(group["lr_lr"]) * sign * slope
+    return max(lr + move, 0.0) if math.isfinite(move) else lr
 
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..anchored.ftp import FTP_SPECS, ftp_rule
+from ..anchored.rule import Numbers, Rule, RuleState
+from ..hparams import to_tensors
+from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
-from .around import Around
-from .executions import Part
-from .ftp_wrapper import FTP
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
 
 __all__ = ["MARSSP"]
 
 
-class MARSSP(FTP):
+class MARSSP(DropIn):
     """MARS-SP (arXiv 2002.08253) around an optimizer: rows stay in balls of a fixed radius around the anchor.
 
     The rule of :func:`~hyperopt_ftp.projected` with ``radius``; :class:`FTP` learns it instead. The projection runs in
     the same executions (``opt.execution``), and the state is FTP's. ``opt.radii()`` shows the radius in effect: the
-    given one, or the largest row norm where that is smaller. FTP's other options lie in the groups and do nothing.
+    given one, or the largest row norm where that is smaller.
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
@@ -43,9 +47,6 @@ class MARSSP(FTP):
             [ 0.2000, -0.1000]])
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("radius", *FTP.OPTIONS)
-    NUMBERS: ClassVar[tuple[str, ...]] = ("radius", *FTP.NUMBERS)
-
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -58,9 +59,23 @@ class MARSSP(FTP):
         anchor_device: Any = None,
         save_anchor: bool = True,
     ) -> None:
-        own = {"radius": radius, "radius_lr": 0.0, "kappa": 1.0, "norm": norm, "gradient": "paper"}
-        Around.__init__(self, base, own, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor), exclude)
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold({"radius": radius, "norm": norm}, _rule, source, FTP_SPECS, _ball), exclude)
 
-    def _radii(self, execution: str, parts: list[Part], groups: list[dict[str, Any]]) -> list[Tensor]:
-        pairs = zip(parts, groups, strict=True)
-        return [torch.full_like(torch.stack(part.layers.radii), float(group["radius"])) for part, group in pairs]
+    def radii(self) -> dict[Any, float]:
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        return self._scalars("radius")
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    """FTP's, with the given radius in place of a learned one."""
+
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        return g, {**state, "radius": h["radius"].to(state["radius"])}
+
+    rule = ftp_rule(0.0, 1.0, group["norm"], "paper")
+    return rule._replace(hparams=to_tensors(radius=group["radius"]), before=before)
+
+
+def _ball(group: dict[str, Any]) -> Ball:
+    return Ball(0.0, 1.0, group["norm"], exact=False, fixed=float(group["radius"]))

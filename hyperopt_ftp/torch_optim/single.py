@@ -1,102 +1,124 @@
-"""The pure functions as an execution: one layer at a time, with the signatures of the kernels."""
+"""The pure functions as an execution of any rule: one parameter at a time, written back in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..ftp import FTPState, ftp, master, radius_gradient
+from ..anchored.rule import Numbers, Rule, RuleState
 from ..hparams import as_tensor
 from ..kernels import sharded
-from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
-from ..optimizers.adam import AdamState, adam, adamw
-from ..optimizers.combinators import anneal
+from ..kernels.layers import SGD, AdamW, Amp
+from ..optimizers.adam import AdamState, adamw
 from ..optimizers.sgd import SGDState, sgd
-from ..projections import clip_radius, rescaled, row_norm
 from ..tree import working
 from ..types import Optimizer
+from .store import Columns
 
-__all__ = ["project_", "radii_", "step_"]
+__all__ = ["Kept", "after_", "before", "step_"]
 
 
-def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> None:  # noqa: B008 (immutable)
-    """A whole step, as ``kernels.foreach.step_``."""
+class Kept(NamedTuple):
+    """What a parameter's step keeps from before the base's; nothing is written until it ends."""
+
+    g: Tensor  # raw gradient
+    w: Tensor  # weights, what stands behind 16 bits
+    state: RuleState | None  # None: unconstrained
+
+
+def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp: Amp) -> None:
+    """A whole step, the base's too."""
     if amp.found_inf is not None and amp.found_inf.item():
         return
-    with _whole(layers) as layers:
-        _step(layers, base, ball, amp)
+    optimizer = _pure(base, amsgrad=len(columns.moments) > 2)
+    with _whole(columns) as columns:
+        for i, stored in enumerate(columns.weights):
+            seen, kept = _before(columns, i, rule, numbers, amp)
+            count = columns.steps[i].to(torch.int64)  # steps done before this one
+            columns.steps[i].add_(1)
+            moments = [column[i] for column in columns.moments]
+            state = _state(base, moments, count, stored)
+            moved, state = optimizer.update({"w": seen}, state, {"w": kept.w})
+            values = _moments(state)
+            _write(moments[: len(values)], values[: len(moments)])
+            _after_(columns, i, rule, numbers, kept, moved["w"])
 
 
-def _step(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp) -> None:
-    optimizer = _pure(base, amsgrad=len(layers.moments) > 2)
-    for i, stored in enumerate(layers.weights):
-        params = {"w": stored}
-        grads = {"w": _gradient(layers.grads[i], stored, amp)}
-        count = layers.steps[i].to(torch.int64)  # steps done before this one
-        layers.steps[i].add_(1)
-        moments = [column[i] for column in layers.moments]
-        state = _state(base, moments, count, stored)
-        if layers.radii[i].numel():
-            c = layers.deviations[i]
-            w0 = _anchor(layers, i)
-            rule = ftp(optimizer, {"w": w0}, ball.norm, ball.kappa, ball.radius_lr, "exact" if ball.exact else "paper")
-            count = layers.radius_steps[i].to(torch.int64)
-            radius_opt = AdamState(count, {"w": layers.radius_exp_avgs[i]}, {"w": layers.radius_exp_avg_sqs[i]}, ())
-            n, gamma = layers.norms[i], layers.radii[i]
-            full = FTPState(state, {"w": gamma}, radius_opt, {"w": c.to(n.dtype)}, {"w": n})
-            new, full = rule.update(grads, full, params)
-            adam_state = full.radius_opt
-            old = [layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i], c, n, gamma]
-            trees = (adam_state.exp_avg, adam_state.exp_avg_sq, full.deviation, full.norms, full.radius)
-            _write(old, [x["w"] for x in trees])
-            layers.radius_steps[i].add_(1)
-            state = full.base
-        else:
-            new, state = optimizer.update(grads, state, params)
-        values = _moments(state)
-        _write([*moments[: len(values)], stored], [*values[: len(moments)], new["w"]])
+def before(columns: Columns, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[list[Tensor], list[Kept]]:
+    """Gradients for a base that is given, none where the rule leaves them as they are, and what is kept."""
+    sign = -1 if amp.maximize else 1
+    with _whole(columns, write=False) as whole:
+        pairs = [_before(whole, i, rule, numbers, amp) for i in range(len(whole.weights))]
+    grads = []
+    if rule.before:
+        rows = zip(columns.weights, columns.grads, pairs, strict=True)
+        grads = [sharded.place((sign * seen).to(g.dtype), w) for w, g, (seen, _) in rows]
+    # The base moves the weights in place.
+    return grads, [kept._replace(w=kept.w.clone()) if rule.after else kept for _, kept in pairs]
 
 
-def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
-    """New radii before the clip, as ``kernels.foreach.radii_``."""
-    with _whole(layers) as layers:
-        return _radii(layers, ball, amp)
+def after_(columns: Columns, rule: Rule, numbers: Numbers, kept: list[Kept]) -> None:
+    """New weights, once a base has moved them, and the state."""
+    with _whole(columns) as columns:
+        for i, stored in enumerate(columns.weights):
+            # A base may leave 16-bit weights where they were: then what stands behind them is still the master copy.
+            moved = (
+                rule.master(stored, _anchor(columns, i), _held(columns, i, rule)) if rule.master else working(stored)
+            )
+            _after_(columns, i, rule, numbers, kept[i], moved)
 
 
-def _radii(layers: Layers, ball: Ball, amp: Amp) -> Tensor:
-    rule = anneal(adam(lr=ball.radius_lr), ball.kappa)
-    packed = []
-    for i, gamma in enumerate(layers.radii):
-        n, gradient = layers.norms[i], "exact" if ball.exact else "paper"
-        c = layers.deviations[i].to(n.dtype)
-        h = radius_gradient(_gradient(layers.grads[i], layers.weights[i], amp), c, n, gamma, gradient)
-        m, v = layers.radius_exp_avgs[i], layers.radius_exp_avg_sqs[i]
-        new, state = rule.update(h, AdamState(layers.radius_steps[i].to(torch.int64), m, v, ()), gamma)
-        layers.radius_steps[i].add_(1)
-        _write([m, v], [state.exp_avg, state.exp_avg_sq])
-        packed.append(new.clamp(min=1e-8))
-    return torch.stack(packed)
+def _before(columns: Columns, i: int, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[Tensor, Kept]:
+    stored = columns.weights[i]
+    w, g = working(stored), _gradient(columns.grads[i], stored, amp)
+    if not _is_held(columns, i):
+        return g, Kept(g, w, None)
+    w0, state = _anchor(columns, i), _held(columns, i, rule)
+    w = rule.master(stored, w0, state) if rule.master else w
+    seen, state = rule.before(g, w, w0, state, numbers) if rule.before else (g, state)
+    return seen, Kept(g, w, state)
 
 
-def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
-    """Projection of moved weights, as ``kernels.foreach.project_``."""
-    with _whole(layers) as layers:
-        _project(layers, packed, ball)
+def _after_(columns: Columns, i: int, rule: Rule, numbers: Numbers, kept: Kept, moved: Tensor) -> None:
+    if kept.state is None:
+        _write([columns.weights[i]], [moved])
+        return
+    state, new = kept.state, moved
+    if rule.after:
+        new, state = rule.after(moved, kept.w, _anchor(columns, i), kept.g, state, numbers)
+    if rule.after or moved is not columns.weights[i]:
+        _write([columns.weights[i]], [new])
+    columns_ = [column[i] for column in columns.state]
+    if rule.specs:
+        _write(columns_, [state[spec.name] for spec in rule.specs])
+    else:
+        columns_[-1].add_(1)  # a count alone says that the parameter has begun
 
 
-def _project(layers: Layers, packed: Tensor, ball: Ball) -> None:
-    for i, stored in enumerate(layers.weights):
-        n, w0 = layers.norms[i], _anchor(layers, i)
-        w0 = w0.to(n.dtype)
-        c = master(stored, w0, layers.deviations[i].to(n.dtype), n, layers.radii[i]) - w0
-        norms = row_norm(c, ball.norm)
-        gamma = clip_radius(packed[i], norms)
-        old = [stored, layers.deviations[i], n, layers.radii[i]]
-        _write(old, [rescaled(w0, c, gamma, norms), c, norms, gamma])
+def _is_held(columns: Columns, i: int) -> bool:
+    return columns.state[-1][i].numel() > 0
+
+
+def _held(columns: Columns, i: int, rule: Rule) -> RuleState:
+    """A constrained parameter's state as the rule takes it: counts as integers, else working precision."""
+    real = working(columns.weights[i]).dtype
+    values = zip(rule.specs, columns.state, strict=False)
+    return {s.name: column[i].to(torch.int64 if s.kind == "count" else real) for s, column in values}
+
+
+def _anchor(columns: Columns, i: int) -> Tensor:
+    w, w0 = working(columns.weights[i]), columns.anchors[i]
+    return w0.to(w.dtype) if w0.numel() else torch.zeros_like(w)
+
+
+def _gradient(grad: Tensor, stored: Tensor, amp: Amp) -> Tensor:
+    g = grad.to(working(stored).dtype)
+    g = g if amp.grad_scale is None else g / amp.grad_scale.reshape(()).to(g)
+    return -g if amp.maximize else g
 
 
 def _write(old: list[Tensor], new: list[Tensor]) -> None:
@@ -108,20 +130,26 @@ def _write(old: list[Tensor], new: list[Tensor]) -> None:
 
 
 @contextmanager
-def _whole(layers: Layers) -> Iterator[Layers]:
-    """The layers themselves; where some are DTensors, whole copies that are spread again in the end."""
-    spread: list[tuple[Tensor, Tensor]] = []
+def _whole(columns: Columns, write: bool = True) -> Iterator[Columns]:
+    """The columns themselves; where some are DTensors, whole copies, of which what a step changes is cut in the end."""
+    gathered: list[tuple[Tensor, Tensor]] = []
 
-    def gathered(x: Tensor) -> Tensor:
-        if not sharded.is_spread(x):
+    def whole(x: Tensor, changes: bool) -> Tensor:
+        if not sharded.is_dtensor(x):
             return x
-        spread.append((x, x.full_tensor()))  # pyright: ignore[reportAttributeAccessIssue]
-        return spread[-1][1]
+        full = sharded.whole(x)
+        if changes and write:
+            gathered.append((x, full))
+        return full
 
-    columns = [[gathered(x) for x in column] for column in layers[:-1]]
-    yield Layers._make([*columns, [[gathered(x) for x in column] for column in layers.moments]])
-    for x, whole in spread:
-        x.copy_(sharded.place(whole, x))
+    weights, grads, steps, anchors, *many = columns
+    first = [
+        [whole(x, changes) for x in c]
+        for c, changes in ((weights, True), (grads, False), (steps, True), (anchors, False))
+    ]
+    yield Columns._make([*first, *([[whole(x, True) for x in column] for column in group] for group in many)])
+    for x, full in gathered:
+        x.copy_(sharded.place(full, x))
 
 
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:
@@ -144,14 +172,3 @@ def _moments(state: Any) -> list[Tensor]:
     if isinstance(state, SGDState):
         return [state.momentum_buffer["w"]]
     return [tree["w"] for tree in (state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq) if tree]
-
-
-def _gradient(grad: Tensor, stored: Tensor, amp: Amp) -> Tensor:
-    g = grad.to(working(stored).dtype)
-    g = g if amp.grad_scale is None else g / amp.grad_scale.reshape(()).to(g)
-    return -g if amp.maximize else g
-
-
-def _anchor(layers: Layers, i: int) -> Tensor:
-    w0 = layers.anchors[i]
-    return w0 if w0.numel() else torch.zeros_like(layers.deviations[i])

@@ -15,8 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..kernels import sharded
 from ..tree import working
-from .anchored import Anchored, floats
-from .hypergradient_descent import HypergradientDescent
+from .optimizer import DropIn, floats
 
 __all__ = ["FIELDS", "measure", "watch"]
 
@@ -120,13 +119,13 @@ def watch(
     return watched.register_step_post_hook(after)
 
 
-def _anchored(caller: str, optimizer: Any) -> Anchored:
+def _anchored(caller: str, optimizer: Any) -> DropIn:
     """The optimizer of this package that was given, or that a wrapper holds."""
     found = optimizer
-    while found is not None and not isinstance(found, Anchored):
+    while found is not None and not isinstance(found, DropIn):
         found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
-    if isinstance(found, HypergradientDescent):
-        raise TypeError(f"{caller}: HypergradientDescent holds nothing near an anchor; its lr is in param_groups")
+    if found is not None and found.method.anchors is None:
+        raise TypeError(f"{caller}: {type(found).__name__} holds nothing near an anchor; its lr is in param_groups")
     if found is None:
         raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
     return found

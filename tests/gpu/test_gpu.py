@@ -93,7 +93,7 @@ def test_the_fused_projection(shape, norm, trusted):
     torch.manual_seed(0)
     w, w0 = (torch.randn(shape, dtype=torch.float64, device="cuda") for _ in range(2))
     radius = projections.row_norm(w - w0, norm).median() * 0.9
-    assert ops.obstacle([w, w0]) is None
+    assert ops.why_not([w, w0]) is None
     expected = projections.project(w, w0, radius, norm)
     torch.testing.assert_close(fused_projection.project(w, w0, radius, norm), expected, rtol=1e-11, atol=1e-11)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
-from hyperopt_ftp.torch_optim.executions import pick
+from hyperopt_ftp.torch_optim.backends import pick
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def weights() -> torch.nn.Parameter:
 
 
 def picked(strict: bool = True, **flags: Any) -> str:
-    return pick({"params": [weights()], **flags}, strict)
+    return pick({"params": [weights()], **flags}, strict).name
 
 
 def test_on_a_gpu_triton_runs_only_where_it_is_asked_for(on_a_gpu: None):
@@ -47,7 +47,7 @@ def test_a_base_asks_for_its_own_kernels(on_a_gpu: None):
 
 
 def test_the_fused_projection_does_not_run_triton(on_a_gpu: None):
-    assert ops.obstacle([weights()]) == "on cuda it has to be asked for, by fused=True"
+    assert ops.why_not([weights()]) == "on cuda it has to be asked for, by fused=True"
 
 
 def test_asked_for_where_it_cannot_run(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
@@ -63,4 +63,4 @@ def test_on_a_cpu_numba_is_the_default():
 def test_one_place_turns_it_back(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "UNASKED", frozenset({"cpu", "cuda"}))
     assert picked() == picked(strict=False, fused=True) == "triton"
-    assert ops.obstacle([weights()]) is None
+    assert ops.why_not([weights()]) is None

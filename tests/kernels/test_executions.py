@@ -15,13 +15,13 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import cpu, foreach, triton
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Amp, Ball
-from hyperopt_ftp.torch_optim import single
 
 from . import interpreter as interpreter
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
+from .single import Single
 
 pytest.importorskip("numba")
-EXECUTIONS = {"single": single, "foreach": foreach, "fused_cpu": cpu, "triton": triton}
+EXECUTIONS = {"single": Single(), "foreach": foreach, "fused_cpu": cpu, "triton": triton}
 
 
 @pytest.fixture(params=EXECUTIONS.values(), ids=EXECUTIONS)

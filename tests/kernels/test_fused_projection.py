@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperopt_ftp import fused_projection, projections
+from hyperopt_ftp import fused_projection
+from hyperopt_ftp.anchored import projections
 from hyperopt_ftp.kernels import cpu
 
 FUNC = torch.func

@@ -246,7 +246,7 @@ def test_a_learning_rate_for_each_entry_is_allowed(case):
         (hft.digrap(hft.sgd(), VECTORS), "omega_lr", torch.ones(2)),
         (hft.ftp(hft.sgd(), VECTORS), "kappa", torch.ones(1)),
         (hft.clipped(hft.sgd(), 1.0), "max_norm", torch.ones(1)),
-        (hft.anneal(hft.sgd()), "kappa", torch.ones(2)),
+        (hft.damped(hft.sgd()), "kappa", torch.ones(2)),
     ],
 )
 def test_numbers_of_a_tensor_are_0_d(opt, name, value):
@@ -259,7 +259,7 @@ def test_each_constrained_tensor_needs_its_number():
         updated(hft.projected(hft.sgd(), VECTORS), radius={"w": torch.ones(())})
     with pytest.raises(ValueError, match=r"strength has no entry for 'w', only for \['b'\]"):
         updated(hft.l2sp(hft.sgd(), VECTORS), strength={"b": 1.0})
-    with pytest.raises(ValueError, match=r"has the shape \(2,\); give a 0-d tensor"):
+    with pytest.raises(ValueError, match=r"radius_lr must be a 0-d tensor, got the shape \(2,\)"):
         updated(hft.ftp(hft.sgd(), VECTORS), radius_lr=torch.ones(2))
 
 
@@ -279,7 +279,7 @@ def test_hparams_that_are_no_numbers(value):
 AROUND = {
     "bare": lambda opt: opt,
     "clipped": lambda opt: hft.clipped(opt, 1.0),
-    "anneal": hft.anneal,
+    "damped": hft.damped,
     "scheduled": hft.scheduled,
     "projected": lambda opt: hft.projected(opt, VECTORS),
     "ftp": lambda opt: hft.ftp(opt, VECTORS),
@@ -330,7 +330,7 @@ def test_a_state_of_another_optimizer(name):
         ):
             opt.update(VECTORS, wrong, VECTORS)
     error, text = TypeError, f"the {title} that .* got dict"
-    if name in ("clipped", "anneal"):  # these have no state of their own, and look at the gradients first
+    if name in ("clipped", "damped"):  # these have no state of their own, and look at the gradients first
         error, text = ValueError, "grads must have the structure of the parameters"
     with pytest.raises(error, match=text):
         opt.update(VECTORS, VECTORS, state)

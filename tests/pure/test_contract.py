@@ -111,6 +111,7 @@ def test_vmap_over_hparams_equals_the_loop(case: Case):
 
 @every_case
 def test_compiled_without_a_graph_break_equals_eager(case: Case):
+    torch._dynamo.reset()  # it counts compilations by code, which optimizers of one kind share
     opt, params = case.build(), start()
     state = opt.init(params)
     compiled = torch.compile(opt.update, fullgraph=True, backend="aot_eager")

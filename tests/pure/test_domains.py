@@ -53,7 +53,7 @@ def test_every_hparam_of_the_package_has_the_domain_of_its_name(case: Case):
 
 
 WRAPPED = {
-    "anneal": hft.anneal,
+    "damped": hft.damped,
     "clipped": lambda opt: hft.clipped(opt, 1.0),
     "scheduled": hft.scheduled,
     "projected": lambda opt: hft.projected(opt, ANCHOR),

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
-from hyperopt_ftp.optimizers.combinators import extended
 
 from ..family import BASES, METHODS, Method, problem, tensors, trajectory
 from ..problems import batches, largest_difference, loss, start, train
@@ -154,13 +153,13 @@ def sgd_like(base: Optimizer, anchor) -> Optimizer:
     own = {"omega": hft.directed(base, anchor).hparams["omega"]}
 
     def update(grads, state, params, hparams=None):
-        bases, owns = extended(hparams, base, own)
+        h = {**base.hparams, **own} if hparams is None else hparams
         new = {}
         for name, w in params.items():
             d = w - anchor[name]
             square = (d * d).sum()
             p = (grads[name] * d).sum() / torch.where(square == 0, 1.0, square) * d
-            new[name] = w - bases["lr"] * (grads[name] - owns["omega"][name] * p)
+            new[name] = w - h["lr"] * (grads[name] - h["omega"][name] * p)
         return new, state
 
     return Optimizer(base.init, update, {**base.hparams, **own})

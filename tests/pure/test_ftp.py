@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.ftp import radius_gradient
-from hyperopt_ftp.projections import FLOOR, project, row_norm
+from hyperopt_ftp.anchored.ftp import radius_gradient
+from hyperopt_ftp.anchored.projections import FLOOR, project, row_norm
 
 from ..problems import batches, largest_difference, loss, start, train
 from ..reference_runs import Run, runs

@@ -42,7 +42,7 @@ def test_ftp_is_hyper_of_projected(seed, shapes, base, gradient, kappa, norm, of
 
     bounded = hft.projected(BASES[base](), w0, norm)
     through = None if gradient == "exact" else hft.projected(BASES[base](), w0, norm, bounded=False)
-    radius_rule = hft.anneal(hft.adam(lr=0.02), kappa)
+    radius_rule = hft.damped(hft.adam(lr=0.02), kappa)
     nested = hft.hyper(bounded, by=radius_rule, over="radius", strategy=hft.OneStep(through=through))
     closed = hft.ftp(BASES[base](), w0, norm, kappa=kappa, radius_lr=0.02, gradient=gradient)
 
@@ -66,7 +66,7 @@ def test_the_two_have_the_same_outer_derivatives():
         return loss(train(opt, opt.hparams | {"lr": lr}, w0, data)[0], data[0])
 
     def through_nested(lr):
-        opt = hft.hyper(hft.projected(hft.sgd(lr=0.1), w0), by=hft.anneal(hft.adam(lr=0.05)), over="radius")
+        opt = hft.hyper(hft.projected(hft.sgd(lr=0.1), w0), by=hft.damped(hft.adam(lr=0.05)), over="radius")
         hparams = opt.hparams | {"base": opt.hparams["base"] | {"lr": lr}}
         return loss(train(opt, hparams, w0, data)[0], data[0])
 

@@ -19,8 +19,8 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.anchored.projections import row_norm
 from hyperopt_ftp.hyper import forward
-from hyperopt_ftp.projections import row_norm
 
 from ..problems import batches, central_differences, largest_difference, loss, start
 

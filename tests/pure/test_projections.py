@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
-from hyperopt_ftp.projections import FLOOR, clip_radius, project, row_norm, row_scale
+from hyperopt_ftp.anchored.projections import FLOOR, clip_radius, project, row_norm, row_scale
 
 shapes = st.lists(st.integers(1, 5), max_size=4)
 norms = st.sampled_from(["mars", "l2"])

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.ftp import FTPState, radius_gradient
+from hyperopt_ftp.anchored.ftp import FTPState, radius_gradient
+from hyperopt_ftp.anchored.projections import FLOOR, largest, per_row, rescaled, row_norm
 from hyperopt_ftp.optimizers.adam import AdamState
 from hyperopt_ftp.optimizers.sgd import SGDState
-from hyperopt_ftp.projections import FLOOR, largest, per_row, rescaled, row_norm
 
 #: State of a constrained parameter, beside its counts.
 BALL = ("deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq")

@@ -61,7 +61,7 @@ PURE: dict[str, Callable[[Any], hft.Optimizer]] = {
     "digrap": lambda w0: hft.digrap(hft.sgd(lr=0.05, momentum=0.9), w0, omega_lr=0.1),
     "spd": lambda w0: hft.spd(hft.adam(lr=0.05), w0),
     "projected": lambda w0: hft.hyper(
-        hft.projected(hft.sgd(lr=0.05), w0), by=hft.anneal(hft.adam(lr=0.05), 0.5), over="radius"
+        hft.projected(hft.sgd(lr=0.05), w0), by=hft.damped(hft.adam(lr=0.05), 0.5), over="radius"
     ),
     "clipped": lambda w0: hft.clipped(hft.scheduled(hft.rmsprop(lr=0.05), lr=lambda t: 0.9**t), max_norm=1.0),
 }

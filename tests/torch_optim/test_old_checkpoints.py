@@ -25,7 +25,8 @@ def assert_identical(a: Any, b: Any, where: str) -> None:
             assert_identical(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, Tensor):
         assert isinstance(b, Tensor), where
-        assert a.dtype == b.dtype and torch.equal(a, b), where
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
     else:
         assert a == b, where
 

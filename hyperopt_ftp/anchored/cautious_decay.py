@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..hparams import to_tensors
 from ..types import Optimizer
-from .anchored import Numbers, Rule, anchored
+from .rule import Numbers, Rule, RuleState, anchored
 
 __all__ = ["cautious_decay", "cautious_decay_rule"]
 
@@ -47,8 +47,10 @@ def cautious_decay(base: Optimizer, anchor: Any, strength: Any = 1e-2) -> Optimi
 def cautious_decay_rule(strength: Any) -> Rule:
     """The rule of :func:`cautious_decay`."""
 
-    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
+    def after(
+        moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
+    ) -> tuple[Tensor, RuleState]:
         d = w - w0
-        return moved - h["lr"] * h["strength"] * torch.where((w - moved) * d >= 0, d, 0.0)
+        return moved - h["lr"] * h["strength"] * torch.where((w - moved) * d >= 0, d, 0.0), state
 
-    return Rule(to_tensors(strength=strength), after=after)
+    return Rule(to_tensors(strength=strength), after=after, reads=("lr",))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..hparams import to_tensors
+from ..optimizers.leafwise import safe_sqrt
 from ..types import Optimizer
-from .anchored import Numbers, Rule, anchored, dot
-from .leafwise import safe_sqrt
+from .rule import Numbers, Rule, RuleState, anchored, dot
 
 __all__ = ["spd", "spd_rule"]
 
@@ -51,11 +51,13 @@ def spd(base: Optimizer, anchor: Any, strength: Any = 1.0) -> Optimizer:
 def spd_rule(strength: Any) -> Rule:
     """The rule of :func:`spd`."""
 
-    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
+    def after(
+        moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
+    ) -> tuple[Tensor, RuleState]:
         d, e = w - w0, moved - w0
         far = safe_sqrt(dot(e, e))
         ratio = (far - safe_sqrt(dot(d, d))) / torch.where(far == 0, 1.0, far)
         share = torch.where((dot(g, d) > 0) & (ratio > 0), h["strength"] * ratio, 0.0)
-        return moved - share * e
+        return moved - share * e, state
 
-    return Rule(to_tensors(strength=strength), after=after)
+    return Rule(to_tensors(strength=strength), after=after, reads=("lr",))

@@ -1,6 +1,6 @@
 """Fast Trainable Projection as a pure function: the radius gradient in closed form, no autograd call.
 
-``hyper(projected(base, anchor), by=anneal(adam(lr=radius_lr), kappa), over="radius")`` is the same optimizer by nested
+``hyper(projected(base, anchor), by=damped(adam(lr=radius_lr), kappa), over="radius")`` is the same optimizer by nested
 differentiation; the tests hold the two to each other.
 """
 
@@ -11,18 +11,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import tree
-from .hparams import check_choice, complete, domains_of, to_tensors
-from .optimizers.adam import adam
-from .optimizers.combinators import anneal, check_new_names
-from .optimizers.leafwise import check_grads, check_params, check_state
-from .optimizers.projected import anchors, check_anchor, first_radius
+from .. import tree
+from ..hparams import check_choice, to_tensors
+from ..optimizers.adam import AdamState, adam
+from ..optimizers.combinators import damped
+from ..optimizers.leafwise import no_steps
+from ..types import Optimizer
+from .projected import first_radius
 from .projections import FLOOR, NORMS, clip_radius, per_row, rescaled, row_norm
-from .types import Optimizer
+from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["GRADIENTS", "FTPState", "ftp", "master", "radius_gradient"]
+__all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
 
 GRADIENTS = ("paper", "exact")
+
+
+#: State of a tensor, in the order of the columns that kernels take.
+FTP_SPECS = (
+    Spec("deviation", "weights"),  # c, unprojected
+    Spec("row_norm", "rows", FLOOR),  # n
+    Spec("radius", "scalar", FLOOR),  # gamma
+    Spec("radius_exp_avg", "scalar"),
+    Spec("radius_exp_avg_sq", "scalar"),
+    Spec("radius_step", "count"),
+)
 
 
 class FTPState(NamedTuple):
@@ -62,7 +74,7 @@ def ftp(
         base: any optimizer; it sees the raw gradient, and only its displacement is projected.
         anchor: pytree like the parameters, or a part of it: a tensor whose name is absent is unconstrained.
         norm: ``"mars"`` (rows in L1) or ``"l2"`` (the whole tensor). 0-d and 1-D tensors are one row.
-        kappa: in [0, 1]; see :func:`anneal`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.
+        kappa: in [0, 1]; see :func:`damped`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.
         radius_lr: step of the radius, in units of row norm. A radius grows by about radius_lr a step whatever
             the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
@@ -87,65 +99,59 @@ def ftp(
     >>> state.radius["w"], params["w"]
     (tensor(0.1603), tensor([[0.1603, 0.0000]]))
     """
+    return anchored(base, anchor, ftp_rule(radius_lr, kappa, norm, gradient), Layout(FTPState, _pack, _unpack))
+
+
+def _pack(base: Any, held: dict[str, RuleState]) -> FTPState:
+    columns = {spec.name: {name: state[spec.name] for name, state in held.items()} for spec in FTP_SPECS}
+    step = next(iter(columns["radius_step"].values()), no_steps())  # all radii step together
+    radius_opt = AdamState(step, columns["radius_exp_avg"], columns["radius_exp_avg_sq"], ())
+    return FTPState(base, columns["radius"], radius_opt, columns["deviation"], columns["row_norm"])
+
+
+def _unpack(state: FTPState) -> tuple[Any, dict[str, RuleState]]:
+    step, m, v, _ = state.radius_opt
+    columns = (state.deviation, state.norms, state.radius, m, v, dict.fromkeys(state.radius, step))
+    named: Any = list(zip([spec.name for spec in FTP_SPECS], columns, strict=True))
+    return state.base, {path: {name: column[path] for name, column in named} for path in state.radius}
+
+
+def ftp_rule(radius_lr: Any, kappa: Any, norm: str, gradient: str) -> Rule:
+    """The rule of :func:`ftp`."""
     check_choice("norm", norm, NORMS)
     check_choice("gradient", gradient, GRADIENTS)
-    fixed = anchors(anchor)
-    own = to_tensors(radius_lr=radius_lr, kappa=kappa)
-    check_new_names(base, own)
-    default = {**base.hparams, **own}
-    radius_rule = anneal(adam())
+    radius_rule = damped(adam())
 
-    def split(hparams: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        h = complete(hparams, default)
-        bases = {name: h[name] for name in base.hparams}
-        return bases, {**radius_rule.hparams, "lr": h["radius_lr"], "kappa": h["kappa"]}
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        c, n, radius = state["deviation"], state["row_norm"], state["radius"]
+        slope = radius_gradient(g, c, n, radius, gradient)
+        moments = AdamState(state["radius_step"], state["radius_exp_avg"], state["radius_exp_avg_sq"], ())
+        numbers = {**radius_rule.hparams, "lr": h["radius_lr"], "kappa": h["kappa"]}
+        radius, moments = radius_rule.update(slope, moments, radius, numbers)
+        new = {"radius": radius.clamp(min=FLOOR), "radius_step": moments.step}
+        return g, {**state, **new, "radius_exp_avg": moments.exp_avg, "radius_exp_avg_sq": moments.exp_avg_sq}
 
-    def init(params: Any, hparams: Any = None) -> FTPState:
-        check_params(params)
-        check_anchor(fixed, params)
-        bases, radius_h = split(hparams)
-        constrained = tree.pick(params, fixed)
-        radius = {name: first_radius(w, fixed[name], norm) for name, w in constrained.items()}
-        # c = 0: the first hypergradient is 0.
-        c = {name: torch.zeros_like(tree.working(w)) for name, w in constrained.items()}
-        norms = {name: row_norm(x, norm) for name, x in c.items()}
-        return FTPState(base.init(params, bases), radius, radius_rule.init(radius, radius_h), c, norms)
+    def master(stored: Tensor, w0: Tensor, state: RuleState) -> Tensor:
+        # c keeps what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W, which somebody
+        # changed.
+        wide = tree.working(stored)
+        if wide.dtype == stored.dtype:
+            return stored
+        kept = rescaled(w0, state["deviation"], state["radius"], state["row_norm"])
+        return torch.where(kept.to(stored.dtype) == stored, kept, wide)
 
-    def update(grads: Any, state: FTPState, params: Any, hparams: Any = None) -> tuple[Any, FTPState]:
-        check_state(FTPState, state)
-        check_grads(grads, params)
-        bases, radius_h = split(hparams)
-        stored = tree.pick(params, fixed)
-        h = {
-            name: radius_gradient(
-                g.to(state.deviation[name].dtype),
-                state.deviation[name],
-                state.norms[name],
-                state.radius[name],
-                gradient,
-            )
-            for name, g in tree.pick(grads, fixed).items()
-        }
-        radius, radius_opt = radius_rule.update(h, state.radius_opt, state.radius, radius_h)
+    def after(
+        moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
+    ) -> tuple[Tensor, RuleState]:
+        c = moved - w0
+        n = row_norm(c, norm)
+        radius = clip_radius(state["radius"], n)
+        return rescaled(w0, c, radius, n), {**state, "deviation": c, "row_norm": n, "radius": radius}
 
-        wide = {
-            name: master(w, fixed[name], state.deviation[name], state.norms[name], state.radius[name])
-            for name, w in stored.items()
-        }
-        moved, inner = base.update(grads, state.base, tree.put(params, wide), bases)
+    def off(w: Tensor, w0: Tensor) -> RuleState:
+        return {"radius": first_radius(w, w0, norm)}
 
-        new, deviation, norms, radii = {}, {}, {}, {}
-        for name, w in tree.pick(moved, fixed).items():
-            w0 = fixed[name].to(w.dtype)
-            c = w - w0
-            n = row_norm(c, norm)
-            gamma = clip_radius(radius[name].clamp(min=FLOOR), n)
-            new[name] = rescaled(w0, c, gamma, n).to(stored[name].dtype)
-            deviation[name], norms[name], radii[name] = c, n, gamma
-        return tree.put(moved, new), FTPState(inner, radii, radius_opt, deviation, norms)
-
-    domains = {**base.domains, **domains_of(own)}
-    return Optimizer(init, update, default, domains=domains, tunes=base.tunes)
+    return Rule(to_tensors(radius_lr=radius_lr, kappa=kappa), before, after, FTP_SPECS, norm, off, master)
 
 
 def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: str = "paper") -> Tensor:
@@ -165,7 +171,7 @@ def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tens
         0-d tensor.
 
     >>> import torch
-    >>> from hyperopt_ftp.ftp import radius_gradient
+    >>> from hyperopt_ftp.anchored import radius_gradient
     >>> c, n = torch.tensor([[2.0, 0.0], [0.5, 0.0]]), torch.tensor([2.0, 0.5])
     >>> radius_gradient(torch.ones(2, 2), c, n, torch.tensor(1.0), "exact")
     tensor(1.)
@@ -174,15 +180,3 @@ def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tens
     if gradient == "exact":
         weight = torch.where(radius <= norms, weight, 0.0)
     return (per_row(weight, deviation) * (grad * deviation)).sum()
-
-
-def master(stored: Tensor, anchor: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor) -> Tensor:
-    """Weights before a step, in working precision.
-
-    c keeps what 16 bits cannot: W0 + s c where that rounds to the stored W, else the stored W, which somebody changed.
-    """
-    wide = tree.working(stored)
-    if wide.dtype == stored.dtype:
-        return stored
-    kept = rescaled(anchor.to(wide.dtype), deviation, radius, norms)
-    return torch.where(kept.to(stored.dtype) == stored, kept, wide)

@@ -6,15 +6,31 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from .hparams import check_choice
+from ..hparams import check_choice
 
-__all__ = ["FLOOR", "NORMS", "clip_radius", "largest", "per_row", "project", "rescaled", "row_norm", "row_scale"]
+__all__ = [
+    "FLOOR",
+    "NORMS",
+    "clip_radius",
+    "largest",
+    "per_row",
+    "project",
+    "rescaled",
+    "row_norm",
+    "row_scale",
+    "rows",
+]
 
 #: Added to every norm, and the smallest radius that is learned (the authors' value).
 FLOOR = 1e-8
 
 #: Rows of a tensor by norm; tensors with fewer than two dimensions are one row.
 NORMS = ("mars", "l2")
+
+
+def rows(x: Tensor, norm: str) -> torch.Size:
+    """Shape of a value for each row of ``x``: rows are dim 0; 0-d and 1-D tensors are one, and all of it for "l2"."""
+    return x.shape[:1] if norm == "mars" and x.ndim >= 2 else torch.Size((1,))
 
 
 def row_norm(deviation: Tensor, norm: str = "mars") -> Tensor:
@@ -35,15 +51,15 @@ def row_norm(deviation: Tensor, norm: str = "mars") -> Tensor:
         ValueError: an unknown norm.
 
     >>> import torch
-    >>> from hyperopt_ftp.projections import row_norm
+    >>> from hyperopt_ftp.anchored import row_norm
     >>> row_norm(torch.tensor([[3.0, -4.0], [0.0, 1.0]]))
     tensor([7., 1.])
     """
     check_choice("norm", norm, NORMS)
-    rows = "row ... -> row" if norm == "mars" and deviation.ndim >= 2 else "... -> 1"
+    to_rows = "row ... -> row" if norm == "mars" and deviation.ndim >= 2 else "... -> 1"
     if norm == "mars":
-        return reduce(deviation.abs(), rows, "sum") + FLOOR
-    square = reduce(deviation * deviation, rows, "sum")
+        return reduce(deviation.abs(), to_rows, "sum") + FLOOR
+    square = reduce(deviation * deviation, to_rows, "sum")
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt()) + FLOOR
 
@@ -80,7 +96,7 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars")
         norm: ``"mars"`` or ``"l2"``.
 
     >>> import torch
-    >>> from hyperopt_ftp.projections import project
+    >>> from hyperopt_ftp.anchored import project
     >>> project(torch.tensor([[3.0, 1.0], [0.2, 0.2]]), torch.zeros(2, 2), torch.tensor(2.0))
     tensor([[1.5000, 0.5000],
             [0.2000, 0.2000]])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..hparams import to_tensors
 from ..types import Optimizer
-from .anchored import Numbers, Rule, RuleState, anchored, dot
+from .rule import Numbers, Rule, RuleState, anchored, dot
 
 __all__ = ["along", "directed", "without"]
 
@@ -42,10 +42,10 @@ def directed(base: Optimizer, anchor: Any, omega: Any = 0.0) -> Optimizer:
     tensor([ 0.9000, -0.1000])
     """
 
-    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        return without(g, *along(g, d), h["omega"]), state
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        return without(g, *along(g, w - w0), h["omega"]), state
 
-    return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before))
+    return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before, reads=("lr",)))
 
 
 def along(g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

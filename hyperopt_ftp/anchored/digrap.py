@@ -11,16 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hparams import check_choice, to_tensors
+from ..optimizers.adam import AdamState, adam
+from ..types import Optimizer
+from .directed import along, without
 from .ftp import GRADIENTS
-from .hparams import check_choice, to_tensors
-from .optimizers.adam import AdamState, adam
-from .optimizers.anchored import Numbers, Rule, RuleState, anchored, dot
-from .optimizers.directed import along, without
-from .optimizers.leafwise import no_steps
-from .tree import working
-from .types import Optimizer
+from .rule import Numbers, Rule, RuleState, Spec, anchored, dot
 
-__all__ = ["digrap", "digrap_rule"]
+__all__ = ["DIGRAP_SPECS", "digrap", "digrap_rule"]
+
+#: State of a tensor.
+DIGRAP_SPECS = (
+    Spec("slope", "weights"),  # lr p of the last step
+    Spec("omega_step", "count"),
+    Spec("omega", "scalar"),
+    Spec("omega_exp_avg", "scalar"),
+    Spec("omega_exp_avg_sq", "scalar"),
+)
 
 
 def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "paper") -> Optimizer:
@@ -66,20 +73,15 @@ def digrap_rule(omega_lr: Any, gradient: str) -> Rule:
     check_choice("gradient", gradient, GRADIENTS)
     omega_rule = adam(eps=1e-16)
 
-    def start(w: Tensor) -> RuleState:
-        slope = torch.zeros_like(working(w))
-        keys = ("omega", "omega_exp_avg", "omega_exp_avg_sq")
-        return {"slope": slope, "omega_step": no_steps(), **{key: slope.new_zeros(()) for key in keys}}
-
-    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
         moments = AdamState(state["omega_step"], state["omega_exp_avg"], state["omega_exp_avg_sq"], ())
         numbers = {**omega_rule.hparams, "lr": h["omega_lr"]}
         omega, moments = omega_rule.update(dot(g, state["slope"]), moments, state["omega"], numbers)
         omega = omega.clamp(0, 1)
-        p, back = along(g, d)
+        p, back = along(g, w - w0)
         slope = h["lr"] * (p if gradient == "paper" else torch.where(back, p, 0.0))
-        new = {"slope": slope.to(d.dtype), "omega_step": moments.step, "omega": omega}
+        new = {**state, "slope": slope.to(w.dtype), "omega_step": moments.step, "omega": omega}
         new |= {"omega_exp_avg": moments.exp_avg, "omega_exp_avg_sq": moments.exp_avg_sq}
         return without(g, p, back, omega), new
 
-    return Rule(to_tensors(omega_lr=omega_lr), before=before, start=start)
+    return Rule(to_tensors(omega_lr=omega_lr), before, specs=DIGRAP_SPECS, reads=("lr",))

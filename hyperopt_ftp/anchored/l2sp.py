@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hparams import to_tensors
 from ..types import Optimizer
-from .anchored import Numbers, Rule, RuleState, anchored
+from .rule import Numbers, Rule, RuleState, anchored
 
 __all__ = ["l2sp", "l2sp_rule"]
 
@@ -49,11 +49,13 @@ def l2sp_rule(strength: Any, decoupled: bool) -> Rule:
     if not isinstance(decoupled, bool):
         raise TypeError(f"decoupled must be True or False, got {decoupled!r}")
 
-    def before(g: Tensor, d: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        return g + h["strength"] * d, state
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        return g + h["strength"] * (w - w0), state
 
-    def after(moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, h: Numbers) -> Tensor:
-        return moved - h["lr"] * h["strength"] * (w - w0)
+    def after(
+        moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
+    ) -> tuple[Tensor, RuleState]:
+        return moved - h["lr"] * h["strength"] * (w - w0), state
 
     own = to_tensors(strength=strength)
-    return Rule(own, after=after) if decoupled else Rule(own, before=before)
+    return Rule(own, None if decoupled else before, after if decoupled else None, reads=("lr",))

@@ -1,0 +1,168 @@
+"""An optimizer held near an anchor by a rule for one tensor: what FTP, L2-SP, SPD and others share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
+from ..optimizers.wrap import wrapped
+from ..types import Optimizer
+from .anchors import anchors, by_name, check_anchor, check_same_names, numbers
+from .projections import rows
+
+__all__ = ["BY_PATH", "AnchoredState", "Layout", "Rule", "Spec", "anchored", "dot"]
+
+Numbers = dict[str, Any]  # the rule's hparams of one tensor, 0-d, and what it reads of the base's
+RuleState = dict[str, Tensor]  # of one tensor, by the names of its specs
+
+
+class Spec(NamedTuple):
+    """One entry of a rule's state for a tensor.
+
+    Kinds: ``"weights"`` has the tensor's shape, ``"rows"`` is ``(rows,)``, ``"scalar"`` is 0-d, all three in working
+    precision; ``"count"`` is a 0-d number of steps.
+    """
+
+    name: str  # in checkpoints
+    kind: Literal["weights", "rows", "scalar", "count"]
+    fill: float = 0.0  # before the first step, at the anchor
+
+
+class Rule(NamedTuple):
+    """How one tensor is held near its anchor: what happens before and after the base's step. All parts are pure.
+
+    In all of them ``w`` are the weights before the step and ``w0`` is the anchor, both in working precision, ``g`` is
+    the raw gradient, ``state`` the tensor's own by the names of ``specs``, and ``h`` the hparams: 0-d tensors by name.
+
+    Fields
+        hparams: the rule's own, by name; one for all tensors, or a dict by path.
+        before: ``before(g, w, w0, state, h) -> (g, state)``; the gradient that the base gets.
+        after: ``after(moved, w, w0, g, state, h) -> (W, state)``; the new weights, from those that the base has made.
+        specs: the state, entry by entry, in the order in which kernels take it.
+        norm: what a row is, ``"mars"`` or ``"l2"``.
+        off: ``off(w, w0) -> state``; entries that differ from their fill where training starts off the anchor.
+        master: ``master(stored, w0, state) -> w``; what stands behind stored 16-bit weights. Without it, they do.
+        start, settle: ``start(w, w0, h) -> h`` and ``settle(h, state) -> h``, for one tensor; those of
+            :class:`~hyperopt_ftp.Optimizer`.
+        reads: hparams of the base that ``h`` has too.
+    """
+
+    hparams: dict[str, Any]
+    before: Callable[[Tensor, Tensor, Tensor, RuleState, Numbers], tuple[Tensor, RuleState]] | None = None
+    after: Callable[[Tensor, Tensor, Tensor, Tensor, RuleState, Numbers], tuple[Tensor, RuleState]] | None = None
+    specs: tuple[Spec, ...] = ()
+    norm: str = "mars"
+    off: Callable[[Tensor, Tensor], RuleState] | None = None
+    master: Callable[[Tensor, Tensor, RuleState], Tensor] | None = None
+    start: Callable[[Tensor, Tensor, Numbers], Numbers] | None = None
+    settle: Callable[[Numbers, RuleState], Numbers] | None = None
+    reads: tuple[str, ...] = ()
+
+
+class AnchoredState(NamedTuple):
+    """State of an optimizer that is held by a :class:`Rule`."""
+
+    base: Any
+    rule: dict[str, RuleState]  # by path of the constrained tensors
+
+
+class Layout(NamedTuple):
+    """How the base's state and those of the tensors, by path, make the state that a user sees."""
+
+    kind: type
+    pack: Callable[[Any, dict[str, RuleState]], Any]
+    unpack: Callable[[Any], tuple[Any, dict[str, RuleState]]]
+
+
+BY_PATH = Layout(AnchoredState, AnchoredState, lambda state: (state.base, state.rule))
+
+
+def anchored(base: Optimizer, anchor: Any, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
+    """``base`` held near ``anchor`` by ``rule``; 16-bit weights are computed in float32.
+
+    The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each. What a rule reads of
+    the base is the hparam of ``base``: a schedule goes around the result, ``scheduled(anchored(...))``, not inside.
+    """
+    fixed = anchors(anchor)
+    for key, value in rule.hparams.items():
+        if not isinstance(value, Tensor):
+            check_same_names(key, tree.by_path(value).keys(), fixed)
+
+    def numbers_of(owns: dict[str, Any], read: dict[str, Any]) -> dict[str, Numbers]:
+        """The own hparams of each tensor, and what is read of the base's."""
+        columns = {key: numbers(key, value, fixed) for key, value in owns.items()}
+        columns |= {key: by_name(key, value, fixed) for key, value in read.items()}
+        return {name: {key: column[name] for key, column in columns.items()} for name in fixed}
+
+    def init(params: Any, bases: Any, owns: dict[str, Any]) -> Any:
+        check_params(params)
+        check_anchor(fixed, params)
+        weights = {name: tree.working(w) for name, w in tree.pick(params, fixed).items()}
+        held = {name: _first(rule, w, fixed[name].to(w.dtype)) for name, w in weights.items()}
+        return layout.pack(base.init(params, bases), held)
+
+    def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
+        check_state(layout.kind, state)
+        check_grads(grads, params)
+        inner, held = layout.unpack(state)
+        held, stored = dict(held), tree.pick(params, fixed)
+        h = numbers_of(owns, {key: bases[key] for key in rule.reads})
+        before, w0, raw, seen = {}, {}, {}, {}
+        for name, g in tree.pick(grads, fixed).items():
+            w = tree.working(stored[name])
+            w0[name], raw[name] = fixed[name].to(w.dtype), g.to(w.dtype)
+            before[name] = rule.master(stored[name], w0[name], held[name]) if rule.master else w
+            if rule.before:
+                g, held[name] = rule.before(raw[name], before[name], w0[name], held[name], h[name])
+                seen[name] = g.to(w.dtype)
+        moved, inner = base.update(tree.put(grads, seen), inner, tree.put(params, before), bases)
+        new = tree.pick(moved, fixed)
+        for name, w in new.items():
+            if rule.after:
+                w, held[name] = rule.after(w, before[name], w0[name], raw[name], held[name], h[name])
+            new[name] = w.to(stored[name].dtype)
+        return tree.put(moved, new), layout.pack(inner, held)
+
+    def start(params: Any, owns: dict[str, Any]) -> dict[str, Any]:
+        h = numbers_of(owns, {})
+        for name, w in tree.pick(params, fixed).items():
+            assert rule.start is not None
+            h[name] = rule.start(tree.working(w), fixed[name].to(tree.working(w).dtype), h[name])
+        return _columns(h, owns)
+
+    def settle(owns: dict[str, Any], new_state: Any) -> dict[str, Any]:
+        h, (_, held) = numbers_of(owns, {}), layout.unpack(new_state)
+        assert rule.settle is not None
+        return _columns({name: rule.settle(h[name], held[name]) for name in fixed}, owns)
+
+    starts, settles = start if rule.start else None, settle if rule.settle else None
+    result = wrapped(base, rule.hparams, init, update, starts, settles, lambda state: layout.unpack(state)[0])
+    missing = [key for key in rule.reads if key not in base.hparams]
+    if missing:
+        raise ValueError(f"the optimizer to be held has no {missing[0]}, its hparams are {sorted(base.hparams)}")
+    return result
+
+
+def _first(rule: Rule, w: Tensor, w0: Tensor) -> RuleState:
+    """The state before a tensor's first step."""
+    shapes = {"weights": w.shape, "rows": rows(w, rule.norm), "scalar": (), "count": ()}
+    state = {}
+    for name, kind, fill in rule.specs:
+        like = torch.zeros_like(w) if kind == "weights" else w.new_zeros(shapes[kind])
+        state[name] = no_steps() if kind == "count" else like + fill
+    return {**state, **(rule.off(w, w0) if rule.off else {})}
+
+
+def _columns(h: dict[str, Numbers], keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Numbers of each tensor as hparams by path."""
+    return {key: {name: values[key] for name, values in h.items()} for key in keys}
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over all entries, 0-d."""
+    return (a * b).sum()

@@ -1,0 +1,56 @@
+"""Cautious decay toward the anchor around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..anchored.cautious_decay import cautious_decay_rule
+from ..anchored.rule import Rule
+from .anchor_source import AnchorSource
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
+
+__all__ = ["CautiousDecay"]
+
+
+class CautiousDecay(DropIn):
+    """Cautious weight decay (arXiv 2510.12402) toward the anchor: the rule of :func:`~hyperopt_ftp.cautious_decay`.
+
+    Args:
+        base: as in :class:`L2SP`; leave its weight decay at 0.
+        strength: decay toward the anchor, times the learning rate, >= 0; a group may have its own.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. ``anchor="zero"`` is the
+            paper's decay.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.CautiousDecay(torch.optim.AdamW([w], lr=0.1, weight_decay=0.0), strength=0.1)
+    >>> (w - 1).square().sum().backward()
+    >>> opt.step()
+    >>> w.data
+    tensor([0.1000, 0.1000])
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1e-2,
+        anchor: Any = None,
+        exclude: Any = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        save_anchor: bool = True,
+    ) -> None:
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold({"strength": strength}, _rule, source), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return cautious_decay_rule(group["strength"])

@@ -1,0 +1,68 @@
+"""Directional gradient projection around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..anchored.digrap import DIGRAP_SPECS, digrap_rule
+from ..anchored.rule import Rule
+from .anchor_source import AnchorSource
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
+
+__all__ = ["DiGraP"]
+
+
+class DiGraP(DropIn):
+    """Directional Gradient Projection (arXiv 2502.15895) around an optimizer: the rule of :func:`~hyperopt_ftp.digrap`.
+
+    State beside the anchor: ``slope`` (the derivative of the last step with respect to omega), ``omega``, its Adam
+    moments ``omega_exp_avg`` and ``omega_exp_avg_sq``, and ``omega_step``.
+
+    Args:
+        base: as in :class:`L2SP`; it sees the projected gradient.
+        omega_lr: step of omega, the strength of a tensor's projection, which is learned in [0, 1]; a group may have
+            its own.
+        gradient: ``"paper"`` or ``"exact"``, see :func:`~hyperopt_ftp.digrap`.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.DiGraP(torch.optim.SGD([w], lr=0.1, momentum=0.9), omega_lr=0.1)
+    >>> for _ in range(10):
+    ...     opt.zero_grad()
+    ...     ((w - 1) ** 2).sum().backward()
+    ...     opt.step()
+    >>> list(opt.omegas())
+    [0]
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        omega_lr: float = 1e-2,
+        gradient: str = "paper",
+        anchor: Any = None,
+        exclude: Any = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"omega_lr": omega_lr, "gradient": gradient}
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold(options, _rule, source, DIGRAP_SPECS), exclude)
+
+    def omegas(self) -> dict[Any, float]:
+        """Strength of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
+        return self._scalars("omega")
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return digrap_rule(group["omega_lr"], group["gradient"])

@@ -1,0 +1,63 @@
+"""L2-SP around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..anchored.l2sp import l2sp_rule
+from ..anchored.rule import Rule
+from .anchor_source import AnchorSource
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
+
+__all__ = ["L2SP"]
+
+
+class L2SP(DropIn):
+    """L2-SP (arXiv 1802.01483) around an optimizer: the rule of :func:`~hyperopt_ftp.l2sp`.
+
+    Args:
+        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
+            ``model.named_parameters()`` to exclude by name. Step the wrapper alone.
+        strength: pull toward the anchor, >= 0; a group may have its own.
+        decoupled: move the weights, by ``lr * strength``, and leave the gradient that ``base`` sees alone.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        ValueError: a strength outside its domain; as :class:`FTPAdamW`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> opt = hft.L2SP(torch.optim.SGD([w], lr=0.1), strength=5.0)
+    >>> for _ in range(50):
+    ...     opt.zero_grad()
+    ...     ((w - 2) ** 2).sum().backward()
+    ...     opt.step()
+    >>> w.data  # between the anchor, 1, and the minimum, 2
+    tensor([1.2857, 1.2857])
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1e-2,
+        decoupled: bool = False,
+        anchor: Any = None,
+        exclude: Any = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"strength": strength, "decoupled": decoupled}
+        super().__init__(
+            Given(base), Hold(options, _rule, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)), exclude
+        )
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return l2sp_rule(group["strength"], group["decoupled"])

@@ -1,0 +1,58 @@
+"""Selective projection decay around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..anchored.rule import Rule
+from ..anchored.spd import spd_rule
+from .anchor_source import AnchorSource
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
+
+__all__ = ["SPD"]
+
+
+class SPD(DropIn):
+    """Selective Projection Decay (arXiv 2411.01713) around an optimizer: the rule of :func:`~hyperopt_ftp.spd`.
+
+    Args:
+        base: as in :class:`L2SP`.
+        strength: the paper's lambda, not times the learning rate, >= 0; a group may have its own.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. For adapters (LoRA)
+            ``anchor="zero"``, which takes no memory.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.SPD(torch.optim.SGD([w], lr=0.1, momentum=0.9), strength=1.0)
+    >>> for _ in range(100):
+    ...     opt.zero_grad()
+    ...     ((w - 1) ** 2).sum().backward()
+    ...     opt.step()
+    >>> bool((w - 1).abs().max() < 1e-2)
+    True
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1.0,
+        anchor: Any = None,
+        exclude: Any = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        save_anchor: bool = True,
+    ) -> None:
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold({"strength": strength}, _rule, source), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return spd_rule(group["strength"])
