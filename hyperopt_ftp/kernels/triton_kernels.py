@@ -1,7 +1,8 @@
 # A constant parameter takes plain numbers, a number's dtype stands as its annotation, and a condition on constants is
-# settled when a kernel is compiled, so it stays apart from one on tensors.
+# settled when a kernel is compiled, so it stays apart from one on tensors. static_range is unrolled by the compiler.
 # ruff: noqa: SIM102, SIM109, SIM300
-# pyright: reportArgumentType=false, reportInvalidTypeForm=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportInvalidTypeForm=false
+# pyright: reportOperatorIssue=false
 """The Triton kernels of a fused FTP step. Imports triton, so it is imported when it is used; ``triton`` launches them.
 
 Layers lie in tables of int64 on the device, one row a layer: addresses, and sizes. A tile is what one program does:
@@ -14,64 +15,52 @@ branch of a kernel, and the branch is taken by the tile's kind: so one launch se
 import triton
 import triton.language as tl
 
-# Columns of the table of addresses; 0: there is none. X: max v, or the number of steps done when b was made.
-W = tl.constexpr(0)
-G = tl.constexpr(1)
-STEP = tl.constexpr(2)
-W0 = tl.constexpr(3)
-C = tl.constexpr(4)
-N = tl.constexpr(5)
-RADIUS = tl.constexpr(6)
-RM = tl.constexpr(7)
-RV = tl.constexpr(8)
-RADIUS_STEP = tl.constexpr(9)
-M = tl.constexpr(10)
-V = tl.constexpr(11)
-X = tl.constexpr(12)
-ADDRESSES = tl.constexpr(13)
+from . import triton as launcher
+from .layers import Layers
+
+# Columns of the table of addresses: those of Layers, of which the last, the moments, is three. 0: there is none.
+W = tl.constexpr(Layers._fields.index("weights"))
+G = tl.constexpr(Layers._fields.index("grads"))
+STEP = tl.constexpr(Layers._fields.index("steps"))
+W0 = tl.constexpr(Layers._fields.index("anchors"))
+C = tl.constexpr(Layers._fields.index("deviations"))
+N = tl.constexpr(Layers._fields.index("norms"))
+RADIUS = tl.constexpr(Layers._fields.index("radii"))
+RM = tl.constexpr(Layers._fields.index("radius_exp_avgs"))
+RV = tl.constexpr(Layers._fields.index("radius_exp_avg_sqs"))
+RADIUS_STEP = tl.constexpr(Layers._fields.index("radius_steps"))
+M = tl.constexpr(Layers._fields.index("moments"))
+V = tl.constexpr(M.value + 1)
+X = tl.constexpr(M.value + 2)  # max v, or the number of steps done when b was made
+ADDRESSES = tl.constexpr(M.value + 3)
 
 # Columns of the table of sizes. PIECES: tiles of one row, 0 where a tile holds whole rows; SPAN: columns of a piece.
-ROWS = tl.constexpr(0)
-COLS = tl.constexpr(1)
-FIRST = tl.constexpr(2)  # tile
-TILES = tl.constexpr(3)
-PIECES = tl.constexpr(4)
-SPAN = tl.constexpr(5)
+ROWS, COLS, FIRST, TILES, PIECES, SPAN = map(tl.constexpr, range(6))
 SIZES = tl.constexpr(6)
 
 # Columns of the table of tiles (int32): layer, first row, piece, kind = 2 * shape + unaligned.
 TILE = tl.constexpr(4)
 
 # What the base does.
-NOTHING = tl.constexpr(0)
-ADAMW = tl.constexpr(1)
-AMSGRAD = tl.constexpr(2)
-SGD = tl.constexpr(3)
-MOMENTUM = tl.constexpr(4)
-NESTEROV = tl.constexpr(5)
+NOTHING, ADAMW, AMSGRAD, SGD, MOMENTUM, NESTEROV = map(tl.constexpr, range(6))
 
 # Numbers of a layer for the move, in T. AdamW: W' = keep W - size m / (root sqrt(v) + eps).
-KEEP = tl.constexpr(0)
-SIZE = tl.constexpr(1)
-ROOT = tl.constexpr(2)
-EPS = tl.constexpr(3)
-BETA1 = tl.constexpr(4)
-TAKE1 = tl.constexpr(5)
-BETA2 = tl.constexpr(6)
-TAKE2 = tl.constexpr(7)
+KEEP, SIZE, ROOT, EPS, BETA1, TAKE1, BETA2, TAKE2 = map(tl.constexpr, range(8))
 # SGD: b = mu b + take g. The learning rate is SIZE.
-DECAY = tl.constexpr(0)
-MU = tl.constexpr(4)
-TAKE = tl.constexpr(5)
+DECAY, MU, TAKE = KEEP, BETA1, TAKE1
 NUMBERS = tl.constexpr(8)
 
 FLOOR = tl.constexpr(1e-8)
 #: Elements of a tile: 8 a thread with 8 warps. Five tensors of them fit 128 registers, with their addresses where these
 #: do not come in fours: so 2 blocks fit a multiprocessor. 16 elements do so in an aligned row of 4096 only, and a loop
 #: over a long unaligned row takes 4. tests/kernels/test_triton_compile.py counts.
-BLOCK = tl.constexpr(2048)
+BLOCK = tl.constexpr(launcher.BLOCK)
+#: Columns of a tile of whole rows, by shape.
+WIDTHS = tl.constexpr(launcher.WIDTHS)
+#: The kind of aligned pieces; unaligned ones have the next. The one before is not used: the widest tile is aligned.
+PIECE = tl.constexpr(2 * len(launcher.WIDTHS))
 #: Pieces of a row at most, so that each of them can add up its row's sums at once; longer rows have longer pieces.
-MOST = tl.constexpr(1024)
+MOST = tl.constexpr(launcher.MOST)
 #: Elements of a turn where one program does a layer.
 TURN = tl.constexpr(2048)
 
@@ -86,36 +75,14 @@ def partials(
         if tl.load(found_inf) != 0:
             return
     tile = first + tl.program_id(0)
-    layer = tl.load(tiles + tile * TILE).to(tl.int64)
-    row = tl.load(tiles + tile * TILE + 1).to(tl.int64)
-    piece = tl.load(tiles + tile * TILE + 2).to(tl.int64)
-    kind = tl.load(tiles + tile * TILE + 3)
+    layer, row, piece, kind = _entry(tiles + tile * TILE)
     factor = _factor(grad_scale, T, MAXIMIZE)
-    out = sums + tile
-    # fmt: off
-    if kind == 0:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 32, 64)
-    elif kind == 1:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 32, 64)
-    elif kind == 2:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 8, 256)
-    elif kind == 3:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 8, 256)
-    elif kind == 4:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 2, 1024)
-    elif kind == 5:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 2, 1024)
-    elif kind == 6:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 1, 2048)
-    elif kind == 7:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, False, 1, 2048)
-    elif kind == 8:
-        _dot_rows(addresses, sizes, layer, row, factor, out, T, G_T, C_T, EXACT, True, 1, 4096)
-    elif kind == 10:
-        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, G_T, C_T, EXACT, True, BLOCK)
-    else:
-        _dot_piece(addresses, sizes, layer, row, piece, factor, out, T, G_T, C_T, EXACT, False, BLOCK // 2)
-    # fmt: on
+    for k in tl.static_range(PIECE - 1):
+        if kind == k:
+            _dot_rows(addresses, sizes, layer, row, factor, sums + tile, T, G_T, C_T, EXACT, k % 2 == 0, WIDTHS[k // 2])
+    for k in tl.static_range(PIECE, PIECE + 2):
+        if kind == k:
+            _dot_piece(addresses, sizes, layer, row, piece, factor, sums + tile, T, G_T, C_T, EXACT, k % 2 == 0)
 
 
 @triton.jit
@@ -200,46 +167,21 @@ def move(
         if tl.load(found_inf) != 0:
             return
     tile = first + tl.program_id(0)
-    layer = tl.load(tiles + tile * TILE).to(tl.int64)
-    row = tl.load(tiles + tile * TILE + 1).to(tl.int64)
-    piece = tl.load(tiles + tile * TILE + 2).to(tl.int64)
-    kind = tl.load(tiles + tile * TILE + 3)
+    layer, row, piece, kind = _entry(tiles + tile * TILE)
     factor = _factor(grad_scale, T, MAXIMIZE)
-    # fmt: off
-    if kind == 0:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   True, 32, 64)
-    elif kind == 1:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   False, 32, 64)
-    elif kind == 2:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   True, 8, 256)
-    elif kind == 3:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   False, 8, 256)
-    elif kind == 4:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   True, 2, 1024)
-    elif kind == 5:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   False, 2, 1024)
-    elif kind == 6:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   True, 1, 2048)
-    elif kind == 7:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   False, 1, 2048)
-    elif kind == 8:
-        _move_rows(addresses, sizes, packed, numbers, layer, row, factor, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                   True, 1, 4096)
-    elif kind == 10:
-        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                    True, BLOCK)
-    else:
-        _move_piece(addresses, sizes, numbers, layer, row, piece, factor, sums + tile, T, W_T, G_T, W0_T, C_T, RULE, L2,
-                    False, BLOCK // 2)
-    # fmt: on
+    # The widest first: the other way round AdamW takes 2 registers more on sm_80.
+    for k in tl.static_range(PIECE - 2, -1, -1):
+        if kind == k:
+            _move_rows(
+                addresses, sizes, packed, numbers, layer, row, factor,
+                T, W_T, G_T, W0_T, C_T, RULE, L2, k % 2 == 0, WIDTHS[k // 2],
+            )  # fmt: skip
+    for k in tl.static_range(PIECE, PIECE + 2):
+        if kind == k:
+            _move_piece(
+                addresses, sizes, numbers, layer, row, piece, factor, sums + tile,
+                T, W_T, G_T, W0_T, C_T, RULE, L2, k % 2 == 0,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -252,10 +194,7 @@ def finish(
         if tl.load(found_inf) != 0:
             return
     tile = first + tl.program_id(0)
-    layer = tl.load(tiles + tile * TILE).to(tl.int64)
-    row = tl.load(tiles + tile * TILE + 1).to(tl.int64)
-    piece = tl.load(tiles + tile * TILE + 2).to(tl.int64)
-    kind = tl.load(tiles + tile * TILE + 3)
+    layer, row, piece, kind = _entry(tiles + tile * TILE)
 
     # Every piece of a row adds up the same sums in the same order.
     other = tl.arange(0, MOST)
@@ -264,10 +203,10 @@ def finish(
     n = _norm(total, T, L2)
     tl.store(_pointer(addresses, layer, N, T, False) + row, n, mask=piece == 0)
     s = _scale(tl.load(packed + layer).to(T), n, T)
-    if kind == 10:
-        _finish_piece(addresses, sizes, layer, row, piece, s, T, W_T, W0_T, C_T, True, BLOCK)
+    if kind == PIECE:
+        _finish_piece(addresses, sizes, layer, row, piece, s, T, W_T, W0_T, C_T, True)
     else:
-        _finish_piece(addresses, sizes, layer, row, piece, s, T, W_T, W0_T, C_T, False, BLOCK // 2)
+        _finish_piece(addresses, sizes, layer, row, piece, s, T, W_T, W0_T, C_T, False)
 
 
 @triton.jit
@@ -297,10 +236,10 @@ def clip(addresses, sizes, packed, found_inf, T: tl.constexpr):
 @triton.jit
 def _dot_rows(
     addresses, sizes, layer, row, factor, out,
-    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, ALIGNED: tl.constexpr,
-    HIGH: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, HIGH, WIDE)
+    offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, WIDE)
     mask = inside[:, None] & (columns < cols)
     g = tl.load(_pointer(addresses, layer, G, G_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T) * factor
     c = tl.load(_pointer(addresses, layer, C, C_T, ALIGNED) + at + offsets, mask=mask, other=0.0).to(T)
@@ -312,9 +251,9 @@ def _dot_rows(
 @triton.jit
 def _dot_piece(
     addresses, sizes, layer, row, piece, factor, out,
-    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    WIDE: tl.constexpr = BLOCK if ALIGNED else BLOCK // 2
     start, stop, cols, at = _piece(sizes, layer, row, piece, ALIGNED)
     grads = _pointer(addresses, layer, G, G_T, ALIGNED) + at
     deviations = _pointer(addresses, layer, C, C_T, ALIGNED) + at
@@ -332,10 +271,9 @@ def _dot_piece(
 def _move_rows(
     addresses, sizes, packed, numbers, layer, row, factor,
     T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
-    RULE: tl.constexpr, L2: tl.constexpr,
-    ALIGNED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
+    RULE: tl.constexpr, L2: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, HIGH, WIDE)
+    offsets, columns, cols, at, rows, inside = _tile(sizes, layer, row, ALIGNED, WIDE)
     mask = inside[:, None] & (columns < cols)
     anchored = inside[:, None] & (columns < cols * _given(addresses, layer, W0))
     weights = _pointer(addresses, layer, W, W_T, ALIGNED) + at
@@ -363,9 +301,9 @@ def _move_rows(
 def _move_piece(
     addresses, sizes, numbers, layer, row, piece, factor, out,
     T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
-    RULE: tl.constexpr, L2: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    RULE: tl.constexpr, L2: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    WIDE: tl.constexpr = BLOCK if ALIGNED else BLOCK // 2
     start, stop, cols, at = _piece(sizes, layer, row, piece, ALIGNED)
     weights = _pointer(addresses, layer, W, W_T, ALIGNED) + at
     deviations = _pointer(addresses, layer, C, C_T, ALIGNED) + at
@@ -399,9 +337,9 @@ def _move_piece(
 @triton.jit
 def _finish_piece(
     addresses, sizes, layer, row, piece, s,
-    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    WIDE: tl.constexpr = BLOCK if ALIGNED else BLOCK // 2
     start, stop, cols, at = _piece(sizes, layer, row, piece, ALIGNED)
     weights = _pointer(addresses, layer, W, W_T, ALIGNED) + at
     deviations = _pointer(addresses, layer, C, C_T, ALIGNED) + at
@@ -559,6 +497,13 @@ def _factor(grad_scale, T: tl.constexpr, MAXIMIZE: tl.constexpr):
 
 
 @triton.jit
+def _entry(entry):
+    """Layer, first row, piece and kind of a tile."""
+    layer, row, piece = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    return layer.to(tl.int64), row.to(tl.int64), piece.to(tl.int64), tl.load(entry + 3)
+
+
+@triton.jit
 def _given(addresses, layer, COLUMN: tl.constexpr):
     """1 or 0. Masks are made by multiplying a bound with it, which keeps what is known of the bound's divisors."""
     return (tl.load(addresses + layer * ADDRESSES + COLUMN) != 0).to(tl.int64)
@@ -582,11 +527,11 @@ def _cols(sizes, layer, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _tile(sizes, layer, row, ALIGNED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
+def _tile(sizes, layer, row, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
     """Offsets of a tile of whole rows from its first element (they fit int32), its columns with their bound, that first
     element, and its rows with their mask."""
     cols = _cols(sizes, layer, ALIGNED)
-    rows = tl.arange(0, HIGH)
+    rows = tl.arange(0, max(1, BLOCK // WIDE))
     inside = rows < tl.load(sizes + layer * SIZES + ROWS) - row
     columns = tl.arange(0, WIDE)[None, :]
     return rows[:, None] * cols.to(tl.int32) + columns, columns, cols, row * cols, rows, inside
