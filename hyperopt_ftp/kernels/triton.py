@@ -36,7 +36,7 @@ from .layers import SGD, AdamW, Amp, Ball, Layers, check, working_dtype
 
 __all__ = ["project_", "radii_", "step_"]
 
-#: Elements of a tile, and pieces of a long row at most. As in ``triton_kernels``.
+#: Elements of a tile, and pieces of a long row at most. ``triton_kernels`` says why.
 BLOCK, MOST = 2048, 1024
 #: Columns that a tile of whole rows holds, by shape. The last is for aligned layers only and has twice the elements.
 WIDTHS = (64, 256, 1024, 2048, 4096)
@@ -71,10 +71,11 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
     Advances the radii's moments and their steps; returns the new radii, not yet clipped, shape (layers,); 0 for an
     unconstrained layer.
     """
+    if not layers.weights:
+        return torch.empty(0)
     run = _Run(layers, ball, "NOTHING", amp)
-    if layers.weights:
-        run.partials(ball.exact)
-        run.radii(None, ball)
+    run.partials(ball.exact)
+    run.radii(None, ball)
     return run.packed
 
 
@@ -113,9 +114,6 @@ class _Run:
         from . import triton_kernels as kernels
 
         weights = layers.weights
-        if not weights:
-            self.packed = torch.empty(0)
-            return
         real, device = working_dtype(weights[0]), weights[0].device
         self.packed = torch.empty(len(weights), dtype=real, device=device)
         held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
@@ -136,7 +134,7 @@ class _Run:
         self.layout: _Layout = self._kept((place, square, shapes), lambda: _layout(shapes, square, self._send))
         self.addresses: Tensor = self._kept((place, *addresses), lambda: self._send(torch.tensor(addresses)))
         self.sums = torch.empty(len(self.layout.tiles), dtype=real, device=device)
-        self.numbers = torch.empty(len(weights), 8, dtype=real, device=device)
+        self.numbers = torch.empty(len(weights), kernels.NUMBERS.value, dtype=real, device=device)
 
     def partials(self, exact: bool) -> None:
         _, c = self.stored
@@ -199,15 +197,15 @@ class _Run:
         """A table to the device, without waiting for it."""
         if self.device.type != "cuda":
             return table
-        size, words = table.numel(), table.numel() * table.element_size()
+        size = table.numel() * table.element_size()
         if torch.cuda.is_current_stream_capturing():
-            if words not in _spares:
+            if size not in _spares:
                 raise RuntimeError("a step must run before one is captured with tables of this size")
-            pinned = _spares.pop(words)[: table.element_size() * size].view(table.dtype).view(table.shape).copy_(table)
+            pinned = _spares.pop(size).view(table.dtype).view(table.shape).copy_(table)
             _hold(self.weight, pinned)
         else:
             pinned = table.pin_memory()
-            _recent(_spares, words, lambda: torch.empty(words, dtype=torch.uint8, pin_memory=True))
+            _recent(_spares, size, lambda: torch.empty(size, dtype=torch.uint8, pin_memory=True))
         return pinned.to(self.device, non_blocking=True)
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -230,14 +228,11 @@ def _rule(base: AdamW | SGD, layers: Layers) -> str:
 
 
 def _addresses(layers: Layers, adam: bool) -> list[tuple[int, ...]]:
-    """The table of addresses, a row a layer, its columns in the order of ``triton_kernels``."""
+    """The table of addresses, a row a layer: the columns of :class:`Layers`, and the moments as three."""
     moments = list(layers.moments)
     if not adam and len(moments) == 2:
         moments.insert(1, [])  # b, then the step at which it was made
-    columns = [
-        layers.weights, layers.grads, layers.steps, layers.anchors, layers.deviations, layers.norms, layers.radii,
-        layers.radius_exp_avgs, layers.radius_exp_avg_sqs, layers.radius_steps, *moments, *[[]] * (3 - len(moments)),
-    ]  # fmt: skip
+    columns = [*layers[:-1], *moments, *[[]] * (3 - len(moments))]
     none = [0] * len(layers.weights)
     # An empty tensor's address is 0.
     return list(zip(*([x.data_ptr() for x in column] or none for column in columns), strict=True))
@@ -254,20 +249,25 @@ class _Shape(NamedTuple):
 
 
 def _shapes(layers: Layers, addresses: list[tuple[int, ...]], adam: bool) -> tuple[_Shape, ...]:
+    # What the tiles read. The third of SGD's moments is a number of steps.
+    full = [Layers._fields.index(name) for name in ("weights", "grads", "anchors", "deviations")]
+    moments = Layers._fields.index("moments")
+    full += range(moments, moments + (3 if adam else 2))
     shapes = []
     for w, w0, radius, row in zip(layers.weights, layers.anchors, layers.radii, addresses, strict=True):
-        # Those that a tile reads: W, g, W0, c, and the moments.
-        joint = row[0] | row[1] | row[3] | row[4] | row[10] | row[11] | (row[12] if adam else 0)
         held = radius.numel() > 0
         anchor = w0.dtype if held and w0.numel() else None
+        joint = 0
+        for column in full:
+            joint |= row[column]
         shapes.append(_Shape(w.shape, w.stride(), held, joint % 16 == 0, anchor))
     return tuple(shapes)
 
 
 def _layout(shapes: tuple[_Shape, ...], square: bool, send: Callable[[Tensor], Tensor]) -> _Layout:
     """Cut layers into tiles."""
-    sizes = torch.zeros(len(shapes), 6, dtype=torch.int64)
-    tiles: list[Tensor] = [torch.zeros(0, 4, dtype=torch.int32)]
+    sizes: list[list[int]] = [[]] * len(shapes)
+    tiles: list[Tensor] = []
     groups: list[_Group] = []
     made = 0
 
@@ -276,7 +276,7 @@ def _layout(shapes: tuple[_Shape, ...], square: bool, send: Callable[[Tensor], T
         for i in members:
             rows, cols, pieces, span = _cut(shapes[i], square)
             part = _tiles(i, rows, cols, pieces, span, shapes[i].aligned)
-            sizes[i] = torch.tensor([rows, cols, made, len(part), pieces, span])
+            sizes[i] = [rows, cols, made, len(part), pieces, span]
             tiles.append(part)
             made += len(part)
 
@@ -292,7 +292,7 @@ def _layout(shapes: tuple[_Shape, ...], square: bool, send: Callable[[Tensor], T
         pieces = made
         cut([i for i in mine if _cut(shapes[i], square)[2]])
         groups.append(_Group(anchor, first, pieces, made))
-    return _Layout(send(sizes), send(torch.cat(tiles)), held, groups)
+    return _Layout(send(torch.tensor(sizes)), send(torch.cat(tiles)), held, groups)
 
 
 def _cut(shape: _Shape, square: bool) -> tuple[int, int, int, int]:

@@ -189,3 +189,19 @@ def test_what_the_kernels_cannot_do_is_refused():
 def test_constants_of_launcher_and_kernels_agree():
     agree = {name: getattr(triton_kernels, name).value for name in ("BLOCK", "MOST")}
     assert agree == {name: getattr(execution, name) for name in agree}
+
+
+def test_the_kernels_find_each_column_of_layers():
+    """The launcher's table by the positions that the kernels read; the moments are its last columns."""
+    columns = {
+        "W": "weights", "G": "grads", "STEP": "steps", "W0": "anchors", "C": "deviations", "N": "norms",
+        "RADIUS": "radii", "RM": "radius_exp_avgs", "RV": "radius_exp_avg_sqs", "RADIUS_STEP": "radius_steps",
+    }  # fmt: skip
+    assert (*columns.values(), "moments") == Layers._fields
+    layers = Case([(3, 16)]).layers
+    expected = {name: getattr(layers, field)[0] for name, field in columns.items()}
+    expected |= dict(zip(("M", "V"), (moment[0] for moment in layers.moments), strict=True))
+    (row,) = execution._addresses(layers, adam=True)
+    at = {name: getattr(triton_kernels, name).value for name in (*expected, "X")}
+    assert {name: row[at[name]] for name in at} == {name: x.data_ptr() for name, x in expected.items()} | {"X": 0}
+    assert len(row) == triton_kernels.ADDRESSES.value
