@@ -53,10 +53,10 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars")
 class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str) -> Tensor:
-        alike = weights.dtype == anchor.dtype == radius.dtype and weights.stride() == anchor.stride()
+        fits = weights.dtype == anchor.dtype == radius.dtype and weights.stride() == anchor.stride()
         wide = weights.dtype in (torch.float32, torch.float64) and radius.device == weights.device
         odd = weights.is_neg() or anchor.is_neg() or why_not([weights, anchor]) is not None
-        if not (alike and wide and weights.numel()) or odd:
+        if not (fits and wide and weights.numel()) or odd:
             return projections.project(weights, anchor, radius, norm)
         rows = weights.shape[0] if norm == "mars" and weights.ndim >= 2 else 1
         out, c, n = weights.clone(), torch.empty_like(weights), weights.new_empty(rows)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["flatten", "leaves", "map_tree", "pick", "put", "spread", "structure", "unzip_map", "working"]
+__all__ = ["broadcast", "flatten", "leaves", "map_tree", "pick", "put", "structure", "unzip_map", "working"]
 
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -49,7 +49,7 @@ def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return rebuild([function(*row) for row in zip(values, *(aligned(other, tree) for other in rest), strict=True)])
 
 
-def spread(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
+def broadcast(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
     """One value for each leaf of ``like``: a single tensor serves all leaves, a tree must have their structure."""
     if isinstance(value, Tensor):
         return [value] * len(leaves(like))

@@ -33,7 +33,7 @@ def cautious_decay(base: Optimizer, anchor: Any, strength: Any = 1e-2) -> Optimi
     Raises:
         ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
 
-    Deviation: the paper decays toward zero, which is ``anchor`` = zeros here.
+    Differs from the paper: that decays toward zero, which is ``anchor`` = zeros here.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.cautious_decay(hft.sgd(lr=0.1), torch.zeros(2), strength=1.0)

@@ -55,7 +55,8 @@ def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "
         ValueError: an omega_lr that is negative or NaN, an unknown gradient, an anchor that does not fit (at ``init``),
             a base without lr.
 
-    Deviation: Algorithm 1 normalises h before Adam; here Adam does it alone, scale-free down to its eps of 1e-16.
+    Differs from the paper: Algorithm 1 normalises h before Adam; here Adam does it alone, scale-free down to its eps,
+    1e-16.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.digrap(hft.sgd(lr=0.1), torch.zeros(2), omega_lr=0.1)

@@ -88,7 +88,8 @@ def ftp(
     Raises:
         ValueError: a number outside its domain, an unknown norm or gradient, an anchor that does not fit (at ``init``).
 
-    Deviation: the authors start every radius at 1e-8, which throws a run that starts off the anchor back onto it.
+    Differs from the paper: the authors start every radius at 1e-8, which throws a run that starts off the anchor back
+    onto it.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(1, 2)}

@@ -31,8 +31,8 @@ def l2sp(base: Optimizer, anchor: Any, strength: Any = 1e-2, decoupled: bool = F
     Raises:
         ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
 
-    The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. Deviation: the paper has no
-    decoupled form.
+    The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. Differs from the paper: that
+    has no decoupled form.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(2)}

@@ -91,7 +91,7 @@ class Forward:
                 refuse_other_losses(run.losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
-        return _spread(steps, run.start, slopes)
+        return _by_input(steps, run.start, slopes)
 
 
 def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
@@ -210,7 +210,7 @@ def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
     return torch.stack([(t.reshape(len(t), -1) @ v.to(t).reshape(-1)).to(place) for v, t in pairs]).sum(0)
 
 
-def _spread(steps: Steps, start: Start, slopes: Tensor) -> Start:
+def _by_input(steps: Steps, start: Start, slopes: Tensor) -> Start:
     """One number for each wanted scalar, as cotangents of the start."""
     at, found = 0, []
     for values, wanted in _parts(steps, start):

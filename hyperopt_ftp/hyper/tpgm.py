@@ -79,8 +79,8 @@ def tpgm(
         ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
     After each step a radius is clipped to ``[1e-8, largest row norm]``, as the authors do: above it a radius would have
-    no derivative, and stay there. Deviation: a radius starts at half the smallest row norm, as in the authors' code;
-    the paper leaves it open.
+    no derivative, and stay there. Differs from the paper: a radius starts at half the smallest row norm, as in the
+    authors' code; the paper leaves it open.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}

@@ -100,8 +100,8 @@ def check(layers: Layers, moments: Sequence[list[Tensor]] = ()) -> None:
     if not layers.weights:
         return
     real = working_dtype(layers.weights[0])
-    alike = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
-    for w, *others in alike:
+    same_shape = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
+    for w, *others in same_shape:
         shape, strides = w.shape, w.stride()
         for t in others:
             if (t.stride() != strides or t.shape != shape) and t.numel():

@@ -50,7 +50,7 @@ def for_each(hparam: Any, params: Any) -> list[Tensor]:
     Raises:
         ValueError: a shape or a structure that does not fit; what fits is in the text.
     """
-    values = tree.spread(hparam, params)
+    values = tree.broadcast(hparam, params)
     if isinstance(hparam, Tensor) and hparam.ndim == 0:
         return values
     if isinstance(hparam, Tensor) and not isinstance(params, Tensor):

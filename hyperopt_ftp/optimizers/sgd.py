@@ -40,8 +40,8 @@ def sgd(
     Raises:
         ValueError: a number outside its domain, or nesterov without momentum or with dampening.
 
-    Deviation: the buffer is kept also when momentum is 0, so that a hypergradient at momentum 0 is right. There, as in
-    torch, dampening has no effect.
+    Differs from torch: the buffer is kept also when momentum is 0, so that a hypergradient at momentum 0 is right.
+    There, as in torch, dampening has no effect.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.sgd(lr=0.1, momentum=0.9)

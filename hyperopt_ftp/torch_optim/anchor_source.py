@@ -13,7 +13,7 @@ from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from .checks import DTYPES
 from .fingerprint import fingerprint
-from .names import plain
+from .names import unwrapped
 
 __all__ = ["AnchorSource"]
 
@@ -77,7 +77,7 @@ class AnchorSource:
         for name, p, is_constrained in zip(names, params, constrained, strict=True):
             if not is_constrained:
                 continue
-            value = self._given.get(plain(name))
+            value = self._given.get(unwrapped(name))
             if value is None:
                 raise ValueError(f"anchor has no entry for the parameter {name!r}; give one, or exclude the parameter")
             if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.shape != p.shape:
@@ -94,7 +94,7 @@ class AnchorSource:
     def check_no_extra(self, names: Sequence[Any]) -> None:
         if self._given is None or self._holds_buffers:
             return
-        extra = sorted(self._given.keys() - {plain(str(name)) for name in names})
+        extra = sorted(self._given.keys() - {unwrapped(str(name)) for name in names})
         if extra:
             raise ValueError(
                 f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
@@ -129,7 +129,7 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
-        return p if self._given is None else self._given[plain(str(name))]
+        return p if self._given is None else self._given[unwrapped(str(name))]
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
         """Complete loaded state by the anchor that its checkpoint leaves out.
@@ -199,7 +199,7 @@ class AnchorSource:
         """The anchor of a parameter that has begun; empty for zero."""
         if "anchor" not in state and self._given is not None:
             if self._in_file(p, name):
-                return self._given[plain(str(name))]
+                return self._given[unwrapped(str(name))]
             state.pop("anchor_fingerprint", None)
             self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
         return state.get("anchor", ABSENT)
@@ -208,13 +208,13 @@ class AnchorSource:
         """The same for those who only look: as it is kept, in whatever dtype, and nothing is put into the state."""
         if "anchor" in state or self._given is None:
             return state.get("anchor", ABSENT)
-        return self._given[plain(str(name))]
+        return self._given[unwrapped(str(name))]
 
     def _in_file(self, p: Tensor, name: Any) -> bool:
         """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
         if self.path is None or self._given is None:
             return False
-        mapped = self._given[plain(str(name))]
+        mapped = self._given[unwrapped(str(name))]
         if sharded.is_dtensor(p):
             return False
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
@@ -249,9 +249,9 @@ def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if not isinstance(name, str):
             raise TypeError(f"anchor must have names of parameters as keys, got {name!r}")
-        if plain(name) in found:
-            raise ValueError(f"anchor has two entries for {plain(name)!r}, under different prefixes; give one")
-        found[plain(name)] = value
+        if unwrapped(name) in found:
+            raise ValueError(f"anchor has two entries for {unwrapped(name)!r}, under different prefixes; give one")
+        found[unwrapped(name)] = value
     return found
 
 

@@ -14,7 +14,7 @@ from ..hparams import as_tensor
 from ..kernels import foreach, ops, sharded
 from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
 from . import single
-from .store import Columns, choose, plain
+from .store import Columns, choose, is_plain
 
 __all__ = ["BACKENDS", "Backend", "Before", "Part", "by_device_and_dtype", "layers_of", "pick"]
 
@@ -90,7 +90,7 @@ class Kernel(Backend):
     def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
         if self.name in ops.FUSED:
             return ops.why_not(params, asked)
-        return None if all(map(plain, params)) else "a parameter is a tensor subclass"
+        return None if all(map(is_plain, params)) else "a parameter is a tensor subclass"
 
     def step_(self, parts: list[Part]) -> None:
         for part in parts:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..anchored.rule import Spec
 from ..kernels.layers import SGD, AdamW, Amp
+from ..tree import working
 from .backends import BACKENDS, Part, by_device_and_dtype
 from .checks import check_flags
 from .store import choose
@@ -78,7 +79,7 @@ class OwnRule(NamedTuple):
     whole: bool  # whether a checkpoint has all of them or none
     check: Callable[[dict[str, Any]], None]  # a group's options
     numbers: Callable[[dict[str, Any], Tensor], AdamW | SGD]  # of a group, for weights like one
-    begin: Callable[[Tensor, dict[str, Any], dict[str, Any]], None]  # p, its state, its group: makes what it lacks
+    begin: Callable[[dict[str, Any], dict[str, Any]], None] | None = None  # state and group, before blank moments
 
 
 class Own(Base):
@@ -98,9 +99,12 @@ class Own(Base):
 
     def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = opt.state[p]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        self.rule.begin(p, state, group)
+        state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        if self.rule.begin is not None:
+            self.rule.begin(state, group)
+        for key in self.moments(group):
+            if state.get(key) is None:
+                state[key] = torch.zeros_like(working(p.detach()))
         return state
 
     def check_ready(self, opt: DropIn) -> None:
@@ -122,7 +126,7 @@ class Own(Base):
 
     def check_weights(self, opt: DropIn, group: dict[str, Any]) -> None:
         if group["fused"]:
-            opt.pick(group)
+            opt._pick(group)
         narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32]
         if group["lean"] and narrow:
             raise ValueError(
@@ -135,7 +139,7 @@ class Own(Base):
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return  # not even the state of a first step
         work: dict[str, list[Part]] = {}
-        for group, execution, columns in opt.work():
+        for group, execution, columns in opt._work():
             ball = hold.ball(group) if hold.ball else None
             for part in by_device_and_dtype(columns):
                 like = part.weights[0]
@@ -221,7 +225,7 @@ class Given(Base):
         raw: dict[Tensor, Any] = {}
         work: dict[str, list[Part]] = {}
         try:
-            for group, execution, columns in opt.work():
+            for group, execution, columns in opt._work():
                 held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
                 amp, ball = Amp(bool(group.get("maximize", False))), hold.ball(group) if hold.ball else None
                 for part in by_device_and_dtype(held) if held.weights else ():
@@ -257,7 +261,7 @@ class Given(Base):
     def _fresh(self, opt: DropIn, hold: Hold) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to begin."""
         stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
-        return {p: dict(opt.state.get(p, {})) for p in stepped if not hold.has_begun(opt.state.get(p, {}))}
+        return {p: dict(opt.state.get(p, {})) for p in stepped if not hold.is_initialized(opt.state.get(p, {}))}
 
     def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
         """The base has refused its step: what was begun for it is undone."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .names import plain
+from .names import unwrapped
 
 __all__ = [
     "DTYPES",
@@ -101,7 +101,7 @@ def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) ->
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise TypeError(f"names of parameters must be strings, got {wrong[0]!r}")
-    twice = [name for name, count in Counter(map(plain, known)).items() if count > 1]
+    twice = [name for name, count in Counter(map(unwrapped, known)).items() if count > 1]
     if twice:
         raise ValueError(f"two parameters are called {twice[0]!r}; names must differ, prefix those of each model")
 
@@ -173,7 +173,7 @@ def check_checkpoint(saved: Any) -> None:
 
 def check_order(here: list[str], there: list[str]) -> None:
     """torch loads by position, whatever the names are."""
-    mine, theirs = [plain(name) for name in here], [plain(str(name)) for name in there]
+    mine, theirs = [unwrapped(name) for name in here], [unwrapped(str(name)) for name in there]
     if mine != theirs and set(mine) == set(theirs):
         first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
         raise ValueError(

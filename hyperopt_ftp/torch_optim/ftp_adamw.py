@@ -10,7 +10,6 @@ from torch import Tensor
 from ..anchored.rule import Spec
 from ..hparams import check_number, shown
 from ..kernels.layers import AdamW
-from ..tree import working
 from .anchor_source import AnchorSource
 from .bases import Own, OwnRule, number, value_of
 from .checks import check_flags
@@ -74,7 +73,7 @@ class FTPAdamW(DropIn):
     skip a step on the device. 16-bit weights: all state is float32, with c as the master copy of the weights. State:
     m, v, c and the anchor, each the size of the weights.
 
-    Deviation from the authors' code: a run that starts off the anchor starts from the radius that holds it.
+    Differs from the authors' code: a run that starts off the anchor starts from the radius that holds it.
 
     >>> import torch, hyperopt_ftp as hft
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -147,17 +146,10 @@ def _numbers(group: dict[str, Any], like: Tensor) -> AdamW:
     return AdamW(lr, *map(value_of, (*group["betas"], group["eps"], group["weight_decay"])))
 
 
-def _begin(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    for key in _moments(group):
-        if key not in state:
-            state[key] = torch.zeros_like(working(p.detach()))
-
-
 ADAMW = OwnRule(
     tuple(Spec(name, "weights") for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
     _moments,
     whole=True,
     check=_check,
     numbers=_numbers,
-    begin=_begin,
 )

@@ -11,7 +11,6 @@ from ..anchored.rule import Spec
 from ..hparams import check_number
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
-from ..tree import working
 from .anchor_source import AnchorSource
 from .bases import Own, OwnRule, number, value_of
 from .checks import check_flags
@@ -106,14 +105,11 @@ def _numbers(group: dict[str, Any], like: Tensor) -> SGD:
     return SGD(lr, *numbers, nesterov=group["nesterov"])
 
 
-def _begin(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    keys = _moments(group)
+def _begin(state: dict[str, Any], group: dict[str, Any]) -> None:
     # As in torch, the first step with momentum is the one that finds no buffer; it differs with dampening.
-    if "momentum_start" in keys and "momentum_start" not in state:
+    if "momentum_start" in _moments(group) and "momentum_start" not in state:
         begun = state.get("momentum_buffer") is not None
         state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
-    if keys and state.get("momentum_buffer") is None:
-        state["momentum_buffer"] = torch.zeros_like(working(p.detach()))
 
 
 MOMENTUM = OwnRule(

@@ -88,8 +88,8 @@ class Hold(Method):
         return backends.BACKENDS["single"] if self.ball is None else backends.pick(group, strict)
 
     def step(self, opt: DropIn) -> None:
-        opt.move.step(opt, self)
+        opt._mover.step(opt, self)
 
-    def has_begun(self, state: dict[str, Any]) -> bool:
+    def is_initialized(self, state: dict[str, Any]) -> bool:
         """Whether a parameter has made a constrained step."""
         return self.specs[-1].name in state

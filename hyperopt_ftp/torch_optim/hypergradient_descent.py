@@ -75,7 +75,7 @@ class _Descent(Method):
         return BACKENDS["single"]
 
     def step(self, opt: DropIn) -> None:
-        opt.check_step()
+        opt._check_step()
         work = [(group, _counted(group)) for group in opt.param_groups]
         old = [group["lr"] for group in opt.param_groups]
         new = [_new_lr(opt, group, params) for group, params in work]

@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["Exclude", "plain"]
+__all__ = ["Exclude", "unwrapped"]
 
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
-def plain(name: str) -> str:
+def unwrapped(name: str) -> str:
     """``name`` as the unwrapped model calls it.
 
-    >>> plain("module._orig_mod.head.weight")
+    >>> unwrapped("module._orig_mod.head.weight")
     'head.weight'
     """
     parts = [part for part in name.split(".") if part not in WRAPPERS]
@@ -59,7 +59,7 @@ class Exclude:
                     hit = entry is p
                 else:
                     assert names is not None
-                    hit = fnmatchcase(plain(names[i]), entry) or fnmatchcase(names[i], entry)
+                    hit = fnmatchcase(unwrapped(names[i]), entry) or fnmatchcase(names[i], entry)
                 if hit:
                     self._matched.add(k)
                     result[i] = True

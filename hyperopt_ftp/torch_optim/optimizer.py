@@ -38,14 +38,14 @@ from .store import Columns
 __all__ = ["DropIn", "floats"]
 
 #: Attributes that pickle and deepcopy keep beside torch's.
-PICKLED = ("move", "method", "_exclude", "_ran")
+PICKLED = ("_mover", "_method", "_exclude", "_ran")
 
 
 class DropIn(torch.optim.Optimizer):
     """A :class:`torch.optim.Optimizer` of parts.
 
     Args:
-        move: what moves the weights.
+        mover: what moves the weights.
         method: what is done around that.
         exclude: parameters that the method leaves alone.
         params, defaults: as torch takes them; those of a base that is given are its own.
@@ -56,14 +56,14 @@ class DropIn(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, move: Base, method: Method, exclude: Any, params: Any = None, defaults: dict[str, Any] | None = None
+        self, mover: Base, method: Method, exclude: Any, params: Any = None, defaults: dict[str, Any] | None = None
     ) -> None:
-        if isinstance(move, Given):
-            params, defaults = move.groups(type(self).__name__, method.options, refused=DropIn)
-            self.base: torch.optim.Optimizer = move.optimizer
+        if isinstance(mover, Given):
+            params, defaults = mover.groups(type(self).__name__, method.options, refused=DropIn)
+            self.base: torch.optim.Optimizer = mover.optimizer
         assert defaults is not None
-        self.move: Base = move
-        self.method: Method = method
+        self._mover: Base = mover
+        self._method: Method = method
         self._exclude: Exclude = Exclude(exclude)
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
@@ -71,11 +71,11 @@ class DropIn(torch.optim.Optimizer):
         self._exclude.check_all_matched(self._names())
         if method.anchors is not None:
             method.anchors.check_no_extra(self._names())
-        if isinstance(move, Given):
-            self.state: defaultdict[Tensor, Any] = move.optimizer.state
-        move.attach(self)
+        if isinstance(mover, Given):
+            self.state: defaultdict[Tensor, Any] = mover.optimizer.state
+        mover.attach(self)
         # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
-        self._ran: list[str] = [self.pick(self.param_groups[0]).name]
+        self._ran: list[str] = [self._pick(self.param_groups[0]).name]
 
     @property
     def execution(self) -> str:
@@ -89,28 +89,28 @@ class DropIn(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks)."""
-        return self.move.strict and all(self.pick(g).name in ("fused_cpu", "triton") for g in self.param_groups)
+        return self._mover.strict and all(self._pick(g).name in ("fused_cpu", "triton") for g in self.param_groups)
 
-    def pick(self, group: dict[str, Any]) -> Backend:
+    def _pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
-        return self.method.pick(group, self.move.strict)
+        return self._method.pick(group, self._mover.strict)
 
     def _title(self) -> str:
         """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
         title = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
-        return f"{title}({type(self.base).__name__})" if isinstance(self.move, Given) else title
+        return f"{title}({type(self.base).__name__})" if isinstance(self._mover, Given) else title
 
     def _kinds(self) -> dict[str, str]:
         """Of the entries of a parameter's state that are not the base's own."""
-        return {spec.name: spec.kind for spec in (*self.method.specs, *self.move.specs)}
+        return {spec.name: spec.kind for spec in (*self._method.specs, *self._mover.specs)}
 
     # -- groups -------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`torch.optim.Optimizer.add_param_group`; a group may say ``constrained=False``."""
-        if isinstance(self.move, Given) and self.param_groups is self.base.param_groups:
+        if isinstance(self._mover, Given) and self.param_groups is self.base.param_groups:
             if isinstance(param_group, dict):
-                for name in self.method.options:
+                for name in self._method.options:
                     param_group.setdefault(name, self.defaults[name])
             self.base.add_param_group(param_group)
         else:
@@ -125,46 +125,41 @@ class DropIn(torch.optim.Optimizer):
         check_group_options(group, [*self.defaults, "constrained", "made_by"])
         check_params(group["params"], "param_names" in group, self._names())
         self._check_options(group)
-        self.move.check_weights(self, group)
+        self._mover.check_weights(self, group)
         names, whole = group.get("param_names"), group.get("constrained", True)
         if not isinstance(whole, bool):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
-        if self.method.anchors is not None:
-            self.method.anchors.check(names, group["params"], constrained)
+        if self._method.anchors is not None:
+            self._method.anchors.check(names, group["params"], constrained)
         group["constrained"], group["made_by"] = constrained, self._title()
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
-        self.method.check(group)
-        self.move.check(group)
+        self._method.check(group)
+        self._mover.check(group)
 
-    def _names(self) -> list[Any]:
-        """Names of all parameters in order; their indices where they have none."""
+    def _names(self, group: dict[str, Any] | None = None) -> list[Any]:
+        """Names of a group's parameters, or of all in order; their indices where they have none."""
         names: list[Any] = []
-        for group in self.param_groups:
-            names += group.get("param_names") or range(len(names), len(names) + len(group["params"]))
+        for other in self.param_groups:
+            here = other.get("param_names") or range(len(names), len(names) + len(other["params"]))
+            if other is group:
+                return list(here)
+            names += here
         return names
 
-    def _names_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        first = 0
-        for other in self.param_groups:
-            if other is group:
-                break
-            first += len(other["params"])
-        return group.get("param_names") or range(first, first + len(group["params"]))
-
-    def begun(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
+    def initialized(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
         """Each constrained parameter that has made a step: name (or index), weights, state and anchor (empty: zero)."""
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for name, p in zip(self._names(), params, strict=True):
             state = self.state.get(p, {})
-            if isinstance(self.method, Hold) and self.method.has_begun(state):
-                yield name, p, state, self.method.anchors.seen(name, state)
+            if isinstance(self._method, Hold) and self._method.is_initialized(state):
+                yield name, p, state, self._method.anchors.seen(name, state)
 
     def _scalars(self, key: str) -> dict[Any, float]:
         """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
-        found = {name: state[key] for name, _, state, _ in self.begun()}
+        found = {name: state[key] for name, _, state, _ in self.initialized()}
         return dict(zip(found, floats(list(found.values())), strict=True))
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -179,16 +174,16 @@ class DropIn(torch.optim.Optimizer):
         Raises:
             RuntimeError: a sparse or complex gradient (before anything has changed).
         """
-        self.move.check_ready(self)
+        self._mover.check_ready(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.move.attach(self)  # another state may have been swapped in, for a while or for good
-        self.method.step(self)
+        self._mover.attach(self)  # another state may have been swapped in, for a while or for good
+        self._method.step(self)
         return loss
 
-    def check_step(self) -> None:
+    def _check_step(self) -> None:
         """All that can be wrong with a step."""
         for i, group in enumerate(self.param_groups):
             if len(group.get("constrained", ())) != len(group["params"]):
@@ -204,7 +199,7 @@ class DropIn(torch.optim.Optimizer):
                 self._check_options(group)  # only then: to look at a tensor waits for its device
                 self._checked[i] = options
             if group.get("lean"):
-                self.move.check_weights(self, group)
+                self._mover.check_weights(self, group)
             for p in group["params"]:
                 self._check_parameter(p, next(names))
 
@@ -214,18 +209,18 @@ class DropIn(torch.optim.Optimizer):
         check_dtype(p, name)
         form = self._fitted.get(p)
         if form is None or form[0] != p.shape:
-            check_shapes(p, name, self.state.get(p, {}), [s.name for s in self.method.specs if s.kind == "weights"])
+            check_shapes(p, name, self.state.get(p, {}), [s.name for s in self._method.specs if s.kind == "weights"])
         check_gradient(p, name)
 
-    def work(self) -> list[tuple[dict[str, Any], str, Columns]]:
+    def _work(self) -> list[tuple[dict[str, Any], str, Columns]]:
         """Each group, its execution, and its parameters that have a gradient. Every check comes before a change."""
         if not torch.compiler.is_compiling():
-            self.check_step()
-        executions = [self.pick(group).name for group in self.param_groups]
+            self._check_step()
+        executions = [self._pick(group).name for group in self.param_groups]
         work = []
         for group, execution in zip(self.param_groups, executions, strict=True):
-            state: list[list[Tensor]] = [[] for _ in self.method.specs]
-            moments: list[list[Tensor]] = [[] for _ in self.move.moments(group)]
+            state: list[list[Tensor]] = [[] for _ in self._method.specs]
+            moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
             first: list[list[Tensor]] = [[] for _ in Columns._fields[:4]]
             self._init_group(group, *first, *state, *moments)
             if first[0]:
@@ -245,20 +240,20 @@ class DropIn(torch.optim.Optimizer):
 
         torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
         """
-        self.move.begin_group(group)
-        assert isinstance(self.method, Hold)
-        anchors, kinds = self.method.anchors, self._kinds()
-        keys = [spec.name for spec in self.method.specs]
-        moments = self.move.moments(group)
+        self._mover.begin_group(group)
+        assert isinstance(self._method, Hold)
+        anchors, kinds = self._method.anchors, self._kinds()
+        keys = [spec.name for spec in self._method.specs]
+        moments = self._mover.moments(group)
         on_gpu = bool(group["params"]) and group["params"][0].is_cuda
-        device = "own" if group.get("capturable") or (on_gpu and self.pick(group).name == "triton") else "cpu"
+        device = "own" if group.get("capturable") or (on_gpu and self._pick(group).name == "triton") else "cpu"
         lean = group.get("lean", False)
-        for p, constrained, name in zip(group["params"], group["constrained"], self._names_of(group), strict=True):
+        for p, constrained, name in zip(group["params"], group["constrained"], self._names(group), strict=True):
             if p.grad is None:
                 continue
             self._check_parameter(p, name)
-            state = self.move.begin(self, p, group)
-            if constrained and not self.method.has_begun(state):
+            state = self._mover.begin(self, p, group)
+            if constrained and not self._method.is_initialized(state):
                 self._hold(p, name, state, group)
             form = (p.shape, p.stride(), p.dtype, device, len(state), lean)
             if self._fitted.get(p) != form:
@@ -266,17 +261,17 @@ class DropIn(torch.optim.Optimizer):
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
             w0 = anchors.of(p, name, state) if constrained else ABSENT
-            step = state["step"] if self.move.specs else ABSENT  # a given base's is its own
+            step = state["step"] if self._mover.specs else ABSENT  # a given base's is its own
             row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
 
     def _hold(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """The state that a first constrained step needs."""
-        assert isinstance(self.method, Hold)
-        rule, anchors = self.method.rule(group), self.method.anchors
+        assert isinstance(self._method, Hold)
+        rule, anchors = self._method.rule(group), self._method.anchors
         anchors.start(p, name, state)
-        state.update(store.blank(self.method.specs, p, rule.norm))
+        state.update(store.blank(self._method.specs, p, rule.norm))
         if rule.off and not anchors.is_start:
             state.update(store.off(rule, p, anchors.of(p, name, state)))
 
@@ -284,10 +279,10 @@ class DropIn(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
-        anchors = self.method.anchors
+        anchors = self._method.anchors
         if anchors is None:
             return super().state_dict()
-        for name, p, state, _ in self.begun():
+        for name, p, state, _ in self.initialized():
             anchors.sign(p, name, state)
         found = super().state_dict()
         if anchors.saved:
@@ -330,32 +325,32 @@ class DropIn(torch.optim.Optimizer):
         if "_loading" in self.__dict__:
             self._check_loaded(state, self._loading)
         super().__setstate__(state)
-        if isinstance(self.move, Given):
-            self.base = self.move.optimizer
+        if isinstance(self._mover, Given):
+            self.base = self._mover.optimizer
             self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self.move.attach(self)
+        self._mover.attach(self)
 
     def _check_loaded(self, state: dict[str, Any], saved: dict[str, Any]) -> None:
         """Loaded groups and state are made ready to use, or an error says why they cannot be."""
         for old, new in zip(self.param_groups, state["param_groups"], strict=True):
             self._check_loaded_options(old, new)
         self._restore(state, saved)
-        anchors, specs, kinds = self.method.anchors, self.method.specs, self._kinds()
+        anchors, specs, kinds = self._method.anchors, self._method.specs, self._kinds()
         for old, new in zip(self.param_groups, state["param_groups"], strict=True):
             flags, names = new["constrained"], new.get("param_names")
             if anchors is not None:
                 anchors.check(names, new["params"], flags)
-            for p, name, constrained in zip(new["params"], names or self._names_of(old), flags, strict=True):
+            for p, name, constrained in zip(new["params"], names or self._names(old), flags, strict=True):
                 found = state["state"].get(p, {})
                 shapes = store.shapes(specs, p, new.get("norm", "mars"))
-                check_state(p, name, found, shapes, self.move.needed(new), kinds)
+                check_state(p, name, found, shapes, self._mover.needed(new), kinds)
                 if anchors is not None and constrained and specs[-1].name in found:
                     anchors.restore(p, name, found, self.state.get(p, {}))
-        self.move.check_state(state)
+        self._mover.check_state(state)
 
     def _check_loaded_options(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Of a loaded group, which gets what only this machine knows."""
-        base_options = [k for k, v in self.defaults.items() if is_number(v) and k not in self.method.options]
+        base_options = [k for k, v in self.defaults.items() if is_number(v) and k not in self._method.options]
         check_maker(new, self._title(), base_options)
         for key in (*self.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
             if key in old:
@@ -367,7 +362,7 @@ class DropIn(torch.optim.Optimizer):
             check_order(old["param_names"], new["param_names"])
             new["param_names"] = old["param_names"]
         self._check_options(new)
-        self.move.check_weights(self, new)
+        self._mover.check_weights(self, new)
         flags = new["constrained"]
         if not isinstance(flags, list) or [type(value) for value in flags] != [bool] * len(new["params"]):
             raise ValueError(f"the checkpoint's constrained must be a bool for each parameter, got {flags!r}")
@@ -383,8 +378,8 @@ class DropIn(torch.optim.Optimizer):
                 now = loaded["state"][p][name]
                 if isinstance(value, Tensor) and now.dtype != value.dtype:
                     now = value.to(now.device)
-                if name == "anchor" and self.method.anchors is not None and self.method.anchors.device is not None:
-                    now = now.to(self.method.anchors.device)
+                if name == "anchor" and self._method.anchors is not None and self._method.anchors.device is not None:
+                    now = now.to(self._method.anchors.device)
                 loaded["state"][p][name] = store.shard(now, p, kinds.get(name), group.get("norm", "mars"))
 
 

@@ -13,7 +13,7 @@ from ..anchored.rule import Rule, RuleState, Spec
 from ..kernels import sharded
 from ..tree import working
 
-__all__ = ["Columns", "blank", "choose", "fit", "fitting", "off", "plain", "shapes", "shard"]
+__all__ = ["Columns", "blank", "choose", "fit", "fitting", "is_plain", "off", "shapes", "shard"]
 
 
 class Columns(NamedTuple):
@@ -34,7 +34,7 @@ def choose(columns: Columns, which: Sequence[int]) -> Columns:
     return Columns._make([*first, *rest])
 
 
-def plain(p: Tensor) -> bool:
+def is_plain(p: Tensor) -> bool:
     """Whether ``p`` is no tensor subclass, whose strides are those of memory."""
     return type(p) in (Tensor, torch.nn.Parameter)
 
@@ -100,7 +100,7 @@ def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.de
             if value.dtype != dtype and key in kinds:
                 state[key] = value = value.to(dtype)
             # Also the base's own: torch's fused kernels take their layout for granted.
-            if value.shape == shape and value.stride() != strides and plain(p):
+            if value.shape == shape and value.stride() != strides and is_plain(p):
                 state[key] = _laid_out(value, p)
 
 

@@ -48,7 +48,7 @@ def measure(optimizer: Any) -> Measured:
     {'distance': 1.118, 'radius': 1.0, 'clipped': 0.5}
     """
     found: dict[Any, dict[str, Tensor]] = {}
-    for name, p, state, w0 in _anchored("measure", optimizer).begun():
+    for name, p, state, w0 in _anchored("measure", optimizer).initialized():
         d = working(p.detach())
         d = d - w0.to(d) if w0.numel() else d
         layer = {"distance": torch.linalg.vector_norm(d)}
@@ -124,7 +124,7 @@ def _anchored(caller: str, optimizer: Any) -> DropIn:
     found = optimizer
     while found is not None and not isinstance(found, DropIn):
         found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
-    if found is not None and found.method.anchors is None:
+    if found is not None and found._method.anchors is None:
         raise TypeError(f"{caller}: {type(found).__name__} holds nothing near an anchor; its lr is in param_groups")
     if found is None:
         raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")

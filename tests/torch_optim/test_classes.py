@@ -432,7 +432,7 @@ def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
         params = parameters(RUNS[0].anchor())
         opt = native(RUNS[0], params, "foreach")
         list(play(RUNS[0], params, opt, range(10)))
-        buckets = sum(len(foreach.buckets(layers_of(columns))) for *_, columns in opt.work())
+        buckets = sum(len(foreach.buckets(layers_of(columns))) for *_, columns in opt._work())
         results.append((buckets, opt.radii(), [p.detach() for p in params.values()]))
     assert results[0][0] == 1
     assert results[1][0] > 1

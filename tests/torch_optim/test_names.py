@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.torch_optim.names import plain
+from hyperopt_ftp.torch_optim.names import unwrapped
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from hyperopt_ftp.torch_optim.names import plain
     ],
 )
 def test_plain(wrapped, bare):
-    assert plain(wrapped) == bare
+    assert unwrapped(wrapped) == bare
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
