@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -160,16 +160,17 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
-def to_tensors(**values: Any) -> dict[str, Any]:
+def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dict[str, Any]:
     """Each value checked against its domain, plain numbers as float64 0-d tensors (float32 would move lr by 5e-8).
 
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
+    ``domains`` are those of an optimizer whose names mean something of its own.
     """
     if "betas" in values and (not isinstance(values["betas"], (tuple, list)) or len(values["betas"]) != 2):
         raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(values['betas'])}")
     for name, value in values.items():
         for leaf in tree.leaves(value):
-            check_number(name, leaf)
+            check_number(name, leaf, domains[name])
     return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}
 
 

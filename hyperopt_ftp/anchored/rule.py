@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
+from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
 from ..optimizers.wrap import wrapped
 from ..types import Optimizer
@@ -50,6 +51,7 @@ class Rule(NamedTuple):
         start, settle: ``start(w, w0, h) -> h`` and ``settle(h, state) -> h``, for one tensor; those of
             :class:`~hyperopt_ftp.Optimizer`.
         reads: hparams of the base that ``h`` has too.
+        domains: of the own hparams; ``None``: those that :data:`~hyperopt_ftp.hparams.DOMAINS` has.
     """
 
     hparams: dict[str, Any]
@@ -62,6 +64,7 @@ class Rule(NamedTuple):
     start: Callable[[Tensor, Tensor, Numbers], Numbers] | None = None
     settle: Callable[[Numbers, RuleState], Numbers] | None = None
     reads: tuple[str, ...] = ()
+    domains: Mapping[str, Domain] | None = None
 
 
 class AnchoredState(NamedTuple):
@@ -141,7 +144,9 @@ def anchored(base: Optimizer, anchor: Any, rule: Rule, layout: Layout = BY_PATH)
         return _columns({name: rule.settle(h[name], held[name]) for name in fixed}, owns)
 
     starts, settles = start if rule.start else None, settle if rule.settle else None
-    result = wrapped(base, rule.hparams, init, update, starts, settles, lambda state: layout.unpack(state)[0])
+    result = wrapped(
+        base, rule.hparams, init, update, starts, settles, lambda state: layout.unpack(state)[0], rule.domains
+    )
     missing = [key for key in rule.reads if key not in base.hparams]
     if missing:
         raise ValueError(f"the optimizer to be held has no {missing[0]}, its hparams are {sorted(base.hparams)}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..hparams import complete, domains_of
+from ..hparams import Domain, complete, domains_of
 from ..types import Optimizer, check_optimizer
 
 __all__ = ["wrapped"]
@@ -19,6 +19,7 @@ def wrapped(
     start: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None,
     settle: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None,
     inner: Callable[[Any], Any] = lambda state: state.base,
+    domains: Mapping[str, Domain] | None = None,
 ) -> Optimizer:
     """``base`` with the hparams ``own`` beside its own.
 
@@ -29,6 +30,7 @@ def wrapped(
         update: ``update(grads, state, params, base's hparams, own hparams) -> (params, state)``.
         start, settle: of :class:`~hyperopt_ftp.Optimizer`, for the own hparams alone.
         inner: the state of ``base`` in a state of the result, for its ``settle``.
+        domains: of the own hparams; ``None``: those that ``DOMAINS`` has.
 
     Raises:
         TypeError: a base that is not pure.
@@ -62,5 +64,5 @@ def wrapped(
 
     starts = start_both if start or base.start else None
     settles = settle_both if settle or base.settle else None
-    domains = {**base.domains, **domains_of(own)}
-    return Optimizer(init_split, update_split, default, starts, settles, domains, base.tunes)
+    both_domains = {**base.domains, **(domains_of(own) if domains is None else domains)}
+    return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes)

@@ -1,0 +1,76 @@
+"""Recall: the task's share of a step grows while the pull toward the anchor fades."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ..hparams import DOMAINS, Domain, to_tensors
+from ..types import Optimizer
+from .rule import Numbers, Rule, RuleState, Spec, anchored
+
+__all__ = ["RECALL_SPECS", "recall", "recall_rule"]
+
+#: State of a tensor.
+RECALL_SPECS = (Spec("recall_step", "count"),)
+
+_DOMAINS = {
+    "strength": DOMAINS["strength"],
+    "rate": Domain(0.0, math.inf, open_high=True),
+    "midpoint": Domain(-math.inf, math.inf),
+}
+
+
+def recall(base: Optimizer, anchor: Any, strength: Any = 1.0, rate: Any = 0.1, midpoint: Any = 250.0) -> Optimizer:
+    """RecAdam's recall (arXiv 2004.12651, Algorithm 1) around any optimizer.
+
+    For each constrained tensor with anchor ``W0``, weights ``W``, the displacement ``u`` of ``base`` and the number
+    ``t`` of steps with this one::
+
+        s = 1 / (1 + exp(-rate * (t - midpoint)))                  the task's share, from about 0 to 1
+        W <- W - s * u - lr * (1 - s) * strength * (W - W0)
+
+    Early steps recall the pre-trained weights, late ones are those of ``base``: a schedule from holding to free.
+
+    Args:
+        base: any optimizer with an ``lr``; leave its weight decay at 0. A schedule goes around the result.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        strength: the paper's gamma: number, 0-d tensor, or dict by path of them, >= 0. ``lr * strength`` above 1 would
+            throw weights over the anchor.
+        rate: the paper's k, >= 0, per step.
+        midpoint: the paper's t0, the step at which both have the same share.
+
+    Returns:
+        An optimizer with hparams ``{**base.hparams, "strength", "rate", "midpoint"}``.
+
+    Raises:
+        ValueError: a number outside its domain, an anchor that does not fit (at ``init``), a base without lr.
+
+    Differs from the paper: its base is Adam.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.recall(hft.sgd(lr=0.5), torch.zeros(1), strength=1.0, rate=1.0, midpoint=2.0)
+    >>> w = torch.ones(1); state = opt.init(w)
+    >>> for _ in range(3):
+    ...     w, state = opt.update(-torch.ones(1), state, w)
+    >>> w
+    tensor([1.0811])
+    """
+    return anchored(base, anchor, recall_rule(strength, rate, midpoint))
+
+
+def recall_rule(strength: Any, rate: Any, midpoint: Any) -> Rule:
+    """The rule of :func:`recall`."""
+
+    def after(
+        moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
+    ) -> tuple[Tensor, RuleState]:
+        step = state["recall_step"] + 1
+        share = (h["rate"] * (step - h["midpoint"])).sigmoid()
+        pull = h["lr"] * (1 - share) * h["strength"]
+        return w + share * (moved - w) - pull * (w - w0), {"recall_step": step}
+
+    own = to_tensors(_DOMAINS, strength=strength, rate=rate, midpoint=midpoint)
+    return Rule(own, after=after, specs=RECALL_SPECS, reads=("lr",), domains=_DOMAINS)

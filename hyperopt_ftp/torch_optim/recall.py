@@ -1,0 +1,60 @@
+"""RecAdam's recall around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..anchored.recall import RECALL_SPECS, recall_rule
+from ..anchored.rule import Rule
+from .anchor_source import AnchorSource
+from .bases import Given
+from .hold import Hold
+from .optimizer import DropIn
+
+__all__ = ["Recall"]
+
+
+class Recall(DropIn):
+    """RecAdam's recall (arXiv 2004.12651) around an optimizer: the rule of :func:`~hyperopt_ftp.recall`.
+
+    Args:
+        base: as in :class:`L2SP`; leave its weight decay at 0.
+        strength: pull toward the anchor, times the learning rate, >= 0; a group may have its own, as of the next two.
+        rate: how fast the task takes over, per step, >= 0.
+        midpoint: the step at which task and recall have the same share.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.Recall(torch.optim.AdamW([w], lr=0.1, weight_decay=0.0), rate=1.0, midpoint=1.0)
+    >>> (w - 1).square().sum().backward()
+    >>> opt.step()
+    >>> w.data  # half a step
+    tensor([0.0500, 0.0500])
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1.0,
+        rate: float = 0.1,
+        midpoint: float = 250.0,
+        anchor: Any = None,
+        exclude: Any = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Any = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"strength": strength, "rate": rate, "midpoint": midpoint}
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold(options, _rule, source, RECALL_SPECS), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return recall_rule(group["strength"], group["rate"], group["midpoint"])
