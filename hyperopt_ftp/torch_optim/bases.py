@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,10 +20,9 @@ from .checks import check_flags
 from .store import choose
 
 if TYPE_CHECKING:
-    from .hold import Hold
     from .optimizer import DropIn
 
-__all__ = ["Base", "Given", "Own", "OwnRule", "number", "value_of"]
+__all__ = ["Base", "Extra", "Given", "Own", "OwnRule", "number", "value_of"]
 
 
 class Base(ABC):
@@ -29,11 +30,15 @@ class Base(ABC):
 
     Attributes:
         strict: whether the flags of a group are meant for our backends.
+        options: entries of a group that are ours, with their defaults.
         specs: state that is made and read for it.
+        whole: whether a checkpoint has all that a group uses of it or none.
     """
 
     strict: bool
+    options: Mapping[str, Any] = MappingProxyType({})
     specs: tuple[Spec, ...] = ()
+    whole: bool = False
 
     @abstractmethod
     def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -44,15 +49,11 @@ class Base(ABC):
         """``RuntimeError`` where a step cannot begin."""
 
     @abstractmethod
-    def step(self, opt: DropIn, hold: Hold) -> None:
-        """A step with what holds the weights."""
+    def step(self, opt: DropIn) -> None:
+        """A step, with what holds the weights. After an error nothing has changed."""
 
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Which of its state a step of a group takes, in the order of ``Columns.moments``."""
-        return ()
-
-    def needed(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Which of its state a checkpoint has all or none of."""
         return ()
 
     def attach(self, opt: DropIn) -> None:
@@ -90,12 +91,10 @@ class Own(Base):
     def __init__(self, rule: OwnRule) -> None:
         self.rule: OwnRule = rule
         self.specs: tuple[Spec, ...] = (Spec("step", "count"), *rule.specs)
+        self.whole: bool = rule.whole
 
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.rule.moments(group)
-
-    def needed(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("step", *self.moments(group)) if self.rule.whole else ()
 
     def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = opt.state[p]
@@ -134,20 +133,28 @@ class Own(Base):
                 "weights the deviation is the master copy"
             )
 
-    def step(self, opt: DropIn, hold: Hold) -> None:
+    def step(self, opt: DropIn) -> None:
         scale, found_inf = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return  # not even the state of a first step
         work: dict[str, list[Part]] = {}
         for group, execution, columns in opt._work():
-            ball = hold.ball(group) if hold.ball else None
             for part in by_device_and_dtype(columns):
                 like = part.weights[0]
                 amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))
-                numbers = self.rule.numbers(group, like)
-                work.setdefault(execution, []).append(Part(part, numbers, group, hold.rule, ball, amp))
+                made = Part(part, self.rule.numbers(group, like), group, opt.hold.rule, opt.hold.ball_of(group), amp)
+                work.setdefault(execution, []).append(made)
         for execution, parts in work.items():
             BACKENDS[execution].step_(parts)
+
+
+class Extra(NamedTuple):
+    """What a class without anchors does around the step of a base that is given."""
+
+    options: dict[str, Any]  # entries of a group, with their defaults
+    specs: tuple[Spec, ...]
+    check: Callable[[dict[str, Any]], None]  # a group's options
+    step: Callable[[DropIn], None]  # steps the base; after an error nothing has changed
 
 
 class Given(Base):
@@ -156,8 +163,12 @@ class Given(Base):
 
     strict: bool = False
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, extra: Extra | None = None) -> None:
         self.optimizer: torch.optim.Optimizer = optimizer
+        self.extra: Extra | None = extra
+        if extra is not None:
+            self.options: Mapping[str, Any] = extra.options
+            self.specs: tuple[Spec, ...] = extra.specs
         method = getattr(optimizer, "_init_group", None)
         #: How many lists torch's method that makes a group's state fills; ``None``: there is no such method.
         self._columns: int | None = None if method is None else len(inspect.signature(method).parameters) - 1
@@ -208,6 +219,10 @@ class Given(Base):
             return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
         return opt.state[p]
 
+    def check(self, group: dict[str, Any]) -> None:
+        if self.extra is not None:
+            self.extra.check(group)
+
     def check_state(self, state: dict[str, Any]) -> None:
         twin = object.__new__(type(self.optimizer))
         twin.__dict__.update(self.optimizer.__dict__)
@@ -219,26 +234,27 @@ class Given(Base):
                 "it made around another base?"
             ) from error
 
-    def step(self, opt: DropIn, hold: Hold) -> None:
-        fresh = self._fresh(opt, hold)
+    def step(self, opt: DropIn) -> None:
+        if self.extra is not None:
+            self.extra.step(opt)
+            return
+        fresh = self._fresh(opt)
         saved: list[tuple[list[Tensor], Tensor]] = []
         raw: dict[Tensor, Any] = {}
         work: dict[str, list[Part]] = {}
         try:
             for group, execution, columns in opt._work():
                 held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
-                amp, ball = Amp(bool(group.get("maximize", False))), hold.ball(group) if hold.ball else None
+                amp, ball = Amp(bool(group.get("maximize", False))), opt.hold.ball_of(group)
                 for part in by_device_and_dtype(held) if held.weights else ():
-                    work.setdefault(execution, []).append(Part(part, None, group, hold.rule, ball, amp))
-            saved = [
-                (column, torch.stack(column)) for parts in work.values() for part in parts
-                for spec, column in zip(hold.specs, part.columns.state, strict=True) if spec.kind in ("scalar", "count")
-            ]  # fmt: skip
+                    work.setdefault(execution, []).append(Part(part, None, group, opt.hold.rule, ball, amp))
+            for part in chain.from_iterable(work.values()):
+                small = [i for i, spec in enumerate(opt.hold.specs) if spec.kind in ("scalar", "count")]
+                saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
             before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
-            for execution, parts in work.items():
-                for part, (grads, _) in zip(parts, before[execution], strict=True):
-                    for p, grad in zip(part.columns.weights, grads, strict=False):
-                        raw[p], p.grad = p.grad, grad
+            for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
+                for p, grad in zip(part.columns.weights, grads, strict=False):
+                    raw[p], p.grad = p.grad, grad
             self.optimizer.step()
         except BaseException:
             for column, values in saved:
@@ -250,18 +266,14 @@ class Given(Base):
                 p.grad = grad
         for execution, parts in work.items():
             BACKENDS[execution].after_(parts, before[execution])
-        self.join(opt)
-
-    def join(self, opt: DropIn) -> None:
-        """What waited for the base's step goes into the state."""
         for p, state in self._waiting.items():
             opt.state[p].update(state)
         self._waiting.clear()
 
-    def _fresh(self, opt: DropIn, hold: Hold) -> dict[Tensor, dict[str, Any]]:
+    def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to begin."""
         stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
-        return {p: dict(opt.state.get(p, {})) for p in stepped if not hold.is_initialized(opt.state.get(p, {}))}
+        return {p: dict(opt.state.get(p, {})) for p in stepped if not opt.hold.is_initialized(opt.state.get(p, {}))}
 
     def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
         """The base has refused its step: what was begun for it is undone."""

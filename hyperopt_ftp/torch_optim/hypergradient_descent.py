@@ -12,9 +12,7 @@ from ..anchored.rule import Spec
 from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
-from .backends import BACKENDS, Backend
-from .bases import Given
-from .hold import Method
+from .bases import Extra, Given
 from .optimizer import DropIn
 
 __all__ = ["HypergradientDescent"]
@@ -57,44 +55,35 @@ class HypergradientDescent(DropIn):
     """
 
     def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
-        super().__init__(Given(base), _Descent(lr_lr), exclude)
+        extra = Extra({"lr_lr": lr_lr}, (Spec("direction", "weights"),), _check, _step)
+        super().__init__(Given(base, extra), None, exclude)
 
 
-class _Descent(Method):
-    """The rule, for all of a group's parameters at once."""
+def _check(group: dict[str, Any]) -> None:
+    check_number("lr_lr", group["lr_lr"])
 
-    specs: tuple[Spec, ...] = (Spec("direction", "weights"),)
 
-    def __init__(self, lr_lr: float) -> None:
-        self.options: dict[str, Any] = {"lr_lr": lr_lr}
-
-    def check(self, group: dict[str, Any]) -> None:
-        check_number("lr_lr", group["lr_lr"])
-
-    def pick(self, group: dict[str, Any], strict: bool) -> Backend:
-        return BACKENDS["single"]
-
-    def step(self, opt: DropIn) -> None:
-        opt._check_step()
-        work = [(group, _counted(group)) for group in opt.param_groups]
-        old = [group["lr"] for group in opt.param_groups]
-        new = [_new_lr(opt, group, params) for group, params in work]
-        before = {p: working(p.detach()).clone() for _, params in work for p in params}
-        try:
-            for group, lr in zip(opt.param_groups, new, strict=True):
-                _set_lr(group, lr)
-            opt.base.step()
-        except BaseException:
-            for group, lr in zip(opt.param_groups, old, strict=True):
-                group["lr"] = lr
-            raise
-        for group, params in work:
-            lr = float(group["lr"])
-            for p in set(group["params"]) - set(params):
-                opt.state.get(p, {}).pop("direction", None)  # it has not moved
-            for p in params:
-                u = before[p] - working(p.detach())
-                opt.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
+def _step(opt: DropIn) -> None:
+    opt._check_step()
+    work = [(group, _counted(group)) for group in opt.param_groups]
+    old = [group["lr"] for group in opt.param_groups]
+    new = [_new_lr(opt, group, params) for group, params in work]
+    before = {p: working(p.detach()).clone() for _, params in work for p in params}
+    try:
+        for group, lr in zip(opt.param_groups, new, strict=True):
+            _set_lr(group, lr)
+        opt.base.step()
+    except BaseException:
+        for group, lr in zip(opt.param_groups, old, strict=True):
+            group["lr"] = lr
+        raise
+    for group, params in work:
+        lr = float(group["lr"])
+        for p in set(group["params"]) - set(params):
+            opt.state.get(p, {}).pop("direction", None)  # it has not moved
+        for p in params:
+            u = before[p] - working(p.detach())
+            opt.state[p]["direction"] = u / lr if lr else torch.zeros_like(u)
 
 
 def _counted(group: dict[str, Any]) -> list[Tensor]:

@@ -1,6 +1,6 @@
-"""The optimizer behind every drop-in class. A class is parts put together: a base, a method around it, anchors.
+"""The optimizer behind every drop-in class, put together from parts: a base, and what holds the weights around it.
 
-The way of a step: ``DropIn.step``, ``Hold.step``, ``Own.step`` or ``Given.step``, ``Backend.step_``, a kernel.
+The way of a step: ``DropIn.step``, ``Own.step`` (or ``Given.step``), ``Kernel.step_``, ``Fused.step_``, a launcher.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..hparams import is_number
 from ..kernels.layers import ABSENT
 from . import store
-from .backends import Backend
+from .backends import BACKENDS, Backend
 from .bases import Base, Given
 from .checks import (
     check_checkpoint,
@@ -31,14 +31,14 @@ from .checks import (
     check_state,
     listed,
 )
-from .hold import Hold, Method
+from .hold import Hold
 from .names import Exclude
 from .store import Columns
 
 __all__ = ["DropIn", "floats"]
 
 #: Attributes that pickle and deepcopy keep beside torch's.
-PICKLED = ("_mover", "_method", "_exclude", "_ran")
+PICKLED = ("_mover", "_hold", "_options", "_exclude", "_ran")
 
 
 class DropIn(torch.optim.Optimizer):
@@ -46,31 +46,37 @@ class DropIn(torch.optim.Optimizer):
 
     Args:
         mover: what moves the weights.
-        method: what is done around that.
-        exclude: parameters that the method leaves alone.
+        hold: what holds them near their anchors; ``None``: nothing does.
+        exclude: parameters that are not held.
         params, defaults: as torch takes them; those of a base that is given are its own.
 
-    State of a parameter that takes part is made at its first step: what ``method.specs`` names, and ``anchor`` (in its
-    own dtype; none for a zero anchor or one in a file; without an anchor, ``anchor_fingerprint``). Nothing enters
-    ``state`` before.
+    State of a constrained parameter, made at its first step: what ``hold.specs`` names, and ``anchor`` (in its own
+    dtype; none for a zero anchor or one in a file; without an anchor, ``anchor_fingerprint``). Nothing enters ``state``
+    before.
     """
 
     def __init__(
-        self, mover: Base, method: Method, exclude: Any, params: Any = None, defaults: dict[str, Any] | None = None
+        self,
+        mover: Base,
+        hold: Hold | None,
+        exclude: Any,
+        params: Any = None,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
+        self._options: dict[str, Any] = {**mover.options, **(hold.options if hold else {})}
         if isinstance(mover, Given):
-            params, defaults = mover.groups(type(self).__name__, method.options, refused=DropIn)
+            params, defaults = mover.groups(type(self).__name__, self._options, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
         assert defaults is not None
         self._mover: Base = mover
-        self._method: Method = method
+        self._hold: Hold | None = hold
         self._exclude: Exclude = Exclude(exclude)
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
         super().__init__(listed(type(self).__name__, params), defaults)
         self._exclude.check_all_matched(self._names())
-        if method.anchors is not None:
-            method.anchors.check_no_extra(self._names())
+        if hold is not None:
+            hold.anchors.check_no_extra(self._names())
         if isinstance(mover, Given):
             self.state: defaultdict[Tensor, Any] = mover.optimizer.state
         mover.attach(self)
@@ -93,7 +99,13 @@ class DropIn(torch.optim.Optimizer):
 
     def _pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
-        return self._method.pick(group, self._mover.strict)
+        return BACKENDS["single"] if self._hold is None else self._hold.pick(group, self._mover.strict)
+
+    @property
+    def hold(self) -> Hold:
+        """What holds the weights, where something does."""
+        assert self._hold is not None
+        return self._hold
 
     def _title(self) -> str:
         """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
@@ -102,7 +114,7 @@ class DropIn(torch.optim.Optimizer):
 
     def _kinds(self) -> dict[str, str]:
         """Of the entries of a parameter's state that are not the base's own."""
-        return {spec.name: spec.kind for spec in (*self._method.specs, *self._mover.specs)}
+        return {spec.name: spec.kind for spec in (*(self._hold.specs if self._hold else ()), *self._mover.specs)}
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -110,7 +122,7 @@ class DropIn(torch.optim.Optimizer):
         """As :meth:`torch.optim.Optimizer.add_param_group`; a group may say ``constrained=False``."""
         if isinstance(self._mover, Given) and self.param_groups is self.base.param_groups:
             if isinstance(param_group, dict):
-                for name in self._method.options:
+                for name in self._options:
                     param_group.setdefault(name, self.defaults[name])
             self.base.add_param_group(param_group)
         else:
@@ -130,13 +142,14 @@ class DropIn(torch.optim.Optimizer):
         if not isinstance(whole, bool):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
-        if self._method.anchors is not None:
-            self._method.anchors.check(names, group["params"], constrained)
+        if self._hold is not None:
+            self._hold.anchors.check(names, group["params"], constrained)
         group["constrained"], group["made_by"] = constrained, self._title()
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
-        self._method.check(group)
+        if self._hold is not None:
+            self._hold.check(group)
         self._mover.check(group)
 
     def _names(self, group: dict[str, Any] | None = None) -> list[Any]:
@@ -154,8 +167,8 @@ class DropIn(torch.optim.Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for name, p in zip(self._names(), params, strict=True):
             state = self.state.get(p, {})
-            if isinstance(self._method, Hold) and self._method.is_initialized(state):
-                yield name, p, state, self._method.anchors.seen(name, state)
+            if self._hold is not None and self._hold.is_initialized(state):
+                yield name, p, state, self._hold.anchors.seen(name, state)
 
     def _scalars(self, key: str) -> dict[Any, float]:
         """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
@@ -180,7 +193,7 @@ class DropIn(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._mover.attach(self)  # another state may have been swapped in, for a while or for good
-        self._method.step(self)
+        self._mover.step(self)
         return loss
 
     def _check_step(self) -> None:
@@ -209,7 +222,7 @@ class DropIn(torch.optim.Optimizer):
         check_dtype(p, name)
         form = self._fitted.get(p)
         if form is None or form[0] != p.shape:
-            check_shapes(p, name, self.state.get(p, {}), [s.name for s in self._method.specs if s.kind == "weights"])
+            check_shapes(p, name, self.state.get(p, {}), [k for k, kind in self._kinds().items() if kind == "weights"])
         check_gradient(p, name)
 
     def _work(self) -> list[tuple[dict[str, Any], str, Columns]]:
@@ -219,7 +232,7 @@ class DropIn(torch.optim.Optimizer):
         executions = [self._pick(group).name for group in self.param_groups]
         work = []
         for group, execution in zip(self.param_groups, executions, strict=True):
-            state: list[list[Tensor]] = [[] for _ in self._method.specs]
+            state: list[list[Tensor]] = [[] for _ in self.hold.specs]
             moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
             first: list[list[Tensor]] = [[] for _ in Columns._fields[:4]]
             self._init_group(group, *first, *state, *moments)
@@ -241,9 +254,8 @@ class DropIn(torch.optim.Optimizer):
         torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
         """
         self._mover.begin_group(group)
-        assert isinstance(self._method, Hold)
-        anchors, kinds = self._method.anchors, self._kinds()
-        keys = [spec.name for spec in self._method.specs]
+        hold, kinds = self.hold, self._kinds()
+        keys = [spec.name for spec in hold.specs]
         moments = self._mover.moments(group)
         on_gpu = bool(group["params"]) and group["params"][0].is_cuda
         device = "own" if group.get("capturable") or (on_gpu and self._pick(group).name == "triton") else "cpu"
@@ -253,25 +265,24 @@ class DropIn(torch.optim.Optimizer):
                 continue
             self._check_parameter(p, name)
             state = self._mover.begin(self, p, group)
-            if constrained and not self._method.is_initialized(state):
-                self._hold(p, name, state, group)
+            if constrained and not hold.is_initialized(state):
+                self._initialize(p, name, state, group)
             form = (p.shape, p.stride(), p.dtype, device, len(state), lean)
             if self._fitted.get(p) != form:
                 store.fit(p, state, kinds, p.device if device == "own" else torch.device(device), lean)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
-            w0 = anchors.of(p, name, state) if constrained else ABSENT
-            step = state["step"] if self._mover.specs else ABSENT  # a given base's is its own
+            w0 = hold.anchors.of(p, name, state) if constrained else ABSENT
+            step = state["step"] if self._mover.strict else ABSENT  # a given base's is its own
             row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
 
-    def _hold(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _initialize(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """The state that a first constrained step needs."""
-        assert isinstance(self._method, Hold)
-        rule, anchors = self._method.rule(group), self._method.anchors
+        rule, anchors = self.hold.rule(group), self.hold.anchors
         anchors.start(p, name, state)
-        state.update(store.blank(self._method.specs, p, rule.norm))
+        state.update(store.blank(self.hold.specs, p, rule.norm))
         if rule.off and not anchors.is_start:
             state.update(store.off(rule, p, anchors.of(p, name, state)))
 
@@ -279,13 +290,10 @@ class DropIn(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
-        anchors = self._method.anchors
-        if anchors is None:
-            return super().state_dict()
         for name, p, state, _ in self.initialized():
-            anchors.sign(p, name, state)
+            self.hold.anchors.sign(p, name, state)
         found = super().state_dict()
-        if anchors.saved:
+        if self._hold is None or self._hold.anchors.saved:
             return found
         left = {
             key: {name: value for name, value in state.items() if name != "anchor"}
@@ -335,22 +343,22 @@ class DropIn(torch.optim.Optimizer):
         for old, new in zip(self.param_groups, state["param_groups"], strict=True):
             self._check_loaded_options(old, new)
         self._restore(state, saved)
-        anchors, specs, kinds = self._method.anchors, self._method.specs, self._kinds()
         for old, new in zip(self.param_groups, state["param_groups"], strict=True):
-            flags, names = new["constrained"], new.get("param_names")
-            if anchors is not None:
-                anchors.check(names, new["params"], flags)
-            for p, name, constrained in zip(new["params"], names or self._names(old), flags, strict=True):
+            names, hold = new.get("param_names"), self._hold
+            if hold is not None:
+                hold.anchors.check(names, new["params"], new["constrained"])
+            needed = ("step", *self._mover.moments(new)) if self._mover.whole else ()
+            for p, name, constrained in zip(new["params"], names or self._names(old), new["constrained"], strict=True):
                 found = state["state"].get(p, {})
-                shapes = store.shapes(specs, p, new.get("norm", "mars"))
-                check_state(p, name, found, shapes, self._mover.needed(new), kinds)
-                if anchors is not None and constrained and specs[-1].name in found:
-                    anchors.restore(p, name, found, self.state.get(p, {}))
+                shapes = store.shapes(hold.specs if hold else (), p, new.get("norm", "mars"))
+                check_state(p, name, found, shapes, needed, self._kinds())
+                if hold is not None and constrained and hold.is_initialized(found):
+                    hold.anchors.restore(p, name, found, self.state.get(p, {}))
         self._mover.check_state(state)
 
     def _check_loaded_options(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Of a loaded group, which gets what only this machine knows."""
-        base_options = [k for k, v in self.defaults.items() if is_number(v) and k not in self._method.options]
+        base_options = [k for k, v in self.defaults.items() if is_number(v) and k not in self._options]
         check_maker(new, self._title(), base_options)
         for key in (*self.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
             if key in old:
@@ -378,8 +386,8 @@ class DropIn(torch.optim.Optimizer):
                 now = loaded["state"][p][name]
                 if isinstance(value, Tensor) and now.dtype != value.dtype:
                     now = value.to(now.device)
-                if name == "anchor" and self._method.anchors is not None and self._method.anchors.device is not None:
-                    now = now.to(self._method.anchors.device)
+                if name == "anchor" and self._hold is not None:
+                    now = now.to(self._hold.anchors.device or now.device)
                 loaded["state"][p][name] = store.shard(now, p, kinds.get(name), group.get("norm", "mars"))
 
 

@@ -124,7 +124,7 @@ def _anchored(caller: str, optimizer: Any) -> DropIn:
     found = optimizer
     while found is not None and not isinstance(found, DropIn):
         found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
-    if found is not None and found._method.anchors is None:
+    if found is not None and found._hold is None:
         raise TypeError(f"{caller}: {type(found).__name__} holds nothing near an anchor; its lr is in param_groups")
     if found is None:
         raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
