@@ -5,6 +5,12 @@ boundary of c, for whole lines, and for the rest. Left to itself the compiler wo
 but not stream c past the caches in between (a plain store first reads the line that it replaces), and then either the
 arithmetic or the memory waits.
 
+Plain Numba loops were tried (Numba 0.68, AMD EPYC, one thread; one intrinsic streams c). They vectorise, but the least
+CPU time of a step (ViT-B/16, Swin-T; AdamW, SGD) was 1.00 to 1.06 times this code's in float32, 1.05 to 1.10 times in
+lean, 0.97 to 1.07 times in bfloat16; this code against itself gave 0.98 to 1.04. With the norm's sum in the loop of the
+move, LLVM unrolls it by four lines (lean: 1.13 times); in a loop of its own it costs 3 to 5 %. Compiling took as long
+for float32, and 10 to 20 % longer for lean and bfloat16.
+
 16-bit tensors come as uint16 (bfloat16) or int16 (float16) and are converted by bits: not every CPU can.
 """
 
