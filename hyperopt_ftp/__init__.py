@@ -39,11 +39,11 @@ from .torch_optim.l2sp import L2SP as L2SP
 from .torch_optim.mars_sp import MARSSP as MARSSP
 from .torch_optim.recall import Recall as Recall
 from .torch_optim.spd import SPD as SPD
-from .torch_optim.watch import measure as measure
-from .torch_optim.watch import watch as watch
 from .torchopt_bridge import from_torchopt as from_torchopt
 from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
+from .watch import measure as measure
+from .watch import watch as watch
 from .wise import learned_wise as learned_wise
 from .wise import wise as wise
 

@@ -20,6 +20,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_flag",
+    "check_hparam",
     "check_number",
     "check_zero_d",
     "complete",
@@ -109,6 +110,19 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
         raise ValueError(f"{name} must lie in {domain}, got {value}")
 
 
+def check_hparam(name: str, value: Any) -> None:
+    """:func:`check_number`, also of a pair of betas."""
+    if name == "betas":
+        _check_pair(value)
+    for x in value if name == "betas" else [value]:
+        check_number(name, x)
+
+
+def _check_pair(betas: Any) -> None:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
+
+
 def check_zero_d(name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or value.ndim:
         got = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -166,8 +180,8 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
     ``domains`` are those of an optimizer whose names mean something of its own.
     """
-    if "betas" in values and (not isinstance(values["betas"], (tuple, list)) or len(values["betas"]) != 2):
-        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(values['betas'])}")
+    if "betas" in values:
+        _check_pair(values["betas"])
     for name, value in values.items():
         for leaf in tree.leaves(value):
             check_number(name, leaf, domains[name])

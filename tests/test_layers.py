@@ -23,6 +23,7 @@ ALLOWED = {
     "kernels": set(),
     "fused_projection": {"hparams", "anchored", "kernels"},
     "torch_optim": {"types", "tree", "hparams", "optimizers", "anchored", "kernels"},
+    "watch": {"tree", "kernels", "torch_optim"},
     "plot": {"tree"},
     "integrations": {"hparams", "torch_optim"},
 }
@@ -61,7 +62,17 @@ def test_every_part_is_in_the_table():
 
 
 # Parts that run, compile or look at values; every other one is pure.
-RUNS = {"hyper", "wise", "torchopt_bridge", "kernels", "fused_projection", "torch_optim", "plot", "integrations"}
+RUNS = {
+    "hyper",
+    "wise",
+    "torchopt_bridge",
+    "kernels",
+    "fused_projection",
+    "torch_optim",
+    "watch",
+    "plot",
+    "integrations",
+}
 PURE = sorted(ALLOWED.keys() - RUNS)
 PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/paths", "hyper/inner", "hyper/tpgm"]
 

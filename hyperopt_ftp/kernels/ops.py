@@ -20,6 +20,7 @@ from .layers import ABSENT, SGD, AdamW, Amp, Ball, Layers, working_dtype
 __all__ = ["BEST", "FUSED", "UNASKED", "Fused", "why_not"]
 
 _PLAIN = Amp()
+_NO_BASE = SGD(0.0, 0.0, 0.0, 0.0, False)
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
 _STATE = ["deviations", "norms", "radii", "radius_exp_avgs", "radius_exp_avg_sqs", "radius_steps"]
 
@@ -31,36 +32,34 @@ class Fused(NamedTuple):
     launcher: ModuleType
 
     def step_(self, layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self._through_op("step_", layers, ball, amp, base)
+        else:
             self.launcher.step_(layers, base, ball, amp)
-            return
-        lr, *rest = base
-        numbers = [0.0 if isinstance(lr, Tensor) else float(lr), *(float(x) for x in rest), *_numbers(ball)]
-        _ops().step_(
-            self.name, *_flat(layers), layers.steps, [t for column in layers.moments for t in column],
-            len(layers.moments), isinstance(base, AdamW), lr if isinstance(lr, Tensor) else None, numbers, ball.norm,
-            ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
-        )  # fmt: skip
 
     def radii_(self, layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return self.launcher.radii_(layers, ball, amp)
-        return _ops().radii_(
-            self.name,
-            *_flat(layers),
-            _numbers(ball),
-            ball.norm,
-            ball.exact,
-            amp.maximize,
-            amp.grad_scale,
-            amp.found_inf,
-        )
+        if torch.compiler.is_compiling():
+            return self._through_op("radii_", layers, ball, amp)
+        return self.launcher.radii_(layers, ball, amp)
 
     def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self._through_op("project_", layers, ball, _PLAIN, packed=packed)
+        else:
             self.launcher.project_(layers, packed, ball)
-            return
-        _ops().project_(self.name, *_flat(layers), packed, _numbers(ball), ball.norm, ball.exact)
+
+    def _through_op(
+        self, what: str, layers: Layers, ball: Ball, amp: Amp,
+        base: AdamW | SGD = _NO_BASE, packed: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        lr, *rest = base
+        tensor_lr = lr if isinstance(lr, Tensor) else None
+        numbers = [*(0.0 if isinstance(x, Tensor) else float(x) for x in (lr, *rest)), ball.radius_lr, ball.kappa]
+        return _ops().run(
+            self.name, what, *_flat(layers), layers.steps if what == "step_" else [],
+            [t for column in layers.moments for t in column], len(layers.moments), isinstance(base, AdamW), tensor_lr,
+            packed, [float(x) for x in numbers], ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
+        )  # fmt: skip
 
 
 FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
@@ -118,10 +117,6 @@ def _ops():
     return torch.ops.hyperopt_ftp
 
 
-def _numbers(ball: Ball) -> list[float]:
-    return [float(ball.radius_lr), float(ball.kappa)]
-
-
 def _flat(layers: Layers) -> tuple:
     """Lists without stand-ins, and the positions of what they hold."""
     held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
@@ -152,60 +147,32 @@ def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(
     )
 
 
-@torch.library.custom_op("hyperopt_ftp::step_", mutates_args=["weights", "steps", *_STATE, "moments"])
-def _step(
-    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
+@torch.library.custom_op("hyperopt_ftp::run", mutates_args=["weights", *_STATE, "steps", "moments"])
+def _run(
+    execution: str, what: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
     radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
-    steps: list[Tensor], moments: list[Tensor], columns: int, adamw: bool,
-    lr: Tensor | None, numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:  # fmt: skip
+    steps: list[Tensor], moments: list[Tensor], columns: int, adamw: bool, lr: Tensor | None, packed: Tensor | None,
+    numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """What a launcher's function ``what`` does; its radii, or nothing."""
     state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
     layers = _layers(weights, grads, anchored, anchors, held, *state, steps=steps, moments=moments, columns=columns)
     number, *rule, radius_lr, kappa = numbers
     rate = number if lr is None else lr
-    base = AdamW._make([rate, *rule]) if adamw else SGD._make([rate, *rule[:-1], bool(rule[-1])])
-    _LAUNCHERS[execution].step_(layers, base, Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf))
+    ball, amp = Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf)
+    launcher = _LAUNCHERS[execution]
+    if what == "radii_":
+        return launcher.radii_(layers, ball, amp)
+    if packed is not None:
+        launcher.project_(layers, packed, ball)
+    else:
+        base = AdamW._make([rate, *rule]) if adamw else SGD._make([rate, *rule[:-1], bool(rule[-1])])
+        launcher.step_(layers, base, ball, amp)
+    return weights[0].new_empty(0)
 
 
-@torch.library.custom_op("hyperopt_ftp::radii_", mutates_args=["radius_exp_avgs", "radius_exp_avg_sqs", "radius_steps"])
-def _radii(
-    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
-    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
-    numbers: list[float], norm: str, exact: bool,
-    maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
-) -> Tensor:  # fmt: skip
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
-    layers = _layers(weights, grads, anchored, anchors, held, *state)
-    return _LAUNCHERS[execution].radii_(
-        layers, Ball(numbers[0], numbers[1], norm, exact), Amp(maximize, grad_scale, found_inf)
-    )
-
-
-@torch.library.custom_op("hyperopt_ftp::project_", mutates_args=["weights", "deviations", "norms", "radii"])
-def _project(
-    execution: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
-    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
-    packed: Tensor, numbers: list[float], norm: str, exact: bool,
-) -> None:  # fmt: skip
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
-    layers = _layers(weights, grads, anchored, anchors, held, *state)
-    _LAUNCHERS[execution].project_(layers, packed, Ball(numbers[0], numbers[1], norm, exact))
-
-
-@_step.register_fake
-def _(*_args) -> None:
-    return None
-
-
-@_project.register_fake
-def _(*_args) -> None:
-    return None
-
-
-@_radii.register_fake
-def _(_execution, weights, *_rest) -> Tensor:
-    return weights[0].new_empty(len(weights), dtype=working_dtype(weights[0]))
+@_run.register_fake
+def _(_execution, what, weights, *_rest) -> Tensor:
+    rows = len(weights) if what == "radii_" else 0
+    return weights[0].new_empty(rows, dtype=working_dtype(weights[0]) if rows else None)

@@ -9,5 +9,3 @@ from .hypergradient_descent import HypergradientDescent as HypergradientDescent
 from .l2sp import L2SP as L2SP
 from .mars_sp import MARSSP as MARSSP
 from .spd import SPD as SPD
-from .watch import measure as measure
-from .watch import watch as watch

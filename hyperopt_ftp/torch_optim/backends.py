@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
 from . import single
 from .store import Columns, choose, is_plain
 
+if TYPE_CHECKING:
+    from .hold import Hold
+
 __all__ = ["BACKENDS", "Backend", "Before", "Part", "by_device_and_dtype", "layers_of", "pick"]
 
 
@@ -25,16 +28,12 @@ class Part(NamedTuple):
     columns: Columns
     base: AdamW | SGD | None  # numbers of the base; None where a torch optimizer moves the weights
     group: dict[str, Any]
-    rule: Callable[[dict[str, Any]], Rule]  # of a group
-    ball: Ball | None  # numbers of FTP's kernels, where they can execute the rule
+    hold: Hold
     amp: Amp
 
 
-class Before(NamedTuple):
-    """What was done before the step of a base that is given."""
-
-    grads: list[Tensor]  # what the base is to see instead of the raw gradients; empty: these
-    token: Any  # for after_
+#: What was done before a given base's step: gradients that it is to see (empty: the raw ones), and what is known after.
+Before = tuple[list[Tensor], Any]
 
 
 class Backend(ABC):
@@ -73,7 +72,7 @@ class Single(Backend):
             single.step_(part.columns, part.base, *_rule_and_numbers(part), part.amp)
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        return [Before(*single.before(part.columns, *_rule_and_numbers(part), part.amp)) for part in parts]
+        return [single.before(part.columns, *_rule_and_numbers(part), part.amp) for part in parts]
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         for part, (_, kept) in zip(parts, before, strict=True):
@@ -94,18 +93,19 @@ class Kernel(Backend):
 
     def step_(self, parts: list[Part]) -> None:
         for part in parts:
-            self._functions.step_(layers_of(part.columns), part.base, part.ball, part.amp)
+            layers, base, ball, amp = _for_kernels(part)
+            self._functions.step_(layers, base, ball, amp)
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        return [Before([], self._radii(part)) for part in parts]
+        return [([], self._radii(*_for_kernels(part))) for part in parts]
 
-    def _radii(self, part: Part) -> Tensor:
-        fixed = _fixed_radii(part)
-        return self._functions.radii_(layers_of(part.columns), part.ball, part.amp) if fixed is None else fixed
+    def _radii(self, layers: Layers, base: Any, ball: Ball, amp: Amp) -> Tensor:
+        return self._functions.radii_(layers, ball, amp) if ball.fixed is None else _all(layers, ball.fixed)
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         for part, (_, packed) in zip(parts, before, strict=True):
-            self._functions.project_(layers_of(part.columns), packed, part.ball)
+            layers, _, ball, _ = _for_kernels(part)
+            self._functions.project_(layers, packed, ball)
 
 
 class Sharded(Backend):
@@ -117,16 +117,16 @@ class Sharded(Backend):
         return next(filter(None, map(sharded.why_not, params)), None)
 
     def step_(self, parts: list[Part]) -> None:
-        sharded.step_([_shards(part) for part in parts])
+        sharded.step_([_for_kernels(part) for part in parts])
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        fixed = [_fixed_radii(part) for part in parts]
-        learned = [_shards(part) for part, radii in zip(parts, fixed, strict=True) if radii is None]
+        shards = [_for_kernels(part) for part in parts]
+        learned = [shard for shard in shards if shard.ball.fixed is None]
         packed = iter(sharded.radii_(learned) if learned else [])
-        return [Before([], next(packed) if radii is None else radii) for radii in fixed]
+        return [([], next(packed) if s.ball.fixed is None else _all(s.layers, s.ball.fixed)) for s in shards]
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
-        sharded.project_([_shards(part) for part in parts], [packed for _, packed in before])
+        sharded.project_([_for_kernels(part) for part in parts], [packed for _, packed in before])
 
 
 #: By the name that ``opt.execution`` shows.
@@ -177,18 +177,17 @@ def layers_of(columns: Columns) -> Layers:
     return Layers._make([*columns[:4], *columns.state, columns.moments])
 
 
-def _shards(part: Part) -> sharded.Part:
-    assert part.ball is not None
-    return sharded.Part(layers_of(part.columns), part.base, part.ball, part.amp)
+def _for_kernels(part: Part) -> sharded.Part:
+    ball = part.hold.ball_of(part.group)
+    assert ball is not None
+    return sharded.Part(layers_of(part.columns), part.base, ball, part.amp)
 
 
-def _fixed_radii(part: Part) -> Tensor | None:
-    """Those of a ball whose radius is not learned."""
-    if part.ball is None or part.ball.fixed is None:
-        return None
-    return torch.full_like(torch.stack(layers_of(part.columns).radii), part.ball.fixed)
+def _all(layers: Layers, radius: float) -> Tensor:
+    """One radius for all layers."""
+    return torch.full_like(torch.stack(layers.radii), radius)
 
 
 def _rule_and_numbers(part: Part) -> tuple[Rule, Numbers]:
-    rule = part.rule(part.group)
+    rule = part.hold.rule(part.group)
     return rule, {**rule.hparams, **{name: as_tensor(part.group[name]).reshape(()) for name in rule.reads}}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
+from ..hparams import check_hparam
 from ..kernels.layers import SGD, AdamW, Amp
 from ..tree import working
 from .backends import BACKENDS, Part, by_device_and_dtype
@@ -22,7 +23,7 @@ from .store import choose
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["Base", "Extra", "Given", "Own", "OwnRule", "number", "value_of"]
+__all__ = ["Base", "Extra", "Given", "Own", "OwnRule"]
 
 
 class Base(ABC):
@@ -75,11 +76,13 @@ class Base(ABC):
 class OwnRule(NamedTuple):
     """A rule that kernels have."""
 
+    kernel: type[AdamW] | type[SGD]
+    numbers: tuple[str, ...]  # group entries that it takes after lr, in its order; pairs one after the other
+    flags: tuple[str, ...]  # of them and others, those that are bools
     specs: tuple[Spec, ...]  # beside the number of steps
     moments: Callable[[dict[str, Any]], tuple[str, ...]]  # those that a group uses
     whole: bool  # whether a checkpoint has all of them or none
-    check: Callable[[dict[str, Any]], None]  # a group's options
-    numbers: Callable[[dict[str, Any], Tensor], AdamW | SGD]  # of a group, for weights like one
+    check: Callable[[dict[str, Any]], None] | None = None  # what else a group's options must be
     begin: Callable[[dict[str, Any], dict[str, Any]], None] | None = None  # state and group, before blank moments
 
 
@@ -98,7 +101,8 @@ class Own(Base):
 
     def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = opt.state[p]
-        state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
         if self.rule.begin is not None:
             self.rule.begin(state, group)
         for key in self.moments(group):
@@ -113,8 +117,11 @@ class Own(Base):
             opt._cuda_graph_capture_health_check()  # torch 2.10
 
     def check(self, group: dict[str, Any]) -> None:
-        self.rule.check(group)
-        check_flags(group, ("maximize", "capturable", "lean"), ("foreach", "fused"))
+        for name in ("lr", *(name for name in self.rule.numbers if name not in self.rule.flags)):
+            check_hparam(name, group[name])
+        check_flags(group, ("maximize", "capturable", "lean", *self.rule.flags), ("foreach", "fused"))
+        if self.rule.check is not None:
+            self.rule.check(group)
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
         if group["differentiable"] is not False:
@@ -142,10 +149,18 @@ class Own(Base):
             for part in by_device_and_dtype(columns):
                 like = part.weights[0]
                 amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))
-                made = Part(part, self.rule.numbers(group, like), group, opt.hold.rule, opt.hold.ball_of(group), amp)
-                work.setdefault(execution, []).append(made)
+                work.setdefault(execution, []).append(Part(part, self._numbers(group, like), group, opt.hold, amp))
         for execution, parts in work.items():
             BACKENDS[execution].step_(parts)
+
+    def _numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
+        lr, rest = group["lr"], [group[name] for name in self.rule.numbers]
+        if isinstance(lr, Tensor):  # a number where that costs no sync, else on the weights' device
+            on_device = torch.compiler.is_compiling() or group["capturable"] or lr.device.type != "cpu"
+            lr = lr.to(like.device, non_blocking=True) if on_device else lr.item()
+        flat = chain.from_iterable(x if isinstance(x, (tuple, list)) else [x] for x in rest)
+        # Numbers beside lr are Python's; a tensor is read, which waits for its device.
+        return self.rule.kernel._make([lr, *(x.item() if isinstance(x, Tensor) else x for x in flat)])
 
 
 class Extra(NamedTuple):
@@ -245,9 +260,9 @@ class Given(Base):
         try:
             for group, execution, columns in opt._work():
                 held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
-                amp, ball = Amp(bool(group.get("maximize", False))), opt.hold.ball_of(group)
+                amp = Amp(bool(group.get("maximize", False)))
                 for part in by_device_and_dtype(held) if held.weights else ():
-                    work.setdefault(execution, []).append(Part(part, None, group, opt.hold.rule, ball, amp))
+                    work.setdefault(execution, []).append(Part(part, None, group, opt.hold, amp))
             for part in chain.from_iterable(work.values()):
                 small = [i for i, spec in enumerate(opt.hold.specs) if spec.kind in ("scalar", "count")]
                 saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
@@ -283,20 +298,6 @@ class Given(Base):
             if not state:
                 del opt.state[p]
         self._waiting.clear()
-
-
-def number(lr: float | Tensor, like: Tensor, capturable: bool) -> float | Tensor:
-    """A tensor lr as a number where that costs no sync, else on the weights' device."""
-    if not isinstance(lr, Tensor):
-        return lr
-    if torch.compiler.is_compiling() or capturable or lr.device.type != "cpu":
-        return lr.to(like.device, non_blocking=True)
-    return lr.item()
-
-
-def value_of(x: float | Tensor) -> float:
-    """Numbers beside lr are Python's; a tensor is read, which waits for its device."""
-    return x.item() if isinstance(x, Tensor) else x
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:

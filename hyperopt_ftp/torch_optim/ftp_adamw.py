@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
-from ..hparams import check_number, shown
 from ..kernels.layers import AdamW
 from .anchor_source import AnchorSource
-from .bases import Own, OwnRule, number, value_of
-from .checks import check_flags
+from .bases import Own, OwnRule
 from .ftp import learned_ball
 from .optimizer import DropIn
 
@@ -128,28 +126,11 @@ def _moments(group: dict[str, Any]) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
 
-def _check(group: dict[str, Any]) -> None:
-    betas = group["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
-    for name, value in (
-        ("betas", betas[0]),
-        ("betas", betas[1]),
-        *((n, group[n]) for n in ("lr", "eps", "weight_decay")),
-    ):
-        check_number(name, value)
-    check_flags(group, ("amsgrad",))
-
-
-def _numbers(group: dict[str, Any], like: Tensor) -> AdamW:
-    lr = number(group["lr"], like, group["capturable"])
-    return AdamW(lr, *map(value_of, (*group["betas"], group["eps"], group["weight_decay"])))
-
-
 ADAMW = OwnRule(
-    tuple(Spec(name, "weights") for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
-    _moments,
+    AdamW,
+    numbers=("betas", "eps", "weight_decay"),
+    flags=("amsgrad",),
+    specs=tuple(Spec(name, "weights") for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    moments=_moments,
     whole=True,
-    check=_check,
-    numbers=_numbers,
 )

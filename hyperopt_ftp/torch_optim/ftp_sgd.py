@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
-from ..hparams import check_number
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
 from .anchor_source import AnchorSource
-from .bases import Own, OwnRule, number, value_of
-from .checks import check_flags
+from .bases import Own, OwnRule
 from .ftp import learned_ball
 from .optimizer import DropIn
 
@@ -93,16 +91,7 @@ def _moments(group: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _check(group: dict[str, Any]) -> None:
-    for name in ("lr", "momentum", "dampening", "weight_decay"):
-        check_number(name, group[name])
-    check_flags(group, ("nesterov",))
     check_nesterov(group["momentum"], group["dampening"], group["nesterov"])
-
-
-def _numbers(group: dict[str, Any], like: Tensor) -> SGD:
-    lr = number(group["lr"], like, group["capturable"])
-    numbers = map(value_of, (group["momentum"], group["dampening"], group["weight_decay"]))
-    return SGD(lr, *numbers, nesterov=group["nesterov"])
 
 
 def _begin(state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -113,10 +102,12 @@ def _begin(state: dict[str, Any], group: dict[str, Any]) -> None:
 
 
 MOMENTUM = OwnRule(
-    (Spec("momentum_buffer", "weights"), Spec("momentum_start", "count")),
-    _moments,
+    SGD,
+    numbers=("momentum", "dampening", "weight_decay", "nesterov"),
+    flags=("nesterov",),
+    specs=(Spec("momentum_buffer", "weights"), Spec("momentum_start", "count")),
+    moments=_moments,
     whole=False,  # the buffer begins with the first step that has momentum
     check=_check,
-    numbers=_numbers,
     begin=_begin,
 )

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..kernels import sharded
-from ..tree import working
-from .optimizer import DropIn, floats
+from .kernels import sharded
+from .torch_optim.optimizer import DropIn, floats
+from .tree import working
 
 __all__ = ["FIELDS", "measure", "watch"]
 
