@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import fused_projection, projections
+from hyperopt_ftp import fused_projection
+from hyperopt_ftp.anchored import projections
 from hyperopt_ftp.kernels import ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
