@@ -15,7 +15,7 @@ from hyperopt_ftp.kernels import ops
 from hyperopt_ftp.kernels import triton as execution
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Ball, Layers
 
-from ..reference_runs import runs
+from ..support.reference_runs import runs
 from .interpreter import triton_kernels
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
 

@@ -9,7 +9,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..cases import BASES
+from ..support.cases import BASES
 
 W = {"w": torch.zeros(2, 3)}
 

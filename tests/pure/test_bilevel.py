@@ -12,7 +12,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.anchored.projections import project
 
-from ..problems import batches, central_differences, largest_difference, loss, start, train
+from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
 DATA, HELD_OUT = batches(7), batches(2)
 

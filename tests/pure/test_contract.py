@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..cases import BASES, CASES, Case
-from ..problems import batches, central_differences, largest_difference, loss, start, train
+from ..support.cases import BASES, CASES, Case
+from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_base = pytest.mark.parametrize("case", BASES, ids=str)

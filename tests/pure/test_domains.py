@@ -15,8 +15,8 @@ from hyperopt_ftp.hparams import DOMAINS, Domain, domains_of
 from hyperopt_ftp.hyper import paths
 from hyperopt_ftp.hyper.constrain import Constraints
 
-from ..cases import ANCHOR, CASES, Case
-from ..problems import batches, central_differences, loss, start, train
+from ..support.cases import ANCHOR, CASES, Case
+from ..support.problems import batches, central_differences, loss, start, train
 
 
 def number(x: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
-from ..family import BASES, METHODS, Method, problem, tensors, trajectory
-from ..problems import batches, largest_difference, loss, start, train
+from ..support.family import BASES, METHODS, Method, problem, tensors, trajectory
+from ..support.problems import batches, largest_difference, loss, start, train
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 

@@ -11,8 +11,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp.anchored.ftp import radius_gradient
 from hyperopt_ftp.anchored.projections import FLOOR, project, row_norm
 
-from ..problems import batches, largest_difference, loss, start, train
-from ..reference_runs import Run, runs
+from ..support.problems import batches, largest_difference, loss, start, train
+from ..support.reference_runs import Run, runs
 
 RUNS = list(runs())
 

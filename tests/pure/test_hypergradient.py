@@ -10,8 +10,8 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..cases import CASES, Case
-from ..problems import batches, central_differences, loss, start, train
+from ..support.cases import CASES, Case
+from ..support.problems import batches, central_differences, loss, start, train
 
 SMOOTH = [case for case in CASES if case.smooth]
 every_case = pytest.mark.parametrize("case", SMOOTH, ids=str)

@@ -22,7 +22,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.anchored.projections import row_norm
 from hyperopt_ftp.hyper import forward
 
-from ..problems import batches, central_differences, largest_difference, loss, start
+from ..support.problems import batches, central_differences, largest_difference, loss, start
 
 F64 = torch.float64
 DATA, HELD_OUT = batches(4), batches(1)[0] + 0.3

@@ -8,7 +8,7 @@ import torchopt
 
 import hyperopt_ftp as hft
 
-from ..problems import batches, loss, start, train
+from ..support.problems import batches, loss, start, train
 
 PAIRS = [
     (torchopt.sgd, hft.sgd, {"lr": 0.1, "momentum": 0.9}),

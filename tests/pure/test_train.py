@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.strategy import Start
 
-from ..problems import central_differences
+from ..support.problems import central_differences
 from .train_problems import PROBLEMS, TRANSFORMS, Problem
 
 EXACT = {

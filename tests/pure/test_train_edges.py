@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..problems import central_differences
+from ..support.problems import central_differences
 
 F64 = torch.float64
 X = torch.arange(1.0, 4.0, dtype=F64)

@@ -16,6 +16,8 @@ import torch
 
 import hyperopt_ftp as hft
 
+from ..support.compare import kept
+
 DOCS = Path(__file__).parents[2] / "docs/errors.md"
 
 ADAMW, SGD, FTP = "FTPAdamW", "FTPSGD", "FTP"
@@ -77,30 +79,6 @@ class Scene:
 
     def watch(self, opt: torch.optim.Optimizer) -> None:
         self.watched.append((opt, kept(opt)))
-
-
-def kept(x: Any) -> Any:
-    """A copy to compare with, of tensors, containers and optimizers; parameters as keys become their identities."""
-    if isinstance(x, torch.optim.Optimizer):
-        return [kept(dict(x.state)), [kept({**g, "params": list(map(id, g["params"]))}) for g in x.param_groups]]
-    if isinstance(x, torch.Tensor):
-        return x.detach().clone()
-    if isinstance(x, dict):
-        return {id(k) if isinstance(k, torch.Tensor) else k: kept(v) for k, v in x.items()}
-    return [kept(v) for v in x] if isinstance(x, (list, tuple)) else x
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, dtypes included."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if (a.dtype, a.shape, a.layout, a.device) != (b.dtype, b.shape, b.layout, b.device):
-            return False
-        return a.is_meta or torch.equal(a.to_dense(), b.to_dense())
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
 
 
 def step(scene: Scene) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from .machine_plan import GRADIENTS, SHAPES, counted, kept, of_a_module, same
+from ..support.compare import kept, same
+from .machine_plan import GRADIENTS, SHAPES, counted, of_a_module
 from .machine_training import Training
 
 

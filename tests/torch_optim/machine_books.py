@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
+from ..support.compare import kept, same
 from .machine_plan import (
     BASES,
     BF16,
@@ -27,9 +28,7 @@ from .machine_plan import (
     SHAPES,
     UNSHARED,
     as_laid,
-    kept,
     of_a_module,
-    same,
 )
 from .machine_reference import Layer, working
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from torch import Tensor
 
-from .test_classes import EXECUTIONS
+from ..support import executions
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 SHAPES = [(3, 4), (5,), (4, 3, 2, 2), (), (0, 3), (1, 6), (3, 0), (6, 1)]
@@ -21,21 +21,17 @@ BASES = {
     "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
     "around adamw": torch.optim.AdamW, "around rmsprop": torch.optim.RMSprop, "around sgd": torch.optim.SGD,
 }  # fmt: skip
+EXECUTIONS = st.sampled_from(list(executions.FLAGS))
 #: Both flags, so that they also overrule those of the constructor.
-FLAGS: dict[str, dict[str, Any]] = {
-    "single": {"foreach": False, "fused": None},
-    "foreach": {"foreach": True, "fused": None},
-    "fused_cpu": {"foreach": None, "fused": True},
-}
+FLAGS = {name: {"foreach": None, "fused": None, **flags} for name, flags in executions.FLAGS.items()}
 #: Of the class itself, not of its base.
 OPTIONS = ("radius_lr", "kappa", "norm", "gradient")
 UNSHARED = ("params", "capturable", "differentiable", "decoupled_weight_decay")  # of torch's groups
-FLAT = {F64: torch.int64, F32: torch.int32, BF16: torch.int16, torch.int64: torch.int64}
 
 PLANS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from([*BASES, "adamw", "sgd"]),
-        "execution": st.sampled_from(EXECUTIONS),
+        "execution": EXECUTIONS,
         "dtype": st.sampled_from([F64, F32, BF16]),
         "seed": st.integers(0, 99),
         "shapes": st.permutations(SHAPES),
@@ -90,24 +86,6 @@ def counted(**strategies: Any) -> Callable:
         return run
 
     return decorate
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, dtype included."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape:
-            return False
-        return torch.equal(a.detach().view(FLAT[a.dtype]), b.detach().view(FLAT[b.dtype]))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    return type(a) is type(b) and a == b
-
-
-def kept(x: Any) -> Any:
-    """A copy that nobody else holds."""
-    if isinstance(x, dict):
-        return {k: kept(v) for k, v in x.items()}
-    return x.detach().clone(memory_format=torch.preserve_format) if isinstance(x, Tensor) else x
 
 
 def of_a_module(known: dict[str, Tensor]) -> Any:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from torch import Tensor
 
+from ..support.compare import kept
 from .machine_books import Books
-from .machine_plan import BF16, F32, F64, GRADIENTS, OPTIONS, SHAPES, counted, kept
+from .machine_plan import BF16, EXECUTIONS, F32, F64, GRADIENTS, OPTIONS, SHAPES, counted
 from .machine_reference import BALL
-from .test_classes import EXECUTIONS
 
 
 class Training(Books):
@@ -120,7 +120,7 @@ class Training(Books):
         """torch's bases make no buffer later, and nesterov needs one."""
         return self.native and not ("sgd" in self.plan["kind"] and self.plan["momentum"][2])
 
-    @counted(execution=st.sampled_from(EXECUTIONS))
+    @counted(execution=EXECUTIONS)
     def switch_the_execution(self, execution: str) -> None:
         self.execution = execution
         for group in (*self.opt.param_groups, *self.plain.param_groups):

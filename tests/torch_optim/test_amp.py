@@ -7,7 +7,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .test_classes import FLAGS
+from ..support.executions import FLAGS, every_execution
 
 SCALE = 1024.0
 
@@ -35,7 +35,7 @@ def run(model, opt, scaler, overflows=()):
             opt.step()
 
 
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 @pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
 def test_a_scaled_run_with_overflows_is_the_run_without_those_steps(make, execution):
     """A power of two scales without rounding: only the order of a multiplication differs."""

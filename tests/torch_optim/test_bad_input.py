@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
 
-from .test_classes import FLAGS
+from ..support.executions import FLAGS, every_execution
 
 
 def test_buffers_in_the_state_dict_of_a_module_are_no_mistake():
@@ -27,7 +27,7 @@ def test_what_fused_refuses_runs_without_it(make, monkeypatch):
     assert make([torch.nn.Parameter(torch.ones(2))]).execution == "foreach"
 
 
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 @pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
 @pytest.mark.parametrize("kind", ["dtype", "layout", "expanded", "zero-size", "weight", "sliced weight"])
 def test_odd_gradients_and_weights_give_the_reference_result(kind, make, execution):
@@ -62,7 +62,7 @@ def test_odd_gradients_and_weights_give_the_reference_result(kind, make, executi
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
 
 
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_spoils_its_layer_and_no_other(value, execution):
     p, q = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
+from ..support.compare import kept, same
 from . import bad_inputs
-from .bad_inputs import Scene, kept, same
+from .bad_inputs import Scene
 
 ROWS = [row for rows in bad_inputs.tables().values() for row in rows]
 CASES = [pytest.param(row, who, id=f"{who}: {row.done}") for row in ROWS for who in row.who]

@@ -16,9 +16,8 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp.torch_optim.fingerprint import fingerprint
 
-from .test_classes import FLAGS
+from ..support.executions import FLAGS, every_execution
 
-EXECUTIONS = pytest.mark.parametrize("execution", FLAGS)
 SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "1.scale": (), "2.kernel": (4, 2, 3, 3)}
 STEPS = 9
 
@@ -114,7 +113,7 @@ def in_a_file(folder: Path) -> Path:
     return folder / "anchor.safetensors"
 
 
-@EXECUTIONS
+@every_execution
 @MAKES
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_run_goes_on_bit_for_bit_at_any_step(execution, make, source, tmp_path):
@@ -138,7 +137,7 @@ def test_a_run_goes_on_bit_for_bit_at_any_step(execution, make, source, tmp_path
     assert all(("anchor" in state) == (source in ("start", "given")) for state in held)
 
 
-@EXECUTIONS
+@every_execution
 @MAKES
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_other_precisions_go_on_bit_for_bit(execution, make, dtype):
@@ -155,7 +154,7 @@ def test_other_precisions_go_on_bit_for_bit(execution, make, dtype):
     assert_same(again.state_dict(), opt.state_dict())
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("make", [adamw, sgd])
 def test_amp_goes_on_bit_for_bit(execution, make):
     """Around overflows: in the first step, and later."""

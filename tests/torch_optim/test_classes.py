@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
 
-from ..reference_runs import Run, runs
+from ..support.executions import FLAGS, every_execution
+from ..support.reference_runs import Run, runs
 
 RUNS = list(runs())
-EXECUTIONS = ["single", "foreach", "fused_cpu"]
-FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
 
 
 def parameters(weights, dtype=None):
@@ -43,7 +42,7 @@ def play(run: Run, params, opt, steps):
 
 
 @pytest.mark.parametrize("build", [native, wrapped])
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
 def test_weights_and_radii_equal_the_reference_runs(run: Run, execution: str, build):
     params = parameters(run.anchor())
@@ -57,7 +56,7 @@ def test_weights_and_radii_equal_the_reference_runs(run: Run, execution: str, bu
 
 
 @pytest.mark.parametrize("build", [native, wrapped])
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
 def test_float32_stays_near_the_reference_runs(run: Run, execution: str, build):
     """A step rounds W', c, s c and W, each by half a unit of the largest weight; the gradients pull errors back.
@@ -80,7 +79,7 @@ def test_float32_stays_near_the_reference_runs(run: Run, execution: str, build):
 
 
 @pytest.mark.parametrize("build", [native, wrapped])
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_resumed_run_continues_bit_for_bit(build, execution, dtype):
     run = RUNS[2]
@@ -151,7 +150,7 @@ def test_foreach_equals_single_in_float64(seed, shape, sgd, options, extra):
     g = torch.Generator().manual_seed(seed)
     w = [torch.randn(s, generator=g, dtype=torch.float64) for s in (shape, [3, 2], [4])]
     sides = []
-    for execution in EXECUTIONS:
+    for execution in FLAGS:
         params = [torch.nn.Parameter(x.clone()) for x in w]
         opt = make(params, lr=0.05, radius_lr=0.05, **FLAGS[execution], **options, **extra)
         sides.append((params, opt, execution))
@@ -169,7 +168,7 @@ def test_foreach_equals_single_in_float64(seed, shape, sgd, options, extra):
         assert sides[0][1].radii() == pytest.approx(sides[1][1].radii(), rel=1e-10, abs=1e-13)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lower_precisions_follow_float64(execution, dtype):
     """One step from the anchor's neighbourhood: the error is a few roundings of weights of order 1."""
@@ -191,7 +190,7 @@ def test_lower_precisions_follow_float64(execution, dtype):
     assert opts[1].execution == execution
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
 def test_late_layers_and_missing_gradients_touch_no_other_layer(make, execution):
     """Each parameter counts its own steps, whatever the others do."""
@@ -256,7 +255,7 @@ def test_the_closure_is_evaluated_once_with_gradients():
         assert len(calls) == 1
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", ["data.copy_", "data.add_", "data", "load"])
 def test_weights_changed_from_outside_are_respected(execution, dtype, how):
@@ -297,7 +296,7 @@ def test_anchor_by_name_in_its_own_dtype():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     before = copy.deepcopy(model.half().state_dict())
     model.float()
-    for execution in EXECUTIONS:
+    for execution in FLAGS:
         opt = hft.FTPSGD(model.named_parameters(), lr=1.0, anchor=before, exclude=["2.*"], **FLAGS[execution])
         for p in model.parameters():
             p.data.add_(torch.randn_like(p))
@@ -366,7 +365,7 @@ def test_lr_schedulers(make, scheduler):
 def test_a_tensor_learning_rate_equals_a_number():
     results = []
     for lr in (0.05, torch.tensor(0.05, dtype=torch.float64)):
-        for execution in EXECUTIONS:
+        for execution in FLAGS:
             for make in (hft.FTPAdamW, hft.FTPSGD):
                 for capturable in (False, True):
                     p = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))

@@ -8,7 +8,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import hyperopt_ftp as hft
 
-FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
+from ..support.executions import FLAGS, every_execution
+
 CLASSES = {
     "adamw": lambda p, **kw: hft.FTPAdamW(p, weight_decay=0.1, **kw),
     "amsgrad": lambda p, **kw: hft.FTPAdamW(p, amsgrad=True, norm="l2", gradient="exact", **kw),
@@ -31,7 +32,7 @@ def make(name, flags, lr):
     return params, CLASSES[name](named, lr=lr, **flags)
 
 
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.filterwarnings("ignore")  # torch's own, about its internals
 def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
@@ -59,7 +60,7 @@ def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     torch.__version__ < (2, 12), reason="torch before 2.12 loses fields of a tuple behind a graph break"
 )
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 def test_around_a_compiled_wrapper_torch_breaks_the_graph_itself(execution):
     """Every step of a torch optimizer breaks a graph that calls it; what comes before and after is compiled."""
     results = []

@@ -12,7 +12,8 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..family import BASES, METHODS, Method, parameters, play, problem, same, tensors, trajectory
+from ..support.compare import equal
+from ..support.family import BASES, METHODS, Method, parameters, play, problem, tensors, trajectory
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 FREE = {
@@ -48,7 +49,7 @@ def test_no_strength_is_the_base_bit_for_bit(name: str, dtype: torch.dtype):
     held, free = parameters(first, dtype), parameters(first, dtype)
     opt, base = FREE[name](torch.optim.Adam(held.values(), lr=0.05)), torch.optim.Adam(free.values(), lr=0.05)
     for _ in zip(play(held, opt, grads), play(free, base, grads), strict=True):
-        assert same(held.values(), free.values())
+        assert equal(held.values(), free.values())
 
 
 @every_method
@@ -73,8 +74,8 @@ def test_a_checkpoint_goes_on_bit_for_bit(method: Method, when: int):
         play(twin_params, twin, grads[when:]),
         strict=True,
     ):
-        assert same(params.values(), others.values())
-        assert same(params.values(), twin_params.values())
+        assert equal(params.values(), others.values())
+        assert equal(params.values(), twin_params.values())
     kept, pickled = opt.state_dict(), pickle.loads(pickle.dumps(opt)).state_dict()
     for key, state in kept["state"].items():
         assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(pickled["state"][key][n])) for n, x in state.items())
@@ -93,7 +94,7 @@ def test_the_anchor_may_stay_out_of_checkpoints(method: Method):
     again = build(method, others, anchor=tensors(anchor), save_anchor=False)
     again.load_state_dict(saved)
     for _ in zip(play(params, opt, grads[5:]), play(others, again, grads[5:]), strict=True):
-        assert same(params.values(), others.values())
+        assert equal(params.values(), others.values())
     with pytest.raises(ValueError, match="leaves out the anchor"):
         build(method, copy.deepcopy(params)).load_state_dict(saved)
     moved = {name: w + 1 for name, w in tensors(anchor).items()}
@@ -193,7 +194,7 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
         base.refuses = False
         list(play(params, opt, [grads[t]]))
         list(play(twin, free, [grads[t]]))
-        assert same(params.values(), twin.values())
+        assert equal(params.values(), twin.values())
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
     opt = method.around(torch.optim.Adam(down.items(), lr=0.05), anchor=tensors(anchor))
     turned = [{name: -x for name, x in g.items()} for g in grads]
     for _ in zip(play(up, climbs, turned), play(down, opt, grads), strict=True):
-        assert same(up.values(), down.values())
+        assert equal(up.values(), down.values())
 
 
 @every_method
@@ -268,7 +269,7 @@ def test_an_overflow_under_grad_scaler_changes_nothing(method: Method):
         scaler.update()
         if t != 3:
             list(play(twin, free, [{n: x.astype(np.float32) for n, x in grads[t].items()}]))
-        assert same(params.values(), twin.values())
+        assert equal(params.values(), twin.values())
 
 
 CLASSES = {
@@ -432,7 +433,7 @@ def test_spd_on_adapters_of_zero_anchor_is_spd_with_zeros_given():
         hft.SPD(torch.optim.Adam(twin.items()), anchor=zeros),
     )
     for _ in zip(play(params, pair[0], grads), play(twin, pair[1], grads), strict=True):
-        assert same(params.values(), twin.values())
+        assert equal(params.values(), twin.values())
 
 
 def test_omegas_are_shown_by_name():

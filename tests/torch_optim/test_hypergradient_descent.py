@@ -9,7 +9,8 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..family import parameters, play, problem, same, tensors
+from ..support.compare import equal
+from ..support.family import parameters, play, problem, tensors
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
@@ -48,7 +49,7 @@ def test_hypergradient_descent_goes_on_from_a_checkpoint_and_stops_at_zero():
     again = hft.HypergradientDescent(torch.optim.Adam(others.values(), lr=0.5), lr_lr=1e-4)
     again.load_state_dict(copy.deepcopy(opt.state_dict()))
     for _ in zip(play(params, opt, grads[7:]), play(others, again, grads[7:]), strict=True):
-        assert same(params.values(), others.values())
+        assert equal(params.values(), others.values())
         assert opt.param_groups[0]["lr"] == again.param_groups[0]["lr"]
     wild = hft.HypergradientDescent(torch.optim.SGD(params.values(), lr=0.02), lr_lr=1e3)
     list(play(params, wild, grads[10:]))

@@ -10,9 +10,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .test_classes import FLAGS
-
-EXECUTIONS = pytest.mark.parametrize("execution", FLAGS)
+from ..support.executions import FLAGS, every_execution
 
 
 def train(opt, steps=4, seed=1, sign=1.0):
@@ -24,7 +22,7 @@ def train(opt, steps=4, seed=1, sign=1.0):
         opt.step()
 
 
-@EXECUTIONS
+@every_execution
 def test_the_wrapper_of_a_maximizing_base_learns_its_radii(execution):
     sides = []
     for maximize in (False, True):
@@ -38,7 +36,7 @@ def test_the_wrapper_of_a_maximizing_base_learns_its_radii(execution):
     assert sides[0][1] == sides[1][1] > 1e-3
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_a_checkpoint_of_torch_in_any_dtype_goes_on(execution, dtype):
     """torch keeps moments in the dtype of the weights, ours are float32 or float64."""
@@ -57,7 +55,7 @@ def test_a_checkpoint_of_torch_in_any_dtype_goes_on(execution, dtype):
     assert opt.execution == execution
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 def test_a_model_may_change_its_memory_format(execution, norm):
     """Moved to channels_last between steps: the run goes on as the contiguous one, within rounding."""
@@ -108,7 +106,7 @@ def test_weights_that_lose_their_layout_are_refused_before_anything_changes():
     assert opt.state[p]["step"] == 2
 
 
-@EXECUTIONS
+@every_execution
 def test_a_gradient_with_a_lazy_minus_sign(execution):
     w = torch.nn.Parameter(torch.tensor(1.0))
     opt = hft.FTPSGD([w], lr=0.1, **FLAGS[execution])
@@ -122,7 +120,7 @@ def test_a_gradient_with_a_lazy_minus_sign(execution):
     assert opt.state[w]["deviation"] == plain.state[reference]["deviation"] != 0
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_anchor_wider_than_the_weights(execution, dtype):
     p = torch.nn.Parameter(torch.randn(3, 4).to(dtype))
@@ -132,7 +130,7 @@ def test_an_anchor_wider_than_the_weights(execution, dtype):
     assert opt.execution == execution
 
 
-@EXECUTIONS
+@every_execution
 def test_an_empty_group_and_tensors_for_numbers(execution):
     p = torch.nn.Parameter(torch.randn(3))
     opt = hft.FTPAdamW([{"params": [p]}, {"params": []}], betas=(torch.tensor(0.9), torch.tensor(0.99)))
@@ -173,7 +171,7 @@ def test_the_base_decides_about_fused():
         assert opt.execution == name
 
 
-@EXECUTIONS
+@every_execution
 def test_radii_count_their_own_steps(execution):
     """After 1000 steps of AdamW the radius begins like a new one: 0.744, then 1 radius_lr a step at most."""
     p = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64))

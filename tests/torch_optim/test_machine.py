@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 import hyperopt_ftp as hft
 
+from ..support.executions import FLAGS, every_execution
 from .machine import Machine
-from .test_classes import FLAGS
 
 
 def test_whatever_is_done_in_whatever_order_equals_the_reference():
@@ -46,7 +46,7 @@ def train(opt, params, steps):
         opt.zero_grad()
 
 
-@pytest.mark.parametrize("execution", FLAGS)
+@every_execution
 def test_float64_anchors_serve_weights_that_became_float32(execution):
     p = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
     opt = hft.FTPAdamW([p], lr=1e-2, **FLAGS[execution])

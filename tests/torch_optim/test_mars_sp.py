@@ -7,16 +7,18 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..family import parameters, play, problem, tensors
+from ..support.executions import FLAGS, every_execution
+from ..support.family import parameters, play, problem, tensors
 
 
-@pytest.mark.parametrize("execution", ["single", "foreach", "fused_cpu"])
+@every_execution
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 def test_mars_sp_equals_projected_in_each_execution(execution: str, norm: str):
     anchor, first, grads = problem()
     params = parameters(first)
-    flags = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}[execution]
-    opt = hft.MARSSP(torch.optim.AdamW(params.items(), lr=0.05, **flags), radius=0.3, norm=norm, anchor=tensors(anchor))
+    opt = hft.MARSSP(
+        torch.optim.AdamW(params.items(), lr=0.05, **FLAGS[execution]), radius=0.3, norm=norm, anchor=tensors(anchor)
+    )
     pure = hft.projected(hft.adamw(lr=0.05), tensors(anchor), norm=norm, radius=0.3)
     weights, state = tensors(first), pure.init(tensors(first))
     for t in play(params, opt, grads):

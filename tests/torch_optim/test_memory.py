@@ -10,9 +10,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .test_classes import FLAGS
-
-EXECUTIONS = pytest.mark.parametrize("execution", FLAGS)
+from ..support.executions import FLAGS, every_execution
 
 
 def train(p, opt, steps=4, seed=1, trend=0.5):
@@ -22,7 +20,7 @@ def train(p, opt, steps=4, seed=1, trend=0.5):
         opt.step()
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("make", [hft.FTPAdamW, hft.FTPSGD])
 def test_no_more_than_m_v_c_and_the_anchor_are_of_full_size(make, execution):
     p = torch.nn.Parameter(torch.randn(40, 50))
@@ -34,7 +32,7 @@ def test_no_more_than_m_v_c_and_the_anchor_are_of_full_size(make, execution):
     )
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_an_anchor_that_came_from_16_bits_is_kept_in_two_bytes_exactly(dtype, execution):
     w = torch.randn(5, 6).to(dtype).float()
@@ -56,7 +54,7 @@ def test_an_anchor_that_two_bytes_would_round_is_kept_as_it_is():
     assert opt.state[p]["anchor"].dtype == torch.float32
 
 
-@EXECUTIONS
+@every_execution
 def test_an_anchor_on_the_cpu_stays_there_through_save_and_load(execution):
     def make(p):
         return hft.FTPAdamW([p], lr=0.1, anchor_device="cpu", anchor_dtype=torch.bfloat16, **FLAGS[execution])
@@ -74,7 +72,7 @@ def test_an_anchor_on_the_cpu_stays_there_through_save_and_load(execution):
     assert torch.equal(p, q)
 
 
-@EXECUTIONS
+@every_execution
 def test_an_anchor_in_a_file_is_mapped_and_takes_no_state(execution, tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
@@ -113,7 +111,7 @@ def test_files_that_do_not_fit(tmp_path):
         hft.FTPAdamW(p, anchor_dtype=torch.int64)
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("gradient", ["paper", "exact"])
 def test_lean_differs_from_the_exact_rule_by_its_bound(execution, gradient):
     """c rounds to bfloat16 (relative 2^-9, at most 2^-8 with ties and subnormals), and h alone reads it."""
@@ -156,7 +154,7 @@ def test_lean_takes_three_and_a_half_buffers():
     assert sizes[1] == pytest.approx(3.5, abs=0.02)
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_updates_smaller_than_an_ulp_are_not_lost(execution, dtype):
     """At 1.0 the last bit of bfloat16 is 2^-8, of float16 2^-10. Steps of 1e-5 alone would never move the weights."""
@@ -172,7 +170,7 @@ def test_updates_smaller_than_an_ulp_are_not_lost(execution, dtype):
     assert (p - expected).abs().max() <= torch.finfo(dtype).eps
 
 
-@EXECUTIONS
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("how", ["copy", "clamp", "data", "load", "ema swap", "index", "optimizer"])
 def test_every_way_of_changing_weights_is_respected(how, dtype, execution):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from .odd_runs import Pure, build, equal, every_class, every_execution, loss, net, train, train_both, weights
+from ..support.compare import equal
+from ..support.executions import every_execution
+from ..support.ftp_training import Pure, build, every_class, loss, net, train, train_both, weights
 
 
 @every_execution

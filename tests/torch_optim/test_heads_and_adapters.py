@@ -1,4 +1,4 @@
-"""New and re-initialised heads, adapters, models in channels_last, two models in one optimizer."""
+"""New and re-initialised heads, and adapters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from .odd_runs import F64, build, equal, every_class, every_execution, feed, loss, net, one_thread, train, weights
-
-__all__ = ["one_thread"]
+from ..support.compare import equal
+from ..support.executions import every_execution
+from ..support.ftp_training import F64, build, every_class, feed, loss, net, train, weights
 
 
 @every_execution
@@ -119,78 +119,3 @@ def test_adapters_around_zero_take_no_memory_for_it(name, execution):
     assert sides[0][1] == sides[1][1]
     assert set(sides[0][1]) == {n for n, p in adapted().named_parameters() if "lora" in n}
     assert not any("anchor" in state for state in sides[0][2].state.values())
-
-
-def pictures() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4),
-        nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
-    ).double()  # fmt: skip
-
-
-@every_execution
-@every_class
-@pytest.mark.parametrize("when", ["before", "between", "loaded"])
-@pytest.mark.usefixtures("one_thread")
-def test_a_model_in_channels_last_trains_as_the_contiguous_one(when, name, execution):
-    """Moved before the optimizer is built, between steps, or with a checkpoint of the contiguous run."""
-    x, y = torch.randn(6, 3, 6, 6, dtype=torch.float64), torch.randint(0, 3, (6,))
-
-    def run(model, opt, steps):
-        for _ in range(steps):
-            opt.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            opt.step()
-
-    plain, moved = pictures(), pictures()
-    anchor = copy.deepcopy(plain.state_dict())
-    reference = build(name, plain.named_parameters(), execution, anchor=anchor)
-    if when == "before":
-        moved.to(memory_format=torch.channels_last)
-    opt = build(name, moved.named_parameters(), execution, anchor=anchor)
-    run(plain, reference, 3)
-    run(moved, opt, 3)
-    if when != "before":
-        moved.to(memory_format=torch.channels_last)
-    if when == "loaded":
-        opt = build(name, moved.named_parameters(), execution, anchor=anchor)
-        opt.load_state_dict(copy.deepcopy(reference.state_dict()))
-    run(plain, reference, 3)
-    run(moved, opt, 3)
-    assert moved[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert opt.state[moved[0].weight]["deviation"].stride() == moved[0].weight.stride()
-    for p, q in zip(moved.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p.contiguous(), q, rtol=1e-9, atol=1e-10)
-    assert opt.radii() == pytest.approx(reference.radii(), rel=1e-7)
-    assert opt.execution == execution
-
-
-@every_execution
-@every_class
-def test_two_models_in_one_optimizer_and_in_two(name, execution):
-    """Disjoint parameters: one optimizer with names that differ, one with groups, or one for each."""
-    results = []
-    for how in ("one", "groups", "two"):
-        models = {"a": net(0), "b": net(7)}
-        named = {k: [(f"{k}.{n}", p) for n, p in m.named_parameters()] for k, m in models.items()}
-        if how == "one":
-            opts = [build(name, named["a"] + named["b"], execution, exclude="b.3.*")]
-        elif how == "groups":
-            opts = [build(name, [{"params": v} for v in named.values()], execution, exclude="b.3.*")]
-        else:
-            opts = [build(name, named["a"], execution), build(name, named["b"], execution, exclude="b.3.*")]
-        for t in range(4):
-            for opt in opts:
-                opt.zero_grad()
-            for model in models.values():
-                loss(model, t).backward()
-            for opt in opts:
-                opt.step()
-        radii = {k: r for opt in opts for k, r in opt.radii().items()}
-        results.append(([*weights(models["a"]), *weights(models["b"])], radii))
-        assert all(opt.execution == execution for opt in opts)
-    for values, radii in results[1:]:
-        assert equal(values, results[0][0])
-        assert radii == results[0][1]
-    assert len(results[0][1]) == 10

@@ -1,4 +1,4 @@
-"""Runs for the tests of odd models: the three classes by name, and training that can be replayed."""
+"""FTP's three classes by name and their pure rule, a small model, and training that can be replayed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,11 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
-from .test_classes import FLAGS
+from .executions import FLAGS
 
 CLASSES = ("FTPAdamW", "FTPSGD", "FTP(AdamW)")
 every_class = pytest.mark.parametrize("name", CLASSES)
-every_execution = pytest.mark.parametrize("execution", FLAGS)
 F64 = {"rtol": 1e-11, "atol": 1e-12}  # roundings of some steps in float64, in whatever order
-
-
-@pytest.fixture
-def one_thread():
-    """For small convolutions in float64, which wait for threads more than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, params: Any, execution: str, *, lr: Any = 0.05, decay: float = 0.0, **options: Any) -> Any:
@@ -101,8 +91,3 @@ def feed(params: Iterable[Tensor], grads: Iterable[Tensor | None], opt: Any) -> 
 
 def weights(model: torch.nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
-
-
-def equal(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
-    """To the last bit."""
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).parent / "reference"
+HERE = Path(__file__).parents[1] / "reference"
 
 
 @dataclass(frozen=True)

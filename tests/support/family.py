@@ -172,7 +172,3 @@ def play(params: dict, opt, grads: list[dict]):
             p.grad = None if g[name] is None else torch.tensor(g[name]).to(p.dtype)
         opt.step()
         yield t
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

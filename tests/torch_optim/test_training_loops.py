@@ -1,4 +1,4 @@
-"""Odd training loops: accumulated and clipped gradients, closures, schedules, averages, lr = 0, late groups."""
+"""Training loops: accumulated and clipped gradients, closures, schedules, averages, lr = 0, late groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .odd_runs import CLASSES, Pure, build, equal, every_class, every_execution, loss, net, train, train_both, weights
+from ..support.compare import equal
+from ..support.executions import every_execution
+from ..support.ftp_training import CLASSES, Pure, build, every_class, loss, net, train, train_both, weights
 
 
 @every_execution
