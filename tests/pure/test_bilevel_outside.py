@@ -1,0 +1,297 @@
+"""`bilevel` with an optimizer of torch.optim outside, where its rounds start, rounds that are taken back, loaders."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+
+from ..support.compare import same
+from ..support.hypergradients import (
+    DATA,
+    EXACT,
+    F64,
+    HELD_OUT,
+    SGD,
+    call,
+    every_strategy,
+    f64,
+    not_converged,
+    outer,
+    own,
+    rounds,
+)
+from ..support.problems import batches, largest_difference, loss, start
+
+
+def identical(a, b):
+    """Two records or states, and the order in which they hold what they hold."""
+    return tree.structure(a) == tree.structure(b) and same(a, b)
+
+
+# -- the optimizer outside, where rounds start, what is tuned ---------------------------------------------------------
+
+
+OUTSIDE = {
+    "Adam": torch.optim.Adam,
+    "SGD": functools.partial(torch.optim.SGD, lr=0.1),
+    "momentum": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "RMSprop": lambda values: torch.optim.RMSprop(values, lr=0.01),
+}
+OVER = ("lr", "momentum")
+
+
+def by_hand(make, steps, log=False):
+    """The same in a plain loop with an optimizer of torch.optim."""
+    free = {n: (SGD.hparams[n].log() if log else SGD.hparams[n].clone()).requires_grad_() for n in OVER}
+    optimizer, params, state, found = make(list(free.values())), start(), None, []
+    for k in range(steps):
+        tuned = {n: u.detach().exp() if log else u.detach().clone() for n, u in free.items()}
+        data = [DATA[(2 * k + i) % 4] for i in range(2)]
+        _, h, (params, state) = hft.hypergradient(SGD, loss, outer, params, data, OVER, SGD.hparams | tuned, state)
+        for n, u in free.items():
+            u.grad = h[n] * tuned[n] if log else h[n]
+        optimizer.step()
+        found.append({n: u.detach().exp() if log else u.detach().clone() for n, u in free.items()})
+    return found, params
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("make", OUTSIDE.values(), ids=OUTSIDE)
+def test_an_optimizer_of_torch_outside_is_its_loop_by_hand(make, log):
+    options = {"constrain": dict.fromkeys(OVER, "log")} if log else {}
+    records = rounds(OVER, make, outer_steps=4, **options)
+    tuned, params = by_hand(make, 4, log)
+    assert largest_difference([r.tuned for r in records], tuned) <= 1e-15
+    assert largest_difference(records[-1].state.params, params) <= 1e-15
+
+
+def through_a_file(state):
+    """As docs/checkpoints.md saves a state: its leaves."""
+    file = io.BytesIO()
+    values, rebuild = tree.flatten(state)
+    torch.save(values, file)
+    file.seek(0)
+    return rebuild(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("make", OUTSIDE.values(), ids=OUTSIDE)
+def test_an_optimizer_of_torch_outside_resumes_bit_for_bit(make):
+    records = rounds(OVER, make, outer_steps=4)
+    for k in range(3):
+        again = rounds(OVER, make, outer_steps=4, state=through_a_file(records[k].state))
+        assert [r.step for r in again] == list(range(k + 2, 5))
+        assert identical(again[-1].state, records[-1].state)
+
+
+@pytest.mark.parametrize("kind", ["tree", "function"])
+def test_rounds_that_start_anew(kind):
+    starts = [{k: v + 0.1 * i for k, v in start().items()} for i in range(3)]
+    reset = start() if kind == "tree" else lambda k: starts[k - 1]
+    records = rounds(reset=reset)
+    tuned, by = {"lr": SGD.hparams["lr"]}, hft.sgd(lr=0.1)
+    state = by.init(tuned)
+    for k, record in enumerate(records):
+        data = [DATA[(2 * k + i) % 4] for i in range(2)]
+        value, h, (params, _) = call(
+            params=start() if kind == "tree" else starts[k], data=data, hparams=tuned, over="lr"
+        )
+        tuned, state = by.update(h, state, tuned)
+        assert (record.value, record.tuned["lr"].item()) == (value.item(), tuned["lr"].item())
+        assert largest_difference(record.state.params, params) == 0
+    assert identical(rounds(reset=reset, state=records[0].state)[-1].state, records[-1].state)
+
+
+def test_params_outside_are_maml():
+    """Each round starts from the tuned params; against backpropagation through two steps written out."""
+    records = rounds("params", hft.sgd(lr=0.5))
+    tuned = {k: v.requires_grad_() for k, v in start().items()}
+    lr, mu = 0.2, 0.5
+    for k, record in enumerate(records):
+        p, buffers = tuned, None
+        for i in range(2):
+            grads = torch.autograd.grad(loss(p, DATA[(2 * k + i) % 4]), list(p.values()), create_graph=True)
+            buffers = grads if buffers is None else [mu * b + g for b, g in zip(buffers, grads, strict=True)]
+            p = {n: x - lr * b for (n, x), b in zip(p.items(), buffers, strict=True)}
+        value = loss(p, HELD_OUT)
+        slopes = dict(zip(tuned, torch.autograd.grad(value, list(tuned.values())), strict=True))
+        assert record.value == pytest.approx(value.item(), rel=1e-12)
+        assert largest_difference(record.hypergradient["params"], slopes) <= 1e-13
+        tuned = {n: (x - 0.5 * slopes[n]).detach().requires_grad_() for n, x in tuned.items()}
+        assert largest_difference(record.tuned["params"], tuned) <= 1e-13
+    assert records[-1].value < records[0].value
+    assert identical(
+        rounds("params", hft.sgd(lr=0.5), state=through_a_file(records[0].state))[-1].state, records[-1].state
+    )
+
+
+def test_batches_outside_are_distillation():
+    """Inputs of both steps are learned, their targets stay; derivatives against central differences."""
+    data = [{"x": x, "y": torch.ones(5, dtype=torch.int64)} for x in DATA[:2]]
+    over = ("batches.0.x", "batches.1.x")
+
+    def fit(p, batch):
+        return F.cross_entropy(batch["x"] @ p["w"] + p["b"], batch["y"])
+
+    def held_out(p, x):
+        return F.cross_entropy(x @ p["w"] + p["b"], torch.tensor([0, 1, 2, 3, 0]))
+
+    records = rounds(over, hft.adam(lr=0.1), train_batches=data, train_loss=fit, outer_loss=held_out, reset=start())
+
+    def at(xs):
+        new = [{**b, "x": xs[f"batches.{i}.x"]} for i, b in enumerate(data)]
+        return hft.train(SGD, fit, start(), new).params
+
+    first = {name: data[i]["x"] for i, name in enumerate(over)}
+    want = torch.func.grad(lambda xs: held_out(at(xs), HELD_OUT))(first)
+    direction = {name: torch.ones_like(x) for name, x in first.items()}
+    moved = [held_out(at({n: x + s * direction[n] for n, x in first.items()}), HELD_OUT) for s in (1e-5, -1e-5)]
+    along = sum((h * direction[n]).sum() for n, h in records[0].hypergradient.items())
+    assert along.item() == pytest.approx(((moved[0] - moved[1]) / 2e-5).item(), rel=1e-6)
+    assert largest_difference(records[0].hypergradient, want) <= 1e-13
+    assert records[-1].value < records[0].value
+    assert data[0]["x"] is DATA[0]
+
+
+@not_converged
+@every_strategy
+def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
+    """DARTS: its direct derivative counts, beside that through training."""
+
+    def mixed(p, x, h):
+        a = torch.softmax(h["alpha"], 0)
+        return a[0] * loss(p, x) + a[1] * (p["w"] ** 2).sum()
+
+    def at(alpha, how=None):
+        run = hft.train(SGD, mixed, start(), DATA, hparams=own({"alpha": alpha}), strategy=how)
+        return mixed(run.params, HELD_OUT, {"alpha": alpha})
+
+    alpha = f64([0.3, -0.2])
+    want = alpha.clone().requires_grad_()
+    at(want, strategy).backward()
+    got = call(mixed, strategy, "loss.alpha", own({"alpha": alpha}), lambda p, h: mixed(p, HELD_OUT, h))[1]
+    torch.testing.assert_close(got["loss.alpha"], want.grad, rtol=1e-10, atol=1e-14)
+    if strategy in EXACT.values():
+        ends = [[alpha + sign * 1e-5 * e for sign in (1, -1)] for e in torch.eye(2, dtype=F64)]
+        want = torch.stack([(at(a) - at(b)) / 2e-5 for a, b in ends])
+        torch.testing.assert_close(got["loss.alpha"], want, rtol=1e-6, atol=1e-9)
+    record = rounds(
+        "loss.alpha", train_loss=mixed, outer_loss=mixed, hparams=own({"alpha": alpha}), inner_steps=4, outer_steps=1,
+        strategy=strategy,
+    )[0]  # fmt: skip
+    torch.testing.assert_close(record.hypergradient["loss.alpha"], got["loss.alpha"], rtol=1e-12, atol=1e-15)
+
+
+# -- a skipped round is taken back ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outside", [hft.adam(lr=0.01), torch.optim.Adam], ids=["pure", "torch.optim"])
+def test_a_skipped_round_is_taken_back(outside):
+    """The third batch makes the training NaN; the round goes, the ones after it train from before it."""
+    data = [*DATA[:2], DATA[2] * math.nan, DATA[3], *DATA]
+
+    def run(batches, **options):
+        return list(
+            hft.bilevel(
+                SGD, outside, ("lr", "momentum"), loss, loss, start(), batches, [HELD_OUT], inner_steps=2,
+                not_finite="skip", **options,
+            )
+        )  # fmt: skip
+
+    first, bad, *rest = run(data, outer_steps=4)
+    assert bad.skipped == ("lr", "momentum")
+    assert all(bool(x.isfinite().all()) for r in (bad, *rest) for x in tree.leaves((r.state.params, r.state.inner)))
+    assert bad.tuned == first.tuned
+    assert identical(bad.state._replace(step=first.state.step), first.state)
+    without = run([*data[:2], *data[4:]], outer_steps=3)
+    assert identical(rest[-1].state._replace(step=0), without[-1].state._replace(step=0))
+    assert identical(run(data, outer_steps=4, state=bad.state)[-1].state, rest[-1].state)
+
+
+# -- loaders that shuffle ---------------------------------------------------------------------------------------------
+
+ROWS = torch.cat(batches(5))[:22]  # 5 batches of 5 and less
+
+
+def loader(seed=11):
+    return torch.utils.data.DataLoader(ROWS, 5, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+
+def loader_of_a_sampler(seed=11):
+    sampler = torch.utils.data.RandomSampler(ROWS, generator=torch.Generator().manual_seed(seed))
+    return torch.utils.data.DataLoader(ROWS, 5, sampler=sampler)
+
+
+def loader_with_two_generators(seed=11):
+    sampler = torch.utils.data.RandomSampler(ROWS, generator=torch.Generator().manual_seed(seed))
+    return torch.utils.data.DataLoader(ROWS, 5, sampler=sampler, generator=torch.Generator().manual_seed(seed))
+
+
+def loader_of_a_batch_sampler(seed=11):
+    sampler = torch.utils.data.RandomSampler(ROWS, generator=torch.Generator().manual_seed(seed))
+    return torch.utils.data.DataLoader(ROWS, batch_sampler=torch.utils.data.BatchSampler(sampler, 5, False))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        loader,
+        loader_of_a_sampler,
+        loader_with_two_generators,
+        loader_of_a_batch_sampler,
+    ],
+)
+@pytest.mark.parametrize("inner_steps", [2, 5])
+def test_a_shuffled_loader_resumes_bit_for_bit_at_any_round(make, inner_steps):
+    """5 batches a pass: rounds of 2 end in the middle of one, rounds of 5 at its end."""
+
+    def run(seed=11, **options):
+        return rounds(
+            train_batches=make(seed), outer_batches=make(seed + 1), inner_steps=inner_steps, outer_steps=6, **options
+        )
+
+    records = run()
+    order = [r.value for r in records]
+    assert len(set(order)) == 6
+    for k in range(5):
+        # The new process has a generator of its own, wherever that stands.
+        again = run(seed=99, state=through_a_file(records[k].state))
+        assert [r.value for r in again] == order[k + 1 :]
+        assert identical(again[-1].state, records[-1].state)
+
+
+def test_two_loaders_with_one_generator_resume():
+    def run(seed, **options):
+        g = torch.Generator().manual_seed(seed)
+        both = [torch.utils.data.DataLoader(x, 5, shuffle=True, generator=g) for x in (ROWS, ROWS[:11])]
+        return rounds(train_batches=both[0], outer_batches=both[1], outer_steps=6, **options)
+
+    records = run(11)
+    for k in range(5):
+        assert identical(run(99, state=records[k].state)[-1].state, records[-1].state)
+
+
+def test_a_shuffled_loader_resumes_where_a_round_was_skipped():
+    bad = ROWS.clone()
+    bad[3] = math.nan
+
+    def make(seed):
+        return torch.utils.data.DataLoader(bad, 5, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+    records = rounds(train_batches=make(11), inner_steps=1, outer_steps=12, not_finite="skip")
+    skipped = [r.step for r in records if r.skipped]
+    assert len(skipped) >= 2
+    for k in (skipped[0] - 1, skipped[0], 7):
+        again = rounds(
+            train_batches=make(99), inner_steps=1, outer_steps=12, not_finite="skip",
+            state=through_a_file(records[k].state),
+        )  # fmt: skip
+        assert identical(again[-1].state, records[-1].state)
+        assert [r.skipped for r in again] == [r.skipped for r in records[k + 1 :]]

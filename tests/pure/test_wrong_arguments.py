@@ -1,0 +1,396 @@
+"""What is refused, and in which words: losses that write or have no graph, what a strategy returns, arguments."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hyperopt_ftp as hft
+
+from ..support.hypergradients import (
+    DATA,
+    F64,
+    HELD_OUT,
+    SGD,
+    call,
+    differences,
+    every_exact,
+    every_strategy,
+    f64,
+    first_state,
+    module_loss,
+    not_converged,
+    outer,
+    own,
+    rounds,
+    slope,
+)
+from ..support.problems import central_differences, largest_difference, loss, start
+
+# -- writes into what the loss has not made ---------------------------------------------------------------------------
+
+
+def hidden(p, x):
+    return x @ p["w"] + p["b"]
+
+
+def batch_norm_with_statistics(held, p, x):
+    return F.batch_norm(hidden(p, x), held["mean"], held["var"], training=True)
+
+
+def foreach_lerp(held, p, x):
+    y = hidden(p, x)
+    torch._foreach_lerp_([held["mean"]], [y.detach().mean(0)], 0.1)
+    return y + held["mean"]
+
+
+def lerp_of_an_alias(held, p, x):
+    y = hidden(p, x)
+    held["mean"].view(2, 2).lerp_(y.detach().mean(0).view(2, 2), 0.1)
+    return y
+
+
+def item_of_a_view(held, p, x):
+    held["mean"][1] = 3.0
+    return hidden(p, x) + held["mean"]
+
+
+def add_to_data(held, p, x):
+    held["mean"].data.add_(1.0)
+    return hidden(p, x) + held["mean"]
+
+
+def out_argument(held, p, x):
+    torch.add(held["mean"], 1.0, out=held["mean"])
+    return hidden(p, x) + held["mean"]
+
+
+def from_the_second_step(held, p, x):
+    if held["calls"]:
+        held["mean"] += 1.0
+    held["calls"].append(0)
+    return hidden(p, x) + held["mean"]
+
+
+def embedding_with_max_norm(held, p, x):
+    return F.embedding(torch.tensor([0, 2]), p["w"], max_norm=0.5)
+
+
+WRITERS = [
+    batch_norm_with_statistics, foreach_lerp, lerp_of_an_alias, item_of_a_view, add_to_data, out_argument,
+    from_the_second_step, embedding_with_max_norm,
+]  # fmt: skip
+MODULES = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(4),
+    "InstanceNorm1d": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+}
+REFUSED = r"writes in place .*eval\(\).*torch.func.replace_all_batch_norm_modules_\(net\)"
+
+
+@not_converged
+@pytest.mark.parametrize("writer", WRITERS)
+@every_strategy
+def test_a_write_is_refused(strategy, writer):
+    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64), "calls": []}
+    params, before = start(), copy.deepcopy(held)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        call(lambda p, x: torch.tanh(writer(held, p, x)).square().mean(), strategy, params=params)
+    assert largest_difference((held["mean"], held["var"], params), (before["mean"], before["var"], start())) == 0
+
+
+@pytest.mark.parametrize("writer", WRITERS[:2])
+def test_zero_order_writes_nothing_either(writer):
+    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64)}
+    with pytest.raises(RuntimeError, match=REFUSED):
+        call(lambda p, x: torch.tanh(writer(held, p, x)).square().mean(), hft.ZeroOrder(2, 1e-3))
+    assert held["mean"].abs().sum() == 0
+
+
+def normed(name):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), MODULES[name](), nn.Tanh()).double()
+
+
+def of_module(net, strategy=None, lr=0.2):
+    train_loss, opt = module_loss(net), hft.sgd(lr=0.2, momentum=0.5)
+    return call(
+        train_loss, strategy, params={n: p.detach() for n, p in net.named_parameters()}, opt=opt, hparams={"lr": lr},
+        outer_loss=lambda p: train_loss(p, HELD_OUT),
+    )  # fmt: skip
+
+
+@not_converged
+@pytest.mark.parametrize("name", MODULES)
+@every_strategy
+def test_statistics_of_a_module_are_refused_and_unchanged(strategy, name):
+    net = normed(name)
+    before = {n: x.clone() for n, x in net.named_buffers()}
+    with pytest.raises(RuntimeError, match=REFUSED):
+        of_module(net, strategy)
+    assert largest_difference(dict(net.named_buffers()), before) == 0
+
+
+@pytest.mark.parametrize("remedy", [nn.Module.eval, torch.func.replace_all_batch_norm_modules_])
+@every_exact
+def test_both_remedies_that_the_error_names_are_right(strategy, remedy):
+    net = normed("BatchNorm1d")
+    remedy(net)
+    want = central_differences(lambda lr: of_module(net, lr=lr)[0], f64(0.2))[0].item()
+    assert of_module(net, strategy)[1]["lr"].item() == pytest.approx(want, rel=1e-6)
+
+
+@every_exact
+def test_writes_into_what_the_loss_made_itself(strategy):
+    def busy(p, x):
+        y = hidden(p, x)
+        y += 1.0
+        mean = torch.zeros(4, dtype=F64)
+        mean.view(2, 2).lerp_(y.mean(0).view(2, 2), 0.1)
+        y = F.batch_norm(y, torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), training=True)
+        rows = [torch.empty(4, dtype=F64) for _ in range(2)]
+        torch.mul(torch.ones(4, dtype=F64), x.mean(), out=rows[0])
+        rows[1][:] = x.mean()
+        return torch.tanh(F.elu(y, inplace=True) + mean + rows[0] + rows[1]).square().mean()
+
+    assert slope(busy, strategy).item() == pytest.approx(differences(busy), rel=1e-6)
+
+
+def test_a_write_that_torch_does_not_see_shows_in_the_loss():
+    held = torch.zeros(4, dtype=F64)
+
+    def hidden_counter(p, x):
+        held.numpy()[:] += 1.0
+        return torch.tanh(hidden(p, x) + held).square().mean()
+
+    with pytest.raises(RuntimeError, match="the training loss of step 3 was .* when the step is computed again"):
+        slope(hidden_counter)
+
+
+# -- losses without a graph, and no gradients at all ------------------------------------------------------------------
+
+
+def detached(p, x):
+    return loss(p, x).detach()
+
+
+def without_grad(p, x):
+    with torch.no_grad():
+        return loss(p, x)
+
+
+def through_a_number(p, x):
+    return torch.tensor(loss(p, x).item())
+
+
+@torch.inference_mode()
+def in_inference(p, x):
+    return loss({k: v.clone() for k, v in p.items()}, x)
+
+
+@pytest.mark.parametrize("train_loss", [detached, without_grad, through_a_number, in_inference])
+@every_strategy
+def test_a_loss_without_a_graph_is_an_error(strategy, train_loss):
+    text = r"train_loss returned a loss without a graph: .*\(detach, no_grad, item, inference mode\)"
+    with pytest.raises(ValueError, match=text):
+        call(train_loss, strategy)
+    with pytest.raises(ValueError, match=text):
+        hft.train(SGD, train_loss, start(), DATA, strategy=strategy)
+
+
+@every_strategy
+def test_inference_mode_is_an_error(strategy):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
+        call(strategy=strategy)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
+        hft.train(SGD, loss, start(), DATA, strategy=strategy)
+    with torch.inference_mode():
+        params = start()
+    with pytest.raises(ValueError, match=r"a tensor of shape \(\d, .*was made under torch.inference_mode\(\).*clone"):
+        call(strategy=strategy, params=params)
+
+
+@every_exact
+def test_no_grad_outside_changes_nothing(strategy):
+    with torch.no_grad():
+        got = slope(strategy=strategy)
+    assert torch.equal(got, slope(strategy=strategy))
+
+
+# -- what a strategy returns ------------------------------------------------------------------------------------------
+
+
+class Returning:
+    """Unroll, whose results somebody changed."""
+
+    def __init__(self, run=None, pullback=None):
+        self._run, self._pullback, self._rule = run, pullback, hft.Unroll()
+
+    def run(self, steps, begin):
+        result = self._rule.run(steps, begin)
+        return self._run(result) if self._run else result
+
+    def pullback(self, steps, residual, cotangents):
+        found = self._rule.pullback(steps, residual, cotangents)
+        return self._pullback(found) if self._pullback else found
+
+
+RETURNED = {
+    "a dict": ({"pullback": lambda _: {}}, TypeError, r"Returning.pullback must return Start\(.*got a dict"),
+    "nothing": ({"pullback": lambda _: None}, TypeError, "Returning.pullback must return .*got a NoneType"),
+    "a shape": (
+        {"pullback": lambda x: x._replace(hparams={**x.hparams, "lr": torch.zeros(5)})},
+        ValueError, r"Returning.pullback returned \(5,\) for a tensor of hparams with shape \(\)",
+    ),
+    "a number": (
+        {"pullback": lambda x: x._replace(hparams={**x.hparams, "lr": 3.0})}, ValueError, "pullback returned float for",
+    ),
+    "another name": (
+        {"pullback": lambda x: x._replace(hparams={"rate": torch.zeros(())})},
+        ValueError, r"must return hparams in the structure of start.hparams, or None; got a dict with .*\['rate'\]",
+    ),
+    "no residual": ({"run": lambda x: x[0]}, TypeError, r"Returning.run must return \(Trained\(.*, residual\), got"),
+    "params alone": ({"run": lambda x: (x[0].params, x[1])}, TypeError, "Returning.run must return"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "text"), RETURNED.values(), ids=RETURNED)
+def test_what_a_strategy_returns_is_looked_at(change, error, text):
+    with pytest.raises(error, match=text):
+        call(strategy=Returning(**change))
+    with pytest.raises(error, match=text):
+        list(
+            hft.bilevel(
+                SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), DATA, [HELD_OUT], inner_steps=2, outer_steps=1,
+                strategy=Returning(**change),
+            )
+        )  # fmt: skip
+    assert torch.equal(slope(strategy=Returning()), slope())
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+def trained(**options):
+    given = {"optimizer": SGD, "train_loss": loss, "params": start(), "batches": DATA} | options
+    return hft.train(**given)
+
+
+def scaled(p, x, h):
+    return h["c"] * loss(p, x)
+
+
+W = start()
+MIXED = [(x, torch.arange(5)) for x in DATA[:2]]
+SOLVED_SGD = torch.optim.SGD([torch.ones(1)])
+WRONG = {
+    "a dict as batches": (lambda: call(data={"x": DATA}), TypeError, "got dict; give a list with one dict for"),
+    "a string as batches": (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
+    "a generator as batches": (lambda: call(data=(x for x in DATA)), TypeError, "got generator; use list"),
+    "None in params": (lambda: call(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
+    "an int in params": (lambda: trained(params=W | {"b": 3}), TypeError, "but 'b' is a int"),
+    "None in params of bilevel": (lambda: rounds(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
+    "meta params": (lambda: call(params=W | {"b": W["b"].to("meta")}), ValueError, "'b' has no values: .* meta"),
+    "strings in the loss's hparams": (
+        lambda: call(hparams=own({"mode": "sum"})),
+        TypeError, r"hparams\['loss'\] must hold tensors or numbers, but 'mode' is a str",
+    ),
+    "strings in the loss's hparams of bilevel": (
+        lambda: rounds(hparams=own({"mode": "sum"})), TypeError, "must hold tensors or numbers, but 'mode' is a str",
+    ),
+    "samples": (lambda: hft.ZeroOrder(0, 0.1), ValueError, "samples must be a number of samples >= 1, got 0"),
+    "samples between numbers": (lambda: hft.ZeroOrder(1.5, 0.1), ValueError, "samples must be a .* >= 1, got 1.5"),
+    "sigma of 0": (lambda: hft.ZeroOrder(2, 0.0), ValueError, "sigma must be above 0"),
+    "sigma below 0": (lambda: hft.ZeroOrder(2, -1.0), ValueError, r"sigma must lie in \[0, inf\)"),
+    "a seed as generator": (lambda: hft.ZeroOrder(2, 0.1, generator=3), TypeError, "a torch.Generator, got int"),
+    "chunk": (lambda: hft.Forward(chunk=0), ValueError, "chunk must be None or a number of tangents >= 1, got 0"),
+    "a bool as chunk": (lambda: hft.Forward(chunk=True), ValueError, "chunk must be .* got True"),
+    "batches of Implicit": (lambda: hft.Implicit(batches=0), ValueError, "batches must be at least 1, got 0"),
+    "tolerance": (lambda: hft.Implicit(tolerance=-1.0), ValueError, r"tolerance must lie in \[0, inf\], got -1"),
+    "damping": (lambda: hft.Implicit(damping=-1.0), ValueError, r"damping must lie in \[0, inf\), got -1"),
+    "more batches than steps": (
+        lambda: call(strategy=hft.Implicit(batches=9)), ValueError, "there are 4 steps, fewer than batches = 9",
+    ),
+    "truncate": (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
+    "checkpoint": (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
+    "a class as strategy": (lambda: rounds(strategy=hft.Unroll), TypeError, r"got the class Unroll; write Unroll\(\)"),
+    "an optimizer of torch": (
+        lambda: rounds(by=SOLVED_SGD), TypeError, "by must be a pure optimizer .* got an object of the class SGD",
+    ),
+    "adam not called": (lambda: rounds(by=hft.adam), TypeError, r"adam made a Optimizer. Is it adam\(...\) that was"),
+    "LBFGS": (lambda: rounds(by=torch.optim.LBFGS), TypeError, "by: LBFGS evaluates the loss itself"),
+    "a factory that fails": (
+        lambda: rounds(by=functools.partial(torch.optim.SGD, lr=-1)),
+        TypeError, "by was called with a list of 1 tensors and failed: Invalid learning rate",
+    ),
+    "reset beside params": (
+        lambda: rounds("params", reset=W), ValueError, "over='params' tunes where each round starts, and reset",
+    ),
+    "reset to nothing": (lambda: rounds(reset=lambda k: None), TypeError, "params must be a pytree .* is None"),
+    "batches of another number": (
+        lambda: rounds("batches"), ValueError, "must be a list of inner_steps = 2 entries, .* got 4",
+    ),
+    "an outer loss that wants more": (
+        lambda: call(outer_loss=lambda p, h: outer(p)), ValueError, "has a second argument, .*no entry 'loss'",
+    ),
+    "an outer loss of bilevel that wants more": (
+        lambda: rounds(outer_loss=lambda p, x, h: loss(p, x)), ValueError, "hparams has no entry 'loss'",
+    ),
+    "integers by over": (
+        lambda: call(lambda p, b: loss(p, b[0]), over="batches", data=MIXED),
+        ValueError, "over names 'batches', but 'batches.0.1' is torch.int64: only floating-point",
+    ),
+    "integers by over of bilevel": (
+        lambda: rounds("batches.1", train_batches=MIXED), ValueError, "'batches.1', but 'batches.1.1' is torch.int64",
+    ),
+    "another over": (
+        lambda: rounds("momentum", state=first_state()),
+        ValueError, r"state comes from a run over \['lr'\], this one is over \['momentum'\]",
+    ),
+    "another optimizer": (
+        lambda: rounds(opt=hft.adam(lr=0.2), state=first_state()), ValueError, "state.inner is not that of this optimi",
+    ),
+    "another optimizer outside": (
+        lambda: rounds(by=hft.adam(lr=0.1), state=first_state()), ValueError, "state.outer is not that of this by",
+    ),
+    "a record as state": (lambda: rounds(state=rounds(outer_steps=1)[0]), TypeError, "got Record; pass record.state"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "error", "text"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_named(act, error, text):
+    with pytest.raises(error, match=text):
+        act()
+
+
+RAW = {
+    "0-d batches": (lambda: trained(batches=f64(1.0)), "batches must be"),
+    "a dict as batches of bilevel": (lambda: rounds(train_batches={"x": DATA[0]}), "train_batches"),
+    "a string as batches of bilevel": (lambda: rounds(train_batches="abc"), "train_batches"),
+    "nothing as batches of bilevel": (lambda: rounds(outer_batches=None), "outer_batches"),
+    "None in the loss's hparams": (lambda: call(hparams=own({"mode": None})), r"hparams\['loss'\]"),
+    "meta hparams": (lambda: call(hparams={"lr": torch.zeros((), device="meta")}), "meta device"),
+    "meta batches": (lambda: call(data=[x.to("meta") for x in DATA]), "meta device"),
+    "a word as chunk": (lambda: hft.Forward(chunk="all"), "chunk must be"),
+    "chunk between numbers": (lambda: hft.Forward(chunk=1.5), "chunk must be"),
+    "a word as truncate": (lambda: hft.Unroll("all"), "truncate must be"),
+    "truncate between numbers": (lambda: hft.Unroll(1.5), "truncate must be"),
+    "reset to another tree": (lambda: rounds(reset={"w": W["w"]}), "reset"),
+    "reset to another shape": (lambda: rounds(reset=W | {"w": torch.zeros(2, 2, dtype=F64)}), "reset"),
+    "torch.optim outside, after a pure one": (lambda: rounds(by=torch.optim.SGD, state=first_state()), "state.outer"),
+    "another one of torch.optim outside": (
+        lambda: rounds(by=torch.optim.Adam, state=first_state(by=torch.optim.SGD)), "state.outer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "text"), RAW.values(), ids=RAW)
+def test_more_wrong_arguments(act, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        act()
