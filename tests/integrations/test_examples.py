@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ..test_security import ROOT, without_network
+from ..support.no_network import ROOT, without_network
 
 # Example, and the packages it needs beside the extra `test`.
 EXAMPLES = {

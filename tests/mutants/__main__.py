@@ -31,7 +31,7 @@ def files_of(folder: str) -> list[str]:
 SUBJECTS = {
     "engine": (files_of("hyperopt_ftp/hyper"), ENGINE_TESTS),
     "rules": (
-        modules("hyperopt_ftp/anchored"),
+        files_of("hyperopt_ftp/anchored"),
         ["projections", "ftp", "family", "domains", "bad_input", "hyper", "contract"],
     ),
 }

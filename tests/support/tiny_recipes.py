@@ -1,0 +1,34 @@
+"""The recipes on tiny data: what makes the data, and what makes a recipe fit them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.recipes.paper import RECIPES
+from experiments.recipes.run import Setting
+
+from . import tiny_datasets as tiny
+
+RESNET = {"model": "test_resnet", "image_size": 32, "resize": 36, "fixed_size": False}
+VIT = {"model": "test_vit", "image_size": 32, "resize": 36, "fixed_size": True}
+# How to make the data of a recipe, and what makes the recipe fit them.
+DATA = {
+    "domainnet": (tiny.domainnet, {"classes": 3}),
+    "imagenet": (tiny.imagenet, {"classes": 4}),
+    "pascal": (lambda root: tiny.pascal(root, "Context", "semseg/pascal-context"), {"classes": 3}),
+    "human_parts": (lambda root: tiny.pascal(root, "Parts", "human_parts"), {"classes": 3}),
+    "continual": (tiny.imagenet_r, {"classes": 4, "tasks": 2}),
+}
+
+
+def small(name: str, **changes):
+    recipe = RECIPES[name]
+    network = VIT if "vit" in recipe.model else RESNET
+    return replace(recipe, **{**network, **DATA[recipe.data][1], "epochs": 1, "batch_size": 4, **changes})
+
+
+def prepare(recipe, folder: Path, **changes) -> Setting:
+    """Data and weights of a run."""
+    DATA[recipe.data][0](folder / "data")
+    options = {"img_size": recipe.image_size} if recipe.fixed_size else {}
+    file = tiny.weights(folder / "weights.pt", recipe.model, **options)
+    return replace(Setting(folder / "data", file, folder / "run", workers=0), **changes)
