@@ -17,29 +17,42 @@ from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE_TESTS = [
-    "hypergradient", "bilevel", "hyper", "wise", "domains", "bad_input", "train_edges", "wrong_arguments",
-    "bilevel_outside", "numbers", "train",
-]  # fmt: skip
 
 
 def files_of(folder: str) -> list[str]:
     return sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("[!_]*.py"))
 
 
+def tests_of(folder: str, *names: str) -> list[str]:
+    return [f"tests/{folder}/test_{name}.py" for name in names]
+
+
 #: Modules, and the tests that are about them, the quickest first; before them, each module's own examples.
 SUBJECTS = {
-    "engine": (files_of("hyperopt_ftp/hyper"), ENGINE_TESTS),
+    "engine": (
+        files_of("hyperopt_ftp/hyper"),
+        tests_of("pure", "hypergradient", "bilevel", "hyper", "wise", "domains", "bad_input", "train_edges")
+        + tests_of("pure", "wrong_arguments", "bilevel_outside", "numbers", "train"),
+    ),
     "rules": (
         files_of("hyperopt_ftp/anchored"),
-        ["projections", "ftp", "family", "domains", "bad_input", "hyper", "contract"],
+        tests_of("pure", "projections", "ftp", "family", "domains", "bad_input", "hyper", "contract"),
+    ),
+    "classes": (
+        [
+            f"hyperopt_ftp/torch_optim/{name}.py"
+            for name in ("backends", "bases", "hold", "optimizer", "single", "store")
+        ],
+        tests_of("torch_optim", "state", "mars_sp", "hypergradient_descent", "names", "loaded_state", "old_checkpoints")
+        + tests_of("torch_optim", "family", "bad_input", "checkpoints", "replaced_state", "amp", "classes", "models")
+        + tests_of("torch_optim", "training_loops", "heads_and_adapters", "memory", "machine", "compile")
+        + ["tests/kernels/test_choice.py", "tests/kernels/test_executions.py", "tests/test_watch.py"],
     ),
 }
 
 
 def command(module: str, tests: list[str]) -> list[str]:
-    files = [f"tests/pure/test_{name}.py" for name in tests]
-    return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", module, *files]
+    return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", module, *tests]
 
 
 def places(modules: list[str], session: Path) -> dict[tuple[Any, ...], list[Any]]:
@@ -58,9 +71,9 @@ def places(modules: list[str], session: Path) -> dict[tuple[Any, ...], list[Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutants", type=int, default=30, help="of the engine, and as many of the rules")
+    parser.add_argument("--mutants", type=int, default=20, help="of each subject")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--subject", choices=SUBJECTS, help="one of the two alone")
+    parser.add_argument("--subject", choices=SUBJECTS, help="one of the three alone")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     killed = planted = 0
