@@ -119,6 +119,7 @@ def anchored(base: Optimizer, anchor: Any, rule: Rule, layout: Layout = BY_PATH)
         for name, g in tree.pick(grads, fixed).items():
             w = tree.working(stored[name])
             w0[name], raw[name] = fixed[name].to(w.dtype), g.to(w.dtype)
+            seen[name] = raw[name]
             before[name] = rule.master(stored[name], w0[name], held[name]) if rule.master else w
             if rule.before:
                 g, held[name] = rule.before(raw[name], before[name], w0[name], held[name], h[name])

@@ -42,7 +42,7 @@ class Base(ABC):
     whole: bool = False
 
     @abstractmethod
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
         """A parameter's state, with what its step needs of the base's."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Own(Base):
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.rule.moments(group)
 
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
         state = opt.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -149,7 +149,7 @@ class Own(Base):
             for part in by_device_and_dtype(columns):
                 like = part.weights[0]
                 amp = Amp(group["maximize"], _near(scale, like), _near(found_inf, like))
-                work.setdefault(execution, []).append(Part(part, self._numbers(group, like), group, opt.hold, amp))
+                work.setdefault(execution, []).append(Part(part, self._numbers(group, like), group, opt._holding, amp))
         for execution, parts in work.items():
             BACKENDS[execution].step_(parts)
 
@@ -221,6 +221,8 @@ class Given(Base):
             )
 
     def attach(self, opt: DropIn) -> None:
+        if self._shared is opt.state and self.optimizer.param_groups is opt.param_groups:
+            return
         self.optimizer.param_groups = opt.param_groups
         self.optimizer.state = self._shared = opt.state
 
@@ -229,7 +231,9 @@ class Given(Base):
         if self._columns is not None:
             self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
 
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
+        if not constrained:
+            return opt.state.get(p, {})
         if self._columns is None and not opt.state.get(p):
             return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
         return opt.state[p]
@@ -262,14 +266,16 @@ class Given(Base):
                 held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
                 amp = Amp(bool(group.get("maximize", False)))
                 for part in by_device_and_dtype(held) if held.weights else ():
-                    work.setdefault(execution, []).append(Part(part, None, group, opt.hold, amp))
+                    work.setdefault(execution, []).append(Part(part, None, group, opt._holding, amp))
             for part in chain.from_iterable(work.values()):
-                small = [i for i, spec in enumerate(opt.hold.specs) if spec.kind in ("scalar", "count")]
+                small = [i for i, spec in enumerate(opt._holding.specs) if spec.kind in ("scalar", "count")]
                 saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
             before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
             for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
                 for p, grad in zip(part.columns.weights, grads, strict=False):
-                    raw[p], p.grad = p.grad, grad
+                    old: Any = p.grad
+                    p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
+                    raw[p] = old
             self.optimizer.step()
         except BaseException:
             for column, values in saved:
@@ -288,7 +294,7 @@ class Given(Base):
     def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to begin."""
         stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
-        return {p: dict(opt.state.get(p, {})) for p in stepped if not opt.hold.is_initialized(opt.state.get(p, {}))}
+        return {p: dict(opt.state.get(p, {})) for p in stepped if not opt._holding.is_initialized(opt.state.get(p, {}))}
 
     def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
         """The base has refused its step: what was begun for it is undone."""

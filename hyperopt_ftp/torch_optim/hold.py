@@ -41,9 +41,14 @@ class Hold:
 
     def check(self, group: dict[str, Any]) -> None:
         """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
-        for name in self.options.keys() & DOMAINS.keys():
-            check_number(name, group[name])
+        for name in self.options:
+            if name in DOMAINS:
+                check_number(name, group[name])
         self.rule(group)
+
+    @property
+    def has_kernels(self) -> bool:
+        return self._ball is not None
 
     def ball_of(self, group: dict[str, Any]) -> Ball | None:
         return None if self._ball is None else self._ball(group)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..hparams import is_number
+from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from . import store
 from .backends import BACKENDS, Backend
@@ -102,7 +103,7 @@ class DropIn(torch.optim.Optimizer):
         return BACKENDS["single"] if self._hold is None else self._hold.pick(group, self._mover.strict)
 
     @property
-    def hold(self) -> Hold:
+    def _holding(self) -> Hold:
         """What holds the weights, where something does."""
         assert self._hold is not None
         return self._hold
@@ -232,18 +233,14 @@ class DropIn(torch.optim.Optimizer):
         executions = [self._pick(group).name for group in self.param_groups]
         work = []
         for group, execution in zip(self.param_groups, executions, strict=True):
-            state: list[list[Tensor]] = [[] for _ in self.hold.specs]
+            state: list[list[Tensor]] = [[] for _ in self._holding.specs]
             moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
             first: list[list[Tensor]] = [[] for _ in Columns._fields[:4]]
             self._init_group(group, *first, *state, *moments)
             if first[0]:
                 self._ran[0] = execution
                 columns = Columns._make([*first, state, moments])
-                pairs = [
-                    store.fitting(*row) for row in zip(columns.weights, columns.grads, columns.anchors, strict=True)
-                ]
-                grads, anchors = ([pair[k] for pair in pairs] for k in range(2))
-                work.append((group, execution, columns._replace(grads=grads, anchors=anchors)))
+                work.append((group, execution, store.fitting(columns) if self._holding.has_kernels else columns))
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
         return work
@@ -254,7 +251,7 @@ class DropIn(torch.optim.Optimizer):
         torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
         """
         self._mover.begin_group(group)
-        hold, kinds = self.hold, self._kinds()
+        hold, kinds = self._holding, self._kinds()
         keys = [spec.name for spec in hold.specs]
         moments = self._mover.moments(group)
         on_gpu = bool(group["params"]) and group["params"][0].is_cuda
@@ -264,12 +261,13 @@ class DropIn(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             self._check_parameter(p, name)
-            state = self._mover.begin(self, p, group)
+            state = self._mover.begin(self, p, group, constrained)
             if constrained and not hold.is_initialized(state):
                 self._initialize(p, name, state, group)
             form = (p.shape, p.stride(), p.dtype, device, len(state), lean)
             if self._fitted.get(p) != form:
-                store.fit(p, state, kinds, p.device if device == "own" else torch.device(device), lean)
+                place = p.device if device == "own" else torch.device(device)
+                store.fit(p, state, kinds, place, lean, strides=hold.has_kernels)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
             w0 = hold.anchors.of(p, name, state) if constrained else ABSENT
@@ -280,10 +278,13 @@ class DropIn(torch.optim.Optimizer):
 
     def _initialize(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """The state that a first constrained step needs."""
-        rule, anchors = self.hold.rule(group), self.hold.anchors
+        rule, anchors = self._holding.rule(group), self._holding.anchors
+        self._fitted.pop(p, None)
         anchors.start(p, name, state)
-        state.update(store.blank(self.hold.specs, p, rule.norm))
-        if rule.off and not anchors.is_start:
+        state.update(store.blank(self._holding.specs, p, rule.norm))
+        if rule.off and not (
+            anchors.is_start and sharded.is_dtensor(p)
+        ):  # at the anchor nothing is off, and all is sent
             state.update(store.off(rule, p, anchors.of(p, name, state)))
 
     # -- saving and loading -------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class DropIn(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
         for name, p, state, _ in self.initialized():
-            self.hold.anchors.sign(p, name, state)
+            self._holding.anchors.sign(p, name, state)
         found = super().state_dict()
         if self._hold is None or self._hold.anchors.saved:
             return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +21,13 @@ __all__ = ["Kept", "after_", "before", "step_"]
 
 
 class Kept(NamedTuple):
-    """What a parameter's step keeps from before the base's; nothing is written until it ends."""
+    """What a parameter's step keeps from before the base's, whole where it is sharded. Nothing is written until then."""
 
     g: Tensor  # raw gradient
     w: Tensor  # weights, what stands behind 16 bits
-    state: RuleState | None  # None: unconstrained
+    w0: Tensor
+    old: RuleState | None  # None: unconstrained
+    state: RuleState | None
 
 
 def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp: Amp) -> None:
@@ -35,90 +35,70 @@ def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp
     if amp.found_inf is not None and amp.found_inf.item():
         return
     optimizer = _pure(base, amsgrad=len(columns.moments) > 2)
-    with _whole(columns) as columns:
-        for i, stored in enumerate(columns.weights):
-            seen, kept = _before(columns, i, rule, numbers, amp)
-            count = columns.steps[i].to(torch.int64)  # steps done before this one
-            columns.steps[i].add_(1)
-            moments = [column[i] for column in columns.moments]
-            state = _state(base, moments, count, stored)
-            moved, state = optimizer.update({"w": seen}, state, {"w": kept.w})
-            values = _moments(state)
-            _write(moments[: len(values)], values[: len(moments)])
-            _after_(columns, i, rule, numbers, kept, moved["w"])
+    for i in range(len(columns.weights)):
+        seen, kept = _before(columns, i, rule, numbers, amp)
+        count = columns.steps[i].to(torch.int64)  # steps done before this one
+        columns.steps[i].add_(1)
+        moments = [column[i] for column in columns.moments]
+        state = _state(base, [sharded.whole(x) for x in moments], count, kept.w)
+        moved, state = optimizer.update({"w": seen}, state, {"w": kept.w})
+        values = _moments(state)
+        _write(moments[: len(values)], values[: len(moments)])
+        _after_(columns, i, rule, numbers, kept, moved["w"])
 
 
 def before(columns: Columns, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[list[Tensor], list[Kept]]:
     """Gradients for a base that is given, none where the rule leaves them as they are, and what is kept."""
-    sign = -1 if amp.maximize else 1
-    with _whole(columns, write=False) as whole:
-        pairs = [_before(whole, i, rule, numbers, amp) for i in range(len(whole.weights))]
+    pairs = [_before(columns, i, rule, numbers, amp) for i in range(len(columns.weights))]
     grads = []
-    if rule.before:
+    if any(seen is not kept.g for seen, kept in pairs):
         rows = zip(columns.weights, columns.grads, pairs, strict=True)
-        grads = [sharded.place((sign * seen).to(g.dtype), w) for w, g, (seen, _) in rows]
+        grads = [sharded.place((-seen if amp.maximize else seen).to(g.dtype), w) for w, g, (seen, _) in rows]
     # The base moves the weights in place.
     return grads, [kept._replace(w=kept.w.clone()) if rule.after else kept for _, kept in pairs]
 
 
 def after_(columns: Columns, rule: Rule, numbers: Numbers, kept: list[Kept]) -> None:
     """New weights, once a base has moved them, and the state."""
-    with _whole(columns) as columns:
-        for i, stored in enumerate(columns.weights):
+    for i, stored in enumerate(columns.weights):
+        moved = stored
+        if rule.after:
+            moved, old = sharded.whole(stored), kept[i].old
             # A base may leave 16-bit weights where they were: then what stands behind them is still the master copy.
-            moved = (
-                rule.master(stored, _anchor(columns, i), _held(columns, i, rule)) if rule.master else working(stored)
-            )
-            _after_(columns, i, rule, numbers, kept[i], moved)
+            moved = rule.master(moved, kept[i].w0, old) if rule.master and old is not None else working(moved)
+        _after_(columns, i, rule, numbers, kept[i], moved)
 
 
 def _before(columns: Columns, i: int, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[Tensor, Kept]:
-    stored = columns.weights[i]
-    w, g = working(stored), _gradient(columns.grads[i], stored, amp)
-    if not _is_held(columns, i):
-        return g, Kept(g, w, None)
-    w0, state = _anchor(columns, i), _held(columns, i, rule)
-    w = rule.master(stored, w0, state) if rule.master else w
-    seen, state = rule.before(g, w, w0, state, numbers) if rule.before else (g, state)
-    return seen, Kept(g, w, state)
+    stored = sharded.whole(columns.weights[i])
+    w, w0 = working(stored), columns.anchors[i]
+    g = sharded.whole(columns.grads[i]).to(w.dtype)
+    g = g if amp.grad_scale is None else g / amp.grad_scale.reshape(()).to(g)
+    g = -g if amp.maximize else g
+    if not columns.state[-1][i].numel():
+        return g, Kept(g, w, w0, None, None)
+    w0 = sharded.whole(w0).to(w) if w0.numel() else torch.zeros_like(w)
+    old = {
+        spec.name: sharded.whole(column[i]).to(torch.int64 if spec.kind == "count" else w.dtype)
+        for spec, column in zip(rule.specs, columns.state, strict=False)
+    }
+    w = rule.master(stored, w0, old) if rule.master else w
+    seen, state = rule.before(g, w, w0, old, numbers) if rule.before else (g, old)
+    return seen, Kept(g, w, w0, old, state)
 
 
 def _after_(columns: Columns, i: int, rule: Rule, numbers: Numbers, kept: Kept, moved: Tensor) -> None:
-    if kept.state is None:
-        _write([columns.weights[i]], [moved])
-        return
     state, new = kept.state, moved
-    if rule.after:
-        new, state = rule.after(moved, kept.w, _anchor(columns, i), kept.g, state, numbers)
-    if rule.after or moved is not columns.weights[i]:
+    if state is not None:
+        if rule.after:
+            new, state = rule.after(moved, kept.w, kept.w0, kept.g, state, numbers)
+        held = [column[i] for column in columns.state]
+        if rule.specs:
+            _write(held, [state[spec.name] for spec in rule.specs])
+        else:
+            held[-1].add_(1)  # a count alone says that the parameter has begun
+    if new is not columns.weights[i]:
         _write([columns.weights[i]], [new])
-    columns_ = [column[i] for column in columns.state]
-    if rule.specs:
-        _write(columns_, [state[spec.name] for spec in rule.specs])
-    else:
-        columns_[-1].add_(1)  # a count alone says that the parameter has begun
-
-
-def _is_held(columns: Columns, i: int) -> bool:
-    return columns.state[-1][i].numel() > 0
-
-
-def _held(columns: Columns, i: int, rule: Rule) -> RuleState:
-    """A constrained parameter's state as the rule takes it: counts as integers, else working precision."""
-    real = working(columns.weights[i]).dtype
-    values = zip(rule.specs, columns.state, strict=False)
-    return {s.name: column[i].to(torch.int64 if s.kind == "count" else real) for s, column in values}
-
-
-def _anchor(columns: Columns, i: int) -> Tensor:
-    w, w0 = working(columns.weights[i]), columns.anchors[i]
-    return w0.to(w.dtype) if w0.numel() else torch.zeros_like(w)
-
-
-def _gradient(grad: Tensor, stored: Tensor, amp: Amp) -> Tensor:
-    g = grad.to(working(stored).dtype)
-    g = g if amp.grad_scale is None else g / amp.grad_scale.reshape(()).to(g)
-    return -g if amp.maximize else g
 
 
 def _write(old: list[Tensor], new: list[Tensor]) -> None:
@@ -126,30 +106,7 @@ def _write(old: list[Tensor], new: list[Tensor]) -> None:
         torch._foreach_copy_(old, new)
         return
     for a, b in zip(old, new, strict=True):
-        a.copy_(b)
-
-
-@contextmanager
-def _whole(columns: Columns, write: bool = True) -> Iterator[Columns]:
-    """The columns themselves; where some are DTensors, whole copies, of which what a step changes is cut in the end."""
-    gathered: list[tuple[Tensor, Tensor]] = []
-
-    def whole(x: Tensor, changes: bool) -> Tensor:
-        if not sharded.is_dtensor(x):
-            return x
-        full = sharded.whole(x)
-        if changes and write:
-            gathered.append((x, full))
-        return full
-
-    weights, grads, steps, anchors, *many = columns
-    first = [
-        [whole(x, changes) for x in c]
-        for c, changes in ((weights, True), (grads, False), (steps, True), (anchors, False))
-    ]
-    yield Columns._make([*first, *([[whole(x, True) for x in column] for column in group] for group in many)])
-    for x, full in gathered:
-        x.copy_(sharded.place(full, x))
+        a.copy_(sharded.place(b, a))
 
 
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:

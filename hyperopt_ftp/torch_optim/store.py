@@ -77,7 +77,9 @@ def shard(value: Any, p: Tensor, kind: str | None, norm: str) -> Any:
     return sharded.like(value, p) if value.shape == p.shape else value
 
 
-def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool) -> None:
+def fit(
+    p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool, strides: bool
+) -> None:
     """Bring loaded state into the form that kernels need: working dtype, the weights' layout, counts in place.
 
     Checkpoints of torch's optimizers keep moments in the weights' dtype, and old ones plain numbers as steps; a model
@@ -89,8 +91,9 @@ def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.de
         kinds: of the entries that are ours, by name.
         place: device of counts.
         lean: keep the deviation in bfloat16.
+        strides: whether kernels take the layout of the weights for granted.
     """
-    real, shape, strides = working(p.detach()).dtype, p.shape, p.stride()
+    real, shape = working(p.detach()).dtype, p.shape
     for key, value in state.items():
         if kinds.get(key) == "count":
             if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device != place:
@@ -100,24 +103,30 @@ def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.de
             if value.dtype != dtype and key in kinds:
                 state[key] = value = value.to(dtype)
             # Also the base's own: torch's fused kernels take their layout for granted.
-            if value.shape == shape and value.stride() != strides and is_plain(p):
+            if strides and value.shape == shape and value.stride() != p.stride() and is_plain(p):
                 state[key] = _laid_out(value, p)
 
 
-def fitting(w: Tensor, grad: Tensor, w0: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient in the layout of the weights, and in their dtype or working precision; the anchor beside them."""
+def fitting(columns: Columns) -> Columns:
+    """Gradients in the layout of the weights, and in their dtype or working precision; anchors beside them."""
+    grads = [_gradient(w, grad) for w, grad in zip(columns.weights, columns.grads, strict=True)]
+    anchors = [_anchor(w, w0) for w, w0 in zip(columns.weights, columns.anchors, strict=True)]
+    return columns._replace(grads=grads, anchors=anchors)
+
+
+def _gradient(w: Tensor, grad: Tensor) -> Tensor:
     grad = grad.resolve_neg()  # a lazy minus sign is not in memory
     if grad.dtype != w.dtype:
         grad = grad.to(working(w).dtype)
     if sharded.is_dtensor(w):
-        grad = sharded.place(grad, w)
-    elif grad.stride() != w.stride() and type(grad) is Tensor:
-        grad = _laid_out(grad, w)
+        return sharded.place(grad, w)
+    return _laid_out(grad, w) if grad.stride() != w.stride() and type(grad) is Tensor else grad
+
+
+def _anchor(w: Tensor, w0: Tensor) -> Tensor:
     if w0.dtype == torch.float64 != w.dtype:
         w0 = w0.float()  # the weights were float64 when they began
-    if w0.device != w.device and w0.numel():
-        w0 = w0.to(w.device, non_blocking=True)
-    return grad, w0
+    return w0.to(w.device, non_blocking=True) if w0.device != w.device and w0.numel() else w0
 
 
 def _laid_out(x: Tensor, w: Tensor) -> Tensor:

@@ -33,12 +33,11 @@ class Single:
 
     def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
         rule, columns = _rule(ball), _columns(layers)
-        states = [
-            {s.name: column[i] for s, column in zip(rule.specs, columns.state, strict=True)} for i in range(len(packed))
-        ]
-        kept = [
-            single.Kept(columns.grads[i], w, {**states[i], "radius": packed[i]}) for i, w in enumerate(columns.weights)
-        ]
+        kept = []
+        for i, (w, g, w0) in enumerate(zip(columns.weights, columns.grads, columns.anchors, strict=True)):
+            old = {s.name: column[i].to(packed.dtype) for s, column in zip(rule.specs, columns.state, strict=True)}
+            w0 = w0.to(packed.dtype) if w0.numel() else torch.zeros_like(w, dtype=packed.dtype)
+            kept.append(single.Kept(g, w, w0, old, {**old, "radius": packed[i]}))
         single.after_(columns, rule, rule.hparams, kept)
 
 
