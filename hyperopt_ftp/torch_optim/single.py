@@ -21,7 +21,7 @@ __all__ = ["Kept", "after_", "before", "step_"]
 
 
 class Kept(NamedTuple):
-    """What a parameter's step keeps from before the base's, whole where it is sharded. Nothing is written until then."""
+    """What a step keeps of a parameter from before the base, whole where that is sharded; all is written at its end."""
 
     g: Tensor  # raw gradient
     w: Tensor  # weights, what stands behind 16 bits
