@@ -4,8 +4,10 @@ medians; memory of the state. Rounds with other load are dropped."""
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,27 @@ from typing import Any
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.torch_optim.optimizer import DropIn
 
 from .measure import interleaved, machine, ratio
 from .shapes import SHAPES
+
+GIVEN = {"radius": 0.1}  # options without a default
+
+
+def family() -> dict[str, Callable[[torch.optim.Optimizer], torch.optim.Optimizer]]:
+    """The package's classes around an optimizer; those with a rule that is off by default, with it too."""
+    found = {}
+    for name, exported in vars(hft).items():
+        if isinstance(exported, type) and issubclass(exported, DropIn):
+            options = inspect.signature(exported).parameters
+            if "base" in options:
+                make = partial(exported, **{key: value for key, value in GIVEN.items() if key in options})
+                found[name] = make
+                for key in options:
+                    if options[key].default is False:
+                        found[f"{name}({key}=True)"] = partial(make, **{key: True})
+    return found
 
 
 def candidates(shapes: list[torch.Size]) -> dict[str, torch.optim.Optimizer]:
@@ -30,17 +50,7 @@ def candidates(shapes: list[torch.Size]) -> dict[str, torch.optim.Optimizer]:
             p.grad = g
         return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0, fused=True)
 
-    held = {
-        "L2SP": hft.L2SP,
-        "L2SP(decoupled=True)": partial(hft.L2SP, decoupled=True),
-        "CautiousDecay": hft.CautiousDecay,
-        "SPD": hft.SPD,
-        "DiGraP": hft.DiGraP,
-        "MARSSP": partial(hft.MARSSP, radius=0.1),
-        "FTP": hft.FTP,
-        "HypergradientDescent": hft.HypergradientDescent,
-    }
-    return {"AdamW(fused)": adamw(), **{name: make(adamw()) for name, make in held.items()}}
+    return {"AdamW(fused)": adamw(), **{name: make(adamw()) for name, make in family().items()}}
 
 
 def measure(model: str, rounds: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 
 import hyperopt_ftp as hft
 
+from .support.family import FAMILY, Method
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 STUDIES = ROOT / "docs" / "studies"  # reports of runs
@@ -39,6 +41,31 @@ def test_every_public_name_has_a_docstring_and_is_in_the_readme():
         assert getattr(hft, name).__doc__, name
     missing = [n for n in public if not re.search(rf"\b{n}\b", README) and n not in ("Optimizer", "tpgm_radius")]
     assert not missing
+
+
+def guides() -> str:
+    """The pages of docs that tell rather than list."""
+    folders = (ROOT / "docs", ROOT / "docs" / "concepts")
+    lists = {"errors.md", "licences.md", "gallery.md"}
+    return "".join(page.read_text() for folder in folders for page in folder.glob("*.md") if page.name not in lists)
+
+
+def test_every_public_name_has_a_line_in_the_reference_and_is_in_a_guide():
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")).splitlines()
+    former = {"anneal"}  # warns
+    public = [name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))]
+    public = [name for name in public if name not in former]
+    assert [name for name in public if reference.count(f"::: hyperopt_ftp.{name}") != 1] == []
+    words = set(re.findall(r"\w+", guides()))
+    assert [name for name in public if name not in words] == []
+
+
+@pytest.mark.parametrize("method", FAMILY, ids=str)
+def test_every_method_of_the_family_has_a_row_in_choosing(method: Method):
+    """Its pure function and its class in one row; what is made of a public function has a row by its class."""
+    names = {x.__name__ for x in (method.pure, method.drop_in) if x and x.__module__.startswith("hyperopt_ftp")}
+    pages = [set(re.findall(r"\w+", " ".join(row))) for row in rows((ROOT / "docs" / "choosing.md").read_text())]
+    assert [page for page in pages if names <= page], f"no row names {sorted(names)}"
 
 
 def test_links_and_figures_exist():

@@ -28,6 +28,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import plot
 from hyperopt_ftp.torch_optim.fingerprint import fingerprint
 
+from ..support.family import HELD, Method
+
 BATCH, STEPS = 8, 6
 
 
@@ -154,41 +156,39 @@ def watched(folder: Path) -> None:
             assert abs(value - layer["distance"]) <= 1e-5 * layer["distance"], (value, layer)  # six digits are written
 
 
-def around(make: Callable[..., Any]) -> Callable[..., torch.optim.Optimizer]:
+def around(method: Method) -> Callable[..., torch.optim.Optimizer]:
     """A class of the anchored family, around AdamW."""
 
     def build(params: Any, **options: Any) -> torch.optim.Optimizer:
         options.pop("foreach", None)
-        return make(torch.optim.AdamW(params, lr=0.02), exclude="head.*", **options)
+        return method.around(torch.optim.AdamW(params, lr=0.02), exclude="head.*", **options)
 
     return build
 
 
 def family(folder: Path) -> None:
     """Each rule gives the weights of one process, also after a checkpoint, and keeps its state in shards."""
-    for make, options in (
-        (hft.L2SP, {"strength": 0.5}),
-        (hft.L2SP, {"strength": 0.5, "decoupled": True}),
-        (hft.CautiousDecay, {"strength": 0.5}),
-        (hft.SPD, {"strength": 1.0}),
-        (hft.DiGraP, {"omega_lr": 0.2}),
-        (hft.MARSSP, {"radius": 0.02}),
-    ):
-        reference, single = alone(around(make), **options)
-        model, opt = sharded(around(make), **options)
+    free = net()
+    train(free, torch.optim.AdamW(free.parameters(), lr=0.02), whole=True)
+    for method in HELD:
+        reference, single = alone(around(method))
+        apart = max((p - q).abs().max().item() for p, q in zip(reference.parameters(), free.parameters(), strict=True))
+        assert apart > 1e-4, f"{method} does nothing here"
+        model, opt = sharded(around(method))
         train(model, opt, range(3))
         saved = copy.deepcopy(opt.state_dict())
-        opt = around(make)(model.named_parameters(), **options)
+        opt = around(method)(model.named_parameters())
         opt.load_state_dict(saved)
         train(model, opt, range(3, STEPS))
         for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
             error = (full(p) - q.detach()).abs().max().item()
-            assert error <= 1e-10, f"{make.__name__} {options}: {name} is off by {error}"
+            assert error <= 1e-10, f"{method}: {name} is off by {error}"
         mine, theirs = hft.measure(opt), hft.measure(single)
         for (name, layer), other in zip(mine.items(), theirs.values(), strict=True):
-            assert layer == pytest.approx(other, abs=1e-6), f"{make.__name__}: {name} measures {layer}, not {other}"
-        spread = [key for s in opt.state.values() for key in opt.WHOLE if key in s and not isinstance(s[key], DTensor)]
-        assert not spread, f"{make.__name__} keeps {spread} whole"
+            assert layer == pytest.approx(other, abs=1e-6), f"{method}: {name} measures {layer}, not {other}"
+        large = ["anchor", *(spec.name for spec in opt.method.specs if spec.kind == "weights")]
+        whole = [key for s in opt.state.values() for key in large if key in s and not isinstance(s[key], DTensor)]
+        assert not whole, f"{method} keeps {whole} whole"
 
 
 def fsdp_in_float32(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -12,10 +13,9 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
-from ..support.family import BASES, METHODS, Method, problem, tensors, trajectory
+from ..support.family import FAMILY, PURE, Method
 from ..support.problems import batches, largest_difference, loss, start, train
-
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+from ..support.trajectories import BASES, problem, tensors, trajectory
 
 # Rounding of a step of two dozen operations, over 30 steps of values of order 1, where nothing is divided by less than
 # 1e-3: 30 * 24 * 1e-16 * 1e3.
@@ -29,12 +29,12 @@ def run(opt: Optimizer, weights, grads):
         yield weights, state
 
 
-@every_method
+@pytest.mark.parametrize("method", PURE, ids=str)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_its_transcription_from_the_paper(method: Method, base: str, seed: int):
     anchor, first, grads = problem(seed)
-    opt = method.pure(BASES[base][0](), tensors(anchor))
+    opt = method.held(BASES[base][0](), tensors(anchor))
     plain = run(BASES[base][0](), tensors(first), map(tensors, grads))
     apart = 0.0
     for (weights, _), expected, (free, _) in zip(
@@ -43,6 +43,14 @@ def test_equals_its_transcription_from_the_paper(method: Method, base: str, seed
         assert largest_difference(weights, tensors(expected)) <= PARITY
         apart = max(apart, largest_difference(weights, free))
     assert apart > 1e-3  # it has done something
+
+
+def test_every_pure_method_has_a_row():
+    """Those of (base, anchor) that the package exports."""
+    public = [f for name, f in vars(hft).items() if not name.startswith("_") and inspect.isfunction(f)]
+    methods = {f for f in public if list(inspect.signature(f).parameters)[:2] == ["base", "anchor"]}
+    assert len(methods) >= 7
+    assert methods - {method.pure for method in FAMILY} == set()
 
 
 def test_at_the_anchor_there_is_no_direction_back_and_the_step_is_the_bases():
@@ -59,22 +67,12 @@ def test_at_the_anchor_there_is_no_direction_back_and_the_step_is_the_bases():
     assert torch.func.grad(lambda x: sum(w.sum() for w in first(x).values()))(omega) == 0
 
 
-ZERO = {
-    "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=0.0),
-    "l2sp-decoupled": lambda base, w0: hft.l2sp(base, w0, strength=0.0, decoupled=True),
-    "cautious_decay": lambda base, w0: hft.cautious_decay(base, w0, strength=0.0),
-    "spd": lambda base, w0: hft.spd(base, w0, strength=0.0),
-    "directed": lambda base, w0: hft.directed(base, w0, omega=0.0),
-    "digrap": lambda base, w0: hft.digrap(base, w0, omega_lr=0.0),
-}
-
-
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("method", [method for method in FAMILY if method.zero], ids=str)
 @pytest.mark.parametrize("base", BASES)
-def test_no_strength_is_the_base(name: str, base: str):
+def test_no_strength_is_the_base(method: Method, base: str):
     anchor, first, grads = problem()
     make = BASES[base][0]
-    held = run(ZERO[name](make(), tensors(anchor)), tensors(first), map(tensors, grads))
+    held = run(method.held(make(), tensors(anchor), **method.zero), tensors(first), map(tensors, grads))
     for (got, _), (expected, _) in zip(held, run(make(), tensors(first), map(tensors, grads)), strict=True):
         assert largest_difference(got, expected) == 0
 
@@ -82,9 +80,12 @@ def test_no_strength_is_the_base(name: str, base: str):
 def test_infinite_radius_is_the_base_up_to_rounding_and_radius_zero_the_anchor():
     anchor, first, grads = problem()
     make = BASES["adam"][0]
-    held = run(hft.projected(make(), tensors(anchor), radius=math.inf), tensors(first), map(tensors, grads))
-    for (got, _), (expected, _) in zip(held, run(make(), tensors(first), map(tensors, grads)), strict=True):
-        assert largest_difference(got, expected) <= 1e-14  # of W0 + (W - W0), 30 times
+    free = [method for method in FAMILY if method.free]
+    assert hft.projected in {method.pure for method in free}
+    for method in free:
+        held = run(method.held(make(), tensors(anchor), **method.free), tensors(first), map(tensors, grads))
+        for (got, _), (expected, _) in zip(held, run(make(), tensors(first), map(tensors, grads)), strict=True):
+            assert largest_difference(got, expected) <= 1e-14  # of W0 + (W - W0), 30 times
     for got, _ in run(hft.projected(make(), tensors(anchor), radius=0.0), tensors(first), map(tensors, grads)):
         assert largest_difference(got, tensors(anchor)) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -11,25 +12,18 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.torch_optim.optimizer import DropIn
 
 from ..support.compare import equal
-from ..support.family import BASES, METHODS, Method, parameters, play, problem, tensors, trajectory
-
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
-FREE = {
-    "l2sp": lambda base: hft.L2SP(base, strength=0.0),
-    "l2sp-decoupled": lambda base: hft.L2SP(base, strength=0.0, decoupled=True),
-    "cautious_decay": lambda base: hft.CautiousDecay(base, strength=0.0),
-    "spd": lambda base: hft.SPD(base, strength=0.0),
-    "digrap": lambda base: hft.DiGraP(base, omega_lr=0.0),
-}
+from ..support.family import CLASSES, FAMILY, HELD, Method, every_class, every_held
+from ..support.trajectories import BASES, parameters, play, problem, tensors, trajectory
 
 
 def build(method: Method, params: dict, base: str = "adam", **rest):
     return method.around(BASES[base][1](params.items()), **rest)
 
 
-@every_method
+@every_held
 @pytest.mark.parametrize("base", BASES)
 def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: str):
     anchor, first, grads = problem()
@@ -42,17 +36,18 @@ def test_a_class_equals_its_transcription_from_the_paper(method: Method, base: s
                 assert np.abs(p.detach().numpy() - expected[name]).max() <= 1e-10
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("method", [method for method in FAMILY if method.drop_in and method.zero], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_strength_is_the_base_bit_for_bit(name: str, dtype: torch.dtype):
+def test_no_strength_is_the_base_bit_for_bit(method: Method, dtype: torch.dtype):
     _, first, grads = problem()
     held, free = parameters(first, dtype), parameters(first, dtype)
-    opt, base = FREE[name](torch.optim.Adam(held.values(), lr=0.05)), torch.optim.Adam(free.values(), lr=0.05)
+    opt = method.around(torch.optim.Adam(held.values(), lr=0.05), **method.zero)
+    base = torch.optim.Adam(free.values(), lr=0.05)
     for _ in zip(play(held, opt, grads), play(free, base, grads), strict=True):
         assert equal(held.values(), free.values())
 
 
-@every_method
+@every_held
 @pytest.mark.parametrize("when", [0, 1, 13])
 def test_a_checkpoint_goes_on_bit_for_bit(method: Method, when: int):
     _, first, grads = problem()
@@ -81,7 +76,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(method: Method, when: int):
         assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(pickled["state"][key][n])) for n, x in state.items())
 
 
-@every_method
+@every_held
 def test_the_anchor_may_stay_out_of_checkpoints(method: Method):
     anchor, first, grads = problem()
     params = parameters(first)
@@ -102,7 +97,7 @@ def test_the_anchor_may_stay_out_of_checkpoints(method: Method):
         build(method, copy.deepcopy(params), anchor=moved).load_state_dict(saved)
 
 
-@every_method
+@every_held
 def test_a_checkpoint_of_another_shape_or_class_changes_nothing(method: Method):
     _, first, grads = problem()
     params = parameters(first)
@@ -124,7 +119,7 @@ def test_a_checkpoint_of_another_shape_or_class_changes_nothing(method: Method):
     assert all(torch.equal(opt.state[p]["anchor"], torch.tensor(first[name])) for name, p in params.items())
 
 
-@every_method
+@every_held
 def test_a_head_is_left_free_by_name_or_group(method: Method):
     anchor, first, grads = problem()
     free = parameters(first)
@@ -145,7 +140,7 @@ def test_a_head_is_left_free_by_name_or_group(method: Method):
     assert torch.equal(params["bias"], free["bias"])
 
 
-@every_method
+@every_held
 def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method):
     _, first, grads = problem()
     params, alone = parameters(first), parameters(first)
@@ -162,7 +157,7 @@ def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method
         assert torch.equal(params[name], alone[name])
 
 
-@every_method
+@every_held
 def test_gradients_are_left_as_they_were(method: Method):
     _, first, grads = problem()
     params = parameters(first)
@@ -171,7 +166,7 @@ def test_gradients_are_left_as_they_were(method: Method):
         assert all(torch.equal(p.grad, torch.tensor(grads[t][name])) for name, p in params.items())
 
 
-@every_method
+@every_held
 def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
     _, first, grads = problem()
 
@@ -197,13 +192,9 @@ def test_a_base_that_refuses_its_step_leaves_all_as_it_was(method: Method):
         assert equal(params.values(), twin.values())
 
 
-@pytest.mark.parametrize(
-    "around",
-    [hft.FTP, lambda base: hft.MARSSP(base, radius=0.3), hft.DiGraP, lambda base: hft.L2SP(base, decoupled=True)],
-    ids=["FTP", "MARSSP", "DiGraP", "L2SP"],
-)
+@pytest.mark.parametrize("method", HELD, ids=[method.title for method in HELD])
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])
-def test_what_a_base_knew_before_it_was_wrapped_outlives_a_refused_first_step(around, base):
+def test_what_a_base_knew_before_it_was_wrapped_outlives_a_refused_first_step(method: Method, base):
     _, first, grads = problem()
 
     class Refusing(base):
@@ -217,7 +208,7 @@ def test_what_a_base_knew_before_it_was_wrapped_outlives_a_refused_first_step(ar
     list(play(params, inner, grads[:3]))
     before = {p: dict(state) for p, state in inner.state.items()}
     values = {p: {key: copy.deepcopy(value) for key, value in state.items()} for p, state in before.items()}
-    opt = around(inner)
+    opt = method.around(inner)
     opt.param_groups[0]["lr"] = 0
     with pytest.raises(ArithmeticError):
         list(play(params, opt, [grads[3]]))
@@ -229,7 +220,7 @@ def test_what_a_base_knew_before_it_was_wrapped_outlives_a_refused_first_step(ar
         assert all(torch.equal(opt.state[p][key], value) for key, value in values[p].items())
 
 
-@every_method
+@every_held
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: torch.dtype):
     _, first, grads = problem()
@@ -242,7 +233,7 @@ def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: 
     assert kept == {torch.float32}
 
 
-@every_method
+@every_held
 def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
     anchor, first, grads = problem()
     up, down = parameters(first), parameters(first)
@@ -253,7 +244,7 @@ def test_maximize_is_a_step_along_minus_the_gradient(method: Method):
         assert equal(up.values(), down.values())
 
 
-@every_method
+@every_held
 def test_an_overflow_under_grad_scaler_changes_nothing(method: Method):
     _, first, grads = problem()
     params, twin = parameters(first, torch.float32), parameters(first, torch.float32)
@@ -272,29 +263,26 @@ def test_an_overflow_under_grad_scaler_changes_nothing(method: Method):
         assert equal(params.values(), twin.values())
 
 
-CLASSES = {
-    "L2SP": lambda base: hft.L2SP(base, decoupled=True),
-    "CautiousDecay": hft.CautiousDecay,
-    "SPD": hft.SPD,
-    "DiGraP": hft.DiGraP,
-    "MARSSP": lambda base: hft.MARSSP(base, radius=0.3),
-    "HypergradientDescent": lambda base: hft.HypergradientDescent(base, lr_lr=1e-4),
-}
-every_class = pytest.mark.parametrize("name", CLASSES)
+def test_every_class_around_an_optimizer_has_a_row():
+    classes = [x for x in vars(hft).values() if isinstance(x, type) and issubclass(x, DropIn)]
+    around = {x for x in classes if "base" in inspect.signature(x).parameters}
+    assert len(around) >= 7
+    assert around == {method.drop_in for method in FAMILY if method.drop_in}
 
 
 @every_class
-@pytest.mark.parametrize("other", [*CLASSES, "FTP"])
+@pytest.mark.parametrize("other", CLASSES)
 def test_the_checkpoint_of_another_class_is_refused(name: str, other: str):
     _, first, grads = problem()
     params = parameters(first)
-    opt = {**CLASSES, "FTP": hft.FTP}[other](torch.optim.Adam(params.items(), lr=0.05))
+    opt = CLASSES[other].around(torch.optim.Adam(params.items(), lr=0.05))
     list(play(params, opt, grads[:3]))
-    mine = CLASSES[name](torch.optim.Adam(copy.deepcopy(params).items(), lr=0.05))
-    if name == other:
+    mine = CLASSES[name].around(torch.optim.Adam(copy.deepcopy(params).items(), lr=0.05))
+    theirs, own = (CLASSES[title].drop_in.__name__ for title in (other, name))
+    if theirs == own:
         mine.load_state_dict(opt.state_dict())
         return
-    with pytest.raises(ValueError, match=rf"{other}\(Adam\) made the checkpoint, and this is {name}\(Adam\)"):
+    with pytest.raises(ValueError, match=rf"{theirs}\(Adam\) made the checkpoint, and this is {own}\(Adam\)"):
         mine.load_state_dict(opt.state_dict())
     assert not mine.state
 
@@ -306,8 +294,8 @@ def test_the_checkpoint_of_another_base_is_refused(name: str, base: type[torch.o
     params = parameters(first)
     opt = base(params.items(), lr=0.05)
     list(play(params, opt, grads[:2]))
-    mine = CLASSES[name](torch.optim.Adam(copy.deepcopy(params).items(), lr=0.05))
-    with pytest.raises(ValueError, match=rf"lack .*betas.*, which {name}\(Adam\) needs"):
+    mine = CLASSES[name].around(torch.optim.Adam(copy.deepcopy(params).items(), lr=0.05))
+    with pytest.raises(ValueError, match=rf"lack .*betas.*, which {CLASSES[name].drop_in.__name__}\(Adam\) needs"):
         mine.load_state_dict(opt.state_dict())
     assert not mine.state
 
@@ -329,12 +317,12 @@ def test_a_class_of_ones_own_loads_what_its_parent_made():
 def test_a_base_that_cannot_begin_leaves_no_state(name: str):
     """torch's Adam raises where it makes its state, between that of two groups."""
     a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    opt = CLASSES[name](torch.optim.AdamW([{"params": [a]}, {"params": [b]}], lr=0.1, foreach=True))
+    opt = CLASSES[name].around(torch.optim.AdamW([{"params": [a]}, {"params": [b]}], lr=0.1, foreach=True))
     opt.param_groups[1]["lr"] = torch.tensor(0.1)
     a.grad, b.grad = torch.ones(2), torch.ones(2)
     with pytest.raises(RuntimeError, match="lr as a Tensor"):
         opt.step()
-    if name != "HypergradientDescent":  # there the base itself has moved the first group
+    if CLASSES[name] in HELD:  # elsewhere the base itself has moved the first group
         assert torch.equal(a, torch.ones(2))
     assert not any("anchor" in state or "direction" in state for state in opt.state.values())
 
@@ -344,9 +332,8 @@ def test_a_base_that_cannot_begin_leaves_no_state(name: str):
 @pytest.mark.parametrize("anchor", [None, "zero"])
 def test_shapes_and_a_learning_rate_in_a_tensor_of_one(name: str, shape: tuple, anchor):
     w = torch.nn.Parameter(torch.ones(shape))
-    make = {"L2SP": hft.L2SP, "SPD": hft.SPD, "CautiousDecay": hft.CautiousDecay, "DiGraP": hft.DiGraP}.get(name)
     base = torch.optim.AdamW([w], lr=torch.tensor([0.1]))
-    opt = make(base, anchor=anchor) if make else CLASSES[name](base)
+    opt = CLASSES[name].around(base, **({"anchor": anchor} if CLASSES[name] in HELD else {}))
     for _ in range(3):
         w.grad = torch.ones(shape)
         opt.step()
@@ -361,7 +348,7 @@ def test_shapes_and_a_learning_rate_in_a_tensor_of_one(name: str, shape: tuple, 
 def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: torch.dtype):
     _, first, grads = problem()
     params = parameters(first, torch.float32)
-    opt = CLASSES[name](torch.optim.SGD(params.items(), lr=0.05))
+    opt = CLASSES[name].around(torch.optim.SGD(params.items(), lr=0.05))
     list(play(params, opt, grads[:3]))
     for p in params.values():
         p.data = p.data.to(new)
@@ -375,7 +362,7 @@ def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: 
 @every_class
 def test_resized_weights_are_refused(name: str):
     w = torch.nn.Parameter(torch.ones(2))
-    opt = CLASSES[name](torch.optim.SGD([w], lr=0.1))
+    opt = CLASSES[name].around(torch.optim.SGD([w], lr=0.1))
     w.grad = torch.ones(2)
     opt.step()
     w.data, w.grad = torch.ones(4), torch.ones(4)

@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 
 from ..support.compare import equal
-from ..support.family import parameters, play, problem, tensors
+from ..support.trajectories import parameters, play, problem, tensors
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])

@@ -8,7 +8,7 @@ import torch
 import hyperopt_ftp as hft
 
 from ..support.executions import FLAGS, every_execution
-from ..support.family import parameters, play, problem, tensors
+from ..support.trajectories import parameters, play, problem, tensors
 
 
 @every_execution
