@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
-from ..support.family import FAMILY, PURE, Method
+from ..support.family import FAMILY, PURE, WRONG_OPTIONS, Method
 from ..support.problems import batches, largest_difference, loss, start, train
 from ..support.trajectories import BASES, problem, tensors, trajectory
 
@@ -233,6 +233,14 @@ def test_zeros_are_an_anchor_for_adapters():
 def test_wrong_numbers_are_refused_at_construction(make, text: str):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("method", PURE, ids=str)
+def test_each_option_has_its_domain(method: Method):
+    for name, value in method.options.items():
+        for wrong, error, text in WRONG_OPTIONS[type(value)]:
+            with pytest.raises(error, match=f"{name} must {text}"):
+                method.held(hft.sgd(lr=1.0), torch.zeros(1), **{name: wrong})
 
 
 def test_decoupled_must_be_a_bool():

@@ -11,6 +11,8 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
+from .family import PURE
+
 ANCHOR = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), "b": torch.zeros(4, dtype=torch.float64)}
 
 
@@ -103,4 +105,15 @@ COMBINED = [
     Case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), {"lr": 1e-3}),
 ]
 
-CASES = BASES + COMBINED
+#: Methods of the family that have no case of their own above, with the numbers of its table.
+HELD = [
+    Case(
+        method.name,
+        lambda method=method, **numbers: method.held(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **numbers),
+        {name: x for name, x in method.options.items() if not isinstance(x, (bool, str))},
+    )
+    for method in PURE
+    if method.pure.__name__ not in {case.name.partition("-")[0] for case in COMBINED}
+]
+
+CASES = BASES + COMBINED + HELD

@@ -72,6 +72,10 @@ FAMILY = [
         "cautious_decay", hft.cautious_decay, hft.CautiousDecay, papers.cautious_decay, {"strength": 0.7},
         zero={"strength": 0.0},
     ),
+    Method(
+        "recall", hft.recall, hft.Recall, papers.recall, {"strength": 0.7, "rate": 0.3, "midpoint": 10.0},
+        free={"midpoint": -math.inf},
+    ),
     Method("spd", hft.spd, hft.SPD, papers.spd, {"strength": 0.8}, zero={"strength": 0.0}),
     Method("mars_sp", hft.projected, hft.MARSSP, papers.mars_sp, {"radius": 0.3}, free={"radius": math.inf}),
     Method("ftp", hft.ftp, hft.FTP, papers.Ftp, {"radius_lr": 0.05, "kappa": 0.8}),
@@ -92,6 +96,13 @@ PURE = [method for method in FAMILY if "anchor" in inspect.signature(method.pure
 HELD = [method for method in PURE if method.drop_in]
 #: All classes.
 CLASSES = {method.title: method for method in FAMILY if method.drop_in}
+
+#: What is no value of an option, by the type of its values: the value, the error, what its text says after "must".
+WRONG_OPTIONS: dict[type, list[tuple[Any, type[Exception], str]]] = {
+    float: [(math.nan, ValueError, "lie in"), ("big", TypeError, "be a number")],
+    bool: [(1, TypeError, "be True or False, got 1")],
+    str: [("other", ValueError, "be one of")],
+}
 
 every_held = pytest.mark.parametrize("method", HELD, ids=str)
 every_class = pytest.mark.parametrize("name", CLASSES)

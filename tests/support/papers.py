@@ -5,6 +5,7 @@ A transcription is made of its options and gives step(w, w0, g, base) -> w for o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,16 @@ def cautious_decay(strength: float) -> Step:
         update = (w - base.step(w, g)) / LR
         agree = np.sign(update) * np.sign(w - w0) >= 0
         return w - LR * (update + strength * agree * (w - w0))
+
+    return step
+
+
+def recall(strength: float, rate: float, midpoint: float) -> Step:
+    steps = itertools.count(1)
+
+    def step(w, w0, g, base):
+        share = 1 / (1 + np.exp(-rate * (next(steps) - midpoint)))
+        return w + share * (base.step(w, g) - w) - LR * (1 - share) * strength * (w - w0)
 
     return step
 

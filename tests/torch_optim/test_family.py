@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp.torch_optim.optimizer import DropIn
 
 from ..support.compare import equal
-from ..support.family import CLASSES, FAMILY, HELD, Method, every_class, every_held
+from ..support.family import CLASSES, FAMILY, HELD, WRONG_OPTIONS, Method, every_class, every_held
 from ..support.trajectories import BASES, parameters, play, problem, tensors, trajectory
 
 
@@ -441,6 +441,14 @@ W = torch.nn.Parameter(torch.zeros(2, 2))
 
 def sgd() -> torch.optim.Optimizer:
     return torch.optim.SGD([("w", W)], lr=0.1)
+
+
+@every_class
+def test_each_option_has_its_domain(name: str):
+    for option, value in CLASSES[name].options.items():
+        for wrong, error, text in WRONG_OPTIONS[type(value)]:
+            with pytest.raises(error, match=f"{option} must {text}"):
+                CLASSES[name].around(sgd(), **{option: wrong})
 
 
 @pytest.mark.parametrize(
