@@ -186,7 +186,7 @@ def family(folder: Path) -> None:
         mine, theirs = hft.measure(opt), hft.measure(single)
         for (name, layer), other in zip(mine.items(), theirs.values(), strict=True):
             assert layer == pytest.approx(other, abs=1e-6), f"{method}: {name} measures {layer}, not {other}"
-        large = ["anchor", *(spec.name for spec in opt.method.specs if spec.kind == "weights")]
+        large = ["anchor", *(key for key, kind in opt._kinds().items() if kind == "weights")]
         whole = [key for s in opt.state.values() for key in large if key in s and not isinstance(s[key], DTensor)]
         assert not whole, f"{method} keeps {whole} whole"
 

@@ -1,4 +1,4 @@
-"""Every pure optimizer times every property (the table is in tests/cases.py)."""
+"""Every pure optimizer times every property (the table is in tests/support/cases.py)."""
 
 from __future__ import annotations
 
