@@ -271,3 +271,19 @@ def test_a_schedule_goes_around():
 def test_an_anchor_that_does_not_fit_is_refused_at_init():
     with pytest.raises(ValueError, match="has shape"):
         hft.l2sp(hft.sgd(lr=1.0), {"w": torch.zeros(3)}).init({"w": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", PURE, ids=str)
+def test_the_base_of_a_rule_sees_16_bit_gradients_in_working_precision(method: Method, dtype: torch.dtype):
+    seen = []
+
+    def update(grads, state, params, hparams=None):
+        seen.extend(g.dtype for g in grads.values())
+        return params, state
+
+    base = hft.sgd(lr=0.1)._replace(update=update)
+    params = {"w": torch.ones(2, 3, dtype=dtype)}
+    opt = method.held(base, {"w": torch.zeros(2, 3)})
+    opt.update({"w": torch.ones(2, 3, dtype=dtype)}, opt.init(params), params)
+    assert seen == [torch.float32]

@@ -83,3 +83,64 @@ def test_a_base_that_counts_in_python_is_left_to_itself(wrap):
     second.load_state_dict(saved)
     again.data.copy_(there)
     assert torch.equal(run(again, second, range(4, 7)), straight)
+
+
+class Clearing(torch.optim.SGD):
+    """Takes its gradients away within its step."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.zero_grad(set_to_none=True)
+
+
+def test_gradients_that_a_rule_leaves_alone_are_left_to_the_base():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    opt = hft.FTP(Clearing([p], lr=0.1, foreach=False))
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        opt.step()
+        assert p.grad is None
+    assert opt.execution == "single"
+
+
+@pytest.mark.parametrize("wrap", [lambda base: hft.L2SP(base, strength=0.1), hft.DiGraP], ids=["L2SP", "DiGraP"])
+def test_a_gradient_of_a_former_dtype_is_refused_before_anything_moves(wrap):
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    opt = wrap(torch.optim.SGD([p], lr=0.1, momentum=0.9))
+    p.grad = torch.ones_like(p)
+    opt.step()
+    p.grad = torch.ones_like(p)
+    p.data = p.data.double()
+    before, count = p.detach().clone(), opt.state[p][[*opt._kinds()][0]].clone()
+    with pytest.raises(RuntimeError, match="gradient"):
+        opt.step()
+    assert torch.equal(p, before)
+    assert p.grad.dtype == torch.float32  # pyright: ignore[reportOptionalMemberAccess]
+    assert torch.equal(opt.state[p][[*opt._kinds()][0]], count)
+
+
+def test_state_that_is_made_anew_is_lean_too():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    opt = hft.FTPAdamW([p], lr=0.1, lean=True)
+    for again in (False, True):
+        if again:
+            opt.state.clear()
+        p.grad = torch.ones_like(p)
+        opt.step()
+        assert opt.state[p]["deviation"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_free_parameters_of_a_base_without_state_have_none(wrap):
+    held, free = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    opt = wrap(torch.optim.SGD([{"params": [held]}, {"params": [free], "constrained": False}], lr=0.1))
+    held.grad, free.grad = torch.ones_like(held), torch.ones_like(free)
+    opt.step()
+    assert list(opt.state_dict()["state"]) == [0]
+
+
+def test_options_are_checked_in_their_order():
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="radius_lr must lie in"):
+        hft.FTP(torch.optim.SGD([p], lr=0.1), radius_lr=-1.0, kappa=2.0)
