@@ -79,7 +79,8 @@ def watch(
         optimizer: one of the drop-in classes, or what Accelerate or timm's Lookahead made of it.
         to: the path of a CSV file (a row for each step and layer, appended), a TensorBoard ``SummaryWriter`` (anything
             with ``add_scalar``; tags ``radius/NAME``), or a function of the step and what was measured.
-        every: steps between two measurements, >= 1. A measurement waits for the device.
+        every: steps between two measurements, >= 1. A measurement waits for the device; under a GradScaler that a fused
+            step obeys, every step does.
         first: number of steps that an earlier run has done, for the count, >= 0.
 
     Returns:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.optimizers.leafwise import leafwise, no_steps, zeros
+from hyperopt_ftp.optimizers import leafwise, no_steps, zeros
 
 
 def weights() -> dict[str, Tensor]:

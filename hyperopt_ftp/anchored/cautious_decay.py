@@ -53,4 +53,4 @@ def cautious_decay_rule(strength: Any) -> Rule:
         d = w - w0
         return moved - h["lr"] * h["strength"] * torch.where((w - moved) * d >= 0, d, 0.0), state
 
-    return Rule(to_tensors(strength=strength), after=after, reads=("lr",))
+    return Rule(to_tensors(strength=strength), after=after, reads=("lr",), keeps=("w",))

@@ -17,8 +17,7 @@ from ..optimizers.adam import AdamState, adam
 from ..optimizers.combinators import damped
 from ..optimizers.leafwise import no_steps
 from ..types import Optimizer
-from .projected import first_radius
-from .projections import FLOOR, NORMS, clip_radius, per_row, rescaled, row_norm
+from .projections import FLOOR, NORMS, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
 __all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
@@ -149,10 +148,11 @@ def ftp_rule(radius_lr: Any, kappa: Any, norm: str, gradient: str) -> Rule:
         radius = clip_radius(state["radius"], n)
         return rescaled(w0, c, radius, n), {**state, "deviation": c, "row_norm": n, "radius": radius}
 
-    def off(w: Tensor, w0: Tensor) -> RuleState:
-        return {"radius": first_radius(w, w0, norm)}
+    def off(c: Tensor) -> RuleState:
+        return {"radius": largest(row_norm(c, norm))}
 
-    return Rule(to_tensors(radius_lr=radius_lr, kappa=kappa), before, after, FTP_SPECS, norm, off, master)
+    own = to_tensors(radius_lr=radius_lr, kappa=kappa)
+    return Rule(own, before, after, FTP_SPECS, norm, off, master, keeps=())
 
 
 def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: str = "paper") -> Tensor:

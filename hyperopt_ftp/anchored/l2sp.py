@@ -58,4 +58,4 @@ def l2sp_rule(strength: Any, decoupled: bool) -> Rule:
         return moved - h["lr"] * h["strength"] * (w - w0), state
 
     own = to_tensors(strength=strength)
-    return Rule(own, None if decoupled else before, after if decoupled else None, reads=("lr",))
+    return Rule(own, None if decoupled else before, after if decoupled else None, reads=("lr",), keeps=("w",))

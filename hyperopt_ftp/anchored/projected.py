@@ -14,7 +14,7 @@ from .anchors import anchors, check_same_names
 from .projections import FLOOR, NORMS, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["ProjectedState", "first_radius", "projected", "projected_rule"]
+__all__ = ["ProjectedState", "projected", "projected_rule"]
 
 
 class ProjectedState(NamedTuple):
@@ -88,19 +88,15 @@ def projected_rule(radius: Any, norm: str, bounded: bool = True, starts: bool = 
         return new, {"row_norm": n}
 
     def start(w: Tensor, w0: Tensor, h: Numbers) -> Numbers:
-        return {"radius": first_radius(w, w0, norm)}
+        # 1e-8 at the anchor, and no smaller than the run's own start off it.
+        return {"radius": largest(row_norm(w - w0, norm))}
 
     def settle(h: Numbers, state: RuleState) -> Numbers:
         return {"radius": clip_radius(h["radius"], state["row_norm"])}
 
     specs = (Spec("row_norm", "rows", FLOOR),)
-    return Rule({"radius": radius}, after=after, specs=specs, norm=norm, start=start if starts else None, settle=settle)
-
-
-def first_radius(weights: Tensor, anchor: Tensor, norm: str) -> Tensor:
-    """Largest row norm of ``weights - anchor``: 1e-8 at the anchor, and no smaller than the run's own start off it."""
-    w = tree.working(weights)
-    return largest(row_norm(w - anchor.to(w.dtype), norm))
+    starting = start if starts else None
+    return Rule({"radius": radius}, None, after, specs, norm, start=starting, settle=settle, keeps=())
 
 
 def _radii(radius: Any, fixed: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ RECALL_SPECS = (Spec("recall_step", "count"),)
 _DOMAINS = {
     "strength": DOMAINS["strength"],
     "rate": Domain(0.0, math.inf, open_high=True),
-    "midpoint": Domain(-math.inf, math.inf),
+    "midpoint": Domain(-1e9, 1e9),  # finite: rate may be 0
 }
 
 
@@ -73,4 +73,4 @@ def recall_rule(strength: Any, rate: Any, midpoint: Any) -> Rule:
         return w + share * (moved - w) - pull * (w - w0), {"recall_step": step}
 
     own = to_tensors(_DOMAINS, strength=strength, rate=rate, midpoint=midpoint)
-    return Rule(own, after=after, specs=RECALL_SPECS, reads=("lr",), domains=_DOMAINS)
+    return Rule(own, after=after, specs=RECALL_SPECS, reads=("lr",), keeps=("w",), domains=_DOMAINS)

@@ -40,17 +40,18 @@ class Rule(NamedTuple):
     In all of them ``w`` are the weights before the step and ``w0`` is the anchor, both in working precision, ``g`` is
     the raw gradient, ``state`` the tensor's own by the names of ``specs``, and ``h`` the hparams: 0-d tensors by name.
 
-    Fields
+    Attributes:
         hparams: the rule's own, by name; one for all tensors, or a dict by path.
         before: ``before(g, w, w0, state, h) -> (g, state)``; the gradient that the base gets.
         after: ``after(moved, w, w0, g, state, h) -> (W, state)``; the new weights, from those that the base has made.
         specs: the state, entry by entry, in the order in which kernels take it.
         norm: what a row is, ``"mars"`` or ``"l2"``.
-        off: ``off(w, w0) -> state``; entries that differ from their fill where training starts off the anchor.
+        off: ``off(c) -> state``; entries that differ from their fill where training starts at W0 + c.
         master: ``master(stored, w0, state) -> w``; what stands behind stored 16-bit weights. Without it, they do.
         start, settle: ``start(w, w0, h) -> h`` and ``settle(h, state) -> h``, for one tensor; those of
             :class:`~hyperopt_ftp.Optimizer`.
         reads: hparams of the base that ``h`` has too.
+        keeps: which of ``w`` and ``g`` ``after`` looks at; copies of them are kept while a base works in place.
         domains: of the own hparams; ``None``: those that :data:`~hyperopt_ftp.hparams.DOMAINS` has.
     """
 
@@ -59,11 +60,12 @@ class Rule(NamedTuple):
     after: Callable[[Tensor, Tensor, Tensor, Tensor, RuleState, Numbers], tuple[Tensor, RuleState]] | None = None
     specs: tuple[Spec, ...] = ()
     norm: str = "mars"
-    off: Callable[[Tensor, Tensor], RuleState] | None = None
+    off: Callable[[Tensor], RuleState] | None = None
     master: Callable[[Tensor, Tensor, RuleState], Tensor] | None = None
     start: Callable[[Tensor, Tensor, Numbers], Numbers] | None = None
     settle: Callable[[Numbers, RuleState], Numbers] | None = None
     reads: tuple[str, ...] = ()
+    keeps: tuple[Literal["w", "g"], ...] = ("w", "g")
     domains: Mapping[str, Domain] | None = None
 
 
@@ -161,7 +163,7 @@ def _first(rule: Rule, w: Tensor, w0: Tensor) -> RuleState:
     for name, kind, fill in rule.specs:
         like = torch.zeros_like(w) if kind == "weights" else w.new_zeros(shapes[kind])
         state[name] = no_steps() if kind == "count" else like + fill
-    return {**state, **(rule.off(w, w0) if rule.off else {})}
+    return {**state, **(rule.off(w - w0) if rule.off else {})}
 
 
 def _columns(h: dict[str, Numbers], keys: Iterable[str]) -> dict[str, dict[str, Any]]:

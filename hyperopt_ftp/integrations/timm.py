@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..torch_optim import FTPSGD, FTPAdamW
+from ..torch_optim.ftp_adamw import FTPAdamW
+from ..torch_optim.ftp_sgd import FTPSGD
 
 __all__ = ["classifier", "create_optimizer", "register"]
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..hparams import check_number
-from ..torch_optim import FTPSGD, FTPAdamW
+from ..torch_optim.ftp_adamw import FTPAdamW
+from ..torch_optim.ftp_sgd import FTPSGD
 
 __all__ = ["optimizer_cls_and_kwargs", "parameter_groups"]
 

@@ -32,10 +32,9 @@ class Layers(NamedTuple):
     radius_exp_avgs: list[Tensor]  # its first moment, 0-d, T
     radius_exp_avg_sqs: list[Tensor]  # its second moment
     radius_steps: list[Tensor]  # 0-d float32: steps that the radius has done; advanced by step_ and radii_
-    moments: list[
-        list[Tensor]
-    ]  # columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b, and with dampening
-    # the number of steps (0-d float32) that the layer had done when b was made: then b becomes g, undampened
+    # Columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b; with dampening also the number of steps (0-d
+    # float32) that the layer had done when b was made: then b becomes g, undampened.
+    moments: list[list[Tensor]]
 
 
 class AdamW(NamedTuple):

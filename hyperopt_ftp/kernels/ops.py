@@ -1,7 +1,7 @@
 """The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
 
-Eager calls go straight to the launchers; the ops only carry their arguments, as flat lists without stand-ins, through a
-compiled graph. For derivatives of the projection see ``hyperopt_ftp.fused_projection``: an op that mutates has none.
+Eager calls go straight to the launchers; the op only carries their arguments, as flat lists without what is absent,
+through a compiled graph. An op that mutates has no derivative; ``hyperopt_ftp.fused_projection`` has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["BEST", "FUSED", "UNASKED", "Fused", "why_not"]
 _PLAIN = Amp()
 _NO_BASE = SGD(0.0, 0.0, 0.0, 0.0, False)
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
-_STATE = ["deviations", "norms", "radii", "radius_exp_avgs", "radius_exp_avg_sqs", "radius_steps"]
+_STATE = list(Layers._fields[4:10])
 
 
 class Fused(NamedTuple):
@@ -118,7 +118,7 @@ def _ops():
 
 
 def _flat(layers: Layers) -> tuple:
-    """Lists without stand-ins, and the positions of what they hold."""
+    """Lists without what is absent, and the positions of what they hold."""
     held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
     anchored = [i for i, w0 in enumerate(layers.anchors) if w0.numel()]
     state = [[column[i] for i in held] for column in layers[4:10]]
@@ -135,16 +135,8 @@ def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(
         return full
 
     each = [list(moments[k * len(weights) : (k + 1) * len(weights)]) for k in range(columns)]
-    return Layers._make(
-        [
-            weights,
-            grads,
-            list(steps) or [ABSENT] * len(weights),
-            scattered(anchors, anchored),
-            *(scattered(s, held) for s in state),
-            each,
-        ]
-    )
+    first = (weights, grads, list(steps) or [ABSENT] * len(weights), scattered(anchors, anchored))
+    return Layers._make([*first, *(scattered(s, held) for s in state), each])
 
 
 @torch.library.custom_op("hyperopt_ftp::run", mutates_args=["weights", *_STATE, "steps", "moments"])

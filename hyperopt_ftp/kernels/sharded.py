@@ -66,7 +66,7 @@ class _Shards:
 
     def __init__(self, part: Part) -> None:
         layers, self.base, self.ball, self.amp = part
-        *columns, moments = ([local(x) for x in column] for column in (*layers[:-1], []))
+        columns = [[local(x) for x in column] for column in layers[:-1]]
         moments = [[local(x) for x in column] for column in layers.moments]
         self.layers = Layers._make([*columns, moments])
         held = [i for i, radius in enumerate(layers.radii) if radius.numel()]

@@ -1,12 +1,6 @@
-"""Pure optimizers and combinators, one file each."""
+"""Pure optimizers and combinators, one file each; here is what an optimizer of one's own is made of."""
 
-from .adagrad import adagrad as adagrad
-from .adam import adam as adam
-from .adam import adamw as adamw
-from .combinators import anneal as anneal
-from .combinators import clipped as clipped
-from .combinators import damped as damped
-from .combinators import scheduled as scheduled
-from .lion import lion as lion
-from .rmsprop import rmsprop as rmsprop
-from .sgd import sgd as sgd
+from .leafwise import leafwise as leafwise
+from .leafwise import no_steps as no_steps
+from .leafwise import zeros as zeros
+from .wrap import wrapped as wrapped

@@ -124,7 +124,7 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(anchor)
 
     def sign(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
-        """Before a checkpoint, of a parameter that has begun: the fingerprint of an anchor in a file."""
+        """Before a checkpoint, of an initialized parameter: the fingerprint of an anchor in a file."""
         if "anchor" not in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
@@ -196,7 +196,7 @@ class AnchorSource:
             yield known
 
     def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
-        """The anchor of a parameter that has begun; empty for zero."""
+        """The anchor of an initialized parameter; empty for zero."""
         if "anchor" not in state and self._given is not None:
             if self._in_file(p, name):
                 return self._given[unwrapped(str(name))]

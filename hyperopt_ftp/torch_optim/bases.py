@@ -1,4 +1,4 @@
-"""What moves the weights: a rule of our own, in one go with the projection, or a torch optimizer that is given."""
+"""What moves the weights: an update of our own, in one go with the projection, or a torch optimizer that is given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .store import choose
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["Base", "Extra", "Given", "Own", "OwnRule"]
+__all__ = ["Base", "Extra", "Formula", "Given", "Own"]
 
 
 class Base(ABC):
@@ -51,7 +51,7 @@ class Base(ABC):
 
     @abstractmethod
     def step(self, opt: DropIn) -> None:
-        """A step, with what holds the weights. After an error nothing has changed."""
+        """A step with what holds the weights. After an error nothing has changed, unless a given base has moved."""
 
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Which of its state a step of a group takes, in the order of ``Columns.moments``."""
@@ -73,8 +73,8 @@ class Base(ABC):
         """``ValueError`` where it cannot load a checkpoint's state."""
 
 
-class OwnRule(NamedTuple):
-    """A rule that kernels have."""
+class Formula(NamedTuple):
+    """An update that kernels have."""
 
     kernel: type[AdamW] | type[SGD]
     numbers: tuple[str, ...]  # group entries that it takes after lr, in its order; pairs one after the other
@@ -87,24 +87,24 @@ class OwnRule(NamedTuple):
 
 
 class Own(Base):
-    """A rule of our own: a step is one call of the picked backend."""
+    """An update of our own: a step is one call of the picked backend."""
 
     strict: bool = True
 
-    def __init__(self, rule: OwnRule) -> None:
-        self.rule: OwnRule = rule
-        self.specs: tuple[Spec, ...] = (Spec("step", "count"), *rule.specs)
-        self.whole: bool = rule.whole
+    def __init__(self, formula: Formula) -> None:
+        self.formula: Formula = formula
+        self.specs: tuple[Spec, ...] = (Spec("step", "count"), *formula.specs)
+        self.whole: bool = formula.whole
 
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.rule.moments(group)
+        return self.formula.moments(group)
 
     def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
         state = opt.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        if self.rule.begin is not None:
-            self.rule.begin(state, group)
+        if self.formula.begin is not None:
+            self.formula.begin(state, group)
         for key in self.moments(group):
             if state.get(key) is None:
                 state[key] = torch.zeros_like(working(p.detach()))
@@ -117,11 +117,11 @@ class Own(Base):
             opt._cuda_graph_capture_health_check()  # torch 2.10
 
     def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", *(name for name in self.rule.numbers if name not in self.rule.flags)):
+        for name in ("lr", *(name for name in self.formula.numbers if name not in self.formula.flags)):
             check_hparam(name, group[name])
-        check_flags(group, ("maximize", "capturable", "lean", *self.rule.flags), ("foreach", "fused"))
-        if self.rule.check is not None:
-            self.rule.check(group)
+        check_flags(group, ("maximize", "capturable", "lean", *self.formula.flags), ("foreach", "fused"))
+        if self.formula.check is not None:
+            self.formula.check(group)
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
         if group["differentiable"] is not False:
@@ -154,13 +154,13 @@ class Own(Base):
             BACKENDS[execution].step_(parts)
 
     def _numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
-        lr, rest = group["lr"], [group[name] for name in self.rule.numbers]
+        lr, rest = group["lr"], [group[name] for name in self.formula.numbers]
         if isinstance(lr, Tensor):  # a number where that costs no sync, else on the weights' device
             on_device = torch.compiler.is_compiling() or group["capturable"] or lr.device.type != "cpu"
             lr = lr.to(like.device, non_blocking=True) if on_device else lr.item()
         flat = chain.from_iterable(x if isinstance(x, (tuple, list)) else [x] for x in rest)
         # Numbers beside lr are Python's; a tensor is read, which waits for its device.
-        return self.rule.kernel._make([lr, *(x.item() if isinstance(x, Tensor) else x for x in flat)])
+        return self.formula.kernel._make([lr, *(x.item() if isinstance(x, Tensor) else x for x in flat)])
 
 
 class Extra(NamedTuple):
@@ -173,8 +173,10 @@ class Extra(NamedTuple):
 
 
 class Given(Base):
-    """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are shared with it,
-    and its state is its own: nothing reads it."""
+    """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are shared with it.
+
+    A step needs nothing of its state; only shapes are checked, and layouts fitted for its own kernels.
+    """
 
     strict: bool = False
 
@@ -292,12 +294,12 @@ class Given(Base):
         self._waiting.clear()
 
     def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
-        """State, as it is now, of parameters that are about to begin."""
+        """State, as it is now, of parameters that are about to be initialized."""
         stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
         return {p: dict(opt.state.get(p, {})) for p in stepped if not opt._holding.is_initialized(opt.state.get(p, {}))}
 
     def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
-        """The base has refused its step: what was begun for it is undone."""
+        """The base has refused its step: what was made for it is undone."""
         for p, state in fresh.items():
             opt.state[p].clear()
             opt.state[p].update(state)

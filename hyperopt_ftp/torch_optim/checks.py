@@ -205,8 +205,8 @@ def check_state(
         (needed, "it is damaged, or of another optimizer"),
     ):
         missing = [key for key in keys if key not in state]
-        begun = len(missing) < len(keys) or (keys is needed and bool(state.keys() & shapes.keys()))
-        if begun and missing:
+        present = len(missing) < len(keys) or (keys is needed and bool(state.keys() & shapes.keys()))
+        if present and missing:
             raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
     for key, value in state.items():
         if kinds.get(key) == "count":

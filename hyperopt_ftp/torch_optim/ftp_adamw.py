@@ -10,7 +10,7 @@ from torch import Tensor
 from ..anchored.rule import Spec
 from ..kernels.layers import AdamW
 from .anchor_source import AnchorSource
-from .bases import Own, OwnRule
+from .bases import Formula, Own
 from .ftp import learned_ball
 from .optimizer import DropIn
 
@@ -126,7 +126,7 @@ def _moments(group: dict[str, Any]) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
 
-ADAMW = OwnRule(
+ADAMW = Formula(
     AdamW,
     numbers=("betas", "eps", "weight_decay"),
     flags=("amsgrad",),

@@ -11,7 +11,7 @@ from ..anchored.rule import Spec
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
 from .anchor_source import AnchorSource
-from .bases import Own, OwnRule
+from .bases import Formula, Own
 from .ftp import learned_ball
 from .optimizer import DropIn
 
@@ -101,7 +101,7 @@ def _begin(state: dict[str, Any], group: dict[str, Any]) -> None:
         state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
 
 
-MOMENTUM = OwnRule(
+MOMENTUM = Formula(
     SGD,
     numbers=("momentum", "dampening", "weight_decay", "nesterov"),
     flags=("nesterov",),

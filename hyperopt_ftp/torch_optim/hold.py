@@ -41,10 +41,12 @@ class Hold:
 
     def check(self, group: dict[str, Any]) -> None:
         """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
-        for name in self.options:
-            if name in DOMAINS:
-                check_number(name, group[name])
-        self.rule(group)
+        rule = self.rule(group)
+        for name in rule.hparams:  # one number: a rule also takes trees
+            check_number(name, group[name], (DOMAINS if rule.domains is None else rule.domains)[name])
+        missing = [name for name in rule.reads if group.get(name) is None]
+        if missing:
+            raise ValueError(f"the optimizer to be held has no {missing[0]}, its options are {sorted(group)}")
 
     @property
     def has_kernels(self) -> bool:

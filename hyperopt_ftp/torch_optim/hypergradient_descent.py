@@ -13,7 +13,7 @@ from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
 from .bases import Extra, Given
-from .optimizer import DropIn
+from .optimizer import DropIn, floats
 
 __all__ = ["HypergradientDescent"]
 
@@ -61,6 +61,8 @@ class HypergradientDescent(DropIn):
 
 def _check(group: dict[str, Any]) -> None:
     check_number("lr_lr", group["lr_lr"])
+    if group.get("lr") is None:
+        raise ValueError(f"the optimizer whose lr is to be learned has none, its options are {sorted(group)}")
 
 
 def _step(opt: DropIn) -> None:
@@ -93,12 +95,12 @@ def _counted(group: dict[str, Any]) -> list[Tensor]:
 
 def _new_lr(opt: DropIn, group: dict[str, Any], params: list[Tensor]) -> float:
     """The group's learning rate for this step."""
-    lr, sign, slope = float(group["lr"]), -1 if group.get("maximize", False) else 1, 0.0
+    lr, sign, products = float(group["lr"]), -1 if group.get("maximize", False) else 1, []
     for p in params:
         u = opt.state.get(p, {}).get("direction")
         if u is not None and p.grad is not None:
-            slope += float(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
-    move = float(group["lr_lr"]) * sign * slope
+            products.append(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
+    move = float(group["lr_lr"]) * sign * sum(floats(products))
     return max(lr + move, 0.0) if math.isfinite(move) else lr
 
 

@@ -264,7 +264,7 @@ class DropIn(torch.optim.Optimizer):
             state = self._mover.begin(self, p, group, constrained)
             if constrained and not hold.is_initialized(state):
                 self._initialize(p, name, state, group)
-            form = (p.shape, p.stride(), p.dtype, device, len(state), lean)
+            form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
             if self._fitted.get(p) != form:
                 place = p.device if device == "own" else torch.device(device)
                 store.fit(p, state, kinds, place, lean, strides=hold.has_kernels)
@@ -282,9 +282,8 @@ class DropIn(torch.optim.Optimizer):
         self._fitted.pop(p, None)
         anchors.start(p, name, state)
         state.update(store.blank(self._holding.specs, p, rule.norm))
-        if rule.off and not (
-            anchors.is_start and sharded.is_dtensor(p)
-        ):  # at the anchor nothing is off, and all is sent
+        # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
+        if rule.off and not (anchors.is_start and sharded.is_dtensor(p)):
             state.update(store.off(rule, p, anchors.of(p, name, state)))
 
     # -- saving and loading -------------------------------------------------------------------------------------
@@ -381,8 +380,8 @@ class DropIn(torch.optim.Optimizer):
         that is, where another number of processes saved it."""
         ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
         params = ((group, p) for group in loaded["param_groups"] for p in group["params"])
+        kinds = {"step": "count", **self._kinds()}
         for key, (group, p) in zip(ids, params, strict=True):
-            kinds = {"step": "count", **self._kinds()}
             for name, value in saved["state"].get(key, {}).items():
                 now = loaded["state"][p][name]
                 if isinstance(value, Tensor) and now.dtype != value.dtype:

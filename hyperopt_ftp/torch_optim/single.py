@@ -10,7 +10,7 @@ from torch import Tensor
 from ..anchored.rule import Numbers, Rule, RuleState
 from ..hparams import as_tensor
 from ..kernels import sharded
-from ..kernels.layers import SGD, AdamW, Amp
+from ..kernels.layers import ABSENT, SGD, AdamW, Amp
 from ..optimizers.adam import AdamState, adamw
 from ..optimizers.sgd import SGDState, sgd
 from ..tree import working
@@ -54,8 +54,15 @@ def before(columns: Columns, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[li
     if any(seen is not kept.g for seen, kept in pairs):
         rows = zip(columns.weights, columns.grads, pairs, strict=True)
         grads = [sharded.place((-seen if amp.maximize else seen).to(g.dtype), w) for w, g, (seen, _) in rows]
-    # The base moves the weights in place.
-    return grads, [kept._replace(w=kept.w.clone()) if rule.after else kept for _, kept in pairs]
+    return grads, [_until_after(kept, rule) for _, kept in pairs]
+
+
+def _until_after(kept: Kept, rule: Rule) -> Kept:
+    """What outlives the step of a base that is given, without what nothing will look at."""
+    if rule.after is None:
+        return kept._replace(g=ABSENT, w=ABSENT, w0=ABSENT)
+    # The base moves the weights in place, and some (torch's foreach SGD under nesterov) write into their gradients.
+    return kept._replace(**{name: getattr(kept, name).clone() for name in rule.keeps})
 
 
 def after_(columns: Columns, rule: Rule, numbers: Numbers, kept: list[Kept]) -> None:
@@ -96,7 +103,7 @@ def _after_(columns: Columns, i: int, rule: Rule, numbers: Numbers, kept: Kept, 
         if rule.specs:
             _write(held, [state[spec.name] for spec in rule.specs])
         else:
-            held[-1].add_(1)  # a count alone says that the parameter has begun
+            held[-1].add_(1)  # a count alone says that it is initialized
     if new is not columns.weights[i]:
         _write([columns.weights[i]], [new])
 

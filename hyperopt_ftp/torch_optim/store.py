@@ -62,8 +62,8 @@ def blank(specs: Iterable[Spec], p: Tensor, norm: str) -> dict[str, Tensor]:
 
 def off(rule: Rule, p: Tensor, w0: Tensor) -> RuleState:
     """Entries that differ from their fill, since the parameter starts off its anchor (empty: zero)."""
-    w = working(sharded.whole(p.detach()))
-    found = rule.off(w, sharded.whole(w0).to(w) if w0.numel() else torch.zeros_like(w)) if rule.off else {}
+    w = working(p.detach())
+    found = rule.off(sharded.whole(w - w0.to(w) if w0.numel() else w)) if rule.off else {}
     kinds = {spec.name: spec.kind for spec in rule.specs}
     return {name: shard(value, p, kinds[name], rule.norm) for name, value in found.items()}
 

@@ -7,8 +7,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .family import Method
-from .papers import LR, MOMENTUM, Adam, Sgd
+from .family import LR, MOMENTUM, Adam, Method, Sgd
 
 BASES = {
     "sgd": (lambda: hft.sgd(lr=LR, momentum=MOMENTUM), lambda p: torch.optim.SGD(p, lr=LR, momentum=MOMENTUM), Sgd),

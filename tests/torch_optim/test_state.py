@@ -112,12 +112,12 @@ def test_a_gradient_of_a_former_dtype_is_refused_before_anything_moves(wrap):
     opt.step()
     p.grad = torch.ones_like(p)
     p.data = p.data.double()
-    before, count = p.detach().clone(), opt.state[p][[*opt._kinds()][0]].clone()
+    before, count = p.detach().clone(), opt.state[p][next(iter(opt._kinds()))].clone()
     with pytest.raises(RuntimeError, match="gradient"):
         opt.step()
     assert torch.equal(p, before)
     assert p.grad.dtype == torch.float32  # pyright: ignore[reportOptionalMemberAccess]
-    assert torch.equal(opt.state[p][[*opt._kinds()][0]], count)
+    assert torch.equal(opt.state[p][next(iter(opt._kinds()))], count)
 
 
 def test_state_that_is_made_anew_is_lean_too():
@@ -144,3 +144,54 @@ def test_options_are_checked_in_their_order():
     p = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="radius_lr must lie in"):
         hft.FTP(torch.optim.SGD([p], lr=0.1), radius_lr=-1.0, kappa=2.0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_base_that_writes_into_its_gradients_changes_no_rule(foreach):
+    """torch's foreach SGD does under nesterov; selective projection decay looks at the gradient afterwards."""
+    p = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    opt = hft.SPD(torch.optim.SGD([p], lr=1.0, momentum=0.9, nesterov=True, foreach=foreach))
+    pure = hft.spd(hft.sgd(lr=1.0, momentum=0.9, nesterov=True), torch.zeros(2, dtype=torch.float64))
+    w = torch.zeros(2, dtype=torch.float64)
+    state = pure.init(w)
+    for g in (-1.0, 0.1, 0.1):
+        p.grad = torch.full_like(p, g)
+        opt.step()
+        w, state = pure.update(torch.full_like(w, g), state, w)
+        torch.testing.assert_close(p.detach(), w, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("value", [[1.0], {"a": 0.1}, torch.zeros(1)], ids=["list", "dict", "1-D"])
+def test_an_option_of_a_class_is_one_number(value):
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises((TypeError, ValueError), match="rate must be a number"):
+        hft.Recall(torch.optim.SGD([p], lr=0.1), rate=value)
+
+
+class WithoutLr(torch.optim.Optimizer):
+    """Has no learning rate."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("wrap", [hft.SPD, hft.L2SP, hft.DiGraP, hft.HypergradientDescent])
+def test_a_rule_that_needs_a_learning_rate_says_so_when_it_is_built(wrap):
+    with pytest.raises(ValueError, match="has no lr|has none"):
+        wrap(WithoutLr([torch.nn.Parameter(torch.ones(2))]))
+
+
+def test_swapped_state_of_another_dtype_is_fitted():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    opt = hft.FTPAdamW([p], lr=0.1)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        opt.step()
+        opt.state[p] = {key: x.double() if x.ndim else x for key, x in opt.state[p].items()}
+    assert opt.state[p]["deviation"].dtype == torch.float64  # ours, just now
+    p.grad = torch.ones_like(p)
+    opt.step()
+    assert opt.state[p]["deviation"].dtype == torch.float32
