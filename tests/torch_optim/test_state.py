@@ -195,3 +195,17 @@ def test_swapped_state_of_another_dtype_is_fitted():
     p.grad = torch.ones_like(p)
     opt.step()
     assert opt.state[p]["deviation"].dtype == torch.float32
+
+
+def test_counts_of_other_kinds_are_fitted_to_the_kernels():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    opt = hft.FTPAdamW([p], lr=0.1)
+    for t in range(4):
+        if t == 2:
+            opt.state[p]["radius_step"] = opt.state[p]["radius_step"].long()
+            opt.state[p]["step"] = int(opt.state[p]["step"])
+            opt._fitted.clear()  # as loading does
+        p.grad = torch.ones_like(p)
+        opt.step()
+    assert {opt.state[p][key].dtype for key in ("step", "radius_step")} == {torch.float32}
+    assert {opt.state[p][key].item() for key in ("step", "radius_step")} == {4.0}
