@@ -42,8 +42,8 @@ class Base(ABC):
     whole: bool = False
 
     @abstractmethod
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
-        """A parameter's state, with what its step needs of the base's."""
+    def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
+        """A parameter's state, into which that of the hold goes."""
 
     @abstractmethod
     def check_ready(self, opt: DropIn) -> None:
@@ -62,6 +62,9 @@ class Base(ABC):
 
     def begin_group(self, group: dict[str, Any]) -> None:
         """Before the state of a group's parameters is made."""
+
+    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Put into a parameter's state what its step needs of the base's, once the hold's is there."""
 
     def check(self, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
@@ -99,8 +102,10 @@ class Own(Base):
     def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.formula.moments(group)
 
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
-        state = opt.state[p]
+    def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
+        return opt.state[p]
+
+    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
         if self.formula.begin is not None:
@@ -108,7 +113,6 @@ class Own(Base):
         for key in self.moments(group):
             if state.get(key) is None:
                 state[key] = torch.zeros_like(working(p.detach()))
-        return state
 
     def check_ready(self, opt: DropIn) -> None:
         if hasattr(opt, "_accelerator_graph_capture_health_check"):  # capture needs capturable=True
@@ -233,7 +237,7 @@ class Given(Base):
         if self._columns is not None:
             self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
 
-    def begin(self, opt: DropIn, p: Tensor, group: dict[str, Any], constrained: bool) -> dict[str, Any]:
+    def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
         if not constrained:
             return opt.state.get(p, {})
         if self._columns is None and not opt.state.get(p):

@@ -261,9 +261,10 @@ class DropIn(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             self._check_parameter(p, name)
-            state = self._mover.begin(self, p, group, constrained)
+            state = self._mover.state_of(self, p, constrained)
             if constrained and not hold.is_initialized(state):
                 self._initialize(p, name, state, group)
+            self._mover.begin(p, state, group)
             form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
             if self._fitted.get(p) != form:
                 place = p.device if device == "own" else torch.device(device)

@@ -209,3 +209,14 @@ def test_counts_of_other_kinds_are_fitted_to_the_kernels():
         opt.step()
     assert {opt.state[p][key].dtype for key in ("step", "radius_step")} == {torch.float32}
     assert {opt.state[p][key].item() for key in ("step", "radius_step")} == {4.0}
+
+
+def test_an_anchor_that_does_not_fit_at_a_first_step_leaves_no_state():
+    w = torch.ones(2, 3)
+    p = torch.nn.Parameter(w.clone())
+    opt = hft.FTPSGD([("w", p)], lr=0.1, momentum=0.9, anchor={"w": w})
+    p.data, p.grad = torch.ones(4, 3), torch.ones(4, 3)
+    with pytest.raises(RuntimeError):
+        opt.step()
+    assert not opt.state[p]
+    assert torch.equal(p.detach(), torch.ones(4, 3))
