@@ -46,7 +46,8 @@ SUBJECTS = {
         tests_of("torch_optim", "state", "mars_sp", "hypergradient_descent", "names", "loaded_state", "old_checkpoints")
         + tests_of("torch_optim", "family", "bad_input", "checkpoints", "replaced_state", "amp", "classes", "models")
         + tests_of("torch_optim", "training_loops", "heads_and_adapters", "memory", "machine", "compile")
-        + ["tests/kernels/test_choice.py", "tests/kernels/test_executions.py", "tests/test_watch.py"],
+        + ["tests/kernels/test_choice.py", "tests/kernels/test_executions.py", "tests/test_watch.py"]
+        + ["tests/distributed/test_processes.py"],
     ),
 }
 

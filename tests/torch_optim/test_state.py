@@ -45,7 +45,9 @@ class Counting(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     state = self.state[p]
-                    state["step"] = state.get("step", 0) + 1
+                    if not state:  # as many do: an empty state is a first step
+                        state["step"] = 0
+                    state["step"] += 1
                     state["note"] = ("last", state["step"])
                     p.add_(p.grad, alpha=-group["lr"] / state["step"])
 
@@ -78,6 +80,8 @@ def test_a_base_that_counts_in_python_is_left_to_itself(wrap):
     assert opt.state[p]["step"] == 4
     assert type(opt.state[p]["step"]) is int
     assert opt.state[p]["note"] == ("last", 4)
+    assert torch.equal(opt.state[p]["anchor"], torch.ones(2, 3))  # that of the first step
+    assert opt.state[p][next(key for key, kind in opt._kinds().items() if kind == "count")] in (0, 4)
     straight = run(p, opt, range(4, 7))
     again, second = fresh()
     second.load_state_dict(saved)
