@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task
-from hyperopt_ftp.hyper.bilevel import BilevelState
+from hyperopt_ftp.hyper import BilevelState
 
 Batch = tuple[Tensor, Tensor]
 
