@@ -48,7 +48,14 @@ def damped(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
 
 
 def anneal(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
-    """The former name of :func:`damped`; nothing in it changes over time."""
+    """The former name of :func:`damped`; nothing in it changes over time. It warns.
+
+    >>> import warnings, hyperopt_ftp as hft
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     by = hft.anneal(hft.sgd(lr=1.0), kappa=0.5)
+    >>> by.hparams["kappa"]
+    tensor(0.5000, dtype=torch.float64)
+    """
     warnings.warn("hyperopt_ftp.anneal is called damped now", DeprecationWarning, stacklevel=2)
     return damped(by, kappa)
 
