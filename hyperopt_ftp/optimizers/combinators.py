@@ -51,7 +51,8 @@ def anneal(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
     """The former name of :func:`damped`; nothing in it changes over time. It warns.
 
     >>> import warnings, hyperopt_ftp as hft
-    >>> with warnings.catch_warnings(record=True) as caught:
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
     ...     by = hft.anneal(hft.sgd(lr=1.0), kappa=0.5)
     >>> by.hparams["kappa"]
     tensor(0.5000, dtype=torch.float64)
