@@ -14,7 +14,7 @@ from hyperopt_ftp import tree
 from .old_checkpoints import AFTER, BEFORE, DROP_IN, PURE, parameters, play, unfold, weights
 
 FOLDER = Path(__file__).parent.parent / "reference" / "checkpoints"
-FILES = pytest.mark.parametrize("file", sorted(FOLDER.glob("*.pt")), ids=lambda path: path.stem)
+FILES = pytest.mark.parametrize("file", [FOLDER / "650d6f8.pt"], ids=lambda path: path.stem)
 
 
 def assert_identical(a: Any, b: Any, where: str) -> None:
