@@ -1,13 +1,12 @@
-"""What moves the weights: an update of our own, in one go with the projection, or a torch optimizer that is given."""
+"""What moves the weights of a drop-in optimizer; the first kind: an update of our own, one call with the projection."""
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from ..kernels.layers import SGD, AdamW, Amp
 from ..tree import working
 from .backends import BACKENDS, Part, by_device_and_dtype
 from .checks import check_flags
-from .store import choose
 
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["Base", "Extra", "Formula", "Given", "Own"]
+__all__ = ["Base", "Formula", "Own"]
 
 
 class Base(ABC):
@@ -60,6 +58,9 @@ class Base(ABC):
     def attach(self, opt: DropIn) -> None:
         """Take over the optimizer's groups and state as they are now, where they are shared."""
 
+    def switch(self, mode: Literal["train", "eval"]) -> None:
+        """To one of the two modes that a base may have."""
+
     def begin_group(self, group: dict[str, Any]) -> None:
         """Before the state of a group's parameters is made."""
 
@@ -72,8 +73,19 @@ class Base(ABC):
     def check_weights(self, opt: DropIn, group: dict[str, Any]) -> None:
         """Whether the options of a group can be had with its weights."""
 
+    def state_dict(self, opt: DropIn, found: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint: ``found``, in the form that the base's own methods need."""
+        return found
+
+    def check_saved(self, saved: Mapping[str, Any]) -> None:
+        """``ValueError`` where a checkpoint lacks what it needs."""
+
     def check_state(self, state: dict[str, Any]) -> None:
         """``ValueError`` where it cannot load a checkpoint's state."""
+
+    def load(self, opt: DropIn, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Take over checked groups and state; returns those that the optimizer is to have."""
+        return state
 
 
 class Formula(NamedTuple):
@@ -165,151 +177,6 @@ class Own(Base):
         flat = chain.from_iterable(x if isinstance(x, (tuple, list)) else [x] for x in rest)
         # Numbers beside lr are Python's; a tensor is read, which waits for its device.
         return self.formula.kernel._make([lr, *(x.item() if isinstance(x, Tensor) else x for x in flat)])
-
-
-class Extra(NamedTuple):
-    """What a class without anchors does around the step of a base that is given."""
-
-    options: dict[str, Any]  # entries of a group, with their defaults
-    specs: tuple[Spec, ...]
-    check: Callable[[dict[str, Any]], None]  # a group's options
-    step: Callable[[DropIn], None]  # steps the base; after an error nothing has changed
-
-
-class Given(Base):
-    """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are shared with it.
-
-    A step needs nothing of its state; only shapes are checked, and layouts fitted for its own kernels.
-    """
-
-    strict: bool = False
-
-    def __init__(self, optimizer: torch.optim.Optimizer, extra: Extra | None = None) -> None:
-        self.optimizer: torch.optim.Optimizer = optimizer
-        self.extra: Extra | None = extra
-        if extra is not None:
-            self.options: Mapping[str, Any] = extra.options
-            self.specs: tuple[Spec, ...] = extra.specs
-        method = getattr(optimizer, "_init_group", None)
-        #: How many lists torch's method that makes a group's state fills; ``None``: there is no such method.
-        self._columns: int | None = None if method is None else len(inspect.signature(method).parameters) - 1
-        self._waiting: dict[Tensor, dict[str, Any]] = {}
-        self._shared: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shared": None}  # an optimizer shares its own when it is made again
-
-    def groups(self, title: str, options: dict[str, Any], refused: type) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Groups and defaults for a wrapper of the class ``title`` that has ``options``."""
-        base = self.optimizer
-        if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
-            got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
-            raise TypeError(
-                f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
-                f"one), got {got}"
-            )
-        taken = [name for name in (*options, "constrained") if name in base.defaults]
-        if taken:
-            raise ValueError(
-                f"{title} keeps {taken} in the groups, where {type(base).__name__} has options of these names"
-            )
-        groups = [{**group} for group in base.param_groups]
-        for group in groups:
-            if "param_names" in group:
-                group["params"] = list(zip(group["param_names"], group["params"], strict=True))
-        return groups, {**base.defaults, **options}
-
-    def check_ready(self, opt: DropIn) -> None:
-        if self.optimizer.param_groups is not opt.param_groups or self.optimizer.state is not self._shared:
-            raise RuntimeError(
-                f"the base's state was loaded without its wrapper; call load_state_dict on {type(opt).__name__}(...) "
-                "itself"
-            )
-
-    def attach(self, opt: DropIn) -> None:
-        if self._shared is opt.state and self.optimizer.param_groups is opt.param_groups:
-            return
-        self.optimizer.param_groups = opt.param_groups
-        self.optimizer.state = self._shared = opt.state
-
-    def begin_group(self, group: dict[str, Any]) -> None:
-        # Bases take an empty state for a first step: the base's state is made before ours.
-        if self._columns is not None:
-            self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
-
-    def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
-        if not constrained:
-            return opt.state.get(p, {})
-        if self._columns is None and not opt.state.get(p):
-            return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
-        return opt.state[p]
-
-    def check(self, group: dict[str, Any]) -> None:
-        if self.extra is not None:
-            self.extra.check(group)
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        twin = object.__new__(type(self.optimizer))
-        twin.__dict__.update(self.optimizer.__dict__)
-        try:
-            twin.__setstate__(dict(state))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint does not suit {type(self.optimizer).__name__}, which cannot load it ({error!r}); was "
-                "it made around another base?"
-            ) from error
-
-    def step(self, opt: DropIn) -> None:
-        if self.extra is not None:
-            self.extra.step(opt)
-            return
-        fresh = self._fresh(opt)
-        saved: list[tuple[list[Tensor], Tensor]] = []
-        raw: dict[Tensor, Any] = {}
-        work: dict[str, list[Part]] = {}
-        try:
-            for group, execution, columns in opt._work():
-                held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
-                amp = Amp(bool(group.get("maximize", False)))
-                for part in by_device_and_dtype(held) if held.weights else ():
-                    work.setdefault(execution, []).append(Part(part, None, group, opt._holding, amp))
-            for part in chain.from_iterable(work.values()):
-                small = [i for i, spec in enumerate(opt._holding.specs) if spec.kind in ("scalar", "count")]
-                saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
-            before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
-            for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
-                for p, grad in zip(part.columns.weights, grads, strict=False):
-                    old: Any = p.grad
-                    p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
-                    raw[p] = old
-            self.optimizer.step()
-        except BaseException:
-            for column, values in saved:
-                torch._foreach_copy_(column, list(values.unbind()))
-            self._roll_back(opt, fresh)
-            raise
-        finally:
-            for p, grad in raw.items():
-                p.grad = grad
-        for execution, parts in work.items():
-            BACKENDS[execution].after_(parts, before[execution])
-        for p, state in self._waiting.items():
-            opt.state[p].update(state)
-        self._waiting.clear()
-
-    def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
-        """State, as it is now, of parameters that are about to be initialized."""
-        stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
-        return {p: dict(opt.state.get(p, {})) for p in stepped if not opt._holding.is_initialized(opt.state.get(p, {}))}
-
-    def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
-        """The base has refused its step: what was made for it is undone."""
-        for p, state in fresh.items():
-            opt.state[p].clear()
-            opt.state[p].update(state)
-            if not state:
-                del opt.state[p]
-        self._waiting.clear()
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from .names import unwrapped
 
 __all__ = [
     "DTYPES",
+    "check_base",
     "check_checkpoint",
     "check_dtype",
     "check_flags",
@@ -39,6 +41,30 @@ def check_flags(group: dict[str, Any], flags: Sequence[str], optional: Sequence[
         if not isinstance(value, bool) and not (name in optional and value is None):
             allowed = "True, False or None" if name in optional else "True or False"
             raise TypeError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_base(base: Any, title: str, refused: type) -> None:
+    """``TypeError`` for what the class ``title`` cannot go around; ``refused``: what is anchored already."""
+    if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
+        got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
+        raise TypeError(
+            f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
+            f"one), got {got}"
+        )
+    name = type(base).__name__
+    if not isinstance(getattr(base, "defaults", None), dict):
+        raise TypeError(f"{name} has no defaults, which every torch.optim.Optimizer has: {title} cannot go around it")
+    if hasattr(base, "step_was_skipped"):
+        raise TypeError(
+            f"{name} leaves out steps between accumulated batches: give {title} the optimizer inside it, and prepare "
+            f"{title}(...) in its place"
+        )
+    closure = inspect.signature(base.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{name} evaluates the loss at several points in one step, by a closure: {title} cannot go around it. If "
+            f"{name} takes a base itself, as SAM does, give it one of this package"
+        )
 
 
 # -- parameters -----------------------------------------------------------------------------------------------------
@@ -116,7 +142,7 @@ def check_dtype(p: Tensor, name: Any) -> None:
 
 def check_shapes(p: Tensor, name: Any, state: dict[str, Any], whole: Collection[str]) -> None:
     """State that was made by the steps so far still fits; ``whole`` names what has the shape of the weights."""
-    for key in (*whole, "anchor", "exp_avg", "momentum_buffer"):
+    for key in whole:
         value = state.get(key)
         if isinstance(value, Tensor) and value.shape != p.shape:
             raise RuntimeError(
@@ -158,10 +184,11 @@ def check_checkpoint(saved: Any) -> None:
         got = f"a dict with the keys {list(saved)[:5]}" if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
     state, groups = saved["state"], saved["param_groups"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
-        raise ValueError("the checkpoint's state must be a dict with a dict for each parameter: it is damaged")
     if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
         raise ValueError("the checkpoint's param_groups must be a list of dicts with params: it is damaged")
+    ids = [key for group in groups for key in group["params"]]  # a base may keep other things under other keys
+    if not isinstance(state, Mapping) or not all(isinstance(state.get(key, {}), Mapping) for key in ids):
+        raise ValueError("the checkpoint's state must be a dict with a dict for each parameter: it is damaged")
     for group in groups:
         names = group.get("param_names", ())
         if not isinstance(names, (list, tuple)) or (names and len(names) != len(group["params"])):

@@ -11,7 +11,7 @@ from ..anchored.ftp import FTP_SPECS, ftp_rule
 from ..anchored.rule import Rule
 from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
-from .bases import Given
+from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 

@@ -67,8 +67,8 @@ class FTPAdamW(DropIn):
             after one, nothing has changed.
 
     Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
-    radius included (it is in h), and no other. Under a GradScaler the fused executions unscale gradients themselves and
-    skip a step on the device. 16-bit weights: all state is float32, with c as the master copy of the weights. State:
+    radius included (it is in h), and no other. Under a GradScaler a step with ``fused=True`` unscales gradients
+    itself, and is skipped on the device. 16-bit weights: all state is float32, with c as the master copy of the weights. State:
     m, v, c and the anchor, each the size of the weights.
 
     Differs from the authors' code: a run that starts off the anchor starts from the radius that holds it.

@@ -12,7 +12,7 @@ from ..anchored.rule import Spec
 from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
-from .bases import Extra, Given
+from .given import Extra, Given
 from .optimizer import DropIn, floats
 
 __all__ = ["HypergradientDescent"]

@@ -9,7 +9,7 @@ import torch
 from ..anchored.l2sp import l2sp_rule
 from ..anchored.rule import Rule
 from .anchor_source import AnchorSource
-from .bases import Given
+from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 

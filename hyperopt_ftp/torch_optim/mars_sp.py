@@ -12,7 +12,7 @@ from ..anchored.rule import Numbers, Rule, RuleState
 from ..hparams import to_tensors
 from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
-from .bases import Given
+from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 

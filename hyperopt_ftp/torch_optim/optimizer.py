@@ -5,7 +5,6 @@ The way of a step: ``DropIn.step``, ``Own.step`` (or ``Given.step``), ``Kernel.s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_not
@@ -19,7 +18,7 @@ from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from . import store
 from .backends import BACKENDS, Backend
-from .bases import Base, Given
+from .bases import Base
 from .checks import (
     check_checkpoint,
     check_dtype,
@@ -32,6 +31,7 @@ from .checks import (
     check_state,
     listed,
 )
+from .given import Given
 from .hold import Hold
 from .names import Exclude
 from .store import Columns
@@ -79,7 +79,7 @@ class DropIn(torch.optim.Optimizer):
         if hold is not None:
             hold.anchors.check_no_extra(self._names())
         if isinstance(mover, Given):
-            self.state: defaultdict[Tensor, Any] = mover.optimizer.state
+            mover.take(self)
         mover.attach(self)
         # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
         self._ran: list[str] = [self._pick(self.param_groups[0]).name]
@@ -95,8 +95,12 @@ class DropIn(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks)."""
-        return self._mover.strict and all(self._pick(g).name in ("fused_cpu", "triton") for g in self.param_groups)
+        """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks).
+
+        As torch's, only where ``fused=True`` asks for it: Lightning clips no gradients that are not unscaled yet.
+        """
+        asked = (bool(g.get("fused")) and self._pick(g).name in ("fused_cpu", "triton") for g in self.param_groups)
+        return self._mover.strict and all(asked)
 
     def _pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
@@ -112,6 +116,10 @@ class DropIn(torch.optim.Optimizer):
         """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
         title = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
         return f"{title}({type(self.base).__name__})" if isinstance(self._mover, Given) else title
+
+    def _entries(self) -> set[str]:
+        """Names in a parameter's state that are not the base's own."""
+        return {*self._kinds(), "anchor", "anchor_fingerprint"}
 
     def _kinds(self) -> dict[str, str]:
         """Of the entries of a parameter's state that are not the base's own."""
@@ -197,6 +205,14 @@ class DropIn(torch.optim.Optimizer):
         self._mover.step(self)
         return loss
 
+    def train(self) -> None:
+        """To the weights that are trained, where the base has two modes (schedule-free); elsewhere nothing."""
+        self._mover.switch("train")
+
+    def eval(self) -> None:
+        """To the weights that are deployed, where the base has two modes: these are held. Elsewhere nothing."""
+        self._mover.switch("eval")
+
     def _check_step(self) -> None:
         """All that can be wrong with a step."""
         for i, group in enumerate(self.param_groups):
@@ -206,9 +222,10 @@ class DropIn(torch.optim.Optimizer):
                     "not its base's), or build a new optimizer"
                 )
         names = iter(self._names())
+        read = self.defaults if self._mover.strict else (*self._options, "lr")  # a base may count in its groups
         self._checked += [[]] * (len(self.param_groups) - len(self._checked))
         for i, group in enumerate(self.param_groups):
-            options = [group.get(name) for name in self.defaults]
+            options = [group.get(name) for name in read]
             if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
                 self._check_options(group)  # only then: to look at a tensor waits for its device
                 self._checked[i] = options
@@ -223,7 +240,8 @@ class DropIn(torch.optim.Optimizer):
         check_dtype(p, name)
         form = self._fitted.get(p)
         if form is None or form[0] != p.shape:
-            check_shapes(p, name, self.state.get(p, {}), [k for k, kind in self._kinds().items() if kind == "weights"])
+            weights = [name for name, kind in self._kinds().items() if kind == "weights"]
+            check_shapes(p, name, self.state.get(p, {}), [*weights, "anchor"])
         check_gradient(p, name)
 
     def _work(self) -> list[tuple[dict[str, Any], str, Columns]]:
@@ -293,7 +311,7 @@ class DropIn(torch.optim.Optimizer):
         """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
         for name, p, state, _ in self.initialized():
             self._holding.anchors.sign(p, name, state)
-        found = super().state_dict()
+        found = self._mover.state_dict(self, super().state_dict())
         if self._hold is None or self._hold.anchors.saved:
             return found
         left = {
@@ -333,14 +351,15 @@ class DropIn(torch.optim.Optimizer):
         self._fitted, self._checked = {}, []
         if "_loading" in self.__dict__:
             self._check_loaded(state, self._loading)
+            state = self._mover.load(self, state, self._loading)
         super().__setstate__(state)
         if isinstance(self._mover, Given):
             self.base = self._mover.optimizer
-            self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._mover.attach(self)
 
     def _check_loaded(self, state: dict[str, Any], saved: dict[str, Any]) -> None:
         """Loaded groups and state are made ready to use, or an error says why they cannot be."""
+        self._mover.check_saved(saved)
         for old, new in zip(self.param_groups, state["param_groups"], strict=True):
             self._check_loaded_options(old, new)
         self._restore(state, saved)

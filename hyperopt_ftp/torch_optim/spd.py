@@ -9,7 +9,7 @@ import torch
 from ..anchored.rule import Rule
 from ..anchored.spd import spd_rule
 from .anchor_source import AnchorSource
-from .bases import Given
+from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 

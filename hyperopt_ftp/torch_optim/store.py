@@ -103,7 +103,7 @@ def fit(
             if value.dtype != dtype and key in kinds:
                 state[key] = value = value.to(dtype)
             # Also the base's own: torch's fused kernels take their layout for granted.
-            if strides and value.shape == shape and value.stride() != p.stride() and is_plain(p):
+            if strides and value.shape == shape and is_plain(p) and is_plain(value) and value.stride() != p.stride():
                 state[key] = _laid_out(value, p)
 
 

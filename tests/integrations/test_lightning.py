@@ -67,6 +67,14 @@ def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
         assert set(opt.radii()) == {"net.0.weight", "net.0.bias"}
 
 
+@pytest.mark.parametrize("name", BUILD)
+def test_bf16_mixed_with_clipping_as_torchs_adamw(name):
+    """It refuses to clip for an optimizer that says it unscales gradients itself: by default none of ours does."""
+    module = Module(name)
+    trainer(1, enable_checkpointing=False, precision="bf16-mixed", gradient_clip_val=0.5).fit(module, loader())
+    assert has_moved(module, Module(name))
+
+
 class Held(Module):
     """What docs/integrations.md says of checkpoints without anchors."""
 

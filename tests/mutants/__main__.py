@@ -41,9 +41,18 @@ SUBJECTS = {
     "classes": (
         [
             f"hyperopt_ftp/torch_optim/{name}.py"
-            for name in ("backends", "bases", "hold", "optimizer", "single", "store")
+            for name in ("backends", "bases", "given", "hold", "modes", "optimizer", "single", "store")
         ],
-        tests_of("torch_optim", "state", "mars_sp", "hypergradient_descent", "names", "loaded_state", "old_checkpoints")
+        tests_of(
+            "torch_optim",
+            "state",
+            "given",
+            "mars_sp",
+            "hypergradient_descent",
+            "names",
+            "loaded_state",
+            "old_checkpoints",
+        )
         + tests_of("torch_optim", "family", "bad_input", "checkpoints", "replaced_state", "amp", "classes", "models")
         + tests_of("torch_optim", "training_loops", "heads_and_adapters", "memory", "machine", "compile")
         + ["tests/kernels/test_choice.py", "tests/kernels/test_executions.py", "tests/test_watch.py"]

@@ -222,8 +222,9 @@ def test_the_first_number_that_a_map_cannot_take_is_shown(kind: str, text: str):
 def test_logit_is_for_domains_that_hold_0_to_1():
     for name in ("lr", "momentum", "betas", "alpha", "dampening"):
         Constraints((name,), {name: "logit"}, DOMAINS)
-    with pytest.raises(ValueError, match=r"'logit' is for values in \(0, 1\), its domain is \[0, 0.5\]"):
-        Constraints(("share",), {"share": "logit"}, {"share": Domain(0.0, 0.5)})
+    for domain, text in ((Domain(0.0, 0.5), r"\[0, 0.5\]"), (Domain(0.5, 2.0), r"\[0.5, 2\]")):
+        with pytest.raises(ValueError, match=rf"'logit' is for values in \(0, 1\), its domain is {text}"):
+            Constraints(("share",), {"share": "logit"}, {"share": domain})
 
 
 @pytest.mark.parametrize(("kind", "u"), [("log", 0.5), ("logit", 50.0)])

@@ -1,0 +1,279 @@
+"""What moves the weights, the second kind: any torch optimizer, which is given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..anchored.rule import Spec
+from ..kernels.layers import Amp
+from .backends import BACKENDS, Part, by_device_and_dtype
+from .bases import Base
+from .checks import check_base
+from .modes import Modes
+from .store import choose
+
+if TYPE_CHECKING:
+    from .optimizer import DropIn
+
+__all__ = ["Extra", "Given"]
+
+
+class Extra(NamedTuple):
+    """What a class without anchors does around the step of a base that is given."""
+
+    options: dict[str, Any]  # entries of a group, with their defaults
+    specs: tuple[Spec, ...]
+    check: Callable[[dict[str, Any]], None]  # a group's options
+    step: Callable[[DropIn], None]  # steps the base; after an error nothing has changed
+
+
+class Given(Base):
+    """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are those of the base.
+
+    A step reads nothing of the base's state. What the base writes or reads by methods of its own, ``state_dict`` and
+    ``load_state_dict``, goes through them. A base with two modes (schedule-free: the weights that it trains, and those
+    that ``eval()`` deploys) is held where it is deployed.
+    """
+
+    strict: bool = False
+
+    def __init__(self, optimizer: torch.optim.Optimizer, extra: Extra | None = None) -> None:
+        self.optimizer: torch.optim.Optimizer = optimizer
+        self.extra: Extra | None = extra
+        if extra is not None:
+            self.options: Mapping[str, Any] = extra.options
+            self.specs: tuple[Spec, ...] = extra.specs
+        method = getattr(optimizer, "_init_group", None)
+        #: How many lists torch's method that makes a group's state fills; ``None``: there is no such method.
+        self._columns: int | None = None if method is None else len(inspect.signature(method).parameters) - 1
+        self._waiting: dict[Tensor, dict[str, Any]] = {}
+        self._shared: Any = None
+        self.modes: Modes = Modes(optimizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shared": None}  # an optimizer shares its own when it is made again
+
+    def groups(self, title: str, options: dict[str, Any], refused: type) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Copies of groups and defaults, to be checked in a wrapper of the class ``title`` that has ``options``."""
+        base = self.optimizer
+        check_base(base, title, refused)
+        taken = [name for name in (*options, "constrained") if name in base.defaults]
+        if taken:
+            raise ValueError(
+                f"{title} keeps {taken} in the groups, where {type(base).__name__} has options of these names"
+            )
+        groups = [{**group} for group in base.param_groups]
+        for group in groups:
+            if "param_names" in group:
+                group["params"] = list(zip(group["param_names"], group["params"], strict=True))
+        return groups, {**base.defaults, **options}
+
+    def take(self, opt: DropIn) -> None:
+        """Once all is checked, the optimizer has the very groups, defaults and state of the base: whoever else holds
+        them, such as an optimizer inside the base, goes on with them."""
+        base = self.optimizer
+        self._merge(opt.param_groups)
+        base.defaults.update(opt.defaults)
+        opt.param_groups, opt.defaults, opt.state = base.param_groups, base.defaults, base.state
+
+    def _merge(self, groups: list[dict[str, Any]]) -> None:
+        for mine, theirs in zip(groups, self.optimizer.param_groups, strict=True):
+            theirs.update((key, value) for key, value in mine.items() if key != "params")
+
+    def check_ready(self, opt: DropIn) -> None:
+        if self.optimizer.param_groups is not opt.param_groups or self.optimizer.state is not self._shared:
+            raise RuntimeError(
+                f"the base's state was loaded without its wrapper; call load_state_dict on {type(opt).__name__}(...) "
+                "itself"
+            )
+        self.modes.check()
+
+    def attach(self, opt: DropIn) -> None:
+        if self._shared is opt.state and self.optimizer.param_groups is opt.param_groups:
+            return
+        try:
+            if self.optimizer.param_groups is not opt.param_groups:
+                self.optimizer.param_groups = opt.param_groups
+            if self.optimizer.state is not opt.state:
+                self.optimizer.state = opt.state
+        except AttributeError as error:
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} keeps groups and state in an optimizer of its own, so that others "
+                "cannot be put in their place; use load_state_dict"
+            ) from error
+        self._shared = opt.state
+
+    def switch(self, mode: Literal["train", "eval"]) -> None:
+        if self.modes.exist:
+            getattr(self.optimizer, mode)()
+
+    def begin_group(self, group: dict[str, Any]) -> None:
+        # Bases take an empty state for a first step: the base's state is made before ours.
+        if self._columns is not None:
+            self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
+
+    def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
+        if not constrained:
+            return opt.state.get(p, {})
+        if self._columns is None and not opt._holding.is_initialized(opt.state.get(p, {})):
+            return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
+        return opt.state[p]
+
+    def check(self, group: dict[str, Any]) -> None:
+        if self.extra is not None:
+            self.extra.check(group)
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        if self._loads:
+            return  # by the base itself, in load
+        twin = object.__new__(type(self.optimizer))
+        twin.__dict__.update(self.optimizer.__dict__)
+        try:
+            twin.__setstate__(dict(state))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _unsuitable(self.optimizer, error) from error
+
+    # -- saving and loading -------------------------------------------------------------------------------------
+
+    @property
+    def _saves(self) -> bool:
+        """Whether the base writes checkpoints in a form of its own."""
+        return _overrides(self.optimizer, "state_dict")
+
+    @property
+    def _loads(self) -> bool:
+        return self._saves or _overrides(self.optimizer, "load_state_dict")
+
+    def state_dict(self, opt: DropIn, found: dict[str, Any]) -> dict[str, Any]:
+        if not self._saves:
+            return found
+        state, ours = self.optimizer.state, opt._entries()
+        together = {p: entries for p, entries in state.items() if isinstance(p, Tensor)}
+        try:
+            for p in together:
+                del state[p]
+            state.update(_stripped(together, ours))
+            base = self.optimizer.state_dict()
+        finally:
+            state.update(together)
+        kept = {key: _only(entries, ours) for key, entries in found["state"].items() if isinstance(entries, dict)}
+        return {**found, "state": kept, "base": base}
+
+    def check_saved(self, saved: Mapping[str, Any]) -> None:
+        if self._saves and "base" not in saved:
+            name = type(self.optimizer).__name__
+            raise ValueError(
+                f"the checkpoint has no entry 'base', what {name} writes by its own state_dict. Was it made by {name} "
+                "alone? Then load it into that before it is wrapped. Or rewritten by torch.distributed.checkpoint, "
+                "which keeps state and param_groups alone?"
+            )
+
+    def load(self, opt: DropIn, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        base, ours = self.optimizer, opt._entries()
+        if not self._loads:
+            base.__setstate__(dict(state))
+            return state
+        theirs = saved["base"] if self._saves else {**saved, "state": _stripped(saved["state"], ours)}
+        inside = [value for value in vars(base).values() if isinstance(value, torch.optim.Optimizer)]
+        before = [(optimizer, dict(vars(optimizer))) for optimizer in (base, *inside)]
+        try:
+            base.load_state_dict(theirs)
+        except Exception as error:
+            for optimizer, attributes in before:
+                vars(optimizer).clear()
+                vars(optimizer).update(attributes)
+            raise _unsuitable(base, error) from error
+        self._merge(state["param_groups"])
+        for p, entries in state["state"].items():
+            if isinstance(p, Tensor):
+                base.state[p].update(_only(entries, ours))
+        return {**state, "state": base.state, "param_groups": base.param_groups}
+
+    # -- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, opt: DropIn) -> None:
+        if self.extra is not None:
+            self.extra.step(opt)
+            return
+        fresh = self._fresh(opt)
+        saved: list[tuple[list[Tensor], Tensor]] = []
+        raw: dict[Tensor, Any] = {}
+        work: dict[str, list[Part]] = {}
+        try:
+            with self.modes.deployed():
+                for group, execution, columns in opt._work():
+                    held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
+                    amp = Amp(bool(group.get("maximize", False)))
+                    for part in by_device_and_dtype(held) if held.weights else ():
+                        work.setdefault(execution, []).append(Part(part, None, group, opt._holding, amp))
+                for part in chain.from_iterable(work.values()):
+                    small = [i for i, spec in enumerate(opt._holding.specs) if spec.kind in ("scalar", "count")]
+                    saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
+                before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
+            for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
+                for p, grad in zip(part.columns.weights, grads, strict=False):
+                    old: Any = p.grad
+                    p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
+                    raw[p] = old
+            self.optimizer.step()
+        except BaseException:
+            for column, values in saved:
+                torch._foreach_copy_(column, list(values.unbind()))
+            self._roll_back(opt, fresh)
+            raise
+        finally:
+            for p, grad in raw.items():
+                p.grad = grad
+        self.modes.check_follows([p for part in chain(*work.values()) for p in part.columns.weights])
+        with self.modes.deployed():
+            for execution, parts in work.items():
+                BACKENDS[execution].after_(parts, before[execution])
+        for p, state in self._waiting.items():
+            opt.state[p].update(state)
+        self._waiting.clear()
+
+    def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
+        """State, as it is now, of parameters that are about to be initialized."""
+        stepped = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
+        return {p: dict(opt.state.get(p, {})) for p in stepped if not opt._holding.is_initialized(opt.state.get(p, {}))}
+
+    def _roll_back(self, opt: DropIn, fresh: dict[Tensor, dict[str, Any]]) -> None:
+        """The base has refused its step: what was made for it is undone."""
+        for p, state in fresh.items():
+            opt.state[p].clear()
+            opt.state[p].update(state)
+            if not state:
+                del opt.state[p]
+        self._waiting.clear()
+
+
+def _overrides(optimizer: torch.optim.Optimizer, method: str) -> bool:
+    return getattr(getattr(optimizer, method), "__func__", None) is not getattr(torch.optim.Optimizer, method)
+
+
+def _only(entries: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if name in names}
+
+
+def _stripped(state: Mapping[Any, Any], ours: Collection[str]) -> dict[Any, Any]:
+    """What the base has put into ``state``: a parameter of which it keeps nothing has no entry."""
+    found = {}
+    for key, entries in state.items():
+        is_dict = isinstance(entries, Mapping)
+        left = {name: value for name, value in entries.items() if name not in ours} if is_dict else entries
+        if not is_dict or left or not entries:
+            found[key] = left
+    return found
+
+
+def _unsuitable(base: torch.optim.Optimizer, error: Exception) -> ValueError:
+    return ValueError(
+        f"the checkpoint does not suit {type(base).__name__}, which cannot load it ({error!r}); was it made around "
+        "another base?"
+    )

@@ -1,0 +1,362 @@
+"""Bases that do more than torch's: own checkpoints, an optimizer inside, two modes, weights that are replaced."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+
+GRADIENT = torch.tensor([[1.0, -1.0, 0.5], [0.1, 0.2, -0.3]], dtype=torch.float64)
+
+
+class Slow(torch.optim.Optimizer):
+    """Lookahead (arXiv 1907.08610): an optimizer inside, whose groups it shows, and slow weights of its own.
+
+    As several packages write it: without the constructor of torch, with a state_dict of another form.
+    """
+
+    def __init__(self, inside: torch.optim.Optimizer, every: int = 3) -> None:
+        self._optimizer_step_pre_hooks: Any = OrderedDict()
+        self._optimizer_step_post_hooks: Any = OrderedDict()
+        self.inside, self.every, self.count = inside, every, 0
+        self.defaults = inside.defaults
+        self.state: Any = defaultdict(dict)
+        for group in inside.param_groups:
+            for p in group["params"]:
+                self.state[p]["slow"] = p.detach().clone()
+
+    @property
+    def param_groups(self) -> Any:
+        return self.inside.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.inside.step()
+        self.count += 1
+        if self.count % self.every == 0:
+            for p, state in self.state.items():
+                state["slow"].lerp_(p, 0.5)
+                p.copy_(state["slow"])
+
+    def state_dict(self) -> Any:
+        slow = [dict(state) for state in self.state.values()]
+        return {"slow": slow, "inside": self.inside.state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        if len(state_dict["slow"]) != len(self.state):
+            raise ValueError("other parameters")
+        self.inside.load_state_dict(state_dict["inside"])
+        for state, saved in zip(self.state.values(), state_dict["slow"], strict=True):
+            state.clear()
+            state.update({key: value.clone() for key, value in saved.items()})
+        self.count = state_dict["count"]
+
+
+class Averaged(torch.optim.Optimizer):
+    """Schedule-free gradient descent (arXiv 2405.15682): trains y, deploys the average x."""
+
+    def __init__(self, params: Any, lr: float = 0.1, beta: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "train_mode": False, "k": 0})
+
+    def _to(self, training: bool) -> None:
+        for group in self.param_groups:
+            if group["train_mode"] is not training:
+                for p in group["params"]:
+                    if "z" in self.state[p]:
+                        weight = 1 - group["beta"] if training else 1 - 1 / group["beta"]
+                        p.data.lerp_(self.state[p]["z"], weight)
+                group["train_mode"] = training
+
+    def train(self) -> None:
+        self._to(True)
+
+    def eval(self) -> None:
+        self._to(False)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            if not group["train_mode"]:
+                raise RuntimeError("not in train mode")
+            group["k"] += 1
+            for p in group["params"]:
+                if p.grad is not None:
+                    z = self.state[p].setdefault("z", p.clone())
+                    x = p.lerp(z, 1 - 1 / group["beta"])
+                    z.sub_(p.grad, alpha=group["lr"])
+                    x.lerp_(z, 1 / group["k"])
+                    p.copy_(x.lerp(z, 1 - group["beta"]))
+
+
+class Kept(Averaged):
+    """Deploys a copy, and trains on as if it were not there: no projection of what is deployed can hold it."""
+
+    def _to(self, training: bool) -> None:
+        for group in self.param_groups:
+            if group["train_mode"] is not training:
+                for p in group["params"]:
+                    state = self.state[p]
+                    if training and "y" in state:
+                        p.data.copy_(state.pop("y"))
+                    elif not training and "z" in state:
+                        state["y"] = p.detach().clone()
+                group["train_mode"] = training
+
+
+class Replacing(torch.optim.Optimizer):
+    """Gradient descent that gives each parameter new memory at each step."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+def weights() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+
+
+def run(p: torch.nn.Parameter, opt: Any, steps: range) -> torch.Tensor:
+    for t in steps:
+        p.grad = GRADIENT * (1 + 0.3 * t)
+        opt.step()
+    return p.detach().clone()
+
+
+WRAPPERS = {
+    "FTP": lambda base: hft.FTP(base, radius_lr=0.05),
+    "MARSSP": lambda base: hft.MARSSP(base, radius=0.05),
+    "L2SP": lambda base: hft.L2SP(base, strength=0.1),
+    "HypergradientDescent": lambda base: hft.HypergradientDescent(base, lr_lr=0.001),
+}
+every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+
+
+@every_wrapper
+def test_a_base_that_saves_in_its_own_form_goes_on_bit_for_bit(wrap):
+    def fresh() -> tuple[torch.nn.Parameter, Any]:
+        p = weights()
+        return p, wrap(Slow(torch.optim.Adam([p], lr=0.05)))
+
+    p, opt = fresh()
+    run(p, opt, range(4))
+    saved = copy.deepcopy((p, opt.state_dict()))
+    there = run(p, opt, range(4, 8))
+
+    q, again = fresh()
+    run(q, again, range(2))  # what is loaded replaces what is there
+    q.data.copy_(saved[0].data)
+    again.load_state_dict(saved[1])
+    assert again.param_groups is again.base.param_groups is again.base.inside.param_groups
+    assert again.state is again.base.state
+    assert torch.equal(run(q, again, range(4, 8)), there)
+    assert again.base.count == 8
+
+
+def test_what_is_ours_does_not_enter_the_bases_checkpoint():
+    p = weights()
+    opt = hft.FTP(Slow(torch.optim.Adam([p], lr=0.05)))
+    run(p, opt, range(2))
+    before = dict(opt.state[p])
+    saved = opt.state_dict()
+    assert set(saved["base"]["slow"][0]) == {"slow"}
+    assert set(saved["state"][0]) == {
+        "deviation", "row_norm", "radius", "radius_exp_avg", "radius_exp_avg_sq", "radius_step", "anchor"
+    }  # fmt: skip
+    assert opt.state[p].keys() == before.keys()
+    assert all(opt.state[p][key] is value for key, value in before.items())
+
+
+def test_a_checkpoint_without_what_the_base_wrote_is_refused():
+    p = weights()
+    opt = hft.FTP(Slow(torch.optim.Adam([p], lr=0.05)))
+    run(p, opt, range(2))
+    saved = copy.deepcopy(opt.state_dict())
+    alone = opt.base.state_dict()
+    for wrong, text in (
+        ({key: saved[key] for key in ("state", "param_groups")}, "has no entry 'base'"),
+        (saved | {"base": {**alone, "slow": []}}, "does not suit Slow, which cannot load it"),
+    ):
+        before = copy.deepcopy(opt.state_dict())
+        with pytest.raises(ValueError, match=text):
+            opt.load_state_dict(wrong)
+        assert str(opt.state_dict()) == str(before)
+        assert opt.state is opt.base.state
+
+
+def test_an_optimizer_inside_the_base_sees_the_learning_rates_of_the_wrapper():
+    p, q = weights(), weights()
+    opt, alone = hft.MARSSP(Slow(torch.optim.SGD([p], lr=0.1)), radius=1e9), Slow(torch.optim.SGD([q], lr=0.1))
+    for t in range(4):
+        for optimizer in (opt, alone):
+            optimizer.param_groups[0]["lr"] = 0.1 / (t + 1)
+        torch.testing.assert_close(run(p, opt, range(t, t + 1)), run(q, alone, range(t, t + 1)), rtol=1e-15, atol=1e-15)
+
+
+def test_groups_that_a_base_does_not_let_go_of_cannot_be_put_in():
+    p = weights()
+    opt = hft.FTP(Slow(torch.optim.SGD([p], lr=0.1)))
+    opt.param_groups = [dict(opt.param_groups[0])]
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="state was loaded without its wrapper"):
+        opt.step()
+
+
+def test_defaults_are_the_bases():
+    base = torch.optim.SGD([weights()], lr=0.1)
+    opt = hft.FTP(base)
+    assert opt.defaults is base.defaults
+    opt.defaults["lr"] = 0.5
+    opt.add_param_group({"params": [weights()]})
+    assert opt.param_groups[1]["lr"] == 0.5
+
+
+def test_after_an_error_the_base_is_as_it_was():
+    base = torch.optim.SGD([("w", weights())], lr=0.1)
+    groups, defaults = [dict(group) for group in base.param_groups], dict(base.defaults)
+    with pytest.raises(ValueError, match="match no parameter"):
+        hft.FTP(base, exclude="nothing")
+    assert base.param_groups == groups
+    assert base.defaults == defaults
+
+
+def test_a_base_may_keep_other_things_in_its_state():
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.state["calls"] = self.state.get("calls", 0) + 1
+            return super().step(closure)
+
+    p = weights()
+    opt = hft.FTP(Counting([p], lr=0.1))
+    run(p, opt, range(3))
+    saved = copy.deepcopy(opt.state_dict())
+    assert saved["state"]["calls"] == 3
+    again = hft.FTP(Counting([q := weights()], lr=0.1))
+    again.load_state_dict(saved)
+    run(q, again, range(1))
+    assert again.state["calls"] == 4
+
+
+# -- two modes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_of_a_schedule_free_base_the_deployed_weights_are_held(norm):
+    """MARS-SP around it, against a loop by hand: x is projected, z is free, y is between them."""
+    p = weights()
+    w0, radius, lr, beta = p.detach().clone(), 0.12, 0.1, 0.9
+    opt = hft.MARSSP(Averaged([p], lr, beta), radius=radius, norm=norm)
+    x, z = w0.clone(), w0.clone()
+    opt.train()
+    for t in range(6):
+        run(p, opt, range(t, t + 1))
+        z = z - lr * GRADIENT * (1 + 0.3 * t)
+        x = x + (z - x) / (t + 1)
+        c = x - w0
+        n = (c.abs().sum(1, keepdim=True) if norm == "mars" else c.norm()) + 1e-8
+        x = w0 + (radius / n).clamp(max=1) * c
+        torch.testing.assert_close(p.detach(), (1 - beta) * z + beta * x, rtol=1e-12, atol=1e-12)
+    opt.eval()
+    torch.testing.assert_close(p.detach(), x, rtol=1e-12, atol=1e-12)
+    assert (p.detach() - w0).abs().sum() > 0.9 * radius
+    with pytest.raises(RuntimeError, match="Averaged is not in its training mode; call train"):
+        opt.step()
+
+
+@pytest.mark.parametrize("wrap", [WRAPPERS["FTP"], lambda base: hft.SPD(base)], ids=["FTP", "SPD"])
+def test_a_schedule_free_run_goes_on_bit_for_bit(wrap):
+    def fresh() -> tuple[torch.nn.Parameter, Any]:
+        p = weights()
+        opt = wrap(Averaged([p]))
+        opt.train()
+        return p, opt
+
+    p, opt = fresh()
+    run(p, opt, range(4))
+    saved = copy.deepcopy((p, opt.state_dict()))
+    there = run(p, opt, range(4, 8))
+    q, again = fresh()
+    q.data.copy_(saved[0].data)
+    again.load_state_dict(saved[1])
+    assert torch.equal(run(q, again, range(4, 8)), there)
+
+
+def test_the_radius_of_a_schedule_free_base_learns_and_holds_x():
+    p = weights()
+    w0 = p.detach().clone()
+    opt = hft.FTP(Averaged([p], lr=0.5), radius_lr=0.05)
+    opt.train()
+    run(p, opt, range(10))
+    opt.eval()
+    assert 0.2 < opt.radii()[0] < 0.5
+    assert (p.detach() - w0).abs().sum(1).max() <= opt.radii()[0] * (1 + 1e-12)
+
+
+def test_a_base_whose_trained_weights_do_not_follow_is_refused():
+    p = weights()
+    opt = hft.FTP(Kept([p]))
+    opt.train()
+    p.grad = GRADIENT
+    with pytest.raises(RuntimeError, match="Kept trains other weights than those it deploys"):
+        opt.step()
+
+
+def test_modes_are_passed_over_where_there_are_none():
+    p = weights()
+    for opt in (hft.FTPSGD([p], lr=0.1), hft.FTP(torch.optim.SGD([p], lr=0.1))):
+        opt.train()
+        opt.eval()
+
+
+# -- ways to step -----------------------------------------------------------------------------------------------------
+
+
+def test_a_base_that_replaces_the_memory_of_weights():
+    p, q = weights(), weights()
+    opt, same = hft.FTP(Replacing([p]), radius_lr=0.05), hft.FTP(torch.optim.SGD([q], lr=0.1), radius_lr=0.05)
+    torch.testing.assert_close(run(p, opt, range(5)), run(q, same, range(5)), rtol=1e-14, atol=1e-14)
+    assert opt.radii() == pytest.approx(same.radii(), rel=1e-13)
+
+
+def test_a_base_that_steps_several_times_makes_one_displacement():
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step()
+            return super().step()
+
+    p, q = weights(), weights()
+    twice, once = hft.FTP(Twice([p], lr=0.1), radius_lr=0.05), hft.FTP(torch.optim.SGD([q], lr=0.2), radius_lr=0.05)
+    torch.testing.assert_close(run(p, twice, range(5)), run(q, once, range(5)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_base_that_needs_a_closure_is_refused():
+    class Searching(torch.optim.SGD):
+        def step(self, closure: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return closure()
+
+    with pytest.raises(TypeError, match="Searching evaluates the loss at several points in one step"):
+        hft.FTP(Searching([weights()], lr=0.1))
+
+
+def test_global_hooks_see_the_wrappers_step_and_the_bases_inside_it():
+    """As with every optimizer that steps another; a hook is told which one steps."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    p, seen = weights(), []
+    opt = hft.FTP(torch.optim.SGD([p], lr=0.1))
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer))
+    try:
+        run(p, opt, range(1))
+    finally:
+        handle.remove()
+    assert len(seen) == 2
+    assert seen[0] is opt
+    assert seen[1] is opt.base
