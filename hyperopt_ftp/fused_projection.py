@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .anchored import projections
-from .hparams import check_choice
 from .kernels.layers import ABSENT, Ball, Layers
 from .kernels.ops import FUSED, why_not
 
@@ -41,7 +40,7 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars")
     >>> torch.func.grad(lambda r: project(w, torch.zeros(2, 2), r).sum())(torch.tensor(2.0))
     tensor(1.)
     """
-    check_choice("norm", norm, projections.NORMS)
+    projections.check_norm(norm)
     if weights.shape != anchor.shape or radius.numel() != 1:
         raise ValueError(
             f"weights and anchor must have one shape and radius one element, got {tuple(weights.shape)}, "

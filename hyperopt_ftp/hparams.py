@@ -105,9 +105,18 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
             return
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {type(value).__name__}")
+        got = f"the string {shown(value)}" if isinstance(value, str) else type(value).__name__
+        raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {got}{_as_a_number(value)}")
     if not domain.holds(value):
         raise ValueError(f"{name} must lie in {domain}, got {value}")
+
+
+def _as_a_number(value: Any) -> str:
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        number = math.nan
+    return f"; write float({value!r})" if math.isfinite(number) else ""
 
 
 def check_hparam(name: str, value: Any) -> None:
@@ -146,8 +155,9 @@ def first_outside(x: Tensor, low: float, high: float) -> float | None:
 
 def did_you_mean(name: Any, names: Iterable[Any]) -> str:
     """A hint where one of the names is close to a wrong one."""
-    close = difflib.get_close_matches(str(name), [str(other) for other in names], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {str(other).lower(): str(other) for other in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def shown(value: Any) -> str:
@@ -158,7 +168,9 @@ def shown(value: Any) -> str:
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{did_you_mean(value, allowed)}"
+        )
 
 
 def check_count(name: str, value: Any, what: str, none: bool = False) -> None:

@@ -18,6 +18,11 @@ def anchors(anchor: Any) -> dict[str, Tensor]:
     if anchor is None:
         raise TypeError("anchor must be the weights to stay near, a tensor or a tree of tensors, got None")
     for name, value in fixed.items():
+        if value is anchor and not isinstance(value, Tensor):
+            raise TypeError(
+                f"anchor must be a tensor or a tree of tensors, got a {type(anchor).__name__}; of a module take "
+                "{n: p.detach().clone() for n, p in module.named_parameters()}"
+            )
         if not isinstance(value, Tensor) or not value.is_floating_point():
             what = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"anchor must hold floating-point tensors, but its entry {name!r} is {what}")
@@ -28,12 +33,18 @@ def check_anchor(fixed: dict[str, Tensor], params: Any) -> None:
     given = tree.by_path(params)
     extra = [name for name in fixed if name not in given]
     if extra:
-        raise ValueError(f"anchor has entries {extra} that are not parameters; the parameters are {list(given)}")
+        raise ValueError(
+            f"anchor has entries {_few(extra)} that are not parameters; the parameters are {_few(list(given))}"
+        )
     for name, w0 in fixed.items():
         if w0.shape != given[name].shape:
             raise ValueError(
                 f"anchor entry {name!r} has shape {tuple(w0.shape)}, its parameter {tuple(given[name].shape)}"
             )
+
+
+def _few(names: list[str]) -> str:
+    return f"{names[:20]}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def check_same_names(key: str, names: Any, fixed: dict[str, Tensor]) -> None:

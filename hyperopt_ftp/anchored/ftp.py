@@ -17,7 +17,7 @@ from ..optimizers.adam import AdamState, adam
 from ..optimizers.combinators import damped
 from ..optimizers.leafwise import no_steps
 from ..types import Optimizer
-from .projections import FLOOR, NORMS, clip_radius, largest, per_row, rescaled, row_norm
+from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
 __all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
@@ -118,7 +118,7 @@ def _unpack(state: FTPState) -> tuple[Any, dict[str, RuleState]]:
 
 def ftp_rule(radius_lr: Any, kappa: Any, norm: str, gradient: str) -> Rule:
     """The rule of :func:`ftp`."""
-    check_choice("norm", norm, NORMS)
+    check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
     radius_rule = damped(adam())
 

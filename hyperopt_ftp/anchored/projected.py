@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
-from ..hparams import as_tensor, check_choice, check_number
+from ..hparams import as_tensor, check_number
 from ..types import Optimizer
 from .anchors import anchors, check_same_names
-from .projections import FLOOR, NORMS, clip_radius, largest, per_row, rescaled, row_norm
+from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
 __all__ = ["ProjectedState", "projected", "projected_rule"]
@@ -77,7 +77,7 @@ def projected_rule(radius: Any, norm: str, bounded: bool = True, starts: bool = 
         norm, bounded: as there.
         starts: whether a tuner's first radius is the largest row norm.
     """
-    check_choice("norm", norm, NORMS)
+    check_norm(norm)
 
     def after(
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers

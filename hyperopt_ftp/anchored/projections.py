@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import reduce
 from torch import Tensor
@@ -11,6 +13,7 @@ from ..hparams import check_choice
 __all__ = [
     "FLOOR",
     "NORMS",
+    "check_norm",
     "clip_radius",
     "largest",
     "per_row",
@@ -26,6 +29,12 @@ FLOOR = 1e-8
 
 #: Rows of a tensor by norm; tensors with fewer than two dimensions are one row.
 NORMS = ("mars", "l2")
+
+
+def check_norm(norm: Any) -> None:
+    if norm == "l1":
+        raise ValueError("norm must be one of 'mars', 'l2', got 'l1'; 'mars' is the L1 norm of each row")
+    check_choice("norm", norm, NORMS)
 
 
 def rows(x: Tensor, norm: str) -> torch.Size:
@@ -55,7 +64,7 @@ def row_norm(deviation: Tensor, norm: str = "mars") -> Tensor:
     >>> row_norm(torch.tensor([[3.0, -4.0], [0.0, 1.0]]))
     tensor([7., 1.])
     """
-    check_choice("norm", norm, NORMS)
+    check_norm(norm)
     to_rows = "row ... -> row" if norm == "mars" and deviation.ndim >= 2 else "... -> 1"
     if norm == "mars":
         return reduce(deviation.abs(), to_rows, "sum") + FLOOR

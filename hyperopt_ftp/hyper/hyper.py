@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import complete
 from ..optimizers.leafwise import check_grads, check_state, no_steps
 from ..types import Optimizer, check_optimizer
@@ -30,6 +31,7 @@ class TunedState(NamedTuple):
     previous: Previous  # what the last update of the base was made of
 
 
+@explained("by is the optimizer that tunes, over what it tunes: hyper(adamw(lr=1e-3), by=sgd(lr=1e-6), over='lr')")
 def hyper(
     base: Optimizer,
     by: Optimizer,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
+from .leafwise import NO_PARAMS, check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
 
 __all__ = ["AdagradState", "adagrad"]
 
@@ -22,6 +23,7 @@ class AdagradState(NamedTuple):
     sum: Any  # tree like params: accumulated g^2
 
 
+@explained(NO_PARAMS)
 def adagrad(
     lr: Any = 1e-2,
     lr_decay: Any = 0.0,

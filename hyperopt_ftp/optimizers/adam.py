@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import Domain, check_number, complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
+from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
 
 __all__ = ["AdamState", "adam", "adamw"]
 
@@ -23,6 +24,7 @@ class AdamState(NamedTuple):
     max_exp_avg_sq: Any  # tree like params with amsgrad, else ()
 
 
+@explained(NO_PARAMS)
 def adam(
     lr: Any = 1e-3,
     betas: tuple[Any, Any] = (0.9, 0.999),
@@ -59,6 +61,7 @@ def adam(
     return _adam(lr, betas, eps, weight_decay, amsgrad, eps_root, decoupled=False)
 
 
+@explained(NO_PARAMS)
 def adamw(
     lr: Any = 1e-3,
     betas: tuple[Any, Any] = (0.9, 0.999),

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import tree
 
 __all__ = [
+    "NO_PARAMS",
     "check_grads",
     "check_params",
     "check_state",
@@ -20,6 +21,12 @@ __all__ = [
     "safe_sqrt",
     "zeros",
 ]
+
+#: How a pure optimizer is called, for those who expect a class of torch.optim.
+NO_PARAMS = (
+    "a pure optimizer gets no params here, but in init(params) and update(grads, state, params); FTPAdamW and FTPSGD "
+    "are classes like torch.optim's"
+)
 
 
 def leafwise(

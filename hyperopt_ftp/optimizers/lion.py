@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, check_state, leafwise, zeros
+from .leafwise import NO_PARAMS, check_params, check_state, leafwise, zeros
 
 __all__ = ["LionState", "lion"]
 
@@ -20,6 +21,7 @@ class LionState(NamedTuple):
     exp_avg: Any  # tree like params: m
 
 
+@explained(NO_PARAMS)
 def lion(lr: Any = 1e-4, betas: tuple[Any, Any] = (0.9, 0.99), weight_decay: Any = 0.0) -> Optimizer:
     """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, decoupled weight decay.
 

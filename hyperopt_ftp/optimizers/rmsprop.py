@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, check_state, leafwise, safe_sqrt, zeros
+from .leafwise import NO_PARAMS, check_params, check_state, leafwise, safe_sqrt, zeros
 
 __all__ = ["RMSpropState", "rmsprop"]
 
@@ -21,6 +22,7 @@ class RMSpropState(NamedTuple):
     grad_avg: Any  # tree like params when centered, else ()
 
 
+@explained(NO_PARAMS)
 def rmsprop(
     lr: Any = 1e-2,
     alpha: Any = 0.99,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import Optimizer
-from .leafwise import check_params, check_state, leafwise, no_steps, zeros
+from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, zeros
 
 __all__ = ["SGDState", "check_nesterov", "sgd"]
 
@@ -21,6 +22,7 @@ class SGDState(NamedTuple):
     momentum_buffer: Any  # tree like params
 
 
+@explained(NO_PARAMS)
 def sgd(
     lr: Any = 1e-3, momentum: Any = 0.0, dampening: Any = 0.0, weight_decay: Any = 0.0, *, nesterov: bool = False
 ) -> Optimizer:

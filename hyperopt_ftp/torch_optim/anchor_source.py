@@ -13,6 +13,7 @@ from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from .checks import DTYPES
 from .fingerprint import fingerprint
+from .hints import do_you_mean, near_name, no_entry
 from .names import unwrapped
 
 __all__ = ["AnchorSource"]
@@ -33,10 +34,9 @@ class AnchorSource:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
         self.zero: bool = isinstance(anchor, str) and anchor == "zero"
         if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:
-            got = repr(anchor) if isinstance(anchor, (str, os.PathLike)) else f"a {type(anchor).__name__}"
             raise ValueError(
                 "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such "
-                f"as module.state_dict(), or the path of a .safetensors file, got {got}"
+                f"as module.state_dict(), or the path of a .safetensors file, got {_shown(anchor)}"
             )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
@@ -74,12 +74,12 @@ class AnchorSource:
             return
         if names is None:
             raise ValueError("an anchor by name needs names: pass model.named_parameters()")
-        for name, p, is_constrained in zip(names, params, constrained, strict=True):
-            if not is_constrained:
-                continue
-            value = self._given.get(unwrapped(name))
-            if value is None:
-                raise ValueError(f"anchor has no entry for the parameter {name!r}; give one, or exclude the parameter")
+        held = [(name, p) for name, p, held in zip(names, params, constrained, strict=True) if held]
+        missing = {unwrapped(name): p for name, p in held if self._given.get(unwrapped(name)) is None}
+        if missing:
+            raise ValueError(no_entry(missing, list(map(unwrapped, names)), self._given, self.path))
+        for name, p in held:
+            value = self._given[unwrapped(name)]
             if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.shape != p.shape:
                 got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
@@ -94,11 +94,13 @@ class AnchorSource:
     def check_no_extra(self, names: Sequence[Any]) -> None:
         if self._given is None or self._holds_buffers:
             return
-        extra = sorted(self._given.keys() - {unwrapped(str(name)) for name in names})
+        known = {unwrapped(str(name)) for name in names}
+        extra = sorted(self._given.keys() - known)
         if extra:
+            hint = do_you_mean(near_name(name, known - self._given.keys()) for name in extra[:5])
             raise ValueError(
                 f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
-                "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}"
+                "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}" + hint
             )
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
@@ -218,6 +220,20 @@ class AnchorSource:
         if sharded.is_dtensor(p):
             return False
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
+
+
+def _shown(anchor: Any) -> str:
+    """What is no anchor, and how it becomes one."""
+    if isinstance(anchor, (str, os.PathLike)):
+        if os.path.isdir(anchor):
+            return f"the folder {str(anchor)!r}; name the file in it, such as model.safetensors"
+        if str(anchor).endswith((".pt", ".pth", ".bin", ".ckpt")):
+            return f"{anchor!r}; load it: anchor=torch.load({str(anchor)!r}, map_location='cpu')"
+        return repr(anchor)
+    got = f"a {type(anchor).__name__}"
+    if isinstance(anchor, torch.nn.Module):
+        return f"{got}; pass its state_dict()"
+    return f"{got}; pass dict(model.named_parameters())" if isinstance(anchor, Iterator) else got
 
 
 def _is_true(x: Tensor) -> bool:

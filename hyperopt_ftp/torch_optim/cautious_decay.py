@@ -8,6 +8,7 @@ import torch
 
 from ..anchored.cautious_decay import cautious_decay_rule
 from ..anchored.rule import Rule
+from ..calls import explained
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -37,6 +38,7 @@ class CautiousDecay(DropIn):
     tensor([0.1000, 0.1000])
     """
 
+    @explained("it goes around an optimizer: CautiousDecay(torch.optim.AdamW(params, lr=...), strength=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

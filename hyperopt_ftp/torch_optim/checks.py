@@ -47,6 +47,8 @@ def check_base(base: Any, title: str, refused: type) -> None:
     """``TypeError`` for what the class ``title`` cannot go around; ``refused``: what is anchored already."""
     if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
         got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
+        if not isinstance(base, (type, torch.optim.Optimizer)):
+            got += f"; write {title}(torch.optim.AdamW(params, lr=...))"
         raise TypeError(
             f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
             f"one), got {got}"
@@ -76,6 +78,11 @@ def listed(title: str, params: Any) -> Any:
         raise TypeError(f"{title} takes parameters, got a {type(params).__name__}; pass model.named_parameters()")
     if callable(params) and not isinstance(params, Tensor):
         raise TypeError(f"{title} takes parameters, got a function; call it: model.named_parameters()")
+    if isinstance(params, Mapping):
+        whole = "model.named_parameters()" if hasattr(params, "_metadata") else "its items()"  # a module's state_dict
+        raise TypeError(
+            f"{title} takes parameters, got a dict; pass {'a list of groups' if 'params' in params else whole}"
+        )
     if not isinstance(params, Iterator):
         return params
     found = list(params)

@@ -8,6 +8,7 @@ import torch
 
 from ..anchored.digrap import DIGRAP_SPECS, digrap_rule
 from ..anchored.rule import Rule
+from ..calls import explained
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -43,6 +44,7 @@ class DiGraP(DropIn):
     [0]
     """
 
+    @explained("it goes around an optimizer: DiGraP(torch.optim.AdamW(params, lr=...), omega_lr=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..anchored.ftp import FTP_SPECS, ftp_rule
 from ..anchored.rule import Rule
+from ..calls import explained
 from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
 from .given import Given
@@ -48,6 +49,7 @@ class FTP(DropIn):
     {0: 0.016}
     """
 
+    @explained("it goes around an optimizer: FTP(torch.optim.AdamW(params, lr=...), radius_lr=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
+from ..calls import explained
 from ..kernels.layers import AdamW
 from .anchor_source import AnchorSource
 from .bases import Formula, Own
@@ -36,8 +37,9 @@ class FTPAdamW(DropIn):
         lr, betas, eps, weight_decay, amsgrad, maximize: as in :class:`torch.optim.AdamW`; weight decay is 0 by default.
         anchor: ``None``: the values just before a parameter's first step. A dict or ``state_dict`` of tensors by name,
             or the path of a ``.safetensors`` file. ``"zero"``: zero, without memory for it (LoRA).
-        exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules. Components that
-            ``torch.compile``, checkpointing, FSDP and DDP put into names are ignored.
+        exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules; ``()`` or
+            ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
+            ignored. A warning says so where nothing is held.
         radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
             most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up.
         kappa: in [0, 1]. Not a strength: Adam is scale-free, so kappa = 1, 0.5 and 0.1 act alike while h > 0. With
@@ -57,6 +59,7 @@ class FTPAdamW(DropIn):
             best that can run does: on a CPU fused, else multi-tensor, else (tensor subclasses) the pure function. On a
             GPU fused has to be asked for, since its kernels have never run on one.
         capturable: keep step counts on the device and do without Python numbers in a step (CUDA graphs).
+        differentiable: only ``False``: a step works in place. :func:`~hyperopt_ftp.ftp` is the differentiable rule.
 
     Raises:
         ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
@@ -84,6 +87,7 @@ class FTPAdamW(DropIn):
     ['0.bias', '0.weight']
     """
 
+    @explained()
     def __init__(
         self,
         params: Any,
@@ -107,11 +111,13 @@ class FTPAdamW(DropIn):
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
-            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
+            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable,
+            "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
+from ..calls import explained
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
 from .anchor_source import AnchorSource
@@ -27,7 +28,8 @@ class FTPSGD(DropIn):
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
         params, anchor, exclude, radius_lr, kappa, norm, gradient: as in :class:`FTPAdamW`.
-        anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable: as in :class:`FTPAdamW`.
+        anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable, differentiable: as in
+            :class:`FTPAdamW`.
 
     Raises:
         ValueError: as :class:`FTPAdamW`; nesterov without momentum or with dampening.
@@ -46,6 +48,7 @@ class FTPSGD(DropIn):
     {0: 0.016}
     """
 
+    @explained()
     def __init__(
         self,
         params: Any,
@@ -69,11 +72,13 @@ class FTPSGD(DropIn):
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
-            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable, "differentiable": False,
+            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable,
+            "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}

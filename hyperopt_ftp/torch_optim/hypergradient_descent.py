@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Spec
+from ..calls import explained
 from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
@@ -54,6 +55,7 @@ class HypergradientDescent(DropIn):
     0.109
     """
 
+    @explained("it goes around an optimizer: HypergradientDescent(torch.optim.AdamW(params, lr=...), lr_lr=...)")
     def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
         extra = Extra({"lr_lr": lr_lr}, (Spec("direction", "weights"),), _check, _step)
         super().__init__(Given(base, extra), None, exclude)

@@ -8,6 +8,7 @@ import torch
 
 from ..anchored.l2sp import l2sp_rule
 from ..anchored.rule import Rule
+from ..calls import explained
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -41,6 +42,7 @@ class L2SP(DropIn):
     tensor([1.2857, 1.2857])
     """
 
+    @explained("it goes around an optimizer: L2SP(torch.optim.AdamW(params, lr=...), strength=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..anchored.ftp import FTP_SPECS, ftp_rule
 from ..anchored.rule import Numbers, Rule, RuleState
+from ..calls import explained
 from ..hparams import to_tensors
 from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
@@ -47,6 +48,7 @@ class MARSSP(DropIn):
             [ 0.2000, -0.1000]])
     """
 
+    @explained("it goes around an optimizer: MARSSP(torch.optim.AdamW(params, lr=...), radius=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

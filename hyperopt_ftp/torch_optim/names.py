@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from .hints import MOST, do_you_mean, near_pattern, overview
+
 __all__ = ["Exclude", "unwrapped"]
 
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
@@ -30,7 +32,7 @@ class Exclude:
 
     def __init__(self, entries: Any) -> None:
         kinds = (str, Tensor, Module)
-        given = [entries] if isinstance(entries, kinds) else entries
+        given = [entries] if isinstance(entries, kinds) else () if entries is None else entries
         if not isinstance(given, Iterable) or isinstance(given, Mapping):
             given = [given]
         self.entries: list[str | Tensor] = []
@@ -69,8 +71,11 @@ class Exclude:
         missed = [entry for k, entry in enumerate(self.entries) if k not in self._matched]
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
-            above = {str(name)[:i] for name in names for i, letter in enumerate(str(name)) if letter == "."}
-            hints = [f"{entry}.*" for entry in missed if isinstance(entry, str) and entry in above]
-            hint = f"; do you mean {hints}?" if hints else ""
-            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            raise ValueError(f"exclude: {shown} match no parameter; the parameters are {list(names)[:20]}{more}{hint}")
+            bare = [unwrapped(str(name)) for name in names]
+            hint = do_you_mean(near_pattern(entry, bare) for entry in missed if isinstance(entry, str))
+            known = overview(bare)
+            count = f"{len(bare)} " if len(bare) > MOST else ""
+            more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+            raise ValueError(
+                f"exclude: {shown} match no parameter; the {count}parameters are {known[:MOST]}{more}{hint}"
+            )

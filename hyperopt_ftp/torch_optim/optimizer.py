@@ -5,6 +5,7 @@ The way of a step: ``DropIn.step``, ``Own.step`` (or ``Given.step``), ``Kernel.s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_not
@@ -18,7 +19,7 @@ from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from . import store
 from .backends import BACKENDS, Backend
-from .bases import Base
+from .bases import Base, Own
 from .checks import (
     check_checkpoint,
     check_dtype,
@@ -76,6 +77,13 @@ class DropIn(torch.optim.Optimizer):
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
         super().__init__(listed(type(self).__name__, params), defaults)
         self._exclude.check_all_matched(self._names())
+        if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
+            base = mover.formula.kernel if isinstance(mover, Own) else type(self.base)
+            warnings.warn(
+                f"exclude leaves {type(self).__name__} none of the {len(self._names())} parameters, so it is "
+                f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
+                stacklevel=4,  # whoever called the class
+            )
         if hold is not None:
             hold.anchors.check_no_extra(self._names())
         if isinstance(mover, Given):

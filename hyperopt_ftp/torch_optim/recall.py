@@ -8,6 +8,7 @@ import torch
 
 from ..anchored.recall import RECALL_SPECS, recall_rule
 from ..anchored.rule import Rule
+from ..calls import explained
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -38,6 +39,7 @@ class Recall(DropIn):
     tensor([0.0500, 0.0500])
     """
 
+    @explained("it goes around an optimizer: Recall(torch.optim.AdamW(params, lr=...), strength=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

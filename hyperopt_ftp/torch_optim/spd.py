@@ -8,6 +8,7 @@ import torch
 
 from ..anchored.rule import Rule
 from ..anchored.spd import spd_rule
+from ..calls import explained
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -39,6 +40,7 @@ class SPD(DropIn):
     True
     """
 
+    @explained("it goes around an optimizer: SPD(torch.optim.AdamW(params, lr=...), strength=...)")
     def __init__(
         self,
         base: torch.optim.Optimizer,

@@ -23,7 +23,7 @@ def test_learning_rates_outside_their_domain(case, value):
 
 @pytest.mark.parametrize("case", BASES, ids=str)
 def test_hparams_of_a_wrong_type(case):
-    with pytest.raises(TypeError, match="lr must be a number or a 0-d floating-point tensor, got str"):
+    with pytest.raises(TypeError, match="lr must be a number or a 0-d floating-point tensor, got the string"):
         case.build(lr="0.1")
     with pytest.raises(TypeError, match="got bool"):
         case.build(lr=True)

@@ -93,7 +93,24 @@ EXTRA = (
     "{n: p.detach().clone() for n, p in model.named_parameters()}"
 )
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
+WRITE = "write FTP(torch.optim.AdamW(params, lr=...))"
+AROUND = "it goes around an optimizer: FTP(torch.optim.AdamW(params, lr=...), radius_lr=...)"
 BESIDE = "for 16-bit weights the deviation is the master copy"
+
+ADAMW_OPTIONS = (
+    "params", "lr", "betas", "eps", "weight_decay", "amsgrad", "anchor", "exclude", "radius_lr", "kappa", "norm",
+    "gradient", "anchor_dtype", "anchor_device", "save_anchor", "lean", "maximize", "foreach", "fused", "capturable",
+    "differentiable",
+)  # fmt: skip
+OF_FTP = (
+    "base", "anchor", "exclude", "radius_lr", "kappa", "norm", "gradient", "anchor_dtype", "anchor_device",
+    "save_anchor",
+)  # fmt: skip
+#: Named as in a model of transformers: more parameters than an error lists.
+LARGE = [
+    *((f"bert.encoder.layer.{i}.{kind}", weight()) for i in range(11) for kind in ("weight", "bias")),
+    *((f"{head}.{kind}", weight()) for head in ("bert.pooler", "classifier") for kind in ("weight", "bias")),
+]
 
 PARAMETERS = [
     Row("no parameters", lambda s: s.make([]), ValueError, "optimizer got an empty parameter list", torch=True),
@@ -101,7 +118,8 @@ PARAMETERS = [
         "FTPAdamW: there are no parameters; a generator is empty after its first use, make it anew", (ADAMW,)),
     Row("the model for its parameters", lambda s: s.make(s.net), TypeError,
         "FTPAdamW takes parameters, got a Sequential; pass model.named_parameters()", (ADAMW,)),
-    Row("the model for the base", lambda s: hft.FTP(s.net), TypeError, f"{WRAPS} Sequential", (FTP,)),
+    Row("the model for the base", lambda s: hft.FTP(s.net), TypeError, f"{WRAPS} Sequential; {WRITE}",
+        (FTP,)),
     Row("the method for the parameters", lambda s: s.make(s.net.named_parameters), TypeError,
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
@@ -109,7 +127,20 @@ PARAMETERS = [
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
         "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
-        "optimizer can only optimize Tensors, but one of the params is str", torch=True),
+        "FTPAdamW takes parameters, got a dict; pass model.named_parameters()", (ADAMW,)),
+    Row("a `state_dict` for the base's parameters", lambda s: s.make(s.net.state_dict()), TypeError,
+        "optimizer can only optimize Tensors, but one of the params is str", (FTP,), torch=True),
+    Row("a dict of parameters by name", lambda s: s.make(dict(s.net.named_parameters())), TypeError,
+        "FTPAdamW takes parameters, got a dict; pass its items()", (ADAMW,)),
+    Row("a group, not in a list", lambda s: s.make({"params": [weight()]}), TypeError,
+        "FTPAdamW takes parameters, got a dict; pass a list of groups", (ADAMW,)),
+    Row("`FTPAdamW(params, radius_Ir=0.1)`", lambda s: s.build(radius_Ir=0.1), TypeError,
+        "FTPAdamW: got an unexpected keyword argument 'radius_Ir'; did you mean 'radius_lr'?", (ADAMW,)),
+    Row("`FTPAdamW(params, momentum=0.9)`", lambda s: s.build(momentum=0.9), TypeError,
+        f"FTPAdamW: got an unexpected keyword argument 'momentum'; the arguments are {', '.join(ADAMW_OPTIONS)}",
+        (ADAMW,)),
+    Row("`FTPSGD()`", lambda s: hft.FTPSGD(), TypeError,  # pyright: ignore[reportCallIssue]
+        "FTPSGD: missing a required argument: 'params'", (SGD,)),
     Row("one tensor, not in a list", lambda s: s.make(weight()), TypeError,
         "params argument given to the optimizer should be an iterable of Tensors or dicts, but got", torch=True),
     Row("a set of parameters in a group", lambda s: s.make([{"params": {weight()}}]), TypeError,
@@ -146,7 +177,7 @@ PARAMETERS = [
         [{"params": [weight()], "constrained": s.opt.param_groups[0]["constrained"]}]), TypeError,
         "a group's constrained must be True or False, got [True, True, True, True]", begin=Scene.begun),
     Row("a group with `radius_lr='0.1'`", lambda s: s.make([{"params": [weight()], "radius_lr": "0.1"}]), TypeError,
-        f"radius_lr {A_NUMBER} str"),
+        f"radius_lr {A_NUMBER} the string '0.1'; write float('0.1')"),
 ]  # fmt: skip
 
 EXCLUDES = [
@@ -158,14 +189,22 @@ EXCLUDES = [
     Row("`exclude` with a module of another model", lambda s: s.build(exclude=torch.nn.Linear(5, 1, bias=False)),
         ValueError, f"exclude: ['a tensor of shape (1, 5)'] {NO_MATCH}"),
     Row("`exclude` that matches none of 30 parameters", lambda s: s.make([(str(i), weight()) for i in range(30)],
-        exclude="x"), ValueError, "exclude: ['x'] match no parameter; the parameters are "
+        exclude="x"), ValueError, "exclude: ['x'] match no parameter; the 30 parameters are "
         f"{[str(i) for i in range(20)]} and 10 more"),
+    Row("`exclude='clasifier.*'` of a model with many parameters", lambda s: s.make(LARGE, exclude="clasifier.*"),
+        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are ['bert.*', 'classifier.*']; do "
+        "you mean 'classifier.*'?"),
+    Row("`exclude=['pooler.*', 'bais']` of the same model", lambda s: s.make(LARGE, exclude=["pooler.*", "bais"]),
+        ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are ['bert.*', "
+        "'classifier.*']; do you mean ['bert.pooler.*', '*.bias']?"),
+    Row("`exclude=['0', '1']`", lambda s: s.build(exclude=["0", "1"]), ValueError,
+        f"exclude: ['0', '1'] {NO_MATCH}; do you mean ['0.*', '1.*']?"),
     Row("`exclude` with a module without parameters", lambda s: s.build(exclude=torch.nn.ReLU()), ValueError,
         "exclude: a ReLU has no parameters; leave it out"),
     Row("`exclude='1.*'` without names", lambda s: s.make(s.net.parameters(), exclude="1.*"), ValueError,
         "exclude patterns ['1.*'] need names: pass model.named_parameters(), or exclude tensors"),
     option("exclude", [3], TypeError, f"{EXCLUDE} int"),
-    option("exclude", None, TypeError, f"{EXCLUDE} NoneType"),
+    option("exclude", True, TypeError, f"{EXCLUDE} bool"),
     option("exclude", {"1.*": True}, TypeError, f"{EXCLUDE} dict"),
     Row("`exclude=head.named_parameters()`", lambda s: s.build(exclude=s.net[1].named_parameters()), TypeError,
         f"{EXCLUDE} tuple"),
@@ -173,8 +212,14 @@ EXCLUDES = [
 
 ANCHORS = [
     option("anchor", "none", ValueError, f"{ANCHOR} 'none'"),
-    option("anchor", "anchor.pt", ValueError, f"{ANCHOR} 'anchor.pt'"),
-    Row("`anchor=model`", lambda s: s.build(anchor=s.net), ValueError, f"{ANCHOR} a Sequential"),
+    option("anchor", "anchor.pt", ValueError,
+           f"{ANCHOR} 'anchor.pt'; load it: anchor=torch.load('anchor.pt', map_location='cpu')"),
+    option("anchor", ".", ValueError,
+           f"{ANCHOR} the folder '.'; name the file in it, such as model.safetensors"),
+    Row("`anchor=model`", lambda s: s.build(anchor=s.net), ValueError,
+        f"{ANCHOR} a Sequential; pass its state_dict()"),
+    Row("`anchor=model.named_parameters()`", lambda s: s.build(anchor=s.net.named_parameters()), ValueError,
+        f"{ANCHOR} a generator; pass dict(model.named_parameters())"),
     Row("`anchor` as a list of tensors", lambda s: s.build(anchor=list(s.net.parameters())), ValueError,
         f"{ANCHOR} a list"),
     Row("`anchor` as a tensor", lambda s: s.build(anchor=weight()), ValueError, f"{ANCHOR} a Tensor"),
@@ -186,6 +231,26 @@ ANCHORS = [
            "anchor has two entries for '0.weight', under different prefixes; give one"),
     anchor("an anchor that misses a name", lambda w: {n: x for n, x in w.items() if n != "1.bias"}, ValueError,
            "anchor has no entry for the parameter '1.bias'; give one, or exclude the parameter"),
+    anchor("an anchor that misses several names", lambda w: {n: x for n, x in w.items() if n[0] == "0"}, ValueError,
+           "anchor has no entry for 2 of 4 parameters: ['1.*']; give them, or exclude=['1.*']"),
+    anchor("an anchor with a misspelt name", lambda w: {n.replace("1.bias", "1.bais"): x for n, x in w.items()},
+           ValueError, "anchor has no entry for the parameter '1.bias'; give one, or exclude the parameter; is the "
+           "entry '1.bais' meant?"),
+    anchor("an anchor whose names lack a prefix", lambda w: {n[2:]: x for n, x in w.items() if n[0] == "0"},
+           ValueError, "anchor has no entry for 4 of 4 parameters: its names lack the prefix '0.'; write anchor="
+           "{f\"0.{k}\": v for k, v in state_dict.items()}; ['1.*'] have no entry in it either: give them, or "
+           "exclude=['1.*']"),
+    anchor("an anchor whose names have a prefix too many", lambda w: {f"net.{n}": x for n, x in w.items()}, ValueError,
+           "anchor has no entry for 4 of 4 parameters: its names have the prefix 'net.' too many; write anchor="
+           "{k.removeprefix(\"net.\"): v for k, v in state_dict.items()}"),
+    anchor("an anchor of another model", lambda w: {"stem": weight()}, ValueError,
+           "anchor has no entry for 4 of 4 parameters; they are ['0.weight', '0.bias', '1.weight', '1.bias'], and the "
+           "anchor's names are ['stem']; is it of another model?"),
+    anchor("a checkpoint with the weights in it", lambda w: {"model": w, "epoch": 3}, ValueError,
+           "anchor has no entry for 4 of 4 parameters, but 'model' is a dict of tensors: pass that, anchor['model']"),
+    Row("an anchor with an extra name that is nearly that of an excluded parameter", lambda s: s.build(
+        exclude="1.*", anchor={n.replace("1.weight", "1.wieght"): x for n, x in s.weights().items()}), ValueError,
+        f"anchor has entries ['1.wieght'] that {EXTRA}; do you mean '1.weight'?"),
     anchor("an anchor with an extra name", lambda w: w | {"2.weight": weight()}, ValueError,
            f"anchor has entries ['2.weight'] that {EXTRA}"),
     anchor("an anchor of another shape", lambda w: w | {"0.weight": weight(3, 4)}, ValueError,
@@ -223,17 +288,23 @@ NUMBERS = [
     *(option("radius_lr", value, ValueError, f"radius_lr must lie in [0, inf), got {value}")
       for value in (-0.001, math.nan, math.inf)),
     *(option("radius_lr", value, TypeError, f"radius_lr {A_NUMBER} {type(value).__name__}")
-      for value in ("0.01", None, True)),
+      for value in (None, True)),
+    option("radius_lr", "0.01", TypeError, f"radius_lr {A_NUMBER} the string '0.01'; write float('0.01')"),
     option("radius_lr", PAIR, ValueError, f"radius_lr {A_NUMBER} shape (2,), torch.float32"),
     *(option("kappa", value, ValueError, f"kappa must lie in [0, 1], got {value}") for value in (1.5, -0.1, math.nan)),
-    option("kappa", "1", TypeError, f"kappa {A_NUMBER} str"),
-    option("norm", "l1", ValueError, "norm must be one of 'mars', 'l2', got 'l1'"),
-    option("norm", 2, ValueError, "norm must be one of 'mars', 'l2', got 2"),
+    option("kappa", "1", TypeError, f"kappa {A_NUMBER} the string '1'; write float('1')"),
+    option("norm", "l1", ValueError, "norm must be one of 'mars', 'l2', got 'l1'; 'mars' is the L1 norm of each row"),
+    option("norm", "L2", ValueError, "norm must be one of 'mars', 'l2', got 'L2'; did you mean 'l2'?"),
+    option("norm", 2, ValueError, "norm must be one of 'mars', 'l2', got 2; did you mean 'l2'?"),
     option("gradient", "fast", ValueError, "gradient must be one of 'paper', 'exact', got 'fast'"),
+    option("gradient", "Paper", ValueError,
+           "gradient must be one of 'paper', 'exact', got 'Paper'; did you mean 'paper'?"),
     *(option("lr", value, ValueError, f"lr must lie in [0, inf), got {value}", NATIVE)
       for value in (-0.1, math.nan, math.inf)),
     *(option("lr", value, TypeError, f"lr {A_NUMBER} {type(value).__name__}", NATIVE)
-      for value in ("fast", None, True)),
+      for value in (None, True)),
+    option("lr", "fast", TypeError, f"lr {A_NUMBER} the string 'fast'", NATIVE),
+    option("lr", "1e-3", TypeError, f"lr {A_NUMBER} the string '1e-3'; write float('1e-3')", NATIVE),
     option("lr", PAIR, ValueError, f"lr {A_NUMBER} shape (2,), torch.float32", NATIVE),
     option("lr", torch.tensor(1), ValueError, f"lr {A_NUMBER} shape (), torch.int64", NATIVE),
     *(option("weight_decay", value, ValueError, f"weight_decay must lie in [0, inf), got {value}", NATIVE)
@@ -243,7 +314,7 @@ NUMBERS = [
     option("betas", (0.9,), ValueError, "betas must be a pair (beta1, beta2), got (0.9,)", (ADAMW,)),
     option("betas", (0.9, 1.0), ValueError, "betas must lie in [0, 1), got 1.0", (ADAMW,)),
     option("betas", (-0.1, 0.9), ValueError, "betas must lie in [0, 1), got -0.1", (ADAMW,)),
-    option("betas", ("a", 0.9), TypeError, f"betas {A_NUMBER} str", (ADAMW,)),
+    option("betas", ("a", 0.9), TypeError, f"betas {A_NUMBER} the string 'a'", (ADAMW,)),
     option("momentum", -0.5, ValueError, "momentum must lie in [0, inf), got -0.5", (SGD,)),
     option("dampening", math.nan, ValueError, "dampening must lie in [-inf, inf], got nan", (SGD,)),
     option("nesterov", True, ValueError,
@@ -262,6 +333,8 @@ FLAGS = [
       for name in ("foreach", "fused")),
     Row("`fused=True, foreach=True`", lambda s: s.build(fused=True, foreach=True), RuntimeError,
         "fused and foreach cannot both be True; choose one, or neither", NATIVE),
+    option("differentiable", True, ValueError,
+           "differentiable must be False, got True: a step works in place; hft.ftp is the differentiable rule", NATIVE),
     Row("a group with `differentiable=True`", lambda s: s.make([{"params": [weight()], "differentiable": True}]),
         ValueError, "differentiable must be False, got True: a step works in place; hft.ftp is the differentiable rule",
         NATIVE),
@@ -283,12 +356,20 @@ FLAGS = [
 ]  # fmt: skip
 
 WRAPPED = [
+    Row("`FTP(model.parameters(), lr=0.1)`", lambda s: hft.FTP(s.net.parameters(), lr=0.1),  # pyright: ignore
+        TypeError, f"FTP: got an unexpected keyword argument 'lr'; the arguments are {', '.join(OF_FTP)}; {AROUND}",
+        (FTP,)),
+    Row("`FTP(AdamW, params)`", lambda s: hft.FTP(torch.optim.AdamW, s.net.parameters()),  # pyright: ignore
+        TypeError, f"FTP: too many positional arguments; {AROUND}", (FTP,)),
+    Row("`FTP(base, radius_Ir=0.1)`", lambda s: hft.FTP(torch.optim.SGD(s.net.parameters()), radius_Ir=0.1),  # pyright: ignore
+        TypeError, "FTP: got an unexpected keyword argument 'radius_Ir'; did you mean 'radius_lr'?", (FTP,)),
     Row("`FTP(LBFGS(...))`", lambda s: hft.FTP(torch.optim.LBFGS(s.net.parameters())), TypeError,
         f"{WRAPS} LBFGS", (FTP,)),
     Row("`FTP(FTPSGD(...))`", lambda s: hft.FTP(hft.FTPSGD(s.net.parameters())), TypeError, f"{WRAPS} FTPSGD", (FTP,)),
     Row("`FTP(FTP(...))`", lambda s: hft.FTP(s.opt), TypeError, f"{WRAPS} FTP", (FTP,), Scene.begun),
     Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError, f"{WRAPS} the class AdamW itself", (FTP,)),
-    Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError, f"{WRAPS} generator", (FTP,)),
+    Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError,
+        f"{WRAPS} generator; {WRITE}", (FTP,)),
     Row("`FTP(base)`, which has an option `norm` of its own", lambda s: hft.FTP(WithNorm(s.net.parameters())),
         ValueError, "FTP keeps ['norm'] in the groups, where WithNorm has options of these names", (FTP,)),
 ]  # fmt: skip

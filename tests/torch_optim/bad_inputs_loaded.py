@@ -136,8 +136,10 @@ CHECKPOINTS = [
     load("whose groups are a dict", lambda saved: saved.update(param_groups={}), ValueError,
          f"the checkpoint's param_groups must be a list of dicts with params: {DAMAGED}"),
     load("with `kappa=2.0`", option("kappa", 2.0), ValueError, "kappa must lie in [0, 1], got 2.0"),
-    load("with `norm='l1'`", option("norm", "l1"), ValueError, "norm must be one of 'mars', 'l2', got 'l1'"),
-    load("with `radius_lr='0.1'`", option("radius_lr", "0.1"), TypeError, f"radius_lr {A_NUMBER} str"),
+    load("with `norm='l1'`", option("norm", "l1"), ValueError, "norm must be one of 'mars', 'l2', got 'l1'; "
+         "'mars' is the L1 norm of each row"),
+    load("with `radius_lr='0.1'`", option("radius_lr", "0.1"), TypeError, f"radius_lr {A_NUMBER} the string "
+         "'0.1'; write float('0.1')"),
     load("with `maximize='no'`", option("maximize", "no"), TypeError, "maximize must be True or False, got 'no'",
          NATIVE),
     load("with `differentiable=True`", option("differentiable", True), ValueError, "differentiable must be False, got "
@@ -196,7 +198,7 @@ CHECKPOINTS = [
     other_run("with anchors, other ones given", of(lambda s: s.begun(), anchor=far), ValueError, OTHER_ANCHOR),
     other_run("that constrains what the given anchor lacks", of(lambda s: s.begun(), anchor=without_the_head,
               exclude="1.*"), ValueError,
-              "anchor has no entry for the parameter '1.weight'; give one, or exclude the parameter"),
+              "anchor has no entry for 2 of 4 parameters: ['1.*']; give them, or exclude=['1.*']"),
 ]  # fmt: skip
 
 TABLES = {"`load_state_dict`": CHECKPOINTS}

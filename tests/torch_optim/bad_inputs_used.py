@@ -156,9 +156,11 @@ STEPS = [
         first_weight(with_crossed_rows, fused=True)),
     Row("`kappa = 2` put into a group", step, ValueError, "kappa must lie in [0, 1], got 2",
         begin=group_changed(kappa=2)),
-    Row("`radius_lr = '0.1'` put into a group", step, TypeError, f"radius_lr {A_NUMBER} str",
+    Row("`radius_lr = '0.1'` put into a group", step, TypeError,
+        f"radius_lr {A_NUMBER} the string '0.1'; write float('0.1')",
         begin=group_changed(radius_lr="0.1")),
-    Row("`norm = 'l1'` put into a group", step, ValueError, "norm must be one of 'mars', 'l2', got 'l1'",
+    Row("`norm = 'l1'` put into a group", step, ValueError, "norm must be one of 'mars', 'l2', got 'l1'; "
+        "'mars' is the L1 norm of each row",
         begin=group_changed(norm="l1")),
     Row("`lr = -1.0` put into a group, by a schedule for instance", step, ValueError,
         "lr must lie in [0, inf), got -1.0", NATIVE, group_changed(lr=-1.0)),

@@ -52,3 +52,81 @@ def test_tensors_can_be_excluded_without_names():
         p.grad = torch.ones_like(p)
     opt.step()
     assert list(opt.radii()) == [0]
+
+
+def bert() -> torch.nn.Module:
+    """Named as in transformers, with a buffer."""
+    model, model.bert = (torch.nn.Module() for _ in range(2))
+    model.bert.embeddings = torch.nn.Embedding(5, 3)
+    model.bert.register_buffer("position_ids", torch.arange(4))
+    model.bert.encoder = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(2)))
+    model.classifier = torch.nn.Linear(3, 2)
+    return model
+
+
+def advice(build, **names) -> dict[str, torch.Tensor]:
+    """What the text of an error says to write as an anchor, evaluated."""
+    with pytest.raises(ValueError, match="; write anchor=") as caught:
+        build()
+    code = str(caught.value).partition("write anchor=")[2].partition("}; ")[0].partition("} with")[0]
+    return eval(code.rstrip("}") + "}", names)
+
+
+def test_a_backbones_weights_get_the_prefix_that_the_error_says():
+    model = bert()
+    params = dict(model.named_parameters())
+    for weights in (model.bert.state_dict(), dict(model.bert.named_parameters())):
+        anchor = advice(lambda w=weights: hft.FTPSGD(params.items(), anchor=w), state_dict=weights, names=params)
+        assert anchor.keys() == {name for name in params if name.startswith("bert.")}
+        with pytest.raises(ValueError, match=r"no entry for 2 of 7 parameters: .* or exclude=\['classifier\.\*'\]$"):
+            hft.FTPSGD(params.items(), anchor=anchor)
+        hft.FTPSGD(params.items(), anchor=anchor, exclude=["classifier.*"])
+
+
+def test_a_backbone_of_its_own_takes_a_whole_models_weights():
+    model = bert()
+    params = dict(model.bert.named_parameters())
+    weights = model.state_dict()
+    anchor = advice(lambda: hft.FTPSGD(params.items(), anchor=weights), state_dict=weights, names=params)
+    assert anchor.keys() == params.keys()
+    hft.FTPSGD(params.items(), anchor=anchor)
+
+
+def test_a_file_without_the_prefix(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    model, path = bert(), str(tmp_path / "bert.safetensors")
+    files.save_file(model.bert.state_dict(), path)
+    params = dict(model.named_parameters())
+    anchor = advice(
+        lambda: hft.FTPSGD(params.items(), anchor=path), safetensors=__import__("safetensors"), names=params
+    )
+    hft.FTPSGD(params.items(), anchor=anchor, exclude="classifier.*")
+
+
+@pytest.mark.parametrize("exclude", [None, (), []])
+def test_no_exclude_holds_all(exclude):
+    opt = hft.FTPSGD(bert().named_parameters(), exclude=exclude)
+    assert opt.param_groups[0]["constrained"] == [True] * 7
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p, **o: hft.FTPAdamW(p, **o), "leaves FTPAdamW none of the 7 parameters, so it is AdamW until"),
+        (lambda p, **o: hft.FTPSGD(p, **o), "leaves FTPSGD none of the 7 parameters, so it is SGD until"),
+        (lambda p, **o: hft.SPD(torch.optim.Adam(p), **o), "leaves SPD none of the 7 parameters, so it is Adam until"),
+    ],
+)
+def test_an_exclude_that_leaves_nothing_is_said_where_the_class_is_called(make, text):
+    with pytest.warns(UserWarning, match=text) as caught:
+        make(bert().named_parameters(), exclude=["bert.*", "classifier.*"])
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_groups_that_say_so_themselves_are_no_surprise():
+    """The head alone at first; the rest is to be held when it comes."""
+    model = bert()
+    head = {"params": list(model.classifier.named_parameters()), "constrained": False}
+    opt = hft.FTPSGD([head])
+    opt.add_param_group({"params": [(f"bert.{n}", p) for n, p in model.bert.named_parameters()]})
+    assert [group["constrained"][0] for group in opt.param_groups] == [False, True]
