@@ -89,6 +89,7 @@ class _Call:
         from . import cpu_kernels as kernels
 
         self.kernels: Any = kernels
+        self.weights = str(layers.weights[0].dtype).removeprefix("torch.")
         storage = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "u2", torch.float16: "i2"}
         w, g = layers.weights[0].dtype, layers.grads[0].dtype
         real = working_dtype(layers.weights[0])
@@ -120,6 +121,12 @@ class _Call:
         self.exact, self.square = ball.exact, ball.norm == "l2"
 
     def run(self, parts: int) -> None:
+        from .cpu_notice import announced
+
+        with announced(self.weights):
+            self._run_all(parts)
+
+    def _run_all(self, parts: int) -> None:
         """Layers in one piece go through all parts at once; what is cut waits between them."""
         k = self.kernels
         cut = self.table[:, k.COUNT] != 1

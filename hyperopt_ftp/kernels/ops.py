@@ -6,6 +6,7 @@ through a compiled graph. An op that mutates has no derivative; ``hyperopt_ftp.f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
@@ -17,7 +18,7 @@ from torch import Tensor
 from . import cpu, triton
 from .layers import ABSENT, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
-__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "why_not"]
+__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "no_compiler", "why_not"]
 
 _PLAIN = Amp()
 _NO_BASE = SGD(0.0, 0.0, 0.0, 0.0, False)
@@ -76,6 +77,12 @@ UNASKED = frozenset({"cpu"})
 #: Looked up once: torch before 2.13 cannot trace a look-up.
 INSTALLED = frozenset(package for _, package in BEST.values() if find_spec(package))
 
+#: The extra of this package that brings each of them.
+EXTRAS = {"numba": "cpu", "triton": "gpu"}
+
+#: Whether Numba was told to compile nothing: its kernels are no Python then. Looked up once, too.
+JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0")
+
 
 def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
     """Why a fused execution does not step these parameters; ``None`` where it does.
@@ -93,11 +100,21 @@ def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
             return f"a parameter is a {type(p).__name__}, and it needs plain tensors"
         if not _rows_are_dense(p):
             return f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not keep its rows in one piece"
-    package = BEST[devices[0]][1]
-    if package not in INSTALLED:
-        return f"the package {package} is not installed (pip install {package})"
+    missing = no_compiler(devices[0])
+    if missing is not None:
+        return missing
     if not asked and devices[0] not in UNASKED:
         return f"on {devices[0]} it has to be asked for, by fused=True"
+    return None
+
+
+def no_compiler(device: str) -> str | None:
+    """Why the fused execution of a device cannot be compiled here; ``None`` where it can."""
+    package = BEST[device][1]
+    if package not in INSTALLED:
+        return f"the package {package} is not installed (pip install 'hyperopt-ftp[{EXTRAS[package]}]')"
+    if package == "numba" and JIT_DISABLED:
+        return "NUMBA_DISABLE_JIT is set, so that Numba compiles nothing (unset it before Python starts)"
     return None
 
 

@@ -56,8 +56,9 @@ class FTPAdamW(DropIn):
             gradient, which alone reads the stored c, is off by at most ``2^-8 sum_i <|g_i|, |c_i|> / n_i``.
         foreach: ``True``: multi-tensor ops; ``False``: the pure function, one parameter at a time.
         fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None`` the
-            best that can run does: on a CPU fused, else multi-tensor, else (tensor subclasses) the pure function. On a
-            GPU fused has to be asked for, since its kernels have never run on one.
+            best that can run does: on a CPU fused, else multi-tensor, else (tensor subclasses) the pure function. A
+            large model on a CPU without Numba warns. On a GPU fused has to be asked for, since its kernels have never
+            run on one.
         capturable: keep step counts on the device and do without Python numbers in a step (CUDA graphs).
         differentiable: only ``False``: a step works in place. :func:`~hyperopt_ftp.ftp` is the differentiable rule.
 

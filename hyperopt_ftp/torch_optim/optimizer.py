@@ -18,7 +18,7 @@ from ..hparams import is_number
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from . import store
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, why_slow
 from .bases import Base, Own
 from .checks import (
     check_checkpoint,
@@ -256,6 +256,8 @@ class DropIn(torch.optim.Optimizer):
         """Each group, its execution, and its parameters that have a gradient. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
+            if not self._fitted:
+                self._say_if_slow()
         executions = [self._pick(group).name for group in self.param_groups]
         work = []
         for group, execution in zip(self.param_groups, executions, strict=True):
@@ -270,6 +272,16 @@ class DropIn(torch.optim.Optimizer):
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
         return work
+
+    def _say_if_slow(self) -> None:
+        """At a first step."""
+        why = next(filter(None, map(why_slow, self.param_groups)), None) if self._holding.has_kernels else None
+        if why is not None:
+            warnings.warn(
+                f"{type(self).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}; "
+                "foreach=True (of a base that is given, its own) says that it is meant, and silences this",
+                stacklevel=2,
+            )
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         """Fill ``Columns``; first, make the state that a first step needs.

@@ -108,6 +108,57 @@ def test_on_a_cpu_without_avx_and_f16c(tmp_path):
     environment = os.environ | plain
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "compiling the fused CPU step" in line]  # once for each dtype
+    assert [line.partition(":")[0].split()[-2] for line in said] == ["float16", "float32"]
+    assert all(f"once on this machine, kept in {tmp_path}" in line for line in said)
+
+
+def test_a_compilation_is_said_once(caplog, monkeypatch):
+    """Numba's own event, which it sends where neither this process nor its cache has the code."""
+    from numba.core import event
+    from numba.core.caching import NullCache
+
+    from hyperopt_ftp.kernels import cpu_kernels, cpu_notice
+
+    def said(dispatcher) -> list[str]:
+        caplog.clear()
+        with cpu_notice.announced("float32"), event.trigger_event("numba:compile", data={"dispatcher": dispatcher}):
+            pass
+        return [record.getMessage() for record in caplog.records if record.name == "hyperopt_ftp"]
+
+    kept = cpu_kernels.run.stats.cache_path
+    assert kept
+    assert said(cpu_kernels._view) == []
+    line = "compiling the fused CPU step for float32 weights: about 10 s, "
+    assert said(cpu_kernels.run) == [f"{line}once on this machine, kept in {kept}"]
+    monkeypatch.setattr(cpu_kernels.run, "_cache", NullCache())
+    assert said(cpu_kernels.run) == [
+        f"{line}in every process: Numba has no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
+    ]
+    train(0)
+    caplog.clear()
+    train(0)  # compiled by now: nothing to say
+    assert not caplog.records
+
+
+def test_without_a_compiler_the_best_that_runs_is_foreach():
+    code = (
+        "import torch, hyperopt_ftp as hft\n"
+        "w = torch.nn.Parameter(torch.ones(2, 2)); w.grad = torch.ones(2, 2)\n"
+        "opt = hft.FTPAdamW([w]); opt.step(); print(opt.execution)\n"
+        "try:\n"
+        "    hft.FTPAdamW([w], fused=True)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    for value, first in (("1", "foreach"), ("0", "fused_cpu")):
+        environment = os.environ | {"NUMBA_DISABLE_JIT": value}
+        command = [sys.executable, "-W", "error", "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        execution, *error = done.stdout.splitlines()
+        assert execution == first
+        assert bool(error) == (value == "1")
+        assert all("NUMBA_DISABLE_JIT is set" in line for line in error)
 
 
 def test_code_on_disk_sees_changes_of_both_sources(tmp_path):

@@ -71,6 +71,11 @@ def fused_without_numba(s: Scene) -> None:
         s.build(fused=True)
 
 
+def fused_without_jit(s: Scene) -> None:
+    with mock.patch.object(ops, "JIT_DISABLED", True):
+        s.build(fused=True)
+
+
 def file_without_safetensors(s: Scene) -> None:
     with mock.patch.dict("sys.modules", safetensors=None):
         s.build(anchor="anchor.safetensors")
@@ -348,8 +353,11 @@ FLAGS = [
         "fused=True cannot run: a parameter is a Odd, and it needs plain tensors; fused=None takes the best there is",
         NATIVE),
     Row("`fused=True` without the package numba", fused_without_numba, RuntimeError,
-        "fused=True cannot run: the package numba is not installed (pip install numba); fused=None takes the best "
-        "there is", NATIVE),
+        "fused=True cannot run: the package numba is not installed (pip install 'hyperopt-ftp[cpu]'); fused=None takes "
+        "the best there is", NATIVE),
+    Row("`fused=True` under `NUMBA_DISABLE_JIT=1`", fused_without_jit, RuntimeError,
+        "fused=True cannot run: NUMBA_DISABLE_JIT is set, so that Numba compiles nothing (unset it before Python "
+        "starts); fused=None takes the best there is", NATIVE),
     *(Row(f"`lean=True` with {str(dtype)[6:]} weights", lambda s, dtype=dtype: s.make([weight(dtype=dtype)], lean=True),
           ValueError, "lean=True keeps the deviation in bfloat16 and needs float32 weights, got "
           f"{dtype}; {BESIDE}", NATIVE) for dtype in (torch.bfloat16, torch.float16, torch.float64)),
