@@ -204,6 +204,8 @@ EXCLUDES = [
         "'classifier.*']; do you mean ['bert.pooler.*', '*.bias']?"),
     Row("`exclude=['0', '1']`", lambda s: s.build(exclude=["0", "1"]), ValueError,
         f"exclude: ['0', '1'] {NO_MATCH}; do you mean ['0.*', '1.*']?"),
+    Row("`exclude='2.weight'`, of a number that there is not", lambda s: s.build(exclude="2.weight"), ValueError,
+        f"exclude: ['2.weight'] {NO_MATCH}"),
     Row("`exclude` with a module without parameters", lambda s: s.build(exclude=torch.nn.ReLU()), ValueError,
         "exclude: a ReLU has no parameters; leave it out"),
     Row("`exclude='1.*'` without names", lambda s: s.make(s.net.parameters(), exclude="1.*"), ValueError,
@@ -238,6 +240,9 @@ ANCHORS = [
            "anchor has no entry for the parameter '1.bias'; give one, or exclude the parameter"),
     anchor("an anchor that misses several names", lambda w: {n: x for n, x in w.items() if n[0] == "0"}, ValueError,
            "anchor has no entry for 2 of 4 parameters: ['1.*']; give them, or exclude=['1.*']"),
+    anchor("an anchor without biases", lambda w: {n: x for n, x in w.items() if "weight" in n}, ValueError,
+           "anchor has no entry for 2 of 4 parameters: ['0.bias', '1.bias']; give them, or exclude=['0.bias', "
+           "'1.bias']"),
     anchor("an anchor with a misspelt name", lambda w: {n.replace("1.bias", "1.bais"): x for n, x in w.items()},
            ValueError, "anchor has no entry for the parameter '1.bias'; give one, or exclude the parameter; is the "
            "entry '1.bais' meant?"),
