@@ -133,7 +133,8 @@ class Own(Base):
             opt._cuda_graph_capture_health_check()  # torch 2.10
 
     def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", *(name for name in self.formula.numbers if name not in self.formula.flags)):
+        check_hparam("lr", _zero_d(group["lr"]))
+        for name in (name for name in self.formula.numbers if name not in self.formula.flags):
             check_hparam(name, group[name])
         check_flags(group, ("maximize", "capturable", "lean", *self.formula.flags), ("foreach", "fused"))
         if self.formula.check is not None:
@@ -170,7 +171,7 @@ class Own(Base):
             BACKENDS[execution].step_(parts)
 
     def _numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
-        lr, rest = group["lr"], [group[name] for name in self.formula.numbers]
+        lr, rest = _zero_d(group["lr"]), [group[name] for name in self.formula.numbers]
         if isinstance(lr, Tensor):  # a number where that costs no sync, else on the weights' device
             on_device = torch.compiler.is_compiling() or group["capturable"] or lr.device.type != "cpu"
             lr = lr.to(like.device, non_blocking=True) if on_device else lr.item()
