@@ -87,6 +87,10 @@ class Base(ABC):
         """Take over checked groups and state; returns those that the optimizer is to have."""
         return state
 
+    def casts(self, key: str) -> bool:
+        """Whether its own entry of a checkpoint takes the dtype of the weights; else it keeps its own."""
+        return False
+
 
 class Formula(NamedTuple):
     """An update that kernels have."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Extra", "Given"]
 
+#: State of torch's optimizers that is one number for a parameter.
+TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
+
 
 class Extra(NamedTuple):
     """What a class without anchors does around the step of a base that is given."""
@@ -173,6 +176,11 @@ class Given(Base):
                 "alone? Then load it into that before it is wrapped. Or rewritten by torch.distributed.checkpoint, "
                 "which keeps state and param_groups alone?"
             )
+
+    def casts(self, key: str) -> bool:
+        # torch's optimizers keep all but numbers in the dtype of the weights, and can do nothing in another. Of others
+        # we do not know: float32 moments of 16-bit weights, for instance.
+        return key not in TORCHS_NUMBERS and type(self.optimizer).__module__.startswith("torch.optim.")
 
     def load(self, opt: DropIn, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
         base, ours = self.optimizer, opt._entries()

@@ -343,7 +343,9 @@ class DropIn(torch.optim.Optimizer):
         return {**found, "state": left}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`torch.optim.Optimizer.load_state_dict`, but every tensor keeps the dtype it was saved in.
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, but a tensor keeps the dtype it was saved in.
+
+        The state of a base that is torch's gets the dtype of the weights, without which it cannot step.
 
         Raises:
             ValueError: state of another shape, an incomplete one, parameters in another order, options outside their
@@ -424,7 +426,8 @@ class DropIn(torch.optim.Optimizer):
         for key, (group, p) in zip(ids, params, strict=True):
             for name, value in saved["state"].get(key, {}).items():
                 now = loaded["state"][p][name]
-                if isinstance(value, Tensor) and now.dtype != value.dtype:
+                cast = name not in kinds and name != "anchor" and self._mover.casts(name)
+                if isinstance(value, Tensor) and now.dtype != value.dtype and not cast:
                     now = value.to(now.device)
                 if name == "anchor" and self._hold is not None:
                     now = now.to(self._hold.anchors.device or now.device)
