@@ -375,6 +375,10 @@ class DropIn(torch.optim.Optimizer):
             self._check_loaded(state, self._loading)
             state = self._mover.load(self, state, self._loading)
         super().__setstate__(state)
+        needed = self._needed()
+        for group in self.param_groups:  # of an earlier version or torch
+            for name in self.defaults.keys() - needed:
+                group.setdefault(name, self.defaults[name])
         if isinstance(self._mover, Given):
             self.base = self._mover.optimizer
         self._mover.attach(self)
@@ -398,10 +402,13 @@ class DropIn(torch.optim.Optimizer):
                     hold.anchors.restore(p, name, found, self.state.get(p, {}))
         self._mover.check_state(state)
 
+    def _needed(self) -> set[str]:
+        """Options that a group of a checkpoint has to have: the base's numbers."""
+        return {name for name, value in self.defaults.items() if is_number(value)} - self._options.keys()
+
     def _check_loaded_options(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Of a loaded group, which gets what only this machine knows."""
-        base_options = [k for k, v in self.defaults.items() if is_number(v) and k not in self._options]
-        check_maker(new, self._title(), base_options)
+        check_maker(new, self._title(), self._needed())
         for key in (*self.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
             if key in old:
                 new.setdefault(key, old[key])
