@@ -1,0 +1,242 @@
+"""torch's contract for a step: every execution, no gradients, odd parameters, what is refused, closures, modes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ..support.compare import equal, kept, same
+from ..support.contract import Options, Row, every_input, every_row, number, one_base, parameters, step
+from ..support.executions import FLAGS
+
+ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # of 6 steps in float64, in whatever order
+
+
+@every_input
+def test_executions_are_equal(row: Row, options: Options):
+    """One parameter at a time, many in one call, and compiled; with a layer that is late and one that is left out."""
+    sides = []
+    for execution in row.executions(options):
+        params = parameters()
+        opt = row.build(params, **options, **FLAGS[execution])
+        # torch's fused SGD, as of 2.13, cannot begin with a layer that comes late.
+        late = [] if row.name.endswith("of SGD") else [(0, 1)]
+        step(params, opt, range(6), absent=[*late, (3, 0)])
+        if row.own:
+            assert opt.execution == execution
+        sides.append((params, opt))
+    first, reference = sides[0]
+    for params, opt in sides[1:]:
+        for p, q in zip(params, first, strict=True):
+            torch.testing.assert_close(p, q, **ROUNDING)
+            assert opt.state[p].keys() == reference.state[q].keys()
+            for key, value in reference.state[q].items():
+                found = opt.state[p][key]
+                assert type(found) is type(value)
+                if isinstance(value, torch.Tensor):
+                    torch.testing.assert_close(found, value, **ROUNDING)
+                else:  # a fingerprint
+                    assert found == value
+    assert not any(torch.equal(p, q) for p, q in zip(first, parameters(), strict=True) if p.numel())
+
+
+def descend(row: Row, options: Options, matrix: torch.Tensor, bias: torch.Tensor) -> list[float]:
+    """Losses of a line that is fitted, the steps with closures."""
+    params = [torch.nn.Parameter(matrix), torch.nn.Parameter(bias)]
+    x = torch.linspace(-1, 1, matrix.shape[1], dtype=torch.float64)
+    opt = row.build(params, **options)
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        value = torch.tanh(params[0] @ x + params[1]).square().sum()  # bounded, for those who climb
+        value.backward()
+        return value
+
+    return [opt.step(closure).item() for _ in range(12)]
+
+
+@every_input
+def test_the_loss_goes_in_the_right_direction_in_any_layout(row: Row, options: Options):
+    """Weights and biases that lie apart in memory go the way of those that do not."""
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(10, 5, 2, generator=g, dtype=torch.float64)[..., 0]
+    bias = torch.randn(10, 2, generator=g, dtype=torch.float64)[..., 0]
+    assert not matrix.is_contiguous()
+    losses = descend(row, options, matrix.contiguous(), bias.contiguous())
+    assert losses[-1] > losses[0] if options.get("maximize") else losses[-1] < losses[0]
+    apart = descend(row, options, matrix.clone(memory_format=torch.preserve_format)[:], bias)
+    torch.testing.assert_close(torch.tensor(apart), torch.tensor(losses), rtol=1e-10, atol=1e-10)
+
+
+@every_row
+@pytest.mark.parametrize("gradient", ["contiguous", "channels_last", "expanded"])
+def test_gradients_of_another_layout_than_the_weights(row: Row, gradient: str):
+    sides = []
+    for laid_out in (False, True):
+        w = parameters(shapes=[(2, 3, 2, 2)])[0]
+        if laid_out:
+            w.data = w.data.to(memory_format=torch.channels_last)
+        opt = row.build([w])
+        for t in range(4):
+            g = torch.randn((2, 3, 2, 2), generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+            if gradient == "expanded":
+                g = g[:, :1, :1, :1].expand(2, 3, 2, 2)
+            w.grad = g.to(memory_format=torch.channels_last) if gradient == "channels_last" else g
+            opt.step()
+        assert w.is_contiguous(memory_format=torch.channels_last) == laid_out
+        sides.append(w)
+    torch.testing.assert_close(sides[0], sides[1], **ROUNDING)
+
+
+@every_row
+def test_without_gradients_nothing_happens(row: Row):
+    params = parameters()
+    opt = row.build(params)
+    before = kept(params)
+    opt.step()
+    assert equal(params, before)
+    assert not any(opt.state.values())
+    assert not opt.state_dict()["state"]
+
+
+@every_row
+def test_gradients_of_zero_move_nothing_at_the_start(row: Row):
+    params = parameters()
+    opt = row.build(params, weight_decay=0.0)
+    before = kept(params)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        opt.step()
+    assert equal(params, before)
+
+
+@every_row
+def test_a_parameter_without_entries_beside_others_and_alone(row: Row):
+    for shapes in ([(0,)], [(0, 2)], [(3, 0), (2, 2)], [(1,), (0,)]):
+        params = parameters(shapes=shapes)
+        step(params, row.build(params), range(3))
+        assert [tuple(p.shape) for p in params] == shapes
+        assert all(p.isfinite().all() for p in params)
+
+
+@one_base
+def test_sparse_and_complex_are_refused_before_anything_changes(row: Row):
+    params = parameters(shapes=[(4, 3), (2,)])
+    opt = row.build(params)
+    step(params, opt, range(2))
+    before, weights = kept(opt), kept(params)
+    params[1].grad = torch.sparse_coo_tensor([[0]], [1.0], (2,), dtype=torch.float64, check_invariants=True)
+    with pytest.raises(RuntimeError, match="gradients must be dense, got torch.sparse_coo for parameter 1; use"):
+        opt.step()
+    assert same(kept(opt), before)
+    assert equal(params, weights)
+    with pytest.raises(TypeError, match="parameters must be float16, .* got torch.complex64 for parameter 0"):
+        row.build([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))])
+    opt.zero_grad()
+    with pytest.raises(TypeError, match="got torch.complex128 for parameter 2"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex128))]})
+    assert same(kept(opt), before)
+
+
+@one_base
+def test_a_closure_is_called_once_and_modes_are_left_as_they_were(row: Row):
+    params = parameters()
+    opt = row.build(params)
+    seen: list[bool] = []
+
+    def closure() -> str:
+        seen.append(torch.is_grad_enabled())
+        for p in params:
+            p.grad = torch.ones_like(p)
+        return "the loss"
+
+    def fails() -> None:
+        raise ArithmeticError
+
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert opt.step(closure) == opt.step(closure=closure) == "the loss"
+            assert opt.step() is None
+            assert torch.is_grad_enabled() == enabled
+            with pytest.raises(ArithmeticError):
+                opt.step(fails)
+            assert torch.is_grad_enabled() == enabled
+    assert seen == [True] * 4
+    assert all(p.requires_grad and p.grad_fn is None and p.is_leaf for p in params)
+
+
+@every_row
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-element"])
+def test_a_learning_rate_in_a_tensor_may_be_changed_in_place(row: Row, shape: tuple[int, ...]):
+    """By a schedule or by hand: the run of the numbers, to the last bit. What is learned replaces the tensor."""
+    if row.name.startswith("HypergradientDescent"):
+        pytest.skip("the class replaces the learning rate in the group")
+    params, others = parameters(), parameters()
+    lr = number(0.05, *shape)
+    opt = row.make(params, lr=lr)
+    plain = row.build(others, lr=0.05)
+    for t in range(5):
+        lr.fill_(0.05 / (t + 1))
+        plain.param_groups[0]["lr"] = 0.05 / (t + 1)
+        step(params, opt, [t])
+        step(others, plain, [t])
+    assert opt.param_groups[0]["lr"] is lr
+    assert equal(params, others)
+
+
+@one_base
+def test_zero_grad(row: Row):
+    params = parameters()
+    opt = row.build(params)
+    for p in params[:3]:
+        p.grad = torch.ones_like(p)
+    grads = [p.grad for p in params[:3]]
+    opt.zero_grad(set_to_none=False)
+    assert all(p.grad is g and not g.any() for p, g in zip(params, grads, strict=False))
+    assert params[3].grad is None
+    opt.zero_grad()
+    assert all(p.grad is None for p in params)
+
+
+@one_base
+def test_another_default_dtype_changes_no_run(row: Row):
+    runs: list[Any] = []
+    for default in (torch.float32, torch.float64):
+        params = parameters(torch.float32)
+        opt = row.build(params)
+        step(params, opt, [0])
+        torch.set_default_dtype(default)
+        try:
+            step(params, opt, range(1, 4))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        runs.append([kept(params), [kept(opt.state[p]) for p in params]])
+    assert same(*runs)
+
+
+@one_base
+def test_weights_of_many_dtypes_go_each_its_own_way(row: Row):
+    """Also where one call takes many tensors."""
+    if row.name.startswith("HypergradientDescent"):
+        pytest.skip("one learning rate is learned from all of a group")
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+    apart = [parameters(dtype, [(4, 3)]) for dtype in dtypes]
+    for alone in apart:
+        step(alone, row.build(alone), range(4))
+    together = [parameters(dtype, [(4, 3)])[0] for dtype in dtypes]
+    step(together, row.build(together), range(4), alike=True)
+    assert equal(together, [p for (p,) in apart])
+
+
+@one_base
+def test_it_says_what_it_is(row: Row):
+    params = parameters()
+    opt = row.build(params[:2])
+    opt.add_param_group({"params": params[2:], "lr": 0.25})
+    text = repr(opt)
+    assert text.startswith(f"{type(opt).__name__} (\nParameter Group 0\n")
+    assert "Parameter Group 1" in text
+    assert "lr: 0.25" in text
