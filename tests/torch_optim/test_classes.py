@@ -238,23 +238,6 @@ def test_ftp_around_any_optimizer(base):
     assert gamma > 1e-3
 
 
-def test_the_closure_is_evaluated_once_with_gradients():
-    for wrap in (False, True):
-        p = torch.nn.Parameter(torch.ones(2))
-        opt = hft.FTP(torch.optim.SGD([p], lr=0.1)) if wrap else hft.FTPSGD([p], lr=0.1)
-        calls = []
-
-        def closure(opt=opt, p=p, calls=calls):
-            opt.zero_grad()
-            loss = (p**2).sum()
-            loss.backward()
-            calls.append(1)
-            return loss
-
-        assert opt.step(closure).item() == 2
-        assert len(calls) == 1
-
-
 @every_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", ["data.copy_", "data.add_", "data", "load"])
@@ -340,28 +323,6 @@ def test_wrapper_shares_groups_and_state_with_its_base():
     assert base.param_groups[0]["lr"] == 0.05
 
 
-@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CosineAnnealingLR", "CyclicLR"])
-@pytest.mark.parametrize("make", [hft.FTPAdamW, lambda p, lr: hft.FTPSGD(p, lr, momentum=0.9)])
-def test_lr_schedulers(make, scheduler):
-    p = torch.nn.Parameter(torch.ones(2))
-    opt = make([p], lr=0.1)
-    kinds = {
-        "OneCycleLR": lambda: torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.2, total_steps=4),
-        "CosineAnnealingLR": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 4),
-        "CyclicLR": lambda: torch.optim.lr_scheduler.CyclicLR(
-            opt, 0.01, 0.1, cycle_momentum="momentum" in opt.defaults
-        ),
-    }
-    schedule = kinds[scheduler]()
-    rates = []
-    for _ in range(3):
-        p.grad = torch.ones_like(p)
-        opt.step()
-        rates.append(opt.param_groups[0]["lr"])
-        schedule.step()
-    assert len(set(rates)) == 3
-
-
 def test_a_tensor_learning_rate_equals_a_number():
     results = []
     for lr in (0.05, torch.tensor(0.05, dtype=torch.float64)):
@@ -392,16 +353,6 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     assert opt.state[p]["step"] == 2
     assert opt.param_groups[0]["lr"] == 0.1
     assert opt.radii()[0] == pytest.approx(1e-8)
-
-
-def test_hooks_run():
-    p = torch.nn.Parameter(torch.ones(2))
-    opt, seen = hft.FTPAdamW([p]), []
-    opt.register_step_pre_hook(lambda *_: seen.append("pre"))
-    opt.register_step_post_hook(lambda *_: seen.append("post"))
-    p.grad = torch.ones_like(p)
-    opt.step()
-    assert seen == ["pre", "post"]
 
 
 @settings(max_examples=5)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from ..support.compare import equal
+from ..support.compare import equal, kept, same
 from ..support.executions import every_execution
 from ..support.ftp_training import CLASSES, Pure, build, every_class, loss, net, train, train_both, weights
 
@@ -118,12 +121,41 @@ def test_onecycle_moves_the_numbers_and_the_run_follows(on_the_base, name, execu
     assert opt.execution == execution
 
 
+@contextmanager
+def exchanged(model: nn.Module, average: AveragedModel) -> Iterator[None]:
+    """The averages are the weights, and the other way round."""
+
+    def turn() -> None:
+        for p, q in zip(model.parameters(), average.module.parameters(), strict=True):
+            p.data, q.data = q.data, p.data
+
+    turn()
+    yield
+    turn()
+
+
+@contextmanager
+def copied_in(model: nn.Module, average: AveragedModel) -> Iterator[None]:
+    """The weights are stored, overwritten and restored, as in many libraries of averages."""
+    stored = weights(model)
+
+    def copy_(values: Iterable[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), values, strict=True):
+                p.copy_(value)
+
+    copy_(average.module.parameters())
+    yield
+    copy_(stored)
+
+
 @every_execution
 @every_class
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("swa", torch.float64), ("ema", torch.float32), ("swa", torch.bfloat16)], ids=str
 )
-def test_averages_that_are_swapped_in_to_evaluate_change_nothing(kind, dtype, name, execution):
+@pytest.mark.parametrize("how", [exchanged, copied_in], ids=lambda f: f.__name__)
+def test_averages_that_are_swapped_in_to_evaluate_change_nothing(how, kind, dtype, name, execution):
     """The run without any average, bit for bit; in 16 bits the master copy is kept, as the weights come back."""
     model, plain = net(dtype=dtype), net(dtype=dtype)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if kind == "ema" else AveragedModel(model)
@@ -133,11 +165,8 @@ def test_averages_that_are_swapped_in_to_evaluate_change_nothing(kind, dtype, na
         train(model, opt, [t])
         average.update_parameters(model)
         expected.append(weights(model))
-        for p, q in zip(model.parameters(), average.module.parameters(), strict=True):
-            p.data, q.data = q.data, p.data
-        loss(model, 99, dtype)
-        for p, q in zip(model.parameters(), average.module.parameters(), strict=True):
-            p.data, q.data = q.data, p.data
+        with how(model, average):
+            assert torch.equal(loss(model, 99, dtype), loss(average.module, 99, dtype)) == (how is copied_in or t == 0)
     reference = build(name, plain.named_parameters(), execution)
     train(plain, reference)
     assert equal(model.parameters(), plain.parameters())
@@ -146,6 +175,36 @@ def test_averages_that_are_swapped_in_to_evaluate_change_nothing(kind, dtype, na
         for k, p in enumerate(average.module.parameters()):
             mean = torch.stack([step[k] for step in expected]).double().mean(0)
             torch.testing.assert_close(p.double(), mean, rtol=1e-5, atol=1e-6)
+
+
+@every_execution
+@every_class
+def test_update_bn_of_an_average_is_none_of_the_optimizers_business(name, execution):
+    """Statistics are of the averages: the run without them goes the same way, and radii are of parameters alone."""
+    sides = []
+    for averages in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+        average = AveragedModel(model, use_buffers=False)
+        opt = build(name, model.named_parameters(), execution)
+        for t in range(4):
+            train(model, opt, [t])
+            if averages:
+                average.update_parameters(model)
+                before = kept(opt)
+                batches = [
+                    torch.randn(8, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2)
+                ]
+                update_bn(batches, average)
+                assert same(kept(opt), before)
+                inner = average.module[0](torch.cat(batches))
+                torch.testing.assert_close(average.module[1].running_mean, inner.mean(0), rtol=1e-12, atol=1e-12)
+        sides.append((model, opt))
+    (plain, reference), (model, opt) = sides
+    assert equal(model.state_dict().values(), plain.state_dict().values())
+    assert opt.radii() == reference.radii()
+    assert opt.radii().keys() == dict(model.named_parameters()).keys()
+    assert opt.execution == execution
 
 
 @every_execution

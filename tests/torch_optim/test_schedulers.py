@@ -1,0 +1,195 @@
+"""Every scheduler of torch on our classes: its numbers are those on torch's own optimizer, and the run follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import lr_scheduler, swa_utils
+from torch.optim.lr_scheduler import LRScheduler
+
+import hyperopt_ftp as hft
+
+from ..support.compare import equal, kept, same
+from ..support.contract import parameters, step, through_a_file
+from ..support.executions import FLAGS, every_execution
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [lambda t: 0.9**t, lambda t: 1 / (1 + t)]),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 5], 0.5),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.25, total_iters=4),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.5, total_iters=2), lr_scheduler.CosineAnnealingLR(o, 6)], [3]
+    ),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5, 0.001),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.5, 3), lr_scheduler.ExponentialLR(o, 0.9)], o
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.1, 0.05], total_steps=12),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 6, power=2.0),
+    "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.02, anneal_epochs=4),
+}
+#: Each with torch's optimizer of the same numbers.
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "FTPAdamW": (lambda p, **kw: hft.FTPAdamW(p, radius_lr=0.03, **kw), torch.optim.AdamW),
+    "FTPSGD": (
+        lambda p, **kw: hft.FTPSGD(p, momentum=0.9, radius_lr=0.03, **kw),
+        lambda p: torch.optim.SGD(p, momentum=0.9),
+    ),
+    "FTP(AdamW)": (lambda p, **kw: hft.FTP(torch.optim.AdamW(p, **kw), radius_lr=0.03), torch.optim.AdamW),
+    "L2SP(SGD)": (
+        lambda p, **kw: hft.L2SP(torch.optim.SGD(p, momentum=0.9, **kw), strength=0.1),
+        lambda p: torch.optim.SGD(p, momentum=0.9),
+    ),
+}
+LOSSES = [3.0, 2.0, 2.5, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5, 0.5]
+STEPS = len(LOSSES)
+
+every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_lr = pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+
+
+def public(module: ModuleType) -> set[str]:
+    return {
+        name
+        for name, found in vars(module).items()
+        if isinstance(found, type) and issubclass(found, LRScheduler) and found is not LRScheduler and name[0] != "_"
+    }
+
+
+def test_every_scheduler_of_torch_has_a_row():
+    assert public(lr_scheduler) | public(swa_utils) == SCHEDULERS.keys()
+
+
+def groups(as_tensor: bool) -> tuple[list[Any], list[dict[str, Any]]]:
+    params = parameters()
+    rates = [torch.tensor(lr, dtype=torch.float64) if as_tensor else lr for lr in (0.05, 0.02)]
+    return params, [{"params": params[:2], "lr": rates[0]}, {"params": params[2:], "lr": rates[1]}]
+
+
+def advance(schedule: Any, t: int) -> None:
+    schedule.step(LOSSES[t]) if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else schedule.step()
+
+
+def numbers(opt: Any) -> list[dict[str, Any]]:
+    """What schedulers change, of each group."""
+    return [
+        kept({key: group[key] for key in ("lr", "momentum", "betas") if key in group}) for group in opt.param_groups
+    ]
+
+
+def on_torchs_own(name: str, scheduler: str, as_tensor: bool) -> list[list[dict[str, Any]]]:
+    """Numbers of each step."""
+    params, its_groups = groups(as_tensor)
+    plain = OPTIMIZERS[name][1](its_groups)
+    schedule = SCHEDULERS[scheduler](plain)
+    found = []
+    for t in range(STEPS):
+        found.append(numbers(plain))
+        step(params, plain, [t])
+        advance(schedule, t)
+    return found
+
+
+def as_floats(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+@every_scheduler
+@every_optimizer
+@every_lr
+def test_its_numbers_are_those_on_torchs_optimizer_and_the_run_follows(name: str, scheduler: str, as_tensor: bool):
+    """Against a run whose numbers are set by hand, to the last bit; a tensor is changed in place, as there."""
+    expected = on_torchs_own(name, scheduler, as_tensor)
+    params, its_groups = groups(as_tensor)
+    others, other_groups = groups(as_tensor=False)
+    opt, by_hand = OPTIMIZERS[name][0](its_groups), OPTIMIZERS[name][0](other_groups)
+    rates = [group["lr"] for group in opt.param_groups]
+    schedule = SCHEDULERS[scheduler](opt)
+    for t in range(STEPS):
+        assert same(numbers(opt), expected[t])
+        for group, values in zip(by_hand.param_groups, expected[t], strict=True):
+            group.update({key: as_floats(value) for key, value in values.items()})
+        step(params, opt, [t])
+        step(others, by_hand, [t])
+        assert equal(params, others)
+        advance(schedule, t)
+    if as_tensor:
+        assert all(group["lr"] is lr for group, lr in zip(opt.param_groups, rates, strict=True))
+    assert len({float(found[0]["lr"]) for found in expected}) > 1
+    if scheduler in ("CyclicLR", "OneCycleLR"):
+        assert len({str(found[0].get("momentum", found[0].get("betas"))) for found in expected}) > 1
+
+
+@every_execution
+@every_lr
+@pytest.mark.parametrize("name", ["FTPAdamW", "FTPSGD"])
+def test_every_execution_follows_momentum_and_rate(name: str, as_tensor: bool, execution: str):
+    runs = []
+    for which in (execution, "single"):
+        params, its_groups = groups(as_tensor)
+        opt = OPTIMIZERS[name][0](its_groups, **FLAGS[which])
+        schedule = SCHEDULERS["OneCycleLR"](opt)
+        for t in range(STEPS):
+            step(params, opt, [t])
+            advance(schedule, t)
+        assert opt.execution == which
+        runs.append(params)
+    for p, q in zip(*runs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@every_scheduler
+@every_optimizer
+@every_lr
+def test_a_schedule_goes_on_from_its_state(name: str, scheduler: str, as_tensor: bool):
+    params, its_groups = groups(as_tensor)
+    opt = OPTIMIZERS[name][0](its_groups)
+    schedule = SCHEDULERS[scheduler](opt)
+    for t in range(4):
+        step(params, opt, [t])
+        advance(schedule, t)
+    saved = through_a_file(
+        {"opt": opt.state_dict(), "model": [p.data for p in params], "schedule": schedule.state_dict()}
+    )
+    others, other_groups = groups(as_tensor)
+    again = OPTIMIZERS[name][0](other_groups)
+    resumed = SCHEDULERS[scheduler](again)
+    for p, value in zip(others, saved["model"], strict=True):
+        p.data.copy_(value)
+    again.load_state_dict(saved["opt"])
+    resumed.load_state_dict(saved["schedule"])
+    for t in range(4, STEPS):
+        assert same(numbers(again), numbers(opt))
+        step(params, opt, [t])
+        step(others, again, [t])
+        advance(schedule, t)
+        advance(resumed, t)
+    assert equal(others, params)
+
+
+@every_lr
+def test_a_learning_rate_that_a_schedule_and_hypergradient_descent_both_move(as_tensor: bool):
+    """A scheduler that multiplies goes on from what was learned."""
+    lr = torch.tensor(0.05, dtype=torch.float64) if as_tensor else 0.05
+    params = parameters()
+    opt = hft.HypergradientDescent(torch.optim.SGD(params, lr=lr), lr_lr=1e-4)
+    schedule = lr_scheduler.ExponentialLR(opt, 0.5)
+    for t in range(4):
+        before = float(opt.param_groups[0]["lr"])
+        step(params, opt, [t])
+        learned = float(opt.param_groups[0]["lr"])
+        assert (learned == before) == (t == 0)
+        schedule.step()
+        assert float(opt.param_groups[0]["lr"]) == 0.5 * learned
