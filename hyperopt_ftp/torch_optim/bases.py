@@ -137,9 +137,8 @@ class Own(Base):
             opt._cuda_graph_capture_health_check()  # torch 2.10
 
     def check(self, group: dict[str, Any]) -> None:
-        check_hparam("lr", _zero_d(group["lr"]))
-        for name in (name for name in self.formula.numbers if name not in self.formula.flags):
-            check_hparam(name, group[name])
+        for name in ("lr", *(name for name in self.formula.numbers if name not in self.formula.flags)):
+            check_hparam(name, _zero_d(group[name]))
         check_flags(group, ("maximize", "capturable", "lean", *self.formula.flags), ("foreach", "fused"))
         if self.formula.check is not None:
             self.formula.check(group)
@@ -182,6 +181,13 @@ class Own(Base):
         flat = chain.from_iterable(x if isinstance(x, (tuple, list)) else [x] for x in rest)
         # Numbers beside lr are Python's; a tensor is read, which waits for its device.
         return self.formula.kernel._make([lr, *(x.item() if isinstance(x, Tensor) else x for x in flat)])
+
+
+def _zero_d(value: Any) -> Any:
+    """torch takes numbers, and pairs of them, in tensors of one element, whatever their shape."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_zero_d, value))
+    return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:
