@@ -54,7 +54,7 @@ def descend(row: Row, options: Options, matrix: torch.Tensor, bias: torch.Tensor
         value.backward()
         return value
 
-    return [opt.step(closure).item() for _ in range(12)]
+    return [opt.step(closure).item() for _ in range(8)]
 
 
 @every_input
