@@ -72,8 +72,8 @@ class FTPAdamW(DropIn):
 
     Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
     radius included (it is in h), and no other. Under a GradScaler a step with ``fused=True`` unscales gradients
-    itself, and is skipped on the device. 16-bit weights: all state is float32, with c as the master copy of the weights. State:
-    m, v, c and the anchor, each the size of the weights.
+    itself, and is skipped on the device. 16-bit weights: all state is float32, with c as the master copy of the
+    weights. State: m, v, c and the anchor, each the size of the weights.
 
     Differs from the authors' code: a run that starts off the anchor starts from the radius that holds it.
 

@@ -53,7 +53,7 @@ def test_a_scaled_run_with_overflows_is_the_run_without_those_steps(make, execut
 
 
 def test_a_step_that_nobody_asked_to_be_fused_is_unscaled_by_the_scaler():
-    """Lightning's bf16-mixed refuses to clip for an optimizer that unscales by itself, as torch's does if fused=True."""
+    """Lightning's bf16-mixed does not clip for an optimizer that unscales by itself, as torch's do if fused=True."""
     p = torch.nn.Parameter(torch.ones(2, 3))
     assert hft.FTPAdamW([p]).execution == "fused_cpu"
     assert not hft.FTPAdamW([p])._step_supports_amp_scaling
