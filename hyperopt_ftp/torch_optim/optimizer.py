@@ -80,7 +80,7 @@ class DropIn(torch.optim.Optimizer):
         if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
             base = mover.formula.kernel if isinstance(mover, Own) else type(self.base)
             warnings.warn(
-                f"exclude leaves {type(self).__name__} none of the {len(self._names())} parameters, so it is "
+                f"exclude leaves {type(self).__name__} no parameter of {len(self._names())}, so it is "
                 f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
                 stacklevel=4,  # whoever called the class
             )

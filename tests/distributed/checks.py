@@ -292,7 +292,7 @@ def nothing_constrained(folder: Path) -> None:
                 train(with_model, who, range(2, 4), whole=True)
             assert_alike(model, opt, reference, expected, 1e-10)
     model = fully_shard(net())
-    with pytest.warns(UserWarning, match="exclude leaves FTP none of the"):
+    with pytest.warns(UserWarning, match="exclude leaves FTP no parameter of"):
         opt = hft.FTP(torch.optim.SGD(model.named_parameters(), lr=0.1), exclude="*")
     train(model, opt, range(1))
 

@@ -106,7 +106,7 @@ def test_hypergradient_descent_counts_only_what_is_not_excluded():
     _, first, grads = problem()
     params = parameters(first)
     base = torch.optim.SGD(params.items(), lr=torch.tensor(0.02))
-    with pytest.warns(UserWarning, match="exclude leaves HypergradientDescent none of the 3 parameters, so it is SGD"):
+    with pytest.warns(UserWarning, match="exclude leaves HypergradientDescent no parameter of 3, so it is SGD"):
         opt = hft.HypergradientDescent(base, lr_lr=1e-3, exclude=["*"])
     list(play(params, opt, grads[:5]))
     assert opt.param_groups[0]["lr"] == pytest.approx(0.02)
