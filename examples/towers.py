@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.types import Constraint
 
 from .digits import batches, digits, loss, network
 
 GOOD = 0.3  # about the best learning rate of plain SGD here
-LOG = {"lr": "log"}
+LOG: dict[str, Constraint] = {"lr": "log"}
 
 
 def tower(lr: float, middle: hft.Optimizer) -> hft.Optimizer:

@@ -16,6 +16,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot
+from hyperopt_ftp.types import Constraint
 
 from .digits import batches, digits, loss, network
 
@@ -50,7 +51,7 @@ def fine_tuning(folder: Path) -> None:
 
 def tower(folder: Path) -> None:
     """traces.png: SGD from a learning rate that is 100 times too small."""
-    log = {"lr": "log"}
+    log: dict[str, Constraint] = {"lr": "log"}
     by = hft.hyper(hft.adam(lr=0.05), by=hft.sgd(lr=10.0), over="lr", constrain=log)
     opt = hft.hyper(hft.sgd(lr=3e-3), by=by, over="lr", constrain=log)
     params, states = network(), []

@@ -11,11 +11,12 @@ from torch import Tensor
 from .anchored import projections
 from .kernels.layers import ABSENT, Ball, Layers
 from .kernels.ops import FUSED, why_not
+from .types import Norm
 
 __all__ = ["project"]
 
 
-def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars") -> Tensor:
+def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: Norm = "mars") -> Tensor:
     """:func:`hyperopt_ftp.anchored.project`, its value computed by the fused kernels where they can.
 
     ``W0_i + min(radius / n_i, 1) * (W - W0)_i`` in one pass over W and W0. Works under ``torch.autograd`` (any order)
@@ -51,7 +52,7 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars")
 
 class _Projection(torch.autograd.Function):
     @staticmethod
-    def forward(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str) -> Tensor:
+    def forward(weights: Tensor, anchor: Tensor, radius: Tensor, norm: Norm) -> Tensor:
         fits = weights.dtype == anchor.dtype == radius.dtype and weights.stride() == anchor.stride()
         wide = weights.dtype in (torch.float32, torch.float64) and radius.device == weights.device
         odd = weights.is_neg() or anchor.is_neg() or why_not([weights, anchor]) is not None
@@ -90,7 +91,7 @@ class _Projection(torch.autograd.Function):
         return torch.func.vmap(_pure(norm), in_dims=in_dims[:3])(*tensors), 0
 
 
-def _pure(norm: str) -> Callable[..., Tensor]:
+def _pure(norm: Norm) -> Callable[..., Tensor]:
     def pure(weights: Tensor, anchor: Tensor, radius: Tensor) -> Tensor:
         return projections.project(weights, anchor, radius, norm)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import tree
+from .types import Field
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["distances", "history", "radii", "traces"]
 
 
-def history(path: str | os.PathLike[str], field: str = "radius") -> tuple[list[int], list[str], list[list[float]]]:
+def history(path: str | os.PathLike[str], field: Field = "radius") -> tuple[list[int], list[str], list[list[float]]]:
     """Steps, layers and values of one field of a CSV file that :func:`hyperopt_ftp.watch` has written.
 
     Where the steps go back, a run began again from there, and what an earlier one had written from that step on does
@@ -98,7 +99,7 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
     return figure
 
 
-def distances(measured: Mapping[Any, Mapping[str, float]], field: str = "distance") -> Figure:
+def distances(measured: Mapping[Any, Mapping[str, float]], field: Field = "distance") -> Figure:
     """Bars of a number of each layer, as :func:`hyperopt_ftp.measure` gives it.
 
     Args:

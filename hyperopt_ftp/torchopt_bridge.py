@@ -24,7 +24,7 @@ class BridgeState(NamedTuple):
     base: Any  # TorchOpt's own
 
 
-def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer:
+def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[BridgeState]:
     """An optimizer of TorchOpt as an :class:`Optimizer`: ``from_torchopt(torchopt.adam, lr=1e-3)``.
 
     ``update`` calls ``factory`` anew with the hyperparameters it is given, and TorchOpt's ``update`` with

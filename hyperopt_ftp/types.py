@@ -1,25 +1,83 @@
-"""The one concept of the library: an optimizer is a pair of pure functions and a tree of hyperparameters."""
+"""The one concept of the library, an optimizer, and the types that signatures have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["HParams", "Optimizer", "Params", "State", "check_optimizer"]
+import torch
+from torch import Tensor
+from torch.nn import Module
 
-Params = Any  #: any pytree of floating-point tensors (a dict of names is usual)
-State = Any  #: a pytree of tensors that belongs to one optimizer
-HParams = Any  #: a pytree of tensors, 0-d where the rule does not say otherwise; level n's are level n+1's params
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # defaults come with Python 3.13; type checkers know them before
+
+    # A tree has no type of its own in Python, so what goes in as params is said to come out. Its leaves come out as
+    # plain tensors, also where ``nn.Parameter`` went in.
+    TreeT = TypeVar("TreeT", default=Any)  #: any pytree of floating-point tensors (a dict of names is usual)
+    StateT = TypeVar("StateT", default=Any)  #: a pytree of tensors that belongs to one optimizer
+    StateT_co = TypeVar("StateT_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    TreeT, StateT, StateT_co = TypeVar("TreeT"), TypeVar("StateT"), TypeVar("StateT_co", covariant=True)
+
+__all__ = [
+    "Anchor",
+    "CheckpointEvery",
+    "Constraint",
+    "Device",
+    "Excludes",
+    "Field",
+    "HParam",
+    "HParams",
+    "Norm",
+    "NotFinite",
+    "Number",
+    "Optimizer",
+    "PaperOrExact",
+    "Params",
+    "Solver",
+    "State",
+    "StateT",
+    "TreeT",
+    "check_optimizer",
+]
+
+Params: TypeAlias = Any  #: any pytree of floating-point tensors, where no result has its type
+State: TypeAlias = Any  #: a pytree of tensors that belongs to one optimizer, whichever that is
+HParams: TypeAlias = (
+    Any  #: a pytree of tensors, 0-d where the rule does not say otherwise; level n's are level n+1's params
+)
+
+Number: TypeAlias = float | Tensor  #: a number, or a 0-d tensor
+#: A number for all layers, or a tree of them in the structure of the params: one for each.
+HParam: TypeAlias = Number | Mapping[str, Any] | list[Any] | tuple[Any, ...]
+
+Norm: TypeAlias = Literal["mars", "l2"]  #: rows in L1, or the whole tensor in L2
+PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or strength
+Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
+Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
+CheckpointEvery: TypeAlias = int | Literal["sqrt", False]  #: which steps :class:`~hyperopt_ftp.Unroll` keeps
+NotFinite: TypeAlias = Literal["error", "skip"]  #: what :func:`~hyperopt_ftp.bilevel` does then
+Field: TypeAlias = Literal["distance", "radius", "clipped", "omega"]  #: what is measured of a layer
+
+#: Of the drop-in classes: first values, zero, tensors by name, or the path of a ``.safetensors`` file.
+Anchor: TypeAlias = Mapping[str, Tensor] | Literal["zero"] | str | os.PathLike[str] | None
+#: Of the drop-in classes: patterns of names, tensors or modules, one or several.
+Excludes: TypeAlias = str | Tensor | Module | Iterable[str | Tensor | Module]
+Device: TypeAlias = torch.device | str | int | None
 
 
-class InitFn(Protocol):
-    def __call__(self, params: Params, hparams: HParams | None = None) -> State: ...
+class InitFn(Protocol[StateT_co]):
+    def __call__(self, params: Params, hparams: HParams | None = None) -> StateT_co: ...
 
 
-class UpdateFn(Protocol):
+class UpdateFn(Protocol[StateT]):
     def __call__(
-        self, grads: Params, state: State, params: Params, hparams: HParams | None = None
-    ) -> tuple[Params, State]: ...
+        self, grads: Params, state: StateT, params: TreeT, hparams: HParams | None = None
+    ) -> tuple[TreeT, StateT]: ...
 
 
 class StartFn(Protocol):
@@ -43,40 +101,57 @@ class Unbounded(Mapping[str, Any]):
         return 0
 
 
-class Optimizer(NamedTuple):
-    """An optimizer as pure, differentiable functions.
+if TYPE_CHECKING:
 
-    ``state = init(params)`` and ``params, state = update(grads, state, params)``. Both take a last argument
-    ``hparams`` (``None`` means ``self.hparams``): differentiate, vmap or jvp through it like through any argument.
-    Nothing is changed in place, nothing is detached, and no Python branch depends on the value of a tensor.
+    class Optimizer(NamedTuple, Generic[StateT]):
+        """The class below with the type of its state, which no NamedTuple has when Python 3.10 runs it."""
 
-    Attributes:
-        init: ``init(params, hparams=None) -> state``.
-        update: ``update(grads, state, params, hparams=None) -> (params, state)``.
-        hparams: pytree of 0-d tensors; the defaults of the last argument.
-        start: optional ``start(params, hparams) -> hparams``; first values of hyperparameters that depend on the
-            parameters (the first radius of :func:`~hyperopt_ftp.projected`). Read by an optimizer that tunes this one.
-        settle: optional ``settle(hparams, new_state) -> hparams``; applied by a tuner AFTER the update. Its result is
-            stored, and it is the point where the next pullback linearises.
-        domains: by hparam name, the :class:`~hyperopt_ftp.hparams.Domain` in which a tuner keeps its values; an
-            optimizer that holds others nests theirs as its hparams are nested. What is absent is bounded by nothing.
-        tunes: paths into ``hparams`` of those that the optimizer itself tunes: ``init`` alone reads them.
+        init: InitFn[StateT]
+        update: UpdateFn[StateT]
+        hparams: HParams
+        start: StartFn | None = None
+        settle: SettleFn | None = None
+        domains: Mapping[str, Any] = Unbounded()
+        tunes: tuple[str, ...] = ()
 
-    >>> import torch, hyperopt_ftp as hft
-    >>> opt = hft.sgd(lr=0.5)
-    >>> params = {"w": torch.ones(2)}
-    >>> params, state = opt.update({"w": torch.ones(2)}, opt.init(params), params)
-    >>> params
-    {'w': tensor([0.5000, 0.5000])}
-    """
+else:
 
-    init: InitFn
-    update: UpdateFn
-    hparams: HParams
-    start: StartFn | None = None
-    settle: SettleFn | None = None
-    domains: Mapping[str, Any] = Unbounded()
-    tunes: tuple[str, ...] = ()
+    class Optimizer(NamedTuple):
+        """An optimizer as pure, differentiable functions.
+
+        ``state = init(params)`` and ``params, state = update(grads, state, params)``. Both take a last argument
+        ``hparams`` (``None`` means ``self.hparams``): differentiate, vmap or jvp through it like through any argument.
+        Nothing is changed in place, nothing is detached, and no Python branch depends on the value of a tensor.
+
+        Attributes:
+            init: ``init(params, hparams=None) -> state``.
+            update: ``update(grads, state, params, hparams=None) -> (params, state)``.
+            hparams: pytree of 0-d tensors; the defaults of the last argument.
+            start: optional ``start(params, hparams) -> hparams``; first values of hyperparameters that depend on the
+                parameters (the first radius of :func:`~hyperopt_ftp.projected`). Read by an optimizer that tunes this
+                one.
+            settle: optional ``settle(hparams, new_state) -> hparams``; applied by a tuner AFTER the update. Its result
+                is stored, and it is the point where the next pullback linearises.
+            domains: by hparam name, the :class:`~hyperopt_ftp.hparams.Domain` in which a tuner keeps its values; an
+                optimizer that holds others nests theirs as its hparams are nested. What is absent is bounded by
+                nothing.
+            tunes: paths into ``hparams`` of those that the optimizer itself tunes: ``init`` alone reads them.
+
+        >>> import torch, hyperopt_ftp as hft
+        >>> opt = hft.sgd(lr=0.5)
+        >>> params = {"w": torch.ones(2)}
+        >>> params, state = opt.update({"w": torch.ones(2)}, opt.init(params), params)
+        >>> params
+        {'w': tensor([0.5000, 0.5000])}
+        """
+
+        init: InitFn
+        update: UpdateFn
+        hparams: HParams
+        start: StartFn | None = None
+        settle: SettleFn | None = None
+        domains: Mapping[str, Any] = Unbounded()
+        tunes: tuple[str, ...] = ()
 
 
 def check_optimizer(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -16,18 +16,19 @@ from torch.utils.hooks import RemovableHandle
 from .kernels import sharded
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working
+from .types import Field
 
 __all__ = ["FIELDS", "measure", "watch"]
 
 #: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
 #: the rows that the last step scaled down. ``omega``: DiGraP's strength.
-FIELDS = ("distance", "radius", "clipped", "omega")
+FIELDS: tuple[str, ...] = get_args(Field)
 
 Measured = dict[Any, dict[str, float]]
 
 
 @torch.no_grad()
-def measure(optimizer: Any) -> Measured:
+def measure(optimizer: torch.optim.Optimizer) -> Measured:
     """Each constrained parameter that has made a step, by name (or index): its ``FIELDS``, where they exist.
 
     Args:
@@ -65,7 +66,7 @@ def measure(optimizer: Any) -> Measured:
 
 
 def watch(
-    optimizer: Any,
+    optimizer: torch.optim.Optimizer,
     to: str | os.PathLike[str] | Callable[[int, Measured], Any] | Any,
     every: int = 1,
     first: int = 0,

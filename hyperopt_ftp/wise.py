@@ -14,7 +14,7 @@ from .hyper.hypergradient import slope
 from .hyper.tpgm import still
 from .optimizers.adam import adam
 from .tree import working
-from .types import Optimizer
+from .types import Number, Optimizer
 
 __all__ = ["learned_wise", "wise"]
 
@@ -23,7 +23,7 @@ _SHARE = Domain(0.0, 1.0)
 Weights = Mapping[str, Tensor]
 
 
-def wise(weights: Weights, anchor: Weights, strength: Any = 0.5) -> dict[str, Tensor]:
+def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Number] = 0.5) -> dict[str, Tensor]:
     """WiSE-FT (arXiv 2109.01903, eq. 1): ``(1 - strength) * W + strength * W0``, entry by entry of two state_dicts.
 
     Args:

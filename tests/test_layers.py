@@ -22,11 +22,11 @@ ALLOWED = {
     "wise": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "kernels": set(),
-    "fused_projection": {"hparams", "anchored", "kernels"},
+    "fused_projection": {"types", "hparams", "anchored", "kernels"},
     "torch_optim": {"types", "tree", "hparams", "calls", "optimizers", "anchored", "kernels"},
-    "watch": {"tree", "kernels", "torch_optim"},
-    "plot": {"tree"},
-    "integrations": {"hparams", "torch_optim"},
+    "watch": {"types", "tree", "kernels", "torch_optim"},
+    "plot": {"types", "tree"},
+    "integrations": {"types", "hparams", "torch_optim"},
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +74,30 @@ def test_strict_checks_have_nothing_to_say_of_code_that_uses_it(installed: Path)
     (shown,) = [d["message"] for d in said if d["severity"] == "information"]
     assert shown == 'Type of "drop_in.radii()" is "dict[Any, float]"'
     assert [d["message"] for d in said if d["severity"] != "information"] == []
+
+
+def test_right_uses_pass_and_wrong_ones_are_found(installed: Path):
+    """In ``typed_uses.py``, as ``make lint`` reads it, but of an installed package."""
+    shutil.copy(Path(__file__).with_name("typed_uses.py"), installed)
+    (installed / "pyrightconfig.json").write_text('{"extraPaths": ["path"]}')
+    assert pyright(installed, "typed_uses.py")["generalDiagnostics"] == []
+
+
+def test_a_use_that_is_no_longer_wrong_is_found(installed: Path):
+    """The test above can fail."""
+    strict = "# pyright: strict, reportUnnecessaryTypeIgnoreComment=true\n"
+    (installed / "pyrightconfig.json").write_text('{"extraPaths": ["path"]}')
+    (installed / "use.py").write_text(strict + "import hyperopt_ftp as hft\nhft.sgd(lr=0.1)  # pyright: ignore\n")
+    assert [d["rule"] for d in pyright(installed, "use.py")["generalDiagnostics"]] == [
+        "reportUnnecessaryTypeIgnoreComment"
+    ]
+
+
+@pytest.mark.parametrize(("file", "name"), [("types.py", "Optimizer"), ("hyper/strategy.py", "Trained")])
+def test_what_type_checkers_read_has_the_fields_of_what_runs(file: str, name: str):
+    """A NamedTuple of Python 3.10 cannot be generic, so each of these is written twice."""
+    tree = ast.parse((Path(hyperopt_ftp.__file__).parent / file).read_text())
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name]
+    read, runs = ([n for n in c.body if isinstance(n, ast.AnnAssign)] for c in classes)
+    assert [ast.unparse(n.target) for n in read] == [ast.unparse(n.target) for n in runs]
+    assert [n.value and ast.unparse(n.value) for n in read] == [n.value and ast.unparse(n.value) for n in runs]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 from experiments.common.errors import InputError
 from experiments.common.methods import FOLLOWS, METHODS
@@ -34,7 +35,7 @@ class Options:
     anchor_batch_size: int = 32
     kappa: float = 1.0
     radius_lr: float = 1e-2
-    gradient: str = "paper"
+    gradient: Literal["paper", "exact"] = "paper"
     wise: float = 0.5  # share of the fine-tuned weights in WiSE-FT's mean
     device: str = "cpu"
     split_seed: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from experiments.common.bilevel_loop import Radii
 
@@ -11,7 +12,7 @@ class Way:
     """Either FTPAdamW with a gradient, or radii moved after every K steps by the hypergradient through them."""
 
     title: str
-    gradient: str | None = None
+    gradient: Literal["paper", "exact"] | None = None
     depth: int = 1
     on_validation: bool = False
 

@@ -16,6 +16,7 @@ import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Batch, Losses
 from experiments.common.memory import peak_above
 from hyperopt_ftp.anchored import radius_gradient, row_norm
+from hyperopt_ftp.types import PaperOrExact
 
 Weights = dict[str, Tensor]
 
@@ -73,7 +74,7 @@ def walk(
     return Segment(optimizer, batches, kept_params, kept_states, params, deviation, outer)
 
 
-def closed_form(segment: Segment, loss: str, gradient: str) -> dict[str, Tensor]:
+def closed_form(segment: Segment, loss: str, gradient: PaperOrExact) -> dict[str, Tensor]:
     """FTP's: from the deviation of the last step, which FTP has at hand, and the gradient, which training takes."""
     g = torch.func.grad(segment.outer[loss])(segment.end)
     return {

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..hparams import to_tensors
-from ..types import Optimizer
-from .rule import Numbers, Rule, RuleState, anchored
+from ..types import HParam, Optimizer, Params
+from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 
 __all__ = ["cautious_decay", "cautious_decay_rule"]
 
 
-def cautious_decay(base: Optimizer, anchor: Any, strength: Any = 1e-2) -> Optimizer:
+def cautious_decay(base: Optimizer, anchor: Params, strength: HParam = 1e-2) -> Optimizer[AnchoredState]:
     """Cautious weight decay (arXiv 2510.12402, Algorithm 1) toward an anchor instead of toward zero.
 
     With the displacement ``u`` of ``base`` (learning rate inside), weights ``W`` and anchor ``W0``, entry by entry::
@@ -44,7 +42,7 @@ def cautious_decay(base: Optimizer, anchor: Any, strength: Any = 1e-2) -> Optimi
     return anchored(base, anchor, cautious_decay_rule(strength))
 
 
-def cautious_decay_rule(strength: Any) -> Rule:
+def cautious_decay_rule(strength: HParam) -> Rule:
     """The rule of :func:`cautious_decay`."""
 
     def after(

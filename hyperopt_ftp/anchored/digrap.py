@@ -6,17 +6,15 @@ nested differentiation; the tests hold the two to each other.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..hparams import check_choice, to_tensors
 from ..optimizers.adam import AdamState, adam
-from ..types import Optimizer
+from ..types import HParam, Optimizer, PaperOrExact, Params
 from .directed import along, without
 from .ftp import GRADIENTS
-from .rule import Numbers, Rule, RuleState, Spec, anchored, dot
+from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored, dot
 
 __all__ = ["DIGRAP_SPECS", "digrap", "digrap_rule"]
 
@@ -30,7 +28,9 @@ DIGRAP_SPECS = (
 )
 
 
-def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "paper") -> Optimizer:
+def digrap(
+    base: Optimizer, anchor: Params, omega_lr: HParam = 1e-2, gradient: PaperOrExact = "paper"
+) -> Optimizer[AnchoredState]:
     """Directional Gradient Projection with a learned strength for each tensor (arXiv 2502.15895, Algorithm 1).
 
     For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g``, ``d = W - W0`` and ``mu`` =
@@ -69,7 +69,7 @@ def digrap(base: Optimizer, anchor: Any, omega_lr: Any = 1e-2, gradient: str = "
     return anchored(base, anchor, digrap_rule(omega_lr, gradient))
 
 
-def digrap_rule(omega_lr: Any, gradient: str) -> Rule:
+def digrap_rule(omega_lr: HParam, gradient: PaperOrExact) -> Rule:
     """The rule of :func:`digrap`."""
     check_choice("gradient", gradient, GRADIENTS)
     omega_rule = adam(eps=1e-16)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..hparams import to_tensors
-from ..types import Optimizer
-from .rule import Numbers, Rule, RuleState, anchored, dot
+from ..types import HParam, Optimizer, Params
+from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
 __all__ = ["along", "directed", "without"]
 
 
-def directed(base: Optimizer, anchor: Any, omega: Any = 0.0) -> Optimizer:
+def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[AnchoredState]:
     """Directional gradient projection with a given strength (arXiv 2502.15895, eqs. 3 to 7).
 
     For each constrained tensor with anchor ``W0``, weights ``W``, gradient ``g`` and ``d = W - W0``::
@@ -54,6 +52,6 @@ def along(g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return product / torch.where(square == 0, 1.0, square) * d, product >= 0
 
 
-def without(g: Tensor, p: Tensor, back: Tensor, omega: Any) -> Tensor:
+def without(g: Tensor, p: Tensor, back: Tensor, omega: Tensor | float) -> Tensor:
     """``g`` less a share of its component ``p``, where descent leads back."""
     return g - torch.where(back, omega, 0.0) * p

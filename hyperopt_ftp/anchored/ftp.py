@@ -6,7 +6,7 @@ differentiation; the tests hold the two to each other.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from ..hparams import check_choice, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..optimizers.combinators import damped
 from ..optimizers.leafwise import no_steps
-from ..types import Optimizer
+from ..types import HParam, Norm, Optimizer, PaperOrExact, Params
 from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
 __all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
 
-GRADIENTS = ("paper", "exact")
+GRADIENTS: tuple[str, ...] = get_args(PaperOrExact)
 
 
 #: State of a tensor, in the order of the columns that kernels take.
@@ -48,12 +48,12 @@ class FTPState(NamedTuple):
 
 def ftp(
     base: Optimizer,
-    anchor: Any,
-    norm: str = "mars",
-    kappa: Any = 1.0,
-    radius_lr: Any = 1e-2,
-    gradient: str = "paper",
-) -> Optimizer:
+    anchor: Params,
+    norm: Norm = "mars",
+    kappa: HParam = 1.0,
+    radius_lr: HParam = 1e-2,
+    gradient: PaperOrExact = "paper",
+) -> Optimizer[FTPState]:
     """Fast Trainable Projection (arXiv 2310.19182, Algorithm 1) around any optimizer.
 
     For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` at W, the displacement ``d`` of
@@ -116,7 +116,7 @@ def _unpack(state: FTPState) -> tuple[Any, dict[str, RuleState]]:
     return state.base, {path: {name: column[path] for name, column in named} for path in state.radius}
 
 
-def ftp_rule(radius_lr: Any, kappa: Any, norm: str, gradient: str) -> Rule:
+def ftp_rule(radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExact) -> Rule:
     """The rule of :func:`ftp`."""
     check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
@@ -155,7 +155,9 @@ def ftp_rule(radius_lr: Any, kappa: Any, norm: str, gradient: str) -> Rule:
     return Rule(own, before, after, FTP_SPECS, norm, off, master, keeps=())
 
 
-def radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: str = "paper") -> Tensor:
+def radius_gradient(
+    grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: PaperOrExact = "paper"
+) -> Tensor:
     """Derivative of the loss with respect to the radius of the step that made the weights, in closed form.
 
     ``W = W0 + min(radius / n_i, 1) * c_i`` gives ``h = sum_i <g_i, c_i> / n_i`` over the clipped rows

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..hparams import to_tensors
-from ..types import Optimizer
-from .rule import Numbers, Rule, RuleState, anchored
+from ..types import HParam, Optimizer, Params
+from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 
 __all__ = ["l2sp", "l2sp_rule"]
 
 
-def l2sp(base: Optimizer, anchor: Any, strength: Any = 1e-2, decoupled: bool = False) -> Optimizer:
+def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bool = False) -> Optimizer[AnchoredState]:
     """L2-SP (arXiv 1802.01483, section 3.1): the penalty ``strength / 2 * ||W - W0||^2`` on each constrained tensor.
 
     With weights ``W``, anchor ``W0``, gradient ``g`` and the displacement ``d`` of ``base``::
@@ -44,7 +42,7 @@ def l2sp(base: Optimizer, anchor: Any, strength: Any = 1e-2, decoupled: bool = F
     return anchored(base, anchor, l2sp_rule(strength, decoupled))
 
 
-def l2sp_rule(strength: Any, decoupled: bool) -> Rule:
+def l2sp_rule(strength: HParam, decoupled: bool) -> Rule:
     """The rule of :func:`l2sp`."""
     if not isinstance(decoupled, bool):
         raise TypeError(f"decoupled must be True or False, got {decoupled!r}")

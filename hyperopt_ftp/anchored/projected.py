@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import as_tensor, check_number
-from ..types import Optimizer
+from ..types import HParam, Norm, Optimizer, Params
 from .anchors import anchors, check_same_names
 from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
@@ -25,8 +25,8 @@ class ProjectedState(NamedTuple):
 
 
 def projected(
-    base: Optimizer, anchor: Any, norm: str = "mars", radius: Any = None, *, bounded: bool = True
-) -> Optimizer:
+    base: Optimizer, anchor: Params, norm: Norm = "mars", radius: HParam | None = None, *, bounded: bool = True
+) -> Optimizer[ProjectedState]:
     """Project the weights after each step of ``base`` onto balls around ``anchor``.
 
     With ``d`` the displacement of ``base`` and ``W0`` the anchor, for each constrained tensor::
@@ -69,7 +69,7 @@ _LAYOUT = Layout(
 )
 
 
-def projected_rule(radius: Any, norm: str, bounded: bool = True, starts: bool = False) -> Rule:
+def projected_rule(radius: Any, norm: Norm, bounded: bool = True, starts: bool = False) -> Rule:
     """The rule of :func:`projected`.
 
     Args:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from einops import reduce
 from torch import Tensor
 
 from ..hparams import check_choice
+from ..types import Norm
 
 __all__ = [
     "FLOOR",
@@ -28,7 +29,7 @@ __all__ = [
 FLOOR = 1e-8
 
 #: Rows of a tensor by norm; tensors with fewer than two dimensions are one row.
-NORMS = ("mars", "l2")
+NORMS: tuple[str, ...] = get_args(Norm)
 
 
 def check_norm(norm: Any) -> None:
@@ -37,12 +38,12 @@ def check_norm(norm: Any) -> None:
     check_choice("norm", norm, NORMS)
 
 
-def rows(x: Tensor, norm: str) -> torch.Size:
+def rows(x: Tensor, norm: Norm) -> torch.Size:
     """Shape of a value for each row of ``x``: rows are dim 0; 0-d and 1-D tensors are one, and all of it for "l2"."""
     return x.shape[:1] if norm == "mars" and x.ndim >= 2 else torch.Size((1,))
 
 
-def row_norm(deviation: Tensor, norm: str = "mars") -> Tensor:
+def row_norm(deviation: Tensor, norm: Norm = "mars") -> Tensor:
     """Norm of each row of a deviation from the anchor, plus 1e-8.
 
     ``"mars"``: ``n_i = sum_j |d_ij| + 1e-8`` where rows are dim 0 and columns all the rest (arXiv 2002.08253); the
@@ -87,7 +88,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - 1)) if like.ndim else values.reshape(())
 
 
-def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: str = "mars") -> Tensor:
+def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: Norm = "mars") -> Tensor:
     """Scale each row of ``weights - anchor`` down to the ball of a radius.
 
     With ``c = weights - anchor`` and ``n`` = :func:`row_norm`\\ (c)::

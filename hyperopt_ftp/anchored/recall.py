@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from ..hparams import DOMAINS, Domain, to_tensors
-from ..types import Optimizer
-from .rule import Numbers, Rule, RuleState, Spec, anchored
+from ..types import HParam, Optimizer, Params
+from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored
 
 __all__ = ["RECALL_SPECS", "recall", "recall_rule"]
 
@@ -23,7 +22,9 @@ _DOMAINS = {
 }
 
 
-def recall(base: Optimizer, anchor: Any, strength: Any = 1.0, rate: Any = 0.1, midpoint: Any = 250.0) -> Optimizer:
+def recall(
+    base: Optimizer, anchor: Params, strength: HParam = 1.0, rate: HParam = 0.1, midpoint: HParam = 250.0
+) -> Optimizer[AnchoredState]:
     """RecAdam's recall (arXiv 2004.12651, Algorithm 1) around any optimizer.
 
     For each constrained tensor with anchor ``W0``, weights ``W``, the displacement ``u`` of ``base`` and the number
@@ -61,7 +62,7 @@ def recall(base: Optimizer, anchor: Any, strength: Any = 1.0, rate: Any = 0.1, m
     return anchored(base, anchor, recall_rule(strength, rate, midpoint))
 
 
-def recall_rule(strength: Any, rate: Any, midpoint: Any) -> Rule:
+def recall_rule(strength: HParam, rate: HParam, midpoint: HParam) -> Rule:
     """The rule of :func:`recall`."""
 
     def after(

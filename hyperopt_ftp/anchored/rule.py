@@ -12,7 +12,7 @@ from .. import tree
 from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
 from ..optimizers.wrap import wrapped
-from ..types import Optimizer
+from ..types import Norm, Optimizer, Params
 from .anchors import anchors, by_name, check_anchor, check_same_names, numbers
 from .projections import rows
 
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
     before: Callable[[Tensor, Tensor, Tensor, RuleState, Numbers], tuple[Tensor, RuleState]] | None = None
     after: Callable[[Tensor, Tensor, Tensor, Tensor, RuleState, Numbers], tuple[Tensor, RuleState]] | None = None
     specs: tuple[Spec, ...] = ()
-    norm: str = "mars"
+    norm: Norm = "mars"
     off: Callable[[Tensor], RuleState] | None = None
     master: Callable[[Tensor, Tensor, RuleState], Tensor] | None = None
     start: Callable[[Tensor, Tensor, Numbers], Numbers] | None = None
@@ -87,7 +87,7 @@ class Layout(NamedTuple):
 BY_PATH = Layout(AnchoredState, AnchoredState, lambda state: (state.base, state.rule))
 
 
-def anchored(base: Optimizer, anchor: Any, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
+def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
     """``base`` held near ``anchor`` by ``rule``; 16-bit weights are computed in float32.
 
     The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each. What a rule reads of

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..hparams import to_tensors
 from ..optimizers.leafwise import safe_sqrt
-from ..types import Optimizer
-from .rule import Numbers, Rule, RuleState, anchored, dot
+from ..types import HParam, Optimizer, Params
+from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
 __all__ = ["spd", "spd_rule"]
 
 
-def spd(base: Optimizer, anchor: Any, strength: Any = 1.0) -> Optimizer:
+def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[AnchoredState]:
     """Selective Projection Decay (arXiv 2411.01713, Algorithm 1) around any optimizer.
 
     For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` and ``V`` = what the base's step
@@ -48,7 +46,7 @@ def spd(base: Optimizer, anchor: Any, strength: Any = 1.0) -> Optimizer:
     return anchored(base, anchor, spd_rule(strength))
 
 
-def spd_rule(strength: Any) -> Rule:
+def spd_rule(strength: HParam) -> Rule:
     """The rule of :func:`spd`."""
 
     def after(

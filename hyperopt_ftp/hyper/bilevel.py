@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import tree
 from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
-from ..types import Optimizer, Params, State, check_optimizer
+from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
 from . import paths
 from .arguments import argument_counts, check_hparams
 from .constrain import Constraints
@@ -60,11 +60,11 @@ def bilevel(
     inner_steps: int,
     outer_steps: int,
     strategy: Strategy | None = None,
-    constrain: Mapping[str, str] | None = None,
+    constrain: Mapping[str, Constraint] | None = None,
     hparams: dict[str, Any] | None = None,
     state: BilevelState | None = None,
     reset: Params | Callable[[int], Params] | None = None,
-    not_finite: str = "error",
+    not_finite: NotFinite = "error",
     progress: bool = False,
 ) -> Iterator[Record]:
     """Tune hyperparameters on validation data while training: K inner steps, one outer step, and so on.
@@ -114,7 +114,7 @@ def bilevel(
     >>> rates[0] < rates[-1], rates[0]
     (True, 0.0016)
     """
-    check_choice("not_finite", not_finite, ("error", "skip"))
+    check_choice("not_finite", not_finite, get_args(NotFinite))
     if isinstance(train_batches, Tensor) and train_batches.ndim:
         train_batches = list(train_batches.unbind())
     check_count("inner_steps", inner_steps, "steps")
@@ -167,7 +167,7 @@ class _Rounds:
     constraints: Constraints
     whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
     reset: Any
-    not_finite: str
+    not_finite: NotFinite
 
     def round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
         """Train, differentiate, move the hyperparameters."""

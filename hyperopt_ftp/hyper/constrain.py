@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, first_outside
+from ..types import Constraint
 from . import paths
 
 __all__ = ["Constraints"]
 
-MAPS = ("clip", "log", "logit")
+MAPS: tuple[str, ...] = get_args(Constraint)
 
 
 class Constraints:
@@ -37,7 +38,9 @@ class Constraints:
         TypeError: maps that are not given by path.
     """
 
-    def __init__(self, names: tuple[str, ...], given: Mapping[str, str] | None, domains: Mapping[str, Any]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], given: Mapping[str, Constraint] | None, domains: Mapping[str, Any]
+    ) -> None:
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(f"constrain must be a dict by hyperparameter, such as {{'lr': 'log'}}, got {given!r}")
         given = {} if given is None else dict(given)

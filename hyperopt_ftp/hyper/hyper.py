@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from .. import tree
 from ..calls import explained
 from ..hparams import complete
 from ..optimizers.leafwise import check_grads, check_state, no_steps
-from ..types import Optimizer, check_optimizer
+from ..types import Constraint, Optimizer, check_optimizer
 from . import paths
 from .constrain import Constraints
 from .one_step import GradientStrategy, OneStep, Previous
@@ -35,10 +35,10 @@ class TunedState(NamedTuple):
 def hyper(
     base: Optimizer,
     by: Optimizer,
-    over: Any,
+    over: str | Sequence[str],
     strategy: GradientStrategy | None = None,
-    constrain: Mapping[str, str] | None = None,
-) -> Optimizer:
+    constrain: Mapping[str, Constraint] | None = None,
+) -> Optimizer[TunedState]:
     """Tune hyperparameters of ``base`` by the optimizer ``by``, along hypergradients: the result is an optimizer again.
 
     At each update, with ``g`` the gradient at the present params::

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import tree
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
-from ..types import HParams, Optimizer, Params, State, check_optimizer
+from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from . import paths
 from .arguments import argument_counts, check_batches, check_hparams, check_scalar
 from .functorch import under_transform
@@ -31,16 +31,16 @@ __all__ = ["hypergradient", "slope"]
 
 
 def hypergradient(
-    optimizer: Optimizer,
+    optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
     outer_loss: Callable[[Params], Tensor] | Callable[[Params, Any], Tensor],
-    params: Params,
+    params: TreeT,
     batches: Sequence[Any],
-    over: Any = None,
+    over: str | Sequence[str] | None = None,
     hparams: HParams | None = None,
-    state: State | None = None,
+    state: StateT | None = None,
     strategy: Strategy | None = None,
-) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:
+) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     """Train for ``len(batches)`` steps, and differentiate the outer loss at the end in the hyperparameters.
 
     ``d outer_loss(train(...).params) / d over`` in one call; see :func:`train`.
@@ -93,16 +93,16 @@ def hypergradient(
 
 
 def slope(
-    optimizer: Optimizer,
+    optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
     outer_loss: Callable[..., Tensor],
-    params: Params,
+    params: TreeT,
     batches: Sequence[Any],
-    over: Any,
+    over: str | Sequence[str] | None,
     hparams: HParams | None = None,
-    state: State | None = None,
+    state: StateT | None = None,
     strategy: Strategy | None = None,
-) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:
+) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     """:func:`hypergradient`, where zeros are nothing to warn of."""
     check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
@@ -208,8 +208,8 @@ def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
 
 def _by_the_old_protocol(
     strategy: Any, optimizer: Optimizer, train_loss: Any, outer_loss: Any, params: Params, batches: Any,
-    full: dict[str, Any], state: State | None, tuned: dict[str, Any],
-) -> tuple[Tensor, dict[str, Any], tuple[Params, State]]:  # fmt: skip
+    full: dict[str, Any], state: Any, tuned: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any], tuple[Any, Any]]:  # fmt: skip
     warnings.warn(
         f"{type(strategy).__name__} has the method through_steps(inner, tuned), which is deprecated: write run and "
         "pullback (hyperopt_ftp.hyper.Strategy), which train takes too",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, check_choice, check_number, shown
+from ..types import Solver
 from .functorch import values_of
 from .leaves import cotangents_of, floats, is_float, known
 from .linear import SOLVERS, Solved, System, diverges, dot, solution, tolerance_of, vjp
@@ -80,7 +81,7 @@ class Implicit:
     -0.25
     """
 
-    solver: str = "neumann"
+    solver: Solver = "neumann"
     iterations: int = 20
     damping: float = 0.0
     tolerance: float | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
 from torch import Tensor
 
 from .. import tree
-from ..types import HParams, Params, State
+from ..types import HParams, Params, State, StateT, TreeT
 
 if TYPE_CHECKING:
     from .steps import Steps
@@ -24,12 +24,23 @@ class Start(NamedTuple):
     batches: Any = None  # a sequence with one entry for each step
 
 
-class Trained(NamedTuple):
-    """Where training ended."""
+if TYPE_CHECKING:
 
-    params: Params
-    state: State
-    losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
+    class Trained(NamedTuple, Generic[TreeT, StateT]):
+        """The class below with the types of its parts, as :class:`~hyperopt_ftp.Optimizer` has them."""
+
+        params: TreeT
+        state: StateT
+        losses: Any
+
+else:
+
+    class Trained(NamedTuple):
+        """Where training ended."""
+
+        params: Params
+        state: State
+        losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
 
 
 class Strategy(Protocol):

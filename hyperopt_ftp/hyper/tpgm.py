@@ -15,14 +15,14 @@ from ..anchored.projections import FLOOR, clip_radius, row_norm
 from ..hparams import check_number, to_tensors
 from ..optimizers.adam import adam
 from ..optimizers.sgd import sgd
-from ..types import Params
+from ..types import Norm, Params, TreeT
 from .hypergradient import slope
 from .leaves import fresh
 
 __all__ = ["still", "tpgm", "tpgm_radius"]
 
 
-def tpgm_radius(params: Params, anchor: Any, norm: str = "mars") -> dict[str, Tensor]:
+def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str, Tensor]:
     """TPGM's first radius of each constrained tensor: half the smallest row norm of ``params - anchor``.
 
     Args:
@@ -42,20 +42,20 @@ def tpgm_radius(params: Params, anchor: Any, norm: str = "mars") -> dict[str, Te
     return {n: _half_smallest(tree.working(w), fixed[n], norm) for n, w in tree.pick(params, fixed).items()}
 
 
-def _half_smallest(w: Tensor, anchor: Tensor, norm: str) -> Tensor:
+def _half_smallest(w: Tensor, anchor: Tensor, norm: Norm) -> Tensor:
     n = row_norm(w - anchor.to(w.dtype), norm)
     return (n.amin() / 2).clamp(min=FLOOR) if n.numel() else n.new_tensor(FLOOR)
 
 
 def tpgm(
-    params: Params,
-    anchor: Any,
+    params: TreeT,
+    anchor: Params,
     outer_loss: Callable[[Params, Any], Tensor],
     batches: Iterable[Any],
     *,
-    norm: str = "l2",
+    norm: Norm = "l2",
     radius_lr: float = 1e-2,
-) -> tuple[Params, dict[str, Tensor]]:
+) -> tuple[TreeT, dict[str, Tensor]]:
     """TPGM once, after fine-tuning: learn how far each tensor may keep its distance from the anchor.
 
     The fine-tuned weights stay as they are; only the radii move, by Adam, along

@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..optimizers.leafwise import check_params
-from ..types import HParams, Optimizer, Params, State, check_optimizer
+from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves
 from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
@@ -28,15 +28,15 @@ __all__ = ["train"]
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
 def train(
-    optimizer: Optimizer,
+    optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
-    params: Params,
+    params: TreeT,
     batches: Sequence[Any],
     *,
     hparams: HParams | None = None,
-    state: State | None = None,
+    state: StateT | None = None,
     strategy: Strategy | None = None,
-) -> Trained:
+) -> Trained[TreeT, StateT]:
     """Train for ``len(batches)`` steps, as one differentiable function of all that goes in.
 
     With ``g = d train_loss(params, batches[k]) / d params``, step k is

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_count, check_flag
+from ..types import CheckpointEvery
 from .checkpoints import Checkpoints, Point
 from .functorch import under_transform
 from .leaves import cotangents_of, floats, fresh, known, refill
@@ -71,7 +72,7 @@ class Unroll:
     """
 
     truncate: int | None = None
-    checkpoint: int | str = 1
+    checkpoint: CheckpointEvery = 1
     offload: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..torch_optim.ftp_adamw import FTPAdamW
 from ..torch_optim.ftp_sgd import FTPSGD
+from ..types import Excludes
 
 __all__ = ["classifier", "create_optimizer", "register"]
 
@@ -93,7 +94,7 @@ def classifier(model: nn.Module) -> list[nn.Parameter]:
 
 
 def create_optimizer(
-    model: nn.Module, opt: str = "ftpadamw", *, exclude: Any = None, **options: Any
+    model: nn.Module, opt: str = "ftpadamw", *, exclude: Excludes | None = None, **options: Any
 ) -> FTPAdamW | FTPSGD:
     """``timm.optim.create_optimizer_v2`` with the head left free.
 

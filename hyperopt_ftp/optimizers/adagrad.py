@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import tree
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
-from ..types import Optimizer
+from ..types import HParam, Optimizer
 from .leafwise import NO_PARAMS, check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
 
 __all__ = ["AdagradState", "adagrad"]
@@ -25,12 +25,12 @@ class AdagradState(NamedTuple):
 
 @explained(NO_PARAMS)
 def adagrad(
-    lr: Any = 1e-2,
-    lr_decay: Any = 0.0,
-    weight_decay: Any = 0.0,
-    initial_accumulator_value: Any = 0.0,
-    eps: Any = 1e-10,
-) -> Optimizer:
+    lr: HParam = 1e-2,
+    lr_decay: HParam = 0.0,
+    weight_decay: HParam = 0.0,
+    initial_accumulator_value: HParam = 0.0,
+    eps: HParam = 1e-10,
+) -> Optimizer[AdagradState]:
     """Adagrad (Duchi et al., 2011); rule and defaults of :class:`torch.optim.Adagrad`.
 
     With weights ``W``, gradient ``g``, and t counting from 1; ``s`` starts at ``initial_accumulator_value``::

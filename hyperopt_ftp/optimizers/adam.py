@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..hparams import Domain, check_number, complete, domains_of, to_tensors
-from ..types import Optimizer
+from ..types import HParam, Optimizer
 from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
 
 __all__ = ["AdamState", "adam", "adamw"]
@@ -26,14 +26,14 @@ class AdamState(NamedTuple):
 
 @explained(NO_PARAMS)
 def adam(
-    lr: Any = 1e-3,
-    betas: tuple[Any, Any] = (0.9, 0.999),
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
+    lr: HParam = 1e-3,
+    betas: tuple[HParam, HParam] = (0.9, 0.999),
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 0.0,
     amsgrad: bool = False,
     *,
     eps_root: float = 0.0,
-) -> Optimizer:
+) -> Optimizer[AdamState]:
     """Adam (arXiv 1412.6980) with coupled weight decay; rule and defaults of :class:`torch.optim.Adam`.
 
     With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
@@ -63,14 +63,14 @@ def adam(
 
 @explained(NO_PARAMS)
 def adamw(
-    lr: Any = 1e-3,
-    betas: tuple[Any, Any] = (0.9, 0.999),
-    eps: Any = 1e-8,
-    weight_decay: Any = 1e-2,
+    lr: HParam = 1e-3,
+    betas: tuple[HParam, HParam] = (0.9, 0.999),
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 1e-2,
     amsgrad: bool = False,
     *,
     eps_root: float = 0.0,
-) -> Optimizer:
+) -> Optimizer[AdamState]:
     """AdamW (arXiv 1711.05101): Adam with decoupled weight decay; rule and defaults of :class:`torch.optim.AdamW`.
 
     As :func:`adam`, but the decay acts on the weights and not on the gradient::
@@ -89,8 +89,14 @@ def adamw(
 
 
 def _adam(
-    lr: Any, betas: tuple[Any, Any], eps: Any, weight_decay: Any, amsgrad: bool, eps_root: float, decoupled: bool
-) -> Optimizer:
+    lr: HParam,
+    betas: tuple[HParam, HParam],
+    eps: HParam,
+    weight_decay: HParam,
+    amsgrad: bool,
+    eps_root: float,
+    decoupled: bool,
+) -> Optimizer[AdamState]:
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
 

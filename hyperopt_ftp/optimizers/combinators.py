@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_zero_d, to_tensors
-from ..types import Optimizer, check_optimizer
+from ..types import Number, Optimizer, StateT, check_optimizer
 from .leafwise import check_grads, check_state, no_steps, safe_sqrt
 from .wrap import wrapped
 
 __all__ = ["ScheduledState", "anneal", "clipped", "damped", "scheduled"]
 
 
-def damped(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
+def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
     """Scale positive gradients by ``kappa`` before ``by`` sees them: ``h <- kappa * h where h > 0``.
 
     FTP (arXiv 2310.19182, section 3.3) calls this "positive gradient annealing". It is for the optimizer of a radius: a
@@ -47,7 +47,7 @@ def damped(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
     return _on_gradients(by, to_tensors(kappa=kappa), before)
 
 
-def anneal(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
+def anneal(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
     """The former name of :func:`damped`; nothing in it changes over time. It warns.
 
     >>> import warnings, hyperopt_ftp as hft
@@ -61,7 +61,7 @@ def anneal(by: Optimizer, kappa: Any = 1.0) -> Optimizer:
     return damped(by, kappa)
 
 
-def clipped(base: Optimizer, max_norm: Any) -> Optimizer:
+def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     """Clip the global norm of the gradient: ``g <- g * min(1, max_norm / (||g|| + 1e-6))`` over all leaves.
 
     The rule of :func:`torch.nn.utils.clip_grad_norm_` with ``norm_type=2``.
@@ -95,7 +95,7 @@ class ScheduledState(NamedTuple):
     base: Any
 
 
-def scheduled(base: Optimizer, **schedules: Callable[[Tensor], Tensor]) -> Optimizer:
+def scheduled(base: Optimizer, **schedules: Callable[[Tensor], Tensor]) -> Optimizer[ScheduledState]:
     """Multiply hyperparameters by functions of the step.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
-from ..types import Optimizer
+from ..types import HParam, Optimizer
 from .leafwise import NO_PARAMS, check_params, check_state, leafwise, zeros
 
 __all__ = ["LionState", "lion"]
@@ -22,7 +22,9 @@ class LionState(NamedTuple):
 
 
 @explained(NO_PARAMS)
-def lion(lr: Any = 1e-4, betas: tuple[Any, Any] = (0.9, 0.99), weight_decay: Any = 0.0) -> Optimizer:
+def lion(
+    lr: HParam = 1e-4, betas: tuple[HParam, HParam] = (0.9, 0.99), weight_decay: HParam = 0.0
+) -> Optimizer[LionState]:
     """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, decoupled weight decay.
 
     With weights ``W``, gradient ``g`` and ``(b1, b2)`` = ``betas``::

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
-from ..types import Optimizer
+from ..types import HParam, Optimizer
 from .leafwise import NO_PARAMS, check_params, check_state, leafwise, safe_sqrt, zeros
 
 __all__ = ["RMSpropState", "rmsprop"]
@@ -24,13 +24,13 @@ class RMSpropState(NamedTuple):
 
 @explained(NO_PARAMS)
 def rmsprop(
-    lr: Any = 1e-2,
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    momentum: Any = 0.0,
+    lr: HParam = 1e-2,
+    alpha: HParam = 0.99,
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 0.0,
+    momentum: HParam = 0.0,
     centered: bool = False,
-) -> Optimizer:
+) -> Optimizer[RMSpropState]:
     """RMSprop (Tieleman and Hinton, 2012); rule and defaults of :class:`torch.optim.RMSprop`.
 
     With weights ``W``, gradient ``g`` and ``mu`` = ``momentum``::

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
-from ..types import Optimizer
+from ..types import HParam, Optimizer
 from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, zeros
 
 __all__ = ["SGDState", "check_nesterov", "sgd"]
@@ -24,8 +24,13 @@ class SGDState(NamedTuple):
 
 @explained(NO_PARAMS)
 def sgd(
-    lr: Any = 1e-3, momentum: Any = 0.0, dampening: Any = 0.0, weight_decay: Any = 0.0, *, nesterov: bool = False
-) -> Optimizer:
+    lr: HParam = 1e-3,
+    momentum: HParam = 0.0,
+    dampening: HParam = 0.0,
+    weight_decay: HParam = 0.0,
+    *,
+    nesterov: bool = False,
+) -> Optimizer[SGDState]:
     """Stochastic gradient descent; the rule and the defaults of :class:`torch.optim.SGD`.
 
     With weights ``W``, gradient ``g``, learning rate ``lr``, ``mu`` = ``momentum``, ``tau`` = ``dampening``::

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
+from ..types import Anchor, Device
 from .checks import DTYPES
 from .fingerprint import fingerprint
 from .hints import do_you_mean, near_name, no_entry
@@ -30,7 +31,7 @@ class AnchorSource:
         device: keep anchors on this device (``"cpu"``); a step fetches them. ``None``: beside their parameters.
     """
 
-    def __init__(self, anchor: Any, dtype: torch.dtype | None, device: Any, saved: bool) -> None:
+    def __init__(self, anchor: Anchor, dtype: torch.dtype | None, device: Device, saved: bool) -> None:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
         self.zero: bool = isinstance(anchor, str) and anchor == "zero"
         if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:

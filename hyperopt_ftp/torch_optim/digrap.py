@@ -9,6 +9,7 @@ import torch
 from ..anchored.digrap import DIGRAP_SPECS, digrap_rule
 from ..anchored.rule import Rule
 from ..calls import explained
+from ..types import Anchor, Device, Excludes, PaperOrExact
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -50,11 +51,11 @@ class DiGraP(DropIn):
         base: torch.optim.Optimizer,
         *,
         omega_lr: float = 1e-2,
-        gradient: str = "paper",
-        anchor: Any = None,
-        exclude: Any = (),
+        gradient: PaperOrExact = "paper",
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         options = {"omega_lr": omega_lr, "gradient": gradient}

@@ -11,6 +11,7 @@ from ..anchored.ftp import FTP_SPECS, ftp_rule
 from ..anchored.rule import Rule
 from ..calls import explained
 from ..kernels.layers import Ball
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -54,14 +55,14 @@ class FTP(DropIn):
         self,
         base: torch.optim.Optimizer,
         *,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         radius_lr: float = 1e-2,
         kappa: float = 1.0,
-        norm: str = "mars",
-        gradient: str = "paper",
+        norm: Norm = "mars",
+        gradient: PaperOrExact = "paper",
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         options = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}

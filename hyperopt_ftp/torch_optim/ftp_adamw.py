@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..anchored.rule import Spec
 from ..calls import explained
 from ..kernels.layers import AdamW
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .bases import Formula, Own
 from .ftp import learned_ball
@@ -91,21 +93,21 @@ class FTPAdamW(DropIn):
     @explained()
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         radius_lr: float = 1e-2,
         kappa: float = 1.0,
-        norm: str = "mars",
-        gradient: str = "paper",
+        norm: Norm = "mars",
+        gradient: PaperOrExact = "paper",
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
         lean: bool = False,
         maximize: bool = False,

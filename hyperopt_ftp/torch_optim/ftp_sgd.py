@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..anchored.rule import Spec
 from ..calls import explained
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .bases import Formula, Own
 from .ftp import learned_ball
@@ -51,21 +53,21 @@ class FTPSGD(DropIn):
     @explained()
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         radius_lr: float = 1e-2,
         kappa: float = 1.0,
-        norm: str = "mars",
-        gradient: str = "paper",
+        norm: Norm = "mars",
+        gradient: PaperOrExact = "paper",
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
         lean: bool = False,
         maximize: bool = False,

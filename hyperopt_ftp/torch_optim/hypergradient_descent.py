@@ -13,6 +13,7 @@ from ..calls import explained
 from ..hparams import check_number
 from ..kernels import sharded
 from ..tree import working
+from ..types import Excludes
 from .given import Extra, Given
 from .optimizer import DropIn, floats
 
@@ -56,7 +57,7 @@ class HypergradientDescent(DropIn):
     """
 
     @explained("it goes around an optimizer: HypergradientDescent(torch.optim.AdamW(params, lr=...), lr_lr=...)")
-    def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Any = ()) -> None:
+    def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Excludes = ()) -> None:
         extra = Extra({"lr_lr": lr_lr}, (Spec("direction", "weights"),), _check, _step)
         super().__init__(Given(base, extra), None, exclude)
 

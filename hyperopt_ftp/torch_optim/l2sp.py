@@ -9,6 +9,7 @@ import torch
 from ..anchored.l2sp import l2sp_rule
 from ..anchored.rule import Rule
 from ..calls import explained
+from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -49,10 +50,10 @@ class L2SP(DropIn):
         *,
         strength: float = 1e-2,
         decoupled: bool = False,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "decoupled": decoupled}

@@ -12,6 +12,7 @@ from ..anchored.rule import Numbers, Rule, RuleState
 from ..calls import explained
 from ..hparams import to_tensors
 from ..kernels.layers import Ball
+from ..types import Anchor, Device, Excludes, Norm
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -54,11 +55,11 @@ class MARSSP(DropIn):
         base: torch.optim.Optimizer,
         *,
         radius: float,
-        norm: str = "mars",
-        anchor: Any = None,
-        exclude: Any = (),
+        norm: Norm = "mars",
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from ..types import Excludes
 from .hints import MOST, do_you_mean, near_pattern, overview
 
 __all__ = ["Exclude", "unwrapped"]
@@ -30,7 +31,7 @@ def unwrapped(name: str) -> str:
 class Exclude:
     """Unconstrained parameters: glob patterns on names, tensors, or modules; knows which entries matched nothing."""
 
-    def __init__(self, entries: Any) -> None:
+    def __init__(self, entries: Excludes) -> None:
         kinds = (str, Tensor, Module)
         given = [entries] if isinstance(entries, kinds) else () if entries is None else entries
         if not isinstance(given, Iterable) or isinstance(given, Mapping):

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..hparams import is_number
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
+from ..types import Excludes
 from . import store
 from .backends import BACKENDS, Backend, why_slow
 from .bases import Base, Own
@@ -61,8 +63,8 @@ class DropIn(torch.optim.Optimizer):
         self,
         mover: Base,
         hold: Hold | None,
-        exclude: Any,
-        params: Any = None,
+        exclude: Excludes,
+        params: ParamsT | None = None,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {**mover.options, **(hold.options if hold else {})}

@@ -9,6 +9,7 @@ import torch
 from ..anchored.recall import RECALL_SPECS, recall_rule
 from ..anchored.rule import Rule
 from ..calls import explained
+from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -47,10 +48,10 @@ class Recall(DropIn):
         strength: float = 1.0,
         rate: float = 0.1,
         midpoint: float = 250.0,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}

@@ -9,6 +9,7 @@ import torch
 from ..anchored.rule import Rule
 from ..anchored.spd import spd_rule
 from ..calls import explained
+from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
@@ -46,10 +47,10 @@ class SPD(DropIn):
         base: torch.optim.Optimizer,
         *,
         strength: float = 1.0,
-        anchor: Any = None,
-        exclude: Any = (),
+        anchor: Anchor = None,
+        exclude: Excludes = (),
         anchor_dtype: torch.dtype | None = None,
-        anchor_device: Any = None,
+        anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)

@@ -12,6 +12,7 @@ from ..anchored.projections import rows
 from ..anchored.rule import Rule, RuleState, Spec
 from ..kernels import sharded
 from ..tree import working
+from ..types import Norm
 
 __all__ = ["Columns", "blank", "choose", "fit", "fitting", "is_plain", "off", "shapes", "shard"]
 
@@ -39,13 +40,13 @@ def is_plain(p: Tensor) -> bool:
     return type(p) in (Tensor, torch.nn.Parameter)
 
 
-def shapes(specs: Iterable[Spec], p: Tensor, norm: str) -> dict[str, torch.Size]:
+def shapes(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, torch.Size]:
     """Shape of each entry for a parameter."""
     by_kind = {"weights": p.shape, "rows": rows(p, norm), "scalar": torch.Size(()), "count": torch.Size(())}
     return {spec.name: by_kind[spec.kind] for spec in specs}
 
 
-def blank(specs: Iterable[Spec], p: Tensor, norm: str) -> dict[str, Tensor]:
+def blank(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, Tensor]:
     """State before the first step of a parameter at its anchor, sharded as the parameter is."""
     made = {}
     for name, kind, fill in specs:
@@ -68,7 +69,7 @@ def off(rule: Rule, p: Tensor, w0: Tensor) -> RuleState:
     return {name: shard(value, p, kinds[name], rule.norm) for name, value in found.items()}
 
 
-def shard(value: Any, p: Tensor, kind: str | None, norm: str) -> Any:
+def shard(value: Any, p: Tensor, kind: str | None, norm: Norm) -> Any:
     """Loaded state, sharded as its parameter is; ``kind`` is ``None`` for what the base keeps beside its step."""
     if not isinstance(value, Tensor) or kind in ("scalar", "count"):
         return value
