@@ -6,13 +6,14 @@ differentiation; the tests hold the two to each other.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_choice, to_tensors
+from ..hparams import Domain, check_choice, check_number, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..optimizers.combinators import damped
 from ..optimizers.leafwise import no_steps
@@ -24,6 +25,8 @@ __all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_grad
 
 GRADIENTS: tuple[str, ...] = get_args(PaperOrExact)
 
+
+_START = Domain(0.0, math.inf, open_high=True)
 
 #: State of a tensor, in the order of the columns that kernels take.
 FTP_SPECS = (
@@ -53,6 +56,8 @@ def ftp(
     kappa: HParam = 1.0,
     radius_lr: HParam = 1e-2,
     gradient: PaperOrExact = "paper",
+    *,
+    radius_start: float | None = None,
 ) -> Optimizer[FTPState]:
     """Fast Trainable Projection (arXiv 2310.19182, Algorithm 1) around any optimizer.
 
@@ -78,6 +83,8 @@ def ftp(
             the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.
+        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam). ``None``: as
+            below; a larger one lets the first step go so far, after which the clip holds.
 
     Returns:
         An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. The radius starts at 1e-8, or at the
@@ -99,7 +106,9 @@ def ftp(
     >>> state.radius["w"], params["w"]
     (tensor(0.1603), tensor([[0.1603, 0.0000]]))
     """
-    return anchored(base, anchor, ftp_rule(radius_lr, kappa, norm, gradient), Layout(FTPState, _pack, _unpack))
+    return anchored(
+        base, anchor, ftp_rule(radius_lr, kappa, norm, gradient, radius_start), Layout(FTPState, _pack, _unpack)
+    )
 
 
 def _pack(base: Any, held: dict[str, RuleState]) -> FTPState:
@@ -116,10 +125,16 @@ def _unpack(state: FTPState) -> tuple[Any, dict[str, RuleState]]:
     return state.base, {path: {name: column[path] for name, column in named} for path in state.radius}
 
 
-def ftp_rule(radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExact) -> Rule:
+def ftp_rule(
+    radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExact, radius_start: float | None = None
+) -> Rule:
     """The rule of :func:`ftp`."""
     check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
+    if radius_start is not None:
+        check_number("radius_start", radius_start, _START)
+    first = FLOOR if radius_start is None else max(FLOOR, float(radius_start))
+    specs = tuple(spec._replace(fill=first) if spec.name == "radius" else spec for spec in FTP_SPECS)
     radius_rule = damped(adam())
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
@@ -149,10 +164,10 @@ def ftp_rule(radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExac
         return rescaled(w0, c, radius, n), {**state, "deviation": c, "row_norm": n, "radius": radius}
 
     def off(c: Tensor) -> RuleState:
-        return {"radius": largest(row_norm(c, norm))}
+        return {"radius": largest(row_norm(c, norm)).clamp(min=first)}
 
     own = to_tensors(radius_lr=radius_lr, kappa=kappa)
-    return Rule(own, before, after, FTP_SPECS, norm, off, master, keeps=())
+    return Rule(own, before, after, specs, norm, off, master, keeps=())
 
 
 def radius_gradient(

@@ -20,6 +20,10 @@ from .optimizer import DropIn
 __all__ = ["FTP", "learned_ball"]
 
 
+#: Entries of a group that its rule reads.
+FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
+
+
 class FTP(DropIn):
     """Fast Trainable Projection (arXiv 2310.19182) around an optimizer that is given, whatever its rule is.
 
@@ -29,8 +33,8 @@ class FTP(DropIn):
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name.
-        anchor, exclude, radius_lr, kappa, norm, gradient, anchor_dtype, anchor_device, save_anchor: as in
-            :class:`FTPAdamW`.
+        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start, anchor_dtype, anchor_device, save_anchor: as
+            in :class:`FTPAdamW`.
 
     Raises:
         TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
@@ -61,16 +65,23 @@ class FTP(DropIn):
         kappa: float = 1.0,
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
+        radius_start: float | None = None,
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
-        options = {"radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient}
+        options = {
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "radius_start": radius_start,
+        }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base), learned_ball(options, source), exclude)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
+
+        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
+        agree from one step to the next.
+        """
         return self._scalars("radius")
 
 
@@ -80,7 +91,8 @@ def learned_ball(options: dict[str, Any], anchors: AnchorSource) -> Hold:
 
 
 def _rule(group: dict[str, Any]) -> Rule:
-    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"])
+    start = group.get("radius_start")  # absent in a pickle of before
+    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"], start)
 
 
 def _ball(group: dict[str, Any]) -> Ball:

@@ -14,7 +14,7 @@ from ..kernels.layers import AdamW
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .bases import Formula, Own
-from .ftp import learned_ball
+from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
 
 __all__ = ["FTPAdamW"]
@@ -43,12 +43,16 @@ class FTPAdamW(DropIn):
             ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
             ignored. A warning says so where nothing is held.
         radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
-            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up.
+            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up. Wide rows
+            want more: at ``columns * lr`` the ball follows every step of AdamW, at a tenth of it it limits nearly all.
         kappa: in [0, 1]. Not a strength: Adam is scale-free, so kappa = 1, 0.5 and 0.1 act alike while h > 0. With
             kappa = 0 a radius shrinks only when it is clipped to the largest row norm.
         norm: ``"mars"``: rows (dim 0) in L1; 0-d and 1-D tensors are one row. ``"l2"``: whole tensors.
         gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: clipped rows only, which
             is the true derivative of the step.
+        radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
+            so the first step from the anchor moves almost nothing. After a step a radius is at most the largest row
+            norm: any large number leaves the first step to the base, and learning goes on from its length.
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.
         anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.
@@ -106,6 +110,7 @@ class FTPAdamW(DropIn):
         kappa: float = 1.0,
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
+        radius_start: float | None = None,
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
@@ -118,16 +123,20 @@ class FTPAdamW(DropIn):
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
-            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable,
-            "differentiable": differentiable,
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
+            "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
+            "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}
+        options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
         super().__init__(Own(ADAMW), learned_ball(options, source), exclude, params, defaults)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
+
+        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
+        agree from one step to the next.
+        """
         return self._scalars("radius")
 
 

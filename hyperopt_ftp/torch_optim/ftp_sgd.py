@@ -15,7 +15,7 @@ from ..optimizers.sgd import check_nesterov
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .bases import Formula, Own
-from .ftp import learned_ball
+from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
 
 __all__ = ["FTPSGD"]
@@ -29,7 +29,7 @@ class FTPSGD(DropIn):
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        params, anchor, exclude, radius_lr, kappa, norm, gradient: as in :class:`FTPAdamW`.
+        params, anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
         anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable, differentiable: as in
             :class:`FTPAdamW`.
 
@@ -66,6 +66,7 @@ class FTPSGD(DropIn):
         kappa: float = 1.0,
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
+        radius_start: float | None = None,
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
@@ -78,16 +79,20 @@ class FTPSGD(DropIn):
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
-            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "lean": lean,
-            "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable,
-            "differentiable": differentiable,
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
+            "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
+            "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        options = {name: defaults[name] for name in ("radius_lr", "kappa", "norm", "gradient", "lean")}
+        options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
         super().__init__(Own(MOMENTUM), learned_ball(options, source), exclude, params, defaults)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
+
+        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
+        agree from one step to the next.
+        """
         return self._scalars("radius")
 
 

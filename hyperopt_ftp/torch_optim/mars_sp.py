@@ -66,7 +66,11 @@ class MARSSP(DropIn):
         super().__init__(Given(base), Hold({"radius": radius, "norm": norm}, _rule, source, FTP_SPECS, _ball), exclude)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm."""
+        """Radius in effect of each constrained parameter that has made a step, by name (or index).
+
+        In units of row norm: the given one, or the largest row norm where that is smaller, 1e-8 for a layer that is at
+        its anchor.
+        """
         return self._scalars("radius")
 
 

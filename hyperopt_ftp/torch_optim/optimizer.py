@@ -322,7 +322,7 @@ class DropIn(torch.optim.Optimizer):
         rule, anchors = self._holding.rule(group), self._holding.anchors
         self._fitted.pop(p, None)
         anchors.start(p, name, state)
-        state.update(store.blank(self._holding.specs, p, rule.norm))
+        state.update(store.blank(rule.specs or self._holding.specs, p, rule.norm))
         # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
         if rule.off and not (anchors.is_start and sharded.is_dtensor(p)):
             state.update(store.off(rule, p, anchors.of(p, name, state)))

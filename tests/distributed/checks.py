@@ -130,7 +130,7 @@ def sharded(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **opti
 
 def fsdp(folder: Path) -> None:
     for make in OPTIMIZERS:
-        for options in ({}, {"norm": "l2"}, {"gradient": "exact"}, {"kappa": 0.0}):
+        for options in ({}, {"norm": "l2"}, {"gradient": "exact"}, {"kappa": 0.0}, {"radius_start": 0.05}):
             reference, expected = alone(make, **options)
             model, opt = sharded(make, **options)
             train(model, opt)

@@ -306,6 +306,10 @@ NUMBERS = [
     option("norm", "l1", ValueError, "norm must be one of 'mars', 'l2', got 'l1'; 'mars' is the L1 norm of each row"),
     option("norm", "L2", ValueError, "norm must be one of 'mars', 'l2', got 'L2'; did you mean 'l2'?"),
     option("norm", 2, ValueError, "norm must be one of 'mars', 'l2', got 2; did you mean 'l2'?"),
+    *(option("radius_start", value, ValueError, f"radius_start must lie in [0, inf), got {value}")
+      for value in (-0.001, math.nan, math.inf)),
+    option("radius_start", "0.1", TypeError, f"radius_start {A_NUMBER} the string '0.1'; write float('0.1')"),
+    option("radius_start", PAIR, ValueError, f"radius_start {A_NUMBER} shape (2,), torch.float32"),
     option("gradient", "fast", ValueError, "gradient must be one of 'paper', 'exact', got 'fast'"),
     option("gradient", "Paper", ValueError,
            "gradient must be one of 'paper', 'exact', got 'Paper'; did you mean 'paper'?"),
