@@ -30,6 +30,30 @@ def test_code_blocks_run(page, code, capsys):
     exec(compile(code, page, "exec"), {})
 
 
+PRINTS = [
+    pytest.param(code, shown, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in PAGES
+    for i, (code, shown) in enumerate(
+        re.findall(r"```python\n((?:(?!```).)*)```\n\nIt prints\n\n```text\n(.*?)```", page.read_text(), flags=re.S)
+    )
+]
+
+
+@pytest.mark.parametrize(("code", "shown"), PRINTS)
+def test_code_prints_what_the_page_shows(code, shown, capsys):
+    exec(compile(code, "page", "exec"), {})
+    printed, number = capsys.readouterr().out, r"\d+\.(\d+)"
+    assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
+    for now, then in zip(re.finditer(number, printed), re.finditer(number, shown), strict=True):
+        last = 10.0 ** -len(then[1])  # another machine may round the other way
+        assert float(now[0]) == pytest.approx(float(then[0]), abs=1.5 * last)
+
+
+def test_pages_show_what_is_printed():
+    """The quick starts, and what a radius_lr does."""
+    assert len(PRINTS) >= 3
+
+
 def test_there_are_both_quick_starts():
     assert README.count("```python") == 2
 
