@@ -94,6 +94,7 @@ METHODS: Mapping[str, Method] = {
     "ftp_exact": Method("FTPAdamW exact", "ftp with --gradient exact", _ftp(gradient="exact")),
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with --kappa 0", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
+    "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
     "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training"),
     "learned_wise": Method(

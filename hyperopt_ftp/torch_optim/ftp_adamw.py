@@ -52,7 +52,7 @@ class FTPAdamW(DropIn):
             is the true derivative of the step.
         radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
             so the first step from the anchor moves almost nothing. After a step a radius is at most the largest row
-            norm: any large number leaves the first step to the base, and learning goes on from its length.
+            norm: any large number leaves the first step to the base, which at a large ``lr`` is far.
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.
         anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.

@@ -24,7 +24,7 @@ from experiments.common.trainer import Trainer
 from ..support.measured import numbers
 
 CPU = torch.device("cpu")
-WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "tpgm", "mars_sp"}
+WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_start", "tpgm", "mars_sp"}
 TRAINED = METHODS.keys() - FOLLOWS.keys()
 
 

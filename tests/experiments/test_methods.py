@@ -25,6 +25,7 @@ class Small(Network):
         ("adamw_decay", {"weight_decay": 0.4}),
         ("ftp", {"weight_decay": 0.02, "kappa": 0.3, "gradient": "paper", "radius_lr": 0.7}),
         ("ftp_exact", {"weight_decay": 0.02, "kappa": 0.3, "gradient": "exact", "radius_lr": 0.7}),
+        ("ftp_start", {"weight_decay": 0.02, "kappa": 0.3, "gradient": "paper", "radius_start": 10.0}),
         ("ftp_kappa0", {"weight_decay": 0.02, "kappa": 0.0, "gradient": "paper", "radius_lr": 0.7}),
         ("ftp_exact_kappa0", {"weight_decay": 0.02, "kappa": 0.0, "gradient": "exact", "radius_lr": 0.7}),
     ],

@@ -104,6 +104,21 @@ def test_a_small_one_bounds_it_and_none_is_the_floor():
         assert (w - start()["w"]).abs().sum(1).max() <= 1e-8 + 1e-15
 
 
+@pytest.mark.parametrize(("radius_start", "lr"), [(None, 0.001), (10.0, 0.01)])
+def test_a_scheduler_without_patience_takes_the_first_step_for_a_plateau(radius_start, lr):
+    """As docs/gotchas.md says."""
+    w = torch.nn.Parameter(start()["w"])
+    opt = hft.FTPAdamW([w], lr=0.01, radius_start=radius_start)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0)
+    for _ in range(3):
+        opt.zero_grad()
+        loss = w.square().sum()
+        loss.backward()
+        opt.step()
+        schedule.step(loss.item())
+    assert opt.param_groups[0]["lr"] == lr
+
+
 def test_a_group_has_its_own():
     named = [(name, torch.nn.Parameter(x)) for name, x in start().items()]
     opt = hft.FTPAdamW([{"params": [named[0]], "radius_start": 0.05}, {"params": [named[1]]}], lr=0.1)
