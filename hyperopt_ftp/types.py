@@ -66,7 +66,7 @@ Field: TypeAlias = Literal["distance", "radius", "clipped", "omega"]  #: what is
 #: Of the drop-in classes: first values, zero, tensors by name, or the path of a ``.safetensors`` file.
 Anchor: TypeAlias = Mapping[str, Tensor] | Literal["zero"] | str | os.PathLike[str] | None
 #: Of the drop-in classes: patterns of names, tensors or modules, one or several.
-Excludes: TypeAlias = str | Tensor | Module | Iterable[str | Tensor | Module]
+Excludes: TypeAlias = str | Tensor | Module | Iterable[str | Tensor | Module] | None
 Device: TypeAlias = torch.device | str | int | None
 
 

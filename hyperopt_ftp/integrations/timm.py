@@ -94,7 +94,7 @@ def classifier(model: nn.Module) -> list[nn.Parameter]:
 
 
 def create_optimizer(
-    model: nn.Module, opt: str = "ftpadamw", *, exclude: Excludes | None = None, **options: Any
+    model: nn.Module, opt: str = "ftpadamw", *, exclude: Excludes = None, **options: Any
 ) -> FTPAdamW | FTPSGD:
     """``timm.optim.create_optimizer_v2`` with the head left free.
 

@@ -53,7 +53,17 @@ SUBJECTS = {
             "loaded_state",
             "old_checkpoints",
         )
-        + tests_of("torch_optim", "family", "bad_input", "checkpoints", "replaced_state", "amp", "classes", "models")
+        + tests_of(
+            "torch_optim",
+            "family",
+            "bad_input",
+            "bad_input_table",
+            "checkpoints",
+            "replaced_state",
+            "amp",
+            "classes",
+            "models",
+        )
         + tests_of("torch_optim", "training_loops", "heads_and_adapters", "memory", "machine", "compile")
         + ["tests/kernels/test_choice.py", "tests/kernels/test_executions.py", "tests/test_watch.py"]
         + ["tests/distributed/test_processes.py"],
