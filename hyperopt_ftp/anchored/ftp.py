@@ -25,8 +25,9 @@ __all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_grad
 
 GRADIENTS: tuple[str, ...] = get_args(PaperOrExact)
 
-
 _START = Domain(0.0, math.inf, open_high=True)
+#: More is no float32, and leaves a first step to the base just as well.
+_LARGEST = torch.finfo(torch.float32).max
 
 #: State of a tensor, in the order of the columns that kernels take.
 FTP_SPECS = (
@@ -133,7 +134,7 @@ def ftp_rule(
     check_choice("gradient", gradient, GRADIENTS)
     if radius_start is not None:
         check_number("radius_start", radius_start, _START)
-    first = FLOOR if radius_start is None else max(FLOOR, float(radius_start))
+    first = FLOOR if radius_start is None else min(max(FLOOR, float(radius_start)), _LARGEST)
     specs = tuple(spec._replace(fill=first) if spec.name == "radius" else spec for spec in FTP_SPECS)
     radius_rule = damped(adam())
 

@@ -147,3 +147,12 @@ def test_what_was_saved_before_there_was_one_goes_on(kind):
             p.grad = grad.clone()
         each.step()
     assert opt.radii() == again.radii()
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_one_that_no_float32_holds_leaves_the_first_step_to_the_base(options):
+    p, q = (torch.nn.Parameter(torch.ones(2, 3)) for _ in "pq")
+    p.grad = q.grad = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.1, -0.1]])
+    hft.FTPSGD([p], lr=0.1, radius_start=1e300, **options).step()
+    torch.optim.SGD([q], lr=0.1).step()
+    torch.testing.assert_close(p, q, rtol=2 * torch.finfo(torch.float32).eps, atol=0)
