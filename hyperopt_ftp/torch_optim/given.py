@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -189,14 +189,13 @@ class Given(Base):
             base.__setstate__(dict(state))
             return state
         theirs = saved["base"] if self._saves else {**saved, "state": _stripped(saved["state"], ours)}
-        inside = [value for value in vars(base).values() if isinstance(value, torch.optim.Optimizer)]
-        before = [(optimizer, dict(vars(optimizer))) for optimizer in (base, *inside)]
+        before = [(entries, dict(entries)) for entries in _written(base)]
         try:
             base.load_state_dict(theirs)
         except Exception as error:
-            for optimizer, attributes in before:
-                vars(optimizer).clear()
-                vars(optimizer).update(attributes)
+            for entries, old in before:
+                entries.clear()
+                entries.update(old)
             raise _unsuitable(base, error) from error
         self._merge(state["param_groups"])
         for p, entries in state["state"].items():
@@ -264,6 +263,16 @@ class Given(Base):
 
 def _overrides(optimizer: torch.optim.Optimizer, method: str) -> bool:
     return getattr(getattr(optimizer, method), "__func__", None) is not getattr(torch.optim.Optimizer, method)
+
+
+def _written(base: torch.optim.Optimizer) -> Iterator[dict[Any, Any]]:
+    """What a base may write into when it loads: attributes, groups and state, its own and of optimizers inside it."""
+    optimizers = [base]
+    for optimizer in optimizers:
+        inside = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
+        optimizers += [value for value in inside if value not in optimizers]
+        yield from (vars(optimizer), optimizer.state, *optimizer.param_groups)
+        yield from (entries for entries in optimizer.state.values() if isinstance(entries, dict))
 
 
 def _only(entries: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -26,15 +26,22 @@ class Modes:
         self.exist: bool = all(callable(getattr(base, name, None)) for name in ("train", "eval"))
         self._trusted: bool = False
 
-    def _is_training(self) -> bool:
+    def _is_training(self) -> bool | None:
+        """``None``: the base does not say."""
         own = getattr(self._base, "train_mode", None)
         if isinstance(own, bool):
             return own
-        return all(group.get("train_mode", True) for group in self._base.param_groups)
+        said = [group["train_mode"] for group in self._base.param_groups if "train_mode" in group]
+        return all(said) if said else None
 
     def check(self) -> None:
-        """``RuntimeError`` where a step would start from the deployed weights."""
-        if self.exist and not self._is_training():
+        """``RuntimeError`` where a step would start from the deployed weights, or nobody can tell."""
+        if not self.exist:
+            return
+        training = self._is_training()
+        if training is None:
+            raise self._refusal("has train() and eval(), and does not say in its groups (train_mode) which it is in")
+        if not training:
             raise RuntimeError(
                 f"{type(self._base).__name__} is not in its training mode; call train() on the optimizer before "
                 "training, and eval() before evaluation and before weights are saved"
@@ -58,26 +65,27 @@ class Modes:
     def check_follows(self, params: list[Tensor]) -> None:
         """``RuntimeError`` unless the trained weights follow the deployed ones: else to hold these holds nothing.
 
-        Looked at once, after the first step of the base, by moving one parameter. All are put back: to go to and fro
-        rounds them.
+        Looked at once, after the first step of the base, by moving them, each by more than its rounding. All are put
+        back: to go to and fro rounds them.
         """
         if not self.exist or self._trusted or not params:
             return
         trained = [p.detach().clone() for p in params]
         with self.deployed():
-            known = not self._is_training()
-            params[0].detach().add_(1)
-        follows = not torch.equal(params[0], trained[0])
+            told = not self._is_training()
+            for p in params:
+                p.detach().add_(p.detach().abs() + 1)
+        follows = not all(map(torch.equal, params, trained))
         for p, y in zip(params, trained, strict=True):
             p.detach().copy_(y)
-        if not known or not follows:
-            why = (
-                "trains other weights than those it deploys, and does not go on from these"
-                if known
-                else "has train() and eval(), and does not say in its groups (train_mode) which it is in"
-            )
-            raise RuntimeError(
-                f"{type(self._base).__name__} {why}: they cannot be held; use it alone, or another base (schedule-free "
-                "ones can be)"
-            )
+        if not told:
+            raise self._refusal("has train() and eval(), and its train_mode is the same in both")
+        if not follows:
+            raise self._refusal("trains other weights than those it deploys, and does not go on from these")
         self._trusted = True
+
+    def _refusal(self, why: str) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self._base).__name__} {why}: they cannot be held; use it alone, or another base (schedule-free "
+            "ones can be)"
+        )

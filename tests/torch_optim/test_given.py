@@ -180,10 +180,12 @@ def test_a_checkpoint_without_what_the_base_wrote_is_refused():
     opt = hft.FTP(Slow(torch.optim.Adam([p], lr=0.05)))
     run(p, opt, range(2))
     saved = copy.deepcopy(opt.state_dict())
-    alone = opt.base.state_dict()
+    alone = copy.deepcopy(opt.base.state_dict())
+    run(p, opt, range(2, 4))
     for wrong, text in (
         ({key: saved[key] for key in ("state", "param_groups")}, "has no entry 'base'"),
         (saved | {"base": {**alone, "slow": []}}, "does not suit Slow, which cannot load it"),
+        (saved | {"base": {key: alone[key] for key in ("slow", "inside")}}, "does not suit Slow.*count"),
     ):
         before = copy.deepcopy(opt.state_dict())
         with pytest.raises(ValueError, match=text):
@@ -307,6 +309,35 @@ def test_a_base_whose_trained_weights_do_not_follow_is_refused():
     p.grad = GRADIENT
     with pytest.raises(RuntimeError, match="Kept trains other weights than those it deploys"):
         opt.step()
+
+
+def test_a_base_that_does_not_say_its_mode_is_refused_before_it_moves():
+    class Silent(torch.optim.SGD):
+        def train(self) -> None: ...
+        def eval(self) -> None: ...
+
+    p = weights()
+    before = p.detach().clone()
+    opt = hft.FTP(Silent([p], lr=0.1))
+    with pytest.raises(RuntimeError, match="Silent has train.*does not say in its groups"):
+        run(p, opt, range(1))
+    assert torch.equal(p, before)
+    assert not opt.state
+
+    p = torch.nn.Parameter(before)
+    opt = hft.FTP(Silent([{"params": [p], "train_mode": True}], lr=0.1))
+    with pytest.raises(RuntimeError, match="Silent has train.*is the same in both"):
+        run(p, opt, range(1))
+
+
+@pytest.mark.parametrize("first", [torch.empty(0), torch.full((2,), 1e3, dtype=torch.bfloat16)], ids=["empty", "large"])
+def test_that_trained_weights_follow_is_seen_whatever_the_first_of_them_is(first):
+    odd, p = torch.nn.Parameter(first), weights()
+    opt = hft.L2SP(Averaged([odd, p]))
+    opt.train()
+    odd.grad = torch.zeros_like(odd)
+    run(p, opt, range(1))
+    assert torch.equal(odd, first)
 
 
 def test_modes_are_passed_over_where_there_are_none():
