@@ -104,12 +104,12 @@ BESIDE = "for 16-bit weights the deviation is the master copy"
 
 ADAMW_OPTIONS = (
     "params", "lr", "betas", "eps", "weight_decay", "amsgrad", "anchor", "exclude", "radius_lr", "kappa", "norm",
-    "gradient", "anchor_dtype", "anchor_device", "save_anchor", "lean", "maximize", "foreach", "fused", "capturable",
-    "differentiable",
+    "gradient", "radius_start", "anchor_dtype", "anchor_device", "save_anchor", "lean", "maximize", "foreach", "fused",
+    "capturable", "differentiable",
 )  # fmt: skip
 OF_FTP = (
-    "base", "anchor", "exclude", "radius_lr", "kappa", "norm", "gradient", "anchor_dtype", "anchor_device",
-    "save_anchor",
+    "base", "anchor", "exclude", "radius_lr", "kappa", "norm", "gradient", "radius_start", "anchor_dtype",
+    "anchor_device", "save_anchor",
 )  # fmt: skip
 #: Named as in a model of transformers: more parameters than an error lists.
 LARGE = [
