@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from . import tree
 
 __all__ = [
     "DOMAINS",
+    "MOST",
     "Domain",
     "check_choice",
     "check_count",
@@ -27,6 +28,7 @@ __all__ = [
     "concrete",
     "did_you_mean",
     "domains_of",
+    "few",
     "first_outside",
     "is_number",
     "shown",
@@ -63,6 +65,9 @@ class Domain(NamedTuple):
 
 
 _FINITE = Domain(0.0, math.inf, open_high=True)
+
+#: Names that an error lists at most.
+MOST = 20
 
 #: One row for each hyperparameter name of the package; its optimizers take theirs from here (:func:`domains_of`).
 DOMAINS: dict[str, Domain] = {
@@ -164,6 +169,11 @@ def shown(value: Any) -> str:
     """A value in an error: as it is where that is short."""
     text = repr(value)
     return text if len(text) < 80 else f"an object of the class {type(value).__name__}"
+
+
+def few(names: Sequence[Any]) -> str:
+    """The names as an error lists them: the first, and how many more there are."""
+    return f"{list(names[:MOST])}" + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

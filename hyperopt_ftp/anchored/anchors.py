@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_zero_d
+from ..hparams import check_zero_d, few
 
 __all__ = ["anchors", "by_name", "check_anchor", "check_same_names", "numbers"]
 
@@ -34,17 +34,13 @@ def check_anchor(fixed: dict[str, Tensor], params: Any) -> None:
     extra = [name for name in fixed if name not in given]
     if extra:
         raise ValueError(
-            f"anchor has entries {_few(extra)} that are not parameters; the parameters are {_few(list(given))}"
+            f"anchor has entries {few(extra)} that are not parameters; the parameters are {few(list(given))}"
         )
     for name, w0 in fixed.items():
         if w0.shape != given[name].shape:
             raise ValueError(
                 f"anchor entry {name!r} has shape {tuple(w0.shape)}, its parameter {tuple(given[name].shape)}"
             )
-
-
-def _few(names: list[str]) -> str:
-    return f"{names[:20]}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def check_same_names(key: str, names: Any, fixed: dict[str, Tensor]) -> None:

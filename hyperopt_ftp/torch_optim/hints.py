@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["covering", "do_you_mean", "near_name", "near_pattern", "no_entry", "overview"]
+from ..hparams import MOST, few
 
-#: Names that an error lists; of more it shows their modules.
-MOST = 20
+__all__ = ["covering", "do_you_mean", "near_name", "near_pattern", "no_entry", "overview"]
 
 
 def overview(names: Sequence[str]) -> list[str]:
-    """The names; where these are many, patterns of the first modules that tell them apart."""
+    """The names; where these are more than an error lists, patterns of the first modules that tell them apart."""
     found, depth = list(names), 1
     while len(names) > MOST:
         parts = [name.split(".") for name in names]
@@ -93,10 +92,10 @@ def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping
     which = covering(missing, names)
     if len(missing) == len(names):
         return (
-            f"anchor has no entry for {what}; they are {overview(names)}, and the anchor's names are "
-            f"{overview(list(given))}; is it of another model?"
+            f"anchor has no entry for {what}; they are {few(overview(names))}, and the anchor's names are "
+            f"{few(overview(list(given)))}; is it of another model?"
         )
-    return f"anchor has no entry for {what}: {which[:MOST]}; give them, or exclude={which[:MOST]}"
+    return f"anchor has no entry for {what}: {few(which)}; give them, or exclude={few(which)}"
 
 
 def _shift(missing: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -127,8 +126,8 @@ def _shifted(
     text = f"its names {wrong}; write anchor={{{key}: v for k, v in {entries}.items(){only}}}"
     if only:
         text += " with names = dict(model.named_parameters())"
-    rest = covering([name for name in missing if name not in now], names)[:MOST]
-    return text + (f"; {rest} have no entry in it either: give them, or exclude={rest}" if rest else "")
+    rest = covering([name for name in missing if name not in now], names)
+    return text + (f"; {few(rest)} have no entry in it either: give them, or exclude={few(rest)}" if rest else "")
 
 
 def _prefixes(name: str) -> Iterator[str]:

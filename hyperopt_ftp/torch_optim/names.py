@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from ..hparams import MOST, few
 from ..types import Excludes
-from .hints import MOST, do_you_mean, near_pattern, overview
+from .hints import do_you_mean, near_pattern, overview
 
 __all__ = ["Exclude", "unwrapped"]
 
@@ -74,9 +75,6 @@ class Exclude:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
             bare = [unwrapped(str(name)) for name in names]
             hint = do_you_mean(near_pattern(entry, bare) for entry in missed if isinstance(entry, str))
-            known = overview(bare)
             count = f"{len(bare)} " if len(bare) > MOST else ""
-            more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
-            raise ValueError(
-                f"exclude: {shown} match no parameter; the {count}parameters are {known[:MOST]}{more}{hint}"
-            )
+            known = few(overview(bare))
+            raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")

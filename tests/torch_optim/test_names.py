@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -130,3 +132,13 @@ def test_groups_that_say_so_themselves_are_no_surprise():
     opt = hft.FTPSGD([head])
     opt.add_param_group({"params": [(f"bert.{n}", p) for n, p in model.bert.named_parameters()]})
     assert [group["constrained"][0] for group in opt.param_groups] == [False, True]
+
+
+def test_a_long_list_says_what_it_leaves_out():
+    params = [(str(i), torch.nn.Parameter(torch.zeros(2))) for i in range(31)]
+    listed = re.escape(f"{[str(i) for i in range(20)]} and 10 more")
+    with pytest.raises(ValueError, match=f"30 of 31 parameters: {listed}; give them, or exclude={listed}$"):
+        hft.FTPSGD(params, anchor={"30": torch.zeros(2)})
+    other = {f"x{i}": torch.zeros(2) for i in range(31)}
+    with pytest.raises(ValueError, match=r"they are .*'19'\] and 11 more, and .*'x19'\] and 11 more; is it of another"):
+        hft.FTPSGD(params, anchor=other)
