@@ -238,7 +238,7 @@ class Given(Base):
         finally:
             for p, grad in raw.items():
                 p.grad = grad
-        self.modes.check_follows([p for part in chain(*work.values()) for p in part.columns.weights])
+        self.modes.check_follows(p for part in chain(*work.values()) for p in part.columns.weights)
         with self.modes.deployed():
             for execution, parts in work.items():
                 BACKENDS[execution].after_(parts, before[execution])

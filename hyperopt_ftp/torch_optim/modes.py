@@ -3,7 +3,7 @@ those that are deployed. What is deployed is what is held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,13 +62,16 @@ class Modes:
         finally:
             self._base.train()
 
-    def check_follows(self, params: list[Tensor]) -> None:
+    def check_follows(self, held: Iterable[Tensor]) -> None:
         """``RuntimeError`` unless the trained weights follow the deployed ones: else to hold these holds nothing.
 
         Looked at once, after the first step of the base, by moving them, each by more than its rounding. All are put
         back: to go to and fro rounds them.
         """
-        if not self.exist or self._trusted or not params:
+        if not self.exist or self._trusted:
+            return
+        params = list(held)
+        if not params:
             return
         trained = [p.detach().clone() for p in params]
         with self.deployed():
