@@ -179,9 +179,9 @@ class Given(Base):
 
     def casts(self, key: str) -> bool:
         # torch's optimizers keep all but numbers in the dtype of the weights, and can do nothing in another. Of others
-        # we do not know: float32 moments of 16-bit weights, for instance.
+        # we do not know: float32 moments of 16-bit weights, for instance. Adafactor and Muon say "torch.optim" alone.
         bases = [c for c in type(self.optimizer).__mro__ if c is not torch.optim.Optimizer]
-        return key not in TORCHS_NUMBERS and any(c.__module__.startswith("torch.optim.") for c in bases)
+        return key not in TORCHS_NUMBERS and any(f"{c.__module__}.".startswith("torch.optim.") for c in bases)
 
     def load(self, opt: DropIn, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
         base, ours = self.optimizer, opt._entries()
