@@ -58,7 +58,7 @@ class Base(ABC):
     def attach(self, opt: DropIn) -> None:
         """Take over the optimizer's groups and state as they are now, where they are shared."""
 
-    def switch(self, mode: Literal["train", "eval"]) -> None:
+    def switch(self, opt: DropIn, mode: Literal["train", "eval"]) -> None:
         """To one of the two modes that a base may have."""
 
     def begin_group(self, group: dict[str, Any]) -> None:

@@ -55,7 +55,6 @@ class Given(Base):
         method = getattr(optimizer, "_init_group", None)
         #: How many lists torch's method that makes a group's state fills; ``None``: there is no such method.
         self._columns: int | None = None if method is None else len(inspect.signature(method).parameters) - 1
-        self._waiting: dict[Tensor, dict[str, Any]] = {}
         self._shared: Any = None
         self.modes: Modes = Modes(optimizer)
 
@@ -90,12 +89,20 @@ class Given(Base):
             theirs.update((key, value) for key, value in mine.items() if key != "params")
 
     def check_ready(self, opt: DropIn) -> None:
+        self._check_shared(opt)
+        self.modes.check()
+
+    def share(self, opt: DropIn) -> None:
+        """The base goes on with the optimizer's groups and state, which may have been swapped in since a step."""
+        self._check_shared(opt)
+        self.attach(opt)
+
+    def _check_shared(self, opt: DropIn) -> None:
         if self.optimizer.param_groups is not opt.param_groups or self.optimizer.state is not self._shared:
             raise RuntimeError(
                 f"the base's state was loaded without its wrapper; call load_state_dict on {type(opt).__name__}(...) "
                 "itself"
             )
-        self.modes.check()
 
     def attach(self, opt: DropIn) -> None:
         if self._shared is opt.state and self.optimizer.param_groups is opt.param_groups:
@@ -112,21 +119,18 @@ class Given(Base):
             ) from error
         self._shared = opt.state
 
-    def switch(self, mode: Literal["train", "eval"]) -> None:
+    def switch(self, opt: DropIn, mode: Literal["train", "eval"]) -> None:
         if self.modes.exist:
+            self.share(opt)
             getattr(self.optimizer, mode)()
 
     def begin_group(self, group: dict[str, Any]) -> None:
-        # Bases take an empty state for a first step: the base's state is made before ours.
+        # Torch's bases take an empty state for a first step: the base's state is made before ours.
         if self._columns is not None:
             self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
 
     def state_of(self, opt: DropIn, p: Tensor, constrained: bool) -> dict[str, Any]:
-        if not constrained:
-            return opt.state.get(p, {})
-        if self._columns is None and not opt._holding.is_initialized(opt.state.get(p, {})):
-            return self._waiting.setdefault(p, {})  # until the base has made its own, in its step
-        return opt.state[p]
+        return opt.state[p] if constrained else opt.state.get(p, {})
 
     def check(self, group: dict[str, Any]) -> None:
         if self.extra is not None:
@@ -146,17 +150,19 @@ class Given(Base):
 
     @property
     def _saves(self) -> bool:
-        """Whether the base writes checkpoints in a form of its own."""
-        return _overrides(self.optimizer, "state_dict")
+        """Whether the base writes checkpoints in a form of its own, by its method or by hooks on it."""
+        return _overrides(self.optimizer, "state_dict") or _hooked(self.optimizer, "state_dict")
 
     @property
     def _loads(self) -> bool:
-        return self._saves or _overrides(self.optimizer, "load_state_dict")
+        name = "load_state_dict"
+        return self._saves or _overrides(self.optimizer, name) or _hooked(self.optimizer, name)
 
     def state_dict(self, opt: DropIn, found: dict[str, Any]) -> dict[str, Any]:
         if not self._saves:
             return found
-        state, ours = self.optimizer.state, opt._entries()
+        self.share(opt)
+        state, ours = opt.state, opt._entries()
         together = {p: entries for p, entries in state.items() if isinstance(p, Tensor)}
         try:
             for p in together:
@@ -169,7 +175,7 @@ class Given(Base):
         return {**found, "state": kept, "base": base}
 
     def check_saved(self, saved: Mapping[str, Any]) -> None:
-        if self._saves and "base" not in saved:
+        if _overrides(self.optimizer, "state_dict") and "base" not in saved:
             name = type(self.optimizer).__name__
             raise ValueError(
                 f"the checkpoint has no entry 'base', what {name} writes by its own state_dict. Was it made by {name} "
@@ -188,19 +194,20 @@ class Given(Base):
         if not self._loads:
             base.__setstate__(dict(state))
             return state
-        theirs = saved["base"] if self._saves else {**saved, "state": _stripped(saved["state"], ours)}
+        own = self._saves and "base" in saved
+        theirs = saved["base"] if own else {**saved, "state": _stripped(saved["state"], ours)}
         before = [(entries, dict(entries)) for entries in _written(base)]
         try:
             base.load_state_dict(theirs)
+            self._merge(state["param_groups"])
+            for p, entries in state["state"].items():
+                if isinstance(p, Tensor):
+                    base.state[p].update(_only(entries, ours))
         except Exception as error:
             for entries, old in before:
                 entries.clear()
                 entries.update(old)
             raise _unsuitable(base, error) from error
-        self._merge(state["param_groups"])
-        for p, entries in state["state"].items():
-            if isinstance(p, Tensor):
-                base.state[p].update(_only(entries, ours))
         return {**state, "state": base.state, "param_groups": base.param_groups}
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -216,9 +223,9 @@ class Given(Base):
         try:
             with self.modes.deployed():
                 for group, execution, columns in opt._work():
-                    held = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
+                    chosen = choose(columns, [i for i, x in enumerate(columns.state[-1]) if x.numel()])
                     amp = Amp(bool(group.get("maximize", False)))
-                    for part in by_device_and_dtype(held) if held.weights else ():
+                    for part in by_device_and_dtype(chosen) if chosen.weights else ():
                         work.setdefault(execution, []).append(Part(part, None, group, opt._holding, amp))
                 for part in chain.from_iterable(work.values()):
                     small = [i for i, spec in enumerate(opt._holding.specs) if spec.kind in ("scalar", "count")]
@@ -229,7 +236,7 @@ class Given(Base):
                     old: Any = p.grad
                     p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
                     raw[p] = old
-            self.optimizer.step()
+            self.step_base(opt)
         except BaseException:
             for column, values in saved:
                 torch._foreach_copy_(column, list(values.unbind()))
@@ -238,13 +245,29 @@ class Given(Base):
         finally:
             for p, grad in raw.items():
                 p.grad = grad
-        self.modes.check_follows(p for part in chain(*work.values()) for p in part.columns.weights)
-        with self.modes.deployed():
+        held = [p for part in chain(*work.values()) for p in part.columns.weights] if self.modes.exist else []
+        self.modes.check_follows(held)
+        with self.modes.deployed(held):
             for execution, parts in work.items():
                 BACKENDS[execution].after_(parts, before[execution])
-        for p, state in self._waiting.items():
-            opt.state[p].update(state)
-        self._waiting.clear()
+
+    def step_base(self, opt: DropIn) -> None:
+        """The base alone. It takes an empty state for a first step: where it has none of its own, ours is out of sight.
+
+        So it may leave a parameter out at first, for instance where gradients are not finite.
+        """
+        if self._columns is not None:
+            self.optimizer.step()
+            return
+        ours = opt._entries()
+        hidden = {p: s for p, s in opt.state.items() if isinstance(p, Tensor) and s and s.keys() <= ours}
+        for p in hidden:
+            del opt.state[p]
+        try:
+            self.optimizer.step()
+        finally:
+            for p, entries in hidden.items():
+                opt.state[p].update(entries)
 
     def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to be initialized."""
@@ -258,11 +281,14 @@ class Given(Base):
             opt.state[p].update(state)
             if not state:
                 del opt.state[p]
-        self._waiting.clear()
 
 
 def _overrides(optimizer: torch.optim.Optimizer, method: str) -> bool:
     return getattr(getattr(optimizer, method), "__func__", None) is not getattr(torch.optim.Optimizer, method)
+
+
+def _hooked(optimizer: torch.optim.Optimizer, method: str) -> bool:
+    return any(getattr(optimizer, f"_optimizer_{method}_{when}_hooks", None) for when in ("pre", "post"))
 
 
 def _written(base: torch.optim.Optimizer) -> Iterator[dict[Any, Any]]:

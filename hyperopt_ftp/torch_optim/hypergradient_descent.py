@@ -69,6 +69,7 @@ def _check(group: dict[str, Any]) -> None:
 
 
 def _step(opt: DropIn) -> None:
+    assert isinstance(opt._mover, Given)
     opt._check_step()
     work = [(group, _counted(group)) for group in opt.param_groups]
     old = [group["lr"] for group in opt.param_groups]
@@ -77,7 +78,7 @@ def _step(opt: DropIn) -> None:
     try:
         for group, lr in zip(opt.param_groups, new, strict=True):
             _set_lr(group, lr)
-        opt.base.step()
+        opt._mover.step_base(opt)
     except BaseException:
         for group, lr in zip(opt.param_groups, old, strict=True):
             group["lr"] = lr

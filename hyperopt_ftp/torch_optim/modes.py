@@ -3,12 +3,14 @@ those that are deployed. What is deployed is what is held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..kernels import sharded
 
 __all__ = ["Modes"]
 
@@ -26,63 +28,60 @@ class Modes:
         self.exist: bool = all(callable(getattr(base, name, None)) for name in ("train", "eval"))
         self._trusted: bool = False
 
-    def _is_training(self) -> bool | None:
-        """``None``: the base does not say."""
+    def _is_training(self) -> bool:
         own = getattr(self._base, "train_mode", None)
         if isinstance(own, bool):
             return own
-        said = [group["train_mode"] for group in self._base.param_groups if "train_mode" in group]
-        return all(said) if said else None
+        return all(group.get("train_mode", True) for group in self._base.param_groups)
 
     def check(self) -> None:
-        """``RuntimeError`` where a step would start from the deployed weights, or nobody can tell."""
-        if not self.exist:
-            return
-        training = self._is_training()
-        if training is None:
-            raise self._refusal("has train() and eval(), and does not say in its groups (train_mode) which it is in")
-        if not training:
+        """``RuntimeError`` where a step would start from the deployed weights."""
+        if self.exist and not self._is_training():
             raise RuntimeError(
                 f"{type(self._base).__name__} is not in its training mode; call train() on the optimizer before "
                 "training, and eval() before evaluation and before weights are saved"
             )
 
     @contextmanager
-    def deployed(self) -> Iterator[None]:
-        """Meanwhile the parameters are the deployed weights."""
+    def deployed(self, moving: Collection[Tensor] = ()) -> Iterator[None]:
+        """Meanwhile the parameters are the deployed weights. Those that are not ``moving`` are the same afterwards, to
+        the last bit: to go to and fro rounds."""
         if not self.exist:
             yield
             return
+        moves = set(moving)
+        params = [p for group in self._base.param_groups for p in group["params"] if p not in moves]
+        trained = [p.detach().clone() for p in params]
         try:
-            self._base.eval()
-        except Exception as error:
-            raise RuntimeError(f"{type(self._base).__name__}.eval() failed within a step: {error!r}") from error
-        try:
+            try:
+                self._base.eval()
+            except Exception as error:
+                raise RuntimeError(f"{type(self._base).__name__}.eval() failed within a step: {error!r}") from error
+            if self._is_training():
+                raise self._refusal("has train() and eval(), and no train_mode that says in which of them it is")
             yield
         finally:
-            self._base.train()
+            try:
+                self._base.train()
+            finally:
+                _put_back(params, trained)
 
-    def check_follows(self, held: Iterable[Tensor]) -> None:
+    def check_follows(self, params: list[Tensor]) -> None:
         """``RuntimeError`` unless the trained weights follow the deployed ones: else to hold these holds nothing.
 
-        Looked at once, after the first step of the base, by moving them, each by more than its rounding. All are put
-        back: to go to and fro rounds them.
+        Looked at once, after the first step of the base, by moving one parameter that has finite values, farther than
+        any dtype rounds away. It is put back.
         """
         if not self.exist or self._trusted:
             return
-        params = list(held)
-        if not params:
+        p = next((p for p in params if p.numel() and sharded.whole(p).isfinite().all()), None)
+        if p is None:
             return
-        trained = [p.detach().clone() for p in params]
-        with self.deployed():
-            told = not self._is_training()
-            for p in params:
-                p.detach().add_(p.detach().abs() + 1)
-        follows = not all(map(torch.equal, params, trained))
-        for p, y in zip(params, trained, strict=True):
-            p.detach().copy_(y)
-        if not told:
-            raise self._refusal("has train() and eval(), and its train_mode is the same in both")
+        trained = p.detach().clone()
+        with self.deployed([p]):
+            p.detach().abs_().mul_(2).add_(1)
+        follows = not torch.equal(p, trained)
+        _put_back([p], [trained])
         if not follows:
             raise self._refusal("trains other weights than those it deploys, and does not go on from these")
         self._trusted = True
@@ -92,3 +91,8 @@ class Modes:
             f"{type(self._base).__name__} {why}: they cannot be held; use it alone, or another base (schedule-free "
             "ones can be)"
         )
+
+
+def _put_back(params: list[Tensor], values: list[Tensor]) -> None:
+    for p, value in zip(params, values, strict=True):
+        p.detach().copy_(value)

@@ -139,13 +139,28 @@ class DropIn(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`torch.optim.Optimizer.add_param_group`; a group may say ``constrained=False``."""
-        if isinstance(self._mover, Given) and self.param_groups is self.base.param_groups:
-            if isinstance(param_group, dict):
-                for name in self._options:
-                    param_group.setdefault(name, self.defaults[name])
-            self.base.add_param_group(param_group)
-        else:
-            super().add_param_group(param_group)
+        if not isinstance(self._mover, Given) or self.param_groups is not self.base.param_groups:
+            self._add_checked(param_group)
+            return
+        # A base may make state for what is added, or hand the group on: so it gets one that is checked already.
+        if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
+            param_group["params"] = list(param_group["params"])
+        shared = self.param_groups
+        self.param_groups: list[dict[str, Any]] = list(shared)
+        try:
+            self._add_checked({**param_group} if isinstance(param_group, dict) else param_group)
+            checked = self.param_groups[-1]
+        finally:
+            self.param_groups = shared
+        self._mover.share(self)
+        self.base.add_param_group(param_group)
+        added = self.param_groups[-1]
+        for name, value in checked.items():  # what the base has put in is as it wants it
+            added.setdefault(name, value)
+        added["constrained"] = checked["constrained"]
+
+    def _add_checked(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
         except Exception:
@@ -217,11 +232,11 @@ class DropIn(torch.optim.Optimizer):
 
     def train(self) -> None:
         """To the weights that are trained, where the base has two modes (schedule-free); elsewhere nothing."""
-        self._mover.switch("train")
+        self._mover.switch(self, "train")
 
     def eval(self) -> None:
         """To the weights that are deployed, where the base has two modes: these are held. Elsewhere nothing."""
-        self._mover.switch("eval")
+        self._mover.switch(self, "eval")
 
     def _check_step(self) -> None:
         """All that can be wrong with a step."""
