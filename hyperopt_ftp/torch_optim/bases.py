@@ -29,12 +29,14 @@ class Base(ABC):
 
     Attributes:
         strict: whether the flags of a group are meant for our backends.
+        flagged: whether a group's ``foreach`` and ``fused`` are torch's, which choose a backend where it is not strict.
         options: entries of a group that are ours, with their defaults.
         specs: state that is made and read for it.
         whole: whether a checkpoint has all that a group uses of it or none.
     """
 
     strict: bool
+    flagged: bool = True
     options: Mapping[str, Any] = MappingProxyType({})
     specs: tuple[Spec, ...] = ()
     whole: bool = False

@@ -52,6 +52,9 @@ class Given(Base):
         if extra is not None:
             self.options: Mapping[str, Any] = extra.options
             self.specs: tuple[Spec, ...] = extra.specs
+        # Adafactor and Muon say "torch.optim" alone. Others' flags are their own: a default of foreach=True is no wish.
+        classes = [c for c in type(optimizer).__mro__ if c is not torch.optim.Optimizer]
+        self.flagged: bool = any(f"{c.__module__}.".startswith("torch.optim.") for c in classes)
         method = getattr(optimizer, "_init_group", None)
         #: How many lists torch's method that makes a group's state fills; ``None``: there is no such method.
         self._columns: int | None = None if method is None else len(inspect.signature(method).parameters) - 1
@@ -185,9 +188,8 @@ class Given(Base):
 
     def casts(self, key: str) -> bool:
         # torch's optimizers keep all but numbers in the dtype of the weights, and can do nothing in another. Of others
-        # we do not know: float32 moments of 16-bit weights, for instance. Adafactor and Muon say "torch.optim" alone.
-        bases = [c for c in type(self.optimizer).__mro__ if c is not torch.optim.Optimizer]
-        return key not in TORCHS_NUMBERS and any(f"{c.__module__}.".startswith("torch.optim.") for c in bases)
+        # we do not know: float32 moments of 16-bit weights, for instance.
+        return key not in TORCHS_NUMBERS and self.flagged
 
     def load(self, opt: DropIn, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
         base, ours = self.optimizer, opt._entries()
@@ -236,7 +238,7 @@ class Given(Base):
                     old: Any = p.grad
                     p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
                     raw[p] = old
-            self.step_base(opt)
+            self.step_base(opt, fresh.keys())
         except BaseException:
             for column, values in saved:
                 torch._foreach_copy_(column, list(values.unbind()))
@@ -251,8 +253,8 @@ class Given(Base):
             for execution, parts in work.items():
                 BACKENDS[execution].after_(parts, before[execution])
 
-    def step_base(self, opt: DropIn) -> None:
-        """The base alone. It takes an empty state for a first step: where it has none of its own, ours is out of sight.
+    def step_base(self, opt: DropIn, first: Collection[Tensor] = ()) -> None:
+        """The base alone. It knows a first step by its state: there, and where it has none of its own, ours is hidden.
 
         So it may leave a parameter out at first, for instance where gradients are not finite.
         """
@@ -260,14 +262,18 @@ class Given(Base):
             self.optimizer.step()
             return
         ours = opt._entries()
-        hidden = {p: s for p, s in opt.state.items() if isinstance(p, Tensor) and s and s.keys() <= ours}
-        for p in hidden:
-            del opt.state[p]
+        entries = [(p, s) for p, s in opt.state.items() if isinstance(p, Tensor) and s]
+        hidden = {p: _only(s, ours) for p, s in entries if p in first or s.keys() <= ours}
+        for p, found in hidden.items():
+            for name in found:
+                del opt.state[p][name]
+            if not opt.state[p]:
+                del opt.state[p]
         try:
             self.optimizer.step()
         finally:
-            for p, entries in hidden.items():
-                opt.state[p].update(entries)
+            for p, found in hidden.items():
+                opt.state[p].update(found)
 
     def _fresh(self, opt: DropIn) -> dict[Tensor, dict[str, Any]]:
         """State, as it is now, of parameters that are about to be initialized."""

@@ -114,7 +114,9 @@ class DropIn(torch.optim.Optimizer):
 
     def _pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
-        return BACKENDS["single"] if self._hold is None else self._hold.pick(group, self._mover.strict)
+        if self._hold is None:
+            return BACKENDS["single"]
+        return self._hold.pick(group if self._mover.flagged else {"params": group["params"]}, self._mover.strict)
 
     @property
     def _holding(self) -> Hold:

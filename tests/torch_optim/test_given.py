@@ -340,6 +340,27 @@ def test_a_base_with_its_own_checkpoint_writes_the_state_that_was_put_in():
     assert not opt.state_dict()["base"]["state"][0]["momentum_buffer"].any()
 
 
+def test_a_base_that_fills_its_state_when_it_is_built_and_counts_it_at_the_first_step():
+    class Counted(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.1})
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["calls"] = 0
+
+        def step(self, closure: Any = None) -> None:
+            for p, state in self.state.items():
+                if len(state) == 1:  # as timm's Adahessian
+                    state["first"] = torch.zeros_like(p)
+                state["calls"] += 1
+                p.data.sub_(p.grad - state["first"], alpha=0.1)
+
+    p, q = weights(), weights()
+    opt, same = hft.FTP(Counted([p]), radius_lr=0.05), hft.FTP(torch.optim.SGD([q], lr=0.1), radius_lr=0.05)
+    torch.testing.assert_close(run(p, opt, range(4)), run(q, same, range(4)), rtol=1e-14, atol=1e-14)
+    assert opt.state[p]["calls"] == 4
+
+
 # -- two modes --------------------------------------------------------------------------------------------------------
 
 
@@ -566,6 +587,15 @@ def test_a_base_that_steps_several_times_makes_one_displacement():
     p, q = weights(), weights()
     twice, once = hft.FTP(Twice([p], lr=0.1), radius_lr=0.05), hft.FTP(torch.optim.SGD([q], lr=0.2), radius_lr=0.05)
     torch.testing.assert_close(run(p, twice, range(5)), run(q, once, range(5)), rtol=1e-12, atol=1e-12)
+
+
+def test_flags_of_a_base_that_is_not_torchs_choose_no_backend():
+    """They are its own, often defaults that nobody wrote; those of torch's are a wish."""
+    group = {"params": [weights()], "foreach": True}
+    own = Replacing([group])
+    assert hft.FTP(own).execution == "fused_cpu"
+    assert own.param_groups[0]["foreach"] is True
+    assert hft.FTP(torch.optim.SGD([weights()], lr=0.1, foreach=True)).execution == "foreach"
 
 
 def test_a_base_that_needs_a_closure_is_refused():
