@@ -56,10 +56,10 @@ def check_base(base: Any, title: str, refused: type) -> None:
     name = type(base).__name__
     if not isinstance(getattr(base, "defaults", None), dict):
         raise TypeError(f"{name} has no defaults, which every torch.optim.Optimizer has: {title} cannot go around it")
-    if hasattr(base, "step_was_skipped"):
+    if hasattr(base, "step_was_skipped") or hasattr(base, "toggle_model"):  # Accelerate's, Lightning's
         raise TypeError(
-            f"{name} leaves out steps between accumulated batches: give {title} the optimizer inside it, and prepare "
-            f"{title}(...) in its place"
+            f"{name} is what a training library makes of an optimizer, and may leave out steps: give {title} the "
+            f"optimizer inside it, and {title}(...) to the library"
         )
     closure = inspect.signature(base.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:

@@ -105,3 +105,11 @@ def test_a_prepared_optimizer_can_be_measured_and_watched():
     train(*run)
     assert [step for step, _ in seen] == [1, 2, 3]  # of 6 batches, two at a time
     assert hft.measure(run[2]) == seen[-1][1]
+
+
+def test_a_prepared_optimizer_is_no_base():
+    """It leaves out steps between accumulated batches, of which the class around it would count each."""
+    accelerator, net = Accelerator(cpu=True), network()
+    prepared = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="AcceleratedOptimizer is what a training library makes of an optimizer"):
+        hft.FTP(prepared)

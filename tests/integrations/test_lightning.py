@@ -118,3 +118,11 @@ def test_training_equals_a_plain_loop():
     assert has_moved(net, network())
     assert is_equal(module.net, net)
     assert list(trained.optimizers[0].radii().values()) == list(opt.radii().values())
+
+
+def test_what_lightning_makes_of_an_optimizer_is_no_base():
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+    wrapped = LightningOptimizer(torch.optim.SGD(network().parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="LightningSGD is what a training library makes of an optimizer"):
+        hft.FTP(wrapped)
