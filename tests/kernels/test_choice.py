@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from typing import Any
 
 import pytest
@@ -104,8 +105,28 @@ def test_a_large_model_without_numba_warns_at_its_first_step(slow: None, make: A
     opt = make()
     with pytest.warns(UserWarning, match=f"{type(opt).__name__} {BY_FOREACH}") as caught:
         stepped(opt)
-    assert len(caught) == 1
+    assert [w.filename for w in caught] == [__file__]
     stepped(opt)  # once: another warning would be an error here
+
+
+def test_the_warning_is_of_the_line_that_steps_whatever_torch_puts_around(slow: None):
+    opt = hft.FTPAdamW([weights()])
+    torch.optim.lr_scheduler.ConstantLR(opt)
+    with pytest.warns(UserWarning, match=BY_FOREACH) as caught:
+        stepped(opt)
+    assert linecache.getline(caught[0].filename, caught[0].lineno).strip() == "opt.step()"
+
+
+def test_an_option_that_the_base_lacks_is_not_named(slow: None):
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self, closure: Any = None) -> None:
+            pass
+
+    with pytest.warns(UserWarning, match=r"hyperopt-ftp\[cpu\]'\)$"):
+        stepped(hft.FTP(Plain([weights()])))
 
 
 @pytest.mark.parametrize(
