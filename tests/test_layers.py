@@ -17,7 +17,7 @@ ALLOWED = {
     "hparams": {"tree"},
     "calls": {"hparams"},
     "optimizers": {"types", "tree", "hparams", "calls"},
-    "anchored": {"types", "tree", "hparams", "optimizers"},
+    "anchored": {"types", "tree", "hparams", "calls", "optimizers"},
     "hyper": {"types", "tree", "hparams", "calls", "optimizers", "anchored"},
     "wise": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "torch_optim": {"types", "tree", "hparams", "calls", "optimizers", "anchored", "kernels"},
     "watch": {"types", "tree", "kernels", "torch_optim"},
     "plot": {"types", "tree"},
-    "integrations": {"types", "hparams", "torch_optim"},
+    "integrations": {"types", "hparams", "calls", "torch_optim"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
@@ -12,6 +13,10 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 __all__ = ["cautious_decay", "cautious_decay_rule"]
 
 
+@explained(
+    "cautious_decay(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is CautiousDecay"
+)
 def cautious_decay(base: Optimizer, anchor: Params, strength: HParam = 1e-2) -> Optimizer[AnchoredState]:
     """Cautious weight decay (arXiv 2510.12402, Algorithm 1) toward an anchor instead of toward zero.
 

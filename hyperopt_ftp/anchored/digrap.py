@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import check_choice, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..types import HParam, Optimizer, PaperOrExact, Params
@@ -28,6 +29,10 @@ DIGRAP_SPECS = (
 )
 
 
+@explained(
+    "digrap(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is DiGraP"
+)
 def digrap(
     base: Optimizer, anchor: Params, omega_lr: HParam = 1e-2, gradient: PaperOrExact = "paper"
 ) -> Optimizer[AnchoredState]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
@@ -12,6 +13,7 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 __all__ = ["along", "directed", "without"]
 
 
+@explained("directed(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw()")
 def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[AnchoredState]:
     """Directional gradient projection with a given strength (arXiv 2502.15895, eqs. 3 to 7).
 

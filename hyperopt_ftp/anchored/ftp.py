@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import Domain, check_choice, check_number, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..optimizers.combinators import damped
@@ -50,6 +51,10 @@ class FTPState(NamedTuple):
     norms: dict[str, Tensor]  # shape (rows,): n
 
 
+@explained(
+    "ftp(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class for parameters is FTPAdamW"
+)
 def ftp(
     base: Optimizer,
     anchor: Params,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
@@ -11,6 +12,10 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 __all__ = ["l2sp", "l2sp_rule"]
 
 
+@explained(
+    "l2sp(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is L2SP"
+)
 def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bool = False) -> Optimizer[AnchoredState]:
     """L2-SP (arXiv 1802.01483, section 3.1): the penalty ``strength / 2 * ||W - W0||^2`` on each constrained tensor.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import as_tensor, check_number
 from ..types import HParam, Norm, Optimizer, Params
 from .anchors import anchors, check_same_names
@@ -24,6 +25,10 @@ class ProjectedState(NamedTuple):
     norms: Any  # by path of the constrained tensors: row norms n of the unprojected deviation, shape (rows,)
 
 
+@explained(
+    "projected(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is MARSSP"
+)
 def projected(
     base: Optimizer, anchor: Params, norm: Norm = "mars", radius: HParam | None = None, *, bounded: bool = True
 ) -> Optimizer[ProjectedState]:

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import DOMAINS, Domain, to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored
@@ -22,6 +23,10 @@ _DOMAINS = {
 }
 
 
+@explained(
+    "recall(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is Recall"
+)
 def recall(
     base: Optimizer, anchor: Params, strength: HParam = 1.0, rate: HParam = 0.1, midpoint: HParam = 250.0
 ) -> Optimizer[AnchoredState]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import to_tensors
 from ..optimizers.leafwise import safe_sqrt
 from ..types import HParam, Optimizer, Params
@@ -13,6 +14,10 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 __all__ = ["spd", "spd_rule"]
 
 
+@explained(
+    "spd(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
+    "the class around those of torch.optim is SPD"
+)
 def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[AnchoredState]:
     """Selective Projection Decay (arXiv 2411.01713, Algorithm 1) around any optimizer.
 

@@ -59,6 +59,7 @@ def check_batches(batches: Any) -> Any:
     whole = isinstance(batches, (dict, str, Tensor))
     if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
         hint = "give a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
+        hint = "give the batches, not their number" if isinstance(batches, int) else hint
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:
         raise ValueError("batches is empty: there is no step to differentiate through")
@@ -86,7 +87,7 @@ def check_leaves(leaves: Sequence[Any]) -> None:
 def check_scalar(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} must return a scalar tensor (shape ()), got {got}; reduce it, for instance by .mean()"
-        )
+        number = isinstance(value, (int, float))
+        hint = "return the tensor, without .item()" if number else "reduce it, for instance by .mean()"
+        raise ValueError(f"{name} must return a scalar tensor (shape ()), got {got}; {hint}")
     return value

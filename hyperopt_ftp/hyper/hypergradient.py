@@ -117,7 +117,10 @@ def slope(
         return _by_the_old_protocol(strategy, optimizer, train_loss, outer_loss, params, batches, full, state, tuned)
     sees = takes_loss_hparams(outer_loss, 1)
     if sees and "loss" not in full:
-        raise ValueError("outer_loss has a second argument, for the loss's hparams, but hparams has no entry 'loss'")
+        raise ValueError(
+            "outer_loss has a second argument, for the loss's hparams, but hparams has no entry 'loss'; without one it "
+            "takes the params alone: lambda p: loss(p, held_out)"
+        )
 
     def objective(leaves: Sequence[Tensor], how: Any = strategy) -> tuple[Tensor, Trained]:
         given = paths.merge(fixed, refill(tuned, leaves))

@@ -11,7 +11,7 @@ from .. import tree
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
 
 __all__ = ["AdagradState", "adagrad"]
 
@@ -52,6 +52,7 @@ def adagrad(
     >>> w
     tensor([-0.1000])
     """
+    check_lr(lr)
     default = to_tensors(
         lr=lr, lr_decay=lr_decay, weight_decay=weight_decay,
         initial_accumulator_value=initial_accumulator_value, eps=eps,

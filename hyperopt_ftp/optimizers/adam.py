@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, check_number, complete, domains_of, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
+from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
 
 __all__ = ["AdamState", "adam", "adamw"]
 
@@ -97,6 +97,7 @@ def _adam(
     eps_root: float,
     decoupled: bool,
 ) -> Optimizer[AdamState]:
+    check_lr(lr)
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
 

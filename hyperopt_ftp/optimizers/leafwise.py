@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from .. import tree
 __all__ = [
     "NO_PARAMS",
     "check_grads",
+    "check_lr",
     "check_params",
     "check_state",
     "for_each",
@@ -80,6 +81,13 @@ _FITTING = (
 def zeros(params: Any) -> Any:
     """A tree of zeros in working precision."""
     return tree.map_tree(lambda p: torch.zeros_like(tree.working(p)), params)
+
+
+def check_lr(lr: Any) -> None:
+    """``TypeError`` for parameters, which a class of torch.optim takes where a pure optimizer takes lr."""
+    for x in tree.leaves(lr):
+        if isinstance(x, (Iterator, torch.nn.Module)) or (isinstance(x, torch.nn.Parameter) and x.ndim):
+            raise TypeError(f"lr must be a number or a 0-d floating-point tensor, got {type(lr).__name__}; {NO_PARAMS}")
 
 
 def check_params(params: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_params, check_state, leafwise, zeros
+from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, zeros
 
 __all__ = ["LionState", "lion"]
 
@@ -48,6 +48,7 @@ def lion(
     >>> w
     tensor([-0.1000])
     """
+    check_lr(lr)
     default = to_tensors(lr=lr, betas=betas, weight_decay=weight_decay)
 
     def init(params: Any, hparams: Any = None) -> LionState:

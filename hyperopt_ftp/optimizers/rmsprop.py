@@ -9,7 +9,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_params, check_state, leafwise, safe_sqrt, zeros
+from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, safe_sqrt, zeros
 
 __all__ = ["RMSpropState", "rmsprop"]
 
@@ -54,6 +54,7 @@ def rmsprop(
     >>> w
     tensor([-0.1000])
     """
+    check_lr(lr)
     default = to_tensors(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
 
     def init(params: Any, hparams: Any = None) -> RMSpropState:

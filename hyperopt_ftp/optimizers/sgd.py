@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import complete, domains_of, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_params, check_state, leafwise, no_steps, zeros
+from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, no_steps, zeros
 
 __all__ = ["SGDState", "check_nesterov", "sgd"]
 
@@ -58,6 +58,7 @@ def sgd(
     >>> w
     tensor([0.7100])
     """
+    check_lr(lr)
     default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     check_nesterov(momentum, dampening, nesterov)
 

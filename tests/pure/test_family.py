@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
@@ -51,6 +52,23 @@ def test_every_pure_method_has_a_row():
     methods = {f for f in public if list(inspect.signature(f).parameters)[:2] == ["base", "anchor"]}
     assert len(methods) >= 7
     assert methods - {method.pure for method in FAMILY} == set()
+
+
+@pytest.mark.parametrize("method", PURE, ids=str)
+def test_a_call_as_of_a_class_says_which_is_the_pure_rule(method: Method):
+    name = method.pure.__name__
+    text = rf"{name}: missing .*'anchor'; {name}\(base, anchor\) is the pure rule"
+    with pytest.raises(TypeError, match=text):
+        method.pure(nn.Linear(2, 2).parameters())
+    with pytest.raises(TypeError, match=rf"unexpected keyword argument 'lr'; .*; {name}\(base, anchor\) is the pure"):
+        method.pure(nn.Linear(2, 2).named_parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("make", [hft.sgd, hft.adam, hft.adamw, hft.rmsprop, hft.adagrad, hft.lion])
+@pytest.mark.parametrize("kind", [lambda m: m, nn.Module.parameters, lambda m: [*m.parameters()]])
+def test_parameters_are_no_learning_rate(make, kind):
+    with pytest.raises(TypeError, match="lr must be .*; a pure optimizer gets no params here"):
+        make(kind(nn.Linear(2, 2)), 0.1)
 
 
 def test_at_the_anchor_there_is_no_direction_back_and_the_step_is_the_bases():

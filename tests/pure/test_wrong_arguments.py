@@ -292,6 +292,10 @@ SOLVED_SGD = torch.optim.SGD([torch.ones(1)])
 WRONG = {
     "a dict as batches": (lambda: call(data={"x": DATA}), TypeError, "got dict; give a list with one dict for"),
     "a string as batches": (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
+    "a number of batches": (lambda: trained(batches=20), TypeError, "got int; give the batches, not their number"),
+    "a loss that is a number": (
+        lambda: trained(train_loss=lambda p, x: loss(p, x).item()), ValueError, r"float; return the .*, without .item",
+    ),
     "a generator as batches": (lambda: call(data=(x for x in DATA)), TypeError, "got generator; use list"),
     "None in params": (lambda: call(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
     "an int in params": (lambda: trained(params=W | {"b": 3}), TypeError, "but 'b' is a int"),
@@ -337,7 +341,8 @@ WRONG = {
         lambda: rounds("batches"), ValueError, "must be a list of inner_steps = 2 entries, .* got 4",
     ),
     "an outer loss that wants more": (
-        lambda: call(outer_loss=lambda p, h: outer(p)), ValueError, "has a second argument, .*no entry 'loss'",
+        lambda: call(outer_loss=lambda p, h: outer(p)),
+        ValueError, r"has a second argument, .*no entry 'loss'; .*lambda p: loss\(p,",
     ),
     "an outer loss of bilevel that wants more": (
         lambda: rounds(outer_loss=lambda p, x, h: loss(p, x)), ValueError, "hparams has no entry 'loss'",
