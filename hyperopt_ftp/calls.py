@@ -9,9 +9,12 @@ from typing import Any, TypeVar, cast
 
 from .hparams import did_you_mean
 
-__all__ = ["explained"]
+__all__ = ["check_fit", "explained"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Arguments by the names that other libraries and the code of FTP's authors give them.
+ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "k": "kappa", "pre": "anchor"}
 
 
 def explained(hint: str | None = None) -> Callable[[F], F]:
@@ -50,6 +53,20 @@ def explained(hint: str | None = None) -> Callable[[F], F]:
     return decorate
 
 
+def check_fit(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    """The ``TypeError`` of a call whose arguments would not fit, before it is made.
+
+    >>> from hyperopt_ftp.calls import check_fit
+    >>> check_fit(lambda groups, lr: None, [], lr=0.1)
+    >>> check_fit(lambda groups, lr: None, [], learning_rate=0.1)
+    Traceback (most recent call last):
+    TypeError: <lambda>: got an unexpected keyword argument 'learning_rate'; did you mean 'lr'?
+    """
+    wrong = _misfit(function, args, kwargs, None)
+    if wrong is not None:
+        raise TypeError(wrong)
+
+
 def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hint: str | None) -> str | None:
     """Why the arguments do not fit; ``None`` where they do, and an error came later."""
     signature = inspect.signature(function)
@@ -58,11 +75,16 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hin
     except TypeError as error:
         names = [name for name in signature.parameters if name != "self"]
         unknown = [name for name in kwargs if name not in names]
-        meant = "".join(did_you_mean(name, names) for name in unknown)
-        title = function.__qualname__.removesuffix(".__init__")
+        meant = "".join(did_you_mean(_here(name, names), names) for name in unknown)
+        title = getattr(function, "__qualname__", type(function).__name__).removesuffix(".__init__")
         what = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else str(error)
         if meant:
             return f"{title}: {what}{meant}"
         known = f"the arguments are {', '.join(names)}" if unknown else None
         return "; ".join(filter(None, [f"{title}: {what}", known, hint]))
     return None
+
+
+def _here(name: str, names: list[str]) -> str:
+    """What an argument is called here."""
+    return ELSEWHERE[name] if ELSEWHERE.get(name) in names else name

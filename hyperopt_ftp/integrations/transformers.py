@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from ..calls import check_fit
 from ..hparams import check_number
 from ..torch_optim.ftp_adamw import FTPAdamW
 from ..torch_optim.ftp_sgd import FTPSGD
@@ -73,7 +74,8 @@ def optimizer_cls_and_kwargs(
         options: keywords of ``build``: ``lr``, ``exclude``, ...
 
     Raises:
-        TypeError: ``build`` is not callable, or a module; ``weight_decay`` is no number; ``model`` is no module.
+        TypeError: ``build`` is not callable, or a module, or does not take one of the ``options``; ``weight_decay`` is
+            no number; ``model`` is no module.
         ValueError: no ``lr`` for our classes, a ``weight_decay`` that is not finite. What ``build`` raises comes when
             the training starts.
 
@@ -88,7 +90,7 @@ def optimizer_cls_and_kwargs(
             f"build must be a class or a function that makes an optimizer of parameter groups, got a "
             f"{type(build).__name__}; an optimizer that exists goes into Trainer(optimizers=(optimizer, None))"
         )
-
+    check_fit(build, [], **options)
     if build in (FTPAdamW, FTPSGD) and "lr" not in options:
         raise ValueError("give lr: the learning_rate of TrainingArguments is not seen here")
 

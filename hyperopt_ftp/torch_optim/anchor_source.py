@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hparams import did_you_mean
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from ..types import Anchor, Device
 from .checks import DTYPES
 from .fingerprint import fingerprint
-from .hints import do_you_mean, near_name, no_entry
+from .hints import near_name, no_entry, suggested
 from .names import unwrapped
 
 __all__ = ["AnchorSource"]
@@ -98,7 +99,7 @@ class AnchorSource:
         known = {unwrapped(str(name)) for name in names}
         extra = sorted(self._given.keys() - known)
         if extra:
-            hint = do_you_mean(near_name(name, known - self._given.keys()) for name in extra[:5])
+            hint = suggested(near_name(name, known - self._given.keys()) for name in extra[:5])
             raise ValueError(
                 f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
                 "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}" + hint
@@ -230,7 +231,12 @@ def _shown(anchor: Any) -> str:
             return f"the folder {str(anchor)!r}; name the file in it, such as model.safetensors"
         if str(anchor).endswith((".pt", ".pth", ".bin", ".ckpt")):
             return f"{anchor!r}; load it: anchor=torch.load({str(anchor)!r}, map_location='cpu')"
-        return repr(anchor)
+        hint = did_you_mean(anchor, ["zero"]) or "; if that is a model, load it and pass its state_dict()"
+        return f"{anchor!r}{hint}"
+    if isinstance(anchor, (bool, int, float)):
+        return f"{anchor!r}; did you mean 'zero'?" if anchor == 0 and anchor is not False else repr(anchor)
+    if isinstance(anchor, (list, tuple)) and all(isinstance(x, tuple) and len(x) == 2 for x in anchor):
+        return f"a {type(anchor).__name__} of pairs; pass dict(...) of it"
     got = f"a {type(anchor).__name__}"
     if isinstance(anchor, torch.nn.Module):
         return f"{got}; pass its state_dict()"

@@ -188,7 +188,8 @@ class Own(Base):
 def _zero_d(value: Any) -> Any:
     """torch takes numbers, and pairs of them, in tensors of one element, whatever their shape."""
     if isinstance(value, (tuple, list)):
-        return tuple(map(_zero_d, value))
+        found = map(_zero_d, value)
+        return list(found) if isinstance(value, list) else tuple(found)
     return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
 
 

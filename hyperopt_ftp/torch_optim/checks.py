@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..types import Optimizer
 from .names import unwrapped
 
 __all__ = [
@@ -47,7 +49,9 @@ def check_base(base: Any, title: str, refused: type) -> None:
     """``TypeError`` for what the class ``title`` cannot go around; ``refused``: what is anchored already."""
     if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
         got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
-        if not isinstance(base, (type, torch.optim.Optimizer)):
+        if isinstance(base, Optimizer):
+            got = "a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)"
+        elif not isinstance(base, (type, torch.optim.Optimizer)):
             got += f"; write {title}(torch.optim.AdamW(params, lr=...))"
         raise TypeError(
             f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
@@ -98,7 +102,7 @@ def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> Non
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
         close = get_close_matches(str(key), known, 1, 0.85)
         if close:
-            raise ValueError(f"a group has the option {key!r}, which nothing reads; do you mean {close[0]!r}?")
+            raise ValueError(f"a group has the option {key!r}, which nothing reads; did you mean {close[0]!r}?")
 
 
 def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
@@ -136,7 +140,10 @@ def check_params(params: Sequence[Tensor], named: bool, known: Sequence[Any]) ->
         raise TypeError(f"names of parameters must be strings, got {wrong[0]!r}")
     twice = [name for name, count in Counter(map(unwrapped, known)).items() if count > 1]
     if twice:
-        raise ValueError(f"two parameters are called {twice[0]!r}; names must differ, prefix those of each model")
+        raise ValueError(
+            f"two parameters are called {twice[0]!r}; names must differ; prefix those of each model, or of "
+            "each part: (f'head.{n}', p)"
+        )
 
 
 def check_dtype(p: Tensor, name: Any) -> None:
@@ -187,8 +194,13 @@ def check_gradient(p: Tensor, name: Any) -> None:
 
 def check_checkpoint(saved: Any) -> None:
     """It looks like what ``state_dict`` of an optimizer returns."""
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        got = f"a dict with the keys {list(saved)[:5]}" if isinstance(saved, Mapping) else type(saved).__name__
+    if not _is_checkpoint(saved):
+        got = type(saved).__name__
+        if isinstance(saved, Mapping):
+            inside = [key for key, value in saved.items() if _is_checkpoint(value)]
+            got = f"a dict with the keys {list(saved)[:5]}" + (f"; pass checkpoint[{inside[0]!r}]" if inside else "")
+        elif isinstance(saved, (str, os.PathLike)):
+            got += f"; load it first: torch.load({str(saved)!r})"
         raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
     state, groups = saved["state"], saved["param_groups"]
     if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
@@ -203,6 +215,10 @@ def check_checkpoint(saved: Any) -> None:
                 f"the checkpoint's param_names must be a name for each of {len(group['params'])} parameters, got "
                 f"{names!r}: it is damaged"
             )
+
+
+def _is_checkpoint(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and {"state", "param_groups"} <= saved.keys()
 
 
 def check_order(here: list[str], there: list[str]) -> None:

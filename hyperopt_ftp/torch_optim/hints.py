@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..hparams import MOST, few
 
-__all__ = ["covering", "do_you_mean", "near_name", "near_pattern", "no_entry", "overview"]
+__all__ = ["covering", "near_name", "near_pattern", "no_entry", "overview", "suggested"]
 
 
 def overview(names: Sequence[str]) -> list[str]:
@@ -35,10 +35,10 @@ def covering(some: Iterable[str], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def do_you_mean(meant: Iterable[str | None]) -> str:
+def suggested(meant: Iterable[str | None]) -> str:
     """The end of an error, from what was probably meant by each wrong entry."""
     found = list(dict.fromkeys(filter(None, meant)))
-    return f"; do you mean {repr(found[0]) if len(found) == 1 else found}?" if found else ""
+    return f"; did you mean {repr(found[0]) if len(found) == 1 else found}?" if found else ""
 
 
 def near_name(text: str, names: Iterable[str]) -> str | None:

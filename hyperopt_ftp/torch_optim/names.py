@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from ..hparams import MOST, few
 from ..types import Excludes
-from .hints import do_you_mean, near_pattern, overview
+from .hints import near_pattern, overview, suggested
 
 __all__ = ["Exclude", "unwrapped"]
 
@@ -40,8 +40,10 @@ class Exclude:
         self.entries: list[str | Tensor] = []
         for entry in given:
             if not isinstance(entry, kinds):
+                hint = "; give names: [n for n, _ in model.named_parameters() if ...]" if callable(entry) else ""
                 raise TypeError(
-                    f"exclude must hold glob patterns on names, tensors, or modules, got {type(entry).__name__}"
+                    "exclude must hold glob patterns on names, such as 'head.*' (no regular expressions), tensors, or "
+                    f"modules, got {type(entry).__name__}{hint}"
                 )
             inside = list(entry.parameters()) if isinstance(entry, Module) else [entry]
             if not inside:
@@ -54,7 +56,8 @@ class Exclude:
         patterns = [entry for entry in self.entries if isinstance(entry, str)]
         if patterns and names is None:
             raise ValueError(
-                f"exclude patterns {patterns} need names: pass model.named_parameters(), or exclude tensors"
+                f"exclude patterns {patterns} need names: pass model.named_parameters(), or exclude tensors or "
+                "modules, such as model.head (of a model of timm: model.get_classifier())"
             )
         result = [False] * len(params)
         for k, entry in enumerate(self.entries):
@@ -74,7 +77,7 @@ class Exclude:
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
             bare = [unwrapped(str(name)) for name in names]
-            hint = do_you_mean(near_pattern(entry, bare) for entry in missed if isinstance(entry, str))
+            hint = suggested(near_pattern(entry, bare) for entry in missed if isinstance(entry, str))
             count = f"{len(bare)} " if len(bare) > MOST else ""
             known = few(overview(bare))
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")

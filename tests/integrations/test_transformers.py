@@ -161,6 +161,8 @@ def test_frozen_parameters_are_left_out():
             ValueError,
             "give lr: the learning_rate of TrainingArguments is",
         ),
+        (lambda: optimizer_cls_and_kwargs(lr=1.0, radus_lr=1.0), TypeError, "'radus_lr'; did you mean 'radius_lr'"),
+        (lambda: optimizer_cls_and_kwargs(lambda groups: None, lr=1.0), TypeError, "'lr'; the arguments are groups"),
         (lambda: optimizer_cls_and_kwargs(nn.Linear(2, 2), lr=1.0), TypeError, "build must be a class .* got a Linear"),
         (lambda: parameter_groups(nn.Linear(2, 2).parameters()), TypeError, "takes the model, got generator"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,17 @@ def file_without_safetensors(s: Scene) -> None:
         s.build(anchor="anchor.safetensors")
 
 
+PREFIX = "names must differ; prefix those of each model, or of each part: (f'head.{n}', p)"
+IF_A_MODEL = "if that is a model, load it and pass its state_dict()"
 A_NUMBER = "must be a number or a 0-d floating-point tensor, got"
 FLOATS = "parameters must be float16, bfloat16, float32 or float64, got"
 LEAVE_OUT = "leave frozen and quantised weights out"
 ENTRY = "anchor entry '0.weight' must be"
 NO_MATCH = "match no parameter; the parameters are ['0.weight', '0.bias', '1.weight', '1.bias']"
-EXCLUDE = "exclude must hold glob patterns on names, tensors, or modules, got"
+EXCLUDE = (
+    "exclude must hold glob patterns on names, such as 'head.*' (no regular expressions), tensors, or modules, got"
+)
+GIVE_NAMES = "give names: [n for n, _ in model.named_parameters() if ...]"
 ANCHOR = (
     "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such as "
     "module.state_dict(), or the path of a .safetensors file, got"
@@ -128,7 +134,7 @@ PARAMETERS = [
     Row("the method for the parameters", lambda s: s.make(s.net.named_parameters), TypeError,
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
-        "a group has the option 'constrain', which nothing reads; do you mean 'constrained'?"),
+        "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
         "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
@@ -141,6 +147,9 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a dict; pass a list of groups", (ADAMW,)),
     Row("`FTPAdamW(params, radius_Ir=0.1)`", lambda s: s.build(radius_Ir=0.1), TypeError,
         "FTPAdamW: got an unexpected keyword argument 'radius_Ir'; did you mean 'radius_lr'?", (ADAMW,)),
+    *(Row(f"`FTPAdamW(params, {name}=...)`", lambda s, name=name: s.build(**{name: 0.1}), TypeError,
+          f"FTPAdamW: got an unexpected keyword argument {name!r}; did you mean {meant!r}?", (ADAMW,))
+      for name, meant in (("learning_rate", "lr"), ("k", "kappa"), ("pre", "anchor"))),
     Row("`FTPAdamW(params, momentum=0.9)`", lambda s: s.build(momentum=0.9), TypeError,
         f"FTPAdamW: got an unexpected keyword argument 'momentum'; the arguments are {', '.join(ADAMW_OPTIONS)}",
         (ADAMW,)),
@@ -165,9 +174,9 @@ PARAMETERS = [
     Row("one parameter under two names", lambda s: s.make([("a", s.net[0].bias), ("b", s.net[0].bias)]), ValueError,
         "parameter 'b' is parameter 'a' again; give each tensor once"),
     Row("two models with the same names", lambda s: s.make([*s.net.named_parameters(), ("0.bias", weight())]),
-        ValueError, "two parameters are called '0.bias'; names must differ, prefix those of each model"),
+        ValueError, f"two parameters are called '0.bias'; {PREFIX}"),
     Row("a name that differs by a wrapper's prefix alone", lambda s: s.make([("w", weight()), ("_orig_mod.w", weight())]
-        ), ValueError, "two parameters are called 'w'; names must differ, prefix those of each model"),
+        ), ValueError, f"two parameters are called 'w'; {PREFIX}"),
     Row("numbers for names", lambda s: s.make([(7, weight())]), TypeError,
         "names of parameters must be strings, got 7"),
     Row("integer weights", lambda s: s.make([weight(), weight(dtype=torch.int8)]), TypeError,
@@ -197,28 +206,36 @@ EXCLUDES = [
         exclude="x"), ValueError, "exclude: ['x'] match no parameter; the 30 parameters are "
         f"{[str(i) for i in range(20)]} and 10 more"),
     Row("`exclude='clasifier.*'` of a model with many parameters", lambda s: s.make(LARGE, exclude="clasifier.*"),
-        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are ['bert.*', 'classifier.*']; do "
-        "you mean 'classifier.*'?"),
+        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are ['bert.*', 'classifier.*']; "
+        "did you mean 'classifier.*'?"),
     Row("`exclude=['pooler.*', 'bais']` of the same model", lambda s: s.make(LARGE, exclude=["pooler.*", "bais"]),
         ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are ['bert.*', "
-        "'classifier.*']; do you mean ['bert.pooler.*', '*.bias']?"),
+        "'classifier.*']; did you mean ['bert.pooler.*', '*.bias']?"),
     Row("`exclude=['0', '1']`", lambda s: s.build(exclude=["0", "1"]), ValueError,
-        f"exclude: ['0', '1'] {NO_MATCH}; do you mean ['0.*', '1.*']?"),
+        f"exclude: ['0', '1'] {NO_MATCH}; did you mean ['0.*', '1.*']?"),
     Row("`exclude='2.weight'`, of a number that there is not", lambda s: s.build(exclude="2.weight"), ValueError,
         f"exclude: ['2.weight'] {NO_MATCH}"),
     Row("`exclude` with a module without parameters", lambda s: s.build(exclude=torch.nn.ReLU()), ValueError,
         "exclude: a ReLU has no parameters; leave it out"),
     Row("`exclude='1.*'` without names", lambda s: s.make(s.net.parameters(), exclude="1.*"), ValueError,
-        "exclude patterns ['1.*'] need names: pass model.named_parameters(), or exclude tensors"),
+        "exclude patterns ['1.*'] need names: pass model.named_parameters(), or exclude tensors or modules, such as "
+        "model.head (of a model of timm: model.get_classifier())"),
     option("exclude", [3], TypeError, f"{EXCLUDE} int"),
     option("exclude", True, TypeError, f"{EXCLUDE} bool"),
     option("exclude", {"1.*": True}, TypeError, f"{EXCLUDE} dict"),
+    Row("`exclude=lambda name: ...`", lambda s: s.build(exclude=lambda name: name[0] == "1"), TypeError,
+        f"{EXCLUDE} function; {GIVE_NAMES}"),
+    option("exclude", re.compile("1.*"), TypeError, f"{EXCLUDE} Pattern"),
     Row("`exclude=head.named_parameters()`", lambda s: s.build(exclude=s.net[1].named_parameters()), TypeError,
         f"{EXCLUDE} tuple"),
 ]  # fmt: skip
 
 ANCHORS = [
-    option("anchor", "none", ValueError, f"{ANCHOR} 'none'"),
+    option("anchor", "none", ValueError, f"{ANCHOR} 'none'; {IF_A_MODEL}"),
+    option("anchor", "bert-base-uncased", ValueError, f"{ANCHOR} 'bert-base-uncased'; {IF_A_MODEL}"),
+    option("anchor", "zeros", ValueError, f"{ANCHOR} 'zeros'; did you mean 'zero'?"),
+    option("anchor", 0, ValueError, f"{ANCHOR} 0; did you mean 'zero'?"),
+    option("anchor", True, ValueError, f"{ANCHOR} True"),
     option("anchor", "anchor.pt", ValueError,
            f"{ANCHOR} 'anchor.pt'; load it: anchor=torch.load('anchor.pt', map_location='cpu')"),
     option("anchor", ".", ValueError,
@@ -227,6 +244,8 @@ ANCHORS = [
         f"{ANCHOR} a Sequential; pass its state_dict()"),
     Row("`anchor=model.named_parameters()`", lambda s: s.build(anchor=s.net.named_parameters()), ValueError,
         f"{ANCHOR} a generator; pass dict(model.named_parameters())"),
+    Row("`anchor=list(model.named_parameters())`", lambda s: s.build(anchor=list(s.net.named_parameters())), ValueError,
+        f"{ANCHOR} a list of pairs; pass dict(...) of it"),
     Row("`anchor` as a list of tensors", lambda s: s.build(anchor=list(s.net.parameters())), ValueError,
         f"{ANCHOR} a list"),
     Row("`anchor` as a tensor", lambda s: s.build(anchor=weight()), ValueError, f"{ANCHOR} a Tensor"),
@@ -260,7 +279,7 @@ ANCHORS = [
            "anchor has no entry for 4 of 4 parameters, but 'model' is a dict of tensors: pass that, anchor['model']"),
     Row("an anchor with an extra name that is nearly that of an excluded parameter", lambda s: s.build(
         exclude="1.*", anchor={n.replace("1.weight", "1.wieght"): x for n, x in s.weights().items()}), ValueError,
-        f"anchor has entries ['1.wieght'] that {EXTRA}; do you mean '1.weight'?"),
+        f"anchor has entries ['1.wieght'] that {EXTRA}; did you mean '1.weight'?"),
     anchor("an anchor with an extra name", lambda w: w | {"2.weight": weight()}, ValueError,
            f"anchor has entries ['2.weight'] that {EXTRA}"),
     anchor("an anchor of another shape", lambda w: w | {"0.weight": weight(3, 4)}, ValueError,
@@ -317,6 +336,7 @@ NUMBERS = [
       for value in (-0.1, math.nan, math.inf)),
     *(option("lr", value, TypeError, f"lr {A_NUMBER} {type(value).__name__}", NATIVE)
       for value in (None, True)),
+    option("lr", [1e-3], TypeError, f"lr {A_NUMBER} list", NATIVE),
     option("lr", "fast", TypeError, f"lr {A_NUMBER} the string 'fast'", NATIVE),
     option("lr", "1e-3", TypeError, f"lr {A_NUMBER} the string '1e-3'; write float('1e-3')", NATIVE),
     option("lr", PAIR, ValueError, f"lr {A_NUMBER} shape (2,), torch.float32", NATIVE),
@@ -384,6 +404,8 @@ WRAPPED = [
         f"{WRAPS} LBFGS", (FTP,)),
     Row("`FTP(FTPSGD(...))`", lambda s: hft.FTP(hft.FTPSGD(s.net.parameters())), TypeError, f"{WRAPS} FTPSGD", (FTP,)),
     Row("`FTP(FTP(...))`", lambda s: hft.FTP(s.opt), TypeError, f"{WRAPS} FTP", (FTP,), Scene.begun),
+    Row("`FTP(hft.adamw())`", lambda s: hft.FTP(hft.adamw()), TypeError,  # pyright: ignore[reportArgumentType]
+        f"{WRAPS} a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)", (FTP,)),
     Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError, f"{WRAPS} the class AdamW itself", (FTP,)),
     Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError,
         f"{WRAPS} generator; {WRITE}", (FTP,)),

@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 
 from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, step
-from .bad_inputs_built import A_NUMBER, BESIDE, FLOATS, LEAVE_OUT, weight
+from .bad_inputs_built import A_NUMBER, BESIDE, FLOATS, LEAVE_OUT, PREFIX, weight
 
 # -- steps ----------------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ GROUPS = [
     group("integer weights", TypeError, f"{FLOATS} torch.int8 for parameter 'new'; {LEAVE_OUT}",
           params=lambda s: [("new", weight(dtype=torch.int8))]),
     group("a name that there is", ValueError,
-          "two parameters are called '0.bias'; names must differ, prefix those of each model",
+          f"two parameters are called '0.bias'; {PREFIX}",
           params=lambda s: [("module.0.bias", weight())]),
     group("a parameter that there is", ValueError, "some parameters appear in more than one parameter group",
           params=lambda s: [("new", s.net[0].bias)], torch=True),
