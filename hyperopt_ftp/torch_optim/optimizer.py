@@ -85,7 +85,7 @@ class DropIn(torch.optim.Optimizer):
             warnings.warn(
                 f"exclude leaves {type(self).__name__} no parameter of {len(self._names())}, so it is "
                 f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
-                stacklevel=4,  # whoever called the class
+                stacklevel=callers_level(),
             )
         if hold is not None:
             hold.anchors.check_no_extra(self._names())
@@ -117,7 +117,11 @@ class DropIn(torch.optim.Optimizer):
         """The backend of a group."""
         if self._hold is None:
             return BACKENDS["single"]
-        return self._hold.pick(group if self._mover.flagged else {"params": group["params"]}, self._mover.strict)
+        return self._hold.pick(self._wishes(group), self._mover.strict)
+
+    def _wishes(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group as far as it may choose a backend."""
+        return group if self._mover.flagged else {"params": group["params"]}
 
     @property
     def _holding(self) -> Hold:
@@ -295,12 +299,13 @@ class DropIn(torch.optim.Optimizer):
 
     def _say_if_slow(self) -> None:
         """At a first step."""
-        why = next(filter(None, map(why_slow, self.param_groups)), None) if self._holding.has_kernels else None
+        groups = map(self._wishes, self.param_groups) if self._holding.has_kernels else ()
+        why = next(filter(None, map(why_slow, groups)), None)
         if why is not None:
             meant = "; foreach=True (of a base that is given, its own) says that it is meant, and silences this"
             warnings.warn(
                 f"{type(self).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}"
-                + (meant if "foreach" in self.defaults else ""),
+                + (meant if "foreach" in self.defaults and self._mover.flagged else ""),
                 stacklevel=callers_level(),
             )
 
