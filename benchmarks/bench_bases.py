@@ -8,11 +8,13 @@ import contextlib
 import io
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import hyperopt_ftp as hft
@@ -21,8 +23,8 @@ from .measure import interleaved, machine, ratio
 from .shapes import SHAPES
 
 
-def candidates(shapes: list[torch.Size]) -> dict[str, torch.optim.Optimizer]:
-    """Each over weights of its own."""
+def candidates(shapes: list[torch.Size], folder: str) -> dict[str, torch.optim.Optimizer]:
+    """Each over weights of its own; one has its anchor in a file in ``folder``."""
     with contextlib.redirect_stdout(io.StringIO()):
         import bitsandbytes
         import torchao.optim
@@ -30,9 +32,12 @@ def candidates(shapes: list[torch.Size]) -> dict[str, torch.optim.Optimizer]:
     first = [torch.randn(shape) * 0.02 for shape in shapes]
     grads = [torch.randn_like(w) * 1e-3 for w in first]
 
-    def params() -> list[torch.nn.Parameter]:
-        found = [torch.nn.Parameter(w.clone()) for w in first]
-        for p, g in zip(found, grads, strict=True):
+    file = f"{folder}/anchor.safetensors"
+    save_file({str(i): w for i, w in enumerate(first)}, file)
+
+    def params() -> list[tuple[str, torch.nn.Parameter]]:
+        found = [(str(i), torch.nn.Parameter(w.clone())) for i, w in enumerate(first)]
+        for (_, p), g in zip(found, grads, strict=True):
             p.grad = g
         return found
 
@@ -48,6 +53,7 @@ def candidates(shapes: list[torch.Size]) -> dict[str, torch.optim.Optimizer]:
         "FTPAdamW(lean)": hft.FTPAdamW(params(), lr=1e-4, lean=True),
         "bitsandbytes AdamW8bit": bnb(),
         "FTP(bitsandbytes AdamW8bit)": hft.FTP(bnb()),
+        "the same, anchor in a file": hft.FTP(bnb(), anchor=file),
         "torchao AdamW8bit": ao(),
         "FTP(torchao AdamW8bit)": hft.FTP(ao()),
     }
@@ -65,8 +71,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def measure(model: str, rounds: int) -> dict[str, Any]:
     shapes = SHAPES[model]()
-    found = candidates(shapes)
-    seconds = interleaved({name: opt.step for name, opt in found.items()}, rounds, quiet=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = candidates(shapes, folder)
+        seconds = interleaved({name: opt.step for name, opt in found.items()}, rounds, quiet=True)
     count, rows = sum(shape.numel() for shape in shapes), {}
     for name, opt in found.items():
         unique = {t.data_ptr(): t.numel() * t.element_size() for s in opt.state.values() for t in tensors(s)}
