@@ -171,7 +171,7 @@ def classes(library: Library) -> dict[str, Any]:
 
 _G = torch.Generator().manual_seed(1)
 X, Y = torch.randn(32, 64, generator=_G), torch.randn(32, 64, generator=_G)
-STEPS, SAVED, FEW = 20, 8, 5  # few: before rounding has grown in bases that turn on eigenvectors or signs
+STEPS, SAVED, FEW = 20, 8, 3  # few: rounding grows with each step in bases that turn on eigenvectors or signs
 
 
 def network() -> nn.Sequential:
@@ -322,9 +322,9 @@ def check(name: str, found: Tried) -> None:
     assert all(map(math.isfinite, found.losses)), (name, found)
     assert found.outside <= 1 + 1e-5, (name, found)  # rounding of float32 weights
     assert found.moved > 0, (name, found)
-    # A rate that is not followed would be off by a third. Rounding of W0 + (W - W0) alone is 1e-6, and up to half in
-    # what those that turn on eigenvectors do to weights of no gradient to speak of.
-    assert found.free <= (0.6 if "SO" in name else 0.1), (name, found)
+    # A rate that is not followed at the third step is off by 0.2 where steps are alike, by 0.7 in SOAP, which begins
+    # with the second. Rounding of W0 + (W - W0) is 1e-6, and 1e-2 in what turns on eigenvectors or is kept in 8 bits.
+    assert found.free <= 0.05, (name, found)
 
 
 def section(library: Library) -> str:
@@ -340,14 +340,17 @@ TITLE = """# Optimizers of other packages as a base
 `hft.FTP(base)` and the other classes around a base take any optimizer that steps once for each gradient. Each one below
 was tried on a CPU: 20 steps with a change of the learning rate on the way; all rows in the ball; a run that is saved at
 step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit; with an infinite radius the wrapper
-does what the base does alone. "Refused" is an error with this text, before anything is changed or at the first step.
+makes the first three steps of the base alone, up to rounding. Four do not resume to the last bit by themselves, and
+need not here: Adahessian of timm; LATHER, PSGDKron and QSGD of heavyball. "Refused" is an error with this text, before
+anything is changed or at the first step.
 
 This page is written by `python -m tests.integrations.bases`, and `make test-integrations` tries each again.
 
 What a base keeps is saved by its own `state_dict` and loaded by its own `load_state_dict`, in the entry `base` of the
 checkpoint where its form is another than torch's. Of a schedule-free base the weights that `opt.eval()` deploys are
 held; call `opt.train()` and `opt.eval()` on the wrapper. An optimizer that evaluates the loss several times in a step
-(SAM, LBFGS) cannot be a base; SAM takes one of ours: `SAM(model.parameters(), base_optimizer=hft.FTPAdamW)`.
+(SAM, LBFGS) cannot be a base; SAM takes one of ours: `SAM(model.parameters(), base_optimizer=hft.FTPAdamW)`, tried with
+SAM, LookSAM, FriendlySAM and, with `decouple=False`, WSAM of pytorch_optimizer.
 """
 
 if __name__ == "__main__":

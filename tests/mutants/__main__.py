@@ -47,6 +47,7 @@ SUBJECTS = {
             "torch_optim",
             "state",
             "given",
+            "modes",
             "mars_sp",
             "hypergradient_descent",
             "names",
