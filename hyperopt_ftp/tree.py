@@ -9,17 +9,60 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["broadcast", "flatten", "leaves", "map_tree", "pick", "put", "structure", "unzip_map", "working"]
+__all__ = ["Structure", "broadcast", "flatten", "leaves", "map_tree", "pick", "put", "structure", "working"]
 
 
-def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+class Structure:
+    """How a tree is built: puts leaves in place, and lists those of another tree of the same structure."""
+
+    def __init__(self, tree: Any) -> None:
+        self._keys: Any = tree.keys() if _is_flat(tree) else None
+        self.leaves: list[Any]
+        if self._keys is None:
+            self.leaves, self._spec = pytree.tree_flatten(tree)
+        else:  # the usual params: a dict of tensors, and pytree is slow
+            self._keys, self.leaves, self._like = tuple(self._keys), list(tree.values()), tree
+
+    def __call__(self, new: Sequence[Any]) -> Any:
+        """A tree with the leaves ``new``."""
+        if self._keys is None:
+            return pytree.tree_unflatten(list(new), self._spec)
+        return dict(zip(self._keys, new, strict=True))
+
+    def aligned(self, tree: Any, what: str = "tree") -> list[Any]:
+        """Leaves of ``tree`` in order, or a ``ValueError`` where it has another structure."""
+        if self._keys is None:
+            spec = self._spec
+        elif type(tree) is dict and len(tree) == len(self._keys) and all(map(tree.__contains__, self._keys)):
+            return [tree[key] for key in self._keys]
+        else:
+            spec = pytree.tree_structure(self._like)
+        try:
+            return spec.flatten_up_to(tree)
+        except ValueError as error:
+            names = [name for name, _ in named(tree)]
+            expected = [name for name, _ in named(pytree.tree_unflatten(self.leaves, spec))]
+            missing = next(
+                (f": there is no entry {name!r} among {names}" for name in expected if name not in names), ""
+            )
+            raise ValueError(
+                f"{what} must have the structure of the parameters{missing}.\n  given: {pytree.tree_structure(tree)}"
+                f"\n  expected: {spec}\n  ({error})"
+            ) from None
+
+
+def _is_flat(tree: Any) -> bool:
+    return type(tree) is dict and all(isinstance(x, Tensor) for x in tree.values())
+
+
+def flatten(tree: Any) -> tuple[list[Any], Structure]:
     """Leaves of ``tree`` and the function that puts a list of leaves back into its structure."""
-    values, spec = pytree.tree_flatten(tree)
-    return values, lambda new: pytree.tree_unflatten(list(new), spec)
+    found = Structure(tree)
+    return found.leaves, found
 
 
 def leaves(tree: Any) -> list[Any]:
-    return pytree.tree_leaves(tree)
+    return list(tree.values()) if _is_flat(tree) else pytree.tree_leaves(tree)
 
 
 def structure(tree: Any) -> Any:
@@ -29,24 +72,13 @@ def structure(tree: Any) -> Any:
 
 def aligned(tree: Any, like: Any, what: str = "tree") -> list[Any]:
     """Leaves of ``tree`` in the order of ``like``'s, or a ``ValueError`` when the two structures differ."""
-    spec = pytree.tree_structure(like)
-    try:
-        return spec.flatten_up_to(tree)
-    except ValueError as error:
-        names = [name for name, _ in named(tree)]
-        missing = next(
-            (f": there is no entry {name!r} among {names}" for name, _ in named(like) if name not in names), ""
-        )
-        raise ValueError(
-            f"{what} must have the structure of the parameters{missing}.\n  given: {pytree.tree_structure(tree)}"
-            f"\n  expected: {spec}\n  ({error})"
-        ) from None
+    return Structure(like).aligned(tree, what)
 
 
 def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """``function`` leaf by leaf over trees of one structure."""
     values, rebuild = flatten(tree)
-    return rebuild([function(*row) for row in zip(values, *(aligned(other, tree) for other in rest), strict=True)])
+    return rebuild([function(*row) for row in zip(values, *map(rebuild.aligned, rest), strict=True)])
 
 
 def broadcast(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
@@ -54,13 +86,6 @@ def broadcast(value: Any, like: Any, what: str = "hyperparameter") -> list[Any]:
     if isinstance(value, Tensor):
         return [value] * len(leaves(like))
     return aligned(value, like, what)
-
-
-def unzip_map(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Sequence[Any]) -> tuple[Any, ...]:
-    """``function`` leaf by leaf, where it returns k values: gives k trees. ``rest`` are lists in leaf order."""
-    values, rebuild = flatten(tree)
-    rows = [function(*row) for row in zip(values, *rest, strict=True)]
-    return tuple(rebuild(column) for column in zip(*rows, strict=True))
 
 
 def by_path(tree: Any) -> dict[str, Any]:

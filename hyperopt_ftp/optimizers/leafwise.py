@@ -30,26 +30,76 @@ NO_PARAMS = (
 )
 
 
+#: Up to so many entries a tensor is computed together with others: what an operation costs at all is more then.
+_SMALL = 8192
+
+
 def leafwise(
     rule: Callable[..., tuple[Tensor, ...]], params: Any, grads: Any, moments: Sequence[Any], hparams: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf.
+    """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf; the rule acts entry by entry.
 
     16-bit weights are computed in float32, and their moments are kept there; the new weight has the dtype of the old
     one. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure, see :func:`for_each`.
+    Small leaves that have their dtypes, device and hparams in common are computed as one tensor.
     """
-
-    def one(p: Tensor, g: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        w = tree.working(p)
-        new, *state = rule(w, g.to(w.dtype), *rest)
-        return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
-
-    columns = [check_grads(grads, params)]
-    columns += [tree.aligned(moment, params, "state") for moment in moments]
-    columns += [for_each(hparam, params) for hparam in hparams]
-    if not columns[0]:
+    leaves, rebuild = tree.flatten(params)
+    own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
+    if not leaves:
         return (params, *moments)
-    return tree.unzip_map(one, params, *columns)
+    rows = list(zip(leaves, *own, strict=True))
+    shared = [x if isinstance(x, Tensor) and x.ndim == 0 else for_each(x, params) for x in hparams]
+    found: list[Any] = [None] * len(rows)
+    for places in _together(rows, [x for x in shared if isinstance(x, list)]):
+        numbers = [x[places[0]] if isinstance(x, list) else x for x in shared]
+        mine = [rows[i] for i in places]
+        new = _as_one(rule, mine, numbers) if len(mine) > 1 else [_one(rule, mine[0], numbers)]
+        for i, values in zip(places, new, strict=True):
+            found[i] = values
+    return tuple(rebuild(column) for column in zip(*found, strict=True))
+
+
+def _one(
+    rule: Callable[..., tuple[Tensor, ...]], row: Sequence[Tensor], numbers: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    p, g, *moments = row
+    w = tree.working(p)
+    new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+    return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
+
+
+def _as_one(
+    rule: Callable[..., tuple[Tensor, ...]], rows: Sequence[Sequence[Tensor]], numbers: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """:func:`_one` of each row, from tensors in which those of all rows stand one after the other."""
+    whole = [torch.cat([x if x.ndim == 1 else x.reshape(-1) for x in column]) for column in zip(*rows, strict=True)]
+    shapes = [row[0].shape for row in rows]
+    sizes = [shape.numel() for shape in shapes]
+    # Copies, not views: results that share memory could not be saved, or changed in place, one by one.
+    parts = [torch.split_with_sizes_copy(x, sizes) for x in _one(rule, whole, numbers)]
+    columns = [[x if len(shape) == 1 else x.reshape(shape) for x, shape in zip(p, shapes, strict=True)] for p in parts]
+    return list(zip(*columns, strict=True))
+
+
+def _together(rows: Sequence[Sequence[Tensor]], numbers: Sequence[list[Tensor]]) -> list[list[int]]:
+    """Places of the rows that can be computed as one tensor. A compiler does without: it makes one loop of the rule."""
+    if torch.compiler.is_compiling():
+        return [[i] for i in range(len(rows))]
+    groups: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        own = [column[i] for column in numbers]
+        kind = (row[0].device, *(x.dtype for x in row), *map(id, own))
+        groups.setdefault(kind if _packs(row) and not any(x.ndim for x in own) else i, []).append(i)
+    return list(groups.values())
+
+
+def _packs(row: Sequence[Tensor]) -> bool:
+    """Whether a small tensor, its gradient and moments can be parts of larger ones: plain, alike, without gaps."""
+    shape = row[0].shape
+    return shape.numel() <= _SMALL and all(type(x) in _PLAIN and x.shape == shape and x.is_contiguous() for x in row)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def for_each(hparam: Any, params: Any) -> list[Tensor]:
@@ -112,9 +162,14 @@ def check_params(params: Any) -> None:
 
 def check_grads(grads: Any, params: Any) -> list[Tensor]:
     """Leaves of ``grads`` in the order of those of ``params``: a dense tensor of its parameter's shape for each."""
-    values = tree.aligned(grads, params, "grads")
-    for g, w in zip(values, tree.leaves(params), strict=True):
-        if not isinstance(g, Tensor) or g.shape != w.shape or g.layout != torch.strided:
+    leaves, structure = tree.flatten(params)
+    return _aligned_grads(grads, leaves, structure, params)
+
+
+def _aligned_grads(grads: Any, leaves: list[Any], structure: tree.Structure, params: Any) -> list[Tensor]:
+    values = structure.aligned(grads, "grads")
+    for g, w in zip(values, leaves, strict=True):
+        if not isinstance(g, Tensor) or g.shape != w.shape or g.layout is not torch.strided:
             raise _wrong_gradient(values, params)
     return values
 
