@@ -229,7 +229,13 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
             f"hparams must be a dict with the names {sorted(default)}, got {names}{hints}; start from "
             "{**optimizer.hparams, ...}, and put the loss's own under 'loss'"
         )
-    return {name: tree.map_tree(partial(_as_hparam, given), given[name]) for name in default}
+    return {name: _as_tensors(given, given[name]) for name in default}
+
+
+def _as_tensors(given: dict[str, Any], value: Any) -> Any:
+    if isinstance(value, Tensor) or (type(value) is tuple and all(isinstance(x, Tensor) for x in value)):
+        return value
+    return tree.map_tree(partial(_as_hparam, given), value)
 
 
 def _as_hparam(given: dict[str, Any], value: Any) -> Tensor:

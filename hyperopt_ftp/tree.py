@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,42 +14,77 @@ __all__ = ["Structure", "broadcast", "flatten", "leaves", "map_tree", "pick", "p
 
 
 class Structure:
-    """How a tree is built: puts leaves in place, and lists those of another tree of the same structure."""
+    """How a tree is built: puts leaves in place, and lists those of another tree of the same structure.
+
+    Dicts of tensors, and tuples of such, are what params and states are made of: they are walked here, since pytree,
+    which takes anything, takes three times as long.
+    """
 
     def __init__(self, tree: Any) -> None:
-        self._keys: Any = tree.keys() if _is_flat(tree) else None
+        self._tree = tree
+        self._keys: list[Any] | None = None
+        self._parts: list[Structure | None] | None = None  # None: a tensor
+        self._spec: Any = None
         self.leaves: list[Any]
-        if self._keys is None:
+        if _is_flat(tree):
+            self._keys, self.leaves = list(tree), list(tree.values())
+        elif type(tree) is tuple or pytree.is_namedtuple_instance(tree):
+            self._parts = [None if isinstance(x, Tensor) else Structure(x) for x in tree]
+            rows = ([x] if part is None else part.leaves for x, part in zip(tree, self._parts, strict=True))
+            self.leaves = [x for row in rows for x in row]
+        else:
             self.leaves, self._spec = pytree.tree_flatten(tree)
-        else:  # the usual params: a dict of tensors, and pytree is slow
-            self._keys, self.leaves, self._like = tuple(self._keys), list(tree.values()), tree
 
     def __call__(self, new: Sequence[Any]) -> Any:
         """A tree with the leaves ``new``."""
-        if self._keys is None:
-            return pytree.tree_unflatten(list(new), self._spec)
-        return dict(zip(self._keys, new, strict=True))
+        new = list(new)
+        if len(new) != len(self.leaves):
+            raise ValueError(f"{len(new)} leaves do not fit into a tree of {len(self.leaves)}")
+        return self._filled(iter(new))
+
+    def _filled(self, new: Iterator[Any]) -> Any:
+        if self._keys is not None:
+            return dict(zip(self._keys, new, strict=False))
+        if self._parts is None:
+            return pytree.tree_unflatten(list(islice(new, len(self.leaves))), self._spec)
+        values = [next(new) if part is None else part._filled(new) for part in self._parts]
+        return tuple(values) if type(self._tree) is tuple else type(self._tree)(*values)
 
     def aligned(self, tree: Any, what: str = "tree") -> list[Any]:
         """Leaves of ``tree`` in order, or a ``ValueError`` where it has another structure."""
-        if self._keys is None:
-            spec = self._spec
-        elif type(tree) is dict and len(tree) == len(self._keys) and all(map(tree.__contains__, self._keys)):
-            return [tree[key] for key in self._keys]
-        else:
-            spec = pytree.tree_structure(self._like)
+        found: list[Any] = []
+        if self._walk(tree, found):
+            return found
+        spec = pytree.tree_structure(self._tree)
         try:
             return spec.flatten_up_to(tree)
         except ValueError as error:
             names = [name for name, _ in named(tree)]
-            expected = [name for name, _ in named(pytree.tree_unflatten(self.leaves, spec))]
             missing = next(
-                (f": there is no entry {name!r} among {names}" for name in expected if name not in names), ""
+                (f": there is no entry {name!r} among {names}" for name, _ in named(self._tree) if name not in names), ""
             )
             raise ValueError(
                 f"{what} must have the structure of the parameters{missing}.\n  given: {pytree.tree_structure(tree)}"
                 f"\n  expected: {spec}\n  ({error})"
             ) from None
+
+    def _walk(self, tree: Any, found: list[Any]) -> bool:
+        """Append the leaves; ``False``: pytree has to look."""
+        if type(tree) is not type(self._tree):
+            return False
+        if self._keys is not None:
+            if len(tree) != len(self._keys) or not all(key in tree for key in self._keys):
+                return False
+            found += [tree[key] for key in self._keys]
+            return True
+        if self._parts is None or len(tree) != len(self._parts):
+            return False
+        for x, part in zip(tree, self._parts, strict=True):
+            if part is None:
+                found.append(x)
+            elif not part._walk(x, found):
+                return False
+        return True
 
 
 def _is_flat(tree: Any) -> bool:
@@ -62,7 +98,7 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 
 def leaves(tree: Any) -> list[Any]:
-    return list(tree.values()) if _is_flat(tree) else pytree.tree_leaves(tree)
+    return Structure(tree).leaves
 
 
 def structure(tree: Any) -> Any:

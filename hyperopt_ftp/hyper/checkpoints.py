@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import tree
 from ..types import Params, State
 from .leaves import refill
-from .rng import Recorder, RngState, fingerprint, refuse_another_step
+from .rng import Recorder, RngState, fingerprint, refuse_other_steps
 from .steps import Gradient, Steps
 from .strategy import Start
 
@@ -35,6 +35,8 @@ class Checkpoints:
         self._steps, self._start, self._every, self._offload = steps, start, every, offload
         self._kept: dict[int, Point] = {}
         self._prints: dict[int, Tensor] = {}  # of each step's gradient
+        self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
+        self._dtypes: set[torch.dtype] = set()
         self._updates: dict[int, RngState] = {}  # when each step's update began
         self._recorder = Recorder()
 
@@ -59,18 +61,23 @@ class Checkpoints:
     def gradient_again(self, k: int, point: Point, function: Callable[[], Gradient]) -> Gradient:
         """``function()``, which is the gradient of step k, with the random numbers that it had."""
         found = self._recorder.again(point.rng, function)
-        self._compare(k, found)
+        self._note_again(k, found)
         return found
 
     def update_again(self, k: int, function: Callable[[], T]) -> T:
         """``function()``, which is the update of step k, with the random numbers that it had."""
         return self._recorder.again(self._updates[k], function)
 
-    def _compare(self, k: int, found: Gradient) -> None:
-        if k not in self._prints:  # its graph was kept; the params after it were not
-            return
-        widest = max((x.dtype for x in (found.loss, *found.grads)), key=lambda dtype: torch.finfo(dtype).eps)
-        refuse_another_step(self._prints[k], fingerprint(found.loss, found.grads), k, widest)
+    def compare(self) -> None:
+        """Raise where a step was another one when it was made again."""
+        pairs, self._pairs = self._pairs, []
+        if pairs:
+            refuse_other_steps(pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+
+    def _note_again(self, k: int, found: Gradient) -> None:
+        if k in self._prints:  # else its graph was kept, and the params after it were not
+            self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
+            self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
 
     def _run_to(self, k: int, base: int, between: dict[int, Point]) -> None:
         params, state, rng = self._loaded(self._kept[base])
@@ -79,7 +86,7 @@ class Checkpoints:
             nonlocal params, state
             for j in range(base, k):
                 found = self._steps.gradient(params, self._start.batches[j], self._start.hparams, again=True)
-                self._compare(j, found)
+                self._note_again(j, found)
                 with torch.no_grad():
                     grads = refill(params, found.grads)
                     params, state = self._steps.update(grads, state, params, self._start.hparams)

@@ -13,6 +13,7 @@ from ..hparams import check_count
 from ..types import Params, State
 from .leaves import cotangents_of, floats, fresh, is_float, known, refill
 from .rng import Recorder, RngState, refuse_other_losses
+from .second_order import twice_differentiable
 from .steps import Steps, pull
 from .strategy import Start, Trained
 
@@ -71,10 +72,11 @@ class Forward:
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         recorder = Recorder()
         rng, count = recorder.now(), _count(steps, start)
-        if self.chunk is None or count <= self.chunk:
-            trained, tangents = _carry(steps, start, 0, count)
-        else:
-            trained, tangents = steps.loop(start), None
+        with twice_differentiable():
+            if self.chunk is None or count <= self.chunk:
+                trained, tangents = _carry(steps, start, 0, count)
+            else:
+                trained, tangents = steps.loop(start), None
         return trained, _Run(start, recorder, rng, trained.losses, tangents)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
@@ -87,7 +89,8 @@ class Forward:
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: _carry(steps, run.start, a, b))
+                with twice_differentiable():
+                    trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: _carry(steps, run.start, a, b))
                 refuse_other_losses(run.losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)

@@ -10,20 +10,24 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["refuse_mutation", "refuse_other_weights"]
+__all__ = ["refuse_mutation", "refuse_other_weights", "unwritten"]
 
 
 class refuse_mutation(TorchDispatchMode):  # a context manager
     """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
 
-    def __init__(self, knobs: Sequence[Tensor] = (), what: str = "train_loss") -> None:
+    def __init__(
+        self, knobs: Sequence[Tensor] = (), what: str = "train_loss", arguments: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
         self._what = what
         self._knobs = {id(x) for x in knobs}
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
-        self.has_hooks: bool = (
-            False  # whether saved tensors have hooks somewhere, as activation checkpointing gives them
-        )
+        self._arguments = {id(x) for x in (*knobs, *arguments)}
+        #: What the code inside has used and not made, beside its arguments.
+        self.outside: dict[int, Tensor] = {}
+        #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
+        self.has_hooks: bool = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -35,12 +39,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
-                raise RuntimeError(
-                    f"{self._what} writes in place ({func}) into a tensor of shape {tuple(target.shape)} that it has "
-                    "not made, such as BatchNorm's running statistics; a step that is computed twice would write "
-                    "twice. Put such modules into eval mode by eval(), make BatchNorm keep no statistics by "
-                    "torch.func.replace_all_batch_norm_modules_(net), or give functional_call clones of the buffers"
-                )
+                raise writes(self._what, f" ({func})", target)
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(
                 "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
@@ -48,6 +47,9 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self._made.update(_storage(x) for x in _tensors(args))
+        for x in (*_tensors(args), *_tensors(kwargs)):
+            if _storage(x) not in self._made and id(x) not in self._arguments and not x.is_inference():
+                self.outside[id(x)] = x
         result = func(*args, **kwargs)
         made = [_storage(x) for x in _tensors(result)]
         if any(x not in self._made for x in made):
@@ -55,6 +57,33 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             there = {_storage(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
             self._made.update(x for x in made if x not in there)
         return result
+
+
+class unwritten:  # a context manager
+    """Raise where the code inside has changed one of these tensors: what :class:`refuse_mutation` sees, afterwards."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._versions: list[int] = []
+
+    def __enter__(self) -> None:
+        self._versions = [x._version for x in self._tensors]
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            return
+        for x, version in zip(self._tensors, self._versions, strict=True):
+            if x._version != version:
+                raise writes("train_loss", "", x)
+
+
+def writes(what: str, how: str, target: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"{what} writes in place{how} into a tensor of shape {tuple(target.shape)} that it has not made, such as "
+        "BatchNorm's running statistics; a step that is computed twice would write twice. Put such modules into eval "
+        "mode by eval(), make BatchNorm keep no statistics by torch.func.replace_all_batch_norm_modules_(net), or give "
+        "functional_call clones of the buffers"
+    )
 
 
 class refuse_other_weights(TorchDispatchMode):

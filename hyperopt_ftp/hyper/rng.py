@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .functorch import values_of
 
-__all__ = ["Recorder", "RngState", "fingerprint", "refuse_another_step", "refuse_other_losses", "values_of"]
+__all__ = ["Recorder", "RngState", "fingerprint", "refuse_other_losses", "refuse_other_steps", "values_of"]
 
 T = TypeVar("T")
 
@@ -54,13 +54,14 @@ class Recorder:
     def again(self, rng: RngState, function: Callable[[], T]) -> T:
         """``function()`` with that random state, under the recorder's autocast; outside, all stays as it is."""
         with self._kept(), ExitStack() as stack:
-            self._set(rng)
+            self.rewind(rng)
             for kind, dtype, enabled in self._autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             return function()
 
-    def _set(self, rng: RngState) -> None:
+    def rewind(self, rng: RngState) -> None:
+        """Set that random state."""
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
@@ -73,29 +74,36 @@ class Recorder:
         try:
             yield
         finally:
-            self._set(before)
+            self.rewind(before)
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if they are."""
-    norms = torch._foreach_norm([g.detach() for g in grads if g.numel()])
-    rows = [loss.detach(), *norms]
-    return torch.stack([x.to(device=loss.device, dtype=torch.promote_types(x.dtype, torch.float32)) for x in rows])
+    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is."""
+    rows = [loss.detach(), *torch._foreach_norm([g.detach() for g in grads if g.numel()])]
+    dtypes = {x.dtype for x in rows}
+    if len(dtypes) > 1 or dtypes & {torch.float16, torch.bfloat16} or loss.device.type != "cpu":
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        rows = [x.to(device=loss.device, dtype=wide) for x in rows]
+    return torch.stack(rows)
 
 
-def refuse_another_step(first: Tensor, again: Tensor, k: int, dtype: torch.dtype) -> None:
-    """Raise unless step k has the fingerprint that it had the first time."""
+def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> None:
+    """Raise unless each step that was made again has the fingerprint that it had the first time."""
+    if not pairs:
+        return
+    before, after = (torch.stack(column) for column in list(zip(*pairs, strict=True))[1:])
     # The same kernels on the same numbers give the same loss on a CPU; on a GPU sums may have another order, and a
     # gradient with a graph may come from other kernels: a few units in the last place.
-    slack = torch.full_like(first, torch.finfo(dtype).eps ** 0.75)
-    if first.device.type == "cpu":
-        slack[0] = 0.0
-    size = first.abs().clone()
-    if len(size) > 1:
-        size[1:] = size[1:].nan_to_num(0.0, 0.0, 0.0).max()  # some gradients are 0 but for rounding
-    other = ~((first - again).abs() <= slack * size) & (first.isfinite() | again.isfinite())
+    slack = torch.full_like(before, torch.finfo(dtype).eps ** 0.75)
+    if before.device.type == "cpu":
+        slack[:, 0] = 0.0
+    size = before.abs().clone()
+    if size.shape[1] > 1:  # some gradients are 0 but for rounding
+        size[:, 1:] = size[:, 1:].nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
+    other = ~((before - after).abs() <= slack * size) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
-        raise _another(k, first[0], again[0])
+        at = int(other.any(1).nonzero()[0])
+        raise _another(pairs[at][0], before[at, 0], after[at, 0])
 
 
 def refuse_other_losses(first: Tensor, again: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..types import Optimizer, Params, State
 from .arguments import check_scalar
 from .functorch import level_of, top_level, under_transform
 from .leaves import floats, fresh, refill
-from .mutation import refuse_mutation, refuse_other_weights
+from .mutation import refuse_mutation, refuse_other_weights, unwritten
 from .rng import Recorder
 from .second_order import twice_differentiable
 from .strangers import refuse_outer_tensors, refuse_strangers, stranger
@@ -31,6 +31,15 @@ class Gradient(NamedTuple):
     grads: list[Tensor]
     params: list[Tensor]  # the leaves; all of the params
     batch: list[Tensor]  # the leaves; those of the batch that are wanted
+
+
+@dataclass
+class Seen:
+    """What the training loss has been seen to do by looking at each of its operations."""
+
+    graphs: set[int] = field(default_factory=set)  # by the number of refuse_strangers
+    outside: list[Tensor] = field(default_factory=list)  # what it uses beside its arguments
+    has_hooks: bool = False  # on what is saved for the backward pass
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Steps:
     derived: bool = True
     looked_at: bool = True
     apart: bool = False
+    seen: Seen = field(default_factory=Seen, compare=False, repr=False)
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
         """One step and its training loss, differentiable in all arguments, under ``torch.func`` and without."""
@@ -107,14 +117,47 @@ class Steps:
         knobs = [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
         known = [*leaves, *extra, *knobs]
         with torch.enable_grad():
-            watch = None if again or not self.derived else refuse_mutation(knobs)
-            with watch or nullcontext(), refuse_outer_tensors() if self.apart else nullcontext():
+            if again or not self.looked_at:
                 loss = self._loss_at(at, batch, hparams)
-            if self.looked_at and not again:
-                refuse_strangers(loss, known)
-            with refuse_other_weights(known) if watch and watch.has_hooks else nullcontext():
+            else:
+                loss = self._looked_at(known, knobs, at, batch, hparams)
+            with refuse_other_weights(known) if self.seen.has_hooks and not again else nullcontext():
                 grads = _grad(loss, leaves, create_graph=graph)
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra)
+
+    def _looked_at(
+        self, known: list[Tensor], knobs: list[Tensor], params: Params, batch: Any, hparams: dict[str, Any]
+    ) -> Tensor:
+        """The loss, or an error where it does what a derivative through it cannot allow.
+
+        Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it
+        is enough to see that nothing has been written into.
+        """
+        seen, tensors = self.seen, [x for x in tree.leaves(batch) if isinstance(x, Tensor)]
+        with refuse_outer_tensors() if self.apart else nullcontext():
+            if not self.derived:
+                loss = self._loss_at(params, batch, hparams)
+                refuse_strangers(loss, known)
+                return loss
+            if seen.graphs:
+                recorder = Recorder()
+                rng = recorder.now()
+                with unwritten([*seen.outside, *tensors]):
+                    loss = self._loss_at(params, batch, hparams)
+                graph = refuse_strangers(loss, known)
+                if graph in seen.graphs:
+                    return loss
+                recorder.rewind(rng)
+                with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
+                    loss = self._loss_at(params, batch, hparams)
+            else:
+                with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
+                    loss = self._loss_at(params, batch, hparams)
+                graph = refuse_strangers(loss, known)
+        seen.graphs.add(graph)
+        seen.outside += [x for x in watch.outside.values() if not any(x is y for y in seen.outside)]
+        seen.has_hooks |= watch.has_hooks
+        return loss
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         own = {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams

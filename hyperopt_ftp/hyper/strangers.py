@@ -15,22 +15,32 @@ from .functorch import level_of, top_level
 __all__ = ["refuse_outer_tensors", "refuse_strangers", "stranger"]
 
 
-def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> None:
-    """Raise where the graph of a loss ends in a leaf that is none of the known ones."""
-    names = {id(x) for x in known}
+def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> int:
+    """Raise where the graph of a loss ends in a leaf that is none of the known ones.
+
+    Returns:
+        A number that tells graphs of different operations, or of the same on other leaves, apart.
+    """
+    names = {id(x): i for i, x in enumerate(known)}
     if loss.is_leaf and id(loss) not in names:
         raise ValueError(stranger(loss, what))
     seen: set[Node] = set()
+    kinds: list[Any] = []
     stack = [loss.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in names:
-            raise ValueError(stranger(leaf, what))
+        kinds.append(type(node))
+        if not node.next_functions:
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, Tensor):
+                if id(leaf) not in names:
+                    raise ValueError(stranger(leaf, what))
+                kinds.append(names[id(leaf)])
         stack += [after for after, _ in node.next_functions]
+    return hash(tuple(kinds))
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager

@@ -11,16 +11,26 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_count, check_flag
-from ..types import CheckpointEvery
+from ..types import CheckpointEvery, Params, State
 from .checkpoints import Checkpoints, Point
 from .functorch import under_transform
 from .leaves import cotangents_of, floats, fresh, known, refill
+from .second_order import twice_differentiable
 from .steps import Gradient, Steps, pull
 from .strategy import Start, Trained
 
 __all__ = ["Unroll"]
 
 Row = list[Tensor | None]  # derivatives of some tensors; None is zero
+
+
+class _Graph(NamedTuple):
+    """A step at leaves of its own, with its graph."""
+
+    gradient: Gradient
+    state: list[Tensor]  # its leaves
+    outputs: list[Tensor]  # the floats of params and state after it
+    cut: tuple[list[Tensor], list[Tensor]] | None  # leaves for 16-bit gradients and params, in float32
 
 
 class _Run(NamedTuple):
@@ -31,7 +41,8 @@ class _Run(NamedTuple):
     first: int  # the first step that is differentiated
     whole: bool  # whether that is because there are no others, and the start counts too
     points: Checkpoints
-    graphs: dict[int, Gradient]  # those that were kept
+    gradients: dict[int, Gradient]  # those that were kept
+    graphs: dict[int, _Graph]  # those of whole steps that were kept
 
 
 @dataclass(frozen=True)
@@ -101,22 +112,29 @@ class Unroll:
         start = start._replace(hparams=hparams)
         losses: list[Tensor] = []
         whole = self.truncate is None
-        run = _Run(start, knobs, first, whole, Checkpoints(steps, start, every, self.offload), {})
+        run = _Run(start, knobs, first, whole, Checkpoints(steps, start, every, self.offload), {}, {})
         params, state = fresh((start.params, start.state), False)[1]
-        for k in range(count):
-            if k >= first:
-                run.points.visit(k, params, state)
-            curved = _curved(steps, run, k)
-            keep = k >= first and (self.checkpoint is False or not curved)
-            found = steps.gradient(params, start.batches[k], hparams, _wanted_batch(steps, k), graph=keep and curved)
-            if keep:
-                run.graphs[k] = found
-            if k >= first:
-                run.points.note(k, found, again=not keep)
-            losses.append(found.loss.detach())
-            with torch.no_grad():
-                grads = refill(params, [g.detach() for g in found.grads])
-                params, state = steps.update(grads, state, params, hparams)
+        keep = self.checkpoint is False
+        with twice_differentiable():
+            for k in range(count):
+                curved, wide = _curved(steps, run, k), not _narrow(params)
+                if k >= first and not (keep and wide):
+                    run.points.visit(k, params, state)
+                graph = k >= first and curved and keep
+                found = steps.gradient(params, start.batches[k], hparams, _wanted_batch(steps, k), graph=graph)
+                losses.append(found.loss.detach())
+                if k >= first and keep and wide:
+                    run.graphs[k], new = _step(steps, found, params, state, hparams)
+                    params, state = fresh(new, False)[1]
+                    continue
+                if k >= first:
+                    kept = keep or not curved
+                    run.points.note(k, found, again=not kept)
+                    if kept:
+                        run.gradients[k] = found
+                with torch.no_grad():
+                    grads = refill(params, [g.detach() for g in found.grads])
+                    params, state = steps.update(grads, state, params, hparams)
         return Trained(params, state, torch.stack(losses)), run
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
@@ -128,11 +146,13 @@ class Unroll:
         sums: Row = [None] * len(run.knobs)
         of_batches: dict[int, Row] = {}
         between: dict[int, Point] = {}
-        for k in range(len(run.start.batches) - 1, run.first - 1, -1):
-            point = run.points.at(k, between)
-            graph = _graph(steps, run, k, point)
-            back_p, back_s, more, of_batches[k] = _back(steps, run, k, graph, point, back_p, back_s)
-            sums = [_add(a, b) for a, b in zip(sums, more, strict=True)]
+        with twice_differentiable():
+            for k in range(len(run.start.batches) - 1, run.first - 1, -1):
+                graph = run.graphs[k] if k in run.graphs else _again(steps, run, k, run.points.at(k, between))
+                kept = k in run.graphs or k in run.gradients
+                back_p, back_s, more, of_batches[k] = _back(graph, run.knobs, back_p, back_s, kept)
+                sums = _sum(sums, more)
+        run.points.compare()
         return Start(
             cotangents_of(run.start.hparams, sums, steps.wanted.hparams),
             cotangents_of(run.start.params, back_p) if run.whole else None,
@@ -161,14 +181,37 @@ class Unroll:
         return Start(cotangents_of(start.hparams, of_hparams), None, None, found)
 
 
-def _graph(steps: Steps, run: _Run, k: int, point: Point) -> Gradient:
-    """The gradient of step k, with the graph that it needs."""
-    if k in run.graphs:
-        return run.graphs[k]
-    curved, batch, wanted = _curved(steps, run, k), run.start.batches[k], _wanted_batch(steps, k)
-    return run.points.gradient_again(
-        k, point, lambda: steps.gradient(point.params, batch, run.start.hparams, wanted, graph=curved, again=True)
-    )
+def _again(steps: Steps, run: _Run, k: int, point: Point) -> _Graph:
+    """Step k, made again with its graph."""
+    found = run.gradients.get(k)
+    if found is None:
+        curved, batch, wanted = _curved(steps, run, k), run.start.batches[k], _wanted_batch(steps, k)
+        found = run.points.gradient_again(
+            k, point, lambda: steps.gradient(point.params, batch, run.start.hparams, wanted, graph=curved, again=True)
+        )
+    return run.points.update_again(k, lambda: _step(steps, found, point.params, point.state, run.start.hparams)[0])
+
+
+def _step(
+    steps: Steps, found: Gradient, params: Params, state: State, hparams: dict[str, Any]
+) -> tuple[_Graph, tuple[Params, State]]:
+    """The step that goes on from a gradient, with its graph, and what comes out of it."""
+    leaves, before = fresh(state, wide=True)
+    cut = None
+    if _narrow(params):
+        g, grads = fresh(refill(params, found.grads), wide=True)
+        p, at = fresh(params, wide=True)
+        cut = (g, p)
+    else:
+        grads, at = refill(params, found.grads), refill(params, found.params)
+    with torch.enable_grad():
+        new = steps.update(grads, before, at, hparams)
+    return _Graph(found, leaves, floats(new), cut), new
+
+
+def _narrow(params: Params) -> bool:
+    """Whether there are 16-bit params: their adjoints are kept in float32, and go through the loss scaled."""
+    return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
 
 
 def _curved(steps: Steps, run: _Run, k: int) -> bool:
@@ -183,24 +226,23 @@ def _wanted_batch(steps: Steps, k: int) -> Any:
     return steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
 
 
-def _back(
-    steps: Steps, run: _Run, k: int, graph: Gradient, point: Point, back_p: Row, back_s: Row
-) -> tuple[Row, Row, Row, Row]:
-    """Adjoints before step k from those after it, the step's part of the hypergradient, and its batch's."""
-    g, grads = fresh(refill(point.params, graph.grads), wide=True)
-    p, at = fresh(point.params, wide=True)
-    s, before = fresh(point.state, wide=True)
-    with torch.enable_grad():
-        new_p, new_s = run.points.update_again(k, lambda: steps.update(grads, before, at, run.start.hparams))
-    pulled = pull([*floats(new_p), *floats(new_s)], [*back_p, *back_s], [*g, *p, *s, *run.knobs])
-    ends = [len(g), len(g) + len(p), len(g) + len(p) + len(s)]
-    bar_g, bar_p, bar_s, bar_h = (pulled[a:b] for a, b in zip([0, *ends], [*ends, len(pulled)], strict=True))
-    if not _curved(steps, run, k):
-        return bar_p, bar_s, bar_h, [None] * len(graph.batch)
-    second = pull(graph.grads, bar_g, [*graph.params, *run.knobs, *graph.batch], again=k in run.graphs)
-    bar_p = [_add(a, b) for a, b in zip(bar_p, second[: len(p)], strict=True)]
-    bar_h = [_add(a, b) for a, b in zip(bar_h, second[len(p) : len(p) + len(run.knobs)], strict=True)]
-    return bar_p, bar_s, bar_h, second[len(p) + len(run.knobs) :]
+def _back(graph: _Graph, knobs: list[Tensor], back_p: Row, back_s: Row, kept: bool) -> tuple[Row, Row, Row, Row]:
+    """Adjoints before a step from those after it, the step's part of the hypergradient, and its batch's."""
+    found, cotangents = graph.gradient, [*back_p, *back_s]
+    if graph.cut is None:
+        inputs = [found.params, graph.state, knobs, found.batch]
+        bar_p, bar_s, bar_h, bar_b = _parts(graph.outputs, cotangents, inputs, kept)
+        return bar_p, bar_s, bar_h, bar_b
+    g, p = graph.cut
+    bar_g, bar_p, bar_s, bar_h = _parts(graph.outputs, cotangents, [g, p, graph.state, knobs], kept)
+    more_p, more_h, bar_b = _parts(found.grads, bar_g, [found.params, knobs, found.batch], kept)
+    return _sum(bar_p, more_p), bar_s, _sum(bar_h, more_h), bar_b
+
+
+def _parts(outputs: list[Tensor], cotangents: Row, inputs: list[list[Tensor]], kept: bool) -> list[Row]:
+    """:func:`pull` in several lists of tensors."""
+    found = iter(pull(outputs, cotangents, [x for part in inputs for x in part], again=kept))
+    return [[next(found) for _ in part] for part in inputs]
 
 
 def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None:
@@ -213,5 +255,5 @@ def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None
     ]
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+def _sum(row: Row, more: Row) -> Row:
+    return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]

