@@ -61,7 +61,8 @@ class Structure:
         except ValueError as error:
             names = [name for name, _ in named(tree)]
             missing = next(
-                (f": there is no entry {name!r} among {names}" for name, _ in named(self._tree) if name not in names), ""
+                (f": there is no entry {name!r} among {names}" for name, _ in named(self._tree) if name not in names),
+                "",
             )
             raise ValueError(
                 f"{what} must have the structure of the parameters{missing}.\n  given: {pytree.tree_structure(tree)}"

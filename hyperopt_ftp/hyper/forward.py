@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_count
+from ..hparams import check_count, check_flag
 from ..types import Params, State
-from .leaves import cotangents_of, floats, fresh, is_float, known, refill
+from .compiled import CompiledSteps, check_compilable
+from .leaves import chosen, cotangents_of, floats, fresh, is_float, known, refill
 from .rng import Recorder, RngState, refuse_other_losses
-from .second_order import twice_differentiable
+from .second_order import compiled_steps, twice_differentiable
 from .steps import Steps, pull
 from .strategy import Start, Trained
 
@@ -47,9 +48,10 @@ class Forward:
     Args:
         chunk: how many tangents live at once. ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for
             losses that it cannot take. With more tangents than that the training is run again for each chunk.
+        compile: run each step, its tangents included, as one program; as in :class:`Unroll`.
 
     Raises:
-        ValueError: a chunk below 1.
+        ValueError: a chunk below 1; as :class:`Unroll` with ``compile``.
         RuntimeError: as :class:`Unroll`.
 
     >>> import torch, hyperopt_ftp as hft
@@ -63,20 +65,21 @@ class Forward:
     """
 
     chunk: int | None = None
+    compile: bool = False
 
     exact = True
 
     def __post_init__(self) -> None:
+        check_flag("compile", self.compile)
         check_count("chunk", self.chunk, "tangents", none=True)
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         recorder = Recorder()
         rng, count = recorder.now(), _count(steps, start)
-        with twice_differentiable():
-            if self.chunk is None or count <= self.chunk:
-                trained, tangents = _carry(steps, start, 0, count)
-            else:
-                trained, tangents = steps.loop(start), None
+        if self.chunk is None or count <= self.chunk:
+            trained, tangents = self._carry(steps, start, 0, count)
+        else:
+            trained, tangents = steps.loop(start), None
         return trained, _Run(start, recorder, rng, trained.losses, tangents)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
@@ -89,12 +92,18 @@ class Forward:
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                with twice_differentiable():
-                    trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: _carry(steps, run.start, a, b))
+                trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: self._carry(steps, run.start, a, b))
                 refuse_other_losses(run.losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
         return _by_input(steps, run.start, slopes)
+
+    def _carry(self, steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
+        """Train, with the tangents of the wanted scalars a to b."""
+        if self.compile:
+            return _carry_compiled(steps, start, a, b)
+        with twice_differentiable():
+            return _carry(steps, start, a, b)
 
 
 def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
@@ -130,6 +139,39 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
     ends = [*zip(floats(params), d_params, strict=True), *zip(floats(state), d_state, strict=True)]
     filled = [tree.working(x).new_zeros((rows, *x.shape)) if t is None else t for x, t in ends]
     return Trained(params, state, torch.stack(losses)), filled
+
+
+def _carry_compiled(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
+    """:func:`_carry` by compiled steps: all tangents are there from the start, most of them zero."""
+    check_compilable(start.params)
+    compiled, units, rows, losses = (
+        CompiledSteps(steps.optimizer, steps.train_loss),
+        _Units(steps, start, a, b),
+        b - a,
+        [],
+    )
+    params, state, hparams = fresh((start.params, start.state, start.hparams), False)[1]
+
+    def filled(values: list[Tensor], tangents: Row) -> list[Tensor]:
+        like = [tree.working(x) for x in values]
+        return [x.new_zeros((rows, *x.shape)) if t is None else t for x, t in zip(like, tangents, strict=True)]
+
+    d_knobs = filled(chosen(hparams, steps.wanted.hparams), units.of(hparams, steps.wanted.hparams))
+    tangents = filled(floats(params), units.of_all(params, steps.wanted.params))
+    tangents += filled(floats(state), units.of_all(state, steps.wanted.state))
+    split = len(floats(params))
+    with compiled_steps():
+        for k in range(len(start.batches)):
+            wanted = steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
+            batch = fresh(start.batches[k], False)[1]
+            d_batch = filled(chosen(batch, wanted), units.of(batch, wanted))
+            params, state, loss, tangents = compiled.along(
+                params, state, batch, hparams, (steps.wanted.hparams, wanted),
+                (tangents[:split], tangents[split:], d_knobs, d_batch),
+                lambda p=params, batch=batch, wanted=wanted: steps.look(p, batch, hparams, wanted),
+            )  # fmt: skip
+            losses.append(loss)
+    return Trained(params, state, torch.stack(losses)), tangents
 
 
 def _update(
@@ -169,7 +211,7 @@ class _Units:
 
     def of(self, values: Any, wanted: Any) -> Row:
         """For the tensors that are wanted."""
-        return [self._of(x) for x in _wanted(values, wanted)]
+        return [self._of(x) for x in chosen(values, wanted)]
 
     def of_all(self, values: Any, wanted: Any) -> Row:
         """For all floating-point tensors: those that are not wanted have no tangent."""
@@ -187,12 +229,6 @@ class _Units:
         return unit.reshape(-1, *x.shape)
 
 
-def _wanted(values: Any, wanted: Any) -> list[Tensor]:
-    rows = tree.leaves(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
-    return [x for x, is_wanted in zip(rows, mask, strict=True) if is_wanted and is_float(x)]
-
-
 def _parts(steps: Steps, start: Start) -> list[tuple[Any, Any]]:
     """Values and what is wanted of them, in the order of the scalars."""
     wanted = steps.wanted
@@ -201,7 +237,7 @@ def _parts(steps: Steps, start: Start) -> list[tuple[Any, Any]]:
 
 
 def _count(steps: Steps, start: Start) -> int:
-    return sum(x.numel() for values, wanted in _parts(steps, start) for x in _wanted(values, wanted))
+    return sum(x.numel() for values, wanted in _parts(steps, start) for x in chosen(values, wanted))
 
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
@@ -218,7 +254,7 @@ def _by_input(steps: Steps, start: Start, slopes: Tensor) -> Start:
     at, found = 0, []
     for values, wanted in _parts(steps, start):
         new = []
-        for x in _wanted(values, wanted):
+        for x in chosen(values, wanted):
             new.append(slopes[at : at + x.numel()].reshape(x.shape))
             at += x.numel()
         found.append(cotangents_of(values, new, wanted))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import tree
 
-__all__ = ["cotangents_of", "floats", "fresh", "is_float", "known", "refill"]
+__all__ = ["chosen", "cotangents_of", "floats", "fresh", "is_float", "known", "refill"]
 
 
 def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Tensor], Any]:
@@ -31,6 +31,13 @@ def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Ten
                 leaves.append(x)
         new.append(x)
     return leaves, rebuild(new)
+
+
+def chosen(values: Any, wanted: Any) -> list[Tensor]:
+    """The floating-point tensors that are wanted; ``wanted`` as of :func:`fresh`."""
+    rows = tree.leaves(values)
+    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
+    return [x for x, is_wanted in zip(rows, mask, strict=True) if is_wanted and is_float(x)]
 
 
 def refill(values: Any, new: Sequence[Any], wanted: Any = True) -> Any:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["twice_differentiable"]
+__all__ = ["compiled_steps", "twice_differentiable"]
 
 
 class _Shared:
@@ -47,3 +47,10 @@ def twice_differentiable() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
+
+
+@contextmanager
+def compiled_steps() -> Iterator[None]:
+    """For programs of our own, which have the second derivative inside: they run compiled wherever they are called."""
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("default"), torch.no_grad():
+        yield

@@ -159,6 +159,13 @@ class Steps:
         seen.has_hooks |= watch.has_hooks
         return loss
 
+    def look(self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False) -> None:
+        """Raise where the loss of a step that runs as a compiled program does what it may not."""
+        recorder = Recorder()
+        own = fresh(hparams, self.wanted.hparams)[1]
+        with twice_differentiable():
+            recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch))
+
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         own = {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams
         return self.optimizer.update(grads, state, params, own)

@@ -1,0 +1,259 @@
+"""One training step and its derivatives as compiled programs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..hparams import shown
+from ..types import Optimizer, Params, State
+from .leaves import chosen, floats, refill
+
+__all__ = ["CompiledSteps", "check_compilable"]
+
+Row = list[Tensor | None]  # one for each of some tensors; None is zero
+Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
+
+
+class CompiledSteps:
+    """The step of an optimizer and a loss, and its derivatives, each compiled as a whole (``fullgraph=True``).
+
+    A program is kept for the process, by the code that it is made of, and compiled anew where anything else that it
+    depends on has changed: shapes, dtypes, what the loss closes over. Random numbers are drawn from torch's default
+    generators, but may be others than those of the step as it is written.
+    """
+
+    def __init__(self, optimizer: Optimizer, train_loss: Callable[..., Tensor]) -> None:
+        self._functions = (train_loss, optimizer.update)
+        code = tuple(_codes(self._functions, set()))
+        self._step = _program(_step, "training step", code)
+        self._back = _program(_back, "derivative of a training step", code)
+        self._along = _program(_along, "derivative of a training step", code)
+
+    def step(
+        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], look: Look
+    ) -> tuple[Params, State, Tensor]:
+        """Params and state after a step, and its training loss."""
+        return self._step.run(look, *self._functions, params, state, batch, hparams)
+
+    def back(
+        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], wanted: tuple[Any, Any],
+        cotangents: Sequence[Tensor | None],
+    ) -> tuple[list[list[Tensor]], Tensor]:  # fmt: skip
+        """Cotangents of params, state, wanted hparams and wanted batch before a step, and its training loss.
+
+        Args:
+            params, state, batch, hparams: before the step.
+            wanted: masks of hparams and batch.
+            cotangents: of the floats of params and state after the step.
+        """
+        after = [tree.working(x) for x in (*floats(params), *floats(state))]
+        given = [torch.zeros_like(x) if v is None else v.to(x) for x, v in zip(after, cotangents, strict=True)]
+        return self._back.run(None, *self._functions, params, state, batch, hparams, wanted, given)
+
+    def along(
+        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], wanted: tuple[Any, Any],
+        tangents: Sequence[Sequence[Tensor]], look: Look,
+    ) -> tuple[Params, State, Tensor, list[Tensor]]:  # fmt: skip
+        """Params and state after a step, its training loss, and tangents of the floats of params and state.
+
+        Args:
+            params, state, batch, hparams, wanted: as of :meth:`back`.
+            tangents: of the floats of params and state, of the wanted hparams and of the wanted batch; the first
+                dimension counts them.
+        """
+        return self._along.run(look, *self._functions, params, state, batch, hparams, wanted, tangents)
+
+
+def check_compilable(params: Params) -> None:
+    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
+        raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
+    kinds = {x.device.type for x in tree.leaves(params)}
+    if any(torch.is_autocast_enabled(kind) for kind in kinds):
+        raise RuntimeError("compile=True does not run under autocast; cast inside the training loss, or leave it out")
+
+
+class _Program:
+    """A function of (train_loss, update, params, state, batch, hparams, ...) that is compiled where it is first run."""
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
+        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
+        self._what = what
+        self._told = False  # whether something is compiled in this call
+        self._was: dict[str, str] = {}  # what it was compiled for before the last time
+        self._is: dict[str, str] = {}  # and for the last time
+
+    def run(self, look: Look | None, *given: Any) -> Any:
+        """The function's value; ``look`` is called wherever something was compiled, the first time beforehand."""
+        first = not self._is
+        if look and first:
+            look()
+        self._given, self._told = given, False
+        try:
+            found = self._compiled(*given)
+        except _failures() as error:
+            text = str(error).strip().split("\n\n")[0]
+            raise RuntimeError(
+                f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch without "
+                "branches on values, or leave out compile=True"
+            ) from error
+        finally:
+            del self._given
+        if self._told and not first:
+            if look:
+                look()
+            warnings.warn(self._changed(), UserWarning, stacklevel=4)
+        return found
+
+    def _compile(self, graph: Any, inputs: Sequence[Any]) -> Any:
+        """What torch.compile calls to compile."""
+        from torch._inductor.compile_fx import compile_fx  # takes a second to import
+
+        if not self._told:  # torch may begin anew in one compilation
+            self._told = True
+            self._was, self._is = self._is, dict(_described(self._given[2:]))
+            logging.getLogger("hyperopt_ftp").warning(
+                "compiling the %s: some ten seconds on a CPU, once for this optimizer, loss and shapes", self._what
+            )
+        return compile_fx(graph, inputs, config_patches={"fallback_random": True})
+
+    def _changed(self) -> str:
+        changes = [
+            f"{name} is {self._is[name]} and was {self._was.get(name, 'absent')}"
+            for name in self._is
+            if self._is[name] != self._was.get(name)
+        ]
+        changes += [f"{name} is absent" for name in self._was if name not in self._is]
+        more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+        what = "; ".join(changes[:3]) + more
+        return (
+            f"the {self._what} was compiled again: "
+            + (what or "something that the training loss or the optimizer closes over is another")
+            + ". TORCH_LOGS=recompiles says more"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _program(function: Callable[..., Any], what: str, code: tuple[Any, ...]) -> _Program:
+    return _Program(function, what)
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
+
+
+def _codes(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The code that functions are made of: their own, and that of the functions they close over."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _codes(part, seen)
+    elif isinstance(value, functools.partial):
+        yield from _codes(value.func, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _codes(value.__func__, seen)
+    elif isinstance(value, types.FunctionType):
+        yield value.__code__
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield from _codes(cell.cell_contents, seen)
+            except ValueError:  # empty
+                yield name
+    elif callable(value):
+        yield type(value)
+
+
+def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """What a program depends on, by name, in words."""
+    for name, part in zip(("params", "state", "batch", "hparams", "what is asked for", "rows"), parts, strict=False):
+        for path, x in tree.named(part):
+            yield f"{name}.{path}" if path else name, _kind(x) if isinstance(x, Tensor) else shown(x)
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)} on {x.device}"
+
+
+# The functions that are compiled. They read nothing but their arguments: torch looks at all of these in each call.
+
+
+def _loss_at(params: Params, train_loss: Callable[..., Tensor], batch: Any, hparams: dict[str, Any]) -> Tensor:
+    return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
+
+
+def _own(hparams: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in hparams.items() if name != "loss"}
+
+
+def _step(train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> Any:
+    grads, loss = torch.func.grad_and_value(_loss_at)(params, train_loss, batch, hparams)
+    params, state = update(grads, state, params, _own(hparams))
+    return params, state, loss
+
+
+def _back(
+    train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any],
+    wanted: tuple[Any, Any], cotangents: list[Tensor],
+) -> Any:  # fmt: skip
+    def after(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        at, knobs = refill(params, p), refill(hparams, h, wanted[0])
+        stored = tree.map_tree(lambda x, y: x.to(y.dtype), at, params)
+        grads, loss = torch.func.grad_and_value(_loss_at)(stored, train_loss, refill(batch, b, wanted[1]), knobs)
+        return floats(update(tree.map_tree(tree.working, grads), refill(state, s), at, _own(knobs))), loss
+
+    wide = [[tree.working(x) for x in floats(part)] for part in (params, state)]
+    point = (*wide, chosen(hparams, wanted[0]), chosen(batch, wanted[1]))
+    _, back, loss = torch.func.vjp(after, *point, has_aux=True)
+    return list(back(cotangents)), loss
+
+
+def _along(
+    train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any],
+    wanted: tuple[Any, Any], tangents: list[list[Tensor]],
+) -> Any:  # fmt: skip
+    knobs, inputs = chosen(hparams, wanted[0]), chosen(batch, wanted[1])
+
+    def loss_at(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> Tensor:
+        return _loss_at(refill(params, p), train_loss, refill(batch, b, wanted[1]), refill(hparams, h, wanted[0]))
+
+    def slopes(p: list[Tensor]) -> Any:
+        found, loss = torch.func.grad_and_value(loss_at, argnums=(0, 1, 2))(p, knobs, inputs)
+        return found, (found[0], loss)
+
+    def after(g: list[Tensor], p: list[Tensor], s: list[Tensor], h: list[Tensor]) -> list[Tensor]:
+        own = _own(refill(hparams, h, wanted[0]))
+        return floats(update(refill(params, g), refill(state, s), refill(params, p), own))
+
+    stored = floats(params)
+    _, to_params, (grads, loss) = torch.func.vjp(slopes, stored, has_aux=True)
+    wide = [[tree.working(x) for x in part] for part in (grads, stored, floats(state))]
+    ends, transposed = torch.func.vjp(after, *wide, knobs)
+    forward = torch.func.vjp(transposed, [torch.zeros_like(x) for x in ends])[1]
+
+    def one(dp: list[Tensor], ds: list[Tensor], dh: list[Tensor], db: list[Tensor]) -> list[Tensor]:
+        given = [[v.to(x.dtype) for v, x in zip(row, like, strict=True)] for row, like in ((dp, stored), (dh, knobs))]
+        dg = to_params((given[0], given[1], db))[0]
+        dg = [tree.working(x) for x in dg]
+        return forward((dg, dp, ds, dh))[0]
+
+    if len(tangents[0][0]) == 1:  # without vmap, which not every operation knows
+        moved = [x.unsqueeze(0) for x in one(*[[t[0] for t in row] for row in tangents])]
+    else:
+        moved = torch.func.vmap(one)(*tangents)
+    new = update(refill(params, grads), state, params, _own(hparams))
+    return *new, loss, moved
