@@ -59,7 +59,8 @@ Norm: TypeAlias = Literal["mars", "l2"]  #: rows in L1, or the whole tensor in L
 PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or strength
 Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
-CheckpointEvery: TypeAlias = int | Literal["sqrt", False]  #: which steps :class:`~hyperopt_ftp.Unroll` keeps
+#: Which steps :class:`~hyperopt_ftp.Unroll` keeps.
+CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", "auto", False]
 NotFinite: TypeAlias = Literal["error", "skip"]  #: what :func:`~hyperopt_ftp.bilevel` does then
 Field: TypeAlias = Literal["distance", "radius", "clipped", "omega"]  #: what is measured of a layer
 

@@ -1,23 +1,22 @@
-"""Where steps began: kept for every n-th, computed again between them."""
+"""Where steps began: kept for some, found again for the others by running from those."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from copy import copy
+from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
-from .leaves import refill
-from .rng import Recorder, RngState, fingerprint, refuse_other_steps
-from .steps import Gradient, Steps
+from .plans import Parts, kept
+from .rng import Recorder, RngState
 from .strategy import Start
 
 __all__ = ["Checkpoints", "Point"]
 
-T = TypeVar("T")
+Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]
 
 
 class Point(NamedTuple):
@@ -29,72 +28,52 @@ class Point(NamedTuple):
 
 
 class Checkpoints:
-    """Points of a run: every n-th step's is kept, on the CPU with ``offload``; others are found by running again."""
+    """Points of a run from step ``first`` on, kept by a plan, on the CPU with ``offload``; the others are found again.
 
-    def __init__(self, steps: Steps, start: Start, every: int, offload: bool) -> None:
-        self._steps, self._start, self._every, self._offload = steps, start, every, offload
-        self._kept: dict[int, Point] = {}
-        self._prints: dict[int, Tensor] = {}  # of each step's gradient
-        self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
-        self._dtypes: set[torch.dtype] = set()
-        self._updates: dict[int, RngState] = {}  # when each step's update began
+    The way back goes through the steps from the last to the first. It drops the points behind it; one that is not there
+    is found by running from the last one before it, and that run keeps points by the same plan.
+    """
+
+    def __init__(self, start: Start, parts: Parts, first: int, offload: bool) -> None:
+        self._start, self._parts, self._offload = start, parts, offload
+        self._planned = set(kept(parts, first, len(start.batches)))
+        self._kept: dict[int, Point] = {}  # in the order of their steps
         self._recorder = Recorder()
+
+    def again(self) -> Checkpoints:
+        """These points for a way back that leaves them as they are."""
+        other = copy(self)
+        other._kept = dict(self._kept)
+        return other
 
     def visit(self, k: int, params: Params, state: State) -> None:
         """Step k begins here, the first time."""
-        if not self._kept or (k - next(iter(self._kept))) % self._every == 0:
-            self._kept[k] = self._stored(params, state)
+        if k in self._planned:
+            self._kept[k] = self.stored(params, state)
 
-    def note(self, k: int, found: Gradient, again: bool) -> None:
-        """Step k has this gradient, the first time; its update is next. ``again``: the gradient is to be made again."""
-        if again:
-            self._prints[k] = fingerprint(found.loss, found.grads)
-        self._updates[k] = self._recorder.now()
+    def at(self, k: int, step: Step) -> Point:
+        """Where step k began; points after it are dropped. ``step(k, params, state)`` is what follows on a step."""
+        while (last := next(reversed(self._kept))) > k:
+            del self._kept[last]
+        if last < k:
+            self._run_to(k, last, step)
+        return self._loaded(self._kept[k])
 
-    def at(self, k: int, between: dict[int, Point]) -> Point:
-        """Where step k began; ``between`` holds the points of one stretch between two that are kept."""
-        if k not in self._kept and k not in between:
-            between.clear()
-            self._run_to(k, max(j for j in self._kept if j < k), between)
-        return self._loaded(self._kept.get(k) or between[k])
-
-    def gradient_again(self, k: int, point: Point, function: Callable[[], Gradient]) -> Gradient:
-        """``function()``, which is the gradient of step k, with the random numbers that it had."""
-        found = self._recorder.again(point.rng, function)
-        self._note_again(k, found)
-        return found
-
-    def update_again(self, k: int, function: Callable[[], T]) -> T:
-        """``function()``, which is the update of step k, with the random numbers that it had."""
-        return self._recorder.again(self._updates[k], function)
-
-    def compare(self) -> None:
-        """Raise where a step was another one when it was made again."""
-        pairs, self._pairs = self._pairs, []
-        if pairs:
-            refuse_other_steps(pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
-
-    def _note_again(self, k: int, found: Gradient) -> None:
-        if k in self._prints:  # else its graph was kept, and the params after it were not
-            self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
-            self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
-
-    def _run_to(self, k: int, base: int, between: dict[int, Point]) -> None:
+    def _run_to(self, k: int, base: int, step: Step) -> None:
         params, state, rng = self._loaded(self._kept[base])
+        planned = set(kept(self._parts, base, k + 1))
 
         def run() -> None:
             nonlocal params, state
             for j in range(base, k):
-                found = self._steps.gradient(params, self._start.batches[j], self._start.hparams, again=True)
-                self._note_again(j, found)
-                with torch.no_grad():
-                    grads = refill(params, found.grads)
-                    params, state = self._steps.update(grads, state, params, self._start.hparams)
-                between[j + 1] = self._stored(params, state)
+                params, state = step(j, params, state)
+                if j + 1 in planned:
+                    self._kept[j + 1] = self.stored(params, state)
 
         self._recorder.again(rng, run)
 
-    def _stored(self, params: Params, state: State) -> Point:
+    def stored(self, params: Params, state: State) -> Point:
+        """What is kept of a step that begins here."""
         if self._offload:
             params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
         return Point(params, state, self._recorder.now())

@@ -7,6 +7,8 @@ import logging
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,14 @@ from torch import Tensor
 from .. import tree
 from ..hparams import shown
 from ..types import Optimizer, Params, State
-from .leaves import chosen, floats, refill
+from .checkpoints import Point
+from .leaves import chosen, floats, fresh, refill
+from .rng import Recorder, refuse_other_losses
+from .second_order import compiled_steps
+from .steps import Steps
+from .strategy import Start
 
-__all__ = ["CompiledSteps", "check_compilable"]
+__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable"]
 
 Row = list[Tensor | None]  # one for each of some tensors; None is zero
 Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
@@ -71,6 +78,64 @@ class CompiledSteps:
                 dimension counts them.
         """
         return self._along.run(look, *self._functions, params, state, batch, hparams, wanted, tangents)
+
+
+class CompiledWalk:
+    """K steps forward, and back, as :class:`~hyperopt_ftp.hyper.eager.EagerWalk`, by compiled steps."""
+
+    setting = staticmethod(compiled_steps)
+
+    def __init__(self, steps: Steps, start: Start) -> None:
+        check_compilable(start.params)
+        self._steps, self._start = steps, start
+        self._compiled = CompiledSteps(steps.optimizer, steps.train_loss)
+        self._hparams = fresh(start.hparams, False)[1]
+        self._losses: dict[int, Tensor] = {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # losses of steps that were made again
+        self._recorder = Recorder()
+
+    def again(self) -> CompiledWalk:
+        other = copy(self)
+        other._pairs = []
+        return other
+
+    def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
+        params, state, self._losses[k] = self._run(k, params, state)
+        return params, state, self._losses[k]
+
+    def keeps_small(self, k: int, params: Params, count: int) -> bool:
+        return False  # there are no graphs
+
+    def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
+        params, state, loss = self._run(k, params, state)
+        self._pairs.append((self._losses[k], loss))
+        return params, state
+
+    def back(self, k: int, point: Point, back_p: Row, back_s: Row) -> tuple[Row, Row, Row, Row]:
+        batch, wanted = self._batch(k)
+        masks = (self._steps.wanted.hparams, wanted)
+        found, loss = self._recorder.again(
+            point.rng,
+            lambda: self._compiled.back(point.params, point.state, batch, self._hparams, masks, [*back_p, *back_s]),
+        )
+        self._pairs.append((self._losses[k], loss))
+        bar_p, bar_s, bar_h, bar_b = found
+        return bar_p, bar_s, bar_h, bar_b
+
+    def compare(self) -> None:
+        if self._pairs:
+            # Each program adds up in an order of its own.
+            refuse_other_losses(*(torch.stack(column) for column in zip(*self._pairs, strict=True)), power=0.5)
+
+    def _run(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
+        batch, wanted = self._batch(k)
+        look = partial(self._steps.look, params, batch, self._hparams, wanted)
+        return self._compiled.step(params, state, batch, self._hparams, look)
+
+    def _batch(self, k: int) -> tuple[Any, Any]:
+        """Those of step k, and what is wanted of it."""
+        wanted = self._steps.wanted.batches
+        return fresh(self._start.batches[k], False)[1], wanted[k] if isinstance(wanted, (list, tuple)) else False
 
 
 def check_compilable(params: Params) -> None:
@@ -218,7 +283,7 @@ def _back(
 
     wide = [[tree.working(x) for x in floats(part)] for part in (params, state)]
     point = (*wide, chosen(hparams, wanted[0]), chosen(batch, wanted[1]))
-    _, back, loss = torch.func.vjp(after, *point, has_aux=True)
+    _, back, loss = torch.func.vjp(after, *point, has_aux=True)  # pyright: ignore[reportAssignmentType]
     return list(back(cotangents)), loss
 
 
@@ -240,9 +305,9 @@ def _along(
         return floats(update(refill(params, g), refill(state, s), refill(params, p), own))
 
     stored = floats(params)
-    _, to_params, (grads, loss) = torch.func.vjp(slopes, stored, has_aux=True)
+    _, to_params, (grads, loss) = torch.func.vjp(slopes, stored, has_aux=True)  # pyright: ignore[reportAssignmentType]
     wide = [[tree.working(x) for x in part] for part in (grads, stored, floats(state))]
-    ends, transposed = torch.func.vjp(after, *wide, knobs)
+    ends, transposed = torch.func.vjp(after, *wide, knobs)  # pyright: ignore[reportAssignmentType]
     forward = torch.func.vjp(transposed, [torch.zeros_like(x) for x in ends])[1]
 
     def one(dp: list[Tensor], ds: list[Tensor], dh: list[Tensor], db: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the wrappers of ``torch.func``'s transforms tell: torch has no public way to ask."""
+"""What the wrappers of ``torch.func``'s transforms, and autograd's tasks, tell: torch has no public way to ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["alive", "differentiated", "has_tangent", "level_of", "top_level", "tracked", "under_transform", "values_of"]
+__all__ = [
+    "alive",
+    "differentiated",
+    "has_tangent",
+    "keeps_graph",
+    "level_of",
+    "top_level",
+    "tracked",
+    "under_transform",
+    "values_of",
+]
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -16,6 +26,11 @@ _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIs
 def under_transform() -> bool:
     """Whether a ``torch.func`` transform is active: there, leaves of our own would cut its graph."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that runs was asked to keep what it has saved; so too where none runs."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def alive(x: Tensor) -> Tensor:

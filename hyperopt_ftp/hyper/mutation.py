@@ -28,6 +28,8 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         self.outside: dict[int, Tensor] = {}
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
+        #: Of all that the code inside has made.
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,7 +57,9 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         if any(x not in self._made for x in made):
             # A view, or an alias, of what was there before is not made here.
             there = {_storage(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
-            self._made.update(x for x in made if x not in there)
+            new = {x for x in made if x not in there}
+            self._made |= new
+            self.bytes += sum(x.untyped_storage().nbytes() for x in _tensors(result) if _storage(x) in new)
         return result
 
 

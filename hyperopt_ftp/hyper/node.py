@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .functorch import alive
+from .functorch import alive, keeps_graph
 from .leaves import is_float
 from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps
@@ -130,7 +130,7 @@ class TrainNode(torch.autograd.Function):
         else:
             with job.recorder.without_autocast():
                 found = job.pullback(inputs, job.residual, given)
-            if not _keeps_graph():
+            if not keeps_graph():
                 job.residual, job.versions = None, []
         return (None, *found)
 
@@ -151,11 +151,6 @@ class TrainNode(torch.autograd.Function):
         pairs = [(x, t) for x, t in zip(inputs, tangents[1:], strict=True) if is_float(x)]
         values = iter(forward([torch.zeros_like(x) if t is None else t for x, t in pairs])[0])
         return tuple(next(values) if yes else None for yes in ctx.differentiable)
-
-
-def _keeps_graph() -> bool:
-    """Whether the backward pass that runs was asked to keep what it has saved."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _pullback_with_graph(job: Job, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -106,13 +106,16 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
         raise _another(pairs[at][0], before[at, 0], after[at, 0])
 
 
-def refuse_other_losses(first: Tensor, again: Tensor) -> None:
-    """Raise unless the steps have the training losses that they had the first time; under vmap nobody looks."""
+def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75) -> None:
+    """Raise unless the steps have the training losses that they had the first time, but for ``eps ** power``.
+
+    Under vmap nobody looks.
+    """
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape:
         return
     before, after = before.double().reshape(-1), after.double().reshape(-1)
-    slack = torch.finfo(first.dtype).eps ** 0.75 * before.abs()
+    slack = torch.finfo(first.dtype).eps ** power * before.abs()
     other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.nonzero()[0])

@@ -40,6 +40,7 @@ class Seen:
     graphs: set[int] = field(default_factory=set)  # by the number of refuse_strangers
     outside: list[Tensor] = field(default_factory=list)  # what it uses beside its arguments
     has_hooks: bool = False  # on what is saved for the backward pass
+    bytes: int = 0  # of all tensors that it has made in a step
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Steps:
         seen.graphs.add(graph)
         seen.outside += [x for x in watch.outside.values() if not any(x is y for y in seen.outside)]
         seen.has_hooks |= watch.has_hooks
+        seen.bytes = max(seen.bytes, watch.bytes)
         return loss
 
     def look(self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False) -> None:

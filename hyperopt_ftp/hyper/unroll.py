@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_count, check_flag
-from ..types import CheckpointEvery, Params, State
-from .checkpoints import Checkpoints, Point
-from .functorch import under_transform
-from .leaves import cotangents_of, floats, fresh, known, refill
-from .second_order import twice_differentiable
-from .steps import Gradient, Steps, pull
+from ..types import CheckpointEvery
+from .budget import Sizes, affordable
+from .checkpoints import Checkpoints
+from .compiled import CompiledWalk
+from .eager import EagerWalk, added
+from .functorch import keeps_graph, under_transform
+from .leaves import chosen, cotangents_of, floats, fresh, known, refill
+from .plans import ARITY, Plan, every, tree_of
+from .probe import sizes_of
+from .steps import Steps
 from .strategy import Start, Trained
 
 __all__ = ["Unroll"]
@@ -24,25 +29,13 @@ __all__ = ["Unroll"]
 Row = list[Tensor | None]  # derivatives of some tensors; None is zero
 
 
-class _Graph(NamedTuple):
-    """A step at leaves of its own, with its graph."""
-
-    gradient: Gradient
-    state: list[Tensor]  # its leaves
-    outputs: list[Tensor]  # the floats of params and state after it
-    cut: tuple[list[Tensor], list[Tensor]] | None  # leaves for 16-bit gradients and params, in float32
-
-
 class _Run(NamedTuple):
     """What a run leaves for the way back."""
 
-    start: Start  # hparams with leaves of their own
-    knobs: list[Tensor]  # these leaves, as far as they are wanted
+    start: Start
     first: int  # the first step that is differentiated
-    whole: bool  # whether that is because there are no others, and the start counts too
+    walk: EagerWalk | CompiledWalk
     points: Checkpoints
-    gradients: dict[int, Gradient]  # those that were kept
-    graphs: dict[int, _Graph]  # those of whole steps that were kept
 
 
 @dataclass(frozen=True)
@@ -57,19 +50,42 @@ class Unroll:
     where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``. One
     step's graph lives at a time, so the peak is that graph plus the params and state of each step; a gradient is
     computed twice. Under a ``torch.func`` transform, and for a derivative of the derivative
-    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all.
+    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all: ``checkpoint`` and
+    ``memory`` then have no effect.
 
     Args:
         truncate: differentiate the last ``truncate`` steps only; the start's params and state count as constants.
             ``None``: all.
-        checkpoint: keep params and state of every n-th step and recompute those between (``"sqrt"``: n = sqrt(K)); 1
-            keeps every step. ``False``: keep the graphs of all gradients and recompute nothing: fastest, most memory.
-        offload: what is kept lies on the CPU.
+        checkpoint: keep params and state, a point, of every n-th step and recompute those between (``"sqrt"``:
+            n = sqrt(K)); 1 keeps every step. ``"log"``: keep them in a tree of arity 4, for thousands of steps: with
+            ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points live at once, and ``K (3 d / 4 - 1) + 1`` steps are made
+            again (K = 1000: 16 points, 2.75 K steps). ``False``: keep the graphs of all gradients and recompute
+            nothing: fastest, most memory. ``"auto"``: what recomputes least within ``memory``: all graphs; else every
+            point, and the graphs of the last steps; else the points of every n-th step; else those of the tree.
+            ``None``: all graphs where batches are a list and graphs small, by an estimate from the first step at most
+            64 MiB in all; else 1.
+        offload: points lie on the CPU, and ``checkpoint=None`` is 1; graphs stay where they are.
+        memory: for ``"auto"``, bytes of tensors above what is held when the steps begin, on the devices that the params
+            are on. The first step that is differentiated is made once more to measure it, with the random numbers put
+            back. The peak that this predicts is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). Later steps
+            may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
+            workspace), come on top.
+        compile: run each step, and its derivative, as a program by ``torch.compile`` (no graph is kept): several times
+            as fast for small networks, after some ten seconds of compilation, which a line of the log tells. Programs
+            are kept for the process, by the code of the optimizer and the loss. Another shape, dtype or value that the
+            loss closes over compiles anew, with a warning that says what has changed; sizes that vary become variables
+            of the program. Values are those of the steps as they are written, to rounding; random numbers are as
+            reproducible, but may be others.
 
     Raises:
-        ValueError: an option outside what is listed, or fewer batches than ``truncate``.
-        RuntimeError: a training loss that writes into tensors in place (BatchNorm's statistics), or that differs when a
-            step is computed again; one without a second derivative.
+        ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
+            error says how much is needed; float16 params with ``compile``, which does not scale adjoints.
+        RuntimeError: a step that cannot be compiled, or ``compile`` under autocast; a training loss that writes into
+            tensors in place (BatchNorm's statistics), or that differs when a step is computed again; one without a
+            second derivative.
+
+    Warns:
+        UserWarning: a step was compiled anew.
 
     Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again. Adjoints of
     16-bit weights are kept in float32.
@@ -83,18 +99,37 @@ class Unroll:
     """
 
     truncate: int | None = None
-    checkpoint: CheckpointEvery = 1
+    checkpoint: CheckpointEvery | None = None
     offload: bool = False
+    memory: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
         check_flag("offload", self.offload)
+        check_flag("compile", self.compile)
+        check_count("memory", self.memory, "bytes", none=True)
         number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
-        ok = self.checkpoint == "sqrt" or self.checkpoint is False or number
-        if not ok:
-            raise ValueError(f"checkpoint must be a number of steps >= 1, 'sqrt' or False, got {self.checkpoint!r}")
+        words = self.checkpoint in ("sqrt", "log", "auto")
+        if not (number or words or self.checkpoint is None or self.checkpoint is False):
+            raise ValueError(
+                "checkpoint must be a number of steps >= 1, 'sqrt', 'log', 'auto', False or None, got "
+                f"{self.checkpoint!r}"
+            )
+        if self.checkpoint == "auto" and self.memory is None:
+            raise ValueError("checkpoint='auto' keeps what fits into memory: give memory= a number of bytes, as 2**30")
+        if self.checkpoint != "auto" and self.memory is not None:
+            raise ValueError(
+                f"memory={self.memory} is for checkpoint='auto', but checkpoint is {self.checkpoint!r}: give 'auto', "
+                "or leave memory out"
+            )
         if self.checkpoint is False and self.offload:
             raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
+        if self.compile and (self.checkpoint is False or self.checkpoint == "auto"):
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} keeps graphs, and a compiled step has none: give a number of steps, "
+                "'sqrt' or 'log', or leave compile out"
+            )
 
     @property
     def exact(self) -> bool:
@@ -107,58 +142,72 @@ class Unroll:
         if under_transform():
             return steps.loop(start), start
         first = count - self.truncate if self.truncate else 0
-        every = max(1, math.isqrt(count - first)) if self.checkpoint == "sqrt" else int(self.checkpoint) or 1
-        knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
-        start = start._replace(hparams=hparams)
-        losses: list[Tensor] = []
-        whole = self.truncate is None
-        run = _Run(start, knobs, first, whole, Checkpoints(steps, start, every, self.offload), {}, {})
+        plan, losses = self._plan(count - first), []
+        points = Checkpoints(start, plan.parts, first, self.offload)
+        run = _Run(start, first, self._walk(steps, start, first), points)
         params, state = fresh((start.params, start.state), False)[1]
-        keep = self.checkpoint is False
-        with twice_differentiable():
+        with run.walk.setting():
             for k in range(count):
-                curved, wide = _curved(steps, run, k), not _narrow(params)
-                if k >= first and not (keep and wide):
-                    run.points.visit(k, params, state)
-                graph = k >= first and curved and keep
-                found = steps.gradient(params, start.batches[k], hparams, _wanted_batch(steps, k), graph=graph)
-                losses.append(found.loss.detach())
-                if k >= first and keep and wide:
-                    run.graphs[k], new = _step(steps, found, params, state, hparams)
-                    params, state = fresh(new, False)[1]
-                    continue
+                if k == first and isinstance(run.walk, EagerWalk) and self.memory is not None:
+                    plan = self._within(self.memory, sizes_of(run.walk, start, k, params, state, self.offload))
+                    run = run._replace(points=Checkpoints(start, plan.parts, first, self.offload))
                 if k >= first:
-                    kept = keep or not curved
-                    run.points.note(k, found, again=not kept)
-                    if kept:
-                        run.gradients[k] = found
-                with torch.no_grad():
-                    grads = refill(params, [g.detach() for g in found.grads])
-                    params, state = steps.update(grads, state, params, hparams)
+                    run.points.visit(k, params, state)
+                params, state, loss = run.walk.forward(k, params, state, keep=k >= count - plan.graphs)
+                losses.append(loss)
+                if (
+                    k == first
+                    and self.checkpoint is None
+                    and plan.graphs
+                    and not run.walk.keeps_small(k, params, count - first)
+                ):
+                    plan = Plan(every(1))
         return Trained(params, state, torch.stack(losses)), run
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         if isinstance(residual, Start):
             return self._pullback_under_transform(steps, residual, cotangents)
         run: _Run = residual
+        start, walk, points = run.start, run.walk, run.points
+        if keeps_graph():
+            walk, points = walk.again(), points.again()
         back_p: Row = [*known(cotangents.params)]
         back_s: Row = [*known(cotangents.state)]
-        sums: Row = [None] * len(run.knobs)
+        sums: Row = [None] * len(chosen(start.hparams, steps.wanted.hparams))
         of_batches: dict[int, Row] = {}
-        between: dict[int, Point] = {}
-        with twice_differentiable():
-            for k in range(len(run.start.batches) - 1, run.first - 1, -1):
-                graph = run.graphs[k] if k in run.graphs else _again(steps, run, k, run.points.at(k, between))
-                kept = k in run.graphs or k in run.gradients
-                back_p, back_s, more, of_batches[k] = _back(graph, run.knobs, back_p, back_s, kept)
-                sums = _sum(sums, more)
-        run.points.compare()
+        with walk.setting():
+            for k in range(len(start.batches) - 1, run.first - 1, -1):
+                back_p, back_s, more, of_batches[k] = walk.back(k, points.at(k, walk.step), back_p, back_s)
+                sums = added(sums, more)
+        walk.compare()
+        whole = self.truncate is None
         return Start(
-            cotangents_of(run.start.hparams, sums, steps.wanted.hparams),
-            cotangents_of(run.start.params, back_p) if run.whole else None,
-            cotangents_of(run.start.state, back_s) if run.whole else None,
+            cotangents_of(start.hparams, sums, steps.wanted.hparams),
+            cotangents_of(start.params, back_p) if whole else None,
+            cotangents_of(start.state, back_s) if whole else None,
             _batches(steps, run, of_batches),
         )
+
+    def _walk(self, steps: Steps, start: Start, first: int) -> EagerWalk | CompiledWalk:
+        if self.compile:
+            return CompiledWalk(steps, start)
+        knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
+        return EagerWalk(steps, start._replace(hparams=hparams), knobs, first, self.truncate is None)
+
+    def _plan(self, steps: int) -> Plan:
+        """What is kept of so many steps, as far as that does not depend on what the first of them takes."""
+        if self.checkpoint == "log":
+            return Plan(tree_of(ARITY))
+        if self.checkpoint == "auto":
+            return Plan(every(1))
+        n = max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
+        return Plan(every(n), 0 if self.checkpoint or self.compile or self.offload else steps)
+
+    def _within(self, memory: int, sizes: Sizes) -> Plan:
+        plan, peak = affordable(memory, sizes)
+        text = "Unroll(checkpoint='auto', memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
+        logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
+        return plan
 
     def _pullback_under_transform(self, steps: Steps, start: Start, cotangents: Trained) -> Start:
         """Of the last steps, in one piece, from where they begin."""
@@ -181,70 +230,6 @@ class Unroll:
         return Start(cotangents_of(start.hparams, of_hparams), None, None, found)
 
 
-def _again(steps: Steps, run: _Run, k: int, point: Point) -> _Graph:
-    """Step k, made again with its graph."""
-    found = run.gradients.get(k)
-    if found is None:
-        curved, batch, wanted = _curved(steps, run, k), run.start.batches[k], _wanted_batch(steps, k)
-        found = run.points.gradient_again(
-            k, point, lambda: steps.gradient(point.params, batch, run.start.hparams, wanted, graph=curved, again=True)
-        )
-    return run.points.update_again(k, lambda: _step(steps, found, point.params, point.state, run.start.hparams)[0])
-
-
-def _step(
-    steps: Steps, found: Gradient, params: Params, state: State, hparams: dict[str, Any]
-) -> tuple[_Graph, tuple[Params, State]]:
-    """The step that goes on from a gradient, with its graph, and what comes out of it."""
-    leaves, before = fresh(state, wide=True)
-    cut = None
-    if _narrow(params):
-        g, grads = fresh(refill(params, found.grads), wide=True)
-        p, at = fresh(params, wide=True)
-        cut = (g, p)
-    else:
-        grads, at = refill(params, found.grads), refill(params, found.params)
-    with torch.enable_grad():
-        new = steps.update(grads, before, at, hparams)
-    return _Graph(found, leaves, floats(new), cut), new
-
-
-def _narrow(params: Params) -> bool:
-    """Whether there are 16-bit params: their adjoints are kept in float32, and go through the loss scaled."""
-    return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
-
-
-def _curved(steps: Steps, run: _Run, k: int) -> bool:
-    """Whether step k's gradient is differentiated: at the first one, only for what is wanted of it."""
-    wanted = steps.wanted
-    loss_wanted = any(tree.leaves(wanted.hparams.get("loss", False)))
-    params_wanted = run.whole and any(tree.leaves(wanted.params))
-    return k > run.first or loss_wanted or params_wanted or any(tree.leaves(_wanted_batch(steps, k)))
-
-
-def _wanted_batch(steps: Steps, k: int) -> Any:
-    return steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
-
-
-def _back(graph: _Graph, knobs: list[Tensor], back_p: Row, back_s: Row, kept: bool) -> tuple[Row, Row, Row, Row]:
-    """Adjoints before a step from those after it, the step's part of the hypergradient, and its batch's."""
-    found, cotangents = graph.gradient, [*back_p, *back_s]
-    if graph.cut is None:
-        inputs = [found.params, graph.state, knobs, found.batch]
-        bar_p, bar_s, bar_h, bar_b = _parts(graph.outputs, cotangents, inputs, kept)
-        return bar_p, bar_s, bar_h, bar_b
-    g, p = graph.cut
-    bar_g, bar_p, bar_s, bar_h = _parts(graph.outputs, cotangents, [g, p, graph.state, knobs], kept)
-    more_p, more_h, bar_b = _parts(found.grads, bar_g, [found.params, knobs, found.batch], kept)
-    return _sum(bar_p, more_p), bar_s, _sum(bar_h, more_h), bar_b
-
-
-def _parts(outputs: list[Tensor], cotangents: Row, inputs: list[list[Tensor]], kept: bool) -> list[Row]:
-    """:func:`pull` in several lists of tensors."""
-    found = iter(pull(outputs, cotangents, [x for part in inputs for x in part], again=kept))
-    return [[next(found) for _ in part] for part in inputs]
-
-
 def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None:
     if not isinstance(steps.wanted.batches, (list, tuple)):
         return None
@@ -253,7 +238,3 @@ def _batches(steps: Steps, run: _Run, found: dict[int, Row]) -> list[Any] | None
         cotangents_of(batch, found.get(k, nothing), steps.wanted.batches[k])
         for k, batch in enumerate(run.start.batches)
     ]
-
-
-def _sum(row: Row, more: Row) -> Row:
-    return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]

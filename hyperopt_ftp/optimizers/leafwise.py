@@ -76,7 +76,8 @@ def _as_one(
     shapes = [row[0].shape for row in rows]
     sizes = [shape.numel() for shape in shapes]
     # Copies, not views: results that share memory could not be saved, or changed in place, one by one.
-    parts = [torch.split_with_sizes_copy(x, sizes) for x in _one(rule, whole, numbers)]
+    split: Any = torch.split_with_sizes_copy  # whose stub has forgotten the result
+    parts = [split(x, sizes) for x in _one(rule, whole, numbers)]
     columns = [[x if len(shape) == 1 else x.reshape(shape) for x, shape in zip(p, shapes, strict=True)] for p in parts]
     return list(zip(*columns, strict=True))
 

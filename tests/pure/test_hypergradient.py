@@ -19,7 +19,7 @@ EXACT = {
     "unroll": hft.Unroll(),
     "unroll-every-2nd": hft.Unroll(checkpoint=2),
     "unroll-sqrt-offload": hft.Unroll(checkpoint="sqrt", offload=True),
-    "unroll-graphs-kept": hft.Unroll(checkpoint=False),
+    "unroll-every-step": hft.Unroll(checkpoint=1),
     "forward": hft.Forward(),
 }
 
@@ -129,7 +129,7 @@ def test_layers_paths_and_the_losss_own_hyperparameters(name):
         torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["unroll", "unroll-every-2nd", "unroll-graphs-kept"])
+@pytest.mark.parametrize("name", ["unroll", "unroll-every-2nd", "unroll-every-step"])
 def test_random_losses_are_the_same_where_a_step_is_computed_again(name):
     def noisy(params, x):
         return loss({k: torch.nn.functional.dropout(v, 0.5) for k, v in params.items()}, x)

@@ -189,7 +189,7 @@ def test_own_random_numbers_are_an_error_where_steps_are_computed_again(source):
     seed, draw = source()
     seed()
     text = "the training loss of step . was .* torch.Generator of its own, NumPy's or Python's.*checkpoint=False"
-    for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Unroll(truncate=2)):
+    for strategy in (hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"), hft.Unroll(truncate=2, checkpoint=1)):
         with pytest.raises(RuntimeError, match=text):
             slope(lambda p, x: loss(p, x + draw()), strategy)
     with pytest.raises(RuntimeError, match=text):  # two tangents, one after the other
@@ -205,7 +205,7 @@ def test_own_random_numbers_are_right_where_each_step_is_computed_once(source):
     seed, draw = source()
     train_loss = lambda p, x: loss(p, x + draw())  # noqa: E731
     want = differences(train_loss, seed)
-    for strategy in (hft.Unroll(checkpoint=False), hft.Forward()):
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=False), hft.Forward()):
         seed()
         assert slope(train_loss, strategy).item() == pytest.approx(want, rel=1e-6)
         seed()

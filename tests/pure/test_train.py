@@ -22,7 +22,7 @@ EXACT = {
     "Unroll()": hft.Unroll(),
     "Unroll(checkpoint=2)": hft.Unroll(checkpoint=2),
     "Unroll(sqrt, offload)": hft.Unroll(checkpoint="sqrt", offload=True),
-    "Unroll(checkpoint=False)": hft.Unroll(checkpoint=False),
+    "Unroll(checkpoint=1)": hft.Unroll(checkpoint=1),
     "Forward()": hft.Forward(),
     "Forward(chunk=1)": hft.Forward(chunk=1),
     "Forward(chunk=2)": hft.Forward(chunk=2),

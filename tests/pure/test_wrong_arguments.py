@@ -198,7 +198,7 @@ def test_a_write_that_torch_does_not_see_shows_in_the_loss():
         return torch.tanh(hidden(p, x) + held).square().mean()
 
     with pytest.raises(RuntimeError, match="the training loss of step 3 was .* when the step is computed again"):
-        slope(hidden_counter)
+        slope(hidden_counter, strategy=hft.Unroll(checkpoint=1))
 
 
 # -- losses without a graph, and no gradients at all ------------------------------------------------------------------
@@ -351,6 +351,13 @@ WRONG = {
     ),
     "truncate": (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
     "checkpoint": (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
+    "memory": (lambda: hft.Unroll(checkpoint="auto", memory=0), ValueError, "memory must be .* bytes >= 1, got 0"),
+    "memory between numbers": (lambda: hft.Unroll(checkpoint="auto", memory=1e9), ValueError, "memory must be .*, got"),
+    "auto without memory": (lambda: hft.Unroll(checkpoint="auto"), ValueError, "give memory= a number of bytes, as 2"),
+    "memory without auto": (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or leave mem"),
+    "too little memory": (
+        lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* ne",
+    ),
     "a class as strategy": (lambda: rounds(strategy=hft.Unroll), TypeError, r"got the class Unroll; write Unroll\(\)"),
     "an optimizer of torch": (
         lambda: rounds(by=SOLVED_SGD), TypeError, "by must be a pure optimizer .* got an object of the class SGD",

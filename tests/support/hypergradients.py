@@ -18,7 +18,7 @@ SGD = hft.sgd(lr=0.2, momentum=0.5)
 EXACT = {
     "unroll": hft.Unroll(),
     "unroll-sqrt-offload": hft.Unroll(checkpoint="sqrt", offload=True),
-    "unroll-graphs-kept": hft.Unroll(checkpoint=False),
+    "unroll-every-step": hft.Unroll(checkpoint=1),
     "forward": hft.Forward(),
     "forward-by-one": hft.Forward(chunk=1),
 }

@@ -1,0 +1,68 @@
+"""Which plan keeps a run within so many bytes: from what one step takes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from typing import NamedTuple
+
+from .plans import ARITY, Plan, every, kept, tree_of, walk
+
+__all__ = ["Sizes", "affordable"]
+
+
+class Sizes(NamedTuple):
+    """Bytes of what a run holds, beyond what was there before."""
+
+    steps: int
+    curved: int  # steps whose gradient is differentiated: all, or all but the first
+    fixed: int  # whatever the plan: where training ends, its cotangents, a few numbers of each step
+    first: int  # the first point, which may be the caller's own
+    point: int  # each other one
+    beside: int  # each where the one before it is kept too, which may hold some of its tensors
+    graph: int  # the graph of a step's gradient, kept
+    made: int  # at the peak of making it
+    back: int  # at the peak of going back through it, the graph apart
+    adjoints: int  # those that go back from step to step
+    batch: int  # the cotangent of each batch
+
+
+def peak_of(sizes: Sizes, plan: Plan) -> int:
+    """The most that is held at once."""
+    graphs = min(plan.graphs, sizes.curved)
+    points = len(kept(plan.parts, 0, sizes.steps))
+    point = sizes.beside if points == sizes.steps else sizes.point
+    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.graph + max(sizes.made, sizes.graph)  # in the last step
+    for done, (_, live, _) in enumerate(walk(plan.parts, 0, sizes.steps)):
+        held = (live - 1) * point + max(graphs - done, 0) * sizes.graph + done * sizes.batch
+        held += sizes.adjoints if done else 0
+        peak = max(peak, held + (sizes.back if done < graphs else max(sizes.made, sizes.graph + sizes.back)))
+    return sizes.fixed + sizes.first + peak
+
+
+def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
+    """The plan that makes the fewest steps again within ``memory`` bytes, and what it takes."""
+    steps = sizes.steps
+    plan = _graphs(steps, bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, _graphs(steps, n))) - 1)
+    if plan.graphs < 0:
+        strides = range(2, max(2, math.isqrt(steps)) + 1)
+        # Points get fewer up to sqrt(K).
+        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, _strided(n)))
+        plan = _strided(strides[at]) if at < len(strides) else Plan(tree_of(ARITY), 0, "the points of a tree")
+    peak = peak_of(sizes, plan)
+    if peak > memory:
+        others = _graphs(steps, 0), _strided(max(2, math.isqrt(steps)))
+        least = min(peak, *(peak_of(sizes, other) for other in others))
+        raise ValueError(
+            f"memory={memory} bytes are too few: with the fewest points kept, {steps} steps need {least}; give that or "
+            "more, or take smaller batches or fewer steps (truncate=)"
+        )
+    return plan, peak
+
+
+def _graphs(steps: int, n: int) -> Plan:
+    return Plan(every(1), n, f"every point, and the graphs of the last {n}" if n < steps else "all graphs")
+
+
+def _strided(n: int) -> Plan:
+    return Plan(every(n), 0, f"the points of every n-th step, n = {n}")

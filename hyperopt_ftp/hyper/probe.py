@@ -1,0 +1,65 @@
+"""What a step takes of memory: measured by making it once, as if it were in the middle of others."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..types import Params, State
+from .budget import Sizes
+from .checkpoints import Checkpoints
+from .eager import EagerWalk, is_narrow
+from .leaves import floats
+from .memory import Meter, added, bytes_of
+from .plans import every
+from .rng import Recorder, fingerprint
+from .strategy import Start
+
+__all__ = ["sizes_of"]
+
+
+def sizes_of(walk: EagerWalk, start: Start, k: int, params: Params, state: State, offload: bool) -> Sizes:
+    """Bytes by step k, which is made with its graph and walked back; random numbers stay as they were."""
+    count = len(start.batches) - k
+    curved = count if walk.curved(k) else count - 1
+    kind = tree.leaves(params)[0].device.type
+    size = partial(bytes_of, kind=kind)
+    points, recorder = Checkpoints(start, every(1), k, offload), Recorder()
+    probe = walk.beginning(k - 1)
+    given = floats(params), floats(state)
+    back_p: list[Tensor | None] = [torch.zeros_like(tree.working(x)) for x in given[0]]
+    back_s: list[Tensor | None] = [torch.zeros_like(tree.working(x)) for x in given[1]]
+
+    def measured() -> Sizes:
+        points.visit(k, params, state)
+        with Meter(kind) as meter:
+            new_params, new_state, loss = probe.forward(k, params, state, keep=True)
+            made = meter.peak()
+            moved, new = added((params, state), (new_params, new_state))
+            graph = meter.live() - size(new)  # which is part of the next point
+            notes = size((fingerprint(loss, floats(new_params)), loss.clone()))
+            rng, ending = size(recorder.now()), size(moved)
+            stored, beside = (size(points.stored(part, None)) for part in (moved, new))
+            del new_params, new_state, moved, new
+            meter.peak()
+            with recorder.without_autocast():
+                new_p, new_s, more, of_batch = probe.back(k, points.at(k, probe.step), back_p, back_s)
+            back = meter.peak() - graph
+        return Sizes(
+            steps=count,
+            curved=curved,
+            fixed=ending + size(given) + (0 if curved == count else size(floats(params))) + count * notes,
+            first=stored if walk.first else rng,  # the start is the caller's
+            point=stored,
+            beside=beside,
+            graph=graph + (rng if is_narrow(params) else 0),
+            made=made,
+            back=back,
+            adjoints=size((new_p, new_s)) + 2 * size(more),
+            batch=size(of_batch),
+        )
+
+    return recorder.again(recorder.now(), measured)

@@ -1,0 +1,327 @@
+"""What Unroll keeps: points by a plan, within its bounds; and what fits into so many bytes, as was said before."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.checkpoints import Checkpoints
+from hyperopt_ftp.hyper.eager import EagerWalk
+from hyperopt_ftp.hyper.plans import Parts, every, kept, tree_of, walk
+
+eager = sys.modules[EagerWalk.__module__]
+F64 = torch.float64
+SGD = hft.sgd(lr=0.05, momentum=0.5)
+PLAIN = hft.Unroll(checkpoint=1)
+LOG = hft.Unroll(checkpoint="log")
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def tree_bounds(steps: int, arity: int = 4) -> tuple[int, float]:
+    """Points at once and steps made again, as the docstring has them."""
+    depth = 0
+    while arity**depth < steps:
+        depth += 1
+    return 1 + (arity - 1) * depth, steps * ((arity - 1) / arity * depth - 1) + 1
+
+
+def walked(parts: Parts, steps: int) -> tuple[int, int]:
+    rows = list(walk(parts, 3, 3 + steps))
+    assert [k for k, _, _ in rows] == list(range(3, 3 + steps))[::-1]
+    return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
+
+
+def test_a_tree_stays_within_its_bounds_and_reaches_them():
+    for steps in [*range(1, 300), 1000, 1024, 5000]:
+        points, again = walked(tree_of(4), steps)
+        most, longest = tree_bounds(steps)
+        assert points <= most
+        assert again <= longest
+        if steps in (4, 16, 64, 256, 1024):
+            assert (points, again) == (most, longest)
+
+
+def test_every_nth_point_stays_within_its_bounds():
+    for steps in range(1, 80):
+        for n in (1, 2, 3, 7, 30):
+            points, again = walked(every(n), steps)
+            assert points <= math.ceil(steps / n) + n - 1
+            assert again == 0 if n == 1 or steps <= n else 0 < again < steps
+        assert kept(every(1), 0, steps) == list(range(steps))
+
+
+# -- the same hypergradient -------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A quadratic of three numbers, with or without dropout, that counts its calls."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        self.dropout, self.calls = dropout, 0
+
+    def __call__(self, p: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (F.dropout(p, self.dropout) - x).square().sum()
+
+
+def call(loss: Callable[..., Tensor], steps: int, strategy: hft.Unroll, over: Any = ("lr", "params")) -> Any:
+    torch.manual_seed(0)
+    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+    start = torch.zeros(3, dtype=F64)
+    found = hft.hypergradient(SGD, loss, lambda p: p.square().sum(), start, data, over, strategy=strategy)
+    return found, torch.rand(())  # the random state afterwards
+
+
+def assert_equal(got: Any, want: Any) -> None:
+    for a, b in zip(tree.leaves(got), tree.leaves(want), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many points are kept whenever one is used."""
+    found, at = [], Checkpoints.at
+
+    def counted(self: Checkpoints, k: int, step: Any) -> Any:
+        point = at(self, k, step)
+        found.append(len(self._kept))
+        return point
+
+    monkeypatch.setattr(Checkpoints, "at", counted)
+    return found
+
+
+def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int]):
+    for steps in [*range(1, 22), 31, 32, 33, 47, 63, 64, 65, 70]:
+        plain, logged = Counted(), Counted()
+        want = call(plain, steps, PLAIN)
+        live.clear()
+        assert_equal(call(logged, steps, LOG), want)
+        points, again = tree_bounds(steps)
+        assert max(live) <= points
+        assert logged.calls - plain.calls <= again
+        assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
+
+
+def test_a_tree_over_a_thousand_steps(live: list[int]):
+    plain, logged = Counted(0.0), Counted(0.0)
+    want = call(plain, 1000, PLAIN)
+    live.clear()
+    assert_equal(call(logged, 1000, LOG), want)
+    assert max(live) <= 16
+    assert 2600 < logged.calls - plain.calls <= 2751
+
+
+AUTO = hft.Unroll(checkpoint="auto", memory=2**30)
+TIGHT = hft.Unroll(checkpoint="auto", memory=110_000)  # of which random states take most: a few points
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [LOG, hft.Unroll(checkpoint="log", offload=True), hft.Unroll(checkpoint=3), AUTO, TIGHT],
+    ids=["log", "offload", "third", "auto", "tight"],
+)
+@pytest.mark.parametrize("truncate", [None, 1, 17])
+def test_all_ways_to_keep_points_agree(strategy: hft.Unroll, truncate: int | None, live: list[int]):
+    want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
+    live.clear()
+    assert_equal(call(Counted(), 23, replace(strategy, truncate=truncate), over="lr"), want)
+    if truncate is None and strategy is not AUTO:
+        assert max(live) < 23
+
+
+class Reused:
+    """Batches that all lie in one piece of memory, as a loader's may."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self._batches, self._buffer = batches, torch.zeros(3, dtype=F64)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, k: int) -> Tensor:
+        self._buffer.numpy()[:] = self._batches[k].numpy()
+        return self._buffer
+
+
+def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):
+    plain, small, large = Counted(), Counted(), Counted()
+    want = call(plain, 9, PLAIN)
+    assert_equal(call(small, 9, hft.Unroll()), want)
+    monkeypatch.setattr(eager, "SMALL", 0)
+    assert_equal(call(large, 9, hft.Unroll()), want)
+    assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
+
+
+def test_batches_in_one_piece_of_memory_are_read_again():
+    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(9)]
+    slopes = []
+    for batches in (data, Reused(data)):
+        loss = Counted(0.0)
+        squared: Any = lambda p, x, loss=loss: loss(p * x, x)  # noqa: E731
+        found = hft.hypergradient(SGD, squared, lambda p: p.square().sum(), torch.zeros(3, dtype=F64), batches, "lr")
+        slopes.append(found[1]["lr"])
+    assert torch.equal(*slopes)
+
+
+def test_what_was_dropped_on_the_way_back_is_there_for_another_one():
+    lr = torch.tensor(0.05, dtype=F64, requires_grad=True)
+    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(23)]
+    for strategy in (PLAIN, LOG, AUTO, TIGHT):
+        torch.manual_seed(0)
+        loss, start = Counted(), torch.zeros(3, dtype=F64)
+        run = hft.train(SGD, loss, start, data, hparams=SGD.hparams | {"lr": lr}, strategy=strategy)
+        rows = []
+        for keep in (True, False):
+            calls = loss.calls
+            rows.append((torch.autograd.grad(run.params.sum(), lr, retain_graph=keep)[0].item(), loss.calls - calls))
+        assert rows[0] == rows[1]
+
+
+def test_memory_has_no_effect_under_a_transform():
+    def value(lr: Tensor, strategy: hft.Unroll) -> Tensor:
+        data, hparams = [torch.ones(3, dtype=F64)] * 4, SGD.hparams | {"lr": lr}
+        return hft.train(SGD, Counted(0), torch.zeros(3, dtype=F64), data, hparams=hparams, strategy=strategy).params[0]
+
+    lr = torch.tensor(0.05, dtype=F64)
+    little = hft.Unroll(checkpoint="auto", memory=1)
+    assert_equal(torch.func.grad(value)(lr, little), torch.func.grad(value)(lr, PLAIN))
+
+
+# -- the predicted peak -----------------------------------------------------------------------------------------------
+
+
+def measured(action: Callable[[], Any]) -> tuple[int, Any]:
+    """The most bytes that torch's allocator had given out at once, by the profiler, and what the action returned."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        found = action()
+    kineto: Any = profile.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak, found
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.mix(self.norms[0](x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2))
+        return x + self.narrow(F.gelu(self.wide(self.norms[1](x))))
+
+
+class Net:
+    def __init__(self, net: nn.Module, x: Tensor, steps: int, opt: hft.Optimizer, over: str = "lr") -> None:
+        self.params = {name: p.detach() for name, p in net.named_parameters()}
+        self.opt, self.over = opt, over
+        with torch.no_grad():
+            self.labels = torch.randint(5, net(x).shape[:-1])
+        self.data = [x] * steps
+        self.state = opt.init(self.params)
+        self.net = net
+
+    def loss(self, p: Any, x: Tensor) -> Tensor:
+        labels = self.labels.repeat(len(x) // len(self.labels), 1)
+        return F.cross_entropy(torch.func.functional_call(self.net, p, (x,)).flatten(0, -2), labels.flatten())
+
+    def hypergradient(self, strategy: hft.Unroll) -> Any:
+        torch.manual_seed(0)
+        outer = lambda p: self.loss(p, self.data[0])  # noqa: E731
+        return hft.hypergradient(
+            self.opt, self.loss, outer, self.params, self.data, self.over, state=self.state, strategy=strategy
+        )
+
+
+def mlp(opt: hft.Optimizer | None = None, over: str = "lr", steps: int = 64) -> Net:
+    net = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 5))
+    return Net(net, torch.randn(32, 20), steps, opt or hft.adam(eps=1e-4), over)
+
+
+def conv() -> Net:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()]
+    return Net(nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 5)), torch.randn(8, 3, 16, 16), 16, hft.adam())
+
+
+def transformer() -> Net:
+    net = nn.Sequential(nn.Linear(16, 32), Block(32, 4), Block(32, 4), nn.Linear(32, 5))
+    return Net(net, torch.randn(8, 32, 16), 8, hft.adam())
+
+
+def distilled() -> Net:
+    """Batches are wanted, and larger than all else: the peak is at the end of the way back."""
+    net = nn.Sequential(nn.Linear(400, 8), nn.Tanh(), nn.Linear(8, 5))
+    return Net(net, torch.randn(64, 400), 12, hft.sgd(), "batches")
+
+
+def tuned() -> Net:
+    return mlp(hft.hyper(hft.adam(eps=1e-4), by=hft.sgd(lr=1e-6), over="lr"), "by.lr", 8)
+
+
+NETS = {
+    "mlp": (mlp, {6_500_000: "the last", 1_350_000: "tree"}),
+    "conv": (conv, {2**40: "all graphs", 3_300_000: "the last"}),
+    "transformer": (transformer, {7_500_000: "n = "}),
+    "batches": (distilled, {2**40: "all graphs"}),
+    "tuned": (tuned, {2**40: "all graphs", 1_800_000: "n = "}),
+}
+
+
+@pytest.mark.parametrize(("make", "budgets"), NETS.values(), ids=NETS)
+def test_the_predicted_peak_is_that_of_the_allocator(make: Any, budgets: dict[int, str], caplog: Any):
+    torch.manual_seed(0)
+    net = make()
+    want = net.hypergradient(PLAIN)
+    caplog.set_level(logging.INFO, logger="hyperopt_ftp")
+    for memory, words in budgets.items():
+        caplog.clear()
+        peak, found = measured(partial(net.hypergradient, hft.Unroll(checkpoint="auto", memory=memory)))
+        assert_equal(found, want)
+        (line,) = caplog.messages
+        assert words in line
+        predicted = int(re.search(r"predicted peak: (\d+) bytes", line)[1])  # pyright: ignore[reportOptionalSubscript]
+        assert predicted <= memory
+        assert predicted == pytest.approx(peak, rel=0.15), line
+
+
+def test_as_much_memory_as_the_error_says_is_enough():
+    net = mlp(steps=20)
+    with pytest.raises(ValueError, match="memory=1000 bytes are too few") as caught:
+        net.hypergradient(hft.Unroll(checkpoint="auto", memory=1000))
+    least = int(re.search(r"steps need (\d+)", str(caught.value))[1])  # pyright: ignore[reportOptionalSubscript]
+    net.hypergradient(hft.Unroll(checkpoint="auto", memory=least))
+    with pytest.raises(ValueError, match=f"need {least}"):
+        net.hypergradient(hft.Unroll(checkpoint="auto", memory=least - 1))
+
+
+def test_the_prediction_is_made_from_the_first_step(caplog: Any):
+    """Later batches may be larger: the result is the same, the peak is not what was said."""
+    net = mlp(steps=8)
+    net.data[4:] = [net.data[0].repeat(8, 1)] * 4
+    want = net.hypergradient(PLAIN)
+    caplog.set_level(logging.INFO, logger="hyperopt_ftp")
+    peak, found = measured(partial(net.hypergradient, AUTO))
+    assert_equal(found, want)
+    assert int(caplog.messages[0].split()[-2]) < 0.7 * peak
