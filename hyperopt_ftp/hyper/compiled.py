@@ -54,7 +54,7 @@ class CompiledSteps:
     def back(
         self, params: Params, state: State, batch: Any, hparams: dict[str, Any], wanted: tuple[Any, Any],
         cotangents: Sequence[Tensor | None],
-    ) -> tuple[list[list[Tensor]], Tensor]:  # fmt: skip
+    ) -> tuple[list[Row], Tensor]:  # fmt: skip
         """Cotangents of params, state, wanted hparams and wanted batch before a step, and its training loss.
 
         Args:

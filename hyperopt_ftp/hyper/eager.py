@@ -96,7 +96,7 @@ class EagerWalk:
         about 16 tensors for each param.
         """
         each = 4 * self._steps.seen.bytes + 16 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
-        # A sequence of somebody's own may give the same memory for each step: what a graph holds of it would be another.
+        # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         if count * each <= SMALL and isinstance(self._start.batches, (list, tuple)):
             return True
         if k in self._graphs:

@@ -354,7 +354,7 @@ WRONG = {
     "memory": (lambda: hft.Unroll(checkpoint="auto", memory=0), ValueError, "memory must be .* bytes >= 1, got 0"),
     "memory between numbers": (lambda: hft.Unroll(checkpoint="auto", memory=1e9), ValueError, "memory must be .*, got"),
     "auto without memory": (lambda: hft.Unroll(checkpoint="auto"), ValueError, "give memory= a number of bytes, as 2"),
-    "memory without auto": (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or leave mem"),
+    "memory without auto": (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or"),
     "too little memory": (
         lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* ne",
     ),
