@@ -59,6 +59,8 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_family
 	$(RUN) -m benchmarks.bench_bases
 	$(RUN) -m benchmarks.bench_hypergradient
+	$(RUN) -m benchmarks.bench_vmap
+	$(RUN) -m benchmarks.bench_update
 	$(RUN) -m benchmarks.bench_import
 
 $(VENV)/bin/python:

@@ -1,128 +1,57 @@
-"""Time and peak memory of a hypergradient, ours against TorchOpt and higher; and vmapped training against the loop.
+"""Time and peak memory of hypergradients, ours against TorchOpt, higher, JAX with optax and a loop by hand.
 
-Times are interleaved in one process; peak memory is that of a process of its own for each candidate, above what it
-held when the data lay in memory. Prints ratios of medians and writes all figures as JSON.
+Every contender of a problem has a process of its own with the same number of threads, from the same arrays in float32;
+they are timed in turns, and all of them compared with the hypergradient in float64: one that is further off than
+rounding explains is an error. The first call, which compiles where something is compiled, has a column of its own. Peak
+memory is that of another process, above what it held before. Prints Markdown; writes JSON (figures of problems that do
+not run stay in it) and a figure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
-import warnings
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import hyperopt_ftp as hft
-
-from .hypergradient_peers import CANDIDATES, Problem
-from .measure import interleaved, machine, ratio
-
-PEERS = ("torchopt", "higher")
-#: glibc gives what is freed back at once: the peak is that of live memory, not of a fragmented heap.
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+from .hypergradient.contenders import CONTENDERS, contenders_of
+from .hypergradient.figure import draw
+from .hypergradient.problems import PROBLEMS
+from .hypergradient.processes import measure
+from .hypergradient.table import table
+from .measure import machine
 
 
-def status(field: str) -> float:
-    """A memory figure of this process in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def peak_of(name: str, steps: int) -> dict[str, float]:
-    """Run one candidate in this process: its peak memory above the baseline in MiB, and its result."""
-    CANDIDATES[name](Problem(1))  # imports and library buffers
-    problem = Problem(steps)
-    baseline = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    result = CANDIDATES[name](problem)
-    return {"peak_mib": status("VmHWM") - baseline, "hypergradient": result}
-
-
-def memory(names: list[str], steps: int) -> dict[str, dict[str, float]]:
-    figures = {}
-    for name in names:
-        call = [sys.executable, "-W", "ignore", "-m", "benchmarks.bench_hypergradient", "--peak-of", name, str(steps)]
-        run = subprocess.run(call, check=True, capture_output=True, text=True, env={**os.environ, **RETURN_MEMORY})
-        figures[name] = json.loads(run.stdout)
-    return figures
-
-
-def vmapped_runs(count: int, rounds: int) -> dict[str, Any]:
-    """`count` trainings of a small MLP over as many learning rates: one vmap against a loop."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
-    params = {n: p.detach() for n, p in net.named_parameters()}
-    data = [(torch.randn(32, 16), torch.randn(32, 1)) for _ in range(20)]
-    opt, lrs = hft.adam(), torch.logspace(-4, -1, count, dtype=torch.float64)
-
-    def loss(p: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ((torch.func.functional_call(net, p, (x,)) - y) ** 2).mean()
-
-    def train(lr: torch.Tensor) -> Any:
-        p, h = params, opt.hparams | {"lr": lr}
-        state = opt.init(p, h)
-        for x, y in data:
-            p, state = opt.update(torch.func.grad(loss)(p, x, y), state, p, h)
-        return p
-
-    together = torch.func.vmap(train)
-    for one, lr in zip(together(lrs)["0.weight"], lrs, strict=True):
-        torch.testing.assert_close(one, train(lr)["0.weight"])
-    seconds = interleaved({"vmap": partial(together, lrs), "loop": lambda: [train(lr) for lr in lrs]}, rounds)
-    return {"runs": count, "loop_over_vmap": ratio(seconds, "loop", "vmap")}
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[16, 64], help="inner steps K (default: 16 64)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each candidate (default: 5)")
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS), help="default: all")
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these only")
+    parser.add_argument("--skip", nargs="+", default=[], choices=list(CONTENDERS), metavar="NAME", help="not these")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contender (default: 7)")
+    parser.add_argument("--steps", type=int, help="training steps (default: those of the problem)")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
+    parser.add_argument("--show", action="store_true", help="measure nothing: tables and figure of what is in the file")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hypergradient.json"), help="the JSON file")
-    parser.add_argument("--peak-of", nargs=2, metavar=("NAME", "K"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")  # the peers' own
-    if args.peak_of:
-        print(json.dumps(peak_of(args.peak_of[0], int(args.peak_of[1]))))
-        return
-
-    record: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "K": {}}
-    for steps in args.steps:
-        names = [n for n in CANDIDATES if n != "higher" or steps <= 16]
-        problem = Problem(steps)
-        seconds = interleaved({n: partial(CANDIDATES[n], problem) for n in names}, args.rounds, warmup=1)
-        peaks = memory(names, steps)
-        fastest = min((n for n in names if n in PEERS), key=lambda n: statistics.median(seconds[n]))
-        record["K"][steps] = {
-            n: {
-                "median_seconds": statistics.median(seconds[n]),
-                "time_over_faster_peer": ratio(seconds, n, fastest),
-                "memory_over_torchopt": peaks[n]["peak_mib"] / peaks["torchopt"]["peak_mib"],
-                **peaks[n],
-            }
-            for n in names
-        }
-        print(f"K = {steps} (faster peer: {fastest})")
-        for n, row in record["K"][steps].items():
-            print(
-                f"  {n:26} {row['median_seconds']:7.2f} s  {row['time_over_faster_peer']:5.2f} x   "
-                f"{row['peak_mib']:7.0f} MiB  {row['memory_over_torchopt']:5.2f} x torchopt   "
-                f"d/d lr {row['hypergradient']:.6g}"
-            )
-    forward = {k: memory(["Forward()"], k)["Forward()"]["peak_mib"] for k in (4, 64)}
-    record["forward_peak_mib"] = forward
-    print(
-        f"Forward() peak: K = 4 {forward[4]:.0f} MiB, K = 64 {forward[64]:.0f} MiB ({forward[64] / forward[4]:.2f} x)"
-    )
-    record["vmap"] = vmapped_runs(16, args.rounds)
-    print(f"16 small runs in one vmap: {record['vmap']['loop_over_vmap']:.1f} times as fast as the loop")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    args = parser.parse_args(arguments)
+    problems: dict[str, Any] = json.loads(args.out.read_text())["problems"] if args.out.exists() else {}
+    off = []
+    for name in [] if args.show else args.problems:
+        names = [n for n in contenders_of(PROBLEMS[name](args.steps)) if n not in args.skip]
+        names = [n for n in names if args.contenders is None or n in args.contenders]
+        record = measure(name, args.steps, names, args.rounds, memory=not args.no_memory)
+        peers = {peer: version(peer) for peer in ("torchopt", "higher", "jax", "optax")}
+        problems[name] = {"machine": {**machine(), "threads": record["threads"], **peers}, **record}
+        off += [f"{n} on {name}" for n in record["off"]]
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"problems": problems}, indent=1) + "\n")
+        print(table(record), end="\n\n", flush=True)
+    if args.show:
+        print(*map(table, problems.values()), sep="\n\n")
+    draw({name: problems[name] for name in PROBLEMS if name in problems}, args.out.with_suffix(".png"))
+    if off:
+        sys.exit(f"another hypergradient than the one in float64: {', '.join(off)}")
 
 
 if __name__ == "__main__":

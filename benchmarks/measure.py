@@ -26,14 +26,14 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for k in range(warmup + rounds):
-        foreign, times = _Foreign(), {}
+        others, times = Others(), {}
         for name in names[k % len(names) :] + names[: k % len(names)]:
             begin = time.perf_counter()
             candidates[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times[name] = time.perf_counter() - begin
-        if k >= warmup and not (quiet and foreign.share() > FOREIGN):
+        if k >= warmup and not (quiet and others.share() > FOREIGN):
             for name, value in times.items():
                 seconds[name].append(value)
     kept = len(seconds[names[0]])
@@ -42,15 +42,16 @@ def interleaved(
     return seconds
 
 
-class _Foreign:
+class Others:
     """Share of all cores that other processes use since it was made; 0 where the system does not tell."""
 
     def __init__(self) -> None:
         self.busy, self.own, self.begin = _busy(), sum(os.times()[:2]), time.perf_counter()
 
-    def share(self) -> float:
+    def share(self, children: float = 0.0) -> float:
+        """``children``: seconds that processes worked meanwhile which count as own."""
         wall = time.perf_counter() - self.begin
-        others = (_busy() - self.busy) - (sum(os.times()[:2]) - self.own)
+        others = (_busy() - self.busy) - (sum(os.times()[:2]) - self.own) - children
         return max(0.0, others) / wall / (os.cpu_count() or 1)
 
 

@@ -1,0 +1,62 @@
+"""The hypergradients by this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hyperopt_ftp as hft
+
+from .problems import Problem
+from .torch_losses import Training, flat, loss_of, penalised, tensors, together
+
+__all__ = ["optimizer_of", "ours"]
+
+
+def optimizer_of(problem: Problem) -> hft.Optimizer[Any]:
+    return hft.adam(lr=problem.lr, eps=problem.eps) if problem.rule == "adam" else hft.sgd(lr=problem.lr)
+
+
+def ours(
+    problem: Problem,
+    strategy: Callable[[], Any],
+    dtype: torch.dtype = torch.float32,
+    optimizer: hft.Optimizer[Any] | None = None,
+) -> Callable[[], Tensor]:
+    """By ``hypergradient``; where there are tasks, by ``train`` under ``grad`` and ``vmap``."""
+    opt, how = optimizer or optimizer_of(problem), strategy()
+    params, l2 = tensors(problem, dtype)
+    data, loss = together(problem, dtype), loss_of(problem)
+    if problem.tasks is not None:
+        return lambda: flat(_over_tasks(opt, loss, params, data, how))
+    hparams, train_loss = opt.hparams, loss
+    if l2 is not None:
+        hparams, train_loss = {**opt.hparams, "loss": {"l2": l2}}, _with_l2
+    over = "lr" if l2 is None else "loss.l2"
+
+    def run() -> Tensor:
+        grads = hft.hypergradient(
+            opt, train_loss, lambda p: loss(p, data.held_out), params, data.batches, over, hparams, strategy=how
+        )[1]
+        return flat(grads[over])
+
+    return run
+
+
+def _with_l2(params: dict[str, Tensor], batch: Any, extra: dict[str, Tensor]) -> Tensor:
+    return penalised(params, batch, extra["l2"])
+
+
+def _over_tasks(opt: hft.Optimizer[Any], loss: Any, params: dict[str, Tensor], data: Training, how: Any) -> Any:
+    learned, held_out, steps = data.batches[0], data.held_out, len(data.batches)
+
+    def outer(start: dict[str, Tensor]) -> Tensor:
+        def of_one(batch: Any, test: Any) -> Tensor:
+            return loss(hft.train(opt, loss, start, [batch] * steps, strategy=how).params, test)
+
+        return torch.func.vmap(of_one)(learned, held_out).mean()
+
+    return torch.func.grad(outer)(params)

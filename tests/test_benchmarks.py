@@ -1,0 +1,86 @@
+"""The benchmark of hypergradients: contenders agree, one that does not is named, processes answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise
+
+import pytest
+import torch
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("matplotlib")
+
+from benchmarks import bench_hypergradient, bench_update  # noqa: E402
+from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
+from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
+from benchmarks.hypergradient.figure import apart  # noqa: E402
+from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
+from benchmarks.hypergradient.processes import Worker, off  # noqa: E402
+from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
+
+ALSO = ["jax", "jax, checkpoint", "Unroll(compile=True)", "Forward(compile=True)"]  # compile for seconds
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own
+@pytest.mark.parametrize("name", ["mlp", "maml"])
+def test_contenders_agree_within_what_rounding_explains(name):
+    problem = PROBLEMS[name](3)
+    right, tolerance = reference(problem)
+    assert 1e-7 < tolerance < 1e-3
+    errors = {}
+    for n in contenders_of(problem):
+        if n not in ALSO:
+            if n == "higher" and find_spec("higher") is None:  # of the extra `bench`
+                continue
+            errors[n] = distance(np.asarray(CONTENDERS[n].make(problem)()), right)
+    assert {"Unroll()", "torchopt", "by hand"} <= errors.keys()
+    assert {n: error for n, error in errors.items() if error > tolerance} == {}
+    wrong = replace(problem, lr=1.01 * problem.lr)
+    assert distance(by_hand(wrong)().numpy(), right) > tolerance
+
+
+def test_who_is_off_is_named():
+    rows = {"higher": {"error": 2e-6}, "torchopt": {"error": 0.5e-6}, "jax": {"error": float("nan")}}
+    assert off(rows | {"Implicit(iterations=100)": {"error": 1e-3}}, 1e-6) == ["higher", "jax"]
+
+
+def test_a_contender_in_a_process_of_its_own():
+    worker = Worker("mlp", 2, "by hand", "time", threads=1, malloc={})
+    try:
+        assert worker.answer() == "ready"
+        assert worker.ask("value") == pytest.approx(by_hand(PROBLEMS["mlp"](2))().tolist(), rel=1e-5)
+        assert worker.ask("once")["seconds"] > 0
+    finally:
+        worker.close()
+    assert worker.process.returncode == 0
+
+
+def test_table_and_figure_of_what_was_measured(tmp_path, capsys):
+    row = {"median_seconds": 0.5, "time_over_unroll": 1.0, "first_call_seconds": 2.0, "peak_mib": 3.0, "error": 1e-6}
+    contenders = {name: {**row, "kind": contender.kind} for name, contender in CONTENDERS.items()}
+    record = {
+        "machine": {"cpu": "a", "torch": "b", "date": "c"}, "what": "MLP, d/d lr", "threads": 1, "rounds": 5,
+        "share_of_other_processes": 0.0, "tolerance": 1e-5, "contenders": contenders,
+    }  # fmt: skip
+    out = tmp_path / "found.json"
+    out.write_text(json.dumps({"problems": {"mlp": record}}))
+    bench_hypergradient.main(["--show", "--out", str(out)])
+    assert "| Unroll() | 500.0 ms | 1.00 | 2.00 s | 3.0 MiB | 1.0e-06 |" in capsys.readouterr().out
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_names_in_the_figure_do_not_overlap():
+    found = apart([0.5] * 8 + [0.95, 0.95], gap=0.09)
+    assert all(b - a >= 0.09 - 1e-9 for a, b in pairwise(found))
+    assert max(found) <= 0.96
+
+
+def test_the_two_updates_are_the_same():
+    found = bench_update.candidates(3, 4)
+    for _ in range(3):
+        ours, theirs = (call() for call in found.values())
+    for name, w in ours.items():
+        torch.testing.assert_close(w, theirs[name])
