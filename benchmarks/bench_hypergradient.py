@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--skip", nargs="+", default=[], choices=list(CONTENDERS), metavar="NAME", help="not these")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contender (default: 7)")
     parser.add_argument("--steps", type=int, help="training steps (default: those of the problem)")
+    parser.add_argument("--threads", type=int, help="of every contender (default: those of the problem)")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--show", action="store_true", help="measure nothing: tables and figure of what is in the file")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hypergradient.json"), help="the JSON file")
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in [] if args.show else args.problems:
         names = [n for n in contenders_of(PROBLEMS[name](args.steps)) if n not in args.skip]
         names = [n for n in names if args.contenders is None or n in args.contenders]
-        record = measure(name, args.steps, names, args.rounds, memory=not args.no_memory)
+        record = measure(name, args.steps, args.threads, names, args.rounds, memory=not args.no_memory)
         peers = {peer: version(peer) for peer in ("torchopt", "higher", "jax", "optax")}
         problems[name] = {"machine": {**machine(), "threads": record["threads"], **peers}, **record}
         off += [f"{n} on {name}" for n in record["off"]]

@@ -73,18 +73,21 @@ class Worker:
         self.errors.close()
 
 
-def measure(name: str, steps: int | None, names: list[str], rounds: int, memory: bool) -> dict[str, Any]:
+def measure(
+    name: str, steps: int | None, threads: int | None, names: list[str], rounds: int, memory: bool
+) -> dict[str, Any]:
     """All figures of one problem; an error where a contender's hypergradient is not the one in float64."""
     problem = PROBLEMS[name](steps)
-    worker = Worker(name, steps, "-", "reference", threads=os.cpu_count() or 1, malloc={})
+    threads = threads or problem.threads
+    worker = Worker(name, steps, "-", "reference", threads, malloc={})
     found = worker.answer()
     worker.close()
     right, tolerance = np.array(found["right"]), found["tolerance"]
-    rows, share = _in_turns(name, steps, names, rounds, problem.threads, {}, right)
+    rows, share = _in_turns(name, steps, names, rounds, threads, {}, right)
     record: dict[str, Any] = {
         "what": problem.what,
         "steps": problem.steps,
-        "threads": problem.threads,
+        "threads": threads,
         "rounds": rounds,
         "share_of_other_processes": share,
         "hypergradient_norm": float(np.linalg.norm(right)),
@@ -92,12 +95,12 @@ def measure(name: str, steps: int | None, names: list[str], rounds: int, memory:
         "contenders": rows,
     }
     if problem.heap_kept:
-        kept, share = _in_turns(name, steps, names, rounds, problem.threads, HEAP_KEPT)
+        kept, share = _in_turns(name, steps, names, rounds, threads, HEAP_KEPT)
         for row_name, row in kept.items():
             rows[row_name]["heap_kept"] = {key: row[key] for key in ("median_seconds", "time_over_unroll")}
         record["share_of_other_processes_heap_kept"] = share
     for row_name in names if memory else []:
-        worker = Worker(name, steps, row_name, "memory", problem.threads, HEAP_RETURNED)
+        worker = Worker(name, steps, row_name, "memory", threads, HEAP_RETURNED)
         rows[row_name] |= worker.answer()
         worker.close()
     record["off"] = off(rows, tolerance)
