@@ -117,7 +117,9 @@ def _in_turns(
         rows: dict[str, Any] = {}
         for n in names:
             workers[n] = Worker(name, steps, n, "time", threads, malloc)
+        for n in names:
             assert workers[n].answer() == "ready"
+        for n in names:
             rows[n] = {"kind": CONTENDERS[n].kind, "first_call_seconds": workers[n].ask("once")["seconds"]}
             if right is not None:
                 rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
