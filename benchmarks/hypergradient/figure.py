@@ -44,7 +44,7 @@ def _panel(panel: Any, record: dict[str, Any]) -> None:
     panel.set_title(f"{what}, {threads} thread{'s' if threads > 1 else ''}", fontsize=9)
     panel.set_xlabel("peak memory, MiB", fontsize=9)
     panel.set_ylabel("time, ms", fontsize=9)
-    panel.tick_params(labelsize=8)
+    panel.tick_params(which="both", labelsize=8)
     panel.grid(True, alpha=0.3, linewidth=0.5)
     if not points:
         return
