@@ -26,6 +26,7 @@ else:
 __all__ = [
     "Anchor",
     "CheckpointEvery",
+    "Compile",
     "Constraint",
     "Device",
     "Excludes",
@@ -61,6 +62,8 @@ Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperpar
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
 #: Which steps :class:`~hyperopt_ftp.Unroll` keeps.
 CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", "auto", False]
+#: Whether steps are compiled: by inductor, or by another of torch.compile's backends, by name.
+Compile: TypeAlias = bool | str
 NotFinite: TypeAlias = Literal["error", "skip"]  #: what :func:`~hyperopt_ftp.bilevel` does then
 Field: TypeAlias = Literal["distance", "radius", "clipped", "omega"]  #: what is measured of a layer
 

@@ -7,6 +7,7 @@ import logging
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import shown
-from ..types import Optimizer, Params, State
+from ..hparams import check_flag, did_you_mean, shown
+from ..types import Compile, Optimizer, Params, State
 from .checkpoints import Point
 from .leaves import chosen, floats, fresh, refill
 from .rng import Recorder, refuse_other_losses
@@ -24,7 +25,7 @@ from .second_order import compiled_steps
 from .steps import Steps
 from .strategy import Start
 
-__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable"]
+__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable", "check_compile"]
 
 Row = list[Tensor | None]  # one for each of some tensors; None is zero
 Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
@@ -38,12 +39,10 @@ class CompiledSteps:
     generators, but may be others than those of the step as it is written.
     """
 
-    def __init__(self, optimizer: Optimizer, train_loss: Callable[..., Tensor]) -> None:
+    def __init__(self, optimizer: Optimizer, train_loss: Callable[..., Tensor], compile: Compile) -> None:
         self._functions = (train_loss, optimizer.update)
-        code = tuple(_codes(self._functions, set()))
-        self._step = _program(_step, "training step", code)
-        self._back = _program(_back, "derivative of a training step", code)
-        self._along = _program(_along, "derivative of a training step", code)
+        code = (compile, *_codes(train_loss, set()), *_codes(optimizer.update, set(), constants=True))
+        self._step, self._back, self._along = (_program(f, *code) for f in (_step, _back, _along))
 
     def step(
         self, params: Params, state: State, batch: Any, hparams: dict[str, Any], look: Look
@@ -85,10 +84,10 @@ class CompiledWalk:
 
     setting = staticmethod(compiled_steps)
 
-    def __init__(self, steps: Steps, start: Start) -> None:
+    def __init__(self, steps: Steps, start: Start, compile: Compile) -> None:
         check_compilable(start.params)
         self._steps, self._start = steps, start
-        self._compiled = CompiledSteps(steps.optimizer, steps.train_loss)
+        self._compiled = CompiledSteps(steps.optimizer, steps.train_loss, compile)
         self._hparams = fresh(start.hparams, False)[1]
         self._losses: dict[int, Tensor] = {}
         self._pairs: list[tuple[Tensor, Tensor]] = []  # losses of steps that were made again
@@ -138,6 +137,19 @@ class CompiledWalk:
         return fresh(self._start.batches[k], False)[1], wanted[k] if isinstance(wanted, (list, tuple)) else False
 
 
+def check_compile(compile: Any) -> None:
+    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
+    if not isinstance(compile, str):
+        check_flag("compile", compile)
+        return
+    names = torch.compiler.list_backends(exclude_tags=())
+    if compile not in names:
+        raise ValueError(
+            f"compile must be True, False or one of torch's backends {names}, got {compile!r}"
+            f"{did_you_mean(compile, names)}"
+        )
+
+
 def check_compilable(params: Params) -> None:
     if any(x.dtype == torch.float16 for x in tree.leaves(params)):
         raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
@@ -149,11 +161,12 @@ def check_compilable(params: Params) -> None:
 class _Program:
     """A function of (train_loss, update, params, state, batch, hparams, ...) that is compiled where it is first run."""
 
-    def __init__(self, function: Callable[..., Any], what: str) -> None:
+    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
         # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
         own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
         self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
-        self._what = what
+        self._what = "training step" if function is _step else "derivative of a training step"
+        self._backend = backend
         self._told = False  # whether something is compiled in this call
         self._was: dict[str, str] = {}  # what it was compiled for before the last time
         self._is: dict[str, str] = {}  # and for the last time
@@ -180,17 +193,19 @@ class _Program:
             warnings.warn(self._changed(), UserWarning, stacklevel=4)
         return found
 
-    def _compile(self, graph: Any, inputs: Sequence[Any]) -> Any:
+    def _compile(self, graph: Any, inputs: list[Tensor]) -> Any:
         """What torch.compile calls to compile."""
-        from torch._inductor.compile_fx import compile_fx  # takes a second to import
-
         if not self._told:  # torch may begin anew in one compilation
             self._told = True
             self._was, self._is = self._is, dict(_described(self._given[2:]))
             logging.getLogger("hyperopt_ftp").warning(
                 "compiling the %s: some ten seconds on a CPU, once for this optimizer, loss and shapes", self._what
             )
-        return compile_fx(graph, inputs, config_patches={"fallback_random": True})
+        if isinstance(self._backend, str):
+            return torch._dynamo.lookup_backend(self._backend)(graph, inputs)
+        from torch._inductor.compile_fx import compile_fx  # takes a second to import
+
+        return compile_fx(graph, inputs, config_patches={"fallback_random": True})  # the same numbers in each program
 
     def _changed(self) -> str:
         changes = [
@@ -209,8 +224,8 @@ class _Program:
 
 
 @functools.lru_cache(maxsize=64)
-def _program(function: Callable[..., Any], what: str, code: tuple[Any, ...]) -> _Program:
-    return _Program(function, what)
+def _program(function: Callable[..., Any], backend: Compile, *code: Any) -> _Program:
+    return _Program(function, backend)
 
 
 def _failures() -> tuple[type[BaseException], ...]:
@@ -220,27 +235,30 @@ def _failures() -> tuple[type[BaseException], ...]:
     return TorchDynamoException, InductorError
 
 
-def _codes(value: Any, seen: set[int]) -> Iterator[Any]:
-    """The code that functions are made of: their own, and that of the functions they close over."""
+def _codes(value: Any, seen: set[int], constants: bool = False) -> Iterator[Any]:
+    """The code that functions are made of: their own, and that of the functions they close over.
+
+    ``constants``: and the numbers and words that they close over, which choose between branches.
+    """
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, tuple):
         for part in value:
-            yield from _codes(part, seen)
+            yield from _codes(part, seen, constants)
     elif isinstance(value, functools.partial):
-        yield from _codes(value.func, seen)
+        yield from _codes((value.func, *value.args), seen, constants)
     elif isinstance(value, types.MethodType):
-        yield from _codes(value.__func__, seen)
+        yield from _codes(value.__func__, seen, constants)
     elif isinstance(value, types.FunctionType):
         yield value.__code__
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                yield from _codes(cell.cell_contents, seen)
-            except ValueError:  # empty
-                yield name
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # empty
+                yield from _codes(cell.cell_contents, seen, constants)
     elif callable(value):
         yield type(value)
+    elif constants and isinstance(value, (bool, int, float, str)):
+        yield value
 
 
 def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:

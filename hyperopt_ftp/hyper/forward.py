@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_count, check_flag
-from ..types import Params, State
-from .compiled import CompiledSteps, check_compilable
+from ..hparams import check_count
+from ..types import Compile, Params, State
+from .compiled import CompiledSteps, check_compilable, check_compile
 from .leaves import chosen, cotangents_of, floats, fresh, is_float, known, refill
 from .rng import Recorder, RngState, refuse_other_losses
 from .second_order import compiled_steps, twice_differentiable
@@ -65,12 +65,12 @@ class Forward:
     """
 
     chunk: int | None = None
-    compile: bool = False
+    compile: Compile = False
 
     exact = True
 
     def __post_init__(self) -> None:
-        check_flag("compile", self.compile)
+        check_compile(self.compile)
         check_count("chunk", self.chunk, "tangents", none=True)
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
@@ -101,7 +101,7 @@ class Forward:
     def _carry(self, steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
         """Train, with the tangents of the wanted scalars a to b."""
         if self.compile:
-            return _carry_compiled(steps, start, a, b)
+            return _carry_compiled(steps, start, a, b, self.compile)
         with twice_differentiable():
             return _carry(steps, start, a, b)
 
@@ -141,11 +141,11 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
     return Trained(params, state, torch.stack(losses)), filled
 
 
-def _carry_compiled(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
+def _carry_compiled(steps: Steps, start: Start, a: int, b: int, compile: Compile) -> tuple[Trained, list[Tensor]]:
     """:func:`_carry` by compiled steps: all tangents are there from the start, most of them zero."""
     check_compilable(start.params)
     compiled, units, rows, losses = (
-        CompiledSteps(steps.optimizer, steps.train_loss),
+        CompiledSteps(steps.optimizer, steps.train_loss, compile),
         _Units(steps, start, a, b),
         b - a,
         [],

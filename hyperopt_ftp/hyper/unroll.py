@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import check_count, check_flag
-from ..types import CheckpointEvery
+from ..types import CheckpointEvery, Compile
 from .budget import Sizes, affordable
 from .checkpoints import Checkpoints
-from .compiled import CompiledWalk
+from .compiled import CompiledWalk, check_compile
 from .eager import EagerWalk, added
 from .functorch import keeps_graph, under_transform
 from .leaves import chosen, cotangents_of, floats, fresh, known, refill
@@ -70,12 +70,12 @@ class Unroll:
             back. The peak that this predicts is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). Later steps
             may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
             workspace), come on top.
-        compile: run each step, and its derivative, as a program by ``torch.compile`` (no graph is kept): several times
-            as fast for small networks, after some ten seconds of compilation, which a line of the log tells. Programs
-            are kept for the process, by the code of the optimizer and the loss. Another shape, dtype or value that the
-            loss closes over compiles anew, with a warning that says what has changed; sizes that vary become variables
-            of the program. Values are those of the steps as they are written, to rounding; random numbers are as
-            reproducible, but may be others.
+        compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
+            of another backend). No graph is kept. Small networks run several times as fast, after some ten seconds of
+            compilation, which a line of the log tells. Programs are kept for the process, by the code of optimizer and
+            loss. Another shape, dtype or value that the loss closes over compiles anew, with a warning that says what
+            has changed; sizes that vary become variables of the program. Results are those of the steps as they are
+            written, to rounding; random numbers are as reproducible, but may be others.
 
     Raises:
         ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
@@ -102,12 +102,12 @@ class Unroll:
     checkpoint: CheckpointEvery | None = None
     offload: bool = False
     memory: int | None = None
-    compile: bool = False
+    compile: Compile = False
 
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
         check_flag("offload", self.offload)
-        check_flag("compile", self.compile)
+        check_compile(self.compile)
         check_count("memory", self.memory, "bytes", none=True)
         number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
         words = self.checkpoint in ("sqrt", "log", "auto")
@@ -190,7 +190,7 @@ class Unroll:
 
     def _walk(self, steps: Steps, start: Start, first: int) -> EagerWalk | CompiledWalk:
         if self.compile:
-            return CompiledWalk(steps, start)
+            return CompiledWalk(steps, start, self.compile)
         knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
         return EagerWalk(steps, start._replace(hparams=hparams), knobs, first, self.truncate is None)
 
