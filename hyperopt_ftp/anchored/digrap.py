@@ -13,11 +13,11 @@ from ..calls import explained
 from ..hparams import check_choice, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..types import HParam, Optimizer, PaperOrExact, Params
-from .directed import along, without
+from .directed import component
 from .ftp import GRADIENTS
 from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored, dot
 
-__all__ = ["DIGRAP_SPECS", "digrap", "digrap_rule"]
+__all__ = ["DIGRAP_SPECS", "digrap", "digrap_rule", "strengths"]
 
 #: State of a tensor.
 DIGRAP_SPECS = (
@@ -77,17 +77,31 @@ def digrap(
 def digrap_rule(omega_lr: HParam, gradient: PaperOrExact) -> Rule:
     """The rule of :func:`digrap`."""
     check_choice("gradient", gradient, GRADIENTS)
-    omega_rule = adam(eps=1e-16)
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        moments = AdamState(state["omega_step"], state["omega_exp_avg"], state["omega_exp_avg_sq"], ())
-        numbers = {**omega_rule.hparams, "lr": h["omega_lr"]}
-        omega, moments = omega_rule.update(dot(g, state["slope"]), moments, state["omega"], numbers)
-        omega = omega.clamp(0, 1)
-        p, back = along(g, w - w0)
-        slope = h["lr"] * (p if gradient == "paper" else torch.where(back, p, 0.0))
-        new = {**state, "slope": slope.to(w.dtype), "omega_step": moments.step, "omega": omega}
-        new |= {"omega_exp_avg": moments.exp_avg, "omega_exp_avg_sq": moments.exp_avg_sq}
-        return without(g, p, back, omega), new
+        d = w - w0
+        sums = {"last": dot(g, state["slope"]), "product": dot(g, d), "square": dot(d, d)}
+        x = strengths(sums, state, h, gradient)
+        slope, less = x.pop("along") * d, x.pop("less")
+        return g - less * d, {**x, "slope": slope.to(w.dtype)}
 
     return Rule(to_tensors(omega_lr=omega_lr), before, specs=DIGRAP_SPECS, reads=("lr",))
+
+
+def strengths(sums: RuleState, state: RuleState, h: Numbers, gradient: PaperOrExact) -> RuleState:
+    """What a step makes of ``<g, lr' p'>``, ``<g, d>`` and ``||d||^2``.
+
+    The new omega and its moments, and how many times d ``lr p`` is (``"along"``), and what the gradient loses
+    (``"less"``).
+    """
+    omega_rule = adam(eps=1e-16)
+    moments = AdamState(state["omega_step"], state["omega_exp_avg"], state["omega_exp_avg_sq"], ())
+    numbers = {**omega_rule.hparams, "lr": h["omega_lr"]}
+    omega, moments = omega_rule.update(sums["last"], moments, state["omega"], numbers)
+    omega = omega.clamp(0, 1)
+    ratio, back = component(sums["product"], sums["square"])
+    along = h["lr"] * (ratio if gradient == "paper" else torch.where(back, ratio, 0.0))
+    less = torch.where(back, omega, 0.0) * ratio
+    new = {"omega_step": moments.step, "omega": omega}
+    new |= {"omega_exp_avg": moments.exp_avg, "omega_exp_avg_sq": moments.exp_avg_sq}
+    return {**new, "along": along, "less": less}

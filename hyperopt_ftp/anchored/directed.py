@@ -10,7 +10,7 @@ from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
-__all__ = ["along", "directed", "without"]
+__all__ = ["component", "directed"]
 
 
 @explained("directed(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw()")
@@ -43,17 +43,14 @@ def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[
     """
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        return without(g, *along(g, w - w0), h["omega"]), state
+        d = w - w0
+        ratio, back = component(dot(g, d), dot(d, d))
+        return g - torch.where(back, h["omega"], 0.0) * ratio * d, state
 
     return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before, reads=("lr",)))
 
 
-def along(g: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """The component of ``g`` along ``d`` (0 where d is), and whether descent leads back along it (a 0-d bool)."""
-    product, square = dot(g, d), dot(d, d)
-    return product / torch.where(square == 0, 1.0, square) * d, product >= 0
-
-
-def without(g: Tensor, p: Tensor, back: Tensor, omega: Tensor | float) -> Tensor:
-    """``g`` less a share of its component ``p``, where descent leads back."""
-    return g - torch.where(back, omega, 0.0) * p
+def component(product: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """From ``<g, d>`` and ``||d||^2``: how many times d the component p is (0 where d is), and whether descent leads
+    back along d."""
+    return product / torch.where(square == 0, 1.0, square), product >= 0

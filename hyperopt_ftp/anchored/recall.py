@@ -11,7 +11,7 @@ from ..hparams import DOMAINS, Domain, to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["RECALL_SPECS", "recall", "recall_rule"]
+__all__ = ["RECALL_SPECS", "recall", "recall_rule", "shares"]
 
 #: State of a tensor.
 RECALL_SPECS = (Spec("recall_step", "count"),)
@@ -73,10 +73,15 @@ def recall_rule(strength: HParam, rate: HParam, midpoint: HParam) -> Rule:
     def after(
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
     ) -> tuple[Tensor, RuleState]:
-        step = state["recall_step"] + 1
-        share = (h["rate"] * (step - h["midpoint"])).sigmoid()
-        pull = h["lr"] * (1 - share) * h["strength"]
-        return w + share * (moved - w) - pull * (w - w0), {"recall_step": step}
+        x = shares(state, h)
+        return w + x["share"] * (moved - w) - x["pull"] * (w - w0), {"recall_step": x["recall_step"]}
 
     own = to_tensors(_DOMAINS, strength=strength, rate=rate, midpoint=midpoint)
     return Rule(own, after=after, specs=RECALL_SPECS, reads=("lr",), keeps=("w",), domains=_DOMAINS)
+
+
+def shares(state: RuleState, h: Numbers) -> RuleState:
+    """The task's share of a step, and the pull toward the anchor."""
+    step = state["recall_step"] + 1
+    share = (h["rate"] * (step - h["midpoint"])).sigmoid()
+    return {"recall_step": step, "share": share, "pull": h["lr"] * (1 - share) * h["strength"]}

@@ -11,7 +11,7 @@ from ..optimizers.leafwise import safe_sqrt
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
-__all__ = ["spd", "spd_rule"]
+__all__ = ["share", "spd", "spd_rule"]
 
 
 @explained(
@@ -58,9 +58,13 @@ def spd_rule(strength: HParam) -> Rule:
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
     ) -> tuple[Tensor, RuleState]:
         d, e = w - w0, moved - w0
-        far = safe_sqrt(dot(e, e))
-        ratio = (far - safe_sqrt(dot(d, d))) / torch.where(far == 0, 1.0, far)
-        share = torch.where((dot(g, d) > 0) & (ratio > 0), h["strength"] * ratio, 0.0)
-        return moved - share * e, state
+        return moved - share(dot(g, d), dot(d, d), dot(e, e), h["strength"]) * e, state
 
     return Rule(to_tensors(strength=strength), after=after, reads=("lr",))
+
+
+def share(slope: Tensor, before: Tensor, after: Tensor, strength: Tensor) -> Tensor:
+    """The share of ``V - W0`` that goes, from ``<g, W - W0>``, ``||W - W0||^2`` and ``||V - W0||^2``."""
+    far = safe_sqrt(after)
+    ratio = (far - safe_sqrt(before)) / torch.where(far == 0, 1.0, far)
+    return torch.where((slope > 0) & (ratio > 0), strength * ratio, 0.0)

@@ -13,13 +13,13 @@ from ..anchored.rule import Numbers, Rule
 from ..hparams import as_tensor
 from ..kernels import foreach, ops, sharded
 from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
-from . import single
+from . import many, single
 from .store import Columns, choose, is_plain
 
 if TYPE_CHECKING:
     from .hold import Hold
 
-__all__ = ["BACKENDS", "Backend", "Before", "Part", "by_device_and_dtype", "layers_of", "pick", "why_slow"]
+__all__ = ["BACKENDS", "Backend", "Before", "Part", "by_device_and_dtype", "layers_of", "pick", "pick_many", "why_slow"]
 
 #: Weights above which foreach instead of fused is worth a word: at 3.2 ns a weight it makes a step 13 ms longer
 #: (ViT-B/16 on two cores, benchmarks/results/step_cpu.json: 373 ms for 97 ms).
@@ -112,6 +112,24 @@ class Kernel(Backend):
             self._functions.project_(layers, packed, ball)
 
 
+class Foreach(Kernel):
+    """Many tensors at once: FTP's rule by ``kernels.foreach``, another by the execution that its hold brings along."""
+
+    def __init__(self) -> None:
+        super().__init__("foreach", foreach)
+
+    def before_(self, parts: list[Part]) -> list[Before]:
+        if parts[0].hold.many is None:
+            return super().before_(parts)
+        return [many.before(part.columns, *_many_and_numbers(part), part.amp) for part in parts]
+
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        if parts[0].hold.many is None:
+            return super().after_(parts, before)
+        for part, (_, known) in zip(parts, before, strict=True):
+            many.after_(part.columns, *_many_and_numbers(part), part.amp, known)
+
+
 class Sharded(Backend):
     """The same for DTensors, all parts at once: two collectives a step."""
 
@@ -136,7 +154,7 @@ class Sharded(Backend):
 #: By the name that ``opt.execution`` shows.
 BACKENDS: dict[str, Backend] = {
     "single": Single(),
-    "foreach": Kernel("foreach", foreach),
+    "foreach": Foreach(),
     "sharded": Sharded(),
     **{name: Kernel(name, fused) for name, fused in ops.FUSED.items()},
 }
@@ -166,6 +184,16 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
     if multi is None and BACKENDS["foreach"].why_not(params, False):
         return BACKENDS["single"]
     return BACKENDS["foreach"]
+
+
+def pick_many(group: dict[str, Any]) -> Backend:
+    """The backend of a group whose rule has an execution on many tensors.
+
+    What has never run on a GPU is no default there: it takes the base's ``foreach=True``.
+    """
+    params, multi = group["params"], group.get("foreach")
+    wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
+    return BACKENDS["foreach" if wanted and many.why_not(params) is None else "single"]
 
 
 def why_slow(group: dict[str, Any]) -> str | None:
@@ -200,6 +228,11 @@ def _for_kernels(part: Part) -> sharded.Part:
 def _all(layers: Layers, radius: float) -> Tensor:
     """One radius for all layers."""
     return torch.full_like(torch.stack(layers.radii), radius)
+
+
+def _many_and_numbers(part: Part) -> tuple[many.Many, Rule, Numbers]:
+    assert part.hold.many is not None
+    return part.hold.many(part.group), *_rule_and_numbers(part)
 
 
 def _rule_and_numbers(part: Part) -> tuple[Rule, Numbers]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..anchored.cautious_decay import cautious_decay_rule
-from ..anchored.rule import Rule
+from ..anchored.rule import Numbers, Rule
 from ..calls import explained
 from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
+from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
 __all__ = ["CautiousDecay"]
@@ -52,8 +54,26 @@ class CautiousDecay(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base), Hold({"strength": strength}, _rule, source), exclude)
+        super().__init__(Given(base), Hold({"strength": strength}, _rule, source, many=_many), exclude)
 
 
 def _rule(group: dict[str, Any]) -> Rule:
     return cautious_decay_rule(group["strength"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(after=Phase(_decay, numbers=_pull), keeps=True)
+
+
+def _pull(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -h["lr"] * h["strength"]}
+
+
+def _decay(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    w, moved = bucket.w, bucket.moved
+    d = bucket.deviations(w)
+    agree = add(w, [-1.0] * len(w), moved, out=bucket.scratch(1))
+    torch._foreach_mul_(agree, d)
+    less = numbers["less"][0]
+    for x, y, z, out in zip(moved, agree, d, bucket.new["w"], strict=True):
+        torch.addcmul(x, y.ge_(0), z, value=less, out=out)  # 0 or 1: bools would take ten times as long

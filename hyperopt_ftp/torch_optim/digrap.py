@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..anchored.digrap import DIGRAP_SPECS, digrap_rule
-from ..anchored.rule import Rule
+from ..anchored.digrap import DIGRAP_SPECS, digrap_rule, strengths
+from ..anchored.rule import Numbers, Rule
 from ..calls import explained
 from ..types import Anchor, Device, Excludes, PaperOrExact
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
+from .many import Bucket, Many, Phase, add, dots
 from .optimizer import DropIn
 
 __all__ = ["DiGraP"]
@@ -60,7 +63,7 @@ class DiGraP(DropIn):
     ) -> None:
         options = {"omega_lr": omega_lr, "gradient": gradient}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base), Hold(options, _rule, source, DIGRAP_SPECS), exclude)
+        super().__init__(Given(base), Hold(options, _rule, source, DIGRAP_SPECS, many=_many), exclude)
 
     def omegas(self) -> dict[Any, float]:
         """Strength of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
@@ -69,3 +72,25 @@ class DiGraP(DropIn):
 
 def _rule(group: dict[str, Any]) -> Rule:
     return digrap_rule(group["omega_lr"], group["gradient"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(Phase(_turn, _products, partial(_numbers, gradient=group["gradient"]), makes=("g", "slope")))
+
+
+def _products(bucket: Bucket) -> dict[str, list[Tensor]]:
+    g, d = bucket.g, bucket.deviations(bucket.w, out=bucket.new["slope"])
+    return {"last": dots(g, bucket.state["slope"]), "product": dots(g, d), "square": dots(d, d)}
+
+
+def _numbers(
+    sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers, gradient: PaperOrExact
+) -> dict[str, Tensor]:
+    x = strengths(sums, state, h, gradient)
+    return {**x, "less": -x["less"]}
+
+
+def _turn(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    d = bucket.new["slope"]
+    add(bucket.g, bucket.each(numbers["less"]), d, out=bucket.new["g"])
+    torch._foreach_mul_(d, bucket.each(numbers["along"]))

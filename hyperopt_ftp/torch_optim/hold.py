@@ -9,7 +9,8 @@ from ..anchored.rule import Rule, Spec
 from ..hparams import DOMAINS, check_number
 from ..kernels.layers import Ball
 from .anchor_source import AnchorSource
-from .backends import BACKENDS, Backend, pick
+from .backends import BACKENDS, Backend, pick, pick_many
+from .many import Many
 
 __all__ = ["Hold"]
 
@@ -23,6 +24,7 @@ class Hold:
         anchors: where anchors come from.
         specs: the rule's state; a rule without any counts its steps.
         ball: numbers of FTP's kernels for a group; ``None``: they cannot execute the rule.
+        many: the rule's execution on many tensors for a group; ``None``: it has none but the pure one.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Hold:
         anchors: AnchorSource,
         specs: tuple[Spec, ...] = (),
         ball: Callable[[dict[str, Any]], Ball] | None = None,
+        many: Callable[[dict[str, Any]], Many] | None = None,
     ) -> None:
         self.options: dict[str, Any] = options
         self.rule: Callable[[dict[str, Any]], Rule] = rule
         self.anchors: AnchorSource = anchors
         self.specs: tuple[Spec, ...] = specs or (Spec("anchor_step", "count"),)
         self._ball: Callable[[dict[str, Any]], Ball] | None = ball
+        self.many: Callable[[dict[str, Any]], Many] | None = many
 
     def check(self, group: dict[str, Any]) -> None:
         """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
@@ -52,11 +56,18 @@ class Hold:
     def has_kernels(self) -> bool:
         return self._ball is not None
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether an execution takes it for granted that gradients, anchors and state lie as the weights."""
+        return self.has_kernels or self.many is not None
+
     def ball_of(self, group: dict[str, Any]) -> Ball | None:
         return None if self._ball is None else self._ball(group)
 
     def pick(self, group: dict[str, Any], strict: bool) -> Backend:
-        return BACKENDS["single"] if self._ball is None else pick(group, strict)
+        if self._ball is not None:
+            return pick(group, strict)
+        return pick_many(group) if self.many is not None and not strict else BACKENDS["single"]
 
     def is_initialized(self, state: dict[str, Any]) -> bool:
         """Whether a parameter has made a constrained step."""

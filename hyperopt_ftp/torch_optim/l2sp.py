@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..anchored.l2sp import l2sp_rule
-from ..anchored.rule import Rule
+from ..anchored.rule import Numbers, Rule
 from ..calls import explained
 from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
+from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
 __all__ = ["L2SP"]
@@ -57,10 +59,31 @@ class L2SP(DropIn):
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "decoupled": decoupled}
-        super().__init__(
-            Given(base), Hold(options, _rule, AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)), exclude
-        )
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base), Hold(options, _rule, source, many=_many), exclude)
 
 
 def _rule(group: dict[str, Any]) -> Rule:
     return l2sp_rule(group["strength"], group["decoupled"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    if group["decoupled"]:
+        return Many(after=Phase(_move, numbers=_decay), keeps=True)
+    return Many(Phase(_penalize, numbers=_strength, makes=("g",)))
+
+
+def _strength(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"strength": h["strength"]}
+
+
+def _decay(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -h["lr"] * h["strength"]}
+
+
+def _penalize(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    add(bucket.g, bucket.each(numbers["strength"]), bucket.deviations(bucket.w), out=bucket.new["g"])
+
+
+def _move(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    add(bucket.moved, bucket.each(numbers["less"]), bucket.deviations(bucket.w), out=bucket.new["w"])

@@ -292,7 +292,7 @@ class DropIn(torch.optim.Optimizer):
             if first[0]:
                 self._ran[0] = execution
                 columns = Columns._make([*first, state, moments])
-                work.append((group, execution, store.fitting(columns) if self._holding.has_kernels else columns))
+                work.append((group, execution, store.fitting(columns) if self._holding.is_flat else columns))
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
         return work
@@ -332,7 +332,7 @@ class DropIn(torch.optim.Optimizer):
             form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
             if self._fitted.get(p) != form:
                 place = p.device if device == "own" else torch.device(device)
-                store.fit(p, state, kinds, place, lean, strides=hold.has_kernels)
+                store.fit(p, state, kinds, place, lean, strides=hold.is_flat)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
             w0 = hold.anchors.of(p, name, state) if constrained else ABSENT

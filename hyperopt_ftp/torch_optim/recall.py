@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..anchored.recall import RECALL_SPECS, recall_rule
-from ..anchored.rule import Rule
+from ..anchored.recall import RECALL_SPECS, recall_rule, shares
+from ..anchored.rule import Numbers, Rule
 from ..calls import explained
 from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
+from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
 __all__ = ["Recall"]
@@ -56,8 +58,25 @@ class Recall(DropIn):
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base), Hold(options, _rule, source, RECALL_SPECS), exclude)
+        super().__init__(Given(base), Hold(options, _rule, source, RECALL_SPECS, many=_many), exclude)
 
 
 def _rule(group: dict[str, Any]) -> Rule:
     return recall_rule(group["strength"], group["rate"], group["midpoint"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(after=Phase(_mix, numbers=_numbers), keeps=True)
+
+
+def _numbers(sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers) -> dict[str, Tensor]:
+    x = shares(state, h)
+    return {**x, "pull": -x["pull"]}
+
+
+def _mix(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    w = bucket.w
+    d = bucket.deviations(w)
+    moves = add(bucket.moved, [-1.0] * len(w), w, out=bucket.scratch(1))
+    mixed = add(w, bucket.each(numbers["share"]), moves, out=moves)
+    add(mixed, bucket.each(numbers["pull"]), d, out=bucket.new["w"])

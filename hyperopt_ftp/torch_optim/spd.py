@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..anchored.rule import Rule
-from ..anchored.spd import spd_rule
+from ..anchored.rule import Numbers, Rule
+from ..anchored.spd import share, spd_rule
 from ..calls import explained
 from ..types import Anchor, Device, Excludes
 from .anchor_source import AnchorSource
 from .given import Given
 from .hold import Hold
+from .many import Bucket, Many, Phase, add, dots
 from .optimizer import DropIn
 
 __all__ = ["SPD"]
@@ -54,8 +56,32 @@ class SPD(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base), Hold({"strength": strength}, _rule, source), exclude)
+        super().__init__(Given(base), Hold({"strength": strength}, _rule, source, many=_many), exclude)
 
 
 def _rule(group: dict[str, Any]) -> Rule:
     return spd_rule(group["strength"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(Phase(sums=_before), Phase(_pull_back, _after, _numbers))
+
+
+def _before(bucket: Bucket) -> dict[str, list[Tensor]]:
+    d = bucket.deviations(bucket.w)
+    return {"slope": dots(bucket.g, d), "before": dots(d, d)}
+
+
+def _after(bucket: Bucket) -> dict[str, list[Tensor]]:
+    e = bucket.deviations(bucket.moved)
+    return {"after": dots(e, e)}
+
+
+def _numbers(sums: dict[str, Tensor], state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -share(sums["slope"], sums["before"], sums["after"], h["strength"])}
+
+
+def _pull_back(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    if any(less := bucket.each(numbers["less"])):  # in many layers nothing goes
+        moved = bucket.moved
+        add(moved, less, bucket.deviations(moved), out=bucket.new["w"])
