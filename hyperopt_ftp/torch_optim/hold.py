@@ -27,6 +27,8 @@ class Hold:
         many: the rule's execution on many tensors for a group; ``None``: it has none but the pure one.
     """
 
+    many: Callable[[dict[str, Any]], Many] | None = None  # of the class: absent in a pickle of before
+
     def __init__(
         self,
         options: dict[str, Any],
@@ -41,7 +43,7 @@ class Hold:
         self.anchors: AnchorSource = anchors
         self.specs: tuple[Spec, ...] = specs or (Spec("anchor_step", "count"),)
         self._ball: Callable[[dict[str, Any]], Ball] | None = ball
-        self.many: Callable[[dict[str, Any]], Many] | None = many
+        self.many = many
 
     def check(self, group: dict[str, Any]) -> None:
         """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
@@ -58,7 +60,7 @@ class Hold:
 
     @property
     def is_flat(self) -> bool:
-        """Whether an execution takes it for granted that gradients, anchors and state lie as the weights."""
+        """Whether an execution takes it for granted that state lies as the weights."""
         return self.has_kernels or self.many is not None
 
     def ball_of(self, group: dict[str, Any]) -> Ball | None:

@@ -292,7 +292,8 @@ class DropIn(torch.optim.Optimizer):
             if first[0]:
                 self._ran[0] = execution
                 columns = Columns._make([*first, state, moments])
-                work.append((group, execution, store.fitting(columns) if self._holding.is_flat else columns))
+                fits = self._holding.has_kernels or execution != "single"
+                work.append((group, execution, store.fitting(columns) if fits else columns))
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
         return work

@@ -48,6 +48,11 @@ def test_a_base_asks_for_its_own_kernels(on_a_gpu: None):
     assert hft.FTP(torch.optim.SGD([weights()], foreach=None)).execution == "foreach"
 
 
+def test_rules_on_many_tensors_have_never_run_on_a_gpu_and_take_the_bases_word_there(on_a_gpu: None):
+    for flags, name in (({}, "single"), ({"foreach": False}, "single"), ({"foreach": True}, "foreach")):
+        assert hft.L2SP(torch.optim.SGD([weights()], lr=0.1, **flags)).execution == name
+
+
 def test_the_fused_projection_does_not_run_triton(on_a_gpu: None):
     assert ops.why_not([weights()]) == "on cuda it has to be asked for, by fused=True"
 

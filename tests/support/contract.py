@@ -80,6 +80,13 @@ class Row:
         refused = not self.own and isinstance(options.get("lr"), Tensor)
         return [name for name in FLAGS if not (refused and name == "foreach")]
 
+    def ran(self, execution: str) -> str:
+        """What a class calls that which its flags, or its base's, choose."""
+        title = self.name.split("(")[0].split(" ")[0]
+        if title == "HypergradientDescent":
+            return "single"
+        return execution if self.own or execution == "single" or title in ("FTP", "MARSSP") else "foreach"
+
 
 def _around(title: str, base: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     return lambda params, **options: CLASSES[title].around(base(params, **options))

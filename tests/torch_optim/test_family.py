@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.torch_optim import many
 from hyperopt_ftp.torch_optim.optimizer import DropIn
 
 from ..support.compare import equal
@@ -155,6 +156,75 @@ def test_missing_gradients_move_nothing_and_do_not_disturb_others(method: Method
         for _ in play(one, build(method, one), [{name: g[name]} for g in gaps]):
             pass
         assert torch.equal(params[name], alone[name])
+
+
+MANY = [method for method in HELD if method.drop_in not in (hft.FTP, hft.MARSSP)]
+every_many = pytest.mark.parametrize("method", MANY, ids=str)
+
+
+def runs_of_both(method: Method, dtype: torch.dtype, steps: int, spoil=None, **rest):
+    """By the pure rule and by the execution on many tensors: odd shapes, two groups, one excluded."""
+    shapes = [(4, 3), (5,), (), (0, 3), (2, 3, 2, 2), (3, 7), (1, 4, 1)]
+    for foreach in (False, None):
+        g = torch.Generator().manual_seed(3)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=g).to(dtype)) for shape in shapes]
+        params[4].data = params[4].data.to(memory_format=torch.channels_last)
+        named = [(f"p{i}", p) for i, p in enumerate(params)]
+        groups = [{"params": named[:4]}, {"params": named[4:], "lr": 0.02}]
+        base = torch.optim.SGD(groups, lr=0.05, momentum=0.9, foreach=foreach)
+        opt = method.around(base, exclude="p5", **rest)
+        for t in range(steps):
+            for i, p in enumerate(params):
+                grad = torch.randn(p.shape, generator=g) * (1 if t % 3 else -1) + 0.3
+                p.grad = None if (t, i) == (1, 0) else grad.to(p.dtype) * ((t, i) != (0, 1))  # at first one rests
+            if spoil is not None and t == steps - 1:
+                spoil(params)
+            opt.step()
+        assert opt.execution == ("foreach" if foreach is None else "single")
+        yield opt, params
+
+
+def assert_alike(sides, eps: float) -> None:
+    """Weights and state to rounding, and the same entries are not finite."""
+    (plain, expected), (many, found) = sides
+    for p, q in zip(expected, found, strict=True):
+        assert many.state[q].keys() == plain.state[p].keys()
+        pairs = [(p.detach(), q.detach()), *((plain.state[p][key], many.state[q][key]) for key in plain.state[p])]
+        for x, y in pairs:
+            if isinstance(x, torch.Tensor):
+                assert (x.dtype, x.stride()) == (y.dtype, y.stride())
+                assert torch.equal(x.isfinite(), y.isfinite())
+                torch.testing.assert_close(y.nan_to_num(0, 0, 0), x.nan_to_num(0, 0, 0), rtol=64 * eps, atol=64 * eps)
+
+
+@every_many
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [7, None])
+def test_many_tensors_at_once_are_the_rule(method: Method, dtype: torch.dtype, size: int | None, monkeypatch):
+    """Whole, and with tensors cut into pieces and many in a bucket."""
+    if size is not None:
+        monkeypatch.setattr(many, "CPU_BUCKET", size)
+    anchors = {} if dtype != torch.float64 else {"anchor": "zero"}
+    steps = 5 if dtype.itemsize > 2 else 3
+    assert_alike(list(runs_of_both(method, dtype, steps, **anchors)), torch.finfo(dtype).eps)
+
+
+@every_many
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["gradient", "weights"])
+def test_many_tensors_with_entries_that_are_not_finite(method: Method, value: float, where: str):
+    def spoil(params) -> None:
+        for p in (params[0], params[4]):
+            (p.grad if where == "gradient" else p.data)[0, ..., 1] = value
+
+    assert_alike(list(runs_of_both(method, torch.float64, 3, spoil)), torch.finfo(torch.float64).eps)
+
+
+@every_many
+def test_what_cannot_be_cut_into_flat_pieces_goes_tensor_by_tensor(method: Method):
+    apart = torch.nn.Parameter(torch.zeros(4, 6)[:, ::2])
+    assert method.around(torch.optim.SGD([apart], lr=0.1)).execution == "single"
+    assert method.around(torch.optim.SGD([torch.nn.Parameter(torch.zeros(4))], lr=0.1)).execution == "foreach"
 
 
 @every_held
