@@ -21,7 +21,7 @@ from .store import Columns, is_plain
 __all__ = ["Bucket", "Known", "Many", "Phase", "add", "after_", "before", "dots", "why_not"]
 
 #: Elements in a bucket on the CPU: a core's cache holds several temporaries of this size.
-CPU_BUCKET = 2**17
+CPU_BUCKET = 2**18
 
 Tensors = list[Tensor]
 Vectors = dict[str, Tensor]  # float64, on the CPU
