@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
+.PHONY: demo test test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
 
 # Two processes of one thread each: most tests are too small for two threads to share.
 test: $(VENV)/.demo $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95 -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
+		--cov --cov-report=term --cov-fail-under=95 -q
+
+# Compilers take minutes, and have to be there: a C++ compiler for inductor.
+test-compiled: $(VENV)/.demo $(VENV)/.test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 -q tests/compiled
 
 # Those of timm run in make test too; one process, because the libraries are slow to import.
 test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations

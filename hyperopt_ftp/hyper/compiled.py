@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import types
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -16,19 +11,18 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_flag, did_you_mean, shown
 from ..types import Compile, Optimizer, Params, State
 from .checkpoints import Point
 from .leaves import chosen, floats, fresh, refill
+from .programs import Look, codes_of, program
 from .rng import Recorder, refuse_other_losses
 from .second_order import compiled_steps
 from .steps import Steps
 from .strategy import Start
 
-__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable", "check_compile"]
+__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable"]
 
 Row = list[Tensor | None]  # one for each of some tensors; None is zero
-Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
 
 
 class CompiledSteps:
@@ -41,13 +35,15 @@ class CompiledSteps:
 
     def __init__(self, optimizer: Optimizer, train_loss: Callable[..., Tensor], compile: Compile) -> None:
         self._functions = (train_loss, optimizer.update)
-        code = (compile, *_codes(train_loss, set()), *_codes(optimizer.update, set(), constants=True))
-        self._step, self._back, self._along = (_program(f, *code) for f in (_step, _back, _along))
+        code = (*codes_of(train_loss), *codes_of(optimizer.update, constants=True))
+        self._step = program(_step, "training step", compile, *code)
+        self._back, self._along = (program(f, "derivative of a training step", compile, *code) for f in (_back, _along))
 
     def step(
         self, params: Params, state: State, batch: Any, hparams: dict[str, Any], look: Look
     ) -> tuple[Params, State, Tensor]:
         """Params and state after a step, and its training loss."""
+        params, state, hparams = _apart(params, state, hparams)
         return self._step.run(look, *self._functions, params, state, batch, hparams)
 
     def back(
@@ -62,7 +58,8 @@ class CompiledSteps:
             cotangents: of the floats of params and state after the step.
         """
         after = [tree.working(x) for x in (*floats(params), *floats(state))]
-        given = [torch.zeros_like(x) if v is None else v.to(x) for x, v in zip(after, cotangents, strict=True)]
+        given = [torch.zeros_like(x) if v is None else _laid_out(v, x) for x, v in zip(after, cotangents, strict=True)]
+        params, state, hparams = _apart(params, state, hparams)
         return self._back.run(None, *self._functions, params, state, batch, hparams, wanted, given)
 
     def along(
@@ -76,6 +73,8 @@ class CompiledSteps:
             tangents: of the floats of params and state, of the wanted hparams and of the wanted batch; the first
                 dimension counts them.
         """
+        params, state, hparams = _apart(params, state, hparams)
+        tangents = [[t.contiguous() for t in row] for row in tangents]
         return self._along.run(look, *self._functions, params, state, batch, hparams, wanted, tangents)
 
 
@@ -137,19 +136,6 @@ class CompiledWalk:
         return fresh(self._start.batches[k], False)[1], wanted[k] if isinstance(wanted, (list, tuple)) else False
 
 
-def check_compile(compile: Any) -> None:
-    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
-    if not isinstance(compile, str):
-        check_flag("compile", compile)
-        return
-    names = torch.compiler.list_backends(exclude_tags=())
-    if compile not in names:
-        raise ValueError(
-            f"compile must be True, False or one of torch's backends {names}, got {compile!r}"
-            f"{did_you_mean(compile, names)}"
-        )
-
-
 def check_compilable(params: Params) -> None:
     if any(x.dtype == torch.float16 for x in tree.leaves(params)):
         raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
@@ -158,121 +144,21 @@ def check_compilable(params: Params) -> None:
         raise RuntimeError("compile=True does not run under autocast; cast inside the training loss, or leave it out")
 
 
-class _Program:
-    """A function of (train_loss, update, params, state, batch, hparams, ...) that is compiled where it is first run."""
-
-    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
-        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
-        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
-        self._what = "training step" if function is _step else "derivative of a training step"
-        self._backend = backend
-        self._told = False  # whether something is compiled in this call
-        self._was: dict[str, str] = {}  # what it was compiled for before the last time
-        self._is: dict[str, str] = {}  # and for the last time
-
-    def run(self, look: Look | None, *given: Any) -> Any:
-        """The function's value; ``look`` is called wherever something was compiled, the first time beforehand."""
-        first = not self._is
-        if look and first:
-            look()
-        self._given, self._told = given, False
-        try:
-            found = self._compiled(*given)
-        except _failures() as error:
-            text = str(error).strip().split("\n\n")[0]
-            raise RuntimeError(
-                f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch without "
-                "branches on values, or leave out compile=True"
-            ) from error
-        finally:
-            del self._given
-        if self._told and not first:
-            if look:
-                look()
-            warnings.warn(self._changed(), UserWarning, stacklevel=4)
-        return found
-
-    def _compile(self, graph: Any, inputs: list[Tensor]) -> Any:
-        """What torch.compile calls to compile."""
-        if not self._told:  # torch may begin anew in one compilation
-            self._told = True
-            self._was, self._is = self._is, dict(_described(self._given[2:]))
-            logging.getLogger("hyperopt_ftp").warning(
-                "compiling the %s: some ten seconds on a CPU, once for this optimizer, loss and shapes", self._what
-            )
-        if isinstance(self._backend, str):
-            return torch._dynamo.lookup_backend(self._backend)(graph, inputs)
-        from torch._inductor.compile_fx import compile_fx  # takes a second to import
-
-        return compile_fx(graph, inputs, config_patches={"fallback_random": True})  # the same numbers in each program
-
-    def _changed(self) -> str:
-        changes = [
-            f"{name} is {self._is[name]} and was {self._was.get(name, 'absent')}"
-            for name in self._is
-            if self._is[name] != self._was.get(name)
-        ]
-        changes += [f"{name} is absent" for name in self._was if name not in self._is]
-        more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-        what = "; ".join(changes[:3]) + more
-        return (
-            f"the {self._what} was compiled again: "
-            + (what or "something that the training loss or the optimizer closes over is another")
-            + ". TORCH_LOGS=recompiles says more"
-        )
+def _laid_out(v: Tensor, like: Tensor) -> Tensor:
+    """With the dtype and the strides of ``like``: torch compiles anew for others."""
+    return v if v.stride() == like.stride() and v.dtype == like.dtype else torch.empty_like(like).copy_(v)
 
 
-@functools.lru_cache(maxsize=64)
-def _program(function: Callable[..., Any], backend: Compile, *code: Any) -> _Program:
-    return _Program(function, backend)
+def _apart(*parts: Any) -> Any:
+    """The same trees, no tensor in two places: torch compiles anew where other ones of its inputs are one."""
+    rows, rebuild = tree.flatten(parts)
+    tensors = [x for x in rows if isinstance(x, Tensor)]
+    if len({id(x) for x in tensors}) == len(tensors):
+        return parts
+    return rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
 
 
-def _failures() -> tuple[type[BaseException], ...]:
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
-
-    return TorchDynamoException, InductorError
-
-
-def _codes(value: Any, seen: set[int], constants: bool = False) -> Iterator[Any]:
-    """The code that functions are made of: their own, and that of the functions they close over.
-
-    ``constants``: and the numbers and words that they close over, which choose between branches.
-    """
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, tuple):
-        for part in value:
-            yield from _codes(part, seen, constants)
-    elif isinstance(value, functools.partial):
-        yield from _codes((value.func, *value.args), seen, constants)
-    elif isinstance(value, types.MethodType):
-        yield from _codes(value.__func__, seen, constants)
-    elif isinstance(value, types.FunctionType):
-        yield value.__code__
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # empty
-                yield from _codes(cell.cell_contents, seen, constants)
-    elif callable(value):
-        yield type(value)
-    elif constants and isinstance(value, (bool, int, float, str)):
-        yield value
-
-
-def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """What a program depends on, by name, in words."""
-    for name, part in zip(("params", "state", "batch", "hparams", "what is asked for", "rows"), parts, strict=False):
-        for path, x in tree.named(part):
-            yield f"{name}.{path}" if path else name, _kind(x) if isinstance(x, Tensor) else shown(x)
-
-
-def _kind(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)} on {x.device}"
-
-
-# The functions that are compiled. They read nothing but their arguments: torch looks at all of these in each call.
+# The functions that are compiled.
 
 
 def _loss_at(params: Params, train_loss: Callable[..., Tensor], batch: Any, hparams: dict[str, Any]) -> Tensor:

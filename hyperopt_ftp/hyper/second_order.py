@@ -40,17 +40,23 @@ _second_order = _Shared()
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # it would hold a copy of every step's params, with their graphs
-    try:
-        with _second_order:
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+    with _second_order, _without_autocast_cache():
+        yield
 
 
 @contextmanager
 def compiled_steps() -> Iterator[None]:
     """For programs of our own, which have the second derivative inside: they run compiled wherever they are called."""
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("default"), torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("default"), _without_autocast_cache(), torch.no_grad():
         yield
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """It would hold a copy of every step's params, with their graphs; where it changes, torch compiles anew."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)

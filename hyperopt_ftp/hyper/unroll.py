@@ -15,12 +15,13 @@ from ..hparams import check_count, check_flag
 from ..types import CheckpointEvery, Compile
 from .budget import Sizes, affordable
 from .checkpoints import Checkpoints
-from .compiled import CompiledWalk, check_compile
+from .compiled import CompiledWalk
 from .eager import EagerWalk, added
 from .functorch import keeps_graph, under_transform
 from .leaves import chosen, cotangents_of, floats, fresh, known, refill
 from .plans import ARITY, Plan, every, tree_of
 from .probe import sizes_of
+from .programs import check_compile
 from .steps import Steps
 from .strategy import Start, Trained
 

@@ -1,0 +1,373 @@
+"""Compiled steps against the same steps as they are written. Minutes: run by ``make test-compiled``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.compiled import CompiledSteps
+from hyperopt_ftp.hyper.programs import program
+
+from ..pure.train_problems import PROBLEMS, Problem
+from ..support.cases import CASES, Case
+from ..support.problems import batches, central_differences, largest_difference, loss, start
+
+F64 = torch.float64
+CHEAP = "aot_eager"  # the programs without the code that inductor makes of them: a second, not ten
+PAIRS = {"unroll": (hft.Unroll, hft.Unroll()), "forward": (hft.Forward, hft.Forward())}
+every_strategy = pytest.mark.parametrize("name", PAIRS)
+# A compilation is said in the log and, from the second on, in a warning, which is an error here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the hypergradient of .* is exactly 0"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),  # torch's own
+]
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The programs that have run, by name; none is left from the test before."""
+    program.cache_clear()
+    ran: list[str] = []
+    for name in ("step", "back", "along"):
+        monkeypatch.setattr(CompiledSteps, name, spy(getattr(CompiledSteps, name), name, ran))
+    yield ran
+    torch._dynamo.reset()
+
+
+def spy(run: Any, name: str, ran: list[str]) -> Any:
+    def wrapped(*given: Any) -> Any:
+        ran.append(name)
+        return run(*given)
+
+    return wrapped
+
+
+def ran_by(name: str, steps: int) -> dict[str, int]:
+    return {"step": steps, "back": steps} if name == "unroll" else {"along": steps}
+
+
+def counted(ran: list[str]) -> dict[str, int]:
+    return {name: ran.count(name) for name in sorted(set(ran), key=ran.index)}
+
+
+# -- equal to the steps as they are written ---------------------------------------------------------------------------
+
+# Sums in another order, over three steps of values of order 1, divided by roots that are at least 1e-2.
+CLOSE = 1e-12
+
+
+@every_strategy
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_optimizer_has_the_same_hypergradient(case: Case, name: str, programs: list[str]):
+    opt, data, (kind, eager) = case.build(), batches(3), PAIRS[name]
+    outer = lambda p: loss(p, data[0])  # noqa: E731
+    got = hft.hypergradient(opt, loss, outer, start(), data, strategy=kind(compile=CHEAP))
+    assert counted(programs) == ran_by(name, 3)
+    want = hft.hypergradient(opt, loss, outer, start(), data, strategy=eager)
+    assert largest_difference(got, want) <= CLOSE
+    assert counted(programs) == ran_by(name, 3)
+
+
+# Torch's compiler does not take these.
+NOT_TAKEN = {"lstm", "checkpoint", "checkpointed attention", "own function", "own function everywhere"}
+KNOWN = [p for p in PROBLEMS if "dropout" not in p.name and p.name != "weight norm" and not p.autocast]
+
+
+@every_strategy
+@pytest.mark.parametrize("problem", KNOWN, ids=str)
+def test_every_loss_has_the_same_derivatives_in_everything(problem: Problem, name: str):
+    kind, eager = PAIRS[name]
+
+    def slopes(strategy: Any) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in problem.inputs]
+        return list(torch.autograd.grad(problem.value(leaves, strategy), leaves, materialize_grads=True))
+
+    if problem.name in NOT_TAKEN:
+        with pytest.raises(RuntimeError, match="(?s)cannot be compiled: .*leave out compile=True|saved tensor hooks"):
+            slopes(kind(compile=CHEAP))
+        return
+    torch.testing.assert_close(slopes(kind(compile=CHEAP)), slopes(eager), rtol=1e-9, atol=1e-11)
+
+
+# -- by inductor ------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Attention, dropout and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(3).eval()
+        self.register_buffer("scale", torch.tensor([0.5, 1.0, 2.0, 1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in self.qkv(x * self.scale).chunk(3, -1))
+        x = F.dropout(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2), 0.2)
+        return self.norm(self.out(torch.tanh(x)).mean(1))
+
+
+def attention() -> tuple[Any, dict[str, Tensor], list[Any]]:
+    torch.manual_seed(1)
+    net = Net().to(F64)
+    data = [{"x": torch.randn(6, 5, 4, dtype=F64), "y": torch.randint(3, (6,))} for _ in range(4)]
+
+    def loss(p: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(functional_call(net, p, (batch["x"],)), batch["y"])
+
+    return loss, {k: p.detach() for k, p in net.named_parameters()}, data
+
+
+@every_strategy
+def test_dropout_and_attention_by_central_differences(name: str):
+    train_loss, params, data = attention()
+    strategy = PAIRS[name][0](compile=True)
+    opt = hft.adam(eps=1e-2)
+
+    def value(lr: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        run = hft.train(opt, train_loss, params, data, hparams={**opt.hparams, "lr": lr}, strategy=strategy)
+        return sum(p.square().sum() for p in run.params.values())
+
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    (got,) = torch.autograd.grad(value(lr), lr)
+    random = torch.rand(())
+    # With a derivative asked for: without one the steps run as they are written, with other random numbers.
+    (want,) = central_differences(lambda x: value(x.detach().requires_grad_()).detach(), lr.detach())
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=0)
+    value(lr)
+    assert torch.equal(random, torch.rand(()))  # the way back has left them as they were
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_strategy
+def test_inductor_in_other_dtypes(name: str, dtype: torch.dtype):
+    opt, data, (kind, eager) = hft.adamw(lr=0.1, eps=1e-2), batches(4), PAIRS[name]
+    outer = lambda p: loss(p, data[0]).float()  # noqa: E731
+    got, want = (
+        hft.hypergradient(opt, loss, outer, start(dtype), data, ("lr", "betas"), strategy=s)[1]
+        for s in (kind(compile=True), eager)
+    )
+    # A step's rounding, four times, as far as it shows in a difference of weights of order 1 over a rate of 0.1.
+    slack = 40 * torch.finfo(dtype).eps
+    for a, b in zip(tree.leaves(got), tree.leaves(want), strict=True):
+        assert (a - b).abs() <= slack * max(1.0, b.abs())
+
+
+def test_a_tower_and_its_update():
+    tower = hft.hyper(hft.sgd(lr=0.05), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
+    data, outer = batches(3), lambda p: loss(p, batches(1)[0])
+    got, want = (
+        hft.hypergradient(tower, loss, outer, start(), data, "by.by.lr", strategy=hft.Unroll(compile=how))
+        for how in (True, False)
+    )
+    assert largest_difference(got, want) <= CLOSE
+    update, params = torch.compile(tower.update, fullgraph=True), start()
+    state = tower.init(params)
+    for x in data:
+        grads = torch.func.grad(loss)(params, x)
+        eager = tower.update(grads, state, params, tower.hparams)
+        assert largest_difference(update(grads, state, params, tower.hparams), eager) <= CLOSE
+        params, state = eager
+
+
+# -- options together -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"checkpoint": 3}, {"checkpoint": "sqrt", "offload": True}, {"checkpoint": "log"}, {"truncate": 4}],
+    ids=str,
+)
+def test_points_are_found_again_by_the_program(options: dict[str, Any], programs: list[str]):
+    opt, data = hft.adam(lr=0.1, eps=1e-2), batches(20)
+    outer = lambda p: loss(p, data[0])  # noqa: E731
+    got, want = (
+        hft.hypergradient(opt, loss, outer, start(), data, "lr", strategy=hft.Unroll(compile=how, **options))
+        for how in (CHEAP, False)
+    )
+    assert largest_difference(got, want) <= CLOSE
+    assert programs.count("step") == 20 if "truncate" in options else programs.count("step") > 20
+    assert programs.count("back") == options.get("truncate", 20)
+
+
+@every_strategy
+def test_twice_back_and_the_derivative_of_the_derivative(name: str):
+    opt, lr = hft.sgd(), torch.tensor(0.1, dtype=F64, requires_grad=True)
+    rows = []
+    for strategy in (PAIRS[name][0](compile=CHEAP), PAIRS[name][1]):
+        run = hft.train(opt, loss, start(), batches(3), hparams={**opt.hparams, "lr": lr}, strategy=strategy)
+        value = loss(run.params, batches(1)[0])
+        first, again = (torch.autograd.grad(value, lr, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(first, again)
+        (slope,) = torch.autograd.grad(value, lr, create_graph=True)
+        rows.append([first, torch.autograd.grad(slope, lr)[0]])
+    torch.testing.assert_close(*rows, rtol=1e-10, atol=1e-12)
+
+
+def test_rounds_of_bilevel_share_the_programs(caplog: Any):
+    def rounds(strategy: Any) -> list[float]:
+        found = []
+        for record in hft.bilevel(
+            hft.adam(lr=1e-2, eps=1e-2), hft.adam(lr=0.1), "lr", loss, loss, start(), batches(4), batches(2),
+            inner_steps=4, outer_steps=3, constrain={"lr": "log"}, strategy=strategy,
+        ):  # fmt: skip
+            found.append(record.tuned["lr"].item())
+        return found
+
+    got = rounds(hft.Unroll(compile=CHEAP))
+    lines = [r.message for r in caplog.records if r.name == "hyperopt_ftp"]
+    often = "some ten seconds on a CPU, once for this optimizer, loss and shapes"
+    assert lines == [f"compiling the {what}: {often}" for what in ("training step", "derivative of a training step")]
+    caplog.clear()
+    assert rounds(hft.Unroll(compile=CHEAP)) == got  # another object: the same programs
+    assert not caplog.records
+    assert got == pytest.approx(rounds(hft.Unroll()), rel=1e-10)
+
+
+# -- what changes -----------------------------------------------------------------------------------------------------
+
+
+def slope(train_loss: Any, data: list[Any], strategy: Any, **hparams: Any) -> Tensor:
+    opt = hft.sgd(lr=0.1)
+    outer = lambda p: p["w"].square().sum()  # noqa: E731
+    return hft.hypergradient(
+        opt, train_loss, outer, start(), data, "lr", {**opt.hparams, **hparams}, strategy=strategy
+    )[1]["lr"]
+
+
+@every_strategy
+def test_a_loss_made_anew_is_the_new_one(name: str):
+    def made(factor: float, held: Tensor) -> Any:
+        return lambda p, x: factor * loss(p, x) + (held * p["b"]).sum()
+
+    compiled, eager = PAIRS[name][0](compile=CHEAP), PAIRS[name][1]
+    for i in range(4):
+        for held in (torch.ones(4, dtype=F64), torch.full((4,), 3.0, dtype=F64)):
+            new = made(1.0, held + i)
+            torch.testing.assert_close(slope(new, batches(3), compiled), slope(new, batches(3), eager))
+    other = made(2.0, torch.ones(4, dtype=F64))
+    with pytest.warns(UserWarning, match="compiled again: something that the training loss or the optimizer closes ov"):
+        got = slope(other, batches(3), compiled)
+    torch.testing.assert_close(got, slope(other, batches(3), eager))
+
+
+@every_strategy
+def test_another_shape_is_said_and_sizes_that_vary_are_variables(name: str, caplog: Any):
+    compiled, eager = PAIRS[name][0](compile=CHEAP), PAIRS[name][1]
+    sizes = [batches(1)[0][: n or None] for n in (0, 0, 4)]
+    with pytest.warns(
+        UserWarning, match=r"batch is float64 of shape \(., 3\) on cpu and was float64 of shape \(., 3\)"
+    ):
+        got = slope(loss, sizes, compiled)
+    torch.testing.assert_close(got, slope(loss, sizes, eager))
+    caplog.clear()
+    for n in (2, 3):  # no warning, which would be an error
+        data = [batches(1)[0][:n]] * 2
+        torch.testing.assert_close(slope(loss, data, compiled), slope(loss, data, eager))
+    assert not caplog.records
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def branches(p: Any, x: Tensor) -> Tensor:
+    return loss(p, x) if p["w"].sum() > 0 else 2 * loss(p, x)
+
+
+HELD = torch.zeros(4, dtype=F64)
+
+
+def writes(p: Any, x: Tensor) -> Tensor:
+    HELD.add_(1.0)
+    return loss(p, x) + (HELD * p["b"]).sum()
+
+
+TRACKED = torch.ones(4, dtype=F64, requires_grad=True)
+
+
+def uses_a_stranger(p: Any, x: Tensor) -> Tensor:
+    return loss(p, x) + (TRACKED * p["b"]).sum()
+
+
+@every_strategy
+@pytest.mark.parametrize(
+    ("train_loss", "error", "text"),
+    [
+        (
+            branches,
+            RuntimeError,
+            "the (training step|derivative of a training step) cannot be compiled: .*without branch",
+        ),
+        (writes, RuntimeError, "train_loss writes in place"),
+        (uses_a_stranger, ValueError, "train_loss uses a tensor of shape"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_losses_that_cannot_be(name: str, train_loss: Any, error: Any, text: str):
+    with pytest.raises(error, match=f"(?s){text}"):
+        slope(train_loss, batches(3), PAIRS[name][0](compile=CHEAP))
+    assert HELD.sum() == 0
+    for strategy in (PAIRS[name][0](compile=CHEAP), PAIRS[name][0](compile=CHEAP)):  # the error is no matter of once
+        with pytest.raises(error, match=f"(?s){text}"):
+            slope(train_loss, batches(3), strategy)
+
+
+@every_strategy
+def test_what_compiled_steps_do_not_do(name: str):
+    kind = PAIRS[name][0]
+    with pytest.raises(ValueError, match="float16 params would vanish; leave it out"):
+        hft.hypergradient(
+            hft.sgd(),
+            loss,
+            lambda p: loss(p, batches(1)[0]),
+            start(torch.float16),
+            batches(2),
+            "lr",
+            strategy=kind(compile=CHEAP),
+        )
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="does not run under autocast"):
+        slope(loss, batches(2), kind(compile=CHEAP))
+    with pytest.raises(ValueError, match="compile must be True, False or one of .*did you mean 'inductor'"):
+        kind(compile="inducto")
+    with pytest.raises(TypeError, match="compile must be True or False, got 1"):
+        kind(compile=1)
+    if kind is hft.Unroll:
+        for keeps in ({"checkpoint": False}, {"checkpoint": "auto", "memory": 2**30}):
+            with pytest.raises(ValueError, match="keeps graphs, and a compiled step has none"):
+                hft.Unroll(compile=True, **keeps)
+
+
+def test_a_loss_that_is_another_each_time_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    calls: list[Tensor] = []
+
+    class Data:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, k: int) -> Tensor:
+            calls.append(torch.rand(5, 3, generator=generator, dtype=F64))
+            return calls[-1]
+
+    with pytest.raises(RuntimeError, match="when the step is computed again"):
+        hft.hypergradient(
+            hft.sgd(lr=0.1), loss, lambda p: p["w"].sum(), start(), Data(), "lr", strategy=hft.Unroll(compile=CHEAP)
+        )
+
+
+def test_no_derivative_no_compilation(programs: list[str]):
+    run = hft.train(hft.sgd(), loss, start(), batches(3), strategy=hft.Unroll(compile=True))
+    assert math.isfinite(run.losses.sum())
+    assert not programs
+    assert logging.getLogger("hyperopt_ftp").name == "hyperopt_ftp"
