@@ -59,7 +59,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             there = {_storage(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
             new = {x for x in made if x not in there}
             self._made |= new
-            self.bytes += sum(x.untyped_storage().nbytes() for x in _tensors(result) if _storage(x) in new)
+            self.bytes += sum(_bytes(x) for x in _tensors(result) if _storage(x) in new)
         return result
 
 
@@ -142,6 +142,10 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     nested = isinstance(value, (tuple, list, dict))
     return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)] if nested else []
+
+
+def _bytes(x: Tensor) -> int:
+    return x.untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
 
 
 def _storage(x: Tensor) -> int:
