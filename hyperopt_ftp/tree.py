@@ -10,11 +10,27 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Structure", "broadcast", "flatten", "leaves", "map_tree", "pick", "put", "structure", "working"]
+__all__ = [
+    "Structure",
+    "aligned",
+    "broadcast",
+    "by_path",
+    "flatten",
+    "leaves",
+    "map_tree",
+    "named",
+    "pick",
+    "put",
+    "structure",
+    "working",
+]
 
 
 class Structure:
     """How a tree is built: puts leaves in place, and lists those of another tree of the same structure.
+
+    Attributes:
+        leaves: of the tree that it was made from.
 
     Dicts of tensors, and tuples of such, are what params and states are made of: they are walked here, since pytree,
     which takes anything, takes three times as long.
@@ -53,7 +69,7 @@ class Structure:
     def aligned(self, tree: Any, what: str = "tree") -> list[Any]:
         """Leaves of ``tree`` in order, or a ``ValueError`` where it has another structure."""
         found: list[Any] = []
-        if self._walk(tree, found):
+        if self._collect(tree, found):
             return found
         spec = pytree.tree_structure(self._tree)
         try:
@@ -69,8 +85,8 @@ class Structure:
                 f"\n  expected: {spec}\n  ({error})"
             ) from None
 
-    def _walk(self, tree: Any, found: list[Any]) -> bool:
-        """Append the leaves; ``False``: pytree has to look."""
+    def _collect(self, tree: Any, found: list[Any]) -> bool:
+        """Append the leaves of ``tree``; ``False``: pytree has to look."""
         if type(tree) is not type(self._tree):
             return False
         if self._keys is not None:
@@ -83,7 +99,7 @@ class Structure:
         for x, part in zip(tree, self._parts, strict=True):
             if part is None:
                 found.append(x)
-            elif not part._walk(x, found):
+            elif not part._collect(x, found):
                 return False
         return True
 
@@ -103,7 +119,7 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def structure(tree: Any) -> Any:
-    """What two trees of one structure have in common; can be compared."""
+    """What is equal for two trees of one structure, whatever their leaves: pytree's, to be compared."""
     return pytree.tree_structure(tree)
 
 

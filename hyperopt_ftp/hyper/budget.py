@@ -43,8 +43,10 @@ def peak_of(sizes: Sizes, plan: Plan) -> int:
 def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
     """The plan that makes the fewest steps again within ``memory`` bytes, and what it takes."""
     steps = sizes.steps
-    plan = _graphs(steps, bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, _graphs(steps, n))) - 1)
-    if plan.graphs < 0:
+    fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, _graphs(steps, n)))
+    if fitting:
+        plan = _graphs(steps, fitting - 1)
+    else:
         strides = range(2, max(2, math.isqrt(steps)) + 1)
         # Points get fewer up to sqrt(K).
         at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, _strided(n)))

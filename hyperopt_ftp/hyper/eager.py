@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import tree
 from ..types import Params, State
 from .checkpoints import Point
-from .leaves import floats, fresh, refill
+from .leaves import Row, floats, fresh, refill
 from .rng import Recorder, RngState, fingerprint, refuse_other_steps
 from .second_order import twice_differentiable
 from .steps import Gradient, Steps, pull
@@ -21,8 +21,6 @@ __all__ = ["EagerWalk", "added", "is_narrow"]
 
 #: Bytes of the graphs that are kept unasked.
 SMALL = 2**26
-
-Row = list[Tensor | None]  # derivatives of some tensors; None is zero
 
 
 class _Graph(NamedTuple):
@@ -47,6 +45,8 @@ class EagerWalk:
         whole: whether what comes before it counts too.
     """
 
+    setting = staticmethod(twice_differentiable)  # to be entered around forward, step and back
+
     def __init__(self, steps: Steps, start: Start, knobs: list[Tensor], first: int, whole: bool) -> None:
         self._whole = whole
         self._steps, self._start, self._knobs, self.first = steps, start, knobs, first
@@ -62,8 +62,6 @@ class EagerWalk:
         self._curved_at_first = any(tree.leaves(wanted.hparams.get("loss", False)))
         self._curved_at_first |= whole and any(tree.leaves(wanted.params))
 
-    setting = staticmethod(twice_differentiable)  # to be entered around forward, step and back
-
     def beginning(self, first: int) -> EagerWalk:
         """Another one, from that step on."""
         return EagerWalk(self._steps, self._start, self._knobs, first, self._whole)
@@ -77,7 +75,7 @@ class EagerWalk:
     def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
         """Params and state after step k, and its loss; ``keep``: with the graph, so that it is not made again."""
         back, curved = k >= self.first, self.curved(k)
-        batch, wanted = self._start.batches[k], self._wanted_batch(k)
+        batch, wanted = self._start.batches[k], self._steps.wanted_batch(k)
         found = self._steps.gradient(params, batch, self._start.hparams, wanted, graph=back and keep and curved)
         loss = found.loss.detach()
         if back and keep and not is_narrow(params):
@@ -89,11 +87,11 @@ class EagerWalk:
             self._prints[k] = fingerprint(found.loss, found.grads)
         return *self._update(found, params, state), loss
 
-    def keeps_small(self, k: int, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs, as of step k, may be kept without a question; if not, that one is dropped.
+    def keep_if_small(self, k: int, params: Params, count: int) -> bool:
+        """Whether ``count`` graphs like that of step k are small enough to be kept unasked; if not, it is dropped.
 
-        By what the loss of the first step made: a gradient with its graph takes about four times that, and an update
-        about 16 tensors for each param.
+        By what the loss has made in a step: a gradient with its graph takes about four times that, and an update about
+        16 tensors for each param.
         """
         each = 4 * self._steps.seen.bytes + 16 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
@@ -101,11 +99,12 @@ class EagerWalk:
             return True
         if k in self._graphs:
             found = self._graphs.pop(k).gradient
-            self._prints[k] = fingerprint(found.loss, found.grads)
         elif self.curved(k):
             found = self._gradients.pop(k)
-            self._prints[k] = fingerprint(found.loss, found.grads)
             del self._updates[k]
+        else:
+            return False  # its gradient has no graph
+        self._prints[k] = fingerprint(found.loss, found.grads)
         return False
 
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
@@ -139,7 +138,7 @@ class EagerWalk:
             return self._recorder.again(rng, lambda: self._step(found, point.params, point.state)[0])
 
         def again() -> _Graph:
-            batch, wanted, graph = self._start.batches[k], self._wanted_batch(k), self.curved(k)
+            batch, wanted, graph = self._start.batches[k], self._steps.wanted_batch(k), self.curved(k)
             found = self._steps.gradient(point.params, batch, self._start.hparams, wanted, graph=graph, again=True)
             self._note(k, found)
             return self._step(found, point.params, point.state)[0]
@@ -175,14 +174,11 @@ class EagerWalk:
 
     def curved(self, k: int) -> bool:
         """Whether step k's gradient is differentiated: at the first one, only for what is wanted of it."""
-        return k > self.first or self._curved_at_first or any(tree.leaves(self._wanted_batch(k)))
-
-    def _wanted_batch(self, k: int) -> Any:
-        wanted = self._steps.wanted.batches
-        return wanted[k] if isinstance(wanted, (list, tuple)) else False
+        return k > self.first or self._curved_at_first or any(tree.leaves(self._steps.wanted_batch(k)))
 
 
 def added(row: Row, more: Row) -> Row:
+    """The sum of two rows."""
     return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]
 
 

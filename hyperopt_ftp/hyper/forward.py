@@ -12,7 +12,7 @@ from .. import tree
 from ..hparams import check_count
 from ..types import Compile, Params, State
 from .compiled import CompiledSteps, check_compilable
-from .leaves import chosen, cotangents_of, floats, fresh, is_float, known, refill
+from .leaves import Row, chosen, cotangents_of, floats, fresh, is_float, known, refill
 from .programs import check_compile
 from .rng import Recorder, RngState, refuse_other_losses
 from .second_order import compiled_steps, twice_differentiable
@@ -20,8 +20,6 @@ from .steps import Steps, pull
 from .strategy import Start, Trained
 
 __all__ = ["Forward"]
-
-Row = list[Tensor | None]  # tangents of some tensors, each with a first dimension; None is zero
 
 
 class _Run(NamedTuple):
@@ -108,9 +106,9 @@ class Forward:
 
 
 def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
-    """Train, with the tangents of the wanted scalars a to b."""
+    """Train, with the tangents of the wanted scalars a to b: each tensor's have a first dimension that counts them."""
     rows = b - a
-    units = _Units(steps, start, a, b)
+    units = _Units(a, b)
     knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
     d_knobs = units.of(start.hparams, steps.wanted.hparams)
     d_params = units.of_all(start.params, steps.wanted.params)
@@ -118,8 +116,7 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
     params, state = fresh((start.params, start.state), False)[1]
     losses = []
     for k in range(len(start.batches)):
-        batch = start.batches[k]
-        wanted = steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
+        batch, wanted = start.batches[k], steps.wanted_batch(k)
         d_batch = units.of(batch, wanted)
         curved = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
         found = steps.gradient(params, batch, hparams, wanted, graph=curved)
@@ -137,35 +134,24 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
         params, state, d_params, d_state = _update(
             steps, found.grads, params, state, hparams, knobs, (d_grads, d_params, d_state, d_knobs), rows
         )
-    ends = [*zip(floats(params), d_params, strict=True), *zip(floats(state), d_state, strict=True)]
-    filled = [tree.working(x).new_zeros((rows, *x.shape)) if t is None else t for x, t in ends]
-    return Trained(params, state, torch.stack(losses)), filled
+    ends = _filled(floats(params), d_params, rows) + _filled(floats(state), d_state, rows)
+    return Trained(params, state, torch.stack(losses)), ends
 
 
 def _carry_compiled(steps: Steps, start: Start, a: int, b: int, compile: Compile) -> tuple[Trained, list[Tensor]]:
     """:func:`_carry` by compiled steps: all tangents are there from the start, most of them zero."""
     check_compilable(start.params)
-    compiled, units, rows, losses = (
-        CompiledSteps(steps.optimizer, steps.train_loss, compile),
-        _Units(steps, start, a, b),
-        b - a,
-        [],
-    )
+    compiled = CompiledSteps(steps.optimizer, steps.train_loss, compile)
+    rows, units, losses = b - a, _Units(a, b), []
     params, state, hparams = fresh((start.params, start.state, start.hparams), False)[1]
-
-    def filled(values: list[Tensor], tangents: Row) -> list[Tensor]:
-        like = [tree.working(x) for x in values]
-        return [x.new_zeros((rows, *x.shape)) if t is None else t for x, t in zip(like, tangents, strict=True)]
-
-    d_knobs = filled(chosen(hparams, steps.wanted.hparams), units.of(hparams, steps.wanted.hparams))
-    tangents = filled(floats(params), units.of_all(params, steps.wanted.params))
-    tangents += filled(floats(state), units.of_all(state, steps.wanted.state))
+    d_knobs = _filled(chosen(hparams, steps.wanted.hparams), units.of(hparams, steps.wanted.hparams), rows)
+    tangents = _filled(floats(params), units.of_all(params, steps.wanted.params), rows)
+    tangents += _filled(floats(state), units.of_all(state, steps.wanted.state), rows)
     split = len(floats(params))
     with compiled_steps():
         for k in range(len(start.batches)):
-            wanted = steps.wanted.batches[k] if isinstance(steps.wanted.batches, (list, tuple)) else False
-            batch = fresh(start.batches[k], False)[1]
-            d_batch = filled(chosen(batch, wanted), units.of(batch, wanted))
+            batch, wanted = fresh(start.batches[k], False)[1], steps.wanted_batch(k)
+            d_batch = _filled(chosen(batch, wanted), units.of(batch, wanted), rows)
             params, state, loss, tangents = compiled.along(
                 params, state, batch, hparams, (steps.wanted.hparams, wanted),
                 (tangents[:split], tangents[split:], d_knobs, d_batch),
@@ -197,6 +183,12 @@ def _update(
     return new_p, new_s, moved[: len(p)], moved[len(p) :]
 
 
+def _filled(values: list[Tensor], tangents: Row, rows: int) -> list[Tensor]:
+    """Tangents of tensors, zeros among them."""
+    pairs = zip(map(tree.working, values), tangents, strict=True)
+    return [x.new_zeros((rows, *x.shape)) if t is None else t for x, t in pairs]
+
+
 def _pull_rows(outputs: list[Tensor], rows_in: Row, inputs: list[Tensor], rows: int) -> Row:
     if rows == 1:  # no vmap
         found = pull(outputs, [None if v is None else v[0] for v in rows_in], inputs)
@@ -207,7 +199,7 @@ def _pull_rows(outputs: list[Tensor], rows_in: Row, inputs: list[Tensor], rows: 
 class _Units:
     """Unit vectors of the wanted scalars a to b, part by part in the order of the start."""
 
-    def __init__(self, steps: Steps, start: Start, a: int, b: int) -> None:
+    def __init__(self, a: int, b: int) -> None:
         self._from, self._to, self._at = a, b, 0
 
     def of(self, values: Any, wanted: Any) -> Row:

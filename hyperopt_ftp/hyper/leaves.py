@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from .. import tree
 
-__all__ = ["chosen", "cotangents_of", "floats", "fresh", "is_float", "known", "refill"]
+__all__ = ["Row", "chosen", "cotangents_of", "floats", "fresh", "is_float", "known", "refill"]
+
+#: Derivatives of, or along, some tensors, one for each; ``None`` is zero.
+Row: TypeAlias = list[Tensor | None]
 
 
 def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Tensor], Any]:
@@ -21,9 +24,8 @@ def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Ten
         wide: leaves of 16-bit tensors are float32.
     """
     rows, rebuild = tree.flatten(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
     new, leaves = [], []
-    for x, is_wanted in zip(rows, mask, strict=True):
+    for x, is_wanted in zip(rows, _mask(rows, wanted), strict=True):
         if isinstance(x, Tensor):
             x = x.detach()
             if is_wanted and x.is_floating_point():
@@ -36,8 +38,7 @@ def fresh(values: Any, wanted: Any = True, wide: bool = False) -> tuple[list[Ten
 def chosen(values: Any, wanted: Any) -> list[Tensor]:
     """The floating-point tensors that are wanted; ``wanted`` as of :func:`fresh`."""
     rows = tree.leaves(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
-    return [x for x, is_wanted in zip(rows, mask, strict=True) if is_wanted and is_float(x)]
+    return [x for x, is_wanted in zip(rows, _mask(rows, wanted), strict=True) if is_wanted and is_float(x)]
 
 
 def refill(values: Any, new: Sequence[Any], wanted: Any = True) -> Any:
@@ -52,10 +53,14 @@ def cotangents_of(values: Any, found: Sequence[Any], wanted: Any = True) -> Any:
 
 def _filled(values: Any, new: Sequence[Any], wanted: Any, keep: bool) -> Any:
     rows, rebuild = tree.flatten(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
     rest = iter(new)
-    pairs = zip(rows, mask, strict=True)
+    pairs = zip(rows, _mask(rows, wanted), strict=True)
     return rebuild([next(rest) if wants and is_float(x) else x if keep else None for x, wants in pairs])
+
+
+def _mask(rows: Sequence[Any], wanted: Any) -> list[Any]:
+    """Whether each leaf is wanted."""
+    return [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
 
 
 def floats(values: Any) -> list[Tensor]:

@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import tree
 
-__all__ = ["Meter", "added", "bytes_of"]
+__all__ = ["Meter", "bytes_of", "changed"]
 
 
-def added(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
-    """Of two trees of one structure, what the second one holds but for what is the same in both for good.
+def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
+    """Of two trees of one structure, the leaves of the second one that a step has changed.
 
     Returns:
-        those of its leaves that are not a constant, and those of them that are in no place of the first tree.
+        those but the constants, which stay in their places; and of these the ones that are in no place of the first
+        tree.
     """
     old, new = tree.leaves(before), tree.leaves(after)
     left = {_key(x) for x, y in zip(old, new, strict=True) if _key(x) != _key(y)}  # a tensor may move to another place

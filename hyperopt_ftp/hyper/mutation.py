@@ -28,8 +28,8 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         self.outside: dict[int, Tensor] = {}
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
-        #: Of all that the code inside has made.
-        self.bytes = 0
+        #: Bytes of all tensors that the code inside has made.
+        self.bytes: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,7 +41,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
-                raise writes(self._what, f" ({func})", target)
+                raise _writes(self._what, f" ({func})", target)
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(
                 "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
@@ -78,10 +78,10 @@ class unwritten:  # a context manager
             return
         for x, version in zip(self._tensors, self._versions, strict=True):
             if x._version != version:
-                raise writes("train_loss", "", x)
+                raise _writes("train_loss", "", x)
 
 
-def writes(what: str, how: str, target: Tensor) -> RuntimeError:
+def _writes(what: str, how: str, target: Tensor) -> RuntimeError:
     return RuntimeError(
         f"{what} writes in place{how} into a tensor of shape {tuple(target.shape)} that it has not made, such as "
         "BatchNorm's running statistics; a step that is computed twice would write twice. Put such modules into eval "
@@ -90,7 +90,7 @@ def writes(what: str, how: str, target: Tensor) -> RuntimeError:
     )
 
 
-class refuse_other_weights(TorchDispatchMode):
+class refuse_other_weights(TorchDispatchMode):  # a context manager
     """Raise where activation checkpointing runs again, in a backward pass, with other weights than the forward pass.
 
     ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is computed

@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from .. import tree
 from ..types import Params, State
 from .budget import Sizes
 from .checkpoints import Checkpoints
 from .eager import EagerWalk, is_narrow
-from .leaves import floats
-from .memory import Meter, added, bytes_of
+from .leaves import Row, floats
+from .memory import Meter, bytes_of, changed
 from .plans import every
 from .rng import Recorder, fingerprint
 from .strategy import Start
@@ -30,15 +29,15 @@ def sizes_of(walk: EagerWalk, start: Start, k: int, params: Params, state: State
     points, recorder = Checkpoints(start, every(1), k, offload), Recorder()
     probe = walk.beginning(k - 1)
     given = floats(params), floats(state)
-    back_p: list[Tensor | None] = [torch.zeros_like(tree.working(x)) for x in given[0]]
-    back_s: list[Tensor | None] = [torch.zeros_like(tree.working(x)) for x in given[1]]
+    back_p: Row = [torch.zeros_like(tree.working(x)) for x in given[0]]
+    back_s: Row = [torch.zeros_like(tree.working(x)) for x in given[1]]
 
     def measured() -> Sizes:
         points.visit(k, params, state)
         with Meter(kind) as meter:
             new_params, new_state, loss = probe.forward(k, params, state, keep=True)
             made = meter.peak()
-            moved, new = added((params, state), (new_params, new_state))
+            moved, new = changed((params, state), (new_params, new_state))
             graph = meter.live() - size(new)  # which is part of the next point
             notes = size((fingerprint(loss, floats(new_params)), loss.clone()))
             rng, ending = size(recorder.now()), size(moved)

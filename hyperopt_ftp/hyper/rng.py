@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .functorch import values_of
 
-__all__ = ["Recorder", "RngState", "fingerprint", "refuse_other_losses", "refuse_other_steps", "values_of"]
+__all__ = ["Recorder", "RngState", "fingerprint", "refuse_other_losses", "refuse_other_steps"]
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from .. import tree
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar
 from .functorch import level_of, top_level, under_transform
-from .leaves import floats, fresh, refill
+from .leaves import Row, floats, fresh, refill
 from .mutation import refuse_mutation, refuse_other_weights, unwritten
 from .rng import Recorder
 from .second_order import twice_differentiable
@@ -37,7 +37,7 @@ class Gradient(NamedTuple):
 class Seen:
     """What the training loss has been seen to do by looking at each of its operations."""
 
-    graphs: set[int] = field(default_factory=set)  # by the number of refuse_strangers
+    graphs: set[int] = field(default_factory=set)  # of the loss, by the numbers that refuse_strangers gives
     outside: list[Tensor] = field(default_factory=list)  # what it uses beside its arguments
     has_hooks: bool = False  # on what is saved for the backward pass
     bytes: int = 0  # of all tensors that it has made in a step
@@ -55,6 +55,7 @@ class Steps:
         derived: whether anything is differentiated at all; if not, the loss may write and use any kernel.
         looked_at: whether a loss that uses what requires grad and is no argument is refused.
         apart: whether the steps run inside an ``autograd.Function``, with the transforms around it switched off.
+        seen: what the loss has been seen to do so far.
     """
 
     optimizer: Optimizer
@@ -64,6 +65,11 @@ class Steps:
     looked_at: bool = True
     apart: bool = False
     seen: Seen = field(default_factory=Seen, compare=False, repr=False)
+
+    def wanted_batch(self, k: int) -> Any:
+        """What is wanted of the batch of step k."""
+        wanted = self.wanted.batches
+        return wanted[k] if isinstance(wanted, (list, tuple)) else False
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
         """One step and its training loss, differentiable in all arguments, under ``torch.func`` and without."""
@@ -219,7 +225,7 @@ def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor
 def pull(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor], *,
     again: bool = False, rows: bool = False, graph: bool = False,
-) -> list[Tensor | None]:  # fmt: skip
+) -> Row:  # fmt: skip
     """Vector-Jacobian product; ``None`` is zero. Through a graph in 16 bits cotangents go scaled by a power of two.
 
     Args:

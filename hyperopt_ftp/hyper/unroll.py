@@ -18,7 +18,7 @@ from .checkpoints import Checkpoints
 from .compiled import CompiledWalk
 from .eager import EagerWalk, added
 from .functorch import keeps_graph, under_transform
-from .leaves import chosen, cotangents_of, floats, fresh, known, refill
+from .leaves import Row, chosen, cotangents_of, floats, fresh, known, refill
 from .plans import ARITY, Plan, every, tree_of
 from .probe import sizes_of
 from .programs import check_compile
@@ -26,8 +26,6 @@ from .steps import Steps
 from .strategy import Start, Trained
 
 __all__ = ["Unroll"]
-
-Row = list[Tensor | None]  # derivatives of some tensors; None is zero
 
 
 class _Run(NamedTuple):
@@ -144,26 +142,22 @@ class Unroll:
             return steps.loop(start), start
         first = count - self.truncate if self.truncate else 0
         plan, losses = self._plan(count - first), []
+        walk = self._walk(steps, start, first)
         points = Checkpoints(start, plan.parts, first, self.offload)
-        run = _Run(start, first, self._walk(steps, start, first), points)
         params, state = fresh((start.params, start.state), False)[1]
-        with run.walk.setting():
+        with walk.setting():
             for k in range(count):
-                if k == first and isinstance(run.walk, EagerWalk) and self.memory is not None:
-                    plan = self._within(self.memory, sizes_of(run.walk, start, k, params, state, self.offload))
-                    run = run._replace(points=Checkpoints(start, plan.parts, first, self.offload))
+                if k == first and isinstance(walk, EagerWalk) and self.memory is not None:
+                    plan = self._within(self.memory, sizes_of(walk, start, k, params, state, self.offload))
+                    points = Checkpoints(start, plan.parts, first, self.offload)
                 if k >= first:
-                    run.points.visit(k, params, state)
-                params, state, loss = run.walk.forward(k, params, state, keep=k >= count - plan.graphs)
+                    points.visit(k, params, state)
+                params, state, loss = walk.forward(k, params, state, keep=k >= count - plan.graphs)
                 losses.append(loss)
-                if (
-                    k == first
-                    and self.checkpoint is None
-                    and plan.graphs
-                    and not run.walk.keeps_small(k, params, count - first)
-                ):
+                unasked = k == first and self.checkpoint is None and plan.graphs > 0
+                if unasked and isinstance(walk, EagerWalk) and not walk.keep_if_small(k, params, plan.graphs):
                     plan = Plan(every(1))
-        return Trained(params, state, torch.stack(losses)), run
+        return Trained(params, state, torch.stack(losses)), _Run(start, first, walk, points)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         if isinstance(residual, Start):

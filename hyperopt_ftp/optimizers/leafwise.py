@@ -29,9 +29,10 @@ NO_PARAMS = (
     "are classes like torch.optim's"
 )
 
-
-#: Up to so many entries a tensor is computed together with others: what an operation costs at all is more then.
+#: Entries up to which a tensor is computed together with others: an operation's own cost outweighs a copy there.
 _SMALL = 8192
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def leafwise(
@@ -41,7 +42,7 @@ def leafwise(
 
     16-bit weights are computed in float32, and their moments are kept there; the new weight has the dtype of the old
     one. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure, see :func:`for_each`.
-    Small leaves that have their dtypes, device and hparams in common are computed as one tensor.
+    Small leaves that have dtypes, device and hparams in common are computed as one tensor.
     """
     leaves, rebuild = tree.flatten(params)
     own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
@@ -83,7 +84,7 @@ def _as_one(
 
 
 def _together(rows: Sequence[Sequence[Tensor]], numbers: Sequence[list[Tensor]]) -> list[list[int]]:
-    """Places of the rows that can be computed as one tensor. A compiler does without: it makes one loop of the rule."""
+    """Places of the rows, those together that can be computed as one tensor. A compiler fuses the rule by itself."""
     if torch.compiler.is_compiling():
         return [[i] for i in range(len(rows))]
     groups: dict[Any, list[int]] = {}
@@ -98,9 +99,6 @@ def _packs(row: Sequence[Tensor]) -> bool:
     """Whether a small tensor, its gradient and moments can be parts of larger ones: plain, alike, without gaps."""
     shape = row[0].shape
     return shape.numel() <= _SMALL and all(type(x) in _PLAIN and x.shape == shape and x.is_contiguous() for x in row)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def for_each(hparam: Any, params: Any) -> list[Tensor]:

@@ -74,6 +74,5 @@ def _decay(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
     d = bucket.deviations(w)
     agree = add(w, [-1.0] * len(w), moved, out=bucket.scratch(1))
     torch._foreach_mul_(agree, d)
-    less = numbers["less"][0]
-    for x, y, z, out in zip(moved, agree, d, bucket.new["w"], strict=True):
+    for x, y, z, less, out in zip(moved, agree, d, bucket.each(numbers["less"]), bucket.new["w"], strict=True):
         torch.addcmul(x, y.ge_(0), z, value=less, out=out)  # 0 or 1: bools would take ten times as long

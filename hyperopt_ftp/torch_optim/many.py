@@ -32,7 +32,7 @@ class Bucket:
 
     Attributes:
         owners: the position of each piece's tensor.
-        state: the rule's entries of full size by name, to be read.
+        state: the rule's entries of full size by name, and the anchors (``"w0"``), to be read.
         new: memory for results: ``"w"``, where the moved weights lie, and what :attr:`Phase.makes` names.
     """
 
