@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -45,11 +46,10 @@ class EagerWalk:
         whole: whether what comes before it counts too.
     """
 
-    setting = staticmethod(twice_differentiable)  # to be entered around forward, step and back
-
     def __init__(self, steps: Steps, start: Start, knobs: list[Tensor], first: int, whole: bool) -> None:
         self._whole = whole
-        self._steps, self._start, self._knobs, self.first = steps, start, knobs, first
+        self._steps, self._start, self._knobs = steps, start, knobs
+        self.first: int = first
         self._graphs: dict[int, _Graph] = {}  # of steps that were kept
         self._gradients: dict[int, Gradient] = {}  # of steps whose update is made again, and with it their graph
         self._updates: dict[int, RngState] = {}  # when these updates began
@@ -61,6 +61,10 @@ class EagerWalk:
         wanted = steps.wanted
         self._curved_at_first = any(tree.leaves(wanted.hparams.get("loss", False)))
         self._curved_at_first |= whole and any(tree.leaves(wanted.params))
+
+    def setting(self) -> AbstractContextManager[None]:
+        """To be entered around forward, step and back."""
+        return twice_differentiable()
 
     def beginning(self, first: int) -> EagerWalk:
         """Another one, from that step on."""
