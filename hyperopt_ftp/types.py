@@ -60,7 +60,7 @@ Norm: TypeAlias = Literal["mars", "l2"]  #: rows in L1, or the whole tensor in L
 PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or strength
 Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
-#: Which steps :class:`~hyperopt_ftp.Unroll` keeps.
+#: What :class:`~hyperopt_ftp.Unroll` keeps of its steps; ``None``, its default, lets it choose.
 CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", "auto", False]
 #: Whether steps are compiled: by inductor, or by another of torch.compile's backends, by name.
 Compile: TypeAlias = bool | str

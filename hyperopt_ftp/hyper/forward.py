@@ -47,7 +47,8 @@ class Forward:
     Args:
         chunk: how many tangents live at once. ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for
             losses that it cannot take. With more tangents than that the training is run again for each chunk.
-        compile: run each step, its tangents included, as one program; as in :class:`Unroll`.
+        compile: run each step, its tangents included, as one program; as in :class:`Unroll`, without effect where the
+            steps themselves are differentiated.
 
     Raises:
         ValueError: a chunk below 1; as :class:`Unroll` with ``compile``.

@@ -1,4 +1,4 @@
-"""Exact reverse mode through K steps, one step's graph at a time."""
+"""Exact reverse mode through K steps, with as much kept of them as was asked for."""
 
 from __future__ import annotations
 
@@ -46,23 +46,25 @@ class Unroll:
         (gbar, sbar, pbar, hbar) = vjp of update at step k with (lambda_p, lambda_s)
         lambda_p <- pbar + H_k gbar,   lambda_s <- sbar,   dL/dh += hbar + (d^2 train_loss / dh dp)^T gbar
 
-    where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``. One
-    step's graph lives at a time, so the peak is that graph plus the params and state of each step; a gradient is
-    computed twice. Under a ``torch.func`` transform, and for a derivative of the derivative
-    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all: ``checkpoint`` and
-    ``memory`` then have no effect.
+    where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``.
+
+    Memory is traded for time. Where a step's graph is kept, its gradient is computed once. Where only its point is (the
+    params and state that it begins with), its gradient is computed a second time, and one such graph lives at a time.
+    Small graphs are all kept, unasked. Under a ``torch.func`` transform, and for a derivative of the derivative
+    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all: ``checkpoint``,
+    ``offload``, ``memory`` and ``compile`` then have no effect.
 
     Args:
         truncate: differentiate the last ``truncate`` steps only; the start's params and state count as constants.
             ``None``: all.
-        checkpoint: keep params and state, a point, of every n-th step and recompute those between (``"sqrt"``:
-            n = sqrt(K)); 1 keeps every step. ``"log"``: keep them in a tree of arity 4, for thousands of steps: with
+        checkpoint: keep the point of every n-th step and recompute those between (``"sqrt"``: n = sqrt(K)); 1 keeps
+            every point. ``"log"``: keep them in a tree of arity 4, for thousands of steps: with
             ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points live at once, and ``K (3 d / 4 - 1) + 1`` steps are made
             again (K = 1000: 16 points, 2.75 K steps). ``False``: keep the graphs of all gradients and recompute
             nothing: fastest, most memory. ``"auto"``: what recomputes least within ``memory``: all graphs; else every
             point, and the graphs of the last steps; else the points of every n-th step; else those of the tree.
-            ``None``: all graphs where batches are a list and graphs small, by an estimate from the first step at most
-            64 MiB in all; else 1.
+            ``None``: all graphs where they are small, at most 64 MiB by an estimate from the first step, and batches
+            are a list or tuple; else 1.
         offload: points lie on the CPU, and ``checkpoint=None`` is 1; graphs stay where they are.
         memory: for ``"auto"``, bytes of tensors above what is held when the steps begin, on the devices that the params
             are on. The first step that is differentiated is made once more to measure it, with the random numbers put
@@ -70,11 +72,11 @@ class Unroll:
             may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
             workspace), come on top.
         compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
-            of another backend). No graph is kept. Small networks run several times as fast, after some ten seconds of
-            compilation, which a line of the log tells. Programs are kept for the process, by the code of optimizer and
-            loss. Another shape, dtype or value that the loss closes over compiles anew, with a warning that says what
-            has changed; sizes that vary become variables of the program. Results are those of the steps as they are
-            written, to rounding; random numbers are as reproducible, but may be others.
+            of another backend). No graph is kept: ``checkpoint=None`` is 1. Small networks run several times as fast,
+            after some ten seconds of compilation, which a line of the log tells. Programs are kept for the process, by
+            the code of optimizer and loss. Another shape, dtype or value that the loss closes over compiles anew, with
+            a warning that says what has changed; sizes that vary become variables of the program. Results are those of
+            the steps as they are written, to rounding; random numbers are as reproducible, but may be others.
 
     Raises:
         ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
