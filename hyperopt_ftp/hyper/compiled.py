@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from functools import partial
 from typing import Any
@@ -13,16 +14,14 @@ from torch import Tensor
 from .. import tree
 from ..types import Compile, Optimizer, Params, State
 from .checkpoints import Point
-from .leaves import chosen, floats, fresh, refill
+from .leaves import Row, chosen, floats, fresh, refill
 from .programs import Look, codes_of, program
 from .rng import Recorder, refuse_other_losses
 from .second_order import compiled_steps
-from .steps import Steps
+from .steps import Steps, check_constant
 from .strategy import Start
 
 __all__ = ["CompiledSteps", "CompiledWalk", "check_compilable"]
-
-Row = list[Tensor | None]  # one for each of some tensors; None is zero
 
 
 class CompiledSteps:
@@ -81,7 +80,8 @@ class CompiledSteps:
 class CompiledWalk:
     """K steps forward, and back, as :class:`~hyperopt_ftp.hyper.eager.EagerWalk`, by compiled steps."""
 
-    setting = staticmethod(compiled_steps)
+    def setting(self) -> AbstractContextManager[None]:
+        return compiled_steps()
 
     def __init__(self, steps: Steps, start: Start, compile: Compile) -> None:
         check_compilable(start.params)
@@ -89,7 +89,7 @@ class CompiledWalk:
         self._compiled = CompiledSteps(steps.optimizer, steps.train_loss, compile)
         self._hparams = fresh(start.hparams, False)[1]
         self._losses: dict[int, Tensor] = {}
-        self._pairs: list[tuple[Tensor, Tensor]] = []  # losses of steps that were made again
+        self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its loss, and that of the step made again
         self._recorder = Recorder()
 
     def again(self) -> CompiledWalk:
@@ -101,12 +101,9 @@ class CompiledWalk:
         params, state, self._losses[k] = self._run(k, params, state)
         return params, state, self._losses[k]
 
-    def keeps_small(self, k: int, params: Params, count: int) -> bool:
-        return False  # there are no graphs
-
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
         params, state, loss = self._run(k, params, state)
-        self._pairs.append((self._losses[k], loss))
+        self._pairs.append((k, self._losses[k], loss))
         return params, state
 
     def back(self, k: int, point: Point, back_p: Row, back_s: Row) -> tuple[Row, Row, Row, Row]:
@@ -116,14 +113,15 @@ class CompiledWalk:
             point.rng,
             lambda: self._compiled.back(point.params, point.state, batch, self._hparams, masks, [*back_p, *back_s]),
         )
-        self._pairs.append((self._losses[k], loss))
+        self._pairs.append((k, self._losses[k], loss))
         bar_p, bar_s, bar_h, bar_b = found
         return bar_p, bar_s, bar_h, bar_b
 
     def compare(self) -> None:
         if self._pairs:
+            ks, first, again = zip(*self._pairs, strict=True)
             # Each program adds up in an order of its own.
-            refuse_other_losses(*(torch.stack(column) for column in zip(*self._pairs, strict=True)), power=0.5)
+            refuse_other_losses(torch.stack(first), torch.stack(again), power=0.5, steps=ks)
 
     def _run(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
         batch, wanted = self._batch(k)
@@ -132,8 +130,9 @@ class CompiledWalk:
 
     def _batch(self, k: int) -> tuple[Any, Any]:
         """Those of step k, and what is wanted of it."""
-        wanted = self._steps.wanted.batches
-        return fresh(self._start.batches[k], False)[1], wanted[k] if isinstance(wanted, (list, tuple)) else False
+        batch, wanted = self._start.batches[k], self._steps.wanted_batch(k)
+        check_constant(batch, wanted)
+        return fresh(batch, False)[1], wanted
 
 
 def check_compilable(params: Params) -> None:

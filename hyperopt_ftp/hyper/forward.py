@@ -16,7 +16,7 @@ from .leaves import Row, chosen, cotangents_of, floats, fresh, is_float, known, 
 from .programs import check_compile
 from .rng import Recorder, RngState, refuse_other_losses
 from .second_order import compiled_steps, twice_differentiable
-from .steps import Steps, pull
+from .steps import Steps, check_constant, pull
 from .strategy import Start, Trained
 
 __all__ = ["Forward"]
@@ -151,7 +151,9 @@ def _carry_compiled(steps: Steps, start: Start, a: int, b: int, compile: Compile
     split = len(floats(params))
     with compiled_steps():
         for k in range(len(start.batches)):
-            batch, wanted = fresh(start.batches[k], False)[1], steps.wanted_batch(k)
+            batch, wanted = start.batches[k], steps.wanted_batch(k)
+            check_constant(batch, wanted)
+            batch = fresh(batch, False)[1]
             d_batch = _filled(chosen(batch, wanted), units.of(batch, wanted), rows)
             params, state, loss, tangents = compiled.along(
                 params, state, batch, hparams, (steps.wanted.hparams, wanted),

@@ -106,10 +106,10 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
         raise _another(pairs[at][0], before[at, 0], after[at, 0])
 
 
-def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75) -> None:
+def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
     """Raise unless the steps have the training losses that they had the first time, but for ``eps ** power``.
 
-    Under vmap nobody looks.
+    ``steps`` are their numbers, else they are all. Under vmap nobody looks.
     """
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape:
@@ -119,7 +119,8 @@ def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75) -> No
     other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.nonzero()[0])
-        raise _another(at % first.shape[-1], before[at], after[at])
+        k = at % first.shape[-1]
+        raise _another(steps[k] if steps else k, before[at], after[at])
 
 
 def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:

@@ -13,41 +13,55 @@ __all__ = ["compiled_steps", "twice_differentiable"]
 
 
 class _Shared:
-    """Settings of the whole process: entered by the first thread that needs them and left by the last."""
+    """Settings of the whole process: entered by the first thread that needs them and left by the last.
+
+    Attention goes by its formula. Functions that torch.compile has made run as written, but while one of our own
+    programs runs; a program that another thread's loss uses then fails at its second derivative, with an error.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._stack = threading.Lock(), 0, ExitStack()
+        self._lock, self._stack = threading.Lock(), ExitStack()
+        self._inside = {"force_eager": 0, "default": 0}
+        self._stance: str | None = None  # that is set
 
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                with ExitStack() as stack:  # what is entered is left again where the next one fails
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
-                    self._stack = stack.pop_all()
-            self._inside += 1
+    @contextmanager
+    def entered(self, stance: str) -> Iterator[None]:
+        self._add(stance, 1)
+        try:
+            yield
+        finally:
+            self._add(stance, -1)
 
-    def __exit__(self, *error: object) -> None:
+    def _add(self, stance: str, number: int) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            inside = self._inside | {stance: self._inside[stance] + number}
+            wanted = "default" if inside["default"] else "force_eager" if inside["force_eager"] else None
+            if wanted != self._stance:
                 self._stack.close()
+                self._stack, self._stance = ExitStack(), None
+                if wanted:
+                    with ExitStack() as stack:  # what is entered is left again where the next one fails
+                        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                        stack.enter_context(torch.compiler.set_stance(wanted))
+                        self._stack = stack.pop_all()
+                self._stance = wanted
+            self._inside = inside
 
 
-_second_order = _Shared()
+_shared = _Shared()
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
-    with _second_order, _without_autocast_cache():
+    with _shared.entered("force_eager"), _without_autocast_cache():
         yield
 
 
 @contextmanager
 def compiled_steps() -> Iterator[None]:
     """For programs of our own, which have the second derivative inside: they run compiled wherever they are called."""
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("default"), _without_autocast_cache(), torch.no_grad():
+    with _shared.entered("default"), _without_autocast_cache(), torch.no_grad():
         yield
 
 

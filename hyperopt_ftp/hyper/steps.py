@@ -21,7 +21,7 @@ from .second_order import twice_differentiable
 from .strangers import refuse_outer_tensors, refuse_strangers, stranger
 from .strategy import Start, Trained
 
-__all__ = ["Gradient", "Steps", "pull"]
+__all__ = ["Gradient", "Steps", "check_constant", "pull"]
 
 
 class Gradient(NamedTuple):
@@ -116,10 +116,8 @@ class Steps:
             again: the step has been made before, and what its loss does was looked at then.
         """
         leaves, at = fresh(params)
-        if wanted_batch is False and self.derived and not again:
-            for x in tree.leaves(batch):
-                if isinstance(x, Tensor) and x.requires_grad:
-                    raise ValueError(f"{stranger(x, 'a sequence of batches that is no list')}; or pass a list")
+        if self.derived and not again:
+            check_constant(batch, wanted_batch)
         extra, batch = fresh(batch, wanted_batch)
         knobs = [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
         known = [*leaves, *extra, *knobs]
@@ -201,6 +199,15 @@ class Steps:
         recorder, extra = Recorder(), (hparams["loss"],) if "loss" in hparams else ()
         with refuse_outer_tensors(leaves_too=True), twice_differentiable(), torch.no_grad():
             recorder.again(recorder.now(), lambda: self.train_loss(params, batch, *extra))
+
+
+def check_constant(batch: Any, wanted: Any) -> None:
+    """Raise where a batch of a sequence of somebody's own, of which nothing can be wanted, requires grad."""
+    if wanted is not False:
+        return
+    for x in tree.leaves(batch):
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(f"{stranger(x, 'a sequence of batches that is no list')}; or pass a list")
 
 
 _NO_GRAPH = (
