@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import hyperopt_ftp as hft
 
@@ -26,12 +27,16 @@ def ours(
     dtype: torch.dtype = torch.float32,
     optimizer: hft.Optimizer[Any] | None = None,
 ) -> Callable[[], Tensor]:
-    """By ``hypergradient``; where there are tasks, by ``train`` under ``grad`` and ``vmap``."""
+    """By ``hypergradient``; where there are tasks, by ``train`` under ``grad`` and ``vmap``.
+
+    A compiled step cannot run under a transform: there, one training of all tasks has the vmap inside its loss.
+    """
     opt, how = optimizer or optimizer_of(problem), strategy()
     params, l2 = tensors(problem, dtype)
     data, loss = together(problem, dtype), loss_of(problem)
     if problem.tasks is not None:
-        return lambda: flat(_over_tasks(opt, loss, params, data, how))
+        over_tasks = _at_once if getattr(how, "compile", False) else _over_tasks
+        return lambda: flat(over_tasks(opt, loss, params, data, how))
     hparams, train_loss = opt.hparams, loss
     if l2 is not None:
         hparams, train_loss = {**opt.hparams, "loss": {"l2": l2}}, _with_l2
@@ -60,3 +65,18 @@ def _over_tasks(opt: hft.Optimizer[Any], loss: Any, params: dict[str, Tensor], d
         return torch.func.vmap(of_one)(learned, held_out).mean()
 
     return torch.func.grad(outer)(params)
+
+
+def _at_once(opt: hft.Optimizer[Any], loss: Any, params: dict[str, Tensor], data: Training, how: Any) -> Any:
+    learned, held_out, steps = data.batches[0], data.held_out, len(data.batches)
+    each = torch.func.vmap(loss)
+    start = {name: x.detach().requires_grad_() for name, x in params.items()}
+    count = len(tree_leaves(learned)[0])
+    run = hft.train(
+        opt,
+        lambda p, batch: each(p, batch).sum(),
+        {name: x.expand(count, *x.shape) for name, x in start.items()},
+        [learned] * steps,
+        strategy=how,
+    )
+    return dict(zip(start, torch.autograd.grad(each(run.params, held_out).mean(), list(start.values())), strict=True))
