@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["refuse_mutation", "refuse_other_weights", "unwritten"]
+__all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten"]
+
+_NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
 
 class refuse_mutation(TorchDispatchMode):  # a context manager
@@ -79,6 +82,22 @@ class unwritten:  # a context manager
         for x, version in zip(self._tensors, self._versions, strict=True):
             if x._version != version:
                 raise _writes("train_loss", "", x)
+
+
+class NewHooks(Exception):
+    """The code inside has given saved tensors hooks, as activation checkpointing does."""
+
+
+@contextmanager
+def no_new_hooks() -> Iterator[None]:
+    """:class:`NewHooks` where the code inside sets hooks on what is saved for the backward pass."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+            yield
+    except RuntimeError as error:
+        if str(error) != _NO_HOOKS:
+            raise
+        raise NewHooks from error
 
 
 def _writes(what: str, how: str, target: Tensor) -> RuntimeError:

@@ -52,13 +52,18 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], what: str, backend: Compile) -> None:
-        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
-        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
-        self._what, self._backend = what, backend
+        self._function, self._what, self._backend = function, what, backend
         self._lock = threading.RLock()
         self._given: tuple[Any, ...] = ()  # in this call
         self._told = False  # whether something is compiled in this call
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget all that was compiled."""
+        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
+        code = self._function.__code__.replace()
+        own = types.FunctionType(code, self._function.__globals__, self._function.__name__)
+        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
         self._was: dict[str, str] = {}  # what it was compiled for before the last time
         self._is: dict[str, str] = {}  # and for the last time
 
@@ -70,20 +75,38 @@ class Program:
                 look()
             self._given, self._told = given, False
             try:
-                found = self._compiled(*given)
+                found = self._value(given)
             except _failures() as error:
                 text = str(error).strip().split("\n\n")[0]
                 raise RuntimeError(
                     f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch "
-                    "without branches on values, or leave out compile=True"
+                    "without branches on values and without random numbers of one's own, or leave out compile=True"
                 ) from error
             finally:
                 self._given = ()
             if self._told and not first:
-                if look:
-                    look()
+                self._look_again(look)
                 warnings.warn(self._changed(), UserWarning, stacklevel=4)
             return found
+
+    def _value(self, given: tuple[Any, ...]) -> Any:
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        try:
+            return self._compiled(*given)
+        except FailOnRecompileLimitHit:  # so many programs are kept of one code object, and no more
+            was = self._is
+            self._begin()
+            self._is = was
+            return self._compiled(*given)
+
+    def _look_again(self, look: Look | None) -> None:
+        try:
+            if look:
+                look()
+        except BaseException:
+            self._begin()  # else what is refused would run the next time, without a look
+            raise
 
     def _compile(self, graph: Any, inputs: list[Tensor]) -> Any:
         """What torch.compile calls to compile."""

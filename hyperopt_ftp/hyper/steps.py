@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ..types import Optimizer, Params, State
 from .arguments import check_scalar
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, floats, fresh, refill
-from .mutation import refuse_mutation, refuse_other_weights, unwritten
+from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
 from .rng import Recorder
 from .second_order import twice_differentiable
 from .strangers import refuse_outer_tensors, refuse_strangers, stranger
@@ -136,7 +136,8 @@ class Steps:
         """The loss, or an error where it does what a derivative through it cannot allow.
 
         Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it
-        is enough to see that nothing has been written into.
+        is enough to see that nothing has been written into; but where a hparam of the loss is wanted, whose number it
+        could take without a trace.
         """
         seen, tensors = self.seen, [x for x in tree.leaves(batch) if isinstance(x, Tensor)]
         with refuse_outer_tensors() if self.apart else nullcontext():
@@ -144,21 +145,20 @@ class Steps:
                 loss = self._loss_at(params, batch, hparams)
                 refuse_strangers(loss, known)
                 return loss
-            if seen.graphs:
+            if seen.graphs and not any(tree.leaves(self.wanted.hparams.get("loss", False))):
                 recorder = Recorder()
                 rng = recorder.now()
-                with unwritten([*seen.outside, *tensors]):
-                    loss = self._loss_at(params, batch, hparams)
-                graph = refuse_strangers(loss, known)
-                if graph in seen.graphs:
-                    return loss
+                # Hooks on what is saved leave no trace in the graph.
+                with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
+                    with unwritten([*seen.outside, *tensors]):
+                        loss = self._loss_at(params, batch, hparams)
+                    graph = refuse_strangers(loss, known)
+                    if graph in seen.graphs:
+                        return loss
                 recorder.rewind(rng)
-                with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
-                    loss = self._loss_at(params, batch, hparams)
-            else:
-                with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
-                    loss = self._loss_at(params, batch, hparams)
-                graph = refuse_strangers(loss, known)
+            with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
+                loss = self._loss_at(params, batch, hparams)
+            graph = refuse_strangers(loss, known)
         seen.graphs.add(graph)
         seen.outside += [x for x in watch.outside.values() if not any(x is y for y in seen.outside)]
         seen.has_hooks |= watch.has_hooks
@@ -167,6 +167,7 @@ class Steps:
 
     def look(self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False) -> None:
         """Raise where the loss of a step that runs as a compiled program does what it may not."""
+        self.seen.graphs.clear()  # what another program does may leave no trace in the graph
         recorder = Recorder()
         own = fresh(hparams, self.wanted.hparams)[1]
         with twice_differentiable():
