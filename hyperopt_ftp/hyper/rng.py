@@ -79,7 +79,8 @@ class Recorder:
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
     """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is."""
-    rows = [loss.detach(), *torch._foreach_norm([g.detach() for g in grads if g.numel()])]
+    some = [g.detach() for g in grads if g.numel()]
+    rows = [loss.detach(), *(torch._foreach_norm(some) if some else [])]
     dtypes = {x.dtype for x in rows}
     if len(dtypes) > 1 or dtypes & {torch.float16, torch.bfloat16} or loss.device.type != "cpu":
         wide = torch.float64 if torch.float64 in dtypes else torch.float32

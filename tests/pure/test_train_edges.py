@@ -220,7 +220,8 @@ def test_backward_under_another_autocast_than_forward():
     assert not torch.equal(slope(True, True), slope(False, False))
 
 
-def test_a_module_that_checkpoints_inside_functional_call_is_refused():
+@pytest.mark.parametrize("least", [0.0, 5.0], ids=["each step", "later steps"])
+def test_a_module_that_checkpoints_inside_functional_call_is_refused(least):
     """Its backward pass would run with the module's own weights, not with the params."""
 
     class Checkpointed(torch.nn.Module):
@@ -229,7 +230,7 @@ def test_a_module_that_checkpoints_inside_functional_call_is_refused():
             self.inner = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
 
         def forward(self, x):
-            return checkpoint(self.inner, x, use_reentrant=False)
+            return checkpoint(self.inner, x, use_reentrant=False) if x.sum() > least else self.inner(x)
 
     net = Checkpointed()
     params = {name: p.detach() for name, p in net.named_parameters()}
@@ -250,6 +251,14 @@ def test_a_module_that_checkpoints_inside_functional_call_is_refused():
         for f in (inside, outside_of_checkpoints)
     )
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@every_unroll
+def test_params_without_entries(strategy):
+    lr = leaf(0.1)
+    trained = run(lr, strategy, train_loss=lambda p, x: (p.sum() + 1) * x.sum(), params=W[:0])
+    assert trained.losses.tolist() == [x.sum().item() for x in DATA]
+    assert torch.autograd.grad(trained.params.sum(), lr)[0] == 0
 
 
 # -- odd data ---------------------------------------------------------------------------------------------------------
