@@ -338,9 +338,9 @@ def test_what_compiled_steps_do_not_do(name: str):
         )
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="does not run under autocast"):
         slope(loss, batches(2), kind(compile=CHEAP))
-    with pytest.raises(ValueError, match="compile must be True, False or one of .*did you mean 'inductor'"):
+    with pytest.raises(ValueError, match="compile must be .*a backend such as .*did you mean 'inductor'"):
         kind(compile="inducto")
-    with pytest.raises(TypeError, match="compile must be True or False, got 1"):
+    with pytest.raises(TypeError, match="compile must be True, False or .*, got 1"):
         kind(compile=1)
     if kind is hft.Unroll:
         for keeps in ({"checkpoint": False}, {"checkpoint": "auto", "memory": 2**30}):

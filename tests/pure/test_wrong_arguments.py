@@ -133,6 +133,20 @@ def test_a_loss_with_another_graph_is_looked_at_again(later, strategy):
         hft.hypergradient(opt, loss, lambda p: p["w"].sum(), start(), data, "loss", hparams, strategy=strategy)
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_the_number_of_an_hparam_is_seen_in_a_later_step_of_the_same_graph(strategy):
+    def loss(p, batch, h):
+        x, warm = batch
+        return hidden(p, x).square().sum() * (1.0 if warm else float(h)) + p["w"].square().sum() * h
+
+    data = [(torch.ones(2, 3, dtype=F64), k == 0) for k in range(3)]
+    opt = hft.sgd(lr=0.01)
+    hparams = {**opt.hparams, "loss": torch.tensor(0.5, dtype=F64)}
+    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
+        hft.hypergradient(opt, loss, lambda p: p["w"].sum(), start(), data, "loss", hparams, strategy=strategy)
+
+
 @pytest.mark.parametrize("writer", WRITERS[:2])
 def test_zero_order_writes_nothing_either(writer):
     held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64)}
