@@ -58,7 +58,7 @@ class CompiledSteps:
         """
         after = [tree.working(x) for x in (*floats(params), *floats(state))]
         given = [torch.zeros_like(x) if v is None else _laid_out(v, x) for x, v in zip(after, cotangents, strict=True)]
-        params, state, hparams = _apart(params, state, hparams)
+        params, state, hparams, given = _apart(params, state, hparams, given)
         return self._back.run(None, *self._functions, params, state, batch, hparams, wanted, given)
 
     def along(
@@ -72,8 +72,8 @@ class CompiledSteps:
             tangents: of the floats of params and state, of the wanted hparams and of the wanted batch; the first
                 dimension counts them.
         """
-        params, state, hparams = _apart(params, state, hparams)
-        tangents = [[t.contiguous() for t in row] for row in tangents]
+        rows = [[t.contiguous() for t in row] for row in tangents]
+        params, state, hparams, tangents = _apart(params, state, hparams, rows)
         return self._along.run(look, *self._functions, params, state, batch, hparams, wanted, tangents)
 
 

@@ -80,7 +80,8 @@ class Program:
                 text = str(error).strip().split("\n\n")[0]
                 raise RuntimeError(
                     f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch "
-                    "without branches on values and without random numbers of one's own, or leave out compile=True"
+                    "without branches on values and without random numbers of one's own (compile='eager' tells whether "
+                    "it is that, or a compiler that is missing), or leave out compile=True"
                 ) from error
             finally:
                 self._given = ()

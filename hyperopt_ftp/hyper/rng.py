@@ -131,6 +131,6 @@ def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
         "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
         "own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a module between train "
         "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
-        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), without compile, which computes each "
-        "step once"
+        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), without compile, which computes "
+        "each step once"
     )
