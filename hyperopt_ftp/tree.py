@@ -32,24 +32,23 @@ class Structure:
     Attributes:
         leaves: of the tree that it was made from.
 
-    Dicts of tensors, and tuples of such, are what params and states are made of: they are walked here, since pytree,
+    Params, states and hparams are dicts, lists and tuples of tensors and numbers: these are walked here, since pytree,
     which takes anything, takes three times as long.
     """
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._keys: list[Any] | None = None
-        self._parts: list[Structure | None] | None = None  # None: a tensor
+        self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
+        self._parts: list[Structure | None] | None = None  # None: a leaf
         self._spec: Any = None
         self.leaves: list[Any]
-        if _is_flat(tree):
-            self._keys, self.leaves = list(tree), list(tree.values())
-        elif type(tree) is tuple or pytree.is_namedtuple_instance(tree):
-            self._parts = [None if isinstance(x, Tensor) else Structure(x) for x in tree]
-            rows = ([x] if part is None else part.leaves for x, part in zip(tree, self._parts, strict=True))
-            self.leaves = [x for row in rows for x in row]
-        else:
+        values = tree.values() if self._keys is not None else tree
+        if self._keys is None and type(tree) not in (tuple, list) and not pytree.is_namedtuple_instance(tree):
             self.leaves, self._spec = pytree.tree_flatten(tree)
+            return
+        parts = self._parts = [None if isinstance(x, _LEAVES) else Structure(x) for x in values]
+        rows = ([x] if part is None else part.leaves for x, part in zip(values, parts, strict=True))
+        self.leaves = list(values) if not any(parts) else [x for row in rows for x in row]
 
     def __call__(self, new: Sequence[Any]) -> Any:
         """A tree with the leaves ``new``."""
@@ -59,12 +58,12 @@ class Structure:
         return self._filled(iter(new))
 
     def _filled(self, new: Iterator[Any]) -> Any:
-        if self._keys is not None:
-            return dict(zip(self._keys, new, strict=False))
         if self._parts is None:
             return pytree.tree_unflatten(list(islice(new, len(self.leaves))), self._spec)
         values = [next(new) if part is None else part._filled(new) for part in self._parts]
-        return tuple(values) if type(self._tree) is tuple else type(self._tree)(*values)
+        if self._keys is not None:
+            return dict(zip(self._keys, values, strict=True))
+        return type(self._tree)(values) if type(self._tree) in (tuple, list) else type(self._tree)(*values)
 
     def aligned(self, tree: Any, what: str = "tree") -> list[Any]:
         """Leaves of ``tree`` in order, or a ``ValueError`` where it has another structure."""
@@ -89,13 +88,12 @@ class Structure:
         """Append the leaves of ``tree``; ``False``: pytree has to look."""
         if type(tree) is not type(self._tree):
             return False
-        if self._keys is not None:
-            if len(tree) != len(self._keys) or not all(key in tree for key in self._keys):
-                return False
-            found += [tree[key] for key in self._keys]
-            return True
         if self._parts is None or len(tree) != len(self._parts):
             return False
+        if self._keys is not None:
+            if not all(key in tree for key in self._keys):
+                return False
+            tree = [tree[key] for key in self._keys]
         for x, part in zip(tree, self._parts, strict=True):
             if part is None:
                 found.append(x)
@@ -104,8 +102,7 @@ class Structure:
         return True
 
 
-def _is_flat(tree: Any) -> bool:
-    return type(tree) is dict and all(isinstance(x, Tensor) for x in tree.values())
+_LEAVES = (Tensor, bool, int, float, str)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:

@@ -21,7 +21,7 @@ from .strategy import Start
 __all__ = ["EagerWalk", "added", "is_narrow"]
 
 #: Bytes of the graphs that are kept unasked.
-SMALL = 2**26
+SMALL = 2**27
 
 
 class _Graph(NamedTuple):
@@ -95,9 +95,9 @@ class EagerWalk:
         """Whether ``count`` graphs like that of step k are small enough to be kept unasked; if not, it is dropped.
 
         By what the loss has made in a step: a gradient with its graph takes about four times that, and an update about
-        16 tensors for each param.
+        eight tensors for each param.
         """
-        each = 4 * self._steps.seen.bytes + 16 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
+        each = 4 * self._steps.seen.bytes + 8 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         if count * each <= SMALL and isinstance(self._start.batches, (list, tuple)):
             return True

@@ -63,7 +63,7 @@ class Unroll:
             again (K = 1000: 16 points, 2.75 K steps). ``False``: keep the graphs of all gradients and recompute
             nothing: fastest, most memory. ``"auto"``: what recomputes least within ``memory``: all graphs; else every
             point, and the graphs of the last steps; else the points of every n-th step; else those of the tree.
-            ``None``: all graphs where they are small, at most 64 MiB by an estimate from the first step, and batches
+            ``None``: all graphs where they are small, at most 128 MiB by an estimate from the first step, and batches
             are a list or tuple; else 1.
         offload: points lie on the CPU, and ``checkpoint=None`` is 1; graphs stay where they are.
         memory: for ``"auto"``, bytes of tensors above what is held when the steps begin, on the devices that the params
