@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 __all__ = ["apart", "draw"]
@@ -41,7 +42,8 @@ def _panel(panel: Any, record: dict[str, Any]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     what, threads = record["what"].replace(", d/d", "\nd/d"), record["threads"]
-    panel.set_title(f"{what}, {threads} thread{'s' if threads > 1 else ''}", fontsize=9)
+    title = f"{what}, {threads} thread{'s' if threads > 1 else ''}"
+    panel.set_title("\n".join(line for part in title.split("\n") for line in wrap(part, 62)), fontsize=9)
     panel.set_xlabel("peak memory, MiB", fontsize=9)
     panel.set_ylabel("time, ms", fontsize=9)
     panel.tick_params(which="both", labelsize=8)
