@@ -302,15 +302,3 @@ def test_a_loss_that_writes_in_place_is_refused():
         call()
     net.eval()
     call()
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's own
-@pytest.mark.parametrize("kind", [hft.Unroll, hft.Forward])
-def test_compiled_steps_give_the_same(kind):
-    """All else about them is in tests/compiled."""
-    opt, data = hft.adam(lr=0.1, eps=1e-2), batches(3)
-    outer = lambda p: loss(p, data[0])  # noqa: E731
-    got, want = (
-        hft.hypergradient(opt, loss, outer, start(), data, strategy=kind(compile=how)) for how in ("aot_eager", False)
-    )
-    torch.testing.assert_close(tree.leaves(got), tree.leaves(want), rtol=1e-12, atol=1e-12)
