@@ -83,8 +83,7 @@ def digrap_rule(omega_lr: HParam, gradient: PaperOrExact) -> Rule:
         sums = {"last": dot(g, state["slope"]), "product": dot(g, d), "square": dot(d, d)}
         x = strengths(sums, state, h, gradient)
         slope, less = x.pop("along") * d, x.pop("less")
-        new = {**x, "slope": slope.to(w.dtype)}
-        return g - less * d, {spec.name: new[spec.name] for spec in DIGRAP_SPECS}
+        return g - less * d, {**x, "slope": slope.to(w.dtype)}
 
     return Rule(to_tensors(omega_lr=omega_lr), before, specs=DIGRAP_SPECS, reads=("lr",))
 

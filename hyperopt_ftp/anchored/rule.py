@@ -132,6 +132,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
             if rule.after:
                 w, held[name] = rule.after(w, before[name], w0[name], raw[name], held[name], h[name])
             new[name] = w.to(stored[name].dtype)
+            # In the order of the first state: another one is another structure to a compiler.
+            held[name] = {spec.name: held[name][spec.name] for spec in rule.specs}
         return tree.put(moved, new), layout.pack(inner, held)
 
     def start(params: Any, owns: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         self._what = what
         self._knobs = {id(x) for x in knobs}
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
-        self._arguments = {id(x) for x in (*knobs, *arguments)}
-        #: What the code inside has used and not made, beside its arguments.
+        self._arguments = {_storage(x) for x in (*knobs, *arguments)}
+        #: What the code inside has used and not made, beside its arguments and views of them: one tensor by storage.
         self.outside: dict[int, Tensor] = {}
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
@@ -53,8 +53,9 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self._made.update(_storage(x) for x in _tensors(args))
         for x in (*_tensors(args), *_tensors(kwargs)):
-            if _storage(x) not in self._made and id(x) not in self._arguments and not x.is_inference():
-                self.outside[id(x)] = x
+            storage = _storage(x)
+            if storage not in self._made and storage not in self._arguments:
+                self.outside[storage] = x
         result = func(*args, **kwargs)
         made = [_storage(x) for x in _tensors(result)]
         if any(x not in self._made for x in made):
@@ -70,7 +71,7 @@ class unwritten:  # a context manager
     """Raise where the code inside has changed one of these tensors: what :class:`refuse_mutation` sees, afterwards."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
+        self._tensors = [x for x in tensors if not x.is_inference()]  # those have no versions, and are never written
         self._versions: list[int] = []
 
     def __enter__(self) -> None:

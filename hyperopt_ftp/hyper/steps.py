@@ -38,7 +38,7 @@ class Seen:
     """What the training loss has been seen to do by looking at each of its operations."""
 
     graphs: set[int] = field(default_factory=set)  # of the loss, by the numbers that refuse_strangers gives
-    outside: list[Tensor] = field(default_factory=list)  # what it uses beside its arguments
+    outside: dict[int, Tensor] = field(default_factory=dict)  # what it uses beside its arguments
     has_hooks: bool = False  # on what is saved for the backward pass
     bytes: int = 0  # of all tensors that it has made in a step
 
@@ -150,7 +150,7 @@ class Steps:
                 rng = recorder.now()
                 # Hooks on what is saved leave no trace in the graph.
                 with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
-                    with unwritten([*seen.outside, *tensors]):
+                    with unwritten([*seen.outside.values(), *tensors]):
                         loss = self._loss_at(params, batch, hparams)
                     graph = refuse_strangers(loss, known)
                     if graph in seen.graphs:
@@ -160,7 +160,7 @@ class Steps:
                 loss = self._loss_at(params, batch, hparams)
             graph = refuse_strangers(loss, known)
         seen.graphs.add(graph)
-        seen.outside += [x for x in watch.outside.values() if not any(x is y for y in seen.outside)]
+        seen.outside |= watch.outside
         seen.has_hooks |= watch.has_hooks
         seen.bytes = max(seen.bytes, watch.bytes)
         return loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -370,4 +369,3 @@ def test_no_derivative_no_compilation(programs: list[str]):
     run = hft.train(hft.sgd(), loss, start(), batches(3), strategy=hft.Unroll(compile=True))
     assert math.isfinite(run.losses.sum())
     assert not programs
-    assert logging.getLogger("hyperopt_ftp").name == "hyperopt_ftp"

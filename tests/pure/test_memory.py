@@ -168,6 +168,34 @@ def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyP
     assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
 
 
+@pytest.mark.parametrize("over", ["lr", "params"])
+def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: pytest.MonkeyPatch, over: str):
+    data, start, calls = [torch.full((3,), 1 + k / 10) for k in range(5)], torch.zeros(3, dtype=torch.bfloat16), []
+    monkeypatch.setattr(eager, "SMALL", 0)
+    for strategy in (PLAIN, hft.Unroll()):
+        loss = Counted(0.0)
+        found = hft.hypergradient(SGD, loss, lambda p: p.float().square().sum(), start, data, over, strategy=strategy)
+        calls.append((loss.calls, found[1][over]))
+    assert calls[0][0] == calls[1][0] == (10 if over == "params" else 9)
+    assert torch.equal(calls[0][1], calls[1][1])
+
+
+def test_what_a_loss_uses_is_held_once_whatever_views_it_makes():
+    held, seen = torch.ones(4, dtype=F64), []
+
+    def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
+        return ((p - x[:3]) * held[:3]).square().sum() * h
+
+    class Watched(hft.Unroll):
+        def run(self, steps: Any, start: Any) -> Any:
+            seen.append(steps.seen)
+            return super().run(steps, start)
+
+    data, hparams = [torch.ones(4, dtype=F64) for _ in range(6)], {**SGD.hparams, "loss": torch.ones((), dtype=F64)}
+    hft.hypergradient(SGD, loss, torch.sum, torch.zeros(3, dtype=F64), data, "loss", hparams, strategy=Watched())
+    assert [x.untyped_storage().data_ptr() for x in seen[0].outside.values()] == [held.untyped_storage().data_ptr()]
+
+
 def test_batches_in_one_piece_of_memory_are_read_again():
     data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(9)]
     slopes = []
