@@ -13,21 +13,40 @@ from torch.autograd import forward_ad
 
 from .. import tree
 from ..hparams import as_tensor, complete
-from ..types import HParams, Optimizer
+from ..types import HParams, Optimizer, Params
 from .functorch import tracked, under_transform
 
-__all__ = ["argument_counts", "check_arguments", "check_batches", "check_hparams", "check_leaves", "check_scalar"]
+__all__ = [
+    "argument_counts",
+    "check_arguments",
+    "check_batches",
+    "check_hparams",
+    "check_leaves",
+    "check_scalar",
+    "loss_at",
+    "without_loss",
+]
 
 
 def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
     """The optimizer's hparams, completed, and the loss's where they are given."""
     if not isinstance(hparams, dict) or "loss" not in hparams:
         return complete(hparams, optimizer.hparams)
-    own = {name: value for name, value in hparams.items() if name != "loss"}
+    own = without_loss(hparams)
     for name, value in tree.named(hparams["loss"]):
         if not isinstance(value, (Tensor, int, float)):
             raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
     return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
+
+
+def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's hparams alone."""
+    return {name: value for name, value in hparams.items() if name != "loss"}
+
+
+def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:
+    """The training loss, which gets hparams of its own where there are some."""
+    return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
 
 
 def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Compile, Optimizer, Params, State
+from .arguments import loss_at, without_loss
 from .checkpoints import Point
 from .leaves import Row, chosen, floats, fresh, refill
 from .programs import Look, codes_of, program
@@ -160,17 +161,9 @@ def _apart(*parts: Any) -> Any:
 # The functions that are compiled.
 
 
-def _loss_at(params: Params, train_loss: Callable[..., Tensor], batch: Any, hparams: dict[str, Any]) -> Tensor:
-    return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
-
-
-def _own(hparams: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in hparams.items() if name != "loss"}
-
-
 def _step(train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> Any:
-    grads, loss = torch.func.grad_and_value(_loss_at)(params, train_loss, batch, hparams)
-    params, state = update(grads, state, params, _own(hparams))
+    grads, loss = torch.func.grad_and_value(loss_at, argnums=1)(train_loss, params, batch, hparams)
+    params, state = update(grads, state, params, without_loss(hparams))
     return params, state, loss
 
 
@@ -181,8 +174,10 @@ def _back(
     def after(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         at, knobs = refill(params, p), refill(hparams, h, wanted[0])
         stored = tree.map_tree(lambda x, y: x.to(y.dtype), at, params)
-        grads, loss = torch.func.grad_and_value(_loss_at)(stored, train_loss, refill(batch, b, wanted[1]), knobs)
-        return floats(update(tree.map_tree(tree.working, grads), refill(state, s), at, _own(knobs))), loss
+        grads, loss = torch.func.grad_and_value(loss_at, argnums=1)(
+            train_loss, stored, refill(batch, b, wanted[1]), knobs
+        )
+        return floats(update(tree.map_tree(tree.working, grads), refill(state, s), at, without_loss(knobs))), loss
 
     wide = [[tree.working(x) for x in floats(part)] for part in (params, state)]
     point = (*wide, chosen(hparams, wanted[0]), chosen(batch, wanted[1]))
@@ -196,15 +191,15 @@ def _along(
 ) -> Any:  # fmt: skip
     knobs, inputs = chosen(hparams, wanted[0]), chosen(batch, wanted[1])
 
-    def loss_at(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> Tensor:
-        return _loss_at(refill(params, p), train_loss, refill(batch, b, wanted[1]), refill(hparams, h, wanted[0]))
+    def loss_of(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> Tensor:
+        return loss_at(train_loss, refill(params, p), refill(batch, b, wanted[1]), refill(hparams, h, wanted[0]))
 
     def slopes(p: list[Tensor]) -> Any:
-        found, loss = torch.func.grad_and_value(loss_at, argnums=(0, 1, 2))(p, knobs, inputs)
+        found, loss = torch.func.grad_and_value(loss_of, argnums=(0, 1, 2))(p, knobs, inputs)
         return found, (found[0], loss)
 
     def after(g: list[Tensor], p: list[Tensor], s: list[Tensor], h: list[Tensor]) -> list[Tensor]:
-        own = _own(refill(hparams, h, wanted[0]))
+        own = without_loss(refill(hparams, h, wanted[0]))
         return floats(update(refill(params, g), refill(state, s), refill(params, p), own))
 
     stored = floats(params)
@@ -223,5 +218,5 @@ def _along(
         moved = [x.unsqueeze(0) for x in one(*[[t[0] for t in row] for row in tangents])]
     else:
         moved = torch.func.vmap(one)(*tangents)
-    new = update(refill(params, grads), state, params, _own(hparams))
+    new = update(refill(params, grads), state, params, without_loss(hparams))
     return *new, loss, moved

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..types import Optimizer, Params, State
-from .arguments import check_scalar
+from .arguments import check_scalar, loss_at, without_loss
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, floats, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
@@ -174,8 +174,7 @@ class Steps:
             recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch))
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
-        own = {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams
-        return self.optimizer.update(grads, state, params, own)
+        return self.optimizer.update(grads, state, params, without_loss(hparams))
 
     def look_at_update(self, start: Start) -> None:
         """Raise where the optimizer's update itself uses a tensor that a derivative is taken in, by a closure."""
@@ -188,18 +187,17 @@ class Steps:
                 refuse_strangers(x, (), "the optimizer")
 
     def _loss_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
-        extra = (hparams["loss"],) if "loss" in hparams else ()
         with twice_differentiable() if self.derived else nullcontext():
-            loss = check_scalar("train_loss", self.train_loss(params, batch, *extra))
+            loss = check_scalar("train_loss", loss_at(self.train_loss, params, batch, hparams))
         if not _tracked_here(loss):
             raise ValueError(_NO_GRAPH)
         return loss
 
     def _look_for_strangers(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         """An evaluation of the loss at the level of the step itself, where tensors from further out stand out."""
-        recorder, extra = Recorder(), (hparams["loss"],) if "loss" in hparams else ()
+        recorder = Recorder()
         with refuse_outer_tensors(leaves_too=True), twice_differentiable(), torch.no_grad():
-            recorder.again(recorder.now(), lambda: self.train_loss(params, batch, *extra))
+            recorder.again(recorder.now(), lambda: loss_at(self.train_loss, params, batch, hparams))
 
 
 def check_constant(batch: Any, wanted: Any) -> None:

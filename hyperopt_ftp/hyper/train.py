@@ -13,7 +13,7 @@ from torch._compile import _disable_dynamo
 from .. import tree
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .arguments import check_arguments, check_batches, check_hparams, check_leaves
+from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
 from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
 from .node import Job, TrainNode
@@ -98,7 +98,7 @@ def train(
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
     if state is None:
-        state = optimizer.init(params, {name: value for name, value in full.items() if name != "loss"})
+        state = optimizer.init(params, without_loss(full))
     start = Start(full, params, state, batches)
     leaves, rebuild = _flat(start)
     check_leaves(leaves)
