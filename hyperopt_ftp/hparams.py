@@ -40,6 +40,7 @@ class Domain(NamedTuple):
     """Allowed values of a hyperparameter: ``low <= x <= high``, or ``x < high`` where ``open_high``.
 
     A tuner keeps it between ``floor`` and ``ceiling`` where these are narrower; a ceiling is open where ``high`` is.
+    Where it has ``parts``, the hyperparameter is a tuple of numbers, all in the domain, and these are their names.
     """
 
     low: float
@@ -47,6 +48,7 @@ class Domain(NamedTuple):
     open_high: bool = False
     floor: float = -math.inf
     ceiling: float = math.inf
+    parts: tuple[str, ...] = ()
 
     def holds(self, x: object) -> bool:
         if not isinstance(x, (int, float)) or math.isnan(x):
@@ -74,7 +76,7 @@ DOMAINS: dict[str, Domain] = {
     "lr": _FINITE,
     "radius_lr": _FINITE,
     "lr_lr": _FINITE,
-    "betas": Domain(0.0, 1.0, open_high=True),
+    "betas": Domain(0.0, 1.0, open_high=True, parts=("beta1", "beta2")),
     "eps": _FINITE,
     "weight_decay": _FINITE,
     # Momentum of 1 and above is allowed, as in torch, but what learns it would run away there.
@@ -126,15 +128,17 @@ def _as_a_number(value: Any) -> str:
 
 def check_hparam(name: str, value: Any) -> None:
     """:func:`check_number`, also of a pair of betas."""
-    if name == "betas":
-        _check_pair(value)
-    for x in value if name == "betas" else [value]:
+    domain = DOMAINS[name]
+    _check_parts(name, value, domain)
+    for x in value if domain.parts else [value]:
         check_number(name, x)
 
 
-def _check_pair(betas: Any) -> None:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be a pair (beta1, beta2), got {shown(betas)}")
+def _check_parts(name: str, value: Any, domain: Domain) -> None:
+    """``ValueError`` unless a hyperparameter of several numbers has as many."""
+    if domain.parts and (not isinstance(value, (tuple, list)) or len(value) != len(domain.parts)):
+        kind = "pair" if len(domain.parts) == 2 else "tuple"
+        raise ValueError(f"{name} must be a {kind} ({', '.join(domain.parts)}), got {shown(value)}")
 
 
 def check_zero_d(name: str, value: Any) -> None:
@@ -202,9 +206,8 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
     ``domains`` are those of an optimizer whose names mean something of its own.
     """
-    if "betas" in values:
-        _check_pair(values["betas"])
     for name, value in values.items():
+        _check_parts(name, value, domains[name])
         for leaf in tree.leaves(value):
             check_number(name, leaf, domains[name])
     return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}

@@ -113,22 +113,28 @@ def ftp(
     (tensor(0.1603), tensor([[0.1603, 0.0000]]))
     """
     return anchored(
-        base, anchor, ftp_rule(radius_lr, kappa, norm, gradient, radius_start), Layout(FTPState, _pack, _unpack)
+        base, anchor, ftp_rule(radius_lr, kappa, norm, gradient, radius_start), Layout(FTPState, _pack, _unpack, _apart)
     )
 
 
-def _pack(base: Any, held: dict[str, RuleState]) -> FTPState:
+def _pack(base: Any, held: dict[str, RuleState], apart: bool) -> FTPState:
     columns = {spec.name: {name: state[spec.name] for name, state in held.items()} for spec in FTP_SPECS}
-    step = next(iter(columns["radius_step"].values()), no_steps())  # all radii step together
+    counts = columns["radius_step"]
+    step = counts if apart else next(iter(counts.values()), no_steps())
     radius_opt = AdamState(step, columns["radius_exp_avg"], columns["radius_exp_avg_sq"], ())
     return FTPState(base, columns["radius"], radius_opt, columns["deviation"], columns["row_norm"])
 
 
 def _unpack(state: FTPState) -> tuple[Any, dict[str, RuleState]]:
     step, m, v, _ = state.radius_opt
-    columns = (state.deviation, state.norms, state.radius, m, v, dict.fromkeys(state.radius, step))
+    counts = step if isinstance(step, dict) else dict.fromkeys(state.radius, step)
+    columns = (state.deviation, state.norms, state.radius, m, v, counts)
     named: Any = list(zip([spec.name for spec in FTP_SPECS], columns, strict=True))
     return state.base, {path: {name: column[path] for name, column in named} for path in state.radius}
+
+
+def _apart(state: FTPState) -> bool:
+    return isinstance(state.radius_opt.step, dict)
 
 
 def ftp_rule(

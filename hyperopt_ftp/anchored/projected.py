@@ -69,7 +69,7 @@ def projected(
 
 _LAYOUT = Layout(
     ProjectedState,
-    lambda base, held: ProjectedState(base, {name: state["row_norm"] for name, state in held.items()}),
+    lambda base, held, apart: ProjectedState(base, {name: state["row_norm"] for name, state in held.items()}),
     lambda state: (state.base, {name: {"row_norm": n} for name, n in state.norms.items()}),
 )
 

@@ -77,14 +77,25 @@ class AnchoredState(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the base's state and those of the tensors, by path, make the state that a user sees."""
+    """How the base's state and those of the tensors, by path, make the state that a user sees.
+
+    Attributes:
+        kind: the class of that.
+        pack: ``pack(base's, tensors', apart) -> state``. Tensors make their steps together, and may share a count; they
+            are ``apart`` from the first gradient that was ``None`` on.
+        unpack: ``unpack(state) -> (base's, tensors')``.
+        apart: whether they are, in a state.
+    """
 
     kind: type
-    pack: Callable[[Any, dict[str, RuleState]], Any]
+    pack: Callable[[Any, dict[str, RuleState], bool], Any]
     unpack: Callable[[Any], tuple[Any, dict[str, RuleState]]]
+    apart: Callable[[Any], bool] = lambda state: False
 
 
-BY_PATH = Layout(AnchoredState, AnchoredState, lambda state: (state.base, state.rule))
+BY_PATH = Layout(
+    AnchoredState, lambda base, held, apart: AnchoredState(base, held), lambda state: (state.base, state.rule)
+)
 
 
 def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
@@ -109,17 +120,20 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         check_anchor(fixed, params)
         weights = {name: tree.working(w) for name, w in tree.pick(params, fixed).items()}
         held = {name: _first(rule, w, fixed[name].to(w.dtype)) for name, w in weights.items()}
-        return layout.pack(base.init(params, bases), held)
+        return layout.pack(base.init(params, bases), held, False)
 
     def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
         check_state(layout.kind, state)
         check_grads(grads, params)
+        given = tree.by_path(grads)
         inner, held = layout.unpack(state)
         held, stored = dict(held), tree.pick(params, fixed)
         h = numbers_of(owns, {key: bases[key] for key in rule.reads})
         before, w0, raw, seen = {}, {}, {}, {}
-        for name, g in tree.pick(grads, fixed).items():
-            w = tree.working(stored[name])
+        for name in fixed:
+            if name not in given:  # without a gradient the base leaves the weights alone, and so does the rule
+                continue
+            g, w = given[name], tree.working(stored[name])
             w0[name], raw[name] = fixed[name].to(w.dtype), g.to(w.dtype)
             seen[name] = raw[name]
             before[name] = rule.master(stored[name], w0[name], held[name]) if rule.master else w
@@ -127,14 +141,15 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
                 g, held[name] = rule.before(raw[name], before[name], w0[name], held[name], h[name])
                 seen[name] = g.to(w.dtype)
         moved, inner = base.update(tree.put(grads, seen), inner, tree.put(params, before), bases)
-        new = tree.pick(moved, fixed)
+        new = tree.pick(moved, before)
         for name, w in new.items():
             if rule.after:
                 w, held[name] = rule.after(w, before[name], w0[name], raw[name], held[name], h[name])
             new[name] = w.to(stored[name].dtype)
             # In the order of the first state: another one is another structure to a compiler.
             held[name] = {spec.name: held[name][spec.name] for spec in rule.specs}
-        return tree.put(moved, new), layout.pack(inner, held)
+        apart = layout.apart(state) or len(before) < len(fixed)
+        return tree.put(moved, new), layout.pack(inner, held, apart)
 
     def start(params: Any, owns: dict[str, Any]) -> dict[str, Any]:
         h = numbers_of(owns, {})

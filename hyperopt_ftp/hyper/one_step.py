@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from .. import tree
 from ..types import HParams, Optimizer, Params, State
 from . import paths
 
@@ -62,4 +64,9 @@ class OneStep:
             return step(previous.grads, previous.state, previous.params, paths.merge(previous.hparams, tuned))[0]
 
         pull = torch.func.vjp(again, paths.select(previous.hparams, over))[1]
-        return pull(cotangent)[0]
+        return pull(tree.map_tree(_or_zeros, previous.params, cotangent))[0]
+
+
+def _or_zeros(w: Tensor, g: Tensor | None) -> Tensor:
+    """A gradient, zeros where it is ``None``: a loss that a tensor has no part in."""
+    return torch.zeros_like(w) if g is None else g

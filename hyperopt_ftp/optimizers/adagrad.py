@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tree
 from ..calls import explained
-from ..hparams import complete, domains_of, to_tensors
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_lr, check_params, check_state, for_each, leafwise, no_steps, safe_sqrt
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
 __all__ = ["AdagradState", "adagrad"]
 
@@ -30,6 +30,8 @@ def adagrad(
     weight_decay: HParam = 0.0,
     initial_accumulator_value: HParam = 0.0,
     eps: HParam = 1e-10,
+    *,
+    maximize: bool = False,
 ) -> Optimizer[AdagradState]:
     """Adagrad (Duchi et al., 2011); rule and defaults of :class:`torch.optim.Adagrad`.
 
@@ -42,6 +44,7 @@ def adagrad(
     Args:
         lr, lr_decay, weight_decay, initial_accumulator_value, eps: numbers, 0-d tensors, or trees of them.
             ``initial_accumulator_value`` is read by ``init`` only.
+        maximize: go along the gradient: ``g <- -g`` first (structure).
 
     Raises:
         ValueError: a number below 0, infinite or NaN.
@@ -58,24 +61,12 @@ def adagrad(
         initial_accumulator_value=initial_accumulator_value, eps=eps,
     )  # fmt: skip
 
-    def init(params: Any, hparams: Any = None) -> AdagradState:
-        check_params(params)
-        first = for_each(complete(hparams, default)["initial_accumulator_value"], params)
-        values, rebuild = tree.flatten(params)
-        sums = [(torch.zeros_like(w) + x).to(w.dtype) for w, x in zip(map(tree.working, values), first, strict=True)]
-        return AdagradState(no_steps(), rebuild(sums))
+    def first(w: Tensor, h: Numbers) -> Entries:
+        return {"sum": torch.zeros_like(w) + h["initial_accumulator_value"]}
 
-    def update(grads: Any, state: AdagradState, params: Any, hparams: Any = None) -> tuple[Any, AdagradState]:
-        check_state(AdagradState, state)
-        h = complete(hparams, default)
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        g = g + h["weight_decay"] * w
+        total = s["sum"] + g * g
+        return w - h["lr"] / (1 + (t - 1) * h["lr_decay"]) * g / (safe_sqrt(total) + h["eps"]), {"sum": total}
 
-        def rule(w: Tensor, g: Tensor, s: Tensor, lr: Tensor, decay_lr: Tensor, decay: Tensor, eps: Tensor) -> tuple:
-            g = g + decay * w
-            s = s + g * g
-            return w - lr / (1 + state.step * decay_lr) * g / (safe_sqrt(s) + eps), s
-
-        hs = (h["lr"], h["lr_decay"], h["weight_decay"], h["eps"])
-        params, s = leafwise(rule, params, grads, (state.sum,), hs)
-        return params, AdagradState(state.step + 1, s)
-
-    return Optimizer(init, update, default, domains=domains_of(default))
+    return by_rule(rule, AdagradState, default, ("sum",), first=first, maximize=maximize)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import Domain, check_number, complete, domains_of, to_tensors
+from ..hparams import Domain, check_number, to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, no_steps, safe_sqrt, zeros
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
 __all__ = ["AdamState", "adam", "adamw"]
 
@@ -32,6 +33,7 @@ def adam(
     weight_decay: HParam = 0.0,
     amsgrad: bool = False,
     *,
+    maximize: bool = False,
     eps_root: float = 0.0,
 ) -> Optimizer[AdamState]:
     """Adam (arXiv 1412.6980) with coupled weight decay; rule and defaults of :class:`torch.optim.Adam`.
@@ -46,6 +48,7 @@ def adam(
     Args:
         lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
         amsgrad: use the largest ``v`` so far (structure, not an hparam).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
         eps_root: a number added inside the root, for hypergradients near a zero second moment. The root's
             derivative at exactly 0 is defined as 0 in any case, so one dead unit gives 0 and not NaN.
 
@@ -58,7 +61,7 @@ def adam(
     >>> w
     tensor([-0.1000])
     """
-    return _adam(lr, betas, eps, weight_decay, amsgrad, eps_root, decoupled=False)
+    return _adam(lr, betas, eps, weight_decay, amsgrad, maximize, eps_root, decoupled=False)
 
 
 @explained(NO_PARAMS)
@@ -69,6 +72,7 @@ def adamw(
     weight_decay: HParam = 1e-2,
     amsgrad: bool = False,
     *,
+    maximize: bool = False,
     eps_root: float = 0.0,
 ) -> Optimizer[AdamState]:
     """AdamW (arXiv 1711.05101): Adam with decoupled weight decay; rule and defaults of :class:`torch.optim.AdamW`.
@@ -85,7 +89,7 @@ def adamw(
     >>> w
     tensor([0.8500])
     """
-    return _adam(lr, betas, eps, weight_decay, amsgrad, eps_root, decoupled=True)
+    return _adam(lr, betas, eps, weight_decay, amsgrad, maximize, eps_root, decoupled=True)
 
 
 def _adam(
@@ -94,6 +98,7 @@ def _adam(
     eps: HParam,
     weight_decay: HParam,
     amsgrad: bool,
+    maximize: bool,
     eps_root: float,
     decoupled: bool,
 ) -> Optimizer[AdamState]:
@@ -101,28 +106,14 @@ def _adam(
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
 
-    def init(params: Any, hparams: Any = None) -> AdamState:
-        check_params(params)
-        return AdamState(no_steps(), zeros(params), zeros(params), zeros(params) if amsgrad else ())
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
+        w, g = (w - lr * decay * w, g) if decoupled else (w, g + decay * w)
+        new = {"exp_avg": b1 * s["exp_avg"] + (1 - b1) * g, "exp_avg_sq": b2 * s["exp_avg_sq"] + (1 - b2) * g * g}
+        if amsgrad:
+            new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], new["exp_avg_sq"])
+        root = safe_sqrt(new["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] / (1 - b2**t) + eps_root)
+        return w - lr * (new["exp_avg"] / (1 - b1**t)) / (root + h["eps"]), new
 
-    def update(grads: Any, state: AdamState, params: Any, hparams: Any = None) -> tuple[Any, AdamState]:
-        check_state(AdamState, state)
-        h = complete(hparams, default)
-        t = state.step + 1
-
-        def rule(w: Tensor, g: Tensor, m: Tensor, v: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            *vmax, lr, b1, b2, eps, decay = rest
-            w, g = (w - lr * decay * w, g) if decoupled else (w, g + decay * w)
-            m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * g * g
-            vmax = [torch.maximum(x, v) for x in vmax]
-            root = safe_sqrt((vmax[0] if vmax else v) / (1 - b2**t) + eps_root)
-            return w - lr * (m / (1 - b1**t)) / (root + eps), m, v, *vmax
-
-        moments = (state.exp_avg, state.exp_avg_sq) + ((state.max_exp_avg_sq,) if amsgrad else ())
-        params, m, v, *vmax = leafwise(
-            rule, params, grads, moments, (h["lr"], *h["betas"], h["eps"], h["weight_decay"])
-        )
-        return params, AdamState(t, m, v, vmax[0] if amsgrad else ())
-
-    return Optimizer(init, update, default, domains=domains_of(default))
+    keeps = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+    return by_rule(rule, AdamState, default, keeps, maximize=maximize)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import tree
 from ..hparams import check_zero_d, to_tensors
 from ..types import Number, Optimizer, StateT, check_optimizer
-from .leafwise import check_grads, check_state, no_steps, safe_sqrt
+from .leafwise import check_grads, check_state, each_gradient, no_steps, safe_sqrt
 from .wrap import wrapped
 
 __all__ = ["ScheduledState", "anneal", "clipped", "damped", "scheduled"]
@@ -42,7 +42,7 @@ def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
     """
 
     def before(grads: Any, own: dict[str, Any]) -> Any:
-        return tree.map_tree(lambda h: torch.where(h > 0, own["kappa"].to(h.dtype) * h, h), grads)
+        return each_gradient(lambda h: torch.where(h > 0, own["kappa"].to(h.dtype) * h, h), grads)
 
     return _on_gradients(by, to_tensors(kappa=kappa), before)
 
@@ -81,9 +81,11 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     """
 
     def before(grads: Any, own: dict[str, Any]) -> Any:
-        squares = [(tree.working(g) ** 2).sum() for g in tree.leaves(grads)]
+        squares = [(tree.working(g) ** 2).sum() for g in tree.leaves(grads) if g is not None]
+        if not squares:
+            return grads
         factor = (own["max_norm"] / (safe_sqrt(torch.stack(squares).sum()) + 1e-6)).clamp(max=1.0)
-        return tree.map_tree(lambda g: (g * factor).to(g.dtype), grads)
+        return each_gradient(lambda g: (g * factor).to(g.dtype), grads)
 
     return _on_gradients(base, to_tensors(max_norm=max_norm), before)
 

@@ -12,10 +12,12 @@ from .. import tree
 
 __all__ = [
     "NO_PARAMS",
+    "advanced",
     "check_grads",
     "check_lr",
     "check_params",
     "check_state",
+    "each_gradient",
     "for_each",
     "leafwise",
     "no_steps",
@@ -36,13 +38,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def leafwise(
-    rule: Callable[..., tuple[Tensor, ...]], params: Any, grads: Any, moments: Sequence[Any], hparams: Sequence[Any]
+    rule: Callable[..., tuple[Tensor, ...]],
+    params: Any,
+    grads: Any,
+    moments: Sequence[Any],
+    hparams: Sequence[Any],
+    whole: bool = False,
 ) -> tuple[Any, ...]:
-    """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf; the rule acts entry by entry.
+    """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf that has a gradient.
 
-    16-bit weights are computed in float32, and their moments are kept there; the new weight has the dtype of the old
-    one. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure, see :func:`for_each`.
-    Small leaves that have dtypes, device and hparams in common are computed as one tensor.
+    A leaf whose gradient is ``None`` stays as it is, and so do its moments. 16-bit weights are computed in float32, and
+    their moments are kept there; the new weight has the dtype of the old one. An hparam is one 0-d tensor for all
+    leaves, or a tree of the parameters' structure, see :func:`for_each`. Small leaves that have dtypes, device and
+    hparams in common are computed as one tensor, unless the rule is said to need them ``whole``.
     """
     leaves, rebuild = tree.flatten(params)
     own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
@@ -51,7 +59,10 @@ def leafwise(
     rows = list(zip(leaves, *own, strict=True))
     shared = [x if isinstance(x, Tensor) and x.ndim == 0 else for_each(x, params) for x in hparams]
     found: list[Any] = [None] * len(rows)
-    for places in _together(rows, [x for x in shared if isinstance(x, list)]):
+    for places in _together(rows, [x for x in shared if isinstance(x, list)], whole):
+        if rows[places[0]][1] is None:
+            found[places[0]] = (rows[places[0]][0], *rows[places[0]][2:])
+            continue
         numbers = [x[places[0]] if isinstance(x, list) else x for x in shared]
         mine = [rows[i] for i in places]
         new = _as_one(rule, mine, numbers) if len(mine) > 1 else [_one(rule, mine[0], numbers)]
@@ -66,6 +77,9 @@ def _one(
     p, g, *moments = row
     w = tree.working(p)
     new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+    if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
+        shapes = [tuple(x.shape) for x in moments]
+        raise ValueError(f"a state of the shapes {shapes} does not fit a parameter of the shape {tuple(p.shape)}")
     return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
 
 
@@ -83,15 +97,17 @@ def _as_one(
     return list(zip(*columns, strict=True))
 
 
-def _together(rows: Sequence[Sequence[Tensor]], numbers: Sequence[list[Tensor]]) -> list[list[int]]:
+def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], whole: bool) -> list[list[int]]:
     """Places of the rows, those together that can be computed as one tensor. A compiler fuses the rule by itself."""
-    if torch.compiler.is_compiling():
+    if whole or torch.compiler.is_compiling():
         return [[i] for i in range(len(rows))]
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):
         own = [column[i] for column in numbers]
-        kind = (row[0].device, *(x.dtype for x in row), *map(id, own))
-        groups.setdefault(kind if _packs(row) and not any(x.ndim for x in own) else i, []).append(i)
+        kind: Any = i
+        if row[1] is not None and _packs(row) and not any(x.ndim for x in own):
+            kind = (row[0].device, *(x.dtype for x in row), *map(id, own))
+        groups.setdefault(kind, []).append(i)
     return list(groups.values())
 
 
@@ -159,15 +175,34 @@ def check_params(params: Any) -> None:
             raise ValueError(f"parameter {name!r} has no values: it is on the meta device")
 
 
-def check_grads(grads: Any, params: Any) -> list[Tensor]:
-    """Leaves of ``grads`` in the order of those of ``params``: a dense tensor of its parameter's shape for each."""
+def advanced(step: Any, grads: Any, params: Any) -> Any:
+    """Updates done after this one.
+
+    One number for all leaves; from the first gradient that is ``None`` on, a tree of them in the structure of the
+    parameters, since a leaf without a gradient makes no update.
+    """
+    leaves, rebuild = tree.flatten(params)
+    values = rebuild.aligned(grads, "grads")
+    if isinstance(step, Tensor) and not any(g is None for g in values):
+        return step + 1
+    steps = [step] * len(leaves) if isinstance(step, Tensor) else rebuild.aligned(step, "the count of a state")
+    if torch.compiler.is_compiling():
+        return rebuild([n if g is None else n + 1 for n, g in zip(steps, values, strict=True)])
+    new = {id(n): n + 1 for n in steps}  # leaves that share a count go on sharing it, and are computed together
+    return rebuild([n if g is None else new[id(n)] for n, g in zip(steps, values, strict=True)])
+
+
+def check_grads(grads: Any, params: Any) -> list[Any]:
+    """Leaves of ``grads`` in the order of those of ``params``: ``None``, or a dense tensor of its parameter's shape."""
     leaves, structure = tree.flatten(params)
     return _aligned_grads(grads, leaves, structure, params)
 
 
-def _aligned_grads(grads: Any, leaves: list[Any], structure: tree.Structure, params: Any) -> list[Tensor]:
+def _aligned_grads(grads: Any, leaves: list[Any], structure: tree.Structure, params: Any) -> list[Any]:
     values = structure.aligned(grads, "grads")
     for g, w in zip(values, leaves, strict=True):
+        if g is None:
+            continue
         if not isinstance(g, Tensor) or g.shape != w.shape or g.layout is not torch.strided:
             raise _wrong_gradient(values, params)
     return values
@@ -176,7 +211,7 @@ def _aligned_grads(grads: Any, leaves: list[Any], structure: tree.Structure, par
 def _wrong_gradient(values: list[Any], params: Any) -> Exception:
     for g, (name, w) in zip(values, tree.named(params), strict=True):
         if g is None:
-            return TypeError(f"the gradient of {name!r} is None; leave the parameter out, or give zeros")
+            continue
         if not isinstance(g, Tensor):
             return TypeError(f"grads must be a pytree of tensors, but {name!r} is a {type(g).__name__}")
         if g.layout != torch.strided:
@@ -186,6 +221,11 @@ def _wrong_gradient(values: list[Any], params: Any) -> Exception:
                 f"the gradient of {name!r} has the shape {tuple(g.shape)}, its parameter {tuple(w.shape)}"
             )
     raise AssertionError
+
+
+def each_gradient(function: Callable[[Tensor], Tensor], grads: Any) -> Any:
+    """``function`` of each gradient that there is."""
+    return tree.map_tree(lambda g: None if g is None else function(g), grads)
 
 
 def check_state(kind: type, state: Any) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import complete, domains_of, to_tensors
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, zeros
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr
 
 __all__ = ["LionState", "lion"]
 
@@ -23,7 +24,11 @@ class LionState(NamedTuple):
 
 @explained(NO_PARAMS)
 def lion(
-    lr: HParam = 1e-4, betas: tuple[HParam, HParam] = (0.9, 0.99), weight_decay: HParam = 0.0
+    lr: HParam = 1e-4,
+    betas: tuple[HParam, HParam] = (0.9, 0.99),
+    weight_decay: HParam = 0.0,
+    *,
+    maximize: bool = False,
 ) -> Optimizer[LionState]:
     """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, decoupled weight decay.
 
@@ -35,6 +40,7 @@ def lion(
 
     Args:
         lr, betas, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
 
     Raises:
         ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
@@ -51,19 +57,9 @@ def lion(
     check_lr(lr)
     default = to_tensors(lr=lr, betas=betas, weight_decay=weight_decay)
 
-    def init(params: Any, hparams: Any = None) -> LionState:
-        check_params(params)
-        return LionState(zeros(params))
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
+        (b1, b2), m = h["betas"], s["exp_avg"]
+        u = torch.sign(b1 * m + (1 - b1) * g)
+        return w - h["lr"] * (u + h["weight_decay"] * w), {"exp_avg": b2 * m + (1 - b2) * g}
 
-    def update(grads: Any, state: LionState, params: Any, hparams: Any = None) -> tuple[Any, LionState]:
-        check_state(LionState, state)
-        h = complete(hparams, default)
-
-        def rule(w: Tensor, g: Tensor, m: Tensor, lr: Tensor, b1: Tensor, b2: Tensor, decay: Tensor) -> tuple:
-            u = torch.sign(b1 * m + (1 - b1) * g)
-            return w - lr * (u + decay * w), b2 * m + (1 - b2) * g
-
-        params, m = leafwise(rule, params, grads, (state.exp_avg,), (h["lr"], *h["betas"], h["weight_decay"]))
-        return params, LionState(m)
-
-    return Optimizer(init, update, default, domains=domains_of(default))
+    return by_rule(rule, LionState, default, ("exp_avg",), maximize=maximize)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import complete, domains_of, to_tensors
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, safe_sqrt, zeros
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
 __all__ = ["RMSpropState", "rmsprop"]
 
@@ -30,6 +31,9 @@ def rmsprop(
     weight_decay: HParam = 0.0,
     momentum: HParam = 0.0,
     centered: bool = False,
+    *,
+    nesterov: bool = False,
+    maximize: bool = False,
 ) -> Optimizer[RMSpropState]:
     """RMSprop (Tieleman and Hinton, 2012); rule and defaults of :class:`torch.optim.RMSprop`.
 
@@ -39,14 +43,16 @@ def rmsprop(
         v <- alpha * v + (1 - alpha) * g^2
         a <- alpha * a + (1 - alpha) * g            centered only; then v - a^2 stands for v below
         b <- mu * b + g / (sqrt(v) + eps)
-        W <- W - lr * b
+        W <- W - lr * b                             or W - lr * (g / (sqrt(v) + eps) + mu * b) with nesterov
 
     Args:
         lr, alpha, eps, weight_decay, momentum: numbers, 0-d tensors, or trees of them (one for each parameter).
         centered: normalise by the estimated variance (structure, not an hparam).
+        nesterov: as TorchOpt has it, which torch has not; needs ``momentum > 0`` (structure).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
 
     Raises:
-        ValueError: a number outside its domain (``alpha`` in [0, 1], the others >= 0).
+        ValueError: a number outside its domain (``alpha`` in [0, 1], the others >= 0), or nesterov without momentum.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.rmsprop(lr=0.1, alpha=0.0)
@@ -56,27 +62,19 @@ def rmsprop(
     """
     check_lr(lr)
     default = to_tensors(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+    if nesterov and isinstance(momentum, (int, float)) and momentum == 0:
+        raise ValueError("nesterov needs momentum > 0, got momentum = 0")
 
-    def init(params: Any, hparams: Any = None) -> RMSpropState:
-        check_params(params)
-        return RMSpropState(zeros(params), zeros(params), zeros(params) if centered else ())
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
+        g, alpha, mu = g + h["weight_decay"] * w, h["alpha"], h["momentum"]
+        new = {"square_avg": alpha * s["square_avg"] + (1 - alpha) * g * g}
+        variance = new["square_avg"]
+        if centered:
+            new["grad_avg"] = a = alpha * s["grad_avg"] + (1 - alpha) * g
+            variance = variance - a * a
+        step = g / (safe_sqrt(variance) + h["eps"])
+        new["momentum_buffer"] = b = mu * s["momentum_buffer"] + step
+        return w - h["lr"] * (step + mu * b if nesterov else b), new
 
-    def update(grads: Any, state: RMSpropState, params: Any, hparams: Any = None) -> tuple[Any, RMSpropState]:
-        check_state(RMSpropState, state)
-        h = complete(hparams, default)
-
-        def rule(w: Tensor, g: Tensor, v: Tensor, b: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            *average, lr, alpha, eps, decay, mu = rest
-            g = g + decay * w
-            v = alpha * v + (1 - alpha) * g * g
-            average = [alpha * a + (1 - alpha) * g for a in average]
-            variance = v - average[0] * average[0] if average else v
-            b = mu * b + g / (safe_sqrt(variance) + eps)
-            return w - lr * b, v, b, *average
-
-        moments = (state.square_avg, state.momentum_buffer) + ((state.grad_avg,) if centered else ())
-        hs = (h["lr"], h["alpha"], h["eps"], h["weight_decay"], h["momentum"])
-        params, v, b, *average = leafwise(rule, params, grads, moments, hs)
-        return params, RMSpropState(v, b, average[0] if centered else ())
-
-    return Optimizer(init, update, default, domains=domains_of(default))
+    keeps = ("square_avg", "momentum_buffer", *(("grad_avg",) if centered else ()))
+    return by_rule(rule, RMSpropState, default, keeps, maximize=maximize)

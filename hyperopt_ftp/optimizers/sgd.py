@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import complete, domains_of, to_tensors
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer
-from .leafwise import NO_PARAMS, check_lr, check_params, check_state, leafwise, no_steps, zeros
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr
 
 __all__ = ["SGDState", "check_nesterov", "sgd"]
 
@@ -30,6 +31,7 @@ def sgd(
     weight_decay: HParam = 0.0,
     *,
     nesterov: bool = False,
+    maximize: bool = False,
 ) -> Optimizer[SGDState]:
     """Stochastic gradient descent; the rule and the defaults of :class:`torch.optim.SGD`.
 
@@ -43,6 +45,7 @@ def sgd(
     Args:
         lr, momentum, dampening, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
         nesterov: structure, not an hparam; needs ``momentum > 0`` and ``dampening = 0``.
+        maximize: go along the gradient: ``g <- -g`` first (structure).
 
     Raises:
         ValueError: a number outside its domain, or nesterov without momentum or with dampening.
@@ -62,26 +65,13 @@ def sgd(
     default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     check_nesterov(momentum, dampening, nesterov)
 
-    def init(params: Any, hparams: Any = None) -> SGDState:
-        check_params(params)
-        return SGDState(no_steps(), zeros(params))
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        g = g + h["weight_decay"] * w
+        mu, tau = h["momentum"], torch.where(h["momentum"] == 0, 0.0, h["dampening"])
+        b = torch.where(t == 1, g, mu * s["momentum_buffer"] + (1 - tau) * g)
+        return w - h["lr"] * (g + mu * b if nesterov else b), {"momentum_buffer": b}
 
-    def update(grads: Any, state: SGDState, params: Any, hparams: Any = None) -> tuple[Any, SGDState]:
-        check_state(SGDState, state)
-        h = complete(hparams, default)
-        first = state.step == 0
-
-        def rule(w: Tensor, g: Tensor, b: Tensor, lr: Tensor, mu: Tensor, tau: Tensor, decay: Tensor) -> tuple:
-            g = g + decay * w
-            tau = torch.where(mu == 0, 0.0, tau)
-            b = torch.where(first, g, mu * b + (1 - tau) * g)
-            return w - lr * (g + mu * b if nesterov else b), b
-
-        hs = (h["lr"], h["momentum"], h["dampening"], h["weight_decay"])
-        params, buffer = leafwise(rule, params, grads, (state.momentum_buffer,), hs)
-        return params, SGDState(state.step + 1, buffer)
-
-    return Optimizer(init, update, default, domains=domains_of(default))
+    return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize)
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:

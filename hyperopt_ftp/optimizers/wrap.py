@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain, count
 from typing import Any
 
 from ..hparams import Domain, complete, domains_of
@@ -25,7 +26,8 @@ def wrapped(
 
     Args:
         base: any optimizer whose hparams are a dict. Its domains and what it tunes stay in force.
-        own: hparams by name, which ``base`` must not have.
+        own: hparams by name. Where ``base`` has the name too, because it is of the same kind, the new one is numbered:
+            ``"max_norm_2"``; ``init``, ``update`` and the others see it by its own name.
         init: ``init(params, base's hparams, own hparams) -> state``.
         update: ``update(grads, state, params, base's hparams, own hparams) -> (params, state)``.
         start, settle: of :class:`~hyperopt_ftp.Optimizer`, for the own hparams alone.
@@ -34,17 +36,17 @@ def wrapped(
 
     Raises:
         TypeError: a base that is not pure.
-        ValueError: a name that ``base`` has too.
     """
     check_optimizer("base", base)
-    both = sorted(own.keys() & base.hparams.keys())
-    if both:
-        raise ValueError(f"the optimizer already has the hparams {both}; wrap it only once")
-    default = {**base.hparams, **own}
+    names = {name: _free(name, base.hparams) for name in own}
+    default = {**base.hparams, **{names[name]: value for name, value in own.items()}}
 
     def split(hparams: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         h = complete(hparams, default)
-        return {name: h[name] for name in base.hparams}, {name: h[name] for name in own}
+        return {name: h[name] for name in base.hparams}, {name: h[called] for name, called in names.items()}
+
+    def joined(bases: Any, owns: dict[str, Any]) -> dict[str, Any]:
+        return {**bases, **{names[name]: value for name, value in owns.items()}}
 
     def init_split(params: Any, hparams: Any = None) -> Any:
         return init(params, *split(hparams))
@@ -55,14 +57,20 @@ def wrapped(
     def start_both(params: Any, hparams: Any) -> Any:
         bases, owns = split(hparams)
         bases = base.start(params, bases) if base.start else bases
-        return {**bases, **(start(params, owns) if start else owns)}
+        return joined(bases, start(params, owns) if start else owns)
 
     def settle_both(hparams: Any, new_state: Any) -> Any:
         bases, owns = split(hparams)
         bases = base.settle(bases, inner(new_state)) if base.settle else bases
-        return {**bases, **(settle(owns, new_state) if settle else owns)}
+        return joined(bases, settle(owns, new_state) if settle else owns)
 
     starts = start_both if start or base.start else None
     settles = settle_both if settle or base.settle else None
-    both_domains = {**base.domains, **(domains_of(own) if domains is None else domains)}
+    own_domains = domains_of(own) if domains is None else domains
+    both_domains = {**base.domains, **{names.get(name, name): domain for name, domain in own_domains.items()}}
     return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes)
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """``name``, or with the first number from 2 on that makes it another than those that are taken."""
+    return next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in taken)

@@ -1,0 +1,95 @@
+"""A pure optimizer from a rule for one tensor and the numbers and state that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..hparams import Domain, complete, domains_of
+from ..types import Optimizer, StateT
+from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
+
+__all__ = ["Entries", "Moved", "Numbers", "Rule", "by_rule"]
+
+Entries: TypeAlias = dict[str, Tensor]  #: the state of one tensor, by name
+Numbers: TypeAlias = dict[str, Any]  #: the hparams of one tensor, by name: 0-d tensors, tuples of them where they have parts
+Moved: TypeAlias = tuple[Tensor, Entries]  #: new weights and state
+
+#: ``rule(w, g, s, h, t) -> (w, s)``; ``t`` is the number of this update, from 1, or ``None`` where none is counted.
+Rule: TypeAlias = Callable[[Tensor, Tensor, Entries, Numbers, Any], Moved]
+
+
+def by_rule(
+    rule: Rule,
+    state: type[StateT],
+    hparams: dict[str, Any],
+    keeps: Sequence[str] = (),
+    *,
+    first: Callable[[Tensor, Numbers], Entries] | None = None,
+    domains: Mapping[str, Domain] | None = None,
+    maximize: bool = False,
+    whole: bool = False,
+) -> Optimizer[StateT]:
+    """The optimizer that applies ``rule`` to each tensor; 16-bit weights are computed in float32.
+
+    Args:
+        rule: pure; acts entry by entry, or else is ``whole``.
+        state: a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, and ``()`` for its other fields.
+        hparams: the defaults by name, from :func:`~hyperopt_ftp.hparams.to_tensors`.
+        keeps: the rule's state by name, in working precision.
+        first: ``first(w, h)``: first values that are not zeros in the shape of w, by name.
+        domains: of the hparams; ``None``: those that ``DOMAINS`` has.
+        maximize: go along the gradient, not against it.
+        whole: the rule looks at a tensor as a whole (its shape, its norm), so tensors are never put together.
+    """
+    domains = domains_of(hparams) if domains is None else domains
+    counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
+    counted = "step" in state._fields  # pyright: ignore[reportAttributeAccessIssue]
+
+    def flat(h: dict[str, Any]) -> list[Any]:
+        """Hparams one after the other, those of several numbers too."""
+        return [x for name, value in h.items() for x in (value if counts[name] else [value])]
+
+    def by_name(numbers: Sequence[Any]) -> Numbers:
+        rest = iter(numbers)
+        return {name: tuple(next(rest) for _ in range(n)) if n else next(rest) for name, n in counts.items()}
+
+    def filled(trees: Mapping[str, Any], step: Any) -> StateT:
+        fields = {name: () for name in state._fields} | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
+        return state(**(fields | {"step": step} if counted else fields))
+
+    def init(params: Any, hparams: Any = None) -> StateT:
+        check_params(params)
+        h = complete(hparams, default)
+        leaves, rebuild = tree.flatten(params)
+        rows = [{name: torch.zeros_like(w) for name in keeps} for w in map(tree.working, leaves)]
+        if first:
+            columns = [for_each(x, params) for x in flat(h)]
+            for i, w in enumerate(map(tree.working, leaves)):
+                own = first(w, by_name([column[i] for column in columns]))
+                rows[i] |= {name: x.to(w.dtype) for name, x in own.items()}
+        return filled({name: rebuild([row[name] for row in rows]) for name in keeps}, no_steps())
+
+    def update(grads: Any, old: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
+        check_state(state, old)
+        h = complete(hparams, default)
+        step = advanced(old.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
+
+        def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            t = rest[-1] if counted else None
+            numbers = rest[len(keeps) : -1] if counted else rest[len(keeps) :]
+            s = dict(zip(keeps, rest, strict=False))
+            w, s = rule(w, -g if maximize else g, s, by_name(numbers), t)
+            return (w, *(s[name] for name in keeps))
+
+        numbers = flat(h) + ([step] if counted else [])
+        moments = [getattr(old, name) for name in keeps]
+        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole)
+        return params, filled(dict(zip(keeps, moments, strict=True)), step)
+
+    default = hparams
+    return Optimizer(init, update, default, domains=domains)
