@@ -92,6 +92,10 @@ class SettleFn(Protocol):
     def __call__(self, hparams: HParams, new_state: State) -> HParams: ...
 
 
+class PartsFn(Protocol):
+    def __call__(self, params: Params) -> dict[str, str]: ...
+
+
 class Unbounded(Mapping[str, Any]):
     """No domains. Unlike an empty dict it cannot be changed, unlike an empty mappingproxy it can be copied."""
 
@@ -117,6 +121,7 @@ if TYPE_CHECKING:
         settle: SettleFn | None = None
         domains: Mapping[str, Any] = Unbounded()
         tunes: tuple[str, ...] = ()
+        parts: PartsFn | None = None
 
 else:
 
@@ -140,6 +145,9 @@ else:
                 optimizer that holds others nests theirs as its hparams are nested. What is absent is bounded by
                 nothing.
             tunes: paths into ``hparams`` of those that the optimizer itself tunes: ``init`` alone reads them.
+            parts: optional ``parts(params) -> {path of a parameter: path into hparams}``: where the numbers of each
+                parameter lie (``"head"``, ``"base.head"``), in an optimizer that has different rules for different
+                parts.
 
         >>> import torch, hyperopt_ftp as hft
         >>> opt = hft.sgd(lr=0.5)
@@ -156,6 +164,7 @@ else:
         settle: SettleFn | None = None
         domains: Mapping[str, Any] = Unbounded()
         tunes: tuple[str, ...] = ()
+        parts: PartsFn | None = None
 
 
 def check_optimizer(name: str, value: Any) -> None:

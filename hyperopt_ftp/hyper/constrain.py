@@ -9,10 +9,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from .. import tree
+from .. import paths, tree
 from ..hparams import Domain, first_outside
 from ..types import Constraint
-from . import paths
 
 __all__ = ["Constraints"]
 

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tree
+from .. import paths, tree
 from ..calls import explained
 from ..hparams import complete
 from ..optimizers.leafwise import check_grads, check_state, no_steps
 from ..types import Constraint, Optimizer, check_optimizer
-from . import paths
 from .constrain import Constraints
 from .one_step import GradientStrategy, OneStep, Previous
 from .strategy import check_object
@@ -126,4 +125,10 @@ def hyper(
         return params_new, TunedState(state.step + 1, base_state, paths.select(settled, names), by_state, previous)
 
     tunes = tuple(f"base.{name}" for name in (*names, *base.tunes)) + tuple(f"by.{name}" for name in by.tunes)
-    return Optimizer(init, update, default, domains={"base": base.domains, "by": by.domains}, tunes=tunes)
+
+    def parts(params: Any) -> dict[str, str]:
+        assert base.parts is not None
+        return {name: f"base.{path}" for name, path in base.parts(params).items()}
+
+    domains = {"base": base.domains, "by": by.domains}
+    return Optimizer(init, update, default, domains=domains, tunes=tunes, parts=parts if base.parts else None)

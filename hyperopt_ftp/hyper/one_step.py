@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .. import tree
+from .. import paths, tree
 from ..types import HParams, Optimizer, Params, State
-from . import paths
 
 __all__ = ["GradientStrategy", "OneStep", "Previous"]
 

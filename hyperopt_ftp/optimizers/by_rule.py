@@ -16,7 +16,9 @@ from .leafwise import advanced, check_params, check_state, for_each, leafwise, n
 __all__ = ["Entries", "Moved", "Numbers", "Rule", "by_rule"]
 
 Entries: TypeAlias = dict[str, Tensor]  #: the state of one tensor, by name
-Numbers: TypeAlias = dict[str, Any]  #: the hparams of one tensor, by name: 0-d tensors, tuples of them where they have parts
+Numbers: TypeAlias = dict[
+    str, Any
+]  #: the hparams of one tensor, by name: 0-d tensors, tuples of them where they have parts
 Moved: TypeAlias = tuple[Tensor, Entries]  #: new weights and state
 
 #: ``rule(w, g, s, h, t) -> (w, s)``; ``t`` is the number of this update, from 1, or ``None`` where none is counted.
@@ -38,7 +40,7 @@ def by_rule(
 
     Args:
         rule: pure; acts entry by entry, or else is ``whole``.
-        state: a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, and ``()`` for its other fields.
+        state: a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, ``()`` for the other fields.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.hparams.to_tensors`.
         keeps: the rule's state by name, in working precision.
         first: ``first(w, h)``: first values that are not zeros in the shape of w, by name.
@@ -59,7 +61,7 @@ def by_rule(
         return {name: tuple(next(rest) for _ in range(n)) if n else next(rest) for name, n in counts.items()}
 
     def filled(trees: Mapping[str, Any], step: Any) -> StateT:
-        fields = {name: () for name in state._fields} | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
+        fields = dict.fromkeys(state._fields, ()) | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
         return state(**(fields | {"step": step} if counted else fields))
 
     def init(params: Any, hparams: Any = None) -> StateT:

@@ -68,7 +68,7 @@ def wrapped(
     settles = settle_both if settle or base.settle else None
     own_domains = domains_of(own) if domains is None else domains
     both_domains = {**base.domains, **{names.get(name, name): domain for name, domain in own_domains.items()}}
-    return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes)
+    return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes, base.parts)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

@@ -1,0 +1,396 @@
+"""A ``torch.optim`` optimizer that runs any pure one in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import paths, tree
+from ..calls import explained
+from ..hparams import Domain, as_tensor, check_flag, check_number, did_you_mean, few
+from ..optimizers.partition import partition
+from ..types import Optimizer, check_optimizer
+from .captured import captured
+from .checks import check_params, listed
+from .names import unwrapped
+
+__all__ = ["PureOptimizer"]
+
+_ANY = Domain(-math.inf, math.inf)  # of what has no domain
+
+#: Key of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
+_STATE = "pure"
+
+
+class PureOptimizer(torch.optim.Optimizer):
+    """Run a pure optimizer in place on a model's parameters: a tower, a partition, a schedule, ``ftp`` around anything.
+
+    ``step()`` is ``params, state = optimizer.update(grads, state, params, hparams)``, with the hparams that stand in
+    the groups at the time, written into the parameters. Those without a gradient stay as they are.
+
+    Args:
+        params: as for torch.optim: parameters, named parameters, or dicts of them (groups) with hparams of their own.
+            The optimizer sees a dict by name, without wrappers' prefixes, or by number (``"0"``) without names.
+        optimizer: any pure optimizer.
+        compile: compile the update by :func:`torch.compile` (structure and shapes are then those of the first step).
+
+    Groups: one, or one for each part of a :func:`partition`. Several groups in ``params`` are made the parts of a
+    partition, each with ``optimizer`` as its rule: what looks at all parameters (clipping by the global norm) looks at
+    those of its group. A group holds its part's hparams as 0-d tensors, float64, on the CPU, by name: ``"lr"``,
+    ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out). Hparams that belong to no part are in the
+    first group; a part without any shows an lr of 0. LR schedulers of torch, and your own writes, change them there.
+
+    A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
+    and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
+    one) changes nothing, any other write is an error.
+
+    State lies in ``state["pure"]``, by path, with all that is tuned: ``state_dict`` is complete, and a resumed run goes
+    on bit for bit. It does not hold what an optimizer has been made from, such as an anchor.
+
+    Raises:
+        TypeError: an optimizer that is not pure; parameters that are none.
+        ValueError: a group's option that is no hparam; several groups for a partition; tensors inside the optimizer (an
+            anchor) that share memory with the parameters, and would move along.
+        RuntimeError: in ``step``, a write to a hyperparameter that the optimizer tunes itself.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> opt = hft.PureOptimizer([w], hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
+    >>> for _ in range(2):
+    ...     opt.zero_grad()
+    ...     (w**2 / 2).sum().backward()
+    ...     opt.step()
+    >>> round(opt.hparams()["lr"], 4)  # 0.1 + 0.01 * <0.9, 1>
+    0.109
+    """
+
+    @explained("the optimizer goes second: PureOptimizer(model.named_parameters(), hft.adam(lr=1e-3))")
+    def __init__(self, params: Any, optimizer: Optimizer, *, compile: bool = False) -> None:
+        check_optimizer("optimizer", optimizer)
+        check_flag("compile", compile)
+        self._names: dict[Tensor, str] = {}
+        super().__init__(listed("PureOptimizer", params), {})
+        everything = [p for group in self.param_groups for p in group["params"]]
+        named = "param_names" in self.param_groups[0]
+        given = [n for group in self.param_groups for n in group["param_names"]] if named else range(len(everything))
+        check_params(everything, named, list(given))
+        self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
+        self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
+        shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})
+        if shared is not None:
+            raise ValueError(
+                f"the optimizer holds a tensor of the shape {tuple(shared.shape)} that shares memory with a parameter, "
+                "and would move along; give it a copy: {n: p.detach().clone() for n, p in model.named_parameters()}"
+            )
+        self._divide()
+        self._update: Callable[..., Any] = (
+            torch.compile(self._optimizer.update, fullgraph=True) if compile else self._optimizer.update
+        )
+        self._seen: tuple[Any, Any] | None = None  # entries of ``state``, and the tree that they are
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+
+    def _divide(self) -> None:
+        """Make the groups anew: one for each part, with its hparams."""
+        weights = {self._names[p]: p.detach() for group in self.param_groups for p in group["params"]}
+        given = {name: n for group in self.param_groups for name, n in zip(
+            (self._names[p] for p in group["params"]), group.get("param_names", ()), strict=False)}  # fmt: skip
+        params = {name: p for p, name in self._names.items()}
+        part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(params, "")
+        parts = list(dict.fromkeys(part_of.values()))
+        values = dict(_entries(self._optimizer.hparams))
+        self._keys: list[dict[str, tuple[str, ...]]] = [{} for _ in parts]
+        for path in values:
+            owner = _owner(".".join(path), parts)
+            keys = self._keys[owner or 0]
+            inside = _rest(path, "" if owner is None else parts[owner])
+            key = ".".join(x for x in inside if x != "base")
+            keys[".".join(path) if key in keys or not key else key] = path
+        self.param_groups.clear()
+        for part, keys in zip(parts, self._keys, strict=True):
+            members = [name for name in params if part_of[name] == part]
+            names = {"param_names": [given[name] for name in members]} if given else {}
+            numbers = {key: _copied(values[path]) for key, path in keys.items()}
+            if not numbers:  # a frozen part; schedulers want one
+                numbers = {"lr": torch.zeros((), dtype=torch.float64)}
+            self.param_groups.append({"params": [params[name] for name in members], **names, **numbers})
+        self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
+        self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
+        self._tuned: set[tuple[str, ...]] = {p for p in values if _is_tuned(".".join(p), self._optimizer.tunes)}
+        self._starting: dict[tuple[str, ...], Any] = {path: _copied(values[path]) for path in self._tuned}
+        self._reported: dict[tuple[str, ...], Any] = dict(self._starting)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only while it is made: the optimizer is given all its parameters at once."""
+        if hasattr(self, "_optimizer"):
+            raise RuntimeError(
+                "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
+                "or give all at once, those that do not move yet without a gradient"
+            )
+        super().add_param_group(param_group)
+
+    def hparams(self) -> dict[str, Any]:
+        """The hyperparameters in use, by name: numbers, and tuples of them; of several groups, ``"0.lr"``, ``"1.lr"``.
+
+        What the optimizer tunes is as it was tuned.
+        """
+        values = dict(_entries(self._current()))
+        several = len(self.param_groups) > 1
+        return {
+            f"{i}.{key}" if several else key: _as_number(values[path])
+            for i, keys in enumerate(self._keys)
+            for key, path in keys.items()
+        }
+
+    def _places(self) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
+        """Group, key in it and path of each hparam."""
+        for group, keys in zip(self.param_groups, self._keys, strict=True):
+            for key, path in keys.items():
+                yield group, key, path
+
+    def _given(self) -> dict[str, Any]:
+        """The hparams that stand in the groups, as the optimizer takes them."""
+        values = {}
+        for group, key, path in self._places():
+            values[path] = value = _checked(key, group[key], ".".join(path), self._optimizer.domains)
+            if path in self._tuned and self._started:
+                self._check_untouched(key, path, value)
+        return _rebuilt(self._optimizer.hparams, values)
+
+    def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
+        if not any(_equal(value, x) for x in (self._reported[path], self._starting[path])):
+            raise RuntimeError(
+                f"{key} was set to {_as_number(value)}, but the optimizer tunes it itself (now "
+                f"{_as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
+                "scheduler, or set the numbers of the level above"
+            )
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _started(self) -> bool:
+        return _STATE in self.state
+
+    def _params(self) -> dict[str, Tensor]:
+        """By name, in the order of the groups; a library may have put others in the place of those that were given."""
+        if any(p not in self._names for group in self.param_groups for p in group["params"]):
+            old = list(self._names.values())
+            new = [p for group in self.param_groups for p in group["params"]]
+            self._names = dict(zip(new, old, strict=True))
+        return {self._names[p]: p for group in self.param_groups for p in group["params"]}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._params().items()}
+
+    def _tree(self, weights: dict[str, Tensor], hparams: Any) -> Any:
+        """The optimizer's state: that of the last step, or of a checkpoint, or else the first."""
+        if not self._started:
+            return self._optimizer.init(weights, hparams)
+        found = self.state[_STATE]
+        if self._seen is None or self._seen[0] is not found:
+            template = self._optimizer.init(weights, hparams)
+            self._seen = (found, _filled(template, dict(found), weights))
+        return self._seen[1]
+
+    def _keep(self, state: Any, weights: dict[str, Tensor]) -> None:
+        """Store a state; what of it is a view of the weights, which are about to change, is copied."""
+        mine = {w.untyped_storage().data_ptr() for w in weights.values()}
+        state = tree.map_tree(
+            lambda x: x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in mine else x, state
+        )
+        self.state[_STATE] = dict(tree.named(state))
+        self._seen = (self.state[_STATE], state)
+
+    def _current(self) -> Any:
+        """The hparams, with those that are tuned as they are now."""
+        given = self._given()
+        if not self._started or not self._tuned:
+            return given
+        return _tuned_in(given, self._tree(self._weights(), given))
+
+    # -- torch.optim --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; an error leaves parameters and state as they are.
+
+        Args:
+            closure: evaluates the loss anew and returns it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        params = self._params()
+        grads = {name: p.grad for name, p in params.items()}
+        if all(g is None for g in grads.values()):
+            return loss
+        weights, hparams = self._weights(), self._given()
+        if not self._started:
+            values = dict(_entries(hparams))
+            self._starting = {path: _copied(values[path]) for path in self._tuned}
+        new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
+        self._keep(state, weights)
+        for name, w in weights.items():
+            if grads[name] is not None and new[name] is not w:
+                w.copy_(new[name])
+        if self._tuned:
+            self._report(_tuned_in(hparams, state))
+        return loss
+
+    def _report(self, hparams: Any) -> None:
+        """Show what is tuned in the groups."""
+        values = dict(_entries(hparams))
+        for group, key, path in self._places():
+            if path in self._tuned:
+                self._reported[path], group[key] = _copied(values[path]), _copied(values[path])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of an optimizer that was made alike; checked first, so an error changes nothing."""
+        self._check_saved(state_dict)
+        super().load_state_dict(state_dict)
+        self._seen = None
+        if self._started and self._tuned:
+            hparams = _rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
+            self._report(_tuned_in(hparams, self._tree(self._weights(), hparams)))
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        others = [key for key in saved.get("state", {}) if key != _STATE]
+        groups = saved.get("param_groups", [])
+        missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
+        if others or missing or len(groups) != len(self.param_groups):
+            what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
+            what = what if others or missing else f"has {len(groups)} groups, here are {len(self.param_groups)}"
+            raise ValueError(f"the checkpoint {what}: it is of another optimizer; load it into one that was made alike")
+        found = saved["state"].get(_STATE) if "state" in saved else None
+        if found is not None:
+            weights = self._weights()
+            _filled(self._optimizer.init(weights, self._optimizer.hparams), dict(found), weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name in _OWN}
+        return {**super().__getstate__(), **own}
+
+
+_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_starting", "_reported", "_update", "_seen")
+
+
+def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:
+    """The optimizer with the hparams that the groups were given; a partition where they are several."""
+    made = []
+    for group in groups:
+        own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        wrong = [key for key in own if key not in optimizer.hparams]
+        if wrong:
+            known = list(optimizer.hparams)
+            raise ValueError(
+                f"a group has the option {wrong[0]!r}, but the hparams are {known}{did_you_mean(wrong[0], known)}"
+            )
+        values = {key: _checked(key, value, key, optimizer.domains) for key, value in own.items()}
+        made.append(optimizer._replace(hparams={**optimizer.hparams, **values}))
+    if len(made) == 1:
+        return made[0]
+    if optimizer.parts:
+        raise ValueError(
+            f"the optimizer has parts of its own, so the parameters go into one group; got {len(groups)} groups"
+        )
+    labels = {names[p]: str(i) for i, group in enumerate(groups) for p in group["params"]}
+    return partition({str(i): one for i, one in enumerate(made)}, labels.__getitem__)
+
+
+def _checked(key: str, value: Any, path: str, domains: Any) -> Any:
+    """What stands in a group as tensors; plain numbers are checked, tensors are taken as they are."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_checked(key, x, path, domains) for x in value)
+    if isinstance(value, Mapping):
+        return {name: _checked(f"{key}.{name}", x, path, domains) for name, x in value.items()}
+    if isinstance(value, Tensor):
+        return value
+    domain = paths.domain_at(domains, path)
+    check_number(key, value, domain if isinstance(domain, Domain) else _ANY)
+    return as_tensor(value)
+
+
+def _entries(hparams: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each hparam with its keys: numbers, tuples of numbers, and whatever else is no dict."""
+    for key, value in hparams.items():
+        if isinstance(value, dict):
+            yield from _entries(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value
+
+
+def _rebuilt(like: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> Any:
+    """A tree like ``like`` from its entries."""
+    return {
+        key: _rebuilt(value, values, (*path, str(key))) if isinstance(value, dict) else values[(*path, str(key))]
+        for key, value in like.items()
+    }
+
+
+def _owner(path: str, parts: list[str]) -> int | None:
+    """Which of the parts, themselves paths, an hparam belongs to."""
+    inside = [i for i, part in enumerate(parts) if not part or path.startswith(f"{part}.")]
+    return max(inside, key=lambda i: len(parts[i])) if inside else None
+
+
+def _rest(path: tuple[str, ...], part: str) -> tuple[str, ...]:
+    """The keys of a path below a part."""
+    return path[len(part.split(".")) :] if part else path
+
+
+def _is_tuned(path: str, tunes: tuple[str, ...]) -> bool:
+    return any(path == t or path.startswith(f"{t}.") or t.startswith(f"{path}.") for t in tunes)
+
+
+def _tuned_in(hparams: Any, state: Any) -> Any:
+    """``hparams`` with the values that are tuned, from the states of the optimizers that tune."""
+    if hasattr(state, "tuned"):
+        base = paths.merge(hparams["base"], state.tuned)
+        return {**hparams, "base": _tuned_in(base, state.base), "by": _tuned_in(hparams["by"], state.by)}
+    if hasattr(state, "parts"):
+        return {**hparams, **{label: _tuned_in(hparams[label], part) for label, part in state.parts.items()}}
+    return _tuned_in(hparams, state.base) if hasattr(state, "base") else hparams
+
+
+def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A state like ``template`` with the entries of a checkpoint by path.
+
+    One entry may stand for several there: a count of steps, once a gradient was ``None``, is one for each parameter.
+    """
+    leaves, rebuild = tree.flatten(template)
+    values = []
+    for (path, _), leaf in zip(tree.named(template), leaves, strict=True):
+        inside = {name: found.pop(f"{path}.{name}") for name in weights if f"{path}.{name}" in found}
+        if path not in found and not inside:
+            raise ValueError(f"the checkpoint has no {path!r}: it is of another optimizer, or of other parameters")
+        value = found.pop(path) if path in found else inside
+        if isinstance(value, Tensor) and value.shape != leaf.shape:
+            raise ValueError(
+                f"{path!r} has the shape {tuple(value.shape)} in the checkpoint, and {tuple(leaf.shape)} here"
+            )
+        values.append(value)
+    if found:
+        raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
+    return rebuild(values)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return type(value)(_copied(x) for x in value) if isinstance(value, (tuple, list)) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return all(bool((x == y).all()) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+
+
+def _as_number(value: Any) -> Any:
+    """A hyperparameter as one reads it."""
+    if isinstance(value, Tensor):
+        return value.item() if value.ndim == 0 else value.detach().clone()
+    return tuple(map(_as_number, value)) if isinstance(value, (tuple, list)) else value

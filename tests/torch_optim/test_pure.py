@@ -1,0 +1,369 @@
+"""PureOptimizer: any pure optimizer as a torch.optim.Optimizer."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+
+from ..support.cases import ANCHOR, CASES, Case
+from ..support.problems import batches, largest_difference, loss, start
+
+F64 = torch.float64
+TOWER = {"base": {"lr": 1e-3}, "by": {"lr": 1e-2}}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def parameters(values: dict[str, Tensor] | None = None) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(w.clone()) for name, w in (values or start()).items()}
+
+
+def step(params: dict[str, nn.Parameter], opt: torch.optim.Optimizer, x: Tensor, absent: str | None = None) -> None:
+    opt.zero_grad()
+    loss(params, x).backward()
+    if absent:
+        params[absent].grad = None
+    opt.step()
+
+
+def saved(opt: torch.optim.Optimizer) -> dict:
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def tower() -> hft.Optimizer:
+    level = hft.hyper(hft.adam(lr=0.05, eps=1e-2), by=hft.sgd(lr=1e-3), over="lr")
+    return hft.hyper(hft.sgd(lr=1e-3), by=level, over="lr", constrain={"lr": "log"})
+
+
+# -- the same as the pure update ----------------------------------------------------------------------------------------
+
+
+@every_case
+def test_a_step_is_the_pure_update(case: Case):
+    pure, params = case.build(), parameters()
+    opt = hft.PureOptimizer(params.items(), pure)
+    weights, state = start(), pure.init(start())
+    for t, x in enumerate(batches(5)):
+        absent = "b" if t == 2 else None
+        grads: dict = torch.func.grad(loss)(weights, x)
+        if absent:
+            grads[absent] = None
+        weights, state = pure.update(grads, state, weights)
+        step(params, opt, x, absent)
+        assert largest_difference(dict(params), weights) == 0
+
+
+@every_case
+def test_a_resumed_run_goes_on_bit_for_bit(case: Case):
+    data, params = batches(6), parameters()
+    opt = hft.PureOptimizer(params.items(), case.build())
+    for t, x in enumerate(data[:3]):
+        step(params, opt, x, "b" if t == 1 else None)
+    again = parameters({n: p.detach() for n, p in params.items()})
+    other = hft.PureOptimizer(again.items(), case.build())
+    other.load_state_dict(saved(opt))
+    for x in data[3:]:
+        step(params, opt, x)
+        step(again, other, x)
+        assert largest_difference(dict(params), dict(again)) == 0
+    assert opt.hparams() == other.hparams()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.body, self.head = nn.Linear(3, 8, dtype=F64), nn.Linear(8, 1, dtype=F64)
+        for p in self.parameters():
+            nn.init.normal_(p, generator=g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+@pytest.mark.parametrize("scheduler", ["one-cycle", "cosine", "lambda", "plateau", "cyclic", "chained"])
+def test_adam_under_schedulers_clipping_and_scaling_equals_torchs(scheduler: str):
+    nets = [Net(), Net()]
+    opts = [
+        torch.optim.Adam(nets[0].parameters(), lr=0.02, weight_decay=0.01, eps=1e-6),
+        hft.PureOptimizer(nets[1].named_parameters(), hft.adam(lr=0.02, weight_decay=0.01, eps=1e-6)),
+    ]
+    make = {
+        "one-cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=16),
+        "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=12),
+        "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+        "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
+        "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3, cycle_momentum=False),
+        "chained": lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=4), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+            milestones=[4],
+        ),
+    }[scheduler]
+    schedulers = [make(opt) for opt in opts]
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10) for _ in opts]
+    g = torch.Generator().manual_seed(1)
+    for t in range(12):
+        x = torch.randn(16, 3, dtype=F64, generator=g)
+        for net, opt, schedule, scaler in zip(nets, opts, schedulers, scalers, strict=True):
+            opt.zero_grad()
+            value = net(x).square().mean()
+            scaler.scale(value * (float("inf") if t == 5 else 1.0)).backward()
+            scaler.unscale_(opt)
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            scaler.step(opt)
+            scaler.update()
+            schedule.step(*([t % 3] if scheduler == "plateau" else []))
+        if t == 7:  # and resumed
+            fresh = hft.PureOptimizer(nets[1].named_parameters(), hft.adam(lr=0.02, weight_decay=0.01, eps=1e-6))
+            state, plan = saved(opts[1]), copy.deepcopy(schedulers[1].state_dict())
+            opts[1] = fresh
+            schedulers[1] = make(fresh)
+            schedulers[1].load_state_dict(plan)
+            if scheduler == "chained":
+                schedulers[1]._schedulers[1].optimizer = fresh
+            fresh.load_state_dict(state)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        # Rounding of a dozen operations a step over 12 steps of values of order 1; eps bounds what a root divides.
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_equals_eager():
+    torch._dynamo.reset()
+    runs = []
+    for compiled in (False, True):
+        params = parameters()
+        opt = hft.PureOptimizer(params.items(), tower(), compile=compiled)
+        for x in batches(4):
+            step(params, opt, x)
+        runs.append((dict(params), opt.hparams()))
+    assert largest_difference(runs[0][0], runs[1][0]) < 1e-13
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-12)
+
+
+# -- hyperparameters in groups --------------------------------------------------------------------------------------------
+
+
+def test_hparams_stand_in_the_groups_and_can_be_written():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1, betas=(0.8, 0.9)))
+    (group,) = opt.param_groups
+    assert set(group) == {"params", "param_names", "lr", "betas", "eps", "weight_decay"}
+    assert group["lr"].dtype == F64 and opt.defaults["betas"][0] == 0.8
+    group["lr"], group["betas"] = 0.0, (0.5, 0.6)
+    before = {n: p.detach().clone() for n, p in params.items()}
+    step(params, opt, batches(1)[0])
+    assert largest_difference(dict(params), before) == 0
+    assert opt.hparams() == {"lr": 0.0, "betas": (0.5, 0.6), "eps": 1e-8, "weight_decay": 0.0}
+
+
+def test_what_is_tuned_is_shown_saved_and_guarded():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), tower())
+    constant = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1.0)
+    assert opt.hparams()["lr"] == 1e-3
+    for x in batches(6):
+        step(params, opt, x)
+        constant.step()  # writes the starting value, which changes nothing
+    values = opt.hparams()
+    assert values["lr"] > 1.2e-3
+    assert values["by.lr"] != 0.05
+    assert set(values) >= {"lr", "momentum", "by.lr", "by.betas", "by.by.lr"}
+    opt.param_groups[0]["lr"] = 0.5
+    with pytest.raises(
+        RuntimeError, match=r"lr was set to 0\.5, but the optimizer tunes it itself .* constant scheduler"
+    ):
+        step(params, opt, batches(1)[0])
+
+
+def test_a_starting_value_may_be_written_before_the_first_step():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), tower())
+    opt.param_groups[0]["lr"] = 0.02
+    step(params, opt, batches(1)[0])
+    assert opt.hparams()["lr"] == pytest.approx(0.02)
+
+
+def test_a_partition_has_a_group_for_each_part():
+    net = Net()
+    parts = {"fast": hft.sgd(lr=0.1), "slow": hft.adam(lr=0.01), "still": hft.frozen()}
+    labels = {"head.*": "fast", "body.weight": "slow", "*": "still"}
+    opt = hft.PureOptimizer(net.named_parameters(), hft.clipped(hft.partition(parts, labels), 1.0))
+    schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
+    names = [group["param_names"] for group in opt.param_groups]
+    assert sorted(map(sorted, names)) == [["body.bias"], ["body.weight"], ["head.bias", "head.weight"]]
+    before = copy.deepcopy(net.state_dict())
+    for _ in range(2):
+        opt.zero_grad()
+        net(torch.ones(4, 3, dtype=F64)).square().mean().backward()
+        opt.step()
+        schedule.step()
+    changed = {n for n, w in net.state_dict().items() if not torch.equal(w, before[n])}
+    assert changed == {"head.weight", "head.bias", "body.weight"}
+    values = opt.hparams()
+    assert sorted(v for k, v in values.items() if k.endswith(".lr")) == [0.0025, 0.025]
+    assert values["0.max_norm"] == 1.0
+
+
+def test_groups_with_numbers_of_their_own_are_parts():
+    net, twin = Net(), Net()
+    opt = hft.PureOptimizer(
+        [{"params": net.body.parameters(), "lr": 0.05}, {"params": net.head.parameters()}],
+        hft.sgd(lr=0.1, momentum=0.9),
+    )
+    peer = torch.optim.SGD(
+        [{"params": twin.body.parameters(), "lr": 0.05}, {"params": twin.head.parameters()}], lr=0.1, momentum=0.9
+    )
+    for _ in range(3):
+        for one, optimizer in ((net, opt), (twin, peer)):
+            optimizer.zero_grad()
+            one(torch.ones(4, 3, dtype=F64)).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+# -- torch.optim's manners ------------------------------------------------------------------------------------------------
+
+
+def test_state_never_shares_memory_with_the_parameters():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
+    step(params, opt, batches(1)[0])
+    mine = {p.untyped_storage().data_ptr() for p in params.values()}
+    assert not any(x.untyped_storage().data_ptr() in mine for x in tree.leaves(opt.state["pure"]))
+
+
+def test_an_anchor_that_would_move_along_is_refused():
+    params = parameters()
+    for alias in (dict(params), {n: p.detach() for n, p in params.items()}):
+        with pytest.raises(ValueError, match="shares memory with a parameter"):
+            hft.PureOptimizer(params.items(), hft.ftp(hft.adam(), alias))
+    hft.PureOptimizer(params.items(), hft.ftp(hft.adam(), {n: p.detach().clone() for n, p in params.items()}))
+
+
+def test_closures_hooks_and_copies():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), tower())
+    called = []
+    opt.register_step_post_hook(lambda *_: called.append("after"))
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        value = loss(params, batches(1)[0])
+        value.backward()
+        return value
+
+    assert opt.step(closure).item() > 0
+    assert called == ["after"]
+    twin = copy.deepcopy(opt)
+    twin_params = dict(zip(params, (p for g in twin.param_groups for p in g["params"]), strict=True))
+    for x in batches(2):
+        step(params, opt, x)
+        step(twin_params, twin, x)
+    assert largest_difference(dict(params), twin_params) == 0
+
+
+def test_without_any_gradient_nothing_happens():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam())
+    opt.step()
+    assert not opt.state
+
+
+def test_from_torchopt_runs_too():
+    import torchopt
+
+    params, twin = parameters(), parameters()
+    opt = hft.PureOptimizer(params.items(), hft.from_torchopt(torchopt.sgd, lr=0.1, momentum=0.9))
+    peer = torch.optim.SGD(twin.values(), lr=0.1, momentum=0.9)
+    for x in batches(3):
+        step(params, opt, x)
+        step(twin, peer, x)
+    assert largest_difference(dict(params), dict(twin)) < 1e-13
+
+
+def test_16_bit_parameters_keep_their_dtype():
+    params = {n: nn.Parameter(w.bfloat16()) for n, w in start().items()}
+    opt = hft.PureOptimizer(params.items(), hft.ftp(hft.adam(lr=0.1), {n: w.bfloat16() for n, w in ANCHOR.items()}))
+    step(params, opt, batches(1)[0].bfloat16())
+    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in params.values())
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda p: hft.PureOptimizer(p, torch.optim.Adam), TypeError, "must be a pure optimizer such as hft.adam"),
+        (lambda p: hft.PureOptimizer(p, hft.adam), TypeError, "got adam itself: call it"),
+        (lambda p: hft.PureOptimizer(hft.adam(), p), TypeError, "optimizer must be a pure optimizer"),
+        (lambda p: hft.PureOptimizer(nn.Linear(2, 2), hft.adam()), TypeError, "pass model.named_parameters()"),
+        (lambda p: hft.PureOptimizer([{"params": p, "lrr": 0.1}], hft.adam()), ValueError, "did you mean 'lr'"),
+        (lambda p: hft.PureOptimizer([{"params": p, "lr": "0.1"}], hft.adam()), TypeError, "lr must be a number"),
+        (lambda p: hft.PureOptimizer([{"params": p, "lr": -0.1}], hft.adam()), ValueError, "lr must lie in"),
+        (lambda p: hft.PureOptimizer(p, hft.adam(), compile="yes"), TypeError, "compile must be True or False"),
+        (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "give each tensor once"),
+        (
+            lambda p: hft.PureOptimizer(
+                [{"params": p[:1]}, {"params": p[1:]}], hft.partition({"a": hft.sgd()}, {"*": "a"})
+            ),
+            ValueError,
+            "has parts of its own",
+        ),
+    ],
+)
+def test_wrong_arguments(make, error, text):
+    with pytest.raises(error, match=text.replace("(", r"\(").replace(")", r"\)")):
+        make(list(parameters().values()))
+
+
+def test_writes_into_groups_are_checked():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam())
+    for value, error, text in (
+        ("fast", TypeError, "lr must be a number"), (-1.0, ValueError, "lr must lie in"), (None, TypeError, "got None"),
+    ):  # fmt: skip
+        opt.param_groups[0]["lr"] = value
+        before = {n: p.detach().clone() for n, p in params.items()}
+        with pytest.raises(error, match=text):
+            step(params, opt, batches(1)[0])
+        assert largest_difference(dict(params), before) == 0
+
+
+def test_later_groups_are_refused():
+    opt = hft.PureOptimizer(parameters().items(), hft.adam())
+    with pytest.raises(RuntimeError, match="takes no groups later"):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda p: torch.optim.Adam(p.values()), "state of parameters"),
+        (lambda p: hft.PureOptimizer(p.items(), hft.sgd()), "no .*betas"),
+        (lambda p: hft.PureOptimizer(p.items(), hft.adam(amsgrad=True)), "entries .*max_exp_avg_sq"),
+        (lambda p: hft.PureOptimizer({"w": p["w"]}.items(), hft.adam()), "no 'exp_avg.b'"),
+    ],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(other, text):
+    params, theirs = parameters(), parameters()
+    opt, its = hft.PureOptimizer(params.items(), hft.adam()), other(theirs)
+    step(theirs, its, batches(1)[0])
+    step(params, opt, batches(1)[0])
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=text):
+        opt.load_state_dict(its.state_dict())
+    assert largest_difference(opt.state_dict()["state"], before["state"]) == 0
