@@ -1,6 +1,7 @@
-"""A pure update of many small tensors against torch's: 200 tensors of 64 numbers, Adam, one thread.
+"""A pure update, and the class that runs it on a model's parameters, against ``torch.optim.Adam(foreach=True)``.
 
-``hft.adam().update`` under ``torch.no_grad`` and ``torch.optim.Adam(foreach=True).step``, in turns in one process.
+Adam over 200 tensors of 64 numbers, one thread, and over ResNet50's shapes, two threads: ``hft.adam().update`` under
+``torch.no_grad``, ``hft.PureOptimizer(params, hft.adam()).step``, and torch's, in turns in one process.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ import torch
 import hyperopt_ftp as hft
 
 from .measure import Others, interleaved, machine, ratio
+from .shapes import SHAPES
 
-OURS, TORCH = "hft.adam().update", "torch.optim.Adam(foreach=True).step"
+OURS, CLASS = "hft.adam().update", "hft.PureOptimizer(params, hft.adam()).step"
+TORCH = "torch.optim.Adam(foreach=True).step"
 
 
-def candidates(tensors: int, numbers: int) -> dict[str, Callable[[], Any]]:
-    """Both from the same weights and gradients; each call is one step further."""
+def candidates(shapes: Sequence[Sequence[int]]) -> dict[str, Callable[[], Any]]:
+    """All from the same weights and gradients; each call is one step further."""
     torch.manual_seed(0)
-    weights = [torch.randn(numbers) for _ in range(tensors)]
-    grads = {str(k): torch.randn(numbers) for k in range(tensors)}
+    weights = [torch.randn(tuple(shape)) for shape in shapes]
+    grads = {str(k): torch.randn(tuple(shape)) for k, shape in enumerate(shapes)}
     opt = hft.adam(lr=1e-3)
     held: dict[str, Any] = {"params": {str(k): w.clone() for k, w in enumerate(weights)}}
     held["state"] = opt.init(held["params"])
@@ -35,47 +38,63 @@ def candidates(tensors: int, numbers: int) -> dict[str, Callable[[], Any]]:
         held["params"], held["state"] = opt.update(grads, held["state"], held["params"])
         return held["params"]
 
-    params = [torch.nn.Parameter(w.clone()) for w in weights]
-    for p, g in zip(params, grads.values(), strict=True):
-        p.grad = g.clone()
-    theirs = torch.optim.Adam(params, lr=1e-3, foreach=True)
+    def stepping(make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> Callable[[], Any]:
+        params = [torch.nn.Parameter(w.clone()) for w in weights]
+        for p, g in zip(params, grads.values(), strict=True):
+            p.grad = g.clone()
+        optimizer = make(params)
 
-    def step() -> dict[str, torch.Tensor]:
-        theirs.step()
-        return {str(k): p.detach() for k, p in enumerate(params)}
+        def step() -> dict[str, torch.Tensor]:
+            optimizer.step()
+            return {str(k): p.detach() for k, p in enumerate(params)}
 
-    return {OURS: ours, TORCH: step}
+        return step
+
+    return {
+        OURS: ours,
+        CLASS: stepping(lambda params: hft.PureOptimizer(params, hft.adam(lr=1e-3))),
+        TORCH: stepping(lambda params: torch.optim.Adam(params, lr=1e-3, foreach=True)),
+    }
+
+
+def measured(what: str, shapes: Sequence[Sequence[int]], threads: int, rounds: int) -> dict[str, Any]:
+    """Medians and ratios of the candidates on tensors of some shapes, whose results are compared."""
+    torch.set_num_threads(threads)
+    found, others = candidates(shapes), Others()
+    seconds = interleaved(found, rounds, warmup=5)
+    share = others.share()
+    theirs = found[TORCH]()
+    for name in (OURS, CLASS):
+        for key, w in found[name]().items():
+            eps = torch.finfo(w.dtype).eps  # a step rounds its weight once, and is lr long but for a few roundings
+            torch.testing.assert_close(w, theirs[key], rtol=rounds * eps, atol=rounds * eps)
+    record = {
+        "what": what,
+        "threads": threads,
+        "rounds": rounds,
+        "share_of_other_processes": share,
+        "median_ms": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+        "over_torch": {name: ratio(seconds, name, TORCH) for name in (OURS, CLASS)},
+    }
+    print(f"{what}, {threads} threads (other processes: {100 * share:.0f} % of the machine)")
+    for name, value in record["median_ms"].items():
+        of_torch = f"{record['over_torch'][name]:.2f} of torch" if name != TORCH else ""
+        print(f"  {name:46} {value:9.3f} ms   {of_torch}")
+    return record
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tensors", type=int, default=200, help="default: 200")
-    parser.add_argument("--numbers", type=int, default=64, help="in each tensor (default: 64)")
-    parser.add_argument("--rounds", type=int, default=101, help="timed calls of each (default: 101)")
+    parser.add_argument("--rounds", type=int, default=101, help="timed calls of each on small tensors (default: 101)")
+    parser.add_argument("--large", type=int, default=11, help="timed calls of each on ResNet50 (default: 11)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/update.json"), help="the JSON file")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    found, others = candidates(args.tensors, args.numbers), Others()
-    seconds = interleaved(found, args.rounds, warmup=5)
-    share = others.share()
-    ours, theirs = found[OURS](), found[TORCH]()
-    for name, w in ours.items():
-        eps = torch.finfo(w.dtype).eps  # a step rounds its weight once, and is lr long but for a few roundings
-        torch.testing.assert_close(w, theirs[name], rtol=args.rounds * eps, atol=args.rounds * eps)
-    record = {
-        "machine": machine(),
-        "tensors": args.tensors,
-        "numbers": args.numbers,
-        "rounds": args.rounds,
-        "share_of_other_processes": share,
-        "median_ms": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
-        "ours_over_torch": ratio(seconds, OURS, TORCH),
-    }
+    records = [
+        measured("200 tensors of 64 numbers", [(64,)] * 200, 1, args.rounds),
+        measured("ResNet50", SHAPES["resnet50"](), 2, args.large),
+    ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    for name, value in record["median_ms"].items():
-        print(f"  {name:38} {value:7.3f} ms")
-    print(f"  ours / torch: {record['ours_over_torch']:.2f}   (other processes: {100 * share:.0f} % of the machine)")
+    args.out.write_text(json.dumps({"machine": machine(), "updates": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

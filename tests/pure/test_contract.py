@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..support.cases import BASES, CASES, Case
+from ..support.cases import BASES, CASES, COMBINED, Case
 from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -151,6 +151,45 @@ def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
     for name in params:
         alone, _ = opt.update(grads[name], opt.init(params[name]), params[name], opt.hparams | {"lr": lr[name]})
         assert torch.equal(new[name], alone)
+
+
+@every_base
+def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
+    """At each step some have a gradient; each ends where a run of its own steps ends."""
+    opt, params = case.build(), start()
+    state, steps, given = opt.init(params), [{"w"}, {"b", "w"}, {"b"}, set(), {"w"}, {"b", "w"}], {"w": [], "b": []}
+    for x, present in zip(batches(len(steps)), steps, strict=True):
+        grads = torch.func.grad(loss)(params, x)
+        for name in present:
+            given[name].append(grads[name])
+        before = params
+        params, state = opt.update({n: g if n in present else None for n, g in grads.items()}, state, params)
+        assert all(params[n] is before[n] for n in params.keys() - present)
+    for name, own in given.items():
+        w = {name: start()[name]}
+        alone = opt.init(w)
+        for g in own:
+            w, alone = opt.update({name: g}, alone, w)
+        assert torch.equal(w[name], params[name])
+        for field in alone._fields:
+            tree_of = getattr(state, field)
+            if isinstance(tree_of, dict):
+                for x, y in zip(tree.leaves(getattr(alone, field)), tree.leaves(tree_of[name]), strict=True):
+                    assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("case", COMBINED, ids=str)
+def test_a_combination_leaves_a_leaf_without_a_gradient_alone(case: Case):
+    opt, params = case.build(), start()
+    state = opt.init(params)
+    for t, x in enumerate(batches(4)):
+        grads: dict = torch.func.grad(loss)(params, x)
+        if t % 2:
+            grads["b"] = None
+        new, state = opt.update(grads, state, params)
+        assert (t % 2 == 1) == torch.equal(new["b"], params["b"])
+        assert not torch.equal(new["w"], params["w"])
+        params = new
 
 
 @every_base
