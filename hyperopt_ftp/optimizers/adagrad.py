@@ -19,7 +19,7 @@ __all__ = ["AdagradState", "adagrad"]
 class AdagradState(NamedTuple):
     """State of :func:`adagrad`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     sum: Any  # tree like params: accumulated g^2
 
 

@@ -27,7 +27,7 @@ Rule: TypeAlias = Callable[[Tensor, Tensor, Entries, Numbers, Any], Moved]
 
 def by_rule(
     rule: Rule,
-    state: type[StateT],
+    kind: type[StateT],
     hparams: dict[str, Any],
     keeps: Sequence[str] = (),
     *,
@@ -40,7 +40,8 @@ def by_rule(
 
     Args:
         rule: pure; acts entry by entry, or else is ``whole``.
-        state: a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, ``()`` for the other fields.
+        kind: of the state, a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, ``()`` for the
+            other fields.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.hparams.to_tensors`.
         keeps: the rule's state by name, in working precision.
         first: ``first(w, h)``: first values that are not zeros in the shape of w, by name.
@@ -50,7 +51,7 @@ def by_rule(
     """
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
-    counted = "step" in state._fields  # pyright: ignore[reportAttributeAccessIssue]
+    counted = "step" in kind._fields  # pyright: ignore[reportAttributeAccessIssue]
 
     def flat(h: dict[str, Any]) -> list[Any]:
         """Hparams one after the other, those of several numbers too."""
@@ -61,8 +62,8 @@ def by_rule(
         return {name: tuple(next(rest) for _ in range(n)) if n else next(rest) for name, n in counts.items()}
 
     def filled(trees: Mapping[str, Any], step: Any) -> StateT:
-        fields = dict.fromkeys(state._fields, ()) | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
-        return state(**(fields | {"step": step} if counted else fields))
+        fields = dict.fromkeys(kind._fields, ()) | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
+        return kind(**(fields | {"step": step} if counted else fields))
 
     def init(params: Any, hparams: Any = None) -> StateT:
         check_params(params)
@@ -76,10 +77,10 @@ def by_rule(
                 rows[i] |= {name: x.to(w.dtype) for name, x in own.items()}
         return filled({name: rebuild([row[name] for row in rows]) for name in keeps}, no_steps())
 
-    def update(grads: Any, old: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
-        check_state(state, old)
+    def update(grads: Any, state: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
+        check_state(kind, state)
         h = complete(hparams, default)
-        step = advanced(old.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
+        step = advanced(state.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
 
         def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             t = rest[-1] if counted else None
@@ -89,7 +90,7 @@ def by_rule(
             return (w, *(s[name] for name in keeps))
 
         numbers = flat(h) + ([step] if counted else [])
-        moments = [getattr(old, name) for name in keeps]
+        moments = [getattr(state, name) for name in keeps]
         params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole)
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 

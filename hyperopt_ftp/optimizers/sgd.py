@@ -19,7 +19,7 @@ __all__ = ["SGDState", "check_nesterov", "sgd"]
 class SGDState(NamedTuple):
     """State of :func:`sgd`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     momentum_buffer: Any  # tree like params
 
 

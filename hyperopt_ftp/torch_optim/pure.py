@@ -172,8 +172,12 @@ class PureOptimizer(torch.optim.Optimizer):
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property
+    def _state(self) -> dict[Any, Any]:
+        return self.state  # whose keys need not be tensors
+
+    @property
     def _started(self) -> bool:
-        return _STATE in self.state
+        return _STATE in self._state
 
     def _params(self) -> dict[str, Tensor]:
         """By name, in the order of the groups; a library may have put others in the place of those that were given."""
@@ -190,7 +194,7 @@ class PureOptimizer(torch.optim.Optimizer):
         """The optimizer's state: that of the last step, or of a checkpoint, or else the first."""
         if not self._started:
             return self._optimizer.init(weights, hparams)
-        found = self.state[_STATE]
+        found = self._state[_STATE]
         if self._seen is None or self._seen[0] is not found:
             template = self._optimizer.init(weights, hparams)
             self._seen = (found, _filled(template, dict(found), weights))
@@ -202,8 +206,8 @@ class PureOptimizer(torch.optim.Optimizer):
         state = tree.map_tree(
             lambda x: x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in mine else x, state
         )
-        self.state[_STATE] = dict(tree.named(state))
-        self._seen = (self.state[_STATE], state)
+        found = dict(tree.named(state))
+        self._state[_STATE], self._seen = found, (found, state)
 
     def _current(self) -> Any:
         """The hparams, with those that are tuned as they are now."""

@@ -7,7 +7,6 @@ import io
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hyperopt_ftp as hft
@@ -46,7 +45,7 @@ def tower() -> hft.Optimizer:
     return hft.hyper(hft.sgd(lr=1e-3), by=level, over="lr", constrain={"lr": "log"})
 
 
-# -- the same as the pure update ----------------------------------------------------------------------------------------
+# -- the same as the pure update ---------------------------------------------------------------------------------------
 
 
 @every_case
@@ -152,7 +151,7 @@ def test_compiled_equals_eager():
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-12)
 
 
-# -- hyperparameters in groups --------------------------------------------------------------------------------------------
+# -- hyperparameters in groups -----------------------------------------------------------------------------------------
 
 
 def test_hparams_stand_in_the_groups_and_can_be_written():
@@ -160,7 +159,8 @@ def test_hparams_stand_in_the_groups_and_can_be_written():
     opt = hft.PureOptimizer(params.items(), hft.adam(lr=0.1, betas=(0.8, 0.9)))
     (group,) = opt.param_groups
     assert set(group) == {"params", "param_names", "lr", "betas", "eps", "weight_decay"}
-    assert group["lr"].dtype == F64 and opt.defaults["betas"][0] == 0.8
+    assert group["lr"].dtype == F64
+    assert opt.defaults["betas"][0] == 0.8
     group["lr"], group["betas"] = 0.0, (0.5, 0.6)
     before = {n: p.detach().clone() for n, p in params.items()}
     step(params, opt, batches(1)[0])
@@ -234,7 +234,7 @@ def test_groups_with_numbers_of_their_own_are_parts():
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-# -- torch.optim's manners ------------------------------------------------------------------------------------------------
+# -- torch.optim's manners ---------------------------------------------------------------------------------------------
 
 
 def test_state_never_shares_memory_with_the_parameters():
@@ -301,7 +301,7 @@ def test_16_bit_parameters_keep_their_dtype():
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in params.values())
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------------
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
