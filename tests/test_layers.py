@@ -76,7 +76,7 @@ RUNS = {
     "integrations",
 }
 PURE = sorted(ALLOWED.keys() - RUNS)
-PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/paths", "hyper/inner", "hyper/tpgm"]
+PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/inner", "hyper/tpgm"]
 
 
 @pytest.mark.parametrize("folder", PURE)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import hyperopt_ftp as hft
 
 
 def loader(examples: int = 24, size: int = 4) -> DataLoader[tuple[Tensor, ...]]:
@@ -24,6 +28,12 @@ def is_equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether all weights and buffers are equal to the last bit."""
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def pure(named: Iterable[tuple[str, nn.Parameter]]) -> hft.PureOptimizer:
+    """Adam for the last layer, SGD with momentum for the rest."""
+    parts = {"head": hft.adam(lr=1e-2), "body": hft.sgd(lr=0.1, momentum=0.9)}
+    return hft.PureOptimizer(named, hft.partition(parts, {"*2.*": "head", "*": "body"}))
 
 
 def has_moved(model: nn.Module, start: nn.Module) -> bool:

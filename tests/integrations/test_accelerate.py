@@ -8,7 +8,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from .runs import has_moved, is_equal, loader, network
+from .runs import has_moved, is_equal, loader, network, pure
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -19,6 +19,7 @@ BUILD = {
     "FTPAdamW": lambda named: hft.FTPAdamW(named, lr=1e-2, exclude="2.*"),
     "FTP": lambda named: hft.FTP(torch.optim.RMSprop(named, lr=1e-2), exclude="2.*"),
     "SPD": lambda named: hft.SPD(torch.optim.AdamW(named, lr=1e-2), exclude="2.*"),
+    "PureOptimizer": pure,
 }
 
 

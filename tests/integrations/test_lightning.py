@@ -8,7 +8,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from .runs import has_moved, is_equal, loader, network
+from .runs import has_moved, is_equal, loader, network, pure
 
 lightning = pytest.importorskip("lightning")
 
@@ -24,6 +24,7 @@ BUILD = {
     "FTPAdamW": lambda named: hft.FTPAdamW(named, lr=1e-2, exclude="net.2.*"),
     "FTP": lambda named: hft.FTP(torch.optim.RMSprop(named, lr=1e-2), exclude="net.2.*"),
     "SPD": lambda named: hft.SPD(torch.optim.AdamW(named, lr=1e-2), exclude="net.2.*"),
+    "PureOptimizer": pure,
 }
 
 

@@ -32,12 +32,13 @@ def bert() -> BertForSequenceClassification:
     return BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **size))
 
 
-def trainer(folder, model=None, **options) -> Trainer:
+def trainer(folder, model=None, constant=False, **options) -> Trainer:
     g = torch.Generator().manual_seed(1)
     data = [{"input_ids": torch.randint(20, (8,), generator=g), "labels": i % 2} for i in range(24)]
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    schedule = {"lr_scheduler_type": "constant"} if constant else {"warmup_steps": 2}
     args = TrainingArguments(
-        str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4, warmup_steps=2, learning_rate=LR, **quiet
+        str(folder), max_steps=6, save_steps=3, per_device_train_batch_size=4, learning_rate=LR, **schedule, **quiet
     )
     return Trainer(model, args, train_dataset=data, **options)
 
@@ -85,6 +86,23 @@ def test_all_ways_give_the_same_training(tmp_path):
     assert has_moved(models[0].classifier, bert().classifier)
     assert is_equal(models[0], models[1])
     assert is_equal(models[0], models[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.* before .*optimizer.step:UserWarning")
+def test_a_tower_in_the_trainer_is_tuned_and_goes_on_bit_for_bit(tmp_path):
+    def tower():
+        level = hft.hyper(hft.adam(lr=0.05), by=hft.sgd(lr=1e-2), over="lr")
+        return hft.hyper(hft.adam(lr=1e-5), by=level, over="lr", constrain={"lr": "log"})
+
+    whole, resumed, held = bert(), bert(), []
+    for model, resume in ((whole, None), (resumed, str(tmp_path / "checkpoint-3"))):
+        held.append(hft.PureOptimizer(model.named_parameters(), tower()))
+        made = trainer(tmp_path, model, optimizers=(held[-1], None), constant=True)
+        made.train(resume_from_checkpoint=resume)
+    assert is_equal(whole, resumed)
+    assert has_moved(whole, bert())
+    assert held[0].hparams() == held[1].hparams()
+    assert held[0].hparams()["lr"] > 1.1e-5
 
 
 class Watching(TrainerCallback):

@@ -244,7 +244,6 @@ def test_zeros_are_an_anchor_for_adapters():
         (lambda: hft.directed(hft.sgd(lr=1.0), torch.zeros(1), omega=1.5), r"omega must lie in \[0, 1\], got 1.5"),
         (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), omega_lr=-1.0), r"omega_lr must lie in \[0, inf\)"),
         (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), gradient="full"), "gradient must be one of 'paper'"),
-        (lambda: hft.l2sp(hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1)), torch.zeros(1)), "already has the hparams"),
         (lambda: hft.spd(hft.hyper(hft.sgd(lr=1.0), hft.sgd(lr=1.0), "lr"), torch.zeros(1)), "has no lr"),
     ],
 )
