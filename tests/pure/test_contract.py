@@ -15,6 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
 from ..support.cases import BASES, CASES, COMBINED, Case
+from ..support.compare import float64_by_default
 from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -36,7 +37,8 @@ def test_equals_torch_optim_in_float64(case: Case, seed: int, shape: list[int], 
     state = opt.init(w)
     for g in grads:
         p.grad = g.clone()
-        peer.step()
+        with float64_by_default():  # the dtype in which torch keeps the numbers of a tensor
+            peer.step()
         w, state = opt.update(g, state, w)
         torch.testing.assert_close(w, p.detach(), rtol=CLOSE, atol=CLOSE)
 
@@ -82,7 +84,7 @@ def test_memory_format_is_kept(case: Case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=str)
 def test_hypergradients_equal_central_differences(case: Case):
-    opt, params, data = case.build(), start(), batches(4)
+    opt, params, data = case.build(), start(), batches(case.steps)
 
     def outer(hparams):
         final, _ = train(opt, hparams, params, data)

@@ -14,6 +14,7 @@ from torch import nn
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
+from ..support import cases
 from ..support.family import FAMILY, PURE, WRONG_OPTIONS, Method
 from ..support.problems import batches, largest_difference, loss, start, train
 from ..support.trajectories import BASES, problem, tensors, trajectory
@@ -64,7 +65,7 @@ def test_a_call_as_of_a_class_says_which_is_the_pure_rule(method: Method):
         method.pure(nn.Linear(2, 2).named_parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("make", [hft.sgd, hft.adam, hft.adamw, hft.rmsprop, hft.adagrad, hft.lion])
+@pytest.mark.parametrize("make", dict.fromkeys(case.make for case in cases.BASES), ids=lambda make: make.__name__)
 @pytest.mark.parametrize("kind", [lambda m: m, nn.Module.parameters, lambda m: [*m.parameters()]])
 def test_parameters_are_no_learning_rate(make, kind):
     with pytest.raises(TypeError, match="lr must be .*; a pure optimizer gets no params here"):

@@ -24,6 +24,9 @@ class Case:
     peer: Callable[..., torch.optim.Optimizer] | None = None  # the torch.optim class with the same keyword arguments
     flat: tuple[str, ...] = ()  # hparams whose hypergradient is 0 by the rule
     smooth: bool = True  # False: torch's own rule jumps at these values
+    steps: int = 4  # after which the rule has shown what these values do
+    packs: bool = True  # False: a tensor has a state of another shape, so that it is computed by itself
+    own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
 
     def build(self, **changes: Any) -> Optimizer:
         return self.make(**{**self.kwargs, **changes})
@@ -75,6 +78,48 @@ BASES = [
         hft.adagrad,
         {"lr": 0.1, "eps": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2},
         torch.optim.Adagrad,
+    ),
+    Case("adadelta", hft.adadelta, {"lr": 0.5, "rho": 0.8, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.Adadelta),
+    Case("adamax", hft.adamax, {"lr": 0.1, "betas": (0.8, 0.6), "eps": 1e-2, "weight_decay": 0.1}, torch.optim.Adamax),
+    Case(
+        "nadam",
+        hft.nadam,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "momentum_decay": 0.3},
+        torch.optim.NAdam,
+        packs=False,
+    ),
+    Case(
+        "nadam-decoupled",
+        hft.nadam,
+        {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        torch.optim.NAdam,
+        packs=False,
+    ),
+    # The first update that can be rectified is the sixth.
+    Case(
+        "radam",
+        hft.radam,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1},
+        torch.optim.RAdam,
+        steps=7,
+    ),
+    Case(
+        "radam-not-rectified",
+        hft.radam,
+        {"lr": 0.1, "betas": (0.8, 0.7), "weight_decay": 0.1, "decoupled_weight_decay": True},
+        torch.optim.RAdam,
+        flat=("eps",),
+    ),
+    # Bounds that some step sizes reach and others do not.
+    Case("rprop", hft.rprop, {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (0.04, 0.13)}, torch.optim.Rprop),
+    # The weights do not depend on t0.
+    Case(
+        "asgd",
+        hft.asgd,
+        {"lr": 0.1, "lambd": 0.3, "alpha": 0.6, "t0": 1.5, "weight_decay": 0.1},
+        torch.optim.ASGD,
+        flat=("t0",),
+        own=("alpha",),
     ),
     Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, transcribed_lion, ("betas",)),
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,3 +42,14 @@ def kept(x: Any) -> Any:
     if isinstance(x, dict):
         return {id(key) if isinstance(key, Tensor) else key: kept(value) for key, value in x.items()}
     return type(x)(map(kept, x)) if type(x) in (list, tuple) else x
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    """Floating-point tensors that are made without a dtype are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

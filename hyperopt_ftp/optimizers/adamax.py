@@ -1,0 +1,69 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr
+
+__all__ = ["AdamaxState", "adamax"]
+
+
+class AdamaxState(NamedTuple):
+    """State of :func:`adamax`."""
+
+    step: Tensor  # shape (), int64: updates done
+    exp_avg: Any  # tree like params: first moment m
+    exp_inf: Any  # tree like params: infinity norm u
+
+
+@explained(NO_PARAMS)
+def adamax(
+    lr: HParam = 2e-3,
+    betas: tuple[HParam, HParam] = (0.9, 0.999),
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 0.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[AdamaxState]:
+    """Adamax (arXiv 1412.6980, Algorithm 2); rule and defaults of :class:`torch.optim.Adamax`.
+
+    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
+
+        g <- g + weight_decay * W
+        m <- b1 * m + (1 - b1) * g
+        u <- max(b2 * u, |g| + eps)
+        W <- W - lr * (m / (1 - b1^t)) / u
+
+    Args:
+        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).
+
+    ``eps`` and ``weight_decay`` are torch's; the paper has neither. A hypergradient follows the larger side of the max.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adamax(lr=0.1)
+    >>> w, state = opt.update(torch.tensor([3.0]), opt.init(torch.zeros(1)), torch.zeros(1))
+    >>> w
+    tensor([-0.1000])
+    """
+    check_lr(lr)
+    default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        g, (b1, b2) = g + h["weight_decay"] * w, h["betas"]
+        m = b1 * s["exp_avg"] + (1 - b1) * g
+        u = torch.maximum(b2 * s["exp_inf"], g.abs() + h["eps"])
+        return w - h["lr"] * (m / (1 - b1**t)) / u, {"exp_avg": m, "exp_inf": u}
+
+    return by_rule(rule, AdamaxState, default, ("exp_avg", "exp_inf"), maximize=maximize)

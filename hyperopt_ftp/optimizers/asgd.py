@@ -1,0 +1,86 @@
+"""ASGD."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import Domain, domains_of, to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr
+
+__all__ = ["ASGDState", "asgd"]
+
+_DOMAINS = {
+    **domains_of(("lr", "weight_decay")),
+    "lambd": Domain(0.0, math.inf, open_high=True),
+    "alpha": Domain(0.0, math.inf, open_high=True),  # an exponent, unlike that of DOMAINS
+    "t0": Domain(0.0, math.inf),
+}
+
+
+class ASGDState(NamedTuple):
+    """State of :func:`asgd`."""
+
+    step: Tensor  # shape (), int64: updates done
+    ax: Any  # tree like params: the average of the weights
+
+
+@explained(NO_PARAMS)
+def asgd(
+    lr: HParam = 1e-2,
+    lambd: HParam = 1e-4,
+    alpha: HParam = 0.75,
+    t0: HParam = 1e6,
+    weight_decay: HParam = 0.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[ASGDState]:
+    """Averaged SGD (Polyak and Juditsky, 1992); rule and defaults of :class:`torch.optim.ASGD`.
+
+    With weights ``W``, gradient ``g`` and ``n`` updates done before this one::
+
+        eta = lr / (1 + lambd * lr * n)^alpha
+        mu = 1 / max(1, n - t0)
+        g <- g + weight_decay * W
+        W <- W - lambd * eta * W - eta * g
+        ax <- ax + mu * (W - ax)
+
+    Args:
+        lr, lambd, alpha, t0, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+            ``t0`` is the update after which ``ax`` becomes an average; until then it is the weights.
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (all >= 0; ``t0`` may be infinite).
+
+    The average is ``ax`` of the state; the weights depend neither on it nor on ``t0``.
+
+    Differs from torch, which computes ``eta`` and ``mu`` after an update and keeps them for the next: here they follow
+    from ``step``, so an ``lr`` acts in the update that gets it, and has a hypergradient there. With hparams that stay
+    the same, both are equal.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.asgd(lr=0.5, lambd=0.0, t0=0.0)
+    >>> w = torch.zeros(1); state = opt.init(w)
+    >>> for _ in range(3):
+    ...     w, state = opt.update(torch.ones(1), state, w)
+    >>> w, state.ax
+    (tensor([-1.5000]), tensor([-1.2500]))
+    """
+    check_lr(lr)
+    default = to_tensors(_DOMAINS, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        lr, lambd, done = h["lr"], h["lambd"], t - 1
+        eta = lr / (1 + lambd * lr * done) ** h["alpha"]
+        mu = 1 / (done - h["t0"]).clamp(min=1.0)
+        g = g + h["weight_decay"] * w
+        w = w - lambd * eta * w - eta * g
+        return w, {"ax": (1 - mu) * s["ax"] + mu * w}  # the weights themselves where mu is 1
+
+    return by_rule(rule, ASGDState, default, ("ax",), domains=_DOMAINS, maximize=maximize)
