@@ -16,15 +16,14 @@ ALLOWED = {
     "tree": set(),
     "hparams": {"tree"},
     "calls": {"hparams"},
-    "paths": {"tree", "hparams"},
-    "optimizers": {"types", "tree", "hparams", "calls", "paths"},
-    "anchored": {"types", "tree", "hparams", "calls", "paths", "optimizers"},
-    "hyper": {"types", "tree", "hparams", "calls", "paths", "optimizers", "anchored"},
+    "optimizers": {"types", "tree", "hparams", "calls"},
+    "anchored": {"types", "tree", "hparams", "calls", "optimizers"},
+    "hyper": {"types", "tree", "hparams", "calls", "optimizers", "anchored"},
     "wise": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "kernels": set(),
     "fused_projection": {"types", "hparams", "anchored", "kernels"},
-    "torch_optim": {"types", "tree", "hparams", "calls", "paths", "optimizers", "anchored", "kernels"},
+    "torch_optim": {"types", "tree", "hparams", "calls", "optimizers", "anchored", "kernels"},
     "watch": {"types", "tree", "kernels", "torch_optim"},
     "plot": {"types", "tree"},
     "integrations": {"types", "hparams", "calls", "torch_optim"},
@@ -76,7 +75,7 @@ RUNS = {
     "integrations",
 }
 PURE = sorted(ALLOWED.keys() - RUNS)
-PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/inner", "hyper/tpgm"]
+PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/paths", "hyper/inner", "hyper/tpgm"]
 
 
 @pytest.mark.parametrize("folder", PURE)

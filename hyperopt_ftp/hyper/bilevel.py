@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .. import paths, tree
+from .. import tree
 from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
 from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
+from . import paths
 from .arguments import argument_counts, check_hparams
 from .constrain import Constraints
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from .. import paths, tree
+from .. import tree
 from ..hparams import Domain, first_outside
-from ..types import Constraint
+from ..types import Constraintfrom . import paths
+
 
 __all__ = ["Constraints"]
 

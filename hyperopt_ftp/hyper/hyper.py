@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import paths, tree
+from .. import tree
 from ..calls import explained
 from ..hparams import complete
 from ..optimizers.leafwise import check_grads, check_state, no_steps
 from ..types import Constraint, Optimizer, check_optimizer
+from . import paths
 from .constrain import Constraints
 from .one_step import GradientStrategy, OneStep, Previous
 from .strategy import check_object

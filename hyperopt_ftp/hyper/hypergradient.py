@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import paths, tree
+from .. import tree
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
+from . import paths
 from .arguments import argument_counts, check_batches, check_hparams, check_scalar
 from .functorch import under_transform
 from .inner import Inner

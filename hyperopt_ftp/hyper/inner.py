@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import paths
 from ..types import HParams, Optimizer, Params, State
+from . import paths
 from .arguments import check_scalar
 
 __all__ = ["Inner"]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .. import paths, tree
-from ..types import HParams, Optimizer, Params, State
+from .. import tree
+from ..types import HParams, Optimizer, Params, Statefrom . import paths
+
 
 __all__ = ["GradientStrategy", "OneStep", "Previous"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import paths, tree
+from .. import tree
 from ..calls import explained
-from ..hparams import Domain, as_tensor, check_flag, check_number, did_you_mean, few
+from ..hparams import Domain, as_tensor, check_flag, check_number, did_you_mean, domain_at, few
 from ..optimizers.partition import partition
 from ..types import Optimizer, check_optimizer
 from .captured import captured
@@ -314,7 +314,7 @@ def _checked(key: str, value: Any, path: str, domains: Any) -> Any:
         return {name: _checked(f"{key}.{name}", x, path, domains) for name, x in value.items()}
     if isinstance(value, Tensor):
         return value
-    domain = paths.domain_at(domains, path)
+    domain = domain_at(domains, path)
     check_number(key, value, domain if isinstance(domain, Domain) else _ANY)
     return as_tensor(value)
 
@@ -354,7 +354,9 @@ def _is_tuned(path: str, tunes: tuple[str, ...]) -> bool:
 def _tuned_in(hparams: Any, state: Any) -> Any:
     """``hparams`` with the values that are tuned, from the states of the optimizers that tune."""
     if hasattr(state, "tuned"):
-        base = paths.merge(hparams["base"], state.tuned)
+        base = hparams["base"]
+        for path, value in state.tuned.items():
+            base = tree.replaced(base, path, value)
         return {**hparams, "base": _tuned_in(base, state.base), "by": _tuned_in(hparams["by"], state.by)}
     if hasattr(state, "parts"):
         return {**hparams, **{label: _tuned_in(hparams[label], part) for label, part in state.parts.items()}}

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .hparams import did_you_mean, shown
-from .tree import named
+from ..hparams import did_you_mean, shown
+from ..tree import named
 
 __all__ = ["domain_at", "merge", "normalise", "overlap", "select"]
 
