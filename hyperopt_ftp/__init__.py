@@ -1,5 +1,6 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
+from . import schedules as schedules
 from .anchored.cautious_decay import cautious_decay as cautious_decay
 from .anchored.digrap import digrap as digrap
 from .anchored.directed import directed as directed
@@ -28,12 +29,13 @@ from .optimizers.asgd import asgd as asgd
 from .optimizers.combinators import anneal as anneal
 from .optimizers.combinators import clipped as clipped
 from .optimizers.combinators import damped as damped
-from .optimizers.combinators import scheduled as scheduled
 from .optimizers.lion import lion as lion
 from .optimizers.nadam import nadam as nadam
 from .optimizers.radam import radam as radam
 from .optimizers.rmsprop import rmsprop as rmsprop
 from .optimizers.rprop import rprop as rprop
+from .optimizers.scheduled import per_step as per_step
+from .optimizers.scheduled import scheduled as scheduled
 from .optimizers.sgd import sgd as sgd
 from .torch_optim.cautious_decay import CautiousDecay as CautiousDecay
 from .torch_optim.digrap import DiGraP as DiGraP

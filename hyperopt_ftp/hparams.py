@@ -23,10 +23,12 @@ __all__ = [
     "check_flag",
     "check_hparam",
     "check_number",
+    "check_table",
     "check_zero_d",
     "complete",
     "concrete",
     "did_you_mean",
+    "domain_at",
     "domains_of",
     "few",
     "first_outside",
@@ -100,6 +102,17 @@ def domains_of(names: Iterable[str]) -> dict[str, Domain]:
     return {name: DOMAINS[name] for name in names if name in DOMAINS}
 
 
+def domain_at(domains: Any, path: str) -> Any:
+    """The domain of what a path leads to, nested domains where that holds several; ``None``: bounded by nothing."""
+    while path and isinstance(domains, Mapping):
+        try:
+            key, path = tree.key_at(domains, path)
+        except KeyError:
+            return None
+        domains = domains[key]
+    return domains
+
+
 def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
     """``ValueError`` unless ``value`` (a number, or a concrete 0-d tensor) lies in the domain of ``name``."""
     domain = DOMAINS[name] if domain is None else domain
@@ -139,6 +152,21 @@ def _check_parts(name: str, value: Any, domain: Domain) -> None:
     if domain.parts and (not isinstance(value, (tuple, list)) or len(value) != len(domain.parts)):
         kind = "pair" if len(domain.parts) == 2 else "tuple"
         raise ValueError(f"{name} must be a {kind} ({', '.join(domain.parts)}), got {shown(value)}")
+
+
+def check_table(name: str, value: Any, domain: Domain | None) -> None:
+    """Raise unless ``value`` is a tensor of numbers in the domain, one for each entry of its first dimension."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else shown(value)
+        hint = "; write torch.tensor([...])" if isinstance(value, (int, float)) else ""
+        raise TypeError(f"the table of {name!r} must be a floating-point tensor of shape (K,), got {got}{hint}")
+    if not value.ndim or not len(value):
+        raise ValueError(f"the table of {name!r} must have the shape (K,) with K >= 1, got {tuple(value.shape)}")
+    if domain is None or not concrete(value):
+        return
+    wrong = value[~((value >= domain.low) & (value < domain.high if domain.open_high else value <= domain.high))]
+    if len(wrong):
+        raise ValueError(f"{name} must lie in {domain}, got {wrong[0].item()} in its table")
 
 
 def check_zero_d(name: str, value: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,12 +16,15 @@ __all__ = [
     "aligned",
     "broadcast",
     "by_path",
+    "entry",
     "flatten",
+    "key_at",
     "leaves",
     "map_tree",
     "named",
     "pick",
     "put",
+    "replaced",
     "structure",
     "working",
 ]
@@ -172,6 +176,39 @@ def put(tree: Any, part: dict[str, Any]) -> Any:
     """``tree`` with the leaves at the paths of ``part`` replaced."""
     pairs, spec = pytree.tree_flatten_with_path(tree)
     return pytree.tree_unflatten([part.get(name_of(path), leaf) for path, leaf in pairs], spec)
+
+
+def key_at(tree: Any, path: str) -> tuple[Any, str]:
+    """The key of ``tree`` that ``path`` starts with (the longest: keys may hold dots), and the rest of the path."""
+    if isinstance(tree, Mapping):
+        keys: list[Any] = sorted((k for k in tree if path == str(k) or path.startswith(f"{k}.")), key=str)
+        if keys:
+            return keys[-1], path[len(str(keys[-1])) + 1 :]
+    elif isinstance(tree, (tuple, list)):
+        head, _, rest = path.partition(".")
+        if head.isdecimal() and int(head) < len(tree):
+            return int(head), rest
+    raise KeyError(path)
+
+
+def entry(tree: Any, path: str) -> Any:
+    """What a dotted path leads to, a leaf or a tree; a ``KeyError`` where it leads nowhere."""
+    key, rest = key_at(tree, path)
+    return entry(tree[key], rest) if rest else tree[key]
+
+
+def replaced(tree: Any, path: str, value: Any) -> Any:
+    """``tree`` with ``value`` in place of what the path leads to."""
+    key, rest = key_at(tree, path)
+    new = replaced(tree[key], rest, value) if rest else value
+    if type(tree) is dict:
+        return {**tree, key: new}
+    if isinstance(tree, dict):
+        changed = copy.copy(tree)  # of its own class
+        changed[key] = new
+        return changed
+    values = [*tree[:key], new, *tree[key + 1 :]]
+    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
 
 
 def working(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import plot
+from hyperopt_ftp import plot, schedules
 from hyperopt_ftp.integrations import timm, transformers
 from website.__main__ import ROOT, build
 
@@ -112,7 +112,7 @@ def test_every_public_name_is_in_the_reference(built):
     public = [name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))]
     assert len(public) >= 25
     assert [name for name in public if "&gt;&gt;&gt;" not in entries.get(name, "")] == []
-    modules = (plot, timm, transformers)
+    modules = (plot, schedules, timm, transformers)
     others = {f"{m.__name__.removeprefix('hyperopt_ftp.')}.{name}" for m in modules for name in m.__all__}
     assert len(others) >= 9
     assert others - entries.keys() == set()

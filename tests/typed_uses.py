@@ -19,7 +19,7 @@ from hyperopt_ftp.anchored.ftp import FTPState
 from hyperopt_ftp.anchored.rule import AnchoredState
 from hyperopt_ftp.hyper import TunedState
 from hyperopt_ftp.optimizers.adam import AdamState
-from hyperopt_ftp.optimizers.combinators import ScheduledState
+from hyperopt_ftp.optimizers.scheduled import ScheduledState
 from hyperopt_ftp.optimizers.sgd import SGDState
 from hyperopt_ftp.plot import distances, history
 

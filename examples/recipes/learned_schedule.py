@@ -1,9 +1,8 @@
-"""A learning rate for each of 30 steps, learned through all of them: a combinator of one's own, a table its hparam."""
+"""A learning rate for each of 30 steps, learned through all of them: a table is the hparam."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 
@@ -15,22 +14,8 @@ from .curves import draw
 K, RATES, DATA = 30, (0.3, 0.4, 0.5, 0.7, 1.0, 1.4), digits()[0]
 
 
-def per_step(base: hft.Optimizer, table: torch.Tensor) -> hft.Optimizer:  # step k of base, with table[k]
-    default = {**base.hparams, "lr": table}
-
-    def init(params: Any, hparams: Any = None) -> Any:
-        return torch.zeros((), dtype=torch.int64), base.init(params)
-
-    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
-        h, (k, inner) = default if hparams is None else hparams, state
-        params, inner = base.update(grads, inner, params, {**h, "lr": h["lr"].take(k)})
-        return params, (k + 1, inner)
-
-    return hft.Optimizer(init, update, default)
-
-
 def loss_after(table: torch.Tensor, seed: int) -> torch.Tensor:
-    optimizer, steps = per_step(hft.sgd(momentum=0.9), table), list(batches(DATA, K, seed=seed))
+    optimizer, steps = hft.per_step(hft.sgd(momentum=0.9), lr=table), list(batches(DATA, K, seed=seed))
     return loss(hft.train(optimizer, loss, network(seed), steps).params, DATA)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, first_outside
-from ..types import Constraintfrom . import paths
-
+from ..types import Constraint
+from . import paths
 
 __all__ = ["Constraints"]
 

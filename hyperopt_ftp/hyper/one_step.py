@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..types import HParams, Optimizer, Params, Statefrom . import paths
-
+from ..types import HParams, Optimizer, Params, State
+from . import paths
 
 __all__ = ["GradientStrategy", "OneStep", "Previous"]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ..hparams import did_you_mean, shown
-from ..tree import named
+from ..hparams import did_you_mean, domain_at, shown
+from ..tree import entry, key_at, named, replaced
 
 __all__ = ["domain_at", "merge", "normalise", "overlap", "select"]
 
@@ -19,7 +18,7 @@ def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
         raise ValueError(f"over must name at least one hyperparameter of {_names(hparams)}, got {shown(over)}")
     for name in names:
         try:
-            _get(hparams, name)
+            entry(hparams, name)
         except KeyError:
             raise ValueError(f"over names {name!r}, but {_there(hparams, name)}{_meant(hparams, name)}") from None
     nested = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a != b and overlap(hparams, a, b)]
@@ -29,13 +28,13 @@ def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
 
 
 def select(hparams: Any, over: tuple[str, ...]) -> dict[str, Any]:
-    return {name: _get(hparams, name) for name in over}
+    return {name: entry(hparams, name) for name in over}
 
 
 def merge(hparams: Any, values: dict[str, Any]) -> Any:
     """``hparams`` with the entries at the paths of ``values`` replaced."""
     for name, value in values.items():
-        hparams = _set(hparams, name, value)
+        hparams = replaced(hparams, name, value)
     return hparams
 
 
@@ -44,54 +43,12 @@ def overlap(hparams: Any, a: str, b: str) -> bool:
     return all(x == y for x, y in zip(_keys(hparams, a), _keys(hparams, b), strict=False))
 
 
-def domain_at(domains: Any, path: str) -> Any:
-    """The domain of what a path leads to, nested domains where that holds several; ``None``: bounded by nothing."""
-    while path and isinstance(domains, Mapping):
-        try:
-            key, path = _step(domains, path)
-        except KeyError:
-            return None
-        domains = domains[key]
-    return domains
-
-
 def _keys(tree: Any, path: str) -> list[Any]:
     keys = []
     while path:
-        key, path = _step(tree, path)
+        key, path = key_at(tree, path)
         keys, tree = [*keys, key], tree[key]
     return keys
-
-
-def _step(tree: Any, path: str) -> tuple[Any, str]:
-    """The key of ``tree`` that ``path`` starts with (the longest: keys may hold dots), and the rest of the path."""
-    if isinstance(tree, Mapping):
-        keys: list[Any] = sorted((k for k in tree if path == str(k) or path.startswith(f"{k}.")), key=str)
-        if keys:
-            return keys[-1], path[len(str(keys[-1])) + 1 :]
-    elif isinstance(tree, (tuple, list)):
-        head, _, rest = path.partition(".")
-        if head.isdecimal() and int(head) < len(tree):
-            return int(head), rest
-    raise KeyError(path)
-
-
-def _get(tree: Any, path: str) -> Any:
-    key, rest = _step(tree, path)
-    return _get(tree[key], rest) if rest else tree[key]
-
-
-def _set(tree: Any, path: str, value: Any) -> Any:
-    key, rest = _step(tree, path)
-    new = _set(tree[key], rest, value) if rest else value
-    if type(tree) is dict:
-        return {**tree, key: new}
-    if isinstance(tree, dict):
-        changed = copy.copy(tree)  # of its own class
-        changed[key] = new
-        return changed
-    values = [*tree[:key], new, *tree[key + 1 :]]
-    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
 
 
 def _meant(hparams: Any, name: str) -> str:
@@ -108,7 +65,7 @@ def _there(hparams: Any, path: str) -> str:
     begin, rest, tree = "", path, hparams
     while True:
         try:
-            key, after = _step(tree, rest)
+            key, after = key_at(tree, rest)
         except KeyError:
             break
         begin, rest, tree = f"{begin}{key}.", after, tree[key]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import tree
 from ..hparams import check_zero_d, to_tensors
-from ..types import Number, Optimizer, StateT, check_optimizer
-from .leafwise import check_grads, check_state, each_gradient, no_steps, safe_sqrt
+from ..types import Number, Optimizer, StateT
+from .leafwise import check_grads, each_gradient, safe_sqrt
 from .wrap import wrapped
 
-__all__ = ["ScheduledState", "anneal", "clipped", "damped", "scheduled"]
+__all__ = ["anneal", "clipped", "damped"]
 
 
 def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
@@ -88,52 +86,6 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
         return each_gradient(lambda g: (g * factor).to(g.dtype), grads)
 
     return _on_gradients(base, to_tensors(max_norm=max_norm), before)
-
-
-class ScheduledState(NamedTuple):
-    """State of :func:`scheduled`."""
-
-    step: Tensor  # shape (), int64: updates done
-    base: Any
-
-
-def scheduled(base: Optimizer, **schedules: Callable[[Tensor], Tensor]) -> Optimizer[ScheduledState]:
-    """Multiply hyperparameters by functions of the step.
-
-    Args:
-        base: any optimizer; its hparams stay the same and are the values before scaling.
-        schedules: by hparam name, ``schedule(count) -> factor``, where ``count`` is a 0-d int64 tensor that counts the
-            updates done so far (0 at the first). Use torch functions, no Python branch, so that it compiles.
-
-    Raises:
-        ValueError: a name that is not an hparam of ``base``.
-
-    >>> import torch, hyperopt_ftp as hft
-    >>> opt = hft.scheduled(hft.sgd(lr=1.0), lr=lambda t: 0.5**t)
-    >>> w = torch.zeros(1); state = opt.init(w)
-    >>> for _ in range(3):
-    ...     w, state = opt.update(-torch.ones(1), state, w)
-    >>> w
-    tensor([1.7500])
-    """
-    check_optimizer("base", base)
-    unknown = sorted(schedules.keys() - base.hparams.keys())
-    if unknown:
-        raise ValueError(f"schedules for {unknown}, but the hparams are {sorted(base.hparams)}")
-
-    def init(params: Any, bases: Any, owns: dict[str, Any]) -> ScheduledState:
-        return ScheduledState(no_steps(), base.init(params, bases))
-
-    def update(
-        grads: Any, state: ScheduledState, params: Any, bases: Any, owns: dict[str, Any]
-    ) -> tuple[Any, ScheduledState]:
-        check_state(ScheduledState, state)
-        factors = {name: schedule(state.step) for name, schedule in schedules.items()}
-        scaled = {name: tree.map_tree(partial(torch.mul, factor), bases[name]) for name, factor in factors.items()}
-        params, inner = base.update(grads, state.base, params, {**bases, **scaled})
-        return params, ScheduledState(state.step + 1, inner)
-
-    return wrapped(base, {}, init, update)
 
 
 def _on_gradients(base: Optimizer, own: dict[str, Any], before: Callable[[Any, dict[str, Any]], Any]) -> Optimizer:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain, count
 from typing import Any
 
-from ..hparams import Domain, complete, domains_of
+from ..hparams import complete, domains_of
 from ..types import Optimizer, check_optimizer
 
 __all__ = ["wrapped"]
@@ -20,7 +20,7 @@ def wrapped(
     start: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None,
     settle: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None,
     inner: Callable[[Any], Any] = lambda state: state.base,
-    domains: Mapping[str, Domain] | None = None,
+    domains: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """``base`` with the hparams ``own`` beside its own.
 
@@ -32,7 +32,7 @@ def wrapped(
         update: ``update(grads, state, params, base's hparams, own hparams) -> (params, state)``.
         start, settle: of :class:`~hyperopt_ftp.Optimizer`, for the own hparams alone.
         inner: the state of ``base`` in a state of the result, for its ``settle``.
-        domains: of the own hparams; ``None``: those that ``DOMAINS`` has.
+        domains: of the own hparams, nested as they are; ``None``: those that ``DOMAINS`` has.
 
     Raises:
         TypeError: a base that is not pure.

@@ -279,6 +279,7 @@ AROUND = {
     "clipped": lambda opt: hft.clipped(opt, 1.0),
     "damped": hft.damped,
     "scheduled": hft.scheduled,
+    "per_step": hft.per_step,
     "projected": lambda opt: hft.projected(opt, VECTORS),
     "ftp": lambda opt: hft.ftp(opt, VECTORS),
     "l2sp": lambda opt: hft.l2sp(opt, VECTORS),

@@ -16,7 +16,7 @@ from hyperopt_ftp import tree
 
 from ..support.cases import BASES, CASES, COMBINED, Case
 from ..support.compare import float64_by_default
-from ..support.problems import batches, central_differences, largest_difference, loss, start, train
+from ..support.problems import batches, central_differences, entries, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_base = pytest.mark.parametrize("case", BASES, ids=str)
@@ -94,9 +94,9 @@ def test_hypergradients_equal_central_differences(case: Case):
     # h = 1e-4: 1e-12 from the rounding of f, 1e-16 times a fifth derivative from the differences.
     want = central_differences(outer, opt.hparams)
     scale = max(x.abs().item() for x in want)
-    torch.testing.assert_close(torch.stack(tree.leaves(got)), torch.stack(want), rtol=1e-6, atol=1e-8 * max(scale, 1.0))
+    torch.testing.assert_close(entries(got), torch.stack(want), rtol=1e-6, atol=1e-8 * max(scale, 1.0))
     assert scale > 1e-4
-    named = {name: torch.stack(tree.leaves(value)).abs().max() for name, value in got.items()}
+    named = {name: entries(value).abs().max() for name, value in got.items()}
     assert all(named[name] == 0 for name in case.flat)
 
 
@@ -105,7 +105,9 @@ def test_vmap_over_hparams_equals_the_loop(case: Case):
     opt, params, data = case.build(), start(), batches(3)
     factors = torch.tensor([0.5, 0.8, 1.0, 1.1], dtype=torch.float64)
     values, rebuild = tree.flatten(opt.hparams)
-    limited = [torch.stack([v * f for f in factors]).clamp(max=0.99) if v <= 1 else v.expand(4).clone() for v in values]
+    scaled = [torch.stack([v * f for f in factors]) for v in values]
+    pairs = zip(values, scaled, strict=True)
+    limited = [x.clamp(max=0.99) if (v <= 1).all() else v.expand_as(x).clone() for v, x in pairs]
     together = torch.func.vmap(lambda h: train(opt, h, params, data)[0])(rebuild(limited))
     for i in range(len(factors)):
         alone, _ = train(opt, rebuild([x[i] for x in limited]), params, data)

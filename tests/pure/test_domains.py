@@ -56,6 +56,7 @@ WRAPPED = {
     "damped": hft.damped,
     "clipped": lambda opt: hft.clipped(opt, 1.0),
     "scheduled": hft.scheduled,
+    "per_step": hft.per_step,
     "projected": lambda opt: hft.projected(opt, ANCHOR),
     "ftp": lambda opt: hft.ftp(opt, ANCHOR),
 }

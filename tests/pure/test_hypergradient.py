@@ -11,7 +11,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
 from ..support.cases import CASES, Case
-from ..support.problems import batches, central_differences, loss, start, train
+from ..support.problems import batches, central_differences, entries, loss, start, train
 
 SMOOTH = [case for case in CASES if case.smooth]
 every_case = pytest.mark.parametrize("case", SMOOTH, ids=str)
@@ -45,10 +45,10 @@ def test_exact_strategies_equal_central_differences_and_each_other(case: Case):
     want = torch.stack(central_differences(lambda h: outer(train(opt, h, start(), batches(5))[0]), opt.hparams))
     scale = max(want.abs().max().item(), 1.0)
     for name, (value, grads, end) in results.items():
-        got = torch.stack(tree.leaves(grads))
+        got = entries(grads)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8 * scale, msg=lambda m, name=name: f"{name}: {m}")
         # Against each other only rounding remains.
-        torch.testing.assert_close(got, torch.stack(tree.leaves(results["unroll"][1])), rtol=1e-10, atol=1e-13 * scale)
+        torch.testing.assert_close(got, entries(results["unroll"][1]), rtol=1e-10, atol=1e-13 * scale)
         assert value.item() == pytest.approx(outer(trained[0]).item(), rel=1e-12)
         for a, b in zip(tree.leaves(end), tree.leaves(trained), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)

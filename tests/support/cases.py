@@ -15,6 +15,9 @@ from .family import PURE
 
 ANCHOR = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), "b": torch.zeros(4, dtype=torch.float64)}
 
+#: Shorter than any training of the tests: its last entry serves several updates.
+TABLE = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -128,6 +131,20 @@ COMBINED = [
     Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
     Case("damped", lambda **k: hft.damped(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
     Case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), {"lr": 0.1, "momentum": 0.5}),
+    Case(
+        "scheduled-cosine",
+        lambda **k: hft.scheduled(hft.sgd(lr=0.1, momentum=0.5), lr=hft.schedules.cosine(5, **k)),
+        {"floor": 0.2},
+    ),
+    # The peak is at a count of 1.4: no update is at a kink.
+    Case(
+        "scheduled-warm-up",
+        lambda **k: hft.scheduled(
+            hft.adamw(lr=0.1, eps=1e-2), lr=hft.schedules.warm_up(hft.schedules.cosine(4, floor=0.1), **k)
+        ),
+        {"share": 0.35, "start": 0.2},
+    ),
+    Case("per_step", lambda **k: hft.per_step(hft.sgd(momentum=0.5), **k), {"lr": TABLE}),
     Case("projected", lambda **k: hft.projected(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius": 0.35}),
     Case("projected-l2", lambda **k: hft.projected(hft.sgd(lr=0.1), ANCHOR, norm="l2", **k), {"radius": 0.35}),
     Case("ftp", lambda **k: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius_lr": 0.1, "kappa": 0.8}),

@@ -35,13 +35,20 @@ def train(opt: Optimizer, hparams: Any, params: Any, data: list[Tensor]) -> tupl
 
 
 def central_differences(f: Callable[[Any], Tensor], hparams: Any, h: float = 1e-4) -> list[Tensor]:
-    """Central differences of f for each leaf, extrapolated from h and h/2: error of order h^4 + 1e-16 / h."""
+    """Central differences of f for each entry of each leaf, extrapolated from h and h/2: error h^4 + 1e-16 / h."""
     values, rebuild = tree.flatten(hparams)
     result = []
     for i, value in enumerate(values):
-        at = [f(rebuild([*values[:i], value + s * h, *values[i + 1 :]])) for s in (1, -1, 0.5, -0.5)]
-        result.append((4 * (at[2] - at[3]) / h - (at[0] - at[1]) / (2 * h)) / 3)
+        for unit in torch.eye(value.numel(), dtype=value.dtype):
+            step = h * unit.reshape(value.shape)
+            at = [f(rebuild([*values[:i], value + s * step, *values[i + 1 :]])) for s in (1, -1, 0.5, -0.5)]
+            result.append((4 * (at[2] - at[3]) / h - (at[0] - at[1]) / (2 * h)) / 3)
     return result
+
+
+def entries(values: Any) -> Tensor:
+    """All entries of all leaves, one after the other."""
+    return torch.cat([x.reshape(-1) for x in tree.leaves(values)])
 
 
 def largest_difference(a: Any, b: Any) -> float:

@@ -1,0 +1,566 @@
+"""Schedules and tables: equal to torch's, differentiable in every number, tuned like any hparam."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as torchs
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import schedules, tree
+from hyperopt_ftp.hparams import Domain
+
+from ..support.problems import batches, central_differences, entries, loss, start, train
+
+LR, K = 0.7, 12
+FLOAT = torch.finfo(torch.float64)
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values[0] if len(values) == 1 else values, dtype=torch.float64)
+
+
+def cycle(opt, **options):
+    return torchs.OneCycleLR(opt, max_lr=LR, total_steps=K, cycle_momentum=False, **options)
+
+
+def in_turn(opt, parts, at):
+    return torchs.SequentialLR(opt, [make(opt) for make in parts], at)
+
+
+def straight(opt, *numbers):
+    return torchs.LinearLR(opt, *numbers)
+
+
+def annealed(opt, steps, floor=0.0):
+    return torchs.CosineAnnealingLR(opt, steps, eta_min=floor * LR)
+
+
+PEERS = {
+    "constant": (schedules.constant(0.3, 5), lambda o: torchs.ConstantLR(o, 0.3, 5)),
+    "constant-always": (schedules.constant(0.3), lambda o: torchs.LambdaLR(o, lambda t: 0.3)),
+    "linear": (schedules.linear(0.2, 0.9, 7), lambda o: straight(o, 0.2, 0.9, 7)),
+    "linear-down": (schedules.linear(1.0, 0.0, 7), lambda o: straight(o, 1.0, 0.0, 7)),
+    "polynomial": (schedules.polynomial(9, 2.5), lambda o: torchs.PolynomialLR(o, 9, 2.5)),
+    "polynomial-root": (schedules.polynomial(9, 0.5), lambda o: torchs.PolynomialLR(o, 9, 0.5)),
+    "exponential": (schedules.exponential(0.8), lambda o: torchs.ExponentialLR(o, 0.8)),
+    "exponential-growing": (schedules.exponential(1.1), lambda o: torchs.ExponentialLR(o, 1.1)),
+    "cosine": (schedules.cosine(K), lambda o: annealed(o, K)),
+    "cosine-floor": (schedules.cosine(K, 0.2), lambda o: annealed(o, K, 0.2)),
+    "one_cycle": (schedules.one_cycle(K), lambda o: cycle(o)),
+    "one_cycle-linear": (
+        schedules.one_cycle(K, 0.4, 0.5, 0.01, linear=True),
+        lambda o: cycle(o, pct_start=0.4, div_factor=2.0, final_div_factor=50.0, anneal_strategy="linear"),
+    ),
+    "one_cycle-three-phase": (
+        schedules.one_cycle(K, 0.35, 0.5, 0.01, three_phase=True),
+        lambda o: cycle(o, pct_start=0.35, div_factor=2.0, final_div_factor=50.0, three_phase=True),
+    ),
+    "one_cycle-no-rise": (schedules.one_cycle(K, 0.0), lambda o: cycle(o, pct_start=0.0)),
+    "one_cycle-no-fall": (schedules.one_cycle(K, 1.0), lambda o: cycle(o, pct_start=1.0)),
+    "piecewise": (schedules.piecewise((3, 7), (0.1, 0.1**2)), lambda o: torchs.MultiStepLR(o, [3, 7], 0.1)),
+    "piecewise-regular": (schedules.piecewise((4, 8, 12), (0.5, 0.25, 0.125)), lambda o: torchs.StepLR(o, 4, 0.5)),
+    "warm_up-cosine": (
+        schedules.warm_up(schedules.cosine(K, 0.2), 0.25, 0.1),
+        lambda o: in_turn(o, [lambda o: straight(o, 0.1, 1.0, 3), lambda o: annealed(o, K - 3, 0.2)], [3]),
+    ),
+    "warm_up-exponential": (
+        schedules.warm_up(schedules.exponential(0.8), 0.5, 0.1, steps=8),
+        lambda o: in_turn(o, [lambda o: straight(o, 0.1, 1.0, 4), lambda o: torchs.ExponentialLR(o, 0.8)], [4]),
+    ),
+    "joined": (
+        schedules.joined([schedules.linear(0.2, 1.0, 3), schedules.exponential(0.8), schedules.cosine(4, 0.2)], [4, 8]),
+        lambda o: in_turn(
+            o,
+            [lambda o: straight(o, 0.2, 1.0, 3), lambda o: torchs.ExponentialLR(o, 0.8), lambda o: annealed(o, 4, 0.2)],
+            [4, 8],
+        ),
+    ),
+    "warm-restarts": (
+        schedules.joined([schedules.cosine(3), schedules.cosine(6), schedules.cosine(12)], [3, 9]),
+        lambda o: torchs.CosineAnnealingWarmRestarts(o, T_0=3, T_mult=2),
+    ),
+}
+every_schedule = pytest.mark.parametrize("name", PEERS)
+
+
+def rates_of_torch(make, steps: int) -> list[float]:
+    p = torch.nn.Parameter(f64(1.0))
+    opt = torch.optim.SGD([p], lr=LR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*epoch parameter.*")  # SequentialLR's own call
+        scheduler, rates = make(opt), []
+        for i in range(steps):
+            rates.append(opt.param_groups[0]["lr"])
+            opt.step()
+            if i < steps - 1:
+                scheduler.step()
+    return rates
+
+
+@every_schedule
+def test_it_equals_torchs(name: str):
+    schedule, make = PEERS[name]
+    steps = K if name.startswith("one_cycle") else K + 1
+    want = f64(*rates_of_torch(make, steps))
+    counts = torch.arange(steps)
+    together = LR * schedule.factor(counts, schedule.hparams)
+    # torch multiplies its last rate by a quotient: at most 8 roundings of the largest rate at each of K updates.
+    bound = 8 * K * FLOAT.eps * want.max().item()
+    torch.testing.assert_close(together, want, rtol=0.0, atol=bound)
+    for count in (0, 5, steps - 1):  # a number, and a 0-d tensor
+        for given in (count, torch.tensor(count)):
+            alone = schedule.factor(given, schedule.hparams)
+            assert alone.shape == ()
+            assert alone.dtype == torch.float64
+            torch.testing.assert_close(LR * alone, want[count], rtol=0.0, atol=bound)
+
+
+def test_an_optimizer_under_a_schedule_equals_torchs():
+    schedule, make = PEERS["warm_up-cosine"]
+    opt, params = hft.scheduled(hft.sgd(lr=LR, momentum=0.9), lr=schedule), start()
+    ps = {k: torch.nn.Parameter(w.clone()) for k, w in params.items()}
+    peer = torch.optim.SGD(ps.values(), lr=LR, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*epoch parameter.*")
+        scheduler, state = make(peer), opt.init(params)
+        for x in batches(K):
+            grads = torch.func.grad(loss)(params, x)
+            for k, p in ps.items():
+                p.grad = grads[k].clone()
+            params, state = opt.update(grads, state, params)
+            peer.step()
+            scheduler.step()
+    for k, p in ps.items():  # a dozen roundings in each of K updates of values of order 1
+        torch.testing.assert_close(params[k], p.detach(), rtol=0.0, atol=12 * K * FLOAT.eps * 10)
+
+
+ENDED = {
+    "cosine": (schedules.cosine(4, 0.2), 0.2),
+    "linear": (schedules.linear(0.1, 0.6, 4), 0.6),
+    "polynomial": (schedules.polynomial(4), 0.0),
+    "constant": (schedules.constant(0.3, 4), 1.0),
+    "one_cycle": (schedules.one_cycle(4, floor=0.1), 0.1),
+    "one_cycle-three-phase": (schedules.one_cycle(4, floor=0.1, three_phase=True), 0.1),
+    "warm_up": (schedules.warm_up(schedules.cosine(4, 0.2)), 0.2),
+    "joined": (schedules.joined([schedules.constant(0.3, 2), schedules.cosine(2, 0.2)], [2]), 0.2),
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_after_its_end_it_stays_as_it_is_there(name: str):
+    schedule, end = ENDED[name]
+    assert schedule.steps == 4
+    got = schedule.factor(torch.tensor([4, 5, 9, 10**9]), schedule.hparams)
+    torch.testing.assert_close(got, torch.full_like(got, end), rtol=0.0, atol=4 * FLOAT.eps)
+
+
+def test_a_warm_up_squeezes_what_has_a_length_and_shifts_what_has_none():
+    endless = schedules.joined([schedules.constant(1.0), schedules.constant(0.5)], [6])
+    shifted = schedules.warm_up(endless, 0.25, steps=8)
+    assert shifted.steps is None
+    assert shifted.factor(torch.tensor([7, 8]), shifted.hparams).tolist() == [1.0, 0.5]  # it begins at 2
+    s = schedules.warm_up(schedules.linear(1.0, 0.0, 8), 0.25, start=0.5)
+    assert s.steps == 8
+    got = s.factor(torch.arange(9), s.hparams)
+    torch.testing.assert_close(got, f64(0.5, 0.75, 1, 5 / 6, 4 / 6, 0.5, 2 / 6, 1 / 6, 0), rtol=0.0, atol=4 * FLOAT.eps)
+
+
+# Numbers at which no update of the trainings below is at a kink.
+SMOOTH = {
+    "constant": schedules.constant(0.3, 3),
+    "linear": schedules.linear(0.2, 0.9, 4),
+    "polynomial": schedules.polynomial(4, 1.5),
+    "polynomial-root": schedules.polynomial(4, 0.5),
+    "exponential": schedules.exponential(0.8),
+    "cosine": schedules.cosine(4, 0.2),
+    "one_cycle": schedules.one_cycle(6, 0.4, 0.5, 0.01),
+    "one_cycle-linear": schedules.one_cycle(6, 0.4, 0.5, 0.01, linear=True),
+    "one_cycle-three-phase": schedules.one_cycle(6, 0.4, 0.5, 0.01, three_phase=True),
+    "piecewise": schedules.piecewise((2, 4), (0.5, 0.2)),
+    "warm_up": schedules.warm_up(schedules.cosine(6, 0.2), 0.4, 0.1),
+    "warm_up-root": schedules.warm_up(schedules.polynomial(4, 0.5), 0.35, 0.1),  # a root after its end, squeezed
+    "warm_up-exponential": schedules.warm_up(schedules.exponential(0.8), 0.4, 0.1, steps=6),
+    "warm_up-one_cycle": schedules.warm_up(schedules.one_cycle(6, 0.4, 0.5, 0.01), 0.4, 0.1),
+    "joined": schedules.joined([schedules.linear(0.2, 1.0, 3), schedules.warm_up(schedules.cosine(4), 0.3)], [3]),
+}
+STEPS = 6
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_hypergradients_in_every_number_equal_central_differences(name: str):
+    opt, data = hft.scheduled(hft.sgd(lr=0.3, momentum=0.5), lr=SMOOTH[name]), batches(STEPS)
+
+    def outer(params):
+        return loss(params, data[0] + 0.3)
+
+    _, got, _ = hft.hypergradient(opt, loss, outer, start(), data, over="lr_schedule")
+    numbers = opt.hparams["lr_schedule"]
+    want = torch.stack(
+        central_differences(lambda h: outer(train(opt, opt.hparams | {"lr_schedule": h}, start(), data)[0]), numbers)
+    )
+    # As in the contract: 1e-12 from the rounding of f, and a fifth derivative times 1e-16 from the differences.
+    torch.testing.assert_close(entries(got["lr_schedule"]), want, rtol=1e-6, atol=1e-8)
+    assert (want.abs() > 1e-5).all()  # each number counts
+
+
+@pytest.mark.parametrize("share", [0.0, 1 / STEPS, 1.0])
+@pytest.mark.parametrize("name", ["warm_up", "one_cycle", "one_cycle-three-phase"])
+def test_derivatives_are_finite_where_a_phase_has_no_length(name: str, share: float):
+    schedule = SMOOTH[name]
+    counts, h = torch.arange(2 * STEPS), {**schedule.hparams, "share": f64(share)}
+    slopes = torch.func.jacrev(lambda h: schedule.factor(counts, h))(h)
+    assert all(x.isfinite().all() for x in tree.leaves((schedule.factor(counts, h), slopes)))
+
+
+def test_a_part_that_grows_beyond_the_numbers_after_its_time_does_no_harm():
+    s = schedules.joined([schedules.exponential(2.0), schedules.exponential(0.0)], [3])
+    slope = torch.func.grad(lambda h: s.factor(torch.tensor(10**5), h))(s.hparams)
+    assert all(x.isfinite() for x in tree.leaves(slope))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_it_maps_over_its_numbers_and_compiles(name: str):
+    torch._dynamo.reset()
+    schedule, counts = SMOOTH[name], torch.arange(STEPS)
+    values, rebuild = tree.flatten(schedule.hparams)
+    many = rebuild([torch.stack([x, 0.9 * x]) for x in values])
+    got = torch.func.vmap(lambda h: schedule.factor(counts, h))(many)
+    compiled = torch.compile(schedule.factor, fullgraph=True, backend="aot_eager")
+    for i in range(2):
+        h = rebuild([(x, 0.9 * x)[i] for x in values])
+        want = schedule.factor(counts, h)
+        # The same operations in the same order, but for those that a vectorised loop rounds otherwise: a dozen.
+        torch.testing.assert_close(got[i], want, rtol=0.0, atol=12 * FLOAT.eps)
+        torch.testing.assert_close(compiled(counts, h), want, rtol=0.0, atol=12 * FLOAT.eps)
+
+
+def test_every_schedule_has_a_domain_for_every_number():
+    made = {name.partition("-")[0] for name in SMOOTH}
+    assert made == set(schedules.__all__) - {"Schedule"}
+    for schedule in SMOOTH.values():
+        opt = hft.scheduled(hft.sgd(), lr=schedule)
+        for path in tree.by_path(schedule.hparams):
+            assert isinstance(hft.hyper(opt, by=hft.sgd(), over=f"lr_schedule.{path}"), hft.Optimizer)
+            where = opt.domains["lr_schedule"]
+            for key in path.split("."):
+                where = where[key] if isinstance(where, dict) else where
+            assert isinstance(where, Domain)
+
+
+# -- tuned ----------------------------------------------------------------------------------------------------------
+
+COSINE = schedules.warm_up(schedules.cosine(8, 0.1), share=0.3)
+OVER = ("lr", "lr_schedule.share", "lr_schedule.then.floor")
+
+
+def test_hyper_tunes_a_schedule_inside_its_domains():
+    opt, params, data = hft.scheduled(hft.sgd(lr=0.3), lr=COSINE), start(), batches(8)
+    tuner = hft.hyper(opt, by=hft.sgd(lr=0.05), over=OVER)
+    state = tuner.init(params)
+    for t, x in enumerate(data):
+        grads, old = torch.func.grad(loss)(params, x), state
+        new, state = tuner.update(grads, state, params)
+        if t == 4:  # one step by hand
+
+            def moved(values, old=old, grads=grads):
+                p = old.previous
+                h = {**opt.hparams, "lr": values["lr"]}
+                h["lr_schedule"] = {
+                    "share": values[OVER[1]], "start": COSINE.hparams["start"], "then": {"floor": values[OVER[2]]}
+                }  # fmt: skip
+                w = opt.update(p.grads, p.state, p.params, h)[0]
+                return sum((w[k] * grads[k]).sum() for k in w)
+
+            slopes = central_differences(moved, dict(old.tuned))
+            for name, slope in zip(OVER, slopes, strict=True):
+                assert state.tuned[name].item() == pytest.approx((old.tuned[name] - 0.05 * slope).item(), rel=1e-8)
+        params = new
+    wild = hft.hyper(opt, by=hft.sgd(lr=1e9), over=OVER)
+    params, state = start(), wild.init(start())
+    for x in data[:3]:
+        params, state = wild.update(torch.func.grad(loss)(params, x), state, params)
+        assert 0 <= state.tuned["lr_schedule.share"] <= 1
+        assert 0 <= state.tuned["lr_schedule.then.floor"] < math.inf
+
+
+def test_bilevel_tunes_a_schedule():
+    opt, data = hft.scheduled(hft.sgd(lr=0.3), lr=COSINE), batches(8)
+    run = hft.bilevel(
+        opt, hft.adam(lr=0.05), OVER, loss, loss, start(), data, data[:1], inner_steps=8, outer_steps=6,
+        reset=start(), constrain={"lr": "log", "lr_schedule.share": "logit"},
+    )  # fmt: skip
+    records = list(run)
+    assert records[-1].value < records[0].value
+    for name in OVER:
+        assert records[-1].tuned[name] != tree.entry(opt.hparams, name)
+
+
+def test_schedules_nest_and_their_numbers_have_schedules():
+    data = batches(5)
+    twice = hft.scheduled(hft.scheduled(hft.sgd(lr=0.3), lr=schedules.cosine(5, 0.1)), lr=schedules.exponential(0.9))
+    assert set(twice.hparams) - set(hft.sgd().hparams) == {"lr_schedule", "lr_schedule_2"}
+    assert set(twice.domains["lr_schedule_2"]) == {"decay"}
+    both = hft.scheduled(
+        hft.sgd(lr=0.3), lr=lambda t: 0.9 ** t.double() * schedules.cosine(5, 0.1).factor(t, {"floor": f64(0.1)})
+    )
+    ours, theirs = (train(opt, None, start(), data)[0] for opt in (twice, both))
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+    slope = hft.hypergradient(twice, loss, lambda p: loss(p, data[0]), start(), data, over="lr_schedule_2.decay")[1]
+    assert slope["lr_schedule_2.decay"].abs() > 1e-3
+    inner = hft.scheduled(hft.sgd(lr=0.3), lr=schedules.cosine(5, 0.1))
+    outer = hft.scheduled(inner, {"lr_schedule.floor": schedules.exponential(0.5)})
+    assert "lr_schedule.floor_schedule" in outer.hparams
+    want = hft.scheduled(
+        hft.sgd(lr=0.3), lr=lambda t: schedules.cosine(5).factor(t, {"floor": 0.1 * 0.5 ** t.double()})
+    )
+    ours, theirs = (train(opt, None, start(), data)[0] for opt in (outer, want))
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+
+
+def parts() -> hft.Optimizer:
+    """An optimizer with an optimizer for each of two params, whose hparams nest."""
+    inner = {"w": hft.adam(lr=0.1, eps=1e-2), "b": hft.sgd(lr=0.2)}
+
+    def init(params, hparams=None):
+        return {k: opt.init(params[k]) for k, opt in inner.items()}
+
+    def update(grads, state, params, hparams=None):
+        h = hparams or {k: opt.hparams for k, opt in inner.items()}
+        moved = {k: opt.update(grads[k], state[k], params[k], h[k]) for k, opt in inner.items()}
+        return {k: m[0] for k, m in moved.items()}, {k: m[1] for k, m in moved.items()}
+
+    own = {k: opt.hparams for k, opt in inner.items()}
+    return hft.Optimizer(init, update, own, domains={k: opt.domains for k, opt in inner.items()})
+
+
+def test_paths_lead_into_hparams_that_nest():
+    data, s = batches(4), schedules.cosine(4, 0.1)
+    opt = hft.scheduled(parts(), {"w.lr": s, "b.lr": s, "w.betas.0": schedules.constant(0.5)})
+    assert set(opt.hparams) == {"w", "b", "w.lr_schedule", "b.lr_schedule", "w.betas.0_schedule"}
+    got, _ = train(opt, None, start(), data)
+    w = hft.scheduled(hft.adam(lr=0.1, eps=1e-2, betas=(0.45, 0.999)), lr=s)
+    b = hft.scheduled(hft.sgd(lr=0.2), lr=s)
+    params, states = start(), {"w": w.init(start()["w"]), "b": b.init(start()["b"])}
+    for x in data:
+        grads = torch.func.grad(loss)(params, x)
+        moved = {k: o.update(grads[k], states[k], params[k]) for k, o in (("w", w), ("b", b))}
+        params, states = ({k: m[i] for k, m in moved.items()} for i in (0, 1))
+    torch.testing.assert_close(got, params, rtol=1e-14, atol=1e-14)
+    # The longest key that fits: "w.lr_schedule" is a name, "w" is one too.
+    over = ("w.lr", "w.lr_schedule.floor", "b.lr_schedule")
+    outer = lambda p: loss(p, data[0])  # noqa: E731
+    slopes = hft.hypergradient(opt, loss, outer, start(), data, over=over)[1]
+
+    def at(values):
+        h = {**opt.hparams, "w": {**opt.hparams["w"], "lr": values["lr"]}, "w.lr_schedule": {"floor": values["floor"]}}
+        return outer(train(opt, h, start(), data)[0])
+
+    want = central_differences(at, {"lr": f64(0.1), "floor": f64(0.1)})
+    torch.testing.assert_close(entries([slopes[x] for x in over[:2]]), torch.stack(want), rtol=1e-6, atol=1e-10)
+    tuner = hft.hyper(opt, by=hft.sgd(lr=0.1), over=over)
+    params, state = start(), tuner.init(start())
+    for x in data:
+        params, state = tuner.update(torch.func.grad(loss)(params, x), state, params)
+    assert state.tuned["w.lr_schedule.floor"] != 0.1
+    assert state.tuned["b.lr_schedule"]["floor"] >= 0
+
+
+def test_what_is_scaled_may_hold_several_numbers():
+    params, g = start(), start()
+    layered = hft.scheduled(hft.sgd(lr={"w": 0.1, "b": 0.2}), lr=schedules.constant(0.5))
+    new, _ = layered.update(g, layered.init(params), params)
+    for name, lr in (("w", 0.1), ("b", 0.2)):
+        assert torch.equal(new[name], params[name] - 0.5 * f64(lr) * g[name])
+    halved, plain = hft.scheduled(hft.adam(), betas=schedules.constant(0.5)), hft.adam(betas=(0.45, 0.4995))
+    runs = [train(opt, None, params, batches(3))[0] for opt in (halved, plain)]
+    torch.testing.assert_close(*runs, rtol=1e-14, atol=1e-14)
+
+
+def test_functions_of_the_count_are_what_they_were():
+    opt = hft.scheduled(hft.sgd(lr=1.0), lr=lambda t: 0.5**t, weight_decay=lambda t: 1.0)  # a plain number will do
+    assert opt.hparams.keys() == hft.sgd().hparams.keys()
+    w, state = f64(0.0), opt.init(f64(0.0))
+    for _ in range(3):
+        w, state = opt.update(-f64(1.0), state, w)
+    assert w.item() == 1.75
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+TABLE = f64(0.3, 0.1, 0.5, 0.2)
+
+
+def test_a_table_gives_each_update_its_own_value():
+    data, opt = batches(6), hft.per_step(hft.sgd(lr=9.0, momentum=0.5), lr=TABLE)
+    assert opt.hparams["lr"] is TABLE
+    assert opt.domains == hft.sgd().domains
+    got, state = train(opt, None, start(), data)
+    assert state.step == 6
+    base = hft.sgd(momentum=0.5)
+    params, inner = start(), base.init(start())
+    for x, lr in zip(data, [*TABLE, TABLE[-1], TABLE[-1]], strict=True):
+        params, inner = base.update(torch.func.grad(loss)(params, x), inner, params, {**base.hparams, "lr": lr})
+    assert all(torch.equal(got[k], params[k]) for k in params)
+
+
+def test_the_hypergradient_is_that_of_the_whole_table():
+    data, opt = batches(6), hft.per_step(hft.sgd(momentum=0.5), lr=TABLE)
+    outer = lambda p: loss(p, data[0] + 0.3)  # noqa: E731
+    got = hft.hypergradient(opt, loss, outer, start(), data, over="lr")[1]["lr"]
+    assert got.shape == (4,)
+    want = central_differences(lambda lr: outer(train(opt, opt.hparams | {"lr": lr}, start(), data)[0]), TABLE)
+    torch.testing.assert_close(got, torch.stack(want), rtol=1e-6, atol=1e-10)
+    assert (got.abs() > 1e-4).all()
+
+
+def test_tables_of_hparams_with_several_numbers_and_by_path():
+    data, betas = batches(3), (f64(0.8, 0.5), f64(0.9, 0.95))
+    opt = hft.per_step(hft.adam(lr=0.1), betas=betas, lr={"w": TABLE, "b": 2 * TABLE})
+    got, _ = train(opt, None, start(), data)
+    plain = hft.adam()
+    params, state = start(), plain.init(start())
+    for t, x in enumerate(data):
+        now = (betas[0][min(t, 1)], betas[1][min(t, 1)])
+        h = {**plain.hparams, "betas": now, "lr": {"w": TABLE[t], "b": 2 * TABLE[t]}}
+        params, state = plain.update(torch.func.grad(loss)(params, x), state, params, h)
+    assert all(torch.equal(got[k], params[k]) for k in params)
+    nested = hft.per_step(parts(), {"w.lr": TABLE, "w.betas.0": betas[0]})
+    assert nested.hparams["w"]["lr"] is TABLE
+    moved, _ = train(nested, None, start(), data)
+    alone = hft.per_step(hft.adam(eps=1e-2), {"betas.0": betas[0]}, lr=TABLE)
+    params, state = start(), alone.init(start()["w"])
+    other, inner = hft.sgd(lr=0.2), None
+    for x in data:
+        grads = torch.func.grad(loss)(params, x)
+        w, state = alone.update(grads["w"], state, params["w"])
+        b, inner = other.update(grads["b"], inner or other.init(params["b"]), params["b"])
+        params = {"w": w, "b": b}
+    torch.testing.assert_close(moved, params, rtol=1e-14, atol=1e-14)
+
+
+def test_hyper_moves_the_entry_that_was_used_last_and_bilevel_the_whole_table():
+    opt, data = hft.per_step(hft.sgd(), lr=TABLE), batches(6)
+    tuner = hft.hyper(opt, by=hft.sgd(lr=1e-2), over="lr", constrain={"lr": "log"})
+    params, state = start(), tuner.init(start())
+    for t, x in enumerate(data):
+        old = state.tuned["lr"]
+        params, state = tuner.update(torch.func.grad(loss)(params, x), state, params)
+        changed = (state.tuned["lr"] / old - 1).abs() > 4 * FLOAT.eps  # a logarithm and back
+        assert changed.nonzero().flatten().tolist() == ([] if t == 0 else [min(t - 1, 3)])
+    run = hft.bilevel(
+        opt, hft.adam(lr=0.1), "lr", loss, loss, start(), data[:4], data[:1], inner_steps=4, outer_steps=4,
+        reset=start(), constrain={"lr": "log"},
+    )  # fmt: skip
+    records = list(run)
+    assert records[-1].value < records[0].value
+    assert (records[-1].tuned["lr"] != TABLE).all()
+
+
+def test_what_a_base_settles_goes_into_the_entry_that_was_used():
+    """A ball's radius is clipped to the largest norm after each update, in a table as elsewhere."""
+    w0 = {"w": torch.zeros(1, 2, dtype=torch.float64)}
+    opt = hft.per_step(hft.projected(hft.sgd(lr=1.0), w0), radius={"w": f64(0.5, 100.0, 7.0)})
+    tuner = hft.hyper(opt, by=hft.sgd(lr=0.0), over="radius.w")
+    params, state = w0, tuner.init(w0)
+    assert state.tuned["radius.w"].tolist() == [0.5, 100.0, 7.0]  # given, so no first radius is asked for
+    for want in ([0.5, 100.0, 7.0], [0.5, 2.5, 7.0]):
+        params, state = tuner.update({"w": -torch.ones(1, 2, dtype=torch.float64)}, state, params)
+        torch.testing.assert_close(state.tuned["radius.w"], f64(*want), rtol=1e-7, atol=0.0)  # the norm's 1e-8
+
+
+def test_trainings_at_different_counts_map_together():
+    opt, w = hft.per_step(hft.sgd(), lr=TABLE), torch.zeros(2, dtype=torch.float64)
+    _, state = opt.update(w, opt.init(w), w)
+    both = state._replace(step=torch.tensor([1, 9]))
+    step = lambda n, table: opt.update(-w - 1, state._replace(step=n), w, {**opt.hparams, "lr": table})[0]  # noqa: E731
+    got = torch.func.vmap(step)(both.step, torch.stack([TABLE, 2 * TABLE]))
+    assert got[:, 0].tolist() == [0.1, 0.4]
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+SGD = hft.sgd(lr=0.1)
+TOWER = hft.hyper(SGD, by=SGD, over="lr")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (
+            lambda: hft.scheduled(SGD, lr=0.5),
+            TypeError,
+            r"schedule of 'lr' must be one of hft.schedules.*constant\(0.5",
+        ),
+        (lambda: hft.scheduled(SGD, lr="cosine"), TypeError, "or a function of the count of updates, got 'cosine'"),
+        (lambda: hft.scheduled(SGD, lr=TABLE), TypeError, "one value for each update is hft.per_step"),
+        (lambda: hft.scheduled(SGD, lr=schedules.cosine), TypeError, "call it"),
+        (lambda: hft.scheduled(SGD, lr=torchs.CosineAnnealingLR), TypeError, "here it is hft.schedules.cosine"),
+        (
+            lambda: hft.scheduled(SGD, lr=torchs.StepLR(torch.optim.SGD([torch.nn.Parameter(f64(1.0))]), 3)),
+            TypeError,
+            "torch's act on its own classes, here it is hft.schedules.piecewise",
+        ),
+        (
+            lambda: hft.scheduled(SGD, schedules.cosine(3)),
+            TypeError,
+            "schedules must be a dict by the path of an hparam",
+        ),
+        (lambda: hft.scheduled(SGD, {"lr": schedules.cosine(3)}, lr=len), ValueError, r"schedules for \['lr'\] twice"),
+        (
+            lambda: hft.scheduled(SGD, {"lr.x": schedules.cosine(3)}),
+            ValueError,
+            r"schedules for \['lr.x'\], but the hp",
+        ),
+        (lambda: hft.scheduled(SGD, {3: schedules.cosine(3)}), ValueError, r"schedules for \[3\], but the hparams are"),
+        (lambda: hft.scheduled(SGD, momentun=len), ValueError, "did you mean 'momentum'"),
+        (lambda: hft.scheduled(parts(), w=schedules.cosine(3)), ValueError, "'w' holds several hparams, .*'w.lr'"),
+        (lambda: hft.scheduled(TOWER, {"base.lr": schedules.cosine(3)}), ValueError, "base tunes 'base.lr' itself"),
+        (lambda: hft.per_step(TOWER, {"base.lr": TABLE}), ValueError, "base tunes 'base.lr' itself"),
+        (
+            lambda: hft.per_step(SGD, lr=0.1),
+            TypeError,
+            r"table of 'lr' must be a floating-point tensor of shape \(K,\)",
+        ),
+        (lambda: hft.per_step(SGD, lr=[0.1, 0.2]), TypeError, r"table of 'lr' .* got 0.1; write torch.tensor"),
+        (lambda: hft.per_step(SGD, lr=torch.arange(3)), TypeError, "got torch.int64"),
+        (lambda: hft.per_step(SGD, lr=f64(0.1)), ValueError, r"shape \(K,\) with K >= 1, got \(\)"),
+        (lambda: hft.per_step(SGD, lr=TABLE[:0]), ValueError, r"shape \(K,\) with K >= 1, got \(0,\)"),
+        (lambda: hft.per_step(SGD, lr=-TABLE), ValueError, r"lr must lie in \[0, inf\), got -0.3 in its table"),
+        (lambda: hft.per_step(SGD, lr=f64(0.1, math.nan)), ValueError, r"lr must lie in \[0, inf\), got nan in its"),
+        (lambda: hft.per_step(SGD, rate=TABLE), ValueError, r"tables for \['rate'\], but the hparams are"),
+        (lambda: hft.per_step(hft.adam(), betas=TABLE), ValueError, "'betas' holds 2 numbers: give as many tables"),
+        (lambda: hft.per_step(torch.optim.SGD, lr=TABLE), TypeError, "base must be a pure optimizer"),
+        (lambda: schedules.cosine(0), ValueError, "steps must be a number of steps >= 1, got 0"),
+        (lambda: schedules.cosine(9.0), ValueError, "steps must be a number of steps >= 1, got 9.0"),  # pyright: ignore
+        (lambda: schedules.cosine(9, floor=-0.1), ValueError, r"floor must lie in \[0, inf\), got -0.1"),
+        (lambda: schedules.warm_up(schedules.cosine(9), 1.5), ValueError, r"share must lie in \[0, 1\], got 1.5"),
+        (lambda: schedules.warm_up(schedules.exponential(0.9)), ValueError, "has no end; give steps"),
+        (lambda: schedules.warm_up(schedules.cosine(9), steps=8), ValueError, "has 9 steps, got steps=8; leave"),
+        (lambda: schedules.warm_up(len), TypeError, "then must be a Schedule"),  # pyright: ignore
+        (lambda: schedules.piecewise((3, 3), (0.1, 0.2)), ValueError, r"in increasing order, got \(3, 3\)"),
+        (lambda: schedules.piecewise((3, 5), (0.1,)), ValueError, "one factor for each count in at, got 1 for 2"),
+        (lambda: schedules.joined([schedules.cosine(3)], [3]), ValueError, "each schedule but the first, got 1 for 1"),
+        (lambda: schedules.joined([schedules.cosine(3), 0.5], [3]), TypeError, "must be a Schedule"),  # pyright: ignore
+        (lambda: schedules.one_cycle(9, linear="cos"), TypeError, "linear must be True or False"),  # pyright: ignore
+    ],
+)
+def test_wrong_arguments(make, error, text):
+    with pytest.raises(error, match=text):
+        make()
+
+
+def test_hparams_that_do_not_fit():
+    w = f64(1.0)
+    opt = hft.scheduled(SGD, lr=COSINE)
+    for wrong in ({"share": 0.1}, {**COSINE.hparams, "then": {"flor": 0.1}}, 0.1):
+        with pytest.raises(ValueError, match="hparams must be a dict with the names"):
+            opt.update(w, opt.init(w), w, {**opt.hparams, "lr_schedule": wrong})
+    plain = {**COSINE.hparams, "share": 0.25, "then": {"floor": 0.5}}  # plain numbers become tensors
+    opt.update(w, opt.init(w), w, {**opt.hparams, "lr_schedule": plain})
+    tabled = hft.per_step(SGD, lr=TABLE)
+    with pytest.raises(ValueError, match=r"one number for 'lr', of which per_step needs a table of shape \(K,\)"):
+        tabled.update(w, tabled.init(w), w, {**tabled.hparams, "lr": 0.1})
