@@ -354,7 +354,7 @@ def _schedule(rule: Callable[[Tensor, dict[str, Any]], Tensor], steps: int | Non
 
 
 def _real(count: Any) -> Tensor:
-    """In float64, as the numbers are: a quotient of whole numbers would have the default dtype."""
+    """In float64, whatever dtype the numbers have: float32 does not hold every count above 2^24."""
     return as_tensor(count).to(torch.float64)
 
 

@@ -145,6 +145,7 @@ ENDED = {
     "constant": (schedules.constant(0.3, 4), 1.0),
     "one_cycle": (schedules.one_cycle(4, floor=0.1), 0.1),
     "one_cycle-three-phase": (schedules.one_cycle(4, floor=0.1, three_phase=True), 0.1),
+    "one_cycle-no-fall": (schedules.one_cycle(4, share=1.0, floor=0.1), 1.0),
     "warm_up": (schedules.warm_up(schedules.cosine(4, 0.2)), 0.2),
     "joined": (schedules.joined([schedules.constant(0.3, 2), schedules.cosine(2, 0.2)], [2]), 0.2),
 }
@@ -167,6 +168,12 @@ def test_a_warm_up_squeezes_what_has_a_length_and_shifts_what_has_none():
     assert s.steps == 8
     got = s.factor(torch.arange(9), s.hparams)
     torch.testing.assert_close(got, f64(0.5, 0.75, 1, 5 / 6, 4 / 6, 0.5, 2 / 6, 1 / 6, 0), rtol=0.0, atol=4 * FLOAT.eps)
+
+
+def test_counts_that_float32_does_not_hold():
+    s = schedules.warm_up(schedules.linear(1.0, 0.0, 2**26), share=torch.tensor(0.25))  # in float32
+    got = s.factor(torch.tensor(2**25 + 1), s.hparams)
+    assert got.item() == pytest.approx(1 - (2**24 + 1) / (2**26 - 2**24), rel=4 * FLOAT.eps)
 
 
 # Numbers at which no update of the trainings below is at a kink.
