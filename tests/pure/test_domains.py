@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import paths, tree
+from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, Domain, domains_of
+from hyperopt_ftp.hyper import paths
 from hyperopt_ftp.hyper.constrain import Constraints
 
 from ..support.cases import ANCHOR, CASES, Case
