@@ -12,6 +12,7 @@ from torch import Tensor
 from . import tree
 from .hparams import as_tensor, complete, concrete, domains_of, is_number
 from .optimizers.leafwise import check_grads, check_state, no_steps
+from .optimizers.unread import moves
 from .types import Optimizer, check_optimizer
 
 __all__ = ["from_torchopt", "to_torchopt"]
@@ -94,7 +95,7 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[Brid
         if not concrete(state.step) or state.step > 0:
             _warm_up(transformation)
         updates, inner = transformation.update(grads, state.base, params=params, inplace=False)
-        new = tree.map_tree(lambda p, u: (p + u).to(p.dtype), params, updates)
+        new = tree.map_tree(lambda p, u: p if u is None else (p + u).to(p.dtype), params, updates)
         return new, BridgeState(state.step + 1, inner)
 
     return Optimizer(init, update, default, domains=domains_of(default))
@@ -103,13 +104,20 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[Brid
 def to_torchopt(optimizer: Optimizer) -> Any:
     """An :class:`Optimizer` as TorchOpt's ``GradientTransformation``, for ``torchopt.chain`` and its wrappers.
 
-    Its ``update`` needs ``params`` and returns ``new params - params``, to be added by ``torchopt.apply_updates``.
+    Its ``update(grads, state, params=None, inplace=True)`` returns ``new params - params``, to be added by
+    ``torchopt.apply_updates``; of a leaf whose gradient is ``None`` it returns ``None``. Nothing is changed in place.
+
+    As in TorchOpt, ``params`` may be left out where the optimizer does not look at their values: without weight decay,
+    an anchor, or a memory of them. Each such update finds that out by itself, which takes some time.
+
+    With ``inplace=True``, TorchOpt's default, and gradients that have no graph, params are taken as values, as TorchOpt
+    takes them. Otherwise the state of a ``torchopt.Optimizer`` would keep the graphs of all steps.
 
     Args:
         optimizer: any optimizer of the package, with its own hparams.
 
     Raises:
-        ValueError: an update without ``params``.
+        ValueError: an update without ``params`` of an optimizer that looks at them.
 
     >>> import torch, torchopt, hyperopt_ftp as hft
     >>> chained = torchopt.chain(torchopt.clip.clip_grad_norm(1.0), hft.to_torchopt(hft.sgd(lr=1.0)))
@@ -123,13 +131,24 @@ def to_torchopt(optimizer: Optimizer) -> Any:
 
     def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError(
-                "the update of an optimizer of hyperopt_ftp needs params: update(grads, state, params=params)"
-            )
+            return moves(optimizer.update, updates, state)
+        if inplace and not _has_graph(updates, params):
+            params = tree.map_tree(Tensor.detach, params)
         new, state = optimizer.update(updates, state, params)
-        return tree.map_tree(torch.sub, new, params), state
+        return tree.map_tree(_difference, new, params, updates), state
 
     return GradientTransformation(init=optimizer.init, update=update)
+
+
+def _difference(new: Tensor, p: Tensor, g: Tensor | None) -> Tensor | None:
+    """``None`` for a leaf that has no gradient, and that nothing has moved for another reason."""
+    return None if g is None and new is p else new - p
+
+
+def _has_graph(grads: Any, params: Any) -> bool:
+    """Whether a gradient is differentiated, or all is under a torch.func transform."""
+    known = [g for g in tree.leaves(grads) if g is not None]
+    return any(g.requires_grad for g in known) or not all(map(concrete, [*known, *tree.leaves(params)]))
 
 
 def _warm_up(transformation: Any) -> None:

@@ -97,7 +97,171 @@ def test_to_torchopt_works_in_chain_and_funcoptimizer(make):
     torch.testing.assert_close(tuple(v.detach() for v in values), tuple(want.values()), rtol=1e-12, atol=1e-13)
 
 
-def test_to_torchopt_needs_params():
-    made = hft.to_torchopt(hft.sgd(lr=0.1))
-    with pytest.raises(ValueError, match=r"needs params: update\(grads, state, params=params\)"):
-        made.update(start(), made.init(start()))
+# -- without params ---------------------------------------------------------------------------------------------------
+
+W0 = start()
+
+#: Those that do not look at params.
+BLIND = {
+    "sgd": hft.sgd(lr=0.1, momentum=0.9, nesterov=True),
+    "adam": hft.adam(lr=0.1, eps=1e-2, maximize=True),
+    "adamw": hft.adamw(lr=0.1, eps=1e-2, weight_decay=0.0),
+    "adamw-lr-0": hft.adamw(lr=0.0, eps=1e-2),
+    "lion": hft.lion(lr=0.1),
+    "rmsprop": hft.rmsprop(lr=0.1, eps=1e-2, momentum=0.5, centered=True),
+    "adagrad": hft.adagrad(lr=0.1, eps=1e-2),
+    "clipped": hft.clipped(hft.damped(hft.sgd(lr=0.1), 0.5), 0.3),
+    "scheduled": hft.scheduled(hft.sgd(lr=0.1), lr=lambda t: 0.5**t),
+    "l2sp": hft.l2sp(hft.sgd(lr=0.1), W0, strength=0.0),
+    "torchopt": hft.from_torchopt(torchopt.adam, lr=0.1, eps=1e-2),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_without_params_an_update_is_what_it_is_with_them(name):
+    made, params = hft.to_torchopt(BLIND[name]), start()
+    with_params = without = made.init(params)
+    for i, x in enumerate(batches(4)):
+        grads = torch.func.grad(loss)(params, x) | ({"b": None} if i % 2 else {})
+        updates, without = made.update(grads, without)
+        want, with_params = made.update(grads, with_params, params=params)
+        assert all(type(u) is torch.Tensor for u in updates.values() if u is not None)
+        assert (updates["b"] is None) == (want["b"] is None) == bool(i % 2)
+        params = torchopt.apply_updates(params, want, inplace=False)
+        # (W - step) - W has the rounding of W, at most 2^-53 * 4 here.
+        torch.testing.assert_close(updates, want, rtol=0, atol=1e-15)
+        torch.testing.assert_close(without, with_params, rtol=0, atol=0)
+
+
+#: Those that do, and what they do first with the values.
+SEEING = {
+    "adamw": (hft.adamw(lr=0.1), "mul"),
+    "warm-up": (hft.scheduled(hft.adamw(lr=0.1), weight_decay=lambda t: t.clamp(max=1)), "mul"),  # none at first
+    "tuned": (hft.adamw(lr=0.1, weight_decay=torch.tensor(0.0, requires_grad=True)), "mul"),
+    "projected": (hft.projected(hft.sgd(lr=0.1), W0, radius=1.0), "abs"),
+    "ftp": (hft.ftp(hft.sgd(lr=0.1), W0), "abs"),
+    "cautious_decay": (hft.cautious_decay(hft.sgd(lr=0.1), W0), "mul"),
+    "digrap": (hft.digrap(hft.sgd(lr=0.1), W0), "mul"),
+    "hyper": (hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.1), over="lr"), "the state"),
+    "torchopt": (hft.from_torchopt(torchopt.sgd, lr=0.1, weight_decay=0.1), "add"),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_where_params_are_needed_the_error_says_so(name):
+    opt, what = SEEING[name]
+    made, grads = hft.to_torchopt(opt), start()
+    state = made.init(start())
+    if name == "warm-up":
+        _, state = made.update(grads, state)
+    with pytest.raises(
+        ValueError,
+        match=rf"needs params: update\(grads, state, params=params\). .* asked for in '{what}': by weight decay",
+    ):
+        made.update(grads, state)
+
+
+def own(rule):
+    """An optimizer without a state, by what it makes of the weights and gradients of a leaf."""
+
+    def update(grads, state, params, hparams=None):
+        return {name: rule(w, grads[name], params) for name, w in params.items()}, state
+
+    return hft.Optimizer(lambda params, hparams=None: (), update, {})
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda w, g, params: w - torch.where(w > 0, g, -g),
+        lambda w, g, params: g - w,
+        lambda w, g, params: w + w,
+        lambda w, g, params: w * 2 - g,
+        lambda w, g, params: w + torch.ones(3, 3, 4).double() * g,  # another shape
+        lambda w, g, params: torch.add(w, w, alpha=-1),
+        lambda w, g, params: w - g * torch.stack([w, w]).sum(),
+        lambda w, g, params: torch.where(w > 0, w, w - g),
+        lambda w, g, params: w - 0 * params["b" if w is params["w"] else "w"].sum(),
+        lambda w, g, params: params["w"] - g,  # of another leaf
+        lambda w, g, params: g,
+        lambda w, g, params: w.sub_(g),
+        lambda w, g, params: w - g * float(w.mean()),
+        lambda w, g, params: w - torch.from_numpy(w.numpy()),
+        lambda w, g, params: w.data - g,
+        # A transform takes the tensor without asking its class: the values are on no device.
+        lambda w, g, params: w - torch.func.grad(lambda x: (x**2).sum())(w),
+        lambda w, g, params: w - g * torch.func.vmap(lambda x: (x > 0).double().sum())(w[None])[0],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_no_rule_that_looks_at_params_goes_unnoticed(rule):
+    made = hft.to_torchopt(own(rule))
+    made.update(start(), (), params=start())
+    with pytest.raises((ValueError, RuntimeError), match="needs params|meta"):
+        made.update(start(), ())
+
+
+def test_a_place_of_one_leaf_is_not_known_from_that_of_another():
+    made = hft.to_torchopt(own(lambda w, g, params: w - (params["a"] - params["b"])))
+    with pytest.raises(ValueError, match="asked for in 'sub'"):
+        made.update({"a": torch.ones(2), "b": torch.ones(2)}, ())
+
+
+@pytest.mark.parametrize(
+    ("rule", "move"),
+    [
+        (lambda w, g: w - 3 * ((w + g) * 1.0 - w), lambda g: -3 * g),
+        (lambda w, g: -2 * g + w, lambda g: -2 * g),
+        (lambda w, g: torch.where(g > 0, w, w - g), lambda g: torch.where(g > 0, 0.0, -g)),
+        (lambda w, g: w.clone().to(g.dtype) - torch.zeros_like(w) - 0 * w - g, lambda g: -g),
+    ],
+)
+def test_what_a_rule_may_do_to_params_that_are_not_known(rule, move):
+    g = start()
+    updates, _ = hft.to_torchopt(own(lambda w, g, params: rule(w, g))).update(g, ())
+    torch.testing.assert_close(updates, {name: move(x) for name, x in g.items()}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd], ids=["reverse", "forward"])
+def test_updates_without_params_are_differentiable(transform):
+    """In their gradients; with and without params to the same numbers."""
+    made, x = hft.to_torchopt(hft.adam(lr=0.1, eps=1e-2, weight_decay=0.0)), start()["b"]
+
+    def trained(x, **params):
+        state, total = made.init(torch.zeros_like(x)), torch.zeros_like(x)
+        for i in range(3):
+            updates, state = made.update(x * (i + 1), state, **params)
+            total = total + updates
+        return total.square().sum()
+
+    a, b = transform(trained)(x), transform(lambda x: trained(x, params=torch.zeros_like(x)))(x)
+    assert a.abs().min() > 1e-3
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_the_state_of_an_optimizer_in_place_has_no_graph():
+    """Otherwise each step would keep those before it."""
+    w = torch.nn.Parameter(torch.ones(3))
+    opt = torchopt.Optimizer([w], hft.to_torchopt(hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1)))
+    for _ in range(2):
+        opt.zero_grad()
+        w.square().sum().backward()
+        opt.step()
+    assert not opt.state_dict()[0].momentum_buffer[0].requires_grad
+    assert w.requires_grad
+    assert w.is_leaf
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_updates_are_differentiable_in_params_where_asked_for(inplace):
+    """By ``inplace=False``, or under a transform: d (W - lr (g + decay W)) / dW."""
+    made = hft.to_torchopt(hft.sgd(lr=0.1, weight_decay=0.5))
+
+    def moved(w):
+        updates, _ = made.update(torch.ones(2), made.init(w), params=w, inplace=inplace)
+        return torchopt.apply_updates(w, updates, inplace=False).sum()
+
+    torch.testing.assert_close(torch.func.grad(moved)(torch.ones(2)), torch.full((2,), 0.95))
+    if not inplace:
+        w = torch.ones(2, requires_grad=True)
+        torch.testing.assert_close(torch.autograd.grad(moved(w), w)[0], torch.full((2,), 0.95))
