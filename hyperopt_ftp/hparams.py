@@ -19,6 +19,7 @@ __all__ = [
     "MOST",
     "Domain",
     "check_choice",
+    "check_compile",
     "check_count",
     "check_flag",
     "check_hparam",
@@ -226,6 +227,19 @@ def check_count(name: str, value: Any, what: str, none: bool = False) -> None:
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_compile(compile: Any) -> None:
+    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
+    usual = torch.compiler.list_backends()
+    if not isinstance(compile, (bool, str)):
+        raise TypeError(f"compile must be True, False or the name of a backend such as {usual}, got {shown(compile)}")
+    names = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(compile, str) and compile not in names:
+        raise ValueError(
+            f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
+            f"{did_you_mean(compile, names)}"
+        )
 
 
 def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_count
+from ..hparams import check_compile, check_count
 from ..types import Compile, Params, State
 from .compiled import CompiledSteps, check_compilable
 from .leaves import Row, chosen, cotangents_of, floats, fresh, is_float, known, refill
-from .programs import check_compile
 from .rng import Recorder, RngState, refuse_other_losses
 from .second_order import compiled_steps, twice_differentiable
 from .steps import Steps, check_constant, pull

@@ -15,25 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import did_you_mean, shown
+from ..hparams import shown
 from ..types import Compile
 
-__all__ = ["Look", "Program", "check_compile", "codes_of", "program"]
+__all__ = ["Look", "Program", "codes_of", "program"]
 
 Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
-
-
-def check_compile(compile: Any) -> None:
-    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
-    usual = torch.compiler.list_backends()
-    if not isinstance(compile, (bool, str)):
-        raise TypeError(f"compile must be True, False or the name of a backend such as {usual}, got {shown(compile)}")
-    names = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(compile, str) and compile not in names:
-        raise ValueError(
-            f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
-            f"{did_you_mean(compile, names)}"
-        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_count, check_flag
+from ..hparams import check_compile, check_count, check_flag
 from ..types import CheckpointEvery, Compile
 from .budget import Sizes, affordable
 from .checkpoints import Checkpoints
@@ -21,7 +21,6 @@ from .functorch import keeps_graph, under_transform
 from .leaves import Row, chosen, cotangents_of, floats, fresh, known, refill
 from .plans import ARITY, Plan, every, tree_of
 from .probe import sizes_of
-from .programs import check_compile
 from .steps import Steps
 from .strategy import Start, Trained
 

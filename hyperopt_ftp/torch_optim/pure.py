@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..hparams import Domain, as_tensor, check_flag, check_number, did_you_mean, domain_at, few
+from ..hparams import Domain, as_tensor, check_compile, check_number, did_you_mean, domain_at, few
 from ..optimizers.partition import partition
-from ..types import Optimizer, check_optimizer
+from ..types import Compile, Optimizer, check_optimizer
 from .captured import captured
 from .checks import check_params, listed
 from .names import unwrapped
@@ -36,7 +36,8 @@ class PureOptimizer(torch.optim.Optimizer):
         params: as for torch.optim: parameters, named parameters, or dicts of them (groups) with hparams of their own.
             The optimizer sees a dict by name, without wrappers' prefixes, or by number (``"0"``) without names.
         optimizer: any pure optimizer.
-        compile: compile the update by :func:`torch.compile` (structure and shapes are then those of the first step).
+        compile: compile the update by :func:`torch.compile`: by inductor, or by another backend by its name. A gradient
+            that is ``None`` now and was not before compiles it again.
 
     Groups: one, or one for each part of a :func:`partition`. Several groups in ``params`` are made the parts of a
     partition, each with ``optimizer`` as its rule: what looks at all parameters (clipping by the global norm) looks at
@@ -69,9 +70,9 @@ class PureOptimizer(torch.optim.Optimizer):
     """
 
     @explained("the optimizer goes second: PureOptimizer(model.named_parameters(), hft.adam(lr=1e-3))")
-    def __init__(self, params: Any, optimizer: Optimizer, *, compile: bool = False) -> None:
+    def __init__(self, params: Any, optimizer: Optimizer, *, compile: Compile = False) -> None:
         check_optimizer("optimizer", optimizer)
-        check_flag("compile", compile)
+        check_compile(compile)
         self._names: dict[Tensor, str] = {}
         super().__init__(listed("PureOptimizer", params), {})
         everything = [p for group in self.param_groups for p in group["params"]]
@@ -88,7 +89,11 @@ class PureOptimizer(torch.optim.Optimizer):
             )
         self._divide()
         self._update: Callable[..., Any] = (
-            torch.compile(self._optimizer.update, fullgraph=True) if compile else self._optimizer.update
+            torch.compile(
+                self._optimizer.update, fullgraph=True, backend=compile if isinstance(compile, str) else "inductor"
+            )
+            if compile
+            else self._optimizer.update
         )
         self._seen: tuple[Any, Any] | None = None  # entries of ``state``, and the tree that they are
 
@@ -131,6 +136,10 @@ class PureOptimizer(torch.optim.Optimizer):
                 "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
                 "or give all at once, those that do not move yet without a gradient"
             )
+        given = param_group["params"]
+        values = [x[1] if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else []
+        if len(set(values)) < len(values):  # torch only warns
+            raise ValueError("a parameter is in a group twice; give each tensor once")
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
@@ -398,5 +407,5 @@ def _equal(a: Any, b: Any) -> bool:
 def _as_number(value: Any) -> Any:
     """A hyperparameter as one reads it."""
     if isinstance(value, Tensor):
-        return value.item() if value.ndim == 0 else value.detach().clone()
+        return value.tolist()
     return tuple(map(_as_number, value)) if isinstance(value, (tuple, list)) else value

@@ -41,7 +41,7 @@ def saved(opt: torch.optim.Optimizer) -> dict:
 
 
 def tower() -> hft.Optimizer:
-    level = hft.hyper(hft.adam(lr=0.05, eps=1e-2), by=hft.sgd(lr=1e-3), over="lr")
+    level = hft.hyper(hft.adam(lr=0.05), by=hft.sgd(lr=1e-3), over="lr")
     return hft.hyper(hft.sgd(lr=1e-3), by=level, over="lr", constrain={"lr": "log"})
 
 
@@ -141,14 +141,13 @@ def test_adam_under_schedulers_clipping_and_scaling_equals_torchs(scheduler: str
 def test_compiled_equals_eager():
     torch._dynamo.reset()
     runs = []
-    for compiled in (False, True):
+    for compiled in (False, "aot_eager"):
         params = parameters()
         opt = hft.PureOptimizer(params.items(), tower(), compile=compiled)
         for x in batches(4):
             step(params, opt, x)
-        runs.append((dict(params), opt.hparams()))
-    assert largest_difference(runs[0][0], runs[1][0]) < 1e-13
-    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-12)
+        runs.append((dict(params), {name: torch.tensor(x) for name, x in opt.hparams().items()}))
+    assert largest_difference(*runs) < 1e-13
 
 
 # -- hyperparameters in groups -----------------------------------------------------------------------------------------
@@ -314,8 +313,12 @@ def test_16_bit_parameters_keep_their_dtype():
         (lambda p: hft.PureOptimizer([{"params": p, "lrr": 0.1}], hft.adam()), ValueError, "did you mean 'lr'"),
         (lambda p: hft.PureOptimizer([{"params": p, "lr": "0.1"}], hft.adam()), TypeError, "lr must be a number"),
         (lambda p: hft.PureOptimizer([{"params": p, "lr": -0.1}], hft.adam()), ValueError, "lr must lie in"),
-        (lambda p: hft.PureOptimizer(p, hft.adam(), compile="yes"), TypeError, "compile must be True or False"),
-        (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "give each tensor once"),
+        (
+            lambda p: hft.PureOptimizer(p, hft.adam(), compile=3),
+            TypeError,
+            "compile must be True, False or the name of a backend such as",
+        ),
+        (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "in a group twice; give each tensor once"),
         (
             lambda p: hft.PureOptimizer(
                 [{"params": p[:1]}, {"params": p[1:]}], hft.partition({"a": hft.sgd()}, {"*": "a"})
