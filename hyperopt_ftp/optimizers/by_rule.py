@@ -44,7 +44,8 @@ def by_rule(
             other fields.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.hparams.to_tensors`.
         keeps: the rule's state by name, in working precision.
-        first: ``first(w, h)``: first values that are not zeros in the shape of w, by name.
+        first: ``first(w, h)``: first values that are not zeros in the shape of w, by name. An entry that a tensor does
+            not have is an empty tensor.
         domains: of the hparams; ``None``: those that ``DOMAINS`` has.
         maximize: go along the gradient, not against it.
         whole: the rule looks at a tensor as a whole (its shape, its norm), so tensors are never put together.
@@ -69,12 +70,13 @@ def by_rule(
         check_params(params)
         h = complete(hparams, default)
         leaves, rebuild = tree.flatten(params)
-        rows = [{name: torch.zeros_like(w) for name in keeps} for w in map(tree.working, leaves)]
-        if first:
-            columns = [for_each(x, params) for x in flat(h)]
-            for i, w in enumerate(map(tree.working, leaves)):
-                own = first(w, by_name([column[i] for column in columns]))
-                rows[i] |= {name: x.to(w.dtype) for name, x in own.items()}
+        columns = [for_each(x, params) for x in flat(h)] if first else []
+
+        def beginning(i: int, w: Tensor) -> Entries:
+            own = first(w, by_name([column[i] for column in columns])) if first else {}
+            return {name: own[name].to(w.dtype) if name in own else torch.zeros_like(w) for name in keeps}
+
+        rows = [beginning(i, tree.working(w)) for i, w in enumerate(leaves)]
         return filled({name: rebuild([row[name] for row in rows]) for name in keeps}, no_steps())
 
     def update(grads: Any, state: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
