@@ -24,6 +24,7 @@ else:
     TreeT, StateT, StateT_co = TypeVar("TreeT"), TypeVar("StateT"), TypeVar("StateT_co", covariant=True)
 
 __all__ = [
+    "AdjustLR",
     "Anchor",
     "CheckpointEvery",
     "Compile",
@@ -62,6 +63,8 @@ Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperpar
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
 #: What :class:`~hyperopt_ftp.Unroll` keeps of its steps; ``None``, its default, lets it choose.
 CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", "auto", False]
+#: How :func:`~hyperopt_ftp.muon` scales its learning rate with the shape of a matrix.
+AdjustLR: TypeAlias = Literal["original", "match_rms_adamw"]
 #: Whether steps are compiled: by inductor, or by another of torch.compile's backends, by name.
 Compile: TypeAlias = bool | str
 NotFinite: TypeAlias = Literal["error", "skip"]  #: what :func:`~hyperopt_ftp.bilevel` does then

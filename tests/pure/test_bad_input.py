@@ -192,8 +192,8 @@ VECTORS = {"w": torch.ones(1), "b": torch.ones(3, 2)}
 
 
 def updated(opt: hft.Optimizer, params=VECTORS, grads=None, **hparams):
-    state = opt.init(params)
-    return opt.update(params if grads is None else grads, state, params, {**opt.hparams, **hparams})
+    full = {**opt.hparams, **hparams}
+    return opt.update(params if grads is None else grads, opt.init(params, full), params, full)
 
 
 @pytest.mark.parametrize("case", BASES, ids=str)
@@ -219,7 +219,7 @@ def test_no_hparam_makes_a_moment_larger():
         hft.adagrad().init(w, {**hft.adagrad().hparams, "initial_accumulator_value": torch.ones(4)})
 
 
-@pytest.mark.parametrize("case", BASES, ids=str)
+@pytest.mark.parametrize("case", [case for case in BASES if not case.whole], ids=str)
 def test_a_learning_rate_for_each_entry_is_allowed(case):
     opt, params = case.build(), {name: w.double() for name, w in VECTORS.items()}
     rates = {"w": torch.tensor(0.3).double(), "b": torch.linspace(0.1, 0.6, 6).double().view(3, 2)}

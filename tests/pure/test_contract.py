@@ -8,7 +8,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
@@ -28,6 +28,7 @@ CLOSE = 1e-13
 @every_base
 @given(seed=st.integers(0, 2**16), shape=st.lists(st.integers(0, 4), max_size=4), steps=st.integers(1, 6))
 def test_equals_torch_optim_in_float64(case: Case, seed: int, shape: list[int], steps: int):
+    assume(not (case.whole and 0 in shape))  # of which torch cannot take a mean
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(shape, generator=generator, dtype=torch.float64)
     grads = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
@@ -48,11 +49,11 @@ def test_inputs_are_unchanged_and_the_result_is_new(case: Case):
     opt, params = case.build(), start()
     state = opt.init(params)
     grads = torch.func.grad(loss)(params, batches(1)[0])
-    for _ in range(2):
+    for i in range(2):
         before = copy.deepcopy((grads, state, params, opt.hparams))
         new_params, new_state = opt.update(grads, state, params)
         assert largest_difference((grads, state, params), before[:3]) == 0
-        assert largest_difference(new_params, params) > 0
+        assert (largest_difference(new_params, params) > 0) == (i >= case.idle)
         params, state = new_params, new_state
 
 

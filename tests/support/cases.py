@@ -11,6 +11,7 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
+from . import papers
 from .family import PURE
 
 ANCHOR = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), "b": torch.zeros(4, dtype=torch.float64)}
@@ -30,6 +31,8 @@ class Case:
     steps: int = 4  # after which the rule has shown what these values do
     packs: bool = True  # False: a tensor has a state of another shape, so that it is computed by itself
     own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
+    whole: bool = False  # the rule looks at a tensor as a whole, not at each entry
+    idle: int = 0  # first updates that move no weight
 
     def build(self, **changes: Any) -> Optimizer:
         return self.make(**{**self.kwargs, **changes})
@@ -125,9 +128,92 @@ BASES = [
         own=("alpha",),
     ),
     Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, transcribed_lion, ("betas",)),
+    # "w" is larger than eps2, "b" is not.
+    Case(
+        "adafactor",
+        hft.adafactor,
+        {"lr": 0.1, "beta2_decay": -0.5, "eps": (None, 0.9), "d": 1.05, "weight_decay": 0.1},
+        torch.optim.Adafactor,
+        packs=False,
+        whole=True,
+    ),
+    Case(
+        "adafactor-eps1",
+        hft.adafactor,
+        {"lr": 0.1, "eps": (0.1, 0.9), "d": 1.5},
+        torch.optim.Adafactor,
+        packs=False,
+        own=("eps",),
+        whole=True,
+    ),
+    Case(
+        "adan",
+        hft.adan,
+        {"lr": 0.1, "betas": (0.8, 0.7, 0.95), "eps": 1e-2, "weight_decay": 0.1},
+        papers.adan,
+        own=("betas",),
+    ),
+    Case(
+        "adopt",
+        hft.adopt,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
+        papers.adopt,
+        idle=1,
+    ),
+    Case(
+        "adopt-without-clipping",
+        hft.adopt,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1, "clip_power": None, "decoupled": True},
+        papers.adopt,
+        idle=1,
+    ),
+    Case(
+        "schedule_free_sgd",
+        hft.schedule_free_sgd,
+        {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5, "weight_lr_power": 1.5},
+        papers.schedule_free_sgd,
+        packs=False,
+    ),
+    Case(
+        "schedule_free_adamw",
+        hft.schedule_free_adamw,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5},
+        papers.schedule_free_adamw,
+        packs=False,
+    ),
+    Case("signum", hft.signum, {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1}, papers.signum, ("momentum",)),
 ]
 
+
+def on_the_matrix(opt: Optimizer) -> Optimizer:
+    """``opt`` for "w", which is a matrix, and SGD for the rest."""
+    sgd = hft.sgd(lr=0.1)
+
+    def parts(params: Any) -> tuple[Any, Any]:
+        return {"w": params["w"]}, {name: x for name, x in params.items() if name != "w"}
+
+    def init(params: Any, hparams: Any = None) -> Any:
+        matrix, rest = parts(params)
+        return opt.init(matrix, hparams), sgd.init(rest)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
+        (g, others), (matrix, rest) = parts(grads), parts(params)
+        matrix, first = opt.update(g, state[0], matrix, hparams)
+        rest, second = sgd.update(others, state[1], rest)
+        return {**matrix, **rest}, (first, second)
+
+    return hft.Optimizer(init, update, opt.hparams, domains=opt.domains)
+
+
 COMBINED = [
+    # Two Newton-Schulz steps: five of these coefficients are a polynomial of degree 3125.
+    Case(
+        "muon",
+        lambda **k: on_the_matrix(hft.muon(**k)),
+        {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.8, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 2},
+        flat=("eps",),
+    ),
+    Case("muon-eps", lambda **k: on_the_matrix(hft.muon(**k)), {"lr": 0.1, "eps": 2.0, "nesterov": False}),
     Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
     Case("damped", lambda **k: hft.damped(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
     Case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), {"lr": 0.1, "momentum": 0.5}),

@@ -1,0 +1,135 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import DOMAINS, Domain, domains_of, to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+
+__all__ = ["AdafactorState", "adafactor"]
+
+_DOMAINS = {
+    **domains_of(("lr", "eps", "weight_decay")),
+    "beta2_decay": Domain(-math.inf, 0.0),
+    "d": Domain(1.0, math.inf, open_high=True),
+}
+_BOTH = DOMAINS["eps"]._replace(parts=("eps1", "eps2"))
+
+
+class AdafactorState(NamedTuple):
+    """State of :func:`adafactor`. A tensor of two or more dimensions has the factors, another the variance.
+
+    What a tensor has not is empty, of the shape (0,).
+    """
+
+    step: Tensor  # shape (), int64: updates done
+    row_var: Any  # tree: R, of the shape (..., n, 1) for weights of the shape (..., n, m)
+    col_var: Any  # tree: C, of the shape (..., 1, m)
+    variance: Any  # tree: V of a tensor of fewer than two dimensions
+
+
+@explained(NO_PARAMS)
+def adafactor(
+    lr: HParam = 1e-2,
+    beta2_decay: HParam = -0.8,
+    eps: tuple[HParam | None, HParam] = (None, 1e-3),
+    d: HParam = 1.0,
+    weight_decay: HParam = 0.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[AdafactorState]:
+    """Adafactor (arXiv 1804.04235): a second moment of two factors; as :class:`torch.optim.Adafactor`.
+
+    With weights ``W`` of the shape (..., n, m), gradient ``g``, ``(eps1, eps2)`` = ``eps``, t counting from 1, and
+    ``rms(x)`` = sqrt(mean of x^2) over the whole tensor::
+
+        s = max(eps2, rms(W)) * min(lr, 1 / sqrt(t))        the size of the step
+        q = t^beta2_decay
+        W <- W - lr * weight_decay * W
+        R <- (1 - q) * R + q * mean over m of g^2
+        C <- (1 - q) * C + q * mean over n of g^2
+        V = R * C / max(mean over n of R, eps1)
+        U = g / sqrt(max(V, eps1^2))
+        W <- W - s * U / max(1, rms(U) / d)
+
+    A tensor of fewer than two dimensions keeps ``V <- (1 - q) * V + q * g^2`` itself.
+
+    Args:
+        lr: the largest size of a step relative to the weights, and the factor of the decay: a number, a 0-d tensor, or
+            a tree of them (one for each parameter).
+        beta2_decay, d, weight_decay: each like ``lr``.
+        eps: ``(eps1, eps2)``, each like ``lr``. ``eps1`` may be ``None``: the machine epsilon of the precision that
+            is computed in, which is no hparam, and the hparam ``"eps"`` is ``eps2`` alone.
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (``beta2_decay`` <= 0, ``d`` >= 1, the others >= 0), or ``eps`` that is
+            no pair.
+
+    Differs from torch: 16-bit weights are computed in float32, so ``None`` is the epsilon of float32 there. How torch
+    differs from the paper is in its documentation: ``lr``, and where ``eps1`` acts.
+
+    Each ``max`` and ``min`` has the derivative of the side that it takes: the hypergradient of ``eps2`` is 0 while the
+    weights are larger, and that of ``d`` while nothing is clipped.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adafactor(lr=0.1)
+    >>> w = torch.ones(2, 3)
+    >>> w, state = opt.update(torch.ones(2, 3), opt.init(w), w)
+    >>> w[0], state.row_var.shape, state.col_var.shape
+    (tensor([0.9000, 0.9000, 0.9000]), torch.Size([2, 1]), torch.Size([1, 3]))
+    """
+    check_lr(lr)
+    if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+        raise ValueError(f"eps must be a pair (eps1, eps2), where eps1 may be None, got {eps!r}")
+    given = eps[0] is not None
+    domains = _DOMAINS | {"eps": _BOTH} if given else _DOMAINS
+    default = to_tensors(
+        domains, lr=lr, beta2_decay=beta2_decay, eps=tuple(eps) if given else eps[1], d=d, weight_decay=weight_decay
+    )
+
+    def first(w: Tensor, h: Numbers) -> Entries:
+        none = w.new_zeros(0)
+        if w.ndim < 2:
+            return {"row_var": none, "col_var": none}
+        return {
+            "row_var": w.new_zeros((*w.shape[:-1], 1)),
+            "col_var": w.new_zeros((*w.shape[:-2], 1, w.shape[-1])),
+            "variance": none,
+        }
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        lr, steps = h["lr"], t.double()
+        eps1, eps2 = h["eps"] if given else (torch.tensor(torch.finfo(w.dtype).eps, dtype=w.dtype), h["eps"])
+        size = torch.maximum(eps2, _rms(w)) * torch.minimum(lr, steps.rsqrt())
+        q = steps ** h["beta2_decay"]
+        new = dict(s)
+        if w.ndim < 2:
+            new["variance"] = v = (1 - q) * s["variance"] + q * g * g
+        else:
+            new["row_var"] = rows = (1 - q) * s["row_var"] + q * _mean(g * g, -1)
+            new["col_var"] = columns = (1 - q) * s["col_var"] + q * _mean(g * g, -2)
+            v = rows * columns / torch.maximum(_mean(rows, -2), eps1)
+        u = g / torch.maximum(v, eps1 * eps1).sqrt()
+        clip = (_rms(u) / h["d"]).clamp(min=1.0)
+        return w - lr * h["weight_decay"] * w - size / clip * u, new
+
+    keeps = ("row_var", "col_var", "variance")
+    return by_rule(rule, AdafactorState, default, keeps, first=first, domains=domains, maximize=maximize, whole=True)
+
+
+def _mean(x: Tensor, dim: int) -> Tensor:
+    """0 over no entries, not NaN."""
+    return x.sum(dim, keepdim=True) / max(x.shape[dim], 1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return safe_sqrt((x * x).sum() / max(x.numel(), 1))

@@ -1,0 +1,86 @@
+"""Adan."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import DOMAINS, domains_of, to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+
+__all__ = ["AdanState", "adan"]
+
+_DOMAINS = {
+    **domains_of(("lr", "eps", "weight_decay")),
+    "betas": DOMAINS["betas"]._replace(parts=("beta1", "beta2", "beta3")),
+}
+
+
+class AdanState(NamedTuple):
+    """State of :func:`adan`."""
+
+    step: Tensor  # shape (), int64: updates done
+    exp_avg: Any  # tree like params: m, of gradients
+    exp_avg_diff: Any  # tree like params: v, of differences of gradients
+    exp_avg_sq: Any  # tree like params: n, of squares
+    previous: Any  # tree like params: gradient of the last update
+
+
+@explained(NO_PARAMS)
+def adan(
+    lr: HParam = 1e-3,
+    betas: tuple[HParam, HParam, HParam] = (0.98, 0.92, 0.99),
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 0.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[AdanState]:
+    """Adan (arXiv 2208.06677, Algorithm 1): Nesterov momentum from differences of gradients.
+
+    With weights ``W``, gradient ``g``, ``p`` the one of the last update (``g`` itself at the first), ``(b1, b2, b3)`` =
+    ``betas`` and t counting from 1::
+
+        d = g - p
+        m <- b1 * m + (1 - b1) * g
+        v <- b2 * v + (1 - b2) * d
+        n <- b3 * n + (1 - b3) * (g + b2 * d)^2
+        u = (m / (1 - b1^t) + b2 * v / (1 - b2^t)) / (sqrt(n / (1 - b3^t)) + eps)
+        W <- (W - lr * u) / (1 + lr * weight_decay)
+
+    Args:
+        lr, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        betas: ``(b1, b2, b3)``, each like ``lr``: the shares that are kept, one minus those of the paper.
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
+
+    Differs from the paper as the authors' code does: averages start at 0 and are corrected, as in Adam. The decay is
+    the paper's proximal one.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adan(lr=0.1)
+    >>> w, state = opt.update(torch.tensor([3.0]), opt.init(torch.zeros(1)), torch.zeros(1))
+    >>> w
+    tensor([-0.1000])
+    """
+    check_lr(lr)
+    default = to_tensors(_DOMAINS, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        lr, (b1, b2, b3) = h["lr"], h["betas"]
+        d = torch.where(t > 1, g - s["previous"], 0.0)
+        m = b1 * s["exp_avg"] + (1 - b1) * g
+        v = b2 * s["exp_avg_diff"] + (1 - b2) * d
+        n = b3 * s["exp_avg_sq"] + (1 - b3) * (g + b2 * d) ** 2
+        u = (m / (1 - b1**t) + b2 * v / (1 - b2**t)) / (safe_sqrt(n / (1 - b3**t)) + h["eps"])
+        new = {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "previous": g}
+        return (w - lr * u) / (1 + lr * h["weight_decay"]), new
+
+    keeps = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous")
+    return by_rule(rule, AdanState, default, keeps, domains=_DOMAINS, maximize=maximize)

@@ -1,0 +1,99 @@
+"""ADOPT."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import Domain, domains_of, to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+
+__all__ = ["AdoptState", "adopt"]
+
+_DOMAINS = {
+    **domains_of(("lr", "betas", "eps", "weight_decay")),
+    "clip_power": Domain(0.0, math.inf, open_high=True),
+}
+
+
+class AdoptState(NamedTuple):
+    """State of :func:`adopt`."""
+
+    step: Tensor  # shape (), int64: updates done
+    exp_avg: Any  # tree like params: first moment m
+    exp_avg_sq: Any  # tree like params: second moment v
+
+
+@explained(NO_PARAMS)
+def adopt(
+    lr: HParam = 1e-3,
+    betas: tuple[HParam, HParam] = (0.9, 0.9999),
+    eps: HParam = 1e-6,
+    weight_decay: HParam = 0.0,
+    clip_power: HParam | None = 0.25,
+    *,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> Optimizer[AdoptState]:
+    """ADOPT (arXiv 2411.02853, Algorithm 2): Adam that normalizes a gradient by the second moment before it.
+
+    With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and n, the number of updates before this one::
+
+        g <- g + weight_decay * W                   or W <- W - lr * weight_decay * W with decoupled
+        if n = 0: v <- g^2, and nothing else
+        u = g / max(sqrt(v), eps)
+        u <- clamp(u, -n^clip_power, n^clip_power)
+        m <- b1 * m + (1 - b1) * u
+        W <- W - lr * m
+        v <- b2 * v + (1 - b2) * g^2
+
+    Args:
+        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
+        clip_power: like ``lr``; ``None``: no clipping, as in the first version of the paper, and no such hparam.
+        decoupled: the decay acts on the weights and not on the gradient (structure).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
+
+    The first update moves no weight. The paper has no decay; both kinds, the names and the defaults are those of the
+    authors' code, where ``clip_power`` is a function ``clip_lambda``.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.adopt(lr=0.1, betas=(0.0, 0.9))
+    >>> w = torch.zeros(1); state = opt.init(w)
+    >>> for _ in range(2):
+    ...     w, state = opt.update(torch.tensor([3.0]), state, w)
+    >>> w
+    tensor([-0.1000])
+    """
+    check_lr(lr)
+    clip = {} if clip_power is None else {"clip_power": clip_power}
+    default = to_tensors(_DOMAINS, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **clip)
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        lr, (b1, b2), decay, v = h["lr"], h["betas"], h["weight_decay"], s["exp_avg_sq"]
+        g = g if decoupled else g + decay * w
+        begun = t > 1
+        # What the first update does not use must have a derivative all the same: NaN times 0 is NaN.
+        u = g / torch.maximum(safe_sqrt(torch.where(begun, v, 1.0)), h["eps"])
+        if clip_power is not None:
+            most = (t - 1).clamp(min=1) ** h["clip_power"]
+            u = torch.minimum(torch.maximum(u, -most), most)
+        m = b1 * s["exp_avg"] + (1 - b1) * u
+        moved = (w - lr * decay * w if decoupled else w) - lr * m
+        new = {
+            "exp_avg": torch.where(begun, m, s["exp_avg"]),
+            "exp_avg_sq": torch.where(begun, b2 * v + (1 - b2) * g * g, g * g),
+        }
+        return torch.where(begun, moved, w), new
+
+    keeps = ("exp_avg", "exp_avg_sq")
+    domains = {name: _DOMAINS[name] for name in default}
+    return by_rule(rule, AdoptState, default, keeps, domains=domains, maximize=maximize)

@@ -1,0 +1,179 @@
+"""Schedule-free SGD and AdamW: gradients are taken between a fast sequence and its average."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import explained
+from ..hparams import Domain, domains_of, to_tensors
+from ..types import HParam, Optimizer
+from .by_rule import Entries, Moved, Numbers, by_rule
+from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+
+__all__ = ["ScheduleFreeAdamWState", "ScheduleFreeSGDState", "schedule_free_adamw", "schedule_free_sgd"]
+
+_WEIGHTS = {
+    "r": Domain(0.0, math.inf, open_high=True),
+    "weight_lr_power": Domain(0.0, math.inf, open_high=True),
+}
+_SGD = {**domains_of(("lr", "momentum", "weight_decay")), **_WEIGHTS}
+_ADAMW = {**domains_of(("lr", "betas", "eps", "weight_decay")), **_WEIGHTS}
+
+
+class ScheduleFreeSGDState(NamedTuple):
+    """State of :func:`schedule_free_sgd`."""
+
+    step: Tensor  # shape (), int64: updates done
+    z: Any  # tree like params: the fast sequence
+    average: Any  # tree like params: x, the weights to deploy
+    weight_sum: Any  # tree of 0-d tensors: S
+
+
+class ScheduleFreeAdamWState(NamedTuple):
+    """State of :func:`schedule_free_adamw`."""
+
+    step: Tensor  # shape (), int64: updates done
+    z: Any  # tree like params: the fast sequence
+    average: Any  # tree like params: x, the weights to deploy
+    weight_sum: Any  # tree of 0-d tensors: S
+    exp_avg_sq: Any  # tree like params: second moment v
+
+
+@explained(NO_PARAMS)
+def schedule_free_sgd(
+    lr: HParam = 1.0,
+    momentum: HParam = 0.9,
+    weight_decay: HParam = 0.0,
+    warmup_steps: int = 0,
+    r: HParam = 0.0,
+    weight_lr_power: HParam = 2.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[ScheduleFreeSGDState]:
+    """Schedule-free SGD (arXiv 2405.15682): SGD at a point between a fast sequence and its average.
+
+    The params are ``y``, where gradients are taken. The state has ``z``, and their average ``x`` as ``average``: the
+    weights to validate and to deploy. With gradient ``g``, ``beta`` = ``momentum`` and t counting from 1::
+
+        gamma = lr * min(1, t / warmup_steps)       lr without a warm-up
+        g <- g + weight_decay * y
+        z <- z - gamma * g
+        p = t^r * gamma^weight_lr_power
+        S <- S + p
+        x <- x + (p / S) * (z - x)
+        y = (1 - beta) * z + beta * x
+
+    Args:
+        lr, weight_decay, r, weight_lr_power: numbers, 0-d tensors, or trees of them (one for each parameter).
+            ``S`` has the shape of ``lr``, ``r`` and ``weight_lr_power`` as ``init`` gets them.
+        momentum: how near to the average gradients are taken, from 0 to 1; like ``lr``.
+        warmup_steps: a number of updates >= 0 (structure).
+        maximize: go along the gradient: ``g <- -g`` first (structure).
+
+    Raises:
+        ValueError: a number outside its domain (all >= 0).
+
+    Names and defaults are those of the authors' package. Its weights ``p`` have the largest ``gamma`` so far where
+    these have the present one, as in the paper: the same while ``gamma`` does not fall.
+
+    ``z`` and ``x`` start at the params, and gradients alone move them. What is done to the params from outside moves
+    neither: a projection around this optimizer holds ``y`` and not the average.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.schedule_free_sgd(lr=0.5, momentum=0.5)
+    >>> y = torch.zeros(1); state = opt.init(y)
+    >>> for _ in range(2):
+    ...     y, state = opt.update(torch.ones(1), state, y)
+    >>> y, state.z, state.average
+    (tensor([-0.8750]), tensor([-1.]), tensor([-0.7500]))
+    """
+    check_lr(lr)
+    _check_warmup(warmup_steps)
+    default = to_tensors(
+        _SGD, lr=lr, momentum=momentum, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
+    )
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        return _moved(g + h["weight_decay"] * w, h["momentum"], s, h, t, warmup_steps)
+
+    keeps = ("z", "average", "weight_sum")
+    return by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize)
+
+
+@explained(NO_PARAMS)
+def schedule_free_adamw(
+    lr: HParam = 2.5e-3,
+    betas: tuple[HParam, HParam] = (0.9, 0.999),
+    eps: HParam = 1e-8,
+    weight_decay: HParam = 0.0,
+    warmup_steps: int = 0,
+    r: HParam = 0.0,
+    weight_lr_power: HParam = 2.0,
+    *,
+    maximize: bool = False,
+) -> Optimizer[ScheduleFreeAdamWState]:
+    """Schedule-free AdamW (arXiv 2405.15682, Algorithm 1), as the authors' package has it.
+
+    As :func:`schedule_free_sgd`, with ``(b1, b2)`` = ``betas``, ``b1`` for ``beta``, and for the step of ``z``::
+
+        v <- b2 * v + (1 - b2) * g^2
+        z <- z - gamma * (g / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * y)
+
+    Arguments, errors and the average are those of :func:`schedule_free_sgd`; ``betas`` and ``eps`` are as in
+    :func:`adamw`.
+
+    Differs from the paper as the package does: there sqrt(1 - b2^t) is a factor of ``gamma``, and so it also enters the
+    decay and the weights of the average.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.schedule_free_adamw(lr=0.5, betas=(0.5, 0.999))
+    >>> y = torch.zeros(1); state = opt.init(y)
+    >>> for _ in range(2):
+    ...     y, state = opt.update(torch.ones(1), state, y)
+    >>> y, state.average
+    (tensor([-0.8750]), tensor([-0.7500]))
+    """
+    check_lr(lr)
+    _check_warmup(warmup_steps)
+    default = to_tensors(
+        _ADAMW, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
+    )
+
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+        b1, b2 = h["betas"]
+        v = b2 * s["exp_avg_sq"] + (1 - b2) * g * g
+        u = g / (safe_sqrt(v / (1 - b2**t)) + h["eps"]) + h["weight_decay"] * w
+        w, new = _moved(u, b1, s, h, t, warmup_steps)
+        return w, {**new, "exp_avg_sq": v}
+
+    keeps = ("z", "average", "weight_sum", "exp_avg_sq")
+    return by_rule(rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize)
+
+
+def _first(w: Tensor, h: Numbers) -> Entries:
+    # Copies, so that no two trees share memory.
+    return {
+        "z": w.clone(),
+        "average": w.clone(),
+        "weight_sum": torch.zeros_like(h["lr"] * h["r"] * h["weight_lr_power"]),
+    }
+
+
+def _moved(u: Tensor, beta: Tensor, s: Entries, h: Numbers, t: Tensor, warmup_steps: int) -> Moved:
+    """New y, and the state, after a step of z against ``u``."""
+    gamma = h["lr"] * (t.double() / warmup_steps).clamp(max=1.0) if warmup_steps else h["lr"]
+    weight = t ** h["r"] * gamma ** h["weight_lr_power"]
+    total = s["weight_sum"] + weight
+    share = weight / torch.where(total == 0, 1.0, total)  # 0 where lr has been 0 so far
+    z = s["z"] - gamma * u
+    x = s["average"] + share * (z - s["average"])
+    return (1 - beta) * z + beta * x, {"z": z, "average": x, "weight_sum": total}
+
+
+def _check_warmup(warmup_steps: Any) -> None:
+    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be a number of updates >= 0, got {warmup_steps!r}")
