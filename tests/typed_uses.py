@@ -18,8 +18,13 @@ from hyperopt_ftp.anchored import project, radius_gradient
 from hyperopt_ftp.anchored.ftp import FTPState
 from hyperopt_ftp.anchored.rule import AnchoredState
 from hyperopt_ftp.hyper import TunedState
+from hyperopt_ftp.optimizers.accumulation import AccumulatedState
 from hyperopt_ftp.optimizers.adam import AdamState
 from hyperopt_ftp.optimizers.scheduled import ScheduledState
+from hyperopt_ftp.optimizers.averaging import AveragedState
+from hyperopt_ftp.optimizers.lookahead import LookaheadState
+from hyperopt_ftp.optimizers.noise import NoisyState
+from hyperopt_ftp.optimizers.partition import PartitionState
 from hyperopt_ftp.optimizers.sgd import SGDState
 from hyperopt_ftp.plot import distances, history
 
@@ -53,6 +58,17 @@ def states_of_combinations(params: Params, opt: hft.Optimizer) -> None:
     assert_type(hft.ftp(hft.sgd(), params, norm="l2", gradient="exact").init(params).radius, dict[str, Tensor])
     assert_type(hft.l2sp(hft.sgd(), params, strength=0.1).init(params), AnchoredState)
     assert_type(hft.hyper(hft.sgd(), by=hft.adam(), over=("lr", "momentum")).init(params), TunedState)
+    assert_type(hft.clipped_adaptively(hft.sgd(), 0.1).init(params), SGDState)
+    assert_type(hft.decayed(hft.adam(), 0.1, exclude=("bias",)).init(params), AdamState)
+    assert_type(hft.noisy(hft.sgd(), 0.1, seed=1).init(params), NoisyState)
+    assert_type(hft.accumulated(hft.sgd(), 4).init(params), AccumulatedState)
+    assert_type(hft.lookahead(hft.sgd()).init(params), LookaheadState)
+    assert_type(hft.averages(params, assert_type(hft.averaged(hft.sgd()).init(params), AveragedState)), Params)
+    parts = hft.partition({"a": hft.sgd(), "b": hft.frozen()}, {"weight": "a", "bias": "b"})
+    assert_type(parts.init(params), PartitionState)
+    hft.partition({"a": hft.sgd(), "b": hft.adam()}, lambda path: "a" if path == "bias" else "b")
+    hft.partition([hft.sgd()], {"*": "a"})  # pyright: ignore[reportArgumentType]
+    hft.partition({"a": hft.sgd()}, lambda path: 3)  # pyright: ignore[reportArgumentType]
     assert_type(opt.init(params), Any)  # whose state nobody knows
     hft.clipped(torch.optim.SGD([params.weight]), 1.0)  # pyright: ignore[reportArgumentType]  # not pure
 

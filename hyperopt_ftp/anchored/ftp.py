@@ -16,7 +16,7 @@ from .. import tree
 from ..calls import explained
 from ..hparams import Domain, check_choice, check_number, to_tensors
 from ..optimizers.adam import AdamState, adam
-from ..optimizers.combinators import damped
+from ..optimizers.damping import damped
 from ..optimizers.leafwise import no_steps
 from ..types import HParam, Norm, Optimizer, PaperOrExact, Params
 from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm

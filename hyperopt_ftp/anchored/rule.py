@@ -169,7 +169,10 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
     )
     missing = [key for key in rule.reads if key not in base.hparams]
     if missing:
-        raise ValueError(f"the optimizer to be held has no {missing[0]}, its hparams are {sorted(base.hparams)}")
+        raise ValueError(
+            f"the optimizer to be held has no {missing[0]}, its hparams are {sorted(base.hparams)}; put the rule "
+            "around the optimizer that has it: inside hyper, or in each part of a partition"
+        )
     return result
 
 

@@ -249,9 +249,22 @@ COMBINED = [
     Case("spd", lambda **k: hft.spd(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"strength": 0.7}),
     Case("directed", lambda **k: hft.directed(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega": 0.6}),
     Case("digrap", lambda **k: hft.digrap(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega_lr": 0.1}),
+    Case("clipped_by_value", lambda **k: hft.clipped_by_value(hft.sgd(lr=0.1), **k), {"max_value": 0.1}),
+    Case("clipped_per_layer", lambda **k: hft.clipped_per_layer(hft.sgd(lr=0.1), **k), {"max_norm": 0.5}),
+    Case("clipped_adaptively", lambda **k: hft.clipped_adaptively(hft.sgd(lr=0.1), **k), {"ratio": 0.2}),
+    Case("noisy", lambda **k: hft.noisy(hft.sgd(lr=0.1, momentum=0.5), **k), {"scale": 0.3, "decay": 0.55}),
+    Case("accumulated", lambda **k: hft.accumulated(hft.adam(**k), every=2), {"lr": 0.1, "eps": 1e-2}),
+    Case("averaged", lambda **k: hft.averaged(hft.sgd(lr=0.1, momentum=0.5), **k), {"decay": 0.9}, flat=("decay",)),
+    Case("averaged-mean", lambda **k: hft.averaged(hft.sgd(**k), decay=None), {"lr": 0.1, "momentum": 0.5}),
+    Case("lookahead", lambda **k: hft.lookahead(hft.adam(lr=0.1, eps=1e-2), every=2, **k), {"alpha": 0.4}),
+    Case("decayed", lambda **k: hft.decayed(hft.sgd(lr=0.1, momentum=0.5), exclude="b", **k), {"weight_decay": 0.3}),
+    Case("partition", lambda **k: hft.partition({"fast": hft.adam(**k), "slow": hft.sgd(lr=0.1, momentum=0.5)},
+                                                {"b": "fast", "*": "slow"}), {"lr": 0.2, "eps": 1e-2}),
+    Case("frozen-part", lambda **k: hft.partition({"moves": hft.sgd(**k), "stays": hft.frozen()},
+                                                  {"w": "moves", "b": "stays"}), {"lr": 0.1, "momentum": 0.5}),
     # "base.lr" is read by init only: the value in use is tuned.
     Case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), {"lr": 1e-3}),
-]
+]  # fmt: skip
 
 #: Methods of the family that have no case of their own above, with the numbers of its table.
 HELD = [

@@ -1,0 +1,92 @@
+"""Updates by the mean of several gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..calls import explained
+from ..hparams import check_count
+from ..types import Optimizer
+from .leafwise import check_grads, check_params, check_state, no_steps, zeros
+from .wrap import wrapped
+
+__all__ = ["AccumulatedState", "accumulated"]
+
+
+class AccumulatedState(NamedTuple):
+    """State of :func:`accumulated`."""
+
+    step: Tensor  # shape (), int64: gradients seen
+    total: Any  # tree like params, in working precision: the sum of those since the last update
+    base: Any
+
+
+@explained("accumulated(adam(lr=1e-3), every=4)")
+def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
+    """One update of ``base`` by the mean of ``every`` gradients; in between nothing moves.
+
+    With the sum ``G``, n = ``every``, and t counting from 1::
+
+        G <- G + g
+        W, s <- base.update(G / n, s, W),   G <- 0      where t is a multiple of n
+
+    Args:
+        base: any optimizer.
+        every: gradients of one update (structure, not an hparam).
+
+    Raises:
+        ValueError: an ``every`` that is no whole number of at least 1; a gradient that is ``None``: whether its leaf
+            would be left alone depends on the other gradients of its window. Give zeros, or leave the leaf to
+            :func:`frozen`.
+
+    There is no branch: the update of ``base`` is computed each time, and taken where it is due. A loss that is a mean
+    over its batch gives the update of the joined batch, if all batches have one size. What is put around sees every
+    gradient, and what is inside every update: ``accumulated(scheduled(...))`` counts updates, and a tuner goes inside
+    (``accumulated(hyper(...))``), since around it most steps have nothing to tell.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.accumulated(hft.sgd(lr=1.0), every=2)
+    >>> w = torch.zeros(1); state = opt.init(w)
+    >>> for g in (1.0, 3.0):
+    ...     w, state = opt.update(torch.tensor([g]), state, w)
+    ...     print(w.item())
+    0.0
+    -2.0
+    """
+    check_count("every", every, "gradients")
+
+    def init(params: Any, bases: Any, owns: dict[str, Any]) -> AccumulatedState:
+        check_params(params)
+        return AccumulatedState(no_steps(), zeros(params), base.init(params, bases))
+
+    def update(
+        grads: Any, state: AccumulatedState, params: Any, bases: Any, owns: dict[str, Any]
+    ) -> tuple[Any, AccumulatedState]:
+        check_state(AccumulatedState, state)
+        _check_all_there(check_grads(grads, params), params)
+        step = state.step + 1
+        due = step % every == 0
+
+        def taken(old: Any, new: Any) -> Any:
+            return tree.map_tree(lambda a, b: torch.where(due.to(a.device), b.to(a.dtype), a), old, new)
+
+        total = tree.map_tree(lambda g, s: s + g.to(s.dtype), grads, state.total)
+        mean = tree.map_tree(lambda s: s / every, total)
+        moved, inner = base.update(mean, state.base, params, bases)
+        rest = tree.map_tree(lambda s: torch.where(due.to(s.device), 0.0, s), total)
+        return taken(params, moved), AccumulatedState(step, rest, taken(state.base, inner))
+
+    return wrapped(base, {}, init, update)
+
+
+def _check_all_there(grads: list[Any], params: Any) -> None:
+    for (path, _), g in zip(tree.named(params), grads, strict=True):
+        if g is None:
+            raise ValueError(
+                f"accumulated needs a gradient of {path!r} each time, got None; give zeros where a loss has no part in "
+                "it, or leave the parameter to hft.frozen() in a partition"
+            )

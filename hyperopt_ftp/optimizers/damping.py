@@ -1,0 +1,57 @@
+"""Positive gradients scaled: the annealing of FTP's radius."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from ..hparams import to_tensors
+from ..types import Number, Optimizer, StateT
+from .leafwise import each_gradient
+from .on_gradients import on_gradients
+
+__all__ = ["anneal", "damped"]
+
+
+def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
+    """Scale positive gradients by ``kappa`` before ``by`` sees them: ``h <- kappa * h where h > 0``.
+
+    FTP (arXiv 2310.19182, section 3.3) calls this "positive gradient annealing". It is for the optimizer of a radius: a
+    positive hypergradient asks for a smaller radius. ``kappa`` is no strength knob when ``by`` is scale-free: under
+    Adam, with positive h only, kappa = 1, 0.5 and 0.1 give the same radii; kappa = 0 means that a radius never shrinks
+    by its gradient.
+
+    Args:
+        by: any optimizer.
+        kappa: number or 0-d tensor in [0, 1]; added to the hparams as ``"kappa"``.
+
+    Raises:
+        ValueError: kappa outside [0, 1].
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> by = hft.damped(hft.sgd(lr=1.0), kappa=0.5)
+    >>> r = torch.ones(2)
+    >>> by.update(torch.tensor([1.0, -1.0]), by.init(r), r)[0]
+    tensor([0.5000, 2.0000])
+    """
+
+    def before(grads: Any, params: Any, own: dict[str, Any]) -> Any:
+        return each_gradient(lambda h: torch.where(h > 0, own["kappa"].to(h.dtype) * h, h), grads)
+
+    return on_gradients(by, to_tensors(kappa=kappa), before)
+
+
+def anneal(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
+    """The former name of :func:`damped`; nothing in it changes over time. It warns.
+
+    >>> import warnings, hyperopt_ftp as hft
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     by = hft.anneal(hft.sgd(lr=1.0), kappa=0.5)
+    >>> by.hparams["kappa"]
+    tensor(0.5000, dtype=torch.float64)
+    """
+    warnings.warn("hyperopt_ftp.anneal is called damped now", DeprecationWarning, stacklevel=2)
+    return damped(by, kappa)
