@@ -95,8 +95,11 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
     domains = {"max_value": Domain(0.0, math.inf)}
 
     def before(grads: Any, params: Any, own: dict[str, Any]) -> Any:
-        most = own["max_value"]
-        return each_gradient(lambda g: g.clamp(-most, most).to(g.dtype), grads)
+        def one(g: Tensor) -> Tensor:
+            most = own["max_value"].to(g.device)  # a bound in a tensor has to be where the gradient is
+            return g.clamp(-most, most).to(g.dtype)
+
+        return each_gradient(one, grads)
 
     return on_gradients(base, to_tensors(domains, max_value=max_value), before, domains)
 

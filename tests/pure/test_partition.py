@@ -95,6 +95,9 @@ def test_any_tree_of_parameters():
         assert [x.unique().item() for x in tree.leaves(new)] == [0, 1, 0]
     w = torch.ones(2)
     assert torch.equal(run(hft.partition({"a": hft.sgd(lr=1.0)}, "a"), w, [w])[0], 0 * w)
+    beside = {"head": {"w": w}, "header": w}  # no parent of it
+    new, _ = run(hft.partition(ones, {"head": "a", "*": "b"}), beside, [beside])
+    assert [x.sum().item() for x in tree.leaves(new)] == [0, 2]
     nothing = {"w": torch.ones(2)}
     assert run(hft.partition({"a": hft.sgd()}, {"w": "a"}), nothing, [{"w": None}])[0] == nothing
 
