@@ -20,11 +20,11 @@ from hyperopt_ftp.anchored.rule import AnchoredState
 from hyperopt_ftp.hyper import TunedState
 from hyperopt_ftp.optimizers.accumulation import AccumulatedState
 from hyperopt_ftp.optimizers.adam import AdamState
-from hyperopt_ftp.optimizers.scheduled import ScheduledState
 from hyperopt_ftp.optimizers.averaging import AveragedState
 from hyperopt_ftp.optimizers.lookahead import LookaheadState
 from hyperopt_ftp.optimizers.noise import NoisyState
 from hyperopt_ftp.optimizers.partition import PartitionState
+from hyperopt_ftp.optimizers.scheduled import ScheduledState
 from hyperopt_ftp.optimizers.sgd import SGDState
 from hyperopt_ftp.plot import distances, history
 

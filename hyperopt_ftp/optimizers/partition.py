@@ -111,6 +111,13 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
         settles = {label: opt.settle for label, opt in optimizers.items() if opt.settle}
         return {**hparams, **{label: f(hparams[label], new_state.parts[label]) for label, f in settles.items()}}
 
+    def parts(params: Any) -> dict[str, str]:
+        found = {}
+        for label, part in parted(params).items():
+            inside = optimizers[label].parts
+            found |= {p: f"{label}.{x}" for p, x in inside(part).items()} if inside else dict.fromkeys(part, label)
+        return {path: found[path] for path in tree.by_path(params)}
+
     return Optimizer(
         init,
         update,
@@ -119,6 +126,7 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
         settle if any(opt.settle for opt in optimizers.values()) else None,
         {label: opt.domains for label, opt in optimizers.items()},
         tuple(f"{label}.{name}" for label, opt in optimizers.items() for name in opt.tunes),
+        parts,
     )
 
 

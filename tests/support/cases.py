@@ -187,22 +187,7 @@ BASES = [
 
 def on_the_matrix(opt: Optimizer) -> Optimizer:
     """``opt`` for "w", which is a matrix, and SGD for the rest."""
-    sgd = hft.sgd(lr=0.1)
-
-    def parts(params: Any) -> tuple[Any, Any]:
-        return {"w": params["w"]}, {name: x for name, x in params.items() if name != "w"}
-
-    def init(params: Any, hparams: Any = None) -> Any:
-        matrix, rest = parts(params)
-        return opt.init(matrix, hparams), sgd.init(rest)
-
-    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
-        (g, others), (matrix, rest) = parts(grads), parts(params)
-        matrix, first = opt.update(g, state[0], matrix, hparams)
-        rest, second = sgd.update(others, state[1], rest)
-        return {**matrix, **rest}, (first, second)
-
-    return hft.Optimizer(init, update, opt.hparams, domains=opt.domains)
+    return hft.partition({"matrix": opt, "rest": hft.sgd(lr=0.1)}, {"w": "matrix", "*": "rest"})
 
 
 COMBINED = [
@@ -211,7 +196,6 @@ COMBINED = [
         "muon",
         lambda **k: on_the_matrix(hft.muon(**k)),
         {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.8, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 2},
-        flat=("eps",),
     ),
     Case("muon-eps", lambda **k: on_the_matrix(hft.muon(**k)), {"lr": 0.1, "eps": 2.0, "nesterov": False}),
     Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
