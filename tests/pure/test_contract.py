@@ -98,8 +98,7 @@ def test_hypergradients_equal_central_differences(case: Case):
     scale = max(x.abs().item() for x in want)
     torch.testing.assert_close(entries(got), torch.stack(want), rtol=1e-6, atol=1e-8 * max(scale, 1.0))
     assert scale > 1e-4
-    named = {name: entries(value).abs().max() for name, value in got.items()}
-    assert all(named[name] == 0 for name in case.flat)
+    assert all((x == 0).all() for name in case.flat for x in tree.leaves(got[name]))
 
 
 @every_case
@@ -184,7 +183,7 @@ def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
                     assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("case", COMBINED, ids=str)
+@pytest.mark.parametrize("case", [case for case in COMBINED if case.gaps], ids=str)
 def test_a_combination_leaves_a_leaf_without_a_gradient_alone(case: Case):
     opt, params = case.build(), start()
     state = opt.init(params)
@@ -193,7 +192,7 @@ def test_a_combination_leaves_a_leaf_without_a_gradient_alone(case: Case):
         if t % 2:
             grads["b"] = None
         new, state = opt.update(grads, state, params)
-        assert (t % 2 == 1) == torch.equal(new["b"], params["b"])
+        assert t % 2 == 0 or torch.equal(new["b"], params["b"])
         assert not torch.equal(new["w"], params["w"])
         params = new
 

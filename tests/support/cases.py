@@ -32,7 +32,7 @@ class Case:
     packs: bool = True  # False: a tensor has a state of another shape, so that it is computed by itself
     own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
     whole: bool = False  # the rule looks at a tensor as a whole, not at each entry
-    idle: int = 0  # first updates that move no weight
+    gaps: bool = True  # False: a gradient that is None is refused
 
     def build(self, **changes: Any) -> Optimizer:
         return self.make(**{**self.kwargs, **changes})
@@ -237,7 +237,7 @@ COMBINED = [
     Case("clipped_per_layer", lambda **k: hft.clipped_per_layer(hft.sgd(lr=0.1), **k), {"max_norm": 0.5}),
     Case("clipped_adaptively", lambda **k: hft.clipped_adaptively(hft.sgd(lr=0.1), **k), {"ratio": 0.2}),
     Case("noisy", lambda **k: hft.noisy(hft.sgd(lr=0.1, momentum=0.5), **k), {"scale": 0.3, "decay": 0.55}),
-    Case("accumulated", lambda **k: hft.accumulated(hft.adam(**k), every=2), {"lr": 0.1, "eps": 1e-2}),
+    Case("accumulated", lambda **k: hft.accumulated(hft.adam(**k), every=2), {"lr": 0.1, "eps": 1e-2}, gaps=False),
     Case("averaged", lambda **k: hft.averaged(hft.sgd(lr=0.1, momentum=0.5), **k), {"decay": 0.9}, flat=("decay",)),
     Case("averaged-mean", lambda **k: hft.averaged(hft.sgd(**k), decay=None), {"lr": 0.1, "momentum": 0.5}),
     Case("lookahead", lambda **k: hft.lookahead(hft.adam(lr=0.1, eps=1e-2), every=2, **k), {"alpha": 0.4}),
