@@ -158,14 +158,12 @@ BASES = [
         hft.adopt,
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
         papers.adopt,
-        idle=1,
     ),
     Case(
         "adopt-without-clipping",
         hft.adopt,
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1, "clip_power": None, "decoupled": True},
         papers.adopt,
-        idle=1,
     ),
     Case(
         "schedule_free_sgd",
