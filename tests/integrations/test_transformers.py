@@ -105,6 +105,18 @@ def test_a_tower_in_the_trainer_is_tuned_and_goes_on_bit_for_bit(tmp_path):
     assert held[0].hparams()["lr"] > 1.02e-5
 
 
+def test_a_tower_in_the_trainer_mends_a_learning_rate_100_times_too_small(tmp_path):
+    pytest.importorskip("sklearn")
+    from examples import towers, towers_trainer
+
+    plain, _ = towers_trainer.train(hft.sgd(lr=towers.GOOD / 100), steps=120)
+    tuned, lr = towers_trainer.train(towers.tower(towers.GOOD / 100, towers.FROM_BELOW), steps=120)
+    assert plain[-1] > 2.2  # chance is log 10 = 2.303
+    assert tuned[-1] < 0.6
+    assert lr > 0.1
+    towers_trainer.figure(dict.fromkeys("abcd", (tuned, lr))).savefig(tmp_path / "figure.png")
+
+
 class Watching(TrainerCallback):
     """What docs/integrations.md shows: the optimizer is there when the training begins, wrapped by Accelerate."""
 

@@ -370,3 +370,35 @@ def test_a_checkpoint_of_another_optimizer_is_refused(other, text):
     with pytest.raises(ValueError, match=text):
         opt.load_state_dict(its.state_dict())
     assert largest_difference(opt.state_dict()["state"], before["state"]) == 0
+
+
+# -- held near an anchor ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("muon", [True, False], ids=["muon and adamw", "adam and sgd"])
+def test_ftp_around_a_partition_is_the_pure_rule_and_resumes(muon: bool):
+    """The class around the class, and the function around the function."""
+    rules = (hft.muon(lr=0.05), hft.adamw(lr=0.05)) if muon else (hft.adam(lr=0.05), hft.sgd(lr=0.1))
+    parts = hft.partition(dict(zip(("matrices", "rest"), rules, strict=True)), {"*weight": "matrices", "*": "rest"})
+    net = Net()
+    start_at = {n: p.detach().clone() for n, p in net.named_parameters()}
+    pure, weights = hft.ftp(parts, start_at, radius_lr=0.03), dict(start_at)
+    opt, state = hft.FTP(hft.PureOptimizer(net.named_parameters(), parts), radius_lr=0.03), pure.init(weights)
+    x = torch.randn(8, 3, dtype=F64, generator=torch.Generator().manual_seed(3))
+
+    def value(w: dict[str, Tensor]) -> Tensor:
+        return (torch.func.functional_call(net, w, (x,)) - 2).square().mean()
+
+    for t in range(12):
+        opt.zero_grad()
+        value(dict(net.named_parameters())).backward()
+        opt.step()
+        weights, state = pure.update(torch.func.grad(value)(weights), state, weights)
+        if t == 5:
+            kept = saved(opt)
+            opt = hft.FTP(hft.PureOptimizer(net.named_parameters(), parts), radius_lr=0.03)
+            opt.load_state_dict(kept)
+    # Rounding of two executions of the projection, over 12 steps of values of order 1.
+    assert largest_difference(dict(net.named_parameters()), weights) < 1e-12
+    assert opt.radii() == pytest.approx({n: r.item() for n, r in state.radius.items()}, rel=1e-9)
+    assert any(r > 0.05 for r in opt.radii().values())
