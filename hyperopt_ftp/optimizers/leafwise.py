@@ -76,11 +76,23 @@ def _one(
 ) -> tuple[Tensor, ...]:
     p, g, *moments = row
     w = tree.working(p)
-    new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+    try:
+        new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+    except RuntimeError as error:
+        if "must match the size" in str(error):  # torch's word for shapes that do not go together
+            raise _misfit(p, moments) from error
+        raise
     if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
-        shapes = [tuple(x.shape) for x in moments]
-        raise ValueError(f"a state of the shapes {shapes} does not fit a parameter of the shape {tuple(p.shape)}")
+        raise _misfit(p, moments)
     return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
+
+
+def _misfit(p: Tensor, moments: Sequence[Tensor]) -> ValueError:
+    shapes = [tuple(x.shape) for x in moments]
+    return ValueError(
+        f"a state of the shapes {shapes} does not fit a parameter of the shape {tuple(p.shape)}: it is of other "
+        "parameters; init(params) makes one for these"
+    )
 
 
 def _as_one(

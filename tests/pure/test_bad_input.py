@@ -337,6 +337,17 @@ def test_a_state_of_another_optimizer(name):
         opt.update(VECTORS, other.init(VECTORS), VECTORS)
 
 
+@pytest.mark.parametrize("case", [case for case in BASES if case.build().init(VECTORS)], ids=str)
+def test_a_state_of_other_parameters(case):
+    opt, state = case.build(), case.build().init(VECTORS)
+    here = {**VECTORS, "b": torch.ones(5, 4)}
+    with pytest.raises(ValueError, match=r"does not fit a parameter of the shape \(5, 4\): it is of other parameters"):
+        opt.update(here, state, here)
+    one = opt.init(torch.ones(1))  # which torch would stretch to any other
+    with pytest.raises(ValueError, match=r"of the shapes .*\(1,\).* does not fit a parameter of the shape \(3,\)"):
+        opt.update(torch.ones(3), one, torch.ones(3))
+
+
 def test_params_without_values():
     for make in (hft.sgd, lambda: hft.ftp(hft.adam(), {"w": torch.zeros(2)})):
         with pytest.raises(TypeError, match="must be a pytree of tensors, but 'b' is None; leave it out"):
