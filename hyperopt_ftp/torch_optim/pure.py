@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,13 +108,10 @@ class PureOptimizer(torch.optim.Optimizer):
         part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(params, "")
         parts = list(dict.fromkeys(part_of.values()))
         values = dict(_entries(self._optimizer.hparams))
-        self._keys: list[dict[str, tuple[str, ...]]] = [{} for _ in parts]
+        inside: list[list[tuple[str, ...]]] = [[] for _ in parts]
         for path in values:
-            owner = _owner(".".join(path), parts)
-            keys = self._keys[owner or 0]
-            inside = _rest(path, "" if owner is None else parts[owner])
-            key = ".".join(x for x in inside if x != "base")
-            keys[".".join(path) if key in keys or not key else key] = path
+            inside[_owner(".".join(path), parts)].append(path)
+        self._keys = [_keys(paths, part) for paths, part in zip(inside, parts, strict=True)]
         self.param_groups.clear()
         for part, keys in zip(parts, self._keys, strict=True):
             members = [name for name in params if part_of[name] == part]
@@ -345,15 +342,23 @@ def _rebuilt(like: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, 
     }
 
 
-def _owner(path: str, parts: list[str]) -> int | None:
-    """Which of the parts, themselves paths, an hparam belongs to."""
-    inside = [i for i, part in enumerate(parts) if not part or path.startswith(f"{part}.")]
-    return max(inside, key=lambda i: len(parts[i])) if inside else None
+def _owner(path: str, parts: list[str]) -> int:
+    """Which of the parts, themselves paths, an hparam belongs to; the first where it belongs to none."""
+    return next((i for i, part in enumerate(parts) if path.startswith(f"{part}.")), 0)
 
 
-def _rest(path: tuple[str, ...], part: str) -> tuple[str, ...]:
-    """The keys of a path below a part."""
-    return path[len(part.split(".")) :] if part else path
+def _keys(paths: list[tuple[str, ...]], part: str) -> dict[str, tuple[str, ...]]:
+    """Paths by the keys of a group: below its part and without ``"base"``, or whole where another has that name."""
+    whole = {".".join(path): path for path in paths}
+    keys: dict[str, tuple[str, ...]] = {}
+    for name, path in whole.items():
+        short = _without_base(path).removeprefix(f"{_without_base(part.split('.'))}.")
+        keys[name if not short or short in keys or short in whole else short] = path
+    return keys
+
+
+def _without_base(path: Sequence[str]) -> str:
+    return ".".join(x for x in path if x != "base")
 
 
 def _is_tuned(path: str, tunes: tuple[str, ...]) -> bool:

@@ -233,6 +233,24 @@ def test_groups_with_numbers_of_their_own_are_parts():
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
+def test_names_in_a_group_are_one_for_each_hparam():
+    tuned = hft.hyper(hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.2), over="lr"), by=hft.sgd(lr=0.3), over="by.lr")
+    values = hft.PureOptimizer(parameters().items(), tuned).hparams()
+    assert (values["lr"], values["base.by.lr"], values["by.lr"]) == (0.1, 0.2, 0.3)
+
+    inside = hft.scheduled(hft.clipped(hft.sgd(lr=0.1), 1.0), lr=hft.schedules.cosine(10))
+    parts = hft.partition({"one": inside, "two": hft.sgd(lr=0.2)}, {"w": "one", "b": "two"})
+    around = hft.scheduled(hft.clipped(parts, 2.0), {"two.lr": hft.schedules.cosine(20, floor=0.5)})
+    params, pure = parameters(), around
+    opt = hft.PureOptimizer(params.items(), pure)
+    values = opt.hparams()
+    assert (values["0.one.max_norm"], values["0.max_norm"]) == (1.0, 2.0)
+    assert (values["0.lr_schedule.floor"], values["1.lr_schedule.floor"]) == (0.0, 0.5)
+    step(params, opt, batches(1)[0])
+    weights, _ = pure.update(torch.func.grad(loss)(start(), batches(1)[0]), pure.init(start()), start())
+    assert largest_difference(dict(params), weights) == 0
+
+
 # -- torch.optim's manners ---------------------------------------------------------------------------------------------
 
 
