@@ -206,9 +206,9 @@ class PureOptimizer(torch.optim.Optimizer):
             self._seen = (found, _filled(template, dict(found), weights))
         return self._seen[1]
 
-    def _keep(self, state: Any, weights: dict[str, Tensor]) -> None:
-        """Store a state; what of it is a view of the weights, which are about to change, is copied."""
-        mine = {w.untyped_storage().data_ptr() for w in weights.values()}
+    def _keep(self, state: Any, *given: Any) -> None:
+        """Store a state; what of it lies in the memory of what was given, which others write into, is copied."""
+        mine = {x.untyped_storage().data_ptr() for x in tree.leaves(given) if x is not None}
         state = tree.map_tree(
             lambda x: x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in mine else x, state
         )
@@ -244,7 +244,7 @@ class PureOptimizer(torch.optim.Optimizer):
             values = dict(_entries(hparams))
             self._starting = {path: _copied(values[path]) for path in self._tuned}
         new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
-        self._keep(state, weights)
+        self._keep(state, weights, grads, hparams)  # zero_grad and schedulers write too
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
                 w.copy_(new[name])

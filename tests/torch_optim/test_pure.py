@@ -254,12 +254,32 @@ def test_names_in_a_group_are_one_for_each_hparam():
 # -- torch.optim's manners ---------------------------------------------------------------------------------------------
 
 
-def test_state_never_shares_memory_with_the_parameters():
+def test_state_never_shares_memory_with_what_others_write_into():
     params = parameters()
     opt = hft.PureOptimizer(params.items(), hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
     step(params, opt, batches(1)[0])
-    mine = {p.untyped_storage().data_ptr() for p in params.values()}
+    (group,) = opt.param_groups
+    theirs = [*params.values(), *(p.grad for p in params.values()), *(group[key] for key in opt.hparams())]
+    mine = {x.untyped_storage().data_ptr() for x in theirs}
     assert not any(x.untyped_storage().data_ptr() in mine for x in tree.leaves(opt.state["pure"]))
+
+
+def test_writes_into_gradients_and_groups_change_no_state():
+    """Gradients that are set to zero in place, and a scheduler, which fills the tensor in its group."""
+    base = hft.sgd(lr=0.1, momentum=0.5, weight_decay=0.1)
+    tuned = hft.hyper(base, by=hft.sgd(lr=0.1), over=("weight_decay", "dampening"))
+    weights, state = start(), tuned.init(start())
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), tuned)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
+    for t, x in enumerate(batches(5)):
+        h = {**tuned.hparams, "base": {**tuned.hparams["base"], "lr": torch.tensor(0.1 * 0.5**t, dtype=F64)}}
+        weights, state = tuned.update(torch.func.grad(loss)(weights, x), state, weights, h)
+        opt.zero_grad(set_to_none=False)
+        loss(params, x).backward()
+        opt.step()
+        schedule.step()
+        assert largest_difference(dict(params), weights) == 0
 
 
 def test_an_anchor_that_would_move_along_is_refused():
