@@ -22,8 +22,8 @@ __all__ = ["PureOptimizer"]
 
 _ANY = Domain(-math.inf, math.inf)  # of what has no domain
 
-#: Key of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
-_STATE = "pure"
+#: Keys of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
+_STATE, _STARTING = "pure", "starting"
 
 
 class PureOptimizer(torch.optim.Optimizer):
@@ -49,8 +49,9 @@ class PureOptimizer(torch.optim.Optimizer):
     and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
     one) changes nothing, any other write is an error.
 
-    State lies in ``state["pure"]``, by path, with all that is tuned: ``state_dict`` is complete, and a resumed run goes
-    on bit for bit. It does not hold what an optimizer has been made from, such as an anchor.
+    State lies in ``state["pure"]``, by path, with all that is tuned, and starting values in ``state["starting"]``:
+    ``state_dict`` is complete, and a resumed run goes on bit for bit. It does not hold what an optimizer has been made
+    from, such as an anchor.
 
     Raises:
         TypeError: an optimizer that is not pure; parameters that are none.
@@ -123,8 +124,7 @@ class PureOptimizer(torch.optim.Optimizer):
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if _is_tuned(".".join(p), self._optimizer.tunes)}
-        self._starting: dict[tuple[str, ...], Any] = {path: _copied(values[path]) for path in self._tuned}
-        self._reported: dict[tuple[str, ...], Any] = dict(self._starting)
+        self._reported: dict[tuple[str, ...], Any] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only while it is made: the optimizer is given all its parameters at once."""
@@ -168,7 +168,7 @@ class PureOptimizer(torch.optim.Optimizer):
         return _rebuilt(self._optimizer.hparams, values)
 
     def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
-        if not any(_equal(value, x) for x in (self._reported[path], self._starting[path])):
+        if not any(_equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
             raise RuntimeError(
                 f"{key} was set to {_as_number(value)}, but the optimizer tunes it itself (now "
                 f"{_as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
@@ -240,10 +240,10 @@ class PureOptimizer(torch.optim.Optimizer):
         if all(g is None for g in grads.values()):
             return loss
         weights, hparams = self._weights(), self._given()
-        if not self._started:
-            values = dict(_entries(hparams))
-            self._starting = {path: _copied(values[path]) for path in self._tuned}
+        starting = None if self._started else _entries(hparams)
         new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
+        if self._tuned and starting is not None:
+            self._state[_STARTING] = {".".join(path): _copied(x) for path, x in starting if path in self._tuned}
         self._keep(state, weights, grads, hparams)  # zero_grad and schedulers write too
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
@@ -269,7 +269,7 @@ class PureOptimizer(torch.optim.Optimizer):
             self._report(_tuned_in(hparams, self._tree(self._weights(), hparams)))
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
-        others = [key for key in saved.get("state", {}) if key != _STATE]
+        others = [key for key in saved.get("state", {}) if key not in (_STATE, _STARTING)]
         groups = saved.get("param_groups", [])
         missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
         if others or missing or len(groups) != len(self.param_groups):
@@ -286,7 +286,7 @@ class PureOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
 
-_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_starting", "_reported", "_update", "_seen")
+_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_reported", "_update", "_seen")
 
 
 def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:

@@ -186,6 +186,27 @@ def test_what_is_tuned_is_shown_saved_and_guarded():
         step(params, opt, batches(1)[0])
 
 
+def test_a_resumed_run_takes_what_a_constant_scheduler_writes():
+    def made(values: dict[str, Tensor] | None = None) -> tuple:
+        params = parameters(values)
+        opt = hft.PureOptimizer(params.items(), tower())
+        return params, opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.5)
+
+    def go(params: dict[str, nn.Parameter], opt: torch.optim.Optimizer, schedule, data: list[Tensor]) -> None:
+        for x in data:
+            step(params, opt, x)
+            schedule.step()
+
+    first = made()
+    go(*first, batches(4)[:2])
+    again = made({n: p.detach() for n, p in first[0].items()})
+    again[1].load_state_dict(saved(first[1]))
+    again[2].load_state_dict(first[2].state_dict())
+    for run in (first, again):
+        go(*run, batches(4)[2:])
+    assert largest_difference(dict(first[0]), dict(again[0])) == 0
+
+
 def test_a_starting_value_may_be_written_before_the_first_step():
     params = parameters()
     opt = hft.PureOptimizer(params.items(), tower())
