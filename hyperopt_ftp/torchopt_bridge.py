@@ -111,7 +111,8 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     an anchor, or a memory of them. Each such update finds that out by itself, which takes some time.
 
     With ``inplace=True``, TorchOpt's default, and gradients that have no graph, params are taken as values, as TorchOpt
-    takes them. Otherwise the state of a ``torchopt.Optimizer`` would keep the graphs of all steps.
+    takes them. Otherwise the state of a ``torchopt.Optimizer`` would keep the graphs of all steps. The new state shares
+    no memory with them then, since that class writes into both.
 
     Args:
         optimizer: any optimizer of the package, with its own hparams.
@@ -130,12 +131,14 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     from torchopt.base import GradientTransformation
 
     def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        given, values = (updates, params), inplace and not _has_graph(updates, params)
         if params is None:
-            return moves(optimizer.update, updates, state)
-        if inplace and not _has_graph(updates, params):
-            params = tree.map_tree(Tensor.detach, params)
-        new, state = optimizer.update(updates, state, params)
-        return tree.map_tree(_difference, new, params, updates), state
+            moved, state = moves(optimizer.update, updates, state)
+        else:
+            params = tree.map_tree(Tensor.detach, params) if values else params
+            new, state = optimizer.update(updates, state, params)
+            moved = tree.map_tree(_difference, new, params, updates)
+        return moved, tree.unshared(state, given) if values else state
 
     return GradientTransformation(init=optimizer.init, update=update)
 
@@ -147,8 +150,8 @@ def _difference(new: Tensor, p: Tensor, g: Tensor | None) -> Tensor | None:
 
 def _has_graph(grads: Any, params: Any) -> bool:
     """Whether a gradient is differentiated, or all is under a torch.func transform."""
-    known = [g for g in tree.leaves(grads) if g is not None]
-    return any(g.requires_grad for g in known) or not all(map(concrete, [*known, *tree.leaves(params)]))
+    given, known = ([x for x in tree.leaves(values) if x is not None] for values in (grads, params))
+    return any(g.requires_grad for g in given) or not all(map(concrete, [*given, *known]))
 
 
 def _warm_up(transformation: Any) -> None:

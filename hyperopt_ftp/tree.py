@@ -26,6 +26,7 @@ __all__ = [
     "put",
     "replaced",
     "structure",
+    "unshared",
     "working",
 ]
 
@@ -209,6 +210,16 @@ def replaced(tree: Any, path: str, value: Any) -> Any:
         return changed
     values = [*tree[:key], new, *tree[key + 1 :]]
     return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+
+
+def unshared(tree: Any, others: Any) -> Any:
+    """``tree`` with copies in the place of those tensors that lie in the memory of tensors in ``others``."""
+    theirs = {x.untyped_storage().data_ptr() for x in leaves(others) if isinstance(x, Tensor)}
+
+    def own(x: Any) -> Any:
+        return x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in theirs else x
+
+    return map_tree(own, tree)
 
 
 def working(x: Tensor) -> Tensor:

@@ -206,12 +206,7 @@ class PureOptimizer(torch.optim.Optimizer):
             self._seen = (found, _filled(template, dict(found), weights))
         return self._seen[1]
 
-    def _keep(self, state: Any, *given: Any) -> None:
-        """Store a state; what of it lies in the memory of what was given, which others write into, is copied."""
-        mine = {x.untyped_storage().data_ptr() for x in tree.leaves(given) if x is not None}
-        state = tree.map_tree(
-            lambda x: x.clone() if isinstance(x, Tensor) and x.untyped_storage().data_ptr() in mine else x, state
-        )
+    def _keep(self, state: Any) -> None:
         found = dict(tree.named(state))
         self._state[_STATE], self._seen = found, (found, state)
 
@@ -244,7 +239,7 @@ class PureOptimizer(torch.optim.Optimizer):
         new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
         if self._tuned and starting is not None:
             self._state[_STARTING] = {".".join(path): _copied(x) for path, x in starting if path in self._tuned}
-        self._keep(state, weights, grads, hparams)  # zero_grad and schedulers write too
+        self._keep(tree.unshared(state, (weights, grads, hparams)))  # step, zero_grad and schedulers write into these
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
                 w.copy_(new[name])

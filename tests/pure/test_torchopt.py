@@ -252,6 +252,24 @@ def test_the_state_of_an_optimizer_in_place_has_no_graph():
     assert w.is_leaf
 
 
+@pytest.mark.parametrize(
+    "pure",
+    [hft.hyper(hft.sgd(lr=0.1, weight_decay=0.1), by=hft.sgd(lr=0.1), over="weight_decay"), hft.adan(lr=0.1)],
+    ids=["hyper", "adan"],
+)
+def test_a_state_keeps_what_an_optimizer_in_place_writes_over(pure):
+    """Params, and gradients, which its ``zero_grad`` fills with zeros."""
+    w, p = start()["b"], torch.nn.Parameter(start()["b"])
+    opt, state = torchopt.Optimizer([p], hft.to_torchopt(pure)), pure.init(w)
+    for _ in range(4):
+        opt.zero_grad()
+        (p**4).sum().backward()
+        opt.step()
+        w, state = pure.update(4 * w**3, state, w)
+    # Rounding of new params - params, added to params, of values of order 1, over four steps.
+    torch.testing.assert_close(p.detach(), w, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_updates_are_differentiable_in_params_where_asked_for(inplace):
     """By ``inplace=False``, or under a transform: d (W - lr (g + decay W)) / dW."""
