@@ -373,31 +373,30 @@ def _tuned_in(hparams: Any, state: Any) -> Any:
 
 
 def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
-    """A state like ``template`` with the entries of a checkpoint by path.
+    """A state like ``template``, its dtypes and devices too, with the entries of a checkpoint by path.
 
     One entry may stand for several there: a count of steps, once a gradient was ``None``, is one for each parameter.
     """
     leaves, rebuild = tree.flatten(template)
     values = []
     for (path, _), leaf in zip(tree.named(template), leaves, strict=True):
-        inside = {name: found.pop(f"{path}.{name}") for name in weights if f"{path}.{name}" in found}
-        if path not in found and not inside:
+        whole = path in found
+        several = {} if whole else {name: found.pop(f"{path}.{name}") for name in weights if f"{path}.{name}" in found}
+        if not whole and not several:
             raise ValueError(f"the checkpoint has no {path!r}: it is of another optimizer, or of other parameters")
-        value = found.pop(path) if path in found else inside
+        value = found.pop(path) if whole else several
         if isinstance(value, Tensor) and value.shape != leaf.shape:
             raise ValueError(
                 f"{path!r} has the shape {tuple(value.shape)} in the checkpoint, and {tuple(leaf.shape)} here"
             )
-        values.append(value)
+        values.append(tree.map_tree(lambda x, leaf=leaf: x.to(leaf) if isinstance(x, Tensor) else x, value))
     if found:
         raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return type(value)(_copied(x) for x in value) if isinstance(value, (tuple, list)) else value
+    return tree.map_tree(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -406,6 +405,4 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _as_number(value: Any) -> Any:
     """A hyperparameter as one reads it."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return tuple(map(_as_number, value)) if isinstance(value, (tuple, list)) else value
+    return tree.map_tree(lambda x: x.tolist() if isinstance(x, Tensor) else x, value)

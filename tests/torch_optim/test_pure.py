@@ -91,6 +91,18 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.body(x)))
 
 
+def test_a_state_is_loaded_in_the_precision_of_the_parameters():
+    params, narrow = parameters(), parameters({n: w.float() for n, w in start().items()})
+    opt, other = (hft.PureOptimizer(p.items(), hft.averaged(hft.adam())) for p in (params, narrow))
+    step(params, opt, batches(1)[0], absent="b")
+    other.load_state_dict(saved(opt))
+    step(narrow, other, batches(1)[0].float())
+    dtypes = {name: x.dtype for name, x in other.state["pure"].items()}
+    counts = {"base.step.w", "base.step.b"}
+    assert dtypes == {name: torch.int64 if name in counts else torch.float32 for name in dtypes}
+    assert counts < dtypes.keys()
+
+
 @pytest.mark.parametrize("scheduler", ["one-cycle", "cosine", "lambda", "plateau", "cyclic", "chained"])
 def test_adam_under_schedulers_clipping_and_scaling_equals_torchs(scheduler: str):
     nets = [Net(), Net()]
@@ -165,6 +177,18 @@ def test_hparams_stand_in_the_groups_and_can_be_written():
     step(params, opt, batches(1)[0])
     assert largest_difference(dict(params), before) == 0
     assert opt.hparams() == {"lr": 0.0, "betas": (0.5, 0.6), "eps": 1e-8, "weight_decay": 0.0}
+
+
+def test_numbers_for_each_parameter_stand_in_the_groups():
+    rates, firsts, seconds = ({"w": 0.1, "b": 0.2}, {"w": 0.8, "b": 0.7}, {"w": 0.9, "b": 0.6})
+    pure, params = hft.adam(lr=rates, betas=(firsts, seconds)), parameters()
+    opt = hft.PureOptimizer(params.items(), pure)
+    values = opt.hparams()
+    assert (values["lr.b"], values["betas"]) == (0.2, (firsts, seconds))
+    opt.param_groups[0]["betas"][0]["w"].fill_(0.0)
+    assert pure.hparams["betas"][0]["w"] == 0.8
+    step(params, opt, batches(1)[0])
+    assert opt.hparams()["betas"][0]["w"] == 0.0
 
 
 def test_what_is_tuned_is_shown_saved_and_guarded():
