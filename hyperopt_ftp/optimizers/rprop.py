@@ -86,7 +86,8 @@ def rprop(
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
         (etaminus, etaplus), (low, high) = h["etas"], h["step_sizes"]
         same, size = g * s["prev"], s["step_size"]
-        size = torch.where(same > 0, size * etaplus, torch.where(same < 0, size * etaminus, size)).clamp(low, high)
+        size = torch.where(same > 0, size * etaplus, torch.where(same < 0, size * etaminus, size))
+        size = size.clamp(low.to(size.device), high.to(size.device))  # bounds in tensors have to be where size is
         g = torch.where(same < 0, 0.0, g)
         return w - size * g.sign(), {"prev": g, "step_size": size}
 

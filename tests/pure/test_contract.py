@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -42,6 +43,25 @@ def test_equals_torch_optim_in_float64(case: Case, seed: int, shape: list[int], 
             peer.step()
         w, state = opt.update(g, state, w)
         torch.testing.assert_close(w, p.detach(), rtol=CLOSE, atol=CLOSE)
+
+
+class Bounds(TorchDispatchMode):
+    """Refuses what a GPU refuses and a CPU cannot show: to clamp by a tensor, even a 0-d one, of another device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.clamp.Tensor:
+            assert len({x.device for x in (*args, *(kwargs or {}).values()) if x is not None}) == 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", [*BASES, *(c for c in COMBINED if c.name == "clipped_by_value")], ids=str)
+def test_numbers_may_be_on_the_cpu_and_weights_elsewhere(case: Case):
+    opt, params = case.build(), start()
+    state = tree.map_tree(lambda x: x.to("meta") if x.is_floating_point() else x, opt.init(params))
+    params = tree.map_tree(lambda w: w.to("meta"), params)
+    with Bounds():
+        params, state = opt.update(params, state, params)
+    assert all(w.is_meta for w in params.values())
 
 
 @every_case
