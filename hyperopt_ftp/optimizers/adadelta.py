@@ -20,7 +20,7 @@ _DOMAINS = {**domains_of(("lr", "eps", "weight_decay")), "rho": Domain(0.0, 1.0)
 class AdadeltaState(NamedTuple):
     """State of :func:`adadelta`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     square_avg: Any  # tree like params: v
     acc_delta: Any  # tree like params: u
 

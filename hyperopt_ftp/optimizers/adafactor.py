@@ -30,7 +30,7 @@ class AdafactorState(NamedTuple):
     What a tensor has not is empty, of the shape (0,).
     """
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     row_var: Any  # tree: R, of the shape (..., n, 1) for weights of the shape (..., n, m)
     col_var: Any  # tree: C, of the shape (..., 1, m)
     variance: Any  # tree: V of a tensor of fewer than two dimensions

@@ -19,7 +19,7 @@ __all__ = ["AdamaxState", "adamax"]
 class AdamaxState(NamedTuple):
     """State of :func:`adamax`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     exp_avg: Any  # tree like params: first moment m
     exp_inf: Any  # tree like params: infinity norm u
 

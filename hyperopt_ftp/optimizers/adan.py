@@ -24,7 +24,7 @@ _DOMAINS = {
 class AdanState(NamedTuple):
     """State of :func:`adan`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     exp_avg: Any  # tree like params: m, of gradients
     exp_avg_diff: Any  # tree like params: v, of differences of gradients
     exp_avg_sq: Any  # tree like params: n, of squares

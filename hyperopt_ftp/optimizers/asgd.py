@@ -26,7 +26,7 @@ _DOMAINS = {
 class ASGDState(NamedTuple):
     """State of :func:`asgd`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     ax: Any  # tree like params: the average of the weights
 
 

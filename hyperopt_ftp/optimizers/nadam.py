@@ -25,7 +25,7 @@ _DOMAINS = {
 class NAdamState(NamedTuple):
     """State of :func:`nadam`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     exp_avg: Any  # tree like params: first moment m
     exp_avg_sq: Any  # tree like params: second moment v
     mu_product: Any  # tree of 0-d tensors: the product of all mu so far

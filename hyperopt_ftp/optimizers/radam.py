@@ -19,7 +19,7 @@ __all__ = ["RAdamState", "radam"]
 class RAdamState(NamedTuple):
     """State of :func:`radam`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     exp_avg: Any  # tree like params: first moment m
     exp_avg_sq: Any  # tree like params: second moment v
 

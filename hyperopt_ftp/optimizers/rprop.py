@@ -28,7 +28,7 @@ _ETAS = {"etaminus": Domain(0.0, 1.0, open_high=True), "etaplus": Domain(1.0, ma
 class RpropState(NamedTuple):
     """State of :func:`rprop`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     prev: Any  # tree like params: gradient of the last update, 0 where it turned back
     step_size: Any  # tree like params: s
 

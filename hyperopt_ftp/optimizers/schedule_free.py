@@ -27,7 +27,7 @@ _ADAMW = {**domains_of(("lr", "betas", "eps", "weight_decay")), **_WEIGHTS}
 class ScheduleFreeSGDState(NamedTuple):
     """State of :func:`schedule_free_sgd`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     z: Any  # tree like params: the fast sequence
     average: Any  # tree like params: x, the weights to deploy
     weight_sum: Any  # tree of 0-d tensors: S
@@ -36,7 +36,7 @@ class ScheduleFreeSGDState(NamedTuple):
 class ScheduleFreeAdamWState(NamedTuple):
     """State of :func:`schedule_free_adamw`."""
 
-    step: Tensor  # shape (), int64: updates done
+    step: Any  # shape (), int64: updates done; a tree of them, one for each leaf, once a gradient was None
     z: Any  # tree like params: the fast sequence
     average: Any  # tree like params: x, the weights to deploy
     weight_sum: Any  # tree of 0-d tensors: S
