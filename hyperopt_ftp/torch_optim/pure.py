@@ -78,8 +78,10 @@ class PureOptimizer(torch.optim.Optimizer):
         super().__init__(listed("PureOptimizer", params), {})
         everything = [p for group in self.param_groups for p in group["params"]]
         named = "param_names" in self.param_groups[0]
-        given = [n for group in self.param_groups for n in group["param_names"]] if named else range(len(everything))
-        check_params(everything, named, list(given))
+        given: list[Any] = list(range(len(everything)))
+        if named:
+            given = [n for group in self.param_groups for n in group["param_names"]]
+        check_params(everything, named, given)
         self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
         self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
         shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})
@@ -88,7 +90,7 @@ class PureOptimizer(torch.optim.Optimizer):
                 f"the optimizer holds a tensor of the shape {tuple(shared.shape)} that shares memory with a parameter, "
                 "and would move along; give it a copy: {n: p.detach().clone() for n, p in model.named_parameters()}"
             )
-        self._divide()
+        self._divide(dict(zip(everything, given, strict=True)) if named else {})
         self._update: Callable[..., Any] = (
             torch.compile(
                 self._optimizer.update, fullgraph=True, backend=compile if isinstance(compile, str) else "inductor"
@@ -100,13 +102,10 @@ class PureOptimizer(torch.optim.Optimizer):
 
     # -- groups -------------------------------------------------------------------------------------------------------
 
-    def _divide(self) -> None:
-        """Make the groups anew: one for each part, with its hparams."""
-        weights = {self._names[p]: p.detach() for group in self.param_groups for p in group["params"]}
-        given = {name: n for group in self.param_groups for name, n in zip(
-            (self._names[p] for p in group["params"]), group.get("param_names", ()), strict=False)}  # fmt: skip
-        params = {name: p for p, name in self._names.items()}
-        part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(params, "")
+    def _divide(self, given: dict[Tensor, str]) -> None:
+        """Make the groups anew: one for each part, with its hparams, and the names as they were given."""
+        weights = {name: p.detach() for p, name in self._names.items()}
+        part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(weights, "")
         parts = list(dict.fromkeys(part_of.values()))
         values = dict(_entries(self._optimizer.hparams))
         inside: list[list[tuple[str, ...]]] = [[] for _ in parts]
@@ -115,12 +114,12 @@ class PureOptimizer(torch.optim.Optimizer):
         self._keys = [_keys(paths, part) for paths, part in zip(inside, parts, strict=True)]
         self.param_groups.clear()
         for part, keys in zip(parts, self._keys, strict=True):
-            members = [name for name in params if part_of[name] == part]
-            names = {"param_names": [given[name] for name in members]} if given else {}
+            members = [p for p, name in self._names.items() if part_of[name] == part]
+            names = {"param_names": [given[p] for p in members]} if given else {}
             numbers = {key: _copied(values[path]) for key, path in keys.items()}
             if not numbers:  # a frozen part; schedulers want one
                 numbers = {"lr": torch.zeros((), dtype=torch.float64)}
-            self.param_groups.append({"params": [params[name] for name in members], **names, **numbers})
+            self.param_groups.append({"params": members, **names, **numbers})
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if _is_tuned(".".join(p), self._optimizer.tunes)}
