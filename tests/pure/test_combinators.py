@@ -169,6 +169,9 @@ def test_noise_has_the_papers_variance():
         # z is divided out, so only rounding of numbers of order 1 is left.
         torch.testing.assert_close(noise, math.sqrt(0.3 / (1 + t) ** 0.55) * drawn(5, 0, t), rtol=1e-13, atol=1e-14)
     assert state.step == 3
+    two = dict.fromkeys("ab", w[:8])
+    new, _ = opt.update(two, opt.init(two), two)
+    assert not torch.equal(new["a"], new["b"])
     no_noise = hft.noisy(hft.sgd(lr=1.0), scale=0.0)
     assert torch.equal(no_noise.update(w + 1, no_noise.init(w), w)[0], w - 1)
     slopes = torch.func.grad(lambda h: no_noise.update(w + 1, no_noise.init(w), w, h)[0].sum())(no_noise.hparams)

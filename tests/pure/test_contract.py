@@ -203,6 +203,21 @@ def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
                     assert torch.equal(x, y)
 
 
+def test_compiled_leaves_count_their_own_updates():
+    torch._dynamo.reset()
+    opt, params = hft.adam(lr=0.1, eps=1e-2), start()
+    state = opt.init(params)
+    compiled = torch.compile(opt.update, fullgraph=True, backend="eager")
+    for t, x in enumerate(batches(3)):
+        grads: dict = torch.func.grad(loss)(params, x)
+        if t == 1:
+            grads["b"] = None
+        eager = opt.update(grads, state, params)
+        assert largest_difference(compiled(grads, state, params), eager) <= CLOSE
+        params, state = eager
+    assert state.step == {"w": 3, "b": 2}
+
+
 @pytest.mark.parametrize("case", [case for case in COMBINED if case.gaps], ids=str)
 def test_a_combination_leaves_a_leaf_without_a_gradient_alone(case: Case):
     opt, params = case.build(), start()
