@@ -294,6 +294,12 @@ def test_hyper_tunes_a_schedule_inside_its_domains():
         assert 0 <= state.tuned["lr_schedule.then.floor"] < math.inf
 
 
+def test_what_a_base_tunes_is_known_around_a_table():
+    """So that no other optimizer tunes it again."""
+    opt = hft.per_step(hft.hyper(hft.sgd(), by=hft.sgd(), over="lr"), {"by.lr": f64(0.1, 0.2)})
+    assert opt.tunes == ("base.lr",)
+
+
 def test_bilevel_tunes_a_schedule():
     opt, data = hft.scheduled(hft.sgd(lr=0.3), lr=COSINE), batches(8)
     run = hft.bilevel(

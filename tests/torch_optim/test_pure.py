@@ -291,6 +291,9 @@ def test_names_in_a_group_are_one_for_each_hparam():
     values = opt.hparams()
     assert (values["0.one.max_norm"], values["0.max_norm"]) == (1.0, 2.0)
     assert (values["0.lr_schedule.floor"], values["1.lr_schedule.floor"]) == (0.0, 0.5)
+    tower = hft.PureOptimizer(parameters().items(), hft.hyper(around, by=hft.sgd(), over=("one.lr", "max_norm")))
+    assert [group["param_names"] for group in tower.param_groups] == [["w"], ["b"]]
+    assert [float(group["lr"]) for group in tower.param_groups] == [0.1, 0.2]
     step(params, opt, batches(1)[0])
     weights, _ = pure.update(torch.func.grad(loss)(start(), batches(1)[0]), pure.init(start()), start())
     assert largest_difference(dict(params), weights) == 0
