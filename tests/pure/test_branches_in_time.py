@@ -9,6 +9,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
+from ..support.compare import float64_by_default
 from ..support.problems import batches, central_differences, loss, start, train
 
 
@@ -62,6 +63,18 @@ def test_the_average_of_asgd_is_differentiable_in_everything(t0: float):
     got, want = torch.func.grad(outer)(opt.hparams), central_differences(outer, opt.hparams)
     torch.testing.assert_close(torch.stack(tree.leaves(got)), torch.stack(want), rtol=1e-6, atol=1e-8)
     assert (got["t0"] != 0) == (t0 < 3)  # 4 updates are done before the last: the average begins where n - t0 > 1
+
+
+@pytest.mark.parametrize("t0", [0.0, 1.5, 9.0])
+def test_the_average_of_asgd_is_torchs(t0: float):
+    opt, p = hft.asgd(lr=0.1, lambd=0.3, alpha=0.6, t0=t0), torch.nn.Parameter(start()["b"])
+    peer, w, state = torch.optim.ASGD([p], lr=0.1, lambd=0.3, alpha=0.6, t0=t0), start()["b"], opt.init(start()["b"])
+    for _ in range(5):
+        p.grad = p.detach() ** 3
+        w, state = opt.update(w**3, state, w)
+        with float64_by_default():  # the dtype in which torch keeps the numbers of a tensor
+            peer.step()
+        torch.testing.assert_close(state.ax, peer.state[p]["ax"], rtol=1e-13, atol=1e-13)
 
 
 def test_a_learning_rate_of_asgd_acts_in_the_update_that_gets_it():
