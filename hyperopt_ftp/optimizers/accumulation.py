@@ -40,8 +40,8 @@ def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
 
     Raises:
         ValueError: an ``every`` that is no whole number of at least 1; a gradient that is ``None``: whether its leaf
-            would be left alone depends on the other gradients of its window. Give zeros, or leave the leaf to
-            :func:`frozen`.
+            would be left alone depends on the other gradients of its window. Give zeros, or put it into the parts of
+            a :func:`partition`, with :func:`frozen` for what has no gradients.
 
     There is no branch: the update of ``base`` is computed each time, and taken where it is due. A loss that is a mean
     over its batch gives the update of the joined batch, if all batches have one size. What is put around sees every
@@ -88,5 +88,5 @@ def _check_all_there(grads: list[Any], params: Any) -> None:
         if g is None:
             raise ValueError(
                 f"accumulated needs a gradient of {path!r} each time, got None; give zeros where a loss has no part in "
-                "it, or leave the parameter to hft.frozen() in a partition"
+                "it, or put accumulated into the parts of a partition, with hft.frozen() for what has no gradients"
             )

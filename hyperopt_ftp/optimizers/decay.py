@@ -41,7 +41,8 @@ def decayed(
             parameter (at ``init``).
         TypeError: an ``exclude`` that is neither strings nor a function.
 
-    A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once.
+    A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once;
+    :func:`ftp` goes around the result, not inside, where it would find no 16-bit weights and keep no master copy.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.decayed(hft.sgd(lr=0.1), weight_decay=0.5, exclude="b")
