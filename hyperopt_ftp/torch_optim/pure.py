@@ -42,8 +42,9 @@ class PureOptimizer(torch.optim.Optimizer):
     Groups: one, or one for each part of a :func:`partition`. Several groups in ``params`` are made the parts of a
     partition, each with ``optimizer`` as its rule: what looks at all parameters (clipping by the global norm) looks at
     those of its group. A group holds its part's hparams as 0-d tensors, float64, on the CPU, by name: ``"lr"``,
-    ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out). Hparams that belong to no part are in the
-    first group; a part without any shows an lr of 0. LR schedulers of torch, and your own writes, change them there.
+    ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two would have one name). Hparams that
+    belong to no part are in the first group; a part without any shows an lr of 0. LR schedulers of torch, and your own
+    writes, change them there.
 
     A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
     and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
