@@ -102,7 +102,8 @@ class Program:
             self._told = True
             self._was, self._is = self._is, dict(_described(self._given[2:]))
             logging.getLogger("hyperopt_ftp").warning(
-                "compiling the %s: some ten seconds on a CPU, once for this optimizer, loss and shapes", self._what
+                "compiling the %s: ten seconds to two minutes on a CPU, once for this optimizer, loss and shapes",
+                self._what,
             )
         if isinstance(self._backend, str):
             return torch._dynamo.lookup_backend(self._backend)(graph, inputs)

@@ -18,7 +18,7 @@ from .leaves import Row, floats, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
 from .rng import Recorder
 from .second_order import twice_differentiable
-from .strangers import refuse_outer_tensors, refuse_strangers, stranger
+from .strangers import refuse_outer_tensors, refuse_own_backwards, refuse_strangers, stranger
 from .strategy import Start, Trained
 
 __all__ = ["Gradient", "Steps", "check_constant", "pull"]
@@ -171,7 +171,8 @@ class Steps:
         recorder = Recorder()
         own = fresh(hparams, self.wanted.hparams)[1]
         with twice_differentiable():
-            recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch))
+            found = recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch, graph=True))
+        refuse_own_backwards(found.loss)
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         return self.optimizer.update(grads, state, params, without_loss(hparams))

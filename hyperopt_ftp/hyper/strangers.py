@@ -1,18 +1,22 @@
-"""Tensors that a loss or an optimizer uses beside its arguments, and that a derivative is taken in: refused."""
+"""Refused: tensors that a loss or an optimizer uses beside its arguments, and that a derivative is taken in.
+
+And, where steps are compiled, functions with a backward of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from .functorch import level_of, top_level
 
-__all__ = ["refuse_outer_tensors", "refuse_strangers", "stranger"]
+__all__ = ["refuse_outer_tensors", "refuse_own_backwards", "refuse_strangers", "stranger"]
 
 
 def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> int:
@@ -24,14 +28,8 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
     names = {id(x): i for i, x in enumerate(known)}
     if loss.is_leaf and id(loss) not in names:
         raise ValueError(stranger(loss, what))
-    seen: set[Node] = set()
     kinds: list[Any] = []
-    stack = [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in _nodes(loss):
         kinds.append(type(node))
         if not node.next_functions:
             leaf = getattr(node, "variable", None)
@@ -39,8 +37,36 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
                 if id(leaf) not in names:
                     raise ValueError(stranger(leaf, what))
                 kinds.append(names[id(leaf)])
-        stack += [after for after, _ in node.next_functions]
     return hash(tuple(kinds))
+
+
+def refuse_own_backwards(loss: Tensor) -> None:
+    """Raise where a loss goes through a ``torch.autograd.Function``.
+
+    In a program torch may derive such a function from its forward, or take its backward for a constant, and says
+    nothing (torch 2.13).
+    """
+    for node in _nodes(loss):
+        if isinstance(node, BackwardCFunction):
+            name = type(node).__name__.removesuffix("Backward")
+            raise RuntimeError(
+                f"a step cannot be compiled: train_loss goes through {name}, a torch.autograd.Function, whose backward "
+                "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "
+                "straight-through estimate of f(x) is x + (f(x) - x).detach()), or leave out compile=True"
+            )
+
+
+def _nodes(loss: Tensor) -> Iterator[Node]:
+    """The graph of a loss, each node once."""
+    seen: set[Node] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack += [after for after, _ in node.next_functions]
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager

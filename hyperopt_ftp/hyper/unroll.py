@@ -71,16 +71,18 @@ class Unroll:
             may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
             workspace), come on top.
         compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
-            of another backend). No graph is kept. Small networks run several times as fast, after some ten seconds of
-            compilation, which a line of the log tells. Programs are kept for the process, by the code of optimizer and
-            loss. Another shape, dtype or value that the loss closes over compiles anew, with a warning that says what
-            has changed; where torch can, a size that varies becomes a variable of the program. Results are those of
-            the steps as they are written, to rounding; random numbers are as reproducible, but may be others.
+            of another backend). No graph is kept. Small networks run several times as fast, after ten seconds of
+            compilation (a transformer: a minute or two), which a line of the log tells. Programs are kept for the
+            process, by the code of optimizer and loss. Another shape, dtype or value that the loss closes over compiles
+            anew, with a warning that says what has changed; where torch can, a size that varies becomes a variable of
+            the program. Results are those of the steps as they are written, to rounding; random numbers are as
+            reproducible, but may be others.
 
     Raises:
         ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
             error says how much is needed; float16 params with ``compile``, which does not scale adjoints.
-        RuntimeError: a step that cannot be compiled, or ``compile`` under autocast; a training loss that writes into
+        RuntimeError: a step that cannot be compiled, a loss with a ``torch.autograd.Function`` in it among them, whose
+            backward torch would not differentiate; ``compile`` under autocast; a training loss that writes into
             tensors in place (BatchNorm's statistics), or that differs when a step is computed again; one without a
             second derivative.
 

@@ -226,7 +226,7 @@ def test_rounds_of_bilevel_share_the_programs(caplog: Any):
 
     got = rounds(hft.Unroll(compile=CHEAP))
     lines = [r.message for r in caplog.records if r.name == "hyperopt_ftp"]
-    often = "some ten seconds on a CPU, once for this optimizer, loss and shapes"
+    often = "ten seconds to two minutes on a CPU, once for this optimizer, loss and shapes"
     assert lines == [f"compiling the {what}: {often}" for what in ("training step", "derivative of a training step")]
     caplog.clear()
     assert rounds(hft.Unroll(compile=CHEAP)) == got  # another object: the same programs
@@ -299,10 +299,49 @@ def uses_a_stranger(p: Any, x: Tensor) -> Tensor:
     return loss(p, x) + (TRACKED * p["b"]).sum()
 
 
+class Rounded(torch.autograd.Function):
+    """Compiled, torch derives it from its forward, and nothing would be trained."""
+
+    @staticmethod
+    def forward(x):
+        return torch.round(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0]
+
+
+class Cubed(torch.autograd.Function):
+    """Compiled, torch takes its backward for a constant, and the second derivative is lost."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 3 * ctx.saved_tensors[0] ** 2 * grads[0]
+
+
+def rounds(p: Any, x: Tensor) -> Tensor:
+    return loss(p, x) + (Rounded.apply(p["b"]) * p["b"]).sum()
+
+
+def cubes(p: Any, x: Tensor) -> Tensor:
+    return loss(p, x) + Cubed.apply(p["b"]).square().sum()
+
+
 @every_strategy
 @pytest.mark.parametrize(
     ("train_loss", "error", "text"),
     [
+        (rounds, RuntimeError, "cannot be compiled: train_loss goes through Rounded, a torch.autograd.Function"),
+        (cubes, RuntimeError, "cannot be compiled: train_loss goes through Cubed, .* leave out compile=True"),
         (
             branches,
             RuntimeError,
