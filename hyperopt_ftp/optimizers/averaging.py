@@ -92,6 +92,8 @@ def averages(params: TreeT, state: State) -> TreeT:
         params: the present params; they give the structure, the dtypes, and the leaves without an average.
         state: of an optimizer that has made them.
 
+    Of a :class:`PureOptimizer` it is ``opt.averages()``.
+
     Raises:
         ValueError: no average, more than one for a parameter, or one of something that is not in ``params``.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import tree
 from ..calls import explained
 from ..hparams import Domain, as_tensor, check_compile, check_number, did_you_mean, domain_at, few
+from ..optimizers.averaging import averages
 from ..optimizers.partition import partition
 from ..types import Compile, Optimizer, check_optimizer
 from .captured import captured
@@ -39,12 +40,13 @@ class PureOptimizer(torch.optim.Optimizer):
         compile: compile the update by :func:`torch.compile`: by inductor, or by another backend by its name. A gradient
             that is ``None`` now and was not before compiles it again.
 
-    Groups: one, or one for each part of a :func:`partition`. Several groups in ``params`` are made the parts of a
-    partition, each with ``optimizer`` as its rule: what looks at all parameters (clipping by the global norm) looks at
-    those of its group. A group holds its part's hparams as 0-d tensors, float64, on the CPU, by name: ``"lr"``,
-    ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two would have one name). Hparams that
-    belong to no part are in the first group; a part without any shows an lr of 0. LR schedulers of torch, and your own
-    writes, change them there.
+    Groups: one, or one for each part of a :func:`partition`, in the order of their first parameters. Several groups in
+    ``params`` are made the parts of a partition, each with ``optimizer`` as its rule: what looks at all parameters
+    (clipping by the global norm) looks at those of its group. A group holds its part's hparams as 0-d tensors, float64,
+    on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
+    would have one name). Hparams that belong to no part are in the first group; a part without any of its own
+    (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR schedulers
+    of torch, and your own writes, change the numbers in the groups.
 
     A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
     and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
@@ -118,8 +120,8 @@ class PureOptimizer(torch.optim.Optimizer):
             members = [p for p, name in self._names.items() if part_of[name] == part]
             names = {"param_names": [given[p] for p in members]} if given else {}
             numbers = {key: _copied(values[path]) for key, path in keys.items()}
-            if not numbers:  # a frozen part; schedulers want one
-                numbers = {"lr": torch.zeros((), dtype=torch.float64)}
+            if part and not any(".".join(path).startswith(f"{part}.") for path in values):
+                numbers.setdefault("lr", torch.zeros((), dtype=torch.float64))  # a frozen part; schedulers want one
             self.param_groups.append({"params": members, **names, **numbers})
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
@@ -151,6 +153,14 @@ class PureOptimizer(torch.optim.Optimizer):
             for i, keys in enumerate(self._keys)
             for key, path in keys.items()
         }
+
+    def averages(self) -> dict[str, Tensor]:
+        """The weights to evaluate with, by name: :func:`averages`, of an optimizer that keeps some.
+
+        ``torch.func.functional_call(model, opt.averages(), (x,))`` is the model with them.
+        """
+        weights = self._weights()
+        return averages(weights, self._tree(weights, self._given()))
 
     def _places(self) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
         """Group, key in it and path of each hparam."""

@@ -260,6 +260,37 @@ def test_a_partition_has_a_group_for_each_part():
     assert values["0.max_norm"] == 1.0
 
 
+def test_a_frozen_part_has_an_lr_for_schedulers_wherever_other_hparams_lie():
+    """Those of ftp belong to no part, and are in the first group."""
+    net = Net()
+    parts = {"still": hft.frozen(), "fast": hft.sgd(lr=0.1)}
+    anchor = {n: p.detach().clone() for n, p in net.named_parameters()}
+    rule = hft.ftp(hft.partition(parts, {"body": "still", "head": "fast"}), anchor)
+    opt = hft.PureOptimizer(net.named_parameters(), rule)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, [0.0, 0.2], total_steps=4, cycle_momentum=False)
+    for _ in range(3):
+        opt.zero_grad()
+        net(torch.ones(4, 3, dtype=F64)).square().mean().backward()
+        opt.step()
+        schedule.step()
+    assert torch.equal(net.body.weight, anchor["body.weight"])
+    assert not torch.equal(net.head.weight, anchor["head.weight"])
+    assert "lr" not in {name.removeprefix("0.") for name in opt.hparams()}  # it is the scheduler's, not the rule's
+
+
+def test_averages_are_those_of_the_pure_state():
+    pure, params = hft.averaged(hft.adam(lr=0.1), decay=0.5), parameters()
+    opt = hft.PureOptimizer(params.items(), pure)
+    weights, state = start(), pure.init(start())
+    for x in batches(3):
+        weights, state = pure.update(torch.func.grad(loss)(weights, x), state, weights)
+        step(params, opt, x)
+    assert largest_difference(opt.averages(), hft.averages(weights, state)) < 1e-14
+    assert largest_difference(opt.averages(), weights) > 1e-3
+    with pytest.raises(ValueError, match="keeps no average"):
+        hft.PureOptimizer(parameters().items(), hft.adam()).averages()
+
+
 def test_groups_with_numbers_of_their_own_are_parts():
     net, twin = Net(), Net()
     opt = hft.PureOptimizer(
