@@ -14,7 +14,9 @@ __all__ = ["check_fit", "explained"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Arguments by the names that other libraries and the code of FTP's authors give them.
-ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "k": "kappa", "pre": "anchor"}
+ELSEWHERE = {
+    "learning_rate": "lr", "wd": "weight_decay", "b1": "betas", "b2": "betas", "k": "kappa", "pre": "anchor",
+}  # fmt: skip
 
 
 def explained(hint: str | None = None) -> Callable[[F], F]:
@@ -75,7 +77,7 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hin
     except TypeError as error:
         names = [name for name in signature.parameters if name != "self"]
         unknown = [name for name in kwargs if name not in names]
-        meant = "".join(did_you_mean(_here(name, names), names) for name in unknown)
+        meant = "".join(dict.fromkeys(did_you_mean(_here(name, names), names) for name in unknown))
         title = getattr(function, "__qualname__", type(function).__name__).removesuffix(".__init__")
         what = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else str(error)
         if meant:

@@ -155,6 +155,18 @@ def _check_parts(name: str, value: Any, domain: Domain) -> None:
         raise ValueError(f"{name} must be a {kind} ({', '.join(domain.parts)}), got {shown(value)}")
 
 
+def _check_place(name: str, value: Any) -> None:
+    """``TypeError`` for an optimizer, a schedule or a function in the place of a number."""
+    if hasattr(value, "init") and hasattr(value, "update"):
+        got, hint = "an optimizer", f"the optimizer goes first, and {name} after it"
+    elif hasattr(value, "factor") or callable(value):
+        got = "a schedule" if hasattr(value, "factor") else "a function"
+        hint = f"a schedule goes around the optimizer: hft.scheduled(optimizer, {name}=schedule)"
+    else:
+        return
+    raise TypeError(f"{name} must be a number or a 0-d floating-point tensor, got {got}; {hint}")
+
+
 def check_table(name: str, value: Any, domain: Domain | None) -> None:
     """Raise unless ``value`` is a tensor of numbers in the domain, one for each entry of its first dimension."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -249,6 +261,7 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     ``domains`` are those of an optimizer whose names mean something of its own.
     """
     for name, value in values.items():
+        _check_place(name, value)
         _check_parts(name, value, domains[name])
         for leaf in tree.leaves(value):
             check_number(name, leaf, domains[name])
@@ -269,7 +282,10 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given, dict) or given.keys() != default.keys():
         names = sorted(given) if isinstance(given, dict) else type(given).__name__
         extra = [name for name in given if name not in default] if isinstance(given, dict) else []
-        hints = "".join(did_you_mean(name, default) for name in extra)
+        paths = [name for name in extra if str(name).split(".")[0] in default]
+        hints = "".join(did_you_mean(name, default) for name in extra if name not in paths)
+        if paths:
+            hints += f"; {few(paths)} are paths: hyperopt_ftp.tree.replaced(hparams, path, value) puts a value there"
         raise ValueError(
             f"hparams must be a dict with the names {sorted(default)}, got {names}{hints}; start from "
             "{**optimizer.hparams, ...}, and put the loss's own under 'loss'"

@@ -269,7 +269,7 @@ def warm_up(then: Schedule, share: Number = 0.1, start: Number = 0.0, steps: int
 
     Args:
         then: any schedule; its hparams are in the entry ``"then"`` of the result's.
-        share: an hparam in [0, 1].
+        share: an hparam in [0, 1]; a warm-up of w updates is ``share=w / then.steps``.
         start: an hparam >= 0. At 0 the first update does nothing to what is scheduled.
         steps: of which the share is taken: ``then.steps``, so it is given only where ``then`` has no end.
 
@@ -290,7 +290,10 @@ def warm_up(then: Schedule, share: Number = 0.1, start: Number = 0.0, steps: int
     if steps is None and then.steps is None:
         raise ValueError("share is a share of steps, and the schedule after the warm-up has no end; give steps")
     if None not in (steps, then.steps) and steps != then.steps:
-        raise ValueError(f"the schedule after the warm-up has {then.steps} steps, got steps={steps}; leave steps out")
+        raise ValueError(
+            f"the schedule after the warm-up has {then.steps} steps, got steps={steps}; leave steps out: the warm-up "
+            f"takes the first share * {then.steps} of them"
+        )
     whole = steps if then.steps is None else then.steps
     assert whole is not None
 

@@ -174,7 +174,7 @@ def check_optimizer(name: str, value: Any) -> None:
     """``TypeError`` unless ``value`` has what an :class:`Optimizer` has."""
     if all(hasattr(value, part) for part in ("init", "update", "hparams")):
         return
-    title = getattr(value, "__name__", None)
+    title = getattr(value, "__name__", None) if callable(value) else None
     got = f"{title} itself: call it" if title else f"an object of the class {type(value).__name__}"
     raise TypeError(
         f"{name} must be a pure optimizer such as hft.adam(lr=1e-3), got {got} (the classes of torch.optim, and those "

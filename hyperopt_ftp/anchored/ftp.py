@@ -53,7 +53,7 @@ class FTPState(NamedTuple):
 
 @explained(
     "ftp(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "
-    "the class for parameters is FTPAdamW"
+    "what the anchor leaves out moves freely; the class for parameters is FTPAdamW"
 )
 def ftp(
     base: Optimizer,

@@ -106,7 +106,10 @@ def check_leaves(leaves: Sequence[Any]) -> None:
 def check_scalar(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        number = isinstance(value, (int, float))
-        hint = "return the tensor, without .item()" if number else "reduce it, for instance by .mean()"
+        hint = "reduce it, for instance by .mean()"
+        if isinstance(value, (int, float)):
+            hint = "return the tensor, without .item()"
+        elif not isinstance(value, Tensor):
+            hint = "return the loss alone"
         raise ValueError(f"{name} must return a scalar tensor (shape ()), got {got}; {hint}")
     return value

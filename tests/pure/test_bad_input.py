@@ -137,6 +137,15 @@ TORCHS = torch.optim.SGD([torch.ones(1)])
         ),
         (lambda: steps(hft.sgd(), state={}), "state must be the BilevelState of an earlier record, got dict$"),
         (lambda: hft.ftp(hft.sgd(), None), "anchor must be the weights to stay near, .* got None"),
+        (
+            lambda: hft.PureOptimizer(hft.sgd(), torch.nn.Linear(1, 1).parameters()),
+            "optimizer must be .* got an object of the class generator",
+        ),
+        (lambda: hft.adam(lr=lambda t: 0.1), r"got a function; .* hft.scheduled\(optimizer, lr=schedule\)"),
+        (lambda: hft.adam(lr=hft.schedules.cosine(9)), r"got a schedule; .* hft.scheduled\(optimizer, lr=schedule\)"),
+        (lambda: hft.clipped(1.0, hft.adam()), "max_norm must be .* got an optimizer; the optimizer goes first"),
+        (lambda: hft.adam(1e-3, b1=0.9, b2=0.99), "unexpected keyword argument 'b1'; did you mean 'betas'[?]$"),
+        (lambda: hft.ftp(hft.sgd(), W, exclude="w"), "what the anchor leaves out moves freely"),
     ],
 )
 def test_things_of_another_kind(act, text):
@@ -165,6 +174,22 @@ def test_a_first_value_that_its_map_cannot_take(over, kind, base, text):
         hft.bilevel(
             base, hft.sgd(), over, None, None, W, [0], [0], inner_steps=1, outer_steps=1, constrain={over: kind}
         )
+
+
+def test_values_by_path_go_inside():
+    opt = hft.scheduled(hft.sgd(), lr=hft.schedules.cosine(9))
+    with pytest.raises(ValueError, match=r"\['lr_schedule.floor'\] are paths: hyperopt_ftp.tree.replaced"):
+        hft.train(opt, lambda p, x: p["w"].sum(), W, [0], hparams={**opt.hparams, "lr_schedule.floor": 0.1})
+
+
+def test_a_loss_with_more_than_its_value():
+    with pytest.raises(ValueError, match="train_loss must return a scalar tensor .*, got tuple; return the loss alone"):
+        hft.train(hft.sgd(), lambda p, x: (p["w"].sum(), {"accuracy": 1.0}), W, [0])
+
+
+def test_the_length_of_a_warm_up_is_a_share():
+    with pytest.raises(ValueError, match=r"leave steps out: the warm-up takes the first share \* 9 of them"):
+        hft.schedules.warm_up(hft.schedules.cosine(9), steps=3)
 
 
 def test_tpgm_needs_batches():
