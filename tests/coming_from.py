@@ -65,6 +65,10 @@ What there is here for each public name of optax {version}, and if nothing, why.
 - **An optimizer is one rule**, not a chain of scalings, and what goes around it nests. In
   `optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.adam(1e-3))` the decay is added to
   the gradient: it is `hft.clipped(hft.adam(lr=1e-3, weight_decay=0.1), 1.0)`.
+- **A longer chain** is read from the outside in. `optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(),
+  optax.masked(optax.add_decayed_weights(1e-4), no_biases), optax.scale_by_learning_rate(schedule))` is
+  `hft.scheduled(hft.clipped(hft.decayed(hft.adam(lr=peak), 1e-4, exclude="*bias"), 1.0), lr=schedule)`.
+  `optax.MultiSteps(..., 4)` is `hft.accumulated(..., 4)` around it; a schedule inside that counts updates only.
 - **`update` returns new params**, not what is to be added to them.
 - **Every number is a tensor argument** of each `update`. `learning_rate` is `lr` here, `b1` and `b2` are `betas`, and
   the `decay` of RMSprop is `alpha`. Defaults are those of `torch.optim`, and differ: name every number.
@@ -297,11 +301,12 @@ piecewise_interpolate_schedule
 sgdr_schedule
     `hft.schedules.joined` of `hft.schedules.cosine`
 warmup_constant_schedule
-    `hft.schedules.warm_up(hft.schedules.constant(1.0), steps=...)`
+    `hft.schedules.linear(start=init / peak, end=1.0, steps=warmup_steps)`, which stays at its end
 warmup_cosine_decay_schedule
-    `hft.schedules.warm_up(hft.schedules.cosine(...))`
+    `hft.schedules.warm_up(hft.schedules.cosine(decay_steps, floor=end / peak), share=warmup_steps / decay_steps,
+    start=init / peak)`; the peak is `lr`
 warmup_exponential_decay_schedule
-    `hft.schedules.warm_up(hft.schedules.exponential(...), steps=...)`
+    `hft.schedules.warm_up(hft.schedules.exponential(...), share=1.0, steps=warmup_steps, start=init / peak)`
 join_schedules
     `hft.schedules.joined`
 Schedule ScalarOrSchedule schedules.StatefulSchedule WrappedSchedule

@@ -45,8 +45,8 @@ class PureOptimizer(torch.optim.Optimizer):
     (clipping by the global norm) looks at those of its group. A group holds its part's hparams as 0-d tensors, float64,
     on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
     would have one name). Hparams that belong to no part are in the first group; a part without any of its own
-    (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR schedulers
-    of torch, and your own writes, change the numbers in the groups.
+    (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR
+    schedulers of torch, and your own writes, change the numbers in the groups.
 
     A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
     and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
