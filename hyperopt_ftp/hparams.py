@@ -24,6 +24,7 @@ __all__ = [
     "check_flag",
     "check_hparam",
     "check_number",
+    "check_parts",
     "check_table",
     "check_zero_d",
     "complete",
@@ -143,12 +144,12 @@ def _as_a_number(value: Any) -> str:
 def check_hparam(name: str, value: Any) -> None:
     """:func:`check_number`, also of a pair of betas."""
     domain = DOMAINS[name]
-    _check_parts(name, value, domain)
+    check_parts(name, value, domain)
     for x in value if domain.parts else [value]:
         check_number(name, x)
 
 
-def _check_parts(name: str, value: Any, domain: Domain) -> None:
+def check_parts(name: str, value: Any, domain: Domain) -> None:
     """``ValueError`` unless a hyperparameter of several numbers has as many."""
     if domain.parts and (not isinstance(value, (tuple, list)) or len(value) != len(domain.parts)):
         kind = "pair" if len(domain.parts) == 2 else "tuple"
@@ -233,7 +234,7 @@ def check_count(name: str, value: Any, what: str, none: bool = False) -> None:
     if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be {'None or ' if none else ''}a number of {what} >= 1, got {value!r}")
+        raise ValueError(f"{name} must be {'None or ' if none else ''}a number of {what} >= 1, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -262,7 +263,7 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     """
     for name, value in values.items():
         _check_place(name, value)
-        _check_parts(name, value, domains[name])
+        check_parts(name, value, domains[name])
         for leaf in tree.leaves(value):
             check_number(name, leaf, domains[name])
     return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, complete, domains_of
+from ..hparams import Domain, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 
@@ -56,6 +56,9 @@ def by_rule(
 
     def flat(h: dict[str, Any]) -> list[Any]:
         """Hparams one after the other, those of several numbers too."""
+        for name, value in h.items():
+            if counts[name]:
+                check_parts(name, value, domains[name])
         return [x for name, value in h.items() for x in (value if counts[name] else [value])]
 
     def by_name(numbers: Sequence[Any]) -> Numbers:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import Domain, to_tensors
 from ..types import Number, Optimizer, StateT
 from .leafwise import check_grads, each_gradient, safe_sqrt
@@ -19,6 +20,7 @@ __all__ = ["clipped", "clipped_adaptively", "clipped_by_value", "clipped_per_lay
 _LEAST_NORM = 1e-3  # of weights, in adaptive clipping: a unit that starts at zero could never leave it
 
 
+@explained("clipped(adam(lr=1e-3), max_norm=1.0)")
 def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     """Clip the global norm of the gradient: ``g <- g * min(1, max_norm / (||g|| + 1e-6))`` over all leaves.
 
@@ -48,6 +50,7 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     return on_gradients(base, to_tensors(max_norm=max_norm), before)
 
 
+@explained("clipped_per_layer(adam(lr=1e-3), max_norm=1.0)")
 def clipped_per_layer(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     """Clip the norm of each tensor's gradient by itself: ``g <- g * min(1, max_norm / (||g|| + 1e-6))`` leaf by leaf.
 
@@ -74,6 +77,7 @@ def clipped_per_layer(base: Optimizer[StateT], max_norm: Number) -> Optimizer[St
     return on_gradients(base, to_tensors(max_norm=max_norm), before)
 
 
+@explained("clipped_by_value(adam(lr=1e-3), max_value=0.1)")
 def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[StateT]:
     """Clip each entry of the gradient: ``g <- min(max(g, -max_value), max_value)``.
 
@@ -104,6 +108,7 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
     return on_gradients(base, to_tensors(domains, max_value=max_value), before, domains)
 
 
+@explained("clipped_adaptively(sgd(lr=0.1), ratio=0.01)")
 def clipped_adaptively(base: Optimizer[StateT], ratio: Number = 1e-2) -> Optimizer[StateT]:
     """Adaptive gradient clipping (arXiv 2102.06171, equation 3): a unit's gradient in proportion to its weights.
 

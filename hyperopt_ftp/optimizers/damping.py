@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..calls import explained
 from ..hparams import to_tensors
 from ..types import Number, Optimizer, StateT
 from .leafwise import each_gradient
@@ -15,6 +16,7 @@ from .on_gradients import on_gradients
 __all__ = ["anneal", "damped"]
 
 
+@explained("damped(adam(lr=1e-3), kappa=0.5)")
 def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
     """Scale positive gradients by ``kappa`` before ``by`` sees them: ``h <- kappa * h where h > 0``.
 

@@ -56,6 +56,30 @@ def test_betas():
         hft.sgd(nesterov=True)
 
 
+OWN_NUMBER = {
+    **dict.fromkeys(("clipped", "clipped_per_layer", "clipped_by_value"), 1.0),
+    **dict.fromkeys(("clipped_adaptively", "damped", "noisy", "averaged", "decayed"), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", OWN_NUMBER)
+def test_arguments_of_a_combinator_that_are_swapped_or_misnamed(name):
+    make, number = getattr(hft, name), OWN_NUMBER[name]
+    with pytest.raises(TypeError, match="must be a number .*, got an optimizer; the optimizer goes first"):
+        make(number, hft.sgd())
+    with pytest.raises(TypeError, match=f"{name}: got an unexpected keyword argument 'bound'; the arguments are "):
+        make(hft.sgd(), bound=number)
+
+
+def test_a_tuple_of_another_length_in_a_call():
+    """It would shift all numbers after it."""
+    opt, w = hft.adam(), torch.ones(2)
+    half = torch.tensor(0.5)
+    for wrong in ((half,), (half, half, half), half):
+        with pytest.raises(ValueError, match=r"betas must be a pair \(beta1, beta2\), got "):
+            updated(opt, w, betas=wrong)
+
+
 @pytest.mark.parametrize("make", [hft.ftp, hft.projected])
 def test_anchors(make):
     with pytest.raises(ValueError, match=r"anchor has entries \['v'\] that are not parameters"):
