@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import tree
 from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
-from ..optimizers.wrap import wrapped
+from ..optimizers.wrap import check_no_table, wrapped
 from ..types import Norm, Optimizer, Params
 from .anchors import anchors, by_name, check_anchor, check_same_names, numbers
 from .projections import rows
@@ -120,7 +120,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         check_anchor(fixed, params)
         weights = {name: tree.working(w) for name, w in tree.pick(params, fixed).items()}
         held = {name: _first(rule, w, fixed[name].to(w.dtype)) for name, w in weights.items()}
-        return layout.pack(base.init(params, bases), held, False)
+        return layout.pack(base.init(tree.put(params, weights), bases), held, False)
 
     def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
         check_state(layout.kind, state)
@@ -173,6 +173,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
             f"the optimizer to be held has no {missing[0]}, its hparams are {sorted(base.hparams)}; put the rule "
             "around the optimizer that has it: inside hyper, or in each part of a partition"
         )
+    for key in rule.reads:
+        check_no_table(key, base.hparams[key])
     return result
 
 

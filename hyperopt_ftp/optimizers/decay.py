@@ -11,7 +11,7 @@ from ..hparams import shown, to_tensors
 from ..types import HParam, Optimizer, StateT
 from .leafwise import check_grads, check_params, for_each
 from .patterns import matcher, no_match
-from .wrap import wrapped
+from .wrap import check_no_table, wrapped
 
 __all__ = ["decayed"]
 
@@ -37,8 +37,8 @@ def decayed(
             function ``path -> bool``.
 
     Raises:
-        ValueError: a weight_decay that is negative or NaN, a base without lr; an entry of ``exclude`` that matches no
-            parameter (at ``init``).
+        ValueError: a weight_decay that is negative or NaN; a base without lr, or with a table of them; an entry of
+            ``exclude`` that matches no parameter (at ``init``).
         TypeError: an ``exclude`` that is neither strings nor a function.
 
     A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once;
@@ -61,7 +61,7 @@ def decayed(
         for entry, fits in zip(entries, tests, strict=True):
             if not any(map(fits, paths)):
                 raise no_match("exclude: the entry", entry, paths)
-        return base.init(params, bases)
+        return base.init(tree.map_tree(tree.working, params), bases)
 
     def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
         leaves, rebuild = tree.flatten(params)
@@ -86,6 +86,7 @@ def decayed(
             f"decayed reads the lr of base, which has none, its hparams are {sorted(base.hparams)}; put it around the "
             "optimizer that has one: inside hyper, or around each optimizer of a partition"
         )
+    check_no_table("lr", base.hparams["lr"])
     return result
 
 

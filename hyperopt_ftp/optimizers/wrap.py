@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from itertools import chain, count
 from typing import Any
 
+from torch import Tensor
+
+from .. import tree
 from ..hparams import complete, domains_of
 from ..types import Optimizer, check_optimizer
 
-__all__ = ["wrapped"]
+__all__ = ["check_no_table", "wrapped"]
 
 
 def wrapped(
@@ -69,6 +72,16 @@ def wrapped(
     own_domains = domains_of(own) if domains is None else domains
     both_domains = {**base.domains, **{names.get(name, name): domain for name, domain in own_domains.items()}}
     return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes, base.parts)
+
+
+def check_no_table(name: str, value: Any) -> None:
+    """``ValueError`` for the table of a :func:`per_step` inside, in the place of a number that a rule around reads."""
+    shapes = [tuple(x.shape) for x in tree.leaves(value) if isinstance(x, Tensor) and x.ndim]
+    if shapes:
+        raise ValueError(
+            f"the {name} of base is a table of the shape {shapes[0]}, and a number is read; per_step goes around: "
+            f"per_step(..., {name}=table), with this inside"
+        )
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

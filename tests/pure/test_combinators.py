@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -505,3 +505,51 @@ def test_two_averages_lookaheads_and_noises():
     twice = hft.accumulated(hft.accumulated(hft.sgd(lr=0.1), 2), 3)
     total = tree.map_tree(lambda *g: sum(g) / 6, *grads)
     assert largest_difference(run(twice, grads)[0], run(hft.sgd(lr=0.1), [total])[0]) <= CLOSE
+
+
+class Keeping(NamedTuple):
+    params: Any
+
+
+def keeping() -> hft.Optimizer:
+    """SGD that keeps the params, as a tuner does."""
+    base = hft.sgd(lr=0.1)
+
+    def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
+        return base.update(grads, base.init(params), params, hparams)[0], Keeping(params)
+
+    return base._replace(init=lambda params, hparams=None: Keeping(params), update=update)
+
+
+AROUND = {
+    "decayed": lambda opt, anchor: hft.decayed(opt, 0.1),
+    "l2sp": hft.l2sp,
+    "ftp": hft.ftp,
+    "ftp of a part": lambda opt, anchor: hft.ftp(opt, {"w": anchor["w"]}),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_a_base_gets_16_bit_weights_in_one_dtype_from_the_first(around: Any):
+    params = {name: w.bfloat16() for name, w in start().items()}
+    opt = around(keeping(), {name: w.bfloat16() for name, w in ANCHOR.items()})
+    first = opt.init(params)
+    _, later = opt.update(params, first, params)
+    assert [x.dtype for x in tree.leaves(later)] == [x.dtype for x in tree.leaves(first)]
+
+
+READS_LR = {
+    "decayed": lambda opt: hft.decayed(opt, 0.1),
+    "l2sp": lambda opt: hft.l2sp(opt, ANCHOR),
+    "cautious_decay": lambda opt: hft.cautious_decay(opt, ANCHOR),
+    "recall": lambda opt: hft.recall(opt, ANCHOR),
+}
+
+
+@pytest.mark.parametrize("around", READS_LR.values(), ids=READS_LR)
+def test_what_reads_an_lr_takes_no_table_of_them(around: Any):
+    """One of the length of a row would be stretched over the rows."""
+    table = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
+    with pytest.raises(ValueError, match=r"lr of base is a table of the shape \(4,\).*; per_step goes around"):
+        around(hft.clipped(hft.per_step(hft.sgd(), lr=table), 1.0))
+    run(hft.per_step(around(hft.sgd()), lr=table), gradients(2))
