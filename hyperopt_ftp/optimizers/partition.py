@@ -116,7 +116,7 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
         for label, part in parted(params).items():
             inside = optimizers[label].parts
             found |= {p: f"{label}.{x}" for p, x in inside(part).items()} if inside else dict.fromkeys(part, label)
-        return {path: found[path] for path in tree.by_path(params)}
+        return found
 
     return Optimizer(
         init,

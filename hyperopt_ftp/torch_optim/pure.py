@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..hparams import Domain, as_tensor, check_compile, check_number, did_you_mean, domain_at, few
+from ..hparams import Domain, as_tensor, check_compile, check_number, check_parts, did_you_mean, domain_at, few
 from ..optimizers.averaging import averages
 from ..optimizers.partition import partition
 from ..types import Compile, Optimizer, check_optimizer
 from .captured import captured
-from .checks import check_params, listed
+from .checks import check_checkpoint, check_params, listed
 from .names import unwrapped
 
 __all__ = ["PureOptimizer"]
@@ -40,7 +40,7 @@ class PureOptimizer(torch.optim.Optimizer):
         compile: compile the update by :func:`torch.compile`: by inductor, or by another backend by its name. A gradient
             that is ``None`` now and was not before compiles it again.
 
-    Groups: one, or one for each part of a :func:`partition`, in the order of their first parameters. Several groups in
+    Groups: one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
     ``params`` are made the parts of a partition, each with ``optimizer`` as its rule: what looks at all parameters
     (clipping by the global norm) looks at those of its group. A group holds its part's hparams as 0-d tensors, float64,
     on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
@@ -80,6 +80,8 @@ class PureOptimizer(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {}
         super().__init__(listed("PureOptimizer", params), {})
         everything = [p for group in self.param_groups for p in group["params"]]
+        if not everything:
+            raise ValueError("PureOptimizer got no parameters: its groups are empty")
         named = "param_names" in self.param_groups[0]
         given: list[Any] = list(range(len(everything)))
         if named:
@@ -168,11 +170,16 @@ class PureOptimizer(torch.optim.Optimizer):
             for key, path in keys.items():
                 yield group, key, path
 
+    def _standing(self) -> dict[str, Any]:
+        """The hparams that stand in the groups."""
+        return _rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
+
     def _given(self) -> dict[str, Any]:
-        """The hparams that stand in the groups, as the optimizer takes them."""
+        """The hparams that stand in the groups, checked, as the optimizer takes them."""
         values = {}
         for group, key, path in self._places():
-            values[path] = value = _checked(key, group[key], ".".join(path), self._optimizer.domains)
+            domain = _domain(self._optimizer.domains, ".".join(path))
+            values[path] = value = _checked(key, group[key], domain)
             if path in self._tuned and self._started:
                 self._check_untouched(key, path, value)
         return _rebuilt(self._optimizer.hparams, values)
@@ -193,7 +200,7 @@ class PureOptimizer(torch.optim.Optimizer):
 
     @property
     def _started(self) -> bool:
-        return _STATE in self._state
+        return bool(self._state.get(_STATE))  # a look at ``state["pure"]`` makes an empty one
 
     def _params(self) -> dict[str, Tensor]:
         """By name, in the order of the groups; a library may have put others in the place of those that were given."""
@@ -257,6 +264,12 @@ class PureOptimizer(torch.optim.Optimizer):
             self._report(_tuned_in(hparams, state))
         return loss
 
+    def _begin(self, hparams: Any) -> None:
+        """Before the first step what stands in the groups is the starting value of what is tuned."""
+        if not self._started:
+            values = dict(_entries(hparams))
+            self._starting = {path: _copied(values[path]) for path in self._tuned}
+
     def _report(self, hparams: Any) -> None:
         """Show what is tuned in the groups."""
         values = dict(_entries(hparams))
@@ -266,23 +279,35 @@ class PureOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of an optimizer that was made alike; checked first, so an error changes nothing."""
-        self._check_saved(state_dict)
-        super().load_state_dict(state_dict)
+        if not isinstance(state_dict, Mapping):
+            check_checkpoint(state_dict)
+
+        def check(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
+            self._check_saved(final)
+            self._begin(self._standing())  # a constant scheduler may have been made before
+
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
         self._seen = None
         if self._started and self._tuned:
-            hparams = _rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
+            hparams = self._standing()
             self._report(_tuned_in(hparams, self._tree(self._weights(), hparams)))
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
-        others = [key for key in saved.get("state", {}) if key not in (_STATE, _STARTING)]
-        groups = saved.get("param_groups", [])
+        check_checkpoint(saved)
+        state, groups = saved["state"], saved["param_groups"]
+        # A look at the state of a parameter leaves an empty one.
+        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and not _is_empty(entries)]
         missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
         if others or missing or len(groups) != len(self.param_groups):
             what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
             what = what if others or missing else f"has {len(groups)} groups, here are {len(self.param_groups)}"
             raise ValueError(f"the checkpoint {what}: it is of another optimizer; load it into one that was made alike")
-        found = saved["state"].get(_STATE) if "state" in saved else None
-        if found is not None:
+        found = state.get(_STATE)
+        if found:
             weights = self._weights()
             _filled(self._optimizer.init(weights, self._optimizer.hparams), dict(found), weights)
 
@@ -305,7 +330,7 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
             raise ValueError(
                 f"a group has the option {wrong[0]!r}, but the hparams are {known}{did_you_mean(wrong[0], known)}"
             )
-        values = {key: _checked(key, value, key, optimizer.domains) for key, value in own.items()}
+        values = {key: _checked(key, value, _domain(optimizer.domains, key)) for key, value in own.items()}
         made.append(optimizer._replace(hparams={**optimizer.hparams, **values}))
     if len(made) == 1:
         return made[0]
@@ -317,16 +342,21 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
     return partition({str(i): one for i, one in enumerate(made)}, labels.__getitem__)
 
 
-def _checked(key: str, value: Any, path: str, domains: Any) -> Any:
+def _domain(domains: Any, path: str) -> Domain:
+    domain = domain_at(domains, path)
+    return domain if isinstance(domain, Domain) else _ANY
+
+
+def _checked(key: str, value: Any, domain: Domain) -> Any:
     """What stands in a group as tensors; plain numbers are checked, tensors are taken as they are."""
+    check_parts(key, value, domain)
     if isinstance(value, (tuple, list)):
-        return tuple(_checked(key, x, path, domains) for x in value)
+        return tuple(_checked(key, x, domain._replace(parts=())) for x in value)
     if isinstance(value, Mapping):
-        return {name: _checked(f"{key}.{name}", x, path, domains) for name, x in value.items()}
+        return {name: _checked(f"{key}.{name}", x, domain) for name, x in value.items()}
     if isinstance(value, Tensor):
         return value
-    domain = domain_at(domains, path)
-    check_number(key, value, domain if isinstance(domain, Domain) else _ANY)
+    check_number(key, value, domain)
     return as_tensor(value)
 
 
@@ -403,6 +433,10 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) ->
     if found:
         raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)
+
+
+def _is_empty(entries: Any) -> bool:
+    return isinstance(entries, Mapping) and not entries
 
 
 def _copied(value: Any) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.torch_optim.pure import _filled
 
 from ..support.cases import ANCHOR, CASES, Case
 from ..support.problems import batches, largest_difference, loss, start
@@ -239,6 +242,49 @@ def test_a_starting_value_may_be_written_before_the_first_step():
     assert opt.hparams()["lr"] == pytest.approx(0.02)
 
 
+def test_hparams_that_would_have_one_name_have_their_whole_paths():
+    level = hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-2), over="lr")
+    parted = hft.partition({"a": level, "b": hft.sgd()}, {"w": "a", "b": "b"})
+    for opt, over in ((level, "by.lr"), (parted, "a.by.lr")):
+        params = parameters()
+        pure = hft.hyper(opt, by=hft.sgd(lr=1e-4), over=over)
+        tuned = hft.PureOptimizer(params.items(), pure)
+        for x in batches(3):
+            step(params, tuned, x)
+        values = {name.removeprefix("0."): x for name, x in tuned.hparams().items()}
+        assert values["by.lr"] == 1e-4
+        assert values[f"base.{over}"] not in (1e-2, 1e-4)
+
+
+def test_a_constant_scheduler_goes_on_after_loading():
+    def make(params):
+        opt = hft.PureOptimizer(params.items(), tower())
+        return opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.5)
+
+    params = parameters()
+    opt, constant = make(params)
+    for x in batches(2):
+        step(params, opt, x)
+        constant.step()
+    kept, plan = saved(opt), constant.state_dict()
+    again, constant = make(params)
+    again.load_state_dict(kept)
+    constant.load_state_dict(plan)
+    for x in batches(2):
+        constant.step()
+        step(params, again, x)
+    assert again.hparams()["lr"] > 5e-4
+
+
+def test_the_groups_of_a_partition_have_the_order_of_its_labels():
+    """So a checkpoint does not depend on the order of the parameters."""
+    params = parameters()
+    opt = hft.partition({"first": hft.sgd(lr=0.1), "second": hft.sgd(lr=0.2)}, {"b": "first", "w": "second"})
+    for given in (params.items(), list(params.items())[::-1]):
+        groups = hft.PureOptimizer(given, opt).param_groups
+        assert [group["param_names"] for group in groups] == [["b"], ["w"]]
+
+
 def test_a_partition_has_a_group_for_each_part():
     net = Net()
     parts = {"fast": hft.sgd(lr=0.1), "slow": hft.adam(lr=0.01), "still": hft.frozen()}
@@ -361,6 +407,22 @@ def test_writes_into_gradients_and_groups_change_no_state():
         assert largest_difference(dict(params), weights) == 0
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("make", [tower, lambda: hft.adan(lr=0.1), lambda: hft.rprop()], ids=["tower", "adan", "rprop"])
+def test_gradients_that_are_zeroed_in_place_leave_the_state_alone(make, to_none: bool):
+    """A state may keep the gradient of the step before; one tensor is computed by itself, so that nothing is copied."""
+    p = nn.Parameter(start()["w"].clone())
+    pure, opt = make(), hft.PureOptimizer([p], make())
+    w = {"0": p.detach().clone()}
+    state = pure.init(w)
+    for _ in range(4):
+        opt.zero_grad(set_to_none=to_none)
+        (p**4).sum().backward()
+        opt.step()
+        w, state = pure.update({"0": 4 * w["0"] ** 3}, state, w)
+        torch.testing.assert_close(p.detach(), w["0"], rtol=1e-13, atol=1e-13)
+
+
 def test_an_anchor_that_would_move_along_is_refused():
     params = parameters()
     for alias in (dict(params), {n: p.detach() for n, p in params.items()}):
@@ -417,6 +479,39 @@ def test_16_bit_parameters_keep_their_dtype():
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in params.values())
 
 
+def test_a_look_at_the_state_changes_nothing():
+    """It is a defaultdict, where a look makes an entry."""
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam())
+    state: Any = opt.state
+    assert state["pure"] == state[params["w"]] == {}
+    step(params, opt, batches(1)[0])
+    opt.load_state_dict(saved(opt))
+    state = opt.state
+    assert state["pure"]["step"] == 1
+
+
+def test_hooks_see_a_checkpoint_before_it_is_checked():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam())
+    step(params, opt, batches(1)[0])
+    opt.register_load_state_dict_pre_hook(lambda _, found: found["inside"])
+    opt.load_state_dict({"inside": opt.state_dict()})
+    wrong: Any
+    for wrong in (None, "file.pt", {"inside": {}}):
+        with pytest.raises(ValueError, match="load_state_dict needs what an optimizer's state_dict"):
+            opt.load_state_dict(wrong)
+
+
+def test_a_loaded_state_comes_to_the_device_of_its_parameters():
+    """As torch's does, after ``torch.load(..., map_location="cpu")``."""
+    with FakeTensorMode():
+        weights = {"w": torch.ones(3, device="cuda")}
+        state = hft.adam().init(weights)
+        found = _filled(state, {path: x.cpu() for path, x in tree.named(state)}, weights)
+        assert [x.device.type for x in tree.leaves(found)] == ["cpu", "cuda", "cuda"]
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +531,12 @@ def test_16_bit_parameters_keep_their_dtype():
             "compile must be True, False or the name of a backend such as",
         ),
         (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "in a group twice; give each tensor once"),
+        (lambda p: hft.PureOptimizer([{"params": []}], hft.adam()), ValueError, "got no parameters"),
+        (
+            lambda p: hft.PureOptimizer([{"params": p, "betas": (0.9, 0.99, 0.5)}], hft.adam()),
+            ValueError,
+            "betas must be a pair (beta1, beta2), got (0.9, 0.99, 0.5)",
+        ),
         (
             lambda p: hft.PureOptimizer(
                 [{"params": p[:1]}, {"params": p[1:]}], hft.partition({"a": hft.sgd()}, {"*": "a"})
