@@ -124,7 +124,8 @@ class PureOptimizer(torch.optim.Optimizer):
             numbers = {key: _copied(values[path]) for key, path in keys.items()}
             if part and not any(".".join(path).startswith(f"{part}.") for path in values):
                 numbers.setdefault("lr", torch.zeros((), dtype=torch.float64))  # a frozen part; schedulers want one
-            self.param_groups.append({"params": members, **names, **numbers})
+            label = {"part": _without_base(part.split("."))} if part else {}
+            self.param_groups.append({"params": members, **names, **label, **numbers})
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if _is_tuned(".".join(p), self._optimizer.tunes)}
@@ -144,17 +145,12 @@ class PureOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
-        """The hyperparameters in use, by name: numbers, and tuples of them; of several groups, ``"0.lr"``, ``"1.lr"``.
+        """The hyperparameters in use, by name: numbers, and tuples of them; of a part with its label: ``"head.lr"``.
 
-        What the optimizer tunes is as it was tuned.
+        What the optimizer tunes is as it was tuned. The labels of groups that were given are ``"0"``, ``"1"`` and so on.
         """
         values = dict(_entries(self._current()))
-        several = len(self.param_groups) > 1
-        return {
-            f"{i}.{key}" if several else key: _as_number(values[path])
-            for i, keys in enumerate(self._keys)
-            for key, path in keys.items()
-        }
+        return {name: _as_number(values[path]) for name, path in _keys(list(values), "").items()}
 
     def averages(self) -> dict[str, Tensor]:
         """The weights to evaluate with, by name: :func:`averages`, of an optimizer that keeps some.
@@ -339,7 +335,15 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
             f"the optimizer has parts of its own, so the parameters go into one group; got {len(groups)} groups"
         )
     labels = {names[p]: str(i) for i, group in enumerate(groups) for p in group["params"]}
-    return partition({str(i): one for i, one in enumerate(made)}, labels.__getitem__)
+    parted = partition({str(i): one for i, one in enumerate(made)}, labels.__getitem__)
+    try:
+        parted.init({name: p.detach() for p, name in names.items()})
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Several groups are the parts of a partition, and the optimizer of each sees its own parameters "
+            "alone: where it names others (an anchor, exclude), give one group, and put a partition inside"
+        ) from error
+    return parted
 
 
 def _domain(domains: Any, path: str) -> Domain:
