@@ -145,9 +145,9 @@ class PureOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
-        """The hyperparameters in use, by name: numbers, and tuples of them; of a part with its label: ``"head.lr"``.
+        """The hyperparameters in use, by name: numbers, and tuples of them; of a part with its label (``"head.lr"``).
 
-        What the optimizer tunes is as it was tuned. The labels of groups that were given are ``"0"``, ``"1"`` and so on.
+        What the optimizer tunes is as it was tuned. Labels of groups that were given are ``"0"``, ``"1"`` and so on.
         """
         values = dict(_entries(self._current()))
         return {name: _as_number(values[path]) for name, path in _keys(list(values), "").items()}
