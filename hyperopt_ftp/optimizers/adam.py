@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import Domain, check_number, to_tensors
+from ..hparams import Domain, check_flag, check_number, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -103,6 +103,7 @@ def _adam(
     decoupled: bool,
 ) -> Optimizer[AdamState]:
     check_lr(lr)
+    check_flag("amsgrad", amsgrad)
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
 

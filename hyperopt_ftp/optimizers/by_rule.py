@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, check_parts, complete, domains_of
+from ..hparams import Domain, check_flag, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 
@@ -50,6 +50,7 @@ def by_rule(
         maximize: go along the gradient, not against it.
         whole: the rule looks at a tensor as a whole (its shape, its norm), so tensors are never put together.
     """
+    check_flag("maximize", maximize)
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted = "step" in kind._fields  # pyright: ignore[reportAttributeAccessIssue]

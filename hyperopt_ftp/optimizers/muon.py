@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..hparams import Domain, check_choice, check_count, domains_of, to_tensors
+from ..hparams import Domain, check_choice, check_count, check_flag, domains_of, to_tensors
 from ..types import AdjustLR, HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -86,6 +86,7 @@ def muon(
             [ 0.0000, -0.1108]])
     """
     check_lr(lr)
+    check_flag("nesterov", nesterov)
     check_count("ns_steps", ns_steps, "Newton-Schulz steps")
     if adjust_lr_fn is not None:
         check_choice("adjust_lr_fn", adjust_lr_fn, ("original", "match_rms_adamw"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import Domain, domains_of, to_tensors
+from ..hparams import Domain, check_flag, domains_of, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -70,6 +70,7 @@ def nadam(
     tensor([-0.1000])
     """
     check_lr(lr)
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     default = to_tensors(
         _DOMAINS, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import to_tensors
+from ..hparams import check_flag, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -67,6 +67,7 @@ def radam(
     tensor([-0.3000])
     """
     check_lr(lr)
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import to_tensors
+from ..hparams import check_flag, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -61,6 +61,8 @@ def rmsprop(
     tensor([-0.1000])
     """
     check_lr(lr)
+    check_flag("centered", centered)
+    check_flag("nesterov", nesterov)
     default = to_tensors(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
     if nesterov and isinstance(momentum, (int, float)) and momentum == 0:
         raise ValueError("nesterov needs momentum > 0, got momentum = 0")

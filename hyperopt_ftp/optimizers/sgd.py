@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import to_tensors
+from ..hparams import check_flag, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
@@ -62,6 +62,7 @@ def sgd(
     tensor([0.7100])
     """
     check_lr(lr)
+    check_flag("nesterov", nesterov)
     default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     check_nesterov(momentum, dampening, nesterov)
 

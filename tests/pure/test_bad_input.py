@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -78,6 +79,16 @@ def test_a_tuple_of_another_length_in_a_call():
     for wrong in ((half,), (half, half, half), half):
         with pytest.raises(ValueError, match=r"betas must be a pair \(beta1, beta2\), got "):
             updated(opt, w, betas=wrong)
+
+
+@pytest.mark.parametrize("flag", ["maximize", "amsgrad", "nesterov", "centered", "decoupled", "decoupled_weight_decay"])
+def test_flags(flag):
+    """A string would count as true."""
+    taking = [case for case in BASES if flag in inspect.signature(case.make).parameters]
+    assert taking
+    for case in taking:
+        with pytest.raises(TypeError, match=f"{flag} must be True or False, got 'no'"):
+            case.build(**{flag: "no"})
 
 
 @pytest.mark.parametrize("make", [hft.ftp, hft.projected])
