@@ -38,6 +38,8 @@ def _tensors(held: Any, seen: set[int]) -> Iterator[Tensor]:
         yield held
     elif isinstance(held, FunctionType):
         inside = [*(held.__defaults__ or ()), *(held.__kwdefaults__ or {}).values()]
+        used = (held.__globals__.get(name) for name in held.__code__.co_names)
+        inside += [x for x in used if isinstance(x, (Tensor, dict, list, tuple))]
         for cell in held.__closure__ or ():
             try:
                 inside.append(cell.cell_contents)
