@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,17 +10,29 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..hparams import Domain, as_tensor, check_compile, check_number, check_parts, did_you_mean, domain_at, few
+from ..hparams import check_compile, did_you_mean, few
 from ..optimizers.averaging import averages
 from ..optimizers.partition import partition
 from ..types import Compile, Optimizer, check_optimizer
 from .captured import captured
 from .checks import check_checkpoint, check_params, listed
+from .group_numbers import (
+    as_number,
+    checked,
+    copied,
+    domain_or_any,
+    equal,
+    flat,
+    is_tuned,
+    names_of,
+    owner,
+    rebuilt,
+    tuned_in,
+    without_base,
+)
 from .names import unwrapped
 
 __all__ = ["PureOptimizer"]
-
-_ANY = Domain(-math.inf, math.inf)  # of what has no domain
 
 #: Keys of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
 _STATE, _STARTING = "pure", "starting"
@@ -112,23 +123,23 @@ class PureOptimizer(torch.optim.Optimizer):
         weights = {name: p.detach() for p, name in self._names.items()}
         part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(weights, "")
         parts = list(dict.fromkeys(part_of.values()))
-        values = dict(_entries(self._optimizer.hparams))
+        values = dict(flat(self._optimizer.hparams))
         inside: list[list[tuple[str, ...]]] = [[] for _ in parts]
         for path in values:
-            inside[_owner(".".join(path), parts)].append(path)
-        self._keys = [_keys(paths, part) for paths, part in zip(inside, parts, strict=True)]
+            inside[owner(".".join(path), parts)].append(path)
+        self._keys = [names_of(paths, part) for paths, part in zip(inside, parts, strict=True)]
         self.param_groups.clear()
         for part, keys in zip(parts, self._keys, strict=True):
             members = [p for p, name in self._names.items() if part_of[name] == part]
             names = {"param_names": [given[p] for p in members]} if given else {}
-            numbers = {key: _copied(values[path]) for key, path in keys.items()}
+            numbers = {key: copied(values[path]) for key, path in keys.items()}
             if part and not any(".".join(path).startswith(f"{part}.") for path in values):
                 numbers.setdefault("lr", torch.zeros((), dtype=torch.float64))  # a frozen part; schedulers want one
-            label = {"part": _without_base(part.split("."))} if part else {}
+            label = {"part": without_base(part.split("."))} if part else {}
             self.param_groups.append({"params": members, **names, **label, **numbers})
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
-        self.defaults.update({key: _copied(values[path]) for key, path in self._keys[0].items()})
-        self._tuned: set[tuple[str, ...]] = {p for p in values if _is_tuned(".".join(p), self._optimizer.tunes)}
+        self.defaults.update({key: copied(values[path]) for key, path in self._keys[0].items()})
+        self._tuned: set[tuple[str, ...]] = {p for p in values if is_tuned(".".join(p), self._optimizer.tunes)}
         self._reported: dict[tuple[str, ...], Any] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -149,8 +160,8 @@ class PureOptimizer(torch.optim.Optimizer):
 
         What the optimizer tunes is as it was tuned. Labels of groups that were given are ``"0"``, ``"1"`` and so on.
         """
-        values = dict(_entries(self._current()))
-        return {name: _as_number(values[path]) for name, path in _keys(list(values), "").items()}
+        values = dict(flat(self._current()))
+        return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
 
     def averages(self) -> dict[str, Tensor]:
         """The weights to evaluate with, by name: :func:`averages`, of an optimizer that keeps some.
@@ -166,25 +177,21 @@ class PureOptimizer(torch.optim.Optimizer):
             for key, path in keys.items():
                 yield group, key, path
 
-    def _standing(self) -> dict[str, Any]:
-        """The hparams that stand in the groups."""
-        return _rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
-
     def _given(self) -> dict[str, Any]:
         """The hparams that stand in the groups, checked, as the optimizer takes them."""
         values = {}
         for group, key, path in self._places():
-            domain = _domain(self._optimizer.domains, ".".join(path))
-            values[path] = value = _checked(key, group[key], domain)
+            domain = domain_or_any(self._optimizer.domains, ".".join(path))
+            values[path] = value = checked(key, group[key], domain)
             if path in self._tuned and self._started:
                 self._check_untouched(key, path, value)
-        return _rebuilt(self._optimizer.hparams, values)
+        return rebuilt(self._optimizer.hparams, values)
 
     def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
-        if not any(_equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
+        if not any(equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
             raise RuntimeError(
-                f"{key} was set to {_as_number(value)}, but the optimizer tunes it itself (now "
-                f"{_as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
+                f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
+                f"{as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
                 "scheduler, or set the numbers of the level above"
             )
 
@@ -228,7 +235,7 @@ class PureOptimizer(torch.optim.Optimizer):
         given = self._given()
         if not self._started or not self._tuned:
             return given
-        return _tuned_in(given, self._tree(self._weights(), given))
+        return tuned_in(given, self._tree(self._weights(), given))
 
     # -- torch.optim --------------------------------------------------------------------------------------------------
 
@@ -248,30 +255,24 @@ class PureOptimizer(torch.optim.Optimizer):
         if all(g is None for g in grads.values()):
             return loss
         weights, hparams = self._weights(), self._given()
-        starting = None if self._started else _entries(hparams)
+        starting = None if self._started else flat(hparams)
         new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
         if self._tuned and starting is not None:
-            self._state[_STARTING] = {".".join(path): _copied(x) for path, x in starting if path in self._tuned}
+            self._state[_STARTING] = {".".join(path): copied(x) for path, x in starting if path in self._tuned}
         self._keep(tree.unshared(state, (weights, grads, hparams)))  # step, zero_grad and schedulers write into these
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
                 w.copy_(new[name])
         if self._tuned:
-            self._report(_tuned_in(hparams, state))
+            self._report(tuned_in(hparams, state))
         return loss
-
-    def _begin(self, hparams: Any) -> None:
-        """Before the first step what stands in the groups is the starting value of what is tuned."""
-        if not self._started:
-            values = dict(_entries(hparams))
-            self._starting = {path: _copied(values[path]) for path in self._tuned}
 
     def _report(self, hparams: Any) -> None:
         """Show what is tuned in the groups."""
-        values = dict(_entries(hparams))
+        values = dict(flat(hparams))
         for group, key, path in self._places():
             if path in self._tuned:
-                self._reported[path], group[key] = _copied(values[path]), _copied(values[path])
+                self._reported[path], group[key] = copied(values[path]), copied(values[path])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of an optimizer that was made alike; checked first, so an error changes nothing."""
@@ -280,7 +281,6 @@ class PureOptimizer(torch.optim.Optimizer):
 
         def check(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
             self._check_saved(final)
-            self._begin(self._standing())  # a constant scheduler may have been made before
 
         handle = self.register_load_state_dict_pre_hook(check)
         try:
@@ -289,8 +289,8 @@ class PureOptimizer(torch.optim.Optimizer):
             handle.remove()
         self._seen = None
         if self._started and self._tuned:
-            hparams = self._standing()
-            self._report(_tuned_in(hparams, self._tree(self._weights(), hparams)))
+            hparams = rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
+            self._report(tuned_in(hparams, self._tree(self._weights(), hparams)))
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
         check_checkpoint(saved)
@@ -326,7 +326,7 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
             raise ValueError(
                 f"a group has the option {wrong[0]!r}, but the hparams are {known}{did_you_mean(wrong[0], known)}"
             )
-        values = {key: _checked(key, value, _domain(optimizer.domains, key)) for key, value in own.items()}
+        values = {key: checked(key, value, domain_or_any(optimizer.domains, key)) for key, value in own.items()}
         made.append(optimizer._replace(hparams={**optimizer.hparams, **values}))
     if len(made) == 1:
         return made[0]
@@ -344,76 +344,6 @@ def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Te
             "alone: where it names others (an anchor, exclude), give one group, and put a partition inside"
         ) from error
     return parted
-
-
-def _domain(domains: Any, path: str) -> Domain:
-    domain = domain_at(domains, path)
-    return domain if isinstance(domain, Domain) else _ANY
-
-
-def _checked(key: str, value: Any, domain: Domain) -> Any:
-    """What stands in a group as tensors; plain numbers are checked, tensors are taken as they are."""
-    check_parts(key, value, domain)
-    if isinstance(value, (tuple, list)):
-        return tuple(_checked(key, x, domain._replace(parts=())) for x in value)
-    if isinstance(value, Mapping):
-        return {name: _checked(f"{key}.{name}", x, domain) for name, x in value.items()}
-    if isinstance(value, Tensor):
-        return value
-    check_number(key, value, domain)
-    return as_tensor(value)
-
-
-def _entries(hparams: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each hparam with its keys: numbers, tuples of numbers, and whatever else is no dict."""
-    for key, value in hparams.items():
-        if isinstance(value, dict):
-            yield from _entries(value, (*path, str(key)))
-        else:
-            yield (*path, str(key)), value
-
-
-def _rebuilt(like: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> Any:
-    """A tree like ``like`` from its entries."""
-    return {
-        key: _rebuilt(value, values, (*path, str(key))) if isinstance(value, dict) else values[(*path, str(key))]
-        for key, value in like.items()
-    }
-
-
-def _owner(path: str, parts: list[str]) -> int:
-    """Which of the parts, themselves paths, an hparam belongs to; the first where it belongs to none."""
-    return next((i for i, part in enumerate(parts) if path.startswith(f"{part}.")), 0)
-
-
-def _keys(paths: list[tuple[str, ...]], part: str) -> dict[str, tuple[str, ...]]:
-    """Paths by the keys of a group: below its part and without ``"base"``, or whole where another has that name."""
-    whole = {".".join(path): path for path in paths}
-    keys: dict[str, tuple[str, ...]] = {}
-    for name, path in whole.items():
-        short = _without_base(path).removeprefix(f"{_without_base(part.split('.'))}.")
-        keys[name if not short or short in keys or short in whole else short] = path
-    return keys
-
-
-def _without_base(path: Sequence[str]) -> str:
-    return ".".join(x for x in path if x != "base")
-
-
-def _is_tuned(path: str, tunes: tuple[str, ...]) -> bool:
-    return any(path == t or path.startswith(f"{t}.") or t.startswith(f"{path}.") for t in tunes)
-
-
-def _tuned_in(hparams: Any, state: Any) -> Any:
-    """``hparams`` with the values that are tuned, from the states of the optimizers that tune."""
-    if hasattr(state, "tuned"):
-        base = hparams["base"]
-        for path, value in state.tuned.items():
-            base = tree.replaced(base, path, value)
-        return {**hparams, "base": _tuned_in(base, state.base), "by": _tuned_in(hparams["by"], state.by)}
-    if hasattr(state, "parts"):
-        return {**hparams, **{label: _tuned_in(hparams[label], part) for label, part in state.parts.items()}}
-    return _tuned_in(hparams, state.base) if hasattr(state, "base") else hparams
 
 
 def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
@@ -441,16 +371,3 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) ->
 
 def _is_empty(entries: Any) -> bool:
     return isinstance(entries, Mapping) and not entries
-
-
-def _copied(value: Any) -> Any:
-    return tree.map_tree(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return all(bool((x == y).all()) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
-
-
-def _as_number(value: Any) -> Any:
-    """A hyperparameter as one reads it."""
-    return tree.map_tree(lambda x: x.tolist() if isinstance(x, Tensor) else x, value)
