@@ -72,6 +72,12 @@ def test_table_and_figure_of_what_was_measured(tmp_path, capsys):
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_only_one_of_those_that_keep_all_graphs_is_in_a_long_training():
+    """All are in memory at once, and 24 GiB were not enough for five of them."""
+    names = set(contenders_of(PROBLEMS["conv64"](None)))
+    assert names & {"torchopt", "higher", "by hand", "jax", "Unroll(checkpoint=False)"} == {"torchopt"}
+
+
 def test_names_in_the_figure_do_not_overlap():
     found = apart([0.5] * 8 + [0.95, 0.95], gap=0.09)
     assert all(b - a >= 0.09 - 1e-9 for a, b in pairwise(found))

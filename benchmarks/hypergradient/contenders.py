@@ -37,6 +37,11 @@ def _by_autograd(problem: Problem) -> bool:
     return problem.tasks is None
 
 
+def _fits(problem: Problem) -> bool:
+    """All contenders of a problem are in memory at once."""
+    return not problem.long
+
+
 def _tasks(problem: Problem) -> bool:
     return problem.tasks is not None
 
@@ -47,7 +52,9 @@ def _strategy(make: Callable[[], Any]) -> Callable[[Problem], Callable[[], Any]]
 
 CONTENDERS = {
     "Unroll()": Contender(_strategy(hft.Unroll), "ours"),
-    "Unroll(checkpoint=False)": Contender(_strategy(partial(hft.Unroll, checkpoint=False)), "ours", _by_autograd),
+    "Unroll(checkpoint=False)": Contender(
+        _strategy(partial(hft.Unroll, checkpoint=False)), "ours", lambda p: _by_autograd(p) and _fits(p)
+    ),
     "Unroll(compile=True)": Contender(_strategy(partial(hft.Unroll, compile=True)), "ours"),
     "Forward()": Contender(_strategy(hft.Forward), "ours", _one_number),
     "Forward(compile=True)": Contender(_strategy(partial(hft.Forward, compile=True)), "ours", _one_number),
@@ -57,10 +64,10 @@ CONTENDERS = {
     ),
     "torchopt": Contender(with_torchopt, "torch"),
     "torchopt, vmap": Contender(with_torchopt_vmap, "torch", _tasks),
-    "higher": Contender(with_higher, "torch"),
-    "by hand": Contender(by_hand, "torch"),
+    "higher": Contender(with_higher, "torch", _fits),
+    "by hand": Contender(by_hand, "torch", _fits),
     "by hand, vmap": Contender(by_hand_vmap, "torch", _tasks),
-    "jax": Contender(partial(with_jax, checkpoint=False), "jax"),
+    "jax": Contender(partial(with_jax, checkpoint=False), "jax", _fits),
     "jax, checkpoint": Contender(partial(with_jax, checkpoint=True), "jax"),
 }
 

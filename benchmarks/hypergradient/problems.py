@@ -33,6 +33,7 @@ class Problem:
     l2: np.ndarray | None = None  # one coefficient for each weight
     tasks: int | None = None  # the first dimension of all data, where there are many trainings
     heap_kept: bool = False  # time it a second time, with a heap that gives nothing back
+    long: bool = False  # the graphs of all steps take gigabytes: of those that keep them, TorchOpt alone takes part
 
     def batch(self, step: int) -> Batch:
         return self.batches[step % len(self.batches)]
@@ -76,7 +77,8 @@ def _conv(steps: int) -> Problem:
     params |= draws.linear("out", 128 * 16, 10)
     data = [(draws.normal(64, 3, 32, 32), draws.classes(10, 64)) for _ in range(steps + 1)]
     what = f"conv net 32-64-128 (tanh), 64 pictures of 32 x 32, {steps} steps of Adam, d/d lr"
-    return Problem(what, "conv", "adam", "lr", 1e-3, steps, 2, params, data[:-1], data[-1], heap_kept=True)
+    start = (what, "conv", "adam", "lr", 1e-3, steps, 2, params, data[:-1], data[-1])
+    return Problem(*start, heap_kept=True, long=steps > 32)
 
 
 def transformer(steps: int | None) -> Problem:
