@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, first_outside
+from ..hparams import Domain, domain_at, first_outside
 from ..types import Constraint
-from . import paths
 
 __all__ = ["Constraints"]
 
@@ -47,7 +46,7 @@ class Constraints:
         unknown = sorted(given.keys() - set(names))
         if unknown:
             raise ValueError(f"constrain names {unknown}, but over tunes {list(names)}")
-        self._domains = {name: paths.domain_at(domains, name) for name in names}
+        self._domains = {name: domain_at(domains, name) for name in names}
         for name, kind in given.items():
             if kind not in MAPS:
                 raise ValueError(f"constrain of {name!r} must be one of {', '.join(map(repr, MAPS))}, got {kind!r}")

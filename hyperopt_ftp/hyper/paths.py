@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..hparams import did_you_mean, domain_at, shown
+from ..hparams import did_you_mean, shown
 from ..tree import entry, key_at, named, replaced
 
-__all__ = ["domain_at", "merge", "normalise", "overlap", "select"]
+__all__ = ["merge", "normalise", "overlap", "select"]
 
 
 def normalise(over: Any, hparams: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hparams import DOMAINS, Domain, domains_of
+from hyperopt_ftp.hparams import DOMAINS, Domain, domain_at, domains_of
 from hyperopt_ftp.hyper import paths
 from hyperopt_ftp.hyper.constrain import Constraints
 
@@ -49,7 +49,7 @@ def test_every_hparam_of_the_package_has_the_domain_of_its_name(case: Case):
     opt = case.build()
     for path in tree.by_path(opt.hparams):
         names = [part for part in path.split(".") if part in DOMAINS and part not in case.own]
-        domain = paths.domain_at(opt.domains, path)
+        domain = domain_at(opt.domains, path)
         assert domain is DOMAINS[names[0]] if names else isinstance(domain, Domain)  # one of the method's own
 
 
