@@ -10,8 +10,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hparams import DOMAINS
-from hyperopt_ftp.hyper import paths
+from hyperopt_ftp.hparams import DOMAINS, domain_at
 from hyperopt_ftp.optimizers.by_rule import by_rule
 
 from ..support.cases import ANCHOR
@@ -147,8 +146,8 @@ def test_hparams_domains_and_what_is_tuned_are_by_label():
     )
     assert opt.hparams["b"]["lr"] == 0.2
     assert opt.tunes == ("w.base.lr",)
-    assert paths.domain_at(opt.domains, "b.betas") is DOMAINS["betas"]
-    assert paths.domain_at(opt.domains, "w.base.lr") is DOMAINS["lr"]
+    assert domain_at(opt.domains, "b.betas") is DOMAINS["betas"]
+    assert domain_at(opt.domains, "w.base.lr") is DOMAINS["lr"]
     with pytest.raises(ValueError, match=r"over names \['w.base.lr'\], which base already tunes"):
         hft.hyper(opt, by=hft.sgd(), over="w.base.lr")
     with pytest.raises(ValueError, match="over names 'b.lrr', but 'b' has .*; did you mean 'b.lr'"):
