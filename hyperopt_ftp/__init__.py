@@ -15,6 +15,7 @@ from .hyper import OneStep as OneStep
 from .hyper import Unroll as Unroll
 from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel
+from .hyper import data_parallel as data_parallel
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
 from .hyper import tpgm as tpgm

@@ -16,6 +16,7 @@ from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optim
 from . import paths
 from .arguments import argument_counts, check_hparams
 from .constrain import Constraints
+from .data_parallel import DataParallel
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start
 from .leaves import fresh
 from .outer import pure_outer
@@ -138,7 +139,7 @@ def bilevel(
     tuned = fresh(paths.select(whole, names), False)[1]
     check_floats(tuned)
     constraints = Constraints(names, constrain, optimizer.domains)
-    _check_rounds(names, train_batches, inner_steps, reset)
+    _check_rounds(names, train_batches, inner_steps, reset, train_loss)
     own = {name: value for name, value in full.items() if name in optimizer.hparams}
     if state is None:
         constraints.check(tuned)
@@ -245,8 +246,15 @@ def _run(
         yield record._replace(state=state)
 
 
-def _check_rounds(names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any) -> None:
+def _check_rounds(
+    names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any, train_loss: Callable[..., Tensor]
+) -> None:
     parts = {name.split(".")[0] for name in names}
+    if "batches" in parts and isinstance(train_loss, DataParallel):
+        raise ValueError(
+            "over tunes batches, which data_parallel has in shards that differ from process to process; put what is "
+            "tuned into hparams['loss'], the same on all processes"
+        )
     if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
         got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
         raise ValueError(

@@ -15,6 +15,7 @@ from .. import tree
 from ..types import Compile, Optimizer, Params, State
 from .arguments import loss_at, without_loss
 from .checkpoints import Point
+from .data_parallel import DataParallel
 from .leaves import Row, chosen, floats, fresh, refill
 from .programs import Look, codes_of, program
 from .rng import Recorder, refuse_other_losses
@@ -85,7 +86,7 @@ class CompiledWalk:
         return compiled_steps()
 
     def __init__(self, steps: Steps, start: Start, compile: Compile) -> None:
-        check_compilable(start.params)
+        check_compilable(start.params, steps.train_loss)
         self._steps, self._start = steps, start
         self._compiled = CompiledSteps(steps.optimizer, steps.train_loss, compile)
         self._hparams = fresh(start.hparams, False)[1]
@@ -136,7 +137,12 @@ class CompiledWalk:
         return fresh(batch, False)[1], wanted
 
 
-def check_compilable(params: Params) -> None:
+def check_compilable(params: Params, train_loss: Callable[..., Tensor]) -> None:
+    if isinstance(train_loss, DataParallel):
+        raise ValueError(
+            "compile=True cannot take a data-parallel loss: a program has no collectives that can be differentiated "
+            "twice; leave it out"
+        )
     if any(x.dtype == torch.float16 for x in tree.leaves(params)):
         raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
     kinds = {x.device.type for x in tree.leaves(params)}

@@ -97,7 +97,8 @@ class EagerWalk:
         By what the loss has made in a step: a gradient with its graph takes about four times that, and an update about
         eight tensors for each param.
         """
-        each = 4 * self._steps.seen.bytes + 8 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
+        (made,) = self._steps.agreed([self._steps.seen.bytes])
+        each = 4 * made + 8 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         if count * each <= SMALL and isinstance(self._start.batches, (list, tuple)):
             return True

@@ -73,6 +73,7 @@ class Forward:
         check_count("chunk", self.chunk, "tangents", none=True)
 
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
+        steps.refuse_shards("Forward")
         recorder = Recorder()
         rng, count = recorder.now(), _count(steps, start)
         if self.chunk is None or count <= self.chunk:
@@ -140,7 +141,7 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
 
 def _carry_compiled(steps: Steps, start: Start, a: int, b: int, compile: Compile) -> tuple[Trained, list[Tensor]]:
     """:func:`_carry` by compiled steps: all tangents are there from the start, most of them zero."""
-    check_compilable(start.params)
+    check_compilable(start.params, steps.train_loss)
     compiled = CompiledSteps(steps.optimizer, steps.train_loss, compile)
     rows, units, losses = b - a, _Units(a, b), []
     params, state, hparams = fresh((start.params, start.state, start.hparams), False)[1]

@@ -16,6 +16,7 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from . import paths
 from .arguments import argument_counts, check_batches, check_hparams, check_scalar
+from .data_parallel import DataParallel, agreed
 from .functorch import under_transform
 from .inner import Inner
 from .leaves import fresh, is_float, refill
@@ -115,6 +116,7 @@ def slope(
     check_floats(tuned)
     if hasattr(strategy, "through_steps"):
         return _by_the_old_protocol(strategy, optimizer, train_loss, outer_loss, params, batches, full, state, tuned)
+    _check_shards(tuned, params, train_loss, outer_loss, strategy)
     sees = takes_loss_hparams(outer_loss, 1)
     if sees and "loss" not in full:
         raise ValueError(
@@ -136,7 +138,7 @@ def slope(
         fixed, first = fresh(whole, False)[1], None if state is None else fresh(state, False)[1]
         leaves = fresh(tuned)[0]
     if isinstance(strategy, ZeroOrder):
-        value, found, run = _smoothed(objective, leaves, strategy)
+        value, found, run = _smoothed(objective, leaves, strategy, train_loss)
     elif under_transform():
         value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
         found = back(torch.ones_like(value))[0]
@@ -167,16 +169,17 @@ def _by_autograd(
 
 
 def _smoothed(
-    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor], strategy: Any
+    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor], strategy: Any, train_loss: Any
 ) -> tuple[Tensor, list[Tensor], Trained]:
     """By a strategy that needs values of the outer loss alone."""
     recorder, plain = Recorder(), Unroll()
     rng = recorder.now()
     # Under a transform somebody may differentiate the value, and the estimate.
     with nullcontext() if under_transform() else torch.no_grad():
-        with refuse_mutation(what="train_loss or the outer loss"):
+        with refuse_mutation(what="train_loss or the outer loss", collectives=True):
             value, run = objective(leaves, plain)
-        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, strategy.draw(), recorder, rng)
+        (seed,) = agreed(train_loss, [strategy.draw()])
+        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, seed, recorder, rng)
     return value, found, run
 
 
@@ -207,6 +210,23 @@ def check_floats(tuned: dict[str, Any]) -> None:
 def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
     """Whether a function of ``count`` arguments has one more that has no default: the place of the loss's hparams."""
     return argument_counts(function)[0] == count + 1
+
+
+def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Any) -> None:
+    """Raise where a data-parallel loss would not get its shard, or would give a derivative in one that is no such."""
+    if isinstance(outer_loss, DataParallel):
+        raise ValueError(
+            "outer_loss is data-parallel and needs its shard of a batch: give lambda p: whole(p, held_out), or "
+            "lambda p, own: whole(p, held_out, own)"
+        )
+    if not isinstance(train_loss, DataParallel) or not any(name.split(".")[0] == "batches" for name in tuned):
+        return
+    narrow = any(x.dtype == torch.float16 for x in tree.leaves(params))  # whose scale would depend on the shard
+    if isinstance(strategy, ZeroOrder) or narrow:
+        raise ValueError(
+            "over names the batches, which data_parallel has in shards that differ from process to process: "
+            f"{'float16 params' if narrow else 'ZeroOrder'} cannot do that; put what is tuned into hparams['loss']"
+        )
 
 
 def _by_the_old_protocol(

@@ -20,10 +20,14 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
     """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
 
     def __init__(
-        self, knobs: Sequence[Tensor] = (), what: str = "train_loss", arguments: Sequence[Tensor] = ()
+        self,
+        knobs: Sequence[Tensor] = (),
+        what: str = "train_loss",
+        arguments: Sequence[Tensor] = (),
+        collectives: bool = False,
     ) -> None:
         super().__init__()
-        self._what = what
+        self._what, self._collectives = what, collectives
         self._knobs = {id(x) for x in knobs}
         self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
         self._arguments = {_storage(x) for x in (*knobs, *arguments)}
@@ -41,6 +45,11 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             raise RuntimeError(
                 "train_loss takes the number of an hparam that a derivative is asked for (item(), float(), or a "
                 "function that wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+            )
+        if func.namespace == "c10d" and not self._collectives:
+            raise RuntimeError(
+                f"{self._what} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
+                "itself as the loss, and put what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
             )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import tree
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar, loss_at, without_loss
+from .data_parallel import DataParallel, agreed
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, floats, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
@@ -65,6 +67,22 @@ class Steps:
     looked_at: bool = True
     apart: bool = False
     seen: Seen = field(default_factory=Seen, compare=False, repr=False)
+
+    @property
+    def _local_loss(self) -> Callable[..., Tensor]:
+        return self.train_loss.loss if isinstance(self.train_loss, DataParallel) else self.train_loss
+
+    def agreed(self, numbers: Sequence[int]) -> list[int]:
+        """Numbers that a decision depends on, as all processes have them: who makes a step again needs the others."""
+        return agreed(self.train_loss, numbers)
+
+    def refuse_shards(self, who: str) -> None:
+        """Raise where a derivative in a batch is wanted of which other processes have other parts."""
+        if isinstance(self.train_loss, DataParallel) and any(tree.leaves(self.wanted.batches)):
+            raise ValueError(
+                f"{who} cannot differentiate in the shards of data_parallel, which differ from process to process; "
+                "take hft.Unroll(), or put what is tuned into hparams['loss'], the same on all processes"
+            )
 
     def wanted_batch(self, k: int) -> Any:
         """What is wanted of the batch of step k."""
@@ -119,30 +137,35 @@ class Steps:
         if self.derived and not again:
             check_constant(batch, wanted_batch)
         extra, batch = fresh(batch, wanted_batch)
-        knobs = [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
-        known = [*leaves, *extra, *knobs]
+        known = [*leaves, *extra, *_knobs(hparams)]
+        local = self._local_at if again or not self.looked_at else partial(self._looked_at, known)
         with torch.enable_grad():
-            if again or not self.looked_at:
-                loss = self._loss_at(at, batch, hparams)
-            else:
-                loss = self._looked_at(known, knobs, at, batch, hparams)
+            loss = self._whole(local, at, batch, hparams)
             with refuse_other_weights(known) if self.seen.has_hooks and not again else nullcontext():
                 grads = _grad(loss, leaves, create_graph=graph)
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra)
 
-    def _looked_at(
-        self, known: list[Tensor], knobs: list[Tensor], params: Params, batch: Any, hparams: dict[str, Any]
-    ) -> Tensor:
+    def _whole(self, local: Callable[..., Tensor], params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
+        """The loss by ``local(params, batch, hparams)``, which may look twice: what other processes need not know."""
+        if not isinstance(self.train_loss, DataParallel):
+            return local(params, batch, hparams)
+
+        def shard(params: Params, batch: Any, *own: Any) -> Tensor:
+            return local(params, batch, {**hparams, "loss": own[0]} if own else hparams)
+
+        return loss_at(partial(self.train_loss.whole, shard), params, batch, hparams)
+
+    def _looked_at(self, known: list[Tensor], params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         """The loss, or an error where it does what a derivative through it cannot allow.
 
         Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it
         is enough to see that nothing has been written into; but where a hparam of the loss is wanted, whose number it
         could take without a trace.
         """
-        seen, tensors = self.seen, [x for x in tree.leaves(batch) if isinstance(x, Tensor)]
+        seen, tensors, knobs = self.seen, [x for x in tree.leaves(batch) if isinstance(x, Tensor)], _knobs(hparams)
         with refuse_outer_tensors() if self.apart else nullcontext():
             if not self.derived:
-                loss = self._loss_at(params, batch, hparams)
+                loss = self._local_at(params, batch, hparams)
                 refuse_strangers(loss, known)
                 return loss
             if seen.graphs and not any(tree.leaves(self.wanted.hparams.get("loss", False))):
@@ -151,13 +174,13 @@ class Steps:
                 # Hooks on what is saved leave no trace in the graph.
                 with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
                     with unwritten([*seen.outside.values(), *tensors]):
-                        loss = self._loss_at(params, batch, hparams)
+                        loss = self._local_at(params, batch, hparams)
                     graph = refuse_strangers(loss, known)
                     if graph in seen.graphs:
                         return loss
                 recorder.rewind(rng)
             with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
-                loss = self._loss_at(params, batch, hparams)
+                loss = self._local_at(params, batch, hparams)
             graph = refuse_strangers(loss, known)
         seen.graphs.add(graph)
         seen.outside |= watch.outside
@@ -188,8 +211,11 @@ class Steps:
                 refuse_strangers(x, (), "the optimizer")
 
     def _loss_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
+        return self._whole(self._local_at, params, batch, hparams)
+
+    def _local_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         with twice_differentiable() if self.derived else nullcontext():
-            loss = check_scalar("train_loss", loss_at(self.train_loss, params, batch, hparams))
+            loss = check_scalar("train_loss", loss_at(self._local_loss, params, batch, hparams))
         if not _tracked_here(loss):
             raise ValueError(_NO_GRAPH)
         return loss
@@ -198,7 +224,11 @@ class Steps:
         """An evaluation of the loss at the level of the step itself, where tensors from further out stand out."""
         recorder = Recorder()
         with refuse_outer_tensors(leaves_too=True), twice_differentiable(), torch.no_grad():
-            recorder.again(recorder.now(), lambda: loss_at(self.train_loss, params, batch, hparams))
+            recorder.again(recorder.now(), lambda: loss_at(self._local_loss, params, batch, hparams))
+
+
+def _knobs(hparams: dict[str, Any]) -> list[Tensor]:
+    return [x for x in tree.leaves(hparams) if isinstance(x, Tensor) and x.requires_grad]
 
 
 def check_constant(batch: Any, wanted: Any) -> None:
@@ -251,10 +281,10 @@ def pull(
         vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
     try:
         with twice_differentiable():
-            found = torch.autograd.grad(
-                ys, inputs, vs, retain_graph=again or graph, create_graph=graph, allow_unused=True,
-                is_grads_batched=rows,
-            )  # fmt: skip
+            back = partial(
+                torch.autograd.grad, ys, inputs, retain_graph=again or graph, create_graph=graph, allow_unused=True
+            )
+            found = _by_rows(back, vs) if rows else back(vs)
     except RuntimeError as error:
         if rows and any(text in str(error) for text in ("vmap", "Batching rule")):
             raise RuntimeError(f"vmap cannot take this loss: {error}; take hft.Forward(chunk=1)") from error
@@ -265,6 +295,19 @@ def pull(
             "strategy=hft.ZeroOrder(...), which needs none"
         ) from error
     return list(found) if scale is None else [None if x is None else tree.working(x) / scale.to(x) for x in found]
+
+
+def _by_rows(back: Callable[..., Sequence[Tensor | None]], vs: Sequence[Tensor]) -> Row:
+    """``back`` of each row of ``vs``, by vmap: that of ``is_grads_batched`` knows fewer operations."""
+    used: list[bool] = []
+
+    def one(vs: Sequence[Tensor]) -> list[Tensor]:
+        found = back(vs)
+        used[:] = [x is not None for x in found]
+        return [x for x in found if x is not None]
+
+    found = iter(torch.func.vmap(one, randomness="same")(vs))
+    return [next(found) if is_used else None for is_used in used]
 
 
 _ONCE = ("is not implemented", "double backward", "differentiate twice")

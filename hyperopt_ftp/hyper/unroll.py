@@ -151,7 +151,8 @@ class Unroll:
         with walk.setting():
             for k in range(count):
                 if k == first and isinstance(walk, EagerWalk) and self.memory is not None:
-                    plan = self._within(self.memory, sizes_of(walk, start, k, params, state, self.offload))
+                    sizes = sizes_of(walk, start, k, params, state, self.offload)
+                    plan = self._within(self.memory, Sizes(*steps.agreed(sizes)))
                     points = Checkpoints(start, plan.parts, first, self.offload)
                 if k >= first:
                     points.visit(k, params, state)

@@ -93,8 +93,10 @@ class ZeroOrder:
     def run(self, steps: Steps, start: Start) -> tuple[Trained, Any]:
         recorder = Recorder()
         rng = recorder.now()
+        steps.refuse_shards("ZeroOrder")
         end = steps.loop(start)
-        return end, _Run(start, recorder, rng, self.draw())
+        (seed,) = steps.agreed([self.draw()])
+        return end, _Run(start, recorder, rng, seed)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
         run: _Run = residual
@@ -155,7 +157,7 @@ def _everywhere(function: Function, points: list[list[Tensor]], recorder: Record
     try:
         return recorder.again(rng, together)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        with refuse_mutation(what="train_loss or the outer loss"):
+        with refuse_mutation(what="train_loss or the outer loss", collectives=True):
             values = torch.stack([recorder.again(rng, lambda p=point: function(p)) for point in points])
             twice = recorder.again(rng, lambda: function(points[0]))
         first, again = values_of(values)[0].double(), values_of(twice).double()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +16,27 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+ROOT = Path(__file__).parent.parent.parent
+
 Check = Callable[[Path], None]
+
+
+def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
+    """What processes of a module have printed, started as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *options, "-m", module, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    # First what the processes wrote, last what torchrun makes of it.
+    said = done.stderr if len(done.stderr) < 12_000 else f"{done.stderr[:8000]}\n[...]\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{done.stdout}\n{said}"
+    return done.stdout
 
 
 def launch(processes: int, checks: Sequence[Check], folder: Path) -> dict[str, str]:

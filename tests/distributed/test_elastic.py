@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
+from .launch import torchrun
+
 pytest.importorskip("sklearn")
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
@@ -21,17 +22,9 @@ ROOT = Path(__file__).parent.parent.parent
 STEPS, EVERY = 30, 10
 
 
-def torchrun(module: str, out: Path, processes: int, *options: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    arguments = ["-m", module, "--out", str(out), "--steps", str(STEPS), "--every", str(EVERY)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *options, *arguments], cwd=out.parent, env=environment, capture_output=True, text=True, timeout=240
-    )
-    # First what the processes wrote, last what torchrun makes of it.
-    said = done.stderr if len(done.stderr) < 12_000 else f"{done.stderr[:8000]}\n[...]\n{done.stderr[-4000:]}"
-    assert done.returncode == 0, f"{done.stdout}\n{said}"
-    return done.stdout
+def finetuned(module: str, out: Path, processes: int, *options: str) -> str:
+    arguments = ["--out", str(out), "--steps", str(STEPS), "--every", str(EVERY)]
+    return torchrun(module, arguments, processes, out.parent, *options)
 
 
 def final(out: Path) -> dict[str, torch.Tensor | float]:
@@ -47,14 +40,14 @@ def final(out: Path) -> dict[str, torch.Tensor | float]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight") / "run"
-    said = torchrun("examples.finetune_fsdp2", out, 2)
+    said = finetuned("examples.finetune_fsdp2", out, 2)
     assert "fine-tuned" in said
     assert "radii: 0.weight" in said
     return out
 
 
 def test_killed_processes_are_started_again_and_end_bit_for_bit(straight, tmp_path):
-    said = torchrun("tests.distributed.elastic", tmp_path / "run", 2, "--max-restarts", "3")
+    said = finetuned("tests.distributed.elastic", tmp_path / "run", 2, "--max-restarts", "3")
     assert said.count("going on from step 10") == 1
     assert said.count("going on from step 20") == 1
     expected, found = final(straight), final(tmp_path / "run")
@@ -66,7 +59,7 @@ def test_killed_processes_are_started_again_and_end_bit_for_bit(straight, tmp_pa
 
 def test_four_processes_go_on_from_what_two_have_saved(straight, tmp_path):
     shutil.copytree(straight / "step-20", tmp_path / "run" / "step-20")
-    said = torchrun("examples.finetune_fsdp2", tmp_path / "run", 4)
+    said = finetuned("examples.finetune_fsdp2", tmp_path / "run", 4)
     assert "going on from step 20" in said
     expected, found = final(straight), final(tmp_path / "run")
     assert found.keys() == expected.keys()

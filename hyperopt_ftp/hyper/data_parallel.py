@@ -1,0 +1,158 @@
+"""A loss on one process's shard of each batch, as the loss on the whole batch: to any order of derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import tree
+from ..calls import explained
+from ..hparams import check_choice
+from ..types import Params
+from .arguments import argument_counts, check_scalar
+from .leaves import floats, refill
+from .processes import Copy, Team, Whole, zero_like
+
+__all__ = ["DataParallel", "Reduction", "agreed", "data_parallel"]
+
+#: What a loss makes of the examples of a batch.
+Reduction: TypeAlias = Literal["mean", "sum"]
+
+
+@explained("the loss comes first: data_parallel(loss)")
+def data_parallel(
+    loss: Callable[..., Tensor],
+    group: dist.ProcessGroup | None = None,
+    *,
+    reduction: Reduction = "mean",
+    size: Callable[[Any], float] | None = None,
+) -> DataParallel:
+    """The loss on the whole batch, from a loss on this process's shard of it.
+
+    With ``L_r`` the loss of process r on its shard and ``n_r`` the size of that::
+
+        L = sum_r w_r L_r,   w_r = n_r / sum_q n_q   (reduction "mean"),   w_r = 1   ("sum")
+
+    Params and the loss's hparams are the same on all processes, batches are not. What comes out, and all of its
+    derivatives in params and hparams, to any order, is the same on all processes, to the last bit: so whatever is
+    computed from them is too (an optimizer's step, a hypergradient, tuned hyperparameters, the records of
+    :func:`bilevel`). The derivative in a batch is that of ``L`` in this process's own shard. It is made of two
+    functions that are each other's transpose: Copy, from what is the same everywhere to what is each process's own,
+    and Total, the sum over processes.
+
+    Args:
+        loss: ``loss(params, batch) -> scalar`` or ``loss(params, batch, loss_hparams) -> scalar``: a training loss, or
+            the outer loss of :func:`bilevel` or :func:`tpgm`. It is called with this process's shard, which may be
+            empty (of size 0): then it is not called at all.
+        group: of ``torch.distributed``; ``None``: all processes.
+        reduction: ``"mean"``: the loss is a mean over the examples of a batch (a penalty on the params may be added
+            to it). ``"sum"``: it is a sum over them.
+        size: ``size(batch) -> number``, for ``"mean"``: how many examples, or tokens, a shard's mean is over. ``None``:
+            the length of its tensors, which has to be one.
+
+    Returns:
+        A function with the arguments of ``loss``, to be passed itself as ``train_loss`` or ``outer_loss``: terms that
+        are added to it belong inside. All processes have to call it equally often, and differentiate it alike.
+
+    Raises:
+        TypeError: a loss that cannot be called.
+        ValueError: a loss of the params alone (its batch tells its weight); a ``reduction`` that does not exist. When
+            called: a batch without one length.
+        RuntimeError: when called, no process group; params that differ between processes; a process that has failed in
+            its loss, or has ended: on all others.
+
+    Warns:
+        UserWarning: the loss of a process, named by its rank, is not finite.
+
+    Collectives: a value of the loss is one all-gather of 32 bytes for each process; a gradient, of any number of
+    params and hparams, one all-reduce of them as one vector, and so is a Hessian-vector product. 16-bit numbers are
+    summed in float32. It differs from ``DistributedDataParallel``, whose gradients cannot be differentiated.
+
+    >>> import torch, torch.distributed as dist, hyperopt_ftp as hft
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> def loss(p, x): return ((p - x) ** 2).mean()
+    >>> w, data = torch.zeros(1, dtype=torch.float64), [torch.ones(4, dtype=torch.float64)] * 3
+    >>> whole = hft.data_parallel(loss)
+    >>> value, grads, _ = hft.hypergradient(hft.sgd(lr=0.1), whole, lambda p: whole(p, data[0]), w, data, over="lr")
+    >>> round(grads["lr"].item(), 6)                    # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
+    -3.93216
+    >>> dist.destroy_process_group()
+    """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function loss(params, batch), got {type(loss).__name__}")
+    if isinstance(loss, DataParallel):
+        raise TypeError("loss is data-parallel already: it would be averaged twice")
+    if argument_counts(loss)[1] < 2:
+        raise ValueError(
+            "loss must take (params, batch), or (params, batch, loss_hparams): its batch tells how much a process "
+            "counts; instead of lambda p: loss(p, held_out) give loss itself, and lambda p: whole(p, held_out) later"
+        )
+    check_choice("reduction", reduction, get_args(Reduction))
+    if size is not None and not callable(size):
+        raise TypeError(f"size must be a function of the batch, got {size!r}; for instance lambda batch: len(batch[0])")
+    return DataParallel(loss, group, reduction, size)
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """What :func:`data_parallel` returns."""
+
+    loss: Callable[..., Tensor]
+    group: dist.ProcessGroup | None
+    reduction: Reduction
+    size: Callable[[Any], float] | None
+
+    @property
+    def __wrapped__(self) -> Callable[..., Tensor]:  # where inspect.signature looks
+        return self.loss
+
+    def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        return self.whole(self.loss, params, batch, *own)
+
+    def whole(self, local: Callable[..., Tensor], params: Params, batch: Any, *own: Any) -> Tensor:
+        """The whole loss, with ``local`` in place of this process's."""
+        team = Team(self.group)
+        team.check()
+        shared = floats((params, own))
+        copies, other = Copy.apply(team, *shared), (params, own)
+        try:
+            size = self._size_of(batch)
+            at, knobs = refill(other, copies)
+            value = _nothing(copies, batch) if size == 0 else check_scalar("loss", local(at, batch, *knobs))
+        except Exception:
+            team.tell(shared[0].device)
+            raise
+        return Whole.apply(team, self.reduction == "mean", size, value, *shared)[0]
+
+    def _size_of(self, batch: Any) -> float:
+        if self.reduction == "sum":
+            return 1.0
+        if self.size is not None:
+            size = float(self.size(batch))
+            if not 0 <= size < math.inf:
+                raise ValueError(f"size must give a finite number >= 0, got {size!r}")
+            return size
+        lengths = {len(x) for x in tree.leaves(batch) if isinstance(x, Tensor) and x.ndim}
+        if len(lengths) != 1:
+            got = f"lengths {sorted(lengths)}" if lengths else "no tensor with a length"
+            raise ValueError(
+                f"data_parallel weights a process by the length of its batch, but its tensors have {got}; give "
+                "size=, a function of the batch, such as lambda batch: len(batch[0])"
+            )
+        return float(lengths.pop())
+
+
+def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
+    """Numbers that all processes have in common: the largest of each; of a loss in one process, those that it has."""
+    return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
+
+
+def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
+    """The loss of an empty shard: zero, and a function of all."""
+    like = [x for x in tree.leaves(batch) if isinstance(x, Tensor)]
+    return sum(((0 * x).sum() for x in copies), start=zero_like(copies[:1], *like))

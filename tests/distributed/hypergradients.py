@@ -1,0 +1,513 @@
+"""Checks of data-parallel hypergradients, run in each process: against the same training in one, on whole batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Record, eager
+from hyperopt_ftp.hyper.processes import Team
+
+EXAMPLES, STEPS = 12, 5
+#: Where the shards of 12 examples begin, for up to four processes.
+UNEVEN, WITH_AN_EMPTY_ONE = (5, 7, 11), (0, 7, 7)
+
+Batch = tuple[Tensor, ...]
+Loss = Callable[..., Tensor]
+
+
+def logits(p: dict[str, Tensor], x: Tensor, kept: Tensor) -> Tensor:
+    """Attention over the features, a norm, and dropout by a mask."""
+    h = F.layer_norm(torch.tanh(x @ p["in"] + p["bias"]), (8,)).view(-1, 4, 2)
+    h = F.scaled_dot_product_attention(h, h, h).flatten(1) * kept * 1.25
+    return h @ p["out"]
+
+
+def loss(p: dict[str, Tensor], batch: Batch, own: dict[str, Tensor]) -> Tensor:
+    """A weight for each example, and a penalty, which no shard may count twice."""
+    x, y, index, kept = batch
+    each = F.cross_entropy(logits(p, x, kept), y, reduction="none") * torch.sigmoid(own["weight"][index])
+    return each.mean() + own["l2"] * sum((v**2).sum() for v in p.values())
+
+
+def held_out(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    x, y, _, kept = batch
+    return F.cross_entropy(logits(p, x, kept), y)
+
+
+def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def params(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {"in": drawn(1, 5, 8, dtype=dtype) / 2, "bias": drawn(2, 8, dtype=dtype), "out": drawn(3, 8, 3, dtype=dtype)}
+
+
+def batch(t: int, dtype: torch.dtype = torch.float64) -> Batch:
+    g = torch.Generator().manual_seed(100 + t)
+    y, index = torch.randint(3, (EXAMPLES,), generator=g), torch.randint(20, (EXAMPLES,), generator=g)
+    return drawn(200 + t, EXAMPLES, 5, dtype=dtype), y, index, (torch.rand(EXAMPLES, 8, generator=g) < 0.8).to(dtype)
+
+
+def shard(whole: Batch, cuts: tuple[int, ...] = UNEVEN) -> Batch:
+    rank, count = dist.get_rank(), dist.get_world_size()
+    bounds = [0, *cuts[: count - 1], EXAMPLES]
+    return tuple(x[bounds[rank] : bounds[rank + 1]] for x in whole)
+
+
+ADAM = hft.adam(lr=0.05, betas=(0.8, 0.9), eps=1e-3)
+OVER = ("lr", "betas.0", "loss", "params")
+
+
+def own(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {"weight": drawn(4, 20, dtype=dtype), "l2": torch.tensor(0.01, dtype=dtype)}
+
+
+def hypergradient(
+    strategy: Any, whole: bool, cuts: tuple[int, ...] = UNEVEN, dtype: torch.dtype = torch.float64, over: Any = OVER
+) -> tuple[Any, ...]:
+    """In one process on whole batches, or in all of them on their shards."""
+    inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), None)
+    part = part or (lambda b: shard(b, cuts))
+    batches, last = [part(batch(t, dtype)) for t in range(STEPS)], part(batch(99, dtype))
+    hparams = {**tree.map_tree(lambda x: x.to(dtype), ADAM.hparams), "loss": own(dtype)}
+    return hft.hypergradient(
+        ADAM, inner, lambda p: outer(p, last), params(dtype), batches, over, hparams=hparams, strategy=strategy
+    )
+
+
+def apart(found: Any, expected: Any) -> float:
+    """The largest difference of two trees, in terms of the largest entry of each tensor."""
+    pairs = [(x, y) for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True) if x.is_floating_point()]
+    return max(((x - y).abs().amax() / y.abs().amax().clamp(min=1e-300)).item() for x, y in pairs)
+
+
+def assert_the_same_everywhere(values: Any) -> None:
+    """To the last bit."""
+    leaves = [x for x in tree.leaves(values) if isinstance(x, Tensor)]
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, leaves)
+    for other in everywhere:
+        assert all(torch.equal(x, y) for x, y in zip(other, leaves, strict=True))
+
+
+STRATEGIES = {
+    "all graphs": hft.Unroll(),
+    "every point": hft.Unroll(checkpoint=1),
+    "every second point": hft.Unroll(checkpoint=2, offload=True),
+    "tree": hft.Unroll(checkpoint="log"),
+    "graphs of gradients": hft.Unroll(checkpoint=False),
+    "within memory": hft.Unroll(checkpoint="auto", memory=80_000),
+    "truncated": hft.Unroll(truncate=3),
+    "forward": hft.Forward(),
+    "forward by ones": hft.Forward(chunk=1),
+    "implicit": hft.Implicit(damping=1.0, iterations=30, batches=2),
+    "conjugate gradients": hft.Implicit(solver="cg", damping=1.0),
+}
+
+
+def strategies(folder: Path) -> None:
+    torch.manual_seed(dist.get_rank())
+    warnings.filterwarnings("ignore", "Implicit: training has not converged|Implicit, solver|the hypergradient of")
+    for name, strategy in STRATEGIES.items():
+        expected = hypergradient(strategy, True)
+        for cuts in (UNEVEN, WITH_AN_EMPTY_ONE):
+            found = hypergradient(strategy, False, cuts)
+            assert apart(found, expected) <= 1e-12, f"{name}, shards at {cuts}: off by {apart(found, expected)}"
+            assert_the_same_everywhere(found)
+
+
+def zero_order(folder: Path) -> None:
+    """All processes look along the same directions, whatever their own random numbers are."""
+    torch.manual_seed(dist.get_rank())
+    found = hypergradient(hft.ZeroOrder(3, sigma=0.1), False)
+    assert_the_same_everywhere(found)
+    generator = [torch.Generator().manual_seed(5) for _ in range(2)]
+    found = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[0]), False)
+    expected = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[1]), True)
+    assert apart(found, expected) <= 1e-12
+
+
+def in_float32(folder: Path) -> None:
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Forward()):
+        found, expected = (hypergradient(strategy, whole, dtype=torch.float32) for whole in (False, True))
+        exact = hypergradient(strategy, True)
+        for x, y, z in zip(tree.leaves(found), tree.leaves(expected), tree.leaves(exact), strict=True):
+            # As near to the exact number as one process is.
+            assert (x - z).abs().amax() <= max(1e-6 * z.abs().amax(), 2 * (y - z).abs().amax())
+        assert_the_same_everywhere(found)
+
+
+def in_bfloat16(folder: Path) -> None:
+    """Adjoints are float32, and so are the sums over processes."""
+    found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, over="params")
+    assert found[1]["params"]["in"].dtype == torch.bfloat16
+    assert apart(found[1], hypergradient(hft.Unroll(), True, over="params")[1]) <= 0.3
+    assert_the_same_everywhere(found)
+
+
+def the_sum_of_shards(folder: Path) -> None:
+    """A loss that is a sum; and one whose mean is over tokens that some examples have more of."""
+
+    def total(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        return F.cross_entropy(logits(p, batch[0], batch[3]), batch[1], reduction="sum")
+
+    def masked(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        return F.cross_entropy(logits(p, batch[0], batch[3]), batch[1], ignore_index=0)
+
+    counted = hft.data_parallel(masked, size=lambda b: (b[1] != 0).sum())
+    for whole, parallel in ((total, hft.data_parallel(total, reduction="sum")), (masked, counted)):
+        expected = torch.func.grad_and_value(whole)(params(), batch(0))
+        assert apart(torch.func.grad_and_value(parallel)(params(), shard(batch(0))), expected) <= 1e-13
+
+
+def groups(folder: Path) -> None:
+    """Two groups that know nothing of each other."""
+    if dist.get_world_size() < 4:
+        return
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    rank = dist.get_rank()
+    mine = tuple(x[rank % 2 :: 2] for x in batch(rank // 2))
+    found = torch.func.grad(hft.data_parallel(held_out, pairs[rank // 2]))(params(), mine)
+    assert apart(found, torch.func.grad(held_out)(params(), batch(rank // 2))) <= 1e-13
+    with pytest.raises(RuntimeError, match="not in the group"):
+        hft.data_parallel(held_out, pairs[1 - rank // 2])(params(), mine)
+
+
+# -- transforms, and derivatives of derivatives -----------------------------------------------------------------------
+
+
+def transforms(folder: Path) -> None:
+    """Every transform of torch.func, in and around training, to the third order."""
+
+    def after(inner: Loss, outer: Loss, part: Callable[[Batch], Batch]) -> Callable[[Tensor], Tensor]:
+        batches, last = [part(batch(t)) for t in range(3)], part(batch(99))
+        start, others = params(), own()
+
+        def value(x: Tensor) -> Tensor:
+            hparams = {**ADAM.hparams, "lr": x[0], "loss": {**others, "l2": x[1]}}
+            return outer(hft.train(ADAM, inner, start, batches, hparams=hparams).params, last)
+
+        return value
+
+    alone = after(loss, held_out, lambda b: b)
+    together = after(hft.data_parallel(loss), hft.data_parallel(held_out), shard)
+    x = torch.tensor([0.05, 0.02], dtype=torch.float64)
+    along = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    for name, transform in {
+        "grad": torch.func.grad,
+        "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (along,)),
+        "jacfwd": torch.func.jacfwd,
+        "hessian": torch.func.hessian,
+        "reverse over reverse": lambda f: torch.func.jacrev(torch.func.grad(f)),
+        "third": lambda f: torch.func.jacrev(torch.func.jacrev(torch.func.grad(f))),
+        "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, 2 * x])),
+    }.items():
+        found, expected = transform(together)(x), transform(alone)(x)
+        assert apart(found, expected) <= 1e-11, f"{name}: off by {apart(found, expected)}"
+        assert_the_same_everywhere(found)
+    again = [x.clone().requires_grad_() for _ in range(2)]
+    for value, at in zip((alone, together), again, strict=True):
+        (first,) = torch.autograd.grad(value(at), at, create_graph=True)
+        (first @ along).backward()
+    assert apart(again[1].grad, again[0].grad) <= 1e-11
+
+
+def batches_of_vmap_inside_one_shard(folder: Path) -> None:
+    """An empty shard has nothing that vmap batches, and takes part as if it had."""
+    many = torch.stack([own()["weight"], -own()["weight"]])
+
+    start, others = params(), own()
+
+    def of_weight(inner: Loss, part: Batch) -> Callable[[Tensor], Tensor]:
+        return torch.func.vmap(torch.func.grad(lambda w: inner(start, part, {**others, "weight": w})))
+
+    found = of_weight(hft.data_parallel(loss), shard(batch(0), WITH_AN_EMPTY_ONE))(many)
+    assert apart(found, of_weight(loss, batch(0))(many)) <= 1e-13
+
+
+def own_shards_are_differentiated(folder: Path) -> None:
+    """The derivative in a batch: each process has that of its examples."""
+    names = tuple(f"batches.{k}.0" for k in range(STEPS))
+    found, expected = (hypergradient(hft.Unroll(checkpoint=1), whole, over=names)[1] for whole in (False, True))
+    for name in names:
+        assert apart([found[name]], [shard((expected[name],))[0]]) <= 1e-12
+    for strategy in (hft.Forward(), hft.ZeroOrder(2, sigma=0.1)):
+        with pytest.raises(ValueError, match=r"shards .*differ from process to process"):
+            hypergradient(strategy, False, over=names)
+
+
+# -- what differs between processes ------------------------------------------------------------------------------------
+
+
+def a_branch_in_one_process(folder: Path) -> None:
+    """A step whose loss has another graph is looked at again, by that process alone; a linear one has no curvature."""
+
+    def branching(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        x, y, _, kept = batch
+        if dist.get_world_size() == len(ranks) and x[0, 0] > 0:  # in one process, and not in another
+            return (x @ p["in"]).mean() + p["out"].mean() + p["bias"].mean()
+        return F.cross_entropy(logits(p, x, kept), y)
+
+    ranks = range(dist.get_world_size())
+    parts = [[shard(batch(t)) for t in range(STEPS)], shard(batch(99))]
+    everywhere: list[Any] = [None] * len(ranks)
+    dist.all_gather_object(everywhere, parts)
+    assert len({tuple(bool(b[0][0, 0] > 0) for b in part[0]) for part in everywhere}) > 1
+    counts = [len(part[0][0][0]) / EXAMPLES for part in everywhere]
+
+    def by_hand(p: dict[str, Tensor], k: int) -> Tensor:
+        each = [part[0][k] if k < STEPS else part[1] for part in everywhere]
+        return torch.stack([w * branching(p, b) for w, b in zip(counts, each, strict=True)]).sum()
+
+    whole = hft.data_parallel(branching)
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()):
+        found = hft.hypergradient(
+            ADAM, whole, lambda p: whole(p, parts[1]), params(), parts[0], ("lr", "params"), strategy=strategy
+        )
+        expected = hft.hypergradient(
+            ADAM, by_hand, lambda p: by_hand(p, STEPS), params(), range(STEPS), tuple(found[1])
+        )
+        assert apart(found, expected) <= 1e-12
+
+
+def shards_of_very_different_sizes(folder: Path) -> None:
+    """Whether graphs are small enough to be kept is decided by the largest."""
+    before, eager.SMALL = eager.SMALL, 110_000
+    try:
+        with counted() as names:
+            found = hypergradient(hft.Unroll(), False, (1, 2, 3))
+    finally:
+        eager.SMALL = before
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, names)
+    assert all(other == names for other in everywhere)
+    assert apart(found, hypergradient(hft.Unroll(), True)) <= 1e-12
+
+
+def dropout_of_its_own(folder: Path) -> None:
+    """Each process draws its own masks, and the same ones again where a step is made again."""
+
+    def noisy(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        return F.cross_entropy(logits(p, F.dropout(batch[0], 0.3), batch[3]), batch[1])
+
+    whole = hft.data_parallel(noisy)
+    batches = [shard(batch(t)) for t in range(STEPS)]
+    outer, found = hft.data_parallel(held_out), []
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="log"), hft.Forward()):
+        torch.manual_seed(dist.get_rank())
+        found.append(
+            hft.hypergradient(ADAM, whole, lambda p: outer(p, batches[0]), params(), batches, "lr", strategy=strategy)
+        )
+    assert max(apart(x, found[0]) for x in found) <= 1e-12
+
+
+# -- collectives -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """The collectives of data-parallel losses inside: "value", "total" and "agree", in their order."""
+    names: list[str] = []
+    kept = {name: getattr(Team, name) for name in ("table", "total", "most")}
+
+    def noting(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            names.append(name)
+            return kept[name](*args)
+
+        return call
+
+    for name in kept:
+        setattr(Team, name, noting(name))
+    try:
+        yield names
+    finally:
+        for name, method in kept.items():
+            setattr(Team, name, method)
+
+
+#: Strategy: values of the loss and sums of derivatives in K steps over lr and the loss's hparams; without the outer
+#: loss's two. A gradient is one of each, a Hessian product one sum.
+COLLECTIVES = {
+    "all graphs": lambda k: (k, 2 * k),
+    "graphs of gradients": lambda k: (k, 2 * k),
+    "every point": lambda k: (2 * k, 3 * k),
+    "every second point": lambda k: (2 * k + k // 2, 3 * k + k // 2),
+    "forward": lambda k: (k, 3 * k),  # a derivative in the loss's hparams is one more
+}
+
+
+def few_collectives(folder: Path) -> None:
+    over = ("lr", "loss")
+    for name, expected in COLLECTIVES.items():
+        with counted() as names:
+            hypergradient(STRATEGIES[name], False, over=over)
+        values, sums = expected(STEPS)
+        # All graphs: one more, whether they are small. The outer loss: its value, and its gradient in the params.
+        assert names.count("most") == (name == "all graphs"), name
+        assert (names.count("table"), names.count("total")) == (values + 1, sums + 1), name
+    with counted() as names:
+        torch.func.grad(hft.data_parallel(held_out))(params(), shard(batch(0)))
+    assert names == ["table", "total"]
+    with counted() as names:
+        p = tree.map_tree(lambda x: x.requires_grad_(), params())
+        value = hft.data_parallel(loss)(p, shard(batch(0)), tree.map_tree(lambda x: x.requires_grad_(), own()))
+        slopes = torch.autograd.grad(value, list(p.values()), create_graph=True)
+        torch.autograd.grad(slopes, list(p.values()), [torch.ones_like(x) for x in slopes])
+    assert names == ["table", "total", "total"]
+
+
+# -- bilevel, tpgm, towers ---------------------------------------------------------------------------------------------
+
+
+def rounds(whole: bool, until: int, state: Any = None, by: Any = None) -> list[Record]:
+    inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), shard)
+    opt, by = hft.ftp(ADAM, params()), by or hft.adam(lr=0.05)
+    found = hft.bilevel(
+        opt, by, ("lr", "radius_lr", "loss"), inner, outer, params(), [part(batch(t)) for t in range(7)],
+        [part(batch(50 + t)) for t in range(3)], inner_steps=4, outer_steps=until, constrain={"lr": "log"},
+        hparams={**opt.hparams, "loss": own()}, state=state,
+    )  # fmt: skip
+    return list(found)
+
+
+SAVED = "rounds.pt"
+
+
+def compared(records: list[Record]) -> list[Any]:
+    return [(torch.tensor(r.value, dtype=torch.float64), r.hypergradient, r.tuned, r.state.params) for r in records]
+
+
+def tuning(folder: Path) -> None:
+    for by in (hft.adam(lr=0.05), torch.optim.Adam):
+        found, expected = rounds(False, 3, by=by), rounds(True, 3, by=by)
+        assert apart(compared(found), compared(expected)) <= 1e-12
+        assert_the_same_everywhere(compared(found))
+
+
+def tuning_begins(folder: Path) -> None:
+    state = rounds(False, 2)[-1].state
+    if dist.get_rank() == 0:
+        torch.save(tree.leaves(state), folder / SAVED)
+    dist.barrier()
+
+
+def tuning_goes_on(folder: Path, whole: bool = False) -> None:
+    """From what another number of processes has saved."""
+    _, rebuild = tree.flatten(rounds(True, 1)[0].state)
+    state = rebuild(torch.load(folder / SAVED, weights_only=True))
+    assert int(state.step) == 2
+    assert apart(compared(rounds(whole, 4, state)), compared(rounds(True, 4)[2:])) <= 1e-12
+
+
+def radii_of_tpgm(folder: Path) -> None:
+    moved = tree.map_tree(lambda x: x + 0.3 * torch.sin(7 * x), params())
+    found = hft.tpgm(moved, params(), hft.data_parallel(held_out), [shard(batch(t)) for t in range(4)])
+    expected = hft.tpgm(moved, params(), held_out, [batch(t) for t in range(4)])
+    assert apart(found, expected) <= 1e-12
+    assert_the_same_everywhere(found)
+
+
+def towers(folder: Path) -> None:
+    tower = hft.hyper(hft.adam(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-5), over="lr"), over="lr")
+    found = hft.train(tower, hft.data_parallel(held_out), params(), [shard(batch(t)) for t in range(STEPS)])
+    expected = hft.train(tower, held_out, params(), [batch(t) for t in range(STEPS)])
+    assert apart(found, expected) <= 1e-12
+    assert_the_same_everywhere(found)
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def other_params(folder: Path) -> None:
+    """A model that each process has initialised by a seed of its own."""
+    mine = {name: x + dist.get_rank() * 1e-9 for name, x in params().items()}
+    with pytest.raises(RuntimeError, match="are not those of process 0.*set one seed before the model is made"):
+        hft.train(ADAM, hft.data_parallel(held_out), mine, [shard(batch(0))])
+
+
+def an_error_in_one_process(folder: Path) -> None:
+    def wrong(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        if dist.get_rank() == 1:
+            raise ZeroDivisionError("of this process alone")
+        return held_out(p, batch)
+
+    if dist.get_rank() == 1:
+        caught = pytest.raises(ZeroDivisionError, match="of this process alone")
+    else:
+        caught = pytest.raises(RuntimeError, match="failed in process 1, whose own error says why")
+    for call in (lambda f: hft.train(ADAM, f, params(), [shard(batch(0))]), lambda f: f(params(), shard(batch(0)))):
+        with caught:
+            call(hft.data_parallel(wrong))
+    with caught:
+        torch.func.grad(hft.data_parallel(wrong))(params(), shard(batch(0)))
+
+
+def nan_in_one_process(folder: Path) -> None:
+    """All stop with the same error, or all take the round back."""
+    bad = [shard(batch(t)) for t in range(4)]
+    if dist.get_rank() == 1:
+        bad[2][0][0, 0] = float("nan")
+    inner, outer = map(hft.data_parallel, (loss, held_out))
+
+    def run(not_finite: Any) -> list[Record]:
+        found = hft.bilevel(
+            ADAM, hft.adam(), ("lr", "loss"), inner, outer, params(), bad, [shard(batch(9))], inner_steps=4,
+            outer_steps=1, hparams={**ADAM.hparams, "loss": own()}, not_finite=not_finite,
+        )  # fmt: skip
+        return list(found)
+
+    named = pytest.warns(UserWarning, match="the loss of process 1 is not finite")
+    with named, pytest.raises(FloatingPointError, match="hypergradient of 'lr', 'loss' is not finite at outer step 1"):
+        run("error")
+    with pytest.warns(UserWarning, match="the loss of process"):
+        (record,) = run("skip")
+    assert record.skipped == ("lr", "loss")
+    assert all(torch.equal(x, y) for x, y in zip(record.state.params.values(), params().values(), strict=True))
+
+
+def wrong_uses(folder: Path) -> None:
+    """Each is refused by all processes."""
+    whole, mine = hft.data_parallel(held_out), [shard(batch(0))] * 2
+
+    def penalised(p: dict[str, Tensor], b: Batch) -> Tensor:
+        return whole(p, b) + 0.1 * (p["in"] ** 2).sum()
+
+    with pytest.raises(RuntimeError, match="train_loss calls a collective .*data_parallel.*itself as the loss"):
+        hft.hypergradient(ADAM, penalised, lambda p: whole(p, mine[0]), params(), mine, "lr")
+    for strategy in (hft.Unroll(compile=True), hft.Forward(compile=True)):
+        with pytest.raises(ValueError, match="compile=True cannot take a data-parallel loss"):
+            hypergradient(strategy, False)
+    with pytest.raises(ValueError, match=r"outer_loss is data-parallel and needs its shard.*lambda p: whole"):
+        hft.hypergradient(ADAM, whole, whole, params(), mine, "lr")
+    with pytest.raises(ValueError, match="over tunes batches, which data_parallel has in shards"):
+        next(
+            hft.bilevel(
+                ADAM,
+                hft.adam(),
+                ("batches.0.0", "lr"),
+                whole,
+                whole,
+                params(),
+                mine,
+                mine,
+                inner_steps=2,
+                outer_steps=1,
+            )
+        )
+    with pytest.raises(ValueError, match=r"its tensors have lengths \[2, 3\]; give size="):
+        whole(params(), (torch.zeros(2, 5), torch.zeros(3)))
+    with pytest.raises(RuntimeError, match="the shards of all processes are empty"):
+        whole(params(), tuple(x[:0] for x in batch(0)))
