@@ -483,7 +483,7 @@ linear_solve.solve_inv linalg.ns linalg.ns_inv
 
 # Processes, figures and helpers
 distributed.*
-    none over RPC; `torch.distributed` with the drop-in classes ([many processes](distributed.md))
+    none over RPC; `torch.distributed`: [`data_parallel`](distributed.md#hypergradients) and the drop-in classes
 visual.make_dot visual.resize_graph
     none: `torchviz` draws graphs; `hyperopt_ftp.plot` has figures of training
 pytree.*
