@@ -1,0 +1,98 @@
+"""The same hypergradient by the library and by a plain loop: learning rates of parts, and weights of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.hyper import Strategy
+
+from .losses import Params, losses_of
+from .network import Encoder, part_of
+from .sentences import Data
+
+__all__ = ["OVER", "Numbers", "by_hand", "by_library", "of_each", "optimizer", "start"]
+
+OVER = ("lr", "weight")  # the kinds
+LR, BETAS, EPS, DECAY = 5e-5, (0.9, 0.999), 1e-6, 0.01
+#: Rows of the embeddings that no batch has used have a second moment of zero, where a root has no derivative.
+EPS_ROOT = 1e-12
+
+
+class Numbers(NamedTuple):
+    """What is differentiated in: leaves of one call."""
+
+    lr: dict[str, Tensor]  # of each part of the network
+    weight: Tensor  # of each example, before the sigmoid
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        """Of a loss, in each kind of number that requires grad, as a vector."""
+        kinds = {"lr": [*self.lr.values()], "weight": [self.weight]}
+        kinds = {kind: leaves for kind, leaves in kinds.items() if leaves[0].requires_grad}
+        found = iter(torch.autograd.grad(loss, [x for leaves in kinds.values() for x in leaves]))
+        return {kind: torch.cat([next(found).reshape(-1) for _ in leaves]) for kind, leaves in kinds.items()}
+
+
+def start(net: Encoder, data: Data, over: tuple[str, ...]) -> tuple[Params, Numbers]:
+    """Params, and the numbers, of which those in ``over`` require grad."""
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    options: dict[str, Any] = {"dtype": params["head.bias"].dtype}
+    lr = {part: torch.tensor(LR, **options, requires_grad="lr" in over) for part in net.parts()}
+    return params, Numbers(lr, torch.zeros(data.examples, **options, requires_grad="weight" in over))
+
+
+def optimizer() -> hft.Optimizer:
+    return hft.adamw(LR, BETAS, EPS, DECAY, eps_root=EPS_ROOT)
+
+
+def of_each(params: Params, numbers: Numbers) -> dict[str, Tensor]:
+    """The learning rate of each param: that of its part."""
+    return {name: numbers.lr[part_of(name)] for name in params}
+
+
+def by_library(
+    net: Encoder, data: Data, over: tuple[str, ...], strategy: Strategy, **loss: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """``loss`` has the options of :func:`losses_of`."""
+    train_loss, held_out_loss = losses_of(net, **loss)
+    opt = optimizer()
+
+    def run() -> dict[str, Tensor]:
+        params, numbers = start(net, data, over)
+        hparams = {**opt.hparams, "lr": of_each(params, numbers), "loss": {"weight": numbers.weight}}
+        end = hft.train(opt, train_loss, params, data.batches, hparams=hparams, strategy=strategy).params
+        return numbers.gradient(held_out_loss(end, data.held_out))
+
+    return run
+
+
+def by_hand(net: Encoder, data: Data, over: tuple[str, ...], **loss: bool) -> Callable[[], dict[str, Tensor]]:
+    """``torch.autograd.grad(create_graph=True)`` and AdamW written down: the graphs of all steps are kept."""
+    train_loss, held_out_loss = losses_of(net, **loss)
+
+    @sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
+    def run() -> dict[str, Tensor]:
+        params, numbers = start(net, data, over)
+        lr = of_each(params, numbers)
+        params = {name: p.requires_grad_() for name, p in params.items()}
+        m, v = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        for k, batch in enumerate(data.batches):
+            value = train_loss(params, batch, {"weight": numbers.weight})
+            grads = torch.autograd.grad(value, list(params.values()), create_graph=True)
+            for name, g in zip(params, grads, strict=True):
+                params[name], m[name], v[name] = _adamw(params[name], g, m[name], v[name], lr[name], k + 1)
+        return numbers.gradient(held_out_loss(params, data.held_out))
+
+    return run
+
+
+def _adamw(w: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    b1, b2 = BETAS
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    root = (v / (1 - b2**t) + EPS_ROOT).sqrt() + EPS
+    return w - lr * DECAY * w - lr * (m / (1 - b1**t)) / root, m, v
