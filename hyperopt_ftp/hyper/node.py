@@ -111,6 +111,7 @@ class TrainNode(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         job, *tensors = inputs
         ctx.job = job
+        ctx.set_materialize_grads(False)  # zeros for the moments would be as large as they are
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
         ctx.save_for_backward(*tensors)
@@ -120,7 +121,8 @@ class TrainNode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         job: Job = ctx.job
-        given = [alive(v) for v, yes in zip(cotangents, ctx.differentiable, strict=True) if yes]
+        rows = zip(cotangents, ctx.shapes, ctx.differentiable, strict=True)
+        given = [alive(shape if v is None else v) for v, shape, yes in rows if yes]
         inputs = [alive(x) for x in ctx.saved_tensors]
         if job.transform:
             residual = job.again(inputs)

@@ -221,6 +221,28 @@ def test_what_was_dropped_on_the_way_back_is_there_for_another_one():
         assert rows[0] == rows[1]
 
 
+def test_what_the_outer_loss_does_not_use_has_a_cotangent_without_memory():
+    """Zeros for two moments would be as large as they are."""
+    given: list[Tensor] = []
+
+    class Watched:
+        exact = True
+        run = staticmethod(hft.Unroll().run)
+
+        def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any:
+            given.extend(tree.leaves(cotangents.state.exp_avg))
+            return hft.Unroll().pullback(steps, residual, cotangents)
+
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    opt, w = hft.adam(), torch.ones(1000, dtype=F64)
+    run = hft.train(
+        opt, lambda p, x: (p * x).square().sum(), w, [w] * 3, hparams={**opt.hparams, "lr": lr}, strategy=Watched()
+    )
+    run.params.sum().backward()
+    assert [(x.shape, x.untyped_storage().nbytes()) for x in given] == [(w.shape, 8)]
+    assert lr.grad is not None
+
+
 def test_memory_has_no_effect_under_a_transform():
     def value(lr: Tensor, strategy: hft.Unroll) -> Tensor:
         data, hparams = [torch.ones(3, dtype=F64)] * 4, SGD.hparams | {"lr": lr}
