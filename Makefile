@@ -67,6 +67,8 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_vmap
 	$(RUN) -m benchmarks.bench_update
 	$(RUN) -m benchmarks.bench_import
+	$(RUN) -m benchmarks.large --steps 12 --size 32 --length 64
+	$(RUN) -m benchmarks.large --steps 256 --size 4 --length 16 --strategies "plain loop" "Unroll(sqrt)"
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'hyperopt_ftp needs Python 3.10 or newer')"
