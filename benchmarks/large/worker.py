@@ -43,8 +43,8 @@ class Job(NamedTuple):
 def measured(name: str, job: Job) -> dict[str, Any]:
     net, tokenize = minilm()
     call, warm_up = (
-        call_of(name, net, reviews(tokenize, steps, job.size, job.length), tuple(job.over), job.memory)
-        for steps in (job.steps, 1)
+        call_of(name, net, reviews(tokenize, steps, job.size, job.length), tuple(job.over), memory)
+        for steps, memory in ((job.steps, job.memory), (1, 2**40))
     )
     warm_up()
     gc.collect()
@@ -57,16 +57,23 @@ def measured(name: str, job: Job) -> dict[str, Any]:
         begin = time.perf_counter()
         try:
             value = call()
-        except (RuntimeError, MemoryError) as error:
-            if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if (bytes_ := _too_few(error, job)) is None:
                 raise
-            return {"died": f"{job.limit / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
+            return {"died": f"{bytes_ / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
         seconds.append(time.perf_counter() - begin)
     assert value is not None
     busy = (time.process_time() - busy) / job.repeats
     peak = status("VmHWM") - held
     value = {kind: x.tolist() for kind, x in value.items()}
     return {"seconds": seconds, "cpu_seconds": busy, "peak_bytes": peak, "value": value}
+
+
+def _too_few(error: Exception, job: Job) -> int | None:
+    """The bytes that an error says were too few: the limit, or what "auto" was given."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return job.limit
+    return job.memory if "bytes are too few" in str(error) else None
 
 
 def status(field: str) -> int:
