@@ -8,6 +8,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from ..dtensors import everywhere
 from ..hparams import check_choice
 from ..types import Norm
 
@@ -123,6 +124,7 @@ def rescaled(anchor: Tensor, deviation: Tensor, radius: Tensor, norms: Tensor) -
 
 def largest(norms: Tensor) -> Tensor:
     """The largest row norm, 0-d; the floor for a tensor without rows."""
+    norms = everywhere(norms)  # amax of shards has a derivative that is NaN (torch 2.13)
     return norms.amax() if norms.numel() else norms.new_tensor(FLOOR)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import like
 from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
 from ..optimizers.wrap import check_no_table, wrapped
@@ -119,7 +120,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         check_params(params)
         check_anchor(fixed, params)
         weights = {name: tree.working(w) for name, w in tree.pick(params, fixed).items()}
-        held = {name: _first(rule, w, fixed[name].to(w.dtype)) for name, w in weights.items()}
+        held = {name: _first(rule, w, like(fixed[name], w).to(w.dtype)) for name, w in weights.items()}
         return layout.pack(base.init(tree.put(params, weights), bases), held, False)
 
     def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
@@ -134,7 +135,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
             if name not in given:  # without a gradient the base leaves the weights alone, and so does the rule
                 continue
             g, w = given[name], tree.working(stored[name])
-            w0[name], raw[name] = fixed[name].to(w.dtype), g.to(w.dtype)
+            w0[name], raw[name] = like(fixed[name], w).to(w.dtype), g.to(w.dtype)
             seen[name] = raw[name]
             before[name] = rule.master(stored[name], w0[name], held[name]) if rule.master else w
             if rule.before:
@@ -155,7 +156,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         h = numbers_of(owns, {})
         for name, w in tree.pick(params, fixed).items():
             assert rule.start is not None
-            h[name] = rule.start(tree.working(w), fixed[name].to(tree.working(w).dtype), h[name])
+            w = tree.working(w)
+            h[name] = rule.start(w, like(fixed[name], w).to(w.dtype), h[name])
         return _columns(h, owns)
 
     def settle(owns: dict[str, Any], new_state: Any) -> dict[str, Any]:
@@ -183,8 +185,8 @@ def _first(rule: Rule, w: Tensor, w0: Tensor) -> RuleState:
     shapes = {"weights": w.shape, "rows": rows(w, rule.norm), "scalar": (), "count": ()}
     state = {}
     for name, kind, fill in rule.specs:
-        like = torch.zeros_like(w) if kind == "weights" else w.new_zeros(shapes[kind])
-        state[name] = no_steps() if kind == "count" else like + fill
+        zeros = torch.zeros_like(w) if kind == "weights" else w.new_zeros(shapes[kind])
+        state[name] = no_steps() if kind == "count" else zeros + fill
     return {**state, **(rule.off(w - w0) if rule.off else {})}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
+from ..dtensors import whole
 from ..hparams import check_choice
 from ..types import Params
 from .arguments import argument_counts, check_scalar
@@ -118,6 +119,7 @@ class DataParallel:
         """The whole loss, with ``local`` in place of this process's."""
         team = Team(self.group)
         team.check()
+        params, own = tree.map_tree(whole, (params, own))  # of sharded params all of each
         shared = floats((params, own))
         copies, other = Copy.apply(team, *shared), (params, own)
         try:

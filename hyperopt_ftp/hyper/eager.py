@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import local
 from ..types import Params, State
 from .checkpoints import Point
 from .leaves import Row, floats, fresh, refill
@@ -97,8 +98,8 @@ class EagerWalk:
         By what the loss has made in a step: a gradient with its graph takes about four times that, and an update about
         eight tensors for each param.
         """
-        (made,) = self._steps.agreed([self._steps.seen.bytes])
-        each = 4 * made + 8 * sum(x.numel() * tree.working(x).element_size() for x in floats(params))
+        weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
+        (each,) = self._steps.agreed([4 * self._steps.seen.bytes + 8 * weights])
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         if count * each <= SMALL and isinstance(self._start.batches, (list, tuple)):
             return True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import is_dtensor, layout, like, replicated, whole
 from ..hparams import check_compile, check_count
 from ..types import Compile, Params, State
 from .compiled import CompiledSteps, check_compilable
@@ -189,14 +190,21 @@ def _update(
 def _filled(values: list[Tensor], tangents: Row, rows: int) -> list[Tensor]:
     """Tangents of tensors, zeros among them."""
     pairs = zip(map(tree.working, values), tangents, strict=True)
-    return [x.new_zeros((rows, *x.shape)) if t is None else t for x, t in pairs]
+    return [_zeros(x, rows) if t is None else t for x, t in pairs]
+
+
+def _zeros(x: Tensor, rows: int) -> Tensor:
+    return torch.stack([torch.zeros_like(x)] * rows) if is_dtensor(x) else x.new_zeros((rows, *x.shape))
 
 
 def _pull_rows(outputs: list[Tensor], rows_in: Row, inputs: list[Tensor], rows: int) -> Row:
-    if rows == 1:  # no vmap
-        found = pull(outputs, [None if v is None else v[0] for v in rows_in], inputs)
-        return [None if x is None else x.unsqueeze(0) for x in found]
-    return pull(outputs, rows_in, inputs, rows=True)
+    if rows > 1 and not any(map(is_dtensor, inputs)):  # for which there is no vmap
+        return pull(outputs, rows_in, inputs, rows=True)
+    found = [
+        pull(outputs, [None if v is None else v[i] for v in rows_in], inputs, again=i < rows - 1) for i in range(rows)
+    ]
+    columns = zip(inputs, *found, strict=True)
+    return [None if column[0] is None else torch.stack([like(x, w) for x in column]) for w, *column in columns]
 
 
 class _Units:
@@ -219,10 +227,12 @@ class _Units:
         low, high = max(begin, self._from), min(self._at, self._to)
         if low >= high:
             return None
-        unit = tree.working(x).new_zeros((self._to - self._from, x.numel()))
+        unit = torch.zeros((self._to - self._from, x.numel()), dtype=tree.working(x).dtype, device=x.device)
         places = torch.arange(low, high, device=x.device)
         unit[places - self._from, places - begin] = 1
-        return unit.reshape(-1, *x.shape)
+        unit = unit.reshape(-1, *x.shape)
+        at = layout(x)
+        return unit if at is None else replicated(unit, at.mesh)
 
 
 def _parts(steps: Steps, start: Start) -> list[tuple[Any, Any]]:
@@ -242,7 +252,13 @@ def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
     if not pairs:
         return torch.zeros(len(tangents[0]) if tangents else 0)
     place = tangents[0].device
-    return torch.stack([(t.reshape(len(t), -1) @ v.to(t).reshape(-1)).to(place) for v, t in pairs]).sum(0)
+    return torch.stack([_along(v.to(t), t).to(place) for v, t in pairs]).sum(0)
+
+
+def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
+    if is_dtensor(tangents):  # shards of different sizes cannot be flattened
+        return torch.stack([whole((cotangent * t).sum()) for t in tangents.unbind()])
+    return tangents.reshape(len(tangents), -1) @ cotangent.reshape(-1)
 
 
 def _by_input(steps: Steps, start: Start, slopes: Tensor) -> Start:

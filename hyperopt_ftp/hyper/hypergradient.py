@@ -23,6 +23,7 @@ from .leaves import fresh, is_float, refill
 from .mutation import refuse_mutation
 from .rng import Recorder
 from .second_order import twice_differentiable
+from .sharded import of_whole, shared
 from .strategy import Strategy, Trained
 from .train import train
 from .unroll import Unroll
@@ -128,9 +129,9 @@ def slope(
         given = paths.merge(fixed, refill(tuned, leaves))
         own = {name: value for name, value in given.items() if name not in ("params", "batches")}
         run = train(optimizer, train_loss, given["params"], given["batches"], hparams=own, state=first, strategy=how)
-        with twice_differentiable():
+        with twice_differentiable(), of_whole(run.params, "outer_loss"):
             value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
-            return check_scalar("outer_loss", value), run
+            return shared(check_scalar("outer_loss", value), run.params), run
 
     fixed, first = whole, state
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]

@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import tree
+from ..dtensors import local
 
 __all__ = ["Meter", "bytes_of", "changed"]
 
@@ -30,7 +31,7 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
 
 def bytes_of(values: Any, kind: str) -> int:
     """What the tensors of a tree take on devices of that kind; what two of them share counts once."""
-    storages = [x.untyped_storage() for x in tree.leaves(values) if _counts(x) and x.device.type == kind]
+    storages = [local(x).untyped_storage() for x in tree.leaves(values) if _counts(x) and x.device.type == kind]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
@@ -71,7 +72,7 @@ class Meter(TorchDispatchMode):  # a context manager
     def _see(self, values: Any, made: bool) -> None:
         for x in tree.leaves(values):
             if _counts(x):
-                storage = x.untyped_storage()
+                storage = local(x).untyped_storage()
                 if storage._cdata not in self._seen:
                     size = storage.nbytes() if made and x.device.type == self._kind else 0
                     self._seen[storage._cdata] = StorageWeakRef(storage), size
@@ -79,7 +80,7 @@ class Meter(TorchDispatchMode):  # a context manager
 
 
 def _key(x: Any) -> int:
-    return x.untyped_storage()._cdata if _counts(x) else id(x)
+    return local(x).untyped_storage()._cdata if _counts(x) else id(x)
 
 
 def _counts(x: Any) -> bool:

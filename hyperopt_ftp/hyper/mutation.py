@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..dtensors import local
+
 __all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten"]
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
@@ -49,7 +51,8 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         if func.namespace == "c10d" and not self._collectives:
             raise RuntimeError(
                 f"{self._what} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
-                "itself as the loss, and put what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
+                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p)). "
+                "A module of fully_shard calls some for weights of its own: call a plain module by functional_call"
             )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
@@ -174,7 +177,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _bytes(x: Tensor) -> int:
-    return x.untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
+    return local(x).untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
 
 
 def _storage(x: Tensor) -> int:

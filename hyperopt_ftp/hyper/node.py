@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import is_dtensor, layout, like, placed
 from .functorch import alive, keeps_graph
 from .leaves import is_float
 from .rng import Recorder, RngState, refuse_other_losses
 from .steps import Steps
+from .strangers import refuse_cut_graphs
 from .strategy import Start, Trained, check_trained, cotangent_leaves
 
 __all__ = ["Job", "TrainNode"]
@@ -114,6 +116,7 @@ class TrainNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # zeros for the moments would be as large as they are
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
+        ctx.layouts = [layout(x) for x in output]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.shapes = [x.new_zeros(()).expand(x.shape) for x in output]
@@ -121,8 +124,8 @@ class TrainNode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         job: Job = ctx.job
-        rows = zip(cotangents, ctx.shapes, ctx.differentiable, strict=True)
-        given = [alive(shape if v is None else v) for v, shape, yes in rows if yes]
+        rows = zip(cotangents, ctx.shapes, ctx.layouts, ctx.differentiable, strict=True)
+        given = [placed(alive(shape if v is None else v), at) for v, shape, at, yes in rows if yes]
         inputs = [alive(x) for x in ctx.saved_tensors]
         if job.transform:
             residual = job.again(inputs)
@@ -171,8 +174,10 @@ def _pullback_with_graph(job: Job, inputs: Sequence[Tensor], cotangents: Sequenc
     if not pairs:
         return [None] * len(inputs)
     ys, vs = zip(*pairs, strict=True)
+    if any(map(is_dtensor, ys)):
+        refuse_cut_graphs(ys)
     return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
 
 
 def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
-    return cotangent if cotangent is None else cotangent.to(x)
+    return cotangent if cotangent is None else like(cotangent.to(x), x)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..dtensors import local
 from .functorch import values_of
 
 __all__ = ["Recorder", "RngState", "fingerprint", "refuse_other_losses", "refuse_other_steps"]
@@ -78,8 +79,12 @@ class Recorder:
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is."""
-    some = [g.detach() for g in grads if g.numel()]
+    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is.
+
+    Of sharded gradients this process's part: nothing is sent.
+    """
+    some = [local(g.detach()) for g in grads]
+    some = [g for g in some if g.numel()]
     rows = [loss.detach(), *(torch._foreach_norm(some) if some else [])]
     dtypes = {x.dtype for x in rows}
     if len(dtypes) > 1 or dtypes & {torch.float16, torch.bfloat16} or loss.device.type != "cpu":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import is_dtensor, like, settled
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar, loss_at, without_loss
 from .data_parallel import DataParallel, agreed
@@ -20,6 +21,7 @@ from .leaves import Row, floats, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
 from .rng import Recorder
 from .second_order import twice_differentiable
+from .sharded import of_whole
 from .strangers import refuse_outer_tensors, refuse_own_backwards, refuse_strangers, stranger
 from .strategy import Start, Trained
 
@@ -148,7 +150,8 @@ class Steps:
     def _whole(self, local: Callable[..., Tensor], params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         """The loss by ``local(params, batch, hparams)``, which may look twice: what other processes need not know."""
         if not isinstance(self.train_loss, DataParallel):
-            return local(params, batch, hparams)
+            with of_whole(params, "train_loss"):
+                return local(params, batch, hparams)
 
         def shard(params: Params, batch: Any, *own: Any) -> Tensor:
             return local(params, batch, {**hparams, "loss": own[0]} if own else hparams)
@@ -198,7 +201,10 @@ class Steps:
         refuse_own_backwards(found.loss)
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
-        return self.optimizer.update(grads, state, params, without_loss(hparams))
+        new, state = self.optimizer.update(grads, state, params, without_loss(hparams))
+        if not any(map(is_dtensor, tree.leaves(params))):
+            return new, state
+        return tree.map_tree(like, new, params), tree.map_tree(settled, state)
 
     def look_at_update(self, start: Start) -> None:
         """Raise where the optimizer's update itself uses a tensor that a derivative is taken in, by a closure."""
@@ -256,7 +262,7 @@ def _grad(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor
         grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
     if all(g is None for g in grads):
         raise ValueError(_NO_GRAPH)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+    return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]
 
 
 def pull(

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from .. import tree
 from .functorch import level_of, top_level
 
-__all__ = ["refuse_outer_tensors", "refuse_own_backwards", "refuse_strangers", "stranger"]
+__all__ = ["refuse_cut_graphs", "refuse_outer_tensors", "refuse_own_backwards", "refuse_strangers", "stranger"]
 
 
 def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> int:
@@ -54,6 +54,22 @@ def refuse_own_backwards(loss: Tensor) -> None:
                 "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "
                 "straight-through estimate of f(x) is x + (f(x) - x).detach()), or leave out compile=True"
             )
+
+
+def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
+    """Raise where a graph goes through DTensor's ``to_local``, ``full_tensor`` or ``from_local``.
+
+    Their backward is not differentiable as often as a derivative of a derivative through training needs, and says
+    nothing (torch 2.13).
+    """
+    for output in outputs:
+        for node in _nodes(output):
+            if type(node).__name__ in ("_ToTorchTensorBackward", "_FromTorchTensorBackward"):
+                raise RuntimeError(
+                    "a derivative of the derivative was asked for (create_graph=True), and train_loss makes plain "
+                    "tensors of DTensors, or the other way, by full_tensor, to_local or from_local, which torch does "
+                    "not differentiate as often; use hft.data_parallel(loss) in their place"
+                )
 
 
 def _nodes(loss: Tensor) -> Iterator[Node]:

@@ -12,6 +12,7 @@ from .. import tree
 from ..anchored.anchors import anchors, check_anchor
 from ..anchored.projected import projected
 from ..anchored.projections import FLOOR, clip_radius, row_norm
+from ..dtensors import like, whole
 from ..hparams import check_number, to_tensors
 from ..optimizers.adam import adam
 from ..optimizers.sgd import sgd
@@ -43,7 +44,7 @@ def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str
 
 
 def _half_smallest(w: Tensor, anchor: Tensor, norm: Norm) -> Tensor:
-    n = row_norm(w - anchor.to(w.dtype), norm)
+    n = whole(row_norm(w - like(anchor, w).to(w.dtype), norm))
     return (n.amin() / 2).clamp(min=FLOOR) if n.numel() else n.new_tensor(FLOOR)
 
 
@@ -97,13 +98,17 @@ def tpgm(
     weights = tree.pick(params, fixed)
     by = adam(**to_tensors(lr=radius_lr))
     state = by.init(radii)
+
+    def of_whole(p: Params, x: Any) -> Tensor:
+        return still(tree.map_tree(whole, p), x)
+
     for batch in batches:
         hparams = {**held.hparams, "radius": radii}
         _, slopes, (_, after) = slope(
-            held, still, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
+            held, of_whole, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
         )
         radii, state = by.update(slopes["radius"], state, radii)
-        radii = {name: clip_radius(r.clamp(min=FLOOR), after.norms[name]) for name, r in radii.items()}
+        radii = {name: clip_radius(r.clamp(min=FLOOR), whole(after.norms[name])) for name, r in radii.items()}
     if int(state.step) == 0:
         raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
     zeros = tree.map_tree(torch.zeros_like, weights)

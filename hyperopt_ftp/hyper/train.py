@@ -18,6 +18,7 @@ from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
 from .node import Job, TrainNode
 from .rng import Recorder
+from .sharded import on_mesh, refuse_other_processes
 from .steps import Steps
 from .strategy import Start, Strategy, Trained, check_strategy
 from .unroll import Unroll
@@ -99,7 +100,7 @@ def train(
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
     if state is None:
         state = optimizer.init(params, without_loss(full))
-    start = Start(full, params, state, batches)
+    start = on_mesh(Start(full, params, state, batches), strategy)
     leaves, rebuild = _flat(start)
     check_leaves(leaves)
     wanted = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
@@ -109,7 +110,7 @@ def train(
     steps = Steps(optimizer, train_loss, asked, derived, looked_at=derived or torch.is_grad_enabled())
     if not steps.derived:
         with torch.no_grad():
-            return steps.loop(start)
+            return refuse_other_processes(steps.loop(start), start)
     if transform and getattr(strategy, "exact", False):
         if any(wanted):
             _warn_of_float16(params)
@@ -118,7 +119,7 @@ def train(
     own = strategy.generator if isinstance(strategy, ZeroOrder) else None
     recorder = Recorder(*[] if own is None else [own])
     job = Job(strategy, steps, leaves, rebuild, places, transform, recorder, recorder.now())
-    return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
+    return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), start)
 
 
 def _flat(start: Start) -> tuple[list[Any], Callable[[Sequence[Any]], Start]]:

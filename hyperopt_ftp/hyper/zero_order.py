@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
+from ..dtensors import like
 from ..hparams import Domain, check_count, check_flag, check_number
 from .functorch import values_of
 from .leaves import floats, known
@@ -144,7 +145,7 @@ class ZeroOrder:
         generator = torch.Generator().manual_seed(seed)
         with temporarily_clear_interpreter_stack():
             rows = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in x]
-        return [e.to(tree.working(u)) for u, e in zip(x, rows, strict=True)]
+        return [like(e.to(tree.working(u).dtype).to(u.device), u) for u, e in zip(x, rows, strict=True)]
 
 
 def _everywhere(function: Function, points: list[list[Tensor]], recorder: Recorder, rng: RngState) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
+from ..dtensors import like, whole
 from ..hparams import Domain, check_zero_d, to_tensors
 from ..types import Number, Optimizer
 from .leafwise import check_grads, check_state, no_steps, safe_sqrt
@@ -75,7 +76,7 @@ def noisy(base: Optimizer, scale: Number, decay: Number = 0.55, *, seed: int = 0
             check_zero_d(name, value)
         deviation = safe_sqrt(owns["scale"]) * (1 + state.step) ** (-owns["decay"] / 2)
         noised = [
-            g if g is None else (g + deviation * normal(tree.working(g), seed, leaf, state.step)).to(g.dtype)
+            g if g is None else (g + deviation * like(normal(tree.working(g), seed, leaf, state.step), g)).to(g.dtype)
             for leaf, g in enumerate(check_grads(grads, params))
         ]
         params, inner = base.update(tree.flatten(params)[1](noised), state.base, params, bases)
@@ -84,17 +85,17 @@ def noisy(base: Optimizer, scale: Number, decay: Number = 0.55, *, seed: int = 0
     return wrapped(base, own, init, update, domains=domains)
 
 
-def normal(like: Tensor, seed: int, leaf: int, step: Tensor) -> Tensor:
-    """Independent standard normal numbers in the shape, dtype and device of ``like``.
+def normal(x: Tensor, seed: int, leaf: int, step: Tensor) -> Tensor:
+    """Independent standard normal numbers in the shape, dtype and device of ``x``.
 
     Two for each block i of :func:`threefry`, by Box and Muller: with ``u``, ``v`` its words over 2^32,
     ``sqrt(-2 log u) cos(2 pi v)`` and ``sqrt(-2 log u) sin(2 pi v)``. The largest is 6.8.
     """
-    half = (like.numel() + 1) // 2
-    entry = torch.arange(half, device=like.device)
-    u, v = (((x.to(like.dtype) + 0.5) / 2**32) for x in threefry((seed, leaf), (step, entry)))
+    half = (x.numel() + 1) // 2
+    entry = torch.arange(half, device=x.device)
+    u, v = (((word.to(x.dtype) + 0.5) / 2**32) for word in threefry((seed, leaf), (whole(step), entry)))
     length, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
-    return torch.cat([length * angle.cos(), length * angle.sin()])[: like.numel()].reshape(like.shape)
+    return torch.cat([length * angle.cos(), length * angle.sin()])[: x.numel()].reshape(x.shape)
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
