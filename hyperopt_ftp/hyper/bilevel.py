@@ -87,7 +87,7 @@ def bilevel(
             ``torch.Generator`` of its own goes on where it was; any other is started anew.
         inner_steps: K. outer_steps: in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
-        state: go on from ``record.state`` of an earlier run.
+        state: go on from ``record.state`` of an earlier run. Torch's default generators are not in it.
         reset: params that each round starts from, with a new state of the optimizer; or a function of the outer step
             (from 1) that gives them. ``None``: train on.
         not_finite: ``"error"``, or ``"skip"``: a hyperparameter with a NaN or infinite hypergradient stays where it is

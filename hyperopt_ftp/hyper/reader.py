@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rng import Recorder
+
 __all__ = ["Reader", "is_sequence"]
 
 
@@ -21,7 +23,8 @@ class Reader:
 
     A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
     after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
-    are read again.
+    are read again. That leaves torch's default generators as they are: what a loader draws from them (a seed, noise on
+    examples) it has drawn the first time.
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
@@ -31,11 +34,15 @@ class Reader:
         self._position = 0
         self._pass: Iterator[Any] = iter(())
         if f"{name}.position" in saved and self._generators:
-            for i, generator in enumerate(self._generators):
-                generator.set_state(saved[f"{name}.began.{i}"])
-            self._start()
-            for _ in range(int(saved[f"{name}.position"])):
-                self.next()
+            recorder = Recorder()
+            recorder.again(recorder.now(), lambda: self._read_again(saved))
+
+    def _read_again(self, saved: dict[str, Tensor]) -> None:
+        for i, generator in enumerate(self._generators):
+            generator.set_state(saved[f"{self._name}.began.{i}"])
+        self._start()
+        for _ in range(int(saved[f"{self._name}.position"])):
+            self.next()
 
     def catch_up(self, saved: dict[str, Tensor]) -> None:
         """Generators in the state that they had, whoever else has read by them."""

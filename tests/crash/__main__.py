@@ -1,4 +1,4 @@
-"""Kill trainings of every class and execution at random moments; do they end bit-equal to undisturbed ones?"""
+"""Kill trainings of every class and execution, and tunings by `bilevel`, at random moments: do they end bit-equal?"""
 
 import argparse
 import os
@@ -9,11 +9,23 @@ import time
 from itertools import product
 from pathlib import Path
 
+from tests.crash import train, tune
+from tests.crash.child import Program
 from tests.crash.driver import crash
-from tests.crash.train import OPTIMIZERS
 from tests.support.executions import FLAGS
 
 COLUMNS = ("kills", "in a write", "restarts", "ends", "bit-equal")
+
+
+#: By what the table calls them.
+TRAININGS = {(name, how): train.program(name, how) for name, how in product(train.OPTIMIZERS, FLAGS)}
+TUNINGS = {("bilevel", name): tune.program(name) for name in tune.VARIANTS}
+TUNED = 0.4  # of the kills
+
+
+def shared(kills: int, programs: dict[tuple[str, str], Program]) -> dict[tuple[str, str], tuple[Program, int]]:
+    """The kills dealt out in turn."""
+    return {case: (program, len(range(k, kills, len(programs)))) for k, (case, program) in enumerate(programs.items())}
 
 
 def show(*row: object) -> None:
@@ -26,15 +38,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, start = random.Random(args.seed), time.monotonic()
-    cases = list(product(OPTIMIZERS, FLAGS))
-    shares = [len(range(k, args.kills, len(cases))) for k in range(len(cases))]
+    tuned = round(TUNED * args.kills)
     outcomes = []
-    show("class", "execution", *COLUMNS, "from steps", "wrong")
+    show("class", "variant", *COLUMNS, "from steps", "wrong")
     with tempfile.TemporaryDirectory(prefix="crash") as folder:
         os.environ.setdefault("NUMBA_CACHE_DIR", f"{folder}/numba")  # compiled once, not at each start
-        for case, kills in zip(cases, shares, strict=True):
+        for case, (program, kills) in (shared(args.kills - tuned, TRAININGS) | shared(tuned, TUNINGS)).items():
             if kills:
-                outcome = crash(*case, kills, Path(folder, *case), rng)
+                outcome = crash(program, kills, Path(folder, *case), rng)
                 outcomes.append(outcome)
                 steps = f"{min(outcome.resumed)}-{max(outcome.resumed)}"
                 show(*case, *outcome.counts, steps, ", ".join(sorted(outcome.wrong)) or "-")

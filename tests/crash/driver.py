@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.crash.train import CHECKPOINT, DIGESTS
+from tests.crash.child import CHECKPOINT, DIGESTS, Program
 
 ROOT = Path(__file__).parents[2]
-STEPS, EVERY = 200, 5
-LONGEST = 1.0  # seconds from a start to its kill; a whole run takes 1 to 3
 PAUSE = 2e-4  # after each of some 400 pieces of a checkpoint, which then takes 0.1 s instead of 0.005
 
 
@@ -36,11 +34,10 @@ class Outcome:
 class Child:
     """A process that trains in `folder`, up to the moment when it has read what is on the disk."""
 
-    def __init__(self, folder: Path, optimizer: str, execution: str, every: int, pause: float = 0.0) -> None:
-        self.folder = folder
-        options = {"dir": folder, "optimizer": optimizer, "execution": execution}
-        options |= {"steps": STEPS, "every": every, "pause": pause}
-        command = [sys.executable, "-m", "tests.crash.train", *(f"--{name}={value}" for name, value in options.items())]
+    def __init__(self, folder: Path, program: Program, every: int, pause: float = 0.0) -> None:
+        self.folder, self.longest = folder, program.longest
+        options = {"dir": folder, "steps": program.steps, "every": every, "pause": pause, **program.options}
+        command = [sys.executable, "-m", program.module, *(f"--{name}={value}" for name, value in options.items())]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
         assert self.process.stdout is not None
@@ -59,7 +56,7 @@ class Child:
         try:
             self.process.wait(after)
         except subprocess.TimeoutExpired:
-            patience = time.monotonic() + LONGEST
+            patience = time.monotonic() + self.longest
             while in_write and self.process.poll() is None and not self.writes() and time.monotonic() < patience:
                 time.sleep(0.001)
             self.process.kill()
@@ -82,28 +79,28 @@ def disturb(outcome: Outcome, kills: int, start: Callable[[float], Child], rng: 
     """A run to its end, killed and restarted until `outcome` has `kills` of them; whether any met it."""
     before = outcome.kills
     while True:
-        in_write = outcome.kills % 2 == 0
+        in_write = outcome.kills % 2 == 0 and outcome.kills < kills
         child = start(PAUSE if in_write else 0.0)
         if outcome.kills > before:
             outcome.resumed.append(child.step)
         if outcome.kills == kills:
             child.end()
-        elif child.kill(rng.uniform(0, LONGEST), in_write):
+        elif child.kill(rng.uniform(0, child.longest), in_write):
             outcome.kills += 1
             outcome.in_write += child.writes()
             continue
         return outcome.kills > before
 
 
-def crash(optimizer: str, execution: str, kills: int, folder: Path, rng: random.Random) -> Outcome:
+def crash(program: Program, kills: int, folder: Path, rng: random.Random) -> Outcome:
     """Runs of one training until `kills` kills have met them, every second one at a write."""
     undisturbed = folder / "undisturbed"  # by checkpoints either
-    Child(undisturbed, optimizer, execution, every=0).end()
+    Child(undisturbed, program, every=0).end()
     expected = digests(undisturbed)
     outcome = Outcome()
     for number in range(2 * kills):  # a fast machine needs more than one run
         here = folder / str(number)
-        if outcome.kills < kills and disturb(outcome, kills, partial(Child, here, optimizer, execution, EVERY), rng):
+        if outcome.kills < kills and disturb(outcome, kills, partial(Child, here, program, program.every), rng):
             found = digests(here)
             different = {name for name in expected if found.get(name) != expected[name]}
             outcome.ends += 1
@@ -112,5 +109,5 @@ def crash(optimizer: str, execution: str, kills: int, folder: Path, rng: random.
     if not any(outcome.resumed):
         outcome.wrong.add("no checkpoint was read")
     if outcome.kills < kills:
-        raise RuntimeError(f"{2 * kills} runs ended before {kills} kills met them: too few STEPS")
+        raise RuntimeError(f"{2 * kills} runs ended before {kills} kills met them: too few steps")
     return outcome

@@ -5,25 +5,23 @@ in two dtypes, accumulated and clipped gradients, a schedule of lr and momentum,
 """
 
 import argparse
-import hashlib
-import io
-import json
 import math
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hyperopt_ftp as hft
-from experiments.common import checkpoint
 from experiments.common.loop import Training
+from tests.crash.child import Program, finish, load, new_parser, ready, save
 from tests.support.executions import FLAGS
 
 OPTIMIZERS = ("adamw", "sgd", "wrapper")
-CHECKPOINT, DIGESTS = "checkpoint.pt", "digests.json"
+
+
+def program(optimizer: str, execution: str) -> Program:
+    """A whole run takes 1 to 3 seconds."""
+    return Program(__name__, {"optimizer": optimizer, "execution": execution}, steps=200, every=5, longest=1.0)
 
 
 class Network(nn.Module):
@@ -78,57 +76,10 @@ def train_step(training: Training, scaler: torch.amp.GradScaler, images: Tensor,
     training.step += 1
 
 
-class Slow(io.RawIOBase):
-    """A file that pauses after each piece it is given: a kill then often finds it half written."""
-
-    def __init__(self, file: Any, pause: float) -> None:
-        self.file, self.pause = file, pause
-
-    def write(self, piece: Any) -> int:
-        self.file.write(piece)
-        self.file.flush()
-        time.sleep(self.pause)
-        return len(piece)
-
-
-def save(file: Path, content: Any, pause: float) -> None:
-    if pause:
-        checkpoint.write(file, lambda opened: torch.save(content, Slow(opened, pause)))
-    else:
-        checkpoint.save(file, content)
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 of every bit of a structure of tensors and plain values."""
-    found = hashlib.sha256()
-
-    def take(x: Any) -> None:
-        if isinstance(x, Tensor):
-            found.update(f"{x.dtype}{tuple(x.shape)}".encode())
-            found.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(x, dict):
-            for key in sorted(x, key=str):
-                found.update(f"{key!r}:".encode())
-                take(x[key])
-        elif isinstance(x, (list, tuple)):
-            found.update(f"{type(x).__name__}{len(x)}".encode())
-            for value in x:
-                take(value)
-        else:
-            found.update(repr(x).encode())
-
-    take(tree)
-    return found.hexdigest()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True)
+    parser = new_parser(__doc__)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, required=True)
     parser.add_argument("--execution", choices=FLAGS, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--every", type=int, default=0, help="steps between checkpoints; 0: none at all")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each piece of a checkpoint")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -138,24 +89,20 @@ def main() -> None:
     training, scaler = new_training(args)
     optimizer = training.optimizer
     assert isinstance(optimizer, (hft.FTPAdamW, hft.FTPSGD, hft.FTP))
-    file = args.dir / CHECKPOINT
-    if file.exists():
-        saved = checkpoint.load(file)
+    if saved := load(args.dir):
         training.load_state_dict(saved["training"])
         scaler.load_state_dict(saved["scaler"])
-    print("ready", training.step, flush=True)
+    ready(training.step)
 
     while training.step < args.steps:
         train_step(training, scaler, images, labels)
         if args.every and training.step % args.every == 0:
-            save(file, {"training": training.state_dict(), "scaler": scaler.state_dict()}, args.pause)
+            save(args.dir, {"training": training.state_dict(), "scaler": scaler.state_dict()}, args.pause)
     assert optimizer.execution == args.execution, optimizer.execution
     radii = optimizer.radii()
     assert len(radii) == 6, radii  # all but the head's
     assert all(map(math.isfinite, radii.values())), radii  # runs of NaN would be equal
-    whole = {**training.state_dict(), "scaler": scaler.state_dict(), "radii": radii}
-    digests = {name: digest(part) for name, part in whole.items()}
-    checkpoint.write_text(args.dir / DIGESTS, json.dumps(digests, indent=1) + "\n")
+    finish(args.dir, {**training.state_dict(), "scaler": scaler.state_dict(), "radii": radii})
 
 
 if __name__ == "__main__":

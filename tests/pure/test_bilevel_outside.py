@@ -267,6 +267,28 @@ def test_a_shuffled_loader_resumes_bit_for_bit_at_any_round(make, inner_steps):
         assert identical(again[-1].state, records[-1].state)
 
 
+@pytest.mark.parametrize("make", [loader, loader_of_a_sampler])
+def test_reading_again_leaves_the_default_generator_where_it_is(make):
+    """A loss with dropout, and examples with noise: both draw from it. A loader without a generator draws a seed."""
+
+    def noisy(rows):
+        return torch.stack(rows) + 0.1 * torch.randn(len(rows), 3, dtype=F64)
+
+    def run(seed, **options):
+        read = make(seed)
+        read.collate_fn = noisy
+        return hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", lambda p, x: loss(p, F.dropout(x, 0.3)), loss, start(), read, [HELD_OUT],
+            inner_steps=2, outer_steps=6, **options,
+        )  # fmt: skip
+
+    records = [(record, torch.get_rng_state()) for record in run(11)]
+    for record, rng in records[:-1]:
+        torch.set_rng_state(rng)
+        again = list(run(99, state=through_a_file(record.state)))
+        assert identical(again[-1].state, records[-1][0].state)
+
+
 def test_two_loaders_with_one_generator_resume():
     def run(seed, **options):
         g = torch.Generator().manual_seed(seed)
