@@ -40,7 +40,7 @@ thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
 
 fuzz: $(VENV)/.demo $(VENV)/.test
-	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/pure/test_bilevel_machine.py
 
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50

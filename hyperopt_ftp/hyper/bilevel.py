@@ -81,7 +81,8 @@ def bilevel(
             the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches; one with a third argument without a
             default gets ``hparams["loss"]`` there.
-        params: where training starts (ignored with ``state``, but for ``reset``).
+        params: where training starts. With ``state``, which has its own: their structure and shapes alone, but for
+            ``reset``.
         train_batches, outer_batches: a sequence is read round and round, at the place that ``state`` tells; any other
             iterable (a loader) is started anew when it ends. After a resume a loader that shuffles by a
             ``torch.Generator`` of its own goes on where it was; any other is started anew.
@@ -147,7 +148,7 @@ def bilevel(
         inner = fresh(optimizer.init(params, own), False)[1]
         state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     else:
-        _check_state(state, optimizer, own, tuned, by.init(constraints.free(tuned)))
+        _check_state(state, optimizer, own, params, tuned, by.init(constraints.free(tuned)))
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
@@ -266,11 +267,13 @@ def _check_rounds(
 
 
 def _check_state(
-    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], tuned: dict[str, Any], outer: State
+    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], params: Params, tuned: dict[str, Any], outer: State
 ) -> None:
-    """Whether a state to go on from is one of this optimizer and ``over``."""
+    """Whether a state to go on from is one of this optimizer, ``over`` and kind of params."""
     if state.tuned.keys() != tuned.keys():
         raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
+    if _shape_of(state.params) != _shape_of(params):
+        raise ValueError("state.params has not the structure and shapes of params: is it of a run with other ones?")
     for what, got, like in (
         ("tuned", state.tuned, tuned),
         ("inner", state.inner, optimizer.init(state.params, own)),

@@ -410,6 +410,10 @@ WRONG = {
     "another optimizer": (
         lambda: rounds(opt=hft.adam(lr=0.2), state=first_state()), ValueError, "state.inner is not that of this optimi",
     ),
+    "other params": (
+        lambda: rounds(params={k: w[..., :2] for k, w in start().items()}, state=first_state()),
+        ValueError, "state.params has not the structure and shapes of params",
+    ),
     "another optimizer outside": (
         lambda: rounds(by=hft.adam(lr=0.1), state=first_state()), ValueError, "state.outer is not that of this by",
     ),

@@ -1,0 +1,447 @@
+"""A state machine that does to `bilevel` what scripts do, in any order; each round is compared with one by hand.
+
+The state that a round begins with is the subject's own, so that an error does not add up; whatever else is done must
+leave the state, and every earlier one, as it was to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.bilevel import BilevelState, Record
+
+from ..support.compare import kept, same
+from .bilevel_reference import (
+    BOUNDS,
+    BY_LR,
+    EPS,
+    F64,
+    ROUNDINGS,
+    UNIT,
+    Found,
+    Point,
+    Problem,
+    fresh_moments,
+    is_finite,
+    outer_step,
+    tolerances,
+    trained,
+)
+
+ROWS, BATCH = 11, 4
+#: Of equal derivatives, but for rounding.
+STRATEGIES: dict[str, Callable[[int], Any]] = {
+    "default": lambda steps: None,
+    "every step": lambda steps: hft.Unroll(checkpoint=1),
+    "sqrt": lambda steps: hft.Unroll(checkpoint="sqrt", offload=True),
+    "log": lambda steps: hft.Unroll(checkpoint="log"),
+    "graphs": lambda steps: hft.Unroll(checkpoint=False),
+    "memory": lambda steps: hft.Unroll(checkpoint="auto", memory=2**24),
+    "last": lambda steps: hft.Unroll(truncate=steps),
+    "forward": lambda steps: hft.Forward(),
+    "by one": lambda steps: hft.Forward(chunk=1),
+}
+BY = {"pure": hft.adam(lr=BY_LR), "torch": functools.partial(torch.optim.Adam, lr=BY_LR)}
+PLANS = st.fixed_dictionaries(
+    {
+        "rule": st.sampled_from(["adam", "sgd"]),
+        "by": st.sampled_from(list(BY)),
+        "maps": st.fixed_dictionaries(
+            {
+                "lr": st.sampled_from(["log", "clip", None]),
+                "beta": st.sampled_from(["logit", "clip", None]),
+                "radius": st.sampled_from(["clip", None]),
+                "loss.l2": st.sampled_from(["log", "clip", None]),
+                "loss.weights": st.just("clip"),
+            }
+        ),
+        "ball": st.booleans(),
+        "radius": st.sampled_from([0.5, 0.05]),
+        "lr": st.sampled_from([0.1, 0.03]),
+        "inner_steps": st.integers(1, 4),
+        "reads": st.sampled_from(["sequences", "loaders", "one generator"]),
+        "dropout": st.sampled_from([0.0, 0.3]),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+class Rows(Dataset):
+    """Examples and their numbers. While ``spoilt``, the first number of each that is read is that."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        drawn = torch.Generator().manual_seed(seed)
+        self.x, self.spoilt = torch.randn(rows, 3, generator=drawn, dtype=F64), None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        x = self.x[i].clone()
+        if self.spoilt is not None:
+            x[0] = self.spoilt
+        return x, i
+
+
+class Batches:
+    """The rows as a sequence, batch by batch."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // BATCH)
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.utils.data.default_collate(
+            [self.rows[k] for k in range(BATCH * i, min(BATCH * (i + 1), len(self.rows)))]
+        )
+
+
+def endless(batches: Any) -> Iterator[Any]:
+    while True:
+        yield from (batches[i] for i in range(len(batches))) if isinstance(batches, Batches) else batches
+
+
+def counted(**strategies: Any) -> Callable:
+    """A rule that the machine's tally counts; a round may follow."""
+
+    def decorate(function: Callable) -> Callable:
+        @rule(then=st.booleans(), **strategies)
+        @functools.wraps(function)
+        def run(self: Any, then: bool, **values: Any) -> None:
+            self.tally[function.__name__] += 1
+            function(self, **values)
+            if then:
+                self.nothing_has_changed()
+                self.advance()
+
+        return run
+
+    return decorate
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self, tally: Counter[str]) -> None:
+        super().__init__()
+        self.tally = tally
+
+    @initialize(plan=PLANS)
+    def build(self, plan: dict[str, Any]) -> None:
+        self.plan, self.steps = plan, plan["inner_steps"]
+        torch.manual_seed(plan["seed"])
+        self.rows, self.held = Rows(plan["seed"], ROWS), Rows(plan["seed"] + 1, 7)
+        self.params = {"w": torch.randn(3, 2, dtype=F64), "b": torch.randn(2, dtype=F64)}
+        beta = {"adam": "betas.0", "sgd": "momentum"}[plan["rule"]]
+        names = {"beta": beta} | ({} if plan["ball"] else {"radius": ""})
+        self.maps = {names.get(n, n): kind for n, kind in plan["maps"].items() if kind and names.get(n, n)}
+        self.optimizer = self._optimizer(plan["rule"])
+        self.own = {"l2": {k: torch.tensor(0.01, dtype=F64) for k in self.params}, "weights": torch.ones(ROWS).double()}
+        self.problem = self._problem()
+        self.strategy, self.not_finite, self.reset = "default", "skip", None
+        self.state: BilevelState | None = None
+        self.history: list[tuple[BilevelState, Any]] = []  # states, and copies that nobody else holds
+        self.given = kept((self.params, self.own, self.optimizer.hparams, self.rows.x, self.held.x))
+        self.order: list[tuple[list[Any], Any]] = []  # what each round reads in a run that nobody disturbs
+        train, held = self._readers(0)
+        self.reading = endless(train), endless(held)
+        self.outer_steps = 1000
+        self.run = self.start()
+
+    def _optimizer(self, rule: str) -> hft.Optimizer:
+        lr = self.plan["lr"]
+        base = hft.adam(lr=lr, eps=EPS) if rule == "adam" else hft.sgd(lr=lr, momentum=0.6)
+        return hft.projected(base, self.params, radius=self.plan["radius"]) if self.plan["ball"] else base
+
+    def _problem(self) -> Problem:
+        h, own = self.optimizer.hparams, {"loss.l2": self.own["l2"], "loss.weights": self.own["weights"]}
+        betas = {f"betas.{i}": x for i, x in enumerate(h.get("betas", ()))}
+        anchor = self.params if self.plan["ball"] else None
+        return Problem(self.plan["rule"], self.maps, {**h, **betas, **own}, anchor, self.train_loss, self.outer_loss)
+
+    def train_loss(self, p: dict[str, Tensor], batch: Any, own: dict[str, Any]) -> Tensor:
+        x, i = batch
+        errors = (torch.tanh(F.dropout(x, self.plan["dropout"]) @ p["w"] + p["b"]) - 0.5).square().mean(1)
+        return (own["weights"][i] * errors).mean() + sum(own["l2"][k] * p[k].square().sum() for k in p)
+
+    def outer_loss(self, p: dict[str, Tensor], batch: Any) -> Tensor:
+        return (torch.tanh(batch[0] @ p["w"] + p["b"]) - 0.3).square().mean()
+
+    def _readers(self, away: int) -> tuple[Any, Any]:
+        """Of a new process, where generators stand ``away`` from where they stood first."""
+        if self.plan["reads"] == "sequences":
+            return Batches(self.rows), Batches(self.held)
+        seed = self.plan["seed"] + away
+        first, second = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+        other = first if self.plan["reads"] == "one generator" else second
+        read = functools.partial(DataLoader, batch_size=BATCH, shuffle=True)
+        return read(self.rows, generator=first), read(self.held, generator=other)
+
+    def start(self, **changes: Any) -> Iterator[Record]:
+        train, held = self._readers(0 if self.state is None else 1000)
+        options = {
+            "optimizer": self.optimizer,
+            "by": BY[self.plan["by"]],
+            "over": tuple(self.maps),
+            "params": self.params,
+            "constrain": self.maps,
+            "state": self.state,
+        } | changes
+        return hft.bilevel(
+            train_loss=self.train_loss, outer_loss=self.outer_loss, train_batches=train, outer_batches=held,
+            inner_steps=self.steps, outer_steps=self.outer_steps, strategy=STRATEGIES[self.strategy](self.steps),
+            hparams={**options["optimizer"].hparams, "loss": self.own}, reset=self.reset, not_finite=self.not_finite,
+            **options,
+        )  # fmt: skip
+
+    # -- a round ------------------------------------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """The next round, compared with the one by hand; False: the run has ended or failed, and is started anew."""
+        done = 0 if self.state is None else int(self.state.step)
+        if done >= self.outer_steps:
+            assert next(self.run, None) is None
+            self.outer_steps += 1000
+            self.run = self.start()
+            return False
+        batches, held_out = self.read(done)
+        begin, before = self.point(done + 1), torch.get_rng_state()
+        want = trained(self.problem, begin, batches, held_out)
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        lost = not is_finite((want.params, want.moments))
+        skipped = tuple(name for name, x in want.slopes.items() if not is_finite(x))
+        if self.not_finite == "error" and (lost or skipped):
+            with pytest.raises(FloatingPointError, match=f"at outer step {done + 1} "):
+                next(self.run)
+            self.run = self.start()
+            self.tally["error"] += 1
+            return False
+        record = next(self.run)
+        assert torch.equal(torch.get_rng_state(), after)  # as a plain loop draws
+        assert record.step == int(record.state.step) == done + 1
+        assert record.tuned.keys() == record.hypergradient.keys() == self.maps.keys()
+        if lost:
+            assert record.skipped == tuple(self.maps)
+            now = record.state
+            if self.state is not None:
+                assert same(now._replace(step=0, readers={}), self.state._replace(step=0, readers={}))
+        else:
+            assert record.skipped == skipped
+            torch.set_rng_state(before)
+            slack = tolerances(self.problem, begin, batches, held_out, want)
+            self.tally["not compared"] += not slack[0].isfinite()
+            self.compare(record, begin, want, slack)
+            torch.set_rng_state(after)
+        self.tally["lost" if lost else "skipped" if skipped else "round"] += 1
+        self.state = record.state
+        self.history.append((record.state, kept_state(record.state)))
+        return True
+
+    def read(self, done: int) -> tuple[list[Any], Any]:
+        while len(self.order) <= done:
+            spoilt, self.rows.spoilt, self.held.spoilt = (self.rows.spoilt, self.held.spoilt), None, None
+            train, held = self.reading
+            self.order.append((list(itertools.islice(train, self.steps)), next(held)))
+            self.rows.spoilt, self.held.spoilt = spoilt
+        batches, held_out = self.order[done]
+        return [spoil(b, self.rows.spoilt) for b in batches], spoil(held_out, self.held.spoilt)
+
+    def point(self, step: int) -> Point:
+        """Where the next round begins, as the reference holds it."""
+        params, moments, count = self.params, None, 0
+        if self.state is None:
+            tuned = {name: self.problem.fixed[name] for name in self.maps}
+            outer, rounds = [[torch.zeros_like(x) for x in tree.leaves(tuned)] for _ in range(2)], 0
+        else:
+            tuned, params = self.state.tuned, self.state.params
+            (outer, rounds), (moments, count) = outer_of(self.state.outer), self.inner_of(self.state.inner)
+        if self.reset is not None:
+            params, moments, count = self.reset(step) if callable(self.reset) else self.reset, None, 0
+        moments = fresh_moments(self.problem, params) if moments is None else moments
+        return Point(params, moments, tuned, outer, count, rounds)
+
+    def inner_of(self, inner: Any) -> tuple[list[dict[str, Tensor]], int]:
+        step, *moments = inner.base if self.plan["ball"] else inner
+        return [m for m in moments if m != ()], int(step)
+
+    def compare(self, record: Record, begin: Point, want: Found, slack: list[Tensor]) -> None:
+        """The training with the one by hand; the outer step with one by hand along the subject's own slopes."""
+        state, slopes = record.state, record.hypergradient
+        (outer, rounds), (moments, count) = outer_of(state.outer), self.inner_of(state.inner)
+        norms = state.inner.norms if self.plan["ball"] else {}
+        found = Found(torch.tensor(record.value, dtype=F64), slopes, state.params, moments, norms)
+        for (name, b), a, most in zip(tree.named(want), tree.leaves(found), slack, strict=True):
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+            # Which entries of a slope that is skipped are NaN depends on where zeros are left out.
+            known = a.isfinite() & b.isfinite()
+            assert name.startswith("slopes") or torch.equal(a.isfinite(), b.isfinite()), name
+            assert not most.isfinite() or bool(((a - b).abs()[known] <= most).all()), (name, a, b, most)
+        assert (count, rounds) == (begin.steps + self.steps, begin.rounds + 1)
+        assert same(record.tuned, state.tuned)
+        expected = outer_step(self.problem, begin, slopes, norms)
+        for (name, b), a in zip(tree.named(expected), tree.leaves((state.tuned, outer)), strict=True):
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+            assert bool(((a - b).abs() <= ROUNDINGS * UNIT * (1 + b.abs())).all()), (name, a, b)
+
+    # -- rules --------------------------------------------------------------------------------------------------------
+
+    @counted(often=st.integers(1, 4))
+    def rounds(self, often: int) -> None:
+        for _ in range(often):
+            self.advance()
+
+    @counted(strategy=st.sampled_from(list(STRATEGIES)))
+    def go_on_with_another_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+        self.run = self.start()
+
+    @counted()
+    def save_and_load(self) -> None:
+        """As docs/checkpoints.md tells, into a process that has made one round for the structure."""
+        if self.state is None:
+            return
+        file, whole = io.BytesIO(), isinstance(self.state.outer, dict)
+        outer = {"outer": self.state.outer} if whole else {}
+        state = self.state._replace(outer=()) if whole else self.state
+        torch.save({"leaves": tree.leaves(state), **outer}, file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        like, rng = self.first_state(), torch.get_rng_state()
+        loaded = tree.flatten(like._replace(outer=()) if whole else like)[1](saved["leaves"])
+        loaded = loaded._replace(outer=saved["outer"]) if whole else loaded
+        assert same(loaded, self.state)
+        torch.set_rng_state(rng)
+        self.state = loaded
+        self.run = self.start()
+
+    def first_state(self) -> BilevelState:
+        rng = torch.get_rng_state()
+        spoilt, self.rows.spoilt, self.held.spoilt = (self.rows.spoilt, self.held.spoilt), None, None
+        first = next(self.start(state=None)).state
+        self.rows.spoilt, self.held.spoilt = spoilt
+        torch.set_rng_state(rng)
+        return first
+
+    @counted(copies=st.booleans())
+    def go_on_in_a_new_run(self, copies: bool) -> None:
+        self.state = copy.deepcopy(self.state) if copies else self.state
+        self.run = self.start()
+
+    @counted(back=st.integers(1, 5))
+    def go_back(self, back: int) -> None:
+        if self.history:
+            self.state = self.history[-min(back, len(self.history))][0]
+            self.run = self.start()
+
+    @counted(more=st.integers(0, 3))
+    def end_the_run(self, more: int) -> None:
+        """With few outer steps left, or none."""
+        done = 0 if self.state is None else int(self.state.step)
+        self.outer_steps = max(done + more, 1)
+        self.run = self.start()
+        while self.advance():
+            pass
+
+    @counted(
+        where=st.sampled_from(["train", "outer"]),
+        what=st.sampled_from([float("nan"), float("inf")]),
+        how=st.sampled_from(["error", "skip"]),
+    )
+    def read_a_spoilt_batch(self, where: str, what: float, how: str) -> None:
+        self.not_finite = how
+        self.run = self.start()
+        rows = self.rows if where == "train" else self.held
+        rows.spoilt = what
+        self.advance()
+        rows.spoilt = None
+
+    @counted(how=st.sampled_from(["tree", "function", None]))
+    def choose_where_rounds_start(self, how: str | None) -> None:
+        near = {k: w + 0.1 for k, w in self.params.items()}
+        far = [{k: w - 0.1 * i for k, w in self.params.items()} for i in range(3)]
+        self.reset = {"tree": near, "function": lambda step: far[step % 3], None: None}[how]
+        self.run = self.start()
+
+    @counted(
+        what=st.sampled_from(["optimizer", "over", "tuned", "network", "inner", "by", "outer", "a record", "a dict"])
+    )
+    def offer_a_wrong_state(self, what: str) -> None:
+        if self.state is None:
+            return
+        state, other = self.state, {"adam": "sgd", "sgd": "adam"}[self.plan["rule"]]
+        doubled = {"params": tree.map_tree(twice, state.params), "inner": tree.map_tree(twice, state.inner)}
+        tuned = {**state.tuned, "loss.weights": torch.ones(ROWS + 1, dtype=F64)}
+        smaller = tree.map_tree(lambda x: x if x.ndim == 0 else x[:1], state.inner)
+        record = Record(1, 0.0, {}, {}, (), state)
+        changes: dict[str, Any] = {
+            "optimizer": lambda: {"optimizer": self._optimizer(other), "over": ("lr",), "constrain": {}},
+            "over": lambda: {"over": (*self.maps, "loss")} if len(self.maps) < 2 else {"over": tuple(self.maps)[1:]},
+            "tuned": lambda: {"state": state._replace(tuned=tuned)},
+            "network": lambda: {"state": state._replace(**doubled)},
+            "inner": lambda: {"state": state._replace(inner=smaller)},
+            "by": lambda: {"by": BY["torch" if self.plan["by"] == "pure" else "pure"]},
+            "outer": lambda: {"state": state._replace(outer=())},
+            "a record": lambda: {"state": record},
+            "a dict": lambda: {"state": state._asdict()},
+        }
+        with pytest.raises((ValueError, TypeError)):
+            self.start(**changes[what]())
+
+    # -- what holds after each ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_has_changed(self) -> None:
+        if not hasattr(self, "given"):
+            return
+        assert same(kept((self.params, self.own, self.optimizer.hparams, self.rows.x, self.held.x)), self.given)
+        for state, copied in self.history[-6:]:
+            assert same(kept_state(state), copied)
+
+    @invariant()
+    def what_is_tuned_is_in_its_domain(self) -> None:
+        for name, value in () if getattr(self, "state", None) is None else self.state.tuned.items():
+            low, high = BOUNDS.get(name, (-torch.inf, torch.inf))
+            for x in tree.leaves(value):
+                assert bool(((x >= low) & (x <= high) & x.isfinite()).all()), name
+                assert self.maps[name] == "clip" or bool((x > 0).all()), name
+
+
+def twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x]) if x.ndim else x
+
+
+def spoil(batch: Any, what: float | None) -> Any:
+    if what is None:
+        return batch
+    x = batch[0].clone()
+    x[:, 0] = what
+    return [x, *batch[1:]]
+
+
+def kept_state(state: BilevelState) -> Any:
+    return kept([list(x) if isinstance(x, tuple) else x for x in (tree.leaves(state._replace(outer=())), state.outer)])
+
+
+def outer_of(outer: Any) -> tuple[list[list[Tensor]], int]:
+    """Moments of Adam outside by leaf, and its steps."""
+    if not isinstance(outer, dict):
+        return [tree.leaves(outer.exp_avg), tree.leaves(outer.exp_avg_sq)], int(outer.step)
+    rows = [outer["state"][i] for i in sorted(outer["state"])]
+    return [[row["exp_avg"] for row in rows], [row["exp_avg_sq"] for row in rows]], int(rows[0]["step"])
