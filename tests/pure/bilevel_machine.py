@@ -271,7 +271,8 @@ class Machine(RuleBasedStateMachine):
             outer, rounds = [[torch.zeros_like(x) for x in tree.leaves(tuned)] for _ in range(2)], 0
         else:
             tuned, params = self.state.tuned, self.state.params
-            (outer, rounds), (moments, count) = outer_of(self.state.outer), self.inner_of(self.state.inner)
+            outer, rounds = outer_of(self.state.outer, tuned)
+            moments, count = self.inner_of(self.state.inner)
         if self.reset is not None:
             params, moments, count = self.reset(step) if callable(self.reset) else self.reset, None, 0
         moments = fresh_moments(self.problem, params) if moments is None else moments
@@ -284,7 +285,7 @@ class Machine(RuleBasedStateMachine):
     def compare(self, record: Record, begin: Point, want: Found, slack: list[Tensor]) -> None:
         """The training with the one by hand; the outer step with one by hand along the subject's own slopes."""
         state, slopes = record.state, record.hypergradient
-        (outer, rounds), (moments, count) = outer_of(state.outer), self.inner_of(state.inner)
+        (outer, rounds), (moments, count) = outer_of(state.outer, state.tuned), self.inner_of(state.inner)
         norms = state.inner.norms if self.plan["ball"] else {}
         found = Found(torch.tensor(record.value, dtype=F64), slopes, state.params, moments, norms)
         for (name, b), a, most in zip(tree.named(want), tree.leaves(found), slack, strict=True):
@@ -439,9 +440,11 @@ def kept_state(state: BilevelState) -> Any:
     return kept([list(x) if isinstance(x, tuple) else x for x in (tree.leaves(state._replace(outer=())), state.outer)])
 
 
-def outer_of(outer: Any) -> tuple[list[list[Tensor]], int]:
-    """Moments of Adam outside by leaf, and its steps."""
+def outer_of(outer: Any, tuned: Any) -> tuple[list[list[Tensor]], int]:
+    """Moments of Adam outside by leaf, and its steps. One of torch has none before the first."""
     if not isinstance(outer, dict):
         return [tree.leaves(outer.exp_avg), tree.leaves(outer.exp_avg_sq)], int(outer.step)
+    if not outer["state"]:
+        return [[torch.zeros_like(x) for x in tree.leaves(tuned)] for _ in range(2)], 0
     rows = [outer["state"][i] for i in sorted(outer["state"])]
     return [[row["exp_avg"] for row in rows], [row["exp_avg_sq"] for row in rows]], int(rows[0]["step"])
