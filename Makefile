@@ -64,6 +64,7 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_family
 	$(RUN) -m benchmarks.bench_bases
 	$(RUN) -m benchmarks.bench_hypergradient
+	$(RUN) -m benchmarks.bench_estimate
 	$(RUN) -m benchmarks.bench_vmap
 	$(RUN) -m benchmarks.bench_update
 	$(RUN) -m benchmarks.bench_import

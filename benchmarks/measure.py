@@ -70,6 +70,19 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
     return statistics.median(seconds[name]) / statistics.median(seconds[to])
 
 
+def allocated(action: Callable[[], Any]) -> tuple[int, Any]:
+    """The most bytes that the CPU's allocator had given out at once during an action, and what that returned."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        found = action()
+    kineto: Any = profile.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak, found
+
+
 def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
     """GB/s of reading and of copying float32 numbers (a copy counts what is read and what is written)."""
     x, y = torch.randn(elements, device=device), torch.empty(elements, device=device)

@@ -9,6 +9,7 @@ from .anchored.l2sp import l2sp as l2sp
 from .anchored.projected import projected as projected
 from .anchored.recall import recall as recall
 from .anchored.spd import spd as spd
+from .hyper import Estimate as Estimate
 from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit
 from .hyper import OneStep as OneStep
@@ -16,6 +17,7 @@ from .hyper import Unroll as Unroll
 from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel
 from .hyper import data_parallel as data_parallel
+from .hyper import estimate as estimate
 from .hyper import hyper as hyper
 from .hyper import hypergradient as hypergradient
 from .hyper import tpgm as tpgm

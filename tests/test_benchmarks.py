@@ -6,20 +6,26 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+import hyperopt_ftp as hft
+
 np = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 
-from benchmarks import bench_hypergradient, bench_update  # noqa: E402
+from benchmarks import bench_estimate, bench_hypergradient, bench_update  # noqa: E402
 from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
 from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
 from benchmarks.hypergradient.figure import apart  # noqa: E402
 from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
 from benchmarks.hypergradient.processes import Worker, off  # noqa: E402
 from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
+from benchmarks.nets import NETS  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
 
 ALSO = ["jax", "jax, checkpoint", "Unroll(compile=True)", "Forward(compile=True)"]  # compile for seconds
 
@@ -91,3 +97,27 @@ def test_all_updates_are_the_same():
     for name, w in theirs.items():
         torch.testing.assert_close(ours[name], w)
         torch.testing.assert_close(of_class[name], w)
+
+
+def test_the_page_on_cost_has_the_table_that_was_measured():
+    page = (ROOT / "docs" / "concepts" / "cost.md").read_text()
+    record = json.loads((ROOT / "benchmarks" / "results" / "estimate_cpu.json").read_text())
+    assert bench_estimate.published(page, record) == page
+    rows = record["rows"]
+    assert {(row["network"], row["strategy"]) for row in rows} == {
+        (n, s) for n in NETS for s in bench_estimate.STRATEGIES
+    }
+    assert [row for row in rows if abs(row["memory"]["predicted"] / row["memory"]["measured"] - 1) > 0.15] == []
+
+
+def test_an_estimate_is_compared_with_what_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_estimate, "STRATEGIES", {"Unroll(checkpoint=1)": hft.Unroll(checkpoint=1)})
+    out, page = tmp_path / "found.json", tmp_path / "page.md"
+    page.write_text(f"before\n{bench_estimate.BEGIN}old\n{bench_estimate.END}\nafter\n")
+    bench_estimate.main(
+        ["--nets", "mlp", "--steps", "4", "--size", "1", "--rounds", "3", "--out", str(out), "--page", str(page)]
+    )
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["memory"]["predicted"] == pytest.approx(row["memory"]["measured"], rel=0.15)
+    assert f"| mlp, `Unroll(checkpoint=1)` | {row['memory']['predicted'] / 2**20:.2f} |" in page.read_text()
+    assert page.read_text().startswith("before\n")

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import hyperopt_ftp as hft
-from examples import custom_strategy, towers, tpgm, watching
+from examples import custom_strategy, estimate_7b, towers, tpgm, watching
 
 
 @pytest.mark.parametrize("example", [towers, tpgm, custom_strategy], ids=lambda m: m.__name__)
 def test_an_example_prints_its_table(example, capsys):
     example.main()
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_seven_billion_weights_on_paper(capsys, monkeypatch):
+    """Two of its rows: what is held is the largest part, and all of it grows with each layer alike."""
+    few = {name: estimate_7b.CASES[name] for name in ("Unroll, sqrt", "Unroll, offload")}
+    monkeypatch.setattr(estimate_7b, "CASES", few)
+    estimate_7b.main()
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "6.74 billion weights: 13 GB, and 54 GB of moments"
+    page = (Path(__file__).parent.parent / "docs" / "concepts" / "cost.md").read_text().splitlines()
+    assert len(rows) == 2
+    assert set(rows) <= set(page)
+    strategy, over = few["Unroll, sqrt"]
+    two, three, four = (estimate_7b.estimate(n, strategy, over) for n in (2, 3, 4))
+    assert four.memory - three.memory == three.memory - two.memory
 
 
 def test_watching_leaves_its_figures(tmp_path, monkeypatch):

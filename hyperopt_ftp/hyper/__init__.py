@@ -4,6 +4,8 @@ from .bilevel import BilevelState as BilevelState
 from .bilevel import Record as Record
 from .bilevel import bilevel as bilevel
 from .data_parallel import data_parallel as data_parallel
+from .estimate import Estimate as Estimate
+from .estimate import estimate as estimate
 from .forward import Forward as Forward
 from .hyper import TunedState as TunedState
 from .hyper import hyper as hyper

@@ -6,9 +6,9 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from .plans import ARITY, Plan, every, kept, tree_of, walk
+from .plans import Plan, kept, points_of_every, points_of_tree, walk, with_graphs
 
-__all__ = ["Sizes", "affordable"]
+__all__ = ["Sizes", "affordable", "peak_of"]
 
 
 class Sizes(NamedTuple):
@@ -43,28 +43,20 @@ def peak_of(sizes: Sizes, plan: Plan) -> int:
 def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
     """The plan that makes the fewest steps again within ``memory`` bytes, and what it takes."""
     steps = sizes.steps
-    fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, _graphs(steps, n)))
+    fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, with_graphs(steps, n)))
     if fitting:
-        plan = _graphs(steps, fitting - 1)
+        plan = with_graphs(steps, fitting - 1)
     else:
         strides = range(2, max(2, math.isqrt(steps)) + 1)
         # Points get fewer up to sqrt(K).
-        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, _strided(n)))
-        plan = _strided(strides[at]) if at < len(strides) else Plan(tree_of(ARITY), 0, "the points of a tree")
+        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, points_of_every(n)))
+        plan = points_of_every(strides[at]) if at < len(strides) else points_of_tree()
     peak = peak_of(sizes, plan)
     if peak > memory:
-        others = _graphs(steps, 0), _strided(max(2, math.isqrt(steps)))
+        others = with_graphs(steps, 0), points_of_every(max(2, math.isqrt(steps)))
         least = min(peak, *(peak_of(sizes, other) for other in others))
         raise ValueError(
             f"memory={memory} bytes are too few: with the fewest points kept, {steps} steps need {least}; give that or "
             "more, or take smaller batches or fewer steps (truncate=)"
         )
     return plan, peak
-
-
-def _graphs(steps: int, n: int) -> Plan:
-    return Plan(every(1), n, f"every point, and the graphs of the last {n}" if n < steps else "all graphs")
-
-
-def _strided(n: int) -> Plan:
-    return Plan(every(n), 0, f"the points of every n-th step, n = {n}")

@@ -92,16 +92,19 @@ class EagerWalk:
             self._prints[k] = fingerprint(found.loss, found.grads)
         return *self._update(found, params, state), loss
 
-    def keep_if_small(self, k: int, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs like that of step k are small enough to be kept unasked; if not, it is dropped.
+    def small(self, params: Params, count: int) -> bool:
+        """Whether ``count`` graphs are small enough to be kept unasked, by what the loss has made in a step so far.
 
-        By what the loss has made in a step: a gradient with its graph takes about four times that, and an update about
-        eight tensors for each param.
+        A gradient with its graph takes about four times that, and an update about eight tensors for each param.
         """
         weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
         (each,) = self._steps.agreed([4 * self._steps.seen.bytes + 8 * weights])
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
-        if count * each <= SMALL and isinstance(self._start.batches, (list, tuple)):
+        return count * each <= SMALL and isinstance(self._start.batches, (list, tuple))
+
+    def keep_if_small(self, k: int, params: Params, count: int) -> bool:
+        """Whether ``count`` graphs like that of step k are :meth:`small`; if not, it is dropped."""
+        if self.small(params, count):
             return True
         if k in self._graphs:
             found = self._graphs.pop(k).gradient

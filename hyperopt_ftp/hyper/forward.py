@@ -78,7 +78,7 @@ class Forward:
         recorder = Recorder()
         rng, count = recorder.now(), _count(steps, start)
         if self.chunk is None or count <= self.chunk:
-            trained, tangents = self._carry(steps, start, 0, count)
+            trained, tangents = self.carry(steps, start, 0, count)
         else:
             trained, tangents = steps.loop(start), None
         return trained, _Run(start, recorder, rng, trained.losses, tangents)
@@ -93,13 +93,13 @@ class Forward:
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: self._carry(steps, run.start, a, b))
+                trained, tangents = run.recorder.again(run.rng, lambda a=a, b=b: self.carry(steps, run.start, a, b))
                 refuse_other_losses(run.losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
         return _by_input(steps, run.start, slopes)
 
-    def _carry(self, steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
+    def carry(self, steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Tensor]]:
         """Train, with the tangents of the wanted scalars a to b."""
         if self.compile:
             return _carry_compiled(steps, start, a, b, self.compile)

@@ -20,7 +20,7 @@ from .rng import Recorder, RngState
 from .steps import Steps
 from .strategy import Start, Trained
 
-__all__ = ["Implicit"]
+__all__ = ["Implicit", "at_point"]
 
 Vector = list[Tensor]
 
@@ -117,8 +117,26 @@ class Implicit:
         return self._pullback(steps, run, known(cotangents.params))
 
     def _pullback(self, steps: Steps, run: _Run, slope: Vector) -> Start:
-        count = len(run.start.batches)
-        last = [run.start.batches[k] for k in range(count - self.batches, count)]
+        system, point = self.system(steps, run.start, run.end, run.recorder, run.rng)
+        params = [tree.working(x) for x in point[0]]
+        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
+        x = solution(system, slope, *point)
+        distance, back = at_point(system, point)
+        self._judge_training(x, slope, params, distance)
+        _, to_hparams, to_last, _ = back([-v for v in x])
+        batches = None
+        if steps.wanted.batches is not False:
+            last = run.start.batches[-self.batches :]
+            before = [tree.map_tree(lambda _: None, batch) for batch in run.start.batches[: -self.batches]]
+            batches = [*before, *cotangents_of(last, to_last)]
+        return Start(cotangents_of(run.start.hparams, to_hparams), None, None, batches)
+
+    def system(
+        self, steps: Steps, start: Start, end: Trained, recorder: Recorder, rng: RngState
+    ) -> tuple[System, list[Vector]]:
+        """The linear system at the end of training, and the point: params, hparams, batches, state, constants."""
+        count = len(start.batches)
+        last = [start.batches[k] for k in range(count - self.batches, count)]
 
         def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
             """F: what a step, averaged over the last batches, would still move."""
@@ -126,29 +144,15 @@ class Implicit:
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)
             # The same random numbers each time: F is one function.
-            moved = run.recorder.again(
-                run.rng, lambda: [floats(steps.step(params, state, x, hparams)[0]) for x in batches]
-            )
+            moved = recorder.again(rng, lambda: [floats(steps.step(params, state, x, hparams)[0]) for x in batches])
             means = [sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)]
             return [tree.working(x) - mean for x, mean in zip(p, means, strict=True)]
 
-        parts = (run.end.params, run.start.hparams, last, run.end.state)
+        parts = (end.params, start.hparams, last, end.state)
         rows, rebuild = tree.flatten(parts)
         point = [floats(part) for part in parts]
         point.append([x for x in rows if isinstance(x, Tensor) and not is_float(x)])
-        params = [tree.working(x) for x in point[0]]
-        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
-        system = System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge)
-        x = solution(system, slope, *point)
-        constants = point.pop()
-        distance, back = vjp(lambda p, h, b, s: away(p, h, b, s, constants), *point)
-        self._judge_training(x, slope, params, distance)
-        _, to_hparams, to_last, _ = back([-v for v in x])
-        batches = None
-        if steps.wanted.batches is not False:
-            before = [tree.map_tree(lambda _: None, batch) for batch in run.start.batches[: -self.batches]]
-            batches = [*before, *cotangents_of(last, to_last)]
-        return Start(cotangents_of(run.start.hparams, to_hparams), None, None, batches)
+        return System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
 
     def _judge(self, found: Solved) -> None:
         """Report, warn or raise by what the solver has come to; under vmap, by the worst of all."""
@@ -179,3 +183,9 @@ class Implicit:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def at_point(system: System, point: list[Vector]) -> tuple[Vector, Callable[[Vector], list[Any]]]:
+    """The values of F and its vector-Jacobian product in all that it is a function of, but the constants."""
+    *variables, constants = point
+    return vjp(lambda *columns: system.function(*columns, constants), *variables)

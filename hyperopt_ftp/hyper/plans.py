@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["ARITY", "Parts", "Plan", "every", "kept", "tree_of", "walk"]
+__all__ = [
+    "ARITY",
+    "Parts",
+    "Plan",
+    "every",
+    "kept",
+    "points_of_every",
+    "points_of_tree",
+    "tree_of",
+    "walk",
+    "with_graphs",
+]
 
 Parts: TypeAlias = Callable[[int, int], Sequence[int]]  # where the parts of a stretch of two steps or more begin
 
@@ -18,7 +29,7 @@ class Plan(NamedTuple):
 
     parts: Parts  # of its points
     graphs: int = 0  # of so many steps at the end: they are the first to be used
-    words: str = ""
+    words: str = ""  # the same, for a reader
 
 
 def every(n: int) -> Parts:
@@ -55,3 +66,19 @@ def walk(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
         if base < k:
             live += kept(parts, base, k + 1)[1:]
         yield k, len(live), k - base
+
+
+def with_graphs(steps: int, n: int) -> Plan:
+    """Every point of so many steps, and the graphs of the last n of them."""
+    words = "every point" if n == 0 else f"every point, and the graphs of the last {n}" if n < steps else "all graphs"
+    return Plan(every(1), n, words)
+
+
+def points_of_every(n: int) -> Plan:
+    """No graph, and the points of every n-th step."""
+    return Plan(every(n), 0, "every point" if n == 1 else f"the points of every n-th step, n = {n}")
+
+
+def points_of_tree() -> Plan:
+    """No graph, and the points of a tree."""
+    return Plan(tree_of(ARITY), 0, "the points of a tree")

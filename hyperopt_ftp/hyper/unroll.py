@@ -19,7 +19,7 @@ from .compiled import CompiledWalk
 from .eager import EagerWalk, added
 from .functorch import keeps_graph, under_transform
 from .leaves import Row, chosen, cotangents_of, floats, fresh, known, refill
-from .plans import ARITY, Plan, every, tree_of
+from .plans import Plan, points_of_every, points_of_tree, with_graphs
 from .probe import sizes_of
 from .steps import Steps
 from .strategy import Start, Trained
@@ -144,8 +144,8 @@ class Unroll:
         if under_transform():
             return steps.loop(start), start
         first = count - self.truncate if self.truncate else 0
-        plan, losses = self._plan(count - first), []
-        walk = self._walk(steps, start, first)
+        plan, losses = self.planned(count - first), []
+        walk = self.walk(steps, start, first)
         points = Checkpoints(start, plan.parts, first, self.offload)
         params, state = fresh((start.params, start.state), False)[1]
         with walk.setting():
@@ -160,7 +160,7 @@ class Unroll:
                 losses.append(loss)
                 unasked = k == first and self.checkpoint is None and plan.graphs > 0
                 if unasked and isinstance(walk, EagerWalk) and not walk.keep_if_small(k, params, plan.graphs):
-                    plan = Plan(every(1))
+                    plan = with_graphs(plan.graphs, 0)
         return Trained(params, state, torch.stack(losses)), _Run(start, first, walk, points)
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:
@@ -187,20 +187,21 @@ class Unroll:
             _batches(steps, run, of_batches),
         )
 
-    def _walk(self, steps: Steps, start: Start, first: int) -> EagerWalk | CompiledWalk:
+    def walk(self, steps: Steps, start: Start, first: int) -> EagerWalk | CompiledWalk:
         if self.compile:
             return CompiledWalk(steps, start, self.compile)
         knobs, hparams = fresh(start.hparams, steps.wanted.hparams)
         return EagerWalk(steps, start._replace(hparams=hparams), knobs, first, self.truncate is None)
 
-    def _plan(self, steps: int) -> Plan:
+    def planned(self, steps: int) -> Plan:
         """What is kept of so many steps, as far as that does not depend on what the first of them takes."""
         if self.checkpoint == "log":
-            return Plan(tree_of(ARITY))
+            return points_of_tree()
         if self.checkpoint == "auto":
-            return Plan(every(1))
-        n = max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
-        return Plan(every(n), 0 if self.checkpoint or self.compile or self.offload else steps)
+            return points_of_every(1)
+        if not (self.checkpoint or self.compile or self.offload):
+            return with_graphs(steps, steps)
+        return points_of_every(max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1))
 
     def _within(self, memory: int, sizes: Sizes) -> Plan:
         plan, peak = affordable(memory, sizes)

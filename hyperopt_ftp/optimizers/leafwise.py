@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
 
@@ -183,7 +184,7 @@ def check_params(params: Any) -> None:
             raise TypeError(
                 f"params must be floating-point (float16, bfloat16, float32, float64), but {name!r} is {leaf.dtype}"
             )
-        if leaf.device.type == "meta":
+        if leaf.device.type == "meta" and not isinstance(leaf, FakeTensor):
             raise ValueError(f"parameter {name!r} has no values: it is on the meta device")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
+from benchmarks.measure import allocated
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.checkpoints import Checkpoints
 from hyperopt_ftp.hyper.eager import EagerWalk
@@ -256,19 +257,6 @@ def test_memory_has_no_effect_under_a_transform():
 # -- the predicted peak -----------------------------------------------------------------------------------------------
 
 
-def measured(action: Callable[[], Any]) -> tuple[int, Any]:
-    """The most bytes that torch's allocator had given out at once, by the profiler, and what the action returned."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        found = action()
-    kineto: Any = profile.profiler
-    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak, found
-
-
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -347,7 +335,7 @@ def test_the_predicted_peak_is_that_of_the_allocator(make: Any, budgets: dict[in
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
     for memory, words in budgets.items():
         caplog.clear()
-        peak, found = measured(partial(net.hypergradient, hft.Unroll(checkpoint="auto", memory=memory)))
+        peak, found = allocated(partial(net.hypergradient, hft.Unroll(checkpoint="auto", memory=memory)))
         assert_equal(found, want)
         (line,) = caplog.messages
         assert words in line
@@ -372,6 +360,6 @@ def test_the_prediction_is_made_from_the_first_step(caplog: Any):
     net.data[4:] = [net.data[0].repeat(8, 1)] * 4
     want = net.hypergradient(PLAIN)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
-    peak, found = measured(partial(net.hypergradient, AUTO))
+    peak, found = allocated(partial(net.hypergradient, AUTO))
     assert_equal(found, want)
     assert int(caplog.messages[0].split()[-2]) < 0.7 * peak

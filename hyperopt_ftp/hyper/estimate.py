@@ -1,0 +1,167 @@
+"""What a hypergradient will take of memory, time and traffic, before it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..hparams import check_count
+from ..optimizers.leafwise import check_params
+from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from . import paths
+from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
+from .costs import traffic_of
+from .hypergradient import check_floats, with_start
+from .leaves import floats, fresh, is_float, refill
+from .on_paper import Paper
+from .predict import check_known, predicted
+from .rng import Recorder
+from .steps import Steps
+from .strategy import Start, Strategy, check_strategy
+from .unroll import Unroll
+
+__all__ = ["Estimate", "estimate"]
+
+
+class Estimate(NamedTuple):
+    """What a hypergradient will take, the outer loss apart: the result of :func:`estimate`.
+
+    Attributes:
+        memory: bytes of tensors at the peak, above what is held when training begins, on the device of the params.
+        gradients: how many gradients of the training loss are evaluated (a forward and a backward pass each), steps
+            that are made again included.
+        products: how many products with its second derivatives (a backward pass through a gradient each).
+        time: of everything, in units of one gradient, as ``torch.autograd.grad`` of the loss takes it.
+        collectives: how many there are among data-parallel processes; 0 for one process.
+        traffic: bytes that each of these processes sends.
+        plan: what is kept, or carried along, in words.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> data = [torch.empty(1000, device="meta")] * 9
+    >>> found = hft.estimate(hft.sgd(), loss, data[0], data, over="lr", strategy=hft.Unroll(checkpoint=3))
+    >>> found.gradients, found.products, found.time, found.plan
+    (21, 8, 37.0, 'the points of every n-th step, n = 3')
+    """
+
+    memory: int
+    gradients: int
+    products: int
+    time: float
+    collectives: int
+    traffic: int
+    plan: str
+
+
+def estimate(
+    optimizer: Optimizer[StateT],
+    train_loss: Callable[..., Tensor],
+    params: TreeT,
+    batches: Sequence[Any],
+    *,
+    over: str | Sequence[str] | None = None,
+    hparams: HParams | None = None,
+    state: StateT | None = None,
+    strategy: Strategy | None = None,
+    processes: int = 1,
+) -> Estimate:
+    """Predict what :func:`hypergradient` will take with a strategy, from a few of its steps.
+
+    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of a step's gradient, N numbers in ``over``
+    of which T = min(N, chunk) have tangents at once, and n = ``processes``::
+
+        strategy                gradients       products        memory, about
+        Unroll()                K               K               (K - 1) (P + S) + K G
+        Unroll(checkpoint=1)    2 K             K               (K - 1) (P + S) + G
+        Unroll("sqrt")          3 K             K               2 sqrt(K) (P + S) + G
+        Forward(chunk)          K (1 + N / T)   K N             2 T (P + S) + G      (K gradients where T = N)
+        Implicit(iterations)    K + 2           iterations + 1  2 (P + S) + G
+        ZeroOrder(samples)      K (2 samples + 1)  0            2 samples (P + S + a gradient's activations)
+
+    These are the leading terms; what is returned is counted and measured. A step is made once (of ``Forward``,
+    ``Implicit`` and ``ZeroOrder`` at most three), its tensors are counted while they live, and its parts are timed,
+    again and again for about a second. Random numbers stay as they were. With n > 1 each gradient, product, and
+    gradient in the loss's hparams is an all-reduce, of which each process sends ``2 (n - 1) / n (P + P_loss)`` bytes,
+    and each value of the loss an all-gather of 32 bytes.
+
+    **On paper.** Params on the meta device, or fake tensors (``torch._subclasses.FakeTensorMode``), stand for a model
+    that nobody has the memory for: nothing is computed then, state and batches lose their values too, the params'
+    device is taken for an accelerator, which points leave with ``offload``, and a product takes two gradients.
+
+    Args:
+        optimizer, train_loss, params, batches, over, hparams, state: as of :func:`hypergradient`. Only the first
+            batches are used.
+        strategy: :class:`Unroll` by default, with any option but ``compile``; :class:`Forward`, :class:`Implicit` (as
+            if it took all iterations) or :class:`ZeroOrder`.
+        processes: that train data-parallel, each on its part of every batch.
+
+    Returns:
+        An :class:`Estimate`: memory, gradients, products, time, collectives, traffic, plan.
+
+    Raises:
+        TypeError: a strategy of one's own; as :func:`hypergradient`.
+        ValueError: ``compile=True``, whose programs a step as it is written says nothing of; ``processes`` below 1; too
+            little ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
+
+    It does not know: the outer loss; what the later batches take, where they are larger; the workspace inside a kernel;
+    the state, where ``state`` is ``None`` and training makes it; a few milliseconds for the whole; what it costs to
+    move points with ``offload``, on paper; and how fast a network is.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return (torch.tanh(x @ p["a"]) @ p["b"]).square().mean()
+    >>> params = {"a": torch.empty(4096, 16384, device="meta"), "b": torch.empty(16384, 1, device="meta")}
+    >>> batches = [torch.empty(64, 4096, device="meta")] * 100
+    >>> found = hft.estimate(
+    ...     hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"), processes=8
+    ... )
+    >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
+    '18.8 GiB, 280 gradients, 99 products: the points of every n-th step, n = 10'
+    >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
+    (659, 178)
+    """
+    check_optimizer("optimizer", optimizer)
+    strategy = Unroll() if strategy is None else strategy
+    check_strategy(strategy)
+    check_known(strategy)
+    check_count("processes", processes, "processes")
+    batches = check_batches(batches)
+    paper = Paper(params)
+    check_params(paper.of(params))
+    full = check_hparams(optimizer, hparams)
+    check_arguments("train_loss", train_loss, 2, "loss" in full)
+    names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
+    if not paper.used:
+        check_leaves(tree.leaves((full, params, state)))
+    # A sequence of somebody's own is read entry by entry.
+    known = paper.of(batches) if isinstance(batches, list) else batches
+    recorder = Recorder()
+    with paper.mode(), torch.no_grad():
+        given = with_start(paper.of(full), paper.of(params), known)
+        steps, start = _begin(optimizer, train_loss, given, names, paper.of(state))
+        found = recorder.again(recorder.now(), lambda: predicted(strategy, steps, start, clock=not paper.used))
+    vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
+    work, traffic = found.work, traffic_of(found.work, vector, processes)
+    return Estimate(
+        found.memory, work.gradients, work.products, found.time, traffic.collectives, traffic.bytes, found.plan
+    )
+
+
+def _begin(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], given: dict[str, Any], names: tuple[str, ...], state: Any
+) -> tuple[Steps, Start]:
+    """The steps and the start that :func:`~hyperopt_ftp.hypergradient` would hand to a strategy."""
+    tuned = paths.select(given, names)
+    check_floats(tuned)
+    whole = paths.merge(fresh(given, False)[1], refill(tuned, fresh(tuned)[0]))
+    hparams = {name: value for name, value in whole.items() if name not in ("params", "batches")}
+    with torch.enable_grad():
+        first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else fresh(state, False)[1]
+    start = Start(hparams, whole["params"], first, whole["batches"])
+    wanted = Start(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in start))
+    if not isinstance(start.batches, list):
+        wanted = wanted._replace(batches=False)
+    return Steps(optimizer, train_loss, wanted), Start(*fresh(tuple(start), False)[1])

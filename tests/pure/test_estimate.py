@@ -1,0 +1,327 @@
+"""What estimate says is what happens: bytes of the allocator, gradients and products counted, collectives by hand."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+import hyperopt_ftp as hft
+from benchmarks.measure import allocated
+from benchmarks.nets import NETS, Problem
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.costs import Work, traffic_of
+from hyperopt_ftp.hyper.eager import EagerWalk
+from hyperopt_ftp.hyper.predict import predicted
+
+F64 = torch.float64
+eager, predict = sys.modules[EagerWalk.__module__], sys.modules[predicted.__module__]
+
+
+@pytest.fixture(autouse=True)
+def one_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are of no interest here."""
+    trials = sys.modules[predict.medians.__module__]
+    short = partial(predict.medians, least=1)
+    for module in (predict, trials):
+        monkeypatch.setattr(module, "medians", lambda actions, seconds=0.0: short(actions, seconds=0.0))
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+STRATEGIES = {
+    "all graphs": hft.Unroll(checkpoint=False),
+    "every point": hft.Unroll(checkpoint=1),
+    "sqrt": hft.Unroll(checkpoint="sqrt"),
+    "truncated": hft.Unroll(truncate=5),
+    "forward": hft.Forward(),
+    "implicit": hft.Implicit(iterations=5, tolerance=1e9),
+    "identity": hft.Implicit("identity"),
+    "zero order": hft.ZeroOrder(3, 1e-6),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Implicit")  # nothing has converged
+@pytest.mark.parametrize("how", STRATEGIES)
+@pytest.mark.parametrize("name", NETS)
+def test_memory_is_that_of_the_allocator(name: str, how: str):
+    torch.manual_seed(0)
+    problem, strategy = NETS[name](12), STRATEGIES[how]
+    if name == "weighted" and how == "forward":
+        problem = problem._replace(over="lr")  # not 10,000 tangents
+    if how == "implicit":
+        strategy = replace(strategy, tolerance=0.0)
+    state = problem.optimizer.init(problem.params)
+    found = problem.estimate(strategy, state)
+    peak, _ = allocated(lambda: problem.hypergradient(strategy, state))
+    assert found.memory == pytest.approx(peak, rel=0.15)
+
+
+def test_it_says_what_auto_logs(caplog: Any):
+    problem = NETS["mlp"](12)
+    state = problem.optimizer.init(problem.params)
+    caplog.set_level(logging.INFO, logger="hyperopt_ftp")
+    for memory in (2_000_000, 1_060_000):
+        caplog.clear()
+        strategy = hft.Unroll(checkpoint="auto", memory=memory)
+        problem.hypergradient(strategy, state)
+        found = problem.estimate(strategy, state)
+        assert f"steps: {found.plan}; predicted peak: {found.memory} bytes" in caplog.text
+
+
+# -- without values ---------------------------------------------------------------------------------------------------
+
+
+def on_meta(problem: Problem) -> Problem:
+    def meta(x: Any) -> Any:
+        return x.to("meta") if isinstance(x, Tensor) else x
+
+    return problem._replace(params=tree.map_tree(meta, problem.params), batches=tree.map_tree(meta, problem.batches))
+
+
+@pytest.mark.parametrize("how", ["all graphs", "sqrt", "forward", "implicit", "zero order"])
+@pytest.mark.parametrize("name", ["conv", "transformer", "recurrent"])
+def test_on_paper_all_is_as_with_values(name: str, how: str):
+    """But that points hold a random state of the CPU, 5 kB each."""
+    torch.manual_seed(0)
+    problem, strategy = NETS[name](5), STRATEGIES[how]
+    state = problem.optimizer.init(problem.params)
+    real, paper = problem.estimate(strategy, state), on_meta(problem).estimate(strategy, None)
+    assert paper[1:3] == real[1:3]
+    assert paper[4:] == real[4:]
+    assert paper.time == real.gradients + 2 * real.products
+    assert abs(paper.memory - real.memory) < 8 * 5056 + 0.06 * real.memory
+
+
+def test_offload_takes_points_off_a_device_without_values():
+    problem = on_meta(NETS["mlp"](9))
+    here, gone = (problem.estimate(hft.Unroll(checkpoint=1, offload=x), None).memory for x in (False, True))
+    point = 3 * sum(x.nbytes for x in problem.params.values())
+    assert 5 * point < here - gone < 8 * point  # eight that were kept, and the one in use that comes back
+
+
+def test_within_fake_tensors_of_ones_own():
+    with FakeTensorMode():
+        found = NETS["transformer"](5).estimate(hft.Unroll(checkpoint=1), None)
+    real = NETS["transformer"](5).estimate(hft.Unroll(checkpoint=1), None)
+    assert found.memory == pytest.approx(real.memory, rel=0.03)
+    assert (found.gradients, found.products, found.time) == (9, 4, 17.0)
+
+
+# -- counts -----------------------------------------------------------------------------------------------------------
+
+
+forward = sys.modules[hft.Forward.__module__]
+_pull_rows = forward._pull_rows
+
+
+class Counts:
+    """A quadratic loss that counts backward passes to its arguments: a gradient is the first one after a call."""
+
+    def __init__(self) -> None:
+        self.gradients = self.products = self.passes = self.slopes = 0
+        self.called, self.rows = False, 1
+
+    def pull_rows(self, *args: Any) -> Any:
+        self.rows = args[-1]
+        found = _pull_rows(*args)
+        self.rows = 1
+        return found
+
+    def __call__(self, p: dict[str, Tensor], x: Tensor, h: Tensor | None = None) -> Tensor:
+        self.called = True
+        w, b, *more = _Tap.apply(self, p["w"], p["b"], *(() if h is None else (h,)))
+        decay = sum(y * w.square().sum() for y in more)
+        return (w * x - 1).square().sum() + b.square().sum() + decay
+
+    def went_back(self) -> None:
+        if self.called:
+            self.gradients, self.called = self.gradients + 1, False
+        elif torch.is_grad_enabled():  # a second gradient with a graph
+            self.slopes += 1
+        else:
+            self.products, self.passes = self.products + self.rows, self.passes + 1
+
+
+class _Tap(torch.autograd.Function):
+    """In one piece, as data-parallel processes sum up a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: Counts, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.counts = counts
+        return tuple(x.view_as(x) for x in xs)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> Any:
+        ctx.counts.went_back()
+        return None, *gs
+
+
+UNROLLS = {
+    "small": hft.Unroll(),
+    "all": hft.Unroll(checkpoint=False),
+    "1": hft.Unroll(checkpoint=1),
+    "3": hft.Unroll(checkpoint=3),
+    "sqrt": hft.Unroll(checkpoint="sqrt"),
+    "log": hft.Unroll(checkpoint="log"),
+    "offload": hft.Unroll(offload=True),
+    "truncated": hft.Unroll(truncate=4, checkpoint=3),
+    "auto": hft.Unroll(checkpoint="auto", memory=2**30),
+    "little": hft.Unroll(checkpoint="auto", memory=90_000),
+}
+OTHERS = {
+    "forward": hft.Forward(),
+    "forward, 1": hft.Forward(chunk=1),
+    "forward, 2": hft.Forward(chunk=2),
+    "neumann": hft.Implicit(iterations=4, tolerance=0.0),
+    "cg": hft.Implicit("cg", iterations=3, tolerance=0.0, batches=2),
+    "identity": hft.Implicit("identity", batches=3),
+}
+
+
+def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer) -> tuple[Counts, hft.Estimate]:
+    params = {"w": torch.tensor([0.3, 0.1, 0.2], dtype=F64), "b": torch.ones(2, dtype=F64)}
+    batches = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+    hparams = {**opt.hparams, "loss": torch.tensor(0.1, dtype=F64)} if "loss" in over else dict(opt.hparams)
+    found = hft.estimate(opt, Counts(), params, batches, over=over, hparams=hparams, strategy=strategy, processes=2)
+    counts = Counts()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # nothing has converged
+        patch.setattr(forward, "_pull_rows", counts.pull_rows)
+        hft.hypergradient(
+            opt, counts, lambda p: p["w"].square().sum(), params, batches, over, hparams, strategy=strategy
+        )
+    return counts, found
+
+
+@pytest.mark.parametrize("over", ["lr", ("lr", "params"), ("lr", "loss"), "batches.0", ("momentum", "batches.2")])
+@pytest.mark.parametrize("strategy", [*UNROLLS.values(), *OTHERS.values()], ids=[*UNROLLS, *OTHERS])
+def test_gradients_and_products_are_those_that_are_evaluated(strategy: Any, over: Any):
+    counts, found = counted(strategy, over, 11, hft.sgd(lr=0.05, momentum=0.5))
+    assert (found.gradients, found.products) == (counts.gradients, counts.products)
+    assert found.collectives == 2 * counts.gradients + counts.passes + counts.slopes
+
+
+def test_graphs_that_are_too_large_are_made_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "SMALL", 0)
+    for over, gradients in (("lr", 14), ("params", 14)):
+        counts, found = counted(hft.Unroll(), over, 7, hft.adam(eps=1e-3))
+        assert found.gradients == counts.gradients == gradients
+        assert found.plan == "every point"
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_trainings_of_samples(antithetic: bool):
+    calls = []
+
+    def loss(p: Tensor, x: Tensor) -> Tensor:
+        calls.append(0)
+        return (p - x).square().sum()
+
+    data, strategy = [torch.ones(3, dtype=F64)] * 5, hft.ZeroOrder(4, 1e-3, antithetic)
+    found = hft.estimate(hft.sgd(), loss, 0 * data[0], data, over="lr", strategy=strategy, processes=2)
+    calls.clear()
+    hft.hypergradient(hft.sgd(), loss, torch.sum, 0 * data[0], data, "lr", strategy=strategy)
+    points = 8 if antithetic else 5
+    assert len(calls) == 10  # those of the samples together
+    assert found[1:3] == (5 * (1 + points), 0)
+    assert found.collectives == 2 * len(calls)
+
+
+# -- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_sends_nothing():
+    assert traffic_of(Work(3, 2, 3, 2), 1000, 1) == (0, 0)
+
+
+def test_traffic_by_hand():
+    """Four processes: a vector of 1000 bytes is sent one and a half times by each, a value three times 32 bytes."""
+    assert traffic_of(Work(gradients=3, products=2, calls=3, passes=2), 1000, 4) == (8, 5 * 1500 + 3 * 96)
+    together = Work(gradients=3, products=8, calls=3, passes=2, slopes=2)  # four tangents, with hparams of the loss
+    assert traffic_of(together, 1000, 4) == (10, 13 * 1500 + 3 * 96)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "collectives"),
+    [
+        (hft.Unroll(checkpoint=False), 5 * 2 + 5),
+        (hft.Unroll(checkpoint=1), 10 * 2 + 5),
+        (hft.Forward(), 5 * 2 + 5 + 5),
+        (hft.Forward(chunk=1), 4 * 5 * 2 + (4 + 5 + 5) + 3 * 5),
+        (hft.Implicit(iterations=7), 5 * 2 + 2 * 2 + 8),
+    ],
+    ids=["all graphs", "every point", "forward", "chunks", "implicit"],
+)
+def test_collectives_of_five_steps(strategy: Any, collectives: int):
+    def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
+        return (p - x).square().sum() + (h * p.square()).sum()
+
+    x, opt = torch.ones(2), hft.sgd()
+    hparams = {**opt.hparams, "loss": torch.ones(2)}
+    found = hft.estimate(
+        opt, loss, 0 * x, [x] * 5, over=("lr", "loss"), hparams=hparams, strategy=strategy, processes=2
+    )
+    assert found.collectives == collectives
+    assert found.traffic == 16 * (found.gradients + found.products + _slopes(strategy)) + 32 * found.gradients
+
+
+def _slopes(strategy: Any) -> int:
+    """Gradients in the loss's hparams: one for each step with tangents, and each of three chunks."""
+    return 0 if not isinstance(strategy, hft.Forward) else 15 if strategy.chunk else 5
+
+
+# -- and beside -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_changes():
+    problem = NETS["transformer"](6)
+    before = tree.map_tree(torch.clone, problem.params)
+    rng = torch.get_rng_state()
+    for strategy in STRATEGIES.values():
+        problem.estimate(strategy, None)
+        assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(x, y) for x, y in zip(tree.leaves(before), tree.leaves(problem.params), strict=True))
+
+
+def test_time_counts_what_is_made_again():
+    """In units of one gradient: on paper a product is two of them."""
+    problem = on_meta(NETS["mlp"](9))
+    found = problem.estimate(hft.Unroll(checkpoint=1), None)
+    assert found[1:4] == (17, 8, 33.0)
+
+
+class Own:
+    def run(self, steps: Any, start: Any) -> Any: ...
+
+    def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"strategy": hft.Unroll(compile=True)}, ValueError, "compile=True"),
+        ({"strategy": hft.Forward(compile="eager")}, ValueError, "compile=True"),
+        ({"strategy": Own()}, TypeError, "Own: measure a short run"),
+        ({"strategy": hft.Unroll(truncate=9)}, ValueError, "fewer than truncate = 9"),
+        ({"strategy": hft.Implicit(batches=9)}, ValueError, "fewer than batches = 9"),
+        ({"strategy": hft.Unroll(checkpoint="auto", memory=10)}, ValueError, "too few"),
+        ({"processes": 0}, ValueError, "processes"),
+        ({"over": "rate"}, ValueError, "rate"),
+    ],
+)
+def test_what_cannot_be_estimated(options: dict[str, Any], error: type[Exception], text: str):
+    def loss(p: Tensor, x: Tensor) -> Tensor:
+        return (p - x).square().sum()
+
+    with pytest.raises(error, match=re.escape(text)):
+        hft.estimate(hft.sgd(), loss, torch.zeros(2), [torch.ones(2)] * 3, **options)
