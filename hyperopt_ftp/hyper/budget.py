@@ -16,7 +16,7 @@ class Sizes(NamedTuple):
 
     steps: int
     curved: int  # steps whose gradient is differentiated: all, or all but the first
-    fixed: int  # whatever the plan: where training ends, its cotangents, a few numbers of each step
+    fixed: int  # whatever the plan: where training ends, cotangents of params, a few numbers of each step
     first: int  # the first point, which may be the caller's own
     point: int  # each other one
     beside: int  # each where the one before it is kept too, which may hold some of its tensors

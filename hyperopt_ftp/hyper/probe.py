@@ -50,7 +50,7 @@ def sizes_of(walk: EagerWalk, start: Start, k: int, params: Params, state: State
         return Sizes(
             steps=count,
             curved=curved,
-            fixed=ending + size(given) + (0 if curved == count else size(floats(params))) + count * notes,
+            fixed=ending + size(given[0]) + (0 if curved == count else size(floats(params))) + count * notes,
             first=stored if walk.first else rng,  # the start is the caller's
             point=stored,
             beside=beside,

@@ -74,9 +74,9 @@ class Beginning(NamedTuple):
 
 
 def cotangents_of_end(end: Trained) -> tuple[list[Tensor], list[Tensor]]:
-    """What the backward pass of an outer loss hands over: tensors for params, and zeros for the state."""
+    """What the backward pass of an outer loss hands over: tensors for params, and nothing that takes memory for state."""
     params, state = floats(end.params), floats(end.state)
-    return [torch.ones_like(x) for x in params], [torch.zeros_like(x) for x in state]
+    return [torch.ones_like(x) for x in params], [x.new_zeros(()).expand(x.shape) for x in state]
 
 
 def forward_trial(strategy: Forward, beginning: Beginning, tangents: int, loop: bool) -> Callable[[int], None]:
