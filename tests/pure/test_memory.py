@@ -323,7 +323,7 @@ NETS = {
     "conv": (conv, {2**40: "all graphs", 3_300_000: "the last"}),
     "transformer": (transformer, {7_500_000: "n = "}),
     "batches": (distilled, {2**40: "all graphs"}),
-    "tuned": (tuned, {2**40: "all graphs", 1_500_000: "n = "}),
+    "tuned": (tuned, {2**40: "all graphs", 1_700_000: "n = "}),
 }
 
 
