@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from ..dtensors import whole
 from ..hparams import check_choice
 from ..types import Params
 from .arguments import argument_counts, check_scalar
+from .functorch import tracked
 from .leaves import floats, refill
 from .processes import Copy, Team, Whole, zero_like
 
@@ -121,15 +124,19 @@ class DataParallel:
         team.check()
         params, own = tree.map_tree(whole, (params, own))  # of sharded params all of each
         shared = floats((params, own))
+        _refuse_complex((params, own))
         copies, other = Copy.apply(team, *shared), (params, own)
+        sums = partial(Whole.apply, team, self.reduction == "mean")
+        least = min(copies, key=Tensor.numel)
         try:
             size = self._size_of(batch)
             at, knobs = refill(other, copies)
             value = _nothing(copies, batch) if size == 0 else check_scalar("loss", local(at, batch, *knobs))
         except Exception:
-            team.tell(shared[0].device)
+            with suppress(RuntimeError):  # which all get, and this process has its own
+                sums(None, _nothing(copies, batch), least, *shared)
             raise
-        return Whole.apply(team, self.reduction == "mean", size, value, *shared)[0]
+        return sums(size, value, least, *shared)[0]
 
     def _size_of(self, batch: Any) -> float:
         if self.reduction == "sum":
@@ -155,6 +162,14 @@ def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
 
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
-    """The loss of an empty shard: zero, and a function of all."""
-    like = [x for x in tree.leaves(batch) if isinstance(x, Tensor)]
-    return sum(((0 * x).sum() for x in copies), start=zero_like(copies[:1], *like))
+    """The loss of an empty shard: zero, with a batch of vmap wherever that of another process may have one."""
+    return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))
+
+
+def _refuse_complex(values: Any) -> None:
+    for x in tree.leaves(values):
+        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
+            raise ValueError(
+                f"data_parallel: a complex tensor of shape {tuple(x.shape)} requires grad, and its derivative would be "
+                "that of this process alone; pass torch.view_as_real of it, and view_as_complex inside the loss"
+            )

@@ -18,7 +18,9 @@ from .functorch import under_transform
 
 __all__ = ["Copy", "Team", "Whole", "zero_like"]
 
-_FAILED = 1
+#: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FAILED = -1
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,6 @@ class Team:
             )
         if dist.get_rank(self.group) < 0:
             raise RuntimeError("this process is not in the group that data_parallel was given")
-
-    def tell(self, place: torch.device) -> None:
-        """The others, who wait, that this process has failed."""
-        with temporarily_clear_interpreter_stack():
-            self.table(torch.tensor([_FAILED, 0, 0, 0], dtype=torch.int64, device=place))
 
 
 def zero_like(tensors: Sequence[Tensor], *more: Tensor) -> Tensor:
@@ -150,13 +147,21 @@ class Total(torch.autograd.Function):
 
 
 class Whole(torch.autograd.Function):
-    """The weighted sum of the processes' losses, and this one's weight; checks that all have the same params."""
+    """The weighted sum of the processes' losses, and this one's weight; checks that all have the same params.
+
+    ``size`` is ``None`` where the loss has failed: that is an error in all processes. ``copy`` has no part in the sum.
+    It is one of the copies, and makes the sum a function of them on every process: also on one whose loss is constant,
+    or that has no examples, and which would else leave the others alone in the next collective.
+    """
 
     @staticmethod
-    def forward(team: Team, mean: bool, size: float, value: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        team: Team, mean: bool, size: float | None, value: Tensor, copy: Tensor, *shared: Tensor
+    ) -> tuple[Tensor, Tensor]:
         values = value.reshape(-1).double().view(torch.int64)
-        head = torch.tensor([size], dtype=torch.float64).view(torch.int64).tolist()
-        head = torch.tensor([0, *head], device=value.device)
+        kind = _FAILED if size is None else _DTYPES.index(value.dtype)
+        head = torch.tensor([size or 0.0], dtype=torch.float64).view(torch.int64).tolist()
+        head = torch.tensor([kind, *head], device=value.device)
         table = team.table(torch.cat([head, _print_of(shared).reshape(1), values]))
         heads = table[:, :3].cpu()
         _check_heads(heads)
@@ -164,12 +169,15 @@ class Whole(torch.autograd.Function):
         _warn_of_infinite(rows)
         weights = sizes / sizes.sum() if mean else torch.ones_like(sizes)
         whole = (weights.to(rows.device).unsqueeze(1) * rows).sum(0)
-        return whole.view(value.shape).to(value), weights[dist.get_rank(team.group)].to(value)
+        # An empty shard's zero may be of another dtype than the losses.
+        whole = whole.view(value.shape).to(reduce(torch.promote_types, (_DTYPES[i] for i in heads[sizes > 0, 0])))
+        return whole, weights[dist.get_rank(team.group)].to(whole)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.team, _, _, _, *shared = inputs
-        ctx.shared = len(shared)
+        ctx.team, _, _, value, copy, *shared = inputs
+        ctx.shared, ctx.dtype = len(shared), value.dtype
+        ctx.copy = zero_like([copy]).expand(copy.shape)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -177,17 +185,20 @@ class Whole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         (weight,) = ctx.saved_tensors
-        return None, None, None, Copy.apply(ctx.team, cotangents[0])[0] * weight, *(None,) * ctx.shared
+        own = Copy.apply(ctx.team, cotangents[0])[0] * weight
+        return None, None, None, own.to(ctx.dtype), ctx.copy + (0 * own).sum().to(ctx.copy), *(None,) * ctx.shared
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
-        (weight,), tangent = ctx.saved_tensors, tangents[3]
+        (weight,) = ctx.saved_tensors
+        tangent = tangents[3].to(weight)
+        tangent = tangent + zero_like([tangent], *(t for t in tangents[4:] if t is not None))
         return Total.apply(ctx.team, tangent, tangent * weight)[0], None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        team, mean, size, value, *shared = args
-        return Whole.apply(team, mean, size, _rows(value, in_dims[3], info.batch_size), *shared), (0, None)
+        team, mean, size, value, *more = args
+        return Whole.apply(team, mean, size, _rows(value, in_dims[3], info.batch_size), *more), (0, None)
 
 
 def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:

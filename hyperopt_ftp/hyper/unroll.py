@@ -152,7 +152,8 @@ class Unroll:
             for k in range(count):
                 if k == first and isinstance(walk, EagerWalk) and self.memory is not None:
                     sizes = sizes_of(walk, start, k, params, state, self.offload)
-                    plan = self._within(self.memory, Sizes(*steps.agreed(sizes)))
+                    *sizes, least = steps.agreed([*sizes, -self.memory])  # a process may have less than another
+                    plan = self._within(-least, Sizes(*sizes))
                     points = Checkpoints(start, plan.parts, first, self.offload)
                 if k >= first:
                     points.visit(k, params, state)

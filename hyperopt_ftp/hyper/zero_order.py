@@ -157,7 +157,7 @@ def _everywhere(function: Function, points: list[list[Tensor]], recorder: Record
 
     try:
         return recorder.again(rng, together)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # of any kind: the other processes of data_parallel go on one after the other too
         with refuse_mutation(what="train_loss or the outer loss", collectives=True):
             values = torch.stack([recorder.again(rng, lambda p=point: function(p)) for point in points])
             twice = recorder.again(rng, lambda: function(points[0]))

@@ -282,6 +282,68 @@ def a_branch_in_one_process(folder: Path) -> None:
         assert apart(found, expected) <= 1e-12
 
 
+def a_constant_in_one_process(folder: Path) -> None:
+    """A shard without anything to learn from takes part in every derivative."""
+
+    def part(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        return held_out(p, batch) if dist.get_rank() == 0 else batch[0].new_tensor(0.25)
+
+    def by_hand(p: dict[str, Tensor], k: int) -> Tensor:
+        weight = UNEVEN[0] / EXAMPLES
+        return weight * held_out(p, tuple(x[: UNEVEN[0]] for x in all_of[k])) + (1 - weight) * 0.25
+
+    all_of = [batch(t) for t in range(STEPS)]
+    mine, whole = [shard(b) for b in all_of], hft.data_parallel(part)
+    alone, together = (lambda p: by_hand(p, 0) ** 2), (lambda p: whole(p, mine[0]) ** 2)
+    slopes, two = torch.func.grad(alone), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    for transform in (
+        torch.func.grad_and_value,
+        lambda f: lambda p: torch.func.jvp(torch.func.grad(f), (p,), (slopes(p),)),
+        lambda f: (
+            lambda p: torch.func.vmap(lambda c: torch.func.grad(lambda x: f({**p, "bias": c * x}))(p["bias"]))(two)
+        ),
+        lambda f: lambda p: torch.func.jacfwd(torch.func.grad(lambda x: f({**p, "bias": x})))(p["bias"]),
+        lambda f: lambda p: torch.func.jacrev(torch.func.grad(lambda x: f({**p, "bias": x})))(p["bias"]),
+    ):
+        found = transform(together)(params())
+        assert apart(found, transform(alone)(params())) <= 1e-12
+        assert_the_same_everywhere(found)
+    inner = hft.data_parallel(held_out)
+    found = hft.hypergradient(ADAM, inner, lambda p: whole(p, mine[0]), params(), mine, ("lr", "params"))
+    expected = hft.hypergradient(ADAM, held_out, lambda p: by_hand(p, 0), params(), all_of, ("lr", "params"))
+    assert apart(found, expected) <= 1e-12
+
+
+def an_empty_shard_of_a_loss_in_another_dtype(folder: Path) -> None:
+    """Its process has the loss as the others have it; and nothing of a mask that is infinite."""
+
+    def wide(p: dict[str, Tensor], batch: Batch, own: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(logits(p, batch[0], batch[3]).float().where(own["mask"].isfinite(), 0.0), batch[1])
+
+    own = {"mask": torch.tensor([0.0, 0.0, -torch.inf])}
+    found, expected = (
+        torch.func.grad_and_value(f)(params(torch.bfloat16), b, own)
+        for f, b in (
+            (hft.data_parallel(wide), shard(batch(0, torch.bfloat16), WITH_AN_EMPTY_ONE)),
+            (wide, batch(0, torch.bfloat16)),
+        )
+    )
+    assert found[1].dtype == torch.float32
+    assert (found[1] - expected[1]).abs() <= 2**-22 * expected[1]
+    assert_the_same_everywhere(found)
+
+
+def memory_of_each_process(folder: Path) -> None:
+    """All keep what fits into the least that one of them has."""
+    memory = 80_000 if dist.get_rank() == 0 else 10**9
+    with counted() as names:
+        found = hypergradient(hft.Unroll(checkpoint="auto", memory=memory), False)
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, names)
+    assert all(other == names for other in everywhere)
+    assert apart(found, hypergradient(hft.Unroll(), True)) <= 1e-12
+
+
 def shards_of_very_different_sizes(folder: Path) -> None:
     """Whether graphs are small enough to be kept is decided by the largest."""
     before, eager.SMALL = eager.SMALL, 110_000
@@ -460,6 +522,38 @@ def an_error_in_one_process(folder: Path) -> None:
             call(hft.data_parallel(wrong))
     with caught:
         torch.func.grad(hft.data_parallel(wrong))(params(), shard(batch(0)))
+    many, mine = tree.map_tree(lambda x: torch.stack([x, 2 * x]), params()), shard(batch(0))
+    with caught:
+        torch.func.vmap(lambda p: hft.data_parallel(wrong)(p, mine))(many)
+
+
+def vmap_fails_in_one_process(folder: Path) -> None:
+    """Then the samples run one after the other in all; an error of any kind stops all."""
+
+    def looking(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        value = held_out(p, batch)
+        return value if dist.get_rank() != 1 or value.item() > 0 else -value
+
+    calls: list[int] = []
+
+    def wrong(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        calls.append(1)
+        if dist.get_rank() == 1 and len(calls) > STEPS + 2:
+            raise ZeroDivisionError("of this process alone")
+        return held_out(p, batch)
+
+    def run(inner: Loss, outer: Loss, batches: list[Batch]) -> Any:
+        strategy = hft.ZeroOrder(2, sigma=0.1, generator=torch.Generator().manual_seed(5))
+        return hft.hypergradient(
+            ADAM, inner, lambda p: outer(p, batches[0]), params(), batches, "lr", strategy=strategy
+        )
+
+    mine = [shard(batch(t)) for t in range(STEPS)]
+    with pytest.warns(UserWarning, match="ZeroOrder trains its samples one after the other"):
+        found = run(*[hft.data_parallel(looking)] * 2, mine)
+    assert apart(found, run(held_out, held_out, [batch(t) for t in range(STEPS)])) <= 1e-12
+    with pytest.raises((ZeroDivisionError, RuntimeError), match="of this process alone|has failed in process 1"):
+        run(*[hft.data_parallel(wrong)] * 2, mine)
 
 
 def nan_in_one_process(folder: Path) -> None:
@@ -518,3 +612,6 @@ def wrong_uses(folder: Path) -> None:
         whole(params(), (torch.zeros(2, 5), torch.zeros(3)))
     with pytest.raises(RuntimeError, match="the shards of all processes are empty"):
         whole(params(), tuple(x[:0] for x in batch(0)))
+    waves = {"w": torch.complex(drawn(1, 5), drawn(2, 5)).requires_grad_(), "bias": drawn(2, 8)}
+    with pytest.raises(ValueError, match="a complex tensor of shape .* requires grad.*view_as_real"):
+        hft.data_parallel(lambda p, x: (x.to(p["w"]) @ p["w"]).abs().mean())(waves, mine[0][0])
