@@ -18,11 +18,12 @@ from ..dtensors import whole
 from ..hparams import check_choice
 from ..types import Params
 from .arguments import argument_counts, check_scalar
-from .functorch import tracked
+from .functorch import tracked, under_transform
 from .leaves import floats, refill
 from .processes import Copy, Team, Whole, zero_like
+from .strangers import refuse_captured
 
-__all__ = ["DataParallel", "Reduction", "agreed", "data_parallel"]
+__all__ = ["DataParallel", "Reduction", "agreed", "check_steps", "data_parallel"]
 
 #: What a loss makes of the examples of a batch.
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -66,9 +67,13 @@ def data_parallel(
     Raises:
         TypeError: a loss that cannot be called.
         ValueError: a loss of the params alone (its batch tells its weight); a ``reduction`` that does not exist. When
-            called: a batch without one length.
+            called: a batch without one length; a loss that uses a tensor which requires grad and is no argument. Of
+            :func:`train`: another number of batches in another process.
         RuntimeError: when called, no process group; params that differ between processes; a process that has failed in
             its loss, or has ended: on all others.
+
+    Under a ``torch.func`` transform a tensor that the loss closes over counts as a constant of each process; elsewhere
+    one that requires grad is refused.
 
     Warns:
         UserWarning: the loss of a process, named by its rank, is not finite.
@@ -116,7 +121,13 @@ class DataParallel:
         return self.loss
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
-        return self.whole(self.loss, params, batch, *own)
+        return self.whole(self._alone, params, batch, *own)
+
+    def _alone(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        value = self.loss(params, batch, *own)
+        if isinstance(value, Tensor) and not under_transform():
+            refuse_captured(value, floats((params, own)), floats(batch))
+        return value
 
     def whole(self, local: Callable[..., Tensor], params: Params, batch: Any, *own: Any) -> Tensor:
         """The whole loss, with ``local`` in place of this process's."""
@@ -124,6 +135,8 @@ class DataParallel:
         team.check()
         params, own = tree.map_tree(whole, (params, own))  # of sharded params all of each
         shared = floats((params, own))
+        if not shared:
+            raise ValueError("data_parallel: params have no floating-point tensor")
         _refuse_complex((params, own))
         copies, other = Copy.apply(team, *shared), (params, own)
         sums = partial(Whole.apply, team, self.reduction == "mean")
@@ -159,6 +172,16 @@ class DataParallel:
 def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
     """Numbers that all processes have in common: the largest of each; of a loss in one process, those that it has."""
     return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
+
+
+def check_steps(loss: Any, count: int) -> None:
+    """Raise where a data-parallel loss is to be trained for another number of steps in another process."""
+    most, least = agreed(loss, [count, -count])
+    if most != -least:
+        raise ValueError(
+            f"batches has {count} steps in this process, and from {-least} to {most} in all: some would wait for the "
+            "others; give each process its shard of every batch, and as many of them"
+        )
 
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:

@@ -122,7 +122,7 @@ class Total(torch.autograd.Function):
         wide = reduce(torch.promote_types, (tree.working(x).dtype for x in own))
         flat = torch.cat([x.reshape(-1).to(own[0].device, wide) for x in own])
         parts = team.total(flat).split([x.numel() for x in own])
-        return tuple(part.view(x.shape).to(x.dtype) for part, x in zip(parts, own, strict=True))
+        return tuple(part.view(x.shape).to(x) for part, x in zip(parts, own, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -208,7 +208,8 @@ def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:
 def _print_of(tensors: Sequence[Tensor]) -> Tensor:
     """A number that depends on every bit of them."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return torch.stack([x.detach().view(kinds[x.element_size()]).sum() for x in tensors]).sum()
+    sums = [x.detach().view(kinds[x.element_size()]).sum() for x in tensors]
+    return torch.stack([(2 * i + 1) * x.to(sums[0].device) for i, x in enumerate(sums)]).sum()
 
 
 def _check_heads(heads: Tensor) -> None:

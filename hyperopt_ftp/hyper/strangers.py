@@ -16,7 +16,14 @@ from torch.overrides import TorchFunctionMode
 from .. import tree
 from .functorch import level_of, top_level
 
-__all__ = ["refuse_cut_graphs", "refuse_outer_tensors", "refuse_own_backwards", "refuse_strangers", "stranger"]
+__all__ = [
+    "refuse_captured",
+    "refuse_cut_graphs",
+    "refuse_outer_tensors",
+    "refuse_own_backwards",
+    "refuse_strangers",
+    "stranger",
+]
 
 
 def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> int:
@@ -72,9 +79,22 @@ def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
                 )
 
 
-def _nodes(loss: Tensor) -> Iterator[Node]:
-    """The graph of a loss, each node once."""
-    seen: set[Node] = set()
+def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
+    """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
+    arguments = {id(x) for x in (*copies, *batch)}
+    leaves = [node.variable for node in _nodes(loss, [*copies, *batch]) if hasattr(node, "variable")]
+    for x in (*leaves, *([loss] if loss.is_leaf and loss.requires_grad else [])):
+        if id(x) not in arguments:
+            raise ValueError(
+                f"the loss of data_parallel uses a tensor of shape {tuple(x.shape)} that requires grad and is none of its "
+                "arguments: each process would have its own part of the derivative. Pass it as a param or as a loss "
+                "hparam, the third argument; or hold it fixed by detach()"
+            )
+
+
+def _nodes(loss: Tensor, until: Sequence[Tensor] = ()) -> Iterator[Node]:
+    """The graph of a loss, each node once, as far as some tensors that it is made of."""
+    seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
     stack = [loss.grad_fn]
     while stack:
         node = stack.pop()

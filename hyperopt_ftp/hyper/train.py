@@ -14,6 +14,7 @@ from .. import tree
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
+from .data_parallel import check_steps
 from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
 from .node import Job, TrainNode
@@ -100,6 +101,7 @@ def train(
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
     if state is None:
         state = optimizer.init(params, without_loss(full))
+    check_steps(train_loss, len(batches))
     start = on_mesh(Start(full, params, state, batches), strategy)
     leaves, rebuild = _flat(start)
     check_leaves(leaves)
