@@ -82,13 +82,13 @@ def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
     """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
     arguments = {id(x) for x in (*copies, *batch)}
-    leaves = [node.variable for node in _nodes(loss, [*copies, *batch]) if hasattr(node, "variable")]
-    for x in (*leaves, *([loss] if loss.is_leaf and loss.requires_grad else [])):
-        if id(x) not in arguments:
+    leaves = [getattr(node, "variable", None) for node in _nodes(loss, [*copies, *batch])]
+    for x in (*leaves, loss if loss.is_leaf and loss.requires_grad else None):
+        if x is not None and id(x) not in arguments:
             raise ValueError(
-                f"the loss of data_parallel uses a tensor of shape {tuple(x.shape)} that requires grad and is none of its "
-                "arguments: each process would have its own part of the derivative. Pass it as a param or as a loss "
-                "hparam, the third argument; or hold it fixed by detach()"
+                f"the loss of data_parallel uses a tensor of shape {tuple(x.shape)} that requires grad and is none of "
+                "its arguments: each process would have its own part of the derivative. Pass it as a param or an "
+                "hparam of the loss, the third argument; or hold it fixed by detach()"
             )
 
 

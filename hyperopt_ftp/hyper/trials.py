@@ -74,7 +74,7 @@ class Beginning(NamedTuple):
 
 
 def cotangents_of_end(end: Trained) -> tuple[list[Tensor], list[Tensor]]:
-    """What the backward pass of an outer loss hands over: tensors for params, and nothing that takes memory for state."""
+    """What the backward pass of an outer loss hands over: tensors for params; zeros for state, which take no memory."""
     params, state = floats(end.params), floats(end.state)
     return [torch.ones_like(x) for x in params], [x.new_zeros(()).expand(x.shape) for x in state]
 
