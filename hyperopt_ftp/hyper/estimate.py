@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..dtensors import is_dtensor
 from ..hparams import check_count
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
 from . import paths
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
 from .costs import traffic_of
+from .data_parallel import DataParallel
 from .hypergradient import check_floats, with_start
 from .leaves import floats, fresh, is_float, refill
 from .on_paper import Paper
@@ -94,7 +96,8 @@ def estimate(
 
     Args:
         optimizer, train_loss, params, batches, over, hparams, state: as of :func:`hypergradient`. Only the first
-            batches are used.
+            batches are used. Of a loss by :func:`data_parallel` it is this process's part that is run, and nobody else
+            has to call.
         strategy: :class:`Unroll` by default, with any option but ``compile``; :class:`Forward`, :class:`Implicit` (as
             if it took all iterations) or :class:`ZeroOrder`.
         processes: that train data-parallel, each on its part of every batch.
@@ -103,7 +106,7 @@ def estimate(
         An :class:`Estimate`: memory, gradients, products, time, collectives, traffic, plan.
 
     Raises:
-        TypeError: a strategy of one's own; as :func:`hypergradient`.
+        TypeError: a strategy of one's own; params that are DTensors; as :func:`hypergradient`.
         ValueError: ``compile=True``, whose programs a step as it is written says nothing of; ``processes`` below 1; too
             little ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
 
@@ -129,6 +132,10 @@ def estimate(
     check_known(strategy)
     check_count("processes", processes, "processes")
     batches = check_batches(batches)
+    if isinstance(train_loss, DataParallel):
+        train_loss = train_loss.loss
+    if any(map(is_dtensor, tree.leaves(params))):
+        raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
     paper = Paper(params)
     check_params(paper.of(params))
     full = check_hparams(optimizer, hparams)

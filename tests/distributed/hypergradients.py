@@ -427,7 +427,7 @@ def few_collectives(folder: Path) -> None:
         assert names.count("most") == 1 + (name == "all graphs"), name
         batches = [batch(t) for t in range(STEPS)]
         estimated = hft.estimate(
-            ADAM, loss, params(), batches, over=over, hparams={**ADAM.hparams, "loss": own()},
+            ADAM, hft.data_parallel(loss), params(), batches, over=over, hparams={**ADAM.hparams, "loss": own()},
             strategy=STRATEGIES[name], processes=dist.get_world_size(),
         )  # fmt: skip
         assert estimated.collectives == sum(found), name
