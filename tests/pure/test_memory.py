@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 from benchmarks.measure import allocated
+from benchmarks.nets import Block
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.checkpoints import Checkpoints
 from hyperopt_ftp.hyper.eager import EagerWalk
@@ -255,20 +256,6 @@ def test_memory_has_no_effect_under_a_transform():
 
 
 # -- the predicted peak -----------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.mix(self.norms[0](x)).chunk(3, -1))
-        x = x + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2))
-        return x + self.narrow(F.gelu(self.wide(self.norms[1](x))))
 
 
 class Net:
