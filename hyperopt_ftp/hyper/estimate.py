@@ -122,7 +122,7 @@ def estimate(
     ...     hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"), processes=8
     ... )
     >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
-    '18.8 GiB, 280 gradients, 99 products: the points of every n-th step, n = 10'
+    '18.3 GiB, 280 gradients, 99 products: the points of every n-th step, n = 10'
     >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
     (659, 178)
     """
