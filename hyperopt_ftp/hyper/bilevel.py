@@ -85,7 +85,8 @@ def bilevel(
             ``reset``.
         train_batches, outer_batches: a sequence is read round and round, at the place that ``state`` tells; any other
             iterable (a loader) is started anew when it ends. After a resume a loader that shuffles by a
-            ``torch.Generator`` of its own goes on where it was; any other is started anew.
+            ``torch.Generator`` of its own, and one that reads in order, go on where they were; any other is started
+            anew, with a warning.
         inner_steps: K. outer_steps: in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: go on from ``record.state`` of an earlier run. Torch's default generators are not in it.

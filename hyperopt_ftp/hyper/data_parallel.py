@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,12 +19,12 @@ from ..dtensors import whole
 from ..hparams import check_choice
 from ..types import Params
 from .arguments import argument_counts, check_scalar
-from .functorch import tracked, under_transform
+from .functorch import tracked, under_transform, values_of
 from .leaves import floats, refill
 from .processes import Copy, Team, Whole, zero_like
 from .strangers import refuse_captured
 
-__all__ = ["DataParallel", "Reduction", "agreed", "check_steps", "data_parallel"]
+__all__ = ["DataParallel", "Reduction", "agreed", "check_steps", "check_value", "data_parallel"]
 
 #: What a loss makes of the examples of a batch.
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -96,11 +97,21 @@ def data_parallel(
         raise TypeError(f"loss must be a function loss(params, batch), got {type(loss).__name__}")
     if isinstance(loss, DataParallel):
         raise TypeError("loss is data-parallel already: it would be averaged twice")
-    if argument_counts(loss)[1] < 2:
-        raise ValueError(
-            "loss must take (params, batch), or (params, batch, loss_hparams): its batch tells how much a process "
-            "counts; instead of lambda p: loss(p, held_out) give loss itself, and lambda p: whole(p, held_out) later"
+    if isinstance(loss, torch.nn.Module):
+        raise TypeError(
+            f"loss must be a function loss(params, batch), got the module {type(loss).__name__}; call it inside "
+            "one, by torch.func.functional_call(module, params, (x,))"
         )
+    least, most = argument_counts(loss)
+    if most < 2 or least > 3:
+        raise ValueError(
+            "loss must take (params, batch), or (params, batch, loss_hparams), by position; this one takes "
+            f"{most if most < 2 else least}. Its batch tells how much a process counts: instead of lambda p: "
+            "loss(p, held_out) give loss itself, and lambda p: whole(p, held_out) later"
+        )
+    outside = dist.GroupMember.NON_GROUP_MEMBER  # what new_group() gives to those that are not in it
+    if group is not None and group != outside and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a process group, as torch.distributed.new_group() makes, got {group!r}")
     check_choice("reduction", reduction, get_args(Reduction))
     if size is not None and not callable(size):
         raise TypeError(f"size must be a function of the batch, got {size!r}; for instance lambda batch: len(batch[0])")
@@ -119,6 +130,11 @@ class DataParallel:
     @property
     def __wrapped__(self) -> Callable[..., Tensor]:  # where inspect.signature looks
         return self.loss
+
+    def count(self) -> int:
+        """Of the processes."""
+        Team(self.group).check()
+        return dist.get_world_size(self.group)
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         return self.whole(self._alone, params, batch, *own)
@@ -155,10 +171,11 @@ class DataParallel:
         if self.reduction == "sum":
             return 1.0
         if self.size is not None:
-            size = float(self.size(batch))
-            if not 0 <= size < math.inf:
-                raise ValueError(f"size must give a finite number >= 0, got {size!r}")
-            return size
+            size = self.size(batch)
+            one = isinstance(size, (int, float)) or (isinstance(size, Tensor) and size.numel() == 1)
+            if not one or not 0 <= float(size) < math.inf:
+                raise ValueError(f"size must give one finite number >= 0, got {size!r}")
+            return float(size)
         lengths = {len(x) for x in tree.leaves(batch) if isinstance(x, Tensor) and x.ndim}
         if len(lengths) != 1:
             got = f"lengths {sorted(lengths)}" if lengths else "no tensor with a length"
@@ -182,6 +199,18 @@ def check_steps(loss: Any, count: int) -> None:
             f"batches has {count} steps in this process, and from {-least} to {most} in all: some would wait for the "
             "others; give each process its shard of every batch, and as many of them"
         )
+
+
+def check_value(loss: Any, value: Tensor) -> None:
+    """Raise where, beside a data-parallel training loss, the outer loss is another number in another process."""
+    if isinstance(loss, DataParallel):
+        bits = values_of(value).double().nan_to_num().reshape(-1).view(torch.int64).tolist()
+        found = agreed(loss, [*bits, *(-x for x in bits)])
+        if found[: len(bits)] != [-x for x in found[len(bits) :]]:
+            raise ValueError(
+                "the outer loss is not the same in each process, but train_loss is data-parallel: wrap it too, by "
+                "hft.data_parallel(outer_loss), or give all processes the same batch"
+            )
 
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:

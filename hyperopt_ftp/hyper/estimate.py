@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from .. import tree
 from ..dtensors import is_dtensor
@@ -22,7 +24,7 @@ from .leaves import floats, fresh, is_float, refill
 from .on_paper import Paper
 from .predict import check_known, predicted
 from .rng import Recorder
-from .steps import Steps
+from .steps import Seen, Steps
 from .strategy import Start, Strategy, check_strategy
 from .unroll import Unroll
 
@@ -69,7 +71,7 @@ def estimate(
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> Estimate:
     """Predict what :func:`hypergradient` will take with a strategy, from a few of its steps.
 
@@ -100,7 +102,8 @@ def estimate(
             has to call.
         strategy: :class:`Unroll` by default, with any option but ``compile``; :class:`Forward`, :class:`Implicit` (as
             if it took all iterations) or :class:`ZeroOrder`.
-        processes: that train data-parallel, each on its part of every batch.
+        processes: that train data-parallel, each on its part of every batch. ``None``: those of the group of a loss by
+            :func:`data_parallel`, else one.
 
     Returns:
         An :class:`Estimate`: memory, gradients, products, time, collectives, traffic, plan.
@@ -130,9 +133,10 @@ def estimate(
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     check_known(strategy)
-    check_count("processes", processes, "processes")
+    check_count("processes", processes, "processes", none=True)
     batches = check_batches(batches)
     if isinstance(train_loss, DataParallel):
+        processes = train_loss.count() if processes is None else processes
         train_loss = train_loss.loss
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
@@ -149,12 +153,25 @@ def estimate(
     with paper.mode(), torch.no_grad():
         given = with_start(paper.of(full), paper.of(params), known)
         steps, start = _begin(optimizer, train_loss, given, names, paper.of(state))
+        recorder.again(recorder.now(), lambda: _check_loss(steps, start))
         found = recorder.again(recorder.now(), lambda: predicted(strategy, steps, start, clock=not paper.used))
     vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
-    work, traffic = found.work, traffic_of(found.work, vector, processes)
+    work, traffic = found.work, traffic_of(found.work, vector, processes or 1)
     return Estimate(
         found.memory, work.gradients, work.products, found.time, traffic.collectives, traffic.bytes, found.plan
     )
+
+
+def _check_loss(steps: Steps, start: Start) -> None:
+    """Raise what training would, before anything is measured."""
+    hparams = fresh(start.hparams, steps.wanted.hparams)[1]
+    try:
+        replace(steps, seen=Seen()).gradient(start.params, start.batches[0], hparams, steps.wanted_batch(0), graph=True)
+    except DataDependentOutputException as error:
+        raise RuntimeError(
+            f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
+            "that have, or take the number beforehand"
+        ) from error
 
 
 def _begin(

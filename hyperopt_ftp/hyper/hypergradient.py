@@ -16,7 +16,7 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from . import paths
 from .arguments import argument_counts, check_batches, check_hparams, check_scalar
-from .data_parallel import DataParallel, agreed
+from .data_parallel import DataParallel, agreed, check_value
 from .functorch import under_transform
 from .inner import Inner
 from .leaves import fresh, is_float, refill
@@ -145,6 +145,7 @@ def slope(
         found = back(torch.ones_like(value))[0]
     else:
         value, found, run = _by_autograd(objective, leaves)
+    check_value(train_loss, value)
     return value, refill(tuned, found), (run.params, run.state)
 
 

@@ -221,7 +221,8 @@ def _check_heads(heads: Tensor) -> None:
         raise RuntimeError(
             f"data_parallel: the params, or the loss's hparams, of {_processes(other)} are not those of process 0. All "
             "have to begin with the same numbers: set one seed before the model is made, or broadcast it; give each "
-            "process a seed of its own after that"
+            "process a seed of its own after that. Or they have gone apart, by an outer loss that is not "
+            "data-parallel, or by other hparams"
         )
     if not heads[:, 1].any():
         raise RuntimeError("data_parallel: the shards of all processes are empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,18 +25,26 @@ class Reader:
     A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
     after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
     are read again. That leaves torch's default generators as they are: what a loader draws from them (a seed, noise on
-    examples) it has drawn the first time.
+    examples) it has drawn the first time. One that reads in order goes on too; any other begins a pass, with a warning.
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
         self._name, self._batches, self._done = name, batches, done
         self._generators = [] if is_sequence(batches) else _generators(batches)
-        self._began: list[Tensor] = []
+        self._goes_on = bool(self._generators) or _reads_in_order(batches)
+        self._began: list[Tensor] | None = None
         self._position = 0
         self._pass: Iterator[Any] = iter(())
-        if f"{name}.position" in saved and self._generators:
+        if f"{name}.position" in saved and self._goes_on:
             recorder = Recorder()
             recorder.again(recorder.now(), lambda: self._read_again(saved))
+        elif done and not is_sequence(batches) and not self._goes_on:
+            warnings.warn(
+                f"{name} is read from its beginning: nobody knows where the earlier run was in it; pass a list, or a "
+                "DataLoader that does not shuffle, or one with a torch.Generator of its own, generator=",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _read_again(self, saved: dict[str, Tensor]) -> None:
         for i, generator in enumerate(self._generators):
@@ -67,7 +76,7 @@ class Reader:
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed reader needs; nothing where the number of batches says it all, or where nothing can."""
-        if not self._began:
+        if self._began is None or not self._goes_on:
             return {}
         found = {f"{self._name}.position": torch.tensor(self._position)}
         for i, (generator, began) in enumerate(zip(self._generators, self._began, strict=True)):
@@ -84,6 +93,15 @@ class Reader:
 
 
 _END = object()
+
+
+def _reads_in_order(loader: Any) -> bool:
+    """Whether a loader gives the same batches in each pass, as far as their order goes."""
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+    batched = getattr(loader, "batch_sampler", None)
+    plain = batched is None or type(batched) is BatchSampler
+    return isinstance(loader, DataLoader) and plain and isinstance(loader.sampler, SequentialSampler)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -25,7 +25,7 @@ from .sharded import of_whole
 from .strangers import refuse_outer_tensors, refuse_own_backwards, refuse_strangers, stranger
 from .strategy import Start, Trained
 
-__all__ = ["Gradient", "Steps", "check_constant", "pull"]
+__all__ = ["Gradient", "Seen", "Steps", "check_constant", "pull"]
 
 
 class Gradient(NamedTuple):

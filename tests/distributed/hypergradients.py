@@ -423,12 +423,12 @@ def few_collectives(folder: Path) -> None:
         # The outer loss: its value, and its gradient in the params.
         found = names.count("table") - 1, names.count("total") - 1
         assert found == expected(STEPS), name
-        # Whether all have as many steps; and whether their graphs are small.
-        assert names.count("most") == 1 + (name == "all graphs"), name
+        # Whether all have as many steps, the same outer loss, and whether their graphs are small.
+        assert names.count("most") == 2 + (name == "all graphs"), name
         batches = [batch(t) for t in range(STEPS)]
         estimated = hft.estimate(
             ADAM, hft.data_parallel(loss), params(), batches, over=over, hparams={**ADAM.hparams, "loss": own()},
-            strategy=STRATEGIES[name], processes=dist.get_world_size(),
+            strategy=STRATEGIES[name],
         )  # fmt: skip
         assert estimated.collectives == sum(found), name
     with counted() as names:
@@ -622,6 +622,10 @@ def wrong_uses(folder: Path) -> None:
             hft.data_parallel(captured)(params(), mine[0])
     with pytest.raises(ValueError, match=rf"batches has {1 + dist.get_rank()} steps in this process, and from 1 to 2"):
         hft.train(ADAM, whole, params(), mine[: 1 + dist.get_rank()])
+    with pytest.raises(ValueError, match="the outer loss is not the same in each process.*wrap it too"):
+        hft.hypergradient(ADAM, whole, lambda p: held_out(p, mine[0]), params(), mine, "lr")
+    with pytest.raises(ValueError, match="size must give one finite number >= 0, got '4'"):
+        hft.data_parallel(held_out, size=lambda b: "4")(params(), mine[0])
     with pytest.raises(ValueError, match="params have no floating-point tensor"):
         whole({}, mine[0])
     waves = {"w": torch.complex(drawn(1, 5), drawn(2, 5)).requires_grad_(), "bias": drawn(2, 8)}
