@@ -38,6 +38,7 @@ class Found(NamedTuple):
     params: dict[str, Tensor]
     moments: list[dict[str, Tensor]]
     norms: dict[str, Tensor]  # of the last step's deviations, where there is a ball
+    sound: bool = True  # whether the outer loss and its gradient in the params are finite
 
 
 class Problem(NamedTuple):
@@ -69,10 +70,12 @@ def trained(problem: Problem, start: Point, batches: Sequence[Any], held_out: An
             params, norms = _in_balls(params, problem.anchor, numbers["radius"])
     value = problem.outer_loss(params, held_out)
     flat, rebuild = tree.flatten(leaves)
-    grads = torch.autograd.grad(value, flat, allow_unused=True)
-    slopes = rebuild([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads, strict=True)])
+    ends = list(params.values())
+    grads = torch.autograd.grad(value, [*flat, *ends], allow_unused=True)
+    sound = is_finite((value, [g for g in grads[len(flat) :] if g is not None]))
+    slopes = rebuild([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads[: len(flat)], strict=True)])
     params, moments, norms = tree.map_tree(torch.Tensor.detach, (params, moments, norms))
-    return Found(value.detach(), slopes, params, moments, norms)
+    return Found(value.detach(), slopes, params, moments, norms, sound)
 
 
 def _moved(rule: str, h: dict[str, Any], ws: Any, grads: Any, moments: Any, k: int) -> tuple[Any, Any]:
