@@ -38,7 +38,6 @@ class Found(NamedTuple):
     params: dict[str, Tensor]
     moments: list[dict[str, Tensor]]
     norms: dict[str, Tensor]  # of the last step's deviations, where there is a ball
-    sound: bool = True  # whether the outer loss and its gradient in the params are finite
 
 
 class Problem(NamedTuple):
@@ -70,12 +69,18 @@ def trained(problem: Problem, start: Point, batches: Sequence[Any], held_out: An
             params, norms = _in_balls(params, problem.anchor, numbers["radius"])
     value = problem.outer_loss(params, held_out)
     flat, rebuild = tree.flatten(leaves)
-    ends = list(params.values())
-    grads = torch.autograd.grad(value, [*flat, *ends], allow_unused=True)
-    sound = is_finite((value, [g for g in grads[len(flat) :] if g is not None]))
-    slopes = rebuild([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads[: len(flat)], strict=True)])
+    grads = torch.autograd.grad(value, flat, allow_unused=True)
+    slopes = rebuild([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads, strict=True)])
     params, moments, norms = tree.map_tree(torch.Tensor.detach, (params, moments, norms))
-    return Found(value.detach(), slopes, params, moments, norms, sound)
+    return Found(value.detach(), slopes, params, moments, norms)
+
+
+def has_a_slope(problem: Problem, params: dict[str, Tensor], held_out: Any) -> bool:
+    """Whether the outer loss and its gradient in the params are finite."""
+    ws = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
+    value = problem.outer_loss(ws, held_out)
+    grads = torch.autograd.grad(value, list(ws.values()), allow_unused=True)
+    return is_finite((value.detach(), [g for g in grads if g is not None]))
 
 
 def _moved(rule: str, h: dict[str, Any], ws: Any, grads: Any, moments: Any, k: int) -> tuple[Any, Any]:
