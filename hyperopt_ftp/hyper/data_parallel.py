@@ -204,7 +204,8 @@ def check_steps(loss: Any, count: int) -> None:
 def check_value(loss: Any, value: Tensor) -> None:
     """Raise where, beside a data-parallel training loss, the outer loss is another number in another process."""
     if isinstance(loss, DataParallel):
-        bits = values_of(value).double().nan_to_num().reshape(-1).view(torch.int64).tolist()
+        numbers = values_of(value).double().nan_to_num() + 0.0  # of the two zeros one
+        bits = numbers.reshape(-1).view(torch.int64).tolist()
         found = agreed(loss, [*bits, *(-x for x in bits)])
         if found[: len(bits)] != [-x for x in found[len(bits) :]]:
             raise ValueError(

@@ -123,8 +123,7 @@ def _forward(strategy: Forward, steps: Steps, start: Start, clock: bool) -> Foun
     if clock:
         of_size = {n: forward_trial(strategy, beginning, n, False) for n in {chunk.tangents for chunk in chunks}}
         found = lines({"loop": beginning.loop, **{str(n): trial for n, trial in of_size.items()}})
-        total = sum(found[str(chunk.tangents)].at(count) for chunk in chunks) + loop * found["loop"].at(count)
-        time = total
+        time = sum(found[str(chunk.tangents)].at(count) for chunk in chunks) + loop * found["loop"].at(count)
     return Found(memory, work, time, f"{size} tangents at once" if size > 1 else "one tangent at a time")
 
 
@@ -174,8 +173,7 @@ def _implicit(strategy: Implicit, steps: Steps, start: Start, clock: bool) -> Fo
     time = 0.0
     if clock:
         found = lines({"loop": beginning.loop, "solver": partial(trial, few)})
-        total = found["loop"].at(count) - found["loop"].at(few) + found["solver"].at(iterations)
-        time = total
+        time = found["loop"].at(count) - found["loop"].at(few) + found["solver"].at(iterations)
     return Found(memory, work, time, f"{few} steps at the end, in one graph" if few > 1 else "one step at the end")
 
 

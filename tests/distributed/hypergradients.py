@@ -90,7 +90,8 @@ def hypergradient(
 def apart(found: Any, expected: Any) -> float:
     """The largest difference of two trees, in terms of the largest entry of each tensor."""
     pairs = [(x, y) for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True) if x.is_floating_point()]
-    return max(((x - y).abs().amax() / y.abs().amax().clamp(min=1e-300)).item() for x, y in pairs)
+    rows = [(x - y).abs().amax() / y.abs().amax().clamp(min=1e-300) for x, y in pairs]
+    return torch.stack([x.double() for x in rows]).nan_to_num(torch.inf).amax().item()
 
 
 def assert_the_same_everywhere(values: Any) -> None:
@@ -156,7 +157,9 @@ def in_bfloat16(folder: Path) -> None:
     """Adjoints are float32, and so are the sums over processes."""
     found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, over="params")
     assert found[1]["params"]["in"].dtype == torch.bfloat16
-    assert apart(found[1], hypergradient(hft.Unroll(), True, over="params")[1]) <= 0.3
+    alone = hypergradient(hft.Unroll(), True, dtype=torch.bfloat16, over="params")
+    exact = hypergradient(hft.Unroll(), True, over="params")[1]
+    assert apart(found[1], exact) <= 2 * apart(alone[1], exact)
     assert_the_same_everywhere(found)
 
 
@@ -499,135 +502,3 @@ def towers(folder: Path) -> None:
     expected = hft.train(tower, held_out, params(), [batch(t) for t in range(STEPS)])
     assert apart(found, expected) <= 1e-12
     assert_the_same_everywhere(found)
-
-
-# -- faults ------------------------------------------------------------------------------------------------------------
-
-
-def other_params(folder: Path) -> None:
-    """A model that each process has initialised by a seed of its own."""
-    mine = {name: x + dist.get_rank() * 1e-9 for name, x in params().items()}
-    with pytest.raises(RuntimeError, match="are not those of process 0.*set one seed before the model is made"):
-        hft.train(ADAM, hft.data_parallel(held_out), mine, [shard(batch(0))])
-
-
-def an_error_in_one_process(folder: Path) -> None:
-    def wrong(p: dict[str, Tensor], batch: Batch) -> Tensor:
-        if dist.get_rank() == 1:
-            raise ZeroDivisionError("of this process alone")
-        return held_out(p, batch)
-
-    if dist.get_rank() == 1:
-        caught = pytest.raises(ZeroDivisionError, match="of this process alone")
-    else:
-        caught = pytest.raises(RuntimeError, match="failed in process 1, whose own error says why")
-    for call in (lambda f: hft.train(ADAM, f, params(), [shard(batch(0))]), lambda f: f(params(), shard(batch(0)))):
-        with caught:
-            call(hft.data_parallel(wrong))
-    with caught:
-        torch.func.grad(hft.data_parallel(wrong))(params(), shard(batch(0)))
-    many, mine = tree.map_tree(lambda x: torch.stack([x, 2 * x]), params()), shard(batch(0))
-    with caught:
-        torch.func.vmap(lambda p: hft.data_parallel(wrong)(p, mine))(many)
-
-
-def vmap_fails_in_one_process(folder: Path) -> None:
-    """Then the samples run one after the other in all; an error of any kind stops all."""
-
-    def looking(p: dict[str, Tensor], batch: Batch) -> Tensor:
-        value = held_out(p, batch)
-        return value if dist.get_rank() != 1 or value.item() > 0 else -value
-
-    calls: list[int] = []
-
-    def wrong(p: dict[str, Tensor], batch: Batch) -> Tensor:
-        calls.append(1)
-        if dist.get_rank() == 1 and len(calls) > STEPS + 2:
-            raise ZeroDivisionError("of this process alone")
-        return held_out(p, batch)
-
-    def run(inner: Loss, outer: Loss, batches: list[Batch]) -> Any:
-        strategy = hft.ZeroOrder(2, sigma=0.1, generator=torch.Generator().manual_seed(5))
-        return hft.hypergradient(
-            ADAM, inner, lambda p: outer(p, batches[0]), params(), batches, "lr", strategy=strategy
-        )
-
-    mine = [shard(batch(t)) for t in range(STEPS)]
-    with pytest.warns(UserWarning, match="ZeroOrder trains its samples one after the other"):
-        found = run(*[hft.data_parallel(looking)] * 2, mine)
-    assert apart(found, run(held_out, held_out, [batch(t) for t in range(STEPS)])) <= 1e-12
-    with pytest.raises((ZeroDivisionError, RuntimeError), match="of this process alone|has failed in process 1"):
-        run(*[hft.data_parallel(wrong)] * 2, mine)
-
-
-def nan_in_one_process(folder: Path) -> None:
-    """All stop with the same error, or all take the round back."""
-    bad = [shard(batch(t)) for t in range(4)]
-    if dist.get_rank() == 1:
-        bad[2][0][0, 0] = float("nan")
-    inner, outer = map(hft.data_parallel, (loss, held_out))
-
-    def run(not_finite: Any) -> list[Record]:
-        found = hft.bilevel(
-            ADAM, hft.adam(), ("lr", "loss"), inner, outer, params(), bad, [shard(batch(9))], inner_steps=4,
-            outer_steps=1, hparams={**ADAM.hparams, "loss": own()}, not_finite=not_finite,
-        )  # fmt: skip
-        return list(found)
-
-    named = pytest.warns(UserWarning, match="the loss of process 1 is not finite")
-    with named, pytest.raises(FloatingPointError, match="hypergradient of 'lr', 'loss' is not finite at outer step 1"):
-        run("error")
-    with pytest.warns(UserWarning, match="the loss of process"):
-        (record,) = run("skip")
-    assert record.skipped == ("lr", "loss")
-    assert all(torch.equal(x, y) for x, y in zip(record.state.params.values(), params().values(), strict=True))
-
-
-def wrong_uses(folder: Path) -> None:
-    """Each is refused by all processes."""
-    whole, mine = hft.data_parallel(held_out), [shard(batch(0))] * 2
-
-    def penalised(p: dict[str, Tensor], b: Batch) -> Tensor:
-        return whole(p, b) + 0.1 * (p["in"] ** 2).sum()
-
-    with pytest.raises(RuntimeError, match="train_loss calls a collective .*data_parallel.*itself as the loss"):
-        hft.hypergradient(ADAM, penalised, lambda p: whole(p, mine[0]), params(), mine, "lr")
-    for strategy in (hft.Unroll(compile=True), hft.Forward(compile=True)):
-        with pytest.raises(ValueError, match="compile=True cannot take a data-parallel loss"):
-            hypergradient(strategy, False)
-    with pytest.raises(ValueError, match=r"outer_loss is data-parallel and needs its shard.*lambda p: whole"):
-        hft.hypergradient(ADAM, whole, whole, params(), mine, "lr")
-    with pytest.raises(ValueError, match="over tunes batches, which data_parallel has in shards"):
-        next(
-            hft.bilevel(
-                ADAM,
-                hft.adam(),
-                ("batches.0.0", "lr"),
-                whole,
-                whole,
-                params(),
-                mine,
-                mine,
-                inner_steps=2,
-                outer_steps=1,
-            )
-        )
-    with pytest.raises(ValueError, match=r"its tensors have lengths \[2, 3\]; give size="):
-        whole(params(), (torch.zeros(2, 5), torch.zeros(3)))
-    with pytest.raises(RuntimeError, match="the shards of all processes are empty"):
-        whole(params(), tuple(x[:0] for x in batch(0)))
-    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    for captured in (lambda p, b: held_out(p, b) * scale, lambda p, b: scale):
-        with pytest.raises(ValueError, match=r"uses a tensor of shape \(\) that requires grad and is none of its arg"):
-            hft.data_parallel(captured)(params(), mine[0])
-    with pytest.raises(ValueError, match=rf"batches has {1 + dist.get_rank()} steps in this process, and from 1 to 2"):
-        hft.train(ADAM, whole, params(), mine[: 1 + dist.get_rank()])
-    with pytest.raises(ValueError, match="the outer loss is not the same in each process.*wrap it too"):
-        hft.hypergradient(ADAM, whole, lambda p: held_out(p, mine[0]), params(), mine, "lr")
-    with pytest.raises(ValueError, match="size must give one finite number >= 0, got '4'"):
-        hft.data_parallel(held_out, size=lambda b: "4")(params(), mine[0])
-    with pytest.raises(ValueError, match="params have no floating-point tensor"):
-        whole({}, mine[0])
-    waves = {"w": torch.complex(drawn(1, 5), drawn(2, 5)).requires_grad_(), "bias": drawn(2, 8)}
-    with pytest.raises(ValueError, match="a complex tensor of shape .* requires grad.*view_as_real"):
-        hft.data_parallel(lambda p, x: (x.to(p["w"]) @ p["w"]).abs().mean())(waves, mine[0][0])

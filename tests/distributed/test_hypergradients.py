@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import hyperopt_ftp as hft
 
+from . import hypergradient_faults as faults
 from . import hypergradients as checks
 from .launch import ROOT, launch, torchrun
 
@@ -41,14 +42,14 @@ CHECKS = {
         checks.few_collectives,
         checks.radii_of_tpgm,
         checks.towers,
-        checks.other_params,
+        faults.other_params,
         checks.a_constant_in_one_process,
         checks.an_empty_shard_of_a_loss_in_another_dtype,
         checks.memory_of_each_process,
-        checks.an_error_in_one_process,
-        checks.vmap_fails_in_one_process,
-        checks.nan_in_one_process,
-        checks.wrong_uses,
+        faults.an_error_in_one_process,
+        faults.vmap_fails_in_one_process,
+        faults.nan_in_one_process,
+        faults.wrong_uses,
         checks.tuning_begins,
     ],
     4: [*EVERYWHERE, checks.groups, checks.tuning_goes_on],
