@@ -52,7 +52,7 @@ def refuse_other_processes(run: Trained, start: Start) -> Trained:
 
 
 def shared(value: Tensor, params: Params) -> Tensor:
-    """The outer loss as a plain tensor, the same on each process where params are sharded."""
+    """The outer loss, or an error where params are sharded and it is not the same on each process."""
     at = layout(tree.leaves(params)[0])
     if at is not None:
         _check_same(value.detach().reshape(1), at, "the outer loss is", _LOSS)
