@@ -1,6 +1,8 @@
 """Figures as PNG files. They are drawn without pyplot, which would keep state for the whole process."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -85,6 +87,58 @@ def lines(
         axes.spines[["top", "right"]].set_visible(False)
     figure.supylabel(label, fontsize=10)
     figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    save(figure, file)
+
+
+class Curve(NamedTuple):
+    """A line, and half the height of the band around it (None: no band)."""
+
+    x: Sequence[float]
+    mean: Sequence[float]
+    error: Sequence[float] | None = None
+
+
+def curves(
+    file: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    columns: int = 3,
+) -> None:
+    """A panel for each key, at most `columns` beside each other, in it a curve with its band for each name; a name has
+    one colour and one marker in all panels."""
+    names = list(dict.fromkeys(name for named in panels.values() for name in named))
+    width = min(columns, len(panels))
+    rows = -(-len(panels) // width)
+    figure = Figure(figsize=(1 + 3.4 * width, 0.8 + 2.9 * rows), layout="constrained")
+    drawn, all_axes = {}, np.atleast_1d(figure.subplots(rows, width)).ravel()
+    for axes in all_axes[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (heading, named) in zip(all_axes[: len(panels)], panels.items(), strict=True):
+        for name, (x, mean, error) in named.items():
+            number = names.index(name)
+            colour, dashes = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
+            marker = {"marker": "osD^vPX"[number % 7], "markersize": 4, "markevery": max(1, len(x) // 10)}
+            drawn[name] = axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5, **marker)[0]
+            if error is not None:
+                low, high = np.subtract(mean, error), np.add(mean, error)
+                if log_y:
+                    low = np.maximum(low, np.multiply(mean, 1e-3))  # a band below 0 has no place on a log axis
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        if log_x:
+            axes.set_xscale("log")
+        if log_y:
+            axes.set_yscale("log")
+        axes.set_title(heading, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
+    shown = [name for name in names if name in drawn]
+    handles = [drawn[name] for name in shown]
+    figure.legend(handles, shown, loc="outside upper center", ncols=min(5, len(shown)), frameon=False, fontsize=9)
     save(figure, file)
 
 

