@@ -106,10 +106,11 @@ def curves(
     *,
     log_x: bool = False,
     log_y: bool = False,
+    ticks: Sequence[float] | None = None,
     columns: int = 3,
 ) -> None:
     """A panel for each key, at most `columns` beside each other, in it a curve with its band for each name; a name has
-    one colour and one marker in all panels."""
+    one colour and one marker in all panels. `ticks` are the places on the x axis that are named."""
     names = list(dict.fromkeys(name for named in panels.values() for name in named))
     width = min(columns, len(panels))
     rows = -(-len(panels) // width)
@@ -132,6 +133,9 @@ def curves(
             axes.set_xscale("log")
         if log_y:
             axes.set_yscale("log")
+        if ticks is not None:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
         axes.set_title(heading, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(x_label, fontsize=10)

@@ -75,7 +75,7 @@ class Study(Generic[C, D]):
         """The exit status: 0, 2 for unusable options or data, 130 after Ctrl-C. `on_piece` is called before a piece."""
 
         def work() -> None:
-            run = self._read(arguments)
+            run = self.read(arguments)
             run.config.check()
             self._check_seeds(run.config.seeds)
             if run.threads < 1:
@@ -120,7 +120,7 @@ class Study(Generic[C, D]):
         console.print(table)
         console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
 
-    def _read(self, arguments: Sequence[str] | None) -> Any:
+    def read(self, arguments: Sequence[str] | None) -> Any:
         """Options on top of the defaults, or of those of --fast."""
         kind = self.config
 

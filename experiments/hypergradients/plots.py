@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""The figure of all layers' gradients."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,31 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.figures import COLOURS, save
-
-Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name: x, y
-
-
-def panels(file: Path, drawn: Mapping[str, Lines], x_label: str, *, log_x: bool = False, log_y: bool = False) -> None:
-    """Lines over one axis, a panel for each quantity, which is its heading."""
-    figure = Figure(figsize=(1 + 3.6 * len(drawn), 3.6), layout="constrained")
-    shown = np.atleast_1d(figure.subplots(1, len(drawn)))
-    for axes, (label, lines) in zip(shown, drawn.items(), strict=True):
-        axes.set_prop_cycle(color=COLOURS[1:])
-        for name, (x, y) in lines.items():
-            axes.plot(x, y, marker="o", markersize=4, label=name)
-        ticks = sorted({value for x, _ in lines.values() for value in x})
-        if log_x:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.minorticks_off()
-        if log_y:
-            axes.set_yscale("log")
-        axes.set_xlabel(x_label)
-        axes.set_title(label, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, names = shown[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), frameon=False)
-    save(figure, file)
 
 
 def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> None:

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from experiments.common import checkpoint
 from experiments.common.estimate import estimate, shown
-from experiments.common.figures import heat_map
+from experiments.common.figures import Curve, curves, heat_map
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
 from experiments.hypergradients.agreement import Agreement, agreement
 from experiments.hypergradients.downstream import WAYS
-from experiments.hypergradients.plots import panels, scatter
+from experiments.hypergradients.plots import scatter
 
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
@@ -119,15 +119,16 @@ def write_report(record: RunRecord) -> None:
         return [fmean(pick(against(p, loss, f"K={k}", loss, deepest)) for p in points) for k in depths]
 
     depth_panels = {
-        f"{name} with K = {deepest}": {f"full, {loss}": (depths, by_depth(loss, pick)) for loss in losses}
+        f"{name} with K = {deepest}": {f"full, {loss}": Curve(depths, by_depth(loss, pick)) for loss in losses}
         for name, pick in _PICKS.items()
     }
-    panels(folder / "agreement-by-depth.png", depth_panels, "steps K that are differentiated through", log_x=True)
+    back = "steps K that are differentiated through"
+    curves(folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
     steps = [point["step"] for point in points]
     kinds = ["paper", *(f"K={k}" for k in depths if k in (1, 4) and k != deepest)]
     by_step = {
         f"{name} with K = {deepest}, {loss}": {
-            title("training", kind).removesuffix(", training"): (
+            title("training", kind).removesuffix(", training"): Curve(
                 steps, [pick(against(p, loss, kind, loss, deepest)) for p in points]
             )
             for kind in kinds
@@ -135,15 +136,15 @@ def write_report(record: RunRecord) -> None:
         for name, pick in _PICKS.items()
         for loss in points[0]["gradients"]
     }  # fmt: skip
-    panels(folder / "agreement-by-step.png", by_step, "training step")
+    curves(folder / "agreement-by-step.png", by_step, "training step", "", ticks=steps, columns=2)
     cost = {
         label: {
-            "full": (depths, [median(p[fact][f"training, K={k}"] for p in points) for k in depths]),
-            "FTP": (depths, [median(p[fact]["training, paper"] for p in points)] * len(depths)),
+            "full": Curve(depths, [median(p[fact][f"training, K={k}"] for p in points) for k in depths]),
+            "FTP": Curve(depths, [median(p[fact]["training, paper"] for p in points)] * len(depths)),
         }
         for label, fact in (("seconds", "seconds"), ("MiB above what was held", "mib"))
     }
-    panels(folder / "cost.png", cost, "steps K that are differentiated through", log_x=True, log_y=True)
+    curves(folder / "cost.png", cost, back, "", log_x=True, log_y=True, ticks=depths)
     reference = middle["gradients"]["training"][f"K={deepest}"]
     shown_kinds = {
         title("training", kind): (reference, middle["gradients"]["training"][kind]) for kind in ("paper", "exact")
