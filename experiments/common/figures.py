@@ -142,7 +142,9 @@ def curves(
     figure.supylabel(y_label, fontsize=10)
     shown = [name for name in names if name in drawn]
     handles = [drawn[name] for name in shown]
-    figure.legend(handles, shown, loc="outside upper center", ncols=min(5, len(shown)), frameon=False, fontsize=9)
+    fit = int(72 * figure.get_figwidth() / (40 + 5 * max(map(len, shown))))  # points, with a line beside each name
+    columns = max(1, min(5, len(shown), fit))
+    figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     save(figure, file)
 
 
