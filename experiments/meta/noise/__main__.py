@@ -1,0 +1,5 @@
+"""`python -m experiments.meta.noise`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.meta.noise.study", "studies")

@@ -1,0 +1,79 @@
+"""The figures of the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.common.estimate import estimate
+from experiments.common.figures import Curve, curves
+from experiments.meta.noise.methods import METHODS, weighted_by_net
+from experiments.meta.noise.summary import BOTH, ORACLE, chosen, problem_title
+from experiments.meta.noise.weights import BINS, HIGHEST, LOSSES
+
+
+def draw(content: dict, folder: Path) -> dict[str, str]:
+    """By file what each shows; only those that there is something for."""
+    accuracy, shares, functions = _accuracy(content), _shares(content), _functions(content)
+    drawn = {}
+    if accuracy:
+        drawn["accuracy.png"] = "Test accuracy over training, with what is chosen for the end"
+        curves(folder / "accuracy.png", accuracy, "step", "test accuracy (%)", columns=2)
+    if shares:
+        drawn["weights.png"] = "Weights of the noisy examples at the end, by whether their label is right"
+        curves(folder / "weights.png", shares, "weight, relative to the mean", "share of the examples", columns=2)
+    if functions:
+        drawn["function.png"] = "What the Meta-Weight-Net has learned"
+        curves(folder / "function.png", functions, "loss of an example", "its weight, relative to the mean")
+    return drawn
+
+
+def _accuracy(content: dict) -> dict[str, dict[str, Curve]]:
+    """Two panels for each problem: with and without learned weights, both with plain training and the oracle."""
+    panels = {}
+    for problem, rows in content["summary"].items():
+        for heading, learned in (("no learned weights", False), ("learned weights", True)):
+            named = {}
+            for method in rows:
+                trials = chosen(content, problem, method)
+                shown = method in (BOTH, ORACLE) or (METHODS[method].start is not None) == learned
+                if shown and not any(trial["diverged"] for trial in trials):
+                    named[METHODS[method].title] = _curve(trials[0]["steps"], [trial["test"] for trial in trials])
+            panels |= {f"{problem_title(content, problem)}: {heading}": named} if named else {}
+    return panels
+
+
+def _shares(content: dict) -> dict[str, dict[str, Curve]]:
+    """Of learned weights: small-loss selection has but two."""
+    middles = [HIGHEST / BINS * (n + 0.5) for n in range(BINS)]
+    panels = {}
+    for problem, rows in content["summary"].items():
+        for method in rows:
+            told = _told(content, problem, method)
+            if told and METHODS[method].start is not None:
+                panels[f"{problem_title(content, problem)}: {METHODS[method].title}"] = {
+                    f"{name} labels": _curve(middles, [weights[name]["bins"] for weights in told])
+                    for name in ("right", "wrong")
+                }
+    return panels
+
+
+def _functions(content: dict) -> dict[str, dict[str, Curve]]:
+    panels = {}
+    for problem, rows in content["summary"].items():
+        named = {
+            METHODS[method].title: _curve(LOSSES, [weights["function"] for weights in told])
+            for method in rows
+            if METHODS[method].loss is weighted_by_net and (told := _told(content, problem, method))
+        }
+        panels |= {problem_title(content, problem): named} if named else {}
+    return panels
+
+
+def _told(content: dict, problem: str, method: str) -> list[dict]:
+    return [trial["weights"] for trial in chosen(content, problem, method) if trial["weights"]]
+
+
+def _curve(x: Sequence[float], values: Sequence[Sequence[float]]) -> Curve:
+    """Mean and standard error over the seeds."""
+    found = [estimate(list(at)) for at in zip(*values, strict=True)]
+    errors = [error for _, error in found if error is not None]
+    return Curve(x, [middle for middle, _ in found], errors or None)
