@@ -28,8 +28,8 @@ def write(record: RunRecord) -> None:
         *markdown(*main_table(content)),
         "",
         "Test accuracy in %, mean ± standard error over the seeds. At the end: after the last step. Stopped early: "
-        "after the step at which validation accuracy was best. Learning rate and the method's own number are chosen for "
-        "each of the two anew, by mean validation accuracy. Cost: seconds of training over those of "
+        "after the step at which validation accuracy was best. Learning rate and the method's own number are chosen "
+        "for each of the two anew, by mean validation accuracy. Cost: seconds of training over those of "
         f"{METHODS[NOISY].title!r}.",
         "",
         *_differences(content),
@@ -56,7 +56,9 @@ def setting(content: dict) -> list[str]:
         f"{config['momentum']:g}, on {config['batch']} noisy examples a step. What is trained on the clean set too has "
         f"{config['clean_batch']} of it in a step, whose loss counts {config['clean_share']:g} against "
         f"{1 - config['clean_share']:g}. A hypergradient is that of the loss on the whole clean set, through "
-        f"{config['inner_steps']} step{'s' if config['inner_steps'] > 1 else ''}, by `hft.bilevel`.",
+        f"{config['inner_steps']} step{'s' if config['inner_steps'] > 1 else ''}, by `hft.bilevel`; the step itself "
+        "is taken with the weights before their move. Small-loss selection is told the share of wrong labels, and "
+        f"comes to drop it in the first {100 * config['ramp']:g} % of the steps.",
         "",
         *(
             f"- {METHODS[name].title}: {METHODS[name].about}."
@@ -69,15 +71,12 @@ def main_table(content: dict) -> tuple[list[str], list[list[str]]]:
     """Test accuracy of every method on every problem."""
     summary = content["summary"]
     header = ["method", *(f"{problem_title(content, p)}, {TITLES[when]}" for p in summary for when in TITLES)]
-    header += (
-        [f"cost, {problem_title(content, problem)}" for problem in summary]
-        if NOISY in content["config"]["methods"]
-        else []
-    )
+    compared = NOISY in content["config"]["methods"]
+    header += [f"cost, {problem_title(content, problem)}" for problem in summary if compared]
 
     def row(method: str) -> list[str]:
         own = [rows[method] for rows in summary.values()]
-        costs = [f"{row['cost']:.1f} x" for row in own if "cost" in row]
+        costs = [f"{row['cost']:.1f} x" if "cost" in row else "" for row in own if compared]
         return [METHODS[method].title, *(shown(row[when]["test"]) for row in own for when in TITLES), *costs]
 
     return header, [row(method) for method in content["config"]["methods"]]
