@@ -19,7 +19,13 @@ def draw(content: dict, folder: Path) -> dict[str, str]:
         curves(folder / "accuracy.png", accuracy, "step", "test accuracy (%)", columns=2)
     if shares:
         drawn["weights.png"] = "Weights of the noisy examples at the end, by whether their label is right"
-        curves(folder / "weights.png", shares, "weight, relative to the mean", "share of the examples", columns=2)
+        curves(
+            folder / "weights.png",
+            shares,
+            "weight, relative to the mean (last point: all above)",
+            "share of the examples",
+            columns=2,
+        )
     if functions:
         drawn["function.png"] = "What the Meta-Weight-Net has learned"
         curves(folder / "function.png", functions, "loss of an example", "its weight, relative to the mean")
