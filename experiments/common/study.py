@@ -1,5 +1,8 @@
 """A study as a list of pieces: each is worked once and kept, then the report is written from what is kept."""
 
+# The config's class is known at run time alone, and a comment beside it would show up in --help.
+# pyright: reportInvalidTypeForm=false
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +129,7 @@ class Study(Generic[C, D]):
 
         @dataclass(frozen=True)
         class Run:
-            config: tyro.conf.OmitArgPrefixes[kind]  # pyright: ignore[reportInvalidTypeForm]
+            config: tyro.conf.OmitArgPrefixes[kind]
             fast: bool = False  # a quick look: one seed, little of everything; other options change what it does
             out: Path | None = None  # folder of the run; the same run in it is gone on with (default: runs/NAME)
             threads: int = 1  # of torch

@@ -1,0 +1,1 @@
+"""Learning to learn: from wrong labels, from few pictures, with few pictures, and how to step."""

@@ -1,0 +1,1 @@
+"""Hyperparameters tuned by hypergradients: against search, by towers, and of FTP itself."""
