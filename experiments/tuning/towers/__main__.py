@@ -1,0 +1,5 @@
+"""`python -m experiments.tuning.towers`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.tuning.towers.study", "studies")
