@@ -30,12 +30,12 @@ class Config:
     batch_size: int = 64  # examples in one step
     hyper_lr: float = 0.1  # way log: lr of the Adam above the base
     hyper_ratio: float = 0.1  # way log: lr of each further Adam, as a share of that of the one below it
-    within: float = 0.1  # share of the base's best fall of the loss that may be missing in a decade that counts
+    within: tuple[float, ...] = (0.1, 0.2)  # shares of the base's best fall of the loss that may be missing to count
     timed_steps: int = 20  # training steps timed at once; 0: no timing
     rounds: int = 15  # timings of each height, in turns; their median counts
 
     def check(self) -> None:
-        for name in ("tasks", "bases", "ways", "heights"):
+        for name in ("tasks", "bases", "ways", "heights", "within"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} {' '.join(map(str, values))}: give at least one, each once")
@@ -54,8 +54,8 @@ class Config:
         for name in ("hyper_lr", "hyper_ratio"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
-        if not 0 < self.within < 1:
-            raise InputError(f"--within {self.within}: must be between 0 and 1")
+        if not all(0 < share < 1 for share in self.within):
+            raise InputError(f"--within {' '.join(map(str, self.within))}: must be between 0 and 1")
 
     @property
     def lrs(self) -> list[float]:

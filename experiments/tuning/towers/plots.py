@@ -42,17 +42,13 @@ def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float], quantity: st
 
 def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], quantity: str, drawn: dict) -> None:
     axes.set_xscale("log")
-    is_loss = quantity != "lr"
     rows = {height: np.array(one["bands"][quantity], dtype=float) for height, one in found["ways"][way].items()}
     low, high = _ends(found, quantity)
     steep = high / low > 20
     axes.set_yscale("log" if steep else "linear")
-    if is_loss:
-        drawn["loss before training"] = axes.axhline(found["start"], color="#bbbbbb", linewidth=0.8, linestyle=":")
-    else:
-        drawn["as at first"] = axes.plot(lrs, lrs, color="#bbbbbb", linewidth=0.8, linestyle=":")[0]
     if quantity == "train":
-        drawn["counts as good below"] = axes.axhline(found["good"], color="#777777", linewidth=0.8, linestyle="--")
+        drawn["loss before training"] = axes.axhline(found["start"], color="#bbbbbb", linewidth=0.8, linestyle=":")
+        drawn["counts as good below"] = axes.axhline(found["good"][0], color="#777777", linewidth=0.8, linestyle="--")
     for number, (height, values) in enumerate(rows.items()):
         colour = COLOURS[number % len(COLOURS)]
         off = ~(values[:, 1] <= high)  # NaN as well

@@ -18,13 +18,14 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
     """A row for each base alone and for each tower above it."""
     config = content["config"]
     of = config["highest"] - config["lowest"]
-    header = ["task, base", "way", "height", f"good decades of {of}", "training loss", "held-out loss", "ms a step"]
+    good = [f"decades of {of} within {100 * share:g} %" for share in config["within"]]
+    header = ["task, base", "way", "height", *good, "training loss", "held-out loss", "ms a step"]
     rows = []
     for name, found in content["summary"].items():
         for way, towers in found["ways"].items():
             for height, one in towers.items():
                 if height != "0" or way == config["ways"][0]:
-                    cells = [shown(one[quantity]) for quantity in ("decades", "train", "held_out")]
+                    cells = [shown(value) for value in (*one["decades"], one["train"], one["held_out"])]
                     above = [way, height] if height != "0" else ["", "0"]
                     rows.append([name, *above, *cells, cost(found["seconds"], way, height)])
     return header, rows
@@ -57,9 +58,9 @@ def write_report(record: RunRecord) -> None:
         "",
         *explained(content),
         "",
-        "The base alone, which decides what counts as good:",
+        "The base alone, from which the shares are taken:",
         "",
-        *markdown(*alone(summary)),
+        *markdown(*alone(summary, content["config"]["within"])),
     ]
     for file, label in FIGURES.values():
         lines += ["", f"![{label[0].upper()}{label[1:]}, over the first learning rate]({file})"]
@@ -89,9 +90,8 @@ def explained(content: dict) -> list[str]:
     config = content["config"]
     several = len(config["seeds"]) > 1
     lines = [
-        "Good decades: those between neighbouring first learning rates which both end with a good training loss: of "
-        "the fall of the loss that the base alone reaches from its best one, at most "
-        f"{100 * config['within']:g} % is missing.",
+        "Decades within a share: those between neighbouring first learning rates which both end with a training loss "
+        "of which at most this share is missing of the fall that the base alone reaches from its best one.",
         "The losses of a row are those from its own best first learning rate, by training loss; held-out examples "
         "choose nothing.",
     ]
@@ -110,13 +110,13 @@ def explained(content: dict) -> list[str]:
     return [" ".join(lines)]
 
 
-def alone(summary: dict) -> tuple[list[str], list[list[str]]]:
-    header = ["task, base", "loss before training", "best first learning rate", "training loss from it", "good below"]
+def alone(summary: dict, within: list[float]) -> tuple[list[str], list[list[str]]]:
+    header = ["task, base", "loss before training", "best first learning rate", "training loss from it"]
+    header += [f"{100 * share:g} % missing" for share in within]
     rows = []
     for name, found in summary.items():
         reached = next(iter(found["ways"].values()))["0"]
+        good = [f"{value:.3g}" for value in found["good"]]
         edge = " (edge)" if found["at_edge"] else ""
-        rows.append(
-            [name, f"{found['start']:.3g}", f"{found['lr']:.2g}{edge}", shown(reached["train"]), f"{found['good']:.3g}"]
-        )
+        rows.append([name, f"{found['start']:.3g}", f"{found['lr']:.2g}{edge}", shown(reached["train"]), *good])
     return header, rows

@@ -60,7 +60,10 @@ def summarise(content: dict) -> dict[str, Any]:
             train = losses(alone, "train")
             place = best_place(train)
             starts = [row[0] for row in losses(alone, "start")]
-            goods = [limit(s, row[place], config["within"]) for s, row in zip(starts, train, strict=True)]
+            goods = [
+                [limit(start, row[place], share) for start, row in zip(starts, train, strict=True)]
+                for share in config["within"]
+            ]
             ways = {
                 way: {
                     str(height): _reached(results[piece(task, base, way, height)], goods, config["per_decade"])
@@ -74,18 +77,21 @@ def summarise(content: dict) -> dict[str, Any]:
                 "start": mean(starts),
                 "lr": lrs[place],
                 "at_edge": place in (0, len(lrs) - 1),
-                "good": mean(goods),
+                "good": [mean(of_seeds) for of_seeds in goods],
                 "ways": ways,
                 "seconds": results.get(f"{task}-{base}-seconds"),
             }
     return found
 
 
-def _reached(result: dict, goods: Sequence[float], per_decade: int) -> dict[str, Any]:
+def _reached(result: dict, goods: Sequence[Sequence[float]], per_decade: int) -> dict[str, Any]:
     train, held_out = losses(result, "train"), losses(result, "held_out")
     place = best_place(train)  # the held-out loss chooses nothing
     return {
-        "decades": estimate([decades(row, good, per_decade) for row, good in zip(train, goods, strict=True)]),
+        "decades": [
+            estimate([decades(row, good, per_decade) for row, good in zip(train, of_seeds, strict=True)])
+            for of_seeds in goods
+        ],
         "train": estimate([row[place] for row in train]),
         "held_out": estimate([row[place] for row in held_out]),
         "bands": {name: band(losses(result, name)) for name in QUANTITIES},
