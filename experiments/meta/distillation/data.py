@@ -1,0 +1,99 @@
+"""The two tasks: digits, and the categories of emoji; a seed decides which pictures are for what."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.classification import data as styles
+from experiments.classification.emoji import emoji_pictures
+from experiments.common.digits import digits
+from experiments.common.examples import Examples, split
+from experiments.common.progress import Progress
+
+NAMES = ("digits", "emoji")
+DIGITS = {"train": 1000, "validation": 300, "test": 497}
+VALIDATION = 0.2  # share of the emoji that are not for the test
+SIZE = 16  # pixels of an emoji, in each direction
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures [N, channels, height, width] in [0, 1], in three parts."""
+
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.x.shape[1:]
+        return channels, height, width
+
+    def of_class(self, label: int) -> Tensor:
+        return self.train.x[self.train.y == label]
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """What a network sees: each channel less its mean over the training pictures, in units of their deviation."""
+        mean, deviation = self._scale
+        return (x - mean) / deviation
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        return self.train.x.mean((0, 2, 3))[:, None, None], self.train.x.std()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both sets of pictures; emoji in all styles, since the split is that of all."""
+
+    digits: Examples | None
+    emoji: styles.Pictures | None
+
+    def task(self, name: str, seed: int) -> Task:
+        if name == "digits":
+            assert self.digits is not None
+            return Task(tuple("0123456789"), **split(self.digits, DIGITS, seed))
+        assert self.emoji is not None
+        return emoji_task(self.emoji, seed)
+
+    def fingerprint(self) -> str:
+        parts = [str(part and part.fingerprint()) for part in (self.digits, self.emoji)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+    def about(self) -> dict:
+        tasks = {name: self.task(name, 0) for name in NAMES if getattr(self, name) is not None}
+        return {
+            name: {
+                "classes": list(task.classes),
+                "shape": list(task.shape),
+                **{part: len(getattr(task, part).y) for part in ("train", "validation", "test")},
+            }
+            for name, task in tasks.items()
+        }
+
+
+def emoji_task(pictures: styles.Pictures, seed: int) -> Task:
+    """Of the first style: near-duplicates (one group) are always in one part."""
+    test = styles.split(pictures, seed)["test"]
+    own, tested = pictures.of_domain(0), set(test.items)
+    rest = own.select(torch.tensor([i for i, item in enumerate(own.items) if item not in tested]))
+    train, validation = styles.hold_out(rest, VALIDATION, seed)
+    return Task(pictures.classes, _shrunk(train), _shrunk(validation), _shrunk(test.of_domain(0)))
+
+
+def _shrunk(pictures: styles.Pictures) -> Examples:
+    side = pictures.images.shape[-1] // SIZE
+    return Examples(F.avg_pool2d(pictures.images.float() / 255, side), pictures.labels)
+
+
+def load(names: tuple[str, ...], cache: Path, progress: Progress) -> Data:
+    numbers = digits() if "digits" in names else None
+    if numbers is not None:
+        numbers = Examples(numbers.x.reshape(-1, 1, 8, 8), numbers.y)
+    return Data(numbers, emoji_pictures(cache, progress) if "emoji" in names else None)

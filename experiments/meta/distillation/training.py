@@ -1,0 +1,117 @@
+"""Training of several new networks at once, and what they then know."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+import hyperopt_ftp as hft
+from experiments.common.examples import Examples
+from experiments.meta.distillation.data import Task
+from experiments.meta.distillation.networks import NETWORKS, Params
+
+MOMENTUM = 0.9
+
+
+def generator(*what: object) -> Generator:
+    """Of its own for each use, so that no number is drawn for two purposes."""
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+class Balanced(Sequence[Examples]):
+    """Batches with equally many examples of each class, drawn anew for each place; the same each time it is read."""
+
+    def __init__(self, examples: Examples, size: int, count: int, *seed: object) -> None:
+        self._examples, self._count, self._seed = examples, count, seed
+        labels = range(int(examples.y.max()) + 1)
+        self._each = max(1, size // len(labels))
+        self._places = [(examples.y == label).nonzero().flatten() for label in labels]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> Examples:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        drawn = generator(*self._seed, place)
+        rows = [own[torch.randint(len(own), (self._each,), generator=drawn)] for own in self._places]
+        return self._examples.take(torch.cat(rows))
+
+
+class Choice(NamedTuple):
+    lr: float
+    steps: int
+    validation: float  # accuracy in %
+
+
+class Learner(NamedTuple):
+    """A task and the network that is to learn it. Weights are those of several networks, stacked."""
+
+    task: Task
+    network: str
+
+    def new(self, count: int, *seed: object) -> Params:
+        made = NETWORKS[self.network].new(self.task.shape, len(self.task.classes), count, generator(*seed))
+        return made
+
+    def loss(self, params: Params, batch: Examples) -> Tensor:
+        """Of one network."""
+        return F.cross_entropy(NETWORKS[self.network].logits(params, self.task.standardised(batch.x)), batch.y)
+
+    def losses(self, params: Params, batch: Examples) -> Tensor:
+        """Of each network, [count]."""
+        return torch.func.vmap(self.loss, in_dims=(0, None))(params, batch)
+
+    def accuracy(self, params: Params, part: Examples) -> Tensor:
+        """In %, of each network: the mean over the classes, so that a common class counts as much as a rare one."""
+        logits = torch.func.vmap(NETWORKS[self.network].logits, in_dims=(0, None))
+        right = (logits(params, self.task.standardised(part.x)).argmax(-1) == part.y).float()
+        labels = range(len(self.task.classes))
+        return 100 * torch.stack([right[:, part.y == label].mean(1) for label in labels]).mean(0)
+
+    def trained(self, params: Params, lrs: Tensor, batches: Sequence[Examples], stops: Sequence[int]) -> list[Params]:
+        """The networks, each trained at its own rate, after each of so many steps (in rising order)."""
+        optimizer = hft.sgd(momentum=MOMENTUM)
+        # Drawn here: vmap refuses random numbers.
+        parts = [[batches[k] for k in range(*ends)] for ends in zip((0, *stops), stops, strict=False)]
+
+        def one(params: Params, lr: Tensor) -> list[Params]:
+            state, kept = None, []
+            for ahead in parts:
+                hparams = {**optimizer.hparams, "lr": lr}
+                params, state, _ = hft.train(optimizer, self.loss, params, ahead, hparams=hparams, state=state)
+                kept.append(params)
+            return kept
+
+        with torch.no_grad():
+            return torch.func.vmap(one)(params, lrs)
+
+    def chosen(
+        self, batches: Sequence[Examples], lrs: Sequence[float], stops: Sequence[int], inits: int, *seed: object
+    ) -> Choice:
+        """Rate and steps with the best mean accuracy on validation pictures; of equals the smallest."""
+        fresh = self.new(inits, *seed, "choice")
+        params = {name: w.repeat(len(lrs), *[1] * (w.ndim - 1)) for name, w in fresh.items()}
+        rates = torch.tensor(lrs).repeat_interleave(inits)
+        found = []
+        for steps, ended in zip(stops, self.trained(params, rates, batches, stops), strict=True):
+            scores = self.accuracy(ended, self.task.validation).reshape(len(lrs), inits).mean(1)
+            found += [Choice(lr, steps, score) for lr, score in zip(lrs, scores.tolist(), strict=True)]
+        return max(sorted(found), key=lambda choice: choice.validation)
+
+    def tested(
+        self, batches: Sequence[Examples], lr: float, steps: int, inits: int, part: Examples, *seed: object
+    ) -> float:
+        """Mean accuracy of new networks."""
+        params = self.new(inits, *seed, "test")
+        (ended,) = self.trained(params, torch.full((inits,), lr), batches, [steps])
+        return self.accuracy(ended, part).mean().item()
+
+
+def labelled(pictures: Tensor, classes: int) -> Examples:
+    """Pictures in the order of their classes, equally many of each."""
+    return Examples(pictures, torch.arange(classes).repeat_interleave(len(pictures) // classes))
