@@ -134,7 +134,7 @@ def test_a_choice_is_by_validation_alone_and_of_equals_the_smallest():
 
 
 def test_a_round_of_distillation_is_a_loop_by_hand():
-    task, config = tiny(), Config(rounds=1, steps=3, inits=2, outer_batch=8, choice_inits=1, lrs=(0.1,))
+    task, config = tiny(), Config(rounds=1, steps=3, inits=2, outer_batch=8, choice_inits=1, lr=0.1)
     learner, start = Learner(task, "mlp"), k_means(task, 1, 0)[0]
     found = distil(learner, start, config, "seed")
     free = torch.logit(start.clamp(EDGE, 1 - EDGE)).requires_grad_()

@@ -19,17 +19,18 @@ class Config:
     network: str = "mlp"  # that pictures are distilled with: mlp or convolutional; the other one is tested too
     start: str = "k-means"  # pictures that distillation starts from: k-means or random
     steps: int = 20  # K, of training on the pictures, that are differentiated through
-    rounds: int = 200  # outer steps of distillation
+    rounds: int = 150  # outer steps of distillation
     inits: int = 2  # new networks in each round
     outer_batch: int = 512  # training pictures that a round's networks are judged by
     picture_lr: float = 0.05  # of outer Adam, on the logits of the pixels
+    lr: float = 0.03  # of training, that distillation starts from
     rate_lr: float = 0.02  # of outer Adam, on the logarithm of the learning rate
     track: int = 25  # rounds from one look at validation pictures to the next
-    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of training, to choose from
+    lrs: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # of training, to choose from
     few_steps: tuple[int, ...] = (20, 60, 200)  # of training on a few pictures, to choose from
     whole_steps: tuple[int, ...] = (20, 60, 200, 400)  # of training on all pictures, to choose from
     whole_batch: int = 64  # pictures in one of those steps
-    choice_inits: int = 2  # networks that validation accuracy is the mean of
+    choice_inits: int = 3  # networks that validation accuracy is the mean of
     test_inits: int = 5  # others, that test accuracy is the mean of
 
     def check(self) -> None:

@@ -83,13 +83,16 @@ def emoji_task(pictures: styles.Pictures, seed: int) -> Task:
     test = styles.split(pictures, seed)["test"]
     own, tested = pictures.of_domain(0), set(test.items)
     rest = own.select(torch.tensor([i for i, item in enumerate(own.items) if item not in tested]))
-    train, validation = styles.hold_out(rest, VALIDATION, seed)
-    return Task(pictures.classes, _shrunk(train), _shrunk(validation), _shrunk(test.of_domain(0)))
+    # Class by class: held out together, a large group of one class is owed by the next, which may be left out.
+    of_classes = [(rest.labels == label).nonzero().flatten() for label in range(len(pictures.classes))]
+    held_out = [styles.hold_out(rest.select(index), VALIDATION, seed) for index in of_classes]
+    train, validation = (_shrunk(*parts) for parts in zip(*held_out, strict=True))
+    return Task(pictures.classes, train, validation, _shrunk(test.of_domain(0)))
 
 
-def _shrunk(pictures: styles.Pictures) -> Examples:
-    side = pictures.images.shape[-1] // SIZE
-    return Examples(F.avg_pool2d(pictures.images.float() / 255, side), pictures.labels)
+def _shrunk(*parts: styles.Pictures) -> Examples:
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return Examples(F.avg_pool2d(images.float() / 255, images.shape[-1] // SIZE), labels)
 
 
 def load(names: tuple[str, ...], cache: Path, progress: Progress) -> Data:

@@ -38,7 +38,7 @@ def distil(learner: Learner, start: Tensor, config: Config, *seed: object) -> Di
     pictures, is differentiated in the pictures and in the rate.
     """
     task, classes = learner.task, len(learner.task.classes)
-    optimizer = hft.sgd(lr=config.lrs[len(config.lrs) // 2], momentum=MOMENTUM)
+    optimizer = hft.sgd(lr=config.lr, momentum=MOMENTUM)
     before, seconds, rounds, validation, test, kept = time.perf_counter(), 0.0, [], [], [], []
     records = hft.bilevel(
         optimizer,

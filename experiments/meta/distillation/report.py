@@ -33,9 +33,13 @@ def setting(content: dict) -> str:
             f"{parts})"
         )
     own, other = networks(config)
+    by_concept = (
+        "Emoji are split by concept, so that near-duplicates share a part; the numbers are those of split 0. "
+        * ("emoji" in config["data"])
+    )
     seeds = ", ".join(map(str, config["seeds"]))
     return (
-        f"Data: {' and '.join(sets)}. Emoji are split by concept, so that near-duplicates share a part. Networks with "
+        f"Data: {' and '.join(sets)}. {by_concept}Networks with "
         f"new initial weights are trained from scratch on a few pictures a class, full batch, by SGD with momentum "
         f"0.9, without augmentation. Distilled pictures start from {config['start']} pictures, stay in [0, 1] and are "
         f"rounded to 8 bits before they are used; {config['rounds']} outer steps of Adam move them and the learning "
@@ -47,22 +51,24 @@ def setting(content: dict) -> str:
         f"({', '.join(map(str, config['few_steps']))}; all pictures, in batches of {config['whole_batch']}: "
         f"{', '.join(map(str, config['whole_steps']))}) that are best on validation pictures. Accuracy in % is the "
         f"mean over the classes, on test pictures, of {config['test_inits']} new networks; mean ± standard error over "
-        f"seeds {seeds}: each has its own split, initial weights and random pictures."
+        f"seeds ({seeds}): each has its own split, initial weights and random pictures."
     )
 
 
 def paths(content: dict) -> dict[str, dict[str, Curve]]:
-    """Test accuracy while pictures are distilled, beside the best other pictures and all of them."""
+    """Test accuracy while pictures are distilled, beside what other pictures end at."""
     config = content["config"]
     own, panels = config["network"], {}
     for data, count in cases(config):
         found = of_seeds(content, data, count, "distilled")
         rounds = found[0]["rounds"]
         by_round = [estimate(list(values)) for values in zip(*(result["test"] for result in found), strict=True)]
-        named = {"distilled": _curve(rounds, by_round)}
-        for kind in ("centroid", "random"):
-            named[TITLES[kind]] = _level(rounds, estimate(scores(of_seeds(content, data, count, kind), own)))
-        named["all pictures"] = _level(rounds, estimate(scores(whole_of(content, data), own)))
+        named = {
+            TITLES[kind]: _level(rounds, estimate(scores(of_seeds(content, data, count, kind), own)))
+            for kind in ("random", "centroid")
+        }
+        named[TITLES["distilled"]] = _curve(rounds, by_round)
+        named["all"] = _level(rounds, estimate(scores(whole_of(content, data), own)))
         panels[f"{data}, {count} a class"] = named
     return panels
 
@@ -97,7 +103,9 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*table(content)),
         "",
-        f"{LONGER * config['steps']} steps: {LONGER} times as many as were differentiated through, at the same rate.",
+        "`k-means`: the centroids of each class alone; `nearest`: the real picture nearest to each of them. "
+        f"`{LONGER * config['steps']} steps`: distilled pictures at their learned rate, for {LONGER} times as many "
+        "steps as were differentiated through. `all`: the whole training part, in batches with each class equally often.",
         "",
         *figures,
         "Differences in percentage points, paired by seed, and what distillation took:",

@@ -8,8 +8,8 @@ from experiments.meta.distillation.pieces import BASELINES, LONGER, few_name, wh
 
 TITLES = {
     "random": "random",
-    "nearest": "nearest to centroid",
-    "centroid": "k-means centroid",
+    "nearest": "nearest",
+    "centroid": "k-means",
     "distilled": "distilled",
 }
 KINDS = (*BASELINES, "distilled")
@@ -66,7 +66,7 @@ def summarise(content: dict) -> dict:
 def table(content: dict) -> tuple[list[str], list[list[str]]]:
     steps = content["config"]["steps"]
     header = ["data, pictures a class", "network", *(TITLES[kind] for kind in KINDS)]
-    header += [f"distilled, {LONGER * steps} steps", "all pictures"]
+    header += [f"{LONGER * steps} steps", "all"]
     rows = []
     for row in content["summary"]["rows"]:
         cells = [f"{row['data']}, {row['per_class']}", row["network"], *(shown(tuple(row[kind])) for kind in KINDS)]

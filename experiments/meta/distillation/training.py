@@ -55,8 +55,7 @@ class Learner(NamedTuple):
     network: str
 
     def new(self, count: int, *seed: object) -> Params:
-        made = NETWORKS[self.network].new(self.task.shape, len(self.task.classes), count, generator(*seed))
-        return made
+        return NETWORKS[self.network].new(self.task.shape, len(self.task.classes), count, generator(*seed))
 
     def loss(self, params: Params, batch: Examples) -> Tensor:
         """Of one network."""
@@ -70,8 +69,7 @@ class Learner(NamedTuple):
         """In %, of each network: the mean over the classes, so that a common class counts as much as a rare one."""
         logits = torch.func.vmap(NETWORKS[self.network].logits, in_dims=(0, None))
         right = (logits(params, self.task.standardised(part.x)).argmax(-1) == part.y).float()
-        labels = range(len(self.task.classes))
-        return 100 * torch.stack([right[:, part.y == label].mean(1) for label in labels]).mean(0)
+        return 100 * torch.stack([right[:, part.y == label].mean(1) for label in part.y.unique()]).mean(0)
 
     def trained(self, params: Params, lrs: Tensor, batches: Sequence[Examples], stops: Sequence[int]) -> list[Params]:
         """The networks, each trained at its own rate, after each of so many steps (in rising order)."""
