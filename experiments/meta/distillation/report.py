@@ -105,7 +105,7 @@ def write_report(record: RunRecord) -> None:
         "",
         "`k-means`: the centroids of each class alone; `nearest`: the real picture nearest to each of them. "
         f"`{LONGER * config['steps']} steps`: distilled pictures at their learned rate, for {LONGER} times as many "
-        "steps as were differentiated through. `all`: the whole training part, in batches with each class equally often.",
+        "steps as were differentiated through. `all`: the training part, in batches with each class equally often.",
         "",
         *figures,
         "Differences in percentage points, paired by seed, and what distillation took:",
