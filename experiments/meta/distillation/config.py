@@ -30,7 +30,7 @@ class Config:
     few_steps: tuple[int, ...] = (20, 60, 200)  # of training on a few pictures, to choose from
     whole_steps: tuple[int, ...] = (20, 60, 200, 400)  # of training on all pictures, to choose from
     whole_batch: int = 64  # pictures in one of those steps
-    choice_inits: int = 3  # networks that validation accuracy is the mean of
+    choice_inits: int = 2  # networks that validation accuracy is the mean of
     test_inits: int = 5  # others, that test accuracy is the mean of
 
     def check(self) -> None:
