@@ -73,7 +73,7 @@ def parser(prog: str, description: str, default: Options) -> argparse.ArgumentPa
     number(tuning, default, "weight_decay", "decoupled, as in AdamW")
     number(tuning, default, "strong_decay", "weight decay of adamw_decay")
     number(tuning, default, "batch_size", "examples in one step")
-    number(tuning, default, "wise", "share of the fine-tuned weights in the mean of wise")
+    number(tuning, default, "wise", "share of the fine-tuned weights in the means of wise and wise_ftp")
     add_ftp(made.add_argument_group("FTP and TPGM"), default)
     anchor = made.add_argument_group("training of the anchor (--anchor styles), done once and kept in runs/cache")
     number(anchor, default, "anchor_epochs", "passes over the pre-training examples")

@@ -97,6 +97,7 @@ METHODS: Mapping[str, Method] = {
     "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
     "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training"),
+    "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights"),
     "learned_wise": Method(
         "WiSE-FT, learned shares",
         "AdamW, and afterwards a share of the anchor for each tensor, learned on validation examples",
@@ -143,7 +144,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 #: Methods that need no training: they are made of the weights in which another one ends.
-FOLLOWS = {"wise": "adamw"}
+FOLLOWS = {"wise": "adamw", "wise_ftp": "ftp"}
 
 
 def title(name: str) -> str:

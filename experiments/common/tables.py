@@ -18,6 +18,7 @@ from experiments.common.task import Task
 ANCHOR = "anchor"
 NOTES = {
     "wise": " WiSE-FT is made of AdamW's weights: its cost is AdamW's.",
+    "wise_ftp": " WiSE-FT of FTPAdamW is made of that one's weights, at that one's cost.",
     "learned_wise": " WiSE-FT with learned shares learns them on held-out examples, and trains on the rest.",
     "tpgm": " TPGM trains on fewer examples, for as many steps: it learns its radii on those that it holds out.",
 }

@@ -48,6 +48,7 @@ def refused(workplace, capsys: pytest.CaptureFixture[str], *arguments: str) -> s
         (["--validation", "nan"], "--validation nan"),
         (["--method", "tpgm", "--validation", "0.01"], "too few pictures to hold out a share of 0.01 of 16"),
         (["--method", "ftp", "wise"], "--method wise is made of the weights of adamw; give both"),
+        (["--method", "adamw", "wise_ftp"], "--method wise_ftp is made of the weights of ftp; give both"),
         (["--wise", "-0.1"], "--wise -0.1: must lie between 0 and 1"),
         (["--wise", "nan"], "--wise nan"),
         (["--strong-decay", "-1"], "--strong-decay -1.0: must be a number of at least 0"),

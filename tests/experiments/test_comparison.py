@@ -163,12 +163,14 @@ def test_a_choice_that_was_stopped_ends_with_the_same_numbers(workplace):
     assert numbers(Path("runs/stopped-choice")) == numbers(Path("runs/choice"))
 
 
-def test_wise_is_the_mean_of_the_anchor_and_of_adamw(workplace, watch):
-    arguments = ("--method", "wise", "adamw", "--wise", "0.3", "--seeds", "4")
-    done = workplace.command(*arguments, "--out", "runs/wise")
-    assert (done.status, done.trainings) == (0, ["adamw, seed 4"])
+@pytest.mark.parametrize(("follower", "of"), FOLLOWS.items())
+def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch, follower, of):
+    folder = Path(f"runs/{follower}")
+    arguments = ("--method", follower, of, "--wise", "0.3", "--seeds", "4")
+    done = workplace.command(*arguments, "--out", str(folder))
+    assert (done.status, [name for name in done.trainings if name != "anchor"]) == (0, [f"{of}, seed 4"])
     anchor, tuned, mixed = watch.tested
-    kept = checkpoint.load(Path("runs/wise/checkpoint.pt"))["training"]["model"]
+    kept = checkpoint.load(folder / "checkpoint.pt")["training"]["model"]
     assert all(torch.equal(value, kept[name]) for name, value in tuned.items())
     assert anchor.keys() == tuned.keys() == mixed.keys()
     moved = 0
@@ -180,11 +182,11 @@ def test_wise_is_the_mean_of_the_anchor_and_of_adamw(workplace, watch):
         else:
             assert torch.equal(value, anchor[name])
     assert moved > 100
-    results = read(Path("runs/wise"))["results"]
-    assert results.keys() == {"wise-seed4", "adamw-seed4"}
+    results = read(folder)["results"]
+    assert results.keys() == {f"{follower}-seed4", f"{of}-seed4"}
     task = make_task(Config(limit=48), Path("runs/cache"), Quiet())
     model = task.new_model()
-    for name, weights in (("adamw", tuned), ("wise", mixed)):
+    for name, weights in ((of, tuned), (follower, mixed)):
         model.load_state_dict(weights)
         assert results[f"{name}-seed4"]["scores"] == task.test(model)
         assert results[f"{name}-seed4"]["method"] == name

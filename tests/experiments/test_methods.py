@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.classification.config import Config
-from experiments.common.methods import METHODS
+from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.network import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW, HypergradientDescent
 
@@ -71,3 +71,11 @@ def test_a_strength_reaches_the_optimizer_and_a_new_head_is_free(method, kind, o
         assert group.get("decoupled", False) is (method == "l2sp_decoupled")
         if kind is not HypergradientDescent:
             assert group["constrained"] == [True, True, False, False]
+
+
+def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
+    assert FOLLOWS == {"wise": "adamw", "wise_ftp": "ftp"}
+    for follower, of in FOLLOWS.items():
+        assert METHODS[follower].make(None) is None
+        assert METHODS[of].make(None) is not None
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
