@@ -1,0 +1,1 @@
+"""The knobs of FTP, tuned by hypergradient on held-out pictures of another style."""

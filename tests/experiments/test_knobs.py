@@ -1,0 +1,304 @@
+"""FTP's knobs by hypergradient: who sees which emoji, derivatives, choices, means, and the command."""
+
+import dataclasses
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import hyperopt_ftp as hft
+from experiments.classification.emoji import CLASSES, STYLES
+from experiments.common import checkpoint, figures
+from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.tuning.knobs import plots, summary
+from experiments.tuning.knobs.config import FAST, Config
+from experiments.tuning.knobs.optimizers import Knobs, with_knobs
+from experiments.tuning.knobs.pieces import Ends
+from experiments.tuning.knobs.study import STUDY
+from experiments.tuning.knobs.styles import ROLES, Styles
+from experiments.tuning.knobs.tail import Trainee, orders
+from experiments.tuning.knobs.tuning import SOURCES, Losses, Tuner, best_point, best_rate, best_round, points, tries
+
+ITEMS = 96
+SMALL = Config(
+    seeds=(0,), styles=(1,), pretrain_items=24, anchor_steps=5, anchor_lr=1e-2, steps=3, batch_size=8, lrs=(1e-3, 3e-3),
+    grid_lrs=(1e-3, 3e-3), radius_lrs=(1e-2, 1e-1), kappas=(1.0, 0.0), tries=3, rounds=2,
+)  # fmt: skip
+OPTIONS = ("--styles", "1", "--pretrain-items", "24", "--anchor-steps", "2", "--steps", "2", "--batch-size", "4",
+           "--lrs", "1e-3", "3e-3", "--grid-lrs", "1e-3", "3e-3", "--radius-lrs", "1e-2", "1e-1",
+           "--kappas", "1", "0", "--tries", "3", "--rounds", "2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> Styles:
+    """Features of one place for each emoji, near its class's; every fourth emoji has a twin in its group."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ITEMS).remainder(8).repeat(3)
+    centres = torch.randn(8, 320, 1, 1, generator=generator)
+    x = centres[labels] + torch.randn(3 * ITEMS, 320, 1, 1, generator=generator)
+    items = tuple(f"item{i}" for i in range(ITEMS)) * 3
+    groups = tuple(f"group{i - 8 if i % 32 >= 24 else i}" for i in range(ITEMS)) * 3
+    return Styles(Features(x, labels, torch.arange(3).repeat_interleave(ITEMS), items, groups, CLASSES, STYLES))
+
+
+@pytest.fixture(scope="module")
+def tuner(data) -> Tuner:
+    trainee, parts = Trainee(data.features), data.parts(SMALL, seed=0, style=1)
+    return Tuner(SMALL, trainee, parts, trainee.anchor(SMALL, parts.pretrain, 0), seed=0)
+
+
+@pytest.mark.parametrize("style", [0, 1, 2])
+def test_no_emoji_and_no_group_is_in_two_parts(data, style):
+    parts, features = data.parts(SMALL, 0, style), data.features
+
+    def of(names, rows):
+        return {names[row] for row in rows.tolist()}
+
+    for names in (features.items, features.groups):
+        sets = [of(names, rows) for rows in (parts.pretrain, parts.train, parts.held_out["own"], parts.test["own"])]
+        assert all(sets)
+        assert sum(map(len, sets)) == len(set.union(*sets))
+    assert len(of(features.items, parts.pretrain)) == 24
+    assert features.styles[parts.pretrain].unique().tolist() == [0, 1, 2]
+    assert features.styles[parts.train].unique().tolist() == [style]
+    assert parts.held_out.keys() == {"own", "other"}
+    for number, role in enumerate(ROLES):
+        assert features.styles[parts.test[role]].unique().tolist() == [(style + number) % 3]
+        assert of(features.items, parts.test[role]) == of(features.items, parts.test["own"])
+    assert features.styles[parts.held_out["other"]].unique().tolist() == [(style + 1) % 3]
+    assert of(features.items, parts.held_out["other"]) == of(features.items, parts.held_out["own"])
+    other = data.parts(SMALL, 1, style)
+    assert of(features.items, other.train) != of(features.items, parts.train)
+
+
+def test_orders_are_whole_passes():
+    rows = torch.arange(10, 17)
+    batches = orders(rows, steps=5, size=3, seed=0)
+    assert [len(batch) for batch in batches] == [3] * 5
+    for first, second in (batches[:2], batches[2:4]):
+        assert len(set(torch.cat([first, second]).tolist())) == 6
+    assert set(torch.cat(batches).tolist()) <= set(rows.tolist())
+
+
+def test_loss_and_scores_are_those_of_the_tail(data, tuner):
+    tail, rows = Tail(BLOCKS, 8), torch.arange(0, 40, 3)
+    tail.load_state_dict(tuner.anchor, strict=False)
+    outputs, truth = tail(data.features.x[rows]), data.features.labels[rows]
+    expected = torch.nn.functional.cross_entropy(outputs, truth)
+    torch.testing.assert_close(tuner.trainee.loss(tuner.anchor, rows), expected)
+    score = tuner.trainee.score(tuner.anchor, rows)
+    assert score.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert score.accuracy == pytest.approx(100 * (outputs.argmax(1) == truth).double().mean().item())
+
+
+def curved(weights, batch):
+    x, y = batch
+    return ((torch.tanh(x @ weights["w"].T) @ weights["v"] - y) ** 2).mean()
+
+
+def after(knobs, batches, held_out):
+    """The held-out loss, and its derivatives by the library."""
+    generator = torch.Generator().manual_seed(3)
+    start = {name: torch.randn(*shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()}
+    optimizer = with_knobs(dataclasses.replace(SMALL, steps=len(batches)), start, knobs)
+    value, slopes, _ = hft.hypergradient(
+        optimizer, curved, lambda w: curved(w, held_out), start, batches, over=Knobs._fields
+    )
+    return value.item(), [slopes[name].item() for name in Knobs._fields]
+
+
+SHAPES = {"w": (4, 3), "v": (4,)}
+
+
+def test_hypergradients_are_central_differences():
+    generator = torch.Generator().manual_seed(1)
+    draws = [
+        (torch.randn(5, 3, generator=generator).double(), torch.randn(5, generator=generator).double())
+        for _ in range(13)
+    ]
+    knobs = Knobs(0.05, 0.02, 0.6)
+    _, slopes = after(knobs, draws[:12], draws[12])
+    for number, (x, slope) in enumerate(zip(knobs, slopes, strict=True)):
+        h = 1e-5 * x
+        above, below = (
+            after(knobs._replace(**{Knobs._fields[number]: x + s * h}), draws[:12], draws[12]) for s in (1, -1)
+        )
+        assert slope == pytest.approx((above[0] - below[0]) / (2 * h), rel=1e-5)
+        assert abs(slope) > 1e-3
+
+
+def test_kappa_has_no_derivative_where_no_radius_is_to_shrink():
+    """Two steps: the first gradient of a radius is 0, and the second, of the same batch, asks for more."""
+    batch = (torch.eye(3).double(), torch.full((3,), 50.0).double())
+    with pytest.warns(UserWarning, match="kappa"):
+        _, slopes = after(Knobs(0.05, 0.02, 0.6), [batch] * 2, batch)
+    assert slopes[2] == 0
+    assert slopes[1] < 0
+
+
+def test_bilevel_begins_with_a_training_and_a_step_of_adam_on_free_values(tuner):
+    found, config = tuner.bilevel("both"), tuner.config
+    start = Knobs(config.lr, config.radius_lr, config.kappa)
+    assert found["way"][0] == list(start)
+    assert len(found["way"]) == len(found["values"]) + 1 == len(found["slopes"]) + 1 == 3
+    for point, value in zip(found["way"], found["values"], strict=False):  # the same batches in each round
+        losses = tuner.held_out(with_knobs(config, tuner.anchor, Knobs(*point)))
+        assert value == pytest.approx((losses["own"] + losses["other"]) / 2, rel=1e-4)
+    scale = (start.lr, start.radius_lr, start.kappa * (1 - start.kappa))
+    moves = [-config.outer_lr * h * s / (abs(h * s) + 1e-8) for h, s in zip(found["slopes"][0], scale, strict=True)]
+    odds = start.kappa / (1 - start.kappa) * math.exp(moves[2])
+    expected = [start.lr * math.exp(moves[0]), start.radius_lr * math.exp(moves[1]), odds / (1 + odds)]
+    assert found["way"][1] == pytest.approx(expected, rel=1e-3)
+    assert abs(moves[1]) == pytest.approx(config.outer_lr, rel=1e-3)
+
+
+def test_what_bilevel_looks_at_is_what_its_source_says(tuner):
+    values = {source: tuner.bilevel(source)["values"][0] for source in SOURCES}
+    assert values["both"] == pytest.approx((values["own"] + values["other"]) / 2, rel=1e-4)
+    assert values["own"] != pytest.approx(values["other"], rel=1e-3)
+
+
+def test_choices_are_the_smallest_losses_and_a_divergence_is_never_one():
+    rates: dict[str, Losses] = {
+        "0.1": {"own": 1.0, "other": 3.0},
+        "0.2": {"own": 2.0, "other": 1.5},
+        "0.3": {"own": None, "other": 0.0},
+    }
+    assert [best_rate(rates, source) for source in ("own", "other", "both")] == [0.1, 0.3, 0.2]
+    assert points(SMALL)[1] == Knobs(1e-3, 1e-2, 0.0)
+    losses: list[Losses] = [{"own": 1.0, "other": 2.0} for _ in points(SMALL)]
+    losses[5], losses[6] = {"own": 0.5, "other": 2.5}, {"own": 0.0, "other": None}
+    assert best_point(losses, "other", range(8)) == 0
+    assert best_point(losses, "own", [7, 5, 1]) == 5
+    assert best_point(losses, "both", [7, 6, 3]) == 3
+    assert best_round([2.0, None, 1.0, 1.5]) == 2
+    looked_at = tries(SMALL, seed=4)
+    assert len(set(looked_at)) == 3
+    assert set(looked_at) <= set(range(8))
+    assert looked_at != tries(SMALL, seed=5)
+
+
+def weights_of_adamw(tuner, lr):
+    """By torch's own optimizer and schedule."""
+    weights = {name: w.clone().requires_grad_() for name, w in tuner.anchor.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=tuner.config.steps)
+    for batch in tuner.batches(tested=True):
+        optimizer.zero_grad()
+        tuner.trainee.loss(weights, batch).backward()
+        optimizer.step()
+        schedule.step()
+    return {name: w.detach() for name, w in weights.items()}
+
+
+def test_a_mean_with_the_anchor_is_tested_beside_its_method(tuner):
+    knobs = Knobs(1e-2, 0.1, 1.0)
+    optimizer, ends = with_knobs(tuner.config, tuner.anchor, knobs), Ends(tuner)
+    rows = ends.rows("bilevel", None, knobs._asdict())
+    weights = tuner.trainee.trained(optimizer, tuner.anchor, tuner.batches(tested=True))
+    mean = {name: (w + tuner.anchor[name]) / 2 for name, w in weights.items()}
+    assert rows.keys() == {"bilevel", "wise_bilevel"}
+    for name, expected in (("bilevel", weights), ("wise_bilevel", mean)):
+        for role, rows_of_role in tuner.parts.test.items():
+            assert rows[name]["scores"][role] == pytest.approx(tuner.trainee.score(expected, rows_of_role), rel=1e-4)
+    assert ends.rows("grid", None, knobs._asdict()).keys() == {"grid"}
+    assert ends.weights(None, knobs._asdict()) is ends.weights(None, knobs._asdict())
+    plain = [ends.weights(method, {"lr": 1e-2})["head.weight"] for method in ("adamw", "ftp")]
+    assert not torch.equal(*plain)
+    torch.testing.assert_close(plain[0], weights_of_adamw(tuner, 1e-2)["head.weight"])
+
+
+def test_means_are_over_styles_then_seeds_and_differences_are_paired():
+    def result(seed, ours, defaults):
+        scores = {"ours": ours, "ftp": defaults}
+        tests = {name: {"scores": {role: [x, x / 10] for role in ROLES}} for name, x in scores.items()}
+        return {"seed": seed, "sources": {"other": {"tests": tests}}}
+
+    results = [result(0, 50.0, 41.0), result(0, 60.0, 45.0), result(1, 70.0, 52.0), result(1, 80.0, 66.0)]
+    content = {"config": {"seeds": [0, 1]}, "results": dict(enumerate(results))}
+    pick, minus = (summary._score("other", method, "own", 0) for method in ("ours", "ftp"))
+    assert summary.estimated(content, pick) == pytest.approx((65.0, 10.0))
+    assert summary.estimated(content, pick, minus) == pytest.approx((14.0, 2.0))
+    results[2]["sources"]["other"]["tests"]["ours"]["scores"]["own"][1] = None
+    assert summary.estimated(content, summary._score("other", "ours", "own", 1)) is None
+
+
+def command(data, *arguments, stop_before=None):
+    """Status, what was shown, and the pieces that were begun."""
+    begun, text = [], StringIO()
+
+    def on_piece(name):
+        if name == stop_before:
+            raise KeyboardInterrupt
+        begun.append(name)
+
+    study = dataclasses.replace(STUDY, load=lambda config, cache, progress: data)
+    status = study.main(arguments, Console(file=text, width=200), on_piece)
+    return status, text.getvalue(), begun
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key != "seconds"}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def no_figure(figure, file):
+    checkpoint.write_text(file, "")
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--seeds", "0", "1", *OPTIONS, "--out", "runs/stopped")
+    assert command(data, *arguments, stop_before="style1-seed1")[0] == 130
+    status, text, begun = command(data, *arguments)
+    assert (status, begun) == (0, ["style1-seed1"])
+    for module in (figures, plots):  # drawn once
+        monkeypatch.setattr(module, "save", no_figure)
+    assert command(data, "--seeds", "1", *OPTIONS, "--out", "runs/undisturbed")[0] == 0
+    folder = tmp_path / "runs" / "stopped"
+    contents = [json.loads((folder.parent / name / "metrics.json").read_text()) for name in ("stopped", "undisturbed")]
+    first, second = (without_times(content["results"]["style1-seed1"]) for content in contents)
+    assert first == second
+    assert without_times(contents[0]["results"]["style1-seed0"]) != first | {"seed": 0}
+    assert contents[0]["results"]["style1-seed0"]["sources"].keys() == SOURCES.keys()
+    report = (folder / "report.md").read_text()
+    drawn = {"trade-off.png", "radius_lr.png", "kappa.png", "lr.png", "surface.png"}
+    assert {file.name for file in folder.glob("*.png") if file.stat().st_size} == drawn
+    assert all(f"({figure})" in report for figure in drawn)
+    assert "OpenMoji, Noto outline, Twemoji" in report
+    assert report.count("| FTP, hypergradient |") == 2 * len(SOURCES) + 1
+    assert text.count(" FTP, hypergradient ") == len(SOURCES) + 1  # and the mean with the anchor
+    assert command(data, *arguments)[2] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pretrain-items", "23"), "--pretrain-items 23: must be at least 24"),
+        (("--steps", "0"), "--steps 0: must be an integer of at least 1"),
+        (("--outer-lr", "nan"), "--outer-lr nan: must be a number above 0"),
+        (("--radius-lrs", "0.1"), "--radius-lrs 0.1: give at least two different numbers above 0"),
+        (("--lrs", "0.1", "0.1"), "--lrs 0.1 0.1: give at least two"),
+        (("--kappas", "0.5", "1.5"), "--kappas 0.5 1.5: give at least two different numbers from 0 to 1"),
+        (("--styles", "0", "3"), "--styles 0 3: give any of 0, 1, 2, each once"),
+        (("--kappa", "1"), "--kappa 1.0: must lie between 0 and 1, both excluded"),
+        (("--wise", "1.1"), "--wise 1.1: must lie between 0 and 1"),
+    ],
+)
+def test_options_that_cannot_be_used(data, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command(data, *arguments)[0] == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_fast_run_is_a_part_of_the_full_one():
+    FAST.check()
+    Config().check()
+    assert set(FAST.styles) < set(Config().styles)
+    assert set(FAST.seeds) < set(Config().seeds)
