@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.estimate import estimate
 from experiments.common.figures import COLOURS, Curve, curves, save, trade_off
-from experiments.tuning.knobs.tables import CHOSEN_ON, TITLES
+from experiments.tuning.knobs.tables import TITLES
 from experiments.tuning.knobs.tuning import SOURCES, best_round, of_source
 
 DEFAULTS = {"radius_lr": 1e-2, "kappa": 1.0}
@@ -15,7 +15,7 @@ _PLACES = {"lr": 0, "radius_lr": 1, "kappa": 2}  # in a point of a way
 
 
 def ways(file: Path, content: dict, style_names: list[str], knob: str) -> None:
-    """A knob by round: a panel for each style, a curve for each source."""
+    """A knob by round: a panel for each style, a curve for each source, by its short name: a panel is narrow."""
     panels = {}
     for style in content["config"]["styles"]:
         results = [result for result in content["results"].values() if result["style"] == style]
@@ -24,10 +24,10 @@ def ways(file: Path, content: dict, style_names: list[str], knob: str) -> None:
             paths = [[p[_PLACES[knob]] for p in r["sources"][source]["bilevel"]["way"]] for r in results]
             found = [estimate([path[k] for path in paths]) for k in range(len(paths[0]))]
             error = None if found[0][1] is None else [e or 0.0 for _, e in found]
-            named[CHOSEN_ON[source]] = Curve(range(len(found)), [mean for mean, _ in found], error)
+            named[source] = Curve(range(len(found)), [mean for mean, _ in found], error)
         if knob in DEFAULTS:
             ends = [0, len(next(iter(named.values())).x) - 1]
-            named["FTP's default"] = Curve(ends, [DEFAULTS[knob]] * 2)
+            named["default"] = Curve(ends, [DEFAULTS[knob]] * 2)
         panels[f"fine-tuned on {style_names[style]}"] = named
     curves(file, panels, "round", knob, log_y=knob != "kappa")
 
@@ -46,7 +46,7 @@ def surface(file: Path, content: dict, style_names: list[str], source: str) -> N
         filled = axes.contourf(
             config["radius_lrs"], kappas, np.ma.masked_invalid(seen[:, order].T), levels=12, cmap="viridis"
         )
-        figure.colorbar(filled, ax=axes, location="bottom", label="held-out cross-entropy", format="%.3g")
+        figure.colorbar(filled, ax=axes, location="bottom", label="held-out cross-entropy", format="%.4g")
         for result in results:
             way = np.array(result["sources"][source]["bilevel"]["way"])[:, 1:]
             axes.plot(*way.T, color=COLOURS[5], linewidth=1.2, marker="o", markersize=3)

@@ -62,11 +62,11 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*knobs_table(content, names)),
         "",
-        "![radius_lr by round](radius_lr.png)",
+        "![radius_lr by round, by the style of the held-out emoji; the line is FTP's default](radius_lr.png)",
         "",
-        "![kappa by round](kappa.png)",
+        "![kappa by round, by the style of the held-out emoji; the line is FTP's default](kappa.png)",
         "",
-        "![Learning rate of the base by round](lr.png)",
+        "![Learning rate of the base by round, by the style of the held-out emoji](lr.png)",
         "",
         "Held-out cross-entropy in the other style over radius_lr and kappa, at the best of the grid's learning rates, "
         "mean over seeds; lines: the ways of bilevel, with a star at the best point of each; cross: FTP's defaults. "
