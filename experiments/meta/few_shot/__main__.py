@@ -1,0 +1,5 @@
+"""`python -m experiments.meta.few_shot`; see --help."""
+
+from experiments.common.program import start
+
+start("experiments.meta.few_shot.study", "studies")

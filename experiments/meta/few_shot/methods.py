@@ -1,0 +1,173 @@
+"""The methods. Each has twelve settings to choose from."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import hyperopt_ftp as hft
+from experiments.meta.few_shot.adaptation import Adaptation, Learned, anchored, everything, head_alone, near
+from experiments.meta.few_shot.baselines import FIT_STEPS, logistic, nearest_mean
+from experiments.meta.few_shot.choose import Candidate, outcome, trained
+from experiments.meta.few_shot.config import WAYS, Config
+from experiments.meta.few_shot.data import World
+from experiments.meta.few_shot.meta import OuterLoss, first_order, meta_train, pretrain, through
+from experiments.meta.few_shot.network import Net, head, network
+from hyperopt_ftp import tree
+
+TITLES = {
+    "mean": "class means",
+    "linear": "linear head",
+    "pretrained-linear": "pre-trained, linear head",
+    "pretrained": "pre-trained, fine-tuned",
+    "maml": "MAML",
+    "first-order": "first-order MAML",
+    "anil": "ANIL",
+    "meta-sgd": "Meta-SGD",
+    "implicit": "implicit MAML",
+    "maml-plain": "MAML, long",
+    "maml-ftp": "MAML, long, FTP",
+}
+L2S = tuple(10 ** (-3 + 4 * i / 11) for i in range(12))
+WHITENING = tuple(i / 5 for i in range(6))  # power of the standard deviation that inputs are divided by
+RATES = (0.1, 0.3, 1.0)
+DECAYS = (0.0, 0.01, 0.1, 0.3)
+RADIUS_LRS = (0.01, 0.1, 1.0, 10.0)
+
+
+def step_counts(inner_steps: int) -> tuple[int, ...]:
+    """Of an adaptation, to choose from: as many as in meta-training, and more."""
+    return tuple(factor * inner_steps for factor in (1, 2, 4, 8))
+
+
+def marks(inner_steps: int) -> tuple[int, ...]:
+    """Of the curves."""
+    return (0, *range(1, inner_steps), *step_counts(inner_steps))
+
+
+@dataclass(frozen=True)
+class MetaLearner:
+    """The number is the inner learning rate, of implicit MAML the strength of its pull."""
+
+    adapt: Callable[[float], Adaptation]
+    outer: Callable[[Adaptation, int], OuterLoss]
+    learned: Callable[[Net, float], Learned] = lambda net, _: {"net": net}
+    numbers: tuple[float, ...] = RATES
+    called: str = "lr"
+
+
+def _with_rates(net: Net, rate: float) -> Learned:
+    return {"net": net, "lr": tree.map_tree(lambda p: torch.full_like(p, rate), net)}
+
+
+def _implicit(adapt: Adaptation, steps: int) -> OuterLoss:
+    return through(adapt, 2 * steps, hft.Implicit("cg", iterations=3, tolerance=1e-2))
+
+
+META_LEARNERS: Mapping[str, MetaLearner] = {
+    "maml": MetaLearner(everything, through),
+    "first-order": MetaLearner(everything, first_order),
+    "anil": MetaLearner(head_alone, through),
+    "meta-sgd": MetaLearner(everything, through, _with_rates),
+    "implicit": MetaLearner(near, _implicit, numbers=(0.3, 1.0, 3.0), called="pull"),
+}
+
+
+def start_of(config: Config, outputs: int, seed: int) -> Net:
+    return network(config.inputs, config.width, outputs, seed)
+
+
+def frozen(world: World, config: Config, shots: int) -> dict[str, dict]:
+    """On the frozen features themselves."""
+
+    def means(cosine: bool, power: float) -> Candidate:
+        scale = world.spread.clamp(min=1e-6) ** -power
+        settings = f"{'cosine' if cosine else 'Euclidean'}, whitening {power:g}"
+        return Candidate(settings, lambda both, _: nearest_mean(both, scale, cosine), (0,))
+
+    net = {"head": head(config.inputs, WAYS)}
+    return {
+        "mean": outcome(
+            [means(cosine, power) for cosine in (True, False) for power in WHITENING], world, config, shots
+        ),
+        "linear": outcome(_logistics({"net": net}, world, 0.0), world, config, shots),
+    }
+
+
+def _logistics(learned: Learned, world: World, seconds: float) -> list[Candidate]:
+    return [
+        trained(f"L2 {l2:.2g}", logistic(learned["net"], world.inputs, l2), learned, (FIT_STEPS,), seconds)
+        for l2 in L2S
+    ]
+
+
+def pretrained(world: World, config: Config, shots: int) -> dict[str, dict]:
+    """From a network that has learned all classes of meta-training at once."""
+    begin = time.perf_counter()
+    net = start_of(config, len(world.parts["train"]), world.seed)
+    learned = pretrain(net, world, steps=2 * config.meta_steps, batch_size=256, lr=config.outer_lr)
+    learned = {"net": {**learned["net"], "head": head(config.width, WAYS)}}
+    seconds = time.perf_counter() - begin
+    tuned = [
+        trained(f"lr {lr:g}", everything(lr), learned, step_counts(config.inner_steps), seconds)
+        for lr in (0.3 * rate for rate in RATES)
+    ]
+    return {
+        "pretrained-linear": outcome(_logistics(learned, world, seconds), world, config, shots),
+        "pretrained": outcome(tuned, world, config, shots, marks(config.inner_steps)),
+    }
+
+
+def meta_learned(name: str, world: World, config: Config, shots: int) -> dict[str, dict]:
+    """Meta-trained once for each number; MAML's best is also where the long adaptations start."""
+    method = META_LEARNERS[name]
+    candidates, made, diverged = [], {}, []
+    for number in method.numbers:
+        adapt, settings = method.adapt(number), f"{method.called} {number:g}"
+        begin = time.perf_counter()
+        try:
+            learned = meta_train(
+                method.outer(adapt, config.inner_steps),
+                method.learned(start_of(config, WAYS, world.seed), number),
+                world, shots, queries=config.queries, steps=config.meta_steps, tasks=config.tasks, lr=config.outer_lr,
+            )  # fmt: skip
+        except ArithmeticError:  # the linear system of the implicit derivative was not positive
+            learned = None
+        if learned is None or not all(bool(p.isfinite().all()) for p in tree.leaves(learned)):
+            diverged.append(settings)
+            continue
+        made[settings] = learned, number
+        candidates.append(
+            trained(settings, adapt, learned, step_counts(config.inner_steps), time.perf_counter() - begin)
+        )
+    if not candidates:
+        return {name: {"diverged": diverged}}
+    found: dict[str, dict[str, Any]] = {name: outcome(candidates, world, config, shots) | {"diverged": diverged}}
+    if name == "maml":
+        learned, rate = made[found[name]["chosen"].split(",")[0]]
+        found |= long_adaptations(learned, rate, found[name]["training_seconds"], world, config, shots)
+    return found
+
+
+def long_adaptations(
+    learned: Learned, rate: float, seconds: float, world: World, config: Config, shots: int
+) -> dict[str, dict]:
+    """More steps than MAML was trained for, from its weights: with weight decay, or within FTP's radii of them."""
+    rates = [rate * factor for factor in (math.sqrt(10), 1.0, math.sqrt(0.1))]
+    longest = step_counts(config.inner_steps)[-1:]
+
+    def chosen_of(called: str, numbers: tuple[float, ...], make: Callable[[float, float], Adaptation]) -> Any:
+        candidates = [
+            trained(f"lr {lr:.2g}, {called} {number:g}", make(lr, number), learned, longest, seconds)
+            for lr in rates
+            for number in numbers
+        ]
+        return outcome(candidates, world, config, shots, marks(config.inner_steps))
+
+    return {
+        "maml-plain": chosen_of("weight decay", DECAYS, everything),
+        "maml-ftp": chosen_of("radius lr", RADIUS_LRS, anchored),
+    }

@@ -1,0 +1,177 @@
+"""What a run says at its end: accuracy of every method, against the linear head, by styles and by steps."""
+
+from collections.abc import Callable
+from statistics import fmean
+
+from experiments.common import checkpoint
+from experiments.common.estimate import Estimate, estimate, shown
+from experiments.common.figures import Curve, curves, montage
+from experiments.common.record import RunRecord
+from experiments.common.tables import markdown, provenance
+from experiments.meta.few_shot.baselines import FIT_STEPS
+from experiments.meta.few_shot.config import WAYS
+from experiments.meta.few_shot.episodes import pairs
+from experiments.meta.few_shot.methods import TITLES, marks
+from experiments.meta.few_shot.pictures import pictures
+
+Table = tuple[list[str], list[list[str]]]
+CURVES = ("maml-plain", "maml-ftp", "pretrained")
+
+
+def summarise(content: dict) -> dict:
+    """For each number of shots and method what the pieces have found, a list over the seeds."""
+    config = content["config"]
+    found: dict[str, dict[str, list[dict]]] = {}
+    for shots in config["shots"]:
+        methods = found.setdefault(str(shots), {})
+        for seed in config["seeds"]:
+            for name, piece in content["results"].items():
+                if name.startswith(f"seed{seed}-{shots}shot-"):
+                    for method, result in piece.items():
+                        methods.setdefault(method, []).append(result)
+    return found
+
+
+def over_seeds(results: list[dict], pick: Callable[[dict], float]) -> Estimate | None:
+    """None where a method has diverged for some seed, whatever its settings."""
+    return estimate([pick(result) for result in results]) if all("accuracy" in r for r in results) else None
+
+
+def minus(results: list[dict], others: list[dict]) -> Estimate | None:
+    """Seed by seed, on the same episodes."""
+    if not all("accuracy" in result for result in (*results, *others)):
+        return None
+    return estimate([own["accuracy"] - other["accuracy"] for own, other in zip(results, others, strict=True)])
+
+
+def _cell(value: Estimate | None, signed: bool = False) -> str:
+    return "diverged" if value is None else shown(value, signed)
+
+
+def table(content: dict) -> Table:
+    """The main table."""
+    found = content["summary"]
+    header = ["method"]
+    for shots in found:
+        header += [f"{shots}-shot", "- linear"]
+    header += ["training s", "ms"]
+    rows = []
+    for method, title in TITLES.items():
+        row, seconds, milliseconds = [title], [], []
+        for methods in found.values():
+            results = methods[method]
+            row.append(_cell(over_seeds(results, lambda result: result["accuracy"])))
+            row.append("" if method == "linear" else _cell(minus(results, methods["linear"]), signed=True))
+            seconds += [result["training_seconds"] for result in results if "accuracy" in result]
+            milliseconds += [result["adaptation_ms"] for result in results if "accuracy" in result]
+        rows.append([*row, *(f"{fmean(values):.2f}" if values else "" for values in (seconds, milliseconds))])
+    return header, rows
+
+
+def by_styles(content: dict, shots: str) -> Table:
+    styles = content["data"]["styles"]
+    header = ["method", *(f"{styles[seen]} to {styles[asked]}" for seen, asked in pairs(len(styles)))]
+    rows = [
+        [
+            title,
+            *(
+                _cell(over_seeds(content["summary"][shots][method], lambda result, n=number: result["pairs"][n]))
+                for number in range(len(header) - 1)
+            ),
+        ]
+        for method, title in TITLES.items()
+    ]
+    return header, rows
+
+
+def against(content: dict, pairs_of_methods: list[tuple[str, str]]) -> Table:
+    found = content["summary"]
+    rows = [
+        [
+            f"{TITLES[own]} minus {TITLES[other]}",
+            *(_cell(minus(methods[own], methods[other]), signed=True) for methods in found.values()),
+        ]
+        for own, other in pairs_of_methods
+    ]
+    return ["difference", *(f"{shots}-shot" for shots in found)], rows
+
+
+def choices(content: dict) -> Table:
+    """What was chosen for each seed, and which meta-trainings diverged."""
+    rows = []
+    for method, title in TITLES.items():
+        row = [title]
+        for methods in content["summary"].values():
+            texts = []
+            for result in methods[method]:
+                failed = ", ".join(result.get("diverged", []))
+                texts.append(result.get("chosen", "none") + (f" (diverged: {failed})" if failed else ""))
+            row.append("; ".join(texts))
+        rows.append(row)
+    return ["method", *(f"{shots}-shot" for shots in content["summary"])], rows
+
+
+def setting(content: dict) -> str:
+    config, data = content["config"], content["data"]
+    parts = data["parts"]
+    return (
+        f"A class is a subgroup of emoji in Unicode's CLDR: {data['classes']} of them with {data['emoji']} emoji, one "
+        f"of each group of near-duplicates, are split into {parts['train']} for meta-training, {parts['validation']} "
+        f"for choices and {parts['test']} for the test, anew for each seed. An episode has {WAYS} classes; its support "
+        f"is in one of {len(data['styles'])} styles and its {config['queries']} emoji of each class to predict are in "
+        f"another. What EfficientNet-Lite0 passes to block {config['block']} is centred for each style and reduced to "
+        f"{config['inputs']} principal components, all by meta-training pictures alone; the network on top has "
+        f"{config['width']} hidden units. Accuracy in %, {_over(config['seeds'])}, "
+        f"{config['episodes']} test episodes for each; chance is "
+        f"{100 / WAYS:g} %. Every method has twelve settings, chosen for each seed on {config['validation']} episodes "
+        f"of the classes for choices, and sees the same episodes: {config['meta_steps']} meta-steps of "
+        f"{config['tasks']} episodes with {config['inner_steps']} inner steps each (implicit MAML: "
+        f"{2 * config['inner_steps']})."
+    )
+
+
+def _over(seeds: list[int]) -> str:
+    return f"mean ± standard error over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def write_report(record: RunRecord) -> None:
+    content, folder = record.content, record.folder
+    content["summary"] = summarise(content)
+    x = marks(content["config"]["inner_steps"])
+    panels = {
+        f"{shots}-shot": {
+            TITLES[method]: _curve(x, [result["curve"] for result in methods[method]])
+            for method in CURVES
+            if all("curve" in result for result in methods[method])
+        }
+        for shots, methods in content["summary"].items()
+    }
+    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)")
+    kept = content["results"]["episode"]
+    montage(folder / "episode.png", pictures(kept), kept["rows"])
+    lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
+    lines += [
+        "`- linear` is the difference to the linear head on the same episodes. Seconds are those of one meta-training "
+        "or pre-training, milliseconds (ms) those of one test episode, adapted and predicted in batches, both with the "
+        f"settings that were chosen. A linear head makes {FIT_STEPS} steps. `long` is {x[-1]} steps from MAML's "
+        "weights: with weight decay, or within FTP's radii of them, the head excepted.",
+        "",
+        *markdown(*against(content, [(m, "maml") for m in TITLES if m != "maml"] + [("maml-ftp", "maml-plain")])),
+        "",
+        "![Accuracy against steps of adaptation](steps.png)",
+        "",
+        "The bands are standard errors over the seeds.",
+        "",
+    ]
+    for shots in content["summary"]:
+        lines += [f"By style of the support and of the query, {shots}-shot:", ""]
+        lines += [*markdown(*by_styles(content, shots)), ""]
+    lines += ["What was chosen, seed by seed:", "", *markdown(*choices(content)), ""]
+    lines += ["![A test episode: what is learned from, and what is predicted](episode.png)", "", *provenance(content)]
+    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+
+
+def _curve(x: tuple[int, ...], found: list[list[float]]) -> Curve:
+    estimates = [estimate(list(values)) for values in zip(*found, strict=True)]
+    errors = [error for _, error in estimates if error is not None]
+    return Curve(x, [mean for mean, _ in estimates], errors if len(errors) == len(x) else None)

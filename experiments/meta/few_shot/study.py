@@ -1,0 +1,50 @@
+"""Few-shot learning across drawing styles: what meta-training brings beyond a linear head on frozen features."""
+
+from collections.abc import Callable
+
+from experiments.classification.emoji import PACKAGES
+from experiments.common.study import Study
+from experiments.meta.few_shot.config import Config
+from experiments.meta.few_shot.data import Data, World, load, world
+from experiments.meta.few_shot.methods import META_LEARNERS, frozen, meta_learned, pretrained
+from experiments.meta.few_shot.pictures import episode
+from experiments.meta.few_shot.report import table, write_report
+
+
+def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
+    """One for each seed, number of shots and family of methods."""
+    worlds: dict[int, World] = {}
+
+    def world_of(seed: int) -> World:
+        if seed not in worlds:
+            worlds.clear()
+            worlds[seed] = world(data, config, seed)
+        return worlds[seed]
+
+    found: dict[str, Callable[[], dict]] = {"episode": lambda: episode(data, world_of(config.seeds[0]), config)}
+    for seed in config.seeds:
+        for shots in config.shots:
+            for name, work in {"frozen": frozen, "pretrained": pretrained}.items():
+                found[f"seed{seed}-{shots}shot-{name}"] = lambda s=seed, k=shots, w=work: w(world_of(s), config, k)
+            for name in META_LEARNERS:
+                found[f"seed{seed}-{shots}shot-{name}"] = lambda s=seed, k=shots, n=name: meta_learned(
+                    n, world_of(s), config, k
+                )
+    return found
+
+
+STUDY = Study(
+    name="few-shot",
+    prog="experiments.meta.few_shot",
+    about="Few-shot learning across drawing styles: MAML and its kin, FTP, and strong simple baselines. Stop it at any "
+    "time; the same command goes on from there. The first run draws the emoji and their features, which takes a "
+    "minute and is kept.",
+    config=Config,
+    fast=Config(seeds=(0,), episodes=120, validation=60, meta_steps=25),
+    load=load,
+    pieces=pieces,
+    report=write_report,
+    table=table,
+    packages=PACKAGES,
+)
+main = STUDY.main

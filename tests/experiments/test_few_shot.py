@@ -1,0 +1,328 @@
+"""Few-shot learning: no class, emoji or near-duplicate is on both sides; each method is what its paper says; choices
+are made on validation; a run that is stopped ends the same."""
+
+import dataclasses
+import json
+import random
+from collections import defaultdict
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+
+import hyperopt_ftp as hft
+from experiments.common.frozen import Features
+from experiments.meta.few_shot import methods
+from experiments.meta.few_shot.adaptation import accuracies, adapted, anchored, everything, head_alone, near
+from experiments.meta.few_shot.baselines import logistic, nearest_mean
+from experiments.meta.few_shot.choose import Candidate, outcome
+from experiments.meta.few_shot.classes import PARTS, classes_of, split, subgroups
+from experiments.meta.few_shot.config import WAYS, Config
+from experiments.meta.few_shot.data import Data, prepared, world
+from experiments.meta.few_shot.episodes import draw, pairs
+from experiments.meta.few_shot.meta import first_order, through
+from experiments.meta.few_shot.network import head, logits, loss, network
+from experiments.meta.few_shot.study import STUDY
+from hyperopt_ftp import tree
+
+TINY = Config(
+    seeds=(0,), shots=(1,), queries=2, episodes=6, validation=6, meta_steps=2, tasks=2, inner_steps=1, inputs=6, width=4
+)
+
+
+def made_up() -> Data:
+    """Thirty real subgroups of nine emoji each, with pictures that tell little of their class and style."""
+    of = defaultdict(list)
+    for code, name in sorted(subgroups().items()):
+        of[name].append(code)
+    items = tuple(code for name in sorted(n for n in of if len(of[n]) >= 9)[:30] for code in of[name][:9])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(270, 3, 2, 2, generator=generator).repeat(3, 1, 1, 1)
+    x += torch.randn(3, 1, 3, 2, 2, generator=generator).expand(3, 270, -1, -1, -1).flatten(0, 1)
+    images = torch.randint(256, (810, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    styles = torch.arange(3).repeat_interleave(270)
+    features = Features(x, torch.zeros(810, dtype=torch.long), styles, items * 3, items * 3, ("all",), ("a", "b", "c"))
+    return Data(features, images, classes_of(items, items))
+
+
+def test_near_duplicates_count_once_and_parts_share_no_class():
+    codes = [code for code, name in subgroups().items() if name == "food-fruit"][:12]
+    groups = [codes[0], codes[0], *codes[2:]]
+    assert classes_of(codes, groups) == {"food-fruit": [0, *range(2, 12)]}
+    assert classes_of(codes[:7], codes[:7]) == {}
+    data = made_up()
+    parts = split(data.classes, seed=3)
+    assert list(parts) == list(PARTS)
+    assert [len(parts[part]) for part in PARTS] == [17, 5, 8]
+    emoji = [number for own in parts.values() for numbers in own.values() for number in numbers]
+    assert sorted(emoji) == list(range(270))
+    assert split(data.classes, seed=4) != parts
+
+
+def test_an_episode_asks_for_other_emoji_in_another_style():
+    classes = {str(c): list(range(10 * c, 10 * c + 9)) for c in range(6)}
+    found = draw(classes, 60, 3, count=12, shots=3, queries=4, generator=random.Random(0))
+    assert (found.support.shape, found.query.shape) == ((12, WAYS, 3), (12, WAYS, 4))
+    assert found.pair.bincount().tolist() == [2] * 6
+    for support, query, pair in zip(found.support, found.query, found.pair.tolist(), strict=True):
+        seen, asked = pairs(3)[pair]
+        assert (support // 60 == seen).all()
+        assert (query // 60 == asked).all()
+        assert not set((support % 60).flatten().tolist()) & set((query % 60).flatten().tolist())
+        way = torch.cat([support, query], dim=1) % 60 // 10  # which class
+        assert (way == way[:, :1]).all()
+        assert way[:, 0].unique().numel() == WAYS
+    (_, labels), (_, asked_labels) = found.batches(torch.zeros(180, 2))
+    assert labels[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert asked_labels.shape == (12, 20)
+
+
+def test_inputs_are_made_from_meta_training_pictures_alone():
+    flat = torch.randn(3, 20, 5, generator=torch.Generator().manual_seed(0))
+    known = [0, 3, 4, 8, 9, 11, 15]
+    inputs, spread = prepared(flat, known, 4)
+    torch.testing.assert_close(inputs.norm(dim=1), torch.full((60,), 2.0))
+    other = flat.clone()
+    new = [number for number in range(20) if number not in known]
+    other[:, new] *= -3
+    again, spread_again = prepared(other, known, 4)
+    rows = [20 * style + number for style in range(3) for number in known]
+    assert torch.equal(again[rows], inputs[rows])
+    assert torch.equal(spread, spread_again)
+    shifted, _ = prepared(flat + torch.tensor([5.0, -2.0, 9.0]).view(3, 1, 1), known, 4)  # a style's mean is no matter
+    torch.testing.assert_close(shifted, inputs, rtol=1e-3, atol=1e-3)
+
+
+def test_nearest_mean_by_hand():
+    support = torch.tensor([[[1.0, 0.0], [10.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -9.0]]])
+    query = torch.tensor([[[9.0, 0.5], [9.0, 0.0], [1.0, 8.0], [-7.0, 1.0], [-8.0, -9.0]]])
+    both = (support, torch.arange(5)[None]), (query, torch.arange(5)[None])
+    # Euclidean: to the classes 1, 1, 2, 3, 4; by angle 0 (a tie with 1), 0, 2, 3, 4.
+    assert nearest_mean(both, torch.ones(2), cosine=False).tolist() == [[pytest.approx(0.8)]]
+    assert nearest_mean(both, torch.ones(2), cosine=True).tolist() == [[pytest.approx(0.8)]]
+    assert nearest_mean(both, torch.tensor([1.0, 0.0]), cosine=False).tolist() != [[pytest.approx(0.8)]]
+
+
+@pytest.fixture
+def tasks():
+    """A network, and two tasks, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    net = tree.map_tree(lambda p: p.double(), network(3, 4, WAYS, seed=1))
+    net["head"]["weight"] += 0.3 * torch.randn(WAYS, 4, generator=generator, dtype=torch.float64)
+    net = tree.map_tree(lambda p: p.requires_grad_(), net)
+    x = torch.randn(2, 2, 2 * WAYS, 3, generator=generator, dtype=torch.float64)
+    labels = torch.arange(WAYS).repeat(2, 2)
+    return net, ((x[0], labels), (x[1], labels))
+
+
+def loop(net, batch, lr, steps, parts=("body", "head"), create_graph=True):
+    """SGD by hand."""
+    for _ in range(steps):
+        named = [(part, name) for part in parts for name in net[part]]
+        grads = torch.autograd.grad(loss(net, batch), [net[p][n] for p, n in named], create_graph=create_graph)
+        moved = {(p, n): net[p][n] - lr * g for (p, n), g in zip(named, grads, strict=True)}
+        net = {p: {n: moved.get((p, n), x) for n, x in part.items()} for p, part in net.items()}
+    return net
+
+
+def meta_gradients(value, net):
+    return torch.autograd.grad(value, tree.leaves(net))
+
+
+@pytest.mark.parametrize(("adapt", "parts"), [(everything, ("body", "head")), (head_alone, ("head",))])
+def test_maml_and_anil_are_the_loop_by_hand(tasks, adapt, parts):
+    net, ((x, y), (new_x, new_y)) = tasks
+    expected = sum(loss(loop(net, (x[i], y[i]), 0.2, 3, parts), (new_x[i], new_y[i])) for i in range(2)) / 2
+    found = through(adapt(0.2), 3)({"net": net}, tasks[1])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(meta_gradients(found, net), meta_gradients(expected, net))
+
+
+def test_first_order_is_the_gradient_at_the_end(tasks):
+    net, both = tasks
+    expected = [torch.zeros_like(p) for p in tree.leaves(net)]
+    for i in range(2):
+        (x, y), (new_x, new_y) = both
+        end = loop(net, (x[i], y[i]), 0.2, 3, create_graph=False)
+        end = tree.map_tree(lambda p: p.detach().requires_grad_(), end)
+        grads = torch.autograd.grad(loss(end, (new_x[i], new_y[i])), tree.leaves(end))
+        expected = [total + g / 2 for total, g in zip(expected, grads, strict=True)]
+    found = first_order(everything(0.2), 3)({"net": net}, both)
+    grads = meta_gradients(found, net)
+    torch.testing.assert_close(grads, tuple(expected))
+    second = through(everything(0.2), 3)({"net": net}, both)
+    torch.testing.assert_close(found, second)
+    assert not torch.allclose(grads[0], meta_gradients(second, net)[0], rtol=1e-3)
+
+
+def test_meta_sgd_has_a_rate_for_each_weight(tasks):
+    net, both = tasks
+    rates = tree.map_tree(lambda p: torch.full_like(p, 0.2).requires_grad_(), net)
+    found = through(everything(9.0), 2)({"net": net, "lr": rates}, both)
+    torch.testing.assert_close(found, through(everything(0.2), 2)({"net": net}, both))
+    assert all(bool(g.any()) for g in meta_gradients(found, rates))
+
+
+def test_implicit_maml_solves_the_system_at_the_end(tasks):
+    net, ((x, y), (new_x, new_y)) = tasks
+    seen, new, pull = (x[0], y[0]), (new_x[0], new_y[0]), 1.0
+    how = hft.Implicit("cg", iterations=100)
+    end = adapted(near(pull)({"net": net}), seen, 300, how)
+    found = torch.cat([g.flatten() for g in meta_gradients(loss(end, new), net)])
+    leaves, rebuild = tree.flatten(tree.map_tree(lambda p: p.detach(), end))
+    sizes, shapes = [p.numel() for p in leaves], [p.shape for p in leaves]
+
+    def of(flat, batch):
+        pieces = [piece.view(shape) for piece, shape in zip(flat.split(sizes), shapes, strict=True)]
+        return loss(rebuild(pieces), batch)
+
+    flat = torch.cat([p.flatten() for p in leaves])
+    hessian = torch.func.hessian(of)(flat, seen)
+    expected = torch.linalg.solve(torch.eye(len(flat)).double() + hessian / pull, torch.func.grad(of)(flat, new))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_accuracy_after_steps_is_that_of_separate_trainings(tasks):
+    net, both = tasks
+    (x, y), (new_x, new_y) = both
+    found = accuracies(everything(0.5), {"net": net}, both, (0, 1, 4))
+    for i in range(2):
+        for column, steps in enumerate((0, 1, 4)):
+            end = loop(net, (x[i], y[i]), 0.5, steps, create_graph=False)
+            share = (logits(end, new_x[i]).argmax(-1) == new_y[i]).double().mean().item()
+            assert found[i, column].item() == pytest.approx(share)
+
+
+def test_ftp_holds_the_body_and_not_the_head(tasks):
+    net, ((x, y), _) = tasks
+    with torch.no_grad():
+        far, held = (adapted(how({"net": net}), (x[0], y[0]), 10) for how in (everything(0.5), anchored(0.5, 1e-3)))
+    moved = (held["body"]["weight"] - net["body"]["weight"]).abs().sum(dim=1)
+    free = (far["body"]["weight"] - net["body"]["weight"]).abs().sum(dim=1)
+    assert 0 < moved.max() < 0.011  # at most a step of the radius for each step
+    assert free.max() > 0.05
+    assert (held["head"]["weight"] - net["head"]["weight"]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("l2", [0.01, 1.0])
+def test_the_linear_head_is_a_fitted_logistic_regression(l2):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(15, 8, generator=generator)
+    y = torch.arange(5).repeat_interleave(3)
+    new = torch.randn(200, 8, generator=generator)
+    net = {"head": head(8, 5)}
+    end = adapted(logistic(net, x, l2)({"net": net}), (x, y), 100)
+    expected = LogisticRegression(C=1 / (15 * l2), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
+    assert (logits(end, new).argmax(-1).numpy() == expected.predict(new.numpy())).mean() > 0.97
+    if l2 == 1:
+        torch.testing.assert_close(
+            F.softmax(logits(end, new), -1).double(),
+            torch.tensor(expected.predict_proba(new.numpy())).double(),
+            rtol=1e-2,
+            atol=1e-2,
+        )
+
+
+def test_settings_are_chosen_on_validation():
+    seed = world(made_up(), TINY, 0)
+    sizes = []
+
+    def candidate(name, on_validation, on_test, steps=(0,)):
+        def shares(both, marks):
+            sizes.append(len(both[0][0]))
+            share = on_validation if len(both[0][0]) == 7 else on_test
+            return torch.tensor([[share[steps.index(mark)] for mark in marks]]).expand(len(both[0][0]), -1)
+
+        return Candidate(name, shares, steps, 2.0)
+
+    config = dataclasses.replace(TINY, validation=7)
+    found = outcome(
+        [candidate("a", (0.5,), (0.9,)), candidate("b", (0.6, 0.7), (0.2, 0.3), (1, 2))], seed, config, 1, ()
+    )
+    assert found["chosen"] == "b, 2 steps"
+    assert found["tried"] == {"a": 50.0, "b, 1 steps": 60.0, "b, 2 steps": 70.0}
+    assert found["accuracy"] == pytest.approx(30)
+    assert found["pairs"] == pytest.approx([30] * 6)
+    assert found["training_seconds"] == 2
+    assert sizes == [7, 7, 6]  # the test once
+
+
+def test_a_meta_training_that_diverges_is_a_result(monkeypatch):
+    def fails(*_, **__):
+        raise ArithmeticError
+
+    monkeypatch.setattr(methods, "meta_train", fails)
+    assert methods.meta_learned("anil", world(made_up(), TINY, 0), TINY, 1) == {
+        "anil": {"diverged": ["lr 0.1", "lr 0.3", "lr 1"]}
+    }
+
+
+def run(*arguments, stop_before=None):
+    def on_piece(name):
+        if name == stop_before:
+            raise KeyboardInterrupt
+
+    options = []
+    for field in dataclasses.fields(TINY):
+        value = getattr(TINY, field.name)
+        options += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    study = dataclasses.replace(STUDY, load=lambda config, cache, progress: made_up())
+    text = StringIO()
+    return study.main([*options, *arguments], Console(file=text, width=120), on_piece), text.getvalue()
+
+
+def numbers(folder: str) -> dict:
+    """All that was measured but times."""
+    results = json.loads((Path(folder) / "metrics.json").read_text())["results"]
+    timed = ("training_seconds", "adaptation_ms")
+    return {
+        name: {
+            method: {key: value for key, value in found.items() if key not in timed}
+            if isinstance(found, dict)
+            else found
+            for method, found in piece.items()
+        }
+        for name, piece in results.items()
+    }
+
+
+def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "FIT_STEPS", 1)
+    status, text = run("--out", "whole")
+    assert (status, "MAML, long, FTP" in text) == (0, True)
+    found = {name: result for piece in numbers("whole").values() for name, result in piece.items()}
+    counts = {name: len(found[name]["tried"]) + 4 * len(found[name].get("diverged", [])) for name in methods.TITLES}
+    assert counts == dict.fromkeys(methods.TITLES, 12)  # settings of each
+    report = Path("whole/report.md").read_text()
+    for figure in ("steps.png", "episode.png"):
+        assert f"({figure})" in report
+        assert Path("whole", figure).stat().st_size > 1000
+    assert all(f"| {title} |" in report for title in methods.TITLES.values())
+    assert run("--out", "broken", stop_before="seed0-1shot-anil")[0] == 130
+    assert "seed0-1shot-maml" in numbers("broken")
+    assert run("--out", "broken")[0] == 0
+    assert numbers("broken") == numbers("whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shots", "1", "1"], "--shots 1 1: give different integers"),
+        (["--shots", "0"], "--shots 0: give different integers of at least 1"),
+        (["--shots", "7"], "--shots 7 and --queries 2: the smallest classes have 8 emoji"),
+        (["--tasks", "0"], "--tasks 0: must be an integer of at least 1"),
+        (["--outer-lr", "nan"], "--outer-lr nan: must be a number above 0"),
+        (["--block", "17"], "--block 17: the network has the blocks 1 to 16"),
+        (["--episodes", "3"], "--episodes 3: "),
+    ],
+)
+def test_wrong_options(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, text = run(*arguments)
+    assert status == 2
+    assert message in " ".join((text + "".join(capsys.readouterr())).split())
