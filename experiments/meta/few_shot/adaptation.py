@@ -71,7 +71,7 @@ def head_alone(lr: float, l2: float = 0.0, momentum: float = 0.0) -> Adaptation:
     return start
 
 
-def near(strength: float, lr: float = 0.2, momentum: float = 0.5) -> Adaptation:
+def near(strength: float, lr: float = 0.1, momentum: float = 0.6) -> Adaptation:
     """Implicit MAML's: all weights, drawn to the center that they start from."""
     optimizer = hft.sgd(lr=lr, momentum=momentum)
 

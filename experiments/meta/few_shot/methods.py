@@ -45,7 +45,7 @@ def step_counts(inner_steps: int) -> tuple[int, ...]:
 
 def marks(inner_steps: int) -> tuple[int, ...]:
     """Of the curves."""
-    return (0, *range(1, inner_steps), *step_counts(inner_steps))
+    return (*range(1, inner_steps), *step_counts(inner_steps))
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def write_report(record: RunRecord) -> None:
         }
         for shots, methods in content["summary"].items()
     }
-    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)")
+    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True)
     kept = content["results"]["episode"]
     montage(folder / "episode.png", pictures(kept), kept["rows"])
     lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
@@ -160,7 +160,7 @@ def write_report(record: RunRecord) -> None:
         "",
         "![Accuracy against steps of adaptation](steps.png)",
         "",
-        "The bands are standard errors over the seeds.",
+        "Each with the settings that were chosen for it. The bands are standard errors over the seeds.",
         "",
     ]
     for shots in content["summary"]:
