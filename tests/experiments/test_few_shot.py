@@ -98,13 +98,14 @@ def test_inputs_are_made_from_meta_training_pictures_alone():
 
 
 def test_nearest_mean_by_hand():
-    support = torch.tensor([[[1.0, 0.0], [10.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -9.0]]])
-    query = torch.tensor([[[9.0, 0.5], [9.0, 0.0], [1.0, 8.0], [-7.0, 1.0], [-8.0, -9.0]]])
+    support = torch.tensor([[[1.0, 0.0], [10.0, 5.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -9.0]]])
+    query = torch.tensor([[[9.0, 0.5], [9.0, 6.0], [1.0, 8.0], [-7.0, 1.0], [-8.0, -9.0]]])
     both = (support, torch.arange(5)[None]), (query, torch.arange(5)[None])
-    # Euclidean: to the classes 1, 1, 2, 3, 4; by angle 0 (a tie with 1), 0, 2, 3, 4.
-    assert nearest_mean(both, torch.ones(2), cosine=False).tolist() == [[pytest.approx(0.8)]]
-    assert nearest_mean(both, torch.ones(2), cosine=True).tolist() == [[pytest.approx(0.8)]]
-    assert nearest_mean(both, torch.tensor([1.0, 0.0]), cosine=False).tolist() != [[pytest.approx(0.8)]]
+    ones = torch.ones(2)
+    assert nearest_mean(both, ones, cosine=False).tolist() == [[pytest.approx(0.8)]]  # 1, 1, 2, 3, 4
+    assert nearest_mean(both, ones, cosine=True).tolist() == [[pytest.approx(1.0)]]
+    flat = torch.tensor([1.0, 0.0])
+    assert nearest_mean(both, flat, cosine=False).tolist() == [[pytest.approx(0.4)]]  # 1, 1, 0, 3, 3
 
 
 @pytest.fixture
