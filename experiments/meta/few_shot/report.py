@@ -146,7 +146,8 @@ def write_report(record: RunRecord) -> None:
         }
         for shots, methods in content["summary"].items()
     }
-    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True)
+    named = sorted({x[0], *x[-4:]})
+    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True, ticks=named)
     kept = content["results"]["episode"]
     montage(folder / "episode.png", pictures(kept), kept["rows"])
     lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
