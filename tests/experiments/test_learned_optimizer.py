@@ -1,0 +1,264 @@
+"""The learned optimizer: the rule, its tasks and problems, the curves, and what a stopped run leaves."""
+
+import json
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+import hyperopt_ftp as hft
+from experiments.common.examples import Examples
+from experiments.meta.learned_optimizer.config import Config
+from experiments.meta.learned_optimizer.meta_training import length_at, meta_train
+from experiments.meta.learned_optimizer.networks import convolutional, convolutional_params, loss_of, mlp, mlp_params
+from experiments.meta.learned_optimizer.problems import batches, load_parts
+from experiments.meta.learned_optimizer.rule import FIRST_RATE, first_net, learned, over_tasks
+from experiments.meta.learned_optimizer.study import STUDY
+from experiments.meta.learned_optimizer.summary import end_of, first_at
+from experiments.meta.learned_optimizer.tasks import new_group
+from experiments.meta.learned_optimizer.testing import GRIDS, HELD_BACK, POINTS, WORST, adam, curves
+
+TINY = (
+    *(
+        "--seeds",
+        "0",
+        "--problems",
+        "same",
+        "--episodes",
+        "2",
+        "--evolution-episodes",
+        "1",
+        "--tasks",
+        "1",
+        "--segment",
+        "5",
+        "--first-length",
+        "5",
+    ),
+    *("--longest", "10", "--checks", "1", "--steps", "40", "--samples", "1", "--hidden", "4"),
+)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return load_parts(["same"])
+
+
+def random_net():
+    """A rule that uses all it has, in float64."""
+    g = torch.Generator().manual_seed(1)
+    return {
+        name: w.double() + 0.3 * torch.randn(w.shape, generator=g, dtype=torch.float64)
+        for name, w in first_net(4, 0).items()
+    }
+
+
+def params_and_grads(scale=1.0):
+    g = torch.Generator().manual_seed(2)
+    shapes = {"weight": (3, 2), "bias": (3,)}
+    params, *grads = (
+        {n: scale**k * torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()} for k in (0, 1, 1)
+    )
+    return params, grads
+
+
+def test_the_first_rule_is_adam_with_its_own_decays():
+    params, grads = params_and_grads()
+    net = {name: w.double() for name, w in first_net(4, 0).items()}
+    ours, theirs = learned(net), hft.adam(lr=FIRST_RATE, betas=(0.9, 0.99), eps=0.0, eps_root=1e-12)
+    (p, s), (q, t) = (params, ours.init(params)), (params, theirs.init(params))
+    for grad in grads:
+        p, s = ours.update(grad, s, p)
+        q, t = theirs.update(grad, t, q)
+    for name in params:
+        torch.testing.assert_close(p[name], q[name], rtol=1e-9, atol=0)
+
+
+def test_the_scale_of_the_loss_changes_nothing():
+    def after(scale):
+        params, grads = params_and_grads(scale)
+        optimizer = learned(random_net())
+        state = optimizer.init(params)
+        for grad in grads:
+            params, state = optimizer.update(grad, state, params)
+        return params
+
+    plain, scaled = after(1.0), after(50.0)
+    for name in plain:
+        torch.testing.assert_close(plain[name], scaled[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_tensor_is_seen_beside_its_own_entries_alone():
+    params, (grad, _) = params_and_grads()
+    optimizer = learned(random_net())
+    both, _ = optimizer.update(grad, optimizer.init(params), params)
+    alone = {"bias": params["bias"]}
+    one, _ = optimizer.update({"bias": grad["bias"]}, optimizer.init(alone), alone)
+    torch.testing.assert_close(one["bias"], both["bias"], rtol=1e-12, atol=0)
+
+
+def test_the_meta_gradient_is_that_of_differences():
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    net, w = random_net(), torch.tensor([0.5, -1.0], dtype=torch.float64)
+
+    def loss(w, x):
+        return (torch.tanh(x @ w) - 0.3).square().mean()
+
+    def end(net):
+        return loss(hft.train(learned(net), loss, w, list(x)).params, x[0])
+
+    _, slopes, _ = hft.hypergradient(learned(net), loss, lambda w: loss(w, x[0]), w, list(x), over="net")
+    for name, slope in slopes["net"].items():
+        step = torch.zeros_like(slope)
+        step.view(-1)[0] = 1e-6
+        difference = end(net | {name: net[name] + step}) - end(net | {name: net[name] - step})
+        torch.testing.assert_close(slope.view(-1)[0], difference / 2e-6, rtol=1e-5, atol=1e-9)
+
+
+def test_many_tasks_at_once_are_one_after_another():
+    params, (grad, other) = params_and_grads()
+    optimizer = learned(random_net())
+    many = over_tasks(optimizer)
+
+    def both(first, second):
+        return {name: torch.stack([first[name], second[name]]) for name in first}
+
+    start, grads = both(params, other), both(grad, params)
+    together, _ = many.update(grads, many.init(start), start)
+    one, _ = optimizer.update(params, optimizer.init(other), other)
+    for name in params:
+        torch.testing.assert_close(together[name][1], one[name], rtol=1e-12, atol=0)
+
+
+def test_parts_share_no_digit(parts):
+    everything = [parts.meta.x, parts.train["digits"].x, parts.test["digits"].x]
+    rows = [tuple(row) for part in everything for row in part.tolist()]
+    assert len(set(rows)) == len(rows) == 1797
+
+
+def test_a_group_has_tasks_of_one_shape_each_with_its_own_labels(parts):
+    digits = Examples(parts.meta.x, parts.meta.y)
+    group = new_group(digits, 3, torch.Generator().manual_seed(4))
+    assert group.x.shape == (3, 449, 64)
+    assert {p.shape[0] for p in group.params.values()} == {3}
+    place = {tuple(row): label for row, label in zip(digits.x.tolist(), digits.y.tolist(), strict=True)}
+    tables = []
+    for x, y in zip(group.x.tolist(), group.y.tolist(), strict=True):
+        table = {}
+        for row, label in zip(x, y, strict=True):
+            assert table.setdefault(place[tuple(row)], label) == label
+        tables.append(tuple(sorted(table.items())))
+    assert len(set(tables)) == 3
+    x, y = group.batches(5, 2, torch.Generator().manual_seed(0))[1]
+    assert x.shape == (3, 5, 64)
+    for task in range(3):  # a task's batch is made of its own examples
+        index = (group.x[task] == x[task][0]).all(-1).nonzero()[0, 0]
+        assert group.y[task, index] == y[task, 0]
+
+
+def test_networks_have_the_layers_that_they_say():
+    g = torch.Generator().manual_seed(0)
+    x, params = torch.randn(2, 3, generator=g), mlp_params((3, 4, 2), 1.0, g)
+    hidden = (x @ params["weight0"].T + params["bias0"]).clamp(min=0)
+    torch.testing.assert_close(mlp(params, x), hidden @ params["weight1"].T + params["bias1"])
+    filters = convolutional_params((2, 3), 4, g)
+    assert convolutional(filters, torch.randn(5, 64, generator=g)).shape == (5, 4)
+
+
+def test_a_curve_is_that_of_torchs_adam(parts):
+    losses, accuracy = curves("same", parts, adam(0.1, POINTS), 0, POINTS, [0.01, 0.02])
+    generator, train = torch.Generator().manual_seed(HELD_BACK), parts.train["digits"]
+    params = {name: p.requires_grad_() for name, p in mlp_params((64, 24, 10), 1.0, generator).items()}
+    optimizer, loss = torch.optim.Adam(params.values(), lr=0.02), loss_of(mlp)
+    found = [loss(params, train).item()]
+    for batch in batches(train, 32, POINTS, generator):
+        optimizer.zero_grad()
+        loss(params, batch).backward()
+        optimizer.step()
+        found.append(loss(params, train).item())
+    torch.testing.assert_close(losses[1], torch.tensor(found), rtol=1e-3, atol=1e-4)
+    assert accuracy.shape == (2,)
+    assert 50 < accuracy[1] <= 100
+
+
+def test_what_diverges_counts_as_the_worst(parts):
+    losses, _ = curves("same", parts, hft.sgd(lr=1e9), 0, POINTS, [1e9])
+    assert losses[0, -1] == WORST
+    assert losses[0, 0] < 10
+
+
+def test_episodes_grow():
+    config = Config(episodes=100, segment=10, first_length=10, longest=160)
+    generator = torch.Generator().manual_seed(0)
+    assert {length_at(0, config, generator) for _ in range(50)} == {1}
+    late = [length_at(60, config, generator) for _ in range(300)]
+    assert (min(late), max(late)) == (1, 16)
+
+
+def test_meta_training_keeps_the_best_rule_that_was_checked(parts):
+    config = Config(episodes=6, tasks=1, segment=10, first_length=10, longest=20, hidden=4, checks=3, meta_lr=0.02)
+    made = meta_train(config, parts.meta, 0, hft.Unroll())
+    assert [episode for episode, *_ in made.checks] == [0, 2, 4, 6]
+    assert min(score for _, score, _ in made.checks) < made.checks[0][1]
+    assert made.steps % 10 == 0
+
+
+def test_the_first_step_at_which_a_curve_is_down():
+    assert first_at([2.0, 1.0, 0.5, 0.7, 0.2], 0.6, 40) == 20
+    assert first_at([2.0, 1.0], 0.6, 40) is None
+    assert end_of([9.0] * 37 + [1.0, 2.0, 3.0, 6.0]) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--problems", "larger"), "--problems larger: there are same, wider"),
+        (("--steps", "50"), "--steps 50: must be a multiple of 40"),
+        (("--segment", "0"), "--segment 0: must be at least 1"),
+        (("--first-length", "5"), "--first-length 5: must be at least 10"),
+        (("--sigma", "0"), "--sigma 0.0: must be above 0"),
+    ],
+)
+def test_what_cannot_run_is_refused(arguments, said, capsys, tmp_path):
+    assert STUDY.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def timeless(value):
+    """Without what is measured in seconds."""
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if "seconds" not in name}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def test_a_stopped_run_goes_on_and_ends_with_its_report(tmp_path, monkeypatch):
+    for kind, grid in GRIDS.items():
+        monkeypatch.setitem(GRIDS, kind, grid[1:3])
+
+    def run(folder, stop_before=None):
+        begun, text = [], StringIO()
+
+        def on_piece(name):
+            if name == stop_before:
+                raise KeyboardInterrupt
+            begun.append(name)
+
+        status = STUDY.main([*TINY, "--out", str(tmp_path / folder)], Console(file=text, width=160), on_piece)
+        return status, begun
+
+    assert run("stopped", stop_before="one-rate") == (130, ["unroll-seed0", "evolution-seed0"])
+    assert run("stopped") == (0, ["one-rate", "same-adam", "same-momentum", "same-cosine", "same-seconds"])
+    assert run("whole")[0] == 0
+    stopped, whole = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("stopped", "whole"))
+    assert timeless(stopped["results"]) == timeless(whole["results"])
+    rows = whole["summary"]["problems"]["same"]["rows"]
+    assert list(rows) == ["learned", "evolution", "adam", "cosine", "momentum", "one_rate", "default"]
+    grid = whole["results"]["same-adam"]["seeds"]["0"]["losses"]
+    assert rows["adam"]["loss"][0] == min(end_of(row) for row in grid)
+    report = (tmp_path / "whole" / "report.md").read_text()
+    assert "| Adam, tuned |" in report
+    for figure in ("training.png", "meta-loss.png"):
+        assert f"({figure})" in report
+        assert (tmp_path / "whole" / figure).stat().st_size > 5000
