@@ -14,16 +14,16 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # each of a meta-training, and of initial weights and order on the test problems
     problems: tuple[str, ...] = tuple(PROBLEMS)  # that optimizers are tested on
     hidden: int = 16  # units of the rule
-    episodes: int = 300  # of meta-training: groups of tasks, one after another
+    episodes: int = 240  # of meta-training: groups of tasks, one after another
     tasks: int = 4  # of a group, trained at once
     segment: int = 10  # steps that a meta-gradient goes through
     first_length: int = 10  # longest episode at first, in steps
     longest: int = 200  # longest episode after half of meta-training, in steps
     meta_lr: float = 0.003  # of Adam on the rule's weights; a cosine to a tenth
-    evolution_episodes: int = 130  # of meta-training by evolution strategies, with the first seed; 0: none
+    evolution_episodes: int = 100  # of meta-training by evolution strategies, with the first seed; 0: none
     samples: int = 4  # of evolution strategies, in antithetic pairs
     sigma: float = 0.02  # of evolution strategies
-    checks: int = 10  # times in meta-training that the rule is tried on held-out meta-training tasks
+    checks: int = 8  # times in meta-training that the rule is tried on held-out meta-training tasks
     steps: int = 200  # on a test problem
     times_longer: int = 5  # than that, on the problem "longer"
 

@@ -41,11 +41,14 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def _factor(ratio: Estimate) -> str:
-    """The geometric mean, and what the standard error of the logarithm makes of it."""
-    low_and_high = (
-        "" if ratio[1] is None else f" ({math.exp(ratio[0] - ratio[1]):.2g} to {math.exp(ratio[0] + ratio[1]):.2g})"
-    )
-    return f"{math.exp(ratio[0]):.2g}{low_and_high}"
+    """The geometric mean, and how far a standard error of the logarithm reaches."""
+    middle, error = ratio
+    ends = "" if error is None else f" ({_plain(math.exp(middle - error))} to {_plain(math.exp(middle + error))})"
+    return _plain(math.exp(middle)) + ends
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _reached(found: Mapping, steps: int) -> str:
@@ -59,6 +62,7 @@ def setting(content: dict) -> str:
     config, data = content["config"], content["data"]
     digits, digits_test = data["sizes"]["digits"]
     texts, texts_test = data["sizes"].get("tweets", (0, 0))
+    words = f", and {texts} tweets as weights of words ({texts_test} for testing)" if texts else ""
     return (
         f"The update rule is a network of {config['hidden']} hidden units that gives each weight its step; its weights "
         f"are hyperparameters, and `hft.bilevel` moves them. Meta-training: {config['episodes']} episodes, each with "
@@ -68,13 +72,14 @@ def setting(content: dict) -> str:
         f"{config['longest']} from half of meta-training on. The meta-loss is the logarithm of the training loss after "
         f"each segment of {config['segment']} steps; a meta-gradient goes through one segment. Of the "
         f"{config['checks'] + 1} checks on other such tasks, the best one's rule is kept.\n\n"
-        f"Test problems have other data: {digits} digits that no meta-training task had ({digits_test} for testing), "
-        f"and {texts} tweets as weights of words ({texts_test} for testing). Loss: on all training examples, the "
-        f"mean of the last tenth of the curve; {config['steps']} steps, {config['times_longer']} times as many on the "
+        f"Test problems have other data: {digits} digits that no meta-training task had ({digits_test} for testing)"
+        f"{words}. Loss: on all training examples, the mean of the last tenth of the curve; {config['steps']} steps, "
+        f"{config['times_longer']} times as many on the "
         f'problem "longer". Learning rates of Adam: {_range("adam")}; of SGD with momentum 0.9: {_range("momentum")}; '
         'each twice the one before; "tuned" is the one with the least mean loss at the end on that very problem, with '
-        "the very seeds that are reported, which favours it. One lr for all: the best one on the tasks of the checks; "
-        "the learned rule has no number that is set by problem."
+        "the very seeds that are reported, which favours it; cosine: a learning rate that falls to zero, and so knows "
+        "the number of steps. One lr: for all problems, the best on the tasks of the checks. The learned "
+        "rule has no number that is set by problem."
     )
 
 
@@ -128,9 +133,8 @@ def write_report(record: RunRecord) -> None:
         setting(content),
         "",
         f"Values are {error}{', '.join(map(str, seeds))}; a seed is one meta-training, and one choice of weights and "
-        f"order on the test problem.{one} "
-        "/ tuned Adam's: the ratio of the losses, geometric mean "
-        "over seeds, and where one standard error reaches. Steps to it: those after which the curve, taken at "
+        f"order on the test problem.{one} / tuned Adam's: the ratio of the losses, geometric mean over seeds, "
+        "and where one standard error reaches. Steps to it: those after which the curve, taken at "
         f"{POINTS} points, is first down at what tuned Adam has at the end with the same seed; in brackets how many "
         f"runs get there. A loss above {WORST:g} counts as {WORST:g}: diverged. A star: the best lr is at an edge of "
         "its grid. Accuracy (%) is that on the test part at the end; ms are milliseconds of a step of one training.",

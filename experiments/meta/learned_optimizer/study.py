@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from experiments.meta.learned_optimizer.meta_training import MetaTrained, held_o
 from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, load_parts
 from experiments.meta.learned_optimizer.report import table, write_report
 from experiments.meta.learned_optimizer.rule import first_net, learned
+from experiments.meta.learned_optimizer.summary import best_of, end_of
 from experiments.meta.learned_optimizer.testing import GRIDS, MAKERS, curves, seconds_a_step
 
 Piece = Callable[[], dict]
@@ -74,12 +76,21 @@ def one_rate(config: Config, parts: Parts) -> dict:
 
 
 def tuned(config: Config, parts: Parts, name: str, kind: str) -> dict:
-    """All rates of the grid on one test problem, for every seed."""
-    rates, steps, seeds, begin = GRIDS[kind], steps_on(name, config), {}, time.perf_counter()
-    for seed in config.seeds:
-        losses, accuracy = curves(name, parts, MAKERS[kind](rates[0], steps), seed, steps, rates)
-        seeds[str(seed)] = {"losses": [rounded(row) for row in losses], "accuracy": accuracy.tolist()}
-    return {"seeds": seeds, "seconds": time.perf_counter() - begin}
+    """All rates of the grid on one test problem, for every seed; curves of the best one, of Adam those of all."""
+    rates, steps, begin = GRIDS[kind], steps_on(name, config), time.perf_counter()
+    found = [curves(name, parts, MAKERS[kind](rates[0], steps), seed, steps, rates) for seed in config.seeds]
+    ends = [mean(end_of(losses[i].tolist()) for losses, _ in found) for i in range(len(rates))]
+    best = best_of(ends)
+    kept = range(len(rates)) if kind == "adam" else [best]
+    return {
+        "best": best,
+        "ends": rounded(torch.tensor(ends)),
+        "tests": {
+            str(i): [{"losses": rounded(losses[i]), "accuracy": accuracy[i].item()} for losses, accuracy in found]
+            for i in kept
+        },
+        "seconds": time.perf_counter() - begin,
+    }
 
 
 def times(config: Config, parts: Parts, name: str) -> dict:

@@ -62,28 +62,19 @@ def _problem(name: str, content: dict, shared: int) -> dict:
     evolution = results.get(f"evolution-seed{seeds[0]}")
     if evolution:
         runs["evolution"] = [evolution["tests"][name]]
-    rates: dict[str, float] = {}
-    places = {"one_rate": ("adam", shared), "default": ("adam", GRIDS["adam"].index(DEFAULT))}
-    for kind in GRIDS:
-        own = results[f"{name}-{kind}"]["seeds"]
-        ends = [mean(end_of(own[str(s)]["losses"][i]) for s in seeds) for i in range(len(GRIDS[kind]))]
-        places[kind] = kind, best_of(ends)
-    for row in ("adam", "cosine", "momentum", "one_rate", "default"):
-        kind, place = places[row]
-        own = results[f"{name}-{kind}"]
-        rates[row] = GRIDS[kind][place]
-        runs[row] = [
-            {"losses": own["seeds"][str(s)]["losses"][place], "accuracy": own["seeds"][str(s)]["accuracy"][place]}
-            for s in seeds
-        ]
+    places = {kind: (kind, results[f"{name}-{kind}"]["best"]) for kind in ("adam", "cosine", "momentum")}
+    places |= {"one_rate": ("adam", shared), "default": ("adam", GRIDS["adam"].index(DEFAULT))}
+    runs |= {row: results[f"{name}-{kind}"]["tests"][str(place)] for row, (kind, place) in places.items()}
+    rates = {row: GRIDS[kind][place] for row, (kind, place) in places.items()}
     goal = [end_of(run["losses"]) for run in runs["adam"]]
-    time_of = {
-        row: times[{"evolution": "learned", "one_rate": "adam", "default": "adam"}.get(row, row)] for row in runs
-    }
+    as_slow_as = {"evolution": "learned", "one_rate": "adam", "default": "adam"}
     return {
         "steps": steps,
         "edges": [row for row in GRIDS if rates[row] in (GRIDS[row][0], GRIDS[row][-1])],
-        "rows": {row: _row(found, goal, steps, rates.get(row), time_of[row]) for row, found in runs.items()},
+        "rows": {
+            row: _row(found, goal, steps, rates.get(row), times[as_slow_as.get(row, row)])
+            for row, found in runs.items()
+        },
     }
 
 
@@ -98,7 +89,7 @@ def _row(runs: list[Mapping], goal: list[float], steps: int, rate: float | None,
         "ratio": estimate(ratios),  # logarithm of its loss by that of tuned Adam, seed by seed
         "reached": [at for at in reached if at is not None],
         "runs": len(runs),
-        "diverged": sum(end >= WORST for end in ends),
+        "diverged": sum(run["losses"][-1] >= WORST for run in runs),
         "accuracy": estimate([run["accuracy"] for run in runs]),
         "seconds_a_step": seconds,
         "curve": [
