@@ -113,8 +113,8 @@ def write_report(record: RunRecord) -> None:
     content, folder = record.content, record.folder
     summary = content["summary"] = summarise(content)
     config, seeds = content["config"], content["config"]["seeds"]
-    panels = {
-        PROBLEMS[name].title: {TITLES[row]: Curve(*_band(found["curve"])) for row, found in problem["rows"].items()}
+    panels = {  # curves are drawn and not kept: the results have them already
+        PROBLEMS[name].title: {TITLES[row]: Curve(*_band(found.pop("curve"))) for row, found in problem["rows"].items()}
         for name, problem in summary["problems"].items()
     }
     curves(folder / "training.png", panels, "step", "training loss", log_y=True)
