@@ -1,0 +1,1 @@
+"""Hypergradients against searches: how many hyperparameters make them worth their price."""

@@ -1,0 +1,39 @@
+"""Options of the comparison of searches and hypergradients."""
+
+from dataclasses import dataclass
+
+from experiments.common.errors import InputError
+from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every contender has the same seconds of wall time."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)  # a seed is a split, initial weights, an order of batches, and draws
+    problems: tuple[str, ...] = tuple(PROBLEMS)  # what is tuned
+    contenders: tuple[str, ...] = tuple(CONTENDERS)  # by what; each only where it makes sense, `default` always
+    seconds: float = 5.0  # of each contender, on digits and tweets
+    emoji_seconds: float = 10.0  # the same on emoji, where a step takes longer
+
+    def check(self) -> None:
+        for name, given, known in (
+            ("problems", self.problems, PROBLEMS),
+            ("contenders", self.contenders, CONTENDERS),
+        ):
+            if unknown := [x for x in given if x not in known]:
+                raise InputError(f"--{name} {' '.join(unknown)}: there are {', '.join(known)}")
+            if not given or len(set(given)) < len(given):
+                raise InputError(f"--{name} {' '.join(given)}: give different names, at least one")
+        if "default" not in self.contenders:
+            raise InputError("--contenders: default has to be among them, since gains are over it")
+        for option, value in (("--seconds", self.seconds), ("--emoji-seconds", self.emoji_seconds)):
+            if not 0 < value < float("inf"):
+                raise InputError(f"{option} {value}: must be above 0")
+
+    def budget(self, problem: str) -> float:
+        return self.emoji_seconds if PROBLEMS[problem].data == "emoji" else self.seconds
+
+    def on(self, problem: str) -> list[str]:
+        """The contenders of a problem."""
+        return [name for name in self.contenders if name in PROBLEMS[problem].contenders]

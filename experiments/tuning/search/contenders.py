@@ -1,0 +1,80 @@
+"""Who competes, and the problems that they compete on."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import hyperopt_ftp as hft
+from experiments.tuning.search import on_digits, on_emoji, on_tweets
+from experiments.tuning.search.clock import Clock
+from experiments.tuning.search.descents import descents, online, searched_first
+from experiments.tuning.search.problem import Problem, Trial
+from experiments.tuning.search.searches import default, hyperband, random, random_all, tpe
+
+
+@dataclass(frozen=True)
+class Contender:
+    title: str
+    run: Callable[[Problem, Clock], Iterator[Trial]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A problem, the data that it is made of, and who suits it."""
+
+    title: str
+    data: str  # "digits", "tweets" or "emoji"
+    build: Callable[[Any, int], Problem]  # of the data and a seed
+    contenders: tuple[str, ...]
+    block: int | None = None  # of the emoji network, where what is trained begins
+
+
+def last_tenth(problem: Problem) -> hft.Unroll:
+    return hft.Unroll(truncate=max(1, problem.steps // 10))
+
+
+IMPLICIT = hft.Implicit("neumann", iterations=20, batches=10, tolerance=0.1)
+
+CONTENDERS: Mapping[str, Contender] = {
+    "default": Contender("default", default),
+    "random": Contender("random search", random),
+    "random-all": Contender("random search, every number", random_all),
+    "tpe": Contender("TPE", tpe),
+    "hyperband": Contender("Hyperband", hyperband),
+    "unroll": Contender("bilevel, Unroll", lambda problem, clock: descents(problem, clock, hft.Unroll())),
+    "truncated": Contender("bilevel, last tenth", lambda problem, clock: descents(problem, clock, last_tenth(problem))),
+    "forward": Contender("bilevel, Forward", lambda problem, clock: descents(problem, clock, hft.Forward())),
+    "implicit": Contender("bilevel, Implicit", lambda problem, clock: descents(problem, clock, IMPLICIT)),
+    "search-unroll": Contender(
+        "search, then Unroll", lambda problem, clock: searched_first(problem, clock, hft.Unroll())
+    ),
+    "hyper": Contender("hyper, online", lambda problem, clock: online(problem)),
+    "tower": Contender("tower of 2, online", lambda problem, clock: online(problem, tower=True)),
+}
+
+SEARCHES = ("default", "random", "tpe", "hyperband")
+FEW = (*SEARCHES, "unroll", "truncated", "forward", "hyper", "tower")
+FEW_OF_LARGE = tuple(name for name in FEW if name != "forward")
+MANY = (*SEARCHES, "random-all", "unroll", "truncated", "search-unroll")
+
+PROBLEMS: Mapping[str, Entry] = {
+    "digits-lr": Entry("digits, learning rate", "digits", on_digits.learning_rate, FEW),
+    "tweets-lr": Entry("tweets, learning rate", "tweets", on_tweets.learning_rate, FEW),
+    "emoji-lr": Entry("emoji, learning rate", "emoji", on_emoji.learning_rate, FEW_OF_LARGE, on_emoji.LAST),
+    "digits-adam": Entry("digits, Adam's five", "digits", on_digits.adam, FEW),
+    "tweets-adam": Entry("tweets, Adam's five", "tweets", on_tweets.adam, FEW),
+    "emoji-adam": Entry("emoji, Adam's five", "emoji", on_emoji.adam, FEW_OF_LARGE, on_emoji.LAST),
+    "emoji-layers": Entry(
+        "emoji, lr of each tensor", "emoji", on_emoji.layers, (*MANY, "hyper", "tower"), on_emoji.LATE
+    ),
+    "digits-schedule": Entry("digits, schedule", "digits", on_digits.whole_schedule, MANY),
+    "digits-weights": Entry("digits, example weights", "digits", on_digits.example_weights, (*MANY, "implicit")),
+    "tweets-l2": Entry("tweets, L2 of each word", "tweets", on_tweets.penalties, (*MANY, "implicit")),
+}  # fmt: skip
+
+LEFT_OUT = (
+    "Forward carries a tangent for each number and is left out where they are many, and on emoji, where a tangent is "
+    "as dear as the training. One-step methods see the training loss alone, in which a schedule is used once and "
+    "weights and L2 strengths want to be 0. Implicit differentiation has no derivative in what does not move the "
+    "minimum: learning rates, betas and eps. TPE and Hyperband search the few numbers where there are many."
+)

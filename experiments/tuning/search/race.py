@@ -1,0 +1,52 @@
+"""One contender on one problem for so many seconds: the piece that is repeated over problems, contenders and seeds."""
+
+import math
+
+import torch
+
+import hyperopt_ftp as hft
+from experiments.tuning.search.clock import Clock
+from experiments.tuning.search.contenders import Contender
+from experiments.tuning.search.problem import Problem
+from hyperopt_ftp import tree
+
+SHOWN = 64  # numbers, at most, that are kept of what was found
+
+
+def race(problem: Problem, contender: Contender, budget: float) -> dict:
+    """Every trial that is better on the validation part than all before is tested, while the clock stands still."""
+    warm_up(problem)
+    best, trials, curve, found = math.inf, 0, [], problem.default
+    clock = Clock(budget)
+    for trial in contender.run(problem, clock):
+        at = clock.seconds
+        if at > budget and trials:  # the first one counts, however long it takes
+            break
+        trials += 1
+        if trial.loss < best:
+            with clock.paused():
+                loss, accuracy = problem.tested(trial.params)
+            best, found = trial.loss, trial.values
+            curve.append([round(at, 3), round(best, 5), round(loss, 5), round(accuracy, 2)])
+    return {
+        "curve": curve, "trials": trials, "numbers": problem.size, "steps": problem.steps, "few": problem.few.about,
+        "found": numbers(found),
+    }  # fmt: skip
+
+
+def warm_up(problem: Problem) -> None:
+    """What torch does once, in the first steps of a process, is on nobody's clock."""
+    few = problem.batches[:2]
+    hft.hypergradient(
+        problem.optimizer, problem.train_loss, lambda params: problem.loss(params, problem.validation), problem.params,
+        few, tuple(problem.space), problem.hparams(problem.default),
+    )  # fmt: skip
+    hft.train(problem.optimizer, problem.train_loss, problem.params, few, hparams=problem.hparams(problem.default))
+
+
+def numbers(values: dict) -> dict[str, list[float]] | None:
+    """By path, where they are not too many."""
+    flat = {path: torch.cat([x.reshape(-1) for x in tree.leaves(value)]) for path, value in values.items()}
+    if sum(x.numel() for x in flat.values()) > SHOWN:
+        return None
+    return {path: [float(f"{x:.4g}") for x in value.tolist()] for path, value in flat.items()}

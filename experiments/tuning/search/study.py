@@ -1,0 +1,80 @@
+"""The study: data, pieces and report behind its command."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.common.digits import digits
+from experiments.common.frozen import frozen_features
+from experiments.common.progress import Progress
+from experiments.common.study import Study
+from experiments.common.tweets import tweets
+from experiments.tuning.search.config import Config
+from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.race import race
+from experiments.tuning.search.report import table, write_report
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the chosen problems are made of."""
+
+    parts: Mapping[str, Any]  # by problem
+
+    def fingerprint(self) -> str:
+        found = [(problem, part.fingerprint()) for problem, part in self.parts.items()]
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+    def about(self) -> dict:
+        return {"sources": sorted({PROBLEMS[problem].data for problem in self.parts})}
+
+
+def load(config: Config, cache: Path, progress: Progress) -> Data:
+    once = {"digits": functools.cache(digits), "tweets": functools.cache(tweets)}
+
+    @functools.cache
+    def features(block: int) -> Any:
+        return frozen_features(cache, progress, block)
+
+    parts = {}
+    for problem in config.problems:
+        entry = PROBLEMS[problem]
+        parts[problem] = once[entry.data]() if entry.block is None else features(entry.block)
+    return Data(parts)
+
+
+def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
+    """Contenders of one problem come one after the other, another one first with each seed: should the machine become
+    slower, it does so for all."""
+
+    def piece(problem: str, contender: str, seed: int) -> dict:
+        built = PROBLEMS[problem].build(data.parts[problem], seed)
+        return race(built, CONTENDERS[contender], config.budget(problem))
+
+    found = {}
+    for turn, seed in enumerate(config.seeds):
+        for problem in config.problems:
+            names = config.on(problem)
+            first = 2 * turn % len(names)
+            for contender in names[first:] + names[:first]:
+                found[f"{problem}-{contender}-seed{seed}"] = functools.partial(piece, problem, contender, seed)
+    return found
+
+
+STUDY = Study(
+    name="search",
+    prog="experiments.tuning.search",
+    about="Hypergradients against random search, TPE and Hyperband at equal wall time, from 1 to 10,000 "
+    "hyperparameters.",
+    config=Config,
+    fast=Config(seeds=(0,), problems=("digits-lr", "digits-schedule", "digits-weights"), seconds=1.0),
+    load=load,
+    pieces=pieces,
+    report=write_report,
+    table=table,
+    packages=("optuna", "scikit-learn"),
+)
+main = STUDY.main

@@ -1,0 +1,344 @@
+"""Hypergradients against searches: the problems, the contenders on a tiny one, and the command."""
+
+import dataclasses
+import json
+import math
+from io import StringIO
+from itertools import count, islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+import hyperopt_ftp as hft
+from experiments.common.digits import digits
+from experiments.common.examples import Examples
+from experiments.common.tweets import Tweets
+from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, results
+from experiments.tuning.search.clock import Clock
+from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.descents import path
+from experiments.tuning.search.networks import cross_entropy, logits, order
+from experiments.tuning.search.problem import Box, Problem, as_it_is
+from experiments.tuning.search.spaces import ADAM, one, schedule, warm_up_and_cosine
+from experiments.tuning.search.study import main
+
+STEPS = 4
+
+
+class Work:
+    """The loss of a tiny problem, whose evaluations are the seconds of a clock that a test holds in its hands."""
+
+    def __init__(self):
+        self.seconds = 0
+
+    def loss(self, params, batch):
+        self.seconds += 1
+        return cross_entropy(params, batch)
+
+    def penalised(self, params, batch, h):
+        return self.loss(params, batch) + (h["l2"] * params["0.weight"] ** 2).sum() / 2
+
+
+def tiny(work, space=None, few=None, optimizer=None, **changes):
+    """A logistic regression of two inputs and four steps."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count):
+        x = torch.randn(count, 2, generator=generator)
+        return Examples(x, (x.sum(1) > 0).long())
+
+    space = {"lr": one(0.1, 1e-3, 10.0)} if space is None else space
+    start = {"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2)}
+    batches = [tuple(some(8)) for _ in range(STEPS)]
+    return Problem(
+        "tiny", optimizer or hft.sgd(momentum=0.9), work.loss, logits, start, batches, some(40), some(40), space,
+        few or as_it_is(space), **changes,
+    )  # fmt: skip
+
+
+# Clock
+
+
+def test_a_clock_stands_still_while_paused():
+    now = [3.0]
+    clock = Clock(2.0, lambda: now[0])
+    now[0] = 4.5
+    assert clock.seconds == 1.5
+    assert not clock.over
+    with clock.paused():
+        now[0] = 100.0
+    assert clock.seconds == 1.5
+    now[0] = 101.0
+    assert clock.seconds == 2.5
+    assert clock.over
+
+
+# Spaces and problems
+
+
+def test_draws_stay_in_their_ranges_and_fill_them():
+    generator = torch.Generator().manual_seed(0)
+    for knob in ADAM.values():
+        many = dataclasses.replace(knob, default=torch.zeros(2000)).draw(generator)
+        assert knob.low <= many.min()
+        assert many.max() <= knob.high
+        low, high = (knob.natural(torch.tensor(x)).item() for x in knob.free_range)
+        assert low == pytest.approx(knob.low, rel=1e-4)
+        assert high == pytest.approx(knob.high, rel=1e-4)
+        middle = knob.natural(torch.tensor(sum(knob.free_range) / 2))
+        assert abs((many < middle).float().mean() - 0.5) < 0.05
+
+
+def test_a_warm_up_and_a_cosine_by_hand():
+    table = warm_up_and_cosine(torch.tensor(2.0), torch.tensor(0.25), 4)  # at 1/8, 3/8, 5/8, 7/8
+    by_hand = [1.0, *(1 + math.cos(math.pi * x) for x in (1 / 6, 1 / 2, 5 / 6))]
+    torch.testing.assert_close(table, torch.tensor(by_hand))
+    space, few = schedule(64)
+    assert space["lr"].size == 64
+    assert space["lr"].default.min() > 0
+    assert set(few.knobs) == {"peak", "warm-up"}
+
+
+def test_a_part_of_the_labels_is_flipped_and_weights_make_a_weighted_mean():
+    labels = torch.arange(10).repeat(100)
+    new = on_digits.flipped(labels, 0.3, 10, torch.Generator().manual_seed(0))
+    assert (new != labels).sum() == 300
+    assert new.min() == 0
+    assert new.max() == 9
+    params = {"0.weight": torch.randn(10, 3), "0.bias": torch.zeros(10)}
+    x, y, index = torch.randn(2, 3), torch.tensor([1, 2]), torch.tensor([5, 0])
+    weight = torch.tensor([0.2, 0, 0, 0, 0, 0.6])
+    each = F.cross_entropy(x @ params["0.weight"].T, y, reduction="none")
+    expected = (0.6 * each[0] + 0.2 * each[1]) / 0.8
+    torch.testing.assert_close(on_digits.weighted(params, (x, y, index), {"weight": weight}), expected)
+
+
+def test_the_part_of_the_largest_losses_is_left_out():
+    problem = on_digits.example_weights(digits(), 0)
+    problem = dataclasses.replace(problem, batches=problem.batches[:3])
+    weight = problem.few.expand({"dropped": torch.tensor(0.2)})["loss.weight"]
+    assert problem.size == 1000
+    assert (weight < 0.5).sum() == 200
+    assert math.isfinite(problem.train({"loss.weight": weight}).loss)
+
+
+def test_an_order_has_every_example_once_before_any_twice():
+    steps = order(10, 7, 3, torch.Generator().manual_seed(0))
+    assert [len(step) for step in steps] == [3] * 7
+    assert torch.cat(steps[:3]).unique().numel() == 9
+    assert torch.cat(steps[3:6]).unique().numel() == 9
+
+
+def test_words_are_those_of_the_training_part_and_penalties_have_one_strength_each(monkeypatch):
+    monkeypatch.setattr(on_tweets, "SIZES", {"train": 60, "validation": 30, "test": 30})
+    texts = tuple(f"word{i % 7} only{i}" for i in range(120))
+    made = Tweets(texts, torch.arange(120) % 3, ("x",) * 120)
+    parts = on_tweets.bags(made, 5, 0)
+    assert {name: tuple(part.x.shape) for name, part in parts.items()} == {
+        "train": (60, 5), "validation": (30, 5), "test": (30, 5)
+    }  # fmt: skip
+    wide = on_tweets.bags(made, 300, 0)
+    known = (wide["train"].x > 0).sum(1), (wide["test"].x > 0).sum(1)
+    assert known[0].min() == 3
+    assert known[1].max() == 1
+    params = {"0.weight": torch.tensor([[1.0, 2.0]]), "0.bias": torch.zeros(1)}
+    batch, l2 = (torch.zeros(1, 2), torch.tensor([0])), torch.tensor([0.5, 0.25])
+    assert on_tweets.penalised(params, batch, {"l2": l2}).item() == pytest.approx((0.5 + 0.25 * 4) / 2)
+
+
+def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
+    features: Any = SimpleNamespace(
+        x=torch.arange(6.0), labels=torch.arange(6), styles=torch.tensor([1, 0, 0, 0, 1, 0]),
+        groups=("a", "a", "a", "b", "b", "c"), style_names=("Twemoji", "OpenMoji"),
+    )  # fmt: skip
+    assert on_emoji.one_of_each(features).y.tolist() == [1, 3, 5]
+    depths = [on_emoji.depth_of(x, 13) for x in ("head.bias", "last.0.weight", "blocks.2._bn0.bias", "blocks.0.x")]
+    assert depths == [0, 1, 2, 4]
+
+
+# Contenders
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("implicit", "default")])
+def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(name, monkeypatch):
+    work = Work()
+    problem = tiny(work)
+    monkeypatch.setattr(race, "Clock", lambda budget: Clock(budget, lambda: work.seconds))
+    result = race.race(problem, CONTENDERS[name], budget=60)
+    times = [point[results.SECONDS] for point in result["curve"]]
+    validation = [point[results.VALIDATION] for point in result["curve"]]
+    assert result["trials"] > 1
+    assert times == sorted(times)
+    assert times[-1] <= 60
+    assert validation == sorted(validation, reverse=True)
+    default = problem.train(problem.default)
+    assert validation[-1] < default.loss or name == "truncated"
+    if name in ("random", "tpe", "random-all"):
+        assert result["trials"] == 60 // STEPS
+    if name not in ("hyper", "tower"):  # what was found gives what was noted
+        again = problem.train({"lr": torch.tensor(result["found"]["lr"][0])})
+        assert again.loss == pytest.approx(validation[-1], abs=1e-3)
+        assert problem.tested(again.params)[0] == pytest.approx(result["curve"][-1][results.LOSS], abs=1e-3)
+
+
+def test_implicit_moves_what_moves_the_minimum():
+    work = Work()
+    space = {"loss.l2": dataclasses.replace(one(1e-2, 1e-4, 10.0), default=torch.full((2,), 1e-2))}
+    few = Box({"l2": one(1e-2, 1e-4, 10.0)}, lambda x: {"loss.l2": x["l2"].expand(2).clone()}, "one")
+    problem = tiny(work, space, few, hft.sgd(lr=0.5), own={"l2": torch.full((2,), 1e-2)})
+    problem = dataclasses.replace(problem, train_loss=work.penalised, batches=problem.batches * 5)
+    trials = list(islice(CONTENDERS["implicit"].run(problem, Clock(1e9, lambda: 0.0)), 3))
+    moved = [trial.values["loss.l2"] for trial in trials]
+    assert all(math.isfinite(trial.loss) for trial in trials)
+    assert (moved[0] != moved[2]).all()
+    assert problem.train(trials[2].values).loss == pytest.approx(trials[2].loss, rel=1e-5)
+
+
+def test_two_outer_steps_are_those_of_torch_by_hand():
+    """A learning rate for each of four steps: autograd through a loop, Adam of torch on the logarithms."""
+    space = {"lr": dataclasses.replace(one(0.1, 1e-3, 10.0), default=torch.tensor([0.3, 0.2, 0.1, 0.4]))}
+    problem = tiny(Work(), space, optimizer=hft.per_step(hft.sgd(momentum=0.9), lr=space["lr"].default))
+    trials = list(islice(path(problem, problem.default, 0.3, hft.Unroll()), 3))
+    free = space["lr"].default.log().requires_grad_()
+    outer = torch.optim.Adam([free], lr=0.3)
+    for trial in trials:
+        torch.testing.assert_close(trial.values["lr"], free.detach().exp(), rtol=1e-4, atol=1e-6)
+        w, b = (x.clone().requires_grad_() for x in problem.params.values())
+        velocity = [torch.zeros_like(w), torch.zeros_like(b)]
+        for lr, (x, y) in zip(free.exp(), problem.batches, strict=True):
+            slopes = torch.autograd.grad(F.cross_entropy(x @ w.T + b, y), (w, b), create_graph=True)
+            velocity = [0.9 * v + g for v, g in zip(velocity, slopes, strict=True)]
+            w, b = w - lr * velocity[0], b - lr * velocity[1]
+        value = F.cross_entropy(problem.validation.x @ w.T + b, problem.validation.y)
+        assert trial.loss == pytest.approx(value.item(), rel=1e-5)
+        outer.zero_grad()
+        value.backward()
+        outer.step()
+
+
+def test_a_race_counts_what_ends_in_time_and_keeps_what_is_better():
+    """The clock is read once after each trial; testing is on nobody's clock."""
+    work = Work()
+    problem, losses = tiny(work), iter([3.0, math.nan, 2.0, 2.5, 1.0, 0.5])
+    trial = problem.train(problem.default)
+    now = count(1)
+    clock = SimpleNamespace(budget=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race, "Clock", lambda budget: _Read(now))
+        contender: Any = SimpleNamespace(run=lambda problem, clock: (trial._replace(loss=loss) for loss in losses))
+        result = race.race(problem, contender, clock.budget)
+    assert result["trials"] == 5
+    assert [point[:2] for point in result["curve"]] == [[1, 3.0], [3, 2.0], [5, 1.0]]
+
+
+class _Read:
+    """A clock that goes on by 1 whenever it is read."""
+
+    def __init__(self, now):
+        self._now = now
+        self.paused = Clock(0.0, lambda: 0.0).paused
+
+    @property
+    def seconds(self):
+        return next(self._now)
+
+
+# Results
+
+
+def content_of(curves, seeds=(0, 1)):
+    """A record of `digits-lr` by contender and seed."""
+    found = {
+        f"digits-lr-{name}-seed{seed}": {"curve": curve, "trials": 2, "numbers": 1, "few": "itself"}
+        for name, by_seed in curves.items()
+        for seed, curve in zip(seeds, by_seed, strict=True)
+    }
+    config = {
+        "problems": ["digits-lr"], "contenders": list(curves), "seeds": list(seeds), "seconds": 1.0,
+        "emoji_seconds": 1.0,
+    }  # fmt: skip
+    return {"config": config, "results": found}
+
+
+def test_gains_and_who_is_level_with_the_best_by_hand():
+    def end(loss):
+        return [[0.5, 1.0, loss, 90.0]]
+
+    content = content_of(
+        {"default": [end(2.0), end(4.0)], "random": [end(1.0), end(1.0)], "tpe": [end(1.0), end(1.2)],
+         "unroll": [end(1.9), end(2.0)], "hyper": [[], end(1.0)]},
+    )  # fmt: skip
+    content["summary"] = results.summarise(content)
+    found = content["summary"]["problems"]["digits-lr"]
+    assert found["best"] == "random"
+    assert found["level"] == ["tpe"]
+    assert found["rows"]["hyper"] is None
+    assert found["rows"]["random"]["gain"] == pytest.approx((62.5, 12.5))  # 50 % and 75 %
+    assert results.by_size(content)["random search"] == [(1, pytest.approx((62.5, 12.5)))]
+    assert "hyper, online" not in results.by_size(content)
+
+
+def test_a_curve_holds_from_one_incumbent_to_the_next():
+    steps = [[0.1, 9.0, 3.0, 50.0], [0.5, 8.0, 2.0, 60.0]]
+    assert [results.at(steps, t, results.LOSS) for t in (0.05, 0.1, 0.4, 0.5, 1.0)] == [None, 3.0, 3.0, 2.0, 2.0]
+    content = content_of({"default": [steps, [[0.2, 9.0, 1.0, 50.0]]]})
+    drawn = results.over_time(content, "digits-lr", "default")
+    assert drawn[0][0] >= 0.2
+    assert drawn[0][1][0] == 2.0
+    assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))
+
+
+# Command
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--problems", "mnist"), "--problems mnist: there are digits-lr"),
+        (("--contenders", "random", "random", "default"), "give different names"),
+        (("--contenders", "random"), "default has to be among them"),
+        (("--seconds", "0"), "--seconds 0.0: must be above 0"),
+    ],
+)
+def test_wrong_options_are_said(option, says, tmp_path, capsys):
+    assert main([*option, "--out", str(tmp_path / "run")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "Clock", lambda budget: Clock(budget, count().__next__))  # by readings, not by seconds
+    options = ["--problems", "digits-lr", "--contenders", "default", "random", "unroll", "--seconds", "2"]
+
+    def run(folder, stop_before=None):
+        def on_piece(name):
+            if name == stop_before:
+                raise KeyboardInterrupt
+
+        status = main([*options, "--seeds", "0", "1", "--out", str(tmp_path / folder)], Console(file=text), on_piece)
+        return status, json.loads((tmp_path / folder / "metrics.json").read_text())
+
+    text = StringIO()
+    assert run("stopped", "digits-lr-default-seed1")[0] == 130
+    status, resumed = run("stopped")
+    assert status == 0
+    assert "digits" in text.getvalue()
+    whole = run("whole")[1]
+    assert resumed["results"] == whole["results"]
+    assert resumed["summary"] == whole["summary"]
+    assert len(whole["results"]) == 6
+    report = (tmp_path / "whole" / "report.md").read_text()
+    assert "digits, learning rate (1)" in report
+    assert "bilevel, Unroll" in report
+    for figure in ("gain.png", "time.png"):
+        assert figure in report
+        assert (tmp_path / "whole" / figure).stat().st_size > 1000
+
+
+def test_every_problem_names_contenders_that_there_are():
+    for name, entry in PROBLEMS.items():
+        assert set(entry.contenders) <= CONTENDERS.keys(), name
+        assert entry.contenders[0] == "default", name
