@@ -253,7 +253,7 @@ class _Read:
 def content_of(curves, seeds=(0, 1)):
     """A record of `digits-lr` by contender and seed."""
     found = {
-        f"digits-lr-{name}-seed{seed}": {"curve": curve, "trials": 2, "numbers": 1, "few": "itself"}
+        f"digits-lr-{name}-seed{seed}": {"curve": curve, "trials": 2, "numbers": 1}
         for name, by_seed in curves.items()
         for seed, curve in zip(seeds, by_seed, strict=True)
     }
@@ -285,8 +285,8 @@ def test_gains_and_who_is_level_with_the_best_by_hand():
 def test_a_curve_holds_from_one_incumbent_to_the_next():
     steps = [[0.1, 9.0, 3.0, 50.0], [0.5, 8.0, 2.0, 60.0]]
     assert [results.at(steps, t, results.LOSS) for t in (0.05, 0.1, 0.4, 0.5, 1.0)] == [None, 3.0, 3.0, 2.0, 2.0]
-    content = content_of({"default": [steps, [[0.2, 9.0, 1.0, 50.0]]]})
-    drawn = results.over_time(content, "digits-lr", "default")
+    content = content_of({"random": [steps, [[0.2, 9.0, 1.0, 50.0]]]})
+    drawn = results.over_time(content, "digits-lr", "random")
     assert drawn[0][0] >= 0.2
     assert drawn[0][1][0] == 2.0
     assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))

@@ -23,6 +23,7 @@ class Entry:
     """A problem, the data that it is made of, and who suits it."""
 
     title: str
+    about: str
     data: str  # "digits", "tweets" or "emoji"
     build: Callable[[Any, int], Problem]  # of the data and a seed
     contenders: tuple[str, ...]
@@ -57,19 +58,46 @@ FEW = (*SEARCHES, "unroll", "truncated", "forward", "hyper", "tower")
 FEW_OF_LARGE = tuple(name for name in FEW if name != "forward")
 MANY = (*SEARCHES, "random-all", "unroll", "truncated", "search-unroll")
 
+_DIGITS_NETWORK = "network 64-64-10 on 1,000 digits"
+_EMOJI_NETWORK = "EfficientNet-Lite0 at 64 pixels, fine-tuned on 700 Twemoji with"
+
 PROBLEMS: Mapping[str, Entry] = {
-    "digits-lr": Entry("digits, learning rate", "digits", on_digits.learning_rate, FEW),
-    "tweets-lr": Entry("tweets, learning rate", "tweets", on_tweets.learning_rate, FEW),
-    "emoji-lr": Entry("emoji, learning rate", "emoji", on_emoji.learning_rate, FEW_OF_LARGE, on_emoji.LAST),
-    "digits-adam": Entry("digits, Adam's five", "digits", on_digits.adam, FEW),
-    "tweets-adam": Entry("tweets, Adam's five", "tweets", on_tweets.adam, FEW),
-    "emoji-adam": Entry("emoji, Adam's five", "emoji", on_emoji.adam, FEW_OF_LARGE, on_emoji.LAST),
-    "emoji-layers": Entry(
-        "emoji, lr of each tensor", "emoji", on_emoji.layers, (*MANY, "hyper", "tower"), on_emoji.LATE
+    "digits-lr": Entry(
+        "digits, learning rate", f"{_DIGITS_NETWORK}, SGD with momentum 0.9", "digits", on_digits.learning_rate, FEW
     ),
-    "digits-schedule": Entry("digits, schedule", "digits", on_digits.whole_schedule, MANY),
-    "digits-weights": Entry("digits, example weights", "digits", on_digits.example_weights, (*MANY, "implicit")),
-    "tweets-l2": Entry("tweets, L2 of each word", "tweets", on_tweets.penalties, (*MANY, "implicit")),
+    "tweets-lr": Entry(
+        "tweets, learning rate", "logistic regression on 1,000 tweets of 2,000 words, SGD with momentum 0.9", "tweets",
+        on_tweets.learning_rate, FEW,
+    ),
+    "emoji-lr": Entry(
+        "emoji, learning rate", f"{_EMOJI_NETWORK} all before its last block frozen, SGD with momentum 0.9", "emoji",
+        on_emoji.learning_rate, FEW_OF_LARGE, on_emoji.LAST,
+    ),
+    "digits-adam": Entry("digits, Adam's five", f"{_DIGITS_NETWORK}, AdamW", "digits", on_digits.adam, FEW),
+    "tweets-adam": Entry(
+        "tweets, Adam's five", "network 2,000-32-3 on 1,000 tweets, AdamW", "tweets", on_tweets.adam, FEW
+    ),
+    "emoji-adam": Entry(
+        "emoji, Adam's five", f"{_EMOJI_NETWORK} all before its last block frozen, AdamW", "emoji", on_emoji.adam,
+        FEW_OF_LARGE, on_emoji.LAST,
+    ),
+    "emoji-layers": Entry(
+        "emoji, lr of each tensor", f"{_EMOJI_NETWORK} all before its last three blocks frozen, SGD with momentum 0.9",
+        "emoji", on_emoji.layers, (*MANY, "hyper", "tower"), on_emoji.LATE,
+    ),
+    "digits-schedule": Entry(
+        "digits, schedule", f"{_DIGITS_NETWORK}, SGD with momentum 0.9 and a learning rate for each step; by default "
+        "warm-up and cosine", "digits", on_digits.whole_schedule, MANY,
+    ),
+    "digits-weights": Entry(
+        "digits, example weights", f"{_DIGITS_NETWORK} of which {100 * on_digits.FLIPPED:.0f} % have a wrong label, "
+        "SGD with momentum 0.9 and a weight for each example", "digits", on_digits.example_weights,
+        (*MANY, "implicit"),
+    ),
+    "tweets-l2": Entry(
+        "tweets, L2 of each word", "logistic regression on 1,000 tweets of 10,000 words and pairs of words, SGD with "
+        "momentum 0.9 and an L2 strength for each", "tweets", on_tweets.penalties, (*MANY, "implicit"),
+    ),
 }  # fmt: skip
 
 LEFT_OUT = (

@@ -22,7 +22,8 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
         finite = {name: row for name, row in found["rows"].items() if row}
         row = [f"{PROBLEMS[problem].title} ({found['numbers']:,})", shown(finite["default"]["loss"], 3)]
         for kind in kinds.values():
-            name = min(kind & finite.keys(), key=lambda name: finite[name]["loss"][0], default=None)
+            own = [name for name in finite if name in kind]
+            name = min(own, key=lambda name: finite[name]["loss"][0], default=None)
             row += ["", ""] if name is None else [CONTENDERS[name].title, shown(finite[name]["loss"], 3)]
         rows.append(row)
     return ["problem", "default", "best search", "test loss", "best by hypergradients", "test loss"], rows
@@ -115,10 +116,17 @@ def write_report(record: RunRecord) -> None:
         for problem in problems
         if (found := results_of(content, problem, "default")[0])["numbers"] > 5
     }
+    about = [
+        f"- {PROBLEMS[problem].title}: {PROBLEMS[problem].about}; "
+        f"{results_of(content, problem, 'default')[0]['steps']} steps"
+        for problem in problems
+    ]
     lines = [
         "# Hypergradients and searches at equal time",
         "",
         setting(content),
+        "",
+        *about,
         "",
         "![Gain over the default by the number of hyperparameters](gain.png)",
         "",
