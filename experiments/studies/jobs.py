@@ -9,6 +9,7 @@ FAMILY = (
 )  # fmt: skip
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
+UNSEEN = ("--seeds", "3", "4", "5")  # settings were chosen by looking at seeds 0 to 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
 
 
 _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
+_TUNING, _META = "experiments.tuning", "experiments.meta"
 _CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
 
 FULL = (
@@ -61,6 +63,13 @@ FULL = (
         ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3"),
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
+    Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
+    Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
+    Job("knobs", "FTP's radius_lr and kappa by hypergradient", f"{_TUNING}.knobs", UNSEEN),
+    Job("noise", "learning with 40 % of the labels wrong", f"{_META}.noise", UNSEEN),
+    Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
+    Job("distillation", "one and ten learned pictures a class instead of a dataset", f"{_META}.distillation", UNSEEN),
+    Job("learned-optimizer", "an MLP as update rule, on tasks it never saw", f"{_META}.learned_optimizer", UNSEEN),
 )
 
 _FEW = ("--method", "adamw", "ftp", "--seeds", "0")
@@ -75,4 +84,5 @@ FAST = (
          "--ways-epochs", "2", "--seeds", "0"),
         alone=True,
     ),
+    *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL if job.module.startswith((_TUNING, _META))),
 )  # fmt: skip

@@ -88,6 +88,10 @@ def test_every_job_is_a_command_that_its_program_takes(job):
     """Options are read and checked as the programs do it."""
     from importlib import import_module
 
+    if (folder := cli.ROOT.joinpath(*job.module.split("."))).joinpath("study.py").exists():
+        import_module(f"{job.module}.study").STUDY.read(list(job.arguments)).config.check()
+        assert folder.joinpath("__main__.py").exists()
+        return
     config = import_module(f"{job.module}.config").Config
     parsed = import_module(f"{job.module}.cli").parser().parse_args(list(job.arguments))
     from experiments.common.cli import read
@@ -97,7 +101,9 @@ def test_every_job_is_a_command_that_its_program_takes(job):
 
 
 def test_the_fast_studies_are_what_was_asked_for():
-    assert [job.name for job in FAST] == ["classification", "segmentation", "hypergradients"]
+    names = ["search", "towers", "knobs", "noise", "few-shot", "distillation", "learned-optimizer"]
+    assert [job.name for job in FAST] == ["classification", "segmentation", "hypergradients", *names]
+    assert [job.name for job in FULL][-len(names) :] == names
     assert len({job.name for job in FULL}) == len(FULL)
 
 

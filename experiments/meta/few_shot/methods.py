@@ -31,7 +31,7 @@ TITLES = {
     "maml-plain": "MAML, long",
     "maml-ftp": "MAML, long, FTP",
 }
-L2S = tuple(10 ** (-3 + 4 * i / 11) for i in range(12))
+L2S = tuple(10 ** (-3 + 5 * i / 11) for i in range(12))
 WHITENING = tuple(i / 5 for i in range(6))  # power of the standard deviation that inputs are divided by
 RATES = (0.1, 0.3, 1.0)
 DECAYS = (0.0, 0.01, 0.1, 0.3)
