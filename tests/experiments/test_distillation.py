@@ -1,13 +1,10 @@
 """Distilled pictures: the tasks, the pictures they are compared with, training by a loop by hand, and the command."""
 
-import json
 from dataclasses import replace
-from io import StringIO
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from experiments.classification.data import Pictures
 from experiments.common.examples import Examples
@@ -16,8 +13,9 @@ from experiments.meta.distillation.config import Config
 from experiments.meta.distillation.data import Task, emoji_task, load
 from experiments.meta.distillation.distil import EDGE, distil, eight_bits
 from experiments.meta.distillation.sheets import packed, unpacked
-from experiments.meta.distillation.study import main
+from experiments.meta.distillation.study import STUDY
 from experiments.meta.distillation.training import MOMENTUM, Balanced, Choice, Learner, labelled
+from tests.experiments.running import ran, refused, results
 
 SMALL = (
     "--data digits --per-class 1 2 --seeds 3 --rounds 3 --track 2 --steps 2 --inits 2 --outer-batch 20 --lrs 0.01 0.1 "
@@ -172,26 +170,12 @@ def test_sheets_keep_every_value():
         assert torch.equal(kept, (255 * pictures).round().byte())
 
 
-def command(*arguments, stop_before=None):
-    def on_piece(name):
-        if name == stop_before:
-            raise KeyboardInterrupt
-
-    text = StringIO()
-    return main(arguments, Console(file=text, width=200), on_piece), text.getvalue()
-
-
-def without_seconds(results):
-    return {name: {key: x for key, x in one.items() if key != "seconds"} for name, one in results.items()}
-
-
 def test_a_stopped_run_ends_as_an_undisturbed_one_and_reports(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert command(*SMALL.split(), "--out", str(whole))[0] == 0
-    assert command(*SMALL.split(), "--out", str(stopped), stop_before="digits-2-nearest-seed3")[0] == 130
-    assert command(*SMALL.split(), "--out", str(stopped))[0] == 0
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, stopped))
-    assert without_seconds(first["results"]) == without_seconds(second["results"])
+    assert ran(STUDY, *SMALL.split(), "--out", str(whole)).status == 0
+    assert ran(STUDY, *SMALL.split(), "--out", str(stopped), stop_before="digits-2-nearest-seed3").status == 130
+    assert ran(STUDY, *SMALL.split(), "--out", str(stopped)).status == 0
+    assert results(whole) == results(stopped)
     report = (whole / "report.md").read_text()
     assert "| digits, 2 | convolutional |" in report
     for figure in ("digits-1.png", "digits-2.png", "rounds.png"):
@@ -212,5 +196,5 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_and_reports(tmp_path):
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
-    assert command(*arguments.split(), "--out", str(tmp_path / "out"))[0] == 2
+    assert refused(STUDY, *arguments.split(), "--out", str(tmp_path / "out"))
     assert message in " ".join(capsys.readouterr().err.split())

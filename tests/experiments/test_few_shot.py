@@ -2,16 +2,13 @@
 are made on validation; a run that is stopped ends the same."""
 
 import dataclasses
-import json
 import random
 from collections import defaultdict
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 import hyperopt_ftp as hft
@@ -28,6 +25,7 @@ from experiments.meta.few_shot.meta import first_order, through
 from experiments.meta.few_shot.network import head, logits, loss, network
 from experiments.meta.few_shot.study import STUDY
 from hyperopt_ftp import tree
+from tests.experiments.running import ran, refused, results
 
 TINY = Config(
     seeds=(0,), shots=(1,), queries=2, episodes=6, validation=6, meta_steps=2, tasks=2, inner_steps=1, inputs=6, width=4
@@ -262,39 +260,25 @@ def test_a_meta_training_that_diverges_is_a_result(monkeypatch):
     }
 
 
-def run(*arguments, stop_before=None):
-    def on_piece(name):
-        if name == stop_before:
-            raise KeyboardInterrupt
-
-    options = []
+def options():
+    """Those of TINY."""
     for field in dataclasses.fields(TINY):
         value = getattr(TINY, field.name)
-        options += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    study = dataclasses.replace(STUDY, load=lambda config, cache, progress: made_up())
-    text = StringIO()
-    return study.main([*options, *arguments], Console(file=text, width=120), on_piece), text.getvalue()
+        yield from (f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,)))
 
 
-def numbers(folder: str) -> dict:
-    """All that was measured but times."""
-    results = json.loads((Path(folder) / "metrics.json").read_text())["results"]
-    timed = ("training_seconds", "adaptation_ms")
-    return {
-        name: {
-            method: {key: value for key, value in found.items() if key not in timed}
-            if isinstance(found, dict)
-            else found
-            for method, found in piece.items()
-        }
-        for name, piece in results.items()
-    }
+def run(*arguments, stop_before=None):
+    return ran(STUDY, *options(), *arguments, data=made_up(), stop_before=stop_before)
+
+
+def numbers(folder):
+    return results(Path(folder), "adaptation_ms")
 
 
 def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(methods, "FIT_STEPS", 1)
-    status, text = run("--out", "whole")
+    status, text, _ = run("--out", "whole")
     assert (status, "MAML, long, FTP" in text) == (0, True)
     found = {name: result for piece in numbers("whole").values() for name, result in piece.items()}
     counts = {name: len(found[name]["tried"]) + 4 * len(found[name].get("diverged", [])) for name in methods.TITLES}
@@ -304,9 +288,9 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
         assert f"({figure})" in report
         assert Path("whole", figure).stat().st_size > 1000
     assert all(f"| {title} |" in report for title in methods.TITLES.values())
-    assert run("--out", "broken", stop_before="seed0-1shot-anil")[0] == 130
+    assert run("--out", "broken", stop_before="seed0-1shot-anil").status == 130
     assert "seed0-1shot-maml" in numbers("broken")
-    assert run("--out", "broken")[0] == 0
+    assert run("--out", "broken").status == 0
     assert numbers("broken") == numbers("whole")
 
 
@@ -324,6 +308,5 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
 )
 def test_wrong_options(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, text = run(*arguments)
-    assert status == 2
-    assert message in " ".join((text + "".join(capsys.readouterr())).split())
+    assert refused(STUDY, *options(), *arguments)
+    assert message in " ".join(capsys.readouterr().err.split())

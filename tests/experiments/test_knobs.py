@@ -1,14 +1,11 @@
 """FTP's knobs by hypergradient: who sees which emoji, derivatives, choices, means, and the command."""
 
 import dataclasses
-import json
 import math
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import hyperopt_ftp as hft
 from experiments.classification.emoji import CLASSES, STYLES
@@ -22,6 +19,7 @@ from experiments.tuning.knobs.study import STUDY
 from experiments.tuning.knobs.styles import ROLES, Styles
 from experiments.tuning.knobs.tail import Trainee, orders
 from experiments.tuning.knobs.tuning import SOURCES, Losses, Tuner, best_point, best_rate, best_round, points, tries
+from tests.experiments.running import ran, refused, results
 
 ITEMS = 96
 SMALL = Config(
@@ -227,26 +225,6 @@ def test_means_are_over_styles_then_seeds_and_differences_are_paired():
     assert summary.estimated(content, summary._score("other", "ours", "own", 1)) is None
 
 
-def command(data, *arguments, stop_before=None):
-    """Status, what was shown, and the pieces that were begun."""
-    begun, text = [], StringIO()
-
-    def on_piece(name):
-        if name == stop_before:
-            raise KeyboardInterrupt
-        begun.append(name)
-
-    study = dataclasses.replace(STUDY, load=lambda config, cache, progress: data)
-    status = study.main(arguments, Console(file=text, width=200), on_piece)
-    return status, text.getvalue(), begun
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key != "seconds"}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
-
-
 def no_figure(figure, file):
     checkpoint.write_text(file, "")
 
@@ -254,18 +232,17 @@ def no_figure(figure, file):
 def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("--seeds", "0", "1", *OPTIONS, "--out", "runs/stopped")
-    assert command(data, *arguments, stop_before="style1-seed1")[0] == 130
-    status, text, begun = command(data, *arguments)
+    assert ran(STUDY, *arguments, data=data, stop_before="style1-seed1").status == 130
+    status, text, begun = ran(STUDY, *arguments, data=data)
     assert (status, begun) == (0, ["style1-seed1"])
     for module in (figures, plots):  # drawn once
         monkeypatch.setattr(module, "save", no_figure)
-    assert command(data, "--seeds", "1", *OPTIONS, "--out", "runs/undisturbed")[0] == 0
+    assert ran(STUDY, "--seeds", "1", *OPTIONS, "--out", "runs/undisturbed", data=data).status == 0
     folder = tmp_path / "runs" / "stopped"
-    contents = [json.loads((folder.parent / name / "metrics.json").read_text()) for name in ("stopped", "undisturbed")]
-    first, second = (without_times(content["results"]["style1-seed1"]) for content in contents)
-    assert first == second
-    assert contents[0]["results"]["style1-seed0"]["anchor"] != contents[0]["results"]["style1-seed1"]["anchor"]
-    assert contents[0]["results"]["style1-seed0"]["sources"].keys() == SOURCES.keys()
+    found = results(folder)
+    assert found["style1-seed1"] == results(folder.parent / "undisturbed")["style1-seed1"]
+    assert found["style1-seed0"]["anchor"] != found["style1-seed1"]["anchor"]
+    assert found["style1-seed0"]["sources"].keys() == SOURCES.keys()
     report = (folder / "report.md").read_text()
     drawn = {"trade-off.png", "radius_lr.png", "kappa.png", "lr.png", "surface.png"}
     assert {file.name for file in folder.glob("*.png") if file.stat().st_size} == drawn
@@ -273,7 +250,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(data, tmp_path, mo
     assert "OpenMoji, Noto outline, Twemoji" in report
     assert report.count("| FTP, hypergradient |") == 2 * len(SOURCES) + 1
     assert text.count(" FTP, hypergradient ") == len(SOURCES) + 1  # and the mean with the anchor
-    assert command(data, *arguments)[2] == []
+    assert ran(STUDY, *arguments, data=data).begun == []
 
 
 @pytest.mark.parametrize(
@@ -290,9 +267,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(data, tmp_path, mo
         (("--wise", "1.1"), "--wise 1.1: must lie between 0 and 1"),
     ],
 )
-def test_options_that_cannot_be_used(data, arguments, message, capsys, tmp_path, monkeypatch):
+def test_options_that_cannot_be_used(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert command(data, *arguments)[0] == 2
+    assert refused(STUDY, *arguments)
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
 

@@ -2,12 +2,10 @@
 
 import json
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,26 +16,14 @@ from experiments.meta.noise.config import Config
 from experiments.meta.noise.data import Data, Problem, flipped
 from experiments.meta.noise.methods import METHODS, Batch, Seen, net_weights
 from experiments.meta.noise.network import logits, network
-from experiments.meta.noise.study import main
+from experiments.meta.noise.study import STUDY
 from experiments.meta.noise.summary import summarise
 from experiments.meta.noise.training import accuracy, batches, loss_of, train
 from experiments.meta.noise.weights import BINS, auc, weights
+from tests.experiments.running import ran, refused
 
 TINY = ["--steps", "4", "--looks", "2", "--seeds", "0", "1", "--hidden", "8", "--datasets", "digits"]
 TINY += ["--digits-lrs", "0.1", "--smoothing", "0.2", "--weight-lrs", "0.3", "--meta-lrs", "0.001"]
-
-
-def command(*arguments, stop_before=None):
-    """Status, text and the pieces that were begun."""
-    begun, text = [], StringIO()
-
-    def on_piece(name):
-        if name == stop_before:
-            raise KeyboardInterrupt
-        begun.append(name)
-
-    status = main([*TINY, *arguments], Console(file=text, width=120), on_piece)
-    return status, text.getvalue(), begun
 
 
 @pytest.fixture(autouse=True)
@@ -253,10 +239,10 @@ def test_choices_are_made_on_validation_for_all_seeds_at_once():
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one():
-    assert command("--methods", "both", "small", "net", "oracle", "--out", "whole")[0] == 0
+    assert ran(STUDY, *TINY, "--methods", "both", "small", "net", "oracle", "--out", "whole").status == 0
     again = ("--methods", "both", "small", "net", "oracle", "--out", "stopped")
-    assert command(*again, stop_before="digits-uniform-net-seed0")[0] == 130
-    status, text, begun = command(*again)
+    assert ran(STUDY, *TINY, *again, stop_before="digits-uniform-net-seed0").status == 130
+    status, text, begun = ran(STUDY, *TINY, *again)
     assert status == 0
     assert begun[0] == "digits-uniform-net-seed0"
     assert "oracle" in text
@@ -269,7 +255,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one():
 
 
 def test_the_report_has_every_method_and_figure():
-    assert command("--kinds", "uniform", "pair", "--seeds", "0", "--out", "out")[0] == 0
+    assert ran(STUDY, *TINY, "--kinds", "uniform", "pair", "--seeds", "0", "--out", "out").status == 0
     report = Path("out/report.md").read_text()
     for name in Config().methods:
         assert f"| {METHODS[name].title} |" in report
@@ -295,7 +281,5 @@ def test_the_report_has_every_method_and_figure():
     ],
 )
 def test_what_cannot_run_is_refused(arguments, said, capsys):
-    status, _, begun = command(*arguments)
-    assert status == 2
-    assert begun == []
+    assert refused(STUDY, *TINY, *arguments)
     assert said in capsys.readouterr().err

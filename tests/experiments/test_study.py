@@ -2,16 +2,15 @@
 
 import json
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from experiments.common.errors import InputError
 from experiments.common.examples import Examples, split
 from experiments.common.study import Study
+from tests.experiments.running import ran
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,7 @@ STUDY = Study(
 
 
 def command(*arguments, stop_before=None):
-    """Status, text and the pieces that were begun."""
-    begun, text = [], StringIO()
-
-    def on_piece(name):
-        if name == stop_before:
-            raise KeyboardInterrupt
-        begun.append(name)
-
-    status = STUDY.main(arguments, Console(file=text, width=100), on_piece)
-    return status, text.getvalue(), begun
+    return ran(STUDY, *arguments, stop_before=stop_before)
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import math
-from io import StringIO
 
 import pytest
 import torch
-from rich.console import Console
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
@@ -17,6 +15,7 @@ from experiments.tuning.towers.study import STUDY
 from experiments.tuning.towers.summary import band, best_place, decades, limit, summarise
 from experiments.tuning.towers.tasks import ALPHABET, CONTEXT, Task, codes, contexts, of_digits, of_tweets, one_hot
 from experiments.tuning.towers.training import Ends, as_json, draw, seconds_of_a_step, train, train_all
+from tests.experiments.running import ran, refused, results
 
 TINY = ["--tasks", "digits", "--bases", "sgd", "--heights", "0", "1", "--seeds", "0", "1", "--steps", "4"]
 TINY += ["--lowest", "-1", "--highest", "3", "--per-decade", "1", "--timed-steps", "1", "--rounds", "1"]
@@ -182,35 +181,25 @@ def test_every_tower_is_timed(task):
     ],
 )
 def test_wrong_options(arguments, said, capsys, tmp_path):
-    def on_piece(piece):
-        raise KeyboardInterrupt  # what is let through is not run
-
-    assert STUDY.main([*arguments, "--out", str(tmp_path / "run")], on_piece=on_piece) == 2
+    assert refused(STUDY, *arguments, "--out", str(tmp_path / "run"))
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path):
     def run(name, stop_before=None):
-        def on_piece(piece):
-            if piece == stop_before:
-                raise KeyboardInterrupt
+        return ran(STUDY, *TINY, "--out", str(tmp_path / name), stop_before=stop_before)
 
-        text = StringIO()
-        status = STUDY.main([*TINY, "--out", str(tmp_path / name)], Console(file=text, width=120), on_piece)
-        return status, text.getvalue()
-
-    assert run("stopped", stop_before="digits-sgd-raw-1")[0] == 130
-    assert run("stopped")[0] == 0
-    status, text = run("whole")
+    assert run("stopped", stop_before="digits-sgd-raw-1").status == 130
+    assert run("stopped").status == 0
+    status, text, _ = run("whole")
     assert status == 0
     assert "digits, sgd" in text
-    stopped, whole = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("stopped", "whole"))
-    assert list(whole["results"]) == list(stopped["results"])
-    trained = [name for name in whole["results"] if not name.endswith("seconds")]
+    trained = results(tmp_path / "whole")
     assert len(trained) == 3  # alone, and a tower each way
-    assert [whole["results"][name] for name in trained] == [stopped["results"][name] for name in trained]
-    lrs = {name: whole["results"][name]["lr"] for name in trained}
+    assert results(tmp_path / "stopped") == trained
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    lrs = {name: piece["lr"] for name, piece in trained.items()}
     assert lrs["digits-sgd-0"] == [pytest.approx(whole["data"]["lrs"])] * 2
     assert lrs["digits-sgd-log-1"] != lrs["digits-sgd-raw-1"] != lrs["digits-sgd-0"]
     report = (tmp_path / "whole" / "report.md").read_text()
