@@ -18,16 +18,16 @@ from experiments.tuning.knobs.pieces import Ends
 from experiments.tuning.knobs.study import STUDY
 from experiments.tuning.knobs.styles import ROLES, Styles
 from experiments.tuning.knobs.tail import Trainee, orders
-from experiments.tuning.knobs.tuning import SOURCES, Losses, Tuner, best_point, best_rate, best_round, points, tries
+from experiments.tuning.knobs.tuning import SOURCES, Losses, Tuner, best_point, best_rate, best_round, draws, grid
 from tests.experiments.running import ran, refused, results
 
 ITEMS = 96
 SMALL = Config(
     seeds=(0,), styles=(1,), pretrain_items=24, anchor_steps=5, anchor_lr=1e-2, steps=3, batch_size=8, lrs=(1e-3, 3e-3),
-    grid_lrs=(1e-3, 3e-3), radius_lrs=(1e-2, 1e-1), kappas=(1.0, 0.0), tries=3, rounds=2,
+    radius_lrs=(1e-2, 1e-1), kappas=(1.0, 0.0), tries=3, rounds=2,
 )  # fmt: skip
 OPTIONS = ("--styles", "1", "--pretrain-items", "24", "--anchor-steps", "2", "--steps", "2", "--batch-size", "4",
-           "--lrs", "1e-3", "3e-3", "--grid-lrs", "1e-3", "3e-3", "--radius-lrs", "1e-2", "1e-1",
+           "--lrs", "1e-3", "3e-3", "--radius-lrs", "1e-2", "1e-1",
            "--kappas", "1", "0", "--tries", "3", "--rounds", "2")  # fmt: skip
 
 
@@ -167,17 +167,25 @@ def test_choices_are_the_smallest_losses_and_a_divergence_is_never_one():
         "0.3": {"own": None, "other": 0.0},
     }
     assert [best_rate(rates, source) for source in ("own", "other", "both")] == [0.1, 0.3, 0.2]
-    assert points(SMALL)[1] == Knobs(1e-3, 1e-2, 0.0)
-    losses: list[Losses] = [{"own": 1.0, "other": 2.0} for _ in points(SMALL)]
+    assert grid(SMALL)[1] == Knobs(1e-3, 1e-2, 0.0)
+    losses: list[Losses] = [{"own": 1.0, "other": 2.0} for _ in grid(SMALL)]
     losses[5], losses[6] = {"own": 0.5, "other": 2.5}, {"own": 0.0, "other": None}
-    assert best_point(losses, "other", range(8)) == 0
-    assert best_point(losses, "own", [7, 5, 1]) == 5
-    assert best_point(losses, "both", [7, 6, 3]) == 3
+    assert best_point(losses, "other") == 0
+    assert best_point(losses, "own") == 6
+    losses[3] = {"own": 0.9, "other": 2.0}
+    assert best_point(losses, "both") == 3
     assert best_round([2.0, None, 1.0, 1.5]) == 2
-    looked_at = tries(SMALL, seed=4)
-    assert len(set(looked_at)) == 3
-    assert set(looked_at) <= set(range(8))
-    assert looked_at != tries(SMALL, seed=5)
+
+
+def test_the_random_search_draws_between_the_ends_of_the_grid_and_evenly_in_logarithms():
+    found = draws(dataclasses.replace(SMALL, tries=400), seed=4)
+    assert len(set(found)) == 400
+    assert found != draws(dataclasses.replace(SMALL, tries=400), seed=5)
+    for k, values in enumerate((SMALL.lrs, SMALL.radius_lrs, SMALL.kappas)):
+        drawn = [knobs[k] for knobs in found]
+        assert min(values) <= min(drawn) <= max(drawn) <= max(values)
+        middle = sum(values) / 2 if k == 2 else math.sqrt(min(values) * max(values))
+        assert abs(sum(x < middle for x in drawn) - 200) < 50  # five standard deviations
 
 
 def weights_of_adamw(tuner, lr):

@@ -22,11 +22,10 @@ class Config:
     held_out: float = 0.4  # share of the fine-tune items that are held out, in the own and in the other style
     steps: int = 30  # of a fine-tuning
     batch_size: int = 64  # pictures in a step
-    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # tried for AdamW and for FTP's defaults; fall as a cosine
-    grid_lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # of the grid
+    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # tried for AdamW, FTP and the grid; fall as a cosine
     radius_lrs: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of the grid
     kappas: tuple[float, ...] = (1.0, 0.5, 0.0)  # of the grid
-    tries: int = 24  # points of the grid that the random search looks at
+    tries: int = 40  # points that the random search draws, in the ranges of the grid
     rounds: int = 10  # outer steps of bilevel, each a fine-tuning and its hypergradient
     outer_lr: float = 0.5  # of Adam (betas 0.5, 0.99) on log lr, log radius_lr and logit kappa; falls as a cosine
     lr: float = 1e-3  # where bilevel begins
@@ -43,7 +42,7 @@ class Config:
         for name in _RATES:
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise InputError(f"{option(name)} {value}: must be a number above 0")
-        for name in ("lrs", "grid_lrs", "radius_lrs"):
+        for name in ("lrs", "radius_lrs"):
             values = getattr(self, name)
             if len(set(values)) < max(2, len(values)) or not all(math.isfinite(x) and x > 0 for x in values):
                 raise InputError(f"{option(name)} {_joined(values)}: give at least two different numbers above 0")
@@ -63,6 +62,6 @@ def _joined(values: tuple[float, ...]) -> str:
 
 
 FAST = Config(
-    seeds=(0,), styles=(0,), lrs=(3e-4, 1e-3, 3e-3), grid_lrs=(1e-3, 3e-3), radius_lrs=(3e-3, 1e-2, 3e-2, 1e-1),
-    kappas=(1.0, 0.0), tries=12, rounds=5,
+    seeds=(0,), styles=(0,), lrs=(3e-4, 1e-3, 3e-3), radius_lrs=(3e-3, 3e-2, 3e-1), kappas=(1.0, 0.0), tries=12,
+    rounds=5,
 )  # fmt: skip

@@ -13,11 +13,11 @@ from experiments.tuning.knobs.tuning import (
     best_point,
     best_rate,
     best_round,
+    draws,
     finite,
+    grid,
     of_source,
-    points,
     rounded,
-    tries,
 )
 
 #: Whose mean with the anchor is tested too.
@@ -38,8 +38,8 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
     parts = data.parts(config, seed, style)
     anchor = trainee.anchor(config, parts.pretrain, seed)
     tuner = Tuner(config, trainee, parts, anchor, seed)
-    rates, grid = {method: tuner.rates(method) for method in PLAIN}, tuner.grid()
-    looked_at = {"random": tries(config, seed), "grid": range(len(grid["losses"]))}
+    rates = {method: tuner.rates(method) for method in PLAIN}
+    searches = {"random": tuner.search(draws(config, seed)), "grid": tuner.search(grid(config))}
     ends, found = Ends(tuner), {}
     for source in SOURCES:
         way, tests, held_out = tuner.bilevel(source), {}, {}
@@ -48,10 +48,10 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
             lr = best_rate(losses, source)
             held_out[method] = finite(of_source(losses[str(lr)], source))
             tests |= ends.rows(method, method, {"lr": lr})
-        for method, among in looked_at.items():
-            number = best_point(grid["losses"], source, among)
-            held_out[method] = finite(of_source(grid["losses"][number], source))
-            tests |= ends.rows(method, None, points(config)[number]._asdict())
+        for method, search in searches.items():
+            number = best_point(search["losses"], source)
+            held_out[method] = finite(of_source(search["losses"][number], source))
+            tests |= ends.rows(method, None, Knobs(*search["points"][number])._asdict())
         number = best_round(way["values"])
         held_out["bilevel"] = way["values"][number]
         tests |= ends.rows("bilevel", None, Knobs(*way["way"][number])._asdict())
@@ -62,7 +62,7 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
         "items": {"train": len(parts.train), "held_out": len(parts.held_out["own"]), "test": len(parts.test["own"])},
         "anchor": scores(tuner, anchor),
         "rates": rates,
-        "grid": grid,
+        "searches": searches,
         "sources": found,
     }
 

@@ -35,12 +35,12 @@ def ways(file: Path, content: dict, style_names: list[str], knob: str) -> None:
 def surface(file: Path, content: dict, style_names: list[str], source: str) -> None:
     """Held-out loss over radius_lr and kappa at the best of the grid's learning rates, and bilevel's ways on it."""
     config = content["config"]
-    shape = tuple(len(config[name]) for name in ("grid_lrs", "radius_lrs", "kappas"))
+    shape = tuple(len(config[name]) for name in ("lrs", "radius_lrs", "kappas"))
     figure = Figure(figsize=(1.2 + 3.6 * len(config["styles"]), 4), layout="constrained")
     all_axes = np.ravel(figure.subplots(1, len(config["styles"]), sharey=True))
     for axes, style in zip(all_axes, config["styles"], strict=True):
         results = [result for result in content["results"].values() if result["style"] == style]
-        losses = [[of_source(some, source) for some in result["grid"]["losses"]] for result in results]
+        losses = [[of_source(some, source) for some in result["searches"]["grid"]["losses"]] for result in results]
         seen = np.array(losses).reshape(-1, *shape).min(axis=1).mean(axis=0)  # [radius_lr, kappa]
         kappas, order = np.sort(config["kappas"]), np.argsort(config["kappas"])
         filled = axes.contourf(

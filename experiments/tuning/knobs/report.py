@@ -32,8 +32,10 @@ def setting(content: dict) -> str:
         "(split, anchor and orders), of each the mean over these turns. All fine-tunings are equally long and have a "
         "cosine schedule. Of AdamW and of FTP with its defaults (radius_lr 0.01, kappa 1, gradient `paper`; `exact` is "
         f"the other one) the learning rate is chosen of {len(config['lrs'])}; else it is searched for together with "
-        "radius_lr and kappa. The random search looks at points of the grid. Hypergradient: `hft.bilevel` by "
-        f"`hft.Unroll`, {config['rounds']} rounds from lr {config['lr']:g}, radius_lr {config['radius_lr']:g}, kappa "
+        "radius_lr and kappa. The random search draws "
+        f"{config['tries']} points between the ends of the grid, evenly in the logarithms of both rates and in kappa. "
+        f"Hypergradient: `hft.bilevel` by `hft.Unroll`, {config['rounds']} rounds of Adam (lr {config['outer_lr']:g}, "
+        f"betas 0.5 and 0.99, cosine) from lr {config['lr']:g}, radius_lr {config['radius_lr']:g}, kappa "
         f"{config['kappa']:g}; the best of the points at which they begin is taken. WiSE-FT is the mean with the "
         f"anchor, whose share is {config['wise']:g}."
     )
@@ -58,13 +60,16 @@ def write_report(record: RunRecord) -> None:
         "",
         "## What was found",
         "",
-        "By seed:",
+        "By seed; a star marks an end of the grid, beyond which a better one may lie:",
         "",
         *markdown(*knobs_table(content, names)),
         "",
         "![radius_lr by round, by the style of the held-out emoji; the line is FTP's default](radius_lr.png)",
         "",
         "![kappa by round, by the style of the held-out emoji; the line is FTP's default](kappa.png)",
+        "",
+        "Adam divides a derivative by its usual size: a knob moves as far where it hardly matters as where it does "
+        "(sizes: below).",
         "",
         "![Learning rate of the base by round, by the style of the held-out emoji](lr.png)",
         "",

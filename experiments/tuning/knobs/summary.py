@@ -71,14 +71,15 @@ def of_seed(content: dict, seed: int) -> list[dict]:
 def searches(content: dict) -> dict[str, dict]:
     """Trainings and seconds of one search, means over everything, and the held-out losses that it reached."""
     config, results = content["config"], list(content["results"].values())
-    size = len(config["grid_lrs"]) * len(config["radius_lrs"]) * len(config["kappas"])
-    tries = min(size, config["tries"])
-    grid = fmean(result["grid"]["seconds"] for result in results)
     ways = [result["sources"][source]["bilevel"]["seconds"] for result in results for source in SOURCES]
     found = {
         method: (len(config["lrs"]), fmean(result["rates"][method]["seconds"] for result in results))
         for method in results[0]["rates"]
-    } | {"random": (tries, grid * tries / size), "grid": (size, grid), "bilevel": (config["rounds"], fmean(ways))}
+    }
+    for method in results[0]["searches"]:
+        own = [result["searches"][method] for result in results]
+        found[method] = (len(own[0]["losses"]), fmean(search["seconds"] for search in own))
+    found["bilevel"] = (config["rounds"], fmean(ways))
     return {
         method: {
             "trainings": trainings,

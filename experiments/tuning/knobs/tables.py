@@ -19,7 +19,7 @@ TITLES = {
     "wise_bilevel": "WiSE-FT of FTP, hypergradient",
 }
 CHOSEN_ON = {"other": "other style", "own": "own style", "both": "both styles"}
-SEEN_AS = {"own": "own (ID)", "other": "other", "unseen": "unseen"}
+SEEN_AS = {"own": "own (ID)", "other": "other", "unseen": "unseen in fine-tuning"}
 
 
 def main_table(content: dict) -> Table:
@@ -35,7 +35,7 @@ def main_table(content: dict) -> Table:
 def scores_of(content: dict, source: str, metric: str) -> Table:
     """A row for each method; the right half is the difference to FTP's defaults."""
     summary = content["summary"]
-    header = ["method", *SEEN_AS.values(), *(f"{role} less FTP" for role in ROLES)]
+    header = ["method", *SEEN_AS.values(), *(f"{role}, minus FTP's" for role in ROLES)]
     none = [""] * len(ROLES)
     rows = [["anchor", *(_cell(summary["anchor"][metric][role]["value"], metric) for role in ROLES), *none]]
     methods = summary["methods"][source]
@@ -73,20 +73,30 @@ def rates_table(content: dict) -> Table:
 
 
 def knobs_table(content: dict, style_names: list[str]) -> Table:
-    """What was found, seed by seed."""
+    """What was found, seed by seed; a star marks an end of the grid beyond which a better one may lie."""
+    edges = {name: _ends(content["config"][name + "s"]) for name in ("lr", "radius_lr")}
+    edges["kappa"] = ()  # beyond the ends of its grid nothing is allowed
     rows = []
     for style in content["config"]["styles"]:
         found = [result for result in content["results"].values() if result["style"] == style]
         for source in SOURCES:
             tests = [result["sources"][source]["tests"] for result in found]
             cells = [
-                ", ".join(f"{test[method][knob]:.2g}" for test in tests)
+                ", ".join(_number(test[method][knob], edges[knob] if method == "grid" else ()) for test in tests)
                 for method in ("bilevel", "grid")
-                for knob in ("lr", "radius_lr", "kappa")
+                for knob in edges
             ]
             rows.append([style_names[style], CHOSEN_ON[source], *cells])
     names = [f"{way}: {knob}" for way in ("hypergradient", "grid") for knob in ("lr", "radius_lr", "kappa")]
     return ["fine-tuned on", "chosen on", *names], rows
+
+
+def _ends(values: list[float]) -> tuple[float, ...]:
+    return min(values), max(values)
+
+
+def _number(value: float, edges: tuple[float, ...]) -> str:
+    return f"{value:.2g}" + ("*" if value in edges else "")
 
 
 def searches_table(content: dict) -> Table:

@@ -47,11 +47,12 @@ class Tuner:
         losses = {str(lr): self.held_out(make(self.config, lr, self.anchor)) for lr in self.config.lrs}
         return {"losses": losses, "seconds": time.perf_counter() - begin}
 
-    def grid(self) -> dict:
-        """Held-out losses at all points of the grid, in the order of `points`, and what they took."""
+    def search(self, looked_at: Sequence[Knobs]) -> dict:
+        """Held-out losses at some points, and what they took."""
         begin = time.perf_counter()
-        losses = [self.held_out(with_knobs(self.config, self.anchor, knobs)) for knobs in points(self.config)]
-        return {"losses": losses, "seconds": time.perf_counter() - begin}
+        losses = [self.held_out(with_knobs(self.config, self.anchor, knobs)) for knobs in looked_at]
+        seconds = time.perf_counter() - begin
+        return {"points": [list(knobs) for knobs in looked_at], "losses": losses, "seconds": seconds}
 
     def bilevel(self, source: str) -> dict:
         """The way of the knobs, and the held-out loss and its hypergradients at each point of it but the last."""
@@ -84,15 +85,23 @@ class Tuner:
         return {"way": way, "values": values, "slopes": slopes, "seconds": time.perf_counter() - begin}
 
 
-def points(config: Config) -> list[Knobs]:
-    """Of the grid."""
-    return [Knobs(*point) for point in itertools.product(config.grid_lrs, config.radius_lrs, config.kappas)]
+def grid(config: Config) -> list[Knobs]:
+    return [Knobs(*point) for point in itertools.product(config.lrs, config.radius_lrs, config.kappas)]
 
 
-def tries(config: Config, seed: int) -> list[int]:
-    """Which points the random search looks at, each at most once."""
-    order = torch.randperm(len(points(config)), generator=torch.Generator().manual_seed(seed))
-    return order[: config.tries].tolist()
+def draws(config: Config, seed: int) -> list[Knobs]:
+    """Of the random search: evenly in the logarithm of both rates, and in kappa, between the ends of the grid."""
+    generator = torch.Generator().manual_seed(seed)
+    even = torch.rand(config.tries, 3, generator=generator, dtype=torch.float64).tolist()
+
+    def between(values: Sequence[float], share: float) -> float:
+        return rounded(min(values) + share * (max(values) - min(values)))
+
+    def in_log(values: Sequence[float], share: float) -> float:
+        return rounded(min(values) * (max(values) / min(values)) ** share)
+
+    ranges = config.lrs, config.radius_lrs, config.kappas
+    return [Knobs(in_log(ranges[0], lr), in_log(ranges[1], radius), between(ranges[2], k)) for lr, radius, k in even]
 
 
 def of_source(losses: Losses, source: str) -> float:
@@ -111,10 +120,9 @@ def best_round(values: Sequence[float | None]) -> int:
     return min(range(len(values)), key=lambda k: math.inf if (value := values[k]) is None else value)
 
 
-def best_point(losses: Sequence[Losses], source: str, among: Sequence[int]) -> int:
-    """The number of a point of the grid, of those with these numbers; of equals the one that comes first in the grid,
-    where kappa is larger if it falls there from FTP's default."""
-    return min(sorted(among), key=lambda number: of_source(losses[number], source))
+def best_point(losses: Sequence[Losses], source: str) -> int:
+    """The number of a point; of equals the first, which in the grid has the larger kappa, as FTP's default."""
+    return min(range(len(losses)), key=lambda number: of_source(losses[number], source))
 
 
 def finite(x: float) -> float | None:
