@@ -19,7 +19,7 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
     config = content["config"]
     of = config["highest"] - config["lowest"]
     good = [f"decades of {of} within {100 * share:g} %" for share in config["within"]]
-    header = ["task, base", "way", "height", *good, "training loss", "held-out loss", "ms a step"]
+    header = ["task, base", "way", "height", *good, "training loss", "held-out loss", "ms a step, times the base"]
     rows = []
     for name, found in content["summary"].items():
         for way, towers in found["ways"].items():
@@ -73,8 +73,8 @@ def setting(content: dict) -> list[str]:
         "log": "Way log: every level above is Adam and moves the logarithm; the one above the base has learning rate "
         f"{config['hyper_lr']:g}, each further one {config['hyper_ratio']:g} times that of the one below it, in all "
         "tasks and from everywhere.",
-        "raw": "Way raw (arXiv 1909.13371): every level is of the base's kind, moves the learning rate itself, and "
-        "begins with the first learning rate of the base.",
+        "raw": "Way raw (arXiv 1909.13371, here of the learning rate alone, which is held at 0 or above): every level is "
+        "of the base's kind, moves the learning rate itself, and begins with the first learning rate of the base.",
     }
     return [
         f"A base trains for {config['steps']} steps from each of {len(content['data']['lrs'])} first learning rates, "
@@ -99,13 +99,14 @@ def explained(content: dict) -> list[str]:
         lines.append(f"Mean ± standard error over {len(config['seeds'])} seeds (split, first weights, order).")
     if config["timed_steps"]:
         lines.append(
-            f"Milliseconds are those of one training by itself: medians of {config['rounds']} timings of "
+            f"Milliseconds (and how many times those of the base alone) are of one training by itself: medians of {config['rounds']} timings of "
             f"{config['timed_steps']} steps, all towers in turns."
         )
     if several:
         lines.append("In the figures lines are medians over the seeds, and bands go from the lowest to the highest.")
     lines.append(
-        "A cross at the upper end of a figure is a training that diverged, or ended far above the loss before it."
+        "A cross at the upper end of a figure stands for what is not finite or beyond the axis: in figures of losses a "
+        "training that diverged or ended above the loss before it, in that of learning rates one above 100."
     )
     return [" ".join(lines)]
 
