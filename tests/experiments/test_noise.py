@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.common.draws import generator
 from experiments.common.examples import Examples
 from experiments.common.tweets import Tweets
 from experiments.meta.noise import data as data_module
@@ -115,11 +116,12 @@ def test_losses_by_hand():
 
 
 def test_the_weight_net_sees_losses_as_constants():
-    net = network(1, 100, 1, 0)
+    net = network(1, 100, 1, generator("net"))
     losses = torch.tensor([0.1, 2.0], requires_grad=True)
     assert not net_weights(net, losses).requires_grad
     w = net_weights(net, losses)
-    by_hand = torch.sigmoid((losses[:, None] @ net["below"]).relu() @ net["above"])[:, 0]
+    inside = (losses[:, None] @ net["below"] + net["below_bias"]).relu()
+    by_hand = torch.sigmoid(inside @ net["above"] + net["above_bias"])[:, 0]
     torch.testing.assert_close(w, by_hand.detach())
     value, each = seen_by("net", net)
     w = net_weights(net, each)
@@ -136,10 +138,27 @@ def test_batches(problem, config):
     assert len(right.unique()) == problem.right.sum() == 6
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_examples_tells_nothing_of_their_labels(seed):
+    made = Data(Config(), Examples(torch.arange(1797)[:, None].float(), torch.arange(1797) % 10), None)
+    found = made.problem("digits", "uniform", seed)
+    first = torch.cat([batch.noisy for batch in batches(found, METHODS["noisy"], Config(), seed)[:4]])
+    assert len(first.unique()) == 400
+    assert abs(int((~found.right[first]).sum()) - 160) < 40  # five standard deviations
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_weight_net_begins_near_equal_weights(seed):
+    start = METHODS["net"].start
+    assert start is not None
+    w = net_weights(start(12, seed), torch.linspace(0, 2, 20))  # of ten classes, chance is 2.3
+    assert w.max() / w.min() < 3
+
+
 @pytest.mark.parametrize("name", ["noisy", "clean", "both"])
 def test_plain_training_is_the_loop_by_hand(problem, config, name):
     found = train(problem, METHODS[name], config, 0.1, 0.0, 7)
-    params = {key: p.requires_grad_() for key, p in network(5, 4, 3, 7).items()}
+    params = {key: p.requires_grad_() for key, p in network(5, 4, 3, generator("network", 7)).items()}
     by_hand = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9)
     for batch in batches(problem, METHODS[name], config, 7):
         noisy, clean = problem.noisy.take(batch.noisy), problem.clean.take(batch.clean)
@@ -164,7 +183,7 @@ def test_weights_move_along_the_hypergradient_on_the_clean_set(problem, config, 
     own = method.start(12, 7)
     own = {"w": own} if isinstance(own, Tensor) else own
     leaves = {key: x.clone().requires_grad_() for key, x in own.items()}
-    params = {key: p.requires_grad_() for key, p in network(5, 4, 3, 7).items()}
+    params = {key: p.requires_grad_() for key, p in network(5, 4, 3, generator("network", 7)).items()}
     (batch,) = batches(problem, method, once, 7)
     loss = loss_of(problem, method, once, 0.01)(params, batch, leaves.get("w", leaves))
     grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)

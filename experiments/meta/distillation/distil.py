@@ -39,7 +39,7 @@ def distil(learner: Learner, start: Tensor, config: Config, *seed: object) -> Di
     """
     task, classes = learner.task, len(learner.task.classes)
     optimizer = hft.sgd(lr=config.lr, momentum=MOMENTUM)
-    before, seconds, rounds, validation, test, kept = time.perf_counter(), 0.0, [], [], [], []
+    before, seconds, rounds, validation, test, kept = time.process_time(), 0.0, [], [], [], []
     records = hft.bilevel(
         optimizer,
         lambda tensors: _outer(tensors, config),
@@ -59,14 +59,14 @@ def distil(learner: Learner, start: Tensor, config: Config, *seed: object) -> Di
     )
     for record in records:
         if record.step == 1 or record.step % config.track == 0 or record.step == config.rounds:
-            seconds += time.perf_counter() - before
+            seconds += time.process_time() - before
             pictures, lr = eight_bits(record.tuned["loss.pictures"]), record.tuned["lr"].item()
             seen = look(learner, pictures, lr, config, *seed)
             rounds.append(record.step)
             validation.append(seen[0])
             test.append(seen[1])
             kept.append((pictures, lr))
-            before = time.perf_counter()
+            before = time.process_time()
     best = validation.index(max(validation))
     pictures, lr = kept[best]
     return Distilled(pictures, lr, rounds[best], seconds, rounds, validation, test)

@@ -5,13 +5,14 @@ from functools import lru_cache, partial
 
 from torch import Tensor
 
+from experiments.common.draws import generator
 from experiments.common.examples import Examples
 from experiments.meta.distillation.baselines import k_means, random_pictures
 from experiments.meta.distillation.config import Config
 from experiments.meta.distillation.data import Data, Task
 from experiments.meta.distillation.distil import distil
 from experiments.meta.distillation.sheets import packed
-from experiments.meta.distillation.training import Balanced, Learner, generator, labelled
+from experiments.meta.distillation.training import Balanced, Learner, labelled
 
 BASELINES = ("random", "nearest", "centroid")
 LONGER = 3  # times as many steps as were differentiated through

@@ -1,25 +1,19 @@
 """Training of several new networks at once, and what they then know."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 import hyperopt_ftp as hft
+from experiments.common.draws import generator
 from experiments.common.examples import Examples
 from experiments.meta.distillation.data import Task
 from experiments.meta.distillation.networks import NETWORKS, Params
 
 MOMENTUM = 0.9
-
-
-def generator(*what: object) -> Generator:
-    """Of its own for each use, so that no number is drawn for two purposes."""
-    digest = hashlib.sha256(repr(what).encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 class Balanced(Sequence[Examples]):

@@ -42,9 +42,9 @@ def outcome(
     candidate, steps = best
     episodes = world.episodes("test", config.episodes, shots, config.queries)
     test = episodes.batches(world.inputs)
-    start = time.perf_counter()
+    start = time.process_time()
     shares = 100 * candidate.accuracies(test, (steps,))[:, 0]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     result = {
         "accuracy": shares.mean().item(),
         "pairs": [shares[episodes.pair == pair].mean().item() for pair in range(len(pairs(world.styles)))],

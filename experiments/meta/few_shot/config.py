@@ -20,7 +20,7 @@ class Config:
     queries: int = 5  # emoji of each class to predict
     episodes: int = 600  # of the test, for each seed
     validation: int = 200  # episodes by which every method's settings are chosen
-    meta_steps: int = 300  # steps of the outer optimizer, and of the ordinary pre-training
+    meta_steps: int = 300  # steps of the outer optimizer; ordinary pre-training makes twice as many
     tasks: int = 16  # episodes in a meta-step
     inner_steps: int = 5  # of an adaptation in meta-training; of implicit MAML twice as many
     outer_lr: float = 3e-3  # of Adam in meta-training and of AdamW in pre-training; falls to 0 as a cosine

@@ -124,9 +124,11 @@ def setting(content: dict) -> str:
         f"{config['width']} hidden units. Accuracy in %, {_over(config['seeds'])}, "
         f"{config['episodes']} test episodes for each; chance is "
         f"{100 / WAYS:g} %. Every method has twelve settings, chosen for each seed on {config['validation']} episodes "
-        f"of the classes for choices, and sees the same episodes: {config['meta_steps']} meta-steps of "
-        f"{config['tasks']} episodes with {config['inner_steps']} inner steps each (implicit MAML: "
-        f"{2 * config['inner_steps']})."
+        "of the classes for choices; the long adaptations have twelve more, on top of those of MAML. What is "
+        f"meta-learned sees the same episodes: {config['meta_steps']} meta-steps of {config['tasks']} episodes with "
+        f"{config['inner_steps']} inner steps each (implicit MAML: {2 * config['inner_steps']}), by Adam with rate "
+        f"{config['outer_lr']:g}. Ordinary pre-training learns all classes of meta-training at once, in "
+        f"{2 * config['meta_steps']} steps of 256 pictures by AdamW with that rate."
     )
 
 
@@ -152,7 +154,8 @@ def write_report(record: RunRecord) -> None:
     montage(folder / "episode.png", pictures(kept), kept["rows"])
     lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
     lines += [
-        "`- linear` is the difference to the linear head on the same episodes. Seconds are those of one meta-training "
+        "`- linear` is the difference to the linear head on the same episodes. Seconds, of the processor, are those of "
+        "one meta-training "
         "or pre-training, milliseconds (ms) those of one test episode, adapted and predicted in batches, both with the "
         f"settings that were chosen. A linear head makes {FIT_STEPS} steps. `long` is {x[-1]} steps from MAML's "
         "weights: with weight decay, or within FTP's radii of them, the head excepted.",

@@ -61,17 +61,17 @@ def meta_train(config: Config, digits: Examples, seed: int, strategy: Strategy) 
     lengths = [length_at(episode, config, generator) for episode in range(config.episodes)]
     rate = hft.schedules.cosine(sum(lengths), floor=0.1)
     by = hft.clipped(hft.scheduled(hft.adam(lr=config.meta_lr), lr=rate), max_norm=1.0)
-    net, begin, aside = first_net(config.hidden, seed), time.perf_counter(), 0.0
+    net, begin, aside = first_net(config.hidden, seed), time.process_time(), 0.0
     outer: Any = by.init({"net": net})
     held_out = held_out_groups(config, digits)
     best, checks, skipped = (math.inf, net), [], 0
     for episode in range(config.episodes + 1):
         if episode * config.checks // config.episodes > (episode - 1) * config.checks // config.episodes:
-            before = time.perf_counter()
+            before = time.process_time()
             score = meta_loss(learned(net), held_out, config.longest)
             checks.append((episode, score, before - begin - aside))
             best = min(best, (score, net), key=lambda found: found[0])
-            aside += time.perf_counter() - before
+            aside += time.process_time() - before
         if episode == config.episodes:
             break
         segments = lengths[episode]
@@ -86,7 +86,8 @@ def meta_train(config: Config, digits: Examples, seed: int, strategy: Strategy) 
         )  # fmt: skip
         for record in rounds:
             net, outer, skipped = record.tuned["net"], record.state.outer, skipped + bool(record.skipped)
-    return MetaTrained(best[1], checks, sum(lengths) * config.segment, skipped, time.perf_counter() - begin - aside)
+    steps = sum(lengths) * config.segment + len(checks) * len(held_out) * config.longest
+    return MetaTrained(best[1], checks, steps, skipped, time.process_time() - begin)
 
 
 def held_out_groups(config: Config, digits: Examples) -> list[Group]:

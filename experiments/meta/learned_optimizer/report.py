@@ -11,6 +11,7 @@ from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
 from experiments.meta.learned_optimizer.problems import PROBLEMS
+from experiments.meta.learned_optimizer.rule import FIRST_RATE
 from experiments.meta.learned_optimizer.summary import TITLES, summarise
 from experiments.meta.learned_optimizer.tasks import BATCH, DEPTHS, SCALES, WIDTHS
 from experiments.meta.learned_optimizer.testing import GRIDS, POINTS, WORST
@@ -65,20 +66,24 @@ def setting(content: dict) -> str:
     words = f", and {texts} tweets as weights of words ({texts_test} for testing)" if texts else ""
     return (
         f"The update rule is a network of {config['hidden']} hidden units that gives each weight its step; its weights "
-        f"are hyperparameters, and `hft.bilevel` moves them. Meta-training: {config['episodes']} episodes, each with "
+        "are hyperparameters, and `hft.bilevel` moves them. It begins as Adam's direction with a rate of "
+        f"{FIRST_RATE:g}, and sees the number of the step. Meta-training: {config['episodes']} episodes, each with "
         f"{config['tasks']} new tasks: networks of {_words(DEPTHS)} hidden layers of {_words(WIDTHS)} units, initial "
         f"weights {SCALES[0]:g} to {SCALES[1]:g} times He's, half of {data['meta_digits']} digits with random labels, "
         f"{BATCH} examples a step. An episode has up to {config['first_length']} steps at first and up to "
         f"{config['longest']} from half of meta-training on. The meta-loss is the logarithm of the training loss after "
         f"each segment of {config['segment']} steps; a meta-gradient goes through one segment. Of the "
-        f"{config['checks'] + 1} checks on other such tasks, the best one's rule is kept.\n\n"
+        f"{config['checks'] + 1} checks on other such tasks, the best one's rule is kept. By ZeroOrder, with one seed: "
+        f"{config['evolution_episodes']} episodes.\n\n"
         f"Test problems have other data: {digits} digits that no meta-training task had ({digits_test} for testing)"
         f"{words}. Loss: on all training examples, the mean of the last tenth of the curve; {config['steps']} steps, "
         f"{config['times_longer']} times as many on the "
         f'problem "longer". Learning rates of Adam: {_range("adam")}; of SGD with momentum 0.9: {_range("momentum")}; '
         'each twice the one before; "tuned" is the one with the least mean loss at the end on that very problem, with '
-        "the very seeds that are reported, which favours it; cosine: a learning rate that falls to zero, and so knows "
-        "the number of steps. One lr: for all problems, the best on the tasks of the checks. The learned "
+        "the very seeds that are reported, which favours it; cosine: a learning rate that falls to zero over the steps "
+        "of "
+        'the problem, whose number the learned rule was meta-trained on, but for "longer". One lr: for all problems, '
+        "the best on the tasks of the checks. The learned "
         "rule has no number that is set by problem."
     )
 
@@ -96,15 +101,22 @@ def costs(summary: Mapping, config: Mapping) -> tuple[list[str], list[list[str]]
     header = ["what", "for", "seconds", "steps of training", "trainings at once"]
     rates, tasks = len(GRIDS["adam"]), str(config["tasks"])
     rows = [
-        [f"meta-training, {TITLES[name]}", "all problems", short(cost["seconds"]), f"{cost['steps']:.0f}", tasks]
+        [f"meta-training and checks, {TITLES[name]}", "all problems", short(cost["seconds"]), f"{cost['steps']:.0f}",
+         tasks]
         for name, cost in summary["costs"].items()
     ]  # fmt: skip
     rows.append(
-        ["one lr of Adam for all", "all problems", f"{summary['one_rate_seconds']:.3g}", f"{config['longest'] * rates}",
-         tasks]
+        ["one lr of Adam for all", "all problems", f"{summary['one_rate']['seconds']:.3g}",
+         f"{summary['one_rate']['steps']}", tasks]
     )  # fmt: skip
     rows.append(
-        [f"a grid of {rates} lrs", "one problem", short(summary["grid_seconds"]), f"{config['steps']}", str(rates)]
+        [
+            f"a grid of {rates} lrs",
+            f"one problem of {config['steps']} steps",
+            f"{summary['grid_seconds']:.3g}",
+            f"{config['steps']}",
+            str(rates),
+        ]
     )
     return header, rows
 
@@ -154,7 +166,10 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*costs(summary, config)),
         "",
-        f"Seconds are those of one seed. Moves of a rule that were left out since they were not finite: {skipped}.",
+        "Seconds, of the processor, are those of one seed; of the grid the mean over problems and optimizers. "
+        f"ZeroOrder trains each segment {2 * config['samples']} times more. Moves of a rule that were left out since "
+        "they "
+        f"were not finite: {skipped}.",
         "",
         *provenance(content),
     ]  # fmt: skip

@@ -38,16 +38,15 @@ def summarise(content: dict) -> dict:
     made = [results[f"unroll-seed{seed}"] for seed in config["seeds"]]
     own = results.get(f"evolution-seed{config['seeds'][0]}")
     costs = {"learned": _cost(made)} | ({"evolution": _cost([own])} if own else {})
-    grids = [
-        results[f"{name}-{kind}"]["seconds"] / len(config["seeds"]) for name in config["problems"] for kind in GRIDS
-    ]
+    usual = [name for name in config["problems"] if not PROBLEMS[name].longer] or config["problems"]
+    grids = [results[f"{name}-{kind}"]["seconds"] / len(config["seeds"]) for name in usual for kind in GRIDS]
     return {
         "shared_rate": GRIDS["adam"][shared],
         "shared_score": results["one-rate"]["scores"][shared],
         "problems": problems,
         "costs": costs,
-        "grid_seconds": estimate(grids),
-        "one_rate_seconds": results["one-rate"]["seconds"],
+        "grid_seconds": mean(grids),
+        "one_rate": {name: results["one-rate"][name] for name in ("seconds", "steps")},
         "meta_loss": {"learned": _checks(made)} | ({"evolution": _checks([own])} if own else {}),
     }
 

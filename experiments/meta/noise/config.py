@@ -32,7 +32,7 @@ class Config:
     tweets_lrs: tuple[float, ...] = (0.03, 0.1, 0.3)  # the same on tweets
     smoothing: tuple[float, ...] = (0.2, 0.4)  # strengths of label smoothing to choose from
     weight_lrs: tuple[float, ...] = (0.1, 0.3)  # learning rates of Adam to choose from, for a weight per example
-    meta_lrs: tuple[float, ...] = (1e-3, 1e-2)  # the same, for the Meta-Weight-Net
+    meta_lrs: tuple[float, ...] = (1e-4, 1e-3)  # the same, for the Meta-Weight-Net
     inner_steps: int = 1  # steps that a hypergradient goes back through
     ramp: float = 0.2  # share of the steps in which small-loss selection comes to keep 1 - noise
 

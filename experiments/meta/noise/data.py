@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.digits import digits
+from experiments.common.draws import generator
 from experiments.common.examples import Examples, split
 from experiments.common.tweets import Tweets, bag_of_words, tweets
 from experiments.meta.noise.config import Config, DataSet, Kind
@@ -41,7 +42,10 @@ class Data:
         return " ".join(part.fingerprint() for part in (self.digits, self.tweets) if part is not None)
 
     def about(self) -> dict:
-        return {"sizes": {name: dict(SIZES[name]) for name in self.config.datasets}}
+        labels = {"digits": self.digits and self.digits.y, "tweets": self.tweets and self.tweets.labels}
+        counts = {name: found.bincount() for name, found in labels.items() if found is not None}
+        most = {name: round(100 * (count.max() / count.sum()).item(), 1) for name, count in counts.items()}
+        return {"sizes": {name: dict(SIZES[name]) for name in self.config.datasets}, "most_frequent": most}
 
     def problem(self, name: DataSet, kind: Kind, seed: int) -> Problem:
         """Split anew for each seed."""
@@ -78,18 +82,18 @@ def with_noise(parts: Mapping[str, Examples], share: float, kind: Kind, seed: in
     """Labels of the part "noisy" are flipped; those of "clean", "validation" and "test" stay as they are."""
     x, true = parts["noisy"]
     classes = int(true.max()) + 1
-    given = flipped(true, classes, share, kind, torch.Generator().manual_seed(seed))
+    given = flipped(true, classes, share, kind, generator("labels", seed))
     return Problem(
         Examples(x, given), given == true, parts["clean"], parts["validation"], parts["test"], classes
     )  # fmt: skip
 
 
-def flipped(labels: Tensor, classes: int, share: float, kind: Kind, generator: torch.Generator) -> Tensor:
+def flipped(labels: Tensor, classes: int, share: float, kind: Kind, drawn: torch.Generator) -> Tensor:
     """Labels of which round(share * n) are wrong: another class by chance (uniform), or the next one (pair)."""
-    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    wrong = torch.randperm(len(labels), generator=drawn)[: round(share * len(labels))]
     steps = torch.ones_like(wrong)
     if kind == "uniform":
-        steps = torch.randint(1, classes, wrong.shape, generator=generator)
+        steps = torch.randint(1, classes, wrong.shape, generator=drawn)
     made = labels.clone()
     made[wrong] = (labels[wrong] + steps) % classes
     return made

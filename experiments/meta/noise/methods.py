@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.meta.noise.network import logits, network
+from experiments.common.draws import generator
+from experiments.meta.noise.network import logits, small_network
 
 HIDDEN = 100  # of the Meta-Weight-Net, as in its paper
 
@@ -73,7 +74,8 @@ def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def new_net(examples: int, seed: int) -> Any:
-    return network(1, HIDDEN, 1, seed)
+    """Nearly equal weights at first: a steep start, up or down by chance, decides what is learned."""
+    return small_network(1, HIDDEN, 1, generator("weight net", seed))
 
 
 def new_weights(examples: int, seed: int) -> Any:
@@ -100,19 +102,19 @@ METHODS: Mapping[str, Method] = {
     "smoothing": Method("label smoothing", "both sets, smoothed labels on the noisy one", smoothed, number="smoothing"),
     "small": Method("small-loss selection", "both sets; of the noisy one the share that should be right", smallest),
     "each_outer": Method(
-        "weight per example, outer", "a learned weight for each noisy example; the clean set only judges them",
+        "weight per example", "a learned weight for each noisy example; the clean set only judges them",
         weighted_each, clean=False, number="weight_lrs", start=new_weights,
     ),
     "each": Method(
-        "weight per example", "the same, trained on the clean set as well",
+        "weight per example + clean", "the same, trained on the clean set as well",
         weighted_each, number="weight_lrs", start=new_weights,
     ),
     "net_outer": Method(
-        "Meta-Weight-Net, outer", "a learned function from loss to weight; the clean set only judges it",
+        "Meta-Weight-Net", "a learned function from loss to weight; the clean set only judges it",
         weighted_by_net, clean=False, number="meta_lrs", start=new_net,
     ),
     "net": Method(
-        "Meta-Weight-Net", "the same, trained on the clean set as well",
+        "Meta-Weight-Net + clean", "the same, trained on the clean set as well",
         weighted_by_net, number="meta_lrs", start=new_net,
     ),
     "oracle": Method("oracle", "both sets, without the wrong labels", noisy="right"),

@@ -45,13 +45,15 @@ def setting(content: dict) -> list[str]:
     """What was done, from the config."""
     config, sizes = content["config"], content["data"]["sizes"]
     sets = "; ".join(
-        f"{name}: {size['noisy']} noisy, {size['clean']} clean, {size['validation']} validation, {size['test']} test"
+        f"{name}: {size['noisy']} noisy, {size['clean']} clean, {size['validation']} validation, {size['test']} test "
+        f"({content['data']['most_frequent'][name]:g} % have the most frequent label)"
         for name, size in sizes.items()
     )
     kinds = ", and in turn ".join(KINDS[kind] for kind in config["kinds"])
     return [
         f"{100 * config['noise']:g} % of the labels of the noisy set are wrong: {kinds}. Examples: {sets}. Clean and "
-        "validation labels are right; the validation set serves choices alone, the same for all methods. A network of "
+        "validation labels are as the data set gives them; the validation set serves choices alone, the same for all "
+        "methods. A network of "
         f"one hidden layer of {config['hidden']} is trained for {config['steps']} steps of SGD with momentum "
         f"{config['momentum']:g}, on {config['batch']} noisy examples a step. What is trained on the clean set too has "
         f"{config['clean_batch']} of it in a step, whose loss counts {config['clean_share']:g} against "

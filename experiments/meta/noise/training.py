@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
+from experiments.common.draws import generator
 from experiments.common.examples import Examples
 from experiments.meta.noise.config import Config
 from experiments.meta.noise.data import Problem
@@ -41,7 +42,7 @@ class Training:
 
 def train(problem: Problem, method: Method, config: Config, lr: float, number: float, seed: int) -> Training:
     """Train for `config.steps` steps, and look at the accuracies `config.looks` times."""
-    params, own = network(problem.noisy.x.shape[1], config.hidden, problem.classes, seed), None
+    params, own = network(problem.noisy.x.shape[1], config.hidden, problem.classes, generator("network", seed)), None
     optimizer, loss = hft.sgd(lr=lr, momentum=config.momentum), loss_of(problem, method, config, number)
     data = batches(problem, method, config, seed)
     if method.start is None:
@@ -70,13 +71,13 @@ def train(problem: Problem, method: Method, config: Config, lr: float, number: f
 
 def batches(problem: Problem, method: Method, config: Config, seed: int) -> list[Batch]:
     """Noisy examples pass by pass in random orders, clean ones drawn anew for each step."""
-    generator = torch.Generator().manual_seed(seed)
+    drawn = generator("order", seed)
     places = torch.arange(len(problem.noisy.y))
     if method.noisy == "right":
         places = places[problem.right]
     passes = -(-config.steps * config.batch // len(places))
-    order = torch.cat([places[torch.randperm(len(places), generator=generator)] for _ in range(passes)])
-    clean = torch.randint(len(problem.clean.y), (config.steps, config.clean_batch), generator=generator)
+    order = torch.cat([places[torch.randperm(len(places), generator=drawn)] for _ in range(passes)])
+    clean = torch.randint(len(problem.clean.y), (config.steps, config.clean_batch), generator=drawn)
     made = []
     for step in range(config.steps):
         dropped = config.noise * min(1.0, step / (config.ramp * config.steps))

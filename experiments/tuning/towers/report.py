@@ -73,8 +73,8 @@ def setting(content: dict) -> list[str]:
         "log": "Way log: every level above is Adam and moves the logarithm; the one above the base has learning rate "
         f"{config['hyper_lr']:g}, each further one {config['hyper_ratio']:g} times that of the one below it, in all "
         "tasks and from everywhere.",
-        "raw": "Way raw (arXiv 1909.13371, here of the learning rate alone, which is held at 0 or above): every level is "
-        "of the base's kind, moves the learning rate itself, and begins with the first learning rate of the base.",
+        "raw": "Way raw (arXiv 1909.13371, here of the learning rate alone, which is held at 0 or above): every level "
+        "is of the base's kind, moves the learning rate itself, and begins with the first learning rate of the base.",
     }
     return [
         f"A base trains for {config['steps']} steps from each of {len(content['data']['lrs'])} first learning rates, "
@@ -99,7 +99,8 @@ def explained(content: dict) -> list[str]:
         lines.append(f"Mean ± standard error over {len(config['seeds'])} seeds (split, first weights, order).")
     if config["timed_steps"]:
         lines.append(
-            f"Milliseconds (and how many times those of the base alone) are of one training by itself: medians of {config['rounds']} timings of "
+            "Milliseconds (and how many times those of the base alone) are of one training by itself: medians of "
+            f"{config['rounds']} timings of "
             f"{config['timed_steps']} steps, all towers in turns."
         )
     if several:
