@@ -5,6 +5,7 @@ import json
 import math
 from io import StringIO
 from itertools import count, islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import hyperopt_ftp as hft
+from experiments.classification.data import Pictures
 from experiments.common.digits import digits
 from experiments.common.examples import Examples
+from experiments.common.progress import Progress
 from experiments.common.tweets import Tweets
 from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, results
 from experiments.tuning.search.clock import Clock
@@ -156,8 +159,40 @@ def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
         groups=("a", "a", "a", "b", "b", "c"), style_names=("Twemoji", "OpenMoji"),
     )  # fmt: skip
     assert on_emoji.one_of_each(features).y.tolist() == [1, 3, 5]
-    depths = [on_emoji.depth_of(x, 13) for x in ("head.bias", "last.0.weight", "blocks.2._bn0.bias", "blocks.0.x")]
-    assert depths == [0, 1, 2, 4]
+
+
+def test_each_tensor_of_the_whole_network_has_a_rate_that_falls_with_its_distance_from_the_head():
+    generator = torch.Generator().manual_seed(0)
+    size = sum(on_emoji.SIZES.values())
+    pictures: Any = SimpleNamespace(
+        x=255 * torch.rand(size, 3, 32, 32, generator=generator), labels=torch.arange(size) % 8,
+        styles=torch.zeros(size), groups=tuple(map(str, range(size))), style_names=("Twemoji",), classes=("",) * 8,
+    )  # fmt: skip
+    problem = on_emoji.layers(pictures, 0)
+    assert problem.size == len(problem.params) == 149
+    numbers = {"lr": torch.tensor(0.5), "decay": torch.tensor(0.5)}
+    rates = problem.few.expand(numbers)["lr"]
+    assert rates["network._fc.bias"] == 0.5
+    assert rates["network._bn1.weight"] == 0.25
+    assert rates["network._blocks.15._bn2.bias"] == 0.125
+    assert rates["network._blocks.0._depthwise_conv.weight"] == 0.5**18
+    assert rates["network._conv_stem.weight"] == 0.5**19
+    free = ["network._conv_stem.weight", "network._fc.weight"]  # the head is 0 at first: two steps
+    still = {name: torch.tensor(0.1 if name in free else 0.0) for name in rates}
+    after = dataclasses.replace(problem, batches=problem.batches[:2]).train({"lr": still}).params
+    assert [name for name in after if not torch.equal(after[name], problem.params[name])] == free
+
+
+def test_small_pictures_are_means_of_four_pixels(monkeypatch):
+    drawn = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    drawn[1, 2, :2, 2:4] = torch.tensor([[10, 20], [30, 41]])
+    made = Pictures(drawn, torch.tensor([0, 1]), torch.tensor([0, 0]), ("a", "b"), ("a", "b"), ("x", "y"), ("z",))
+    monkeypatch.setattr(on_emoji, "emoji_pictures", lambda cache, progress: made)
+    small = on_emoji.small_pictures(Path(), Progress(Console(file=StringIO())))
+    assert tuple(small.x.shape) == (2, 3, 32, 32)
+    assert small.x[1, 2, 0, 1] == 25.25
+    assert small.x.sum() == 25.25
+    assert small.labels.tolist() == [0, 1]
 
 
 # Contenders
@@ -259,7 +294,7 @@ def content_of(curves, seeds=(0, 1)):
     }
     config = {
         "problems": ["digits-lr"], "contenders": list(curves), "seeds": list(seeds), "seconds": 1.0,
-        "emoji_seconds": 1.0,
+        "emoji_seconds": 1.0, "network_seconds": 1.0,
     }  # fmt: skip
     return {"config": config, "results": found}
 

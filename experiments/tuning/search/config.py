@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from experiments.common.errors import InputError
-from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.contenders import BUDGETS, CONTENDERS, PROBLEMS
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,9 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # a seed is a split, initial weights, an order of batches, and draws
     problems: tuple[str, ...] = tuple(PROBLEMS)  # what is tuned
     contenders: tuple[str, ...] = tuple(CONTENDERS)  # by what; each only where it makes sense, `default` always
-    seconds: float = 5.0  # of each contender, on digits and tweets
-    emoji_seconds: float = 10.0  # the same on emoji, where a step takes longer
+    seconds: float = 4.0  # of each contender, on digits and tweets
+    emoji_seconds: float = 7.0  # the same on emoji, where a step takes longer
+    network_seconds: float = 30.0  # the same where all of the emoji network is trained
 
     def check(self) -> None:
         for name, given, known in (
@@ -27,12 +28,12 @@ class Config:
                 raise InputError(f"--{name} {' '.join(given)}: give different names, at least one")
         if "default" not in self.contenders:
             raise InputError("--contenders: default has to be among them, since gains are over it")
-        for option, value in (("--seconds", self.seconds), ("--emoji-seconds", self.emoji_seconds)):
-            if not 0 < value < float("inf"):
-                raise InputError(f"{option} {value}: must be above 0")
+        for field in sorted(set(BUDGETS.values())):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise InputError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
 
     def budget(self, problem: str) -> float:
-        return self.emoji_seconds if PROBLEMS[problem].data == "emoji" else self.seconds
+        return getattr(self, BUDGETS[PROBLEMS[problem].data])
 
     def on(self, problem: str) -> list[str]:
         """The contenders of a problem."""

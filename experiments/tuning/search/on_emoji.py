@@ -1,52 +1,67 @@
-"""Problems on the last blocks of EfficientNet-Lite0, which is fine-tuned on Twemoji; the blocks before are frozen."""
+"""Problems on EfficientNet-Lite0, which is fine-tuned on Twemoji: its last block behind frozen ones, or all of it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import hyperopt_ftp as hft
+from experiments.classification.emoji import emoji_pictures
+from experiments.classification.model import Classifier
 from experiments.common.examples import Examples, split
-from experiments.common.frozen import Features, Tail
+from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.common.progress import Progress
 from experiments.tuning.search.networks import order
 from experiments.tuning.search.problem import Box, Knob, Params, Problem, Values, as_it_is
 from experiments.tuning.search.spaces import ADAM, one
 
 SIZES = {"train": 700, "validation": 300, "test": 350}
-LAST, LATE = 15, 13  # of the blocks 0 to 15: what is trained begins there
+LAST = 15  # of the blocks 0 to 15: what is trained begins there, where it is not all of the network
+SMALL = 32  # pixels of the pictures, where it is
 STYLE = "Twemoji"
 LR = {"lr": one(0.01, 1e-5, 1.0)}  # of SGD with momentum 0.9; usual when fine-tuning
 
 
 def learning_rate(features: Features, seed: int) -> Problem:
-    return _problem("emoji, learning rate", features, LAST, seed, 30, hft.sgd(momentum=0.9), LR, as_it_is(LR))
+    sgd = hft.sgd(momentum=0.9)
+    return _problem("emoji, learning rate", features, _tail(features), seed, 30, 16, sgd, LR, as_it_is(LR))
 
 
 def adam(features: Features, seed: int) -> Problem:
-    return _problem("emoji, Adam's five", features, LAST, seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
+    return _problem("emoji, Adam's five", features, _tail(features), seed, 30, 16, hft.adamw(), ADAM, as_it_is(ADAM))
 
 
-def layers(features: Features, seed: int) -> Problem:
-    """A learning rate for each tensor of the last three blocks, the last convolution and the head."""
-    names = list(_network(features, LATE)[1])
-    depths = {name: depth_of(name, LATE) for name in names}
+def layers(pictures: Features, seed: int) -> Problem:
+    """A learning rate for each tensor of the whole network."""
+    network = Classifier(len(pictures.classes), SMALL, dropout=0.0).eval()
+    depths = {name: depth_of(name) for name, _ in network.named_parameters()}
 
     def expand(numbers: Mapping[str, Tensor]) -> Values:
         return {"lr": {name: numbers["lr"] * numbers["decay"] ** depth for name, depth in depths.items()}}
 
     few = Box(
-        {"lr": LR["lr"], "decay": one(0.9, 0.05, 0.99, "logit")}, expand,
+        {"lr": LR["lr"], "decay": one(0.9, 0.3, 0.99, "logit")}, expand,
         "the learning rate of the head and its decay from block to block before it",
     )  # fmt: skip
-    space = {"lr": Knob({name: LR["lr"].default.clone() for name in names}, 1e-5, 1.0)}
-    return _problem("emoji, learning rate of each tensor", features, LATE, seed, 12, hft.sgd(momentum=0.9), space, few)
+    space = {"lr": Knob({name: LR["lr"].default.clone() for name in depths}, 1e-5, 1.0)}
+    sgd = hft.sgd(momentum=0.9)
+    return _problem("emoji, learning rate of each tensor", pictures, network, seed, 10, 16, sgd, space, few)
 
 
-def depth_of(name: str, first: int) -> int:
+def depth_of(name: str) -> int:
     """Blocks between a tensor and the head: 0 for the head itself, 1 for the last convolution."""
-    part, number, *_ = name.split(".")
-    return {"head": 0, "last": 1}[part] if part != "blocks" else 17 - first - int(number)
+    _, part, number, *_ = name.split(".")
+    ends = {"_fc": 0, "_conv_head": 1, "_bn1": 1, "_conv_stem": BLOCKS + 2, "_bn0": BLOCKS + 2}
+    return ends[part] if part != "_blocks" else BLOCKS + 1 - int(number)
+
+
+def small_pictures(cache: Path, progress: Progress) -> Features:
+    """The emoji as they are, but small: means of 2 x 2 pixels, from 0 to 255."""
+    drawn = emoji_pictures(cache, progress)
+    x = nn.functional.avg_pool2d(drawn.images.float(), drawn.images.shape[-1] // SMALL)
+    return Features(x, drawn.labels, drawn.domains, drawn.items, drawn.groups, drawn.classes, drawn.domain_names)
 
 
 def one_of_each(features: Features) -> Examples:
@@ -60,25 +75,24 @@ def one_of_each(features: Features) -> Examples:
     return Examples(features.x[index], features.labels[index])
 
 
-def _network(features: Features, block: int) -> tuple[Tail, Params]:
-    tail = Tail(block, len(features.classes))
-    return tail, {name: x.detach() for name, x in tail.named_parameters()}
+def _tail(features: Features) -> Tail:
+    return Tail(LAST, len(features.classes))
 
 
 def _problem(
-    name: str, features: Features, block: int, seed: int, steps: int, optimizer: hft.Optimizer,
+    name: str, features: Features, network: nn.Module, seed: int, steps: int, size: int, optimizer: hft.Optimizer,
     space: dict[str, Knob], few: Box,
 ) -> Problem:  # fmt: skip
-    tail, params = _network(features, block)
+    params = {name: x.detach() for name, x in network.named_parameters()}
     parts, generator = split(one_of_each(features), SIZES, seed), torch.Generator().manual_seed(seed)
 
     def predict(p: Params, x: Tensor) -> Tensor:
-        return functional_call(tail, p, (x,))
+        return functional_call(network, p, (x,))
 
     def loss(p: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
         return torch.nn.functional.cross_entropy(predict(p, batch[0]), batch[1])
 
-    batches = [tuple(parts["train"].take(index)) for index in order(SIZES["train"], steps, 16, generator)]
+    batches = [tuple(parts["train"].take(index)) for index in order(SIZES["train"], steps, size, generator)]
     return Problem(
         name, optimizer, loss, predict, params, batches, parts["validation"], parts["test"], space, few, seed=seed
     )

@@ -10,7 +10,7 @@ from experiments.tuning.search.contenders import Contender
 from experiments.tuning.search.problem import Problem
 from hyperopt_ftp import tree
 
-SHOWN = 64  # numbers, at most, that are kept of what was found
+SHOWN = 149  # numbers, at most, that are kept of what was found
 
 
 def race(problem: Problem, contender: Contender, budget: float) -> dict:

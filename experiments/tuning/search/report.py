@@ -80,8 +80,9 @@ def setting(content: dict) -> str:
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     return (
         f"Each contender has {config['seconds']:g} s of wall time on one thread ({config['emoji_seconds']:g} s on "
-        "emoji) to find hyperparameters by the validation loss after a whole training; what it has found so far is "
-        "tested while its clock stands still. All but the online ones tune the very run that is tested: initial "
+        f"emoji, {config['network_seconds']:g} s where all of that network is trained) to find "
+        "hyperparameters by the validation loss after a whole training; what it has found so far is tested while its "
+        "clock stands still. All but the online ones tune the very run that is tested: initial "
         "weights and order of batches are fixed by the seed. All begin with the same default, and draw from the same "
         "ranges. Bilevel methods move the logarithm (the logit of what lies in (0, 1)) by Adam with the rates "
         f"{rates}: the next one, from the best so far, after {PATIENCE} outer steps without a better one, and after "

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from experiments.common.estimate import Estimate, estimate
-from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.contenders import BUDGETS, CONTENDERS, PROBLEMS
 
 SECONDS, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
 POINTS = 40  # of the common grid of times
@@ -15,7 +15,7 @@ def contenders_of(content: dict, problem: str) -> list[str]:
 
 
 def budget_of(content: dict, problem: str) -> float:
-    return content["config"]["emoji_seconds" if PROBLEMS[problem].data == "emoji" else "seconds"]
+    return content["config"][BUDGETS[PROBLEMS[problem].data]]
 
 
 def results_of(content: dict, problem: str, contender: str) -> list[dict]:

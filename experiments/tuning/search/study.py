@@ -14,6 +14,7 @@ from experiments.common.study import Study
 from experiments.common.tweets import tweets
 from experiments.tuning.search.config import Config
 from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.on_emoji import small_pictures
 from experiments.tuning.search.race import race
 from experiments.tuning.search.report import table, write_report
 
@@ -33,7 +34,11 @@ class Data:
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:
-    once = {"digits": functools.cache(digits), "tweets": functools.cache(tweets)}
+    once = {
+        "digits": functools.cache(digits),
+        "tweets": functools.cache(tweets),
+        "pictures": functools.cache(lambda: small_pictures(cache, progress)),
+    }
 
     @functools.cache
     def features(block: int) -> Any:
