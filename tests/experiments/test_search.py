@@ -153,6 +153,18 @@ def test_words_are_those_of_the_training_part_and_penalties_have_one_strength_ea
     assert on_tweets.penalised(params, batch, {"l2": l2}).item() == pytest.approx((0.5 + 0.25 * 4) / 2)
 
 
+def test_the_problem_with_more_tweets_keeps_the_size_of_the_other_parts(monkeypatch):
+    monkeypatch.setattr(on_tweets, "SIZES", {"train": 60, "validation": 30, "test": 40})
+    monkeypatch.setattr(on_tweets, "MORE", 130)
+    made = Tweets(tuple(f"word{i % 7} only{i}" for i in range(200)), torch.arange(200) % 3, ("x",) * 200)
+    monkeypatch.setattr(on_tweets, "MANY_WORDS", 100)
+    usual, more = on_tweets.penalties(made, 0), on_tweets.penalties_with_more_data(made, 0)
+    assert [tuple(usual.batches[0][0].shape), tuple(more.batches[0][0].shape)] == [(50, 100), (100, 100)]
+    assert [usual.steps, more.steps] == [200, 100]
+    assert [(len(x.validation.y), len(x.test.y)) for x in (usual, more)] == [(30, 40)] * 2
+    assert on_tweets.bags(made, 100, 0, 130)["train"].x.shape == (130, 100)
+
+
 def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
     features: Any = SimpleNamespace(
         x=torch.arange(6.0), labels=torch.arange(6), styles=torch.tensor([1, 0, 0, 0, 1, 0]),
