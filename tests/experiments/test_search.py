@@ -20,9 +20,9 @@ from experiments.common.digits import digits
 from experiments.common.examples import Examples
 from experiments.common.progress import Progress
 from experiments.common.tweets import Tweets
-from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, results
+from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report, results
 from experiments.tuning.search.clock import Clock
-from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
+from experiments.tuning.search.contenders import CONTENDERS, GROUPS, PROBLEMS
 from experiments.tuning.search.descents import path
 from experiments.tuning.search.networks import cross_entropy, logits, order
 from experiments.tuning.search.problem import Box, Problem, as_it_is
@@ -311,22 +311,37 @@ def content_of(curves, seeds=(0, 1)):
     return {"config": config, "results": found}
 
 
-def test_gains_and_who_is_level_with_the_best_by_hand():
-    def end(loss):
-        return [[0.5, 1.0, loss, 90.0]]
+def test_gains_and_who_is_chosen_by_hand():
+    """By validation loss: TPE has a lower test loss than the random search that is chosen."""
+
+    def end(loss, validation=1.0):
+        return [[0.5, validation, loss, 90.0]]
 
     content = content_of(
-        {"default": [end(2.0), end(4.0)], "random": [end(1.0), end(1.0)], "tpe": [end(1.0), end(1.2)],
-         "unroll": [end(1.9), end(2.0)], "hyper": [[], end(1.0)]},
+        {"default": [end(2.0), end(4.0)], "random": [end(1.0, 0.8), end(1.0)], "tpe": [end(0.5), end(0.6)],
+         "unroll": [end(1.9), end(2.0)], "truncated": [end(0.1, 2.0), end(0.1)], "hyper": [[], end(0.1, 0.1)]},
     )  # fmt: skip
     content["summary"] = results.summarise(content)
     found = content["summary"]["problems"]["digits-lr"]
-    assert found["best"] == "random"
-    assert found["level"] == ["tpe"]
+    assert found["chosen"] == {"search": "random", "hypergradients": "unroll"}
+    assert found["apart"] == pytest.approx((0.95, 0.05))
+    assert "better one on 1 of 1 problems, the chosen method by hypergradients on 0; they" in report.tally(content)
+    assert report.table(content)[1] == [
+        ["digits, learning rate (1)", "3.000 ± 1.000", "random search", "1.000 ± 0.000", "bilevel, Unroll",
+         "1.950 ± 0.050", "0.950 ± 0.050"]
+    ]  # fmt: skip
     assert found["rows"]["hyper"] is None
     assert found["rows"]["random"]["gain"] == pytest.approx((62.5, 12.5))  # 50 % and 75 %
     assert results.by_size(content)["random search"] == [(1, pytest.approx((62.5, 12.5)))]
     assert "hyper, online" not in results.by_size(content)
+    assert results.chosen_by_size(content) == {
+        "search, chosen": [(1, pytest.approx((62.5, 12.5)))],
+        "hypergradients, chosen": [(1, pytest.approx((27.5, 22.5)))],
+    }
+    only = content_of({"default": [end(2.0), end(4.0)], "tpe": [end(1.0), end(1.0)]})
+    only["summary"] = results.summarise(only)
+    assert only["summary"]["problems"]["digits-lr"]["apart"] is None
+    assert report.table(only)[1][0][4:] == ["", "", ""]
 
 
 def test_a_curve_holds_from_one_incumbent_to_the_next():
@@ -377,15 +392,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tm
     assert resumed["results"] == whole["results"]
     assert resumed["summary"] == whole["summary"]
     assert len(whole["results"]) == 6
-    report = (tmp_path / "whole" / "report.md").read_text()
-    assert "digits, learning rate (1)" in report
-    assert "bilevel, Unroll" in report
+    written = (tmp_path / "whole" / "report.md").read_text()
+    assert "digits, learning rate (1)" in written
+    assert "bilevel, Unroll" in written
     for figure in ("gain.png", "time.png"):
-        assert figure in report
+        assert figure in written
         assert (tmp_path / "whole" / figure).stat().st_size > 1000
 
 
 def test_every_problem_names_contenders_that_there_are():
+    assert sorted(["default", *sum(GROUPS.values(), ())]) == sorted(CONTENDERS)
     for name, entry in PROBLEMS.items():
         assert set(entry.contenders) <= CONTENDERS.keys(), name
         assert entry.contenders[0] == "default", name

@@ -59,6 +59,10 @@ BUDGETS = {  # the option that says how many seconds a contender has, by data
 }  # fmt: skip
 
 SEARCHES = ("default", "random", "tpe", "hyperband")
+GROUPS = {  # in each, one is chosen by its validation loss
+    "search": ("random", "random-all", "tpe", "hyperband"),
+    "hypergradients": ("unroll", "truncated", "forward", "implicit", "search-unroll", "hyper", "tower"),
+}
 FEW = (*SEARCHES, "unroll", "truncated", "forward", "hyper", "tower")
 FEW_OF_LARGE = tuple(name for name in FEW if name != "forward")
 MANY = (*SEARCHES, "random-all", "unroll", "truncated", "search-unroll")

@@ -5,28 +5,25 @@ from experiments.common.estimate import Estimate
 from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
-from experiments.tuning.search.contenders import CONTENDERS, LEFT_OUT, PROBLEMS, SEARCHES
+from experiments.tuning.search.contenders import CONTENDERS, LEFT_OUT, PROBLEMS
 from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED
 from experiments.tuning.search.plots import gain_by_size
-from experiments.tuning.search.results import by_size, over_time, results_of, summarise
+from experiments.tuning.search.results import by_size, chosen_by_size, over_time, results_of, summarise
 
 
 def table(content: dict) -> tuple[list[str], list[list[str]]]:
-    """A row for each problem: the default, and the best of each kind by mean test loss."""
-    kinds = {
-        "search": {*SEARCHES, "random-all"} - {"default"},
-        "hypergradients": CONTENDERS.keys() - {*SEARCHES, "random-all"},
-    }
+    """A row for each problem: the default, and the one chosen of each group."""
     rows = []
     for problem, found in content["summary"]["problems"].items():
-        finite = {name: row for name, row in found["rows"].items() if row}
-        row = [f"{PROBLEMS[problem].title} ({found['numbers']:,})", shown(finite["default"]["loss"], 3)]
-        for kind in kinds.values():
-            own = [name for name in finite if name in kind]
-            name = min(own, key=lambda name: finite[name]["loss"][0], default=None)
-            row += ["", ""] if name is None else [CONTENDERS[name].title, shown(finite[name]["loss"], 3)]
-        rows.append(row)
-    return ["problem", "default", "best search", "test loss", "best by hypergradients", "test loss"], rows
+        default = found["rows"]["default"]
+        row = [
+            f"{PROBLEMS[problem].title} ({found['numbers']:,})",
+            shown(default["loss"], 3) if default else "diverged",
+        ]
+        for name in found["chosen"].values():
+            row += ["", ""] if name is None else [CONTENDERS[name].title, shown(found["rows"][name]["loss"], 3)]
+        rows.append([*row, "" if found["apart"] is None else shown(found["apart"], 3)])
+    return ["problem", "default", "search", "test loss", "hypergradients", "test loss", "difference"], rows
 
 
 def all_of(content: dict) -> tuple[list[str], list[list[str]]]:
@@ -50,28 +47,16 @@ def shown(value: Estimate, digits: int) -> str:
     return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def verdicts(content: dict) -> list[str]:
-    """For each problem the best contender, and those that the seeds do not tell from it."""
-    lines = []
-    for problem, found in content["summary"]["problems"].items():
-        numbers = "1 hyperparameter" if found["numbers"] == 1 else f"{found['numbers']:,} hyperparameters"
-        best, level = found["best"], found["level"]
-        of = ", ".join(CONTENDERS[name].title for name in level)
-        single = len(content["config"]["seeds"]) == 1
-        apart = "one seed, so no standard error" if single else f"within one standard error: {of or 'none'}"
-        lines.append(f"{PROBLEMS[problem].title} ({numbers}): {CONTENDERS[best].title}; {apart}.")
-    return lines
-
-
 def tally(content: dict) -> str:
-    """How often a method without derivatives is best, or level with the best."""
-    problems = content["summary"]["problems"]
-    searches = {*SEARCHES, "random-all"}
-    best = sum(found["best"] in searches for found in problems.values())
-    level = sum(bool(searches & {found["best"], *found["level"]}) for found in problems.values())
+    """How often each group's chosen one is the better by test loss."""
+    found = [problem["apart"] for problem in content["summary"]["problems"].values() if problem["apart"] is not None]
+    search, other = sum(mean > 0 for mean, _ in found), sum(mean < 0 for mean, _ in found)
+    close = sum(error is not None and abs(mean) <= error for mean, error in found)
+    single = len(content["config"]["seeds"]) == 1
     return (
-        f"A method without derivatives has the lowest mean test loss on {best} of {len(problems)} problems, and is "
-        f"the best or within one standard error of it on {level}."
+        "Of each group the contender of the lowest mean validation loss is chosen. By mean test loss the chosen search "
+        f"is the better one on {search} of {len(found)} problems, the chosen method by hypergradients on {other}; "
+        + ("one seed, so no standard error." if single else f"they are within one standard error on {close} of them.")
     )
 
 
@@ -110,8 +95,9 @@ def write_report(record: RunRecord) -> None:
         panels[f"{PROBLEMS[problem].title} ({numbers:,})"] = drawn
     label = "test loss of the best so far by validation"
     curves(folder / "time.png", panels, "seconds", label, log_x=True)
-    order = list(dict.fromkeys(title for drawn in panels.values() for title in drawn))
-    gain_by_size(folder / "gain.png", by_size(content), order)
+    shown_there = [title for drawn in panels.values() for title in drawn]
+    order = list(dict.fromkeys([*shown_there, *names.values()]))
+    gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content), order)
     few = {
         PROBLEMS[problem].title: found["few"]
         for problem in problems
@@ -131,16 +117,16 @@ def write_report(record: RunRecord) -> None:
         "",
         "![Gain over the default by the number of hyperparameters](gain.png)",
         "",
+        "Wide lines: the contender of each group that is chosen, problem by problem, by its mean validation loss. "
         "Where several problems have the same number of hyperparameters, the gain is the mean over them, of contenders "
         "that take part in all.",
         "",
         tally(content),
         "",
-        *(f"- {line}" for line in verdicts(content)),
-        "",
         *markdown(*table(content)),
         "",
-        "The best search and the best method by hypergradients are those of the lowest mean test loss. All of them:",
+        "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
+        "by seed. All contenders:",
         "",
         "![Test loss over seconds](time.png)",
         "",

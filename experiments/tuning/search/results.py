@@ -1,10 +1,11 @@
-"""From the curves of all pieces to means over seeds, gains over the default, and who is best."""
+"""From the curves of all pieces to means over seeds, gains over the default, and who is chosen of each group."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.common.estimate import Estimate, estimate
-from experiments.tuning.search.contenders import BUDGETS, CONTENDERS, PROBLEMS
+from experiments.tuning.search.contenders import BUDGETS, CONTENDERS, GROUPS, PROBLEMS
 
 SECONDS, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
 POINTS = 40  # of the common grid of times
@@ -51,25 +52,28 @@ def summarise(content: dict) -> dict:
                 "gain": estimate(gains(content, problem, name)),
                 "trials": estimate([float(result["trials"]) for result in results_of(content, problem, name)]),
             }
-        best = min((name for name in rows if rows[name]), key=lambda name: rows[name]["loss"][0])
+        chosen = {group: chosen_of(names, rows) for group, names in GROUPS.items()}
         problems[problem] = {
-            "numbers": results_of(content, problem, best)[0]["numbers"],
+            "numbers": results_of(content, problem, "default")[0]["numbers"],
             "rows": rows,
-            "best": best,
-            "level": level_with(content, problem, best, [name for name in rows if rows[name]]),
+            "chosen": chosen,
+            "apart": apart(content, problem, *chosen.values()),
         }
     return {"problems": problems}
 
 
-def level_with(content: dict, problem: str, best: str, names: list[str]) -> list[str]:
-    """Those whose test loss, seed by seed, is above the best one's by no more than one standard error."""
-    level = []
-    for name in names:
-        pairs = zip(ends(content, problem, name, LOSS), ends(content, problem, best, LOSS), strict=True)
-        difference, error = estimate([own - least for own, least in pairs])
-        if name != best and error is not None and difference <= error:
-            level.append(name)
-    return level
+def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
+    """The one that a user would choose: of the lowest mean validation loss. By test loss, the larger group would have
+    the better odds."""
+    return min((name for name in names if rows.get(name)), key=lambda name: rows[name]["validation"][0], default=None)
+
+
+def apart(content: dict, problem: str, first: str | None, second: str | None) -> Estimate | None:
+    """By how much the test loss of the second is above that of the first, seed by seed."""
+    if first is None or second is None:
+        return None
+    pairs = zip(*(ends(content, problem, name, LOSS) for name in (first, second)), strict=True)
+    return estimate([after - before for before, after in pairs])
 
 
 def grid(budget: float) -> list[float]:
@@ -97,19 +101,37 @@ def over_time(content: dict, problem: str, contender: str) -> list[tuple[float, 
     return found
 
 
-def by_size(content: dict) -> Mapping[str, list[tuple[int, Estimate]]]:
-    """For each contender its gain by the number of hyperparameters: seed by seed a mean over the problems of that
-    size, where it took part in all of them."""
-    numbers = {name: problem["numbers"] for name, problem in content["summary"]["problems"].items()}
-    found: dict[str, list[tuple[int, Estimate]]] = {}
-    for contender in content["config"]["contenders"]:
-        if contender == "default":
-            continue
-        for size in sorted(set(numbers.values())):
-            of_size = [name for name, number in numbers.items() if number == size]
-            if all(contender in contenders_of(content, name) for name in of_size):
-                each = [gains(content, name, contender) for name in of_size]
-                means = [sum(seed) / len(seed) for seed in zip(*each, strict=True)]
-                if all(map(math.isfinite, means)):
-                    found.setdefault(CONTENDERS[contender].title, []).append((size, estimate(means)))
+def by_size(content: dict) -> dict[str, list[tuple[int, Estimate]]]:
+    """For each contender its gain by the number of hyperparameters."""
+    problems = content["summary"]["problems"]
+    names = [name for name in content["config"]["contenders"] if name != "default"]
+    lines = {
+        CONTENDERS[name].title: mean_gains(
+            content, {problem: name if name in contenders_of(content, problem) else None for problem in problems}
+        )
+        for name in names
+    }
+    return {title: line for title, line in lines.items() if line}
+
+
+def chosen_by_size(content: dict) -> dict[str, list[tuple[int, Estimate]]]:
+    """The same for the one that is chosen of each group, problem by problem."""
+    problems = content["summary"]["problems"]
+    return {
+        f"{group}, chosen": mean_gains(content, {name: found["chosen"][group] for name, found in problems.items()})
+        for group in GROUPS
+    }
+
+
+def mean_gains(content: dict, contender_of: Mapping[str, str | None]) -> list[tuple[int, Estimate]]:
+    """By number of hyperparameters: seed by seed a mean over the problems of that number, where all have a contender
+    whose training came out finite."""
+    problems = content["summary"]["problems"]
+    found = []
+    for size in sorted({problem["numbers"] for problem in problems.values()}):
+        of_size = [(name, contender_of[name]) for name in problems if problems[name]["numbers"] == size]
+        each = [gains(content, name, contender) for name, contender in of_size if contender is not None]
+        means = [sum(seed) / len(seed) for seed in zip(*each, strict=True)]
+        if len(each) == len(of_size) and all(map(math.isfinite, means)):
+            found.append((size, estimate(means)))
     return found
