@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from experiments.common import checkpoint
@@ -114,7 +115,11 @@ def curves(
     names = list(dict.fromkeys(name for named in panels.values() for name in named))
     width = min(columns, len(panels))
     rows = -(-len(panels) // width)
-    figure = Figure(figsize=(1 + 3.4 * width, 0.8 + 2.9 * rows), layout="constrained")
+    entry = (40 + 5 * max(map(len, names))) / 72  # inches of the legend: a line, and the name beside it
+    inches = max(1 + 3.4 * width, entry)
+    beside = max(1, min(5, len(names), int(inches / entry)))
+    above = 0.3 + 0.19 * -(-len(names) // beside)
+    figure = Figure(figsize=(inches, max(0.8, above) + 2.9 * rows), layout="constrained")
     drawn, all_axes = {}, np.atleast_1d(figure.subplots(rows, width)).ravel()
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
@@ -131,6 +136,12 @@ def curves(
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         if log_x:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            if high < 20 * low:  # about a decade, in which ticks would be named by powers of ten and overlap
+                wide = high > 4 * low
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.minorticks_off()
         if log_y:
             axes.set_yscale("log")
         if ticks is not None:
@@ -140,11 +151,8 @@ def curves(
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
-    shown = [name for name in names if name in drawn]
-    handles = [drawn[name] for name in shown]
-    fit = int(72 * figure.get_figwidth() / (40 + 5 * max(map(len, shown))))  # points, with a line beside each name
-    columns = max(1, min(5, len(shown), fit))
-    figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    handles = [drawn[name] for name in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=beside, frameon=False, fontsize=9)
     save(figure, file)
 
 
