@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from io import StringIO
 from itertools import count, islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 import hyperopt_ftp as hft
 from experiments.classification.data import Pictures
 from experiments.common.digits import digits
+from experiments.common.errors import InputError
 from experiments.common.examples import Examples
 from experiments.common.progress import Progress
 from experiments.common.tweets import Tweets
@@ -27,7 +29,7 @@ from experiments.tuning.search.descents import path
 from experiments.tuning.search.networks import cross_entropy, logits, order
 from experiments.tuning.search.problem import Box, Problem, as_it_is
 from experiments.tuning.search.spaces import ADAM, one, schedule, warm_up_and_cosine
-from experiments.tuning.search.study import main
+from experiments.tuning.search.study import STUDY, main
 
 STEPS = 4
 
@@ -364,11 +366,21 @@ def test_a_curve_holds_from_one_incumbent_to_the_next():
         (("--contenders", "random", "random", "default"), "give different names"),
         (("--contenders", "random"), "default has to be among them"),
         (("--seconds", "0"), "--seconds 0.0: must be above 0"),
+        (("--network-seconds", "inf"), "--network-seconds inf: must be above 0"),
     ],
 )
-def test_wrong_options_are_said(option, says, tmp_path, capsys):
-    assert main([*option, "--out", str(tmp_path / "run")]) == 2
-    assert says in capsys.readouterr().err
+def test_wrong_options_are_said(option, says):
+    """No study is started: one that is not refused would last for half an hour."""
+    with pytest.raises(InputError, match=re.escape(says)):
+        STUDY.read(option).config.check()
+
+
+def test_each_kind_of_data_has_its_own_seconds():
+    config = STUDY.read(["--seconds", "1", "--emoji-seconds", "2", "--network-seconds", "3"]).config
+    names = ("digits-lr", "tweets-l2-more", "emoji-adam", "emoji-layers")
+    assert [config.budget(name) for name in names] == [1, 1, 2, 3]
+    content = {"config": dataclasses.asdict(config)}
+    assert [results.budget_of(content, name) for name in names] == [1, 1, 2, 3]
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tmp_path, monkeypatch):
