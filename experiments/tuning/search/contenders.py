@@ -91,13 +91,13 @@ PROBLEMS: Mapping[str, Entry] = {
         "emoji, Adam's five", f"{_EMOJI_NETWORK} all before its last block frozen, AdamW", "emoji", on_emoji.adam,
         FEW_OF_LARGE, on_emoji.LAST,
     ),
-    "emoji-layers": Entry(
-        "emoji, lr of each tensor", "EfficientNet-Lite0, all of it fine-tuned on 700 Twemoji of 32 pixels, SGD with "
-        "momentum 0.9 and a learning rate for each tensor", "pictures", on_emoji.layers, MANY_OF_LARGE,
-    ),
     "digits-schedule": Entry(
         "digits, schedule", f"{_DIGITS_NETWORK}, SGD with momentum 0.9 and a learning rate for each step; by default "
         "warm-up and cosine", "digits", on_digits.whole_schedule, MANY,
+    ),
+    "emoji-layers": Entry(
+        "emoji, lr of each tensor", "EfficientNet-Lite0, all of it fine-tuned on 700 Twemoji of 32 pixels, SGD with "
+        "momentum 0.9 and a learning rate for each tensor", "pictures", on_emoji.layers, MANY_OF_LARGE,
     ),
     "digits-weights": Entry(
         "digits, example weights", f"{_DIGITS_NETWORK} of which {100 * on_digits.FLIPPED:.0f} % have a wrong label, "
