@@ -29,7 +29,9 @@ from experiments.tuning.search.descents import path
 from experiments.tuning.search.networks import cross_entropy, logits, order
 from experiments.tuning.search.problem import Box, Problem, as_it_is
 from experiments.tuning.search.spaces import ADAM, one, schedule, warm_up_and_cosine
-from experiments.tuning.search.study import STUDY, main
+from experiments.tuning.search.study import STUDY
+from tests.experiments.running import ran
+from tests.experiments.running import results as results_in
 
 STEPS = 4
 
@@ -388,21 +390,18 @@ def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tm
     options = ["--problems", "digits-lr", "--contenders", "default", "random", "unroll", "--seconds", "2"]
 
     def run(folder, stop_before=None):
-        def on_piece(name):
-            if name == stop_before:
-                raise KeyboardInterrupt
+        found = ran(STUDY, *options, "--seeds", "0", "1", "--out", str(tmp_path / folder), stop_before=stop_before)
+        return found, json.loads((tmp_path / folder / "metrics.json").read_text())
 
-        status = main([*options, "--seeds", "0", "1", "--out", str(tmp_path / folder)], Console(file=text), on_piece)
-        return status, json.loads((tmp_path / folder / "metrics.json").read_text())
-
-    text = StringIO()
-    assert run("stopped", "digits-lr-default-seed1")[0] == 130
-    status, resumed = run("stopped")
-    assert status == 0
-    assert "digits" in text.getvalue()
+    assert run("stopped", "digits-lr-default-seed1")[0].status == 130
+    found, resumed = run("stopped")
+    assert found.status == 0
+    assert "digits" in found.text
     whole = run("whole")[1]
-    assert resumed["results"] == whole["results"]
+    timed = "share_of_processor"
+    assert results_in(tmp_path / "stopped", timed) == results_in(tmp_path / "whole", timed)
     assert resumed["summary"] == whole["summary"]
+    assert all(result[timed] > 0 for result in whole["results"].values())
     assert len(whole["results"]) == 6
     written = (tmp_path / "whole" / "report.md").read_text()
     assert "digits, learning rate (1)" in written

@@ -117,8 +117,9 @@ PROBLEMS: Mapping[str, Entry] = {
 
 LEFT_OUT = (
     "Forward carries a tangent for each number and is left out where they are many, and on emoji, where a tangent is "
-    "as dear as the training. One-step methods see the training loss alone, in which a schedule is used once and "
-    "weights and L2 strengths want to be 0. Implicit differentiation has no derivative in what does not move the "
+    "as dear as the training. One-step methods see the training loss alone, in which a schedule is used once, "
+    "weights gather on easy examples and L2 strengths want to be 0. Implicit differentiation has no derivative in what "
+    "does not move the "
     "minimum: learning rates, betas and eps. Random search of every number is left out where all of the emoji network "
     "is trained, for time. TPE and Hyperband search the few numbers where there are many."
 )

@@ -11,7 +11,7 @@ from experiments.tuning.search.searches import random
 from hyperopt_ftp.hyper import Record, Strategy
 from hyperopt_ftp.types import Constraint
 
-RATES = (0.3, 0.1, 0.03)  # of the Adam outside, one after the other: factors of at most 1.35, 1.1, 1.03 a step
+RATES = (0.3, 0.1, 0.03)  # of the Adam outside, one after the other: factors of about 1.35, 1.1, 1.03 a step
 PATIENCE = 5  # outer steps without a better trial, after which the next rate takes over, from the best trial
 ENOUGH = 0.999  # a trial is better where its loss is below this part of the best one's
 ONLINE_RATE = 0.03  # of the Adam that moves hyperparameters at every step of a training

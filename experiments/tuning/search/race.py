@@ -1,6 +1,8 @@
 """One contender on one problem for so many seconds: the piece that is repeated over problems, contenders and seeds."""
 
+import gc
 import math
+import time
 
 import torch
 
@@ -16,6 +18,8 @@ SHOWN = 149  # numbers, at most, that are kept of what was found
 def race(problem: Problem, contender: Contender, budget: float) -> dict:
     """Every trial that is better on the validation part than all before is tested, while the clock stands still."""
     warm_up(problem)
+    gc.collect()
+    begin, worked = time.perf_counter(), time.process_time()
     best, trials, curve, found = math.inf, 0, [], problem.default
     clock = Clock(budget)
     for trial in contender.run(problem, clock):
@@ -31,6 +35,8 @@ def race(problem: Problem, contender: Contender, budget: float) -> dict:
     return {
         "curve": curve, "trials": trials, "numbers": problem.size, "steps": problem.steps, "few": problem.few.about,
         "found": numbers(found),
+        # Below 1 another program had the processor for the rest.
+        "share_of_processor": round((time.process_time() - worked) / (time.perf_counter() - begin), 3),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
 from experiments.tuning.search.contenders import CONTENDERS, LEFT_OUT, PROBLEMS
-from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED
+from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED, TOP_RATE
 from experiments.tuning.search.plots import gain_by_size
 from experiments.tuning.search.results import by_size, chosen_by_size, over_time, results_of, summarise
 
@@ -64,7 +64,8 @@ def setting(content: dict) -> str:
     config = content["config"]
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     return (
-        f"Each contender has {config['seconds']:g} s of wall time on one thread ({config['emoji_seconds']:g} s on "
+        f"Each contender has {config['seconds']:g} s of wall time on {_threads(content)} ({config['emoji_seconds']:g} "
+        "s on "
         f"emoji, {config['network_seconds']:g} s where all of that network is trained) to find "
         "hyperparameters by the validation loss after a whole training; what it has found so far is tested while its "
         "clock stands still. All but the online ones tune the very run that is tested: initial "
@@ -74,8 +75,23 @@ def setting(content: dict) -> str:
         "the last from a random place. `search, then Unroll` is a random search over the few numbers for "
         f"{100 * SEARCHED:.0f} % of the time, then bilevel from the best. The online ones move hyperparameters at "
         f"every step of a single training along the one-step hypergradient, by Adam with the rate {ONLINE_RATE:g}, "
-        "and repeat it from random first values; what counts is the trained network."
+        f"and repeat it from random first values; that rate is moved by a further Adam ({TOP_RATE:g}) in the tower; "
+        "what "
+        "counts is the trained network. `last tenth` differentiates through the last tenth of the steps, so that of a "
+        "schedule only the last tenth moves; Implicit takes 20 terms of Neumann's series over 10 batches, converged or "
+        "not. TPE is Optuna's, whose first ten trials are random; Hyperband is Optuna's pruner on it, which validates "
+        "after 1/27, 1/9, 1/3 and all of the steps, at full cost. Searches stay within their ranges, descents may "
+        "leave them. Validation losses are those of the best of many trials."
     )
+
+
+def _threads(content: dict) -> str:
+    count = content["environment"]["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def _least_share(content: dict) -> float:
+    return min(result["share_of_processor"] for result in content["results"].values())
 
 
 def write_report(record: RunRecord) -> None:
@@ -119,9 +135,10 @@ def write_report(record: RunRecord) -> None:
         "",
         "Wide lines: the contender of each group that is chosen, problem by problem, by its mean validation loss. "
         "Where several problems have the same number of hyperparameters, the gain is the mean over them, of contenders "
-        "that take part in all.",
+        "that take part in all. Each number of hyperparameters is another problem with a default of its own: 1,000 are "
+        "weights where many labels are wrong. A line is no effect of the number alone.",
         "",
-        tally(content),
+        tally(content) + " The default belongs to neither; the groups differ in size, and so in attempts.",
         "",
         *markdown(*table(content)),
         "",
@@ -131,7 +148,9 @@ def write_report(record: RunRecord) -> None:
         "![Test loss over seconds](time.png)",
         "",
         f"Mean ± standard error over seeds {', '.join(map(str, content['config']['seeds']))}. Gain: by how much the "
-        "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time.",
+        "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time. "
+        f"Processor time was at least {100 * _least_share(content):.0f} % of wall time in every race; what is missing "
+        "had another program.",
         "",
         *markdown(*all_of(content)),
         "",

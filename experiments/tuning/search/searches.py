@@ -78,7 +78,9 @@ def _unless_pruned(problem: Problem, values: Values, asked: optuna.trial.Trial) 
 
 def _study(problem: Problem, pruner: optuna.pruners.BasePruner) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=problem.seed), pruner=pruner)
+    # Hyperband assigns its brackets by the name, which is random if none is given.
+    name, sampler = f"seed{problem.seed}", optuna.samplers.TPESampler(seed=problem.seed)
+    return optuna.create_study(study_name=name, sampler=sampler, pruner=pruner)
 
 
 def _suggested(box: Box, asked: optuna.trial.Trial) -> Mapping[str, torch.Tensor]:
