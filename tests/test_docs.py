@@ -118,3 +118,18 @@ def test_tables_of_studies_are_those_of_the_reports(page):
                 assert not missing, f"{study}, {row[0]}: {missing}"
                 checked += 1
     assert checked >= 6
+
+
+def test_numbers_beside_a_report_are_in_it():
+    """In docs/when.md a paragraph that links reports has its percentages, and numbers with a point, from them."""
+    checked = 0
+    for paragraph in re.split(r"\n\n|\n(?=- )", (ROOT / "docs" / "when.md").read_text()):
+        reports = re.findall(r"\]\(studies/([\w-]+)/report\.md\)", paragraph)
+        if reports:
+            text = "\n".join((STUDIES / study / "report.md").read_text() for study in reports)
+            known = set(re.findall(r"\d+(?:\.\d+)?", text))
+            plain = re.sub(r"\]\([^)]*\)", "]", paragraph)
+            numbers = re.findall(r"\d+\.\d+|\d+(?= %)", plain)
+            assert [number for number in numbers if number not in known] == [], paragraph
+            checked += len(numbers)
+    assert checked > 10

@@ -76,7 +76,7 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def gains(content: dict) -> tuple[list[str], list[list[str]]]:
-    header = ["distilled less", "network", *(TITLES[kind] for kind in BASELINES), "seconds of distillation"]
+    header = ["distilled minus", "network", *(TITLES[kind] for kind in BASELINES), "seconds of distillation"]
     rows = [
         [
             f"{row['data']}, {row['per_class']}",

