@@ -165,6 +165,6 @@ def guarded(work: Callable[[], None]) -> int:
         errors.print(f"error: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        errors.print("Stopped. Finished epochs are kept: run the same command again to go on.")
+        errors.print("Stopped. What is finished is kept: run the same command again to go on.")
         return 130
     return 0

@@ -3,6 +3,7 @@
 # The config's class is known at run time alone, and a comment beside it would show up in --help.
 # pyright: reportInvalidTypeForm=false
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,9 @@ class Study(Generic[C, D]):
             run = self.read(arguments)
             run.config.check()
             self._check_seeds(run.config.seeds)
-            if run.threads < 1:
-                raise InputError(f"--threads {run.threads}: must be at least 1")
+            cores = os.cpu_count() or 1
+            if not 1 <= run.threads <= cores:
+                raise InputError(f"--threads {run.threads}: must be from 1 to {cores}, the cores of this machine")
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
@@ -131,8 +133,8 @@ class Study(Generic[C, D]):
         class Run:
             config: tyro.conf.OmitArgPrefixes[kind]
             fast: bool = False  # a quick look: one seed, little of everything; other options change what it does
-            out: Path | None = None  # folder of the run; the same run in it is gone on with (default: runs/NAME)
-            threads: int = 1  # of torch
+            out: Path | None = None  # folder of the run; the same run in it is resumed; the default is runs/NAME
+            threads: int = 1  # threads of PyTorch
 
         def parse(default: C) -> Any:
             return tyro.cli(

@@ -4,15 +4,20 @@ are made on validation; a run that is stopped ends the same."""
 import dataclasses
 import random
 from collections import defaultdict
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 import hyperopt_ftp as hft
+from experiments.common.errors import InputError
 from experiments.common.frozen import Features
+from experiments.common.progress import Progress
+from experiments.meta.few_shot import data as data_module
 from experiments.meta.few_shot import methods
 from experiments.meta.few_shot.adaptation import accuracies, adapted, anchored, everything, head_alone, near
 from experiments.meta.few_shot.baselines import logistic, nearest_mean
@@ -292,6 +297,14 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
     assert "seed0-1shot-maml" in numbers("broken")
     assert run("--out", "broken").status == 0
     assert numbers("broken") == numbers("whole")
+
+
+def test_no_more_components_than_features(tmp_path, monkeypatch):
+    made = made_up()
+    monkeypatch.setattr(data_module, "frozen_features", lambda cache, progress, block: made.features)
+    most = made.features.x[0].numel()
+    with pytest.raises(InputError, match=f"--inputs {most + 1}: block 12 is given {most} numbers"):
+        data_module.load(dataclasses.replace(TINY, inputs=most + 1), tmp_path, Progress(Console(file=StringIO())))
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,8 @@ def test_the_first_step_at_which_a_curve_is_down():
         (("--steps", "50"), "--steps 50: must be a multiple of 40"),
         (("--segment", "0"), "--segment 0: must be at least 1"),
         (("--first-length", "5"), "--first-length 5: must be at least 10"),
-        (("--sigma", "0"), "--sigma 0.0: must be above 0"),
+        (("--checks", "241"), "--checks 241: must be at most --episodes 240"),
+        (("--sigma", "0"), "--sigma 0.0: must be a finite number above 0"),
     ],
 )
 def test_what_cannot_run_is_refused(arguments, said, capsys, tmp_path):

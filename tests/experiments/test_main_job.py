@@ -124,7 +124,7 @@ def test_ctrl_c_says_one_line(workplace, shared_folder):
         finally:
             process.kill()
     assert process.returncode == 130, errors
-    assert errors.strip() == "Stopped. Finished epochs are kept: run the same command again to go on."
+    assert errors.strip() == "Stopped. What is finished is kept: run the same command again to go on."
 
 
 def test_plain_imagenet_weights_leave_the_head_free(workplace, finished):

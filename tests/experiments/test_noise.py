@@ -288,8 +288,9 @@ def test_the_report_has_every_method_and_figure():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--batch", "1001"), "--batch 1001: digits have 1000 noisy examples"),
         (("--noise", "1"), "--noise 1: must be a number between 0 and 1"),
-        (("--steps", "5"), "--steps 5: must be a multiple of --looks times --inner-steps"),
+        (("--steps", "5"), "--steps 5: must be a multiple of --looks 2 times --inner-steps 1"),
         (("--digits-lrs", "0.1", "0"), "--digits-lrs 0.1 0.0: must be numbers above 0"),
         (("--smoothing", "1"), "--smoothing 1.0: must be numbers from 0 to below 1"),
         (("--methods", "both", "both"), "--methods both both: give at least one, and each once"),

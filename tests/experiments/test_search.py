@@ -367,8 +367,8 @@ def test_a_curve_holds_from_one_incumbent_to_the_next():
         (("--problems", "mnist"), "--problems mnist: there are digits-lr"),
         (("--contenders", "random", "random", "default"), "give different names"),
         (("--contenders", "random"), "default has to be among them"),
-        (("--seconds", "0"), "--seconds 0.0: must be above 0"),
-        (("--network-seconds", "inf"), "--network-seconds inf: must be above 0"),
+        (("--seconds", "0"), "--seconds 0.0: must be a finite number above 0"),
+        (("--network-seconds", "inf"), "--network-seconds inf: must be a finite number above 0"),
     ],
 )
 def test_wrong_options_are_said(option, says):

@@ -105,7 +105,8 @@ def test_options_stand_on_top_of_those_of_fast(capsys):
         (("--seeds", "1", "1"), "--seeds 1 1: give different integers"),
         (("--seeds",), "give different integers"),
         (("--seeds", "-3"), "give different integers"),
-        (("--threads", "0"), "--threads 0: must be at least 1"),
+        (("--threads", "5000000000"), "--threads 5000000000: must be from 1 to "),
+        (("--threads", "0"), "--threads 0: must be from 1 to "),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(arguments, said, capsys):

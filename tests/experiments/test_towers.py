@@ -176,7 +176,7 @@ def test_every_tower_is_timed(task):
         (["--bases", "sgd", "sgd"], "--bases sgd sgd: give at least one, each once"),
         (["--lowest", "2"], "--lowest 2 --highest 1: give powers of ten"),
         (["--per-decade", "0"], "--per-decade 0: must be at least 1"),
-        (["--hyper-lr", "-1"], "--hyper-lr -1.0: must be above 0"),
+        (["--hyper-lr", "-1"], "--hyper-lr -1.0: must be a finite number above 0"),
         (["--within", "1"], "--within 1.0: must be between 0 and 1"),
     ],
 )

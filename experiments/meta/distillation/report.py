@@ -34,8 +34,8 @@ def setting(content: dict) -> str:
         )
     own, other = networks(config)
     by_concept = (
-        "Emoji are split by concept, so that near-duplicates share a part; the numbers are those of split 0. "
-        * ("emoji" in config["data"])
+        "Emoji are split by concept, so that near-duplicates share a part; how many there are differs a little from "
+        "seed to seed. " * ("emoji" in config["data"])
     )
     seeds = ", ".join(map(str, config["seeds"]))
     return (
@@ -44,8 +44,9 @@ def setting(content: dict) -> str:
         f"0.9, without augmentation. Distilled pictures start from {config['start']} pictures, stay in [0, 1] and are "
         f"rounded to 8 bits before they are used; {config['rounds']} outer steps of Adam move them and the learning "
         f"rate by the hypergradient through {config['steps']} steps of {config['inits']} new networks (`{own}`), whose "
-        f"loss is that of {config['outer_batch']} training pictures; the round is the best on validation pictures of "
-        f"every {config['track']}th. With `{own}` they are tested at their learned rate after {config['steps']} steps. "
+        f"loss is that of {config['outer_batch']} training pictures; the round is the best on validation "
+        f"pictures of the first and of every {config['track']}th. With `{own}` they are tested at their learned rate "
+        f"after {config['steps']} steps. "
         f"All else, and distilled pictures with `{other}`, is trained with the learning rate "
         f"({', '.join(f'{lr:g}' for lr in config['lrs'])}) and the number of steps "
         f"({', '.join(map(str, config['few_steps']))}; all pictures, in batches of {config['whole_batch']}: "

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from experiments.classification.emoji import emoji_pictures
+from experiments.common.errors import InputError
 from experiments.common.frozen import Features, frozen_features
 from experiments.common.progress import Progress
 from experiments.meta.few_shot.classes import Classes, classes_of, split
@@ -47,6 +48,8 @@ class Data:
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:
     features = frozen_features(cache, progress, config.block)
+    if config.inputs > (most := features.x[0].numel()):
+        raise InputError(f"--inputs {config.inputs}: block {config.block} is given {most} numbers; give at most that")
     count = len(features.items) // len(features.style_names)
     classes = classes_of(features.items[:count], features.groups[:count])
     return Data(features, emoji_pictures(cache, progress).images, classes)

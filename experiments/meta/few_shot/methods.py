@@ -134,7 +134,7 @@ def meta_learned(name: str, world: World, config: Config, shots: int) -> dict[st
                 method.learned(start_of(config, WAYS, world.seed), number),
                 world, shots, queries=config.queries, steps=config.meta_steps, tasks=config.tasks, lr=config.outer_lr,
             )  # fmt: skip
-        except ArithmeticError:  # the linear system of the implicit derivative was not positive
+        except (ArithmeticError, ValueError):  # the implicit derivative's system was not positive, or a rate became NaN
             learned = None
         if learned is None or not all(bool(p.isfinite().all()) for p in tree.leaves(learned)):
             diverged.append(settings)

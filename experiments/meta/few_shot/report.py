@@ -53,8 +53,8 @@ def table(content: dict) -> Table:
     found = content["summary"]
     header = ["method"]
     for shots in found:
-        header += [f"{shots}-shot", "- linear"]
-    header += ["training s", "ms"]
+        header += [f"{shots}-shot", "minus linear"]
+    header += ["training (s)", "test (ms)"]
     rows = []
     for method, title in TITLES.items():
         row, seconds, milliseconds = [title], [], []
@@ -117,14 +117,15 @@ def setting(content: dict) -> str:
     return (
         f"A class is a subgroup of emoji in Unicode's CLDR: {data['classes']} of them with {data['emoji']} emoji, one "
         f"of each group of near-duplicates, are split into {parts['train']} for meta-training, {parts['validation']} "
-        f"for choices and {parts['test']} for the test, anew for each seed. An episode has {WAYS} classes; its support "
+        f"for validation and {parts['test']} for the test, anew for each seed. An episode has {WAYS} classes; its "
+        "support "
         f"is in one of {len(data['styles'])} styles and its {config['queries']} emoji of each class to predict are in "
         f"another. What EfficientNet-Lite0 passes to block {config['block']} is centred for each style and reduced to "
         f"{config['inputs']} principal components, all by meta-training pictures alone; the network on top has "
         f"{config['width']} hidden units. Accuracy in %, {_over(config['seeds'])}, "
         f"{config['episodes']} test episodes for each; chance is "
         f"{100 / WAYS:g} %. Every method has twelve settings, chosen for each seed on {config['validation']} episodes "
-        "of the classes for choices; the long adaptations have twelve more, on top of those of MAML. What is "
+        "of the validation classes; the long adaptations have twelve more, on top of those of MAML. What is "
         f"meta-learned sees the same episodes: {config['meta_steps']} meta-steps of {config['tasks']} episodes with "
         f"{config['inner_steps']} inner steps each (implicit MAML: {2 * config['inner_steps']}), by Adam with rate "
         f"{config['outer_lr']:g}. Ordinary pre-training learns all classes of meta-training at once, in "
@@ -154,7 +155,8 @@ def write_report(record: RunRecord) -> None:
     montage(folder / "episode.png", pictures(kept), kept["rows"])
     lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
     lines += [
-        "`- linear` is the difference to the linear head on the same episodes. Seconds, of the processor, are those of "
+        "`minus linear` is the difference to the linear head on the same episodes. Seconds, of the processor, are "
+        "those of "
         "one meta-training "
         "or pre-training, milliseconds (ms) those of one test episode, adapted and predicted in batches, both with the "
         f"settings that were chosen. A linear head makes {FIT_STEPS} steps. `long` is {x[-1]} steps from MAML's "

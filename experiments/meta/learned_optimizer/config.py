@@ -1,5 +1,6 @@
 """Options of the study of a learned optimizer."""
 
+import math
 from dataclasses import dataclass
 
 from experiments.common.errors import InputError
@@ -48,7 +49,9 @@ class Config:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} {getattr(self, name)}: must be at least {number}")
         for name in ("meta_lr", "sigma"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number above 0")
+        if self.checks > self.episodes:
+            raise InputError(f"--checks {self.checks}: must be at most --episodes {self.episodes}")
         if self.steps % POINTS:
             raise InputError(f"--steps {self.steps}: must be a multiple of {POINTS}, since losses are taken so often")

@@ -73,7 +73,8 @@ def setting(content: dict) -> str:
         f"{BATCH} examples a step. An episode has up to {config['first_length']} steps at first and up to "
         f"{config['longest']} from half of meta-training on. The meta-loss is the logarithm of the training loss after "
         f"each segment of {config['segment']} steps; a meta-gradient goes through one segment. Of the "
-        f"{config['checks'] + 1} checks on other such tasks, the best one's rule is kept. By ZeroOrder, with one seed: "
+        f"{config['checks'] + 1} checks on other such tasks, the rule that scored best is kept. By ZeroOrder, with one "
+        "seed: "
         f"{config['evolution_episodes']} episodes.\n\n"
         f"Test problems have other data: {digits} digits that no meta-training task had ({digits_test} for testing)"
         f"{words}. Loss: on all training examples, the mean of the last tenth of the curve; {config['steps']} steps, "
@@ -133,7 +134,7 @@ def write_report(record: RunRecord) -> None:
     curves(
         folder / "meta-loss.png",
         {f"by {unit}": _meta(summary, column) for column, unit in enumerate(("episodes", "seconds"))},
-        "meta-training", "mean log loss on the way",
+        "meta-training", "mean of ln(training loss)",
     )  # fmt: skip
     skipped = sum(cost["skipped"] for cost in summary["costs"].values())
     pairs = f"{config['samples']} antithetic pairs, sigma {config['sigma']:g}"
@@ -145,9 +146,10 @@ def write_report(record: RunRecord) -> None:
         setting(content),
         "",
         f"Values are {error}{', '.join(map(str, seeds))}; a seed is one meta-training, and one choice of weights and "
-        f"order on the test problem.{one} / tuned Adam's: the ratio of the losses, geometric mean over seeds, "
-        "and where one standard error reaches. Steps to it: those after which the curve, taken at "
-        f"{POINTS} points, is first down at what tuned Adam has at the end with the same seed; in brackets how many "
+        f"order on the test problem.{one} / tuned Adam's: the ratio of the losses, geometric mean over seeds "
+        "(and one standard error to either side), which one bad seed moves less than it does a mean loss. Steps to it: "
+        "those after which the curve, taken at "
+        f"{POINTS} points, is first at or below the final loss of tuned Adam with the same seed; in brackets how many "
         f"runs get there. A loss above {WORST:g} counts as {WORST:g}: diverged. A star: the best lr is at an edge of "
         "its grid. Accuracy (%) is that on the test part at the end; ms are milliseconds of a step of one training.",
         "",

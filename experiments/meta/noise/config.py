@@ -1,6 +1,7 @@
 """Everything that decides the result of one run."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,6 +10,12 @@ from experiments.common.errors import InputError
 DataSet = Literal["digits", "tweets"]
 Kind = Literal["uniform", "pair"]
 MethodName = Literal["noisy", "clean", "both", "smoothing", "small", "each_outer", "each", "net_outer", "net", "oracle"]
+
+# Examples of each part.
+SIZES: Mapping[DataSet, Mapping[str, int]] = {
+    "digits": {"noisy": 1000, "clean": 100, "validation": 200, "test": 497},
+    "tweets": {"noisy": 4000, "clean": 200, "validation": 400, "test": 2000},
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,12 @@ class Config:
         for name in ("steps", "looks", "batch", "clean_batch", "hidden", "features", "inner_steps"):
             if getattr(self, name) < 1:
                 self._refuse(name, "must be an integer of at least 1")
+        for name in self.datasets:
+            if self.batch > (count := SIZES[name]["noisy"]):
+                self._refuse("batch", f"{name} have {count} noisy examples; give at most that")
         for name in ("noise", "clean_share", "ramp"):
             if not 0 < getattr(self, name) < 1:
-                self._refuse(name, "must be a number between 0 and 1")
+                self._refuse(name, "must be a number between 0 and 1, both excluded")
         if not 0 <= self.momentum < 1:
             self._refuse("momentum", "must be a number from 0 to below 1")
         if round((1 - self.noise) * self.batch) < 1:
@@ -68,7 +78,7 @@ class Config:
                 "batch", f"with --noise {self.noise:g} small-loss selection would keep none of so few examples"
             )
         if self.steps % (self.looks * self.inner_steps):
-            self._refuse("steps", "must be a multiple of --looks times --inner-steps")
+            self._refuse("steps", f"must be a multiple of --looks {self.looks} times --inner-steps {self.inner_steps}")
 
     def _refuse(self, name: str, allowed: str) -> None:
         value = getattr(self, name)

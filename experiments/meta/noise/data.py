@@ -11,12 +11,7 @@ from experiments.common.digits import digits
 from experiments.common.draws import generator
 from experiments.common.examples import Examples, split
 from experiments.common.tweets import Tweets, bag_of_words, tweets
-from experiments.meta.noise.config import Config, DataSet, Kind
-
-SIZES: Mapping[DataSet, Mapping[str, int]] = {
-    "digits": {"noisy": 1000, "clean": 100, "validation": 200, "test": 497},
-    "tweets": {"noisy": 4000, "clean": 200, "validation": 400, "test": 2000},
-}
+from experiments.meta.noise.config import SIZES, Config, DataSet, Kind
 
 
 class Problem(NamedTuple):

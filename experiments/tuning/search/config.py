@@ -30,7 +30,7 @@ class Config:
             raise InputError("--contenders: default has to be among them, since gains are over it")
         for field in sorted(set(BUDGETS.values())):
             if not 0 < getattr(self, field) < float("inf"):
-                raise InputError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
+                raise InputError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be a finite number above 0")
 
     def budget(self, problem: str) -> float:
         return getattr(self, BUDGETS[PROBLEMS[problem].data])

@@ -53,9 +53,9 @@ class Config:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
         for name in ("hyper_lr", "hyper_ratio"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number above 0")
         if not all(0 < share < 1 for share in self.within):
-            raise InputError(f"--within {' '.join(map(str, self.within))}: must be between 0 and 1")
+            raise InputError(f"--within {' '.join(map(str, self.within))}: must be between 0 and 1, both excluded")
 
     @property
     def lrs(self) -> list[float]:
