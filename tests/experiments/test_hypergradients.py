@@ -15,7 +15,7 @@ from experiments.hypergradients.cli import main
 from experiments.hypergradients.gradients import closed_form, compare, full, walk
 from experiments.hypergradients.report import compared
 
-TINY = ["--limit", "96", "--batch-size", "8", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0"]
+TINY = ["--limit", "48", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0"]
 TINY += ["--points", "2", "4", "--depths", "1", "2", "--device", "cpu"]
 
 
