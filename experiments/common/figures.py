@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from experiments.common import checkpoint
-from experiments.common.estimate import Estimate
+from experiments.common.estimate import Estimate, estimate
 from hyperopt_ftp import plot
 
 # Told apart by colour-blind eyes too (Okabe and Ito), and two more for the longest tables.
@@ -97,6 +97,13 @@ class Curve(NamedTuple):
     x: Sequence[float]
     mean: Sequence[float]
     error: Sequence[float] | None = None
+
+
+def mean_curve(x: Sequence[float], values: Sequence[Sequence[float]]) -> Curve:
+    """The mean and standard error, place by place, of the values that each seed has."""
+    found = [estimate(list(at)) for at in zip(*values, strict=True)]
+    errors = [error for _, error in found if error is not None]
+    return Curve(x, [mean for mean, _ in found], errors or None)
 
 
 def curves(

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.common import figures
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import Curve, curves, mean_curve
 
 
 @pytest.fixture
@@ -52,3 +52,8 @@ def test_a_legend_is_whole_and_leaves_room(names, drawn):
     axes = figure.axes[0].get_window_extent()
     assert axes.y1 < legend.y0
     assert axes.height > 1.5 * 120
+
+
+def test_a_mean_curve_is_the_mean_over_seeds_at_each_place():
+    assert mean_curve([1, 2], [[1.0, 10.0], [3.0, 10.0]]) == ([1, 2], [2.0, 10.0], [1.0, 0.0])
+    assert mean_curve([1, 2], [[1.0, 10.0]]) == ([1, 2], [1.0, 10.0], None)

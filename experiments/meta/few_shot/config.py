@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from experiments.common.errors import InputError
 from experiments.common.frozen import BLOCKS
+from experiments.common.options import option
 
 WAYS = 5  # classes of an episode
 SMALLEST = 8  # emoji of a class, at least
@@ -32,7 +33,7 @@ class Config:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
-                raise InputError(f"{_option(field.name)} {value}: must be an integer of at least 1")
+                raise InputError(f"{option(field.name)} {value}: must be an integer of at least 1")
         for name in ("episodes", "validation"):
             if getattr(self, name) < PAIRS:
                 raise InputError(
@@ -50,7 +51,3 @@ class Config:
                 f"--shots {shown} and --queries {self.queries}: the smallest classes have {SMALLEST} emoji, no more "
                 "than that can be drawn of one"
             )
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

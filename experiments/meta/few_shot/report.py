@@ -5,7 +5,7 @@ from statistics import fmean
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate, shown
-from experiments.common.figures import Curve, curves, montage
+from experiments.common.figures import curves, mean_curve, montage
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
 from experiments.meta.few_shot.baselines import FIT_STEPS
@@ -143,7 +143,7 @@ def write_report(record: RunRecord) -> None:
     x = marks(content["config"]["inner_steps"])
     panels = {
         f"{shots}-shot": {
-            TITLES[method]: _curve(x, [result["curve"] for result in methods[method]])
+            TITLES[method]: mean_curve(x, [result["curve"] for result in methods[method]])
             for method in CURVES
             if all("curve" in result for result in methods[method])
         }
@@ -175,9 +175,3 @@ def write_report(record: RunRecord) -> None:
     lines += ["What was chosen, seed by seed:", "", *markdown(*choices(content)), ""]
     lines += ["![A test episode: what is learned from, and what is predicted](episode.png)", "", *provenance(content)]
     checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
-
-
-def _curve(x: tuple[int, ...], found: list[list[float]]) -> Curve:
-    estimates = [estimate(list(values)) for values in zip(*found, strict=True)]
-    errors = [error for _, error in estimates if error is not None]
-    return Curve(x, [mean for mean, _ in estimates], errors if len(errors) == len(x) else None)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from experiments.common.errors import InputError
+from experiments.common.options import option
 from experiments.meta.learned_optimizer.problems import PROBLEMS
 from experiments.meta.learned_optimizer.testing import POINTS
 
@@ -46,11 +47,10 @@ class Config:
         least |= {"first_length": self.segment, "longest": self.first_length, "steps": POINTS}
         for name, number in least.items():
             if getattr(self, name) < number:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} {getattr(self, name)}: must be at least {number}")
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be at least {number}")
         for name in ("meta_lr", "sigma"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number above 0")
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number above 0")
         if self.checks > self.episodes:
             raise InputError(f"--checks {self.checks}: must be at most --episodes {self.episodes}")
         if self.steps % POINTS:

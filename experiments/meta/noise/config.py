@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from experiments.common.errors import InputError
+from experiments.common.options import option
 
 DataSet = Literal["digits", "tweets"]
 Kind = Literal["uniform", "pair"]
@@ -83,4 +84,4 @@ class Config:
     def _refuse(self, name: str, allowed: str) -> None:
         value = getattr(self, name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
-        raise InputError(f"--{name.replace('_', '-')} {shown}: {allowed}")
+        raise InputError(f"{option(name)} {shown}: {allowed}")

@@ -1,10 +1,8 @@
 """The figures of the report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common.estimate import estimate
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import Curve, curves, mean_curve
 from experiments.meta.noise.methods import METHODS, weighted_by_net
 from experiments.meta.noise.summary import BOTH, ORACLE, chosen, problem_title
 from experiments.meta.noise.weights import BINS, HIGHEST, LOSSES
@@ -42,7 +40,7 @@ def _accuracy(content: dict) -> dict[str, dict[str, Curve]]:
                 trials = chosen(content, problem, method)
                 shown = method in (BOTH, ORACLE) or (METHODS[method].start is not None) == learned
                 if shown and not any(trial["diverged"] for trial in trials):
-                    named[METHODS[method].title] = _curve(trials[0]["steps"], [trial["test"] for trial in trials])
+                    named[METHODS[method].title] = mean_curve(trials[0]["steps"], [trial["test"] for trial in trials])
             panels |= {f"{problem_title(content, problem)}: {heading}": named} if named else {}
     return panels
 
@@ -56,7 +54,7 @@ def _shares(content: dict) -> dict[str, dict[str, Curve]]:
             told = _told(content, problem, method)
             if told and METHODS[method].start is not None:
                 panels[f"{problem_title(content, problem)}: {METHODS[method].title}"] = {
-                    f"{name} labels": _curve(middles, [weights[name]["bins"] for weights in told])
+                    f"{name} labels": mean_curve(middles, [weights[name]["bins"] for weights in told])
                     for name in ("right", "wrong")
                 }
     return panels
@@ -66,7 +64,7 @@ def _functions(content: dict) -> dict[str, dict[str, Curve]]:
     panels = {}
     for problem, rows in content["summary"].items():
         named = {
-            METHODS[method].title: _curve(LOSSES, [weights["function"] for weights in told])
+            METHODS[method].title: mean_curve(LOSSES, [weights["function"] for weights in told])
             for method in rows
             if METHODS[method].loss is weighted_by_net and (told := _told(content, problem, method))
         }
@@ -76,10 +74,3 @@ def _functions(content: dict) -> dict[str, dict[str, Curve]]:
 
 def _told(content: dict, problem: str, method: str) -> list[dict]:
     return [trial["weights"] for trial in chosen(content, problem, method) if trial["weights"]]
-
-
-def _curve(x: Sequence[float], values: Sequence[Sequence[float]]) -> Curve:
-    """Mean and standard error over the seeds."""
-    found = [estimate(list(at)) for at in zip(*values, strict=True)]
-    errors = [error for _, error in found if error is not None]
-    return Curve(x, [middle for middle, _ in found], errors or None)

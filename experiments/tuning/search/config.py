@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from experiments.common.errors import InputError
+from experiments.common.options import option
 from experiments.tuning.search.contenders import BUDGETS, CONTENDERS, PROBLEMS
 
 
@@ -30,7 +31,7 @@ class Config:
             raise InputError("--contenders: default has to be among them, since gains are over it")
         for field in sorted(set(BUDGETS.values())):
             if not 0 < getattr(self, field) < float("inf"):
-                raise InputError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be a finite number above 0")
+                raise InputError(f"{option(field)} {getattr(self, field)}: must be a finite number above 0")
 
     def budget(self, problem: str) -> float:
         return getattr(self, BUDGETS[PROBLEMS[problem].data])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.common.errors import InputError
+from experiments.common.options import option
 
 TaskName = Literal["digits", "tweets"]
 Base = Literal["sgd", "adam"]
@@ -50,10 +51,10 @@ class Config:
             )
         for name, least in {"per_decade": 1, "steps": 1, "batch_size": 1, "timed_steps": 0, "rounds": 1}.items():
             if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be at least {least}")
         for name in ("hyper_lr", "hyper_ratio"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number above 0")
+                raise InputError(f"{option(name)} {getattr(self, name)}: must be a finite number above 0")
         if not all(0 < share < 1 for share in self.within):
             raise InputError(f"--within {' '.join(map(str, self.within))}: must be between 0 and 1, both excluded")
 
