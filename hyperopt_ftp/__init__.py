@@ -23,6 +23,11 @@ from .hyper import hypergradient as hypergradient
 from .hyper import tpgm as tpgm
 from .hyper import tpgm_radius as tpgm_radius
 from .hyper import train as train
+from .mixing.lines import lines as lines
+from .mixing.mixout import mixout as mixout
+from .mixing.model_stock import model_stock as model_stock
+from .mixing.wise import learned_wise as learned_wise
+from .mixing.wise import wise as wise
 from .optimizers.accumulation import accumulated as accumulated
 from .optimizers.adadelta import adadelta as adadelta
 from .optimizers.adafactor import adafactor as adafactor
@@ -42,6 +47,7 @@ from .optimizers.clipping import clipped_per_layer as clipped_per_layer
 from .optimizers.damping import anneal as anneal
 from .optimizers.damping import damped as damped
 from .optimizers.decay import decayed as decayed
+from .optimizers.depth import by_depth as by_depth
 from .optimizers.frozen import frozen as frozen
 from .optimizers.lion import lion as lion
 from .optimizers.lookahead import lookahead as lookahead
@@ -59,6 +65,7 @@ from .optimizers.scheduled import scheduled as scheduled
 from .optimizers.sgd import sgd as sgd
 from .optimizers.signum import signum as signum
 from .torch_optim.cautious_decay import CautiousDecay as CautiousDecay
+from .torch_optim.depth_groups import depth_groups as depth_groups
 from .torch_optim.digrap import DiGraP as DiGraP
 from .torch_optim.ftp import FTP as FTP
 from .torch_optim.ftp_adamw import FTPAdamW as FTPAdamW
@@ -74,7 +81,5 @@ from .torchopt_bridge import to_torchopt as to_torchopt
 from .types import Optimizer as Optimizer
 from .watch import measure as measure
 from .watch import watch as watch
-from .wise import learned_wise as learned_wise
-from .wise import wise as wise
 
 __version__ = "0.1.0"

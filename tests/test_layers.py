@@ -21,7 +21,7 @@ ALLOWED = {
     "optimizers": {"types", "tree", "dtensors", "hparams", "calls", "schedules"},
     "anchored": {"types", "tree", "dtensors", "hparams", "calls", "optimizers"},
     "hyper": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored"},
-    "wise": {"types", "tree", "hparams", "optimizers", "hyper"},
+    "mixing": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "kernels": set(),
     "fused_projection": {"types", "hparams", "anchored", "kernels"},
@@ -67,7 +67,7 @@ def test_every_part_is_in_the_table():
 # Parts that run, compile or look at values; every other one is pure.
 RUNS = {
     "hyper",
-    "wise",
+    "mixing",
     "torchopt_bridge",
     "kernels",
     "fused_projection",

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .hparams import DOMAINS, Domain, check_number, to_tensors
-from .hyper.hypergradient import slope
-from .hyper.tpgm import still
-from .optimizers.adam import adam
-from .tree import working
-from .types import Number, Optimizer
+from ..hparams import DOMAINS, Domain, check_number, to_tensors
+from ..hyper.hypergradient import slope
+from ..hyper.tpgm import still
+from ..optimizers.adam import adam
+from ..tree import working
+from ..types import Number, Optimizer
+from .entries import Weights, copied, detached, lerped, shared
 
 __all__ = ["learned_wise", "wise"]
 
 _SHARE = Domain(0.0, 1.0)
-
-Weights = Mapping[str, Tensor]
 
 
 def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Number] = 0.5) -> dict[str, Tensor]:
@@ -45,14 +43,14 @@ def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Numb
     >>> hft.wise({"w": torch.tensor([3.0]), "head": torch.ones(1)}, {"w": torch.tensor([1.0])}, strength=0.25)
     {'w': tensor([2.5000]), 'head': tensor([1.])}
     """
-    shared = _shared(weights, anchor)
-    shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(shared, strength)
-    unknown = sorted(shares.keys() - shared)
+    names = shared(weights, anchor)
+    shares = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(names, strength)
+    unknown = sorted(shares.keys() - set(names))
     if unknown:
         raise ValueError(f"strength has the names {unknown[:5]}, which have no weights with an anchor to mix")
     for share in shares.values():
         check_number("strength", share, _SHARE)
-    return {name: _mixed(w, anchor[name], shares[name]) if name in shares else _copy(w) for name, w in weights.items()}
+    return {name: lerped(w, anchor[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
 
 
 def learned_wise(
@@ -98,26 +96,26 @@ def learned_wise(
     >>> round(shares["w"].item(), 2), round(new["w"].item(), 1)
     (0.75, 1.5)
     """
-    shared = _shared(weights, anchor)
+    names = shared(weights, anchor)
     check_number("strength", strength, _SHARE)
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
     by = adam(**to_tensors(lr=strength_lr))
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
-    weights, anchor = _detached(weights), _detached(anchor)
-    learned = {name: weights[name] for name in shared if name not in statistics}
+    weights, anchor = detached(weights), detached(anchor)
+    learned = {name: weights[name] for name in names if name not in statistics}
     shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in learned.items()}
     mixing = _mixing(anchor, shares)
     state = by.init(shares)
-    following = {name: _like(name, list(learned)) for name in shared if name in statistics and learned}
+    following = {name: _like(name, list(learned)) for name in names if name in statistics and learned}
 
     def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
         return {**shares, **means}
 
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _mixed(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
+        return {name: lerped(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
 
     for batch in batches:
         rest = mixed({name: share for name, share in whole(shares).items() if name in following})
@@ -133,7 +131,7 @@ def learned_wise(
     if int(state.step) == 0:
         raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
     shares = whole(shares)
-    return {name: _copy(w) for name, w in mixed(shares).items()}, shares
+    return {name: copied(w) for name, w in mixed(shares).items()}, shares
 
 
 def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimizer:
@@ -144,7 +142,7 @@ def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimize
 
     def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
         h = shares if hparams is None else hparams["strength"]
-        return {name: _mixed(w, anchor[name], h[name]) for name, w in params.items()}, state
+        return {name: lerped(w, anchor[name], h[name]) for name, w in params.items()}, state
 
     return Optimizer(init, update, {"strength": shares}, domains={"strength": _SHARE})
 
@@ -153,44 +151,3 @@ def _like(name: str, learned: list[str]) -> list[str]:
     """Those of the same module, or all."""
     module = name.rpartition(".")[0]
     return [other for other in learned if other.rpartition(".")[0] == module] or learned
-
-
-def _mixed(w: Tensor, w0: Tensor, share: Any) -> Tensor:
-    """Both ends exact: lerp is ``w0 - (w0 - w) (1 - share)`` in its upper half. Equal infinite entries stay."""
-    wide, far = working(w), w0.to(working(w))
-    share = share if isinstance(share, Tensor) else torch.tensor(share, dtype=torch.float64)
-    same = wide == far
-    mixed = torch.lerp(torch.where(same, 0.0, wide), torch.where(same, 0.0, far), share.to(wide))
-    return torch.where(same, wide, mixed).to(w.dtype)
-
-
-def _copy(x: Any) -> Any:
-    """Also of what a module keeps beside tensors."""
-    return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
-
-
-def _detached(weights: Weights) -> dict[str, Any]:
-    return {name: w.detach() if isinstance(w, Tensor) else w for name, w in weights.items()}
-
-
-def _shared(weights: Weights, anchor: Weights) -> list[str]:
-    """Names of what is mixed: floating-point tensors in both."""
-    for given in (weights, anchor):
-        if not isinstance(given, Mapping):
-            raise TypeError(f"weights and anchor must be dicts of tensors by name, got {type(given).__name__}")
-    extra = sorted(anchor.keys() - weights.keys())
-    if extra:
-        raise ValueError(f"anchor has entries {extra[:5]} that are not in weights; are they of one model?")
-    found = []
-    for name, w0 in anchor.items():
-        w = weights[name]
-        if not isinstance(w, Tensor) or not isinstance(w0, Tensor):
-            continue
-        if w0.shape != w.shape:
-            raise ValueError(
-                f"anchor entry {name!r} has shape {tuple(w0.shape)}, its weights {tuple(w.shape)}; leave out a head "
-                "that is new"
-            )
-        if w.is_floating_point() and w0.is_floating_point():
-            found.append(name)
-    return found

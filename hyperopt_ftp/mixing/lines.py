@@ -1,0 +1,63 @@
+"""LiNeS: the way from the anchor to the fine-tuned weights, scaled by depth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..hparams import Domain, check_number
+from ..optimizers.depth import Layers, by_depth
+from ..tree import working
+from .entries import Weights, copied, shared
+
+__all__ = ["lines"]
+
+_SCALE = Domain(0.0, float("inf"), open_high=True)
+
+
+def lines(
+    weights: Weights, anchor: Weights, layers: Layers, *, alpha: float = 0.5, beta: float = 0.5
+) -> dict[str, Tensor]:
+    """LiNeS (arXiv 2410.17146), after training: the deeper a layer, the more of its fine-tuning is kept.
+
+    For layer k of L, counted from 1 at the input::
+
+        W <- W0 + (alpha + beta (k - 1) / (L - 1)) (W - W0)
+
+    Args:
+        weights: fine-tuned, by name: a whole ``module.state_dict()``.
+        anchor: pre-trained, by name; an entry that is absent (a new head) stays as it was fine-tuned.
+        layers: as in :func:`by_depth`. Entries with an anchor that are in no layer are scaled by ``alpha``, like the
+            first one, as in the authors' code; so name a head that has an anchor in the last layer.
+        alpha: share that the first layer keeps, >= 0.
+        beta: what the last one keeps beyond that, >= 0. The paper tunes one number where a single model is fine-tuned,
+            with ``beta = 1 - alpha``, so that the last layer stays as it is. The default is halfway.
+
+    Returns:
+        New tensors by name, in the dtypes of ``weights``. What is not floating-point stays that of ``weights``.
+        ``alpha=1, beta=0`` gives ``weights``; ``alpha=s, beta=0`` is :func:`wise` with ``strength = 1 - s``.
+
+    Raises:
+        TypeError, ValueError: as :func:`wise` and :func:`by_depth`; alpha or beta below 0.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w0 = {"stem.w": torch.zeros(1), "mid.w": torch.zeros(1), "top.w": torch.zeros(1)}
+    >>> w = {name: torch.ones(1) for name in w0}
+    >>> hft.lines(w, w0, ["stem", "mid", "top"], alpha=0.2, beta=0.8)
+    {'stem.w': tensor([0.2000]), 'mid.w': tensor([0.6000]), 'top.w': tensor([1.])}
+    """
+    check_number("alpha", alpha, _SCALE)
+    check_number("beta", beta, _SCALE)
+    names = shared(weights, anchor)
+    scales = {**dict.fromkeys(names, alpha), **by_depth(names, layers, alpha, alpha + beta)}
+    return {
+        name: _scaled(w, anchor[name], scales[name]) if name in scales else copied(w) for name, w in weights.items()
+    }
+
+
+def _scaled(w: Tensor, w0: Tensor, scale: float) -> Tensor:
+    """Exact at 0 and 1; equal infinite entries stay."""
+    if scale in (0.0, 1.0):
+        return (w if scale else w0).detach().to(w.dtype, copy=True)
+    wide, far = working(w), w0.to(working(w))
+    return torch.where(wide == far, wide, far + scale * (wide - far)).detach().to(w.dtype)

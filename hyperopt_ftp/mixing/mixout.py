@@ -1,0 +1,58 @@
+"""Mixout: a forward pass with some of the weights set back to the anchor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..hparams import Domain, check_number
+from ..tree import working
+from .entries import Weights, shared
+
+__all__ = ["mixout"]
+
+_SHARE = Domain(0.0, 1.0, open_high=True)
+
+
+def mixout(weights: Weights, anchor: Weights, p: float = 0.5) -> dict[str, Tensor]:
+    """Mixout (arXiv 1909.11299): for one forward pass of training, some weights are those of the anchor.
+
+    For each input j of a tensor (dim 1), with ``m_j`` = 0 with probability ``p``, else 1::
+
+        W[:, j] <- W0[:, j] + m_j (W[:, j] - W0[:, j]) / (1 - p)
+
+    so that the mean over draws is ``W``. It is dropout toward the anchor: an input whose weights are set back gets no
+    gradient in this step.
+
+    Args:
+        weights: as they are trained, by name: ``dict(model.named_parameters())``. Give the result to
+            ``torch.func.functional_call``, in training alone; the trained weights are used as they are.
+        anchor: pre-trained, by name, detached; a name that is absent (a new head) stays free.
+        p: probability with which an input's weights are set back, in [0, 1). The paper uses up to 0.9.
+
+    Returns:
+        The weights by name, differentiable in ``weights``. Tensors with fewer than two dims (biases, norms) stay as
+        they are, as in the authors' code, which mixes the weights of linear layers. Theirs leaves ``1 / (1 - p)`` out
+        of the gradient; here it is that of the formula. The draws are torch's default generator's, so ``train`` makes
+        the same ones where it makes a step again.
+
+    Raises:
+        TypeError, ValueError: as :func:`wise`; p outside [0, 1).
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> _ = torch.manual_seed(0)
+    >>> hft.mixout({"w": torch.full((2, 4), 3.0)}, {"w": torch.full((2, 4), 1.0)}, p=0.5)["w"]
+    tensor([[1., 5., 1., 1.],
+            [1., 5., 1., 1.]])
+    """
+    check_number("p", p, _SHARE)
+    names = {name for name in shared(weights, anchor) if weights[name].ndim > 1}
+    return {name: _drawn(w, anchor[name], p) if name in names else w for name, w in weights.items()}
+
+
+def _drawn(w: Tensor, w0: Tensor, p: float) -> Tensor:
+    wide = working(w)
+    draws = torch.rand(w.shape[1], dtype=torch.float32, device=w.device) >= p
+    kept = draws.to(wide).reshape(1, -1, *[1] * (w.ndim - 2)) / (1 - p)
+    far = w0.to(wide)
+    return (far + kept * (wide - far)).to(w.dtype)

@@ -1,0 +1,66 @@
+"""A number for each parameter that goes linearly from the first layer of a network to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from ..hparams import few
+from .patterns import matcher, no_match
+
+__all__ = ["Layers", "by_depth"]
+
+#: From the input to the output: a module, a parameter or a glob pattern for each layer, or several of them.
+Layers: TypeAlias = Sequence[str | Sequence[str]]
+
+
+def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) -> dict[str, float]:
+    """A number for each parameter, linear in the depth of its layer: ``first`` at the input, ``last`` at the output.
+
+    For layer k of L, counted from 1::
+
+        number = first + (last - first) (k - 1) / (L - 1)
+
+    The schedules of MAPS (arXiv 2511.19878: a strength that falls to 0, ``by_depth(names, layers, strength, 0.0)``)
+    and of LiNeS (arXiv 2410.17146; :func:`lines`) have this form.
+
+    Args:
+        names: of the parameters, such as ``dict(model.named_parameters())``.
+        layers: at least two, from the input to the output; each the name of a module (``"blocks.0"``) or parameter, a
+            glob pattern, or a list of them.
+        first, last: the numbers of the first and of the last layer.
+
+    Returns:
+        The numbers by name. What belongs to no layer is absent. For a pure optimizer of the family that is an hparam
+        (``hft.spd(base, anchor, strength=...)``, where all parameters have one); for the drop-in classes see
+        :func:`depth_groups`.
+
+    Raises:
+        ValueError: fewer than two layers, a layer that names nothing, a parameter in two layers.
+        TypeError: layers that are one string.
+
+    >>> import hyperopt_ftp as hft
+    >>> hft.by_depth(["stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"],
+    ...              ["stem", "blocks.0", "blocks.1"], first=1.0, last=0.0)
+    {'stem.weight': 1.0, 'blocks.0.weight': 0.5, 'blocks.1.weight': 0.0}
+    """
+    paths, found = list(names), {}
+    if isinstance(layers, str) or not all(isinstance(e, str) for layer in layers for e in _entries(layer)):
+        raise TypeError(f'layers must be a list of names, such as ["stem", "blocks.0", "blocks.1"], got {layers!r}')
+    if len(layers) < 2:
+        raise ValueError(f"layers must be at least two, from the input to the output, got {list(layers)}")
+    for index, layer in enumerate(layers):
+        for entry in _entries(layer):
+            inside = [path for path in paths if matcher(entry)(path)]
+            if not inside:
+                raise no_match("the layer", entry, paths)
+            twice = [path for path in inside if found.get(path, index) != index]
+            if twice:
+                raise ValueError(f"layers {found[twice[0]]} and {index} (counted from 0) both have {few(twice)}")
+            found.update(dict.fromkeys(inside, index))
+    return {path: first + (last - first) * found[path] / (len(layers) - 1) for path in paths if path in found}
+
+
+def _entries(layer: str | Sequence[str]) -> list[str]:
+    """What is no string in it is refused above."""
+    return [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)

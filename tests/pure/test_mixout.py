@@ -1,0 +1,103 @@
+"""Mixout: the formula, its mean, its derivative, and training through it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import hyperopt_ftp as hft
+
+
+def pair() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"linear": (3, 5), "conv": (4, 6, 2, 2), "bias": (7,), "head": (2, 2)}
+    w = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+    return w, {name: x + 1 for name, x in w.items() if name != "head"}
+
+
+def test_each_input_is_the_anchors_or_further_away():
+    w, w0 = pair()
+    torch.manual_seed(1)
+    found = hft.mixout(w, w0, p=0.6)
+    both = set()
+    for name in ("linear", "conv"):
+        for j in range(w[name].shape[1]):
+            kept = not torch.equal(found[name][:, j], w0[name][:, j])
+            both.add(kept)
+            if kept:
+                expected = w0[name][:, j] + (w[name][:, j] - w0[name][:, j]) / 0.4
+                torch.testing.assert_close(found[name][:, j], expected, rtol=1e-13, atol=1e-13)
+    assert both == {True, False}
+    assert found["bias"] is w["bias"]
+    assert found["head"] is w["head"]
+
+
+def test_the_formula_is_the_papers():
+    """``(m W + (1 - m) W0 - p W0) / (1 - p)``, with the same draws."""
+    w, w0 = pair()
+    torch.manual_seed(2)
+    found = hft.mixout(w, w0, p=0.3)["linear"]
+    torch.manual_seed(2)
+    m = (torch.rand(5) >= 0.3).double()
+    expected = (m * w["linear"] + (1 - m) * w0["linear"] - 0.3 * w0["linear"]) / 0.7
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_the_mean_over_draws_is_the_weights():
+    w, w0 = pair()
+    torch.manual_seed(3)
+    draws = torch.stack([hft.mixout(w, w0, p=0.5)["linear"] for _ in range(4000)])
+    # Each entry is W0 or W0 + 2 (W - W0), |W - W0| = 1: standard deviation 1. 15 entries in 5 draws: 5 sigma.
+    assert (draws.mean(0) - w["linear"]).abs().max() < 5 / 4000**0.5
+
+
+def test_p_zero_is_the_weights():
+    w, w0 = pair()
+    for name, x in hft.mixout(w, w0, p=0.0).items():
+        torch.testing.assert_close(x, w[name], rtol=1e-15, atol=1e-15)
+
+
+def test_the_gradient_is_that_of_the_formula():
+    w, w0 = pair()
+    w = {name: x.requires_grad_() for name, x in w.items()}
+    torch.manual_seed(4)
+    hft.mixout(w, w0, p=0.75)["linear"].sum().backward()
+    torch.manual_seed(4)
+    expected = (torch.rand(5) >= 0.75).double() / 0.25
+    assert w["linear"].grad is not None
+    torch.testing.assert_close(w["linear"].grad, expected.expand(3, 5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("checkpoint", ["sqrt", False])
+def test_hypergradients_through_training_with_mixout_are_central_differences(checkpoint):
+    """The learning rate's, of training with the same draws."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batches = [torch.randn(8, 3, dtype=torch.float64) for _ in range(6)]
+
+    def train_loss(params, x):
+        return (torch.func.functional_call(model, hft.mixout(params, start, p=0.4), (x,)) - 1).square().mean()
+
+    def ends(lr):
+        torch.manual_seed(7)
+        run = hft.train(hft.adam(lr=0.1), train_loss, start, batches, hparams={**hft.adam(lr=0.1).hparams, "lr": lr},
+                        strategy=hft.Unroll(checkpoint=checkpoint))  # fmt: skip
+        return (torch.func.functional_call(model, run.params, (batches[0],)) - 1).square().mean()
+
+    lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(ends(lr), lr)
+    with torch.no_grad():
+        low, high = (ends(torch.tensor(0.05 + step, dtype=torch.float64)) for step in (-1e-5, 1e-5))
+    # Errors: 1e-10 of the third derivative's term, and 1e-16 / 1e-5 of rounding.
+    assert slope.item() == pytest.approx(((high - low) / 2e-5).item(), rel=1e-6)
+
+
+def test_wrong_arguments():
+    w, w0 = pair()
+    for p in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"p must lie in \[0, 1\)"):
+            hft.mixout(w, w0, p=p)
+    with pytest.raises(ValueError, match="not in weights"):
+        hft.mixout(w, {"other": torch.zeros(1)}, p=0.5)
