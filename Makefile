@@ -64,6 +64,7 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
 	$(RUN) -m benchmarks.bench_family
+	$(RUN) -m benchmarks.bench_training
 	$(RUN) -m benchmarks.bench_bases
 	$(RUN) -m benchmarks.bench_hypergradient
 	$(RUN) -m benchmarks.bench_estimate

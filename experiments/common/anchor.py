@@ -9,7 +9,7 @@ from torch import Tensor
 from experiments.common import checkpoint
 from experiments.common.errors import InputError
 from experiments.common.network import Network
-from experiments.common.options import Options, digest
+from experiments.common.options import AnchorOptions, digest
 from experiments.common.task import Task, summed_up
 from experiments.common.trainer import Trainer
 
@@ -17,7 +17,7 @@ VERSION = 3  # raise when the training below changes, so that kept anchors are t
 USED = ("anchor_epochs", "anchor_lr", "anchor_head", "anchor_weight_decay", "anchor_batch_size", "device")
 
 
-def recipe(options: Options, task: Task) -> dict:
+def recipe(options: AnchorOptions, task: Task) -> dict:
     """All that decides the anchor's weights."""
     values = asdict(options)
     return {
@@ -29,24 +29,24 @@ def recipe(options: Options, task: Task) -> dict:
     }
 
 
-def anchor_file(options: Options, task: Task, cache: Path) -> Path:
+def anchor_file(options: AnchorOptions, task: Task, cache: Path) -> Path:
     return cache / f"anchor-{digest(recipe(options, task))}.pt"
 
 
-def _optimizer(model: Network, options: Options) -> torch.optim.Optimizer:
+def _optimizer(model: Network, options: AnchorOptions) -> torch.optim.Optimizer:
     head = dict(model.head_parameters())
     body = [parameter for name, parameter in model.named_parameters() if name not in head]
     groups = [{"params": body}, {"params": list(head.values()), "lr": options.anchor_lr * options.anchor_head}]
     return torch.optim.AdamW(groups, lr=options.anchor_lr, weight_decay=options.anchor_weight_decay)
 
 
-def make_anchor(trainer: Trainer, cache: Path) -> tuple[dict[str, Tensor], dict]:
+def make_anchor(trainer: Trainer, options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
     """The weights, and what is to be recorded about them."""
-    options, task = trainer.options, trainer.task
+    task = trainer.task
     torch.manual_seed(0)  # of a head that is drawn
     model = task.new_model()
-    if options.anchor == "imagenet":
-        return model.state_dict(), {"kind": "imagenet"}
+    if options.head_is_new:
+        return model.state_dict(), {"kind": options.anchor}
     file = anchor_file(options, task, cache)
     if not file.exists():
         unfinished = file.with_suffix(".unfinished.pt")
@@ -64,7 +64,7 @@ def make_anchor(trainer: Trainer, cache: Path) -> tuple[dict[str, Tensor], dict]
         if training.diverged:
             unfinished.unlink()
             raise InputError("the training of the anchor diverged; give a smaller --anchor-lr")
-        about = {"kind": "styles", "seconds": round(training.seconds, 1), "losses": training.losses}
+        about = {"kind": options.anchor, "seconds": round(training.seconds, 1), "losses": training.losses}
         checkpoint.save(file, {"model": model.state_dict(), "about": about})
         unfinished.unlink(missing_ok=True)
     saved = checkpoint.load(file)

@@ -2,14 +2,16 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, make_anchor
 from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
@@ -17,6 +19,7 @@ from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, free_parameters
 from experiments.common.network import Network
+from experiments.common.options import AnchorOptions
 from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
 from experiments.common.shares import mix_in
@@ -24,7 +27,7 @@ from experiments.common.step_log import write_steps
 from experiments.common.task import Part, summed_up
 from experiments.common.trainer import Trainer, steps_of
 
-Weights = Mapping[str, Tensor]
+OTHER_SEED = 1000  # is added for a further training
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Fitted:
 class Comparison:
     """All trainings of a run; `folder` is the run's."""
 
-    def __init__(self, trainer: Trainer, start: Weights, folder: Path) -> None:
-        self.trainer, self.options, self.task = trainer, trainer.options, trainer.task
+    def __init__(self, trainer: Trainer, options: AnchorOptions, start: Mapping[str, Tensor], folder: Path) -> None:
+        self.trainer, self.options, self.task = trainer, options, trainer.task
         self.start, self.folder = start, folder
 
     def _part(self, method: str, choosing: bool) -> Part:
@@ -74,6 +77,7 @@ class Comparison:
             seed=seed,
             file=file,
             identity=identity,
+            forward=self._forward(model, method, strength),
             observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
         )
         if METHODS[method].mixes and not training.diverged:
@@ -83,6 +87,20 @@ class Comparison:
             rows = [[float(f"{value:.5g}") for value in row] for row in training.observed]
             seen = {"layers": list(radii()), "steps": training.observed_at, "radii": rows}
         return Fitted(model, training, seen)
+
+    def _forward(self, model: Network, method: str, strength: float | None) -> Callable[[Tensor], Tensor] | None:
+        """The forward pass of a step, where the method uses other weights there than it trains."""
+        used = METHODS[method].in_a_step(strength)
+        if used is None:
+            return None
+        free = free_parameters(model, self.options)
+        names = [n for n, _ in model.named_parameters() if not any(fnmatchcase(n, pattern) for pattern in free)]
+        anchor = {n: self.start[n].to(self.options.device) for n in names}
+
+        def forward(inputs: Tensor) -> Tensor:
+            return functional_call(model, dict(used(dict(model.named_parameters()), anchor)), (inputs,))
+
+        return forward
 
     def _fit_radii(self, model: Network, method: str, seed: int, lr: float, name: str, choosing: bool) -> Fitted:
         options, trainer = self.options, self.trainer
@@ -173,44 +191,60 @@ class Comparison:
         if isinstance(training, Training):
             result["losses"] = training.losses
         found = {name: result}
-        for follower, of in FOLLOWS.items():
-            if of == method and follower in self.options.methods:
-                mixed = self.task.new_model()
-                mixed.load_state_dict(hft.wise(fitted.model.state_dict(), self.start, 1 - self.options.wise))
-                own = {"method": follower, "seed": seed, "lr": lr, **self._tested(mixed)}
-                found[f"{follower}-seed{seed}"] = result | own
+        for follower in followers(method, self.options.methods):
+            found[f"{follower}-seed{seed}"] = self._made_of(follower, fitted.model, result)
         return found
+
+    def _made_of(self, follower: str, model: Network, result: dict) -> dict:
+        """The result of a method that is made of a training's weights, and of those of others by the same method."""
+        method, seed, lr = METHODS[follower], result["seed"], result["lr"]
+        ends, own = [model.state_dict()], dict[str, Any](method=follower)
+        for number in range(1, method.others + 1):
+            again = self.fit(result["method"], seed + number * OTHER_SEED, lr, f"{follower}, seed {seed}")
+            ends.append(again.model.state_dict())
+            own["diverged"] = result["diverged"] or again.training.diverged
+            own["seconds"] = round(result["seconds"] + again.training.seconds, 1)
+        assert method.mix is not None
+        mixed = self.task.new_model()
+        mixed.load_state_dict(method.mix(self.options, mixed, ends, self.start))
+        return result | own | self._tested(mixed)
 
     def _tested(self, model: Network) -> dict:
         scores = self.task.test(model)
         return {"scores": scores, **summed_up(self.task, scores)}
 
 
+def followers(method: str, methods: tuple[str, ...]) -> list[str]:
+    """Those of the methods that are made of its weights."""
+    return [name for name in methods if FOLLOWS.get(name) == method]
+
+
 def trained(methods: tuple[str, ...]) -> list[str]:
     return [method for method in methods if method not in FOLLOWS]
 
 
-def run_comparison(trainer: Trainer, record: RunRecord, cache: Path) -> None:
+def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, cache: Path) -> None:
     """Do what is left of a run; after every training the record is saved."""
-    options, task = trainer.options, trainer.task
+    task = trainer.task
     methods, rates = trained(options.methods), record.content.setdefault("rates", {})
     strengths = record.content.setdefault("strengths", {})
     left = [(method, seed) for seed in options.seeds for method in methods]
     left = [(method, seed) for method, seed in left if f"{method}-seed{seed}" not in record.results]
-    planned = Comparison(trainer, {}, record.folder)
-    to_do = sum(planned.steps(method) for method, _ in left)
+    planned = Comparison(trainer, options, {}, record.folder)
+    more = {method: sum(METHODS[name].others for name in followers(method, options.methods)) for method in methods}
+    to_do = sum(planned.steps(method) * (1 + more[method]) for method, _ in left)
     for method in methods:
         tried = rates.setdefault(method, {})
         to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.lrs, tried))
         if options.lrs and (others := METHODS[method].strengths[1:]):
             left_to_try = untried(others, strengths.setdefault(method, {}))
             to_do += sum(planned.steps(method, choosing=True) for _ in left_to_try)
-    if options.anchor == "styles" and not anchor_file(options, task, cache).exists():
+    if not options.head_is_new and not anchor_file(options, task, cache).exists():
         to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
     trainer.show_whole(to_do)
     record.save()  # before the work, should it not be allowed; and what lies in the folder from now on is this run's
-    start, record.content["anchor"] = make_anchor(trainer, cache)
-    comparison = Comparison(trainer, start, record.folder)
+    start, record.content["anchor"] = make_anchor(trainer, options, cache)
+    comparison = Comparison(trainer, options, start, record.folder)
     record.save()
     for method in methods:
         while comparison.choose_lr(method, rates[method]) is not None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from experiments.classification.emoji import DRAWING, emoji_pictures
 from experiments.common import checkpoint
+from experiments.common.efficientnet import lite0, scaled
 from experiments.common.errors import InputError
-from experiments.common.network import lite0, scaled
 from experiments.common.progress import Progress
 
 BLOCKS = 16  # of EfficientNet-Lite0

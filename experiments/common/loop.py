@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
@@ -81,11 +81,33 @@ class Training:
                 self.load_state_dict(saved["training"])
 
 
+class Fit(Protocol):
+    """A loop, as `fit` is one."""
+
+    def __call__(
+        self,
+        training: Training,
+        task: Task,
+        part: Part,
+        *,
+        forward: Callable[[Tensor], Tensor],
+        epochs: int,
+        batch_size: int,
+        progress: Progress,
+        description: str,
+        on_epoch: Callable[[], None],
+        on_step: Callable[[int, dict[str, float]], None],
+        observe: Callable[[], Any] | None,
+        observe_every: int,
+    ) -> None: ...
+
+
 def fit(
     training: Training,
     task: Task,
     part: Part,
     *,
+    forward: Callable[[Tensor], Tensor],
     epochs: int,
     batch_size: int,
     progress: Progress,
@@ -98,6 +120,7 @@ def fit(
     """Train to the end, or until the loss is no longer finite.
 
     Args:
+        forward: gives the outputs of a step; the model itself, or its pass with other weights.
         on_epoch: called after every epoch, to save a checkpoint.
         on_step: called after every step with the number of steps so far, and what is known of the step (STEP).
         observe: called after every `observe_every`-th step; its results are kept in `training.observed`.
@@ -112,7 +135,7 @@ def fit(
             for chosen in torch.randperm(part.count, generator=training.generator).split(batch_size):
                 begin = time.perf_counter()
                 inputs, targets = (x.to(device) for x in part.draw(chosen, training.generator))
-                outputs = training.model(inputs)
+                outputs = forward(inputs)
                 loss = task.loss(outputs, targets)
                 value = loss.item()
                 total += value * len(chosen)

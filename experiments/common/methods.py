@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.network import Network
 
 if TYPE_CHECKING:
-    from experiments.common.options import Options
+    from experiments.common.options import AnchorOptions, Options
 
 
-Make = Callable[[Network, "Options", float], torch.optim.Optimizer]
+Weights: TypeAlias = Mapping[str, Tensor]
+Make = Callable[[Network, "AnchorOptions", float], torch.optim.Optimizer]
+Mix = Callable[["AnchorOptions", Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
 
 
 @dataclass(frozen=True)
 class Method:
-    """Either an optimizer over some of the model's parameters, or (`radii`) a bilevel training of the radii."""
+    """An optimizer over some of the model's parameters, or weights made of those of another method; TPGM is neither."""
 
     title: str
     about: str
     optimizer: Make | None = None
+    of: str | None = None  # no training of its own: `mix` makes it of the weights in which this method ends,
+    others: int = 0  # and of those of so many more trainings by it, with other seeds
+    mix: Mix | None = None
+    used: Callable[[float], Callable[[Weights, Weights], Weights]] | None = None  # in a step, of weights and anchor
     validates: bool = False  # trains on `train` and uses `validation`, instead of training on both
     mixes: bool = False  # afterwards mixes with the anchor, by shares that are learned on `validation`
     strong: Callable[[float], Make] | None = None  # the optimizer of a strength, in place of `optimizer`
+    linear_layers: bool = False  # is for networks that are made of these
     strengths: tuple[float, ...] = ()  # the usual one first; where learning rates are chosen, so is the strength
 
     def make(self, strength: float | None) -> Make | None:
         """What builds the optimizer; `strength` None is the usual one."""
         if self.strong is None:
             return self.optimizer
-        return self.strong(self.strengths[0] if strength is None else strength)
+        return self.strong(self._strength(strength))
+
+    def in_a_step(self, strength: float | None) -> Callable[[Weights, Weights], Weights] | None:
+        """What makes the weights of a forward pass of training; None: they are used as they are."""
+        return None if self.used is None else self.used(self._strength(strength))
+
+    def _strength(self, strength: float | None) -> float:
+        return self.strengths[0] if strength is None else strength
 
 
 def adamw(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
@@ -50,14 +66,13 @@ def linear(model: Network, options: Options, lr: float) -> torch.optim.Optimizer
     return torch.optim.AdamW(model.head_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def free_parameters(model: Network, options: Options) -> tuple[str, ...]:
-    """The head belongs to the all-style anchor and is constrained with the rest; on plain ImageNet weights it is new,
-    knows nothing worth keeping, and is left free."""
-    return (model.head,) if options.anchor == "imagenet" else ()
+def free_parameters(model: Network, options: AnchorOptions) -> tuple[str, ...]:
+    """The head of an anchor that was trained is constrained with the rest; a new one knows nothing worth keeping."""
+    return (model.head,) if options.head_is_new else ()
 
 
 def _ftp(**fixed: float | str) -> Make:
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
             model.named_parameters(),
             lr=lr,
@@ -73,7 +88,7 @@ def _around(held: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
     def of(strength: float) -> Make:
-        def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+        def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
             free = {"exclude": free_parameters(model, options)}
             return held(adamw(model, options, lr), **{name: strength, **free, **fixed})
 
@@ -86,6 +101,70 @@ def _hypergradient_descent(lr_lr: float) -> Make:
     return lambda model, options, lr: hft.HypergradientDescent(adamw(model, options, lr), lr_lr=lr_lr)
 
 
+def _by_depth(strength: float) -> Make:
+    """SPD with a strength that falls to 0 at the last layer before the head, as in MAPS."""
+
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+        head = {"constrained": False} if free_parameters(model, options) else {"strength": 0.0}
+        groups = hft.depth_groups(model.named_parameters(), model.layers, head, strength=(strength, 0.0))
+        return hft.SPD(torch.optim.AdamW(groups, lr=lr, weight_decay=options.weight_decay))
+
+    return make
+
+
+def _lora(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    """Adapters of rank 8, which begin at zero, and the head."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=list(model.adapted)), model)
+    for _, parameter in model.head_parameters():
+        parameter.requires_grad_(True)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=options.weight_decay)
+
+
+def _lora_spd(strength: float) -> Make:
+    return lambda model, options, lr: hft.SPD(
+        _lora(model, options, lr), strength=strength, anchor="zero", exclude=model.head
+    )
+
+
+def _muon(held: bool) -> Make:
+    """Muon for the matrices between the first layer and the head, AdamW for the rest; Muon's steps are made as long as
+    AdamW's, so that the same learning rates do."""
+
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+        params = dict(model.named_parameters())
+        inner = hft.by_depth(params, model.layers, 0.0, 1.0)
+        matrices = {name for name, depth in inner.items() if depth > 0 and params[name].ndim == 2}
+        decay = options.weight_decay
+        parts = {
+            "matrices": hft.muon(lr, decay, adjust_lr_fn="match_rms_adamw", ns_dtype=torch.float32),
+            "rest": hft.adamw(lr=lr, weight_decay=decay),
+        }
+        optimizer = hft.partition(parts, lambda path: "matrices" if path in matrices else "rest")
+        if held:
+            head = {name for name, _ in model.head_parameters()} if free_parameters(model, options) else set()
+            anchor = {name: value.detach().clone() for name, value in params.items() if name not in head}
+            optimizer = hft.ftp(optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr)
+        return hft.PureOptimizer(list(params.items()), optimizer)
+
+    return make
+
+
+def _wise(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+    return hft.wise(ends[0], anchor, 1 - options.wise)
+
+
+def _lines(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+    """The head is the last layer."""
+    return hft.lines(ends[0], anchor, [*model.layers, model.head])
+
+
+def _model_stock(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+    return hft.model_stock(ends, anchor)[0]
+
+
 METHODS: Mapping[str, Method] = {
     "linear": Method("linear probe", "only the head moves", linear),
     "adamw": Method("AdamW", "every weight moves freely", adamw),
@@ -96,8 +175,18 @@ METHODS: Mapping[str, Method] = {
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
     "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
-    "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training"),
-    "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights"),
+    "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training", of="adamw", mix=_wise),
+    "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights", of="ftp", mix=_wise),
+    "lines": Method(
+        "LiNeS", "AdamW's weights, of which the first layers keep half and the last ones all", of="adamw", mix=_lines
+    ),
+    "model_stock": Method(
+        "Model Stock",
+        "AdamW's weights of two trainings, averaged with the anchor by the angle between them",
+        of="adamw",
+        others=1,
+        mix=_model_stock,
+    ),
     "learned_wise": Method(
         "WiSE-FT, learned shares",
         "AdamW, and afterwards a share of the anchor for each tensor, learned on validation examples",
@@ -123,6 +212,19 @@ METHODS: Mapping[str, Method] = {
     "spd": Method(
         "SPD", "AdamW with selective projection decay", strong=_around(hft.SPD, "strength"), strengths=(1.0, 0.3)
     ),
+    "maps": Method(
+        "SPD by depth (MAPS)",
+        "SPD whose strength falls to 0 at the last layer",
+        strong=_by_depth,
+        strengths=(1.0, 0.3),
+    ),
+    "mixout": Method(
+        "Mixout",
+        "AdamW, and in each step the weights of some inputs are the anchor's",
+        strong=lambda _: adamw,
+        strengths=(0.5, 0.8),
+        used=lambda p: partial(hft.mixout, p=p),
+    ),
     "digrap": Method(
         "DiGraP",
         "AdamW on gradients that are projected by a learned strength",
@@ -135,6 +237,16 @@ METHODS: Mapping[str, Method] = {
         strong=_around(hft.MARSSP, "radius"),
         strengths=(0.1, 0.5),
     ),
+    "lora": Method("LoRA", "adapters of rank 8 and the head", _lora, linear_layers=True),
+    "lora_spd": Method(
+        "LoRA + SPD",
+        "the same adapters, held near zero by SPD",
+        strong=_lora_spd,
+        strengths=(1.0, 0.3),
+        linear_layers=True,
+    ),
+    "muon": Method("Muon", "Muon for the matrices, AdamW for the rest", _muon(held=False), linear_layers=True),
+    "ftp_muon": Method("FTP around Muon", "the same within a learned radius", _muon(held=True), linear_layers=True),
     "hypergradient": Method(
         "AdamW, learned lr",
         "hypergradient descent of AdamW's learning rate",
@@ -144,7 +256,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 #: Methods that need no training: they are made of the weights in which another one ends.
-FOLLOWS = {"wise": "adamw", "wise_ftp": "ftp"}
+FOLLOWS = {name: method.of for name, method in METHODS.items() if method.of is not None}
 
 
 def title(name: str) -> str:

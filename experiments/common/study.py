@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.cli import RUNS, guarded
+from experiments.common.cli import RUNS, guarded, parsed
 from experiments.common.errors import InputError
 from experiments.common.options import digest, plain_values
 from experiments.common.progress import Progress
@@ -137,10 +137,7 @@ class Study(Generic[C, D]):
             threads: int = 1  # threads of PyTorch
 
         def parse(default: C) -> Any:
-            return tyro.cli(
-                Run, args=arguments, prog=f"python -m {self.prog}", description=self.about, default=Run(default),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )  # fmt: skip
+            return parsed(Run, self.prog, self.about, Run(default), arguments)
 
         run = parse(kind())
         return parse(self.fast) if run.fast else run

@@ -1,7 +1,7 @@
 """What a comparison says at its end: means over seeds, the table, report.md and the figures."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from rich.console import Console
@@ -19,6 +19,8 @@ ANCHOR = "anchor"
 NOTES = {
     "wise": " WiSE-FT is made of AdamW's weights: its cost is AdamW's.",
     "wise_ftp": " WiSE-FT of FTPAdamW is made of that one's weights, at that one's cost.",
+    "lines": " LiNeS is made of AdamW's weights, too.",
+    "model_stock": " Model Stock is made of AdamW's weights and those of a second training: its time is that of both.",
     "learned_wise": " WiSE-FT with learned shares learns them on held-out examples, and trains on the rest.",
     "tpgm": " TPGM trains on fewer examples, for as many steps: it learns its radii on those that it holds out.",
 }
@@ -112,8 +114,8 @@ def show(record: RunRecord, console: Console, heading: str, setting: str) -> Non
     console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
 
 
-def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -> None:
-    """report.md with the table and the figures; `pictures` says what pictures.png, already there, shows."""
+def write_report(record: RunRecord, heading: str, setting: str, pictures: str, details: Sequence[str] = ()) -> None:
+    """report.md with the table and the figures; `pictures` says what pictures.png shows, if it is there already."""
     content, folder = record.content, record.folder
     summary = content["summary"]
     header, rows = table_of(summary)
@@ -135,18 +137,19 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
         "",
         *markdown(header, rows),
         "",
-        "Images per second and peak memory (of the whole process, data and libraries included) are those of training."
+        "Examples per second and peak memory (of the whole process, data and libraries included) are those of training."
         + "".join(note for method, note in NOTES.items() if method in methods),
         "",
         *(f"- {line}" for line in differences(summary)),
         "",
+        *details,
         *rates_tried(content.get("rates", {}), title, summary["metric"]),
         *strengths_tried(content.get("strengths", {}), title, summary["metric"]),
         f"![{summary['metric']} by test set and method](scores.png)",
         "",
         "![What is learned in distribution against what is kept out of distribution](trade-off.png)",
         "",
-        f"![{pictures}](pictures.png)",
+        *([f"![{pictures}](pictures.png)"] if pictures else []),
     ]
     seed = content["config"]["seeds"][0]
     for method in ("ftp", "tpgm"):
@@ -174,9 +177,8 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str]
 
     rows = [[titles(method), *(cell(rates, lr) for lr in lrs)] for method, rates in tried.items()]
     return [
-        f"Learning rates that were tried, with the {metric} (%) on held-out examples of the style that is learned "
-        "first; no other style and no test picture was looked at. Where the best is at an edge, a better one may lie "
-        "beyond:",
+        f"Learning rates that were tried, with the {metric} (%) on held-out examples of what is learned first; "
+        "nothing else, and no test example, was looked at. Where the best is at an edge, a better one may lie beyond:",
         "",
         *markdown(["method", *lrs], rows),
         "",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from experiments.common.loop import Training, fit
+from experiments.common.loop import Fit, Training, fit
 from experiments.common.network import Network
-from experiments.common.options import Options
 from experiments.common.progress import Progress
 from experiments.common.step_log import Board
 from experiments.common.task import Part, Task
@@ -24,16 +24,16 @@ def steps_of(part: Part, epochs: int, batch_size: int) -> int:
 
 
 class Trainer:
-    """`on_step` is called after every step of every training with the training's name and its steps so far."""
+    """`on_step` is called after every step of every training with its name and its steps so far; `fit` is the loop."""
 
     def __init__(
-        self, options: Options, task: Task, progress: Progress, board: Board, on_step: OnStep | None = None
+        self, task: Task, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
     ) -> None:
-        self.options = options
         self.task = task
         self.progress = progress
         self.board = board
         self.on_step = on_step
+        self.fit = fit
         self._whole = None
 
     def show_whole(self, steps: int) -> None:
@@ -56,10 +56,12 @@ class Trainer:
         seed: int,
         file: Path,
         identity: dict,
+        forward: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[], Any] | None = None,
         observe_every: int | None = None,
     ) -> Training:
-        """Train with a cosine schedule, from the checkpoint in `file` if it is of this very training."""
+        """Train with a cosine schedule, from the checkpoint in `file` if it is of this very training. `forward` stands
+        for `model` in a step."""
         torch.manual_seed(seed)
         steps = steps_of(part, epochs, batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -73,10 +75,11 @@ class Trainer:
             if self.on_step is not None:
                 self.on_step(name, step)
 
-        fit(
+        self.fit(
             training,
             self.task,
             part,
+            forward=model if forward is None else forward,
             epochs=epochs,
             batch_size=batch_size,
             progress=self.progress,

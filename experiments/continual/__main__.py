@@ -2,4 +2,4 @@
 
 from experiments.common.program import start
 
-start("experiments.continual.cli", "demo")
+start("experiments.continual.study", "demo")

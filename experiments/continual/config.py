@@ -1,25 +1,28 @@
 """Everything that decides the result of one run."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from experiments.classification.emoji import STYLES
 from experiments.common.errors import InputError
 from experiments.common.options import Options
 from experiments.continual.methods import METHODS
 
-#: Of `Options`; they belong to one fine-tuning from an anchor of one's own, which there is none of here.
-UNUSED = ("labels", "anchor", "anchor_epochs", "anchor_lr", "anchor_head", "anchor_weight_decay", "anchor_batch_size")
-
 
 @dataclass(frozen=True)
 class Config(Options):
     """`epochs` are those of each task; `lrs` are tried on the first task alone."""
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    order: tuple[str, ...] = STYLES  # one task each
-    epochs: int = 3
-    limit: int | None = None
-    dropout: float = 0.2
+    methods: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(name="method", help="; ".join(f"{name}: {method.about}" for name, method in METHODS.items())),
+    ] = tuple(METHODS)
+    order: tuple[str, ...] = STYLES  # the styles as they are learnt, each once
+    epochs: int = 3  # passes over the examples of each task
+    limit: int | None = None  # use only so many emoji, for a quick try
+    dropout: float = 0.2  # before the head
     shift: int = 6  # pixels, augmentation
 
     def check(self) -> None:
@@ -34,6 +37,3 @@ class Config(Options):
     @property
     def holds_out(self) -> bool:
         return bool(self.lrs)
-
-    def as_dict(self) -> dict:
-        return {name: value for name, value in super().as_dict().items() if name not in UNUSED}

@@ -12,6 +12,7 @@ from experiments.common.rates import untried
 from experiments.common.step_log import write_steps
 from experiments.common.task import Part
 from experiments.common.trainer import Trainer, steps_of
+from experiments.continual.config import Config
 from experiments.continual.methods import METHODS, Place, Weights, mixed
 from experiments.continual.metrics import MEASURES
 from experiments.continual.stages import style_of
@@ -29,8 +30,8 @@ def measured(tasks: Sequence[dict]) -> dict[str, float]:
 class Learner:
     """All trainings of a run; `folder` is the run's."""
 
-    def __init__(self, trainer: Trainer, stages: Sequence[ClassificationTask], folder: Path) -> None:
-        self.trainer, self.options, self.stages, self.folder = trainer, trainer.options, stages, folder
+    def __init__(self, trainer: Trainer, options: Config, stages: Sequence[ClassificationTask], folder: Path) -> None:
+        self.trainer, self.options, self.stages, self.folder = trainer, options, stages, folder
         self.imagenet: Weights = stages[0].new_model().state_dict()
         self._kept = folder / "sequence.pt"
 

@@ -2,4 +2,4 @@
 
 from experiments.common.program import start
 
-start("experiments.hypergradients.cli", "studies")
+start("experiments.hypergradients.study", "studies")

@@ -1,6 +1,9 @@
 """Everything that decides the result of one run."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Fixed
 
 from experiments.classification.config import Config as Classification
 from experiments.common.errors import InputError
@@ -11,12 +14,18 @@ from experiments.hypergradients.downstream import WAYS
 class Config(Classification):
     """Fine-tuning as in the demo, without dropout: what is trained twice must be the same function twice."""
 
-    methods: tuple[str, ...] = ("ftp",)
+    methods: Fixed[tuple[str, ...]] = ("ftp",)
+    lrs: Fixed[tuple[float, ...]] = ()
+    strong_decay: Fixed[float] = 0.1
+    wise: Fixed[float] = 0.5
+    kappa: Fixed[float] = 1.0
+    gradient: Fixed[Literal["paper", "exact"]] = "paper"
+    anchor: Fixed[Literal["styles", "imagenet"]] = "styles"
     dropout: float = 0.2  # of the anchor's training alone
     points: tuple[int, ...] = (4, 16, 40, 72, 104)  # steps of the run after which gradients are compared
-    depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # K: steps that the full hypergradient goes back through
+    depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps K that full gradients go back through; the last is the measure
     ways: tuple[str, ...] = tuple(WAYS)  # of fine-tuning afterwards; none: only compare gradients
-    ways_epochs: int = 4
+    ways_epochs: int = 4  # passes of these
 
     def check(self) -> None:
         super().check()

@@ -2,4 +2,4 @@
 
 from experiments.common.program import start
 
-start("experiments.segmentation.cli", "studies")
+start("experiments.segmentation.study", "studies")

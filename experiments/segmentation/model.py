@@ -5,7 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.common.network import Network, channels_last, lite0, scaled
+from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
+from experiments.common.network import Network
 
 FEATURES = (24, 40, 112, 320)  # channels of the encoder at strides 4, 8, 16 and 32
 WIDTH = 64
@@ -47,6 +48,7 @@ class Segmenter(Network):
         for unused in ("_conv_head", "_bn1", "_fc"):  # behind the last features: they would have no gradient
             delattr(self.encoder, unused)
         self.decoder = Decoder(classes)
+        self.layers = layers_of(self.encoder, "encoder")
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:

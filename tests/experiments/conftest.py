@@ -9,9 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.classification.cli import main
-from experiments.common.methods import METHODS
+from experiments.classification.study import main
 from experiments.common.progress import Progress
+
+from .running import CONVOLUTIONAL
 
 # 48 emoji: 16 for each part, so 2 steps in an epoch of fine-tuning and 2 in one of the anchor.
 TINY = ["--limit", "48", "--batch-size", "8", "--epochs", "1", "--anchor-epochs", "1", "--seeds", "0"]
@@ -80,7 +81,7 @@ def everything(shared_folder: Path) -> Path:
     """The folder of a run of one epoch with every method there is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(shared_folder)
-        done = Workplace(shared_folder).command("--method", *METHODS, "--out", "runs/everything")
+        done = Workplace(shared_folder).command("--method", *CONVOLUTIONAL, "--out", "runs/everything")
         assert done.status == 0
         (shared_folder / "runs" / "everything.txt").write_text(done.text)
     return shared_folder / "runs" / "everything"

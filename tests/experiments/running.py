@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from experiments.common.methods import METHODS
 from experiments.common.study import Study
+
+#: All methods but those for networks of linear layers.
+CONVOLUTIONAL = [name for name, method in METHODS.items() if not method.linear_layers]
 
 
 class Ran(NamedTuple):

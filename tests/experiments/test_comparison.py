@@ -11,21 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
+import hyperopt_ftp as hft
 from experiments.classification.config import Config
 from experiments.classification.data import Pictures
-from experiments.classification.run import load_parts, make_task
+from experiments.classification.study import load_parts, make_task
 from experiments.classification.task import ClassificationTask
 from experiments.common import checkpoint, comparison, figures
+from experiments.common.comparison import Comparison
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.step_log import Board, write_steps
 from experiments.common.trainer import Trainer
 
 from ..support.measured import numbers
+from .running import CONVOLUTIONAL
 
 CPU = torch.device("cpu")
 WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_start", "tpgm", "mars_sp"}
-TRAINED = METHODS.keys() - FOLLOWS.keys()
+TRAINED = set(CONVOLUTIONAL) - FOLLOWS.keys()
 
 
 def read(folder: Path) -> dict:
@@ -163,7 +166,7 @@ def test_a_choice_that_was_stopped_ends_with_the_same_numbers(workplace):
     assert numbers(Path("runs/stopped-choice")) == numbers(Path("runs/choice"))
 
 
-@pytest.mark.parametrize(("follower", "of"), FOLLOWS.items())
+@pytest.mark.parametrize(("follower", "of"), [("wise", "adamw"), ("wise_ftp", "ftp")])
 def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch, follower, of):
     folder = Path(f"runs/{follower}")
     arguments = ("--method", follower, of, "--wise", "0.3", "--seeds", "4")
@@ -192,6 +195,41 @@ def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch,
         assert results[f"{name}-seed4"]["method"] == name
 
 
+def test_model_stock_is_made_of_two_trainings(workplace, watch):
+    done = workplace.command("--method", "model_stock", "adamw", "--seeds", "4", "--out", "runs/stock")
+    assert done.status == 0
+    assert [name for name in done.trainings if name != "anchor"] == ["adamw, seed 4", "model_stock, seed 4"]
+    anchor, tuned, merged = watch.tested
+    other = checkpoint.load(Path("runs/stock/checkpoint.pt"))["training"]["model"]
+    assert workplace.command("--method", "adamw", "--seeds", "1004", "--out", "runs/other").status == 0
+    assert all(torch.equal(value, other[name]) for name, value in watch.tested[-1].items())
+    expected = hft.model_stock([tuned, other], anchor)[0]
+    assert all(torch.equal(value, merged[name]) for name, value in expected.items())
+    results = read(Path("runs/stock"))["results"]
+    assert results["model_stock-seed4"]["seconds"] >= results["adamw-seed4"]["seconds"]
+
+
+@pytest.mark.parametrize("anchor", ["styles", "imagenet"])
+def test_a_step_of_mixout_is_made_with_mixed_weights(cache, quiet, workplace, anchor):
+    """And with the trained ones where nothing is to be mixed: in the free head of an anchor without one."""
+    config = Config(limit=48, anchor=anchor, lrs=(1e-3,))
+    task = make_task(config, cache, quiet)
+    model = task.new_model()
+    start = {name: value + 0.1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    forward = Comparison(Trainer(task, quiet, Board(None)), config, start, Path())._forward(model, "mixout", 0.5)
+    assert forward is not None
+    images = task.parts["finetune"].draw(torch.arange(2), torch.Generator())[0]
+    names = [name for name, _ in model.named_parameters() if anchor == "styles" or not name.startswith(model.head[:-1])]
+    torch.manual_seed(0)
+    used = hft.mixout(dict(model.named_parameters()), {name: start[name] for name in names}, p=0.5)
+    model.eval()
+    expected = torch.func.functional_call(model, used, (images,))
+    torch.manual_seed(0)
+    assert torch.equal(forward(images), expected)
+    assert not torch.equal(model(images), expected) or anchor == "imagenet"  # whose new head is zero
+    assert (used["network._fc.weight"] is model.get_parameter("network._fc.weight")) is (anchor == "imagenet")
+
+
 class Quiet:
     """Nothing is drawn or read anew, so nothing is shown."""
 
@@ -201,7 +239,7 @@ class Quiet:
 
 def test_every_method_leaves_its_scores_steps_and_radii(everything):
     content = read(everything)
-    assert content["results"].keys() == {f"{method}-seed0" for method in METHODS}
+    assert content["results"].keys() == {f"{method}-seed0" for method in CONVOLUTIONAL}
     scores = set()
     for name, result in content["results"].items():
         assert name == f"{result['method']}-seed0"
@@ -226,7 +264,7 @@ def test_every_method_leaves_its_scores_steps_and_radii(everything):
     assert {file.name for file in everything.glob("*.png")} == drawn
     report = (everything / "report.md").read_text()
     shown = (everything.parent / "everything.txt").read_text()
-    for method in METHODS.values():
+    for method in map(METHODS.__getitem__, CONVOLUTIONAL):
         assert f"| {method.title} |" in report
         assert f"{method.title} minus AdamW" in report or method.title == "AdamW"
         assert method.title in shown
@@ -388,7 +426,7 @@ def test_the_peak_is_that_of_the_device_that_trains(workplace, monkeypatch, cach
     monkeypatch.setattr(comparison, "reset_peak", seen.append)
     with quiet as progress:
         task = make_task(config, cache, progress)
-        trainer = Trainer(config, task, progress, Board(None))
+        trainer = Trainer(task, progress, Board(None))
         start = {name: value.cpu() for name, value in task.new_model().state_dict().items()}
-        comparison.Comparison(trainer, start, tmp_path).fine_tune("linear", 0, 1e-3)
+        comparison.Comparison(trainer, config, start, tmp_path).fine_tune("linear", 0, 1e-3)
     assert seen == [torch.device("cpu:0")] * 2

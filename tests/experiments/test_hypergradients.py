@@ -11,9 +11,9 @@ from torch import nn
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Losses
 from experiments.hypergradients.agreement import agreement
-from experiments.hypergradients.cli import main
 from experiments.hypergradients.gradients import closed_form, compare, full, walk
 from experiments.hypergradients.report import compared
+from experiments.hypergradients.study import main
 
 TINY = ["--limit", "48", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0"]
 TINY += ["--points", "2", "4", "--depths", "1", "2", "--device", "cpu"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import hyperopt_ftp as hft
 from experiments.classification.config import Config
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.network import Network
@@ -73,9 +74,61 @@ def test_a_strength_reaches_the_optimizer_and_a_new_head_is_free(method, kind, o
             assert group["constrained"] == [True, True, False, False]
 
 
+class Deep(Small):
+    """Three layers before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.layers = ["first", "second", "body"]
+
+
+@pytest.mark.parametrize("anchor", ["styles", "imagenet"])
+def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
+    for given, first in ((None, 1.0), (0.3, 0.3)):
+        config, model = Config(weight_decay=0.02, anchor=anchor), Deep()
+        optimizer = METHODS["maps"].make(given)(model, config, 0.125)
+        assert type(optimizer) is SPD
+        found = {}
+        for group in optimizer.param_groups:
+            assert (group["lr"], group["weight_decay"]) == (0.125, 0.02)
+            for name, held in zip(group["param_names"], group["constrained"], strict=True):
+                found[name.partition(".")[0]] = group["strength"] if held else None
+        head = 0.0 if anchor == "styles" else None
+        assert found == {"first": first, "second": first / 2, "body": 0.0, "fc": head}
+
+
+def test_mixout_uses_other_weights_in_a_step_than_it_trains():
+    method = METHODS["mixout"]
+    assert (method.strengths, METHODS["adamw"].in_a_step(None)) == ((0.5, 0.8), None)
+    weights, anchor = {"w": torch.full((2, 64), 3.0)}, {"w": torch.full((2, 64), 1.0)}
+    for given, p in ((None, 0.5), (0.8, 0.8)):
+        used = method.in_a_step(given)
+        assert used is not None
+        far = 1 + 2 / (1 - p)
+        assert {round(value, 4) for value in used(weights, anchor)["w"].flatten().tolist()} == {1.0, round(far, 4)}
+        (group,) = method.make(given)(Small(), Config(weight_decay=0.02), 0.125).param_groups
+        assert (group["lr"], group["weight_decay"]) == (0.125, 0.02)
+
+
+def test_what_is_made_of_ends_of_trainings():
+    model, config = Deep(), Config(wise=0.3)
+    anchor = {name: value.clone() for name, value in model.state_dict().items()}
+    ends = [{name: value + n + torch.rand_like(value) for name, value in anchor.items()} for n in (1, 2)]
+    mixed = METHODS["lines"].mix(config, model, ends[:1], anchor)
+    for layer, share in {"first": 0.5, "second": 0.5 + 0.5 / 3, "body": 0.5 + 1 / 3, "fc": 1.0}.items():
+        w, w0 = ends[0][f"{layer}.weight"], anchor[f"{layer}.weight"]
+        torch.testing.assert_close(mixed[f"{layer}.weight"], w0 + share * (w - w0))
+    mixed = METHODS["wise_ftp"].mix(config, model, ends[:1], anchor)
+    torch.testing.assert_close(mixed["body.weight"], 0.3 * ends[0]["body.weight"] + 0.7 * anchor["body.weight"])
+    stock = METHODS["model_stock"].mix(config, model, ends, anchor)
+    assert all(torch.equal(value, hft.model_stock(ends, anchor)[0][name]) for name, value in stock.items())
+
+
 def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
-    assert FOLLOWS == {"wise": "adamw", "wise_ftp": "ftp"}
+    assert FOLLOWS == {"wise": "adamw", "wise_ftp": "ftp", "lines": "adamw", "model_stock": "adamw"}
     for follower, of in FOLLOWS.items():
         assert METHODS[follower].make(None) is None
         assert METHODS[of].make(None) is not None
+    assert {name for name, method in METHODS.items() if method.others} == {"model_stock"}
     assert len({method.title for method in METHODS.values()}) == len(METHODS)

@@ -14,8 +14,8 @@ from rich.console import Console
 from experiments.classification.data import limit_items, split
 from experiments.classification.emoji import emoji_pictures, silhouettes
 from experiments.classification.task import with_validation
+from experiments.common.efficientnet import lite0, scaled
 from experiments.common.errors import InputError
-from experiments.common.network import lite0, scaled
 from experiments.common.progress import Progress
 from experiments.common.task import summed_up
 from experiments.segmentation import scenes as composing

@@ -1,25 +1,19 @@
-"""One run of the study: draw the emoji, compare the methods on scenes of them, report."""
+"""Scenes of emoji in one style, tested in others and under corruptions: the task and the command."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from experiments.classification.data import limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
 from experiments.classification.task import with_validation
-from experiments.common.comparison import run_comparison
+from experiments.common.cli import Command
+from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord
-from experiments.common.step_log import Board
-from experiments.common.tables import show, summarise, write_report
-from experiments.common.trainer import Trainer
 from experiments.segmentation.config import Config
 from experiments.segmentation.pictures import draw_montage
 from experiments.segmentation.task import SegmentationTask
 
-HEADING = "Segmentation under a change of style and under corruptions"
 ID_DOMAIN = 0  # Twemoji
 
 
@@ -56,27 +50,23 @@ def setting(content: dict) -> str:
     )
 
 
-def run(
-    config: Config,
-    out: Path,
-    cache: Path,
-    console: Console,
-    tensorboard: bool = False,
-    on_step: Callable[[str, int], None] | None = None,
-) -> None:
-    """Do what is left of a run, then show its table. `on_step` lets a test interrupt at a given step."""
-    record = RunRecord(out, "segmentation", config.as_dict())
-    if not record.finished:
-        with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
-            task = make_task(config, cache, progress)
-            record.check_data(task.fingerprint())
-            record.note_environment((*PACKAGES, "torchmetrics", "scikit-image"))
-            run_comparison(Trainer(config, task, progress, board, on_step), record, cache)
-        record.content["data"]["emoji"] = {part: len(some.labels) for part, some in task.scenes.items()}
-        record.content |= summarise(record.content, task)
-        draw_montage(out / "pictures.png", task)
-        caption = "Test scenes in every style, their classes, and under corruptions of severity 3"
-        write_report(record, HEADING, setting(record.content), caption)
-        record.content["status"] = "finished"
-        record.save()
-    show(record, console, "mIoU (%) after fine-tuning", setting(record.content))
+STUDY = Command(
+    "experiments.segmentation",
+    "Fine-tune a pre-trained segmentation network on scenes of emoji in one style; test it in the other styles, and "
+    "under fog, blur, noise and brightness: how much does each method keep of what the network knew? Stop it at any "
+    "time; the same command goes on from there.",
+    Config,
+    MethodStudy(
+        name="segmentation",
+        make_task=make_task,
+        facts=lambda task: {"emoji": {part: len(some.labels) for part, some in task.scenes.items()}},
+        heading="Segmentation under a change of style and under corruptions",
+        setting=setting,
+        shown="mIoU (%) after fine-tuning",
+        pictures=draw_montage,
+        caption="Test scenes in every style, their classes, and under corruptions of severity 3",
+        packages=(*PACKAGES, "torchmetrics", "scikit-image"),
+    ).run,
+)
+
+main = STUDY.main

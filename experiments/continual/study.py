@@ -1,18 +1,19 @@
-"""One run of the study: load the pictures, take every method through the tasks, report."""
+"""Every method through all tasks, one after the other: the run and the command."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments.classification.emoji import PACKAGES
 from experiments.classification.task import ClassificationTask
+from experiments.common.cli import Command
 from experiments.common.options import digest
 from experiments.common.progress import Progress
 from experiments.common.rates import best
 from experiments.common.record import RunRecord
 from experiments.common.step_log import Board
-from experiments.common.trainer import Trainer
+from experiments.common.trainer import OnStep, Trainer
 from experiments.continual.config import Config
 from experiments.continual.report import show, summarise, write_report
 from experiments.continual.sequence import Learner, name_of
@@ -51,20 +52,32 @@ def run(
     out: Path,
     cache: Path,
     console: Console,
-    tensorboard: bool = False,
-    on_step: Callable[[str, int], None] | None = None,
+    tensorboard: bool,
+    on_step: OnStep | None,
 ) -> None:
-    """Do what is left of a run, then show its table. `on_step` lets a test interrupt at a given step."""
+    """Do what is left of a run, then show its table."""
     record = RunRecord(out, "continual", config.as_dict())
     if not record.finished:
         with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
             stages = make_stages(config, cache, progress)
             record.check_data(digest({"stages": [stage.fingerprint() for stage in stages]}))
             record.note_environment(PACKAGES)
-            learn_all(Learner(Trainer(config, stages[0], progress, board, on_step), stages, out), record)
+            learn_all(Learner(Trainer(stages[0], progress, board, on_step), config, stages, out), record)
         record.content["data"] |= about(stages)
         record.content["summary"] = summarise(record.content)
         write_report(record)
         record.content["status"] = "finished"
         record.save()
     show(record, console)
+
+
+STUDY = Command(
+    "experiments.continual",
+    "Learn the emoji in one style after the other and test in all of them after each: how much of the earlier styles "
+    "does each method forget, and should FTP's anchor move on with the tasks? Stop it at any time; the same command "
+    "goes on from there.",
+    Config,
+    run,
+)
+
+main = STUDY.main

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,10 +12,11 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.classification.emoji import PACKAGES
-from experiments.classification.run import about, load_parts
+from experiments.classification.study import about, load_parts
 from experiments.classification.task import ClassificationTask
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
+from experiments.common.cli import Command
 from experiments.common.errors import InputError
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
@@ -193,8 +193,8 @@ def run(
     out: Path,
     cache: Path,
     console: Console,
-    tensorboard: bool = False,
-    on_step: Callable[[str, int], None] | None = None,
+    tensorboard: bool,
+    on_step: OnStep | None,
 ) -> None:
     """Do what is left of a run, then show its table."""
     record = RunRecord(out, "hypergradients", config.as_dict())
@@ -210,11 +210,11 @@ def run(
             record.note_environment(PACKAGES)
             record.content["data"] |= about(task)
             count = on_step or (lambda name, step: None)
-            trainer = Trainer(config, with_dropout, progress, board, on_step)
-            setting = Setting(config, task, Trainer(config, task, progress, board, on_step), record, {}, count)
+            trainer = Trainer(with_dropout, progress, board, on_step)
+            setting = Setting(config, task, Trainer(task, progress, board, on_step), record, {}, count)
             setting.check()
             record.save()  # before the work: what lies in the folder from now on is this run's
-            setting.start, record.content["anchor"] = make_anchor(trainer, cache)
+            setting.start, record.content["anchor"] = make_anchor(trainer, config, cache)
             record.save()
             if RUN not in record.results:
                 compare_on_the_way(setting)
@@ -223,3 +223,14 @@ def run(
         record.content["status"] = "finished"
         record.save()
     show(record, console)
+
+
+STUDY = Command(
+    "experiments.hypergradients",
+    "Compare FTP's one-step radius gradients with full ones through K steps, on the way of a real fine-tuning; then "
+    "fine-tune with each of them. Stop it at any time; the same command goes on from there.",
+    Config,
+    run,
+)
+
+main = STUDY.main

@@ -1,0 +1,1 @@
+"""Sentiment of tweets: fine-tuned on one topic, tested on others."""

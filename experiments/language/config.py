@@ -1,0 +1,31 @@
+"""Everything that decides the result of one run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.common.errors import InputError
+from experiments.common.options import AnchorOptions, option
+
+
+@dataclass(frozen=True)
+class Config(AnchorOptions):
+    """Tweets about airlines; as many of each sentiment in every part."""
+
+    linear_layers = True
+
+    # Trained beforehand on other tweets about all topics, head included; or MiniLM as it comes with a new head.
+    anchor: Literal["topics", "minilm"] = "topics"
+    epochs: int = 2  # passes over the tweets about airlines
+    lr: float = 2e-4  # first learning rate; it falls to 0 as a cosine
+    anchor_epochs: int = 2  # passes over the tweets about all topics
+    anchor_lr: float = 1e-4  # first learning rate of the anchor
+    anchor_head: float = 10.0  # the head is new: its learning rate is so many times anchor_lr
+    tweets: int = 800  # of each sentiment to fine-tune on, at most
+    pretrain_tweets: int = 320  # of each topic and sentiment to train the anchor on, at most
+    test_tweets: int = 300  # of each topic and sentiment in the tests, at most
+    length: int = 48  # tokens of a tweet, at most
+
+    def check(self) -> None:
+        super().check()
+        if not 2 < self.length <= 512:
+            raise InputError(f"{option('length')} {self.length}: must be from 3 to 512, MiniLM's positions")

