@@ -7,6 +7,10 @@ FAMILY = (
     "adamw", "ftp", "l2sp", "l2sp_decoupled", "cautious", "spd", "maps", "digrap", "mars_sp", "mixout", "wise",
     "learned_wise", "lines", "model_stock", "hypergradient",
 )  # fmt: skip
+LANGUAGE = (
+    "linear", "adamw", "ftp", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp", "lines",
+    "lora", "lora_spd", "muon", "ftp_muon",
+)  # fmt: skip
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
@@ -30,6 +34,7 @@ class Job:
 _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
 _CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
+_LANGUAGE, _NORMALS = "experiments.language", "experiments.normals"
 
 FULL = (
     Job(
@@ -62,6 +67,24 @@ FULL = (
         _CONTINUAL,
         ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3"),
     ),
+    Job(
+        "normals",
+        "surface normals under other textures, lights and corruptions, every method",
+        _NORMALS,
+        ("--method", *ALL, "wise_ftp", "--lrs", "1e-4", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
+    ),
+    *(
+        Job(
+            name,
+            about,
+            _LANGUAGE,
+            ("--anchor", anchor, "--method", *LANGUAGE, "--lrs", "2e-5", "1e-4", "5e-4", "2.5e-3", *PLAIN),
+        )
+        for name, anchor, about in (
+            ("language", "topics", "sentiment of tweets on other topics, from a model that knows them"),
+            ("language-plain", "minilm", "the same from MiniLM as it comes"),
+        )
+    ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
@@ -76,6 +99,20 @@ _FEW = ("--method", "adamw", "ftp", "--seeds", "0")
 FAST = (
     Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, (*_FEW, "--epochs", "5"), alone=True),
     Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, (*_FEW, "--epochs", "4"), alone=True),
+    Job(
+        "normals",
+        "surface normals of drawn scenes, AdamW and FTP",
+        _NORMALS,
+        (*_FEW, "--epochs", "2", "--anchor-epochs", "4", "--pretrain-scenes", "320", "--test-scenes", "48"),
+        alone=True,
+    ),
+    Job(
+        "language",
+        "sentiment of tweets, AdamW and FTP",
+        _LANGUAGE,
+        (*_FEW, "--epochs", "1", "--anchor-epochs", "1", "--tweets", "300", "--test-tweets", "60", "--length", "32"),
+        alone=True,
+    ),
     Job(
         "hypergradients",
         "one-step and full hypergradients up to K = 4",

