@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -16,7 +17,7 @@ import hyperopt_ftp as hft
 np = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 
-from benchmarks import bench_estimate, bench_hypergradient, bench_update  # noqa: E402
+from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_update  # noqa: E402
 from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
 from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
 from benchmarks.hypergradient.figure import apart  # noqa: E402
@@ -24,6 +25,7 @@ from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
 from benchmarks.hypergradient.processes import Worker, off  # noqa: E402
 from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
 from benchmarks.nets import NETS  # noqa: E402
+from benchmarks.plain_tpgm import PlainTPGM  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,3 +123,49 @@ def test_an_estimate_is_compared_with_what_is_measured(tmp_path, monkeypatch):
     assert row["memory"]["predicted"] == pytest.approx(row["memory"]["measured"], rel=0.15)
     assert f"| mlp, `Unroll(checkpoint=1)` | {row['memory']['predicted'] / 2**20:.2f} |" in page.read_text()
     assert page.read_text().startswith("before\n")
+
+
+def test_plain_tpgm_learns_its_radii_through_the_projection():
+    """The first slope of a radius against central differences; then every row within its radius."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).double()
+    tpgm = PlainTPGM(model)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.data += torch.randn_like(p)
+    moved = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+
+    def held_out(radius: float) -> float:
+        weights = {}
+        for name, w in moved.items():
+            c = (w - start[name]).reshape(-1, 3) if name == "weight" else (w - start[name]).reshape(1, -1)
+            share = (radius if name == "weight" else 1e-2) / (c.abs().sum(1, keepdim=True) + 1e-8)
+            weights[name] = start[name] + (share.clamp(max=1) * c).view_as(w)
+        return torch.nn.functional.mse_loss(torch.func.functional_call(model, weights, (x,)), y).item()
+
+    tpgm.step(torch.nn.functional.mse_loss, x, y)
+    slope = tpgm.radii["weight"].grad
+    assert slope is not None
+    # In float32 a radius of 0.01 is off by 1e-10, and its slope is rounded to 1e-7 of itself.
+    assert slope.item() == pytest.approx((held_out(1e-2 + 1e-6) - held_out(1e-2 - 1e-6)) / 2e-6, rel=1e-5)
+    for name, p in model.named_parameters():
+        rows = (p - start[name]).reshape(-1, 3) if name == "weight" else (p - start[name]).reshape(1, -1)
+        assert rows.abs().sum(1).max().item() <= max(tpgm.radii[name].item(), 1e-8) * (1 + 1e-6)
+    assert tpgm.radii["weight"].item() == pytest.approx(1e-2 - 1e-2 * math.copysign(1, slope.item()), abs=1e-6)
+
+
+def test_training_steps_are_those_of_what_they_stand_for(monkeypatch):
+    """On a network that is small enough: each takes a step, on the path that its name says."""
+    monkeypatch.setattr(bench_training, "SIDE", 8)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, bench_training.CLASSES)
+    )
+    found, optimizers = bench_training.candidates(net, 2)
+    for step in found.values():
+        step()
+        step()
+    assert found.keys() == {*bench_training.OPTIMIZERS, "TPGM"}
+    assert optimizers["FTPAdamW (fused)"].execution == "fused_cpu"
+    assert optimizers["FTPAdamW (foreach)"].execution == "foreach"
+    assert {optimizers[name].execution for name in ("L2-SP", "L2-SP decoupled", "SPD")} == {"foreach"}

@@ -93,7 +93,14 @@ def test_every_job_is_a_command_that_its_program_takes(job):
 
 def test_the_fast_studies_are_what_was_asked_for():
     names = ["search", "towers", "knobs", "noise", "few-shot", "distillation", "learned-optimizer"]
-    assert [job.name for job in FAST] == ["classification", "segmentation", "normals", "language", "hypergradients", *names]
+    assert [job.name for job in FAST] == [
+        "classification",
+        "segmentation",
+        "normals",
+        "language",
+        "hypergradients",
+        *names,
+    ]
     assert [job.name for job in FULL][-len(names) :] == names
     assert len({job.name for job in FULL}) == len(FULL)
 
