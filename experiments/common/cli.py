@@ -101,7 +101,18 @@ def guarded(work: Callable[[], None]) -> int:
     except (InputError, OSError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        errors.print("error: there is not enough memory for a run of this size; give smaller numbers", style="red")
+        return 2
     except KeyboardInterrupt:
         errors.print("Stopped. What is finished is kept: run the same command again to go on.")
         return 130
     return 0
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Torch has a class of its own for a GPU's memory alone."""
+    texts = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.classification.folders import folder_pictures
 from experiments.common import pictures
+from experiments.common.cli import guarded
 
 
 def refused(workplace, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -81,6 +82,18 @@ def test_what_the_command_line_refuses(workplace, capsys, arguments, said):
         workplace.command(*arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(10**15,), (2**40, 2**40)])
+def test_a_run_that_memory_is_too_small_for_says_so(capsys, size):
+    assert guarded(lambda: torch.empty(*size)) == 2
+    assert "there is not enough memory for a run of this size" in capsys.readouterr().err
+
+    def wrong():
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        guarded(wrong)
 
 
 def test_out_with_another_run(workplace, capsys, finished):
