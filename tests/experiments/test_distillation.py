@@ -187,6 +187,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_and_reports(tmp_path):
     ("arguments", "message"),
     [
         ("--data cats", "--data cats: give any of digits, emoji"),
+        ("--track 1000", "--track 1000: must be at most --rounds, 150"),
         ("--per-class 0", "--per-class 0: give integers from 1 to 20"),
         ("--network resnet", "--network resnet: allowed are mlp, convolutional"),
         ("--start noise", "--start noise: allowed are k-means, random"),

@@ -10,6 +10,7 @@ import torch
 import hyperopt_ftp as hft
 from experiments.classification.emoji import CLASSES, STYLES
 from experiments.common import checkpoint, figures
+from experiments.common.errors import InputError
 from experiments.common.frozen import BLOCKS, Features, Tail
 from experiments.tuning.knobs import plots, summary
 from experiments.tuning.knobs.config import FAST, Config
@@ -71,6 +72,11 @@ def test_no_emoji_and_no_group_is_in_two_parts(data, style):
     assert of(features.items, parts.held_out["other"]) == of(features.items, parts.held_out["own"])
     other = data.parts(SMALL, 1, style)
     assert of(features.items, other.train) != of(features.items, parts.train)
+
+
+def test_no_more_emoji_than_there_are(data):
+    with pytest.raises(InputError, match=r"--pretrain-items 999999: there are \d+$"):
+        data.parts(dataclasses.replace(SMALL, pretrain_items=999_999), 0, 0)
 
 
 def test_orders_are_whole_passes():

@@ -171,8 +171,9 @@ def test_every_tower_is_timed(task):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--heights", "1", "2"], "--heights 1 2: must be at least 0, and 0 among them"),
-        (["--heights", "0", "-1"], "--heights 0 -1: must be at least 0"),
+        (["--heights", "1", "2"], "--heights 1 2: must be from 0 to 10, and 0 among them"),
+        (["--heights", "0", "-1"], "--heights 0 -1: must be from 0 to 10"),
+        (["--heights", "0", "100000"], "--heights 0 100000: must be from 0 to 10"),
         (["--bases", "sgd", "sgd"], "--bases sgd sgd: give at least one, each once"),
         (["--lowest", "2"], "--lowest 2 --highest 1: give powers of ten"),
         (["--per-decade", "0"], "--per-decade 0: must be at least 1"),

@@ -48,6 +48,10 @@ class Config:
                 raise InputError(f"{option(field.name)} {value}: must be an integer of at least 1")
             if isinstance(value, float) and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{option(field.name)} {value}: must be a number above 0")
+        if self.track > self.rounds:
+            raise InputError(
+                f"--track {self.track}: must be at most --rounds, {self.rounds}; else nothing is looked at"
+            )
         if not all(1 <= count <= 20 for count in self.per_class):
             raise InputError(f"--per-class {' '.join(map(str, self.per_class))}: give integers from 1 to 20, each once")
         for name in ("lrs", "few_steps", "whole_steps"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.classification.data import Pictures, hold_out, limit_items, split
+from experiments.common.errors import InputError
 from experiments.common.frozen import BLOCKS, Features, frozen_features
 from experiments.common.progress import Progress
 from experiments.tuning.knobs.config import Config
@@ -54,6 +55,8 @@ class Styles:
     def parts(self, config: Config, seed: int, style: int) -> Parts:
         roles = {role: (style + number) % 3 for number, role in enumerate(ROLES)}
         whole = split(self._numbered, seed)
+        if config.pretrain_items > (most := len(set(whole["pretrain"].items))):
+            raise InputError(f"--pretrain-items {config.pretrain_items}: there are {most}")
         train, held_out = hold_out(whole["finetune"].of_domain(style), config.held_out, seed)
         kept = set(held_out.items)
         elsewhere = whole["finetune"].of_domain(roles["other"])

@@ -12,6 +12,9 @@ Base = Literal["sgd", "adam"]
 Way = Literal["log", "raw"]
 
 
+HIGHEST = 10  # a step's time grows with every level; above this a number is mistyped
+
+
 @dataclass(frozen=True)
 class Config:
     """Towers of every height from every first learning rate, for each task and each base."""
@@ -40,10 +43,10 @@ class Config:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} {' '.join(map(str, values))}: give at least one, each once")
-        if 0 not in self.heights or min(self.heights) < 0:
+        if 0 not in self.heights or not 0 <= min(self.heights) <= max(self.heights) <= HIGHEST:
             raise InputError(
-                f"--heights {' '.join(map(str, self.heights))}: must be at least 0, and 0 among them: the base alone "
-                "is what towers are compared with"
+                f"--heights {' '.join(map(str, self.heights))}: must be from 0 to {HIGHEST}, and 0 among them: the "
+                "base alone is what towers are compared with"
             )
         if not -30 <= self.lowest < self.highest <= 10:
             raise InputError(
