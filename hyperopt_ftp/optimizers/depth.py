@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from ..hparams import few
+from ..hparams import Domain, check_number, few
 from .patterns import matcher, no_match
 
-__all__ = ["Layers", "by_depth"]
+__all__ = ["FINITE", "Layers", "between", "by_depth"]
+
+#: An infinite number has no linear way to another one.
+FINITE = Domain(-sys.float_info.max, sys.float_info.max)
 
 #: From the input to the output: a module, a parameter or a glob pattern for each layer, or several of them.
 Layers: TypeAlias = Sequence[str | Sequence[str]]
@@ -28,7 +32,7 @@ def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) ->
         names: of the parameters, such as ``dict(model.named_parameters())``.
         layers: at least two, from the input to the output; each the name of a module (``"blocks.0"``) or parameter, a
             glob pattern, or a list of them.
-        first, last: the numbers of the first and of the last layer.
+        first, last: the numbers of the first and of the last layer, finite; these two have exactly them.
 
     Returns:
         The numbers by name. What belongs to no layer is absent. For a pure optimizer of the family that is an hparam
@@ -36,20 +40,26 @@ def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) ->
         :func:`depth_groups`.
 
     Raises:
-        ValueError: fewer than two layers, a layer that names nothing, a parameter in two layers.
-        TypeError: layers that are one string.
+        ValueError: fewer than two layers, a layer that names nothing, a parameter in two layers, a number that is not
+            finite.
+        TypeError: layers that are one string or have no order (a set), what is no number.
 
     >>> import hyperopt_ftp as hft
     >>> hft.by_depth(["stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"],
     ...              ["stem", "blocks.0", "blocks.1"], first=1.0, last=0.0)
     {'stem.weight': 1.0, 'blocks.0.weight': 0.5, 'blocks.1.weight': 0.0}
     """
+    check_number("first", first, FINITE)
+    check_number("last", last, FINITE)
     paths, found = list(names), {}
-    if isinstance(layers, str) or not all(isinstance(e, str) for layer in layers for e in _entries(layer)):
+    named = isinstance(layers, Sequence) and not isinstance(layers, str)
+    if not named or not all(isinstance(e, str) for layer in layers for e in _entries(layer)):
         raise TypeError(f'layers must be a list of names, such as ["stem", "blocks.0", "blocks.1"], got {layers!r}')
     if len(layers) < 2:
         raise ValueError(f"layers must be at least two, from the input to the output, got {list(layers)}")
     for index, layer in enumerate(layers):
+        if not _entries(layer):
+            raise ValueError(f"layer {index} (counted from 0) is empty: name what is in it, or leave it out")
         for entry in _entries(layer):
             inside = [path for path in paths if matcher(entry)(path)]
             if not inside:
@@ -58,7 +68,12 @@ def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) ->
             if twice:
                 raise ValueError(f"layers {found[twice[0]]} and {index} (counted from 0) both have {few(twice)}")
             found.update(dict.fromkeys(inside, index))
-    return {path: first + (last - first) * found[path] / (len(layers) - 1) for path in paths if path in found}
+    return {path: between(first, last, found[path] / (len(layers) - 1)) for path in paths if path in found}
+
+
+def between(first: float, last: float, at: float) -> float:
+    """Exact at both ends, which ``first + at * (last - first)`` is not."""
+    return (1 - at) * first + at * last
 
 
 def _entries(layer: str | Sequence[str]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..hparams import few
-from ..optimizers.depth import Layers, by_depth
+from ..hparams import check_number, few
+from ..optimizers.depth import FINITE, Layers, between, by_depth
 
 __all__ = ["depth_groups"]
 
@@ -31,14 +31,15 @@ def depth_groups(
         layers: as in :func:`by_depth`.
         rest: options of one more group, for the parameters that are in no layer: ``{"constrained": False}`` for a new
             head. Without it there may be none.
-        numbers: an option of the groups and its values at the first and the last layer, as in ``strength=(1.0, 0.0)``.
+        numbers: an option of the groups and its values at the first and the last layer, both finite, as in
+            ``strength=(1.0, 0.0)``.
 
     Returns:
         Groups for an optimizer, in the order of the layers; give them to the base, and the base to the class.
 
     Raises:
         ValueError: as :func:`by_depth`; parameters in no layer and no ``rest``.
-        TypeError: no numbers, or one that is no pair.
+        TypeError: no numbers, one that is no pair of numbers, or ``params`` among the options.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from torch.nn import Linear, ReLU, Sequential
@@ -46,13 +47,17 @@ def depth_groups(
     >>> groups = hft.depth_groups(model.named_parameters(), ["0", "2"], {"constrained": False}, strength=(1.0, 0.0))
     >>> opt = hft.SPD(torch.optim.AdamW(groups, lr=1e-3))
     >>> [(group["strength"], group["constrained"]) for group in opt.param_groups]
-    [(1.0, True), (0.0, True), (1.0, False)]
+    [(1.0, [True, True]), (0.0, [True, True]), (1.0, [False, False])]
     """
     if not numbers:
         raise TypeError("depth_groups needs a number to set: depth_groups(..., strength=(1.0, 0.0))")
+    if "params" in numbers or "params" in (rest or {}):
+        raise TypeError("params is no option: which parameters are in a group is said by layers")
     for name, ends in numbers.items():
         if not isinstance(ends, (tuple, list)) or len(ends) != 2:
             raise TypeError(f"{name} must be a pair (at the first layer, at the last layer), got {ends!r}")
+        for end in ends:
+            check_number(name, end, FINITE)
     params = dict(named_parameters)
     depth = by_depth(params, layers, 0.0, 1.0)
     left = [name for name in params if name not in depth]
@@ -64,7 +69,7 @@ def depth_groups(
     groups = []
     for at in sorted(set(depth.values())):
         inside = [(name, params[name]) for name in depth if depth[name] == at]
-        ends = {option: first + (last - first) * at for option, (first, last) in numbers.items()}
+        ends = {option: between(first, last, at) for option, (first, last) in numbers.items()}
         groups.append({"params": inside, **ends})
     if left:
         groups.append({"params": [(name, params[name]) for name in left], **(rest or {})})
