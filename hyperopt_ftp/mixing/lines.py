@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
-from ..tree import working
-from .entries import Weights, copied, shared
+from .entries import Weights, copied, lerped, shared
 
 __all__ = ["lines"]
 
@@ -34,7 +32,8 @@ def lines(
             with ``beta = 1 - alpha``, so that the last layer stays as it is. The default is halfway.
 
     Returns:
-        New tensors by name, in the dtypes of ``weights``. What is not floating-point stays that of ``weights``.
+        New tensors by name, in the dtypes of ``weights``, differentiable as those of :func:`wise`. What is not
+        floating-point stays that of ``weights``.
         ``alpha=1, beta=0`` gives ``weights``; ``alpha=s, beta=0`` is :func:`wise` with ``strength = 1 - s``.
 
     Raises:
@@ -51,13 +50,5 @@ def lines(
     names = shared(weights, anchor)
     scales = {**dict.fromkeys(names, alpha), **by_depth(names, layers, alpha, alpha + beta)}
     return {
-        name: _scaled(w, anchor[name], scales[name]) if name in scales else copied(w) for name, w in weights.items()
+        name: lerped(w, anchor[name], 1 - scales[name]) if name in scales else copied(w) for name, w in weights.items()
     }
-
-
-def _scaled(w: Tensor, w0: Tensor, scale: float) -> Tensor:
-    """Exact at 0 and 1; equal infinite entries stay."""
-    if scale in (0.0, 1.0):
-        return (w if scale else w0).detach().to(w.dtype, copy=True)
-    wide, far = working(w), w0.to(working(w))
-    return torch.where(wide == far, wide, far + scale * (wide - far)).detach().to(w.dtype)

@@ -63,6 +63,30 @@ def test_one_share_for_all_is_wise(pair):
         torch.testing.assert_close(found[name], w, rtol=1e-14, atol=1e-14)
 
 
+def test_the_derivatives_and_sweeps_are_those_of_the_formula(pair):
+    """d W / d alpha of layer k of L is W - W0, d W / d beta is (k - 1) / (L - 1) of it."""
+    tuned, start = pair
+    numbers = torch.tensor([0.2, 0.6], dtype=torch.float64)
+
+    def mixed(numbers):
+        return hft.lines(tuned, start, ["0", "2", "3"], alpha=numbers[0], beta=numbers[1])
+
+    found = torch.func.jacrev(lambda x: mixed(x)["2.weight"])(numbers)
+    way = tuned["2.weight"] - start["2.weight"]
+    torch.testing.assert_close(found, torch.stack([way, way / 2], -1), rtol=1e-14, atol=1e-14)
+    swept = torch.func.vmap(mixed)(torch.stack([numbers, numbers / 2]))
+    torch.testing.assert_close(swept["2.weight"][1], mixed(numbers / 2)["2.weight"])
+
+
+def test_the_result_is_where_the_weights_are(pair):
+    """Also of an anchor on another device, at both ends."""
+    tuned, start = pair
+    elsewhere = {name: w.to("meta") for name, w in tuned.items()}
+    for alpha in (0.0, 0.5, 1.0):
+        found = hft.lines(elsewhere, start, ["0", "2"], alpha=alpha, beta=0.0)
+        assert {w.device.type for w in found.values()} == {"meta"}
+
+
 def test_wrong_arguments(pair):
     tuned, start = pair
     with pytest.raises(ValueError, match="alpha must lie in"):
