@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
         other = sorted(first.keys() ^ weights.keys())
         if other:
             raise ValueError(f"models must have the same names, but only some have {other[:5]}")
-        wrong = [n for n, w in first.items() if isinstance(w, Tensor) and weights[n].shape != w.shape]
+        wrong = [n for n, w in first.items() if isinstance(w, Tensor) and _shape(weights[n]) != w.shape]
         if wrong:
             raise ValueError(f"models must have the same shapes, but {wrong[:5]} differ")
     names = set.intersection(*mixed)
@@ -67,15 +68,21 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
         if not isinstance(w, Tensor) or not w.is_floating_point():
             merged[name] = copied(w)
             continue
-        wide = torch.stack([working(weights[name].detach()) for weights in models]).mean(0)
+        wide = torch.stack([weights[name].detach().to(working(w)) for weights in models]).mean(0)
         if name in ratios:
             wide = torch.lerp(anchor[name].detach().to(wide), wide, ratios[name].to(wide))
         merged[name] = wide.to(w.dtype)
     return merged, ratios
 
 
+def _shape(x: Any) -> torch.Size | None:
+    return x.shape if isinstance(x, Tensor) else None
+
+
 def _ratio(weights: list[Tensor], w0: Tensor) -> Tensor:
-    away = [working(w.detach()).flatten() - w0.detach().to(working(w)).flatten() for w in weights]
+    """In the precision of the first model, and on its device."""
+    wide = working(weights[0])
+    away = [w.detach().to(wide).flatten() - w0.detach().to(wide).flatten() for w in weights]
     pairs = list(combinations(away, 2))
     # A model that did not move has no direction: its cosine with others is 0.
     cos = torch.stack([torch.nan_to_num(a @ b / (a.norm() * b.norm()), 0.0) for a, b in pairs]).mean().clamp(0, 1)

@@ -62,6 +62,16 @@ def test_the_rest_of_a_state_dict():
     assert one["a"].tolist() == [1, 0]
 
 
+def test_the_first_model_gives_the_precision_to_all():
+    w0 = {"w": torch.zeros(2)}
+    one, two = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+    expected = hft.model_stock([{"w": one.double()}, {"w": two.double()}], w0)[0]["w"]
+    for first, second in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
+        found = hft.model_stock([{"w": one.to(first)}, {"w": two.to(second)}], w0)[0]["w"]
+        assert found.dtype == first
+        torch.testing.assert_close(found, expected.to(first), rtol=4 * torch.finfo(first).eps, atol=0)
+
+
 def test_wrong_arguments():
     w0, w = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
     with pytest.raises(TypeError, match="list of state_dicts, got dict"):
@@ -72,5 +82,7 @@ def test_wrong_arguments():
         hft.model_stock([w, {**w, "v": torch.ones(1)}], w0)
     with pytest.raises(ValueError, match=r"same shapes, but \['v'\]"):
         hft.model_stock([{**w, "v": torch.ones(1)}, {**w, "v": torch.ones(2)}], w0)
+    with pytest.raises(ValueError, match=r"same shapes, but \['v'\]"):
+        hft.model_stock([{**w, "v": torch.ones(1)}, {**w, "v": 3}], w0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="not in weights"):
         hft.model_stock([w, w], {"other": torch.zeros(2)})
