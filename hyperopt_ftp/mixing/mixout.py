@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..hparams import Domain, check_number
 from ..tree import working
+from ..types import Number
 from .entries import Weights, shared
 
 __all__ = ["mixout"]
@@ -14,7 +15,7 @@ __all__ = ["mixout"]
 _SHARE = Domain(0.0, 1.0, open_high=True)
 
 
-def mixout(weights: Weights, anchor: Weights, p: float = 0.5) -> dict[str, Tensor]:
+def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tensor]:
     """Mixout (arXiv 1909.11299): for one forward pass of training, some weights are those of the anchor.
 
     For each input j of a tensor (dim 1), with ``m_j`` = 0 with probability ``p``, else 1::
@@ -28,7 +29,8 @@ def mixout(weights: Weights, anchor: Weights, p: float = 0.5) -> dict[str, Tenso
         weights: as they are trained, by name: ``dict(model.named_parameters())``. Give the result to
             ``torch.func.functional_call``, in training alone; the trained weights are used as they are.
         anchor: pre-trained, by name, detached; a name that is absent (a new head) stays free.
-        p: probability with which an input's weights are set back, in [0, 1). The paper uses up to 0.9.
+        p: probability with which an input's weights are set back, in [0, 1). The paper uses up to 0.9. It may be a 0-d
+            tensor (for ``vmap``), but there is no derivative in it: which weights are set back depends on it.
 
     Returns:
         The weights by name, differentiable in ``weights``. Tensors with fewer than two dims (biases, norms) stay as
@@ -37,7 +39,7 @@ def mixout(weights: Weights, anchor: Weights, p: float = 0.5) -> dict[str, Tenso
         the same ones where it makes a step again.
 
     Raises:
-        TypeError, ValueError: as :func:`wise`; p outside [0, 1).
+        TypeError, ValueError: as :func:`wise`; p outside [0, 1), or one that requires grad.
 
     >>> import torch, hyperopt_ftp as hft
     >>> _ = torch.manual_seed(0)
@@ -46,11 +48,13 @@ def mixout(weights: Weights, anchor: Weights, p: float = 0.5) -> dict[str, Tenso
             [1., 5., 1., 1.]])
     """
     check_number("p", p, _SHARE)
+    if isinstance(p, Tensor) and p.requires_grad:
+        raise ValueError("p must not require grad, since the draws depend on it; pass p.detach(), or try several")
     names = {name for name in shared(weights, anchor) if weights[name].ndim > 1}
     return {name: _drawn(w, anchor[name], p) if name in names else w for name, w in weights.items()}
 
 
-def _drawn(w: Tensor, w0: Tensor, p: float) -> Tensor:
+def _drawn(w: Tensor, w0: Tensor, p: Number) -> Tensor:
     wide = working(w)
     draws = torch.rand(w.shape[1], dtype=torch.float32, device=w.device) >= p
     kept = draws.to(wide).reshape(1, -1, *[1] * (w.ndim - 2)) / (1 - p)
