@@ -65,6 +65,7 @@ class Comparison:
         make = METHODS[method].make(strength)
         if make is None:
             return self._fit_radii(model, method, seed, lr, name, choosing)
+        torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
         radii = getattr(optimizer, "radii", None)
         training = self.trainer.train(

@@ -207,6 +207,21 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert any("lora" not in name for name in kept)
 
 
+def test_adapters_begin_as_their_seed_says_whatever_was_done_before(tmp_path, monkeypatch):
+    """Stopped in its first step, a training begins anew, in a program that has drawn less."""
+    monkeypatch.chdir(tmp_path)
+    arguments = (*TINY, "--epochs", "1", "--method", "adamw", "lora")
+    assert study.main([*arguments, "--out", "runs/whole"]) == 0
+
+    def stop(name, step):
+        if name == "lora, seed 0":
+            raise KeyboardInterrupt
+
+    assert study.main([*arguments, "--out", "runs/broken"], on_step=stop) == 130
+    assert study.main([*arguments, "--out", "runs/broken"]) == 0
+    assert numbers(Path("runs/broken")) == numbers(Path("runs/whole"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
