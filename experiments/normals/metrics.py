@@ -8,18 +8,21 @@ WITHIN = (11.25, 22.5, 30.0)  # degrees
 
 
 def angles(outputs: Tensor, normals: Tensor) -> Tensor:
-    """Of outputs of any length against unit normals, both [n, 3, h, w]: degrees [n, h, w]."""
+    """Of outputs of any length against unit normals, both [n, 3, h, w]: degrees [n, h, w]. An output without a
+    direction (zero, not finite) is as wrong as can be: 180."""
     # By the two-argument arctangent: the arccosine is flat near 0, where the best predictions are.
     directions, normals = F.normalize(outputs.double(), dim=1), normals.double()
     sine = torch.linalg.cross(directions, normals, dim=1).norm(dim=1)
-    return torch.rad2deg(torch.atan2(sine, (directions * normals).sum(1)))
+    found = torch.rad2deg(torch.atan2(sine, (directions * normals).sum(1)))
+    return torch.where(directions.norm(dim=1) > 0.5, found, 180.0)
 
 
 def measures(errors: Tensor) -> dict[str, float]:
     """Mean and median error in degrees, and the percentages of pixels within each angle."""
     errors = errors.flatten()
     shares = {f"within {limit:g}": 100 * (errors < limit).double().mean().item() for limit in WITHIN}
-    return {**shares, "mean": errors.mean().item(), "median": errors.quantile(0.5).item()}
+    middle = errors.sort().values[(len(errors) - 1) // 2 : len(errors) // 2 + 1]  # torch's quantile takes 2^24 at most
+    return {**shares, "mean": errors.mean().item(), "median": middle.mean().item()}
 
 
 @torch.no_grad()

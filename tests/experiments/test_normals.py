@@ -139,6 +139,10 @@ def test_measures_by_hand():
         )
         found = angles(7 * tilted.view(1, 3, 1, 1), up)
         assert found.item() == pytest.approx(degrees, rel=1e-9, abs=1e-9)
+    for none in (0.0, math.nan, math.inf):
+        assert angles(torch.tensor([0.0, 0.0, none]).view(1, 3, 1, 1), up).item() == 180
+    assert measures(torch.tensor([40.0, 10.0, 20.0, 0.0]))["median"] == 15
+    assert measures(torch.zeros(2**24 + 1))["median"] == 0
     found = measures(torch.tensor([0.0, 10.0, 20.0, 25.0, 45.0]))
     assert found == {
         "within 11.25": pytest.approx(40), "within 22.5": pytest.approx(60), "within 30": pytest.approx(80),
@@ -195,6 +199,15 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "| method | ID: clean | other textures | other lights | OOD mean | corrupted mean |" in report
     assert "| method | clean, within 22.5 | clean, within 30 | clean, mean | clean, median | textures, within" in report
     assert "![Test scenes in every domain" in report
+
+
+def test_a_diverged_training_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ("--size", "32", "--scenes", "4", "--pretrain-scenes", "4", "--validation-scenes", "4", "--test-scenes", "1")
+    tiny += ("--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0", "--device", "cpu")
+    assert study.main([*tiny, "--method", "adamw", "--lr", "1e30", "--out", "runs/lost"]) == 0
+    result = json.loads(Path("runs/lost/metrics.json").read_text())["results"]["adamw-seed0"]
+    assert (result["diverged"], result["id"], result["scores"]["clean, mean"]) == (True, 0, 180)
 
 
 def test_options_that_cannot_be_used(tmp_path, monkeypatch, capsys):
