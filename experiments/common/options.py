@@ -49,16 +49,17 @@ class Options:
             raise InputError(f"--seeds {' '.join(map(str, self.seeds))}: give different integers of at least 0")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and field.name not in ("split_seed", "shift") and value < 1:
-                raise InputError(f"{option(field.name)} {value}: must be an integer of at least 1")
+            least = 0 if field.name == "shift" else 1
+            if isinstance(value, int) and field.name != "split_seed" and value < least:
+                raise InputError(f"{option(field.name)} {value}: must be an integer of at least {least}")
         self._check_above_zero("lr")
         if not all(math.isfinite(lr) and lr > 0 for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):
             raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give different numbers above 0")
-        for name in ("weight_decay", "strong_decay", "radius_lr"):
-            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+        for name in ("weight_decay", "strong_decay", "radius_lr", "anchor_weight_decay"):
+            if not (math.isfinite(value := getattr(self, name, 0.0)) and value >= 0):
                 raise InputError(f"{option(name)} {value}: must be a number of at least 0")
-        for name in ("kappa", "wise"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+        for name in ("kappa", "wise", "dropout"):
+            if not 0 <= (value := getattr(self, name, 0.0)) <= 1:
                 raise InputError(f"{option(name)} {value}: must lie between 0 and 1")
         if not 0 < self.validation < 1:
             raise InputError(f"--validation {self.validation}: must lie between 0 and 1, both excluded")
