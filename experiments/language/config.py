@@ -9,7 +9,7 @@ from experiments.common.options import AnchorOptions, option
 
 @dataclass(frozen=True)
 class Config(AnchorOptions):
-    """Tweets about airlines; as many of each sentiment in every part."""
+    """Tweets about airlines; as many of each sentiment to fine-tune on, elsewhere as many as there are."""
 
     linear_layers = True
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tyro.conf import Fixed
+
 from experiments.common.errors import InputError
 from experiments.common.options import AnchorOptions, option
 
@@ -25,6 +27,8 @@ class Config(AnchorOptions):
     pretrain_scenes: int = 960  # in an epoch of the anchor's training
     validation_scenes: int = 96  # in distribution, for learning rates
     test_scenes: int = 96  # in each test set
+    labels: Fixed[float] = 1.0  # scenes are drawn, so there is no share of them to use
+    validation: Fixed[float] = 0.2  # nor to hold out; validation_scenes is the number
 
     def check(self) -> None:
         super().check()

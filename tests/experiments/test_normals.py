@@ -219,3 +219,10 @@ def test_options_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     ):
         assert study.main(list(arguments)) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--labels", "--validation"])
+def test_what_would_have_no_effect_is_no_option(option, capsys):
+    with pytest.raises(SystemExit):
+        study.STUDY.read([option, "0.5"])
+    assert option in capsys.readouterr().err
