@@ -146,7 +146,9 @@ def _muon(held: bool) -> Make:
         if held:
             head = {name for name, _ in model.head_parameters()} if free_parameters(model, options) else set()
             anchor = {name: value.detach().clone() for name, value in params.items() if name not in head}
-            optimizer = hft.ftp(optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr)
+            optimizer = hft.ftp(
+                optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr, gradient=options.gradient
+            )
         return hft.PureOptimizer(list(params.items()), optimizer)
 
     return make

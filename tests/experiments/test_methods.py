@@ -98,6 +98,13 @@ def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
         assert found == {"first": first, "second": first / 2, "body": 0.0, "fc": head}
 
 
+def test_ftp_around_muon_has_the_options_of_ftp(monkeypatch):
+    seen, real = {}, hft.ftp
+    monkeypatch.setattr(hft, "ftp", lambda *args, **options: seen.update(options) or real(*args, **options))
+    METHODS["ftp_muon"].make(None)(Deep(), Config(kappa=0.3, radius_lr=0.7, gradient="exact"), 0.125)
+    assert seen == {"kappa": 0.3, "radius_lr": 0.7, "gradient": "exact"}
+
+
 def test_mixout_uses_other_weights_in_a_step_than_it_trains():
     method = METHODS["mixout"]
     assert (method.strengths, METHODS["adamw"].in_a_step(None)) == ((0.5, 0.8), None)
