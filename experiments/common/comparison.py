@@ -207,7 +207,9 @@ class Comparison:
             own["seconds"] = round(result["seconds"] + again.training.seconds, 1)
         assert method.mix is not None
         mixed = self.task.new_model()
-        mixed.load_state_dict(method.mix(self.options, mixed, ends, self.start))
+        free = free_parameters(mixed, self.options)  # a new head has no anchor
+        known = {n: w for n, w in self.start.items() if not any(fnmatchcase(n, pattern) for pattern in free)}
+        mixed.load_state_dict(method.mix(self.options, mixed, ends, known))
         return result | own | self._tested(mixed)
 
     def _tested(self, model: Network) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -159,8 +160,9 @@ def _wise(options: Options, model: Network, ends: Sequence[Weights], anchor: Wei
 
 
 def _lines(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
-    """The head is the last layer."""
-    return hft.lines(ends[0], anchor, [*model.layers, model.head])
+    """The head, where the anchor has one, is the last layer."""
+    layers = [*model.layers, model.head] if any(fnmatchcase(name, model.head) for name in anchor) else model.layers
+    return hft.lines(ends[0], anchor, layers)
 
 
 def _model_stock(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:

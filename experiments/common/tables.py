@@ -21,8 +21,10 @@ NOTES = {
     "wise_ftp": " WiSE-FT of FTPAdamW is made of that one's weights, at that one's cost.",
     "lines": " LiNeS is made of AdamW's weights, too.",
     "model_stock": " Model Stock is made of AdamW's weights and those of a second training: its time is that of both.",
-    "learned_wise": " WiSE-FT with learned shares learns them on held-out examples, and trains on the rest.",
-    "tpgm": " TPGM trains on fewer examples, for as many steps: it learns its radii on those that it holds out.",
+    "learned_wise": " WiSE-FT with learned shares learns them on held-out examples, and trains on the rest; its "
+    "learning rate is chosen on the same held-out ones, which favours it slightly.",
+    "tpgm": " TPGM trains on fewer examples, for as many steps: it learns its radii on those that it holds out, on "
+    "which its learning rate is chosen too, which favours it slightly.",
 }
 SUMS = ("id", "ood", "corrupted")
 FACTS = ("seconds", "images_per_second", "peak_mib")

@@ -61,13 +61,18 @@ class Steps(TrainerCallback):
         self.training, self.model, self.per_epoch = training, model, per_epoch
         self.on_each_step, self.on_each_epoch = on_step, on_epoch
         self.values: list[float] = []
-        self.random: Tensor | None = torch.get_rng_state()  # of dropout, before the Trainer and its loader drew from it
+        self.begun = False
+        #: States of dropout, before the Trainer seeded and its loader drew.
+        self.random = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
         self.begin = self.start = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.random is not None:
-            torch.set_rng_state(self.random)
-            self.random = None
+        if not self.begun:
+            cpu, cuda = self.random
+            torch.set_rng_state(cpu)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)
+            self.begun = True
         self.begin = time.perf_counter()
         if not self.values:
             self.start = self.begin

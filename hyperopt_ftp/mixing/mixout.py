@@ -18,12 +18,13 @@ _SHARE = Domain(0.0, 1.0, open_high=True)
 def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tensor]:
     """Mixout (arXiv 1909.11299): for one forward pass of training, some weights are those of the anchor.
 
-    For each input j of a tensor (dim 1), with ``m_j`` = 0 with probability ``p``, else 1::
+    For each input j of a tensor, with ``m_j`` = 0 with probability ``p``, else 1::
 
         W[:, j] <- W0[:, j] + m_j (W[:, j] - W0[:, j]) / (1 - p)
 
-    so that the mean over draws is ``W``. It is dropout toward the anchor: an input whose weights are set back gets no
-    gradient in this step.
+    so that the mean over draws is ``W``. Inputs are dim 1, or dim 0 of a depthwise convolution, which has an input of
+    its own for each channel (dim 1 is 1 there). It is dropout toward the anchor: an input whose weights are set back
+    gets no gradient in this step.
 
     Args:
         weights: as they are trained, by name: ``dict(model.named_parameters())``. Give the result to
@@ -34,9 +35,9 @@ def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tens
 
     Returns:
         The weights by name, differentiable in ``weights``. Tensors with fewer than two dims (biases, norms) stay as
-        they are, as in the authors' code, which mixes the weights of linear layers. Theirs leaves ``1 / (1 - p)`` out
-        of the gradient; here it is that of the formula. The draws are torch's default generator's, so ``train`` makes
-        the same ones where it makes a step again.
+        they are, as in the authors' code, which mixes the weights of linear layers alone. Theirs leaves ``1 / (1 - p)``
+        out of the gradient; here it is that of the formula. The draws are torch's default generator's, so ``train``
+        makes the same ones where it makes a step again.
 
     Raises:
         TypeError, ValueError: as :func:`wise`; p outside [0, 1), or one that requires grad.
@@ -56,7 +57,8 @@ def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tens
 
 def _drawn(w: Tensor, w0: Tensor, p: Number) -> Tensor:
     wide = working(w)
-    draws = torch.rand(w.shape[1], dtype=torch.float32, device=w.device) >= p
-    kept = draws.to(wide).reshape(1, -1, *[1] * (w.ndim - 2)) / (1 - p)
+    dim = 0 if w.ndim > 2 and w.shape[1] == 1 else 1
+    draws = torch.rand(w.shape[dim], dtype=torch.float32, device=w.device) >= p
+    kept = draws.to(wide).reshape(*[-1 if d == dim else 1 for d in range(w.ndim)]) / (1 - p)
     far = w0.to(wide)
     return (far + kept * (wide - far)).to(w.dtype)

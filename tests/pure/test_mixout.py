@@ -33,6 +33,13 @@ def test_each_input_is_the_anchors_or_further_away():
     assert found["head"] is w["head"]
 
 
+def test_a_depthwise_convolution_has_an_input_for_each_channel():
+    w, w0 = {"depthwise": torch.full((64, 1, 3, 3), 3.0)}, {"depthwise": torch.full((64, 1, 3, 3), 1.0)}
+    torch.manual_seed(1)
+    channels = hft.mixout(w, w0, p=0.5)["depthwise"].flatten(1)
+    assert {tuple(row.unique().tolist()) for row in channels} == {(1.0,), (5.0,)}
+
+
 def test_the_formula_is_the_papers():
     """``(m W + (1 - m) W0 - p W0) / (1 - p)``, with the same draws."""
     w, w0 = pair()
