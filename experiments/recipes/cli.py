@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from experiments.common.cli import RUNS, find_device, guarded
 from experiments.common.errors import InputError
 from experiments.recipes.methods import METHODS
 from experiments.recipes.paper import RECIPES
+from experiments.recipes.recipe import PERCENTS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, metavar="FILE", help="pre-trained weights: a state_dict, or .safetensors"
     )
     made.add_argument(
+        "--head", type=Path, metavar="FILE", help="zero-shot classifier, for the recipes of ImageNet: a tensor"
+    )
+    made.add_argument(
         "--method",
         dest="methods",
         nargs="+",
@@ -39,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "default: all",
     )
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of head, order and augmentation (default: 0)")
+    made.add_argument("--percent", type=int, choices=PERCENTS, help="of DomainNet's training pictures")
     made.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     made.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
     made.add_argument("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default: 4)")
@@ -70,20 +74,23 @@ def _run(parsed: argparse.Namespace, console: Console) -> None:
     for name in ("root", "checkpoint"):
         if getattr(parsed, name) is None:
             raise InputError(f"--{name} is needed: nothing is downloaded (see experiments/recipes/README.md)")
-    given = {name: getattr(parsed, name) for name in ("epochs", "batch_size") if getattr(parsed, name) is not None}
+    given = {
+        name: getattr(parsed, name) for name in ("epochs", "batch_size", "percent") if getattr(parsed, name) is not None
+    }
     from experiments.recipes.run import Setting, run
 
     methods = tuple(parsed.methods)
     setting = Setting(
         root=parsed.root,
         checkpoint=parsed.checkpoint,
+        head=parsed.head,
         out=parsed.out or RUNS / "recipes" / f"{parsed.name}-{'-'.join(methods)}-seed{parsed.seed}",
         methods=methods,
         seed=parsed.seed,
         device=find_device(parsed.device),
         workers=parsed.workers,
     )
-    run(replace(RECIPES[parsed.name], **given), setting, console)
+    run(RECIPES[parsed.name].changed(**given), setting, console)
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:

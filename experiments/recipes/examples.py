@@ -29,6 +29,7 @@ class Stage:
 
     examples: Examples
     tests: Mapping[str, Examples]
+    validation: Examples | None = None  # the epoch that is best on it is tested; None: the last one
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,20 @@ class Benchmark:
     stages: tuple[Stage, ...]
     columns: Mapping[str, tuple[str, ...]]  # title to the tests of the last stage whose mean it shows
 
+    def counts(self) -> dict[str, int]:
+        """Of pictures, over all stages."""
+        held_out = [stage.validation for stage in self.stages if stage.validation is not None]
+        return {
+            "train": sum(len(stage.examples.files) for stage in self.stages),
+            "validation": sum(len(some.files) for some in held_out),
+        }
+
     def fingerprint(self) -> str:
         """A digest of names and targets; the pictures themselves are too many to be read for it."""
         digest = hashlib.sha256()
         for stage in self.stages:
-            for name, some in (("train", stage.examples), *stage.tests.items()):
+            held_out = () if stage.validation is None else (("validation", stage.validation),)
+            for name, some in (("train", stage.examples), *held_out, *stage.tests.items()):
                 digest.update(repr((name, some.files, some.targets, some.classes, some.corruption)).encode())
         return digest.hexdigest()[:16]
 

@@ -14,8 +14,8 @@ Anchor = Mapping[str, Tensor] | None  # None: where training starts
 
 
 def ftp(model: Network, recipe: Recipe, anchor: Anchor) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"radius_lr": recipe.radius_lr, "kappa": recipe.kappa, "exclude": HEAD, "anchor": anchor}
-    options |= {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "anchor": anchor}
+    options |= {"radius_lr": recipe.radius_lr, "kappa": recipe.kappa, "exclude": () if recipe.zero_shot else HEAD}
     if recipe.optimizer == "sgd":
         return hft.FTPSGD(model.named_parameters(), momentum=recipe.momentum, nesterov=True, **options)
     return hft.FTPAdamW(model.named_parameters(), **options)

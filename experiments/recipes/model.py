@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from experiments.common.errors import InputError
 from experiments.recipes.recipe import Recipe
-from experiments.recipes.weights import load
+from experiments.recipes.weights import load, read_head
 
-HEAD = "head.*"  # new, so FTP leaves it free
+HEAD = "head.*"  # FTP leaves it free where it is new
 WIDTH = 128  # channels of the pyramid
 
 
@@ -45,12 +45,14 @@ class Network(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
         self.dense = dense
+        self.normalized = recipe.zero_shot  # the classifier's rows are CLIP's texts, which meet features of norm 1
         self.frozen = False
         if dense:
             channels = [level["num_chs"] for level in list(self.backbone.feature_info)[-4:]]
-            self.head = Pyramid(channels, recipe.classes)
+            self.head: Any = Pyramid(channels, recipe.classes)
         else:
-            self.head = nn.Linear(self.backbone.num_features, recipe.classes)
+            features = recipe.projection or self.backbone.num_features
+            self.head = nn.Linear(features, recipe.classes, bias=not recipe.zero_shot)
         self.register_buffer("mean", rearrange(torch.tensor(recipe.mean), "c -> c 1 1"), persistent=False)
         self.register_buffer("std", rearrange(torch.tensor(recipe.std), "c -> c 1 1"), persistent=False)
 
@@ -67,19 +69,29 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs = (images.float() / 255 - self.mean) / self.std
         if not self.dense:
-            return self.head(self.backbone(inputs))
+            features = self.backbone(inputs)
+            return self.head(F.normalize(features, dim=-1) if self.normalized else features)
         maps = self.backbone.forward_intermediates(inputs, intermediates_only=True)[-4:]
         return F.interpolate(self.head(maps), size=images.shape[-2:], mode="bilinear")
 
 
-def build(recipe: Recipe, checkpoint: Path, dense: bool) -> Network:
-    """Raises InputError where timm does not know the network or the file does not fit it."""
+def build(recipe: Recipe, checkpoint: Path, dense: bool, head: Path | None = None) -> Network:
+    """`head` is the file of a zero-shot classifier, for the recipes that start from one.
+
+    Raises InputError where timm does not know the network or a file does not fit it.
+    """
     import timm  # slow to import
 
     sizes: dict[str, Any] = {"img_size": recipe.image_size} if recipe.fixed_size else {}
     try:
-        backbone = timm.create_model(recipe.model, pretrained=False, num_classes=0, **sizes)
+        backbone: Any = timm.create_model(recipe.model, pretrained=False, num_classes=recipe.projection, **sizes)
     except RuntimeError as error:
         raise InputError(f"timm {timm.__version__} does not know the network {recipe.model}: {error}") from error
+    if recipe.projection and isinstance(backbone, timm.models.VisionTransformer):
+        backbone.head.register_parameter("bias", None)  # timm adds one, CLIP's projection has none
     load(backbone, checkpoint)
-    return Network(backbone, recipe, dense)
+    network = Network(backbone, recipe, dense)
+    if head is not None:
+        with torch.no_grad():
+            network.head.weight.copy_(read_head(head, *network.head.weight.shape))
+    return network

@@ -1,8 +1,9 @@
 """The paper's benchmarks (FTP, NeurIPS 2023, arXiv 2310.19182).
 
-Read for it: the README and the launch options of github.com/GT-RIPL/FTP, and the READMEs of its forerunner,
-github.com/PotatoTian/TPGM. The text of the paper was not at hand: a value that stands only in
-it, or in its appendix, counts as not stated and is named in `chosen`. Table numbers: its figure 1.
+Read for it: README, code and lists of github.com/GT-RIPL/FTP; READMEs and code of its forerunner,
+github.com/PotatoTian/TPGM; README, code and issues of github.com/mlfoundations/wise-ft; configurations and code of
+github.com/GT-RIPL/CODA-Prompt. The texts of the papers were not at hand: a value that stands only in them counts as not
+stated and is named in `chosen`. Table numbers: the FTP paper's figure 1.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from dataclasses import replace
 from experiments.recipes.recipe import Recipe
 
 RATES = ("lr", "plain_lr", "weight_decay", "plain_weight_decay", "kappa", "radius_lr")
-SCALING = ("mean", "std")
+STEPS = ("warmup", "clip")
+SCALING = ("mean", "std", "interpolation")
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 CLIP_RESNET50 = Recipe(
@@ -24,11 +26,13 @@ CLIP_RESNET50 = Recipe(
     lr=1e-2,
     epochs=50,
     batch_size=256,  # 64 on each of 4 GPUs
+    projection=1024,  # `attnpool.c_proj`, in their model the last layer before the head
     plain_lr=1e-3,  # TPGM's README, fine-tuning without it
     plain_weight_decay=5e-4,  # the authors' plain SGD; with FTP it is 0
     mean=(0.5964, 0.5712, 0.5336),  # the authors' constants, for every network
     std=(0.3228, 0.3165, 0.3374),
-    source="benchmark: paper table 2; values: GT-RIPL/FTP README and main_finetune.py; plain_lr: TPGM ResNet.md",
+    source="benchmark: paper table 2; values: GT-RIPL/FTP README, main_finetune.py and datasets; network and plain_lr: "
+    "TPGM DomainNet_ResNet_Exp",
     chosen=("radius_lr",),  # as in this library
 )
 CLIP_RESNET50_ADAM = replace(
@@ -45,7 +49,7 @@ CLIP_RESNET50_10 = replace(
     CLIP_RESNET50,
     name="domainnet-clip-resnet50-10",
     title="DomainNet-Real with 10 % of the labels, CLIP ResNet50",
-    share=0.1,
+    percent=10,
     lr=1e-1,
     epochs=150,
     chosen=("radius_lr", "plain_lr"),
@@ -55,13 +59,14 @@ MOCO_RESNET50 = replace(
     name="domainnet-moco-resnet50",
     title="DomainNet-Real, MoCoV3 ResNet50",
     model="resnet50",
+    projection=0,
     plain_lr=5e-2,
 )
 MOCO_RESNET50_10 = replace(
     MOCO_RESNET50,
     name="domainnet-moco-resnet50-10",
     title="DomainNet-Real with 10 % of the labels, MoCoV3 ResNet50",
-    share=0.1,
+    percent=10,
     lr=1e-1,  # as CLIP's
     epochs=150,
     chosen=("radius_lr", "lr", "epochs", "plain_lr"),
@@ -80,8 +85,9 @@ CLIP_VIT = Recipe(
     mean=CLIP_MEAN,
     std=CLIP_STD,
     fixed_size=True,
+    projection=512,
     source="benchmark: the paper's DomainNet; no option of this training was found in text",
-    chosen=("optimizer", "epochs", "batch_size", *RATES, *SCALING, "resize"),
+    chosen=("optimizer", "epochs", "batch_size", *RATES, *STEPS, *SCALING, "resize", "projection", "percent"),
 )
 IMAGENET = replace(
     CLIP_VIT,
@@ -90,11 +96,19 @@ IMAGENET = replace(
     data="imagenet",
     classes=1000,
     epochs=10,
-    batch_size=512,  # 32 on each of 16 GPUs
+    batch_size=512,  # TPGM's too: 32 on each of 16 GPUs
     weight_decay=0.1,
-    plain_weight_decay=0.1,
-    source="benchmark: the paper's ImageNet; batch_size and the 200 classes of -A and -R: TPGM ImageNet.md",
-    chosen=("optimizer", "epochs", *RATES, *SCALING, "resize"),
+    plain_weight_decay=0.1,  # the default of WiSE-FT's code is 0
+    warmup=500,
+    clip=1.0,
+    mean=(0.485, 0.456, 0.406),  # timm's default
+    std=(0.229, 0.224, 0.225),
+    interpolation="bicubic",
+    zero_shot=True,
+    source="benchmark: the paper's ImageNet; AdamW, plain_lr, epochs, batch_size: WiSE-FT README (issue 6: for "
+    "ViT-B/16 too); clip: its finetune.py; warmup: its issue 17; head, scaling, resize, interpolation and the 200 "
+    "classes of -A and -R: TPGM ImageNet_ViT_Exp",
+    chosen=("lr", "weight_decay", "plain_weight_decay", "kappa", "radius_lr"),
 )
 PASCAL = Recipe(
     name="pascal-context",
@@ -110,7 +124,7 @@ PASCAL = Recipe(
     image_size=512,
     fixed_size=True,
     source="benchmark: paper table 4; no option of this training was found in text",
-    chosen=("classes", "optimizer", "epochs", "batch_size", *RATES, *SCALING, "image_size"),
+    chosen=("classes", "optimizer", "epochs", "batch_size", *RATES, *STEPS, *SCALING, "image_size"),
 )
 HUMAN_PARTS = replace(
     PASCAL,
@@ -125,19 +139,21 @@ CONTINUAL = Recipe(
     data="continual",
     model="vit_base_patch16_224",
     classes=200,
-    optimizer="adamw",
+    optimizer="adamw",  # Adam, as weight decay is 0
     lr=5e-5,
     epochs=50,
     batch_size=128,
-    plain_lr=5e-5,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
+    plain_lr=5e-5,  # theirs for CIFAR-100; 1e-3, for prompts, on ImageNet-R
+    drop_last=True,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    resize=None,
     fixed_size=True,
     tasks=10,
     anchor_moves=True,
-    source="benchmark: the paper's ImageNet-R; epochs, batch_size and weight decay: another paper of an author "
-    "(GT-RIPL/CODA-Prompt, configs/imnet-r_prompt.yaml)",
-    chosen=("optimizer", "lr", "plain_lr", "kappa", "radius_lr", "anchor_moves", *SCALING, "resize"),
+    source="benchmark: the paper's ImageNet-R; lists, order of classes, network, Adam, epochs, batch_size, drop_last, "
+    "weight decay, scaling and resize: another paper of an author (GT-RIPL/CODA-Prompt, imnet-r_prompt.yaml and code)",
+    chosen=("lr", "plain_lr", "kappa", "radius_lr", "anchor_moves"),
 )
 CONTINUAL_KEPT = replace(
     CONTINUAL,

@@ -49,9 +49,9 @@ def _benchmark(root: Path, recipe: Recipe, lists: str, masks: str) -> Benchmark:
     )
 
 
-def pascal(root: Path, recipe: Recipe) -> Benchmark:
+def pascal(root: Path, recipe: Recipe, seed: int) -> Benchmark:
     return _benchmark(root, recipe, "Context", "semseg/pascal-context")
 
 
-def human_parts(root: Path, recipe: Recipe) -> Benchmark:
+def human_parts(root: Path, recipe: Recipe, seed: int) -> Benchmark:
     return _benchmark(root, recipe, "Parts", "human_parts")

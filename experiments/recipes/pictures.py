@@ -59,11 +59,13 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
     def _cut(self, picture: Image.Image) -> Tensor:
         from torchvision.transforms import v2  # slow to import
 
-        size = self.recipe.image_size
-        if self.seed is None:
-            steps = [v2.Resize(self.recipe.resize), v2.CenterCrop(size)]
+        size, way = self.recipe.image_size, v2.InterpolationMode(self.recipe.interpolation)
+        if self.seed is not None:
+            steps = [v2.RandomResizedCrop(size, interpolation=way), v2.RandomHorizontalFlip(FLIPPED)]
+        elif self.recipe.resize is None:
+            steps = [v2.Resize((size, size), way)]
         else:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(FLIPPED)]
+            steps = [v2.Resize(self.recipe.resize, way), v2.CenterCrop(size)]
         return v2.Compose([*steps, v2.PILToTensor()])(picture)
 
     def _segmented(self, picture: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
@@ -77,13 +79,27 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
         return image, labels
 
 
+def steps_of(examples: Examples, recipe: Recipe) -> int:
+    """In an epoch of training."""
+    whole, rest = divmod(len(examples.files), recipe.batch_size)
+    return whole + (rest > 0 and not recipe.drop_last)
+
+
 def batches(
     examples: Examples, recipe: Recipe, workers: int, seed: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """In the order of the list, or with a seed shuffled and augmented."""
     order = None if seed is None else torch.Generator().manual_seed(seed)
-    pictures = Pictures(examples, recipe, seed)
+    training = seed is not None
+    loader = DataLoader(
+        Pictures(examples, recipe, seed),
+        recipe.batch_size,
+        shuffle=training,
+        generator=order,
+        num_workers=workers,
+        drop_last=training and recipe.drop_last,
+    )
     try:
-        yield from DataLoader(pictures, recipe.batch_size, seed is not None, generator=order, num_workers=workers)
+        yield from loader
     except InputError as error:  # torch puts the trace of another process before the message
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error

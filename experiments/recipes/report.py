@@ -6,6 +6,8 @@ from rich.table import Table
 from experiments.common import checkpoint
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
+from experiments.recipes import published
+from experiments.recipes.published import PUBLISHED, Published
 
 
 def _table(content: dict) -> tuple[list[str], list[list[str]]]:
@@ -23,25 +25,38 @@ def _table(content: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def _setting(content: dict) -> list[str]:
-    config = content["config"]
+    config, pictures = content["config"], content["pictures"]
+    held_out = f", {pictures['validation']:,} to choose the epoch by" if pictures["validation"] else ""
     return [
         f"{content['metric']} in %, one seed ({config['seed']}); weights from {config['checkpoint']}.",
+        f"{pictures['train']:,} pictures to train on{held_out}.",
         f"Recipe {config['name']}: {config['source']}.",
         f"Stated by no source that was read, so chosen here: {', '.join(config['chosen'])}.",
     ]
 
 
+def _published(content: dict) -> Published | None:
+    """All of them are of all training pictures."""
+    config = content["config"]
+    return PUBLISHED.get(config["name"]) if config["percent"] == 100 else None
+
+
 def show(record: RunRecord, console: Console) -> None:
-    header, rows = _table(record.content)
-    table = Table(title=record.content["config"]["title"])
+    _print(console, record.content["config"]["title"], *_table(record.content))
+    if (others := _published(record.content)) is not None:
+        _print(console, f"Published ({others.source})", *published.table(others))
+    for line in _setting(record.content):
+        console.print(line)
+    console.print(f"Report and numbers: {record.folder}")
+
+
+def _print(console: Console, title: str, header: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title)
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for line in _setting(record.content):
-        console.print(line)
-    console.print(f"Report and numbers: {record.folder}")
 
 
 def write_report(record: RunRecord) -> None:
@@ -49,5 +64,9 @@ def write_report(record: RunRecord) -> None:
     lines = [f"# {content['config']['title']}", ""]
     for line in _setting(content):
         lines += [line, ""]
-    lines += [*markdown(*_table(content)), "", *provenance(content)]
+    lines += [*markdown(*_table(content)), ""]
+    if (others := _published(content)) is not None:
+        lines += [f"Published ({others.source}), by other code on other machines:", ""]
+        lines += [*markdown(*published.table(others)), ""]
+    lines += provenance(content)
     checkpoint.write_text(record.folder / "report.md", "\n".join(lines) + "\n")

@@ -15,6 +15,7 @@ from experiments.recipes.benchmark import find
 from experiments.recipes.examples import Benchmark
 from experiments.recipes.methods import METHODS
 from experiments.recipes.model import build
+from experiments.recipes.pictures import steps_of
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.report import show, write_report
 from experiments.recipes.train import Training
@@ -29,18 +30,27 @@ class Setting:
     root: Path
     checkpoint: Path
     out: Path
+    head: Path | None = None  # of the zero-shot classifier
     methods: tuple[str, ...] = tuple(METHODS)
     seed: int = 0
     device: str = "cpu"
     workers: int = 4  # changes no number
 
-    def check(self) -> None:
+    def check(self, recipe: Recipe) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
             raise InputError(f"--method {' '.join(self.methods)}: give any of {', '.join(METHODS)}, each once")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: must be an integer from 0 to {2**31 - 1}")
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}: must be an integer of at least 0")
+        if not self.checkpoint.is_file():
+            raise InputError(f"--checkpoint {self.checkpoint} is not a file; give the pre-trained weights")
+        if self.head is None and recipe.zero_shot:
+            raise InputError(f"--head is needed: {recipe.name} starts from CLIP's zero-shot classifier")
+        if self.head is not None and not recipe.zero_shot:
+            raise InputError(f"--head {self.head}: {recipe.name} has a new head; leave the option out")
+        if self.head is not None and not self.head.is_file():
+            raise InputError(f"--head {self.head} is not a file; give the zero-shot classifier")
 
 
 def _digest(file: Path) -> str:
@@ -62,21 +72,32 @@ def summed_up(benchmark: Benchmark, scores: list[dict[str, float]]) -> dict[str,
     return columns
 
 
+def check_batches(benchmark: Benchmark, recipe: Recipe) -> None:
+    for number, stage in enumerate(benchmark.stages, 1):
+        if steps_of(stage.examples, recipe) == 0:
+            count = len(stage.examples.files)
+            raise InputError(
+                f"--batch-size {recipe.batch_size}: task {number} has {count} pictures, and a batch that is not "
+                f"full is dropped; give at most {count}"
+            )
+
+
 def run(recipe: Recipe, setting: Setting, console: Console) -> None:
     """Do what is left of a run, then show its table."""
     recipe.check()
-    setting.check()
-    if not setting.checkpoint.is_file():
-        raise InputError(f"--checkpoint {setting.checkpoint} is not a file; give the pre-trained weights")
+    setting.check(recipe)
     plain = json.loads(json.dumps(asdict(recipe)))  # lists for tuples, as JSON gives them back
     config = {**plain, "methods": list(setting.methods), "seed": setting.seed, "device": setting.device}
-    config["checkpoint"] = f"{setting.checkpoint.name} {_digest(setting.checkpoint)}"
+    for name, file in (("checkpoint", setting.checkpoint), ("head", setting.head)):
+        config[name] = None if file is None else f"{file.name} {_digest(file)}"
     record = RunRecord(setting.out, "recipes", config)
     if not record.finished:
-        benchmark = find(setting.root, recipe)
+        benchmark = find(setting.root, recipe, setting.seed)
+        check_batches(benchmark, recipe)
         record.check_data(benchmark.fingerprint())
         record.note_environment(PACKAGES)
         record.content["metric"] = benchmark.metric
+        record.content["pictures"] = benchmark.counts()
         record.save()  # before the first checkpoint: what lies in the folder is this run's
         with Progress(console) as bars:
             for method in setting.methods:
@@ -91,7 +112,8 @@ def run(recipe: Recipe, setting: Setting, console: Console) -> None:
 
 def _train(recipe: Recipe, setting: Setting, benchmark: Benchmark, method: str, config: dict, bars: Progress) -> dict:
     torch.manual_seed(setting.seed)  # of the head
-    model = build(recipe, setting.checkpoint, dense=benchmark.metric == "mIoU").to(setting.device)
+    dense = benchmark.metric == "mIoU"
+    model = build(recipe, setting.checkpoint, dense, setting.head).to(setting.device)
     identity = {"method": method, "config": config}
     file = setting.out / "checkpoint.pt"
     training = Training(recipe, model, method, setting.seed, setting.workers, file, identity)
@@ -100,6 +122,7 @@ def _train(recipe: Recipe, setting: Setting, benchmark: Benchmark, method: str, 
         "columns": summed_up(benchmark, measured["scores"]),
         "scores": measured["scores"] if recipe.tasks > 1 else measured["scores"][0],
         "losses": measured["losses"],
+        "validation": measured["validation"],
         "diverged": None in measured["losses"],
         "seconds": round(measured["seconds"], 1),
     }

@@ -13,29 +13,43 @@ MOCO = "module.base_encoder."  # MoCoV3's query encoder; the file holds two more
 SHOWN = 3  # names in an error
 
 
-def read_file(file: Path) -> dict[str, Any]:
+def _content(file: Path, option: str) -> Any:
     if not file.is_file():
-        raise InputError(
-            f"--checkpoint {file} is not a file; give pre-trained weights as .pt, .pth, .tar or .safetensors"
-        )
+        raise InputError(f"{option} {file} is not a file; give weights as .pt, .pth, .tar or .safetensors")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # a damaged file raises many unrelated types
         raise InputError(
-            f"--checkpoint {file} cannot be read ({type(error).__name__}); give a file of tensors (a state_dict). "
+            f"{option} {file} cannot be read ({type(error).__name__}); give a file of tensors (a state_dict). "
             "OpenAI's own .pt files hold code: load such a file where you trust it, and save its state_dict()"
         ) from error
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    content = _content(file, "--checkpoint")
     while isinstance(content, dict) and (inner := content.get("state_dict", content.get("model"))) is not None:
         content = inner
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"--checkpoint {file} holds no state_dict, i.e. tensors by name")
     return content
+
+
+def read_head(file: Path, classes: int, features: int) -> Tensor:
+    """A zero-shot classifier: a tensor, or the `weight` of a state_dict; one row for each class."""
+    content = _content(file, "--head")
+    weight = content.get("weight") if isinstance(content, dict) else content
+    if not isinstance(weight, Tensor) or weight.shape != (classes, features):
+        found = (
+            f"the shape {list(weight.shape)}" if isinstance(weight, Tensor) else "no tensor, or none called 'weight'"
+        )
+        raise InputError(f"--head {file} has {found}; give a classifier of {classes} rows and {features} columns")
+    return weight.detach()
 
 
 def fitted(weights: dict[str, Any], backbone: Any) -> dict[str, Tensor]:

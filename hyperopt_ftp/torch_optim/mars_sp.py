@@ -28,6 +28,11 @@ class MARSSP(DropIn):
     the same executions (``opt.execution``), and the state is FTP's. ``opt.radii()`` shows the radius in effect: the
     given one, or the largest row norm where that is smaller.
 
+    The authors' code (henrygouk/mars-finetuning) constrains other things: the weights of convolutions and dense
+    layers, but no biases; of a BatchNorm gamma / sqrt(moving variance + 1e-6), entry by entry, around the pre-trained
+    one, and not beta; the new classifier within a radius of its own around 0. Here every parameter that is not excluded
+    is held around its anchor as it is, one with a single dimension entry by entry; ``exclude="*.bias"`` frees biases.
+
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name. Step the wrapper alone.

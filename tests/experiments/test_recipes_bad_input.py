@@ -27,11 +27,28 @@ from ..support import tiny_datasets as tiny
 from ..support.tiny_recipes import DATA, prepare, small
 
 DOMAINNET, IMAGENET, PASCAL = "domainnet-clip-resnet50", "imagenet-clip-vit", "pascal-context"
+TASKS, WNID, TRAIN = "imagenet-r-continual", tiny.WNIDS[0], "real_train_100_percent_split.txt"
 PASCAL_MASK = "semseg/pascal-context/a.png"
 
 
 def append(file: str, line: str):
     return lambda root: (root / file).write_text((root / file).read_text() + line + "\n")
+
+
+def swap(file: str, old: str, new: str):
+    return lambda root: (root / file).write_text((root / file).read_text().replace(old, new, 1))
+
+
+def lists_without_a_class(root: Path, part: str) -> None:
+    file = root / f"imagenet-r_{part}.yaml"
+    lines = [line for line in file.read_text().splitlines() if WNID not in line and line != "- 3"]
+    file.write_text("\n".join(lines) + "\n")
+
+
+def move_out(root: Path, place: str) -> None:
+    """A folder that is a link to where it was moved, which is not below the root."""
+    (root / place).rename(root.parent / "secret")
+    os.symlink(root.parent / "secret", root / place)
 
 
 def link_out(root: Path, place: str) -> None:
@@ -45,25 +62,25 @@ def link_out(root: Path, place: str) -> None:
     ("name", "spoil", "said"),
     [
         (DOMAINNET, lambda r: (r / "painting_test.txt").unlink(), r"no file .*painting_test.txt\n.*"),
-        (DOMAINNET, append("real_train.txt", "real/class_0/0.jpg"), "line 13: .* is not a picture and"),
-        (DOMAINNET, append("real_train.txt", "real/class_0/0.jpg x"), "line 13: .* is not a picture"),
-        (DOMAINNET, append("real_train.txt", "real/class_0/0.jpg 3"), "class 3, but there are 3"),
-        (DOMAINNET, append("real_train.txt", "real/class_0/9.jpg 0"), "line 13: there is no picture"),
-        (DOMAINNET, append("real_train.txt", "../a/b.jpg 0"), r"'\.\./a/b.jpg' must lie below --root"),
-        (DOMAINNET, append("real_train.txt", "/etc/b.jpg 0"), "'/etc/b.jpg' must lie below --root"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg"), "line 13: .* is not a picture and"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg x"), "line 13: .* is not a picture"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg 3"), "class 3, but there are 3"),
+        (DOMAINNET, append(TRAIN, "real/class_0/9.jpg 0"), "line 13: there is no picture"),
+        (DOMAINNET, append(TRAIN, "../a/b.jpg 0"), r"'\.\./a/b.jpg' must lie below --root"),
+        (DOMAINNET, append(TRAIN, "/etc/b.jpg 0"), "'/etc/b.jpg' must lie below --root"),
         (
             DOMAINNET,
-            append("real_train.txt", "real/class_0/0.jpg 1"),
+            append(TRAIN, "real/class_0/0.jpg 1"),
             "'class_0' is 1 .* and 0 elsewhere",
         ),
         (
             DOMAINNET,
             lambda r: (tiny.picture(r / "sketch/zebra/0.jpg", 0), append("sketch_test.txt", "sketch/zebra/0.jpg 2")(r)),
-            "has the class 'zebra' .* which real_train.txt lacks",
+            "has the class 'zebra' .* which real_train_100_percent_split.txt lacks",
         ),
         (
             DOMAINNET,
-            lambda r: (link_out(r, "real/away"), append("real_train.txt", "real/away/0.jpg 0")(r)),
+            lambda r: (link_out(r, "real/away"), append(TRAIN, "real/away/0.jpg 0")(r)),
             "leads to .*secret",
         ),
         (IMAGENET, lambda r: (r / "imagenet-a").rename(r / "A"), "no folder .*imagenet-a\n.*"),
@@ -80,7 +97,23 @@ def link_out(root: Path, place: str) -> None:
             "imagenet-r/n9 is none of the classes",
         ),
         (IMAGENET, lambda r: link_out(r, "val/n9"), "leads to .*secret"),
-        ("imagenet-r-continual", lambda r: tiny.by_class(r / "imagenet-r", ["n2"], 2), "has 5 class folders, not 4"),
+        (DOMAINNET, lambda r: (r / TRAIN).unlink(), r"no file .*real_train_100_percent_split.txt\n.*\n.*GT-RIPL/FTP"),
+        (DOMAINNET, lambda r: (r / "real_val_100_percent_split.txt").unlink(), "no file .*real_val_100_percent"),
+        (DOMAINNET, append("real_val_100_percent_split.txt", "real/class_0/0.jpg 0"), "0.jpg is both in real_train"),
+        (TASKS, lambda r: (r / "imagenet-r_test.yaml").unlink(), r"no file .*imagenet-r_test.yaml\n.*\n.*CODA-Prompt"),
+        (TASKS, lambda r: (r / "imagenet-r").rename(r / "R"), "no folder .*imagenet-r"),
+        (TASKS, append("imagenet-r_test.yaml", "- 1"), "has 4 pictures and 5 classes"),
+        (TASKS, append("imagenet-r_test.yaml", "more: 1"), "line 11: 'more: 1' is neither"),
+        (TASKS, swap("imagenet-r_test.yaml", "- 3", "- 4"), "the class '4' is none of 0 ... 3"),
+        (TASKS, swap("imagenet-r_test.yaml", "- 3", "- x"), "the class 'x' is none of 0 ... 3"),
+        (TASKS, swap("imagenet-r_test.yaml", "- 3", "- 2"), "two numbers in the lists, or a number two folders"),
+        (TASKS, swap("imagenet-r_test.yaml", f"{WNID}/4", f"{WNID}/9"), "there is no picture .*9.JPEG"),
+        (TASKS, swap("imagenet-r_test.yaml", f"{WNID}/4", f"{WNID}/0"), "0.JPEG is listed 2 times"),
+        (TASKS, swap("imagenet-r_test.yaml", f"{WNID}/4", "../4"), "does not end in a class folder"),
+        (TASKS, swap("imagenet-r_test.yaml", f"data/imagenet-r/test/{WNID}/4", "4"), "does not end in a class folder"),
+        (TASKS, lambda r: lists_without_a_class(r, "test"), "imagenet-r_test.yaml has pictures of 3 classes, not 4"),
+        (TASKS, lambda r: lists_without_a_class(r, "train"), "imagenet-r_train.yaml has pictures of 3 classes"),
+        (TASKS, lambda r: move_out(r, f"imagenet-r/{WNID}"), "leads to .*secret"),
         (
             PASCAL,
             lambda r: (r / "ImageSets/Context/val.txt").unlink(),
@@ -185,11 +218,12 @@ def test_weights_under_other_names(tmp_path):
         assert all(torch.equal(value, own[name]) for name, value in loaded.items())
 
     recipe = small("domainnet-clip-vit", model="vit_xsmall_patch16_clip_224")
-    own = timm.create_model(recipe.model, img_size=32, num_classes=0).state_dict()
+    own = timm.create_model(recipe.model, img_size=32, num_classes=recipe.projection).state_dict()
+    del own["head.bias"]  # timm's, zero
     names = [("patch_embed.proj", "conv1"), ("blocks.", "transformer.resblocks."), ("norm_pre", "ln_pre")]
     names += [("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc")]
     names += [("mlp.fc2", "mlp.c_proj"), ("norm1", "ln_1"), ("norm2", "ln_2")]
-    clip = {"visual.proj": torch.ones(own["norm.bias"].shape[0], 8), "logit_scale": torch.ones(())}
+    clip = {"visual.proj": own.pop("head.weight").T, "logit_scale": torch.ones(())}
     for name, value in own.items():
         for ours, theirs in names:
             name = name.replace(ours, theirs)
@@ -198,7 +232,34 @@ def test_weights_under_other_names(tmp_path):
         name, value = named.get(name, (name, value))
         clip[f"visual.{name}"] = value
     loaded = build(recipe, save(clip, tmp_path / "c.pt"), dense=False).backbone.state_dict()
+    assert torch.equal(
+        loaded.pop("head.weight").T, clip["visual.proj"]
+    )  # the projection to CLIP's texts, without a bias
     assert all(torch.equal(value, own[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (torch.ones(5, 4), r"has the shape \[5, 4\]; give a classifier of 4 rows and 5 columns"),
+        ({"bias": torch.ones(4)}, "has no tensor, or none called 'weight'"),
+        ([1], "has no tensor"),
+        (torch.nn.Linear(5, 4), "--head .* cannot be read"),
+    ],
+)
+def test_a_wrong_zero_shot_head(content, said, tmp_path):
+    recipe = small(IMAGENET)
+    setting = prepare(recipe, tmp_path)
+    with pytest.raises(InputError, match=said):
+        build(recipe, setting.checkpoint, dense=False, head=save(content, tmp_path / "h.pt"))
+
+
+def test_batches_larger_than_a_task_are_refused_where_the_last_is_dropped(tmp_path):
+    recipe = small(TASKS, batch_size=9)
+    setting = prepare(recipe, tmp_path)
+    with pytest.raises(InputError, match="--batch-size 9: task 1 has 8 pictures, .* give at most 8"):
+        run(recipe, setting, Console(file=StringIO()))
+    assert not setting.out.exists()
 
 
 @pytest.mark.parametrize(
@@ -211,6 +272,10 @@ def test_weights_under_other_names(tmp_path):
         (["pascal-context", "--root", ".", "--checkpoint", "w.pt"], "--checkpoint w.pt is not a file"),
         (["pascal-context", "--root", "x", "--checkpoint", __file__], "--root x is not a folder"),
         (["pascal-context", "--root", ".", "--checkpoint", __file__], "expected below --root"),
+        (["imagenet-clip-vit", "--root", ".", "--checkpoint", __file__], "--head is needed: imagenet-clip-vit"),
+        (["imagenet-clip-vit", "--root", ".", "--checkpoint", __file__, "--head", "h.pt"], "--head h.pt is not a file"),
+        (["pascal-context", "--root", ".", "--checkpoint", __file__, "--head", __file__], "has a new head"),
+        (["pascal-context", "--root", ".", "--checkpoint", __file__, "--percent", "5"], "--percent is for the recipes"),
         (["pascal-context", "--root", ".", "--checkpoint", __file__, "--epochs", "0"], "--epochs 0: must be"),
         (["pascal-context", "--root", ".", "--checkpoint", __file__, "--seed", "-1"], "--seed -1: must be"),
         (["pascal-context", "--root", ".", "--checkpoint", __file__, "--method", "ftp", "ftp"], "each once"),

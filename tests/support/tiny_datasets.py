@@ -25,7 +25,11 @@ def mask(file: Path, values: np.ndarray) -> None:
     Image.fromarray(values.astype(np.uint8)).save(file)
 
 
+PERCENTS = (100, 10)
+
+
 def domainnet(root: Path, classes: int = 3, train: int = 4) -> Path:
+    """A list of each kind; the pictures to train on are as many whatever the share, but not the same."""
     names = [f"class_{number}" for number in range(classes)]
 
     def write(name: str, style: str, count: int, start: int) -> None:
@@ -36,7 +40,9 @@ def domainnet(root: Path, classes: int = 3, train: int = 4) -> Path:
                 lines.append(f"{style}/{title}/{number}.jpg {label}\n")
         (root / name).write_text("".join(lines))
 
-    write("real_train.txt", "real", train, 0)
+    for start, percent in enumerate(PERCENTS):
+        write(f"real_train_{percent}_percent_split.txt", "real", train, start)
+        write(f"real_val_{percent}_percent_split.txt", "real", 1, 50 + start)
     for style in STYLES:
         write(f"{style}_test.txt", style, 2, 100)
     return root
@@ -59,7 +65,16 @@ def imagenet(root: Path) -> Path:
 
 
 def imagenet_r(root: Path, count: int = 5) -> Path:
+    """The numbers of the classes are not in the order of the folders, and the paths are longer than they are here."""
     by_class(root / "imagenet-r", WNIDS, count)
+    for part, numbers in (("train", range(count - 1)), ("test", (count - 1,))):
+        rows = [
+            (f"data/imagenet-r/test/{wnid}/{number}.JPEG", 3 - label)
+            for number in numbers
+            for label, wnid in enumerate(WNIDS)
+        ]
+        pictures, classes = ("".join(f"- {row[place]}\n" for row in rows) for place in (0, 1))
+        (root / f"imagenet-r_{part}.yaml").write_text(f"data:\n{pictures}targets:\n{classes}")
     return root
 
 
@@ -76,8 +91,18 @@ def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
     return root
 
 
+FEATURES = 5  # of the classifier, which is CLIP's projection for some recipes
+
+
 def weights(file: Path, model: str, **options: int) -> Path:
     """As if pre-trained; with timm's classifier, which a recipe leaves out."""
     torch.manual_seed(7)
-    torch.save(timm.create_model(model, pretrained=False, num_classes=5, **options).state_dict(), file)
+    torch.save(timm.create_model(model, pretrained=False, num_classes=FEATURES, **options).state_dict(), file)
+    return file
+
+
+def head(file: Path, classes: int) -> Path:
+    """As if made of CLIP's texts."""
+    torch.manual_seed(8)
+    torch.save(torch.randn(classes, FEATURES), file)
     return file

@@ -23,7 +23,10 @@ DATA = {
 def small(name: str, **changes):
     recipe = RECIPES[name]
     network = VIT if "vit" in recipe.model else RESNET
-    return replace(recipe, **{**network, **DATA[recipe.data][1], "epochs": 1, "batch_size": 4, **changes})
+    sizes = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
+    if recipe.resize is None:
+        sizes["resize"] = None
+    return replace(recipe, **{**network, **DATA[recipe.data][1], **sizes, **changes})
 
 
 def prepare(recipe, folder: Path, **changes) -> Setting:
@@ -31,4 +34,5 @@ def prepare(recipe, folder: Path, **changes) -> Setting:
     DATA[recipe.data][0](folder / "data")
     options = {"img_size": recipe.image_size} if recipe.fixed_size else {}
     file = tiny.weights(folder / "weights.pt", recipe.model, **options)
-    return replace(Setting(folder / "data", file, folder / "run", workers=0), **changes)
+    head = tiny.head(folder / "head.pt", recipe.classes) if recipe.zero_shot else None
+    return replace(Setting(folder / "data", file, folder / "run", head=head, workers=0), **changes)
