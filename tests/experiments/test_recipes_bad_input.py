@@ -241,7 +241,7 @@ def test_weights_under_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (torch.ones(5, 4), r"has the shape \[5, 4\]; give a classifier of 4 rows and 5 columns"),
+        (torch.ones(32, 4), r"has the shape \[32, 4\]; give a classifier of 4 rows and 32 columns"),
         ({"bias": torch.ones(4)}, "has no tensor, or none called 'weight'"),
         ([1], "has no tensor"),
         (torch.nn.Linear(5, 4), "--head .* cannot be read"),

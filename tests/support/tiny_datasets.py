@@ -91,7 +91,7 @@ def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
     return root
 
 
-FEATURES = 5  # of the classifier, which is CLIP's projection for some recipes
+FEATURES = 32  # of the classifier, which is CLIP's projection for some recipes
 
 
 def weights(file: Path, model: str, **options: int) -> Path:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.recipes.paper import RECIPES
 from experiments.recipes.run import Setting
@@ -23,7 +24,7 @@ DATA = {
 def small(name: str, **changes):
     recipe = RECIPES[name]
     network = VIT if "vit" in recipe.model else RESNET
-    sizes = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
+    sizes: dict[str, Any] = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
     if recipe.resize is None:
         sizes["resize"] = None
     return replace(recipe, **{**network, **DATA[recipe.data][1], **sizes, **changes})
