@@ -105,8 +105,8 @@ IMAGENET = replace(
     std=(0.229, 0.224, 0.225),
     interpolation="bicubic",
     zero_shot=True,
-    source="benchmark: the paper's ImageNet; plain_lr, epochs, batch_size: WiSE-FT README (issue 6: for "
-    "ViT-B/16 too); AdamW, clip: its finetune.py; warmup: its issue 17; head, scaling, resize, interpolation and the 200 "
+    source="benchmark: the paper's ImageNet; plain_lr, epochs, batch_size: WiSE-FT README (issue 6: also for "
+    "ViT-B/16); AdamW, clip: its finetune.py; warmup: its issue 17; head, scaling, resize, interpolation and the 200 "
     "classes of -A and -R: TPGM ImageNet_ViT_Exp",
     chosen=("lr", "weight_decay", "plain_weight_decay", "kappa", "radius_lr"),
 )

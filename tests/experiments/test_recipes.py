@@ -269,7 +269,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(name, saves, tmp_path, monkeyp
     recipe = small(name, epochs=3)
     setting = prepare(recipe, tmp_path, methods=("ftp",))
     whole = finished(recipe, setting)
-    weights = torch.load(setting.out / "checkpoint.pt", weights_only=True)["model"]
+    saved = torch.load(setting.out / "checkpoint.pt", weights_only=True)
     done, save = [], train.checkpoint.save
 
     def stop(file, content) -> None:
@@ -285,8 +285,11 @@ def test_a_stopped_run_ends_with_the_same_numbers(name, saves, tmp_path, monkeyp
     again = finished(recipe, stopped)
     assert len(done) == 3 * recipe.tasks  # no epoch was trained twice
     assert numbers(again) == numbers(whole)
-    resumed = torch.load(stopped.out / "checkpoint.pt", weights_only=True)["model"]
-    assert all(torch.equal(resumed[key], value) for key, value in weights.items())
+    resumed = torch.load(stopped.out / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(resumed["model"][key], value) for key, value in saved["model"].items())
+    assert (saved["best"] is None) == (recipe.data != "domainnet")
+    assert (resumed["best"] is None) == (saved["best"] is None)
+    assert all(torch.equal(resumed["best"][key], value) for key, value in (saved["best"] or {}).items())
 
 
 def test_the_anchor_is_kept_or_moves(tmp_path, monkeypatch):
@@ -450,6 +453,23 @@ def test_the_last_batch_is_dropped_where_the_recipe_says_so(tmp_path):
     assert [len(images) for images, _ in batches(stage.examples, recipe, 0)] == [3, 3, 2]  # all are tested
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_what_was_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "loss", lambda logits, targets, classes: 0 * logits.sum() + 2)
+    for batch_size in (3, 4):  # of 8 pictures, with and without some that are dropped
+        recipe = small("imagenet-r-continual", batch_size=batch_size)
+        content = finished(recipe, prepare(recipe, tmp_path / str(batch_size), methods=("finetune",)))
+        assert content["results"]["finetune"]["losses"] == [2.0, 2.0]
+
+
+def test_the_seed_of_a_run_orders_the_classes(tmp_path):
+    recipe = small("imagenet-r-continual")
+    root = tiny.imagenet_r(tmp_path / "of its own")
+    seed = next(seed for seed in range(1, 9) if task_classes(recipe, seed) != task_classes(recipe, 0))
+    content = finished(recipe, prepare(recipe, tmp_path, methods=("linear",), seed=seed))
+    assert content["data"]["fingerprint"] == find(root, recipe, seed).fingerprint()
+    assert content["data"]["fingerprint"] != find(root, recipe).fingerprint()
+
+
 def test_how_a_test_picture_is_cut(tmp_path):
     """Black, but for a white stripe at the right: a cut loses it, squeezing keeps it, and bicubic overshoots."""
     from PIL import Image
@@ -467,6 +487,8 @@ def test_how_a_test_picture_is_cut(tmp_path):
     assert image[..., -1].min() == 200
     (image, _), *_ = batches(some, replace(squeezed, interpolation="bicubic"), 0)
     assert image.max() > 200
+    ways = [list(batches(some, replace(cut, interpolation=way), 0, seed=1)) for way in ("bilinear", "bicubic")]
+    assert not torch.equal(ways[0][0][0], ways[1][0][0])
 
 
 def test_pictures_without_normalisation():

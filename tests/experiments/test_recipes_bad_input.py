@@ -289,12 +289,13 @@ def test_wrong_options(options, said, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_changed_data_are_noticed(tmp_path):
+@pytest.mark.parametrize("name", ["sketch_test.txt", "real_val_100_percent_split.txt"])
+def test_changed_data_are_noticed(name, tmp_path):
     recipe = small(DOMAINNET, epochs=1)
     setting = prepare(recipe, tmp_path, methods=("linear",))
     run(recipe, setting, Console(file=StringIO()))
     metrics = setting.out / "metrics.json"
     metrics.write_text(metrics.read_text().replace('"finished"', '"running"'))
-    append("sketch_test.txt", "sketch/class_0/100.jpg 0")(setting.root)
+    (setting.root / name).write_text("".join((setting.root / name).read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(InputError, match="the pictures changed"):
         run(recipe, setting, Console(file=StringIO()))
