@@ -12,8 +12,9 @@ from experiments.common import checkpoint
 from experiments.common.cli import guarded
 from experiments.common.errors import InputError
 from experiments.common.estimate import shown
-from experiments.common.figures import trade_off
+from experiments.common.looks import LOOKS, Look
 from experiments.common.methods import title
+from experiments.common.score_figures import trade_off, unbeaten
 from experiments.common.tables import SUMS, markdown
 
 HEADING = "Runs side by side"
@@ -70,7 +71,13 @@ def write(out: Path, runs: dict[str, dict]) -> None:
         for run, content in runs.items()
         for method, row in content["summary"]["methods"].items()
     }
-    trade_off(out / "trade-off.png", points, (f"in distribution, {metric} (%)", f"out of distribution, {metric} (%)"))
+    look = {  # a run has its marker, so that the same method in two runs is told apart
+        f"{run}: {title(method)}": Look(LOOKS[title(method)].colour, "osD^vPX"[number % 7])
+        for number, (run, content) in enumerate(runs.items())
+        for method in content["summary"]["methods"]
+    }
+    axes = (f"in distribution, {metric} (%)", f"out of distribution, {metric} (%)")
+    trade_off(out / "trade-off.png", points, axes, look)
     lines = [
         f"# {HEADING}",
         "",
@@ -78,7 +85,7 @@ def write(out: Path, runs: dict[str, dict]) -> None:
         "",
         *(f"- {line}" for line in differences(runs)),
         "",
-        "![In distribution against out of distribution](trade-off.png)",
+        f"![In distribution against out of distribution. {unbeaten(points)}](trade-off.png)",
     ]
     checkpoint.write_text(out / "report.md", "\n".join(lines) + "\n")
 

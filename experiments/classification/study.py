@@ -63,23 +63,26 @@ def setting(content: dict) -> str:
     )
 
 
+COMPARISON = MethodStudy(
+    name="classification",
+    make_task=make_task,
+    facts=about,
+    heading="Fine-tuning under a domain shift",
+    setting=setting,
+    shown="Accuracy (%) after fine-tuning",
+    pictures=lambda file, task: draw_montage(file, task.pictures["test"]),
+    caption="Some of the test pictures, one row for each domain",
+    packages=PACKAGES,
+)
+
 STUDY = Command(
     "experiments.classification",
     "Fine-tune a pre-trained network on one style of pictures and test it in others: how much does each method keep of "
     "what the network knew? Without options this is the demo: emoji in three styles, AdamW against FTPAdamW and a "
     "linear probe, about six minutes on two CPU cores. Stop it at any time; the same command goes on from there.",
     Config,
-    MethodStudy(
-        name="classification",
-        make_task=make_task,
-        facts=about,
-        heading="Fine-tuning under a domain shift",
-        setting=setting,
-        shown="Accuracy (%) after fine-tuning",
-        pictures=lambda file, task: draw_montage(file, task.pictures["test"]),
-        caption="Some of the test pictures, one row for each domain",
-        packages=PACKAGES,
-    ).run,
+    COMPARISON.run,
+    COMPARISON.report,
 )
 
 main = STUDY.main

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.common.errors import InputError
 from experiments.common.options import Options, digest
+from experiments.common.record import RunRecord
 from experiments.common.trainer import OnStep
 
 RUNS = Path("runs")
@@ -39,6 +40,7 @@ class Command(Generic[C]):
     about: str  # what --help says
     config: type[C]
     run: Work[C]
+    report: Callable[[RunRecord], None]  # report.md and its figures, from the content of a finished record
 
     def main(
         self,

@@ -1,94 +1,66 @@
 """Figures as PNG files. They are drawn without pyplot, which would keep state for the whole process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from textwrap import fill
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from experiments.common import checkpoint
-from experiments.common.estimate import Estimate, estimate
-from hyperopt_ftp import plot
+from experiments.common.estimate import estimate
+from experiments.common.looks import looks
 
-# Told apart by colour-blind eyes too (Okabe and Ito), and two more for the longest tables.
-COLOURS = (
-    "#999999", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442", "#7A5C00",
-)  # fmt: skip
+WIDTH = 5.4  # inches: text of 9 points is 9 pixels high where a page is 390 pixels wide
+SMALL = 9  # points, and nothing is smaller
 
 
 def save(figure: Figure, file: Path) -> None:
-    checkpoint.write(file, lambda opened: figure.savefig(opened, format="png", dpi=120))
+    """PNG, since pictures and heat maps are pixels anyway and an SVG looks as the reader's fonts do; 200 dots an inch
+    are sharp on a phone, and the white ground is there on a dark page too."""
+    options: dict[str, Any] = {"format": "png", "dpi": 200, "facecolor": "white", "pil_kwargs": {"optimize": True}}
+    checkpoint.write(file, lambda opened: figure.savefig(opened, **options))
 
 
-def grouped_bars(file: Path, groups: list[str], bars: dict[str, list[tuple[float, float | None]]], label: str) -> None:
-    """For every group one bar per name, each with its mean and standard error (None: no error bar)."""
-    figure = Figure(figsize=(1.2 + len(groups) * max(1.9, 0.45 * len(bars)), 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(color=COLOURS)
-    width = 0.8 / len(bars)
-    lowest = min(mean - (error or 0) for values in bars.values() for mean, error in values)
-    bottom = max(0.0, 10 * np.floor(lowest / 10 - 0.5))  # differences of a few points must be visible
-    for number, (name, values) in enumerate(bars.items()):
-        means = np.array([mean for mean, _ in values])
-        errors = np.array([error or 0.0 for _, error in values])
-        drawn = None if all(error is None for _, error in values) else errors
-        places = np.arange(len(groups)) + (number - (len(bars) - 1) / 2) * width
-        hatch = "//" if number >= len(COLOURS) else None  # colours come a second time
-        axes.bar(places, means - bottom, width, bottom=bottom, yerr=drawn, capsize=3, label=name, hatch=hatch)
-        for place, mean, error in zip(places, means, errors, strict=True):
-            axes.annotate(
-                f"{mean:.1f}", (place, mean + error), (0, 2), textcoords="offset points", ha="center", fontsize=7
-            )
-    axes.set_xticks(np.arange(len(groups)), groups)
-    axes.set_ylabel(label if bottom == 0 else f"{label}; the axis starts at {bottom:.0f}")
-    axes.set_ylim(bottom=bottom)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(5, len(bars)), frameon=False)
-    save(figure, file)
-
-
-def trade_off(file: Path, points: dict[str, tuple[Estimate, Estimate]], labels: tuple[str, str]) -> None:
-    """One point per name with its standard errors: what is learned against what is kept."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, ((x, x_error), (y, y_error))) in enumerate(points.items()):
-        colour, marker = COLOURS[number % len(COLOURS)], "osD^v"[number % 5]
-        face = "white" if number >= len(COLOURS) else colour  # colours come a second time
-        look = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "none", "capsize": 2}
-        axes.errorbar(x, y, y_error, x_error, label=name, **look)
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    save(figure, file)
-
-
-def lines(
-    file: Path, panels: dict[str, dict[str, list[tuple[float, float | None]]]], places: list[str], label: str
-) -> None:
-    """Side by side one panel for each key, in it one line per name: its mean and standard error at each place."""
-    figure = Figure(figsize=(1 + 3.2 * len(panels), 4.2), layout="constrained")
-    drawn = {}
-    all_axes = np.ravel(figure.subplots(1, len(panels), sharey=True))
-    for axes, (heading, named) in zip(all_axes, panels.items(), strict=True):
-        axes.set_prop_cycle(color=COLOURS)
-        for number, (name, values) in enumerate(named.items()):
-            apart = 0.04 * (number - (len(named) - 1) / 2)  # error bars beside each other
-            means = [mean for mean, _ in values]
-            errors = [error or 0.0 for _, error in values]
-            drawn[name] = axes.errorbar(
-                np.arange(len(places)) + apart, means, yerr=errors, marker="o", markersize=4, capsize=2
-            )
-        axes.set_title(heading, fontsize=10)
-        axes.set_xticks(np.arange(len(places)), places, fontsize=8)
+def panels(count: int, height: float, above: float = 0.0, **shared: bool | str) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, two beside each other, each so high; `above` is for what stands over them."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, above + height * rows), layout="constrained")
+    found = list(np.ravel(figure.subplots(rows, columns, squeeze=False, **shared)))
+    for axes in found[count:]:
+        axes.set_visible(False)
+    for axes in found[:count]:
+        axes.tick_params(which="both", labelsize=SMALL)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supylabel(label, fontsize=10)
-    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    save(figure, file)
+    return figure, found[:count]
+
+
+def heading(axes: Axes, text: str, width: int = 34) -> None:
+    """Over a panel, in lines of so many letters."""
+    axes.set_title(fill(text, width), fontsize=10)
+
+
+def legend(figure: Figure, handles: Iterable[Any], names: Sequence[str]) -> None:
+    """Over the panels, in as many columns as fit."""
+    figure.legend(
+        list(handles), names, loc="outside upper center", ncols=legend_columns(names), frameon=False, fontsize=SMALL
+    )
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    entry = (40 + 5 * max(map(len, names))) / 72  # inches: a line, and the name beside it
+    return max(1, min(4, len(names), int(WIDTH / entry)))
+
+
+def legend_height(names: Sequence[str]) -> float:
+    """In inches."""
+    return 0.2 + 0.19 * -(-len(names) // legend_columns(names))
 
 
 class Curve(NamedTuple):
@@ -108,39 +80,30 @@ def mean_curve(x: Sequence[float], values: Sequence[Sequence[float]]) -> Curve:
 
 def curves(
     file: Path,
-    panels: Mapping[str, Mapping[str, Curve]],
+    named_panels: Mapping[str, Mapping[str, Curve]],
     x_label: str,
     y_label: str,
     *,
     log_x: bool = False,
     log_y: bool = False,
     ticks: Sequence[float] | None = None,
-    columns: int = 3,
 ) -> None:
-    """A panel for each key, at most `columns` beside each other, in it a curve with its band for each name; a name has
-    one colour and one marker in all panels. `ticks` are the places on the x axis that are named."""
-    names = list(dict.fromkeys(name for named in panels.values() for name in named))
-    width = min(columns, len(panels))
-    rows = -(-len(panels) // width)
-    entry = (40 + 5 * max(map(len, names))) / 72  # inches of the legend: a line, and the name beside it
-    inches = max(1 + 3.4 * width, entry)
-    beside = max(1, min(5, len(names), int(inches / entry)))
-    above = 0.3 + 0.19 * -(-len(names) // beside)
-    figure = Figure(figsize=(inches, max(0.8, above) + 2.9 * rows), layout="constrained")
-    drawn, all_axes = {}, np.atleast_1d(figure.subplots(rows, width)).ravel()
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (heading, named) in zip(all_axes[: len(panels)], panels.items(), strict=True):
+    """A panel for each key, in it a curve with its band for each name; a name has one look in all panels. `ticks` are
+    the places on the x axis that are named."""
+    names = list(dict.fromkeys(name for named in named_panels.values() for name in named))
+    of_name = looks(names)
+    figure, all_axes = panels(len(named_panels), 2.2, legend_height(names))
+    drawn = {}
+    for axes, (text, named) in zip(all_axes, named_panels.items(), strict=True):
         for name, (x, mean, error) in named.items():
-            number = names.index(name)
-            colour, dashes = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
-            marker = {"marker": "osD^vPX"[number % 7], "markersize": 4, "markevery": max(1, len(x) // 10)}
-            drawn[name] = axes.plot(x, mean, color=colour, linestyle=dashes, linewidth=1.5, **marker)[0]
+            colour, marker, line = of_name[name]
+            dots = {"marker": marker, "markersize": 4, "markevery": max(1, len(x) // 8)}
+            drawn[name] = axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.4, **dots)[0]
             if error is not None:
                 low, high = np.subtract(mean, error), np.add(mean, error)
                 if log_y:
                     low = np.maximum(low, np.multiply(mean, 1e-3))  # a band below 0 has no place on a log axis
-                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         if log_x:
             axes.set_xscale("log")
             low, high = axes.get_xlim()
@@ -154,30 +117,20 @@ def curves(
         if ticks is not None:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
-        axes.set_title(heading, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
+        heading(axes, text, 34 if len(named_panels) > 1 else 70)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
-    handles = [drawn[name] for name in names]
-    figure.legend(handles, names, loc="outside upper center", ncols=beside, frameon=False, fontsize=9)
+    legend(figure, [drawn[name] for name in names], names)
     save(figure, file)
 
 
-def heat_map(file: Path, names: list[str], steps: list[int], values: list[list[float]], label: str) -> None:
-    """One row per layer, one column per step, colours on a log scale. `values` is [step][layer]."""
-    save(plot.radii(steps, names, values, label), file)
-
-
 def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:
-    """A table of pictures, `pictures` is [row, column, rgb, height, width] uint8."""
-    sheet = rearrange(pictures, "row column rgb h w -> (row h) (column w) rgb").numpy()
-    rows, columns, _, height, _ = pictures.shape
-    margin = 0.4 + 0.1 * max(map(len, row_names))  # for the names
-    figure = Figure(figsize=(margin + 0.6 * columns, 0.6 * rows), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(sheet)
-    axes.set_yticks(np.arange(rows) * height + height / 2, row_names)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    """A table of pictures, each row below its name; `pictures` is [row, column, rgb, height, width] uint8."""
+    rows, columns, _, height, width = pictures.shape
+    cell = WIDTH / columns * height / width
+    figure = Figure(figsize=(WIDTH, rows * (cell + 0.25)), layout="constrained")
+    for axes, row, name in zip(np.ravel(figure.subplots(rows, squeeze=False)), pictures, row_names, strict=True):
+        axes.imshow(rearrange(row, "column rgb h w -> h (column w) rgb").numpy())
+        axes.set_title(name, fontsize=10, loc="left", pad=3)
+        axes.set_axis_off()
     save(figure, file)

@@ -52,8 +52,12 @@ class MethodStudy(Generic[C, T]):
             record.content |= summarise(record.content, task)
             if self.pictures is not None:
                 self.pictures(out / "pictures.png", task)
-            details = [] if self.details is None else self.details(record.content)
-            write_report(record, self.heading, self.setting(record.content), self.caption, details)
+            self.report(record)
             record.content["status"] = "finished"
             record.save()
         show(record, console, self.shown, self.setting(record.content))
+
+    def report(self, record: RunRecord) -> None:
+        """report.md and its figures, from what is kept; those of radii where their numbers lie in the folder."""
+        details = [] if self.details is None else self.details(record.content)
+        write_report(record, self.heading, self.setting(record.content), self.caption, details)

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import checkpoint
+from experiments.common import checkpoint, heat_maps
 from experiments.common.estimate import estimate, shown
-from experiments.common.figures import grouped_bars, heat_map, trade_off
+from experiments.common.heat_maps import Observed
 from experiments.common.methods import title
 from experiments.common.rates import best
 from experiments.common.record import RunRecord
+from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 from experiments.common.task import Task
 
 ANCHOR = "anchor"
@@ -123,12 +125,14 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str, d
     header, rows = table_of(summary)
     titles, methods = summary["titles"], summary["methods"]
     columns = summary["columns"] if len(summary["columns"]) <= 5 else [c for c in summary["columns"] if c in SUMS]
-    grouped_bars(
+    rows_of_scores(
         folder / "scores.png",
         [titles.get(column, column) for column in columns],
         {title(m): [row["columns"][column] for column in columns] for m, row in methods.items()},
         f"{summary['metric']} (%)",
+        level=title(ANCHOR),
     )
+    level = "; left of the dashed line a method has lost some of what the anchor knew" if ANCHOR in methods else ""
     x, y = (f"{titles.get(column, column)}, {summary['metric']} (%)" for column in ("id", "ood"))
     points = {title(m): (row["columns"]["id"], row["columns"]["ood"]) for m, row in methods.items()}
     trade_off(folder / "trade-off.png", points, (x, y))
@@ -147,22 +151,30 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str, d
         *details,
         *rates_tried(content.get("rates", {}), title, summary["metric"]),
         *strengths_tried(content.get("strengths", {}), title, summary["metric"]),
-        f"![{summary['metric']} by test set and method](scores.png)",
+        f"![{summary['metric']} by test set and method{level}](scores.png)",
         "",
-        "![What is learned in distribution against what is kept out of distribution](trade-off.png)",
+        "![What is learned in distribution against what is kept out of distribution. "
+        f"{unbeaten(points)}](trade-off.png)",
         "",
         *([f"![{pictures}](pictures.png)"] if pictures else []),
     ]
     seed = content["config"]["seeds"][0]
-    for method in ("ftp", "tpgm"):
-        file = folder / "radii" / f"{method}-seed{seed}.json"
-        if file.exists() and (observed := json.loads(file.read_text()))["steps"]:
-            layers = [name.removeprefix("network.") for name in observed["layers"]]
-            figure = f"radii-{method}.png"
-            heat_map(folder / figure, layers, observed["steps"], observed["radii"], "radius")
-            lines += ["", f"![Radius of every layer over the steps, {title(method)}, seed {seed}]({figure})"]
+    if runs := _radii(folder / "radii", seed):
+        heat_maps.radii(folder / "radii.png", runs, "radius")
+        lines += ["", f"![{heat_maps.caption(runs)} Seed {seed}.](radii.png)"]
     lines += ["", *provenance(content)]
     checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+
+
+def _radii(folder: Path, seed: int) -> dict[str, Observed]:
+    """What was seen of the radii of FTP and TPGM, by title."""
+    found = {}
+    for method in ("ftp", "tpgm"):
+        file = folder / f"{method}-seed{seed}.json"
+        if file.exists() and (seen := json.loads(file.read_text()))["steps"]:
+            layers = [name.removeprefix("network.") for name in seen["layers"]]
+            found[title(method)] = Observed(layers, seen["steps"], seen["radii"])
+    return found
 
 
 def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str], str], metric: str) -> list[str]:

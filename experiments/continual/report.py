@@ -8,8 +8,8 @@ from rich.table import Table
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate, shown
-from experiments.common.figures import lines
 from experiments.common.record import RunRecord
+from experiments.common.score_figures import in_turn
 from experiments.common.tables import markdown, provenance, rates_tried
 from experiments.continual.methods import METHODS
 from experiments.continual.metrics import MEASURES
@@ -115,7 +115,7 @@ def write_report(record: RunRecord) -> None:
         }
         for number, style in enumerate(order)
     }
-    lines(record.folder / FIGURE, panels, [f"after\n{style}" for style in order], "accuracy (%)")
+    in_turn(record.folder / FIGURE, panels, [f"after\n{style}" for style in order], "accuracy (%)")
     text = [
         f"# {HEADING}",
         "",
@@ -130,7 +130,8 @@ def write_report(record: RunRecord) -> None:
         *(f"- {line}" for line in differences(content)),
         "",
         *rates_tried(content.get("rates", {}), lambda method: METHODS[method].title, "accuracy"),
-        f"![Accuracy in each style after each task]({FIGURE})",
+        f"![Accuracy in each style after each task: where a line falls after its own style was learnt, the method has "
+        f"forgotten some of it]({FIGURE})",
         "",
         *provenance(content),
     ]

@@ -78,6 +78,7 @@ STUDY = Command(
     "goes on from there.",
     Config,
     run,
+    write_report,
 )
 
 main = STUDY.main

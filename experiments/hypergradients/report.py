@@ -6,9 +6,10 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import checkpoint
+from experiments.common import checkpoint, heat_maps
 from experiments.common.estimate import estimate, shown
-from experiments.common.figures import Curve, curves, heat_map
+from experiments.common.figures import Curve, curves
+from experiments.common.heat_maps import Observed
 from experiments.common.record import RunRecord
 from experiments.common.tables import markdown, provenance
 from experiments.hypergradients.agreement import Agreement, agreement
@@ -136,7 +137,7 @@ def write_report(record: RunRecord) -> None:
         for name, pick in _PICKS.items()
         for loss in points[0]["gradients"]
     }  # fmt: skip
-    curves(folder / "agreement-by-step.png", by_step, "training step", "", ticks=steps, columns=2)
+    curves(folder / "agreement-by-step.png", by_step, "training step", "", ticks=steps)
     cost = {
         label: {
             "full": Curve(depths, [median(p[fact][f"training, K={k}"] for p in points) for k in depths]),
@@ -152,7 +153,8 @@ def write_report(record: RunRecord) -> None:
     shown_kinds[title("validation", "K=1")] = (reference, middle["gradients"]["validation"]["K=1"])
     scatter(folder / "layers.png", shown_kinds, f"full, K = {deepest}, training")
     names = [name.removeprefix("network.") for name in run["layers"]]
-    heat_map(folder / "radii.png", names, run["steps"], run["radii"], "radius (L1 per row)")
+    observed = {TITLES["paper"]: Observed(names, run["steps"], run["radii"])}
+    heat_maps.radii(folder / "radii.png", observed, "radius (L1 per row)")
     tuned = fine_tuned(content)
     config = content["config"]
     lines = [
@@ -165,15 +167,18 @@ def write_report(record: RunRecord) -> None:
         f"Over {len(points)} points and {len(middle['layers'])} layers. FTP's seconds are those of the gradient at the "
         "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
         "",
-        "![Agreement with the deepest gradient against depth](agreement-by-depth.png)",
+        "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as all]"
+        "(agreement-by-depth.png)",
         "",
-        "![Agreement against training step](agreement-by-step.png)",
+        "![Agreement against training step: 1 is the deepest gradient itself, and a cosine of 0 says nothing of it]"
+        "(agreement-by-step.png)",
         "",
-        "![Seconds and memory against depth](cost.png)",
+        "![Seconds and memory against depth: FTP's closed form has no depth, so its line is level](cost.png)",
         "",
-        f"![Every layer's gradient against the deepest one, after step {middle['step']}](layers.png)",
+        f"![Every layer's gradient against the deepest one, after step {middle['step']}: on the slanted line both are "
+        "equal; in the upper left and the lower right quarter their signs differ](layers.png)",
         "",
-        "![Radius of every layer over the run](radii.png)",
+        f"![{heat_maps.caption(observed)}](radii.png)",
         "",
     ]
     if config["ways"]:

@@ -231,6 +231,7 @@ STUDY = Command(
     "fine-tune with each of them. Stop it at any time; the same command goes on from there.",
     Config,
     run,
+    write_report,
 )
 
 main = STUDY.main

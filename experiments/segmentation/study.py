@@ -50,23 +50,26 @@ def setting(content: dict) -> str:
     )
 
 
+COMPARISON = MethodStudy(
+    name="segmentation",
+    make_task=make_task,
+    facts=lambda task: {"emoji": {part: len(some.labels) for part, some in task.scenes.items()}},
+    heading="Segmentation under a change of style and under corruptions",
+    setting=setting,
+    shown="mIoU (%) after fine-tuning",
+    pictures=draw_montage,
+    caption="Test scenes in every style, their classes, and under corruptions of severity 3",
+    packages=(*PACKAGES, "torchmetrics", "scikit-image"),
+)
+
 STUDY = Command(
     "experiments.segmentation",
     "Fine-tune a pre-trained segmentation network on scenes of emoji in one style; test it in the other styles, and "
     "under fog, blur, noise and brightness: how much does each method keep of what the network knew? Stop it at any "
     "time; the same command goes on from there.",
     Config,
-    MethodStudy(
-        name="segmentation",
-        make_task=make_task,
-        facts=lambda task: {"emoji": {part: len(some.labels) for part, some in task.scenes.items()}},
-        heading="Segmentation under a change of style and under corruptions",
-        setting=setting,
-        shown="mIoU (%) after fine-tuning",
-        pictures=draw_montage,
-        caption="Test scenes in every style, their classes, and under corruptions of severity 3",
-        packages=(*PACKAGES, "torchmetrics", "scikit-image"),
-    ).run,
+    COMPARISON.run,
+    COMPARISON.report,
 )
 
 main = STUDY.main

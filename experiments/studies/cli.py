@@ -15,6 +15,7 @@ from experiments.common.cli import guarded
 from experiments.common.errors import InputError
 from experiments.studies.jobs import FAST, FULL, Job
 from experiments.studies.publish import publish
+from experiments.studies.redraw import kept_of, redraw
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +72,12 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="runs at the same time (default: 2)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/studies, or runs/studies-fast")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="copy what is kept there: docs/studies")
+    parser.add_argument(
+        "--redraw",
+        type=Path,
+        metavar="FOLDER",
+        help="run nothing: draw the figures kept there again, from their numbers",
+    )
     parsed = parser.parse_args(arguments)
     to = console or Console()
 
@@ -83,9 +90,19 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
             raise InputError("--publish is for the full studies; what is kept has at least three seeds")
         if parsed.workers < 1:
             raise InputError(f"--workers {parsed.workers}: must be at least 1")
+        chosen = [job for job in jobs if not parsed.only or job.name in parsed.only]
+        if parsed.redraw is not None:
+            if not (kept := kept_of(chosen, parsed.redraw)):
+                raise InputError(
+                    f"--redraw {parsed.redraw}: no finished run of {', '.join(j.name for j in chosen)} there"
+                )
+            for job in kept:
+                drawn, stay = redraw(job, parsed.redraw / job.name)
+                why = f"; as they were, for want of numbers: {', '.join(stay)}" if stay else ""
+                to.print(f"{job.name}: drawn again {', '.join(drawn) or 'nothing'}{why}")
+            return
         out = parsed.out or Path("runs/studies-fast" if parsed.fast else "runs/studies")
         out.mkdir(parents=True, exist_ok=True)
-        chosen = [job for job in jobs if not parsed.only or job.name in parsed.only]
         run_all(chosen, out, parsed.workers, to)
         if parsed.publish is not None:
             publish(jobs, out, parsed.publish)

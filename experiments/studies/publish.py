@@ -16,6 +16,11 @@ def finished(folder: Path) -> dict | None:
     return content if content.get("status") == "finished" else None
 
 
+def figures_of(report: str) -> list[str]:
+    """The files that a report shows."""
+    return re.findall(r"\]\(([\w.-]+\.png)\)", report)
+
+
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     """`report.md`, the figures it shows and `metrics.json` of each finished run; README.md lists all that is kept."""
     lines = [
@@ -31,7 +36,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         source, kept = runs / job.name, to / job.name
         if finished(source) is not None:
             report = (source / "report.md").read_text()
-            names = ("report.md", "metrics.json", *re.findall(r"\]\(([\w.-]+\.png)\)", report))
+            names = ("report.md", "metrics.json", *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
             for name, content in files.items():
                 checkpoint.write(kept / name, lambda file, content=content: file.write(content))

@@ -87,7 +87,7 @@ def write_report(record: RunRecord) -> None:
     content, folder = record.content, record.folder
     config, about = content["config"], content["data"]
     content["summary"] = summarise(content)
-    curves(folder / "rounds.png", paths(content), "outer step", "test accuracy (%)", columns=2)
+    curves(folder / "rounds.png", paths(content), "outer step", "test accuracy (%)")
     figures = []
     for data, count in cases(config):
         name = f"{data}-{count}.png"
@@ -113,7 +113,8 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*gains(content)),
         "",
-        "![Test accuracy over the outer steps](rounds.png)",
+        "![Test accuracy over the outer steps: above a level line, distilled pictures teach more than those of its "
+        "name](rounds.png)",
         "",
         f"*`{config['network']}`, {config['steps']} steps at the rate of that outer step, {config['test_inits']} new "
         "networks a seed; the bands are standard errors over seeds. Nothing is chosen by this curve.*",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from experiments.common.figures import save
+from experiments.common.figures import SMALL, WIDTH, save
 
 
 def packed(pictures: Tensor, classes: int) -> str:
@@ -32,36 +32,33 @@ def unpacked(png: str, classes: int) -> np.ndarray:
 
 
 def one_a_class(file: Path, sheets: Mapping[str, str], classes: Sequence[str]) -> None:
-    """A row for each kind of pictures, a column for each class."""
-    figure = Figure(figsize=(1.7 + 0.85 * len(classes), 0.6 + 0.85 * len(sheets)), layout="constrained")
-    grid = figure.subplots(len(sheets), len(classes))
-    for row, (kind, png) in enumerate(sheets.items()):
-        for column, pictures in enumerate(unpacked(png, len(classes))):
+    """A row for each class, a column for each kind of pictures."""
+    figure = Figure(figsize=(WIDTH, 0.4 + 0.75 * len(classes)), layout="constrained")
+    grid = figure.subplots(len(classes), len(sheets), squeeze=False)
+    for column, (kind, png) in enumerate(sheets.items()):
+        for row, pictures in enumerate(unpacked(png, len(classes))):
             axes = grid[row, column]
             _show(axes, pictures[0])
             if row == 0:
-                axes.set_title(_broken(classes[column]), fontsize=8)
+                axes.set_title(kind, fontsize=10)
             if column == 0:
-                axes.set_ylabel(kind.replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize=9)
+                axes.set_ylabel(_broken(classes[row]), rotation=0, ha="right", va="center", fontsize=SMALL)
     save(figure, file)
 
 
 def few_a_class(file: Path, sheets: Mapping[str, str], classes: Sequence[str]) -> None:
     """A panel for each kind of pictures, in it a row for each class."""
-    columns = 2
-    count = unpacked(next(iter(sheets.values())), len(classes)).shape[1]
-    rows = -(-len(sheets) // columns)
-    width, height = 1.0 + 0.42 * count * columns, rows * (0.35 + 0.42 * len(classes))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    for axes, (kind, png) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), sheets.items(), strict=True):
+    rows = -(-len(sheets) // 2)
+    figure = Figure(figsize=(WIDTH, rows * (0.4 + 0.23 * len(classes))), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for number, (axes, (kind, png)) in enumerate(zip(grid.ravel(), sheets.items(), strict=True)):
         pictures = unpacked(png, len(classes))
         side = pictures.shape[2]
         framed = np.pad(pictures, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
         _show(axes, rearrange(framed, "label n h w c -> (label h) (n w) c"))
         axes.set_title(kind, fontsize=10)
-        axes.set_yticks(
-            (np.arange(len(classes)) + 0.5) * (side + 1) - 1, [_broken(name) for name in classes], fontsize=7
-        )
+        if number % 2 == 0:
+            axes.set_yticks((np.arange(len(classes)) + 0.5) * (side + 1) - 1, classes, fontsize=SMALL)
     save(figure, file)
 
 

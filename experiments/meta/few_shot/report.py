@@ -164,7 +164,7 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*against(content, [(m, "maml") for m in TITLES if m != "maml"] + [("maml-ftp", "maml-plain")])),
         "",
-        "![Accuracy against steps of adaptation](steps.png)",
+        "![Accuracy against steps of adaptation: where a line falls, more steps do harm](steps.png)",
         "",
         "Each with the settings that were chosen for it. The bands are standard errors over the seeds.",
         "",

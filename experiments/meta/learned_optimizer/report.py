@@ -155,11 +155,12 @@ def write_report(record: RunRecord) -> None:
         "",
         *markdown(*table(content)),
         "",
-        "![Training loss by step and problem](training.png)",
+        "![Training loss by step and problem: the lower a line, the better the optimizer](training.png)",
         "",
         f"*Training loss on all training examples, {error.replace('± ', 'and ')}{', '.join(map(str, seeds))}.*",
         "",
-        "![Meta-loss over meta-training](meta-loss.png)",
+        "![Meta-loss over meta-training: below the level line, a learned rule is better than Adam with one lr]"
+        "(meta-loss.png)",
         "",
         f"*Mean logarithm of the loss over {config['longest']} steps, on tasks that meta-training does not have. "
         f"Adam has the learning rate {summary['shared_rate']:g}, which is best there.*",

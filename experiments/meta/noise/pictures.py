@@ -13,19 +13,21 @@ def draw(content: dict, folder: Path) -> dict[str, str]:
     accuracy, shares, functions = _accuracy(content), _shares(content), _functions(content)
     drawn = {}
     if accuracy:
-        drawn["accuracy.png"] = "Test accuracy over training, with what is chosen for the end"
-        curves(folder / "accuracy.png", accuracy, "step", "test accuracy (%)", columns=2)
-    if shares:
-        drawn["weights.png"] = "Weights of the noisy examples at the end, by whether their label is right"
-        curves(
-            folder / "weights.png",
-            shares,
-            "weight, relative to the mean (last point: all above)",
-            "share of the examples",
-            columns=2,
+        drawn["accuracy.png"] = (
+            "Test accuracy over training, with what is chosen for the end: where a line falls, more steps do harm"
         )
+        curves(folder / "accuracy.png", accuracy, "step", "test accuracy (%)")
+    if shares:
+        drawn["weights.png"] = (
+            "Weights of the noisy examples at the end: the further the two lines are apart, the better wrong labels "
+            "are told from right ones"
+        )
+        weight = "weight, relative to the mean (last point: all above)"
+        curves(folder / "weights.png", shares, weight, "share of the examples")
     if functions:
-        drawn["function.png"] = "What the Meta-Weight-Net has learned"
+        drawn["function.png"] = (
+            "What the Meta-Weight-Net has learned: where a line falls, an example of a higher loss counts less"
+        )
         curves(folder / "function.png", functions, "loss of an example", "its weight, relative to the mean")
     return drawn
 

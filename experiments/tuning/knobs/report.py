@@ -2,6 +2,7 @@
 
 from experiments.common import checkpoint
 from experiments.common.record import RunRecord
+from experiments.common.score_figures import unbeaten
 from experiments.common.tables import markdown, provenance
 from experiments.tuning.knobs import plots
 from experiments.tuning.knobs.summary import summarise
@@ -49,14 +50,15 @@ def write_report(record: RunRecord) -> None:
     for knob in ("radius_lr", "kappa", "lr"):
         plots.ways(folder / f"{knob}.png", content, names, knob)
     plots.surface(folder / "surface.png", content, names, "other")
-    plots.kept_and_learned(folder / "trade-off.png", content, "other")
+    points = plots.kept_and_learned(folder / "trade-off.png", content, "other")
     lines = ["# FTP's knobs by hypergradient on another style", "", setting(content), ""]
     for metric, unit in (("accuracy", "Accuracy in %"), ("loss", "Cross-entropy")):
         for source in SOURCES:
             lines += [f"{unit} on the test. Chosen on held-out emoji: {CHOSEN_ON[source]}.", ""]
             lines += [*markdown(*scores_of(content, source, metric)), ""]
     lines += [
-        "![Accuracy in the own style against that in the unseen one, chosen on the other](trade-off.png)",
+        f"![Accuracy in the own style against that in the unseen one, chosen on the other. {unbeaten(points)}]"
+        "(trade-off.png)",
         "",
         "## What was found",
         "",
@@ -71,13 +73,14 @@ def write_report(record: RunRecord) -> None:
         "Adam divides a derivative by its usual size: a knob moves as far where it hardly matters as where it does "
         "(sizes: below).",
         "",
-        "![Learning rate of the base by round, by the style of the held-out emoji](lr.png)",
+        "![Learning rate of the base by round, by the style of the held-out emoji: where the lines part, the choice "
+        "depends on what is held out](lr.png)",
         "",
         "Held-out cross-entropy in the other style over radius_lr and kappa, at the best of the grid's learning rates, "
         "mean over seeds; lines: the ways of bilevel, with a star at the best point of each; cross: FTP's defaults. "
         "The learning rate of a way is its own.",
         "",
-        "![Held-out loss over both knobs](surface.png)",
+        "![Held-out loss over both knobs: dark is lower, and grey is beyond the grid](surface.png)",
         "",
         "Derivatives of the held-out loss on bilevel's way, medians of their sizes. kappa has one only where a radius "
         "was asked to shrink:",

@@ -111,9 +111,7 @@ def write_report(record: RunRecord) -> None:
         panels[f"{PROBLEMS[problem].title} ({numbers:,})"] = drawn
     label = "test loss of the best so far by validation"
     curves(folder / "time.png", panels, "seconds", label, log_x=True)
-    shown_there = [title for drawn in panels.values() for title in drawn]
-    order = list(dict.fromkeys([*shown_there, *names.values()]))
-    gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content), order)
+    gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content))
     few = {
         PROBLEMS[problem].title: found["few"]
         for problem in problems
@@ -131,7 +129,8 @@ def write_report(record: RunRecord) -> None:
         "",
         *about,
         "",
-        "![Gain over the default by the number of hyperparameters](gain.png)",
+        "![Gain over the default by the number of hyperparameters: above 0 a contender is better than the default]"
+        "(gain.png)",
         "",
         "Wide lines: the contender of each group that is chosen, problem by problem, by its mean validation loss. "
         "Where several problems have the same number of hyperparameters, the gain is the mean over them, of contenders "
@@ -145,7 +144,7 @@ def write_report(record: RunRecord) -> None:
         "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
         "by seed. All contenders:",
         "",
-        "![Test loss over seconds](time.png)",
+        "![Test loss over seconds: the earlier a line falls and the lower it ends, the better](time.png)",
         "",
         f"Mean ± standard error over seeds {', '.join(map(str, content['config']['seeds']))}. Gain: by how much the "
         "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time. "

@@ -1,4 +1,4 @@
-"""Where training ends over the first learning rate, a panel for each task and base, a row of panels for each way."""
+"""Where training ends over the first learning rate, a row of panels for each task and base, a panel for each way."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.figures import COLOURS, save
+from experiments.common.figures import SMALL, WIDTH, legend, save
+from experiments.common.looks import looks
 
 TITLES = {"log": "logarithm, Adam above", "raw": "raw values, same kind above"}
-MARKERS = "osD^vPX"
 
 
 def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float], quantity: str, label: str) -> None:
@@ -19,24 +19,17 @@ def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float], quantity: st
     What is not finite or far above the loss before training is a cross at the upper end.
     """
     ways = list(next(iter(summary.values()))["ways"])
-    figure = Figure(figsize=(max(6.5, 1 + 3.1 * len(summary)), 1.2 + 2.7 * len(ways)), layout="constrained")
-    grid = figure.subplots(len(ways), len(summary), squeeze=False, sharex=True, sharey="col")
+    figure = Figure(figsize=(WIDTH, 1.2 + 2.1 * len(summary)), layout="constrained")
+    grid = figure.subplots(len(summary), len(ways), squeeze=False, sharex=True, sharey="row")
     drawn: dict = {}
-    for column, (name, found) in enumerate(summary.items()):
-        for row, way in enumerate(ways):
+    for row, (name, found) in enumerate(summary.items()):
+        for column, way in enumerate(ways):
             axes = grid[row, column]
             _panel(axes, found, way, lrs, quantity, drawn)
-            axes.set_title(f"{name}: {TITLES[way]}", fontsize=9)
+            axes.set_title(f"{name}:\n{TITLES[way]}", fontsize=10)
     figure.supxlabel("first learning rate", fontsize=10)
     figure.supylabel(label, fontsize=10)
-    figure.legend(
-        drawn.values(),
-        drawn.keys(),
-        loc="outside upper center",
-        ncols=4 if len(summary) < 3 else 8,
-        frameon=False,
-        fontsize=9,
-    )
+    legend(figure, drawn.values(), list(drawn))
     save(figure, file)
 
 
@@ -49,14 +42,16 @@ def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], quantity:
     if quantity == "train":
         drawn["loss before training"] = axes.axhline(found["start"], color="#bbbbbb", linewidth=0.8, linestyle=":")
         drawn["counts as good below"] = axes.axhline(found["good"][0], color="#777777", linewidth=0.8, linestyle="--")
-    for number, (height, values) in enumerate(rows.items()):
-        colour = COLOURS[number % len(COLOURS)]
+    named = {"alone" if height == "0" else f"height {height}": values for height, values in rows.items()}
+    of_name = looks(named)
+    for name, values in named.items():
+        colour, dot, _ = of_name[name]
         off = ~(values[:, 1] <= high)  # NaN as well
         inside = np.clip(np.where(np.isnan(values), np.inf, values), low, high)
         axes.fill_between(lrs, inside[:, 0], inside[:, 2], color=colour, alpha=0.18, linewidth=0)
         line = axes.plot(lrs, inside[:, 1], color=colour, linewidth=1.4, zorder=3)[0]
-        drawn.setdefault("alone" if height == "0" else f"height {height}", line)
-        for those, marker, size in ((~off, MARKERS[number % len(MARKERS)], 12), (off, "x", 36)):
+        drawn.setdefault(name, line)
+        for those, marker, size in ((~off, dot, 12), (off, "x", 36)):
             if those.any():  # an empty one has no place, which the layout cannot take
                 dots = axes.scatter(
                     np.array(lrs)[those], inside[those, 1], s=size, color=colour, marker=marker, zorder=4, clip_on=False
@@ -64,7 +59,7 @@ def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], quantity:
                 if marker == "x":
                     drawn.setdefault("off the scale or not finite", dots)
     axes.set_ylim(low, high)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -12,6 +12,7 @@ FIGURES = {
     "held_out": ("held-out-loss.png", "held-out loss at the end"),
     "lr": ("learning-rate.png", "learning rate of the base at the end"),
 }
+SEE = "the flatter a line, the less the first learning rate matters"
 
 
 def table(content: dict) -> tuple[list[str], list[list[str]]]:
@@ -63,7 +64,7 @@ def write_report(record: RunRecord) -> None:
         *markdown(*alone(summary, content["config"]["within"])),
     ]
     for file, label in FIGURES.values():
-        lines += ["", f"![{label[0].upper()}{label[1:]}, over the first learning rate]({file})"]
+        lines += ["", f"![{label[0].upper()}{label[1:]}, over the first learning rate: {SEE}]({file})"]
     checkpoint.write_text(record.folder / "report.md", "\n".join([*lines, "", *provenance(content)]) + "\n")
 
 

@@ -1,0 +1,185 @@
+"""How each method looks, the same in every figure: a colour, a marker and a line.
+
+Within a study colour says of what kind a method is, and the marker which one. Names that are not listed (of losses, of
+labels) get looks that their figure has not used.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+
+class Look(NamedTuple):
+    """As matplotlib names them."""
+
+    colour: str
+    marker: str
+    line: str = "-"
+
+
+# Okabe and Ito's, which colour-blind eyes tell apart; without their yellow, which white paper swallows.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+SPARE = tuple(
+    Look(colour, marker, line)
+    for marker, line in zip("osD^vPX", ("-", "--", ":", "-.") * 2, strict=False)
+    for colour in COLOURS
+)
+
+_FINE_TUNING = {
+    # where all begin, and what is free to go anywhere
+    "anchor, not fine-tuned": Look(GREY, "o"),
+    "AdamW": Look(BLACK, "o"),
+    "AdamW, weight decay": Look(BLACK, "s", "--"),
+    "linear probe": Look(BLACK, "^", ":"),
+    "AdamW, learned lr": Look(BLACK, "D", "-."),
+    "Muon": Look(BLACK, "P"),
+    # within a learned radius
+    "FTPAdamW": Look(BLUE, "o"),
+    "FTPAdamW exact": Look(BLUE, "s", "--"),
+    "FTPAdamW, free first step": Look(BLUE, "D", ":"),
+    "FTP around Muon": Look(BLUE, "P"),
+    "FTPAdamW, anchor moved": Look(BLUE, "^"),
+    "FTPAdamW kappa 0": Look(SKY, "o"),
+    "FTPAdamW exact, kappa 0": Look(SKY, "s", "--"),
+    "FTPAdamW, anchor kept": Look(SKY, "v", "--"),
+    # within a radius of another kind
+    "TPGM": Look(PURPLE, "D"),
+    "MARS-SP": Look(PURPLE, "s", "--"),
+    # means of weights
+    "WiSE-FT": Look(ORANGE, "o"),
+    "WiSE-FT of FTPAdamW": Look(ORANGE, "s", "--"),
+    "WiSE-FT, learned shares": Look(ORANGE, "D", ":"),
+    "WiSE-FT after each task": Look(ORANGE, "P"),
+    "LiNeS": Look(ORANGE, "^"),
+    "Model Stock": Look(ORANGE, "v", "--"),
+    # pulled toward the anchor
+    "L2-SP": Look(GREEN, "o"),
+    "L2-SP decoupled": Look(GREEN, "s", "--"),
+    "cautious decay": Look(GREEN, "^", ":"),
+    "SPD": Look(GREEN, "v"),
+    "SPD by depth (MAPS)": Look(GREEN, "D", "-."),
+    # other gradients, other weights in a step, fewer weights
+    "DiGraP": Look(RED, "o"),
+    "Mixout": Look(RED, "s", "--"),
+    "LoRA": Look(RED, "^"),
+    "LoRA + SPD": Look(RED, "v", "--"),
+}
+
+_KNOBS = {
+    "anchor": _FINE_TUNING["anchor, not fine-tuned"],
+    "FTP": _FINE_TUNING["FTPAdamW"],
+    "FTP, paper": _FINE_TUNING["FTPAdamW"],
+    "FTP, exact": _FINE_TUNING["FTPAdamW exact"],
+    "WiSE-FT of AdamW": _FINE_TUNING["WiSE-FT"],
+    "WiSE-FT of FTP": _FINE_TUNING["WiSE-FT of FTPAdamW"],
+    "FTP, random search": Look(GREEN, "^"),
+    "FTP, grid": Look(GREEN, "s", "--"),
+    "FTP, hypergradient": Look(RED, "D"),
+    "WiSE-FT of FTP, hypergradient": Look(RED, "P", "--"),
+}
+
+_SEARCH = {
+    "default": Look(GREY, "o"),
+    "random search": Look(ORANGE, "o"),
+    "random search, every number": Look(ORANGE, "s", "--"),
+    "TPE": Look(RED, "^"),
+    "Hyperband": Look(PURPLE, "D"),
+    "bilevel, Unroll": Look(BLUE, "o"),
+    "bilevel, Forward": Look(BLUE, "s", "--"),
+    "bilevel, last tenth": Look(SKY, "v"),
+    "bilevel, Implicit": Look(SKY, "P", "--"),
+    "search, then Unroll": Look(BLACK, "D"),
+    "hyper, online": Look(GREEN, "^"),
+    "tower of 2, online": Look(GREEN, "s", "--"),
+}
+
+_TOWERS = {
+    "alone": Look(GREY, "o"),
+    "height 1": Look(ORANGE, "s"),
+    "height 2": Look(BLUE, "D"),
+    "height 3": Look(PURPLE, "^"),
+    "height 4": Look(GREEN, "v"),
+}
+
+_NOISE = {
+    "noisy": Look(GREY, "o"),
+    "clean": Look(ORANGE, "s"),
+    "noisy + clean": Look(BLACK, "o"),
+    "label smoothing": Look(PURPLE, "^"),
+    "small-loss selection": Look(GREEN, "v"),
+    "weight per example": Look(SKY, "D", "--"),
+    "weight per example + clean": Look(BLUE, "D"),
+    "Meta-Weight-Net": Look(PURPLE, "P", "--"),
+    "Meta-Weight-Net + clean": Look(GREEN, "P"),
+    "oracle": Look(RED, "s"),
+}
+
+_FEW_SHOT = {
+    "class means": Look(GREY, "o"),
+    "linear head": Look(GREY, "^", "--"),
+    "pre-trained, linear head": Look(BLACK, "^", "--"),
+    "pre-trained, fine-tuned": Look(BLACK, "o"),
+    "MAML": Look(RED, "o"),
+    "first-order MAML": Look(RED, "s", "--"),
+    "ANIL": Look(RED, "^", ":"),
+    "Meta-SGD": Look(RED, "v"),
+    "implicit MAML": Look(RED, "D", "-."),
+    "MAML, long": Look(ORANGE, "s"),
+    "MAML, long, FTP": Look(BLUE, "D"),
+}
+
+_DISTILLATION = {
+    "random": Look(GREY, "o"),
+    "nearest": Look(PURPLE, "s", "--"),
+    "k-means": Look(ORANGE, "^"),
+    "distilled": Look(BLUE, "D"),
+    "all": Look(BLACK, "s"),
+}
+
+_LEARNED_OPTIMIZER = {
+    "learned, Unroll": Look(RED, "o"),
+    "learned, ZeroOrder": Look(ORANGE, "s"),
+    "Adam, tuned": Look(BLUE, "D"),
+    "Adam, cosine, tuned": Look(SKY, "^"),
+    "momentum, tuned": Look(GREEN, "v"),
+    "Adam, one lr": Look(PURPLE, "P"),
+    "Adam, default lr": Look(GREY, "X"),
+}
+
+_BENCHMARKS = {
+    # this library's
+    "Unroll()": Look(BLUE, "o"),
+    "Unroll(checkpoint=False)": Look(BLUE, "s"),
+    "Unroll(compile=True)": Look(BLUE, "D"),
+    "Forward()": Look(BLUE, "^"),
+    "Forward(compile=True)": Look(BLUE, "v"),
+    "Implicit(iterations=100)": Look(BLUE, "P"),
+    # others in torch
+    "torchopt": Look(RED, "o"),
+    "torchopt, vmap": Look(RED, "s"),
+    "higher": Look(RED, "D"),
+    "by hand": Look(RED, "^"),
+    "by hand, vmap": Look(RED, "v"),
+    "jax": Look(GREEN, "o"),
+    "jax, checkpoint": Look(GREEN, "s"),
+}
+
+#: By the name that figures show.
+LOOKS: Mapping[str, Look] = {
+    **_FINE_TUNING, **_KNOBS, **_SEARCH, **_TOWERS, **_NOISE, **_FEW_SHOT, **_DISTILLATION, **_LEARNED_OPTIMIZER,
+    **_BENCHMARKS,
+}  # fmt: skip
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Of the names in one figure, each another one but for two names of one method."""
+    names = list(names)
+    found = {name: LOOKS[name] for name in names if name in LOOKS}
+    for name in names:
+        if name not in found:
+            taken = {look[:2] for look in found.values()}
+            used = Counter(look.colour for look in found.values())
+            found[name] = min((s for s in SPARE if s[:2] not in taken), key=lambda s: used[s.colour])
+    return {name: found[name] for name in names}

@@ -1,0 +1,117 @@
+"""Figures of scores of methods: a row for each method, what is learned against what is kept, and scores in turn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.common import labels
+from experiments.common.estimate import Estimate
+from experiments.common.figures import SMALL, WIDTH, heading, legend, save
+from experiments.common.looks import Look, looks
+
+
+def rows_of_scores(
+    file: Path, sets: Sequence[str], scores: Mapping[str, Sequence[Estimate]], label: str, level: str | None = None
+) -> None:
+    """A panel for each test set and in it a row for each name: its mean, which is written at the right, and its
+    standard error. The mean of `level` is a line through all rows."""
+    of_name, names = looks(scores), list(scores)
+    lines = -(-len(sets) // 3)
+    beside = -(-len(sets) // lines)
+    figure = Figure(figsize=(WIDTH, lines * (0.7 + 0.21 * len(names)) + 0.2), layout="constrained")
+    grid = figure.subplots(lines, beside, squeeze=False)
+    for axes in grid.flat[len(sets) :]:
+        axes.set_visible(False)
+    for number, (axes, title) in enumerate(zip(grid.flat, sets, strict=False)):
+        for place, (name, values) in enumerate(scores.items()):
+            mean, error = values[number]
+            colour, marker, _ = of_name[name]
+            axes.errorbar(mean, place, xerr=error, color=colour, marker=marker, markersize=5, capsize=2)
+            axes.annotate(f"{mean:.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
+        if level in scores:
+            axes.axvline(scores[level][number][0], color=of_name[level].colour, linewidth=0.8, linestyle="--", zorder=0)
+        axes.margins(x=0.12)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        first = number % beside == 0
+        axes.set_yticks(range(len(names)), names if first else [""] * len(names), fontsize=SMALL)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        heading(axes, title, 16)
+    figure.supxlabel(label, fontsize=10)
+    save(figure, file)
+
+
+def trade_off(
+    file: Path,
+    points: Mapping[str, tuple[Estimate, Estimate]],
+    axis_labels: tuple[str, str],
+    own_looks: Mapping[str, Look] | None = None,
+) -> None:
+    """A point for each name with its standard errors: what is learned against what is kept. Names stand at the points
+    where there is room for all, else in a legend."""
+    of_name = own_looks or looks(points)
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
+    drawn, bars = {}, []
+    for name, ((x, x_error), (y, y_error)) in points.items():
+        colour, marker, _ = of_name[name]
+        look = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
+        drawn[name] = axes.errorbar(x, y, y_error, x_error, capsize=2, elinewidth=0.8, **look)
+        bars.append(((x - (x_error or 0), y), (x + (x_error or 0), y)))
+        bars.append(((x, y - (y_error or 0)), (x, y + (y_error or 0))))
+    axes.set_xlabel(axis_labels[0])
+    axes.set_ylabel(axis_labels[1])
+    axes.margins(0.12, 0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.autoscale_view()
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    if not labels.beside(axes, {name: (x, y) for name, ((x, _), (y, _)) in points.items()}, bars):
+        legend(figure, drawn.values(), list(drawn))
+    save(figure, file)
+
+
+def unbeaten(points: Mapping[str, tuple[Estimate, Estimate]]) -> str:
+    """Says which points none is both further right and further up than."""
+    means = {name: (x, y) for name, ((x, _), (y, _)) in points.items()}
+    best = [
+        name for name, (x, y) in means.items() if not any(other[0] > x and other[1] > y for other in means.values())
+    ]
+    return f"Not beaten in both at once: {'; '.join(best)}."  # there are commas in names
+
+
+def in_turn(
+    file: Path, named_panels: Mapping[str, Mapping[str, Sequence[Estimate]]], places: Sequence[str], label: str
+) -> None:
+    """One panel below the other for each key, in it one line per name, with its standard error at each place; the
+    name stands at the line's end."""
+    names = list(dict.fromkeys(name for named in named_panels.values() for name in named))
+    of_name = looks(names)
+    gap = 0.165  # inches for a name
+    height = max(2.0, 0.3 + gap * len(names))
+    figure = Figure(figsize=(WIDTH, 0.4 + (height + 0.3) * len(named_panels)), layout="constrained")
+    all_axes = np.ravel(figure.subplots(len(named_panels), 1, sharex=True, squeeze=False))
+    for axes, (text, named) in zip(all_axes, named_panels.items(), strict=True):
+        ends = {}
+        for number, (name, values) in enumerate(named.items()):
+            apart = 0.04 * (number - (len(named) - 1) / 2)  # error bars beside each other
+            x = np.arange(len(places)) + apart
+            colour, marker, line = of_name[name]
+            means, errors = [mean for mean, _ in values], [error or 0.0 for _, error in values]
+            look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.2, "markersize": 4}
+            axes.errorbar(x, means, errors, capsize=2, elinewidth=0.8, **look)
+            ends[name] = (float(x[-1]), means[-1])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=SMALL)
+        heading(axes, text)
+        axes.set_xticks(range(len(places)), places)
+        axes.set_ylim(axes.get_ylim())  # the names' heights hold for these limits
+        labels.at_the_right(axes, ends, {name: of_name[name].colour for name in named}, gap / height)
+    figure.supylabel(label, fontsize=10)
+    save(figure, file)
