@@ -129,27 +129,30 @@ def training(device: torch.device, rounds: int, batch: int = 32) -> dict[str, An
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from experiments.common.figures import SMALL, WIDTH, legend, save
+    from experiments.common.looks import looks
 
     names = [n for n in record["models"]["vit_b_16"]["steps"] if n not in ("FTPAdamW(single)", "AdamW(fused)")]
     models = list(record["models"])
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    for k, model in enumerate(models):
+    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
+    axes, drawn = figure.subplots(), []
+    for k, (model, look) in enumerate(looks(models).items()):
         rows = record["models"][model]["steps"]
         places = [i + (k - (len(models) - 1) / 2) * 0.8 / len(models) for i in range(len(names))]
         values = [rows[name]["ratio_to_adamw_fused"] for name in names]
-        axes.barh(places, values, height=0.8 / len(models), label=model)
-    axes.set_yticks(range(len(names)), names)
+        drawn.append(axes.barh(places, values, height=0.8 / len(models), color=look.colour))
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("time of a step / AdamW(fused=True), medians; less is better")
+    axes.set_xlabel("median time of a step / AdamW(fused=True)'s", fontsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
     what = record["machine"]["cuda"] or f"{record['machine']['cpu']}, {record['machine']['threads']} threads"
-    axes.set_title(f"{what}, torch {record['machine']['torch']}, {record['machine']['date']}", fontsize=10)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    about = f"{what}, torch {record['machine']['torch']}, {record['machine']['date']}"
+    figure.supxlabel(f"less is better\n{about}", fontsize=SMALL)
+    legend(figure, drawn, models)
+    save(figure, path)
 
 
 def main() -> None:

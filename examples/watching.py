@@ -45,8 +45,8 @@ def fine_tuning(folder: Path) -> None:
         log = Path(scratch) / "layers.csv"
         hft.watch(opt, log)
         train(model, opt, noise=0.4, steps=150)
-        plot.radii(*plot.history(log, "radius")).savefig(folder / "radii.png", dpi=120)
-    plot.distances(hft.measure(opt)).savefig(folder / "distance.png", dpi=120)
+        plot.radii(*plot.history(log, "radius")).savefig(folder / "radii.png", dpi=200)
+    plot.distances(hft.measure(opt)).savefig(folder / "distance.png", dpi=200)
 
 
 def tower(folder: Path) -> None:
@@ -59,7 +59,7 @@ def tower(folder: Path) -> None:
     for batch in batches(digits()[0], 200):
         params, state = opt.update(torch.func.grad(loss)(params, batch), state, params)
         states.append(state)
-    plot.traces(states).savefig(folder / "traces.png", dpi=120)
+    plot.traces(states).savefig(folder / "traces.png", dpi=200)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from experiments.common import checkpoint
 from experiments.common.cli import guarded
 from experiments.common.errors import InputError
 from experiments.common.estimate import shown
-from experiments.common.looks import LOOKS, Look
+from experiments.common.looks import LOOKS, MARKERS, Look
 from experiments.common.methods import title
 from experiments.common.score_figures import trade_off, unbeaten
 from experiments.common.tables import SUMS, markdown
@@ -72,7 +72,7 @@ def write(out: Path, runs: dict[str, dict]) -> None:
         for method, row in content["summary"]["methods"].items()
     }
     look = {  # a run has its marker, so that the same method in two runs is told apart
-        f"{run}: {title(method)}": Look(LOOKS[title(method)].colour, "osD^vPX"[number % 7])
+        f"{run}: {title(method)}": Look(LOOKS[title(method)].colour, MARKERS[number % len(MARKERS)])
         for number, (run, content) in enumerate(runs.items())
         for method in content["summary"]["methods"]
     }

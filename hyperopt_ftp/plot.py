@@ -17,6 +17,9 @@ from .types import Field
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Okabe and Ito's, which colour-blind eyes tell apart; without their yellow, which white paper swallows.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+
 __all__ = ["distances", "history", "radii", "traces"]
 
 
@@ -75,7 +78,8 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
         ImportError: matplotlib is not installed.
         ValueError: values that are not ``len(steps)`` times ``len(layers)`` numbers; no steps or no layers.
     """
-    figure = _figure(8, 2 + 0.06 * len(layers))
+    row = max(0.06, 0.15 * min(1.0, 30 / max(1, len(layers))))  # inches; a name needs 0.15
+    figure = _figure(5 + 0.07 * max(map(len, layers), default=0), 1.5 + row * len(layers))
     from matplotlib.colors import LogNorm
 
     if not steps or not layers:
@@ -92,8 +96,8 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
         steps, range(len(layers)), shown, norm=LogNorm(1e-4 * high, high), shading="nearest", cmap="viridis"
     )
     axes.invert_yaxis()
-    every = max(1, len(layers) // 50)
-    axes.set_yticks(range(0, len(layers), every), list(layers)[::every], fontsize=5)
+    every = math.ceil(0.15 / row)
+    axes.set_yticks(range(0, len(layers), every), list(layers)[::every], fontsize=9)
     axes.set_xlabel("step")
     figure.colorbar(mesh, label=label, extend="min")
     return figure
@@ -117,10 +121,10 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: Field = "dista
     if not shown:
         fields = sorted({f for layer in measured.values() for f in layer})
         raise ValueError(f"no layer has a {field!r}; there are {fields or 'no layers: has the optimizer made a step?'}")
-    figure = _figure(8, 1.2 + 0.16 * len(shown))
+    figure = _figure(6, 1.2 + 0.16 * len(shown))
     axes = figure.subplots()
-    axes.barh(range(len(shown)), [x if math.isfinite(x) else math.nan for x in shown.values()])
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=6)
+    axes.barh(range(len(shown)), [x if math.isfinite(x) else math.nan for x in shown.values()], color=_COLOURS[0])
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=9)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel(field)
@@ -163,13 +167,14 @@ def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
         raise ValueError(f"steps must be one for each of the {max(counts)} states, got {len(steps)}")
     if not levels:
         raise ValueError("states must be a sequence of states of hft.hyper(...), which have tuned hyperparameters")
-    figure = _figure(7, 0.8 + 2.2 * len(levels))
+    figure = _figure(6, 0.8 + 2.2 * len(levels))
     panels = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
     for height, (axes, named) in enumerate(zip(panels, levels, strict=True)):
+        axes.set_prop_cycle(color=_COLOURS)
         for name, values in named.items():
             axes.plot(range(1, len(values) + 1) if steps is None else steps, values, label=name)
         axes.set_title(f"level {height + 1}", fontsize=10)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
     panels[-1].set_xlabel("step")
     return figure
 

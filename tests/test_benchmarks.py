@@ -20,12 +20,12 @@ pytest.importorskip("matplotlib")
 from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_update  # noqa: E402
 from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
 from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
-from benchmarks.hypergradient.figure import apart  # noqa: E402
 from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
 from benchmarks.hypergradient.processes import Worker, off  # noqa: E402
 from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
 from benchmarks.nets import NETS  # noqa: E402
 from benchmarks.plain_tpgm import PlainTPGM  # noqa: E402
+from experiments.common.labels import apart  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,7 +87,7 @@ def test_only_one_of_those_that_keep_all_graphs_is_in_a_long_training():
 
 
 def test_names_in_the_figure_do_not_overlap():
-    found = apart([0.5] * 8 + [0.95, 0.95], gap=0.09)
+    found = apart([0.5] * 8 + [0.95, 0.95], 0.09, 0.04, 0.96)
     assert all(b - a >= 0.09 - 1e-9 for a, b in pairwise(found))
     assert max(found) <= 0.96
 

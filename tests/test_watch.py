@@ -6,6 +6,7 @@ import csv
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -265,6 +266,17 @@ def test_a_heat_map_shows_every_number(tmp_path):
     assert bar.get_ylabel() == "x"
     figure.savefig(tmp_path / "radii.png")
     assert (tmp_path / "radii.png").stat().st_size > 1000
+
+
+def test_names_of_layers_do_not_overlap():
+    """Ten points for a name of nine points."""
+    for count in (1, 12, 31, 45, 149):
+        figure = plot.radii([1, 2], [f"block.{k}.weight" for k in range(count)], [[1.0] * count] * 2)
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        places = [axes.transData.transform((1, place))[1] for place in axes.get_yticks()]
+        assert all(upper - lower >= 10 * figure.dpi / 72 for upper, lower in pairwise(places)), count
+        assert len(places) > count / 4
 
 
 def test_bars_are_as_long_as_the_numbers():

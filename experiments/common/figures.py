@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from experiments.common import checkpoint
@@ -27,9 +28,11 @@ def save(figure: Figure, file: Path) -> None:
     checkpoint.write(file, lambda opened: figure.savefig(opened, **options))
 
 
-def panels(count: int, height: float, above: float = 0.0, **shared: bool | str) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, two beside each other, each so high; `above` is for what stands over them."""
-    columns = min(2, count)
+def panels(
+    count: int, height: float, above: float = 0.0, columns: int = 2, **shared: bool | str
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, `columns` beside each other, each so high; `above` is for what stands over them."""
+    columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, above + height * rows), layout="constrained")
     found = list(np.ravel(figure.subplots(rows, columns, squeeze=False, **shared)))
@@ -41,26 +44,30 @@ def panels(count: int, height: float, above: float = 0.0, **shared: bool | str) 
     return figure, found[:count]
 
 
-def heading(axes: Axes, text: str, width: int = 34) -> None:
+def heading(axes: Axes, text: str, width: int = 30) -> None:
     """Over a panel, in lines of so many letters."""
     axes.set_title(fill(text, width), fontsize=10)
 
 
 def legend(figure: Figure, handles: Iterable[Any], names: Sequence[str]) -> None:
     """Over the panels, in as many columns as fit."""
-    figure.legend(
-        list(handles), names, loc="outside upper center", ncols=legend_columns(names), frameon=False, fontsize=SMALL
-    )
-
-
-def legend_columns(names: Sequence[str]) -> int:
-    entry = (40 + 5 * max(map(len, names))) / 72  # inches: a line, and the name beside it
-    return max(1, min(4, len(names), int(WIDTH / entry)))
+    lines, columns, _ = _legend(names)
+    figure.legend(list(handles), lines, loc="outside upper center", ncols=columns, frameon=False, fontsize=SMALL)
 
 
 def legend_height(names: Sequence[str]) -> float:
     """In inches."""
-    return 0.2 + 0.19 * -(-len(names) // legend_columns(names))
+    return _legend(names)[2]
+
+
+def _legend(names: Sequence[str]) -> tuple[list[str], int, float]:
+    """The names in lines that are not too long, the number of columns, and the height."""
+    lines = [fill(name, 65) for name in names]
+    longest = max(len(line) for name in lines for line in name.split("\n"))
+    entry = (40 + 5 * longest) / 72  # inches: a line, and the name beside it
+    columns = max(1, min(4, len(names), int(WIDTH / entry)))
+    rows = -(-len(names) // columns) * (1 + max(name.count("\n") for name in lines))
+    return lines, columns, 0.2 + 0.19 * rows
 
 
 class Curve(NamedTuple):
@@ -92,7 +99,7 @@ def curves(
     the places on the x axis that are named."""
     names = list(dict.fromkeys(name for named in named_panels.values() for name in named))
     of_name = looks(names)
-    figure, all_axes = panels(len(named_panels), 2.2, legend_height(names))
+    figure, all_axes = panels(len(named_panels), 2.2 if len(named_panels) > 2 else 2.7, legend_height(names))
     drawn = {}
     for axes, (text, named) in zip(all_axes, named_panels.items(), strict=True):
         for name, (x, mean, error) in named.items():
@@ -106,22 +113,27 @@ def curves(
                 axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         if log_x:
             axes.set_xscale("log")
-            low, high = axes.get_xlim()
-            if high < 20 * low:  # about a decade, in which ticks would be named by powers of ten and overlap
-                wide = high > 4 * low
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
-                axes.xaxis.set_major_formatter("{x:g}")
-                axes.minorticks_off()
+            _name_ticks(axes.xaxis, axes.get_xlim(), 20)
         if log_y:
             axes.set_yscale("log")
+            _name_ticks(axes.yaxis, axes.get_ylim(), 50)
         if ticks is not None:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
-        heading(axes, text, 34 if len(named_panels) > 1 else 70)
+        heading(axes, text, 30 if len(named_panels) > 1 else 65)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     legend(figure, [drawn[name] for name in names], names)
     save(figure, file)
+
+
+def _name_ticks(axis: Axis, ends: tuple[float, float], factor: float) -> None:
+    """Of a log axis whose ends are less than a factor apart: powers of ten would name too few, or overlap between."""
+    low, high = ends
+    if high < factor * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def montage(file: Path, pictures: Tensor, row_names: list[str]) -> None:

@@ -74,7 +74,8 @@ def _placed(
                 continue
             if any(_meets(box, leader) for leader in leaders):
                 continue
-            if leads and (any(_meets(o, line) for o in taken) or any(_cross(line, leader) for leader in leaders)):
+            in_the_way = [other for other in taken if not other.contains(*at[name])]  # not what lies on the point
+            if leads and (any(_meets(o, line) for o in in_the_way) or any(_cross(line, leader) for leader in leaders)):
                 continue
             if not leads and _whose(box, at) != name:
                 continue

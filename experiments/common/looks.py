@@ -21,10 +21,11 @@ class Look(NamedTuple):
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS = "osD^vPX"
 SPARE = tuple(
-    Look(colour, marker, line)
-    for marker, line in zip("osD^vPX", ("-", "--", ":", "-.") * 2, strict=False)
-    for colour in COLOURS
+    Look(colour, MARKERS[(number + turn) % len(MARKERS)], "-" if turn == 0 else "--")
+    for turn in range(len(MARKERS))
+    for number, colour in enumerate(COLOURS)
 )
 
 _FINE_TUNING = {

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common import labels
 from experiments.common.estimate import Estimate
-from experiments.common.figures import SMALL, WIDTH, heading, legend, save
+from experiments.common.figures import SMALL, WIDTH, heading, legend, legend_height, save
 from experiments.common.looks import Look, looks
 
 
@@ -37,7 +37,7 @@ def rows_of_scores(
         axes.set_ylim(len(names) - 0.5, -0.5)
         first = number % beside == 0
         axes.set_yticks(range(len(names)), names if first else [""] * len(names), fontsize=SMALL)
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(2))
         axes.tick_params(labelsize=SMALL)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -73,6 +73,7 @@ def trade_off(
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     if not labels.beside(axes, {name: (x, y) for name, ((x, _), (y, _)) in points.items()}, bars):
+        figure.set_figheight(figure.get_figheight() + legend_height(list(drawn)))
         legend(figure, drawn.values(), list(drawn))
     save(figure, file)
 

@@ -23,7 +23,7 @@ def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[flo
             axis.axes.set_xscale("symlog", linthresh=near)
             axis.axes.set_yscale("symlog", linthresh=near)
         edge = 1.5 * size
-        ticks = [-size, 0, size]
+        ticks = [-size, -size / 30, 0, size / 30, size]
         names = [f"{tick:.1g}" for tick in ticks]
         axes.set_xlim(-edge, edge)
         axes.set_ylim(-edge, edge)

@@ -260,7 +260,7 @@ def test_every_method_leaves_its_scores_steps_and_radii(everything):
         assert radii["steps"] == ([2] if method == "tpgm" else [1, 2])  # tpgm: one step without radii
         assert len(radii["layers"]) == len(set(radii["layers"])) > 100
         assert all(len(row) == len(radii["layers"]) and min(row) > 0 for row in radii["radii"])
-    drawn = {"scores.png", "trade-off.png", "pictures.png", "radii-ftp.png", "radii-tpgm.png"}
+    drawn = {"scores.png", "trade-off.png", "pictures.png", "radii.png"}
     assert {file.name for file in everything.glob("*.png")} == drawn
     report = (everything / "report.md").read_text()
     shown = (everything.parent / "everything.txt").read_text()

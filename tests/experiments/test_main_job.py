@@ -30,7 +30,7 @@ def without_times(x):
 
 def test_what_a_run_leaves(workplace, finished):
     files = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
-    figures = {"scores.png", "trade-off.png", "pictures.png", "radii-ftp.png"}
+    figures = {"scores.png", "trade-off.png", "pictures.png", "radii.png"}
     steps = {f"steps/{method}-seed0.csv" for method in ("adamw", "ftp", "linear")}
     assert files == figures | steps | {"metrics.json", "report.md", "checkpoint.pt", "radii/ftp-seed0.json"}
     content = json.loads((finished / "metrics.json").read_text())

@@ -1,6 +1,7 @@
 """Runs side by side, and the driver of all studies: which commands it starts, what it skips, what it publishes."""
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -177,3 +178,45 @@ def test_only_what_is_finished_is_published(tmp_path):
     write(tmp_path / "runs" / "continual", record(status="running"))
     publish(FULL, tmp_path / "runs", tmp_path / "docs")
     assert [path.name for path in (tmp_path / "docs").iterdir()] == ["README.md"]
+
+
+KEPT = Path(__file__).resolve().parents[2] / "docs" / "studies"
+
+
+def redraw(folder: Path, *arguments: str) -> tuple[int, str]:
+    text = StringIO()
+    return cli.main(["--redraw", str(folder), *arguments], Console(file=text, width=400)), text.getvalue()
+
+
+def test_kept_figures_are_drawn_again_from_their_numbers(tmp_path):
+    for name in ("continual", "few-labels"):
+        shutil.copytree(KEPT / name, tmp_path / name)
+        for figure in (tmp_path / name).glob("*.png"):
+            figure.write_bytes(b"old")
+    (tmp_path / "continual" / "report.md").write_text("![old words](continual.png)")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "few-labels").iterdir()}
+    status, said = redraw(tmp_path)
+    assert status == 0
+
+    # All of it can be drawn: the report is written again as well.
+    kept = (KEPT / "continual" / "report.md").read_text()
+    new = (tmp_path / "continual" / "report.md").read_text()
+    assert [line for line in new.splitlines() if line.startswith("|")] == [
+        line for line in kept.splitlines() if line.startswith("|")
+    ]
+    assert (tmp_path / "continual" / "continual.png").stat().st_size > 1000
+    assert "continual: drawn again continual.png\n" in said
+
+    # Radii and pictures are not kept as numbers: they stay, and so does the report.
+    after = {file.name: file.read_bytes() for file in (tmp_path / "few-labels").iterdir()}
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"scores.png", "trade-off.png"}
+    assert "as they were, for want of numbers: pictures.png, radii-ftp.png, radii-tpgm.png" in said
+
+
+def test_without_a_finished_run_there_is_nothing_to_draw(tmp_path, capsys):
+    write(tmp_path / "continual", record(status="running"))
+    assert redraw(tmp_path)[0] == 2
+    assert "no finished run of segmentation, classification" in capsys.readouterr().err
+    shutil.copytree(KEPT / "continual", tmp_path / "search")
+    assert redraw(tmp_path, "--only", "knobs")[0] == 2

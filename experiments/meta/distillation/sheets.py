@@ -49,7 +49,7 @@ def one_a_class(file: Path, sheets: Mapping[str, str], classes: Sequence[str]) -
 def few_a_class(file: Path, sheets: Mapping[str, str], classes: Sequence[str]) -> None:
     """A panel for each kind of pictures, in it a row for each class."""
     rows = -(-len(sheets) // 2)
-    figure = Figure(figsize=(WIDTH, rows * (0.4 + 0.23 * len(classes))), layout="constrained")
+    figure = Figure(figsize=(WIDTH, rows * (0.35 + 0.21 * len(classes))), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False)
     for number, (axes, (kind, png)) in enumerate(zip(grid.ravel(), sheets.items(), strict=True)):
         pictures = unpacked(png, len(classes))
