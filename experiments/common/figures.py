@@ -28,9 +28,7 @@ def save(figure: Figure, file: Path) -> None:
     checkpoint.write(file, lambda opened: figure.savefig(opened, **options))
 
 
-def panels(
-    count: int, height: float, above: float = 0.0, columns: int = 2, **shared: bool | str
-) -> tuple[Figure, list[Axes]]:
+def panels(count: int, height: float, above: float = 0.0, columns: int = 2, **shared: Any) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, `columns` beside each other, each so high; `above` is for what stands over them."""
     columns = min(columns, count)
     rows = -(-count // columns)

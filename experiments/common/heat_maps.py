@@ -48,11 +48,10 @@ def radii(file: Path, runs: Mapping[str, Observed], label: str) -> None:
     most = max(len(run.layers) for run in runs.values())
     figure = Figure(figsize=(WIDTH, min(7.5, 2 + 0.04 * most)), layout="constrained")
     all_axes = np.ravel(figure.subplots(1, len(runs), squeeze=False))
-    mesh = None
     for number, (axes, (name, run)) in enumerate(zip(all_axes, runs.items(), strict=True)):
         values = np.array(run.radii, dtype=float).T
         shown = np.where(np.isfinite(values), np.maximum(values, RANGE * highest), np.nan)
-        mesh = axes.pcolormesh(
+        axes.pcolormesh(
             run.steps, range(len(run.layers)), shown, norm=norm, shading="nearest", cmap="viridis", rasterized=True
         )
         axes.set_ylim(len(run.layers) - 0.5, -0.5)
@@ -66,7 +65,9 @@ def radii(file: Path, runs: Mapping[str, Observed], label: str) -> None:
         axes.tick_params(labelsize=SMALL, axis="x")
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step")
-    bar = figure.colorbar(mesh, ax=list(all_axes), extend="min", location="top", aspect=40, shrink=0.8)
+    bar = figure.colorbar(
+        all_axes[0].collections[0], ax=list(all_axes), extend="min", location="top", aspect=40, shrink=0.8
+    )
     bar.set_label(label, fontsize=10)
     bar.ax.tick_params(labelsize=SMALL)
     save(figure, file)

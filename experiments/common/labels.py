@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +25,8 @@ def beside(axes: Axes, points: Mapping[str, Point], errors: Sequence[tuple[Point
     there is no room for all. `errors` are the ends of lines that names had better not cover.
 
     The limits of the axes must be final."""
-    figure = axes.figure
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # places the axes
     scale = figure.dpi / 72
@@ -37,18 +38,21 @@ def beside(axes: Axes, points: Mapping[str, Point], errors: Sequence[tuple[Point
         sizes[name] = (box.width / scale, 0.8 * box.height / scale)  # the box has room for lines above and below
         text.remove()
     at = {name: tuple(axes.transData.transform(point) / scale) for name, point in points.items()}
-    crossed = [tuple(map(tuple, axes.transData.transform(ends) / scale)) for ends in errors]
+    crossed: list[Segment] = []
+    for ends in errors:
+        (x0, y0), (x1, y1) = axes.transData.transform(ends) / scale
+        crossed.append(((x0, y0), (x1, y1)))
     inside = Bbox(axes.get_window_extent(renderer).get_points() / scale)
     placed = _placed(at, sizes, inside, crossed)
     if placed is None:
         return False
     for name, (middle, start) in placed.items():
         x, y = at[name]
-        offset = {"textcoords": "offset points", "zorder": 5}
+        offset: dict[str, Any] = {"textcoords": "offset points", "zorder": 5}
         if start is not None:
             line = {"arrowstyle": "-", "linewidth": 0.6, "color": "#767676", "shrinkA": 0, "shrinkB": 4}
             axes.annotate("", points[name], (start[0] - x, start[1] - y), arrowprops=line, **offset)
-        about = {"ha": "center", "va": "center", "fontsize": SIZE, "path_effects": _LIGHT}
+        about: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SIZE, "path_effects": _LIGHT}
         axes.annotate(name, points[name], (middle[0] - x, middle[1] - y), **about, **offset)
     return True
 

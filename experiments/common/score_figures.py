@@ -31,7 +31,7 @@ def rows_of_scores(
             colour, marker, _ = of_name[name]
             axes.errorbar(mean, place, xerr=error, color=colour, marker=marker, markersize=5, capsize=2)
             axes.annotate(f"{mean:.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
-        if level in scores:
+        if level is not None and level in scores:
             axes.axvline(scores[level][number][0], color=of_name[level].colour, linewidth=0.8, linestyle="--", zorder=0)
         axes.margins(x=0.12)
         axes.set_ylim(len(names) - 0.5, -0.5)

@@ -87,6 +87,7 @@ POINTS = {
     "WiSE-FT": ((71.0, 0.2), (66.0, 0.3)),
     "TPGM": ((72.0, 0.2), (65.0, 0.3)),  # the very same
     "linear probe": ((66.0, None), (61.0, None)),
+    **{f"L2-SP {k}": ((67.0 + k / 5, 0.1), (63.0, 0.1)) for k in range(5)},
 }
 
 
@@ -181,7 +182,7 @@ def test_all_text_can_be_read_on_a_phone(drawn):
     assert len(drawn) == 5
     for figure in drawn:
         pixels = 390 / figure.get_figwidth()  # an inch
-        assert min(text.get_fontsize() for text in texts(figure)) / 72 * pixels >= 9 - 1e-9
+        assert min(float(text.get_fontsize()) for text in texts(figure)) / 72 * pixels >= 9 - 1e-9
 
 
 def test_files_are_sharp_and_white(tmp_path):

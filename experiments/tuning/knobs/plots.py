@@ -49,7 +49,7 @@ def surface(file: Path, content: dict, style_names: list[str], source: str) -> N
         )
         bar = figure.colorbar(filled, ax=axes, location="bottom", format="%.3g")
         bar.set_label("held-out cross-entropy", fontsize=SMALL)
-        bar.set_ticks(bar.get_ticks()[1::4])
+        bar.set_ticks(list(bar.get_ticks()[1::4]))
         bar.ax.tick_params(labelsize=SMALL)
         for result in results:
             way = np.array(result["sources"][source]["bilevel"]["way"])[:, 1:]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ def gain_by_size(file: Path, lines: Mapping[str, Line], chosen: Mapping[str, Lin
         apart = 1.025 ** (number - (len(lines) - 1) / 2)  # error bars beside each other
         x, y = [size * apart for size, _ in points], [mean for _, (mean, _) in points]
         errors = [error or 0.0 for _, (_, error) in points]
-        style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
         drawn.append(axes.errorbar(x, y, errors, markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2, **style))
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set_xscale("log")
