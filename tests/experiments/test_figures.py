@@ -87,7 +87,7 @@ POINTS = {
     "WiSE-FT": ((71.0, 0.2), (66.0, 0.3)),
     "TPGM": ((72.0, 0.2), (65.0, 0.3)),  # the very same
     "linear probe": ((66.0, None), (61.0, None)),
-    **{f"L2-SP {k}": ((67.0 + k / 5, 0.1), (63.0, 0.1)) for k in range(5)},
+    **{f"L2-SP {k}": ((67.0 + k / 5, 0.1), (63.0, 0.1)) for k in range(4)},
 }
 
 
