@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
+.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -12,8 +12,13 @@ demo: $(VENV)/.demo
 # test-integrations, also where its weights are installed.
 test: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
+		--ignore tests/experiments \
 		--ignore tests/integrations/test_large.py --ignore tests/integrations/test_language.py \
 		--cov --cov-report=term --cov-fail-under=95 -q
+
+# Of the studies: they train small networks.
+test-studies: $(VENV)/.demo $(VENV)/.test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/experiments
 
 # Compilers take minutes, and have to be there: a C++ compiler for inductor.
 test-compiled: $(VENV)/.demo $(VENV)/.test

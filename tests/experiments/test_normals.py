@@ -180,7 +180,7 @@ def test_the_untrained_network_says_towards_the_camera():
 def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny = ("--size", "32", "--scenes", "8", "--pretrain-scenes", "8", "--validation-scenes", "4", "--test-scenes", "4")
-    tiny += ("--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0", "1", "--device", "cpu")
+    tiny += ("--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0", "--device", "cpu")
     arguments = (*tiny, "--method", "adamw", "ftp", "--lrs", "1e-4", "1e-3")
     assert study.main([*arguments, "--out", "runs/whole"]) == 0, capsys.readouterr().err
 
@@ -192,7 +192,7 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert study.main([*arguments, "--out", "runs/broken"]) == 0
     assert numbers(Path("runs/broken")) == numbers(Path("runs/whole"))
     content = json.loads(Path("runs/whole/metrics.json").read_text())
-    result = content["results"]["ftp-seed1"]
+    result = content["results"]["ftp-seed0"]
     assert result["ood"] == pytest.approx((result["textures"] + result["lights"]) / 2)
     assert len(result["scores"]) == 5 * (3 + 20)
     report = Path("runs/whole/report.md").read_text()
