@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: 9)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_cpu.json"))
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: must be at least 2, to have quartiles")
     record: dict[str, Any] = {"machine": machine(), "models": {}}
     for name in args.models:
         found = record["models"][name] = measure(name, args.batch, args.rounds)

@@ -39,7 +39,7 @@ def depth_groups(
 
     Raises:
         ValueError: as :func:`by_depth`; parameters in no layer and no ``rest``.
-        TypeError: no numbers, one that is no pair of numbers, or ``params`` among the options.
+        TypeError: no numbers, one that is no pair of numbers, ``params`` among the options, parameters without names.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from torch.nn import Linear, ReLU, Sequential
@@ -58,7 +58,10 @@ def depth_groups(
             raise TypeError(f"{name} must be a pair (at the first layer, at the last layer), got {ends!r}")
         for end in ends:
             check_number(name, end, FINITE)
-    params = dict(named_parameters)
+    pairs = list(named_parameters)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise TypeError("depth_groups needs names and parameters: pass model.named_parameters()")
+    params = dict(pairs)
     depth = by_depth(params, layers, 0.0, 1.0)
     left = [name for name in params if name not in depth]
     if left and rest is None:

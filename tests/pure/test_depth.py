@@ -124,6 +124,9 @@ def test_the_rest_is_a_group_of_its_own():
 
 def test_groups_that_cannot_be_made():
     model = network()
+    for wrong in (model.parameters(), dict(model.named_parameters())):
+        with pytest.raises(TypeError, match=r"needs names and parameters: pass model.named_parameters\(\)"):
+            hft.depth_groups(wrong, ["0", "2"], strength=(1.0, 0.0))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="needs a number"):
         hft.depth_groups(model.named_parameters(), ["0", "2"])
     with pytest.raises(TypeError, match=r"strength must be a pair .* got 1.0"):
