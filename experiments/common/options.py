@@ -50,7 +50,8 @@ class Options:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "shift" else 1
-            if isinstance(value, int) and field.name != "split_seed" and value < least:
+            counts = isinstance(value, int) and not isinstance(value, bool) and field.name != "split_seed"
+            if counts and value < least:
                 raise InputError(f"{option(field.name)} {value}: must be an integer of at least {least}")
         self._check_above_zero("lr")
         if not all(math.isfinite(lr) and lr > 0 for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):

@@ -19,6 +19,7 @@ class Part:
 
     count: int
     draw: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+    lengths: Tensor | None = None  # [count], of examples that are padded to the longest one in their batch
 
 
 class Task(Protocol):

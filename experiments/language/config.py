@@ -26,6 +26,7 @@ class Config(AnchorOptions):
     pretrain_tweets: int = 320  # of each topic and sentiment to train the anchor on, at most
     test_tweets: int = 300  # of each topic and sentiment in the tests, at most
     length: int = 40  # tokens of a tweet, at most
+    bf16: bool = False  # mixed precision, in training and in tests: fast where the processor has bfloat16
 
     def check(self) -> None:
         super().check()

@@ -26,6 +26,11 @@ class Texts:
     tokens: Tensor  # [N, L] int64
     labels: Tensor  # [N] int64, index into SENTIMENTS
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens [N] of each tweet."""
+        return (self.tokens != 0).sum(1)
+
     def draw(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Some of them, cut to the longest one."""
         tokens = self.tokens[chosen]

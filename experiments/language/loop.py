@@ -16,6 +16,19 @@ from experiments.common.loop import STEP, Training
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task
 
+SORTED = 8  # batches, in which examples of a similar length are put together
+
+
+def shuffled(part: Part, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """An epoch's batches, as indices. Where examples have lengths, those of eight batches at a time are sorted by
+    them, so that little is padding; the batches then come in any order."""
+    order = torch.randperm(part.count, generator=generator)
+    if part.lengths is None:
+        return list(order.split(batch_size))
+    chunks = order.split(SORTED * batch_size)
+    batches = [batch for some in chunks for batch in some[part.lengths[some].argsort(stable=True)].split(batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
 
 class Batches(IterableDataset):
     """Shuffled batches of the epochs that are left. An epoch's order depends on the seed and its number alone: the
@@ -27,7 +40,7 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for epoch in range(self.first, self.epochs):
             drawn = generator("epoch", self.seed, epoch)
-            for chosen in torch.randperm(self.part.count, generator=drawn).split(self.batch_size):
+            for chosen in shuffled(self.part, self.batch_size, drawn):
                 inputs, labels = self.part.draw(chosen, drawn)
                 yield {"inputs": inputs, "labels": labels}
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from experiments.common.network import Network
 from experiments.common.tweets import SENTIMENTS
+from experiments.language.data import Texts
 
 
 def minilm(layers: int | None = None) -> BertModel:
@@ -24,14 +25,15 @@ def tokenizer() -> Any:
 
 
 class Sentiment(Network):
-    """Logits [N, 3] of tokens [N, L]. The head is zero at first, so that every sentiment is equally likely."""
+    """Logits [N, 3] of tokens [N, L], with `bf16` in mixed precision. The head is zero at first, so that every
+    sentiment is equally likely."""
 
     head = "classifier.*"
     adapted = ("query", "value")  # the linear layers that LoRA goes around
 
-    def __init__(self, encoder: BertModel) -> None:
+    def __init__(self, encoder: BertModel, bf16: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.bf16 = encoder, bf16
         self.classifier = nn.Linear(encoder.config.hidden_size, len(SENTIMENTS))
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -39,6 +41,10 @@ class Sentiment(Network):
         self.layers = ["encoder.embeddings", *(f"encoder.encoder.layer.{i}" for i in blocks)]
 
     def forward(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._logits(tokens).float()
+
+    def _logits(self, tokens: Tensor) -> Tensor:
         mask = tokens != 0
         hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         weights = mask.unsqueeze(-1).to(hidden.dtype)
@@ -46,15 +52,15 @@ class Sentiment(Network):
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, tokens: Tensor, labels: Tensor, device: torch.device) -> float:
+def accuracy(model: nn.Module, texts: Texts, device: torch.device) -> float:
     """Mean over the sentiments of the percentage of their tweets whose largest logit is the right one."""
     was_training = model.training
     model.eval()
     right = torch.zeros(len(SENTIMENTS))
-    for some, truth in zip(tokens.split(64), labels.split(64), strict=True):
-        some = some[:, : int((some != 0).sum(1).max())]
-        hit = model(some.to(device)).argmax(dim=1).cpu() == truth
+    for chosen in texts.lengths.argsort(stable=True).split(64):  # of similar lengths, so that little is padding
+        tokens, truth = texts.draw(chosen)
+        hit = model(tokens.to(device)).argmax(dim=1).cpu() == truth
         right += torch.stack([hit[truth == label].sum() for label in range(len(SENTIMENTS))])
     model.train(was_training)
-    counts = torch.stack([(labels == label).sum() for label in range(len(SENTIMENTS))])
+    counts = torch.stack([(texts.labels == label).sum() for label in range(len(SENTIMENTS))])
     return 100 * (right / counts)[counts > 0].mean().item()

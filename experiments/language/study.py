@@ -15,7 +15,7 @@ from experiments.language.task import LanguageTask
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> LanguageTask:
-    return LanguageTask(load(config, tokenizer()), minilm, torch.device(config.device))
+    return LanguageTask(load(config, tokenizer()), minilm, torch.device(config.device), config.bf16)
 
 
 def facts(task: LanguageTask) -> dict:
@@ -33,7 +33,8 @@ def setting(content: dict) -> str:
     return (
         f"Mean accuracy in % over three sentiments (chance is 33.3), test tweets: {tests}; mean "
         f"{'± standard error ' if len(config['seeds']) > 1 else ''}over fine-tuning seeds {seeds} (one split, one "
-        f"anchor). Fine-tuned on {tweets['finetune']} tweets about {ID_TOPIC}, from {start}, by Hugging Face's Trainer."
+        f"anchor). Fine-tuned on {tweets['finetune']} tweets about {ID_TOPIC}, from {start}, by Hugging Face's Trainer"
+        f"{' in mixed precision (bfloat16)' if config['bf16'] else ''}."
     )
 
 

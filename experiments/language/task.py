@@ -24,10 +24,12 @@ class LanguageTask:
     }  # fmt: skip
     titles: Mapping[str, str] = {"id": f"ID: {ID_TOPIC}", "ood": "OOD mean"}
 
-    def __init__(self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device) -> None:
-        self.texts, self.new_encoder, self.device = texts, new_encoder, device
+    def __init__(
+        self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device, bf16: bool = False
+    ) -> None:
+        self.texts, self.new_encoder, self.device, self.bf16 = texts, new_encoder, device, bf16
         self.parts: Mapping[str, Part] = {
-            name: Part(len(some.labels), partial(self._draw, some))
+            name: Part(len(some.labels), partial(self._draw, some), some.lengths)
             for name, some in texts.items()
             if not name.startswith("test ")
         }
@@ -40,10 +42,10 @@ class LanguageTask:
         return digest({name: some.fingerprint() for name, some in self.texts.items()})
 
     def pretrain_fingerprint(self) -> str:
-        return self.texts["pretrain"].fingerprint()
+        return digest({"texts": self.texts["pretrain"].fingerprint(), "bf16": self.bf16})
 
     def new_model(self) -> Sentiment:
-        return Sentiment(self.new_encoder()).to(self.device)
+        return Sentiment(self.new_encoder(), self.bf16).to(self.device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)
@@ -52,9 +54,10 @@ class LanguageTask:
         return (outputs.argmax(dim=1) == targets).float().mean().item()
 
     def validate(self, model: nn.Module) -> float:
-        held_out = self.texts["validation"]
-        return accuracy(model, held_out.tokens, held_out.labels, self.device)
+        return self._accuracy(model, "validation")
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        tests = {topic: self.texts[f"test {topic}"] for topic in TOPICS}
-        return {topic: accuracy(model, some.tokens, some.labels, self.device) for topic, some in tests.items()}
+        return {topic: self._accuracy(model, f"test {topic}") for topic in TOPICS}
+
+    def _accuracy(self, model: nn.Module, part: str) -> float:
+        return accuracy(model, self.texts[part], self.device)

@@ -8,9 +8,10 @@ FAMILY = (
     "learned_wise", "lines", "model_stock", "hypergradient",
 )  # fmt: skip
 LANGUAGE = (
-    "linear", "adamw", "ftp", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp", "lines",
-    "lora", "lora_spd", "muon", "ftp_muon",
+    "linear", "adamw", "ftp", "ftp_exact", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp",
+    "lines", "lora", "lora_spd",
 )  # fmt: skip
+TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
@@ -78,12 +79,18 @@ FULL = (
             name,
             about,
             _LANGUAGE,
-            ("--anchor", anchor, "--method", *LANGUAGE, "--lrs", "2e-5", "1e-4", "5e-4", "2.5e-3", *PLAIN),
+            ("--anchor", anchor, "--method", *LANGUAGE, *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "5e-3"),
         )
         for name, anchor, about in (
             ("language", "topics", "sentiment of tweets on other topics, from a model that knows them"),
             ("language-plain", "minilm", "the same from MiniLM as it comes"),
         )
+    ),
+    Job(
+        "language-muon",
+        "FTP around Muon, of which a step costs as much as eight of AdamW",
+        _LANGUAGE,
+        ("--method", "adamw", "ftp", "muon", "ftp_muon", *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "--tweets", "200"),
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),

