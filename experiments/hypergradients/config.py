@@ -11,8 +11,9 @@ from experiments.hypergradients.downstream import WAYS
 
 
 @dataclass(frozen=True)
-class Config(Classification):
-    """Fine-tuning as in the demo, without dropout: what is trained twice must be the same function twice."""
+class Plan:
+    """What is compared, beside the options of any fine-tuning. It is without dropout: what is trained twice must be the
+    same function twice."""
 
     methods: Fixed[tuple[str, ...]] = ("ftp",)
     lrs: Fixed[tuple[float, ...]] = ()
@@ -20,15 +21,14 @@ class Config(Classification):
     wise: Fixed[float] = 0.5
     kappa: Fixed[float] = 1.0
     gradient: Fixed[Literal["paper", "exact"]] = "paper"
-    anchor: Fixed[Literal["styles", "imagenet"]] = "styles"
-    dropout: float = 0.2  # of the anchor's training alone
     points: tuple[int, ...] = (4, 16, 40, 72, 104)  # steps of the run after which gradients are compared
     depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps K that full gradients go back through; the last is the measure
+    costs: bool = False  # also measure every strategy, at the middle point; nothing else should run then
     ways: tuple[str, ...] = tuple(WAYS)  # of fine-tuning afterwards; none: only compare gradients
     ways_epochs: int = 4  # passes of these
 
-    def check(self) -> None:
-        super().check()
+    def check_plan(self) -> None:
+        """Refuse what cannot be compared."""
         for name in ("points", "depths"):
             numbers = getattr(self, name)
             shown = " ".join(map(str, numbers))
@@ -42,3 +42,14 @@ class Config(Classification):
     @property
     def holds_out(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class Config(Plan, Classification):
+    """Emoji, as in the demo."""
+
+    dropout: float = 0.2  # of the anchor's training alone
+
+    def check(self) -> None:
+        super().check()
+        self.check_plan()

@@ -16,6 +16,7 @@ import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Batch, Losses
 from experiments.common.memory import peak_above
 from hyperopt_ftp.anchored import radius_gradient, row_norm
+from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.types import PaperOrExact
 
 Weights = dict[str, Tensor]
@@ -83,12 +84,14 @@ def closed_form(segment: Segment, loss: str, gradient: PaperOrExact) -> dict[str
     }
 
 
-def full(segment: Segment, losses: Losses, loss: str, depth: int) -> dict[str, Tensor]:
+def full(
+    segment: Segment, losses: Losses, loss: str, depth: int, strategy: Strategy | None = None
+) -> dict[str, Tensor]:
     """Through the last `depth` steps, second derivatives of the training loss included."""
     first = len(segment.batches) - depth
     _, found, _ = hft.hypergradient(
         segment.optimizer, losses.train, segment.outer[loss], segment.params[first], segment.batches[first:],
-        over="radius", state=segment.states[first],
+        over="radius", state=segment.states[first], strategy=strategy,
     )  # fmt: skip
     return found["radius"]
 

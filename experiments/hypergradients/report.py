@@ -1,6 +1,7 @@
 """What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import fmean, median
 
 from rich.console import Console
@@ -18,6 +19,16 @@ from experiments.hypergradients.plots import scatter
 
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
+COST = "cost "  # begins the name of a result; the strategy follows
+
+
+@dataclass(frozen=True)
+class Subject:
+    """How a report names a task's network and examples."""
+
+    network: str
+    examples: Callable[[dict], tuple[str, str]]  # of the record's facts: those trained on, and those held out
+    anchors: Mapping[str, str]  # by the option
 
 
 def points_of(content: dict) -> list[dict]:
@@ -78,24 +89,39 @@ def fine_tuned(content: dict) -> tuple[list[str], list[list[str]]]:
     return ["radii by", "budget", "steps", "seconds", "ID", "OOD"], rows
 
 
-def setting(content: dict) -> str:
-    config, items = content["config"], content["data"]["items"]
-    held = config["depths"][-1]
+def setting(content: dict, subject: Subject) -> str:
+    config, (trained_on, held_out) = content["config"], subject.examples(content["data"])
+    deepest = config["depths"][-1]
     return (
-        f"EfficientNet-Lite0 is fine-tuned with FTPAdamW ({config['gradient']}) on {items['train']} Twemoji, from an "
-        f"anchor trained on all styles. After {', '.join(map(str, config['points']))} steps the run pauses: {held} "
-        "training steps are made from there with the radii held, and at their end the derivative of a loss in every "
-        f"layer's radius is taken in several ways. The loss is that of the next training batch, or of a batch of the "
-        f"{items['validation']} items held out. `full, K` goes back through the last K steps, second derivatives "
-        "included; FTP's closed forms are of the last step alone. `paper` lets every row of a layer contribute, "
-        "`exact` those that are clipped. Cosine and signs are over the layers, means over the points."
+        f"{subject.network} is fine-tuned with FTPAdamW ({config['gradient']}) on {trained_on}, from "
+        f"{subject.anchors[config['anchor']]}. After {', '.join(map(str, config['points']))} steps the run pauses: "
+        f"{deepest} training steps are made from there with the radii held, and at their end the derivative of a loss "
+        f"in every layer's radius is taken in several ways. The loss is that of the next training batch, or of a batch "
+        f"of the {held_out} held out. `full, K` goes back through the last K steps, second derivatives included; FTP's "
+        "closed forms are of the last step alone. `paper` lets every row of a layer contribute, `exact` those that are "
+        "clipped. Cosine and signs are over the layers, means over the points."
     )
+
+
+def costs(content: dict) -> tuple[list[str], list[list[str]]]:
+    """A row for each strategy and depth."""
+    rows = []
+    for key, found in content["results"].items():
+        if not key.startswith(COST):
+            continue
+        compiled = f"{found['compilation']:.0f}" if "compilation" in found else ""
+        for depth, seconds, mib, off in zip(*(found[fact] for fact in _COSTS), strict=True):
+            name = f"`{key.removeprefix(COST)}`"
+            rows.append([name, str(depth), f"{seconds:.2f}", f"{mib:.0f}", f"{off:.0e}", compiled])
+            compiled = ""
+    return ["strategy", "K", "seconds", "MiB", "differs by", "compilation, seconds"], rows
 
 
 def show(record: RunRecord, console: Console) -> None:
     """The tables in the terminal."""
     for heading, (header, rows) in (
         ("Gradients of the radii", compared(record.content)),
+        ("What a full hypergradient costs", costs(record.content)),
         ("Fine-tuned with each, accuracy (%)", fine_tuned(record.content)),
     ):
         table = Table(title=heading)
@@ -108,7 +134,7 @@ def show(record: RunRecord, console: Console) -> None:
     console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
 
 
-def write_report(record: RunRecord) -> None:
+def write_report(record: RunRecord, subject: Subject) -> None:
     """report.md and its figures."""
     content, folder = record.content, record.folder
     points, depths = points_of(content), content["config"]["depths"]
@@ -160,7 +186,7 @@ def write_report(record: RunRecord) -> None:
     lines = [
         "# One-step and full hypergradients of the radii",
         "",
-        setting(content),
+        setting(content, subject),
         "",
         *markdown(*compared(content)),
         "",
@@ -181,6 +207,19 @@ def write_report(record: RunRecord) -> None:
         f"![{heat_maps.caption(observed)}](radii.png)",
         "",
     ]
+    if costs(content)[1]:
+        lines += [
+            "## What a full hypergradient costs",
+            "",
+            f"Of the loss of the next training batch in all {len(middle['layers'])} radii, after step "
+            f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
+            "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
+            "every radius through every step, so its seconds grow with K as those of one step do; it is meant for a "
+            "handful of hyperparameters.",
+            "",
+            *markdown(*costs(content)),
+            "",
+        ]
     if config["ways"]:
         lines += [
             "## Fine-tuning with each",
@@ -199,6 +238,7 @@ def write_report(record: RunRecord) -> None:
     checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
+_COSTS = ("depths", "seconds", "mib", "differs")
 _PICKS: dict[str, Callable[[Agreement], float]] = {
     "cosine": lambda found: found.cosine,
     "share of equal signs": lambda found: found.signs,

@@ -1,237 +1,44 @@
-"""One run of the study: a fine-tuning with FTP, gradients compared on its way, then fine-tunings with each of them."""
+"""Emoji in one style, tested in others: the tasks and the command."""
 
-import math
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
-from rich.console import Console
-from torch import Tensor
 
-import hyperopt_ftp as hft
 from experiments.classification.emoji import PACKAGES
 from experiments.classification.study import about, load_parts
 from experiments.classification.task import ClassificationTask
-from experiments.common.anchor import make_anchor
-from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
 from experiments.common.cli import Command
-from experiments.common.errors import InputError
 from experiments.common.progress import Progress
-from experiments.common.record import RunRecord
-from experiments.common.step_log import Board, write_steps
-from experiments.common.task import summed_up
-from experiments.common.trainer import OnStep, Trainer, steps_of
+from experiments.hypergradients.comparing import GradientStudy
 from experiments.hypergradients.config import Config
-from experiments.hypergradients.downstream import WAYS
-from experiments.hypergradients.gradients import compare, walk
-from experiments.hypergradients.report import EQUAL_TIME, show, write_report
-
-RUN = "run"  # the fine-tuning on whose way gradients are compared
+from experiments.hypergradients.report import Subject, write_report
 
 
-@dataclass
-class Setting:
-    """What all parts of the study share."""
-
-    config: Config
-    task: ClassificationTask  # without dropout
-    trainer: Trainer
-    record: RunRecord
-    start: dict[str, Tensor]
-    on_step: OnStep
-
-    @property
-    def steps(self) -> int:
-        return steps_of(self.task.parts["train"], self.config.epochs, self.config.batch_size)
-
-    @property
-    def way_steps(self) -> int:
-        return steps_of(self.task.parts["train"], self.config.ways_epochs, self.config.batch_size)
-
-    def check(self) -> None:
-        """Refuse what does not fit into the schedules, before any work starts."""
-        config = self.config
-        last, deepest = config.points[-1], config.depths[-1]
-        if self.steps < last + deepest:
-            points = " ".join(map(str, config.points))
-            raise InputError(
-                f"--points {points}: {deepest} steps are made from step {last} on, but the run has {self.steps} "
-                f"(--epochs {config.epochs})"
-            )
-        # The first move of the radii serves the steps after it.
-        needed = 2 * max((WAYS[way].depth for way in config.ways), default=0)
-        if self.way_steps < needed:
-            raise InputError(f"--ways-epochs {config.ways_epochs}: {self.way_steps} steps, but --ways need {needed}")
+def make_tasks(config: Config, cache: Path, progress: Progress) -> tuple[ClassificationTask, ClassificationTask]:
+    parts, id_domain = load_parts(config, cache, progress)
+    device = torch.device(config.device)
+    with_dropout, without = (
+        ClassificationTask(parts, id_domain, dropout=dropout, shift=config.shift, device=device)
+        for dropout in (config.dropout, 0.0)
+    )
+    return with_dropout, without
 
 
-def compare_on_the_way(setting: Setting) -> None:
-    """Fine-tune with the pure FTP, and stop at each point. Made again on a resume: it is the same run."""
-    config, task, results = setting.config, setting.task, setting.record.results
-    longest, device = config.depths[-1], task.device
-    batches = Batches(task.parts["train"], config.batch_size, setting.steps + longest + 1, config.seeds[0], device)
-    held_out = Batches(task.parts["validation"], config.batch_size, len(config.points), config.seeds[0] + 1, device)
-    model = task.new_model()
-    model.load_state_dict(setting.start)
-    losses = Losses(model, task)
-    params = {name: p.detach().clone() for name, p in model.named_parameters()}
-    anchor = {name: p.clone() for name, p in params.items()}
-    base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
-    optimizer = hft.ftp(base, anchor, radius_lr=config.radius_lr, kappa=config.kappa, gradient=config.gradient)
-    state, steps, radii, log = optimizer.init(params), [], [], []
-    with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
-        for step in range(1, setting.steps + 1):
-            begin = time.perf_counter()
-            grads, loss = torch.func.grad_and_value(losses.train)(params, batches[step - 1])
-            if not loss.isfinite():
-                raise InputError(f"the run diverged at step {step}; give a smaller --lr than {config.lr:g}")
-            params, state = optimizer.update(grads, state, params)
-            lr = config.lr * cosine(setting.steps)(torch.tensor(step - 1)).item()
-            log.append((step, loss.item(), math.nan, lr, time.perf_counter() - begin))
-            steps.append(step)
-            radii.append([float(f"{r.item():.5g}") for r in state.radius.values()])
-            bar.advance(note=f"loss {loss.item():.3f}")
-            if step in config.points and f"point-{step}" not in results:
-                number = config.points.index(step)
-                outer = {
-                    "training": lambda p, b=batches[step + longest]: losses.train(p, b),
-                    "validation": lambda p, b=held_out[number]: losses.held_out(p, b),
-                }
-                ahead = [batches[k] for k in range(step, step + longest)]
-                segment = walk(base, anchor, state.radius, params, state.base, losses, ahead, outer, config.depths)
-                found = compare(segment, losses, config.depths)
-                results[f"point-{step}"] = {"step": step, **vars(found)}
-                setting.record.save()
-            setting.on_step(RUN, step)
-    model.load_state_dict(params, strict=False)
-    write_steps(setting.record.folder / "steps" / f"{RUN}.csv", log)
-    results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
-    setting.record.save()
+SUBJECT = Subject(
+    network="EfficientNet-Lite0",
+    examples=lambda data: (f"{data['items']['train']} Twemoji", f"{data['items']['validation']} emoji"),
+    anchors={"styles": "an anchor trained on all styles", "imagenet": "ImageNet's weights with a new head"},
+)
 
-
-def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> dict:
-    """With one of the ways, for a number of steps."""
-    config, task, trainer = setting.config, setting.task, setting.trainer
-    model, kind = task.new_model(), WAYS[way]
-    model.load_state_dict(setting.start)
-    identity = {"training": name, "steps": steps, "config": config.as_dict()}
-    file, part = setting.record.folder / "checkpoint.pt", task.parts["train"]
-    if kind.gradient is not None:
-        optimizer = hft.FTPAdamW(
-            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, radius_lr=config.radius_lr,
-            kappa=config.kappa, gradient=kind.gradient,
-        )  # fmt: skip
-        trained = trainer.train(
-            name, model, optimizer, part,
-            epochs=config.ways_epochs, batch_size=config.batch_size, seed=seed, file=file, identity=identity,
-        )  # fmt: skip
-    else:
-        done = [0]
-
-        def count(more: int) -> None:
-            done[0] += more
-            setting.on_step(name, done[0])
-
-        trained = fit_radii(
-            model, task, kind.radii(config.radius_lr),
-            free=(), train=part, outer=task.parts["validation" if kind.on_validation else "train"],
-            lr=config.lr, weight_decay=config.weight_decay, steps=steps, batch_size=config.batch_size, seed=seed,
-            file=file, identity=identity, save_every=math.ceil(16 / kind.depth), progress=trainer.progress,
-            description=name, on_step=count,
-        )  # fmt: skip
-    write_steps(setting.record.folder / "steps" / f"{name}.csv", trained.log)
-    return {
-        "way": way,
-        "seed": seed,
-        "steps": trained.step,
-        "seconds": round(trained.seconds, 2),
-        "diverged": trained.diverged,
-        **tested(task, model),
-    }
-
-
-def tested(task: ClassificationTask, model: torch.nn.Module) -> dict:
-    scores = task.test(model)
-    return {"scores": scores, **summed_up(task, scores)}
-
-
-def compare_downstream(setting: Setting) -> None:
-    """Every way for equally many steps; the slow ones also for as many as fit into FTP's time, equal over the seeds."""
-    config, results = setting.config, setting.record.results
-
-    def fill(name: str, way: str, seed: int, steps: int) -> None:
-        if name not in results:
-            results[name] = fine_tune(setting, way, seed, steps, name)
-            setting.record.save()
-
-    for seed in config.seeds:
-        for way in config.ways:
-            fill(f"{way}-seed{seed}", way, seed, setting.way_steps)
-    if "paper" not in config.ways:
-        return
-    for way in config.ways:
-        budget = within_time(way, setting)
-        if WAYS[way].gradient is None and budget >= 2 * WAYS[way].depth:  # the first move serves the steps after it
-            for seed in config.seeds:
-                fill(f"{way}-seed{seed}-{EQUAL_TIME}", way, seed, budget)
-
-
-def within_time(way: str, setting: Setting) -> int:
-    """Steps, in whole moves of the radii, that a way makes in the seconds of FTP; medians over the seeds."""
-    results, seeds = setting.record.results, setting.config.seeds
-    own = [results[f"{way}-seed{seed}"] for seed in seeds]
-    if any(result["diverged"] for result in own):
-        return 0
-    step = median(result["seconds"] / result["steps"] for result in own)
-    steps = int(median(results[f"paper-seed{seed}"]["seconds"] for seed in seeds) / step)
-    return steps - steps % WAYS[way].depth
-
-
-def run(
-    config: Config,
-    out: Path,
-    cache: Path,
-    console: Console,
-    tensorboard: bool,
-    on_step: OnStep | None,
-) -> None:
-    """Do what is left of a run, then show its table."""
-    record = RunRecord(out, "hypergradients", config.as_dict())
-    if not record.finished:
-        with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
-            parts, id_domain = load_parts(config, cache, progress)
-            device = torch.device(config.device)
-            with_dropout, task = (
-                ClassificationTask(parts, id_domain, dropout=dropout, shift=config.shift, device=device)
-                for dropout in (config.dropout, 0.0)
-            )
-            record.check_data(task.fingerprint())
-            record.note_environment(PACKAGES)
-            record.content["data"] |= about(task)
-            count = on_step or (lambda name, step: None)
-            trainer = Trainer(with_dropout, progress, board, on_step)
-            setting = Setting(config, task, Trainer(task, progress, board, on_step), record, {}, count)
-            setting.check()
-            record.save()  # before the work: what lies in the folder from now on is this run's
-            setting.start, record.content["anchor"] = make_anchor(trainer, config, cache)
-            record.save()
-            if RUN not in record.results:
-                compare_on_the_way(setting)
-            compare_downstream(setting)
-        write_report(record)
-        record.content["status"] = "finished"
-        record.save()
-    show(record, console)
-
+COMPARED = GradientStudy(make_tasks, about, PACKAGES, lambda record: write_report(record, SUBJECT))
 
 STUDY = Command(
     "experiments.hypergradients",
     "Compare FTP's one-step radius gradients with full ones through K steps, on the way of a real fine-tuning; then "
     "fine-tune with each of them. Stop it at any time; the same command goes on from there.",
     Config,
-    run,
-    write_report,
+    COMPARED.run,
+    COMPARED.report,
 )
 
 main = STUDY.main

@@ -13,10 +13,13 @@ from experiments.common.tweets import SENTIMENTS
 from experiments.language.data import Texts
 
 
-def minilm(layers: int | None = None) -> BertModel:
-    """With its pre-trained weights, or the first of its six layers alone, for tests. The pooler was never trained."""
+def minilm(layers: int | None = None, dropout: float | None = None) -> BertModel:
+    """With its pre-trained weights and, unless others are given, its six layers (the first ones are kept) and its
+    dropout of 0.1. The pooler was never trained."""
     config = BertConfig.from_pretrained(MODEL_DIR)
     config.num_hidden_layers = layers or config.num_hidden_layers
+    if dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     return BertModel.from_pretrained(MODEL_DIR, config=config, add_pooling_layer=False)
 
 

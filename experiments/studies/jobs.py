@@ -36,6 +36,7 @@ _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
 _CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
 _LANGUAGE, _NORMALS = "experiments.language", "experiments.normals"
+_SOME_WAYS = ("--ways", "paper", "exact", "train4", "validation4")
 
 FULL = (
     Job(
@@ -92,7 +93,20 @@ FULL = (
         _LANGUAGE,
         ("--method", "adamw", "ftp", "muon", "ftp_muon", *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "--tweets", "200"),
     ),
-    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
+    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, ("--costs",), alone=True),
+    Job(
+        "hypergradients-imagenet",
+        "the same from ImageNet's weights, which know nothing of emoji",
+        _HYPER,
+        ("--anchor", "imagenet", *_SOME_WAYS),
+    ),
+    *(
+        Job(name, about, f"{_HYPER}.language", ("--anchor", anchor, *_SOME_WAYS, "--ways-epochs", "1"))
+        for name, anchor, about in (
+            ("hypergradients-language", "topics", "the same of a transformer, on tweets"),
+            ("hypergradients-language-plain", "minilm", "the same from MiniLM as it comes"),
+        )
+    ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
     Job("knobs", "FTP's radius_lr and kappa by hypergradient", f"{_TUNING}.knobs", UNSEEN),

@@ -27,7 +27,8 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         "# Studies",
         "",
         "Reports, figures and numbers as the runs left them. All of them again: `make study` (resumable); a quick "
-        "look: `make study-fast`.",
+        "look: `make study-fast`. FTP's defaults against every family of methods, over all of them: "
+        "[across](across.md).",
         "",
         "| Study | What | Command | Commit | Minutes |",
         "|---|---|---|---|--:|",

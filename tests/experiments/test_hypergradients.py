@@ -10,9 +10,11 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Losses
+from experiments.hypergradients import costs
 from experiments.hypergradients.agreement import agreement
 from experiments.hypergradients.gradients import closed_form, compare, full, walk
 from experiments.hypergradients.report import compared
+from experiments.hypergradients.report import costs as table_of_costs
 from experiments.hypergradients.study import main
 
 TINY = ["--limit", "48", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0"]
@@ -91,6 +93,33 @@ def test_every_kind_is_compared_and_timed(segment):
     assert named == {name: pytest.approx(value.item()) for name, value in full(made, losses, "training", 4).items()}
 
 
+def test_every_strategy_finds_the_same(segment, monkeypatch):
+    made, losses, *_ = segment
+    assert costs.STRATEGIES["Unroll(compile=True)"].compile is True
+    monkeypatch.setitem(costs.STRATEGIES, "Unroll(compile=True)", hft.Unroll(compile="eager"))  # inductor takes minutes
+    found = {name: costs.cost(made, losses, (1, 2, 4), name) for name in costs.STRATEGIES}
+    for name, cost in found.items():
+        assert cost["depths"] == ([1] if name.startswith("Forward") else [1, 2, 4])
+        assert len(cost["seconds"]) == len(cost["mib"]) == len(cost["differs"]) == len(cost["depths"])
+        assert max(cost["differs"]) < 1e-12  # float64: other orders of the same sums
+        assert ("compilation" in cost) == ("compile" in name)
+    results = {f"cost {name}": cost for name, cost in found.items()}
+    _, rows = table_of_costs({"results": {"point-2": {}, **results}})
+    assert [(row[0], row[1]) for row in rows] == [
+        *(("`Unroll()`", depth) for depth in "124"),
+        *(('`Unroll(checkpoint="sqrt")`', depth) for depth in "124"),
+        *(("`Unroll(compile=True)`", depth) for depth in "124"),
+        ("`Forward(chunk=1)`", "1"),
+    ]
+    assert [bool(row[5]) for row in rows] == [False] * 6 + [True] + [False] * 3  # compiled once
+
+
+def test_a_cost_is_of_another_gradient_where_one_is(segment, monkeypatch):
+    made, losses, *_ = segment
+    monkeypatch.setitem(costs.STRATEGIES, "Unroll()", hft.Unroll(truncate=1))
+    assert costs.cost(made, losses, (1, 4), "Unroll()")["differs"] == [0.0, pytest.approx(0.5, abs=0.49)]
+
+
 def run(*arguments: str, interrupt: tuple[str, int] | None = None) -> int:
     def on_step(name: str, step: int) -> None:
         if (name, step) == interrupt:
@@ -130,6 +159,7 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(workplace, capsys):
     assert figures == {"agreement-by-depth.png", "agreement-by-step.png", "cost.png", "layers.png", "radii.png"}
     assert all(name in report for name in figures)
     header, rows = compared(content)
+    assert "What a full hypergradient costs" not in report
     deepest = dict(zip(header, rows[3], strict=False))  # a gradient agrees with itself
     assert (deepest[header[0]], deepest["cosine with K = 2, training"]) == ("full, K = 2, training", "1.00")
 

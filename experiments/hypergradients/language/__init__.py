@@ -1,0 +1,1 @@
+"""The same question on tweets, whose network is a transformer."""

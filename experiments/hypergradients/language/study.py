@@ -1,0 +1,48 @@
+"""Tweets about one topic, tested on others: the tasks and the command."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from experiments.common.cli import Command
+from experiments.common.progress import Progress
+from experiments.hypergradients.comparing import GradientStudy
+from experiments.hypergradients.language.config import Config
+from experiments.hypergradients.report import Subject, write_report
+from experiments.language.data import ID_TOPIC, load
+from experiments.language.loop import fit
+from experiments.language.model import minilm, tokenizer
+from experiments.language.study import COMPARISON, facts
+from experiments.language.task import LanguageTask
+
+
+def make_tasks(config: Config, cache: Path, progress: Progress) -> tuple[LanguageTask, LanguageTask]:
+    texts, device = load(config, tokenizer()), torch.device(config.device)
+    with_dropout, without = (
+        LanguageTask(texts, encoder, device, config.bf16) for encoder in (minilm, partial(minilm, dropout=0.0))
+    )
+    return with_dropout, without
+
+
+SUBJECT = Subject(
+    network="MiniLM-L6",
+    examples=lambda data: (
+        f"{data['tweets']['train']} tweets about {ID_TOPIC}",
+        f"{data['tweets']['validation']} tweets",
+    ),
+    anchors={"topics": "an anchor trained on all topics", "minilm": "MiniLM as it comes, with a new head"},
+)
+
+COMPARED = GradientStudy(make_tasks, facts, COMPARISON.packages, lambda record: write_report(record, SUBJECT), fit)
+
+STUDY = Command(
+    "experiments.hypergradients.language",
+    "Compare FTP's one-step radius gradients with full ones through K steps, on the way of a fine-tuning of MiniLM; "
+    "then fine-tune with each of them. Stop it at any time; the same command goes on from there.",
+    Config,
+    COMPARED.run,
+    COMPARED.report,
+)
+
+main = STUDY.main
