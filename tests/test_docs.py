@@ -1,13 +1,15 @@
-"""README's code runs, and what it says of the package is true."""
+"""README is short, its code runs, and what it and the pages say is true."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import hyperopt_ftp as hft
+from experiments.common.methods import title
 
 from .support.family import FAMILY, Method
 
@@ -54,7 +56,8 @@ def test_pages_show_what_is_printed():
     assert len(PRINTS) >= 3
 
 
-def test_there_are_both_quick_starts():
+def test_the_readme_is_short_and_has_both_quick_starts():
+    assert len(README.split()) <= 900
     assert README.count("```python") == 2
 
 
@@ -90,11 +93,41 @@ def test_names_of_commands_exist():
         assert re.search(rf"^{command}:", makefile, flags=re.M), command
 
 
-def test_what_the_readme_shows_is_measured():
+MEASURED = ("README.md", "docs/results.md", "docs/performance.md")
+
+
+def test_what_is_shown_is_measured():
     """Figures lie with the runs that made them."""
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    shown = [
+        (ROOT / page).parent / target
+        for page in MEASURED
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text())
+    ]
     assert len(shown) >= 3
-    assert [figure for figure in shown if not figure.startswith(("docs/studies/", "benchmarks/results/"))] == []
+    places = (STUDIES, ROOT / "benchmarks" / "results")
+    assert [figure for figure in shown if not any(figure.resolve().is_relative_to(place) for place in places)] == []
+
+
+def test_the_readme_has_a_row_for_each_task_from_its_report():
+    """ID / OOD of each method, as the report rounds them."""
+    table = README.partition("| task |")[2].partition("\n\n")[0]
+    header = ["anchor, not fine-tuned" if cell == "before" else cell for cell in rows("| task |" + table)[0]]
+    studies = re.findall(r"docs/studies/([\w-]+)/report\.md", table)
+    assert len(studies) >= 3
+    for study, row in zip(studies, rows("| task |" + table)[1:], strict=True):
+        content = json.loads((STUDIES / study / "metrics.json").read_text())
+        methods = {title(name): found["columns"] for name, found in content["summary"]["methods"].items()}
+        for method, cell in zip(header[1:], row[1:], strict=True):
+            shown = "" if method not in methods else " / ".join(f"{methods[method][x][0]:.1f}" for x in ("id", "ood"))
+            assert cell == shown, (study, method)
+
+
+def test_speeds_in_the_readme_are_in_the_page_of_measurements():
+    speed = README.partition("## Speed")[2].partition("##")[0]
+    page = (ROOT / "docs" / "performance.md").read_text()
+    found = [row[1] for row in rows(speed)[1:]]
+    assert len(found) >= 3
+    assert [number for number in found if number not in page] == []
 
 
 def rows(text: str) -> list[list[str]]:
@@ -103,10 +136,10 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/classification/README.md"])
+@pytest.mark.parametrize("page", ["docs/results.md", "experiments/classification/README.md"])
 def test_tables_of_studies_are_those_of_the_reports(page):
     """Below a line that names a report of docs/studies, up to the next heading, every row is one of its rows."""
-    parts = re.split(r"docs/studies/([\w-]+)/report\.md", (ROOT / page).read_text())
+    parts = re.split(r"studies/([\w-]+)/report\.md", (ROOT / page).read_text())
     checked = 0
     for study, text in zip(parts[1::2], parts[2::2], strict=True):
         report: dict[str, list[str]] = {}
