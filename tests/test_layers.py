@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_imports_only_go_down(path: Path):
 def test_every_part_is_in_the_table():
     parts = {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES}
     assert parts == set(ALLOWED)
+
+
+def test_the_picture_has_every_part_above_what_it_imports():
+    """Each part's line in docs/design.md lies above, or in, those of the parts that it may import."""
+    picture = (ROOT / "docs" / "design.md").read_text().split("```")[1].splitlines()
+    line = {}
+    for part in ALLOWED:
+        (line[part],) = [i for i, text in enumerate(picture) if re.search(rf"(?<![\w./]){part}(/|\.py)", text)]
+    assert [
+        (part, below) for part, all_below in ALLOWED.items() for below in all_below if line[part] > line[below]
+    ] == []
 
 
 # Parts that run, compile or look at values; every other one is pure.
