@@ -76,7 +76,8 @@ def table_of(summary: Mapping, narrow: bool = False) -> tuple[list[str], list[li
     columns, titles = summary["columns"], summary["titles"]
     if narrow and len(columns) > 5:
         columns = [name for name in columns if name in SUMS]
-    header = ["method", *(titles.get(name, name) for name in columns), "lr", "images/s", "peak MiB"]
+    speed = titles.get("images_per_second", "images/s")
+    header = ["method", *(titles.get(name, name) for name in columns), "lr", speed, "peak MiB"]
     rows = []
     for method, row in summary["methods"].items():
         name = title(method) + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")

@@ -22,7 +22,7 @@ class LanguageTask:
     columns: Mapping[str, tuple[str, ...]] = {
         "id": (ID_TOPIC,), **{topic: (topic,) for topic in OOD_TOPICS}, "ood": OOD_TOPICS
     }  # fmt: skip
-    titles: Mapping[str, str] = {"id": f"ID: {ID_TOPIC}", "ood": "OOD mean"}
+    titles: Mapping[str, str] = {"id": f"ID: {ID_TOPIC}", "ood": "OOD mean", "images_per_second": "tweets/s"}
 
     def __init__(
         self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device, bf16: bool = False

@@ -232,6 +232,7 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
         assert result["ood"] == pytest.approx(sum(result["scores"][topic] for topic in OOD_TOPICS) / 3)
         assert (result["steps"], result["diverged"]) == (8, False)
     report = Path("runs/whole/report.md").read_text()
+    assert "| tweets/s |" in report
     assert "trained on 96 other tweets about all topics" in report
     assert "test tweets: 12 airlines, 12 self-driving cars, 12 Apple, 12 Coachella" in report
     assert "pictures.png" not in report
