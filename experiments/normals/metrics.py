@@ -7,6 +7,19 @@ from torch import Tensor, nn
 WITHIN = (11.25, 22.5, 30.0)  # degrees
 
 
+def present(normals: Tensor) -> Tensor:
+    """Where there is a normal at all, [n, h, w]: elsewhere it is zero."""
+    return (normals != 0).any(dim=1)
+
+
+def cosine_loss(outputs: Tensor, normals: Tensor) -> Tensor:
+    """One minus the cosine of the angle, as is usual: the mean over the pixels that have a normal, 0 if none has."""
+    there = present(normals)
+    total = torch.where(there, F.cosine_similarity(outputs, normals, dim=1), 0).sum()
+    count = there.sum()
+    return (count > 0).to(total.dtype) - total / count.clamp(min=1)
+
+
 def angles(outputs: Tensor, normals: Tensor) -> Tensor:
     """Of outputs of any length against unit normals, both [n, 3, h, w]: degrees [n, h, w]. An output without a
     direction (zero, not finite) is as wrong as can be: 180."""

@@ -5,13 +5,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from experiments.common.options import digest
 from experiments.common.task import Part
-from experiments.normals.metrics import WITHIN, angles, measured
+from experiments.normals.metrics import WITHIN, angles, cosine_loss, measured
 from experiments.normals.scenes import DOMAINS, Scenes
 from experiments.segmentation.model import Segmenter
 
@@ -103,8 +102,7 @@ class NormalsTask:
         return model
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One minus the cosine of the angle, as is usual."""
-        return 1 - F.cosine_similarity(outputs, targets, dim=1).mean()
+        return cosine_loss(outputs, targets)
 
     def share_right(self, outputs: Tensor, targets: Tensor) -> float:
         return (angles(outputs, targets) < WITHIN[0]).float().mean().item()

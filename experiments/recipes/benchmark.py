@@ -8,7 +8,7 @@ from experiments.recipes.domainnet import domainnet
 from experiments.recipes.examples import Benchmark
 from experiments.recipes.imagenet import imagenet
 from experiments.recipes.imagenet_r import continual
-from experiments.recipes.pascal import human_parts, pascal
+from experiments.recipes.pascal import human_parts, pascal, surface_normals
 from experiments.recipes.recipe import Recipe
 
 DATA: Mapping[str, Callable[[Path, Recipe, int], Benchmark]] = {
@@ -16,6 +16,7 @@ DATA: Mapping[str, Callable[[Path, Recipe, int], Benchmark]] = {
     "imagenet": imagenet,
     "pascal": pascal,
     "human_parts": human_parts,
+    "surface_normals": surface_normals,
     "continual": continual,
 }
 

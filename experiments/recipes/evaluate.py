@@ -1,4 +1,4 @@
-"""Scores in percent, and the losses that go with them."""
+"""Losses, and the scores that go with them."""
 
 from collections.abc import Iterable
 
@@ -6,48 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.normals.metrics import cosine_loss
 from experiments.recipes.examples import Examples
+from experiments.recipes.meters import METERS
 from experiments.recipes.pictures import IGNORED
 
 
-def loss(logits: Tensor, targets: Tensor, classes: tuple[int, ...] | None) -> Tensor:
-    """Cross-entropy, over some classes alone where they are given: a new task then leaves the others' logits alone."""
+def loss(outputs: Tensor, targets: Tensor, classes: tuple[int, ...] | None) -> Tensor:
+    """Of normals one minus the cosine; else cross-entropy, over some classes alone where they are given: a new task
+    then leaves the others' logits alone."""
+    if targets.ndim == 4:
+        return cosine_loss(outputs, targets)
     if classes is not None:
-        hidden = torch.full(logits.shape[1:2], -torch.inf, device=logits.device)
+        hidden = torch.full(outputs.shape[1:2], -torch.inf, device=outputs.device)
         hidden[list(classes)] = 0
-        logits = logits + hidden
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED if targets.ndim == 3 else -100)
-
-
-def largest(logits: Tensor, classes: tuple[int, ...] | None) -> Tensor:
-    """The class with the largest logit, among some classes where they are given."""
-    if classes is None:
-        return logits.argmax(dim=1)
-    among = torch.tensor(classes, device=logits.device)
-    return among[logits[:, among].argmax(dim=1)]
+        outputs = outputs + hidden
+    return F.cross_entropy(outputs, targets, ignore_index=IGNORED if targets.ndim == 3 else -100)
 
 
 @torch.no_grad()
 def score(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], examples: Examples, metric: str, classes: int
-) -> float:
-    """Accuracy, or mIoU over the classes that are in a mask or a prediction, in percent."""
+) -> dict[str, float]:
+    """The metric in percent by its name, and what is measured besides."""
     device = next(model.parameters()).device
     model.eval()
-    right = 0
-    overlap = None
-    if metric == "mIoU":
-        from torchmetrics.classification import MulticlassJaccardIndex
-
-        overlap = MulticlassJaccardIndex(num_classes=classes, ignore_index=IGNORED, average="macro").to(device)
+    meter = METERS[metric](classes, device)
     for number, (images, targets) in enumerate(batches):
         if examples.corruption is not None:
             from experiments.common.corruptions import corrupt
 
             images = corrupt(images, *examples.corruption, seed=number)
-        predicted, truth = largest(model(images.to(device)), examples.classes), targets.to(device)
-        if overlap is None:
-            right += int((predicted == truth).sum())
-        else:
-            overlap.update(predicted, truth)
-    return 100 * (right / len(examples.files) if overlap is None else overlap.compute().item())
+        meter.update(model(images.to(device)), targets.to(device), examples.classes)
+    return meter.compute()

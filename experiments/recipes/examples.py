@@ -18,9 +18,10 @@ def check_in_root(paths: list[Path], root: Path) -> None:
 class Examples:
     root: Path
     files: tuple[str, ...]  # below the root
-    targets: tuple[int, ...] | tuple[str, ...]  # the class, or the file of the mask
+    targets: tuple[int, ...] | tuple[str, ...]  # the class, or the file of the mask or of the normals
     classes: tuple[int, ...] | None = None  # the only classes that are asked for; None: all
     corruption: tuple[str, int] | None = None  # kind and severity
+    normals: bool = False  # files of targets hold normals, not masks
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Benchmark:
-    metric: str  # "accuracy" or "mIoU"
+    metric: str  # a key of `meters.METERS`
     stages: tuple[Stage, ...]
     columns: Mapping[str, tuple[str, ...]]  # title to the tests of the last stage whose mean it shows
+    errors: tuple[str, ...] = ()  # what is measured besides, the lower the better: a table of the same columns for each
 
     def counts(self) -> dict[str, int]:
         """Of pictures, over all stages."""
@@ -54,6 +56,11 @@ class Benchmark:
             for name, some in (("train", stage.examples), *held_out, *stage.tests.items()):
                 digest.update(repr((name, some.files, some.targets, some.classes, some.corruption)).encode())
         return digest.hexdigest()[:16]
+
+
+def named(test: str, error: str) -> str:
+    """What is measured in a test besides the metric, which goes by the name of the test alone."""
+    return f"{test}, {error}"
 
 
 def wrong(root: Path, layout: str, problem: str) -> InputError:

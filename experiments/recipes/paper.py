@@ -2,8 +2,9 @@
 
 Read for it: README, code and lists of github.com/GT-RIPL/FTP; READMEs and code of its forerunner,
 github.com/PotatoTian/TPGM; README, code and issues of github.com/mlfoundations/wise-ft; configurations and code of
-github.com/GT-RIPL/CODA-Prompt. The texts of the papers were not at hand: a value that stands only in them counts as not
-stated and is named in `chosen`. Table numbers: the FTP paper's figure 1.
+github.com/GT-RIPL/CODA-Prompt; loader, mirror images and measures of normals in github.com/facebookresearch/astmt. The
+texts of the papers were not at hand: a value that stands only in them counts as not stated and is named in `chosen`.
+Table numbers: the FTP paper's figure 1.
 """
 
 from collections.abc import Mapping
@@ -133,6 +134,16 @@ HUMAN_PARTS = replace(
     data="human_parts",
     classes=7,  # six parts and the background
 )
+SURFACE_NORMALS = replace(
+    PASCAL,
+    name="surface-normals",
+    title="PASCAL-Context surface normals, Swin-T",
+    data="surface_normals",
+    classes=3,  # the components of a normal
+    source="benchmark: the paper's surface normals; files, which pixels count, the sign in mirror images: "
+    "facebookresearch/astmt; no option of this training was found in text; loss: one minus the cosine, as is usual",
+    chosen=tuple(name for name in PASCAL.chosen if name != "classes"),
+)
 CONTINUAL = Recipe(
     name="imagenet-r-continual",
     title="ImageNet-R in 10 tasks, ViT-B/16",
@@ -166,6 +177,6 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(CLIP_RESNET50, CLIP_RESNET50_ADAM, CLIP_RESNET50_10, MOCO_RESNET50, MOCO_RESNET50_10, CLIP_VIT),
-        *(IMAGENET, PASCAL, HUMAN_PARTS, CONTINUAL, CONTINUAL_KEPT),
+        *(IMAGENET, PASCAL, HUMAN_PARTS, SURFACE_NORMALS, CONTINUAL, CONTINUAL_KEPT),
     )
 }

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from experiments.common.errors import InputError
 from experiments.common.pictures import open_picture, read_picture
 from experiments.recipes.examples import Examples, check_in_root
+from experiments.recipes.normals import directions, mirrored, read_normals
 from experiments.recipes.recipe import Recipe
 
 IGNORED = 255  # in masks
@@ -50,10 +51,7 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
             picture = read_picture(file)
             if isinstance(target, str):
                 check_in_root([root / target], root)
-                mask = read_mask(root / target, self.recipe.classes)
-                if mask.size != picture.size:
-                    raise InputError(f"{file} has {picture.size} pixels and its mask {root / target} {mask.size}")
-                return self._segmented(picture, mask)
+                return self._squeezed(picture, self._read_target(root / target, file, picture.size))
             return self._cut(picture), target
 
     def _cut(self, picture: Image.Image) -> Tensor:
@@ -68,15 +66,25 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
             steps = [v2.Resize(self.recipe.resize, way), v2.CenterCrop(size)]
         return v2.Compose([*steps, v2.PILToTensor()])(picture)
 
-    def _segmented(self, picture: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
-        """The whole picture, squeezed into a square."""
+    def _read_target(self, target: Path, file: Path, size: tuple[int, int]) -> Image.Image:
+        read = read_normals(target) if self.examples.normals else read_mask(target, self.recipe.classes)
+        if read.size != size:
+            kind = "normals" if self.examples.normals else "mask"
+            raise InputError(f"{file} has {size} pixels and its {kind} {target} {read.size}")
+        return read
+
+    def _squeezed(self, picture: Image.Image, target: Image.Image) -> tuple[Tensor, Tensor]:
+        """The whole picture in a square, and the classes [h, w] or normals [3, h, w] of its pixels."""
         size = (self.recipe.image_size, self.recipe.image_size)
         image = torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BILINEAR)))
-        labels = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))).long()
         image = image.permute(2, 0, 1).contiguous()
-        if self.seed is not None and torch.rand(()) < FLIPPED:
-            return image.flip(-1), labels.flip(-1)
-        return image, labels
+        target = target.resize(size, Image.Resampling.NEAREST)  # neither classes nor normals can be mixed
+        flipped = self.seed is not None and bool(torch.rand(()) < FLIPPED)
+        if self.examples.normals:
+            normals = directions(target)
+            return (image.flip(-1), mirrored(normals)) if flipped else (image, normals)
+        labels = torch.from_numpy(np.array(target)).long()
+        return (image.flip(-1), labels.flip(-1)) if flipped else (image, labels)
 
 
 def steps_of(examples: Examples, recipe: Recipe) -> int:

@@ -15,7 +15,7 @@ class Recipe:
     title: str
     data: str  # a key of `benchmark.DATA`
     model: str  # timm's name of the network
-    classes: int
+    classes: int  # of normals: the three components
     optimizer: str  # "sgd", with Nesterov momentum, or "adamw"
     lr: float  # of ftp
     epochs: int  # per task, where there are several

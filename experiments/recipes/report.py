@@ -24,6 +24,19 @@ def _table(content: dict) -> tuple[list[str], list[list[str]]]:
     return ["method", *columns, "seconds"], rows
 
 
+def _errors(content: dict) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Tables of what is measured besides the metric, by title."""
+    results = content["results"]
+    tables = {}
+    for error, columns in next(iter(results.values())).get("errors", {}).items():
+        rows = [
+            [method, *(f"{result['errors'][error][name]:.1f}" for name in columns)]
+            for method, result in results.items()
+        ]
+        tables[f"{error.capitalize()}; lower is better"] = (["method", *columns], rows)
+    return tables
+
+
 def _setting(content: dict) -> list[str]:
     config, pictures = content["config"], content["pictures"]
     held_out = f", {pictures['validation']:,} to choose the epoch by" if pictures["validation"] else ""
@@ -43,6 +56,8 @@ def _published(content: dict) -> Published | None:
 
 def show(record: RunRecord, console: Console) -> None:
     _print(console, record.content["config"]["title"], *_table(record.content))
+    for title, table in _errors(record.content).items():
+        _print(console, title, *table)
     if (others := _published(record.content)) is not None:
         _print(console, f"Published ({others.source})", *published.table(others))
     for line in _setting(record.content):
@@ -65,6 +80,8 @@ def write_report(record: RunRecord) -> None:
     for line in _setting(content):
         lines += [line, ""]
     lines += [*markdown(*_table(content)), ""]
+    for title, table in _errors(content).items():
+        lines += [f"{title}:", "", *markdown(*table), ""]
     if (others := _published(content)) is not None:
         lines += [f"Published ({others.source}), by other code on other machines:", ""]
         lines += [*markdown(*published.table(others)), ""]

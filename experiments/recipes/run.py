@@ -12,7 +12,8 @@ from experiments.common.errors import InputError
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
 from experiments.recipes.benchmark import find
-from experiments.recipes.examples import Benchmark
+from experiments.recipes.examples import Benchmark, named
+from experiments.recipes.meters import ACCURACY
 from experiments.recipes.methods import METHODS
 from experiments.recipes.model import build
 from experiments.recipes.pictures import steps_of
@@ -61,8 +62,19 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def errors_of(benchmark: Benchmark, scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    """What is measured besides the metric, with the columns of its table."""
+    return {
+        error: {
+            title: sum(scores[named(name, error)] for name in names) / len(names)
+            for title, names in benchmark.columns.items()
+        }
+        for error in benchmark.errors
+    }
+
+
 def summed_up(benchmark: Benchmark, scores: list[dict[str, float]]) -> dict[str, float]:
-    """A value for each column of the table."""
+    """A value of the metric for each column of the table."""
     last = scores[-1]
     columns = {title: sum(last[name] for name in names) / len(names) for title, names in benchmark.columns.items()}
     if len(scores) > 1:  # tasks 1 ... N
@@ -112,7 +124,7 @@ def run(recipe: Recipe, setting: Setting, console: Console) -> None:
 
 def _train(recipe: Recipe, setting: Setting, benchmark: Benchmark, method: str, config: dict, bars: Progress) -> dict:
     torch.manual_seed(setting.seed)  # of the head
-    dense = benchmark.metric == "mIoU"
+    dense = benchmark.metric != ACCURACY
     model = build(recipe, setting.checkpoint, dense, setting.head).to(setting.device)
     identity = {"method": method, "config": config}
     file = setting.out / "checkpoint.pt"
@@ -120,6 +132,7 @@ def _train(recipe: Recipe, setting: Setting, benchmark: Benchmark, method: str, 
     measured = training.run(benchmark, bars)
     return {
         "columns": summed_up(benchmark, measured["scores"]),
+        "errors": errors_of(benchmark, measured["scores"][-1]),
         "scores": measured["scores"] if recipe.tasks > 1 else measured["scores"][0],
         "losses": measured["losses"],
         "validation": measured["validation"],

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
 from experiments.recipes.evaluate import loss, score
-from experiments.recipes.examples import Benchmark, Examples, Stage
+from experiments.recipes.examples import Benchmark, Examples, Stage, named
 from experiments.recipes.methods import METHODS
 from experiments.recipes.model import Network
 from experiments.recipes.pictures import batches, steps_of
@@ -76,7 +76,7 @@ class Training:
                 start = time.perf_counter()
                 mean = self._epoch(stage, number, optimizer, schedule, task)
                 if stage.validation is not None and mean is not None:
-                    found = self._score(stage.validation, metric)
+                    found = self._score(stage.validation, metric)[metric]
                     if found > max(progress["validation"], default=-1.0):  # the first of equals, as the authors'
                         best = {name: value.clone() for name, value in self.model.state_dict().items()}
                     progress["validation"].append(found)
@@ -116,9 +116,11 @@ class Training:
         scores = {}
         with bars.task(f"{self.method}, tests {number + 1}", len(stage.tests)) as task:
             for name, examples in stage.tests.items():
-                scores[name] = self._score(examples, metric)
+                found = self._score(examples, metric)
+                scores[name] = found.pop(metric)
+                scores |= {named(name, error): value for error, value in found.items()}
                 task.advance(note=name)
         return scores
 
-    def _score(self, examples: Examples, metric: str) -> float:
+    def _score(self, examples: Examples, metric: str) -> dict[str, float]:
         return score(self.model, batches(examples, self.recipe, self.workers), examples, metric, self.recipe.classes)

@@ -121,6 +121,16 @@ def link_out(root: Path, place: str) -> None:
         ),
         (PASCAL, lambda r: (r / PASCAL_MASK).unlink(), "lists 'a', but there is no file .*a.png"),
         (PASCAL, append("ImageSets/Context/train.txt", "../a"), "must be a name without folders"),
+        (
+            "surface-normals",
+            lambda r: (r / "normals_masked/b.png").unlink(),
+            "lists 'b', but there is no file .*b.png",
+        ),
+        (
+            "surface-normals",
+            lambda r: (r / "normals_masked").rename(r / "normals_distill"),
+            r"no file .*normals_masked.a.png\n.*\n.*\n.*\n.* black is no normal. Made of normals_distill/",
+        ),
         ("human-parts", lambda r: (r / "ImageSets/Parts/train.txt").write_text("\n"), "lists no picture"),
     ],
 )

@@ -78,16 +78,35 @@ def imagenet_r(root: Path, count: int = 5) -> Path:
     return root
 
 
-def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
+def _listed(root: Path, lists: str) -> Iterable[tuple[int, str]]:
+    """The lists and pictures of PASCAL; of each picture its number and name."""
     for part, names in (("train", "abcd"), ("val", "ef")):
         file = root / "ImageSets" / lists / f"{part}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{name}\n" for name in names))
         for number, name in enumerate(names):
             picture(root / "JPEGImages" / f"{name}.jpg", number)
-            values = np.full((40, 40), number % classes)
-            values[:, 20:], values[0] = (number + 1) % classes, 255
-            mask(root / masks / f"{name}.png", values)
+            yield number, name
+
+
+def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
+    for number, name in _listed(root, lists):
+        values = np.full((40, 40), number % classes)
+        values[:, 20:], values[0] = (number + 1) % classes, 255
+        mask(root / masks / f"{name}.png", values)
+    return root
+
+
+# To the camera, up, down: the same in a mirror.
+NORMALS = ((128, 128, 255), (128, 238, 191), (128, 17, 191))
+
+
+def surface_normals(root: Path) -> Path:
+    """The colour of a picture tells its normal; rows at the top and the whole of one picture have none."""
+    for number, name in _listed(root, "Context"):
+        values = np.full((40, 40, 3), NORMALS[number % 3])
+        values[: 40 if name == "d" else 4] = 0
+        mask(root / "normals_masked" / f"{name}.png", values)
     return root
 
 

@@ -1,11 +1,16 @@
-"""The recipes on tiny data: what makes the data, and what makes a recipe fit them."""
+"""The recipes on tiny data: what makes the data, what makes a recipe fit them, and a whole run."""
 
+import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from experiments.recipes.paper import RECIPES
-from experiments.recipes.run import Setting
+from experiments.recipes.run import Setting, run
 
 from . import tiny_datasets as tiny
 
@@ -17,6 +22,7 @@ DATA = {
     "imagenet": (tiny.imagenet, {"classes": 4}),
     "pascal": (lambda root: tiny.pascal(root, "Context", "semseg/pascal-context"), {"classes": 3}),
     "human_parts": (lambda root: tiny.pascal(root, "Parts", "human_parts"), {"classes": 3}),
+    "surface_normals": (tiny.surface_normals, {}),
     "continual": (tiny.imagenet_r, {"classes": 4, "tasks": 2}),
 }
 
@@ -37,3 +43,26 @@ def prepare(recipe, folder: Path, **changes) -> Setting:
     file = tiny.weights(folder / "weights.pt", recipe.model, **options)
     head = tiny.head(folder / "head.pt", recipe.classes) if recipe.zero_shot else None
     return replace(Setting(folder / "data", file, folder / "run", head=head, workers=0), **changes)
+
+
+def finished(recipe, setting: Setting) -> dict:
+    text = StringIO()
+    run(recipe, setting, Console(file=text, width=250))
+    content = json.loads((setting.out / "metrics.json").read_text())
+    assert content["status"] == "finished"
+    for result in content["results"].values():
+        assert all(title in text.getvalue() for title in result["columns"])
+        assert not result["diverged"]
+    return content
+
+
+class Fixed(torch.nn.Module):
+    """Gives the logits that were put into it, whatever the pictures are."""
+
+    def __init__(self, *logits: torch.Tensor) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+        self.logits = list(logits)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.pop(0)
