@@ -36,20 +36,24 @@ def scores_by_task(jobs: Sequence[Job], folder: Path) -> dict[str, Scores]:
         names, scores = tasks.setdefault(content["experiment"] + same, ([], {}))
         names.append(job.name)
         for method, row in methods.items():
-            if method != ANCHOR:
-                scores.setdefault(method, {which: tuple(row["columns"][which]) for which in ("id", "ood")})
+            scores.setdefault(method, {which: tuple(row["columns"][which]) for which in ("id", "ood")})
     return {" and ".join(names): scores for names, scores in tasks.values()}
+
+
+def _best(scores: Scores, which: str) -> Estimate:
+    """Of all that was fine-tuned."""
+    return max((row[which] for method, row in scores.items() if method != ANCHOR), key=lambda value: value[0])
 
 
 def equals_best(scores: Scores, method: str, which: str) -> bool:
     """Whether a mean lies within the error of the best one."""
-    own, best = scores[method][which], max((row[which] for row in scores.values()), key=lambda value: value[0])
+    own, best = scores[method][which], _best(scores, which)
     return best[0] - own[0] <= SPREAD * math.hypot(own[1] or 0.0, best[1] or 0.0)
 
 
 def shortfall(scores: Scores, method: str, which: str) -> float:
     """Points to the best."""
-    return max(row[which][0] for row in scores.values()) - scores[method][which][0]
+    return _best(scores, which)[0] - scores[method][which][0]
 
 
 def best_of(scores: Scores, family: Sequence[str]) -> str | None:
@@ -58,8 +62,8 @@ def best_of(scores: Scores, family: Sequence[str]) -> str | None:
     return max(known, key=lambda method: sum(scores[method][which][0] for which in ("id", "ood")), default=None)
 
 
-def _cell(scores: Scores, method: str | None) -> str:
-    if method is None:
+def _cell(scores: Scores, method: str) -> str:
+    if method not in scores:
         return ""
     return f"{shown(scores[method]['id'])} / {shown(scores[method]['ood'])}"
 
@@ -67,18 +71,18 @@ def _cell(scores: Scores, method: str | None) -> str:
 def by_family(tasks: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for task, scores in tasks.items():
-        row = [task, _cell(scores, DEFAULT)]
+        row = [task, _cell(scores, ANCHOR), _cell(scores, DEFAULT)]
         for family in FAMILIES.values():
             best = best_of(scores, family)
             row.append("" if best is None else f"{title(best)} {_cell(scores, best)}")
         rows.append(row)
-    return ["study", f"{title(DEFAULT)}, default", *FAMILIES], rows
+    return ["study", title(ANCHOR), f"{title(DEFAULT)}, default", *FAMILIES], rows
 
 
 def by_method(tasks: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
     """Those of more than one task, the smallest mean shortfall first."""
     found = []
-    for method in dict.fromkeys(method for scores in tasks.values() for method in scores):
+    for method in dict.fromkeys(method for scores in tasks.values() for method in scores if method != ANCHOR):
         known = [scores for scores in tasks.values() if method in scores]
         if len(known) < 2:
             continue

@@ -71,9 +71,25 @@ FULL = (
     ),
     Job(
         "normals",
-        "surface normals under other textures, lights and corruptions, every method",
+        "surface normals under other textures, lights and corruptions",
         _NORMALS,
-        ("--method", *ALL, "wise_ftp", "--lrs", "1e-4", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
+        (
+            "--method",
+            "linear",
+            "adamw",
+            "ftp",
+            "ftp_exact",
+            "wise",
+            "wise_ftp",
+            "lines",
+            "--lrs",
+            "3e-4",
+            "1e-3",
+            "3e-3",
+            *PLAIN,
+            "--epochs",
+            "5",
+        ),
     ),
     *(
         Job(

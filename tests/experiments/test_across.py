@@ -53,12 +53,14 @@ def test_studies_that_differ_in_methods_alone_are_one_task(tmp_path):
     ]
     tasks = scores_by_task(jobs, tmp_path)
     assert {task: list(scores) for task, scores in tasks.items()} == {
-        "one and two": ["adamw", "ftp", "wise", "spd"],
+        "one and two": ["adamw", "ftp", "wise", "anchor", "spd"],
         "three": ["adamw", "ftp", "wise"],
     }
     header, rows = by_family(tasks)
+    assert (header[1], rows[0][1]) == ("anchor, not fine-tuned", "1.0 / 2.0")
     assert dict(zip(header, rows[1], strict=True)) == {
         "study": "three",
+        "anchor, not fine-tuned": "",
         "FTPAdamW, default": "79.2 ± 0.4 / 65.0",
         "AdamW": "AdamW 80.0 ± 0.3 / 60.0 ± 0.4",
         "a pull toward the anchor": "",
