@@ -11,6 +11,7 @@ LANGUAGE = (
     "linear", "adamw", "ftp", "ftp_exact", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp",
     "lines", "lora", "lora_spd",
 )  # fmt: skip
+NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
@@ -73,23 +74,7 @@ FULL = (
         "normals",
         "surface normals under other textures, lights and corruptions",
         _NORMALS,
-        (
-            "--method",
-            "linear",
-            "adamw",
-            "ftp",
-            "ftp_exact",
-            "wise",
-            "wise_ftp",
-            "lines",
-            "--lrs",
-            "3e-4",
-            "1e-3",
-            "3e-3",
-            *PLAIN,
-            "--epochs",
-            "5",
-        ),
+        ("--method", *NORMALS, "--lrs", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
     ),
     *(
         Job(
