@@ -1,12 +1,20 @@
 """The documentation site builds without a warning, names everything public, and its pages open without an error.
 
-Needs the extra `docs` and Chromium: without them the tests are skipped, so look at what `make docs` says.
+Every page is looked at on a wide screen and on a narrow one, light and dark. Needs the extra `docs` and Chromium:
+without them the tests are skipped, so look at what `make docs` says.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -15,7 +23,7 @@ import pytest
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot, schedules
 from hyperopt_ftp.integrations import timm, transformers
-from website.__main__ import ROOT, build
+from website.__main__ import LANDING, ROOT, build, options
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("zensical")
@@ -23,16 +31,61 @@ pytest.importorskip("mkdocstrings_handlers.python")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 900}
+VIEWS = [(WIDE, "light"), (WIDE, "dark"), (NARROW, "dark"), (NARROW, "light")]
+
 # Run in a page once it has loaded. Pictures further down may be loaded late, so each is waited for.
-LOOK = """async () => {
-    for (const picture of document.images) { picture.loading = "eager"; await picture.decode().catch(() => null) }
+READ = """async () => {
+    const pictures = [...document.images]
+    for (const picture of pictures) { picture.loading = "eager"; await picture.decode().catch(() => null) }
     return {
-        missing: [...document.images].filter(i => i.naturalWidth === 0).map(i => i.getAttribute("src")),
-        figures: document.images.length,
+        missing: pictures.filter(i => i.naturalWidth === 0).map(i => i.getAttribute("src")),
+        alone: pictures.filter(i => i.closest("a")?.href !== i.src).map(i => i.getAttribute("src")),
+        figures: pictures.length,
         links: [...document.querySelectorAll("a[href]")].map(a => a.href),
         ids: [...document.querySelectorAll("[id]")].map(e => e.id),
-        overflow: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+        unstyled: !document.styleSheets.length,
     }
+}"""
+
+# Run in each view. The page hears of another colour scheme in the next frame, or one of those after it.
+LOOK = """async ([wide, scheme]) => {
+    const problems = []
+    const page = document.documentElement
+    if (page.scrollWidth > page.clientWidth) problems.push("wider than the window")
+
+    const brightness = color => color.match(/[\\d.]+/g).slice(0, 3).reduce((sum, x) => sum + Number(x), 0) / 765
+    function asAsked() {
+        const { backgroundColor, color } = getComputedStyle(document.body)
+        const [behind, letters] = [brightness(backgroundColor), brightness(color)]
+        return scheme === "dark" ? behind < 0.3 && letters > 0.7 : behind > 0.7 && letters < 0.3
+    }
+    for (let frame = 0; frame < 10 && !asAsked(); frame++) await new Promise(requestAnimationFrame)
+    if (!asAsked()) problems.push(`not ${scheme}`)
+
+    const overflow = element => getComputedStyle(element).overflowX
+    const scrolls = element => ["auto", "scroll"].includes(overflow(element))
+    const hides = element => ["hidden", "clip"].includes(overflow(element))
+    const inside = element => element.clientWidth && element.scrollWidth > element.clientWidth + 1
+    function cutOff(element) {  // its right end cannot be reached by scrolling
+        if (inside(element) && hides(element)) return true
+        let { left, right } = element.getBoundingClientRect()
+        if (inside(element) && !scrolls(element)) right = left + element.scrollWidth
+        for (let box = element.parentElement; box && box !== document.body; box = box.parentElement) {
+            const edge = box.getBoundingClientRect().right
+            if (hides(box) && right > edge + 1) return true
+            if (scrolls(box)) right = edge
+        }
+        return false
+    }
+    const begin = element => element.textContent.trim().slice(0, 40) || element.getAttribute("src")
+    for (const element of document.querySelectorAll("pre, pre > code, table, img")) {
+        if (!element.checkVisibility()) continue
+        if (cutOff(element)) problems.push(`cut off: ${begin(element)}`)
+        else if (wide && element.matches("pre > code") && inside(element))
+            problems.push(`long lines: ${begin(element)}`)
+    }
+    return problems
 }"""
 
 
@@ -50,38 +103,52 @@ def built(tmp_path_factory):
     return site, build(site)
 
 
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport=WIDE, color_scheme="light")
+    page.set_default_timeout(120_000)  # a busy machine is no fault of a page
+    yield page
+    page.context.close()
+
+
 def pages_of(site: Path) -> list[Path]:
     """All but the page that only a server shows."""
     return [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]
 
 
-def look(browser, site: Path) -> tuple[list[str], int]:
+def look(page, site: Path) -> tuple[list[str], int]:
     """What is wrong with the pages of a folder when they are opened from it, and how many figures they show."""
-    problems, figures, ids, links = [], 0, {}, []
+    problems, figures, ids, links, name = [], 0, {}, [], ""
+
+    def note(what: str) -> None:
+        problems.append(f"{name}: {what}")
+
+    page.on("console", lambda message: message.type == "error" and note(f"console: {message.text}"))
+    page.on("pageerror", lambda error: note(f"error: {error}"))
+    page.on("request", lambda request: request.url.startswith("http") and note(f"fetches {request.url}"))
     for path in pages_of(site):
-        name, page = path.relative_to(site).as_posix(), browser.new_page()
-
-        def note(what: str, name: str = name) -> None:
-            problems.append(f"{name}: {what}")
-
-        page.on("console", lambda message, note=note: message.type == "error" and note(f"console: {message.text}"))
-        page.on("pageerror", lambda error, note=note: note(f"error: {error}"))
-        page.on("request", lambda request, note=note: request.url.startswith("http") and note(f"fetches {request.url}"))
+        name = path.relative_to(site).as_posix()
         page.goto(path.as_uri())
-        found = page.evaluate(LOOK)
-        page.close()
+        found = page.evaluate(READ)
         for figure in found["missing"]:
             note(f"missing figure {figure}")
-        if found["overflow"]:
-            note("wider than the window")
+        for figure in found["alone"]:
+            note(f"no link to the full size of {figure}")
+        if found["unstyled"]:
+            note("unstyled")
         figures += found["figures"]
         ids[path] = set(found["ids"])
         links += [(name, link) for link in found["links"] if link.startswith("file:")]
-    for name, link in links:
+        for size, scheme in VIEWS:
+            page.set_viewport_size(size)
+            page.emulate_media(color_scheme=scheme)
+            for what in page.evaluate(LOOK, [size is WIDE, scheme]):
+                note(f"{size['width']} pixels, {scheme}: {what}")
+    for page_name, link in links:
         url, fragment = urldefrag(link)
         target = Path(unquote(url.removeprefix("file://")))
         if not target.is_file() or (fragment and target in ids and unquote(fragment) not in ids[target]):
-            problems.append(f"{name}: broken link {link.removeprefix(site.as_uri())}")
+            problems.append(f"{page_name}: broken link {link.removeprefix(site.as_uri())}")
     return problems, figures
 
 
@@ -91,19 +158,69 @@ def test_the_build_has_nothing_to_say(built):
     assert not re.search("warning|error|griffe", said, flags=re.I), said
 
 
-def test_only_an_earlier_site_is_replaced(built, tmp_path):
+def test_only_an_earlier_site_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(SystemExit, match="exists and is no earlier site; give a new folder"):
         build(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
-    assert "No issues found" in build(built[0])
 
 
-def test_every_page_opens_without_an_error(built, browser):
-    problems, figures = look(browser, built[0])
+def test_a_site_with_an_address_replaces_an_earlier_one(tmp_path):
+    (tmp_path / "404.html").touch()
+    assert "No issues found" in build(tmp_path, "https://host/name/")
+    assert '<link rel="canonical" href="https://host/name/docs/recipes.html">' in (
+        tmp_path / "docs" / "recipes.html"
+    ).read_text(encoding="utf-8")
+    assert '<base href="https://host/name/">' in (tmp_path / "404.html").read_text(encoding="utf-8")
+
+
+def test_help_makes_no_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "website", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "SITE" in done.stdout
+    assert "--url" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: SITE"),
+        (["--site"], "the following arguments are required: SITE"),
+        (["--", "--site"], "--site looks like an option; for a folder of that name give ./--site"),
+        (["site", "--url", "host/name"], "host/name is no address of a site; give one like https://host/name/"),
+        (["site", "--url", "https://host/#top"], "https://host/#top is no address of a site"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        options(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_address_ends_with_a_slash():
+    assert options(["site", "--url", "https://host/name"]).url == "https://host/name/"
+    assert options(["site"]).url is None
+
+
+def test_every_page_opens_without_an_error(built, page):
+    problems, figures = look(page, built[0])
     assert problems == []
     assert figures > 50
     assert len(pages_of(built[0])) > 30
+
+
+def test_the_first_page_is_the_landing_page(built):
+    first = (built[0] / "index.html").read_text(encoding="utf-8")
+    assert 'id="you-fine-tune-a-pre-trained-model"' in first
+    assert 'id="you-do-research-on-optimizers"' in first
 
 
 def test_every_public_name_is_in_the_reference(built):
@@ -119,9 +236,10 @@ def test_every_public_name_is_in_the_reference(built):
 
 
 def test_every_page_is_in_the_navigation(built):
-    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = list((ROOT / "docs").rglob("*.md"))
-    assert [page for page in pages if str(page.relative_to(ROOT)) not in navigation] == []
+    navigation = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
+    pages = {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")} - {LANDING.as_posix()}
+    assert "index.md" in navigation
+    assert pages - set(navigation) == set()
 
 
 def test_every_figure_is_in_the_gallery():
@@ -131,28 +249,143 @@ def test_every_figure_is_in_the_gallery():
     assert [figure for figure in figures if f"]({figure.as_posix()})" not in gallery] == []
 
 
-def test_the_search_finds_without_a_server(built, browser):
-    page = browser.new_page()
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        ("hypergradient", "docs/concepts/hypergradients.html"),
+        ("learning rate schedule", "docs/reference/schedules.html"),
+        ("MAML", "docs/recipes.html"),
+        ("mixed precision", "docs/gotchas.html#mixed-precision"),
+    ],
+)
+def test_the_search_finds_without_a_server(words, target, built, page):
     page.goto((built[0] / "index.html").as_uri())
     page.keyboard.press("/")
-    page.keyboard.type("hypergradient")
-    page.wait_for_selector("a[href*='hypergradients.html']:visible")
-    page.close()
+    page.keyboard.type(words)
+    among_three = ", ".join(f"[aria-posinset='{place}']" for place in (1, 2, 3))
+    page.wait_for_selector(f"[role=option][href*='{target}']:is({among_three}):visible")
+
+
+def test_the_colours_are_those_of_the_system_until_they_are_switched(built, page):
+    def colours() -> str:
+        return page.evaluate("() => document.body.dataset.mdColorScheme")
+
+    page.emulate_media(color_scheme="dark")
+    page.goto((built[0] / "index.html").as_uri())
+    seen = [colours()]
+    for _ in range(2):
+        page.click("[data-md-component=palette] label:visible")
+        seen.append(colours())
+    page.emulate_media(color_scheme="light")
+    page.goto((built[0] / "docs" / "recipes.html").as_uri())
+    assert [*seen, colours()] == ["slate", "default", "slate", "slate"]
+
+
+def test_the_first_column_of_a_wide_table_stays_on_a_phone(built, page):
+    page.set_viewport_size(NARROW)
+    page.goto((built[0] / "docs" / "studies" / "family" / "report.html").as_uri())
+    page.wait_for_selector(".md-typeset__scrollwrap table")
+    before, after = (
+        page.evaluate(
+            """by => {
+                const table = document.querySelector(".md-typeset__scrollwrap")
+                table.scrollLeft = by
+                const [first, second] = table.querySelectorAll("td")
+                return [table.scrollLeft, first.getBoundingClientRect().right, second.getBoundingClientRect().left]
+            }""",
+            by,
+        )
+        for by in (0, 100)
+    )
+    assert (before[0], after[0]) == (0, 100)
+    assert 0 < after[1] <= before[1]
+    assert after[2] == before[2] - 100
+
+
+@contextmanager
+def served(folder: Path, missing: Path):
+    """The address of a server that shows the page ``missing`` for what is not in the folder."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def send_error(self, code, message=None, explain=None):
+            self.send_response(code)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(missing.read_bytes())
+
+        def log_message(self, format, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_missing_page_leads_back_wherever_the_site_lives(built, page, tmp_path):
+    (tmp_path / "name").symlink_to(built[0], target_is_directory=True)
+    with served(tmp_path, built[0] / "404.html") as address:
+        for place in (f"{address}/name/none.html", f"{address}/name/docs/studies/none/of/these/"):
+            assert page.goto(place).status == 404
+            assert page.evaluate("() => getComputedStyle(document.body).fontFamily").startswith("system-ui")
+            page.wait_for_selector(f"base[href='{address}/name/']", state="attached")
+            found = [page.request.get(link.evaluate("a => a.href")).status for link in page.locator("a").all()]
+            assert len(found) > 3
+            assert set(found) == {200}
+            page.click("text=hyperopt_ftp")
+            page.wait_for_url(f"{address}/name/index.html")
+
+
+GOOD = """<!doctype html><title>a</title>
+<style>
+  body { background: white; color: black }
+  @media (prefers-color-scheme: dark) { body { background: black; color: white } }
+</style>
+"""
 
 
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ('<img src="none.png">', "index.html: missing figure none.png"),
-        ('<a href="none.html">a</a>', "index.html: broken link /none.html"),
-        ('<a href="other.html#none">a</a>', "index.html: broken link /other.html#none"),
-        ("<script>none()</script>", "index.html: error: none is not defined"),
-        ("<script>console.error('no')</script>", "index.html: console: no"),
-        ('<script src="http://127.0.0.1:9/a.js"></script>', "index.html: fetches http://127.0.0.1:9/a.js"),
-        ('<div style="width: 9999px">a</div>', "index.html: wider than the window"),
+        ('<a href="none.png"><img src="none.png"></a>', "missing figure none.png"),
+        ('<img src="none.png">', "no link to the full size of none.png"),
+        ('<a href="none.html">a</a>', "broken link /none.html"),
+        ('<a href="other.html#none">a</a>', "broken link /other.html#none"),
+        ("<script>none()</script>", "error: none is not defined"),
+        ("<script>console.error('no')</script>", "console: no"),
+        ('<script src="http://127.0.0.1:9/a.js"></script>', "fetches http://127.0.0.1:9/a.js"),
+        ('<link rel="stylesheet" href="none.css">', "console: Failed to load resource: net::ERR_FILE_NOT_FOUND"),
+        ("<script>document.querySelector('style').remove()</script>", "unstyled"),
+        ('<div style="width: 9999px">a</div>', "1280 pixels, light: wider than the window"),
+        ('<div style="width: 600px">a</div>', "390 pixels, light: wider than the window"),
+        ("<style>body { background: white; color: black !important }</style>", "1280 pixels, dark: not dark"),
+        ("<style>body { background: black !important }</style>", "390 pixels, light: not light"),
+        (f'<pre style="overflow: hidden">{"a" * 99}</pre>', f"390 pixels, dark: cut off: {'a' * 40}"),
+        (
+            f'<div style="overflow: hidden"><pre><code>{"a" * 99}</code></pre></div>',
+            f"390 pixels, light: cut off: {'a' * 40}",
+        ),
+        (
+            f'<div style="overflow: clip"><table><tr><td>{"a" * 99}</table></div>',
+            f"390 pixels, light: cut off: {'a' * 40}",
+        ),
+        (
+            f'<pre><code style="display: block; overflow: auto">{"a" * 999}</code></pre>',
+            f"1280 pixels, light: long lines: {'a' * 40}",
+        ),
     ],
 )
-def test_what_is_broken_is_seen(body, problem, browser, tmp_path):
-    (tmp_path / "index.html").write_text(f"<!doctype html><title>a</title>{body}")
-    (tmp_path / "other.html").write_text('<!doctype html><title>b</title><a href="index.html">a</a>')
-    assert problem in look(browser, tmp_path)[0]
+def test_what_is_broken_is_seen(body, problem, page, tmp_path):
+    (tmp_path / "index.html").write_text(GOOD + body)
+    (tmp_path / "other.html").write_text(GOOD + '<a href="index.html">a</a>')
+    problems, _ = look(page, tmp_path)
+    assert f"index.html: {problem}" in problems
+    assert [other for other in problems if not other.startswith("index.html")] == []
+
+
+def test_what_can_be_scrolled_to_is_not_cut_off(page, tmp_path):
+    code = f'<pre><code style="display: block; overflow: auto">{"a" * 99}</code></pre>'
+    table = f'<div style="overflow: auto"><table><tr><td>{"a" * 199}</table></div>'
+    (tmp_path / "index.html").write_text(f'{GOOD}<div style="overflow: hidden">{code}{table}</div>')
+    assert look(page, tmp_path)[0] == []

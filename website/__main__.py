@@ -5,41 +5,54 @@ The pages are laid out as they lie in the repository: a link between two files w
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from posixpath import normpath
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = (
-    "*.md",
+    "CHANGELOG.md",  # README.md is the front page of a git host; docs/index.md is that of the site
+    "CONTRIBUTING.md",
     "LICENSE",
     "docs/**/*.*",
     "examples/**/*.py",
     "experiments/*/README.md",
     "benchmarks/results/*.png",
 )
+LANDING = Path("docs", "index.md")
+TARGET = re.compile(r"(?<=\]\()(?!https?:|#)[^)\s]+")
 
 
 def lay_out(pages: Path) -> None:
-    """Copy what is published."""
+    """Copy what is published; the landing page goes to the top, and its links with it."""
     for pattern in PUBLISHED:
         for source in ROOT.glob(pattern):
             target = pages / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    landing = (pages / LANDING).read_text(encoding="utf-8")
+    (pages / LANDING).unlink()
+    from_top = TARGET.sub(lambda link: normpath((LANDING.parent / link[0]).as_posix()), landing)
+    (pages / LANDING.name).write_text(from_top, encoding="utf-8")
 
 
-def build(site: Path) -> str:
+def build(site: Path, url: str | None = None) -> str:
     """Build strictly; returns what Zensical said. What the folder holds is replaced, so it must be an earlier site."""
     if site.exists() and not (site.is_dir() and (not any(site.iterdir()) or (site / "404.html").is_file())):
         raise SystemExit(f"{site} exists and is no earlier site; give a new folder")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         lay_out(work / "pages")
-        shutil.copyfile(ROOT / "mkdocs.yml", work / "mkdocs.yml")
+        shutil.copytree(ROOT / "website" / "theme", work / "website" / "theme")
+        config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+        (work / "mkdocs.yml").write_text(f"{config}site_url: {url or ''}\n", encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(work / "mkdocs.yml")],
             cwd=ROOT,
@@ -55,7 +68,30 @@ def build(site: Path) -> str:
     return done.stdout
 
 
+def a_folder(text: str) -> Path:
+    if text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text} looks like an option; for a folder of that name give ./{text}")
+    return Path(text)
+
+
+def an_address(text: str) -> str:
+    if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).netloc or set(text) & set(" '\"#?"):
+        raise argparse.ArgumentTypeError(f"{text} is no address of a site; give one like https://host/name/")
+    return text.rstrip("/") + "/"
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m website", description="Build the documentation into a folder.")
+    parser.add_argument("site", metavar="SITE", type=a_folder, help="a new folder, or an earlier site to replace")
+    parser.add_argument(
+        "--url",
+        type=an_address,
+        help="where the site will live, as https://host/name/: for search engines, and for links on the page of a "
+        "missing one. Without it the site works in any place",
+    )
+    return parser.parse_args(arguments)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("give a folder for the site: python -m website SITE")
-    print(build(Path(sys.argv[1])))
+    given = options(sys.argv[1:])
+    print(build(given.site, given.url))
