@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.figures import SMALL, WIDTH, save
 
+NAMES = 50  # so many fit below each other
 RANGE = 1e-4  # of the largest radius: below it all are one colour
 
 
@@ -24,7 +26,8 @@ class Observed(NamedTuple):
 
 def blocks(layers: Sequence[str]) -> list[tuple[str, int, int]]:
     """Neighbours that belong together: a name, the first, and the one after the last. A block is what a number in the
-    name counts; what stands before the first one is the stem, and after them the head."""
+    name counts; what stands before the first one is the stem, and after them the head. Where these have few tensors
+    each, they are one block: "fuse 0-3"."""
     numbered = [re.search(r"(?:^|\.)(\w+)\.(\d+)\.", name) for name in layers]
     places = [place for place, match in enumerate(numbered) if match]
     found: list[tuple[str, int, int]] = []
@@ -37,7 +40,19 @@ def blocks(layers: Sequence[str]) -> list[tuple[str, int, int]]:
             found[-1] = (name, found[-1][1], place + 1)
         else:
             found.append((name, place, place + 1))
-    return found
+    return _together(found)
+
+
+def _together(found: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Neighbours of one word whose names would lie on each other."""
+    joined: list[tuple[str, int, int]] = []
+    for _, of_word in groupby(found, key=lambda block: block[0].partition(" ")[0]):
+        some = list(of_word)
+        if len(some) > 1 and max(after - first for _, first, after in some) * NAMES < found[-1][2]:
+            last = some[-1][0].partition(" ")[2]
+            some = [(f"{some[0][0]}-{last}", some[0][1], some[-1][2])]
+        joined += some
+    return joined
 
 
 def radii(file: Path, runs: Mapping[str, Observed], label: str) -> None:

@@ -160,18 +160,22 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str, d
         *([f"![{pictures}](pictures.png)"] if pictures else []),
     ]
     seed = content["config"]["seeds"][0]
-    if runs := _radii(folder / "radii", seed):
+    if runs := _radii(folder, seed):
         heat_maps.radii(folder / "radii.png", runs, "radius")
         lines += ["", f"![{heat_maps.caption(runs)} Seed {seed}.](radii.png)"]
     lines += ["", *provenance(content)]
     checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
+def files_of_radii(folder: Path, seed: int) -> dict[str, Path]:
+    """Of FTP and TPGM, which the report shows, by method; some may not be there."""
+    return {method: folder / "radii" / f"{method}-seed{seed}.json" for method in ("ftp", "tpgm")}
+
+
 def _radii(folder: Path, seed: int) -> dict[str, Observed]:
-    """What was seen of the radii of FTP and TPGM, by title."""
+    """What was seen of the radii, by title."""
     found = {}
-    for method in ("ftp", "tpgm"):
-        file = folder / f"{method}-seed{seed}.json"
+    for method, file in files_of_radii(folder, seed).items():
         if file.exists() and (seen := json.loads(file.read_text()))["steps"]:
             layers = [name.removeprefix("network.") for name in seen["layers"]]
             found[title(method)] = Observed(layers, seen["steps"], seen["radii"])

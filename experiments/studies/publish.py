@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common import checkpoint
+from experiments.common.tables import files_of_radii
 from experiments.studies.jobs import Job
 
 
@@ -21,8 +22,15 @@ def figures_of(report: str) -> list[str]:
     return re.findall(r"\]\(([\w.-]+\.png)\)", report)
 
 
+def numbers_of(folder: Path, content: dict) -> list[str]:
+    """The files that a report is made from."""
+    seeds = content["config"].get("seeds")
+    radii = files_of_radii(folder, seeds[0]).values() if seeds else ()
+    return ["metrics.json", *(str(file.relative_to(folder)) for file in radii if file.exists())]
+
+
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, the figures it shows and `metrics.json` of each finished run; README.md lists all that is kept."""
+    """`report.md`, the figures it shows and their numbers of each finished run; README.md lists all that is kept."""
     lines = [
         "# Studies",
         "",
@@ -35,12 +43,12 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     ]
     for job in jobs:
         source, kept = runs / job.name, to / job.name
-        if finished(source) is not None:
+        if (content := finished(source)) is not None:
             report = (source / "report.md").read_text()
-            names = ("report.md", "metrics.json", *figures_of(report))
+            names = ("report.md", *numbers_of(source, content), *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
-            for name, content in files.items():
-                checkpoint.write(kept / name, lambda file, content=content: file.write(content))
+            for name, made in files.items():
+                checkpoint.write(kept / name, lambda file, made=made: file.write(made))
         if (content := finished(kept)) is not None:
             commit = (content["environment"]["git_commit"] or "unknown")[:10]
             commit += " with changes" if content["environment"]["git_changes"] else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.common import checkpoint
 from experiments.common.record import RunRecord
 from experiments.studies.jobs import Job
-from experiments.studies.publish import figures_of, finished
+from experiments.studies.publish import figures_of, finished, numbers_of
 
 
 def redraw(job: Job, kept: Path) -> tuple[list[str], list[str]]:
@@ -19,7 +19,9 @@ def redraw(job: Job, kept: Path) -> tuple[list[str], list[str]]:
     assert content is not None
     with tempfile.TemporaryDirectory() as folder:
         new = Path(folder)
-        shutil.copy(kept / "metrics.json", new)
+        for name in numbers_of(kept, content):
+            (new / name).parent.mkdir(exist_ok=True)
+            shutil.copy(kept / name, new / name)
         import_module(f"{job.module}.study").STUDY.report(RunRecord(new, content["experiment"], content["config"]))
         shown = figures_of((kept / "report.md").read_text())
         drawn = [name for name in shown if (new / name).exists()]

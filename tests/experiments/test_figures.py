@@ -152,6 +152,9 @@ def test_neighbours_are_in_blocks():
     bert = ["encoder.embeddings.weight", "encoder.encoder.layer.0.output.weight", "encoder.encoder.layer.1.a.bias"]
     assert blocks(bert) == [("stem", 0, 1), ("layer 0", 1, 2), ("layer 1", 2, 3)]
     assert blocks(["a.weight", "b.weight"]) == [("head", 0, 2)]
+    many = [f"encoder.block.{k}.{n}" for k in range(10) for n in range(10)]
+    fused = [f"fuse.{k}.weight" for k in range(3)]  # each a hundredth of the height: too low for a name of its own
+    assert blocks([*many, *fused])[-2:] == [("block 9", 90, 100), ("fuse 0-2", 100, 103)]
 
 
 def test_heat_maps_share_one_scale_and_name_blocks(drawn):

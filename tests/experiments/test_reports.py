@@ -214,6 +214,21 @@ def test_kept_figures_are_drawn_again_from_their_numbers(tmp_path):
     assert "as they were, for want of numbers: pictures.png, radii-ftp.png, radii-tpgm.png" in said
 
 
+def test_radii_are_published_and_drawn_again(tmp_path):
+    """Those of the first seed, which the report shows."""
+    run = tmp_path / "runs" / "normals"
+    shutil.copytree(KEPT / "normals", run)
+    shutil.copy(run / "radii" / "ftp-seed0.json", run / "radii" / "ftp-seed1.json")
+    publish(FULL, tmp_path / "runs", tmp_path / "docs")
+    kept = tmp_path / "docs" / "normals"
+    assert [file.name for file in (kept / "radii").iterdir()] == ["ftp-seed0.json"]
+    (kept / "radii.png").write_bytes(b"old")
+    status, said = redraw(tmp_path / "docs")
+    assert status == 0
+    assert "normals: drawn again scores.png, trade-off.png, radii.png; as they were, for want of numbers: pict" in said
+    assert (kept / "radii.png").stat().st_size > 1000
+
+
 def test_without_a_finished_run_there_is_nothing_to_draw(tmp_path, capsys):
     write(tmp_path / "continual", record(status="running"))
     assert redraw(tmp_path)[0] == 2
