@@ -60,6 +60,7 @@ lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.integrat
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+	$(RUN) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Into site/; then every page is opened in Chromium, which has to be installed.
 docs: $(VENV)/.docs
