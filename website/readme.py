@@ -37,5 +37,4 @@ def main(addresses: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # the README's, whatever the terminal's is
-    print(main(sys.argv[1:]), end="")
+    sys.stdout.buffer.write(main(sys.argv[1:]).encode())  # UTF-8, whatever the terminal has
