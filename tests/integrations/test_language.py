@@ -237,34 +237,6 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "pictures.png" not in report
 
 
-@pytest.mark.parametrize("anchor", ["topics", "minilm"])
-def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
-    """Of every layer that has an anchor, the closed form as full one; the ways of fine-tuning leave a new head free."""
-    from experiments.hypergradients import costs
-    from experiments.hypergradients.language import study as hypergradients
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hypergradients, "minilm", lambda dropout=None: minilm(layers=1, dropout=dropout))
-    monkeypatch.delitem(costs.STRATEGIES, "Unroll(compile=True)")  # minutes; anew for each length of a batch
-    plan = ("--points", "2", "--depths", "1", "2", "--ways", "paper", "validation1", "--ways-epochs", "1")
-    assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--costs", "--out", "runs/one"]) == 0
-    content = json.loads(Path("runs/one/metrics.json").read_text())
-    results = content["results"]
-    layers = results["run"]["layers"]
-    assert ("classifier.weight" in layers) == (anchor == "topics")
-    found = results["point-2"]["gradients"]["training"]
-    assert found["exact"] == pytest.approx(found["K=1"], rel=1e-3, abs=1e-4)  # float32
-    assert {len(values) for values in found.values()} == {len(layers)}
-    assert results["cost Forward(chunk=1)"]["differs"][0] < 1e-3
-    assert {name: results[name]["steps"] for name in ("paper-seed0", "validation1-seed0")} == {
-        "paper-seed0": 4,
-        "validation1-seed0": 4,
-    }
-    report = Path("runs/one/report.md").read_text()
-    assert "MiniLM-L6 is fine-tuned with FTPAdamW (paper) on 38 tweets about airlines" in report
-    assert '`Unroll(checkpoint="sqrt")`' in report
-
-
 def test_adapters_begin_as_their_seed_says_whatever_was_done_before(tmp_path, monkeypatch):
     """Stopped in its first step, a training begins anew, in a program that has drawn less."""
     monkeypatch.chdir(tmp_path)
