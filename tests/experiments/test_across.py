@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.across import across, best_of, by_family, by_method, equals_best, scores_by_task, shortfall
+from experiments.common.methods import METHODS
+from experiments.studies.across import (
+    FAMILIES,
+    across,
+    best_of,
+    by_family,
+    by_method,
+    equals_best,
+    scores_by_task,
+    shortfall,
+)
 from experiments.studies.jobs import FULL, Job
 
 KEPT = Path(__file__).parents[2] / "docs" / "studies"
@@ -29,6 +39,13 @@ def test_within_two_standard_errors_of_the_difference():
 def test_best_of_a_family_is_that_of_the_sum():
     assert best_of(SCORES, ("adamw", "wise", "lora")) == "wise"
     assert best_of(SCORES, ("lora",)) is None
+
+
+def test_every_way_of_fine_tuning_is_in_one_family():
+    named = [method for family in FAMILIES.values() for method in family]
+    assert len(named) == len(set(named))
+    # The default itself, one that is a remark in the guide, and what is compared on a task of its own.
+    assert METHODS.keys() - set(named) == {"ftp", "ftp_start", "muon", "ftp_muon"}
 
 
 def record(folder: Path, name: str, methods: dict, seeds: list[int], status: str = "finished") -> Job:
