@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants clean
+.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants alone clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
@@ -66,6 +66,10 @@ lint: $(VENV)/.demo $(VENV)/.bench $(VENV)/.test $(VENV)/.docs $(VENV)/.integrat
 docs: $(VENV)/.docs
 	$(RUN) -m website site
 	$(RUN) -m pytest -q -rs tests/test_site.py
+
+# Each of the others in a fresh clone of its own: a target must not need what another one has installed.
+alone:
+	$(PYTHON) -m tests.alone $(VENV)-alone
 
 bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
