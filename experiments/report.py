@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import checkpoint
 from experiments.common.cli import guarded
@@ -15,7 +14,7 @@ from experiments.common.estimate import shown
 from experiments.common.looks import LOOKS, MARKERS, Look
 from experiments.common.methods import title
 from experiments.common.score_figures import trade_off, unbeaten
-from experiments.common.tables import SUMS, markdown
+from experiments.common.tables import SUMS, in_terminal, markdown
 
 HEADING = "Runs side by side"
 
@@ -104,13 +103,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         names = [folder.resolve().name for folder in parsed.runs]
         shown_as = names if len(set(names)) == len(names) else [str(folder) for folder in parsed.runs]
         runs = {name: read(folder) for name, folder in zip(shown_as, parsed.runs, strict=True)}
-        header, rows = compared(runs)
-        table = Table(title=HEADING)
-        for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number > 1 else "left")
-        for row in rows:
-            table.add_row(*row)
-        to.print(table)
+        in_terminal(to, HEADING, *compared(runs), labels=2)
         for line in differences(runs):
             to.print(line)
         if parsed.out is not None:

@@ -63,7 +63,7 @@ class _Projection(torch.autograd.Function):
         step, one = torch.zeros((), device=weights.device), radius.detach().reshape(())
         own = [[one.clone()] for _ in range(3)]  # the radius and its moments
         layers = Layers._make([[out], [ABSENT], [ABSENT], [anchor], [c], [n], *own, [step], []])
-        kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]
+        kernel = FUSED["triton" if weights.is_cuda else "fused_cpu"]  # why_not refuses a GPU where Triton is no default
         kernel.project_(layers, one.reshape(1).clone(), Ball(0.0, 0.0, norm, False))
         return out
 

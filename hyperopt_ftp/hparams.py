@@ -229,12 +229,13 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         )
 
 
-def check_count(name: str, value: Any, what: str, none: bool = False) -> None:
-    """``ValueError`` unless ``value`` is a whole number of at least 1, or ``None`` where that is allowed."""
+def check_count(name: str, value: Any, what: str, none: bool = False, least: int = 1) -> None:
+    """``ValueError`` unless ``value`` is a whole number of at least that, or ``None`` where that is allowed."""
     if value is None and none:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be {'None or ' if none else ''}a number of {what} >= 1, got {shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        allowed = f"{'None or ' if none else ''}a number of {what} >= {least}"
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:

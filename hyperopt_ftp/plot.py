@@ -6,6 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,6 +135,8 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: Field = "dista
 def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
     """The tuned hyperparameters of a tower over the steps, one panel for each level.
 
+    One that holds several numbers (a table of :func:`hyperopt_ftp.per_step`) has a line for each, of one colour.
+
     Args:
         states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step, or the records of
             :func:`hyperopt_ftp.bilevel`. The level above is where ``state.by`` is itself tuned.
@@ -155,13 +158,13 @@ def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
     >>> [axes.get_title() for axes in figure.axes]
     ['level 1', 'level 2']
     """
-    levels: list[dict[str, list[float]]] = []
+    levels: list[dict[str, list[list[float]]]] = []
     for state in states:
         for height, tuned in enumerate(_levels(state)):
             if height == len(levels):
                 levels.append({})
             for name, value in tree.by_path(tuned).items():
-                levels[height].setdefault(name, []).append(float(value.detach()))
+                levels[height].setdefault(name, []).append(value.detach().flatten().tolist())
     counts = {len(values) for named in levels for values in named.values()}
     if steps is not None and counts - {len(steps)}:
         raise ValueError(f"steps must be one for each of the {max(counts)} states, got {len(steps)}")
@@ -170,9 +173,9 @@ def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
     figure = _figure(6, 0.8 + 2.2 * len(levels))
     panels = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
     for height, (axes, named) in enumerate(zip(panels, levels, strict=True)):
-        axes.set_prop_cycle(color=_COLOURS)
-        for name, values in named.items():
-            axes.plot(range(1, len(values) + 1) if steps is None else steps, values, label=name)
+        for (name, values), colour in zip(named.items(), cycle(_COLOURS)):
+            lines = axes.plot(range(1, len(values) + 1) if steps is None else steps, values, color=colour)
+            lines[0].set_label(name)
         axes.set_title(f"level {height + 1}", fontsize=10)
         axes.legend(frameon=False, fontsize=9)
     panels[-1].set_xlabel("step")

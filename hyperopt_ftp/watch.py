@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from .hparams import check_count
 from .kernels import sharded
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working
@@ -103,9 +104,8 @@ def watch(
     (4, ['clipped', 'distance', 'radius'])
     """
     watched = _anchored("watch", optimizer)
-    for name, value, least in (("every", every, 1), ("first", first, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a number of steps, at least {least}, got {value!r}")
+    check_count("every", every, "steps")
+    check_count("first", first, "steps", least=0)
     write, done = _writer(to), [first]
 
     def after(*_: Any) -> None:

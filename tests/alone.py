@@ -39,7 +39,9 @@ def made(target: str, folder: Path) -> tuple[int, float]:
     """Exit status and seconds of `make TARGET`; the clone goes, as an environment has gigabytes."""
     clone = folder / target
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_"))
+    }
     begin = time.monotonic()
     with (folder / f"{target}.log").open("w") as log:
         done = subprocess.run(["make", target], cwd=clone, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -53,7 +55,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for clones and logs; must not exist yet")
     parser.add_argument(
-        "--targets", nargs="+", choices=known, metavar="TARGET", default=[name for name in known if name not in LEFT_OUT]
+        "--targets",
+        nargs="+",
+        choices=known,
+        metavar="TARGET",
+        default=[name for name in known if name not in LEFT_OUT],
     )
     args = parser.parse_args()
     if args.folder.exists():

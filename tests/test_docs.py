@@ -126,32 +126,38 @@ def measured(benchmark: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / f"{benchmark}.json").read_text())
 
 
-def hypergradient_ratio(ours: str) -> float:
-    found = measured("hypergradient")["problems"]["mlp"]["contenders"]
-    return found[ours]["median_seconds"] / found["torchopt"]["median_seconds"]
+def training_ratio(name: str) -> str:
+    return f"{measured('training_cpu')['models']['resnet50']['steps'][name]['ratio']:.2f}"
+
+
+def hypergradient_ratios(ours: str) -> str:
+    """Over all problems; against TorchOpt's faster form where there are two."""
+    ratios = [
+        found[ours]["median_seconds"]
+        / min(run["median_seconds"] for name, run in found.items() if name.startswith("torchopt"))
+        for found in (problem["contenders"] for problem in measured("hypergradient")["problems"].values())
+        if ours in found
+    ]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 #: What a row of README's table of speeds begins with, and where its number comes from.
 SPEEDS = {
-    "step of `FTPAdamW`": lambda: (
-        measured("step_cpu")["models"]["resnet50"]["steps"]["FTPAdamW(fused)"]["ratio_to_adamw_fused"]
+    "`FTPAdamW.step()` alone": lambda: (
+        f"{measured('step_cpu')['models']['resnet50']['steps']['FTPAdamW(fused)']['ratio_to_adamw_fused']:.2f}"
     ),
-    "training step, `FTPAdamW`": lambda: training_ratio("FTPAdamW (fused)"),
-    "training step, TPGM": lambda: training_ratio("TPGM"),
-    "hypergradient through 64 steps": lambda: hypergradient_ratio("Unroll()"),
-    "the same with `compile=True`": lambda: hypergradient_ratio("Unroll(compile=True)"),
+    "whole training step, `FTPAdamW`": lambda: training_ratio("FTPAdamW (fused)"),
+    "the same, TPGM": lambda: training_ratio("TPGM"),
+    "hypergradient, `Unroll()`": lambda: hypergradient_ratios("Unroll()"),
+    "the same with `compile=True`": lambda: hypergradient_ratios("Unroll(compile=True)"),
 }
-
-
-def training_ratio(name: str) -> float:
-    return measured("training_cpu")["models"]["resnet50"]["steps"][name]["ratio"]
 
 
 def test_speeds_in_the_readme_are_measured():
     table = rows(README.partition("## Speed")[2].partition("##")[0])[1:]
     assert [row[0] for row in table if not row[0].startswith(tuple(SPEEDS))] == []
     found = {start: row[1] for start in SPEEDS for row in table if row[0].startswith(start)}
-    assert found == {start: f"{ratio():.2f}" for start, ratio in SPEEDS.items()}
+    assert found == {start: shown() for start, shown in SPEEDS.items()}
 
 
 def rows(text: str) -> list[list[str]]:

@@ -24,10 +24,10 @@ ALLOWED = {
     "hyper": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored"},
     "mixing": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
-    "kernels": set(),
+    "kernels": {"dtensors"},
     "fused_projection": {"types", "hparams", "anchored", "kernels"},
-    "torch_optim": {"types", "tree", "hparams", "calls", "optimizers", "anchored", "kernels"},
-    "watch": {"types", "tree", "kernels", "torch_optim"},
+    "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
+    "watch": {"types", "tree", "hparams", "kernels", "torch_optim"},
     "plot": {"types", "tree"},
     "integrations": {"types", "hparams", "calls", "torch_optim"},
 }
@@ -89,7 +89,15 @@ RUNS = {
     "integrations",
 }
 PURE = sorted(ALLOWED.keys() - RUNS)
-PURE += ["hyper/hyper", "hyper/one_step", "hyper/constrain", "hyper/paths", "hyper/inner", "hyper/tpgm"]
+PURE += [
+    "hyper/hyper",
+    "hyper/one_step",
+    "hyper/constrain",
+    "hyper/paths",
+    "hyper/inner",
+    "hyper/held_out",
+    "hyper/tpgm",
+]
 
 
 @pytest.mark.parametrize("folder", PURE)

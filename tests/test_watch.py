@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,9 +221,9 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
 @pytest.mark.parametrize(
     ("act", "error", "text"),
     [
-        (lambda o, f: hft.watch(o, f / "x.csv", every=0), ValueError, "every must be a number of steps, .* got 0"),
-        (lambda o, f: hft.watch(o, f / "x.csv", first=-1), ValueError, "first must be a number of steps, .* 0, got -1"),
-        (lambda o, f: hft.watch(o, f / "x.csv", first="7"), ValueError, "first must be a number of steps, .* got '7'"),
+        (lambda o, f: hft.watch(o, f / "x.csv", every=0), ValueError, "every must be a number of steps >= 1, got 0"),
+        (lambda o, f: hft.watch(o, f / "x.csv", first=-1), ValueError, "first must be a number of steps >= 0, got -1"),
+        (lambda o, f: hft.watch(o, f / "x.csv", first="7"), ValueError, "first must be a number of .* >= 0, got .*7"),
         (lambda o, f: hft.watch(o, f / "no" / "x.csv"), ValueError, "there is no folder .*no for x.csv; make it first"),
         (lambda o, f: hft.measure(descent()), TypeError, "measure: HypergradientDescent holds nothing .* param_groups"),
         (lambda o, f: plot.history(f / "rows.csv"), ValueError, "rows.csv, line 2: step must be a number, got 'foo'"),
@@ -300,6 +301,15 @@ def tower(steps: int = 2) -> list:
         w, state = opt.update(w, state, w)
         states.append(state)
     return states
+
+
+def test_traces_of_a_table_have_a_line_for_each_of_its_numbers():
+    states = [SimpleNamespace(tuned={"lr": torch.full((3,), 0.1 * k), "eps": torch.tensor(1.0)}) for k in range(4)]
+    (axes,) = plot.traces(states).axes
+    assert [line.get_label() for line in axes.lines if not line.get_label().startswith("_")] == ["lr", "eps"]
+    assert len(axes.lines) == 4
+    assert {line.get_color() for line in axes.lines[:3]} == {axes.lines[0].get_color()}
+    assert axes.lines[2].get_ydata()[3] == pytest.approx(0.3)
 
 
 def test_traces_have_a_line_for_each_hyperparameter_of_each_level():

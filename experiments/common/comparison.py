@@ -23,7 +23,7 @@ from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
 from experiments.common.shares import mix_in
 from experiments.common.step_log import write_steps
-from experiments.common.task import Part, summed_up
+from experiments.common.task import Part, tested
 from experiments.common.trainer import Trainer, steps_of
 
 OTHER_SEED = 1000  # is added for a further training
@@ -179,7 +179,7 @@ class Comparison:
             "seed": seed,
             "lr": lr,
             **({} if strength is None else {"strength": strength}),
-            **self._tested(fitted.model),
+            **tested(self.task, fitted.model),
             "diverged": training.diverged,
             "steps": training.step,
             "seconds": round(training.seconds, 1),
@@ -196,21 +196,19 @@ class Comparison:
     def _made_of(self, follower: str, model: Network, result: dict) -> dict:
         """The result of a method that is made of a training's weights, and of those of others by the same method."""
         method, seed, lr = METHODS[follower], result["seed"], result["lr"]
-        ends, own = [model.state_dict()], dict[str, Any](method=follower)
+        ends = [model.state_dict()]
+        own: dict[str, Any] = {"method": follower, "diverged": result["diverged"], "seconds": result["seconds"]}
         for number in range(1, method.others + 1):
-            again = self.fit(result["method"], seed + number * OTHER_SEED, lr, f"{follower}, seed {seed}")
+            name = f"{follower}, seed {seed}" + (f", {number}" if number > 1 else "")
+            again = self.fit(result["method"], seed + number * OTHER_SEED, lr, name)
             ends.append(again.model.state_dict())
-            own["diverged"] = result["diverged"] or again.training.diverged
-            own["seconds"] = round(result["seconds"] + again.training.seconds, 1)
+            own["diverged"] = own["diverged"] or again.training.diverged
+            own["seconds"] = round(own["seconds"] + again.training.seconds, 1)
         assert method.mix is not None
         mixed = self.task.new_model()
         anchor = held(mixed, self.options, self.start)
         mixed.load_state_dict(method.mix(self.options, mixed, ends, anchor))
-        return result | own | self._tested(mixed)
-
-    def _tested(self, model: Network) -> dict:
-        scores = self.task.test(model)
-        return {"scores": scores, **summed_up(self.task, scores)}
+        return result | own | tested(self.task, mixed)
 
 
 def followers(method: str, methods: tuple[str, ...]) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.cli import RUNS, guarded, parsed
 from experiments.common.errors import InputError
 from experiments.common.options import digest, plain_values
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
+from experiments.common.tables import in_terminal, where
 
 Header = list[str]
 Rows = list[list[str]]
@@ -116,14 +116,8 @@ class Study(Generic[C, D]):
             self.report(record)
             record.content["status"] = "finished"
             record.save()
-        header, rows = self.table(record.content)
-        table = Table(title=self.name)
-        for number, title in enumerate(header):
-            table.add_column(title, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+        in_terminal(console, self.name, *self.table(record.content))
+        console.print(where(record))
 
     def read(self, arguments: Sequence[str] | None) -> Any:
         """Options on top of the defaults, or of those of --fast."""

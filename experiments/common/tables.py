@@ -104,19 +104,27 @@ def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def show(record: RunRecord, console: Console, heading: str, setting: str) -> None:
-    """The table in the terminal."""
-    header, rows = table_of(record.content["summary"], narrow=True)
-    table = Table(title=heading)
+def in_terminal(console: Console, title: str, header: list[str], rows: list[list[str]], labels: int = 1) -> None:
+    """A table whose first columns, as many as `labels`, are words."""
+    table = Table(title=title)
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="left" if number < labels else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def where(record: RunRecord) -> str:
+    return f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)"
+
+
+def show(record: RunRecord, console: Console, heading: str, setting: str) -> None:
+    """The table in the terminal."""
+    in_terminal(console, heading, *table_of(record.content["summary"], narrow=True))
     console.print(setting)
     for line in differences(record.content["summary"]):
         console.print(line)
-    console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+    console.print(where(record))
 
 
 def write_report(record: RunRecord, heading: str, setting: str, pictures: str, details: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,9 @@ class Task(Protocol):
 def summed_up(task: Task, scores: Mapping[str, float]) -> dict[str, float]:
     """A value for each column of the task."""
     return {title: sum(scores[name] for name in names) / len(names) for title, names in task.columns.items()}
+
+
+def tested(task: Task, model: nn.Module) -> dict[str, Any]:
+    """Scores of a model, and a value for each column of the task."""
+    scores = task.test(model)
+    return {"scores": scores, **summed_up(task, scores)}

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from statistics import mean
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate, shown
 from experiments.common.record import RunRecord
 from experiments.common.score_figures import in_turn
-from experiments.common.tables import markdown, provenance, rates_tried
+from experiments.common.tables import in_terminal, markdown, provenance, rates_tried, where
 from experiments.continual.methods import METHODS
 from experiments.continual.metrics import MEASURES
 from experiments.continual.sequence import name_of
@@ -93,17 +92,11 @@ def differences(content: Mapping) -> list[str]:
 
 def show(record: RunRecord, console: Console) -> None:
     """The table in the terminal."""
-    header, rows = table_of(record.content)
-    table = Table(title=HEADING)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    in_terminal(console, HEADING, *table_of(record.content))
     console.print(setting(record.content))
     for line in differences(record.content):
         console.print(line)
-    console.print(f"Report, figure and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+    console.print(where(record))
 
 
 def write_report(record: RunRecord) -> None:

@@ -22,7 +22,7 @@ from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
 from experiments.common.step_log import Board, write_steps
-from experiments.common.task import Task, summed_up
+from experiments.common.task import Task, tested
 from experiments.common.trainer import OnStep, Trainer, steps_of
 from experiments.hypergradients.config import Plan
 from experiments.hypergradients.costs import STRATEGIES, cost
@@ -170,11 +170,6 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
         "diverged": trained.diverged,
         **tested(task, model),
     }
-
-
-def tested(task: Task, model: torch.nn.Module) -> dict:
-    scores = task.test(model)
-    return {"scores": scores, **summed_up(task, scores)}
 
 
 def compare_downstream(setting: Setting) -> None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import checkpoint, heat_maps
 from experiments.common.estimate import estimate, shown
 from experiments.common.figures import Curve, curves
 from experiments.common.heat_maps import Observed
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
+from experiments.common.tables import in_terminal, markdown, provenance, where
 from experiments.hypergradients.agreement import Agreement, agreement
 from experiments.hypergradients.downstream import WAYS
 from experiments.hypergradients.plots import scatter
@@ -124,14 +123,9 @@ def show(record: RunRecord, console: Console) -> None:
         ("What a full hypergradient costs", costs(record.content)),
         ("Fine-tuned with each, accuracy (%)", fine_tuned(record.content)),
     ):
-        table = Table(title=heading)
-        for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row)
         if rows:
-            console.print(table)
-    console.print(f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)")
+            in_terminal(console, heading, header, rows)
+    console.print(where(record))
 
 
 def write_report(record: RunRecord, subject: Subject) -> None:

@@ -1,11 +1,10 @@
 """The table in the terminal, and report.md."""
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import checkpoint
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
+from experiments.common.tables import in_terminal, markdown, provenance
 from experiments.recipes import published
 from experiments.recipes.published import PUBLISHED, Published
 
@@ -55,23 +54,14 @@ def _published(content: dict) -> Published | None:
 
 
 def show(record: RunRecord, console: Console) -> None:
-    _print(console, record.content["config"]["title"], *_table(record.content))
+    in_terminal(console, record.content["config"]["title"], *_table(record.content))
     for title, table in _errors(record.content).items():
-        _print(console, title, *table)
+        in_terminal(console, title, *table)
     if (others := _published(record.content)) is not None:
-        _print(console, f"Published ({others.source})", *published.table(others))
+        in_terminal(console, f"Published ({others.source})", *published.table(others))
     for line in _setting(record.content):
         console.print(line)
     console.print(f"Report and numbers: {record.folder}")
-
-
-def _print(console: Console, title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def write_report(record: RunRecord) -> None:

@@ -27,13 +27,13 @@ def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[
     see :func:`~hyperopt_ftp.digrap`.
 
     Args:
-        base: any optimizer with an ``lr``.
+        base: any optimizer.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         omega: strength of the projection: number, 0-d tensor, or dict by path of them, in [0, 1]; added to the hparams
             as ``"omega"``. 0 is the base.
 
     Raises:
-        ValueError: an omega outside [0, 1], an anchor that does not fit (at ``init``), a base without lr.
+        ValueError: an omega outside [0, 1], an anchor that does not fit (at ``init``).
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.directed(hft.sgd(lr=1.0), torch.zeros(2), omega=0.5)
@@ -47,7 +47,7 @@ def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[
         ratio, back = component(dot(g, d), dot(d, d))
         return g - torch.where(back, h["omega"], 0.0) * ratio * d, state
 
-    return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before, reads=("lr",)))
+    return anchored(base, anchor, Rule(to_tensors(omega=omega), before=before))
 
 
 def component(product: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:

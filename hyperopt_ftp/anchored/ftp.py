@@ -200,12 +200,16 @@ def radius_gradient(
     Returns:
         0-d tensor.
 
+    Raises:
+        ValueError: another ``gradient``.
+
     >>> import torch
     >>> from hyperopt_ftp.anchored import radius_gradient
     >>> c, n = torch.tensor([[2.0, 0.0], [0.5, 0.0]]), torch.tensor([2.0, 0.5])
     >>> radius_gradient(torch.ones(2, 2), c, n, torch.tensor(1.0), "exact")
     tensor(1.)
     """
+    check_choice("gradient", gradient, GRADIENTS)
     weight = 1 / norms
     if gradient == "exact":
         weight = torch.where(radius <= norms, weight, 0.0)

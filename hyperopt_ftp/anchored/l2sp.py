@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import to_tensors
+from ..hparams import check_flag, to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 
@@ -25,14 +25,16 @@ def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bo
         W <- (W - d) - lr * strength * (W - W0)            decoupled, as AdamW decays (arXiv 1711.05101)
 
     Args:
-        base: any optimizer with an ``lr``; a schedule goes around the result, not inside.
+        base: any optimizer; decoupled, one with an ``lr``, and a schedule goes around the result, not inside.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
             base. Decoupled, ``lr * strength = 1`` makes each step start at the anchor.
         decoupled: leave the gradient alone and move the weights.
 
     Raises:
-        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
+        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``); decoupled, a base
+            without lr.
+        TypeError: ``decoupled`` is no bool.
 
     The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. Differs from the paper: that
     has no decoupled form.
@@ -49,8 +51,7 @@ def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bo
 
 def l2sp_rule(strength: HParam, decoupled: bool) -> Rule:
     """The rule of :func:`l2sp`."""
-    if not isinstance(decoupled, bool):
-        raise TypeError(f"decoupled must be True or False, got {decoupled!r}")
+    check_flag("decoupled", decoupled)
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
         return g + h["strength"] * (w - w0), state
@@ -61,4 +62,6 @@ def l2sp_rule(strength: HParam, decoupled: bool) -> Rule:
         return moved - h["lr"] * h["strength"] * (w - w0), state
 
     own = to_tensors(strength=strength)
-    return Rule(own, None if decoupled else before, after if decoupled else None, reads=("lr",), keeps=("w",))
+    if decoupled:
+        return Rule(own, after=after, reads=("lr",), keeps=("w",))
+    return Rule(own, before=before, keeps=("w",))

@@ -106,6 +106,12 @@ def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: Norm = "mars"
         radius: 0-d tensor, the largest norm of a row, in units of the weights.
         norm: ``"mars"`` or ``"l2"``.
 
+    Returns:
+        The projected weights, of the shape and dtype of ``weights``.
+
+    Raises:
+        ValueError: an unknown norm.
+
     >>> import torch
     >>> from hyperopt_ftp.anchored import project
     >>> project(torch.tensor([[3.0, 1.0], [0.2, 0.2]]), torch.zeros(2, 2), torch.tensor(2.0))

@@ -104,6 +104,29 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
 
     The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each. What a rule reads of
     the base is the hparam of ``base``: a schedule goes around the result, ``scheduled(anchored(...))``, not inside.
+
+    Args:
+        base: any optimizer that has the hparams that the rule reads.
+        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        rule: what happens to the gradient, or to the moved weights, of each constrained tensor.
+        layout: the form of the state, where it is not :class:`AnchoredState`.
+
+    Returns:
+        An optimizer whose hparams are those of ``base`` and the rule's; one of a name that ``base`` has gets a number.
+
+    Raises:
+        ValueError: an hparam by path whose paths are not the anchor's; a base without an hparam that the rule reads, or
+            with a table of it; at ``init``, an anchor that does not fit the params.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> from hyperopt_ftp.anchored import Rule, anchored
+    >>> def half_way(moved, w, w0, g, state, h):  # a rule of one's own
+    ...     return moved - h["share"] * (moved - w0), state
+    >>> rule = Rule({"share": torch.tensor(0.5)}, after=half_way, domains={})
+    >>> opt = anchored(hft.sgd(lr=1.0), torch.zeros(2), rule)
+    >>> w = torch.ones(2)
+    >>> opt.update(torch.tensor([0.0, 1.0]), opt.init(w), w)[0], sorted(opt.hparams)[-1]
+    (tensor([0.5000, 0.0000]), 'weight_decay')
     """
     fixed = anchors(anchor)
     for key, value in rule.hparams.items():

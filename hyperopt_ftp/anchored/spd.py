@@ -31,14 +31,14 @@ def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[An
     loss. ``strength = 1`` projects V onto the ball of the previous deviation; the learning rate is not in it.
 
     Args:
-        base: any optimizer with an ``lr``.
+        base: any optimizer.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained. Zeros for
             adapters (LoRA), whose deviation is the adapter itself.
         strength: the paper's lambda: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as
             ``"strength"``. 0 is the base.
 
     Raises:
-        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
+        ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``).
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.spd(hft.sgd(lr=1.0, momentum=0.9), torch.zeros(2))
@@ -60,7 +60,7 @@ def spd_rule(strength: HParam) -> Rule:
         d, e = w - w0, moved - w0
         return moved - share(dot(g, d), dot(d, d), dot(e, e), h["strength"]) * e, state
 
-    return Rule(to_tensors(strength=strength), after=after, reads=("lr",))
+    return Rule(to_tensors(strength=strength), after=after)
 
 
 def share(slope: Tensor, before: Tensor, after: Tensor, strength: Tensor) -> Tensor:

@@ -24,8 +24,12 @@ __all__ = [
     "check_leaves",
     "check_scalar",
     "loss_at",
+    "with_start",
     "without_loss",
+    "without_start",
 ]
+
+START = ("params", "batches")  # what ``over`` can name beside hparams
 
 
 def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
@@ -42,6 +46,19 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
 def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
     """The optimizer's hparams alone."""
     return {name: value for name, value in hparams.items() if name != "loss"}
+
+
+def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
+    """The hparams, and beside them what else ``over`` can name."""
+    taken = [name for name in START if name in full]
+    if taken:
+        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
+    return {**full, "params": params, "batches": batches}
+
+
+def without_start(whole: dict[str, Any]) -> dict[str, Any]:
+    """The hparams of what :func:`with_start` gives."""
+    return {name: value for name, value in whole.items() if name not in START}
 
 
 def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:

@@ -14,10 +14,10 @@ from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
 from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
 from . import paths
-from .arguments import argument_counts, check_hparams
+from .arguments import argument_counts, check_hparams, with_start, without_loss, without_start
 from .constrain import Constraints
 from .data_parallel import DataParallel
-from .hypergradient import check_floats, hypergradient, takes_loss_hparams, with_start
+from .hypergradient import check_floats, hypergradient, takes_loss_hparams
 from .leaves import fresh
 from .outer import pure_outer
 from .reader import Reader, is_sequence
@@ -126,7 +126,10 @@ def bilevel(
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
-    if outer_loss is not None and argument_counts(outer_loss)[1] < 2:
+    for name, loss in (("train_loss", train_loss), ("outer_loss", outer_loss)):
+        if not callable(loss):
+            raise TypeError(f"{name} must be a function that returns a scalar tensor, got {type(loss).__name__}")
+    if argument_counts(outer_loss)[1] < 2:
         raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
     by = pure_outer("by", by)
     check_object(strategy)
@@ -142,7 +145,7 @@ def bilevel(
     check_floats(tuned)
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
-    own = {name: value for name, value in full.items() if name in optimizer.hparams}
+    own = without_loss(full)
     if state is None:
         constraints.check(tuned)
         zero = torch.zeros((), dtype=torch.int64)
@@ -188,7 +191,7 @@ class _Rounds:
             params, inner = paths.merge(start, ours)["params"], None
         if self._tunes("batches"):
             batches = list(given["batches"])
-        hparams = {name: value for name, value in given.items() if name not in ("params", "batches")}
+        hparams = without_start(given)
         value, slopes, (params, inner) = hypergradient(
             self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, hparams, inner,
             self.strategy,

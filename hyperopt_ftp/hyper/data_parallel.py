@@ -161,6 +161,8 @@ class DataParallel:
             size = self._size_of(batch)
             at, knobs = refill(other, copies)
             value = _nothing(copies, batch) if size == 0 else check_scalar("loss", local(at, batch, *knobs))
+            if not value.is_floating_point():
+                raise ValueError(f"loss must return a floating-point tensor, got {value.dtype}; give it .float()")
         except Exception:
             with suppress(RuntimeError):  # which all get, and this process has its own
                 sums(None, _nothing(copies, batch), least, *shared)

@@ -16,10 +16,18 @@ from ..hparams import check_count
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
 from . import paths
-from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
+from .arguments import (
+    check_arguments,
+    check_batches,
+    check_hparams,
+    check_leaves,
+    with_start,
+    without_loss,
+    without_start,
+)
 from .costs import traffic_of
 from .data_parallel import DataParallel
-from .hypergradient import check_floats, with_start
+from .hypergradient import check_floats
 from .leaves import floats, fresh, is_float, refill
 from .on_paper import Paper
 from .predict import check_known, predicted
@@ -78,15 +86,16 @@ def estimate(
     With K = ``len(batches)``, P bytes of params, S of state, G of the graph of a step's gradient, N numbers in ``over``
     of which T = min(N, chunk) have tangents at once, and n = ``processes``::
 
-        strategy                gradients       products        memory, about
-        Unroll()                K               K               (K - 1) (P + S) + K G
-        Unroll(checkpoint=1)    2 K             K               (K - 1) (P + S) + G
-        Unroll("sqrt")          3 K             K               2 sqrt(K) (P + S) + G
-        Forward(chunk)          K (1 + N / T)   K N             2 T (P + S) + G      (K gradients where T = N)
-        Implicit(iterations)    K + 2           iterations + 1  2 (P + S) + G
-        ZeroOrder(samples)      K (2 samples + 1)  0            2 samples (P + S + a gradient's activations)
+        strategy                   gradients          products        memory, about
+        Unroll(checkpoint=False)   K                  K               (K - 1) (P + S) + K G
+        Unroll(checkpoint=1)       2 K                K               (K - 1) (P + S) + G
+        Unroll(checkpoint="sqrt")  3 K                K               2 sqrt(K) (P + S) + G
+        Forward(chunk)             K (1 + N / T)      K N             2 T (P + S) + G      (K gradients where T = N)
+        Implicit(iterations)       K + 2              iterations + 1  2 (P + S) + G
+        ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
-    These are the leading terms; what is returned is counted and measured. A step is made once (of ``Forward``,
+    These are the leading terms; what is returned is counted and measured. ``Unroll()`` is the first of these where all
+    graphs are small, else the second. A step is made once (of ``Forward``,
     ``Implicit`` and ``ZeroOrder`` at most three), its tensors are counted while they live, and its parts are timed,
     again and again for about a second. Random numbers stay as they were. With n > 1 each gradient, product, and
     gradient in the loss's hparams is an all-reduce, of which each process sends ``2 (n - 1) / n (P + P_loss)`` bytes,
@@ -181,7 +190,7 @@ def _begin(
     tuned = paths.select(given, names)
     check_floats(tuned)
     whole = paths.merge(fresh(given, False)[1], refill(tuned, fresh(tuned)[0]))
-    hparams = {name: value for name, value in whole.items() if name not in ("params", "batches")}
+    hparams = without_start(whole)
     with torch.enable_grad():
         first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else fresh(state, False)[1]
     start = Start(hparams, whole["params"], first, whole["batches"])

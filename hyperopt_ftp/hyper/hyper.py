@@ -55,6 +55,8 @@ def hyper(
         base: the optimizer whose hparams are tuned.
         by: the optimizer that tunes them; level n's hparams are its params.
         over: a name of ``base.hparams`` or a tuple of names; dotted where base is itself tuned (``"by.lr"``).
+            What ``base`` settles after a step (``projected`` clips a radius to the largest norm) is differentiated at
+            its settled value. A row with just that norm counts as clipped, for what is tuned beside the radius too.
         strategy: how the hypergradient is taken; :class:`OneStep` by default. Only strategies that need gradients
             alone can run inside an update.
         constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it
@@ -121,7 +123,9 @@ def hyper(
 
         used = paths.merge(h["base"], tuned)
         params_new, base_state = base.update(grads, state.base, params, used)
-        settled = base.settle(used, base_state) if base.settle else used
+        settled = used
+        if base.settle:  # what is not tuned stays as it was used: a radius that held nothing back must not become a tie
+            settled = paths.merge(used, paths.select(base.settle(used, base_state), names))
         previous = Previous(grads, state.base, params, settled)
         return params_new, TunedState(state.step + 1, base_state, paths.select(settled, names), by_state, previous)
 

@@ -15,7 +15,7 @@ from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from . import paths
-from .arguments import argument_counts, check_batches, check_hparams, check_scalar
+from .arguments import argument_counts, check_batches, check_hparams, check_scalar, with_start, without_start
 from .data_parallel import DataParallel, agreed, check_value
 from .functorch import under_transform
 from .inner import Inner
@@ -23,7 +23,7 @@ from .leaves import fresh, is_float, refill
 from .mutation import refuse_mutation
 from .rng import Recorder
 from .second_order import twice_differentiable
-from .sharded import of_whole, shared
+from .sharded import of_whole, same_everywhere
 from .strategy import Strategy, Trained
 from .train import train
 from .unroll import Unroll
@@ -72,7 +72,6 @@ def hypergradient(
     Raises:
         ValueError: ``over`` names what does not exist or integers, a loss that is no scalar, no batches.
         TypeError: integer parameters, batches without a length, a strategy without ``run`` and ``pullback``.
-
         RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
@@ -127,11 +126,11 @@ def slope(
 
     def objective(leaves: Sequence[Tensor], how: Any = strategy) -> tuple[Tensor, Trained]:
         given = paths.merge(fixed, refill(tuned, leaves))
-        own = {name: value for name, value in given.items() if name not in ("params", "batches")}
+        own = without_start(given)
         run = train(optimizer, train_loss, given["params"], given["batches"], hparams=own, state=first, strategy=how)
         with twice_differentiable(), of_whole(run.params, "outer_loss"):
             value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
-            return shared(check_scalar("outer_loss", value), run.params), run
+            return same_everywhere(check_scalar("outer_loss", value), run.params), run
 
     fixed, first = whole, state
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]
@@ -187,14 +186,6 @@ def _smoothed(
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
-    """The hparams, and beside them what else ``over`` can name."""
-    taken = [name for name in ("params", "batches") if name in full]
-    if taken:
-        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
-    return {**full, "params": params, "batches": batches}
 
 
 def check_floats(tuned: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, check_choice, check_number, shown
+from ..hparams import Domain, check_choice, check_count, check_number, shown
 from ..types import Solver
 from .functorch import values_of
 from .leaves import cotangents_of, floats, is_float, known
@@ -90,10 +90,8 @@ class Implicit:
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, tuple(SOLVERS))
-        for name in ("iterations", "batches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        check_count("iterations", self.iterations, "products")
+        check_count("batches", self.batches, "batches")
         check_number("damping", self.damping, Domain(0.0, float("inf"), open_high=True))
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, Domain(0.0, float("inf")))

@@ -38,10 +38,12 @@ class Reader:
         if f"{name}.position" in saved and self._goes_on:
             recorder = Recorder()
             recorder.again(recorder.now(), lambda: self._read_again(saved))
-        elif done and not is_sequence(batches) and not self._goes_on:
+        elif done and not is_sequence(batches):
+            wanted = "pass the batches of the earlier run, whose state has no place in this loader"
+            if not self._goes_on:
+                wanted = "pass a list, or a DataLoader that does not shuffle, or one with a generator= of its own"
             warnings.warn(
-                f"{name} is read from its beginning: nobody knows where the earlier run was in it; pass a list, or a "
-                "DataLoader that does not shuffle, or one with a torch.Generator of its own, generator=",
+                f"{name} is read from its beginning: nobody knows where the earlier run was in it; {wanted}",
                 UserWarning,
                 stacklevel=4,
             )

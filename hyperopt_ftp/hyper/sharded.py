@@ -15,7 +15,7 @@ from ..types import Params
 from .functorch import under_transform
 from .strategy import Start, Trained
 
-__all__ = ["of_whole", "on_mesh", "refuse_other_processes", "shared"]
+__all__ = ["of_whole", "on_mesh", "refuse_other_processes", "same_everywhere"]
 
 
 def on_mesh(start: Start, strategy: Any) -> Start:
@@ -51,7 +51,7 @@ def refuse_other_processes(run: Trained, start: Start) -> Trained:
     return run
 
 
-def shared(value: Tensor, params: Params) -> Tensor:
+def same_everywhere(value: Tensor, params: Params) -> Tensor:
     """The outer loss, or an error where params are sharded and it is not the same on each process."""
     at = layout(tree.leaves(params)[0])
     if at is not None:

@@ -13,14 +13,14 @@ from ..anchored.anchors import anchors, check_anchor
 from ..anchored.projected import projected
 from ..anchored.projections import FLOOR, clip_radius, row_norm
 from ..dtensors import like, whole
-from ..hparams import check_number, to_tensors
-from ..optimizers.adam import adam
+from ..hparams import check_number
 from ..optimizers.sgd import sgd
 from ..types import Norm, Params, TreeT
+from .held_out import learned, still
 from .hypergradient import slope
 from .leaves import fresh
 
-__all__ = ["still", "tpgm", "tpgm_radius"]
+__all__ = ["tpgm", "tpgm_radius"]
 
 
 def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str, Tensor]:
@@ -96,26 +96,20 @@ def tpgm(
     radii = tpgm_radius(params, fixed, norm)
     held = projected(sgd(lr=0.0), fixed, norm, radius=radii)
     weights = tree.pick(params, fixed)
-    by = adam(**to_tensors(lr=radius_lr))
-    state = by.init(radii)
 
     def of_whole(p: Params, x: Any) -> Tensor:
         return still(tree.map_tree(whole, p), x)
 
-    for batch in batches:
+    def slopes(radii: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         hparams = {**held.hparams, "radius": radii}
-        _, slopes, (_, after) = slope(
-            held, of_whole, lambda p, x=batch: outer_loss(tree.put(params, p), x), weights, [None], "radius", hparams
-        )
-        radii, state = by.update(slopes["radius"], state, radii)
-        radii = {name: clip_radius(r.clamp(min=FLOOR), whole(after.norms[name])) for name, r in radii.items()}
-    if int(state.step) == 0:
-        raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
+        outer = lambda p: outer_loss(tree.put(params, p), batch)  # noqa: E731
+        _, found, (_, after) = slope(held, of_whole, outer, weights, [None], "radius", hparams)
+        return found["radius"], after.norms
+
+    def keep(radii: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: clip_radius(r.clamp(min=FLOOR), whole(norms[name])) for name, r in radii.items()}
+
+    radii = learned(radii, radius_lr, batches, slopes, keep)
     zeros = tree.map_tree(torch.zeros_like, weights)
     new, _ = held.update(zeros, held.init(weights), weights, {**held.hparams, "radius": radii})
     return tree.put(params, new), radii
-
-
-def still(params: Params, batch: Any) -> Tensor:
-    """A training loss that moves nothing: a step is what the optimizer does by itself, such as its projection."""
-    return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -30,9 +30,9 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
         weight_decay: finite. Not of ``nn.LayerNorm``, nor where the name speaks of a bias or a norm.
 
     Raises:
-        ValueError: a ``weight_decay`` that is not finite, a model without trainable parameters. Frozen parameters are
-            left out, so an ``exclude`` that names only such ones matches nothing.
-        TypeError: ``weight_decay`` is no number.
+        ValueError: a ``weight_decay`` that is negative or not finite, a model without trainable parameters. Frozen
+            parameters are left out, so an ``exclude`` that names only such ones matches nothing.
+        TypeError: ``weight_decay`` is no number, or ``model`` no module.
 
     >>> groups = parameter_groups(nn.Linear(4, 2), weight_decay=0.01)
     >>> [(group["weight_decay"], [name for name, _ in group["params"]]) for group in groups]

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..dtensors import is_dtensor, local
 from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 __all__ = [
-    "Part", "full_rows", "is_dtensor", "like", "local", "place", "project_", "radii_", "shard", "step_", "whole",
-    "why_not",
+    "Part", "full_rows", "in_form_of", "place", "project_", "radii_", "shard", "step_", "whole", "why_not",
 ]  # fmt: skip
 
 #: How the shards of a layer make a whole.
@@ -154,20 +154,6 @@ def _joined(
 # DTensors
 
 
-def is_dtensor(x: Tensor) -> bool:
-    """Whether ``x`` is a DTensor."""
-    if type(x) in (Tensor, torch.nn.Parameter) or not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(x, DTensor)
-
-
-def local(x: Any) -> Tensor:
-    """This process's shard; a plain tensor as it is."""
-    return x.to_local() if is_dtensor(x) else x
-
-
 def whole(x: Any) -> Tensor:
     """All of it, on each process."""
     return x.full_tensor() if is_dtensor(x) else x
@@ -213,7 +199,7 @@ def place(source: Any, p: Any) -> Tensor:
     return distribute_tensor(source.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
 
 
-def like(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) -> Tensor:
+def in_form_of(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) -> Tensor:
     """State that was saved whole or in other shards, in the form that ``p`` needs.
 
     Args:

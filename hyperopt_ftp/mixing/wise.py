@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hparams import DOMAINS, Domain, check_number, to_tensors
+from ..hparams import DOMAINS, Domain, check_number
+from ..hyper.held_out import learned, still
 from ..hyper.hypergradient import slope
-from ..hyper.tpgm import still
-from ..optimizers.adam import adam
 from ..tree import working
 from ..types import Number, Optimizer
 from .entries import Weights, copied, detached, lerped, shared
@@ -99,16 +98,14 @@ def learned_wise(
     names = shared(weights, anchor)
     check_number("strength", strength, _SHARE)
     check_number("strength_lr", strength_lr, DOMAINS["lr"])
-    by = adam(**to_tensors(lr=strength_lr))
     if isinstance(statistics, str):
         raise TypeError(f"statistics must be a list of names, got the string {statistics!r}")
     statistics = set(statistics)
     weights, anchor = detached(weights), detached(anchor)
-    learned = {name: weights[name] for name in names if name not in statistics}
-    shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in learned.items()}
+    own = {name: weights[name] for name in names if name not in statistics}
+    shares = {name: torch.full((), strength, dtype=working(w).dtype, device=w.device) for name, w in own.items()}
     mixing = _mixing(anchor, shares)
-    state = by.init(shares)
-    following = {name: _like(name, list(learned)) for name in names if name in statistics and learned}
+    following = {name: _like(name, list(own)) for name in names if name in statistics and own}
 
     def whole(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: torch.stack([shares[other] for other in others]).mean() for name, others in following.items()}
@@ -117,19 +114,18 @@ def learned_wise(
     def mixed(shares: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: lerped(w, anchor[name], shares[name]) if name in shares else w for name, w in weights.items()}
 
-    for batch in batches:
+    def slopes(shares: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], None]:
+        if not own:
+            return {}, None
         rest = mixed({name: share for name, share in whole(shares).items() if name in following})
-        slopes = {}
-        if learned:
-            _, grads, _ = slope(
-                mixing, still, lambda p, x=batch, rest=rest: outer_loss({**rest, **p}, x), learned, [None], "strength",
-                {"strength": shares},
-            )  # fmt: skip
-            slopes = grads["strength"]
-        shares, state = by.update(slopes, state, shares)
-        shares = {name: s.clamp(0, 1) for name, s in shares.items()}
-    if int(state.step) == 0:
-        raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
+        outer = lambda p: outer_loss({**rest, **p}, batch)  # noqa: E731
+        _, grads, _ = slope(mixing, still, outer, own, [None], "strength", {"strength": shares})
+        return grads["strength"], None
+
+    def keep(shares: dict[str, Tensor], _: None) -> dict[str, Tensor]:
+        return {name: s.clamp(0, 1) for name, s in shares.items()}
+
+    shares = learned(shares, strength_lr, batches, slopes, keep)
     shares = whole(shares)
     return {name: copied(w) for name, w in mixed(shares).items()}, shares
 

@@ -44,8 +44,9 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
         squares = [_square(g) for g in tree.leaves(grads) if g is not None]
         if not squares:
             return grads
-        factor = _factor(own["max_norm"], torch.stack(squares).sum())
-        return each_gradient(lambda g: (g * factor).to(g.dtype), grads)
+        # Layers may lie on several devices.
+        factor = _factor(own["max_norm"], torch.stack([square.to(squares[0].device) for square in squares]).sum())
+        return each_gradient(lambda g: (g * factor.to(g.device)).to(g.dtype), grads)
 
     return on_gradients(base, to_tensors(max_norm=max_norm), before)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import Domain, domains_of, to_tensors
+from ..hparams import Domain, check_count, domains_of, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
@@ -92,7 +92,7 @@ def schedule_free_sgd(
     (tensor([-0.8750]), tensor([-1.]), tensor([-0.7500]))
     """
     check_lr(lr)
-    _check_warmup(warmup_steps)
+    check_count("warmup_steps", warmup_steps, "updates", least=0)
     default = to_tensors(
         _SGD, lr=lr, momentum=momentum, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
     )
@@ -138,7 +138,7 @@ def schedule_free_adamw(
     (tensor([-0.8750]), tensor([-0.7500]))
     """
     check_lr(lr)
-    _check_warmup(warmup_steps)
+    check_count("warmup_steps", warmup_steps, "updates", least=0)
     default = to_tensors(
         _ADAMW, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
     )
@@ -172,8 +172,3 @@ def _moved(u: Tensor, beta: Tensor, s: Entries, h: Numbers, t: Tensor, warmup_st
     z = s["z"] - gamma * u
     x = s["average"] + share * (z - s["average"])
     return (1 - beta) * z + beta * x, {"z": z, "average": x, "weight_sum": total}
-
-
-def _check_warmup(warmup_steps: Any) -> None:
-    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be a number of updates >= 0, got {warmup_steps!r}")

@@ -48,7 +48,8 @@ def scheduled(
 ) -> Optimizer[ScheduledState]:
     """Multiply hyperparameters by functions of the count of updates.
 
-    At the update with the count t, which is 0 at the first, ``base`` gets ``factor(t) * lr`` in place of ``lr``.
+    At the update with the count t, which is 0 at the first, ``base`` gets ``factor(t) * lr`` in place of ``lr``. Its
+    ``init`` gets the value of the first update, the only one that :func:`rprop` reads.
 
     Args:
         base: any optimizer; its hparams stay the same and are the values before scaling.
@@ -81,20 +82,24 @@ def scheduled(
         _check_scaling(path, scaling)
     full = {path: x for path, x in entries.items() if isinstance(x, Schedule)}
 
+    def scaled(bases: Any, owns: dict[str, Any], step: Tensor) -> Any:
+        for path, scaling in entries.items():
+            if isinstance(scaling, Schedule):
+                factor = scaling.factor(step, _numbers(owns[_own(path)], scaling.hparams))
+            else:
+                factor = scaling(step)
+            bases = _changed(bases, path, lambda x, factor=factor: factor * x)
+        return bases
+
     def init(params: Any, bases: Any, owns: dict[str, Any]) -> ScheduledState:
-        return ScheduledState(no_steps(), base.init(params, bases))
+        step = no_steps()
+        return ScheduledState(step, base.init(params, scaled(bases, owns, step)))
 
     def update(
         grads: Any, state: ScheduledState, params: Any, bases: Any, owns: dict[str, Any]
     ) -> tuple[Any, ScheduledState]:
         check_state(ScheduledState, state)
-        for path, scaling in entries.items():
-            if isinstance(scaling, Schedule):
-                factor = scaling.factor(state.step, _numbers(owns[_own(path)], scaling.hparams))
-            else:
-                factor = scaling(state.step)
-            bases = _changed(bases, path, lambda x, factor=factor: factor * x)
-        params, inner = base.update(grads, state.base, params, bases)
+        params, inner = base.update(grads, state.base, params, scaled(bases, owns, state.step))
         return params, ScheduledState(state.step + 1, inner)
 
     own = {_own(path): schedule.hparams for path, schedule in full.items()}

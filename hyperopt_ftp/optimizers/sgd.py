@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calls import explained
-from ..hparams import check_flag, to_tensors
+from ..hparams import check_flag, concrete, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
@@ -76,11 +76,15 @@ def sgd(
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:
-    if nesterov and (_is_zero(momentum) or not _is_zero(dampening)):
+    still = not isinstance(momentum, Tensor) and momentum == 0  # a tuner may move a tensor away from 0
+    if nesterov and (still or not _is_zero(dampening)):
         raise ValueError(
             f"nesterov needs momentum > 0 and dampening = 0, got momentum = {momentum} and dampening = {dampening}"
         )
 
 
 def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0
+    """One that is traced cannot be looked at, and is taken for 0."""
+    if not isinstance(value, Tensor):
+        return value == 0
+    return not concrete(value) or bool((value == 0).all())

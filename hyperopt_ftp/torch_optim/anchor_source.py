@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hparams import did_you_mean
+from ..dtensors import is_dtensor
+from ..hparams import check_flag, did_you_mean
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from ..types import Anchor, Device
@@ -42,8 +43,7 @@ class AnchorSource:
             )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
-        if not isinstance(saved, bool):
-            raise TypeError(f"save_anchor must be True or False, got {saved!r}")
+        check_flag("save_anchor", saved)
         self.dtype: torch.dtype | None = dtype
         self.saved: bool = saved
         self.device: torch.device | None = None if device is None else _usable(device)
@@ -113,7 +113,7 @@ class AnchorSource:
         if self._in_file(p, name) and (source is None or source is self._known(p, name)):
             return  # its fingerprint is taken when a checkpoint is
         source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
-        if sharded.is_dtensor(p):
+        if is_dtensor(p):
             source = sharded.place(source, p)
         dtype = source.dtype
         if (
@@ -178,7 +178,7 @@ class AnchorSource:
                 if _is_true((wanted == 0).all()):
                     return w0
             else:
-                here = sharded.place(w0, wanted) if sharded.is_dtensor(wanted) else sharded.whole(w0)
+                here = sharded.place(w0, wanted) if is_dtensor(wanted) else sharded.whole(w0)
                 wide = torch.promote_types(wanted.dtype, w0.dtype)
                 if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
                     return w0
@@ -219,7 +219,7 @@ class AnchorSource:
         if self.path is None or self._given is None:
             return False
         mapped = self._given[unwrapped(str(name))]
-        if sharded.is_dtensor(p):
+        if is_dtensor(p):
             return False
         return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
 
@@ -245,11 +245,11 @@ def _shown(anchor: Any) -> str:
 
 def _is_true(x: Tensor) -> bool:
     """On every process, where it is sharded: an error on some of them leaves the others waiting."""
-    return bool(x.full_tensor() if sharded.is_dtensor(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(x.full_tensor() if is_dtensor(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:
-    return _is_true((a == b).all()) if sharded.is_dtensor(a) else torch.equal(a, b)
+    return _is_true((a == b).all()) if is_dtensor(a) else torch.equal(a, b)
 
 
 def _mapped(path: str) -> dict[str, Tensor]:

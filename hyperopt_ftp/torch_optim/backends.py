@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Numbers, Rule
+from ..dtensors import is_dtensor
 from ..hparams import as_tensor
 from ..kernels import foreach, ops, sharded
 from ..kernels.layers import SGD, AdamW, Amp, Ball, Layers
@@ -179,7 +180,7 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
             raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
     if multi is False:
         return BACKENDS["single"]
-    if any(map(sharded.is_dtensor, params)):
+    if any(map(is_dtensor, params)):
         return BACKENDS["single" if BACKENDS["sharded"].why_not(params, False) else "sharded"]
     if multi is None and BACKENDS["foreach"].why_not(params, False):
         return BACKENDS["single"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtensors import is_dtensor
 from ..kernels import sharded
 
 __all__ = ["fingerprint"]
@@ -26,7 +27,7 @@ def fingerprint(values: Tensor) -> int:
     True
     """
     x, first, group = values, 0, None
-    if sharded.is_dtensor(values):
+    if is_dtensor(values):
         x, first, group = sharded.shard(values)
     x = x.detach().resolve_neg().flatten()
     total = torch.zeros((), dtype=torch.int64, device=x.device)

@@ -31,7 +31,7 @@ class MARSSP(DropIn):
     The authors' code (henrygouk/mars-finetuning) constrains other things: the weights of convolutions and dense
     layers, but no biases; of a BatchNorm gamma / sqrt(moving variance + 1e-6), entry by entry, around the pre-trained
     one, and not beta; the new classifier within a radius of its own around 0. Here every parameter that is not excluded
-    is held around its anchor as it is, one with a single dimension entry by entry; ``exclude="*.bias"`` frees biases.
+    is held around its anchor as it is, one with a single dimension as one row; ``exclude="*.bias"`` frees biases.
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from ..dtensors import is_dtensor
 from ..hparams import is_number
-from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from ..types import Excludes
 from . import store
@@ -349,7 +349,7 @@ class DropIn(torch.optim.Optimizer):
         anchors.start(p, name, state)
         state.update(store.blank(rule.specs or self._holding.specs, p, rule.norm))
         # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
-        if rule.off and not (anchors.is_start and sharded.is_dtensor(p)):
+        if rule.off and not (anchors.is_start and is_dtensor(p)):
             state.update(store.off(rule, p, anchors.of(p, name, state)))
 
     # -- saving and loading -------------------------------------------------------------------------------------

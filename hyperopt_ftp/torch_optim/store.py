@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..anchored.projections import rows
 from ..anchored.rule import Rule, RuleState, Spec
+from ..dtensors import is_dtensor, local
 from ..kernels import sharded
 from ..tree import working
 from ..types import Norm
@@ -56,7 +57,7 @@ def blank(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, Tensor]:
             made[name] = sharded.full_rows(p, fill, norm)
         else:
             dtype = torch.float32 if kind == "count" else working(p.detach()).dtype
-            device = torch.device("cpu") if kind == "count" else sharded.local(p).device
+            device = torch.device("cpu") if kind == "count" else local(p).device
             made[name] = torch.full((), fill, dtype=dtype, device=device)
     return made
 
@@ -74,8 +75,8 @@ def shard(value: Any, p: Tensor, kind: str | None, norm: Norm) -> Any:
     if not isinstance(value, Tensor) or kind in ("scalar", "count"):
         return value
     if kind == "rows":
-        return sharded.like(value, p, norm, is_rows=True)
-    return sharded.like(value, p) if value.shape == p.shape else value
+        return sharded.in_form_of(value, p, norm, is_rows=True)
+    return sharded.in_form_of(value, p) if value.shape == p.shape else value
 
 
 def fit(
@@ -119,7 +120,7 @@ def _gradient(w: Tensor, grad: Tensor) -> Tensor:
     grad = grad.resolve_neg()  # a lazy minus sign is not in memory
     if grad.dtype != w.dtype:
         grad = grad.to(working(w).dtype)
-    if sharded.is_dtensor(w):
+    if is_dtensor(w):
         return sharded.place(grad, w)
     return _laid_out(grad, w) if grad.stride() != w.stride() and type(grad) is Tensor else grad
 

@@ -58,6 +58,21 @@ def an_error_in_one_process(folder: Path) -> None:
         torch.func.vmap(lambda p: hft.data_parallel(wrong)(p, mine))(many)
 
 
+def a_count_in_one_process(folder: Path) -> None:
+    """Of errors, say. A process without examples has a zero that is no count, and must not wait for the others."""
+
+    def errors(p: dict[str, Tensor], batch: Batch) -> Tensor:
+        return (held_out(p, batch) > 0).sum()
+
+    if dist.get_rank() == 1:
+        caught = pytest.raises(RuntimeError, match="failed in process 0, whose own error says why")
+    else:
+        caught = pytest.raises(ValueError, match="must return a floating-point tensor, got torch.int64; give it .float")
+    mine = tuple(x[: 0 if dist.get_rank() == 1 else None] for x in shard(batch(0)))
+    with caught:
+        hft.data_parallel(errors)(params(), mine)
+
+
 def vmap_fails_in_one_process(folder: Path) -> None:
     """Then the samples run one after the other in all; an error of any kind stops all."""
 

@@ -47,6 +47,7 @@ CHECKS = {
         checks.an_empty_shard_of_a_loss_in_another_dtype,
         checks.memory_of_each_process,
         faults.an_error_in_one_process,
+        faults.a_count_in_one_process,
         faults.vmap_fails_in_one_process,
         faults.nan_in_one_process,
         faults.wrong_uses,

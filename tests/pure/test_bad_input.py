@@ -15,6 +15,10 @@ from ..support.cases import BASES
 W = {"w": torch.zeros(2, 3)}
 
 
+def quadratic(params, batch):
+    return (params["w"] ** 2).sum()
+
+
 @pytest.mark.parametrize("case", BASES, ids=str)
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, torch.tensor(-1.0)], ids=str)
 def test_learning_rates_outside_their_domain(case, value):
@@ -55,6 +59,9 @@ def test_betas():
         hft.adam(eps_root=-1.0)
     with pytest.raises(ValueError, match="nesterov needs momentum > 0"):
         hft.sgd(nesterov=True)
+    with pytest.raises(ValueError, match="and dampening = 0, got .* dampening = 0.5"):
+        hft.sgd(nesterov=True, momentum=0.9, dampening=torch.tensor(0.5))
+    hft.sgd(nesterov=True, momentum=0.9, dampening=torch.tensor(0.0))
 
 
 OWN_NUMBER = {
@@ -207,7 +214,17 @@ def test_a_first_value_that_its_map_cannot_take(over, kind, base, text):
         tuned.init(W)
     with pytest.raises(ValueError, match=text):
         hft.bilevel(
-            base, hft.sgd(), over, None, None, W, [0], [0], inner_steps=1, outer_steps=1, constrain={over: kind}
+            base,
+            hft.sgd(),
+            over,
+            quadratic,
+            quadratic,
+            W,
+            [0],
+            [0],
+            inner_steps=1,
+            outer_steps=1,
+            constrain={over: kind},
         )
 
 

@@ -126,6 +126,9 @@ def test_bad_input():
         run(inner_steps=0)
     with pytest.raises(ValueError, match="over names 'rate'"):
         run(over="rate")
+    for losses in ((loss, None), ("mse", loss)):
+        with pytest.raises(TypeError, match="must be a function that returns a scalar tensor, got (NoneType|str)"):
+            hft.bilevel(hft.sgd(lr=0.1), hft.sgd(), "lr", *losses, start(), DATA, DATA, inner_steps=1, outer_steps=1)
     with pytest.raises(ValueError, match=r"constrain names \['momentum'\], but over tunes \['lr'\]"):
         run(constrain={"momentum": "clip"})
     with pytest.raises(ValueError, match="must be one of 'clip', 'log', 'logit', got 'exp'"):

@@ -289,6 +289,13 @@ def test_reading_again_leaves_the_default_generator_where_it_is(make):
         assert identical(again[-1].state, records[-1][0].state)
 
 
+def test_a_loader_after_a_list_begins_with_a_warning():
+    """Its place in the pass is not in the state."""
+    first = rounds(train_batches=list(loader(11)), outer_batches=[HELD_OUT], outer_steps=2)
+    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass the batches of the earlier"):
+        rounds(train_batches=loader(11), outer_batches=[HELD_OUT], outer_steps=3, state=first[-1].state)
+
+
 def test_two_loaders_with_one_generator_resume():
     def run(seed, **options):
         g = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hyperopt_ftp as hft
@@ -98,6 +99,15 @@ def test_adaptive_clipping_is_that_of_the_paper(ratio: float):
     got = seen_by_the_base(lambda opt: hft.clipped_adaptively(opt, ratio), grads, params)
     for name, w in params.items():
         torch.testing.assert_close(got[name], agc(w, grads[name], ratio), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("clip", [hft.clipped, hft.clipped_per_layer, hft.clipped_adaptively])
+def test_layers_on_two_devices_are_clipped(clip):
+    with FakeTensorMode():
+        params = {"a": torch.ones(3), "b": torch.ones(2, device="cuda")}
+        opt = clip(hft.sgd(lr=1.0), 0.5)
+        moved, _ = opt.update(params, opt.init(params), params)
+    assert [x.device.type for x in moved.values()] == ["cpu", "cuda"]
 
 
 @pytest.mark.parametrize("clip", [hft.clipped, hft.clipped_per_layer, hft.clipped_by_value, hft.clipped_adaptively])
@@ -540,7 +550,7 @@ def test_a_base_gets_16_bit_weights_in_one_dtype_from_the_first(around: Any):
 
 READS_LR = {
     "decayed": lambda opt: hft.decayed(opt, 0.1),
-    "l2sp": lambda opt: hft.l2sp(opt, ANCHOR),
+    "l2sp": lambda opt: hft.l2sp(opt, ANCHOR, decoupled=True),
     "cautious_decay": lambda opt: hft.cautious_decay(opt, ANCHOR),
     "recall": lambda opt: hft.recall(opt, ANCHOR),
 }

@@ -245,12 +245,30 @@ def test_zeros_are_an_anchor_for_adapters():
         (lambda: hft.directed(hft.sgd(lr=1.0), torch.zeros(1), omega=1.5), r"omega must lie in \[0, 1\], got 1.5"),
         (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), omega_lr=-1.0), r"omega_lr must lie in \[0, inf\)"),
         (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), gradient="full"), "gradient must be one of 'paper'"),
-        (lambda: hft.spd(hft.hyper(hft.sgd(lr=1.0), hft.sgd(lr=1.0), "lr"), torch.zeros(1)), "has no lr"),
+        (
+            lambda: hft.l2sp(hft.hyper(hft.sgd(lr=1.0), hft.sgd(lr=1.0), "lr"), torch.zeros(1), decoupled=True),
+            "has no lr",
+        ),
     ],
 )
 def test_wrong_numbers_are_refused_at_construction(make, text: str):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("rule", [hft.spd, hft.directed, hft.l2sp])
+def test_a_rule_without_a_learning_rate_goes_around_a_base_without_one(rule):
+    """As around the bare base, since the tuned rate does not move."""
+    w0 = torch.zeros(3, dtype=torch.float64)
+    ends = []
+    for base in (hft.sgd(lr=0.1), hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.0), over="lr")):
+        opt = rule(base, w0)
+        w = w0 + torch.arange(3.0, dtype=torch.float64)
+        state = opt.init(w)
+        for g in (w, -w, w + 1):
+            w, state = opt.update(g, state, w)
+        ends.append(w)
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("method", PURE, ids=str)

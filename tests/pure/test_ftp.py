@@ -67,6 +67,12 @@ def test_exact_is_autograd_through_the_step_and_paper_too_when_all_rows_are_clip
     torch.testing.assert_close(paper, unbounded.reshape(()), rtol=1e-10, atol=1e-12)
 
 
+def test_a_misspelt_gradient_of_the_radius_is_no_default():
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="gradient must be one of 'paper', 'exact', got 'Exact'; did you mean 'exact'"):
+        radius_gradient(one, one, one, one[0], "Exact")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 @pytest.mark.parametrize("gradient", ["paper", "exact"])
 def test_rows_stay_in_the_ball_of_the_radius(norm, gradient):

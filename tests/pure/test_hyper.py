@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -160,6 +162,20 @@ def test_a_base_settles_its_own_hparams_under_whatever_is_around_it(around):
     for x, want in zip(batches(3), (0.1 / 2, 0.1 / 6, 0.1 / 24), strict=True):
         params, state = opt.update(torch.func.grad(loss)(params, x), state, params)
         assert state.tuned["lr"].item() == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+@pytest.mark.parametrize("radius", [100.0, math.inf])
+def test_a_ball_that_never_binds_does_not_change_what_is_tuned_beside_it(norm, radius):
+    """The radius in effect is the largest norm: taken for the radius of the step, it would be a tie there."""
+    params, data = start(), batches(8)
+    runs = [
+        train(hft.hyper(base, by=hft.sgd(lr=1e-2), over="lr"), None, params, data)
+        for base in (hft.sgd(lr=0.1), hft.projected(hft.sgd(lr=0.1), params, radius=radius, norm=norm))
+    ]
+    assert largest_difference(runs[0][0], runs[1][0]) <= 1e-14
+    assert runs[0][1].tuned["lr"].item() == pytest.approx(runs[1][1].tuned["lr"].item(), abs=1e-14)
+    assert abs(runs[0][1].tuned["lr"].item() - 0.1) > 1e-3
 
 
 def test_a_changed_hparam_counts_for_the_step_it_was_used_in():

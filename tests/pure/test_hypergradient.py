@@ -280,7 +280,7 @@ def test_bad_input():
         hft.Unroll(checkpoint="often")
     with pytest.raises(ValueError, match="solver must be one of 'neumann', 'cg', 'identity', got 'lu'"):
         hft.Implicit(solver="lu")
-    with pytest.raises(ValueError, match="iterations must be at least 1"):
+    with pytest.raises(ValueError, match="iterations must be a number of products >= 1"):
         hft.Implicit(iterations=0)
     with pytest.warns(UserWarning, match="hypergradient of 'lr' is exactly 0: the outer loss does not depend"):
         call(over="lr", outer_loss=lambda p: torch.tensor(1.0))

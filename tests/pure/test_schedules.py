@@ -382,6 +382,15 @@ def test_paths_lead_into_hparams_that_nest():
     assert state.tuned["b.lr_schedule"]["floor"] >= 0
 
 
+def test_a_number_that_only_init_reads_has_the_schedules_first_value():
+    """As under torch's schedulers, which set the first rate before the first step."""
+    w = torch.ones(3, dtype=torch.float64)
+    moved = []
+    for opt in (hft.rprop(lr=0.05), hft.scheduled(hft.rprop(lr=0.1), lr=lambda t: 0.5 ** (t + 1))):
+        moved.append(opt.update(w, opt.init(w), w)[0])
+    assert torch.equal(*moved)
+
+
 def test_what_is_scaled_may_hold_several_numbers():
     params, g = start(), start()
     layered = hft.scheduled(hft.sgd(lr={"w": 0.1, "b": 0.2}), lr=schedules.constant(0.5))

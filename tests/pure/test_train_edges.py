@@ -369,6 +369,18 @@ def test_zero_order_over_what_vmap_cannot_take():
     assert grads["momentum"] != 0
 
 
+def test_zero_order_counts_errors_where_vmap_cannot_be_used():
+    opt = hft.from_torchopt(__import__("torchopt").sgd, lr=0.1, momentum=0.5)
+    strategy = hft.ZeroOrder(8, 0.3, generator=torch.Generator().manual_seed(0))
+    end = hft.train(opt, loss, W, DATA).params.detach()
+    with pytest.warns(UserWarning, match="one after the other"):
+        value, grads, _ = hft.hypergradient(
+            opt, loss, lambda p: (p > end).sum(), W, DATA, "momentum", strategy=strategy
+        )
+    assert not value.is_floating_point()
+    assert grads["momentum"] != 0
+
+
 @pytest.mark.parametrize("kind", ["log", "logit"])
 def test_a_map_of_a_users_own_hparam_never_leaves_its_range(kind):
     def own(p, x, h):

@@ -357,7 +357,7 @@ WRONG = {
     "a seed as generator": (lambda: hft.ZeroOrder(2, 0.1, generator=3), TypeError, "a torch.Generator, got int"),
     "chunk": (lambda: hft.Forward(chunk=0), ValueError, "chunk must be None or a number of tangents >= 1, got 0"),
     "a bool as chunk": (lambda: hft.Forward(chunk=True), ValueError, "chunk must be .* got True"),
-    "batches of Implicit": (lambda: hft.Implicit(batches=0), ValueError, "batches must be at least 1, got 0"),
+    "batches of Implicit": (lambda: hft.Implicit(batches=0), ValueError, "batches must be .* >= 1, got 0"),
     "tolerance": (lambda: hft.Implicit(tolerance=-1.0), ValueError, r"tolerance must lie in \[0, inf\], got -1"),
     "damping": (lambda: hft.Implicit(damping=-1.0), ValueError, r"damping must lie in \[0, inf\), got -1"),
     "more batches than steps": (
