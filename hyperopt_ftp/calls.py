@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Arguments by the names that other libraries and the code of FTP's authors give them.
 ELSEWHERE = {
-    "learning_rate": "lr", "wd": "weight_decay", "b1": "betas", "b2": "betas", "k": "kappa", "pre": "anchor",
+    "wd": "weight_decay", "b1": "betas", "b2": "betas", "k": "kappa", "pre": "anchor",
 }  # fmt: skip
 
 
@@ -89,4 +89,5 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hin
 
 def _here(name: str, names: list[str]) -> str:
     """What an argument is called here."""
+    name = name.replace("learning_rate", "lr")
     return ELSEWHERE[name] if ELSEWHERE.get(name) in names else name

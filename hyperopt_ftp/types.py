@@ -175,7 +175,10 @@ def check_optimizer(name: str, value: Any) -> None:
     if all(hasattr(value, part) for part in ("init", "update", "hparams")):
         return
     title = getattr(value, "__name__", None) if callable(value) else None
-    got = f"{title} itself: call it" if title else f"an object of the class {type(value).__name__}"
+    ours = isinstance(value, type) or str(getattr(value, "__module__", "")).startswith(__package__)
+    got = f"an object of the class {type(value).__name__}"
+    if title:
+        got = f"{title} itself: call it" if ours else f"the function {title}"
     raise TypeError(
         f"{name} must be a pure optimizer such as hft.adam(lr=1e-3), got {got} (the classes of torch.optim, and those "
         "of this package like them, are not pure)"

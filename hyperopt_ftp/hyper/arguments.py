@@ -22,6 +22,7 @@ __all__ = [
     "check_batches",
     "check_hparams",
     "check_leaves",
+    "check_loss",
     "check_scalar",
     "loss_at",
     "with_start",
@@ -66,9 +67,23 @@ def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams:
     return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
 
 
+def check_loss(name: str, value: Any) -> None:
+    """``TypeError`` unless it is a function, and none of outputs and targets."""
+    if isinstance(value, torch.nn.modules.loss._Loss):
+        raise TypeError(
+            f"{name} is called with params, not with outputs and targets as {type(value).__name__}() is: write a "
+            "function that calls the model, by torch.func.functional_call(model, params, (x,))"
+        )
+    if not callable(value):
+        raise TypeError(f"{name} must be a function that returns a scalar tensor, got {type(value).__name__}")
+
+
 def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:
     """Raise where a loss has no place for the loss's hparams that are given, or one for those that are not."""
+    check_loss(name, function)
     least, most = argument_counts(function)
+    if most < count:
+        raise ValueError(f"{name} is called as {name}(params, batch), but takes {most} argument{'s'[: most != 1]}")
     if own and most < count + 1:
         raise ValueError(f"hparams has an entry 'loss', and {name} has no argument for it: it is argument {count + 1}")
     if not own and least == count + 1:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import check_choice, check_count
 from ..optimizers.leafwise import check_params
 from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
 from . import paths
-from .arguments import argument_counts, check_hparams, with_start, without_loss, without_start
+from .arguments import argument_counts, check_hparams, check_loss, with_start, without_loss, without_start
 from .constrain import Constraints
 from .data_parallel import DataParallel
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams
@@ -48,6 +49,7 @@ class Record(NamedTuple):
     state: BilevelState
 
 
+@explained("bilevel(optimizer, by, over, train_loss, outer_loss, params, train_batches, outer_batches, ...)")
 def bilevel(
     optimizer: Optimizer,
     by: Optimizer | Callable[[list[Tensor]], torch.optim.Optimizer],
@@ -126,9 +128,8 @@ def bilevel(
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
-    for name, loss in (("train_loss", train_loss), ("outer_loss", outer_loss)):
-        if not callable(loss):
-            raise TypeError(f"{name} must be a function that returns a scalar tensor, got {type(loss).__name__}")
+    check_loss("train_loss", train_loss)
+    check_loss("outer_loss", outer_loss)
     if argument_counts(outer_loss)[1] < 2:
         raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
     by = pure_outer("by", by)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from .. import tree
+from ..calls import explained
 from ..dtensors import is_dtensor
 from ..hparams import check_count
 from ..optimizers.leafwise import check_params
@@ -69,6 +70,7 @@ class Estimate(NamedTuple):
     plan: str
 
 
+@explained("estimate(optimizer, train_loss, params, batches)")
 def estimate(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],

@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from . import paths
-from .arguments import argument_counts, check_batches, check_hparams, check_scalar, with_start, without_start
+from .arguments import (
+    argument_counts,
+    check_batches,
+    check_hparams,
+    check_loss,
+    check_scalar,
+    with_start,
+    without_start,
+)
 from .data_parallel import DataParallel, agreed, check_value
 from .functorch import under_transform
 from .inner import Inner
@@ -32,6 +41,7 @@ from .zero_order import ZeroOrder
 __all__ = ["hypergradient", "slope"]
 
 
+@explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
 def hypergradient(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
@@ -117,6 +127,7 @@ def slope(
     if hasattr(strategy, "through_steps"):
         return _by_the_old_protocol(strategy, optimizer, train_loss, outer_loss, params, batches, full, state, tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
+    check_loss("outer_loss", outer_loss)
     sees = takes_loss_hparams(outer_loss, 1)
     if sees and "loss" not in full:
         raise ValueError(

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda as flags  # of attention on every device
 
 __all__ = ["compiled_steps", "twice_differentiable"]
+
+_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 
 
 class _Shared:
@@ -41,11 +43,24 @@ class _Shared:
                 self._stack, self._stance = ExitStack(), None
                 if wanted:
                     with ExitStack() as stack:  # what is entered is left again where the next one fails
-                        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                        stack.enter_context(_attention_by_formula())
                         stack.enter_context(torch.compiler.set_stance(wanted))
                         self._stack = stack.pop_all()
                 self._stance = wanted
             self._inside = inside
+
+
+@contextmanager
+def _attention_by_formula() -> Iterator[None]:
+    """By the flags themselves: from torch 2.15 on, sdpa_kernel can be left only by the thread that has entered it."""
+    before = {kernel: getattr(flags, f"{kernel}_sdp_enabled")() for kernel in _KERNELS}
+    try:
+        for kernel in _KERNELS:
+            getattr(flags, f"enable_{kernel}_sdp")(kernel == "math")
+        yield
+    finally:
+        for kernel, enabled in before.items():
+            getattr(flags, f"enable_{kernel}_sdp")(enabled)
 
 
 _shared = _Shared()

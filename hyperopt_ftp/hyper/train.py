@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from .. import tree
+from ..calls import explained
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
@@ -29,6 +30,7 @@ __all__ = ["train"]
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
+@explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dtensors import is_dtensor
+from ..dtensors import is_dtensor, local
 from ..hparams import check_flag, did_you_mean
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
@@ -53,6 +53,7 @@ class AnchorSource:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
+        self._copied: set[str] = set()  # entries that lay in the memory of the weights
         # A file or the state_dict of a module also holds buffers; in a plain dict an unknown entry is a mistake.
         self._holds_buffers = self.path is not None or hasattr(anchor, "_metadata")
 
@@ -92,6 +93,11 @@ class AnchorSource:
                 raise ValueError(f"anchor entry {name!r} must be a dense tensor with values, got one on {what}")
             if not _is_true(value.isfinite().all()):
                 raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
+        moving = {_memory(p) for p in params} - {0}
+        for name in {unwrapped(name) for name, _ in held}:
+            if _memory(self._given[name]) in moving:  # it would go along until the first step
+                self._given[name] = self._given[name].detach().clone()
+                self._copied.add(name)
 
     def check_no_extra(self, names: Sequence[Any]) -> None:
         if self._given is None or self._holds_buffers:
@@ -124,6 +130,8 @@ class AnchorSource:
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
+        if self._given is not None and name in self._copied:
+            self._given[str(name)] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
 
@@ -241,6 +249,12 @@ def _shown(anchor: Any) -> str:
     if isinstance(anchor, torch.nn.Module):
         return f"{got}; pass its state_dict()"
     return f"{got}; pass dict(model.named_parameters())" if isinstance(anchor, Iterator) else got
+
+
+def _memory(x: Tensor) -> int:
+    """Where its numbers lie; 0 for what has no place, and for a tensor of another kind."""
+    x = local(x.detach())
+    return x.untyped_storage().data_ptr() if type(x) is Tensor else 0
 
 
 def _is_true(x: Tensor) -> bool:

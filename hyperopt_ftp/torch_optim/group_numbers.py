@@ -105,7 +105,9 @@ def copied(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    return all(bool((x == y).all()) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+    """NaN is equal to NaN."""
+    pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
+    return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in pairs)
 
 
 def as_number(value: Any) -> Any:

@@ -243,6 +243,7 @@ AROUND = {
     "projected": lambda base, anchor: hft.projected(base, anchor, radius=0.2),
     "ftp": hft.ftp,
     "spd": hft.spd,
+    "cautious_decay": hft.cautious_decay,
 }
 
 
@@ -257,7 +258,7 @@ def test_a_rule_around_a_partition_is_the_rule_around_each_part(around: Any, ins
     if inside:
         held = {label: around(opt, anchors[label]) for label, opt in two().items()}
         got, _ = run(hft.partition(held, LABELS["patterns"]), params, grads)
-    elif around is hft.spd:
+    elif around is hft.cautious_decay:
         with pytest.raises(ValueError, match="to be held has no lr, .*; put the rule around the optimizer that has it"):
             around(hft.partition(two(), LABELS["patterns"]), anchor)
         return

@@ -363,6 +363,22 @@ WRONG = {
     "more batches than steps": (
         lambda: call(strategy=hft.Implicit(batches=9)), ValueError, "there are 4 steps, fewer than batches = 9",
     ),
+    "optimizer and loss swapped": (
+        lambda: hft.train(loss, SGD, start(), DATA),  # pyright: ignore[reportArgumentType]
+        TypeError, "optimizer must be a pure optimizer .* got the function loss",
+    ),
+    "a dtype as training loss": (lambda: call(train_loss=F64), TypeError, "train_loss must be a function .* got dtype"),
+    "a dtype as outer loss": (lambda: call(outer_loss=F64), TypeError, "outer_loss must be a function .* got dtype"),
+    "a loss of outputs": (
+        lambda: call(train_loss=torch.nn.MSELoss()), TypeError, "is called with params, not .*functional_call",
+    ),
+    "a training loss of the params alone": (
+        lambda: call(train_loss=lambda p: p.sum()), ValueError, r"train_loss\(params, batch\), but takes 1 argument$",
+    ),
+    "overr": (
+        lambda: hft.hypergradient(SGD, loss, outer, start(), DATA, overr="lr"), TypeError,  # pyright: ignore
+        "unexpected keyword argument .overr.; did you mean .over.",
+    ),
     "truncate": (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
     "checkpoint": (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
     "memory": (lambda: hft.Unroll(checkpoint="auto", memory=0), ValueError, "memory must be .* bytes >= 1, got 0"),

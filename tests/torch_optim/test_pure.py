@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -211,6 +212,15 @@ def test_what_is_tuned_is_shown_saved_and_guarded():
         RuntimeError, match=r"lr was set to 0\.5, but the optimizer tunes it itself .* constant scheduler"
     ):
         step(params, opt, batches(1)[0])
+
+
+def test_a_tuned_number_that_is_not_finite_is_nobodys_write():
+    w = torch.nn.Parameter(torch.ones(1))
+    opt = hft.PureOptimizer([w], hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
+    for gradient in (1.0, math.nan, 1.0, 1.0):
+        w.grad = torch.tensor([gradient])
+        opt.step()
+    assert math.isnan(opt.hparams()["lr"])
 
 
 def test_a_resumed_run_takes_what_a_constant_scheduler_writes():

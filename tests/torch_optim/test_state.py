@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -183,10 +184,25 @@ class WithoutLr(torch.optim.Optimizer):
         raise AssertionError
 
 
-@pytest.mark.parametrize("wrap", [hft.SPD, hft.L2SP, hft.DiGraP, hft.HypergradientDescent])
+@pytest.mark.parametrize(
+    "wrap", [partial(hft.L2SP, decoupled=True), hft.CautiousDecay, hft.DiGraP, hft.HypergradientDescent]
+)
 def test_a_rule_that_needs_a_learning_rate_says_so_when_it_is_built(wrap):
     with pytest.raises(ValueError, match="has no lr|has none"):
         wrap(WithoutLr([torch.nn.Parameter(torch.ones(2))]))
+
+
+@pytest.mark.parametrize("make", [hft.FTPAdamW, lambda p, **o: hft.SPD(torch.optim.SGD(p, lr=0.1), **o)])
+def test_an_anchor_in_the_memory_of_the_weights_stays_where_it_was(make):
+    """A state_dict is such a one: weights that are loaded before the first step must not take it along."""
+    model = torch.nn.Linear(4, 2).double()
+    start = copy.deepcopy(model.state_dict())
+    opt = make(model.named_parameters(), anchor=model.state_dict())
+    model.load_state_dict({name: x + 0.5 for name, x in start.items()})
+    model(torch.randn(8, 4, dtype=torch.float64)).square().mean().backward()
+    opt.step()
+    for name, p in model.named_parameters():
+        assert torch.equal(opt.state[p]["anchor"], start[name])
 
 
 def test_swapped_state_of_another_dtype_is_fitted():
