@@ -11,8 +11,8 @@ from experiments.common.bilevel_loop import Losses
 from experiments.common.memory import peak_above
 from experiments.hypergradients.gradients import Segment, full
 
-#: Without compiled steps: torch 2.13 makes 5,730 kernels of the derivative of one of EfficientNet-Lite0, and had compiled
-#: 3,103 of them after 52 minutes.
+#: Without compiled steps: of the derivative of one of EfficientNet-Lite0 torch 2.13 makes 5,730 kernels, and had
+#: compiled 3,103 of them after 52 minutes.
 STRATEGIES: Mapping[str, hft.Unroll | hft.Forward] = {
     "Unroll()": hft.Unroll(),
     'Unroll(checkpoint="sqrt")': hft.Unroll(checkpoint="sqrt"),
