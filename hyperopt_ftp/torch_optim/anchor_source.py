@@ -62,7 +62,7 @@ class AnchorSource:
         return state if self.path is None else state | {"_given": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"_copied": set(), **state})
         if self.path is not None:
             self._given = _mapped(self.path)
 
@@ -130,8 +130,8 @@ class AnchorSource:
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
-        if self._given is not None and name in self._copied:
-            self._given[str(name)] = anchor  # one copy is enough
+        if self._given is not None and (key := unwrapped(str(name))) in self._copied:
+            self._given[key] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
 

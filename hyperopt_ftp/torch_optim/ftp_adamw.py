@@ -38,7 +38,7 @@ class FTPAdamW(DropIn):
             override any option and say ``constrained=False``.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in :class:`torch.optim.AdamW`; weight decay is 0 by default.
         anchor: ``None``: the values just before a parameter's first step. A dict or ``state_dict`` of tensors by name,
-            or the path of a ``.safetensors`` file. ``"zero"``: zero, without memory for it (LoRA).
+            as they are now, or the path of a ``.safetensors`` file. ``"zero"``: zero, without memory for it (LoRA).
         exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules; ``()`` or
             ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
             ignored. A warning says so where nothing is held.
