@@ -97,10 +97,11 @@ def estimate(
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
     These are the leading terms; what is returned is counted and measured. ``Unroll()`` is the first of these where all
-    graphs are small, else the second. A step is made once (of ``Forward``, ``Implicit`` and ``ZeroOrder`` at most three), its tensors are counted while they live, and its parts are timed,
-    again and again for about a second. Random numbers stay as they were. With n > 1 each gradient, product, and
-    gradient in the loss's hparams is an all-reduce, of which each process sends ``2 (n - 1) / n (P + P_loss)`` bytes,
-    and each value of the loss an all-gather of 32 bytes.
+    graphs are small, else the second. A step is made once (of ``Forward``, ``Implicit`` and ``ZeroOrder`` at most
+    three), its tensors are counted while they live, and its parts are timed, again and again for about a second. Random
+    numbers stay as they were. With n > 1 each gradient, product, and gradient in the loss's hparams is an all-reduce,
+    of which each process sends ``2 (n - 1) / n (P + P_loss)`` bytes, and each value of the loss an all-gather of 32
+    bytes.
 
     **On paper.** Params on the meta device, or fake tensors (``torch._subclasses.FakeTensorMode``), stand for a model
     that nobody has the memory for: nothing is computed then, state and batches lose their values too, the params'
