@@ -16,23 +16,26 @@ from experiments.hypergradients.gradients import Segment, full
 STRATEGIES: Mapping[str, hft.Unroll | hft.Forward] = {
     "Unroll()": hft.Unroll(),
     'Unroll(checkpoint="sqrt")': hft.Unroll(checkpoint="sqrt"),
-    "Forward(chunk=1)": hft.Forward(chunk=1),
+    "Forward()": hft.Forward(),
 }
 LOSS = "training"  # that of which the hypergradient is taken
+FORWARDS = 3  # depths of which forward mode is measured
 
 
 def cost(segment: Segment, losses: Losses, depths: Sequence[int], name: str) -> dict:
     """Of one strategy, by depth.
 
-    In forward mode every layer's radius is a tangent, and a tangent costs what training costs: one step is enough to
-    say so.
+    In forward mode every number is a tangent of its own, so one layer's radius and few steps say what all would take.
     """
     strategy, device = STRATEGIES[name], segment.end[next(iter(segment.end))].device
+    forwards = isinstance(strategy, hft.Forward)
+    layer = next(iter(segment.deviation)) if forwards else None
     found: dict = {"depths": [], "seconds": [], "mib": [], "differs": []}
-    for depth in depths if isinstance(strategy, hft.Unroll) else depths[:1]:
+    for depth in depths[:FORWARDS] if forwards else depths:
         expected = full(segment, losses, LOSS, depth)
+        expected = expected if layer is None else {layer: expected[layer]}
         begin = time.perf_counter()
-        gradients, mib = peak_above(device, lambda k=depth: full(segment, losses, LOSS, k, strategy))
+        gradients, mib = peak_above(device, lambda k=depth, one=layer: full(segment, losses, LOSS, k, strategy, one))
         found["seconds"].append(time.perf_counter() - begin)
         found["mib"].append(mib)
         found["depths"].append(depth)

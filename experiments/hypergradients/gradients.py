@@ -85,15 +85,15 @@ def closed_form(segment: Segment, loss: str, gradient: PaperOrExact) -> dict[str
 
 
 def full(
-    segment: Segment, losses: Losses, loss: str, depth: int, strategy: Strategy | None = None
+    segment: Segment, losses: Losses, loss: str, depth: int, strategy: Strategy | None = None, layer: str | None = None
 ) -> dict[str, Tensor]:
-    """Through the last `depth` steps, second derivatives of the training loss included."""
+    """Through the last `depth` steps, second derivatives of the training loss included; of all layers, or of one."""
     first = len(segment.batches) - depth
     _, found, _ = hft.hypergradient(
         segment.optimizer, losses.train, segment.outer[loss], segment.params[first], segment.batches[first:],
-        over="radius", state=segment.states[first], strategy=strategy,
+        over="radius" if layer is None else f"radius.{layer}", state=segment.states[first], strategy=strategy,
     )  # fmt: skip
-    return found["radius"]
+    return found["radius"] if layer is None else {layer: found[f"radius.{layer}"]}
 
 
 def compare(segment: Segment, losses: Losses, depths: Sequence[int]) -> Compared:

@@ -206,8 +206,8 @@ def write_report(record: RunRecord, subject: Subject) -> None:
             f"Of the loss of the next training batch in all {len(middle['layers'])} radii, after step "
             f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
             "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
-            "every radius through every step, so its seconds grow with K as those of one step do; it is meant for a "
-            "handful of hyperparameters.",
+            "every number through every step, and is meant for a handful of them: measured is the radius of the first "
+            f"layer alone, and all {len(middle['layers'])} take as many times as long.",
             "",
             *markdown(*costs(content)),
             "",
