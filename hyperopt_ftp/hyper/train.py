@@ -141,5 +141,5 @@ def _warn_of_float16(params: Params) -> None:
             "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
             "without a transform they are kept in float32",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

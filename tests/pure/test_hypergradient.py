@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,6 +285,12 @@ def test_bad_input():
         hft.Implicit(iterations=0)
     with pytest.warns(UserWarning, match="hypergradient of 'lr' is exactly 0: the outer loss does not depend"):
         call(over="lr", outer_loss=lambda p: torch.tensor(1.0))
+
+
+def test_a_warning_names_the_line_that_calls():
+    with pytest.warns(UserWarning, match="is exactly 0") as seen:
+        hft.hypergradient(hft.sgd(), loss, lambda p: torch.tensor(1.0), start(), batches(2), "lr")
+    assert [Path(warning.filename).name for warning in seen] == ["test_hypergradient.py"]
 
 
 def test_a_loss_that_writes_in_place_is_refused():
