@@ -175,7 +175,7 @@ def check_optimizer(name: str, value: Any) -> None:
     if all(hasattr(value, part) for part in ("init", "update", "hparams")):
         return
     title = getattr(value, "__name__", None) if callable(value) else None
-    ours = isinstance(value, type) or str(getattr(value, "__module__", "")).startswith(__package__)
+    ours = isinstance(value, type) or str(getattr(value, "__module__", "")).startswith("hyperopt_ftp.")
     got = f"an object of the class {type(value).__name__}"
     if title:
         got = f"{title} itself: call it" if ours else f"the function {title}"
