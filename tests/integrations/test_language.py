@@ -250,12 +250,10 @@ def narrow(dropout: float = 0.1) -> BertModel:
 @pytest.mark.parametrize("anchor", ["topics", "minilm"])
 def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
     """Of every layer that has an anchor, the closed form as full one; the ways of fine-tuning leave a new head free."""
-    from experiments.hypergradients import costs
     from experiments.hypergradients.language import study as hypergradients
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hypergradients, "minilm", narrow)
-    monkeypatch.delitem(costs.STRATEGIES, "Unroll(compile=True)")  # minutes; anew for each length of a batch
     plan = ("--points", "2", "--depths", "1", "2", "--ways", "paper", "validation1", "--ways-epochs", "1")
     assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--costs", "--out", "runs/one"]) == 0
     content = json.loads(Path("runs/one/metrics.json").read_text())
@@ -265,7 +263,7 @@ def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
     found = results["point-2"]["gradients"]["training"]
     assert found["exact"] == pytest.approx(found["K=1"], rel=1e-3, abs=1e-4)  # float32
     assert {len(values) for values in found.values()} == {len(layers)}
-    assert results["cost Forward(chunk=1)"]["differs"][0] < 1e-3
+    assert max(results["cost Forward()"]["differs"]) < 1e-3
     assert {name: results[name]["steps"] for name in ("paper-seed0", "validation1-seed0")} == {
         "paper-seed0": 4,
         "validation1-seed0": 4,
