@@ -158,6 +158,10 @@ def test_speeds_in_the_readme_are_measured():
     assert [row[0] for row in table if not row[0].startswith(tuple(SPEEDS))] == []
     found = {start: row[1] for start in SPEEDS for row in table if row[0].startswith(start)}
     assert found == {start: shown() for start, shown in SPEEDS.items()}
+    steps = [model["steps"] for model in measured("training_cpu")["models"].values()]
+    ratios = [found["FTPAdamW (fused)"]["ratio"] for found in steps]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW on three networks" in README
+    assert all(round(found["TPGM"]["ratio"] / ratio) == 2 for found, ratio in zip(steps, ratios, strict=True))
 
 
 def rows(text: str) -> list[list[str]]:

@@ -199,8 +199,8 @@ class Comparison:
         ends = [model.state_dict()]
         own: dict[str, Any] = {"method": follower, "diverged": result["diverged"], "seconds": result["seconds"]}
         for number in range(1, method.others + 1):
-            name = f"{follower}, seed {seed}" + (f", {number}" if number > 1 else "")
-            again = self.fit(result["method"], seed + number * OTHER_SEED, lr, name)
+            other = seed + number * OTHER_SEED
+            again = self.fit(result["method"], other, lr, f"{follower}, seed {other}")
             ends.append(again.model.state_dict())
             own["diverged"] = own["diverged"] or again.training.diverged
             own["seconds"] = round(own["seconds"] + again.training.seconds, 1)

@@ -102,8 +102,8 @@ class Program:
             self._told = True
             self._was, self._is = self._is, dict(_described(self._given[2:]))
             logging.getLogger("hyperopt_ftp").warning(
-                "compiling the %s: ten seconds to two minutes on a CPU (a deep convolutional network: more than an "
-                "hour), once for this optimizer, loss and shapes",
+                "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional networks; "
+                "once for this optimizer, loss and shapes",
                 self._what,
             )
         if isinstance(self._backend, str):

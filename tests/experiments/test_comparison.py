@@ -198,7 +198,7 @@ def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch,
 def test_model_stock_is_made_of_two_trainings(workplace, watch):
     done = workplace.command("--method", "model_stock", "adamw", "--seeds", "4", "--out", "runs/stock")
     assert done.status == 0
-    assert [name for name in done.trainings if name != "anchor"] == ["adamw, seed 4", "model_stock, seed 4"]
+    assert [name for name in done.trainings if name != "anchor"] == ["adamw, seed 4", "model_stock, seed 1004"]
     anchor, tuned, merged = watch.tested
     other = checkpoint.load(Path("runs/stock/checkpoint.pt"))["training"]["model"]
     assert workplace.command("--method", "adamw", "--seeds", "1004", "--out", "runs/other").status == 0
