@@ -71,6 +71,7 @@ def _work(rank: int, processes: int, checks: list[Check], folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = f"file://{folder}/store{processes}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=timedelta(seconds=60))
+    dist.barrier()  # no check, and no end of one, before the connections of all are made
     report = folder / f"report{processes}-{rank}.json"
     said: dict[str, str] = {}
     for check in checks:
