@@ -1,17 +1,32 @@
-"""Calls whose arguments do not fit: Python's error, and what was probably meant."""
+"""Arguments of a call: whether they fit and are allowed, and what an error says where not."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from .hparams import did_you_mean
+import torch
 
-__all__ = ["check_fit", "explained"]
+__all__ = [
+    "MOST",
+    "check_choice",
+    "check_compile",
+    "check_count",
+    "check_fit",
+    "check_flag",
+    "did_you_mean",
+    "explained",
+    "few",
+    "shown",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Names that an error lists at most.
+MOST = 20
 
 #: Arguments by the names that other libraries and the code of FTP's authors give them.
 ELSEWHERE = {
@@ -91,3 +106,55 @@ def _here(name: str, names: list[str]) -> str:
     """What an argument is called here."""
     name = name.replace("learning_rate", "lr")
     return ELSEWHERE[name] if ELSEWHERE.get(name) in names else name
+
+
+def did_you_mean(name: Any, names: Iterable[Any]) -> str:
+    """A hint where one of the names is close to a wrong one."""
+    by_lower = {str(other).lower(): str(other) for other in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value in an error: as it is where that is short."""
+    text = repr(value)
+    return text if len(text) < 80 else f"an object of the class {type(value).__name__}"
+
+
+def few(names: Sequence[Any]) -> str:
+    """The names as an error lists them: the first, and how many more there are."""
+    return f"{list(names[:MOST])}" + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{did_you_mean(value, allowed)}"
+        )
+
+
+def check_count(name: str, value: Any, what: str, none: bool = False, least: int = 1) -> None:
+    """``ValueError`` unless ``value`` is a whole number of at least that, or ``None`` where that is allowed."""
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        allowed = f"{'None or ' if none else ''}a number of {what} >= {least}"
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_compile(compile: Any) -> None:
+    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
+    usual = torch.compiler.list_backends()
+    if not isinstance(compile, (bool, str)):
+        raise TypeError(f"compile must be True, False or the name of a backend such as {usual}, got {shown(compile)}")
+    names = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(compile, str) and compile not in names:
+        raise ValueError(
+            f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
+            f"{did_you_mean(compile, names)}"
+        )

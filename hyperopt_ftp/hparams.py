@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tree
+from .calls import did_you_mean, few, shown
 
 __all__ = [
     "DOMAINS",
-    "MOST",
     "Domain",
-    "check_choice",
-    "check_compile",
-    "check_count",
-    "check_flag",
     "check_hparam",
     "check_number",
     "check_parts",
@@ -29,13 +25,10 @@ __all__ = [
     "check_zero_d",
     "complete",
     "concrete",
-    "did_you_mean",
     "domain_at",
     "domains_of",
-    "few",
     "first_outside",
     "is_number",
-    "shown",
     "to_tensors",
 ]
 
@@ -71,9 +64,6 @@ class Domain(NamedTuple):
 
 
 _FINITE = Domain(0.0, math.inf, open_high=True)
-
-#: Names that an error lists at most.
-MOST = 20
 
 #: One row for each hyperparameter name of the package; its optimizers take theirs from here (:func:`domains_of`).
 DOMAINS: dict[str, Domain] = {
@@ -134,8 +124,9 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
 
 
 def _as_a_number(value: Any) -> str:
+    """A hint where it is one in another form: text, or of NumPy."""
     try:
-        number = float(value) if isinstance(value, str) else math.nan
+        number = float(value) if isinstance(value, (str, Real)) and not isinstance(value, bool) else math.nan
     except ValueError:
         number = math.nan
     return f"; write float({value!r})" if math.isfinite(number) else ""
@@ -202,58 +193,6 @@ def first_outside(x: Tensor, low: float, high: float) -> float | None:
     """The first entry that is not in ``(low, high)``, where the values of ``x`` are known."""
     wrong = x[~((x > low) & (x < high))] if concrete(x) else x.new_empty(0)
     return wrong[0].item() if len(wrong) else None
-
-
-def did_you_mean(name: Any, names: Iterable[Any]) -> str:
-    """A hint where one of the names is close to a wrong one."""
-    by_lower = {str(other).lower(): str(other) for other in names}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
-
-
-def shown(value: Any) -> str:
-    """A value in an error: as it is where that is short."""
-    text = repr(value)
-    return text if len(text) < 80 else f"an object of the class {type(value).__name__}"
-
-
-def few(names: Sequence[Any]) -> str:
-    """The names as an error lists them: the first, and how many more there are."""
-    return f"{list(names[:MOST])}" + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-
-
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{did_you_mean(value, allowed)}"
-        )
-
-
-def check_count(name: str, value: Any, what: str, none: bool = False, least: int = 1) -> None:
-    """``ValueError`` unless ``value`` is a whole number of at least that, or ``None`` where that is allowed."""
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        allowed = f"{'None or ' if none else ''}a number of {what} >= {least}"
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
-
-
-def check_compile(compile: Any) -> None:
-    """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
-    usual = torch.compiler.list_backends()
-    if not isinstance(compile, (bool, str)):
-        raise TypeError(f"compile must be True, False or the name of a backend such as {usual}, got {shown(compile)}")
-    names = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(compile, str) and compile not in names:
-        raise ValueError(
-            f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
-            f"{did_you_mean(compile, names)}"
-        )
 
 
 def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dict[str, Any]:

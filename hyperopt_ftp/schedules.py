@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .hparams import Domain, as_tensor, check_count, check_flag, shown, to_tensors
+from .calls import check_count, check_flag, shown
+from .hparams import Domain, as_tensor, to_tensors
 from .types import Number
 
 __all__ = [

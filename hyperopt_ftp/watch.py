@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .hparams import check_count
+from .calls import check_count
 from .kernels import sharded
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working

@@ -137,8 +137,9 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     def by_depth(loss: str, pick: Callable[[Agreement], float]) -> list[float]:
         return [fmean(pick(against(p, loss, f"K={k}", loss, deepest)) for p in points) for k in depths]
 
+    deepest_k = f"K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{deepest}"  # a title is broken into lines
     depth_panels = {
-        f"{name} with K = {deepest}": {f"full, {loss}": Curve(depths, by_depth(loss, pick)) for loss in losses}
+        f"{name} with {deepest_k}": {f"full, {loss}": Curve(depths, by_depth(loss, pick)) for loss in losses}
         for name, pick in _PICKS.items()
     }
     back = "steps K that are differentiated through"
@@ -146,7 +147,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     steps = [point["step"] for point in points]
     kinds = ["paper", *(f"K={k}" for k in depths if k in (1, 4) and k != deepest)]
     by_step = {
-        f"{name} with K = {deepest}, {loss}": {
+        f"{name} with {deepest_k}, {loss}": {
             title("training", kind).removesuffix(", training"): Curve(
                 steps, [pick(against(p, loss, kind, loss, deepest)) for p in points]
             )
@@ -169,7 +170,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         title("training", kind): (reference, middle["gradients"]["training"][kind]) for kind in ("paper", "exact")
     }
     shown_kinds[title("validation", "K=1")] = (reference, middle["gradients"]["validation"]["K=1"])
-    scatter(folder / "layers.png", shown_kinds, f"full, K = {deepest}, training")
+    scatter(folder / "layers.png", shown_kinds, f"full, {deepest_k}, training")
     names = [name.removeprefix("network.") for name in run["layers"]]
     observed = {TITLES["paper"]: Observed(names, run["steps"], run["radii"])}
     heat_maps.radii(folder / "radii.png", observed, "radius (L1 per row)")

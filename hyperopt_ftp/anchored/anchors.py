@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_zero_d, few
+from ..calls import few
+from ..hparams import check_zero_d
 
 __all__ = ["anchors", "by_name", "check_anchor", "check_same_names", "numbers"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import explained
-from ..hparams import check_choice, to_tensors
+from ..calls import check_choice, explained
+from ..hparams import to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..types import HParam, Optimizer, PaperOrExact, Params
 from .directed import component

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import Domain, check_choice, check_number, to_tensors
+from ..calls import check_choice, explained
+from ..hparams import Domain, check_number, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..optimizers.damping import damped
 from ..optimizers.leafwise import no_steps

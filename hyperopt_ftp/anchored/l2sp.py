@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..calls import explained
-from ..hparams import check_flag, to_tensors
+from ..calls import check_flag, explained
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 

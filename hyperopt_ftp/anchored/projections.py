@@ -8,8 +8,8 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from ..calls import check_choice
 from ..dtensors import everywhere
-from ..hparams import check_choice
 from ..types import Norm
 
 __all__ = [

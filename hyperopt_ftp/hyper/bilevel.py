@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import check_choice, check_count
+from ..calls import check_choice, check_count, explained
 from ..optimizers.leafwise import check_params
 from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
 from . import paths

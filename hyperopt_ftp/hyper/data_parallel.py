@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
+from ..calls import check_choice, explained
 from ..dtensors import whole
-from ..hparams import check_choice
 from ..types import Params
 from .arguments import argument_counts, check_scalar
 from .functorch import tracked, under_transform, values_of

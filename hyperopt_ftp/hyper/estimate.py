@@ -11,9 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from .. import tree
-from ..calls import explained
+from ..calls import check_count, explained
 from ..dtensors import is_dtensor
-from ..hparams import check_count
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, StateT, TreeT, check_optimizer
 from . import paths

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import check_compile, check_count
 from ..dtensors import is_dtensor, layout, like, replicated, whole
-from ..hparams import check_compile, check_count
 from ..types import Compile, Params, State
 from .compiled import CompiledSteps, check_compilable
 from .leaves import Row, chosen, cotangents_of, floats, fresh, is_float, known, refill

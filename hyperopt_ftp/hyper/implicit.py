@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, check_choice, check_count, check_number, shown
+from ..calls import check_choice, check_count, shown
+from ..hparams import Domain, check_number
 from ..types import Solver
 from .functorch import values_of
 from .leaves import cotangents_of, floats, is_float, known

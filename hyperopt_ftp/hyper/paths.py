@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..hparams import did_you_mean, shown
+from ..calls import did_you_mean, shown
 from ..tree import entry, key_at, named, replaced
 
 __all__ = ["merge", "normalise", "overlap", "select"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import shown
+from ..calls import shown
 from ..types import Compile
 
 __all__ = ["Look", "Program", "codes_of", "program"]

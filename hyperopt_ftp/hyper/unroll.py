@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import check_compile, check_count, check_flag
+from ..calls import check_compile, check_count, check_flag
 from ..types import CheckpointEvery, Compile
 from .budget import Sizes, affordable
 from .checkpoints import Checkpoints

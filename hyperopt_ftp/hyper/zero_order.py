@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
+from ..calls import check_count, check_flag
 from ..dtensors import like
-from ..hparams import Domain, check_count, check_flag, check_number
+from ..hparams import Domain, check_number
 from .functorch import values_of
 from .leaves import floats, known
 from .linear import dot

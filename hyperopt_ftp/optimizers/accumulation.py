@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import check_count
+from ..calls import check_count, explained
 from ..types import Optimizer
 from .leafwise import check_grads, check_params, check_state, no_steps, zeros
 from .wrap import wrapped

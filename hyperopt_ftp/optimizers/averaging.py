@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import Domain, check_zero_d, few, to_tensors
+from ..calls import explained, few
+from ..hparams import Domain, check_zero_d, to_tensors
 from ..types import Number, Optimizer, State, TreeT
 from .leafwise import check_params, check_state, no_steps
 from .wrap import wrapped

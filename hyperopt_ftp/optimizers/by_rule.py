@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, check_flag, check_parts, complete, domains_of
+from ..calls import check_flag
+from ..hparams import Domain, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import tree
-from ..calls import explained
-from ..hparams import shown, to_tensors
+from ..calls import explained, shown
+from ..hparams import to_tensors
 from ..types import HParam, Optimizer, StateT
 from .leafwise import check_grads, check_params, for_each
 from .patterns import matcher, no_match

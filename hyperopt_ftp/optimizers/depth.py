@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from ..hparams import Domain, check_number, few
+from ..calls import few
+from ..hparams import Domain, check_number
 from .patterns import matcher, no_match
 
 __all__ = ["FINITE", "Layers", "between", "by_depth"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import check_count, check_zero_d, to_tensors
+from ..calls import check_count, explained
+from ..hparams import check_zero_d, to_tensors
 from ..types import Number, Optimizer
 from .leafwise import check_grads, check_params, check_state, no_steps
 from .wrap import wrapped

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import Domain, check_choice, check_count, check_flag, domains_of, to_tensors
+from ..calls import check_choice, check_count, check_flag, explained
+from ..hparams import Domain, domains_of, to_tensors
 from ..types import AdjustLR, HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt

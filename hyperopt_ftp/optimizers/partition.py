@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from .. import tree
-from ..calls import explained
-from ..hparams import complete, did_you_mean, few, shown
+from ..calls import did_you_mean, explained, few, shown
+from ..hparams import complete
 from ..types import Optimizer, check_optimizer
 from .leafwise import check_grads, check_params, check_state
 from .patterns import matcher, no_match

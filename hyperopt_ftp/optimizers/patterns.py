@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import translate
 
-from ..hparams import few
+from ..calls import few
 
 __all__ = ["matcher", "no_match"]
 

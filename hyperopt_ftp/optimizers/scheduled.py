@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import schedules as named_schedules
 from .. import tree
-from ..hparams import check_table, complete, did_you_mean, domain_at, shown
+from ..calls import did_you_mean, shown
+from ..hparams import check_table, complete, domain_at
 from ..schedules import Schedule
 from ..types import Optimizer, check_optimizer
 from .leafwise import check_state, no_steps

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..calls import explained
-from ..hparams import check_flag, concrete, to_tensors
+from ..calls import check_flag, explained
+from ..hparams import concrete, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr

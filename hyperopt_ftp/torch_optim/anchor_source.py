@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import check_flag, did_you_mean
 from ..dtensors import is_dtensor, local
-from ..hparams import check_flag, did_you_mean
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from ..types import Anchor, Device

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import tree
 from ..types import Optimizer
 from .names import unwrapped
 
@@ -97,6 +98,12 @@ def listed(title: str, params: Any) -> Any:
 
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
     """A misspelt option would count for nothing. Schedulers and others put keys of their own into a group."""
+    for key in known:
+        if any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(group.get(key))):
+            raise ValueError(
+                f"{key} requires a gradient, but a class steps without one: detach it, or differentiate a pure "
+                "optimizer (hft.hypergradient, or torch.func.grad through hft.train)"
+            )
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
         if key in ("exclude", "anchor"):
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..hparams import check_number, few
+from ..calls import few
+from ..hparams import check_number
 from ..optimizers.depth import FINITE, Layers, between, by_depth
 
 __all__ = ["depth_groups"]

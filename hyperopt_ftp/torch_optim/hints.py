@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..hparams import MOST, few
+from ..calls import MOST, few
 
 __all__ = ["covering", "near_name", "near_pattern", "no_entry", "overview", "suggested"]
 

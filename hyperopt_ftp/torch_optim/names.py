@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from ..hparams import MOST, few
+from ..calls import MOST, few
 from ..types import Excludes
 from .hints import near_pattern, overview, suggested
 

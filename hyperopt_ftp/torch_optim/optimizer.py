@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..dtensors import is_dtensor
-from ..hparams import is_number
 from ..kernels.layers import ABSENT
 from ..types import Excludes
-from . import store
+from . import loading, store
 from .backends import BACKENDS, Backend, why_slow
 from .bases import Base, Own
 from .caller import callers_level
@@ -28,11 +27,8 @@ from .checks import (
     check_dtype,
     check_gradient,
     check_group_options,
-    check_maker,
-    check_order,
     check_params,
     check_shapes,
-    check_state,
     listed,
 )
 from .given import Given
@@ -399,73 +395,16 @@ class DropIn(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._fitted, self._checked = {}, []
         if "_loading" in self.__dict__:
-            self._check_loaded(state, self._loading)
+            loading.make_ready(self, state, self._loading)
             state = self._mover.load(self, state, self._loading)
         super().__setstate__(state)
-        needed = self._needed()
+        needed = loading.needed(self)
         for group in self.param_groups:  # of an earlier version or torch
             for name in self.defaults.keys() - needed:
                 group.setdefault(name, self.defaults[name])
         if isinstance(self._mover, Given):
             self.base = self._mover.optimizer
         self._mover.attach(self)
-
-    def _check_loaded(self, state: dict[str, Any], saved: dict[str, Any]) -> None:
-        """Loaded groups and state are made ready to use, or an error says why they cannot be."""
-        self._mover.check_saved(saved)
-        for old, new in zip(self.param_groups, state["param_groups"], strict=True):
-            self._check_loaded_options(old, new)
-        self._restore(state, saved)
-        for old, new in zip(self.param_groups, state["param_groups"], strict=True):
-            names, hold = new.get("param_names"), self._hold
-            if hold is not None:
-                hold.anchors.check(names, new["params"], new["constrained"])
-            needed = ("step", *self._mover.moments(new)) if self._mover.whole else ()
-            for p, name, constrained in zip(new["params"], names or self._names(old), new["constrained"], strict=True):
-                found = state["state"].get(p, {})
-                shapes = store.shapes(hold.specs if hold else (), p, new.get("norm", "mars"))
-                check_state(p, name, found, shapes, needed, self._kinds())
-                if hold is not None and constrained and hold.is_initialized(found):
-                    hold.anchors.restore(p, name, found, self.state.get(p, {}))
-        self._mover.check_state(state)
-
-    def _needed(self) -> set[str]:
-        """Options that a group of a checkpoint has to have: the base's numbers."""
-        return {name for name, value in self.defaults.items() if is_number(value)} - self._options.keys()
-
-    def _check_loaded_options(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Of a loaded group, which gets what only this machine knows."""
-        check_maker(new, self._title(), self._needed())
-        for key in (*self.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
-            if key in old:
-                new.setdefault(key, old[key])
-        for key in ("foreach", "fused"):  # of this machine and these tensors, not of the run
-            if key in old:
-                new[key] = old[key]
-        if "param_names" in old:
-            check_order(old["param_names"], new["param_names"])
-            new["param_names"] = old["param_names"]
-        self._check_options(new)
-        self._mover.check_weights(self, new)
-        flags = new["constrained"]
-        if not isinstance(flags, list) or [type(value) for value in flags] != [bool] * len(new["params"]):
-            raise ValueError(f"the checkpoint's constrained must be a bool for each parameter, got {flags!r}")
-
-    def _restore(self, loaded: dict[str, Any], saved: dict[str, Any]) -> None:
-        """State in the dtype and device that were chosen, where torch casts it to those of the parameter; sharded as
-        that is, where another number of processes saved it."""
-        ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
-        params = ((group, p) for group in loaded["param_groups"] for p in group["params"])
-        kinds = {"step": "count", **self._kinds()}
-        for key, (group, p) in zip(ids, params, strict=True):
-            for name, value in saved["state"].get(key, {}).items():
-                now = loaded["state"][p][name]
-                cast = name not in kinds and name != "anchor" and self._mover.casts(name)
-                if isinstance(value, Tensor) and now.dtype != value.dtype and not cast:
-                    now = value.to(now.device)
-                if name == "anchor" and self._hold is not None:
-                    now = now.to(self._hold.anchors.device or now.device)
-                loaded["state"][p][name] = store.shard(now, p, kinds.get(name), group.get("norm", "mars"))
 
 
 def floats(values: Sequence[Tensor]) -> list[float]:

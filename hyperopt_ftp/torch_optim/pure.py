@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
-from ..hparams import check_compile, did_you_mean, few
+from ..calls import check_compile, did_you_mean, explained, few
 from ..optimizers.averaging import averages
 from ..optimizers.partition import partition
 from ..types import Compile, Optimizer, check_optimizer

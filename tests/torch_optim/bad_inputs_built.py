@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -135,6 +136,10 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
         "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
+    Row("a learning rate that requires a gradient",
+        lambda s: s.build(lr=torch.tensor(0.1, requires_grad=True)), ValueError,
+        "lr requires a gradient, but a class steps without one: detach it, or differentiate a pure optimizer "
+        "(hft.hypergradient, or torch.func.grad through hft.train)"),
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
         "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
@@ -339,6 +344,7 @@ NUMBERS = [
     option("lr", [1e-3], TypeError, f"lr {A_NUMBER} list", NATIVE),
     option("lr", "fast", TypeError, f"lr {A_NUMBER} the string 'fast'", NATIVE),
     option("lr", "1e-3", TypeError, f"lr {A_NUMBER} the string '1e-3'; write float('1e-3')", NATIVE),
+    option("lr", Fraction(1, 10), TypeError, f"lr {A_NUMBER} Fraction; write float(Fraction(1, 10))", NATIVE),
     option("lr", PAIR, ValueError, f"lr {A_NUMBER} shape (2,), torch.float32", NATIVE),
     option("lr", torch.tensor(1), ValueError, f"lr {A_NUMBER} shape (), torch.int64", NATIVE),
     *(option("weight_decay", value, ValueError, f"weight_decay must lie in [0, inf), got {value}", NATIVE)

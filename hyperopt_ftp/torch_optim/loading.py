@@ -1,0 +1,78 @@
+"""What a checkpoint brings, made ready for the optimizer that loads it, or an error before anything has changed."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..hparams import is_number
+from . import store
+from .checks import check_maker, check_order, check_state
+
+if TYPE_CHECKING:
+    from .optimizer import DropIn
+
+__all__ = ["make_ready", "needed"]
+
+
+def make_ready(opt: DropIn, state: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Loaded groups and state are made ready to use, or an error says why they cannot be."""
+    opt._mover.check_saved(saved)
+    for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
+        _take_options(opt, old, new)
+    _restore(opt, state, saved)
+    for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
+        names, hold = new.get("param_names"), opt._hold
+        if hold is not None:
+            hold.anchors.check(names, new["params"], new["constrained"])
+        entries = ("step", *opt._mover.moments(new)) if opt._mover.whole else ()
+        for p, name, constrained in zip(new["params"], names or opt._names(old), new["constrained"], strict=True):
+            found = state["state"].get(p, {})
+            shapes = store.shapes(hold.specs if hold else (), p, new.get("norm", "mars"))
+            check_state(p, name, found, shapes, entries, opt._kinds())
+            if hold is not None and constrained and hold.is_initialized(found):
+                hold.anchors.restore(p, name, found, opt.state.get(p, {}))
+    opt._mover.check_state(state)
+
+
+def needed(opt: DropIn) -> set[str]:
+    """Options that a group of a checkpoint has to have: the base's numbers."""
+    return {name for name, value in opt.defaults.items() if is_number(value)} - opt._options.keys()
+
+
+def _take_options(opt: DropIn, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Of a loaded group, which gets what only this machine knows."""
+    check_maker(new, opt._title(), needed(opt))
+    for key in (*opt.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
+        if key in old:
+            new.setdefault(key, old[key])
+    for key in ("foreach", "fused"):  # of this machine and these tensors, not of the run
+        if key in old:
+            new[key] = old[key]
+    if "param_names" in old:
+        check_order(old["param_names"], new["param_names"])
+        new["param_names"] = old["param_names"]
+    opt._check_options(new)
+    opt._mover.check_weights(opt, new)
+    flags = new["constrained"]
+    if not isinstance(flags, list) or [type(value) for value in flags] != [bool] * len(new["params"]):
+        raise ValueError(f"the checkpoint's constrained must be a bool for each parameter, got {flags!r}")
+
+
+def _restore(opt: DropIn, loaded: dict[str, Any], saved: dict[str, Any]) -> None:
+    """State in the dtype and device that were chosen, where torch casts it to those of the parameter; sharded as
+    that is, where another number of processes saved it."""
+    ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = ((group, p) for group in loaded["param_groups"] for p in group["params"])
+    kinds = {"step": "count", **opt._kinds()}
+    for key, (group, p) in zip(ids, params, strict=True):
+        for name, value in saved["state"].get(key, {}).items():
+            now = loaded["state"][p][name]
+            cast = name not in kinds and name != "anchor" and opt._mover.casts(name)
+            if isinstance(value, Tensor) and now.dtype != value.dtype and not cast:
+                now = value.to(now.device)
+            if name == "anchor" and opt._hold is not None:
+                now = now.to(opt._hold.anchors.device or now.device)
+            loaded["state"][p][name] = store.shard(now, p, kinds.get(name), group.get("norm", "mars"))
