@@ -1,17 +1,21 @@
-"""Arguments of a call: whether they fit and are allowed, and what an error says where not."""
+"""Calls: whether arguments fit and are allowed, what an error says where not, and which line a warning names."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
 __all__ = [
     "MOST",
+    "callers_level",
     "check_choice",
     "check_compile",
     "check_count",
@@ -27,6 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Names that an error lists at most.
 MOST = 20
+
+#: Folders whose lines are nobody's own: torch puts hooks, contexts and schedulers around a call.
+INSIDE = tuple(f"{path.resolve()}{os.sep}" for path in (Path(__file__).parent, Path(torch.__file__).parent))
 
 #: Arguments by the names that other libraries and the code of FTP's authors give them.
 ELSEWHERE = {
@@ -158,3 +165,12 @@ def check_compile(compile: Any) -> None:
             f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
             f"{did_you_mean(compile, names)}"
         )
+
+
+def callers_level() -> int:
+    """``stacklevel`` of the first line that is neither of this package nor of torch, for a warning of the function
+    that calls this one."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -18,6 +18,7 @@ from .calls import did_you_mean, few, shown
 __all__ = [
     "DOMAINS",
     "Domain",
+    "as_tensor",
     "check_hparam",
     "check_number",
     "check_parts",
@@ -48,7 +49,7 @@ class Domain(NamedTuple):
     parts: tuple[str, ...] = ()
 
     def holds(self, x: object) -> bool:
-        if not isinstance(x, (int, float)) or math.isnan(x):
+        if not isinstance(x, (int, float)) or x != x:
             return False
         return self.low <= x < self.high if self.open_high else self.low <= x <= self.high
 
@@ -124,10 +125,10 @@ def check_number(name: str, value: Any, domain: Domain | None = None) -> None:
 
 
 def _as_a_number(value: Any) -> str:
-    """A hint where it is one in another form: text, or of NumPy."""
+    """A hint where it is one in another form: text, a fraction, a number of NumPy."""
     try:
         number = float(value) if isinstance(value, (str, Real)) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     return f"; write float({value!r})" if math.isfinite(number) else ""
 

@@ -1,7 +1,7 @@
 """Make each target alone, in a fresh clone of its own: does it bring all that it needs?
 
 Other targets hide it otherwise, because they leave their installations behind. Needs nothing but Python and git, and a
-committed state. Clones and logs stay in the folder.
+committed state. Logs stay in the folder; a clone goes after its target.
 """
 
 from __future__ import annotations

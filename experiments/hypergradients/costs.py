@@ -39,6 +39,7 @@ def cost(segment: Segment, losses: Losses, depths: Sequence[int], name: str) -> 
         found["seconds"].append(time.perf_counter() - begin)
         found["mib"].append(mib)
         found["depths"].append(depth)
-        off = torch.stack([gradients[layer] - value for layer, value in expected.items()]).norm().item()
-        found["differs"].append(off / math.hypot(*(value.item() for value in expected.values())))
+        off = torch.stack([gradients[name] - value for name, value in expected.items()]).norm().item()
+        size = math.hypot(*(value.item() for value in expected.values()))
+        found["differs"].append(off / size if size else math.nan if off else 0.0)
     return found

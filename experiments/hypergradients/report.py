@@ -208,7 +208,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
             f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
             "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
             "every number through every step, and is meant for a handful of them: measured is the radius of the first "
-            f"layer alone, and all {len(middle['layers'])} take as many times as long.",
+            f"layer alone, and all {len(middle['layers'])} take up to as many times as long.",
             "",
             *markdown(*costs(content)),
             "",

@@ -69,7 +69,7 @@ def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams:
 
 def check_loss(name: str, value: Any) -> None:
     """``TypeError`` unless it is a function, and none of outputs and targets."""
-    if isinstance(value, torch.nn.modules.loss._Loss):
+    if type(value).__module__ == "torch.nn.modules.loss":
         raise TypeError(
             f"{name} is called with params, not with outputs and targets as {type(value).__name__}() is: write a "
             "function that calls the model, by torch.func.functional_call(model, params, (x,))"

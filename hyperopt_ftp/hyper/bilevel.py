@@ -14,7 +14,15 @@ from ..calls import check_choice, check_count, explained
 from ..optimizers.leafwise import check_params
 from ..types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
 from . import paths
-from .arguments import argument_counts, check_hparams, check_loss, with_start, without_loss, without_start
+from .arguments import (
+    argument_counts,
+    check_arguments,
+    check_hparams,
+    check_loss,
+    with_start,
+    without_loss,
+    without_start,
+)
 from .constrain import Constraints
 from .data_parallel import DataParallel
 from .hypergradient import check_floats, hypergradient, takes_loss_hparams
@@ -127,7 +135,6 @@ def bilevel(
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
     check_optimizer("optimizer", optimizer)
-    check_loss("train_loss", train_loss)
     check_loss("outer_loss", outer_loss)
     if argument_counts(outer_loss)[1] < 2:
         raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
@@ -138,6 +145,7 @@ def bilevel(
         raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
     check_params(params)
     full = fresh(check_hparams(optimizer, hparams), False)[1]
+    check_arguments("train_loss", train_loss, 2, "loss" in full)
     params = fresh(params, False)[1]
     whole = with_start(full, params, train_batches)
     names = paths.normalise(over, whole)

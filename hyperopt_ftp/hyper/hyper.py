@@ -56,7 +56,8 @@ def hyper(
         by: the optimizer that tunes them; level n's hparams are its params.
         over: a name of ``base.hparams`` or a tuple of names; dotted where base is itself tuned (``"by.lr"``).
             What ``base`` settles after a step (``projected`` clips a radius to the largest norm) is differentiated at
-            its settled value. A row with just that norm counts as clipped, for what is tuned beside the radius too.
+            its settled value. Where a radius is tuned, a row whose norm equals it counts as clipped, also in the
+            derivatives of the other tuned hparams.
         strategy: how the hypergradient is taken; :class:`OneStep` by default. Only strategies that need gradients
             alone can run inside an update.
         constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import explained
+from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
@@ -241,7 +241,7 @@ def _by_the_old_protocol(
         f"{type(strategy).__name__} has the method through_steps(inner, tuned), which is deprecated: write run and "
         "pullback (hyperopt_ftp.hyper.Strategy), which train takes too",
         UserWarning,  # strategies are written by users: they should see it
-        stacklevel=5,
+        stacklevel=callers_level(),
     )
     inner = Inner(optimizer, train_loss, outer_loss, params, batches, full, state)
     return strategy.through_steps(inner, tuned)
@@ -253,5 +253,5 @@ def warn_if_zero(name: str, grad: Any) -> None:
         warnings.warn(
             f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
             UserWarning,
-            stacklevel=4,
+            stacklevel=callers_level(),
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import check_choice, check_count, shown
+from ..calls import callers_level, check_choice, check_count, shown
 from ..hparams import Domain, check_number
 from ..types import Solver
 from .functorch import values_of
@@ -167,7 +167,7 @@ class Implicit:
                 f"Implicit, solver {self.solver!r}, has not converged: residual {residual:.2g} of the right-hand side "
                 f"after {found.iterations} iterations, tolerance {small:.2g}; take more, or accept it by tolerance=",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=callers_level(),
             )
 
     def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> None:
@@ -180,7 +180,7 @@ class Implicit:
                 f"Implicit: training has not converged: the rest of the way would change <dL/dp, p> by {ahead:.2g} of "
                 "|dL/dp| |p|; train longer, with a higher learning rate, or on larger batches (or batches=n)",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=callers_level(),
             )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
+from ..calls import callers_level
 from .functorch import under_transform
 
 __all__ = ["Copy", "Team", "Whole", "zero_like"]
@@ -231,7 +232,9 @@ def _check_heads(heads: Tensor) -> None:
 def _warn_of_infinite(rows: Tensor) -> None:
     bad = (~rows.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
-        warnings.warn(f"data_parallel: the loss of {_processes(bad)} is not finite", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"data_parallel: the loss of {_processes(bad)} is not finite", UserWarning, stacklevel=callers_level()
+        )
 
 
 def _processes(ranks: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import shown
+from ..calls import callers_level, shown
 from ..types import Compile
 
 __all__ = ["Look", "Program", "codes_of", "program"]
@@ -74,7 +74,7 @@ class Program:
                 self._given = ()
             if self._told and not first:
                 self._look_again(look)
-                warnings.warn(self._changed(), UserWarning, stacklevel=4)
+                warnings.warn(self._changed(), UserWarning, stacklevel=callers_level())
             return found
 
     def _value(self, given: tuple[Any, ...]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import callers_level
 from .rng import Recorder
 
 __all__ = ["Reader", "is_sequence"]
@@ -39,13 +40,13 @@ class Reader:
             recorder = Recorder()
             recorder.again(recorder.now(), lambda: self._read_again(saved))
         elif done and not is_sequence(batches):
-            wanted = "pass the batches of the earlier run, whose state has no place in this loader"
+            wanted = "its state holds no position in this loader; pass the same batches as then"
             if not self._goes_on:
                 wanted = "pass a list, or a DataLoader that does not shuffle, or one with a generator= of its own"
             warnings.warn(
                 f"{name} is read from its beginning: nobody knows where the earlier run was in it; {wanted}",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=callers_level(),
             )
 
     def _read_again(self, saved: dict[str, Tensor]) -> None:

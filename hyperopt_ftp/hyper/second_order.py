@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch.backends import cuda as flags  # of attention on every device
+from torch.backends import cuda as attention  # on every device
 
 __all__ = ["compiled_steps", "twice_differentiable"]
 
-_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+_FUSED = ("flash", "mem_efficient", "cudnn")
 
 
 class _Shared:
@@ -53,14 +53,20 @@ class _Shared:
 @contextmanager
 def _attention_by_formula() -> Iterator[None]:
     """By the flags themselves: from torch 2.15 on, sdpa_kernel can be left only by the thread that has entered it."""
-    before = {kernel: getattr(flags, f"{kernel}_sdp_enabled")() for kernel in _KERNELS}
+    switches = [(getattr(attention, f"{k}_sdp_enabled"), getattr(attention, f"enable_{k}_sdp")) for k in _FUSED]
+    if hasattr(torch._C, "_set_sdp_use_overrideable"):  # of devices that bring kernels of their own
+        switches.append((torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable))
+    formula = attention.math_sdp_enabled()
+    before = [enabled() for enabled, _ in switches]
     try:
-        for kernel in _KERNELS:
-            getattr(flags, f"enable_{kernel}_sdp")(kernel == "math")
+        attention.enable_math_sdp(True)
+        for _, enable in switches:
+            enable(False)
         yield
     finally:
-        for kernel, enabled in before.items():
-            getattr(flags, f"enable_{kernel}_sdp")(enabled)
+        for (_, enable), was in zip(switches, before, strict=True):
+            enable(was)
+        attention.enable_math_sdp(formula)
 
 
 _shared = _Shared()

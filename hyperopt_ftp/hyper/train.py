@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from .. import tree
-from ..calls import explained
+from ..calls import callers_level, explained
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
@@ -141,5 +141,5 @@ def _warn_of_float16(params: Params) -> None:
             "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
             "without a transform they are kept in float32",
             UserWarning,
-            stacklevel=4,
+            stacklevel=callers_level(),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import tree
-from ..calls import check_count, check_flag
+from ..calls import callers_level, check_count, check_flag
 from ..dtensors import like
 from ..hparams import Domain, check_number
 from .functorch import values_of
@@ -172,6 +172,6 @@ def _everywhere(function: Function, points: list[list[Tensor]], recorder: Record
         warnings.warn(
             f"ZeroOrder trains its samples one after the other, since vmap cannot take them: {str(error)[:200]}",
             UserWarning,
-            stacklevel=2,
+            stacklevel=callers_level(),
         )
         return values

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tree
 from ..calls import check_flag, explained
 from ..hparams import concrete, to_tensors
 from ..types import HParam, Optimizer
@@ -76,8 +77,9 @@ def sgd(
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:
-    still = not isinstance(momentum, Tensor) and momentum == 0  # a tuner may move a tensor away from 0
-    if nesterov and (still or not _is_zero(dampening)):
+    # A tuner may move a tensor away from 0.
+    still = not any(isinstance(x, Tensor) or x != 0 for x in tree.leaves(momentum))
+    if nesterov and (still or not all(map(_is_zero, tree.leaves(dampening)))):
         raise ValueError(
             f"nesterov needs momentum > 0 and dampening = 0, got momentum = {momentum} and dampening = {dampening}"
         )

@@ -96,7 +96,8 @@ class AnchorSource:
         moving = {_memory(p) for p in params} - {0}
         for name in {unwrapped(name) for name, _ in held}:
             if _memory(self._given[name]) in moving:  # it would go along until the first step
-                self._given[name] = self._given[name].detach().clone()
+                value = self._given[name].detach()
+                self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
                 self._copied.add(name)
 
     def check_no_extra(self, names: Sequence[Any]) -> None:

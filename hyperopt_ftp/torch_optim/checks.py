@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tree
 from ..types import Optimizer
 from .names import unwrapped
 
@@ -98,18 +97,23 @@ def listed(title: str, params: Any) -> Any:
 
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
     """A misspelt option would count for nothing. Schedulers and others put keys of their own into a group."""
-    for key in known:
-        if any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(group.get(key))):
-            raise ValueError(
-                f"{key} requires a gradient, but a class steps without one: detach it, or differentiate a pure "
-                "optimizer (hft.hypergradient, or torch.func.grad through hft.train)"
-            )
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
         if key in ("exclude", "anchor"):
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
         close = get_close_matches(str(key), known, 1, 0.85)
         if close:
             raise ValueError(f"a group has the option {key!r}, which nothing reads; did you mean {close[0]!r}?")
+
+
+def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:
+    """A step writes in place and has no derivative, in a number neither."""
+    for name, value in numbers.items():
+        parts = value if isinstance(value, (tuple, list)) else [value]
+        if any(isinstance(x, Tensor) and x.ndim == 0 and x.requires_grad for x in parts):
+            raise ValueError(
+                f"{name} requires a gradient, but a step of {title} has no derivative: pass it detached, or train "
+                "with a pure optimizer by hft.train, through which backward() goes"
+            )
 
 
 def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..hparams import Domain, as_tensor, check_number, check_parts, domain_at
+from .checks import check_no_gradient
 
 __all__ = [
     "as_number",
@@ -43,6 +44,7 @@ def checked(key: str, value: Any, domain: Domain) -> Any:
     if isinstance(value, Mapping):
         return {name: checked(f"{key}.{name}", x, domain) for name, x in value.items()}
     if isinstance(value, Tensor):
+        check_no_gradient("PureOptimizer", {key: value})
         return value
     check_number(key, value, domain)
     return as_tensor(value)

@@ -43,7 +43,7 @@ def needed(opt: DropIn) -> set[str]:
 
 
 def _take_options(opt: DropIn, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Of a loaded group, which gets what only this machine knows."""
+    """Check a loaded group's options, and fill in those that are of this machine (``foreach``, ``fused``)."""
     check_maker(new, opt._title(), needed(opt))
     for key in (*opt.defaults, "constrained", "made_by"):  # absent in a checkpoint of the plain base
         if key in old:

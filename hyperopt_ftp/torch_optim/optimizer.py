@@ -6,7 +6,7 @@ The way of a step: ``DropIn.step``, ``Own.step`` (or ``Given.step``), ``Kernel.s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_not
 from typing import Any
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from ..calls import callers_level
 from ..dtensors import is_dtensor
 from ..kernels.layers import ABSENT
 from ..types import Excludes
 from . import loading, store
 from .backends import BACKENDS, Backend, why_slow
 from .bases import Base, Own
-from .caller import callers_level
 from .checks import (
     check_checkpoint,
     check_dtype,
     check_gradient,
     check_group_options,
+    check_no_gradient,
     check_params,
     check_shapes,
     listed,
@@ -183,8 +184,14 @@ class DropIn(torch.optim.Optimizer):
             self._hold.anchors.check(names, group["params"], constrained)
         group["constrained"], group["made_by"] = constrained, self._title()
 
+    @property
+    def _read(self) -> Collection[str]:
+        """Options of a group that are looked at again; a given base may count in its groups."""
+        return self.defaults if self._mover.strict else (*self._options, "lr")
+
     def _check_options(self, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
+        check_no_gradient(type(self).__name__, {name: group.get(name) for name in self._read})
         if self._hold is not None:
             self._hold.check(group)
         self._mover.check(group)
@@ -250,7 +257,7 @@ class DropIn(torch.optim.Optimizer):
                     "not its base's), or build a new optimizer"
                 )
         names = iter(self._names())
-        read = self.defaults if self._mover.strict else (*self._options, "lr")  # a base may count in its groups
+        read = self._read
         self._checked += [[]] * (len(self.param_groups) - len(self._checked))
         for i, group in enumerate(self.param_groups):
             options = [group.get(name) for name in read]

@@ -14,7 +14,7 @@ from ..optimizers.averaging import averages
 from ..optimizers.partition import partition
 from ..types import Compile, Optimizer, check_optimizer
 from .captured import captured
-from .checks import check_checkpoint, check_params, listed
+from .checks import check_checkpoint, check_no_gradient, check_params, listed
 from .group_numbers import (
     as_number,
     checked,
@@ -97,6 +97,7 @@ class PureOptimizer(torch.optim.Optimizer):
         if named:
             given = [n for group in self.param_groups for n in group["param_names"]]
         check_params(everything, named, given)
+        check_no_gradient("PureOptimizer", {".".join(path): value for path, value in flat(optimizer.hparams)})
         self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
         self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
         shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})

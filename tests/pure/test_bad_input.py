@@ -61,7 +61,10 @@ def test_betas():
         hft.sgd(nesterov=True)
     with pytest.raises(ValueError, match="and dampening = 0, got .* dampening = 0.5"):
         hft.sgd(nesterov=True, momentum=0.9, dampening=torch.tensor(0.5))
-    hft.sgd(nesterov=True, momentum=0.9, dampening=torch.tensor(0.0))
+    with pytest.raises(ValueError, match="nesterov needs momentum > 0"):
+        hft.sgd(nesterov=True, momentum={"w": 0.0})
+    for zero in (torch.tensor(0.0), {"w": torch.tensor(0.0), "b": 0.0}):
+        hft.sgd(nesterov=True, momentum=0.9, dampening=zero)
 
 
 OWN_NUMBER = {

@@ -292,8 +292,18 @@ def test_reading_again_leaves_the_default_generator_where_it_is(make):
 def test_a_loader_after_a_list_begins_with_a_warning():
     """Its place in the pass is not in the state."""
     first = rounds(train_batches=list(loader(11)), outer_batches=[HELD_OUT], outer_steps=2)
-    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass the batches of the earlier"):
-        rounds(train_batches=loader(11), outer_batches=[HELD_OUT], outer_steps=3, state=first[-1].state)
+
+    def call():
+        return list(hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), loader(11), [HELD_OUT],
+            inner_steps=2, outer_steps=3, state=first[-1].state,
+        ))  # fmt: skip
+
+    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass the same batches as") as seen:
+        call()
+    lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
+    assert [w.filename for w in seen] == [__file__]
+    assert seen[0].lineno in lines
 
 
 def test_two_loaders_with_one_generator_resume():

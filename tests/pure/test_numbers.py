@@ -261,10 +261,11 @@ def test_adjoints_of_16_bit_params(strategy, dtype, factor):
 
 @pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Forward()], ids=["unroll", "forward"])
 def test_adjoints_of_float16_under_a_transform_are_warned_of(strategy):
-    with pytest.warns(UserWarning, match="under a torch.func transform the adjoints of float16 params are float16 too"):
+    with pytest.warns(UserWarning, match="adjoints of float16 params are float16 too") as seen:
         torch.func.grad(lambda lr: call(params=start(torch.float16), hparams={"lr": lr}, strategy=strategy)[0])(
             f64(0.2)
         )
+    assert {w.filename for w in seen} == {call.__code__.co_filename}
 
 
 # -- Implicit says how far it came ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import hyperopt_ftp as hft
 
@@ -83,6 +84,17 @@ class Scene:
 
 def step(scene: Scene) -> None:
     scene.opt.step()
+
+
+def tracked(value: float) -> Tensor:
+    return torch.tensor(value, requires_grad=True)
+
+
+def no_gradient(name: str, who: str) -> str:
+    return (
+        f"{name} requires a gradient, but a step of {who} has no derivative: pass it detached, or train with a pure "
+        "optimizer by hft.train, through which backward() goes"
+    )
 
 
 def tables() -> dict[str, list[Row]]:

@@ -16,7 +16,7 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
 
-from .bad_inputs import ADAMW, FTP, NATIVE, SGD, Row, Scene
+from .bad_inputs import ADAMW, FTP, NATIVE, SGD, Row, Scene, no_gradient, tracked
 
 
 def weight(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
@@ -136,10 +136,16 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
         "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
-    Row("a learning rate that requires a gradient",
-        lambda s: s.build(lr=torch.tensor(0.1, requires_grad=True)), ValueError,
-        "lr requires a gradient, but a class steps without one: detach it, or differentiate a pure optimizer "
-        "(hft.hypergradient, or torch.func.grad through hft.train)"),
+    *(Row(f"{done} that requires a gradient", act, ValueError, no_gradient(name, who), (who,), begin)
+      for who in (ADAMW, FTP)
+      for done, name, act, begin in (
+          ("a learning rate", "lr", lambda s: s.build(lr=tracked(0.1)), None),
+          ("a learning rate of a group", "lr", lambda s: s.make([{"params": [weight()], "lr": tracked(0.1)}]), None),
+          ("a kappa of a later group", "kappa",
+           lambda s: s.opt.add_param_group({"params": [("w", weight())], "kappa": tracked(0.5)}), lambda s: s.begun()),
+      )),
+    Row("one of the betas that requires a gradient", lambda s: s.build(betas=(tracked(0.9), torch.tensor(0.99))),
+        ValueError, no_gradient("betas", ADAMW), (ADAMW,)),
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
         "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,

@@ -9,7 +9,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, step
+from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, no_gradient, step, tracked
 from .bad_inputs_built import A_NUMBER, BESIDE, FLOATS, LEAVE_OUT, PREFIX, weight
 
 # -- steps ----------------------------------------------------------------------------------------------------------
@@ -164,6 +164,8 @@ STEPS = [
         begin=group_changed(norm="l1")),
     Row("`lr = -1.0` put into a group, by a schedule for instance", step, ValueError,
         "lr must lie in [0, inf), got -1.0", NATIVE, group_changed(lr=-1.0)),
+    *(Row("an `lr` that requires a gradient, put into a group", step, ValueError, no_gradient("lr", who), (who,),
+          lambda s: group_changed(lr=tracked(0.1))(s)) for who in (ADAMW, FTP)),
     Row("`betas = 0.9` put into a group", step, ValueError, "betas must be a pair (beta1, beta2), got 0.9", (ADAMW,),
         group_changed(betas=0.9)),
     Row("`maximize = 'no'` put into a group", step, TypeError, "maximize must be True or False, got 'no'", NATIVE,

@@ -18,6 +18,7 @@ from hyperopt_ftp.torch_optim.pure import _filled
 
 from ..support.cases import ANCHOR, CASES, Case
 from ..support.problems import batches, largest_difference, loss, start
+from .bad_inputs import tracked
 
 F64 = torch.float64
 TOWER = {"base": {"lr": 1e-3}, "by": {"lr": 1e-2}}
@@ -548,6 +549,16 @@ def test_a_loaded_state_comes_to_the_device_of_its_parameters():
             TypeError,
             "compile must be True, False or the name of a backend such as",
         ),
+        (
+            lambda p: hft.PureOptimizer(p, hft.adam(lr=tracked(0.1))),
+            ValueError,
+            "lr requires a gradient, but a step of",
+        ),
+        (
+            lambda p: hft.PureOptimizer([{"params": p, "lr": tracked(0.1)}], hft.adam()),
+            ValueError,
+            "lr requires a gradient, but a step of PureOptimizer has no derivative",
+        ),
         (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "in a group twice; give each tensor once"),
         (lambda p: hft.PureOptimizer([{"params": []}], hft.adam()), ValueError, "got no parameters"),
         (
@@ -574,6 +585,7 @@ def test_writes_into_groups_are_checked():
     opt = hft.PureOptimizer(params.items(), hft.adam())
     for value, error, text in (
         ("fast", TypeError, "lr must be a number"), (-1.0, ValueError, "lr must lie in"), (None, TypeError, "got None"),
+        (tracked(0.1), ValueError, "lr requires a gradient"),
     ):  # fmt: skip
         opt.param_groups[0]["lr"] = value
         before = {n: p.detach().clone() for n, p in params.items()}
