@@ -130,38 +130,32 @@ def training_ratio(name: str) -> str:
     return f"{measured('training_cpu')['models']['resnet50']['steps'][name]['ratio']:.2f}"
 
 
-def hypergradient_ratios(ours: str) -> str:
-    """Over all problems; against TorchOpt's faster form where there are two."""
+def hypergradient_ratios(ours: str) -> tuple[str, str]:
+    """How many problems, in words, and the range over them; against TorchOpt's faster form where there are two."""
     ratios = [
         found[ours]["median_seconds"]
         / min(run["median_seconds"] for name, run in found.items() if name.startswith("torchopt"))
         for found in (problem["contenders"] for problem in measured("hypergradient")["problems"].values())
         if ours in found
     ]
-    return f"{min(ratios):.2f} to {max(ratios):.2f}"
-
-
-#: What a row of README's table of speeds begins with, and where its number comes from.
-SPEEDS = {
-    "`FTPAdamW.step()` alone": lambda: (
-        f"{measured('step_cpu')['models']['resnet50']['steps']['FTPAdamW(fused)']['ratio_to_adamw_fused']:.2f}"
-    ),
-    "whole training step, `FTPAdamW`": lambda: training_ratio("FTPAdamW (fused)"),
-    "the same, TPGM": lambda: training_ratio("TPGM"),
-    "hypergradient, `Unroll()`": lambda: hypergradient_ratios("Unroll()"),
-    "the same with `compile=True`": lambda: hypergradient_ratios("Unroll(compile=True)"),
-}
+    return {5: "five", 6: "six"}[len(ratios)], f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def test_speeds_in_the_readme_are_measured():
-    table = rows(README.partition("## Speed")[2].partition("##")[0])[1:]
-    assert [row[0] for row in table if not row[0].startswith(tuple(SPEEDS))] == []
-    found = {start: row[1] for start in SPEEDS for row in table if row[0].startswith(start)}
-    assert found == {start: shown() for start, shown in SPEEDS.items()}
+    step = measured("step_cpu")["models"]["resnet50"]["steps"]["FTPAdamW(fused)"]["ratio_to_adamw_fused"]
+    unrolled, ratios = hypergradient_ratios("Unroll()")
+    compiled, ratios_compiled = hypergradient_ratios("Unroll(compile=True)")
+    assert dict(rows(README.partition("## Speed")[2].partition("##")[0])[1:]) == {
+        "`FTPAdamW.step()` alone, against `AdamW(fused=True)`, ResNet50": f"{step:.2f}",
+        "whole training step, `FTPAdamW` against AdamW, ResNet50": training_ratio("FTPAdamW (fused)"),
+        "the same, TPGM against AdamW": training_ratio("TPGM"),
+        f"hypergradient, `Unroll()` against TorchOpt, {unrolled} problems": ratios,
+        f"the same with `compile=True`, {compiled} problems": ratios_compiled,
+    }
     steps = [model["steps"] for model in measured("training_cpu")["models"].values()]
     ratios = [found["FTPAdamW (fused)"]["ratio"] for found in steps]
     assert f"{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW on three networks" in README
-    assert all(round(found["TPGM"]["ratio"] / ratio) == 2 for found, ratio in zip(steps, ratios, strict=True))
+    assert all(1.9 <= found["TPGM"]["ratio"] / ratio <= 2.2 for found, ratio in zip(steps, ratios, strict=True))
 
 
 def rows(text: str) -> list[list[str]]:

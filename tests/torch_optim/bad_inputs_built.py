@@ -136,8 +136,8 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
         "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
-    *(Row(f"{done} that requires a gradient", act, ValueError, no_gradient(name, who), (who,), begin)
-      for who in (ADAMW, FTP)
+    *(Row(f"{done} that requires a gradient{place}", act, ValueError, no_gradient(name, who), (who,), begin)
+      for who, place in ((ADAMW, ""), (FTP, ", in the base"))
       for done, name, act, begin in (
           ("a learning rate", "lr", lambda s: s.build(lr=tracked(0.1)), None),
           ("a learning rate of a group", "lr", lambda s: s.make([{"params": [weight()], "lr": tracked(0.1)}]), None),
