@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .calls import check_count
-from .kernels import sharded
+from .dtensors import whole
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working
 from .types import Field
@@ -57,12 +57,12 @@ def measure(optimizer: torch.optim.Optimizer) -> Measured:
         if "radius" in state:
             layer |= {
                 "radius": state["radius"],
-                "clipped": (sharded.whole(state["row_norm"]) > state["radius"]).float().mean(),
+                "clipped": (whole(state["row_norm"]) > state["radius"]).float().mean(),
             }
         if "omega" in state:
             layer["omega"] = state["omega"]
         found[name] = layer
-    values = iter(floats([sharded.whole(value) for layer in found.values() for value in layer.values()]))
+    values = iter(floats([whole(value) for layer in found.values() for value in layer.values()]))
     return {name: {field: next(values) for field in layer} for name, layer in found.items()}
 
 

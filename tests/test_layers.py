@@ -27,7 +27,7 @@ ALLOWED = {
     "kernels": {"dtensors"},
     "fused_projection": {"types", "anchored", "kernels"},
     "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
-    "watch": {"types", "tree", "calls", "kernels", "torch_optim"},
+    "watch": {"types", "tree", "dtensors", "calls", "torch_optim"},
     "plot": {"types", "tree"},
     "integrations": {"types", "hparams", "calls", "torch_optim"},
 }

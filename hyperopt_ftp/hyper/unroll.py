@@ -72,11 +72,11 @@ class Unroll:
             workspace), come on top.
         compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
             of another backend). No graph is kept. Small networks run up to about twice as fast, after some 20 seconds
-            of compilation (a transformer: a minute or two; EfficientNet-Lite0: not done after 52), as a line of the
-            log tells. Programs are kept for the process, by the code of optimizer and loss. Another shape, dtype or
-            value that the loss closes over compiles anew, with a warning that says what has changed; where torch can, a
-            size that varies becomes a variable of the program. Results are those of the steps as they are written, to
-            rounding; random numbers are as reproducible, but may be others.
+            of compilation (a transformer: a minute or two; EfficientNet-Lite0: not done after 52 minutes), as a line
+            of the log tells. Programs are kept for the process, by the code of optimizer and loss. Another shape,
+            dtype or value that the loss closes over compiles anew, with a warning that says what has changed; where
+            torch can, a size that varies becomes a variable of the program. Results are those of the steps as they are
+            written, to rounding; random numbers are as reproducible, but may be others.
 
     Raises:
         ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the

@@ -19,7 +19,7 @@ from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 __all__ = [
-    "Part", "full_rows", "in_form_of", "place", "project_", "radii_", "shard", "step_", "whole", "why_not",
+    "Part", "full_rows", "in_form_of", "place", "project_", "radii_", "shard", "step_", "why_not",
 ]  # fmt: skip
 
 #: How the shards of a layer make a whole.
@@ -152,11 +152,6 @@ def _joined(
 
 
 # DTensors
-
-
-def whole(x: Any) -> Tensor:
-    """All of it, on each process."""
-    return x.full_tensor() if is_dtensor(x) else x
 
 
 def why_not(p: Any) -> str | None:

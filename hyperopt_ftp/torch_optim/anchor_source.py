@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..calls import check_flag, did_you_mean
-from ..dtensors import is_dtensor, local
+from ..dtensors import is_dtensor, local, whole
 from ..kernels import sharded
 from ..kernels.layers import ABSENT
 from ..types import Anchor, Device
@@ -187,7 +187,7 @@ class AnchorSource:
                 if _is_true((wanted == 0).all()):
                     return w0
             else:
-                here = sharded.place(w0, wanted) if is_dtensor(wanted) else sharded.whole(w0)
+                here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
                 wide = torch.promote_types(wanted.dtype, w0.dtype)
                 if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
                     return w0

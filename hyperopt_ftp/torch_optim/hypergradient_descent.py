@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..anchored.rule import Spec
 from ..calls import explained
+from ..dtensors import whole
 from ..hparams import check_number
-from ..kernels import sharded
 from ..tree import working
 from ..types import Excludes
 from .given import Extra, Given
@@ -103,7 +103,7 @@ def _new_lr(opt: DropIn, group: dict[str, Any], params: list[Tensor]) -> float:
     for p in params:
         u = opt.state.get(p, {}).get("direction")
         if u is not None and p.grad is not None:
-            products.append(sharded.whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
+            products.append(whole((p.grad.to(u.dtype) * u.to(p.device)).sum()))
     move = float(group["lr_lr"]) * sign * sum(floats(products))
     return max(lr + move, 0.0) if math.isfinite(move) else lr
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import sharded
+from ..dtensors import whole
 
 __all__ = ["Modes"]
 
@@ -74,7 +74,7 @@ class Modes:
         """
         if not self.exist or self._trusted:
             return
-        p = next((p for p in params if p.numel() and sharded.whole(p).isfinite().all()), None)
+        p = next((p for p in params if p.numel() and whole(p).isfinite().all()), None)
         if p is None:
             return
         trained = p.detach().clone()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..anchored.rule import Numbers, Rule, RuleState
+from ..dtensors import whole
 from ..hparams import as_tensor
 from ..kernels import sharded
 from ..kernels.layers import ABSENT, SGD, AdamW, Amp
@@ -40,7 +41,7 @@ def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp
         count = columns.steps[i].to(torch.int64)  # steps done before this one
         columns.steps[i].add_(1)
         moments = [column[i] for column in columns.moments]
-        state = _state(base, [sharded.whole(x) for x in moments], count, kept.w)
+        state = _state(base, [whole(x) for x in moments], count, kept.w)
         moved, state = optimizer.update({"w": seen}, state, {"w": kept.w})
         values = _moments(state)
         _write(moments[: len(values)], values[: len(moments)])
@@ -70,23 +71,23 @@ def after_(columns: Columns, rule: Rule, numbers: Numbers, kept: list[Kept]) -> 
     for i, stored in enumerate(columns.weights):
         moved = stored
         if rule.after:
-            moved, old = sharded.whole(stored), kept[i].old
+            moved, old = whole(stored), kept[i].old
             # A base may leave 16-bit weights where they were: then what stands behind them is still the master copy.
             moved = rule.master(moved, kept[i].w0, old) if rule.master and old is not None else working(moved)
         _after_(columns, i, rule, numbers, kept[i], moved)
 
 
 def _before(columns: Columns, i: int, rule: Rule, numbers: Numbers, amp: Amp) -> tuple[Tensor, Kept]:
-    stored = sharded.whole(columns.weights[i])
+    stored = whole(columns.weights[i])
     w, w0 = working(stored), columns.anchors[i]
-    g = sharded.whole(columns.grads[i]).to(w.dtype)
+    g = whole(columns.grads[i]).to(w.dtype)
     g = g if amp.grad_scale is None else g / amp.grad_scale.reshape(()).to(g)
     g = -g if amp.maximize else g
     if not columns.state[-1][i].numel():
         return g, Kept(g, w, w0, None, None)
-    w0 = sharded.whole(w0).to(w) if w0.numel() else torch.zeros_like(w)
+    w0 = whole(w0).to(w) if w0.numel() else torch.zeros_like(w)
     old = {
-        spec.name: sharded.whole(column[i]).to(torch.int64 if spec.kind == "count" else w.dtype)
+        spec.name: whole(column[i]).to(torch.int64 if spec.kind == "count" else w.dtype)
         for spec, column in zip(rule.specs, columns.state, strict=False)
     }
     w = rule.master(stored, w0, old) if rule.master else w

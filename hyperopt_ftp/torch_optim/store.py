@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..anchored.projections import rows
 from ..anchored.rule import Rule, RuleState, Spec
-from ..dtensors import is_dtensor, local
+from ..dtensors import is_dtensor, local, whole
 from ..kernels import sharded
 from ..tree import working
 from ..types import Norm
@@ -65,7 +65,7 @@ def blank(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, Tensor]:
 def off(rule: Rule, p: Tensor, w0: Tensor) -> RuleState:
     """Entries that differ from their fill, since the parameter starts off its anchor (empty: zero)."""
     w = working(p.detach())
-    found = rule.off(sharded.whole(w - w0.to(w) if w0.numel() else w)) if rule.off else {}
+    found = rule.off(whole(w - w0.to(w) if w0.numel() else w)) if rule.off else {}
     kinds = {spec.name: spec.kind for spec in rule.specs}
     return {name: shard(value, p, kinds[name], rule.norm) for name, value in found.items()}
 
