@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def test_learning_rates_outside_their_domain(case, value):
 def test_hparams_of_a_wrong_type(case):
     with pytest.raises(TypeError, match="lr must be a number or a 0-d floating-point tensor, got the string"):
         case.build(lr="0.1")
+    with pytest.raises(TypeError, match=r"got Fraction; write float\(Fraction\(1, 10\)\)"):
+        case.build(lr=Fraction(1, 10))
+    with pytest.raises(TypeError, match="got Fraction$"):
+        case.build(lr=Fraction(10**400))
     with pytest.raises(TypeError, match="got bool"):
         case.build(lr=True)
     with pytest.raises(ValueError, match=r"got shape \(2,\)"):

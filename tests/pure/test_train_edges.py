@@ -623,6 +623,20 @@ def test_an_outer_loss_without_a_graph_leaves_none_behind():
     assert not any(x.requires_grad for x in tree.leaves(end))
 
 
+def test_attention_of_other_devices_goes_by_the_formula_too():
+    """Of those that bring kernels of their own; torch switches them by a name without a public one."""
+    enabled, seen = torch._C._get_overrideable_sdp_enabled, []
+
+    def looking(p, x):
+        seen.append(enabled())
+        return loss(p, x)
+
+    assert enabled()
+    hft.hypergradient(SGD, looking, lambda p: loss(p, DATA[0]), W, DATA, "lr")
+    assert not any(seen)
+    assert enabled()
+
+
 def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkeypatch):
     def refused(stance):
         raise RuntimeError("not here")

@@ -319,6 +319,21 @@ def test_what_a_strategy_returns_is_looked_at(change, error, text):
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
+def test_bilevel_looks_at_losses_when_it_is_called():
+    with pytest.raises(ValueError, match=r"train_loss\(params, batch\), but takes 1 argument$"):
+        hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", lambda p: p.sum(), loss, start(), DATA, [HELD_OUT], inner_steps=2, outer_steps=1
+        )
+
+
+def test_a_loss_of_ones_own_may_inherit_from_torch_s():
+    class Own(nn.modules.loss._Loss):
+        def forward(self, params, batch):
+            return loss(params, batch)
+
+    assert torch.equal(slope(train_loss=Own()), slope())
+
+
 def trained(**options):
     given = {"optimizer": SGD, "train_loss": loss, "params": start(), "batches": DATA} | options
     return hft.train(**given)
