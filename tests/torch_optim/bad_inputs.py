@@ -86,7 +86,7 @@ def step(scene: Scene) -> None:
     scene.opt.step()
 
 
-def tracked(value: float) -> Tensor:
+def tracked(value: float | list[float]) -> Tensor:
     return torch.tensor(value, requires_grad=True)
 
 

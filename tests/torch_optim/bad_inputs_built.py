@@ -144,6 +144,8 @@ PARAMETERS = [
           ("a kappa of a later group", "kappa",
            lambda s: s.opt.add_param_group({"params": [("w", weight())], "kappa": tracked(0.5)}), lambda s: s.begun()),
       )),
+    Row("a learning rate of shape (1,) that requires a gradient", lambda s: s.build(lr=tracked([0.1])), ValueError,
+        no_gradient("lr", ADAMW), (ADAMW,)),
     Row("one of the betas that requires a gradient", lambda s: s.build(betas=(tracked(0.9), torch.tensor(0.99))),
         ValueError, no_gradient("betas", ADAMW), (ADAMW,)),
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,

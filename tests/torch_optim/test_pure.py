@@ -555,6 +555,11 @@ def test_a_loaded_state_comes_to_the_device_of_its_parameters():
             "lr requires a gradient, but a step of",
         ),
         (
+            lambda p: hft.PureOptimizer(p, hft.per_step(hft.sgd(), lr=tracked([0.1, 0.2]))),
+            ValueError,
+            "lr requires a gradient, but a step of PureOptimizer",
+        ),
+        (
             lambda p: hft.PureOptimizer([{"params": p, "lr": tracked(0.1)}], hft.adam()),
             ValueError,
             "lr requires a gradient, but a step of PureOptimizer has no derivative",
