@@ -64,6 +64,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.folder.exists():
         parser.error(f"{args.folder}: exists already; give a folder that does not")
+    if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, check=True, capture_output=True).stdout:
+        print("what is not committed is not in the clones", file=sys.stderr)
     args.folder.mkdir(parents=True)
     failed = 0
     for target in args.targets:

@@ -28,11 +28,15 @@ def test_a_target_is_made_in_a_clone_that_goes_again(tmp_path, monkeypatch, caps
     folder = tmp_path / "logs"
     monkeypatch.setattr("sys.argv", ["alone", str(folder)])
     assert alone.main() == 1
-    assert re.findall(r"make (\w+) +(passed|FAILED)", capsys.readouterr().out) == [
-        ("first", "passed"),
-        ("second", "FAILED"),
-    ]
+    printed = capsys.readouterr()
+    assert re.findall(r"make (\w+) +(passed|FAILED)", printed.out) == [("first", "passed"), ("second", "FAILED")]
+    assert printed.err == ""
     assert sorted(path.name for path in folder.iterdir()) == ["first.log", "second.log"]
     with pytest.raises(SystemExit):
         alone.main()
     assert f"{folder}: exists already" in capsys.readouterr().err
+
+    (repo / "Makefile").write_text(".PHONY: first second\nfirst:\n\tfalse\nsecond:\n")
+    monkeypatch.setattr("sys.argv", ["alone", str(tmp_path / "others"), "--targets", "first"])
+    assert alone.main() == 0  # as it was committed
+    assert "what is not committed is not in the clones" in capsys.readouterr().err

@@ -55,14 +55,15 @@ def test_a_disagreement_is_seen(change, count):
 
 
 def test_the_pythons_of_the_metadata_are_those_that_are_tested():
-    """The lowest is the one that is required, and those of the workflow are named."""
+    """The lowest is the one that is required; those of the workflow and of docs/status.md are named, and no others."""
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
     required = re.findall(r'^requires-python = ">=(.+)"$', PROJECT, flags=re.M)
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
     tested = re.findall(r"\d\.\d+", re.findall(r"python: \[(.*)\]", workflow)[0])
     assert named[:1] == required
-    assert len(tested) >= 2
-    assert set(tested) <= set(named)
+    status = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
+    passed = re.findall(r"3\.\d+", re.findall(r"^\| installation \|.*?(?=; `make)", status, flags=re.M)[0])
+    assert named == tested == sorted(passed, key=lambda version: int(version[2:]))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,17 @@ def test_every_link_of_the_readme_leads_to_a_file():
         assert (ROOT / path).is_file(), target
         assert target.startswith(BASES[path.endswith(".png")])
     assert "<img" not in text  # an address in HTML would stay as it is
+
+
+def test_the_readme_of_an_index_installs_from_there(monkeypatch, tmp_path):
+    text = readme.main([*BASES])
+    assert "pip install 'hyperopt-ftp[cpu]'" in text
+    assert "'.[" not in text
+    other = tmp_path / "README.md"
+    other.write_text("pip install .")
+    monkeypatch.setattr(readme, "README", other)
+    with pytest.raises(SystemExit, match="README.md must have the line"):
+        readme.main([*BASES])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ SUBJECTS = {
     "engine": (
         files_of("hyperopt_ftp/hyper"),
         tests_of("pure", "hypergradient", "bilevel", "hyper", "wise", "domains", "bad_input", "train_edges")
-        + tests_of("pure", "wrong_arguments", "bilevel_outside", "numbers", "train"),
+        + tests_of("pure", "wrong_arguments", "bilevel_outside", "implicit", "random_numbers", "numbers", "train"),
     ),
     "rules": (
         files_of("hyperopt_ftp/anchored"),
@@ -41,7 +41,18 @@ SUBJECTS = {
     "classes": (
         [
             f"hyperopt_ftp/torch_optim/{name}.py"
-            for name in ("backends", "bases", "given", "hold", "modes", "optimizer", "single", "store")
+            for name in (
+                "backends",
+                "bases",
+                "checks",
+                "given",
+                "hold",
+                "loading",
+                "modes",
+                "optimizer",
+                "single",
+                "store",
+            )
         ],
         tests_of(
             "torch_optim",

@@ -1,0 +1,151 @@
+"""Implicit is the closed form where training has converged, and says how far it came where not."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+
+from ..support.hypergradients import DATA, F64, SGD, call, f64
+from ..support.problems import loss, start
+
+CENTRE = f64([1.0, 2.0, 3.0])
+CURVATURE = f64([0.3, 1.0, 2.0])  # a step at lr contracts by 1 - lr (CURVATURE + l2)
+
+
+def ridge(p, x, h):
+    return ((CURVATURE * (p - x) ** 2).sum() + h["l2"] * (p**2).sum()) / 2
+
+
+def implicit(strategy, l2=0.1, steps=100, lr=0.8, over="loss.l2"):
+    """Value and slope of sum(p)^2 / 2 at the end of training, of one batch."""
+    opt, data = hft.sgd(lr=lr), [CENTRE] * steps
+    hparams = {**opt.hparams, "loss": {"l2": l2 if isinstance(l2, torch.Tensor) else f64(l2)}}
+    w = torch.zeros(3, dtype=F64)
+    value, grads, _ = hft.hypergradient(
+        opt, ridge, lambda p: p.sum() ** 2 / 2, w, data, over, hparams, strategy=strategy
+    )
+    return value, grads[over]
+
+
+def closed_form(l2, centre):
+    """d/dl2 of sum(p)^2 / 2 where p = CURVATURE centre / (CURVATURE + l2)."""
+    p = CURVATURE * centre / (CURVATURE + l2)
+    return (p.sum() * (-p / (CURVATURE + l2)).sum()).item()
+
+
+SOLVERS = pytest.mark.parametrize(("solver", "iterations"), [("neumann", 100), ("cg", 3)])
+
+
+@SOLVERS
+def test_implicit_of_one_batch_is_the_closed_form(solver, iterations):
+    got = implicit(hft.Implicit(solver, iterations))[1]
+    assert got.item() == pytest.approx(closed_form(0.1, CENTRE), rel=1e-9)
+
+
+def test_a_solver_that_has_not_converged_warns_or_raises():
+    with pytest.warns(UserWarning, match="solver 'neumann', has not converged: residual .* after 5 iterations, tol"):
+        implicit(hft.Implicit("neumann", 5))
+    with pytest.warns(UserWarning, match="solver 'cg', has not converged: residual .* after 2 iterations, tolerance"):
+        implicit(hft.Implicit("cg", 2))
+    with pytest.raises(ArithmeticError, match="solver 'neumann': the residual grew to .*; the steps do not contract"):
+        implicit(hft.Implicit("neumann", 100), lr=1.1, steps=1)  # 1 - 1.1 * 2.1 = -1.31
+    with pytest.raises(ArithmeticError, match="solver 'neumann': the residual grew"):  # below the limit on the way
+        implicit(hft.Implicit("neumann", 20), lr=1.1, steps=1)
+    w, saddle = torch.ones(3, dtype=F64), f64([1.0, -0.9999, 0.5])
+    with pytest.raises(ArithmeticError, match="solver 'cg': the residual grew"):
+        call(
+            lambda p, x: (saddle * p**2).sum() / 2, hft.Implicit("cg", 2), "weight_decay", params=w,
+            outer_loss=lambda p: p[:2].sum(), opt=hft.sgd(lr=0.1),
+        )  # fmt: skip
+
+
+def test_training_that_has_not_converged_warns():
+    with pytest.warns(UserWarning, match=r"training has not converged: the rest of the way would change <dL/dp, p>"):
+        implicit(hft.Implicit("cg", 3), steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        implicit(hft.Implicit("cg", 3))
+
+
+@SOLVERS
+def test_implicit_stops_at_its_tolerance_and_reports(solver, iterations):
+    reports = []
+    for tolerance in (0.5, 1e-2, None):
+        got = implicit(hft.Implicit(solver, iterations, tolerance=tolerance, report=reports.append))[1]
+        small = torch.finfo(F64).eps ** (2 / 3) if tolerance is None else tolerance
+        assert reports[-1].residual <= small
+        # The error of x, and so of the result: |A^-1| |b - A x|, with |A^-1| = 1 / 0.12.
+        assert abs(got.item() - closed_form(0.1, CENTRE)) <= small / 0.12 * 6 * 6
+    counts = [report.iterations for report in reports]
+    assert counts[0] < counts[-1] <= iterations
+    assert counts == sorted(counts)
+    with pytest.warns(UserWarning, match="has not converged"):
+        implicit(hft.Implicit(solver, 1, tolerance=1e-3, report=reports.append))
+    assert (reports[-1].iterations, bool(reports[-1].residual > 1e-3)) == (1, True)
+    implicit(hft.Implicit(solver, 50, tolerance=math.inf, report=reports.append))
+    assert reports[-1].iterations == 1
+
+
+@SOLVERS
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.filterwarnings("ignore:Implicit. training has not converged:UserWarning")
+def test_implicit_averages_over_batches(solver, iterations, n):
+    """Where training ends, the Hessian is that of the mean of the last n losses, each with a curvature of its own."""
+    curvatures = [f64([0.5, 0.2, 0.1]), f64([0.1, 1.2, 0.4]), f64([0.7, 0.3, 1.5])][:n]
+    centres = [f64([1.0, 2.0, 3.0]), f64([0.0, 1.0, -1.0]), f64([2.0, 0.0, 1.0])][:n]
+
+    def unlike(p, batch, h):
+        curvature, centre = batch
+        return ((curvature * (p - centre) ** 2).sum() + h["l2"] * (p**2).sum()) / 2
+
+    data = list(zip(curvatures, centres, strict=True)) * (300 // n)
+    _, grads, (end, _) = call(
+        unlike, hft.Implicit(solver, iterations, batches=n), "loss.l2", {"loss": {"l2": f64(0.1)}},
+        lambda p: p.sum() ** 2 / 2, torch.zeros(3, dtype=F64), data, hft.sgd(lr=0.8),
+    )  # fmt: skip
+    mean = torch.stack(curvatures).mean(0)
+    want = -(end.sum() * end / (mean + 0.1)).sum()
+    assert grads["loss.l2"].item() == pytest.approx(want.item(), rel=1e-9)
+    last = -(end.sum() * end / (curvatures[-1] + 0.1)).sum()
+    assert last.item() != pytest.approx(want.item(), rel=1e-3)
+
+
+def test_identity_is_the_derivative_of_one_step():
+    """T1-T2: the last step's, the params before it held fixed."""
+    strategy = hft.Implicit("identity", tolerance=math.inf)
+    end = CURVATURE * f64([1.0, 2.0, 3.0]) / (CURVATURE + 0.1)
+    assert implicit(strategy)[1].item() == pytest.approx((-0.8 * end.sum() * end.sum()).item(), rel=1e-9)
+
+
+@SOLVERS
+def test_implicit_under_transforms(solver, iterations):
+    strategy = hft.Implicit(solver, iterations)
+    l2 = f64([0.05, 0.1, 0.2])
+    want = torch.stack([implicit(strategy, x)[1] for x in l2])
+    torch.testing.assert_close(torch.func.vmap(lambda x: implicit(strategy, x)[1])(l2), want, rtol=1e-9, atol=0)
+
+    def trained(x):
+        opt = hft.sgd(lr=0.8)
+        hparams = {**opt.hparams, "loss": {"l2": x}}
+        data = [f64([1.0, 2.0, 3.0])] * 100
+        return hft.train(opt, ridge, torch.zeros(3, dtype=F64), data, hparams=hparams, strategy=strategy).params
+
+    slope_of_it = torch.func.grad(lambda x: trained(x).sum() ** 2 / 2)
+    torch.testing.assert_close(slope_of_it(l2[1]), want[1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.func.vmap(slope_of_it)(l2), want, rtol=1e-9, atol=0)
+    with pytest.warns(UserWarning, match="has not converged"):
+        torch.func.vmap(lambda x: implicit(hft.Implicit(solver, 1), x)[1])(l2)
+
+
+def test_implicit_has_no_derivative_of_the_state_at_the_end():
+    decay = f64(0.1).requires_grad_()
+    run = hft.train(
+        SGD, loss, start(), DATA, hparams={**SGD.hparams, "weight_decay": decay}, strategy=hft.Implicit(iterations=1)
+    )
+    with pytest.raises(ValueError, match="Implicit has no derivative of the optimizer's state at the end"):
+        run.state.momentum_buffer["w"].sum().backward()
