@@ -1,8 +1,10 @@
-"""Where a story leaves its figures."""
+"""Where a story leaves its figures, and how long it took."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,3 +15,10 @@ def figures() -> Path:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def tell(story: Callable[[Path], object]) -> None:
+    """Run a story and print the seconds of the clock."""
+    folder, begin = figures(), time.perf_counter()
+    story(folder)
+    print(f"took {time.perf_counter() - begin:.0f} s")

@@ -18,7 +18,7 @@ import hyperopt_ftp as hft
 from experiments.common.estimate import estimate, shown
 from experiments.common.figures import curves, mean_curve
 
-from .folder import figures
+from .folder import tell
 from .styles import VALIDATION, Weights, accuracies, fine_tuning, pre_trained
 
 OPTIMIZERS = {
@@ -78,4 +78,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(figures())
+    tell(main)

@@ -17,7 +17,7 @@ from experiments.common.figures import save
 from experiments.common.looks import LOOKS
 from hyperopt_ftp import plot
 
-from .folder import figures
+from .folder import tell
 from .styles import STYLES, accuracies, fine_tuning, pre_trained
 
 OPTIMIZERS = {  # what pulls with strength 0 is its base, and has an anchor to measure the distance from
@@ -54,4 +54,4 @@ def main(folder: Path, steps: int = 300, lr: float = 1e-3) -> dict[str, dict[str
 
 
 if __name__ == "__main__":
-    main(figures())
+    tell(main)

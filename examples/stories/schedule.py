@@ -21,7 +21,7 @@ from experiments.common.figures import curves, mean_curve
 from hyperopt_ftp import schedules
 from hyperopt_ftp.hyper import Record
 
-from .folder import figures
+from .folder import tell
 from .side_by_side import NETWORKS, STEPS, TEST, VALIDATION, after, batches, held_out, loss, networks, sgd
 
 ENDS = ((0.03, 3.0), (0.02, 0.5), (0.02, 2.0), (0.01, 1.0))  # of what is searched: the arguments of `written`
@@ -84,4 +84,4 @@ def main(folder: Path, rounds: int = 40, runs: int = 3, tests: int = 4) -> dict[
 
 
 if __name__ == "__main__":
-    main(figures())
+    tell(main)

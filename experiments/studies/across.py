@@ -102,11 +102,11 @@ def across(jobs: Sequence[Job], folder: Path) -> str:
     lines = [
         "# Across the studies",
         "",
-        "Is there a default that one need not tune? Every study that compares ways of fine-tuning from one anchor, "
+        "Is there a default that needs no tuning? Every study that compares ways of fine-tuning from one anchor, "
         "scores in %: in distribution (ID) / out of it (OOD), mean ± standard error over seeds. Every method had its "
         "learning rate, and its strength where it has one, chosen on held-out examples in distribution; FTP's own "
-        "arguments are the defaults. Of each family the member is shown whose ID + OOD is highest **on these tests**: "
-        "a choice made with hindsight, which favours the families over FTP.",
+        "arguments are the defaults. For each family the member with the highest ID + OOD **on these tests** is shown: "
+        "a choice in hindsight, which favours the families over FTP.",
         "",
         *markdown(*by_family(tasks)),
         "",
