@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -45,12 +44,15 @@ class Structure:
         self._tree = tree
         self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
         self._parts: list[Structure | None] | None = None  # None: a leaf
-        self._spec: Any = None
+        self._spec: Any = None  # of what pytree alone can walk, as if its children were leaves
         self.leaves: list[Any]
         values = tree.values() if self._keys is not None else tree
         if self._keys is None and type(tree) not in (tuple, list) and not pytree.is_namedtuple_instance(tree):
-            self.leaves, self._spec = pytree.tree_flatten(tree)
-            return
+            root = id(tree)  # not the tree: pytree keeps is_leaf in a cycle, which lives until it is collected
+            values, self._spec = pytree.tree_flatten(tree, is_leaf=lambda x: id(x) != root)
+            if len(values) == 1 and values[0] is tree:
+                self.leaves = values
+                return
         parts = self._parts = [None if isinstance(x, _LEAVES) else Structure(x) for x in values]
         rows = ([x] if part is None else part.leaves for x, part in zip(values, parts, strict=True))
         self.leaves = list(values) if not any(parts) else [x for row in rows for x in row]
@@ -64,11 +66,13 @@ class Structure:
 
     def _filled(self, new: Iterator[Any]) -> Any:
         if self._parts is None:
-            return pytree.tree_unflatten(list(islice(new, len(self.leaves))), self._spec)
+            return next(new)
         values = [next(new) if part is None else part._filled(new) for part in self._parts]
+        if self._spec is not None:
+            return pytree.tree_unflatten(values, self._spec)
         if self._keys is not None:
             return dict(zip(self._keys, values, strict=True))
-        return type(self._tree)(values) if type(self._tree) in (tuple, list) else type(self._tree)(*values)
+        return type(self._tree)(values) if type(self._tree) in (tuple, list) else _namedtuple(self._tree, values)
 
     def aligned(self, tree: Any, what: str = "tree") -> list[Any]:
         """Leaves of ``tree`` in order, or a ``ValueError`` where it has another structure."""
@@ -93,7 +97,7 @@ class Structure:
         """Append the leaves of ``tree``; ``False``: pytree has to look."""
         if type(tree) is not type(self._tree):
             return False
-        if self._parts is None or len(tree) != len(self._parts):
+        if self._parts is None or self._spec is not None or len(tree) != len(self._parts):
             return False
         if self._keys is not None:
             if not all(key in tree for key in self._keys):
@@ -105,6 +109,15 @@ class Structure:
             elif not part._collect(x, found):
                 return False
         return True
+
+
+def _namedtuple(like: Any, values: Sequence[Any]) -> Any:
+    """A namedtuple of the class of ``like``.
+
+    A ``__new__`` of its own may check the values (``PackedSequence``), and these may be flags, one for each leaf. It is
+    called only where it has made more than them: attributes.
+    """
+    return type(like)(*values) if getattr(like, "__dict__", None) else tuple.__new__(type(like), values)
 
 
 _LEAVES = (Tensor, bool, int, float, str)
@@ -209,7 +222,7 @@ def replaced(tree: Any, path: str, value: Any) -> Any:
         changed[key] = new
         return changed
     values = [*tree[:key], new, *tree[key + 1 :]]
-    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return _namedtuple(tree, values) if hasattr(tree, "_fields") else type(tree)(values)
 
 
 def unshared(tree: Any, others: Any) -> Any:

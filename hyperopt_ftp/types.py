@@ -125,6 +125,7 @@ if TYPE_CHECKING:
         domains: Mapping[str, Any] = Unbounded()
         tunes: tuple[str, ...] = ()
         parts: PartsFn | None = None
+        weights_in_state: bool = False
 
 else:
 
@@ -151,6 +152,8 @@ else:
             parts: optional ``parts(params) -> {path of a parameter: path into hparams}``: where the numbers of each
                 parameter lie (``"head"``, ``"base.head"``), in an optimizer that has different rules for different
                 parts.
+            weights_in_state: whether ``update`` goes on from weights that its state keeps (schedule-free), not from the
+                params that it gets: what is done to these in between is lost.
 
         >>> import torch, hyperopt_ftp as hft
         >>> opt = hft.sgd(lr=0.5)
@@ -168,6 +171,7 @@ else:
         domains: Mapping[str, Any] = Unbounded()
         tunes: tuple[str, ...] = ()
         parts: PartsFn | None = None
+        weights_in_state: bool = False
 
 
 def check_optimizer(name: str, value: Any) -> None:

@@ -261,7 +261,7 @@ value_and_grad_from_state
 scale_by_polyak
     {value}
 scale_gradient
-    none: it is a part of the loss, `x.detach() + s * (x - x.detach())`
+    a tree of learning rates, or `hft.partition`; in the loss `detach()` would be wrong in hypergradients
 GradientTransformation GradientTransformationExtraArgs with_extra_args_support
     `hft.Optimizer(init, update, hparams)`
 stateless stateless_with_tree_map init_empty_state

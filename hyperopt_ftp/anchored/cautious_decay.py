@@ -27,8 +27,8 @@ def cautious_decay(base: Optimizer, anchor: Params, strength: HParam = 1e-2) -> 
     An entry decays only where the base's own step leads it back toward the anchor (or does not move it).
 
     Args:
-        base: any optimizer with an ``lr``; leave its weight decay at 0, it would be a part of ``u``. A schedule
-            goes around the result, not inside.
+        base: any optimizer with an ``lr`` but a schedule-free one; leave its weight decay at 0, it would be a part of
+            ``u``. A schedule goes around the result, not inside.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
             base; ``lr * strength = 1`` makes the entries that decay start each step at the anchor.

@@ -81,7 +81,7 @@ def ftp(
     first move comes at the second step, with bias exponent 2: 0.744 mu.
 
     Args:
-        base: any optimizer; it sees the raw gradient, and only its displacement is projected.
+        base: any optimizer but a schedule-free one; it sees the raw gradient, and only its displacement is projected.
         anchor: pytree like the parameters, or a part of it: a tensor whose name is absent is unconstrained.
         norm: ``"mars"`` (rows in L1) or ``"l2"`` (the whole tensor). 0-d and 1-D tensors are one row.
         kappa: in [0, 1]; see :func:`damped`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.

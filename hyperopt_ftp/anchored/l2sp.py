@@ -25,7 +25,8 @@ def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bo
         W <- (W - d) - lr * strength * (W - W0)            decoupled, as AdamW decays (arXiv 1711.05101)
 
     Args:
-        base: any optimizer; decoupled, one with an ``lr``, and a schedule goes around the result, not inside.
+        base: any optimizer; decoupled, one with an ``lr`` that is not schedule-free, and a schedule goes around the
+            result, not inside.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
             base. Decoupled, ``lr * strength = 1`` makes each step start at the anchor.

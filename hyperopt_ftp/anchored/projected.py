@@ -42,7 +42,7 @@ def projected(
     hypergradients (``hyper(projected(...), over="radius")``) it is FTP (arXiv 2310.19182).
 
     Args:
-        base: any optimizer.
+        base: any optimizer but a schedule-free one.
         anchor: pytree like the parameters, or a part of it: tensors that are absent (or ``None``) are unconstrained.
         norm: ``"mars"`` (each row in its L1 ball) or ``"l2"`` (the whole tensor in its Frobenius ball).
         radius: ``None`` (infinity), a number, or a dict by path of numbers or 0-d tensors, >= 0, in units of row norm.

@@ -41,7 +41,8 @@ def recall(
     Early steps recall the pre-trained weights, late ones are those of ``base``: a schedule from holding to free.
 
     Args:
-        base: any optimizer with an ``lr``; leave its weight decay at 0. A schedule goes around the result.
+        base: any optimizer with an ``lr`` but a schedule-free one; leave its weight decay at 0. A schedule goes around
+            the result.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         strength: the paper's gamma: number, 0-d tensor, or dict by path of them, >= 0. ``lr * strength`` above 1 would
             throw weights over the anchor.

@@ -12,7 +12,7 @@ from .. import tree
 from ..dtensors import like
 from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
-from ..optimizers.wrap import check_no_table, wrapped
+from ..optimizers.wrap import check_goes_on, check_no_table, wrapped
 from ..types import Norm, Optimizer, Params
 from .anchors import anchors, by_name, check_anchor, check_same_names, numbers
 from .projections import rows
@@ -99,6 +99,13 @@ BY_PATH = Layout(
 )
 
 
+#: What there is in place of a rule that moves weights, around a base that does not go on from them.
+_INSTEAD = (
+    "take another base, or a rule on gradients (hft.directed, hft.l2sp with decoupled=False); of a partition, put the "
+    "rule into the other parts; the drop-in classes, such as hft.FTP, hold what a schedule-free torch optimizer deploys"
+)
+
+
 def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
     """``base`` held near ``anchor`` by ``rule``; 16-bit weights are computed in float32.
 
@@ -106,7 +113,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
     the base is the hparam of ``base``: a schedule goes around the result, ``scheduled(anchored(...))``, not inside.
 
     Args:
-        base: any optimizer that has the hparams that the rule reads.
+        base: any optimizer that has the hparams that the rule reads; no schedule-free one where the rule has an
+            ``after``.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
         rule: what happens to the gradient, or to the moved weights, of each constrained tensor.
         layout: the form of the state, where it is not :class:`AnchoredState`.
@@ -116,7 +124,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
 
     Raises:
         ValueError: an hparam by path whose paths are not the anchor's; a base without an hparam that the rule reads, or
-            with a table of it; at ``init``, an anchor that does not fit the params.
+            with a table of it; a schedule-free base of a rule that moves weights; at ``init``, an anchor that does not
+            fit the params.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from hyperopt_ftp.anchored import Rule, anchored
@@ -200,6 +209,8 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         )
     for key in rule.reads:
         check_no_table(key, base.hparams[key])
+    if rule.after:
+        check_goes_on(base, "what holds these near the anchor", _INSTEAD)
     return result
 
 

@@ -31,7 +31,7 @@ def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[An
     loss. ``strength = 1`` projects V onto the ball of the previous deviation; the learning rate is not in it.
 
     Args:
-        base: any optimizer.
+        base: any optimizer but a schedule-free one.
         anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained. Zeros for
             adapters (LoRA), whose deviation is the adapter itself.
         strength: the paper's lambda: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as

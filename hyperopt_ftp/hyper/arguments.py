@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import tree
+from ..calls import callers_level
 from ..hparams import as_tensor, complete
 from ..types import HParams, Optimizer, Params
 from .functorch import tracked, under_transform
@@ -25,6 +27,7 @@ __all__ = [
     "check_loss",
     "check_scalar",
     "loss_at",
+    "warn_of_frozen",
     "with_start",
     "without_loss",
     "without_start",
@@ -133,6 +136,28 @@ def check_leaves(leaves: Sequence[Any]) -> None:
             )
     if forward_ad._current_level >= 0 and not under_transform():
         raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
+
+
+def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
+    """Say it where parameters that a module has frozen would be trained beside others of it."""
+    flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
+    if flags != {True, False}:  # all frozen: they are given on purpose
+        return
+    parts = getattr(optimizer, "parts", None)
+    where = parts(params) if parts else {}
+    # A part without hparams is hft.frozen(), which leaves it alone.
+    alone = {path for path, part in where.items() if not tree.entry(optimizer.hparams, part)}
+    for path, x in tree.named(params):
+        if isinstance(x, torch.nn.Parameter) and not x.requires_grad and path not in alone:
+            warnings.warn(
+                f"params has {path!r}, a parameter with requires_grad=False, beside some that require grad, and "
+                "training moves all params; to leave it alone give {n: p for n, p in net.named_parameters() if "
+                "p.requires_grad}, with the rest inside the module, or an hft.partition with hft.frozen(); to train "
+                "it, give its detach()",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+            return
 
 
 def check_scalar(name: str, value: Any) -> Tensor:

@@ -19,6 +19,7 @@ from .arguments import (
     check_arguments,
     check_hparams,
     check_loss,
+    warn_of_frozen,
     with_start,
     without_loss,
     without_start,
@@ -115,6 +116,9 @@ def bilevel(
         ArithmeticError: as :class:`Implicit`. TypeError: an optimizer, strategy or batches of another kind.
         ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
 
+    Warns:
+        UserWarning: as :func:`hypergradient`; a loader that is started anew.
+
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
     >>> x = torch.ones(1, dtype=torch.float64)
@@ -144,6 +148,7 @@ def bilevel(
         hint = "; pass record.state" if isinstance(state, Record) else ""
         raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
     check_params(params)
+    warn_of_frozen(optimizer, params)
     full = fresh(check_hparams(optimizer, hparams), False)[1]
     check_arguments("train_loss", train_loss, 2, "loss" in full)
     params = fresh(params, False)[1]

@@ -71,9 +71,12 @@ def of_forward(steps: int, chunks: Sequence[Chunk], slopes: bool, loop: bool) ->
     return Work(gradients, products, gradients, passes, sum(x.curved for x in chunks) if slopes else 0)
 
 
-def of_implicit(steps: int, iterations: int, batches: int) -> Work:
-    """A training; the graph of the last steps twice, for the solver and for the hparams; one product an iteration."""
-    gradients, products = steps + 2 * batches, batches * (iterations + 1)
+def of_implicit(steps: int, iterations: int, batches: int, checked: bool) -> Work:
+    """A training; the graph of the last steps twice, for the solver and for the hparams; one product an iteration.
+
+    ``checked``: a product more tells whether the optimizer's state may be held.
+    """
+    gradients, products = steps + 2 * batches, batches * (iterations + 1 + checked)
     return Work(gradients, products, gradients, products)
 
 

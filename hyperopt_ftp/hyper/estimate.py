@@ -92,7 +92,7 @@ def estimate(
         Unroll(checkpoint=1)       2 K                K               (K - 1) (P + S) + G
         Unroll(checkpoint="sqrt")  3 K                K               2 sqrt(K) (P + S) + G
         Forward(chunk)             K (1 + N / T)      K N             2 T (P + S) + G      (K gradients where T = N)
-        Implicit(iterations)       K + 2              iterations + 1  2 (P + S) + G
+        Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
     These are the leading terms; what is returned is counted and measured. ``Unroll()`` is the first of these where all

@@ -137,4 +137,5 @@ def hyper(
         return {name: f"base.{path}" for name, path in base.parts(params).items()}
 
     domains = {"base": base.domains, "by": by.domains}
-    return Optimizer(init, update, default, domains=domains, tunes=tunes, parts=parts if base.parts else None)
+    inside = parts if base.parts else None
+    return Optimizer(init, update, default, None, None, domains, tunes, inside, base.weights_in_state)

@@ -22,6 +22,7 @@ from .arguments import (
     check_hparams,
     check_loss,
     check_scalar,
+    warn_of_frozen,
     with_start,
     without_start,
 )
@@ -85,8 +86,8 @@ def hypergradient(
         RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. A strategy of the
-            older protocol.
+        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. Frozen
+            parameters, as :func:`train`. A strategy of the older protocol.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()
@@ -119,6 +120,7 @@ def slope(
     strategy = Unroll() if strategy is None else strategy
     batches = check_batches(batches)
     check_params(params)
+    warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     whole = with_start(full, params, batches)
     names = tuple(full) if over is None else paths.normalise(over, whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,6 +47,10 @@ class Implicit:
     that do not move the fixed point (lr, momentum, betas) have derivative 0; weight decay and those of the loss do not.
     So have the params and the state that training starts from: to a fixed point all ways are alike.
 
+    To hold the state is right where params and hparams reach it by the gradient alone: SGD and Adam with momentum, with
+    decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled decay or
+    pulls beside momentum (AdamW), where lookahead synchronises, and for schedule-free: a product more tells, and warns.
+
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
             conjugate gradients, for a symmetric positive ``dF/dp``: SGD, with or without momentum. ``"identity"``:
@@ -68,7 +72,8 @@ class Implicit:
 
     Warns:
         UserWarning: the solver stopped above the tolerance, or training stopped so far from a fixed point that the
-            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``.
+            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``; to hold the state is wrong,
+            by more than 0.1 % of a step's derivative.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
@@ -120,9 +125,17 @@ class Implicit:
         params = [tree.working(x) for x in point[0]]
         slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
         x = solution(system, slope, *point)
-        distance, back = at_point(system, point)
+        values, back = at_point(system, point)
+        distance, state = values[: len(x)], values[len(x) :]
         self._judge_training(x, slope, params, distance)
-        _, to_hparams, to_last, _ = back([-v for v in x])
+        direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
+        _, to_hparams, to_last, to_state = direct
+        if state and self.solver != "identity":
+            through_state = back([*map(torch.zeros_like, x), *to_state])
+            # What training has left to go, or rounding, shows in products that should be 0.
+            left = dot(distance, distance).sqrt() + 10 * torch.finfo(x[0].dtype).eps * dot(params, params).sqrt()
+            small = dot(x, x).sqrt() * left
+            self._judge_state(point, direct, through_state, small, [*_wanted(run.start.hparams, steps.wanted.hparams)])
         batches = None
         if steps.wanted.batches is not False:
             last = run.start.batches[-self.batches :]
@@ -138,14 +151,16 @@ class Implicit:
         last = [start.batches[k] for k in range(count - self.batches, count)]
 
         def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
-            """F: what a step, averaged over the last batches, would still move."""
+            """F, what a step, averaged over the last batches, would still move; and the state after it."""
             whole, constants = iter((*p, *h, *b, *s)), iter(rest)
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)
             # The same random numbers each time: F is one function.
-            moved = recorder.again(rng, lambda: [floats(steps.step(params, state, x, hparams)[0]) for x in batches])
-            means = [sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)]
-            return [tree.working(x) - mean for x, mean in zip(p, means, strict=True)]
+            moved = recorder.again(rng, lambda: [floats(steps.step(params, state, x, hparams)[:2]) for x in batches])
+            means: list[Any] = [
+                sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)
+            ]
+            return [*(tree.working(x) - mean for x, mean in zip(p, means, strict=False)), *means[len(p) :]]
 
         parts = (end.params, start.hparams, last, end.state)
         rows, rebuild = tree.flatten(parts)
@@ -182,6 +197,48 @@ class Implicit:
                 UserWarning,
                 stacklevel=callers_level(),
             )
+
+    def _judge_state(
+        self, point: list[Vector], direct: list[Vector], through_state: list[Vector], small: Tensor, wanted: list[bool]
+    ) -> None:
+        """Warn where it is wrong to hold the state.
+
+        It is right where params and hparams reach the state as they reach the step, by the gradient alone: then both
+        products are the same but for a factor. Decoupled weight decay reaches the step and not the momentum.
+
+        Args:
+            point: where training ended.
+            direct: products of dF with -x, the result among them.
+            through_state: products of d state with what dF gives the state.
+            small: how large products may be that should be 0, for an hparam of 1 or more.
+            wanted: the hparams that a derivative is asked of.
+        """
+        size = dot(direct[0], direct[0])
+        factor = dot(through_state[0], direct[0]) / torch.where(size == 0, 1.0, size)
+        off = [b - factor.to(a) * a for a, b in zip(direct[0], through_state[0], strict=True)]
+        worst = values_of((dot(off, off) / torch.where(size == 0, 1.0, size)).sqrt()).max().item()
+        for h, here, there, is_wanted in zip(point[1], direct[1], through_state[1], wanted, strict=True):
+            if is_wanted:
+                rest, whole = [there - factor.to(here) * here], dot([here], [here]).sqrt()
+                unit, length = tree.working(h).abs().amax(), dot(rest, rest).sqrt()
+                least = 10 * small.to(length) / torch.where((unit == 0) | (unit > 1), 1.0, unit)
+                worst = max(worst, values_of(torch.where(length > least, length / whole, 0.0)).max().item())
+        if worst > 1e-3:
+            warnings.warn(
+                "Implicit holds the optimizer's state, but this state follows the params or the hparams in another way "
+                f"than a step does (by {worst:.2g} of a step's derivative), so the result is wrong. What is decayed or "
+                "pulled must reach the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam in "
+                "place of that of hft.adamw or hft.decayed. Else take hft.Unroll(), as with lookahead or schedule-free",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+
+
+def _wanted(values: Any, wanted: Any) -> Iterator[bool]:
+    """For each floating-point tensor of a tree, whether it is wanted."""
+    rows = tree.leaves(values)
+    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
+    return (bool(m) for x, m in zip(rows, mask, strict=True) if is_float(x))
 
 
 def at_point(system: System, point: list[Vector]) -> tuple[Vector, Callable[[Vector], list[Any]]]:

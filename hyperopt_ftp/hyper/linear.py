@@ -30,7 +30,8 @@ class Solved(NamedTuple):
 class System:
     """``(dF/dp + damping I)^T x = b`` at a point ``(p, *theta)``, and how it is solved."""
 
-    function: Callable[..., Vector]  # F(p, *theta), all of them lists of tensors; the last holds constants
+    #: F(p, *theta), all of them lists of tensors, the last of constants; values that follow F do not count here.
+    function: Callable[..., Vector]
     solver: str
     iterations: int
     tolerance: float | None
@@ -61,7 +62,7 @@ class System:
         """The matrix of the system as a function."""
 
         def at(q: Vector) -> Vector:
-            return self.function(q, *theta)
+            return self.function(q, *theta)[: len(q)]
 
         if self.transposed:
             push = jvp(at, p)

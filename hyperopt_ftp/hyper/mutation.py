@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..dtensors import local
+from .numbers import TAKEN
 
 __all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten"]
 
@@ -44,10 +45,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         kwargs = kwargs or {}
         self.has_hooks = self.has_hooks or _hooks() is not None
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
-            raise RuntimeError(
-                "train_loss takes the number of an hparam that a derivative is asked for (item(), float(), or a "
-                "function that wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
-            )
+            raise RuntimeError(TAKEN)
         if func.namespace == "c10d" and not self._collectives:
             raise RuntimeError(
                 f"{self._what} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "

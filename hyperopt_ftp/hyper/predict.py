@@ -16,7 +16,7 @@ from .costs import Chunk, Work, of_forward, of_implicit, of_unroll, of_zero_orde
 from .eager import EagerWalk, is_narrow
 from .forward import Forward
 from .implicit import Implicit
-from .leaves import chosen, fresh
+from .leaves import chosen, floats, fresh
 from .plans import every, walk, with_graphs
 from .probe import sizes_of
 from .second_order import twice_differentiable
@@ -167,7 +167,8 @@ def _implicit(strategy: Implicit, steps: Steps, start: Start, clock: bool) -> Fo
     count, iterations = len(start.batches), strategy.iterations if strategy.solver != "identity" else 0
     if count < strategy.batches:
         raise ValueError(f"there are {count} steps, fewer than batches = {strategy.batches}")
-    work, beginning = of_implicit(count, iterations, strategy.batches), Beginning(steps, start)
+    checked = strategy.solver != "identity" and bool(floats(start.state))
+    work, beginning = of_implicit(count, iterations, strategy.batches, checked), Beginning(steps, start)
     trial, few = implicit_trial(strategy, beginning), strategy.batches
     memory = peak_of_trial(_kind(start), partial(trial, max(few, min(count, STEADY)), min(iterations, STEADY)))
     time = 0.0

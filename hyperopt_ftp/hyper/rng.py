@@ -98,14 +98,16 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
     if not pairs:
         return
     before, after = (torch.stack(column) for column in list(zip(*pairs, strict=True))[1:])
-    # The same kernels on the same numbers give the same loss on a CPU; on a GPU sums may have another order, and a
-    # gradient with a graph may come from other kernels: a few units in the last place.
+    # On a GPU sums may have another order, and a gradient with a graph may come from other kernels.
     slack = torch.full_like(before, torch.finfo(dtype).eps ** 0.75)
+    # On a CPU a loss is the same to a few units in the last place, not to the last bit: LAPACK (lstsq) was seen to give
+    # others on equal numbers, by up to 2.7 eps of the loss, and more only where the loss is a small difference of large
+    # numbers. It has no 16-bit floats: losses in these, or over params in these, are compared as in float32.
     if before.device.type == "cpu":
-        slack[:, 0] = 0.0
-    size = before.abs().clone()
+        slack[:, 0] = 8 * min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    size = before.abs().nan_to_num(0.0, 0.0, 0.0)
     if size.shape[1] > 1:  # some gradients are 0 but for rounding
-        size[:, 1:] = size[:, 1:].nan_to_num(0.0, 0.0, 0.0).amax(1, keepdim=True)
+        size[:, 1:] = size[:, 1:].amax(1, keepdim=True)
     other = ~((before - after).abs() <= slack * size) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.any(1).nonzero()[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,19 @@ from .data_parallel import DataParallel, agreed
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, floats, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
-from .rng import Recorder
+from .numbers import refuse_numbers
+from .rng import Recorder, RngState
 from .second_order import twice_differentiable
 from .sharded import of_whole
-from .strangers import refuse_outer_tensors, refuse_own_backwards, refuse_strangers, stranger
+from .strangers import (
+    Stranger,
+    own_leaves,
+    refuse_once,
+    refuse_outer_tensors,
+    refuse_own_backwards,
+    refuse_strangers,
+    stranger,
+)
 from .strategy import Start, Trained
 
 __all__ = ["Gradient", "Seen", "Steps", "check_constant", "pull"]
@@ -45,6 +54,7 @@ class Seen:
     outside: dict[int, Tensor] = field(default_factory=dict)  # what it uses beside its arguments
     has_hooks: bool = False  # on what is saved for the backward pass
     bytes: int = 0  # of all tensors that it has made in a step
+    makes_leaves: bool = False  # it lets tensors require grad itself
 
 
 @dataclass(frozen=True)
@@ -165,26 +175,44 @@ class Steps:
         is enough to see that nothing has been written into; but where a hparam of the loss is wanted, whose number it
         could take without a trace.
         """
+        recorder = Recorder()
+        rng = recorder.now()
+        try:
+            with own_leaves() if self.seen.makes_leaves else nullcontext() as own:
+                return self._watched(known, params, batch, hparams, own, recorder, rng)
+        except Stranger:
+            if self.seen.makes_leaves:
+                raise
+        self.seen.makes_leaves = True  # perhaps: once more, to see whether it has made the stranger itself
+        recorder.rewind(rng)
+        return self._looked_at(known, params, batch, hparams)
+
+    def _watched(
+        self, known: list[Tensor], params: Params, batch: Any, hparams: dict[str, Any], own: own_leaves | None,
+        recorder: Recorder, rng: RngState,
+    ) -> Tensor:  # fmt: skip
         seen, tensors, knobs = self.seen, [x for x in tree.leaves(batch) if isinstance(x, Tensor)], _knobs(hparams)
+
+        def graph_of(loss: Tensor) -> int:
+            return refuse_strangers(loss, known if own is None else [*known, *own.found])
+
         with refuse_outer_tensors() if self.apart else nullcontext():
             if not self.derived:
                 loss = self._local_at(params, batch, hparams)
-                refuse_strangers(loss, known)
+                graph_of(loss)
                 return loss
             if seen.graphs and not any(tree.leaves(self.wanted.hparams.get("loss", False))):
-                recorder = Recorder()
-                rng = recorder.now()
                 # Hooks on what is saved leave no trace in the graph.
                 with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
                     with unwritten([*seen.outside.values(), *tensors]):
                         loss = self._local_at(params, batch, hparams)
-                    graph = refuse_strangers(loss, known)
-                    if graph in seen.graphs:
+                    if graph_of(loss) in seen.graphs:
                         return loss
                 recorder.rewind(rng)
-            with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch:
+            with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch, refuse_numbers(knobs):
                 loss = self._local_at(params, batch, hparams)
-            graph = refuse_strangers(loss, known)
+            graph = graph_of(loss)
+            refuse_once(loss)
         seen.graphs.add(graph)
         seen.outside |= watch.outside
         seen.has_hooks |= watch.has_hooks
@@ -217,7 +245,15 @@ class Steps:
                 refuse_strangers(x, (), "the optimizer")
 
     def _loss_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
-        return self._whole(self._local_at, params, batch, hparams)
+        loss = self._whole(self._local_at, params, batch, hparams)
+        if self._curved:
+            refuse_once(loss)
+        return loss
+
+    @cached_property
+    def _curved(self) -> bool:
+        """Whether a derivative through the training gradient may be asked for; under vmap alone it is not."""
+        return any(tree.leaves(self.wanted))
 
     def _local_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         with twice_differentiable() if self.derived else nullcontext():
@@ -292,9 +328,11 @@ def pull(
             )
             found = _by_rows(back, vs) if rows else back(vs)
     except RuntimeError as error:
-        if rows and any(text in str(error) for text in ("vmap", "Batching rule")):
+        once = any(text in str(error) for text in _ONCE)
+        by_vmap = not once or any(text in str(error) for text in ("vmap", "Batching rule"))
+        if rows and by_vmap and not isinstance(error, torch.OutOfMemoryError):  # which callers catch by its class
             raise RuntimeError(f"vmap cannot take this loss: {error}; take hft.Forward(chunk=1)") from error
-        if not any(text in str(error) for text in _ONCE):
+        if not once:
             raise
         raise RuntimeError(
             f"train_loss, or the optimizer, has no second derivative ({error}); use operations that have one, or "

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, Function, once_differentiable
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
@@ -17,13 +17,21 @@ from .. import tree
 from .functorch import level_of, top_level
 
 __all__ = [
+    "Stranger",
+    "leaves_of",
+    "own_leaves",
     "refuse_captured",
     "refuse_cut_graphs",
+    "refuse_once",
     "refuse_outer_tensors",
     "refuse_own_backwards",
     "refuse_strangers",
     "stranger",
 ]
+
+
+class Stranger(ValueError):
+    """A loss or an optimizer uses a tensor that a derivative is taken in and that is none of its arguments."""
 
 
 def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_loss") -> int:
@@ -34,7 +42,7 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
     """
     names = {id(x): i for i, x in enumerate(known)}
     if loss.is_leaf and id(loss) not in names:
-        raise ValueError(stranger(loss, what))
+        raise Stranger(stranger(loss, what))
     kinds: list[Any] = []
     for node in _nodes(loss):
         kinds.append(type(node))
@@ -42,9 +50,38 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
             leaf = getattr(node, "variable", None)
             if isinstance(leaf, Tensor):
                 if id(leaf) not in names:
-                    raise ValueError(stranger(leaf, what))
+                    raise Stranger(stranger(leaf, what))
                 kinds.append(names[id(leaf)])
     return hash(tuple(kinds))
+
+
+#: What ``once_differentiable`` puts in the place of a backward: one code for all.
+_ONCE: Any = once_differentiable(lambda ctx: None)  # pyright: ignore[reportArgumentType]
+
+
+def refuse_once(loss: Tensor) -> None:
+    """Raise where a loss goes through a ``torch.autograd.Function`` whose backward is marked ``once_differentiable``.
+
+    torch raises only where it meets the mark on the way back, and takes the function for linear where the way ends
+    before it (torch 2.13). Its own are among them: ``rsample`` of Beta and Dirichlet.
+    """
+    for node in _nodes(loss):
+        for function in _functions_of(node):
+            if getattr(function.backward, "__code__", None) is _ONCE.__code__:
+                raise RuntimeError(
+                    f"train_loss, or the optimizer, has no second derivative ({function.__name__} is a "
+                    "torch.autograd.Function whose backward is once_differentiable); use operations that have one, or "
+                    "strategy=hft.ZeroOrder(...), which needs none"
+                )
+
+
+def _functions_of(node: Node) -> list[Any]:
+    """The ``Function`` of a node; under a transform, that which torch has wrapped: its backward calls it."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        return []
+    cells = [cell.cell_contents for cell in getattr(function.backward, "__closure__", None) or ()]
+    return [function, *(x for x in cells if isinstance(x, type) and issubclass(x, Function))]
 
 
 def refuse_own_backwards(loss: Tensor) -> None:
@@ -92,6 +129,14 @@ def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tens
             )
 
 
+def leaves_of(x: Tensor) -> list[Tensor]:
+    """The leaves that a tensor's graph ends in; a leaf's own is itself."""
+    if x.grad_fn is None:
+        return [x]
+    ends = (getattr(node, "variable", None) for node in _nodes(x))
+    return [leaf for leaf in ends if isinstance(leaf, Tensor)]
+
+
 def _nodes(loss: Tensor, until: Sequence[Tensor] = ()) -> Iterator[Node]:
     """The graph of a loss, each node once, as far as some tensors that it is made of."""
     seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
@@ -103,6 +148,27 @@ def _nodes(loss: Tensor, until: Sequence[Tensor] = ()) -> Iterator[Node]:
         seen.add(node)
         yield node
         stack += [after for after, _ in node.next_functions]
+
+
+class own_leaves(TorchFunctionMode):  # a context manager
+    """Notes what the code inside lets require grad, as a gradient penalty does: a derivative in it is nobody's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+        result = func(*args, **kwargs)
+        if func in _LETS_REQUIRE_GRAD and not before:
+            self.found.append(args[0])
+        elif kwargs.get("requires_grad") and isinstance(result, Tensor):
+            self.found.append(result)
+        return result
+
+
+_LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager

@@ -14,7 +14,7 @@ from .. import tree
 from ..calls import callers_level, explained
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .arguments import check_arguments, check_batches, check_hparams, check_leaves, without_loss
+from .arguments import check_arguments, check_batches, check_hparams, check_leaves, warn_of_frozen, without_loss
 from .data_parallel import check_steps
 from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
@@ -76,7 +76,8 @@ def train(
             since, and ``create_graph=True`` with a strategy that is not exact.
 
     Warns:
-        UserWarning: float16 params under a transform; what the strategy warns of.
+        UserWarning: float16 params under a transform; frozen parameters of a module among the params, beside others
+            that require grad; what the strategy warns of.
 
     Where something is differentiated, attention runs by its formula, since the fused kernels have no second
     derivatives, and functions compiled by ``torch.compile`` run as they are written: in all threads while one is here.
@@ -97,6 +98,7 @@ def train(
     check_strategy(strategy)
     batches = check_batches(batches)
     check_params(params)
+    warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
     if torch.is_inference_mode_enabled():

@@ -104,8 +104,11 @@ def implicit_trial(strategy: Implicit, beginning: Beginning) -> Callable[[int, i
         product = system.product(point[0], *point[1:])
         x = SOLVERS[strategy.solver](product, slope, iterations, lambda r: dot(r, r), lambda _: False).x
         del product
-        back = at_point(system, point)[1]
-        back([-v for v in x])
+        values, back = at_point(system, point)
+        state = values[len(x) :]
+        _, _, _, to_state = back([*(-v for v in x), *map(torch.zeros_like, state)])
+        if state and strategy.solver != "identity":
+            back([*map(torch.zeros_like, x), *to_state])
         del of_state
 
     return trial

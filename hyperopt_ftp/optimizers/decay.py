@@ -11,7 +11,7 @@ from ..hparams import to_tensors
 from ..types import HParam, Optimizer, StateT
 from .leafwise import check_grads, check_params, for_each
 from .patterns import matcher, no_match
-from .wrap import check_no_table, wrapped
+from .wrap import check_goes_on, check_no_table, wrapped
 
 __all__ = ["decayed"]
 
@@ -30,15 +30,16 @@ def decayed(
     :func:`adamw` is ``decayed(adam(weight_decay=0), weight_decay)``.
 
     Args:
-        base: any optimizer with an ``lr``; a schedule goes around the result, not inside.
+        base: any optimizer with an ``lr``, but a schedule-free one, whose own ``weight_decay`` decays; a schedule goes
+            around the result, not inside.
         weight_decay: number, 0-d tensor, or tree of them (one for each parameter), >= 0; added to the hparams as
             ``"weight_decay"``, or as ``"weight_decay_2"`` where ``base`` has one of its own.
         exclude: parameters that do not decay: paths, parents of paths or glob patterns (``("*.bias", "norm")``), or a
             function ``path -> bool``.
 
     Raises:
-        ValueError: a weight_decay that is negative or NaN; a base without lr, or with a table of them; an entry of
-            ``exclude`` that matches no parameter (at ``init``).
+        ValueError: a weight_decay that is negative or NaN; a base without lr, or with a table of them, or a
+            schedule-free one; an entry of ``exclude`` that matches no parameter (at ``init``).
         TypeError: an ``exclude`` that is neither strings nor a function.
 
     A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once;
@@ -87,6 +88,7 @@ def decayed(
             "optimizer that has one: inside hyper, or around each optimizer of a partition"
         )
     check_no_table("lr", base.hparams["lr"])
+    check_goes_on(base, "weight decay around it", "use its own, weight_decay=...")
     return result
 
 

@@ -12,7 +12,7 @@ from ..calls import check_count, explained
 from ..hparams import check_zero_d, to_tensors
 from ..types import Number, Optimizer
 from .leafwise import check_grads, check_params, check_state, no_steps
-from .wrap import wrapped
+from .wrap import check_goes_on, wrapped
 
 __all__ = ["LookaheadState", "lookahead"]
 
@@ -35,13 +35,13 @@ def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer
         phi <- phi + alpha * (W - phi),   W <- phi      where t is a multiple of k
 
     Args:
-        base: any optimizer. Its state goes on at each synchronisation, the paper's default.
+        base: any optimizer but a schedule-free one. Its state goes on at each synchronisation, the paper's default.
         every: updates of ``base`` from one synchronisation to the next (structure, not an hparam).
         alpha: step of the slow weights, number or 0-d tensor in [0, 1]; added to the hparams as ``"alpha"``. 1 is
             ``base``, with 0 the slow weights never move.
 
     Raises:
-        ValueError: alpha outside [0, 1], an ``every`` that is no whole number of at least 1.
+        ValueError: alpha outside [0, 1], an ``every`` that is no whole number of at least 1, a schedule-free base.
 
     Between two synchronisations the params are the fast weights; what to evaluate is in ``state.slow``. A parameter
     without a gradient (``None``) is left alone at a synchronisation too.
@@ -80,4 +80,11 @@ def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer
             slow.append(torch.where(here, met, phi))
         return rebuild(new), LookaheadState(step, rebuild(slow), inner)
 
-    return wrapped(base, to_tensors(alpha=alpha), init, update)
+    result = wrapped(base, to_tensors(alpha=alpha), init, update)
+    check_goes_on(
+        base,
+        "the way back to the slow weights",
+        "leave lookahead out (hft.averages gives an average that such a base keeps); of a partition, put it into the "
+        "other parts",
+    )
+    return result

@@ -127,6 +127,7 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
         {label: opt.domains for label, opt in optimizers.items()},
         tuple(f"{label}.{name}" for label, opt in optimizers.items() for name in opt.tunes),
         parts,
+        any(opt.weights_in_state for opt in optimizers.values()),
     )
 
 

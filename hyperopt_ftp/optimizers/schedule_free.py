@@ -80,8 +80,9 @@ def schedule_free_sgd(
     Names and defaults are those of the authors' package. Its weights ``p`` have the largest ``gamma`` so far where
     these have the present one, as in the paper: the same while ``gamma`` does not fall.
 
-    ``z`` and ``x`` start at the params, and gradients alone move them. What is done to the params from outside moves
-    neither: a projection around this optimizer holds ``y`` and not the average.
+    ``z`` and ``x`` start at the params, and gradients alone move them: what is done to the params from outside would be
+    lost. So :func:`decayed`, :func:`lookahead`, and the rules around an anchor that move weights (:func:`projected`,
+    :func:`ftp`, :func:`spd` and others) refuse this optimizer; what acts on gradients or hparams goes around it.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.schedule_free_sgd(lr=0.5, momentum=0.5)
@@ -101,7 +102,8 @@ def schedule_free_sgd(
         return _moved(g + h["weight_decay"] * w, h["momentum"], s, h, t, warmup_steps)
 
     keeps = ("z", "average", "weight_sum")
-    return by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize)
+    opt = by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize)
+    return opt._replace(weights_in_state=True)
 
 
 @explained(NO_PARAMS)
@@ -151,7 +153,8 @@ def schedule_free_adamw(
         return w, {**new, "exp_avg_sq": v}
 
     keeps = ("z", "average", "weight_sum", "exp_avg_sq")
-    return by_rule(rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize)
+    opt = by_rule(rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize)
+    return opt._replace(weights_in_state=True)
 
 
 def _first(w: Tensor, h: Numbers) -> Entries:

@@ -12,7 +12,7 @@ from .. import tree
 from ..hparams import complete, domains_of
 from ..types import Optimizer, check_optimizer
 
-__all__ = ["check_no_table", "wrapped"]
+__all__ = ["check_goes_on", "check_no_table", "wrapped"]
 
 
 def wrapped(
@@ -71,7 +71,9 @@ def wrapped(
     settles = settle_both if settle or base.settle else None
     own_domains = domains_of(own) if domains is None else domains
     both_domains = {**base.domains, **{names.get(name, name): domain for name, domain in own_domains.items()}}
-    return Optimizer(init_split, update_split, default, starts, settles, both_domains, base.tunes, base.parts)
+    return Optimizer(
+        init_split, update_split, default, starts, settles, both_domains, base.tunes, base.parts, base.weights_in_state
+    )
 
 
 def check_no_table(name: str, value: Any) -> None:
@@ -81,6 +83,15 @@ def check_no_table(name: str, value: Any) -> None:
         raise ValueError(
             f"the {name} of base is a table of the shape {shapes[0]}, and a number is read; per_step goes around: "
             f"per_step(..., {name}=table), with this inside"
+        )
+
+
+def check_goes_on(base: Optimizer, lost: str, instead: str) -> None:
+    """``ValueError`` for a base that does not go on from the params that it gets, where these are moved around it."""
+    if base.weights_in_state:
+        raise ValueError(
+            "base goes on from weights in its state, as schedule-free optimizers do, and not from the params that it "
+            f"gets: {lost} would be lost; {instead}"
         )
 
 

@@ -57,6 +57,13 @@ def check_base(base: Any, title: str, refused: type) -> None:
             f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
             f"one), got {got}"
         )
+    pure = getattr(base, "_optimizer", None)  # of a PureOptimizer
+    if isinstance(pure, Optimizer) and pure.weights_in_state:
+        raise ValueError(
+            f"{title} cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its "
+            "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
+            "package schedulefree, which is held where it is deployed"
+        )
     name = type(base).__name__
     if not isinstance(getattr(base, "defaults", None), dict):
         raise TypeError(f"{name} has no defaults, which every torch.optim.Optimizer has: {title} cannot go around it")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import tree
-from ..hparams import Domain, as_tensor, check_number, check_parts, domain_at
+from ..hparams import Domain, as_tensor, check_number, check_parts, concrete, domain_at
 from .checks import check_no_gradient
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _ANY = Domain(-math.inf, math.inf)  # of what has no domain
+_ROUNDING = 1e-12  # torch's LinearLR down to 0 may end at -1e-18
 
 
 def domain_or_any(domains: Any, path: str) -> Domain:
@@ -36,15 +37,20 @@ def domain_or_any(domains: Any, path: str) -> Domain:
     return found if isinstance(found, Domain) else _ANY
 
 
-def checked(key: str, value: Any, domain: Domain) -> Any:
-    """What stands in a group as tensors; plain numbers are checked, tensors are taken as they are."""
+def checked(key: str, value: Any, domain: Domain, is_tuned: bool = False) -> Any:
+    """What stands in a group as tensors, numbers checked against the domain; a tensor that was tuned may be NaN."""
     check_parts(key, value, domain)
     if isinstance(value, (tuple, list)):
-        return tuple(checked(key, x, domain._replace(parts=())) for x in value)
+        return tuple(checked(key, x, domain._replace(parts=()), is_tuned) for x in value)
     if isinstance(value, Mapping):
-        return {name: checked(f"{key}.{name}", x, domain) for name, x in value.items()}
+        return {name: checked(f"{key}.{name}", x, domain, is_tuned) for name, x in value.items()}
     if isinstance(value, Tensor):
         check_no_gradient("PureOptimizer", {key: value})
+        # Schedulers write into these. One on an accelerator is not checked: each step would wait for its value.
+        if not is_tuned and value.ndim == 0 and value.is_floating_point() and value.is_cpu and concrete(value):
+            number = value.item()
+            is_rounding = domain.low - _ROUNDING <= number < domain.low
+            check_number(key, domain.low if is_rounding else number, domain)
         return value
     check_number(key, value, domain)
     return as_tensor(value)

@@ -29,7 +29,8 @@ class HypergradientDescent(DropIn):
         lr <- max(lr + lr_lr * sum <g, u>, 0)            before the base's step
 
     The closed form of ``hyper(base, by=sgd(lr=lr_lr), over="lr")`` for every rule whose displacement is proportional to
-    the learning rate, which is so for those of torch.optim but Rprop and ASGD. A sum that is not finite moves nothing.
+    the learning rate, which is so for those of torch.optim but Rprop, ASGD, and Adafactor where its bound on the rate,
+    1 / sqrt(t) at step t, is below ``lr``. A sum that is not finite moves nothing.
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS).

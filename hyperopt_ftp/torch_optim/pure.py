@@ -56,7 +56,8 @@ class PureOptimizer(torch.optim.Optimizer):
     on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
     would have one name). Hparams that belong to no part are in the first group; a part without any of its own
     (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR
-    schedulers of torch, and your own writes, change the numbers in the groups.
+    schedulers of torch, and your own writes, change the numbers in the groups. A tree of rates (``lr={"w": 0.1}``) or
+    a table of them (:func:`per_step`) takes no LR scheduler of torch: put :func:`scheduled` around the optimizer.
 
     A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
     and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
@@ -182,8 +183,9 @@ class PureOptimizer(torch.optim.Optimizer):
         values = {}
         for group, key, path in self._places():
             domain = domain_or_any(self._optimizer.domains, ".".join(path))
-            values[path] = value = checked(key, group[key], domain)
-            if path in self._tuned and self._started:
+            shows_tuned = path in self._tuned and self._started
+            values[path] = value = checked(key, group[key], domain, shows_tuned)
+            if shows_tuned:
                 self._check_untouched(key, path, value)
         return rebuilt(self._optimizer.hparams, values)
 

@@ -258,7 +258,7 @@ def test_traffic_by_hand():
         (hft.Unroll(checkpoint=1), 10 * 2 + 5),
         (hft.Forward(), 5 * 2 + 5 + 5),
         (hft.Forward(chunk=1), 4 * 5 * 2 + (4 + 5 + 5) + 3 * 5),
-        (hft.Implicit(iterations=7), 5 * 2 + 2 * 2 + 8),
+        (hft.Implicit(iterations=7), 5 * 2 + 2 * 2 + 9),
     ],
     ids=["all graphs", "every point", "forward", "chunks", "implicit"],
 )

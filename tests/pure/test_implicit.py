@@ -149,3 +149,74 @@ def test_implicit_has_no_derivative_of_the_state_at_the_end():
     )
     with pytest.raises(ValueError, match="Implicit has no derivative of the optimizer's state at the end"):
         run.state.momentum_buffer["w"].sum().backward()
+
+
+# -- the state that is held ------------------------------------------------------------------------------------------
+
+STIFF = f64([0.7, 2.0])
+OPPOSED = f64([1.0, -2.0])
+
+
+def coupled(p, x, h):
+    return (STIFF * (p - OPPOSED) ** 2).sum() / 2 + 0.1 * p[0] * p[1] + h["l2"] * (p**2).sum() / 2
+
+
+def through(opt, over, steps, strategy, loss=coupled, **hparams):
+    own = {**opt.hparams, "loss": {"l2": f64(0.1)}, **hparams}
+    w = torch.zeros(2, dtype=F64)
+    return hft.hypergradient(opt, loss, lambda p: p.sum() ** 2, w, [0] * steps, over, own, strategy=strategy)[1][over]
+
+
+HELD_RIGHTLY = {
+    "sgd": (hft.sgd(lr=0.3, weight_decay=0.1), "weight_decay", 200),
+    "momentum": (hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1), "weight_decay", 600),
+    "momentum, loss": (hft.sgd(lr=0.1, momentum=0.9), "loss.l2", 600),
+    "nesterov": (hft.sgd(lr=0.1, momentum=0.9, nesterov=True), "weight_decay", 600),
+    "adam": (hft.adam(lr=0.1, weight_decay=0.1), "weight_decay", 600),
+    "nadam": (hft.nadam(lr=0.1), "loss.l2", 600),
+    "l2sp": (hft.l2sp(hft.sgd(lr=0.1, momentum=0.9), torch.zeros(2, dtype=F64), 0.1), "strength", 600),
+    "decay without momentum": (hft.decayed(hft.sgd(lr=0.3), 0.1), "weight_decay_2", 200),
+    "lookahead, between synchronisations": (hft.lookahead(hft.sgd(lr=0.3), every=5), "loss.l2", 502),
+    "learning rate": (hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1), "lr", 600),
+}
+HELD_WRONGLY = {
+    "adamw": (hft.adamw(lr=0.1, weight_decay=0.1), "weight_decay", 600),
+    "adamw, loss": (hft.adamw(lr=0.1, weight_decay=0.01), "loss.l2", 600),
+    "adamw, decay of 0": (hft.adamw(lr=0.1, weight_decay=0.0), "weight_decay", 600),
+    "decay beside momentum": (hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.1), "weight_decay_2", 600),
+    "l2sp, decoupled": (
+        hft.l2sp(hft.sgd(lr=0.1, momentum=0.9), torch.zeros(2, dtype=F64), 0.1, decoupled=True), "strength", 600,
+    ),
+    "lookahead, at a synchronisation": (hft.lookahead(hft.sgd(lr=0.3), every=5), "loss.l2", 504),
+    "schedule-free": (hft.schedule_free_sgd(lr=0.3), "loss.l2", 500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("opt", "over", "steps"), HELD_RIGHTLY.values(), ids=HELD_RIGHTLY)
+def test_where_the_state_may_be_held_implicit_is_unroll(opt, over, steps):
+    want = through(opt, over, steps, hft.Unroll())
+    for solver in ("neumann", "cg") if "betas" not in opt.hparams else ("neumann",):  # of Adam the matrix is no Hessian
+        got = through(opt, over, steps, hft.Implicit(solver, iterations=5000))
+        # What training has left to go, which Unroll's derivative has too.
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("opt", "over", "steps"), HELD_WRONGLY.values(), ids=HELD_WRONGLY)
+def test_where_the_state_may_not_be_held_implicit_warns(opt, over, steps):
+    with pytest.warns(UserWarning, match=r"holds the optimizer's state.* so the result is wrong"):
+        got = through(opt, over, steps, hft.Implicit(iterations=5000))
+    assert abs(got / through(opt, over, steps, hft.Unroll()) - 1) > 0.005
+    with warnings.catch_warnings():  # taken for what it is
+        warnings.simplefilter("error")
+        through(opt, over, steps, hft.Implicit("identity"))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda h: torch.func.vmap(f)(h[None])[0]])
+def test_a_state_that_may_not_be_held_warns_under_transforms(transform):
+    opt = hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.1)
+
+    def of_decay(h):
+        return through(opt, "weight_decay_2", 600, hft.Implicit("cg", 3), weight_decay_2=h)
+
+    with pytest.warns(UserWarning, match="holds the optimizer's state"):
+        transform(of_decay)(f64(0.1))

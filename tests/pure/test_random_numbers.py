@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper.rng import refuse_other_steps
 
 from ..support.hypergradients import (
     DATA,
@@ -187,3 +188,30 @@ def test_own_random_numbers_and_zero_order_without_vmap(source):
     strategy = hft.ZeroOrder(100, 1e-3, antithetic=False, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RuntimeError, match="another function each time it is called"):
         slope(no_vmap, strategy)
+
+
+def shifted(first, again):
+    """A backward pass through steps that add ``first(loss)`` to their loss, and ``again(loss)`` when made again."""
+    shift = first
+    lr = f64(0.2).requires_grad_()
+    run = hft.train(
+        SGD, lambda p, x: (y := loss(p, x)) + shift(y.detach()), start(), DATA,
+        hparams={**SGD.hparams, "lr": lr}, strategy=hft.Unroll(checkpoint=1),
+    )  # fmt: skip
+    shift = again
+    return torch.autograd.grad(outer(run.params), lr)[0]
+
+
+def test_the_last_bit_of_a_loss_may_be_another():
+    """As LAPACK's may on equal numbers."""
+    ulp = torch.finfo(F64).eps
+    want = shifted(torch.zeros_like, torch.zeros_like)
+    assert torch.equal(shifted(torch.zeros_like, lambda y: ulp * y), want)
+    for first, again in ((0.0, 1e-12), (0.0, -64 * ulp), (0.0, float("nan")), (float("inf"), 0.0)):
+        with pytest.raises(RuntimeError, match="the training loss of step . was"):
+            shifted(lambda y, share=first: share * y, lambda y, share=again: share * y)
+
+
+def test_a_loss_in_32_bits_over_params_in_16_is_compared_as_one_in_32():
+    with pytest.raises(RuntimeError, match="the training loss of step 3 was 1 and is 1.001"):
+        refuse_other_steps([(3, torch.tensor([1.0]), torch.tensor([1.001]))], torch.bfloat16)

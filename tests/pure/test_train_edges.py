@@ -9,10 +9,12 @@ from collections import OrderedDict, namedtuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.steps import pull
 
 from ..support.problems import central_differences
 
@@ -360,6 +362,54 @@ def test_paths_into_named_tuples_and_ordered_dicts():
     assert grads["batches.1.x"].shape == (3,)
 
 
+@pytest.mark.parametrize("strategy", [None, AGAIN, hft.Forward(chunk=1)], ids=["kept", "again", "forward"])
+def test_a_recurrent_net_over_packed_sequences(strategy):
+    """PackedSequence is a namedtuple that checks what it is made of."""
+    torch.manual_seed(0)
+    net = torch.nn.GRU(4, 3).double()
+    weights = {name: w.detach() for name, w in net.named_parameters()}
+    data = [pack_sequence([torch.randn(n, 4, dtype=F64) for n in (3, 2)]) for _ in range(3)]
+
+    def squared(p, x):
+        return torch.func.functional_call(net, p, (x,))[0].data.square().mean()
+
+    def value(lr, strategy=None):
+        return squared(run(lr, strategy, train_loss=squared, params=weights, data=data).params, data[0])
+
+    lr = torch.tensor(0.1, dtype=F64)
+    want = central_differences(value, lr)[0].item()
+    lr.requires_grad_()
+    got = torch.autograd.grad(value(lr, strategy), lr)[0]
+    assert got.item() == pytest.approx(want, rel=1e-6)
+
+
+def test_forward_over_sparse_tensors_names_the_way_out():
+    torch.manual_seed(0)
+    edges, features = (torch.rand(5, 5, dtype=F64) > 0.5).double().to_sparse(), torch.randn(5, 3, dtype=F64)
+
+    def graph(p, x):
+        return torch.tanh(torch.sparse.mm(edges, (features * p * x).sum(1, keepdim=True))).square().mean()
+
+    def slopes(strategy):
+        given = (SGD, graph, lambda p: p.square().sum(), W, DATA, ("lr", "momentum"))
+        return hft.hypergradient(*given, strategy=strategy)[1]
+
+    with pytest.raises(RuntimeError, match=r"vmap cannot take this loss: .*Sparse.*; take hft\.Forward\(chunk=1\)"):
+        slopes(hft.Forward())
+    torch.testing.assert_close(slopes(hft.Forward(chunk=1)), slopes(hft.Unroll()), rtol=1e-10, atol=0)
+
+
+def test_an_error_of_memory_under_forward_keeps_its_class():
+    def full(_):
+        raise torch.OutOfMemoryError("no memory")
+
+    x = leaf(1.0)
+    y = 2 * x
+    y.register_hook(full)
+    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+        pull([y], [torch.ones(2, dtype=F64)], [x], rows=True)
+
+
 def test_zero_order_over_what_vmap_cannot_take():
     opt = hft.from_torchopt(__import__("torchopt").sgd, lr=0.1, momentum=0.5)
     with pytest.warns(UserWarning, match="one after the other"):
@@ -490,7 +540,7 @@ def test_the_number_of_an_hparam_is_no_way_around_its_derivative():
     run(
         leaf(0.1),
         own={"s": leaf(0.2)},
-        train_loss=lambda p, x, h: shown.append(own_loss(p, x, h).item()) or own_loss(p, x, h),
+        train_loss=lambda p, x, h: shown.append(own_loss(p, x, h).detach().item()) or own_loss(p, x, h),
     )
     assert len(shown) == 4  # the number of what was computed may be shown
 

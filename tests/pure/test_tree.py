@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
 from hyperopt_ftp import tree
@@ -16,6 +18,22 @@ from hyperopt_ftp import tree
 class Pair(NamedTuple):
     first: Any
     second: Any
+
+
+class Checked(Pair):
+    """As torch's ``PackedSequence``."""
+
+    def __new__(cls, first: Any, second: Any) -> Checked:
+        if isinstance(first, bool):
+            raise TypeError("no flags")
+        return super().__new__(cls, first, second)
+
+
+class Summed(Pair):
+    """With an attribute that is made of the values."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.total = first + second
 
 
 class Named(dict):
@@ -36,6 +54,7 @@ def nested(inner: Any) -> Any:
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.tuples(inner, inner).map(lambda values: Pair(*values)),
+        inner.map(lambda x: OrderedDict(pair=Pair(x, x))),
         inner.map(lambda x: torch.return_types.max((x, x))),
     )
 
@@ -56,6 +75,21 @@ def test_leaves_and_the_way_back(value: Any):
     numbers = list(range(len(leaves)))
     assert rebuild(numbers) == pytree.tree_unflatten(numbers, spec)
     assert type(rebuild(leaves)) is type(value)
+
+
+@pytest.mark.parametrize("around", [lambda x: x, lambda x: OrderedDict(a=[x]), lambda x: Pair(x, 0)])
+def test_flags_in_a_namedtuple_that_checks_its_values(around: Any):
+    flags = tree.map_tree(lambda x: True, around(Checked(1, torch.ones(2))))
+    assert flags == tree.map_tree(lambda x: True, around((1, 2)))
+    assert "Checked(first=True, second=True)" in repr(flags)
+    packed = pack_sequence([torch.ones(2), torch.ones(1)])
+    assert type(tree.map_tree(lambda x: x is not None, packed)) is PackedSequence
+
+
+def test_what_a_namedtuple_makes_of_its_values_is_made_anew():
+    new = tree.map_tree(lambda x: 2 * x, [Summed(1, 2)])[0]
+    assert (type(new), new, new.total) == (Summed, (2, 4), 6)
+    assert tree.replaced(Summed(1, 2), "1", 5).total == 6
 
 
 @given(value=TREES, like=TREES)

@@ -132,6 +132,11 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a Sequential; pass model.named_parameters()", (ADAMW,)),
     Row("the model for the base", lambda s: hft.FTP(s.net), TypeError, f"{WRAPS} Sequential; {WRITE}",
         (FTP,)),
+    Row("a schedule-free `PureOptimizer` for the base",
+        lambda s: hft.FTP(hft.PureOptimizer([weight().requires_grad_()], hft.schedule_free_sgd())), ValueError,
+        "FTP cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its state, "
+        "and what is done to the parameters is lost. Take another one, or the torch optimizer of the package "
+        "schedulefree, which is held where it is deployed", (FTP,)),
     Row("the method for the parameters", lambda s: s.make(s.net.named_parameters), TypeError,
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,

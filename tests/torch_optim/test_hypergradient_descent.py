@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ..support.compare import equal
 from ..support.trajectories import parameters, play, problem, tensors
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop", "adafactor"])
 def test_hypergradient_descent_is_hyper_over_the_learning_rate(name: str):
     make, peer = {
         "sgd": (lambda: hft.sgd(lr=0.02), lambda p: torch.optim.SGD(p, lr=0.02)),
@@ -24,6 +25,8 @@ def test_hypergradient_descent_is_hyper_over_the_learning_rate(name: str):
             lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
         ),
         "rmsprop": (lambda: hft.rmsprop(lr=0.02), lambda p: torch.optim.RMSprop(p, lr=0.02)),
+        # Below its bound on the rate, which is 1 / sqrt(30) at the end.
+        "adafactor": (lambda: hft.adafactor(lr=0.02), lambda p: torch.optim.Adafactor(p, lr=0.02)),
     }[name]
     _, first, grads = problem()
     params = parameters(first)
@@ -38,6 +41,34 @@ def test_hypergradient_descent_is_hyper_over_the_learning_rate(name: str):
         for key, p in params.items():
             torch.testing.assert_close(p.detach(), weights[key], rtol=0, atol=1e-9)
     assert len(set(seen)) > 20
+
+
+#: Those that can be a base.
+OF_TORCH = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if name not in ("Optimizer", "LBFGS", "SparseAdam")
+)
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_the_docstring_names_those_whose_steps_are_not_proportional_to_the_learning_rate(name: str):
+    grads = torch.randn(7, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def last_step(lr: float) -> torch.Tensor:
+        w = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
+        opt = getattr(torch.optim, name)([w], lr=1.0)
+        before = w.detach().clone()
+        for t, w.grad in enumerate(grads, 1):
+            opt.param_groups[0]["lr"] = lr if t == len(grads) else 1.0
+            before = w.detach().clone()
+            opt.step()
+        return w.detach() - before
+
+    proportional = torch.allclose(last_step(1.5), 1.5 * last_step(1.0), rtol=1e-9, atol=0)
+    said = " ".join(str(hft.HypergradientDescent.__doc__).split()).partition("those of torch.optim but ")[2]
+    assert proportional == (name not in re.findall(r"\w+", said.partition(". ")[0]))
 
 
 def test_hypergradient_descent_goes_on_from_a_checkpoint_and_stops_at_zero():

@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hparams import DOMAINS
+from hyperopt_ftp.torch_optim.group_numbers import checked
 from hyperopt_ftp.torch_optim.pure import _filled
 
 from ..support.cases import ANCHOR, CASES, Case
@@ -597,6 +599,60 @@ def test_writes_into_groups_are_checked():
         with pytest.raises(error, match=text):
             step(params, opt, batches(1)[0])
         assert largest_difference(dict(params), before) == 0
+
+
+def test_a_scheduler_below_zero_is_refused_before_anything_has_moved():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.sgd(lr=0.1))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: 1 - epoch / 3)
+    for x in batches(4):
+        step(params, opt, x)
+        scheduler.step()
+    before = {n: p.detach().clone() for n, p in params.items()}
+    with pytest.raises(ValueError, match=r"lr must lie in \[0, inf\), got -0\.03"):
+        step(params, opt, batches(1)[0])
+    assert largest_difference(dict(params), before) == 0
+
+
+def test_tensors_in_groups_are_checked_where_that_waits_for_nothing():
+    for tensor in (torch.tensor(-0.1), torch.tensor(math.nan)):
+        with pytest.raises(ValueError, match="lr must lie in"):
+            hft.PureOptimizer([{"params": list(parameters().values()), "lr": tensor}], hft.sgd())
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.adam(lr={"w": 0.1, "b": 0.2}))
+    group = opt.param_groups[0]
+    for value, text in ((group["lr.b"], r"lr\.b must lie in"), (group["betas"][1], "betas must lie in")):
+        right = value.clone()
+        value.fill_(-1.0)
+        with pytest.raises(ValueError, match=text):
+            step(params, opt, batches(1)[0])
+        value.copy_(right)
+    step(params, opt, batches(1)[0])
+    unseen = torch.tensor(-1.0, device="meta")
+    assert checked("lr", unseen, DOMAINS["lr"]) is unseen
+
+
+def test_a_schedule_that_ends_at_zero_but_for_rounding_is_taken():
+    params = parameters()
+    opt = hft.PureOptimizer(params.items(), hft.sgd(lr=0.1))
+    scheduler = torch.optim.lr_scheduler.LinearLR(opt, 0.1, 0.0, 10)
+    for _ in range(10):
+        step(params, opt, batches(1)[0])
+        scheduler.step()
+    assert -1e-17 < opt.hparams()["lr"] < 0
+    step(params, opt, batches(1)[0])
+
+
+@pytest.mark.parametrize(
+    "rule", [hft.sgd(lr={"w": 0.1}), hft.per_step(hft.sgd(), lr=torch.full((2,), 0.1))], ids=["tree", "table"]
+)
+def test_a_tree_or_a_table_of_rates_is_scheduled_inside(rule: hft.Optimizer):
+    w = nn.Parameter(torch.ones(1, dtype=F64))
+    opt = hft.PureOptimizer([("w", w)], hft.scheduled(rule, lr=hft.schedules.piecewise([1], [0.5])))
+    for _ in range(2):
+        w.grad = torch.ones_like(w)
+        opt.step()
+    assert w.item() == pytest.approx(1 - 0.1 - 0.05)
 
 
 def test_later_groups_are_refused():

@@ -1,0 +1,66 @@
+"""Numbers that a loss makes of what a derivative is taken in: what is computed from them has no derivative there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .. import tree
+from ..calls import callers_level
+from .strangers import leaves_of
+
+__all__ = ["TAKEN", "refuse_numbers"]
+
+TAKEN = (
+    "train_loss takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
+    "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+)
+
+#: Make numbers of their tensors; those of the second kind, of the tensors in what they are given.
+_OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
+_OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor}
+
+
+class refuse_numbers(TorchFunctionMode):  # a context manager
+    """Raise where the code inside takes a number that is made of knobs alone; warn where params are in it too.
+
+    The latter may be a log, which does no harm. :class:`~.mutation.refuse_mutation` sees a knob itself, wherever torch
+    takes its number.
+    """
+
+    def __init__(self, knobs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._knobs = {id(x) for x in knobs}
+        self._warned = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _OF_ITSELF:
+            self._look(args[:1])
+        elif func in _OF_VALUES:
+            given = (args, kwargs) if func is not Tensor.new_tensor else (args[1:], kwargs)
+            if not isinstance(given[0][0] if given[0] else None, Tensor):  # as_tensor(x) is x, with its graph
+                self._look(given)
+        return func(*args, **kwargs)
+
+    def _look(self, given: Any) -> None:
+        for x in tree.leaves(given):
+            if not (isinstance(x, Tensor) and x.requires_grad):
+                continue
+            made_of = {id(leaf) for leaf in leaves_of(x)}
+            if made_of <= self._knobs:
+                raise RuntimeError(TAKEN)
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "train_loss makes a number of a tensor that depends on what a derivative is taken in (item(), "
+                    "float(), tolist(), torch.tensor): what is computed from that number has no derivative there. Use "
+                    "the tensor; for a log, or where it is to count as a constant, take x.detach().item()",
+                    UserWarning,
+                    stacklevel=callers_level(),
+                )

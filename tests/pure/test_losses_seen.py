@@ -1,0 +1,210 @@
+"""What is seen of a training loss: functions without a second derivative, numbers it takes, leaves it makes."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+import hyperopt_ftp as hft
+
+from ..support.hypergradients import F64, SGD, call, differences, every_exact, f64, slope
+from ..support.problems import start
+
+# -- functions that can be differentiated once ------------------------------------------------------------------------
+
+
+class Cube(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def cubed(params, x):
+    return sum(Cube.apply(v).sum() for v in params.values()) + x.mean()
+
+
+def drawn(params, x):
+    return torch.distributions.Beta(params["b"].exp(), 1 + x.mean().abs()).rsample().square().sum()
+
+
+@pytest.mark.parametrize("loss", [cubed, drawn], ids=["once_differentiable", "Beta"])
+@every_exact
+def test_a_function_that_can_be_differentiated_once_is_refused(strategy, loss):
+    """Where its output's cotangent is constant torch would take it for linear, and say nothing."""
+    with pytest.raises(RuntimeError, match=r"no second derivative .* is once_differentiable"):
+        slope(loss, strategy)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda h: torch.func.jvp(f, (h,), (f64(1.0),))[1]])
+def test_it_is_refused_under_transforms(transform):
+    def end(lr):
+        params = hft.train(SGD, cubed, start(), [f64([1.0])] * 2, hparams={**SGD.hparams, "lr": lr}).params
+        return sum(x.sum() for x in params.values())
+
+    with pytest.raises(RuntimeError, match=r"no second derivative .*once_differentiable"):
+        transform(end)(f64(0.1))
+
+
+def test_it_may_train_where_nothing_is_differentiated():
+    params, data = start(), [f64([1.0])] * 2
+
+    def losses(lr):
+        return hft.train(SGD, cubed, params, data, hparams={**SGD.hparams, "lr": lr}).losses
+
+    together = torch.func.vmap(losses)(SGD.hparams["lr"][None])
+    torch.testing.assert_close(together[0], losses(SGD.hparams["lr"]), rtol=1e-12, atol=0)
+
+
+def test_zero_order_needs_no_derivative():
+    slope(cubed, hft.ZeroOrder(2, 1e-3))
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+TAKEN = {
+    "float of a function": lambda p, h: float(h["s"].sigmoid()),
+    "item of an entry": lambda p, h: h["v"][0].item(),
+    "tolist": lambda p, h: (2 * h["v"]).tolist()[0],
+    "torch.tensor": lambda p, h: torch.tensor([h["s"].exp(), 1.0])[0],
+    "as_tensor": lambda p, h: torch.as_tensor([h["s"].exp(), 1.0])[0],
+    "new_tensor": lambda p, h: p.new_tensor([h["s"].exp()])[0],
+    "int": lambda p, h: int(10 * h["s"].exp()),
+}
+HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
+
+
+def with_number(take):
+    def loss(params, x, h):
+        w = params["w"]
+        return 0.01 * take(w, h) * (w.sum() - x.mean()) ** 2 + h["l2"] * (w**2).sum() + params["b"].sum() ** 2
+
+    return loss
+
+
+@pytest.mark.parametrize("take", TAKEN.values(), ids=TAKEN)
+@every_exact
+def test_a_number_made_of_an_hparam_is_refused(strategy, take):
+    """Beside an hparam that is not lost: no derivative is exactly 0."""
+    with pytest.raises(RuntimeError, match="takes the number of an hparam that a derivative is asked for"):
+        call(with_number(take), strategy, over="loss", hparams=HPARAMS)
+
+
+CONSTANT = {
+    "detached": lambda p, h: h["s"].detach().sigmoid().item(),
+    "a comparison": lambda p, h: 2.0 if bool(h["s"] > 0) else 1.0,
+    "as_tensor of a tensor": lambda p, h: torch.as_tensor(h["s"]),
+    "a text": lambda p, h: len(f"{h['s']:.1f}"),
+}
+
+
+@pytest.mark.parametrize("take", CONSTANT.values(), ids=CONSTANT)
+def test_what_is_constant_is_left_alone(take):
+    grads = call(with_number(take), hft.Unroll(), over="loss", hparams=HPARAMS)[1]
+    assert grads["loss"]["l2"] != 0
+
+
+def logging(params, x):
+    value = sum((v - x.mean()).square().sum() for v in params.values())
+    return value * (1 + 0 * value.item())
+
+
+@every_exact
+def test_a_number_made_of_params_warns_once(strategy):
+    """It may be a log, or lose a derivative."""
+    with pytest.warns(UserWarning, match=r"makes a number .* take x\.detach\(\)\.item\(\)") as caught:
+        slope(logging, strategy)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+# -- leaves of its own ------------------------------------------------------------------------------------------------
+
+
+def pinn(how):
+    """A residual of a differential equation: a derivative in the input, which is no param."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def loss(params, x):
+        x = how(x)
+        u = torch.func.functional_call(net, params, (x,))
+        (du,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (du[:, :1] - u).square().mean()
+
+    return {name: p.detach() for name, p in net.named_parameters()}, loss
+
+
+def assigned(x):
+    x = x.detach()
+    x.requires_grad = True
+    return x
+
+
+def factory(x):
+    return torch.tensor(x.tolist(), dtype=x.dtype, requires_grad=True)
+
+
+LEAVES = {
+    "requires_grad_": lambda x: x.detach().requires_grad_(),
+    "requires_grad =": assigned,
+    "requires_grad=": factory,
+}
+
+
+@pytest.mark.parametrize("how", LEAVES.values(), ids=LEAVES)
+@every_exact
+def test_a_derivative_in_the_input_inside_a_loss_is_right(strategy, how):
+    params, loss = pinn(how)
+    torch.manual_seed(1)
+    given = {"params": params, "data": [torch.rand(5, 2, dtype=F64) for _ in range(3)]}
+    outer = {"outer_loss": lambda p: sum(x.square().sum() for x in p.values())}
+    got = slope(loss, strategy, **given, **outer)
+    assert got.item() == pytest.approx(differences(loss, **given, **outer), rel=1e-6)
+
+
+def test_it_may_train_with_grad_mode_on():
+    params, loss = pinn(LEAVES["requires_grad_"])
+    data = [torch.rand(5, 2, dtype=F64)] * 3
+    with torch.no_grad():
+        want = hft.train(SGD, loss, params, data).losses
+    assert torch.equal(hft.train(SGD, loss, params, data).losses, want)
+
+
+def test_a_stranger_beside_a_leaf_of_its_own_is_refused():
+    params, loss = pinn(LEAVES["requires_grad_"])
+    stranger = f64(0.5).requires_grad_()
+    with pytest.raises(ValueError, match=r"uses a tensor of shape \(\) .* its derivative would be lost"):
+        hft.train(SGD, lambda p, x: loss(p, x) * stranger, params, [torch.rand(5, 2, dtype=F64)])
+
+
+def test_random_numbers_are_drawn_once_where_the_loss_is_looked_at_again():
+    params, inner = pinn(LEAVES["requires_grad_"])
+
+    def loss(p, x):
+        return inner(p, x + torch.randn_like(x))
+
+    torch.manual_seed(3)
+    with torch.no_grad():
+        want = hft.train(SGD, loss, params, [torch.zeros(5, 2, dtype=F64)] * 3).losses
+    torch.manual_seed(3)
+    got = hft.train(SGD, loss, params, [torch.zeros(5, 2, dtype=F64)] * 3).losses
+    assert torch.equal(got, want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hft.hypergradient(SGD, loss, lambda p: p["0.bias"].sum(), params, [torch.zeros(5, 2, dtype=F64)] * 3, "lr")
