@@ -44,15 +44,16 @@ class Structure:
         self._tree = tree
         self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
         self._parts: list[Structure | None] | None = None  # None: a leaf
-        self._spec: Any = None  # of what pytree alone can walk, as if its children were leaves
+        self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
         self.leaves: list[Any]
         values = tree.values() if self._keys is not None else tree
         if self._keys is None and type(tree) not in (tuple, list) and not pytree.is_namedtuple_instance(tree):
-            root = id(tree)  # not the tree: pytree keeps is_leaf in a cycle, which lives until it is collected
-            values, self._spec = pytree.tree_flatten(tree, is_leaf=lambda x: id(x) != root)
-            if len(values) == 1 and values[0] is tree:
-                self.leaves = values
+            node = pytree.SUPPORTED_NODES.get(type(tree))
+            if node is None:
+                self.leaves = [tree]
                 return
+            values, context = node.flatten_fn(tree)
+            self._whole = lambda new: node.unflatten_fn(new, context)
         parts = self._parts = [None if isinstance(x, _LEAVES) else Structure(x) for x in values]
         rows = ([x] if part is None else part.leaves for x, part in zip(values, parts, strict=True))
         self.leaves = list(values) if not any(parts) else [x for row in rows for x in row]
@@ -68,8 +69,8 @@ class Structure:
         if self._parts is None:
             return next(new)
         values = [next(new) if part is None else part._filled(new) for part in self._parts]
-        if self._spec is not None:
-            return pytree.tree_unflatten(values, self._spec)
+        if self._whole is not None:
+            return self._whole(values)
         if self._keys is not None:
             return dict(zip(self._keys, values, strict=True))
         return type(self._tree)(values) if type(self._tree) in (tuple, list) else _namedtuple(self._tree, values)
@@ -97,7 +98,7 @@ class Structure:
         """Append the leaves of ``tree``; ``False``: pytree has to look."""
         if type(tree) is not type(self._tree):
             return False
-        if self._parts is None or self._spec is not None or len(tree) != len(self._parts):
+        if self._parts is None or self._whole is not None or len(tree) != len(self._parts):
             return False
         if self._keys is not None:
             if not all(key in tree for key in self._keys):

@@ -139,7 +139,7 @@ def check_leaves(leaves: Sequence[Any]) -> None:
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
-    """Say it where parameters that a module has frozen would be trained beside others of it."""
+    """Warn if frozen parameters of a module would be trained beside others of it."""
     flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
     if flags != {True, False}:  # all frozen: they are given on purpose
         return

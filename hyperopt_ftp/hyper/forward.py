@@ -17,6 +17,7 @@ from .leaves import Row, chosen, cotangents_of, floats, fresh, is_float, known, 
 from .rng import Recorder, RngState, refuse_other_losses
 from .second_order import compiled_steps, twice_differentiable
 from .steps import Steps, check_constant, pull
+from .strangers import refuse_once
 from .strategy import Start, Trained
 
 __all__ = ["Forward"]
@@ -122,6 +123,8 @@ def _carry(steps: Steps, start: Start, a: int, b: int) -> tuple[Trained, list[Te
         d_batch = units.of(batch, wanted)
         curved = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
         found = steps.gradient(params, batch, hparams, wanted, graph=curved)
+        if curved:
+            refuse_once(found.loss)
         losses.append(found.loss.detach())
         others = [*knobs, *found.batch]
         d_grads: Row = [None] * len(found.grads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +15,14 @@ from ..calls import callers_level, check_choice, check_count, shown
 from ..hparams import Domain, check_number
 from ..types import Solver
 from .functorch import values_of
+from .held_state import LIMIT, is_checked, mismatch, wanted_of
 from .leaves import cotangents_of, floats, is_float, known
-from .linear import SOLVERS, Solved, System, diverges, dot, solution, tolerance_of, vjp
+from .linear import SOLVERS, Solved, System, at_point, diverges, dot, solution, tolerance_of
 from .rng import Recorder, RngState
 from .steps import Steps
 from .strategy import Start, Trained
 
-__all__ = ["Implicit", "at_point"]
+__all__ = ["Implicit"]
 
 Vector = list[Tensor]
 
@@ -49,7 +50,8 @@ class Implicit:
 
     To hold the state is right where params and hparams reach it by the gradient alone: SGD and Adam with momentum, with
     decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled decay or
-    pulls beside momentum (AdamW), where lookahead synchronises, and for schedule-free: a product more tells, and warns.
+    pulls beside momentum (AdamW), where lookahead synchronises, and for schedule-free: one more product checks this
+    and warns, once training has converged, but not with params in 16 bits or under autocast.
 
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
@@ -72,8 +74,8 @@ class Implicit:
 
     Warns:
         UserWarning: the solver stopped above the tolerance, or training stopped so far from a fixed point that the
-            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``; to hold the state is wrong,
-            by more than 0.1 % of a step's derivative.
+            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``; holding the state is
+            wrong: derivatives of the state and of the step do not fit each other by more than 0.5 %.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
@@ -127,15 +129,20 @@ class Implicit:
         x = solution(system, slope, *point)
         values, back = at_point(system, point)
         distance, state = values[: len(x)], values[len(x) :]
-        self._judge_training(x, slope, params, distance)
+        converged = self._judge_training(x, slope, params, distance)
         direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
         _, to_hparams, to_last, to_state = direct
-        if state and self.solver != "identity":
+        if is_checked(self.solver, point[0], state, run.recorder):
             through_state = back([*map(torch.zeros_like, x), *to_state])
-            # What training has left to go, or rounding, shows in products that should be 0.
-            left = dot(distance, distance).sqrt() + 10 * torch.finfo(x[0].dtype).eps * dot(params, params).sqrt()
-            small = dot(x, x).sqrt() * left
-            self._judge_state(point, direct, through_state, small, [*_wanted(run.start.hparams, steps.wanted.hparams)])
+            del back  # and its graph
+            if converged:
+                # What training has left to go, or rounding, shows in products that should be 0.
+                rounding = torch.finfo(x[0].dtype).eps * (dot(x, x) * dot(params, params)).sqrt()
+                small = 2 * dot(x, distance).abs() + rounding
+                wanted = [*wanted_of(run.start.hparams, steps.wanted.hparams)]
+                wanted += [steps.wanted.batches is not False] * len(point[2])
+                del values, distance, state, x, slope
+                self._judge_state(mismatch(system, point, direct, through_state, small, wanted))
         batches = None
         if steps.wanted.batches is not False:
             last = run.start.batches[-self.batches :]
@@ -185,10 +192,11 @@ class Implicit:
                 stacklevel=callers_level(),
             )
 
-    def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> None:
+    def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> bool:
+        """Whether training has converged; warn if not."""
         size = (dot(slope, slope) * dot(params, params)).sqrt()
         if not bool(values_of(size).isfinite().all()):
-            return
+            return False
         ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
         if self.solver != "identity" and ahead > 1e-2:
             warnings.warn(
@@ -197,51 +205,16 @@ class Implicit:
                 UserWarning,
                 stacklevel=callers_level(),
             )
+        return ahead <= 1e-2
 
-    def _judge_state(
-        self, point: list[Vector], direct: list[Vector], through_state: list[Vector], small: Tensor, wanted: list[bool]
-    ) -> None:
-        """Warn where it is wrong to hold the state.
-
-        It is right where params and hparams reach the state as they reach the step, by the gradient alone: then both
-        products are the same but for a factor. Decoupled weight decay reaches the step and not the momentum.
-
-        Args:
-            point: where training ended.
-            direct: products of dF with -x, the result among them.
-            through_state: products of d state with what dF gives the state.
-            small: how large products may be that should be 0, for an hparam of 1 or more.
-            wanted: the hparams that a derivative is asked of.
-        """
-        size = dot(direct[0], direct[0])
-        factor = dot(through_state[0], direct[0]) / torch.where(size == 0, 1.0, size)
-        off = [b - factor.to(a) * a for a, b in zip(direct[0], through_state[0], strict=True)]
-        worst = values_of((dot(off, off) / torch.where(size == 0, 1.0, size)).sqrt()).max().item()
-        for h, here, there, is_wanted in zip(point[1], direct[1], through_state[1], wanted, strict=True):
-            if is_wanted:
-                rest, whole = [there - factor.to(here) * here], dot([here], [here]).sqrt()
-                unit, length = tree.working(h).abs().amax(), dot(rest, rest).sqrt()
-                least = 10 * small.to(length) / torch.where((unit == 0) | (unit > 1), 1.0, unit)
-                worst = max(worst, values_of(torch.where(length > least, length / whole, 0.0)).max().item())
-        if worst > 1e-3:
+    def _judge_state(self, found: float) -> None:
+        if found > LIMIT:
             warnings.warn(
-                "Implicit holds the optimizer's state, but this state follows the params or the hparams in another way "
-                f"than a step does (by {worst:.2g} of a step's derivative), so the result is wrong. What is decayed or "
-                "pulled must reach the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam in "
-                "place of that of hft.adamw or hft.decayed. Else take hft.Unroll(), as with lookahead or schedule-free",
+                "Implicit holds the optimizer's state, but the derivatives of the state and of the step do not fit "
+                f"each other (a mismatch of {found:.2g}), so the result is wrong. What is decayed or pulled must reach "
+                "the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam in place of that of "
+                "hft.adamw or hft.decayed. With lookahead or schedule-free take hft.Unroll(). Noisy batches may be "
+                "another cause: batches=n",
                 UserWarning,
                 stacklevel=callers_level(),
             )
-
-
-def _wanted(values: Any, wanted: Any) -> Iterator[bool]:
-    """For each floating-point tensor of a tree, whether it is wanted."""
-    rows = tree.leaves(values)
-    mask = [wanted] * len(rows) if isinstance(wanted, bool) else tree.leaves(wanted)
-    return (bool(m) for x, m in zip(rows, mask, strict=True) if is_float(x))
-
-
-def at_point(system: System, point: list[Vector]) -> tuple[Vector, Callable[[Vector], list[Any]]]:
-    """The values of F and its vector-Jacobian product in all that it is a function of, but the constants."""
-    *variables, constants = point
-    return vjp(lambda *columns: system.function(*columns, constants), *variables)

@@ -13,7 +13,7 @@ from .functorch import alive, under_transform, values_of
 from .leaves import fresh
 from .steps import pull
 
-__all__ = ["SOLVERS", "Solved", "System", "diverges", "dot", "jvp", "solution", "tolerance_of", "vjp"]
+__all__ = ["SOLVERS", "Solved", "System", "at_point", "diverges", "dot", "jvp", "solution", "tolerance_of", "vjp"]
 
 Vector = list[Tensor]
 
@@ -212,6 +212,12 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
         return [[_or_zeros(next(found), x) for x in row] for row in rows]
 
     return [y.detach() for y in outputs], back
+
+
+def at_point(system: System, point: list[Vector]) -> tuple[Vector, Callable[[Vector], list[Any]]]:
+    """The values of F and its vector-Jacobian product in all that it is a function of, but the constants."""
+    *variables, constants = point
+    return vjp(lambda *columns: system.function(*columns, constants), *variables)
 
 
 def jvp(function: Callable[..., Vector], *columns: Vector) -> Callable[..., Vector]:

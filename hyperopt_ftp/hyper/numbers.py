@@ -21,9 +21,9 @@ TAKEN = (
     "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
 )
 
-#: Make numbers of their tensors; those of the second kind, of the tensors in what they are given.
+#: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
-_OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor}
+_OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 
 
 class refuse_numbers(TorchFunctionMode):  # a context manager
@@ -33,9 +33,9 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
     takes its number.
     """
 
-    def __init__(self, knobs: Sequence[Tensor]) -> None:
+    def __init__(self, knobs: Sequence[Tensor], known: Sequence[Tensor]) -> None:
         super().__init__()
-        self._knobs = {id(x) for x in knobs}
+        self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
         self._warned = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,9 +43,10 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
         if func in _OF_ITSELF:
             self._look(args[:1])
         elif func in _OF_VALUES:
-            given = (args, kwargs) if func is not Tensor.new_tensor else (args[1:], kwargs)
-            if not isinstance(given[0][0] if given[0] else None, Tensor):  # as_tensor(x) is x, with its graph
-                self._look(given)
+            given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
+            if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
+                given = [x for x in given if not isinstance(x, Tensor)]
+            self._look(given)
         return func(*args, **kwargs)
 
     def _look(self, given: Any) -> None:
@@ -53,6 +54,8 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
             if not (isinstance(x, Tensor) and x.requires_grad):
                 continue
             made_of = {id(leaf) for leaf in leaves_of(x)}
+            if not made_of & self._known:  # of what the loss lets require grad itself
+                continue
             if made_of <= self._knobs:
                 raise RuntimeError(TAKEN)
             if not self._warned:

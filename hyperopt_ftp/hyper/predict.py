@@ -15,10 +15,12 @@ from .checkpoints import Checkpoints
 from .costs import Chunk, Work, of_forward, of_implicit, of_unroll, of_zero_order
 from .eager import EagerWalk, is_narrow
 from .forward import Forward
+from .held_state import is_checked
 from .implicit import Implicit
 from .leaves import chosen, floats, fresh
 from .plans import every, walk, with_graphs
 from .probe import sizes_of
+from .rng import Recorder
 from .second_order import twice_differentiable
 from .steps import Steps
 from .strategy import Start
@@ -167,7 +169,7 @@ def _implicit(strategy: Implicit, steps: Steps, start: Start, clock: bool) -> Fo
     count, iterations = len(start.batches), strategy.iterations if strategy.solver != "identity" else 0
     if count < strategy.batches:
         raise ValueError(f"there are {count} steps, fewer than batches = {strategy.batches}")
-    checked = strategy.solver != "identity" and bool(floats(start.state))
+    checked = is_checked(strategy.solver, floats(start.params), floats(start.state), Recorder())
     work, beginning = of_implicit(count, iterations, strategy.batches, checked), Beginning(steps, start)
     trial, few = implicit_trial(strategy, beginning), strategy.batches
     memory = peak_of_trial(_kind(start), partial(trial, max(few, min(count, STEADY)), min(iterations, STEADY)))

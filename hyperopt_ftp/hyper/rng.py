@@ -38,6 +38,11 @@ class Recorder:
         kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
         self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
 
+    @property
+    def autocasts(self) -> bool:
+        """Whether autocast was on somewhere."""
+        return any(enabled for _, _, enabled in self._autocast)
+
     def now(self) -> RngState:
         """The random state now."""
         devices = [self._module.get_rng_state(i) for i in range(self._count)]

@@ -183,7 +183,10 @@ class Steps:
         except Stranger:
             if self.seen.makes_leaves:
                 raise
-        self.seen.makes_leaves = True  # perhaps: once more, to see whether it has made the stranger itself
+        self.seen.makes_leaves = True  # the loss may have let it require grad itself: look once more
+        for x in tree.leaves(batch):
+            if isinstance(x, Tensor) and x.requires_grad and not any(x is leaf for leaf in known):
+                x.requires_grad_(False)  # as it was
         recorder.rewind(rng)
         return self._looked_at(known, params, batch, hparams)
 
@@ -209,10 +212,10 @@ class Steps:
                     if graph_of(loss) in seen.graphs:
                         return loss
                 recorder.rewind(rng)
-            with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch, refuse_numbers(knobs):
+            with refuse_mutation(knobs, arguments=[*known, *tensors]) as watch, refuse_numbers(knobs, known):
                 loss = self._local_at(params, batch, hparams)
             graph = graph_of(loss)
-            refuse_once(loss)
+            refuse_once(loss, tree.leaves(params))
         seen.graphs.add(graph)
         seen.outside |= watch.outside
         seen.has_hooks |= watch.has_hooks

@@ -44,7 +44,7 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
     if loss.is_leaf and id(loss) not in names:
         raise Stranger(stranger(loss, what))
     kinds: list[Any] = []
-    for node in _nodes(loss):
+    for node in _nodes(loss.grad_fn):
         kinds.append(type(node))
         if not node.next_functions:
             leaf = getattr(node, "variable", None)
@@ -59,20 +59,33 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
 _ONCE: Any = once_differentiable(lambda ctx: None)  # pyright: ignore[reportArgumentType]
 
 
-def refuse_once(loss: Tensor) -> None:
+def refuse_once(loss: Tensor, params: Sequence[Tensor] | None = None) -> None:
     """Raise where a loss goes through a ``torch.autograd.Function`` whose backward is marked ``once_differentiable``.
 
     torch raises only where it meets the mark on the way back, and takes the function for linear where the way ends
     before it (torch 2.13). Its own are among them: ``rsample`` of Beta and Dirichlet.
+
+    Args:
+        loss: of a step.
+        params: functions of none of these are left alone: a gradient in the params does not go through them, and its
+            derivative once. ``None``: all are refused, as where a backward pass is differentiated again.
     """
-    for node in _nodes(loss):
+    ids = {id(x) for x in params or ()}
+    for node in _nodes(loss.grad_fn):
         for function in _functions_of(node):
-            if getattr(function.backward, "__code__", None) is _ONCE.__code__:
+            if _is_once(function.backward) and (params is None or any(id(x) in ids for x in _ends(node))):
                 raise RuntimeError(
                     f"train_loss, or the optimizer, has no second derivative ({function.__name__} is a "
                     "torch.autograd.Function whose backward is once_differentiable); use operations that have one, or "
                     "strategy=hft.ZeroOrder(...), which needs none"
                 )
+
+
+def _is_once(backward: Any) -> bool:
+    """Whether it is marked, below other decorators too."""
+    while backward is not None and getattr(backward, "__code__", None) is not _ONCE.__code__:
+        backward = getattr(backward, "__wrapped__", None)
+    return backward is not None
 
 
 def _functions_of(node: Node) -> list[Any]:
@@ -90,7 +103,7 @@ def refuse_own_backwards(loss: Tensor) -> None:
     In a program torch may derive such a function from its forward, or take its backward for a constant, and says
     nothing (torch 2.13).
     """
-    for node in _nodes(loss):
+    for node in _nodes(loss.grad_fn):
         if isinstance(node, BackwardCFunction):
             name = type(node).__name__.removesuffix("Backward")
             raise RuntimeError(
@@ -107,7 +120,7 @@ def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
     nothing (torch 2.13).
     """
     for output in outputs:
-        for node in _nodes(output):
+        for node in _nodes(output.grad_fn):
             if type(node).__name__ in ("_ToTorchTensorBackward", "_FromTorchTensorBackward"):
                 raise RuntimeError(
                     "a derivative of the derivative was asked for (create_graph=True), and train_loss makes plain "
@@ -119,7 +132,7 @@ def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
     """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
     arguments = {id(x) for x in (*copies, *batch)}
-    leaves = [getattr(node, "variable", None) for node in _nodes(loss, [*copies, *batch])]
+    leaves = [getattr(node, "variable", None) for node in _nodes(loss.grad_fn, [*copies, *batch])]
     for x in (*leaves, loss if loss.is_leaf and loss.requires_grad else None):
         if x is not None and id(x) not in arguments:
             raise ValueError(
@@ -131,16 +144,18 @@ def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tens
 
 def leaves_of(x: Tensor) -> list[Tensor]:
     """The leaves that a tensor's graph ends in; a leaf's own is itself."""
-    if x.grad_fn is None:
-        return [x]
-    ends = (getattr(node, "variable", None) for node in _nodes(x))
+    return [x] if x.grad_fn is None else _ends(x.grad_fn)
+
+
+def _ends(node: Node) -> list[Tensor]:
+    ends = (getattr(below, "variable", None) for below in _nodes(node))
     return [leaf for leaf in ends if isinstance(leaf, Tensor)]
 
 
-def _nodes(loss: Tensor, until: Sequence[Tensor] = ()) -> Iterator[Node]:
-    """The graph of a loss, each node once, as far as some tensors that it is made of."""
+def _nodes(node: Node | None, until: Sequence[Tensor] = ()) -> Iterator[Node]:
+    """A node and all below it, each once, as far as some tensors that they are made of."""
     seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
-    stack = [loss.grad_fn]
+    stack = [node]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -17,9 +17,10 @@ from .. import tree
 from .checkpoints import Point
 from .eager import EagerWalk
 from .forward import Forward
-from .implicit import Implicit, at_point
+from .held_state import is_checked
+from .implicit import Implicit
 from .leaves import Row, chosen, floats, refill
-from .linear import SOLVERS, dot
+from .linear import SOLVERS, at_point, dot
 from .memory import Meter
 from .mutation import refuse_mutation
 from .rng import Recorder
@@ -106,9 +107,9 @@ def implicit_trial(strategy: Implicit, beginning: Beginning) -> Callable[[int, i
         del product
         values, back = at_point(system, point)
         state = values[len(x) :]
-        _, _, _, to_state = back([*(-v for v in x), *map(torch.zeros_like, state)])
-        if state and strategy.solver != "identity":
-            back([*map(torch.zeros_like, x), *to_state])
+        direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
+        if is_checked(strategy.solver, point[0], state, recorder):
+            back([*map(torch.zeros_like, x), *direct[3]])
         del of_state
 
     return trial

@@ -22,6 +22,7 @@ __all__ = [
     "check_checkpoint",
     "check_dtype",
     "check_flags",
+    "check_goes_on",
     "check_gradient",
     "check_group_options",
     "check_maker",
@@ -29,6 +30,7 @@ __all__ = [
     "check_params",
     "check_shapes",
     "check_state",
+    "is_schedule_free",
     "listed",
 ]
 
@@ -57,13 +59,6 @@ def check_base(base: Any, title: str, refused: type) -> None:
             f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
             f"one), got {got}"
         )
-    pure = getattr(base, "_optimizer", None)  # of a PureOptimizer
-    if isinstance(pure, Optimizer) and pure.weights_in_state:
-        raise ValueError(
-            f"{title} cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its "
-            "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
-            "package schedulefree, which is held where it is deployed"
-        )
     name = type(base).__name__
     if not isinstance(getattr(base, "defaults", None), dict):
         raise TypeError(f"{name} has no defaults, which every torch.optim.Optimizer has: {title} cannot go around it")
@@ -77,6 +72,22 @@ def check_base(base: Any, title: str, refused: type) -> None:
         raise TypeError(
             f"{name} evaluates the loss at several points in one step, by a closure: {title} cannot go around it. If "
             f"{name} takes a base itself, as SAM does, give it one of this package"
+        )
+
+
+def is_schedule_free(base: torch.optim.Optimizer) -> bool:
+    """Whether it is a ``PureOptimizer`` that goes on from weights in its state."""
+    pure = getattr(base, "_optimizer", None)
+    return isinstance(pure, Optimizer) and pure.weights_in_state
+
+
+def check_goes_on(base: torch.optim.Optimizer, title: str) -> None:
+    """``ValueError`` where what moves the parameters around a base would be lost."""
+    if is_schedule_free(base):
+        raise ValueError(
+            f"{title} cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its "
+            "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
+            "package schedulefree, which is held where it is deployed"
         )
 
 

@@ -14,6 +14,7 @@ from ..dtensors import whole
 from ..hparams import check_number
 from ..tree import working
 from ..types import Excludes
+from .checks import is_schedule_free
 from .given import Extra, Given
 from .optimizer import DropIn, floats
 
@@ -59,6 +60,12 @@ class HypergradientDescent(DropIn):
 
     @explained("it goes around an optimizer: HypergradientDescent(torch.optim.AdamW(params, lr=...), lr_lr=...)")
     def __init__(self, base: torch.optim.Optimizer, *, lr_lr: float = 1e-6, exclude: Excludes = ()) -> None:
+        if isinstance(base, torch.optim.Optimizer) and is_schedule_free(base):
+            raise ValueError(
+                "HypergradientDescent cannot go around a PureOptimizer of a schedule-free optimizer, whose step is not "
+                "proportional to its learning rate: take PureOptimizer(params, hft.hyper(hft.schedule_free_sgd(...), "
+                "by=hft.sgd(lr=...), over='lr'))"
+            )
         extra = Extra({"lr_lr": lr_lr}, (Spec("direction", "weights"),), _check, _step)
         super().__init__(Given(base, extra), None, exclude)
 

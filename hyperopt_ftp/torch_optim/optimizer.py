@@ -25,6 +25,7 @@ from .bases import Base, Own
 from .checks import (
     check_checkpoint,
     check_dtype,
+    check_goes_on,
     check_gradient,
     check_group_options,
     check_no_gradient,
@@ -86,6 +87,8 @@ class DropIn(torch.optim.Optimizer):
             )
         if hold is not None:
             hold.anchors.check_no_extra(self._names())
+            if isinstance(mover, Given) and any(hold.rule(group).after for group in self.param_groups):
+                check_goes_on(mover.optimizer, type(self).__name__)
         if isinstance(mover, Given):
             mover.take(self)
         mover.attach(self)

@@ -32,7 +32,16 @@ SUBJECTS = {
     "engine": (
         files_of("hyperopt_ftp/hyper"),
         tests_of("pure", "hypergradient", "bilevel", "hyper", "wise", "domains", "bad_input", "train_edges")
-        + tests_of("pure", "wrong_arguments", "bilevel_outside", "implicit", "random_numbers", "numbers", "train"),
+        + tests_of(
+            "pure",
+            "wrong_arguments",
+            "bilevel_outside",
+            "implicit",
+            "losses_seen",
+            "random_numbers",
+            "numbers",
+            "train",
+        ),
     ),
     "rules": (
         files_of("hyperopt_ftp/anchored"),

@@ -181,7 +181,7 @@ HELD_RIGHTLY = {
 }
 HELD_WRONGLY = {
     "adamw": (hft.adamw(lr=0.1, weight_decay=0.1), "weight_decay", 600),
-    "adamw, loss": (hft.adamw(lr=0.1, weight_decay=0.01), "loss.l2", 600),
+    "adamw, loss": (hft.adamw(lr=0.1, weight_decay=0.1), "loss.l2", 600),
     "adamw, decay of 0": (hft.adamw(lr=0.1, weight_decay=0.0), "weight_decay", 600),
     "decay beside momentum": (hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.1), "weight_decay_2", 600),
     "l2sp, decoupled": (
@@ -220,3 +220,83 @@ def test_a_state_that_may_not_be_held_warns_under_transforms(transform):
 
     with pytest.warns(UserWarning, match="holds the optimizer's state"):
         transform(of_decay)(f64(0.1))
+
+
+MOMENTA = {
+    "partition": hft.partition(
+        {"one": hft.sgd(lr=0.1, momentum=0.9), "two": hft.sgd(lr=0.1, momentum=0.5)}, {"a": "one", "b": "two"}
+    ),
+    "partition with adam": hft.partition(
+        {"one": hft.adam(lr=0.1), "two": hft.sgd(lr=0.1, momentum=0.5)}, {"a": "one", "b": "two"}
+    ),
+    "tree": hft.sgd(lr=0.1, momentum={"a": f64(0.9), "b": f64(0.5)}),
+}
+
+
+@pytest.mark.parametrize("opt", MOMENTA.values(), ids=MOMENTA)
+def test_momenta_that_differ_are_held_rightly(opt):
+    """One factor between step and state is not enough: a second solution tells."""
+
+    def loss(p, x, h):
+        return coupled(torch.stack([p["a"], p["b"]]), x, h)
+
+    def slope_by(strategy):
+        start = {"a": f64(0.0), "b": f64(0.0)}
+        own = {**opt.hparams, "loss": {"l2": f64(0.1)}}
+        outer = lambda p: (p["a"] + p["b"]) ** 2  # noqa: E731
+        return hft.hypergradient(opt, loss, outer, start, [0] * 800, "loss.l2", own, strategy=strategy)[1]["loss.l2"]
+
+    got = slope_by(hft.Implicit(iterations=5000))
+    torch.testing.assert_close(got, slope_by(hft.Unroll()), rtol=1e-5, atol=1e-9)
+
+
+def test_in_32_bits_a_small_step_does_not_hide_it():
+    opt, w = hft.adamw(lr=0.01, weight_decay=1e-3), torch.zeros(2)
+
+    def loss(p, x):
+        return (STIFF.float() * (p - OPPOSED.float()) ** 2).sum() / 2
+
+    with pytest.warns(UserWarning, match="holds the optimizer's state"):
+        hft.hypergradient(
+            opt,
+            loss,
+            lambda p: p.sum() ** 2,
+            w,
+            [0] * 1500,
+            "weight_decay",
+            strategy=hft.Implicit(iterations=3000, tolerance=1e-3),
+        )
+
+
+@pytest.mark.parametrize(("opt", "is_right"), [(hft.sgd(lr=0.1, momentum=0.9), True), (None, False)])
+def test_derivatives_in_batches_tell_too(opt, is_right):
+    """With equal curvatures the products in the params are always proportional."""
+    opt = opt or hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.5)
+
+    def slope_by(strategy):
+        x = OPPOSED.clone().requires_grad_()
+        run = hft.train(
+            opt, lambda p, x: ((p - x) ** 2).sum() / 2, torch.zeros(2, dtype=F64), [x] * 400, strategy=strategy
+        )
+        return torch.autograd.grad(run.params.sum() ** 2, x)[0]
+
+    implicit = hft.Implicit(iterations=3000, batches=400)
+    if is_right:
+        torch.testing.assert_close(slope_by(implicit), slope_by(hft.Unroll()), rtol=1e-5, atol=1e-9)
+    else:
+        with pytest.warns(UserWarning, match="holds the optimizer's state"):
+            slope_by(implicit)
+
+
+def test_in_16_bits_nothing_is_said():
+    """Products are too rough: rounding would look like a state that may not be held."""
+    opt = hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.1)
+    w = torch.zeros(2, dtype=torch.bfloat16)
+    strategy = hft.Implicit(iterations=3, tolerance=math.inf)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hft.hypergradient(
+            opt, lambda p, x: ((p - OPPOSED.to(p)) ** 2).sum(), lambda p: p.float().sum(), w, [0] * 200,
+            "weight_decay_2", strategy=strategy,
+        )  # fmt: skip
+    assert not any("holds the optimizer" in str(warning.message) for warning in caught)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 import hyperopt_ftp as hft
 
 from ..support.hypergradients import F64, SGD, call, differences, every_exact, f64, slope
-from ..support.problems import start
+from ..support.problems import central_differences, start
 
 # -- functions that can be differentiated once ------------------------------------------------------------------------
 
@@ -51,6 +51,38 @@ def test_a_function_that_can_be_differentiated_once_is_refused(strategy, loss):
         slope(loss, strategy)
 
 
+class Marked(Cube):
+    """The usual stack of decorators in extensions."""
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def test_the_mark_is_seen_below_other_decorators():
+    with pytest.raises(RuntimeError, match=r"\(Marked is a .* whose backward is once_differentiable"):
+        slope(lambda p, x: sum(Marked.apply(v).sum() for v in p.values()))
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)])
+def test_a_function_of_hparams_alone_is_differentiated_once(strategy):
+    """A gradient in the params does not go through it."""
+
+    def loss(params, x, h):
+        return Cube.apply(h) * (params["w"] - x.mean()).square().mean() + params["b"].square().sum()
+
+    def at(h):
+        return call(loss, hft.Unroll(checkpoint=False), hparams={"loss": h})[0]
+
+    got = call(loss, strategy, over="loss", hparams={"loss": f64(0.8)})[1]["loss"]
+    assert got.item() == pytest.approx(central_differences(at, f64(0.8))[0].item(), rel=1e-6)
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # which differentiates a backward pass again
+        call(loss, hft.Forward(), over="loss", hparams={"loss": f64(0.8)})
+
+
 @pytest.mark.parametrize("transform", [torch.func.grad, lambda f: lambda h: torch.func.jvp(f, (h,), (f64(1.0),))[1]])
 def test_it_is_refused_under_transforms(transform):
     def end(lr):
@@ -78,6 +110,9 @@ def test_zero_order_needs_no_derivative():
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 TAKEN = {
+    "torch.tensor of a tensor": lambda p, h: torch.tensor(h["s"].exp()),
+    "new_tensor of a tensor": lambda p, h: p.new_tensor(h["s"]),
+    "linspace": lambda p, h: torch.linspace(0, h["s"].exp(), 2)[1],
     "float of a function": lambda p, h: float(h["s"].sigmoid()),
     "item of an entry": lambda p, h: h["v"][0].item(),
     "tolist": lambda p, h: (2 * h["v"]).tolist()[0],
@@ -86,6 +121,7 @@ TAKEN = {
     "new_tensor": lambda p, h: p.new_tensor([h["s"].exp()])[0],
     "int": lambda p, h: int(10 * h["s"].exp()),
 }
+VALUES = f64([1.0]), {"s": f64(0.3)}
 HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
 
 
@@ -97,6 +133,7 @@ def with_number(take):
     return loss
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # torch's
 @pytest.mark.parametrize("take", TAKEN.values(), ids=TAKEN)
 @every_exact
 def test_a_number_made_of_an_hparam_is_refused(strategy, take):
@@ -109,14 +146,24 @@ CONSTANT = {
     "detached": lambda p, h: h["s"].detach().sigmoid().item(),
     "a comparison": lambda p, h: 2.0 if bool(h["s"] > 0) else 1.0,
     "as_tensor of a tensor": lambda p, h: torch.as_tensor(h["s"]),
+    "as_tensor by name": lambda p, h: torch.as_tensor(data=h["s"].exp()),
     "a text": lambda p, h: len(f"{h['s']:.1f}"),
 }
 
 
 @pytest.mark.parametrize("take", CONSTANT.values(), ids=CONSTANT)
-def test_what_is_constant_is_left_alone(take):
-    grads = call(with_number(take), hft.Unroll(), over="loss", hparams=HPARAMS)[1]
-    assert grads["loss"]["l2"] != 0
+def test_what_is_constant_or_a_tensor_is_left_alone(take):
+    loss = with_number(take)
+    grads = call(loss, hft.Unroll(), over="loss", hparams=HPARAMS)[1]["loss"]
+    for name in ("l2", "s"):
+
+        def at(x, name=name):
+            own = {"loss": {**HPARAMS["loss"], name: x}}
+            return call(loss, hft.Unroll(checkpoint=False), over="lr", hparams=own)[0]
+
+        want = 0.0 if name == "s" and "tensor" not in str(take(*VALUES)) else None
+        want = central_differences(at, HPARAMS["loss"][name])[0].item() if want is None else want
+        assert grads[name].item() == pytest.approx(want, rel=1e-6, abs=1e-12)
 
 
 def logging(params, x):
@@ -160,7 +207,19 @@ def factory(x):
     return torch.tensor(x.tolist(), dtype=x.dtype, requires_grad=True)
 
 
+def in_place(x):
+    x.requires_grad_()
+    return x
+
+
+def in_place_assigned(x):
+    x.requires_grad = True
+    return x
+
+
 LEAVES = {
+    "requires_grad_ of the batch": in_place,
+    "requires_grad = of the batch": in_place_assigned,
     "requires_grad_": lambda x: x.detach().requires_grad_(),
     "requires_grad =": assigned,
     "requires_grad=": factory,

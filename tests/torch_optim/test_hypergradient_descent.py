@@ -141,3 +141,16 @@ def test_hypergradient_descent_counts_only_what_is_not_excluded():
         opt = hft.HypergradientDescent(base, lr_lr=1e-3, exclude=["*"])
     list(play(params, opt, grads[:5]))
     assert opt.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_a_schedule_free_pure_optimizer_is_refused():
+    w = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"whose step is not proportional to its learning rate: take PureOptimizer"):
+        hft.HypergradientDescent(hft.PureOptimizer([w], hft.schedule_free_sgd()))
+
+
+@pytest.mark.parametrize("make", [lambda b: hft.L2SP(b, decoupled=False), hft.DiGraP], ids=["L2SP", "DiGraP"])
+def test_what_changes_gradients_alone_goes_around_it(make):
+    make(hft.PureOptimizer([("w", torch.nn.Parameter(torch.ones(2)))], hft.schedule_free_sgd()))
+    with pytest.raises(ValueError, match="what is done to the parameters is lost"):
+        hft.L2SP(hft.PureOptimizer([("w", torch.nn.Parameter(torch.ones(2)))], hft.schedule_free_sgd()), decoupled=True)
