@@ -62,7 +62,7 @@ def mismatch(
         found = 0.0
         rows = zip(*(column[1] + column[2] for column in (point, direct, here, there)), wanted, strict=True)
         for number, whole, a, b, is_wanted in rows:
-            if is_wanted:
+            if is_wanted and number.numel():
                 off, unit = dot([b - a], [b - a]).sqrt(), tree.working(number).abs().amax()
                 unit = torch.where(unit < 1, torch.minimum(unit, 1 - unit), 1.0)  # betas end at 1, rates at 0
                 least = small.to(off) / torch.where(unit == 0, 1.0, unit)

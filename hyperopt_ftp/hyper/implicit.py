@@ -130,10 +130,10 @@ class Implicit:
         values, back = at_point(system, point)
         distance, state = values[: len(x)], values[len(x) :]
         converged = self._judge_training(x, slope, params, distance)
-        direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
+        direct = [*back([*(-v for v in x), *map(torch.zeros_like, state)])]
         _, to_hparams, to_last, to_state = direct
         if is_checked(self.solver, point[0], state, run.recorder):
-            through_state = back([*map(torch.zeros_like, x), *to_state])
+            through_state = [*back([*map(torch.zeros_like, x), *to_state])]
             del back  # and its graph
             if converged:
                 # What training has left to go, or rounding, shows in products that should be 0.

@@ -300,3 +300,19 @@ def test_in_16_bits_nothing_is_said():
             "weight_decay_2", strategy=strategy,
         )  # fmt: skip
     assert not any("holds the optimizer" in str(warning.message) for warning in caught)
+
+
+def test_an_hparam_without_entries_tells_nothing():
+    opt, empty = hft.sgd(lr=0.1, momentum=0.9), torch.zeros(0, dtype=F64)
+    own = {**opt.hparams, "loss": {"l2": f64(0.1), "none": empty}}
+
+    def loss(p, x, h):
+        return coupled(p, x, h) + h["none"].sum()
+
+    w = torch.zeros(2, dtype=F64)
+    strategy = hft.Implicit(iterations=1000)
+    grads = hft.hypergradient(opt, loss, lambda p: p.sum() ** 2, w, [0] * 400, "loss", own, strategy=strategy)[1][
+        "loss"
+    ]
+    assert grads["none"].shape == (0,)
+    assert grads["l2"] != 0
