@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -81,9 +82,14 @@ def _work(rank: int, processes: int, checks: list[Check], folder: Path) -> None:
             said[check.__name__] = ""
         except BaseException:  # what pytest.raises and pytest.fail raise is no Exception
             said[check.__name__] = f"process {rank}: {traceback.format_exc()}\n"
-        report.write_text(json.dumps(said))
+        part = report.with_suffix(".part")  # whole, or not there: a process may be killed here because another failed
+        part.write_text(json.dumps(said))
+        part.replace(report)
         if said[check.__name__]:
             break  # the others may wait for this one
+    else:
+        with suppress(RuntimeError):  # where another one has failed and gone
+            dist.barrier()  # none leaves while another needs its connection, or writes its report
     dist.destroy_process_group()
     # Without Python's shutdown: DTensor's caches keep gloo's threads alive, and one that lets go of a tensor during the
     # shutdown aborts the process.
