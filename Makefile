@@ -1,32 +1,34 @@
 # Two commands for a fresh clone: make demo, make test. Both install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
+THREADS := 1
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough fuzz crash mutants alone clean
+.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough machines fuzz crash mutants alone clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m experiments.classification
 
-# Two processes of one thread each: most tests are too small for two threads to share. What loads MiniLM is left to
-# test-integrations, also where its weights are installed.
+# Two processes of one thread each (THREADS=2: of two): most tests are too small for two threads to share. What loads
+# MiniLM is left to test-integrations, also where its weights are installed. COVERAGE=1 counts lines, for half the time
+# again.
 test: $(VENV)/.demo $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
 		--ignore tests/experiments \
 		--ignore tests/integrations/test_large.py --ignore tests/integrations/test_language.py \
-		--cov --cov-report=term --cov-fail-under=95 -q
+		$(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95) -q
 
 # Of the studies: they train small networks.
 test-studies: $(VENV)/.demo $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/experiments
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/experiments
 
 # Compilers take minutes, and have to be there: a C++ compiler for inductor.
 test-compiled: $(VENV)/.demo $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 -q tests/compiled
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 -q tests/compiled
 
 # Those of timm run in make test too; one process, because the libraries are slow to import.
 test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -q tests/integrations hyperopt_ftp/integrations
+	OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 $(RUN) -m pytest -q tests/integrations hyperopt_ftp/integrations
 
 study-fast: $(VENV)/.language
 	$(RUN) -m experiments.studies --fast
@@ -45,6 +47,10 @@ lowest newest: $(VENV)/.dev
 
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
+
+# make test as other machines would run it: other instructions, threads, other work beside. An hour on two cores.
+machines: $(VENV)/.demo $(VENV)/.test
+	$(RUN) -m tests.machines
 
 fuzz: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/pure/test_bilevel_machine.py

@@ -22,6 +22,7 @@ LEFT_OUT = {
     "study": "hours; study-fast is the same command, smaller",
     "bench": "an hour on a machine that does nothing else",
     "thorough": "hours",
+    "machines": "an hour of make test under other switches",
     "mutants": "hours",
     "lowest": "gigabytes",
     "newest": "gigabytes",

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.crash.child import CHECKPOINT, DIGESTS, Program
+from tests.support.processes import start
 
 ROOT = Path(__file__).parents[2]
 PAUSE = 2e-4  # after each of some 400 pieces of a checkpoint, which then takes 0.1 s instead of 0.005
@@ -38,8 +39,7 @@ class Child:
         self.folder, self.longest = folder, program.longest
         options = {"dir": folder, "steps": program.steps, "every": every, "pause": pause, **program.options}
         command = [sys.executable, "-m", program.module, *(f"--{name}={value}" for name, value in options.items())]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        self.process = start(command, cwd=ROOT)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -56,8 +56,7 @@ class Child:
         try:
             self.process.wait(after)
         except subprocess.TimeoutExpired:
-            patience = time.monotonic() + self.longest
-            while in_write and self.process.poll() is None and not self.writes() and time.monotonic() < patience:
+            while in_write and self.process.poll() is None and not self.writes():
                 time.sleep(0.001)
             self.process.kill()
         return self.end() == -signal.SIGKILL

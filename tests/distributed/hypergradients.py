@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Record, eager
-from hyperopt_ftp.hyper.processes import Team
+from hyperopt_ftp.hyper.processes import Team, Total
 
 EXAMPLES, STEPS = 12, 5
 #: Where the shards of 12 examples begin, for up to four processes.
@@ -69,6 +69,7 @@ def shard(whole: Batch, cuts: tuple[int, ...] = UNEVEN) -> Batch:
 
 ADAM = hft.adam(lr=0.05, betas=(0.8, 0.9), eps=1e-3)
 OVER = ("lr", "betas.0", "loss", "params")
+SLOW: dict[str, Any] = {"over": "params", "opt": hft.sgd(lr=0.05)}
 
 
 def own(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -76,23 +77,64 @@ def own(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 def hypergradient(
-    strategy: Any, whole: bool, cuts: tuple[int, ...] = UNEVEN, dtype: torch.dtype = torch.float64, over: Any = OVER
+    strategy: Any,
+    whole: bool,
+    cuts: tuple[int, ...] = UNEVEN,
+    dtype: torch.dtype = torch.float64,
+    over: Any = OVER,
+    opt: hft.Optimizer = ADAM,
+    jolt: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> tuple[Any, ...]:
-    """In one process on whole batches, or in all of them on their shards."""
+    """In one process on whole batches, or in all of them on their shards; ``jolt`` changes each tensor before."""
     inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), None)
     part = part or (lambda b: shard(b, cuts))
-    batches, last = [part(batch(t, dtype)) for t in range(STEPS)], part(batch(99, dtype))
-    hparams = {**tree.map_tree(lambda x: x.to(dtype), ADAM.hparams), "loss": own(dtype)}
+    *batches, last = (part(tree.map_tree(jolt, batch(t, dtype))) for t in (*range(STEPS), 99))
+    hparams = {**tree.map_tree(lambda x: x.to(dtype), opt.hparams), "loss": own(dtype)}
+    start, hparams = tree.map_tree(jolt, (params(dtype), hparams))
     return hft.hypergradient(
-        ADAM, inner, lambda p: outer(p, last), params(dtype), batches, over, hparams=hparams, strategy=strategy
+        opt, inner, lambda p: outer(p, last), start, batches, over, hparams=hparams, strategy=strategy
     )
+
+
+def differences(found: Any, expected: Any) -> Tensor:
+    """The largest difference of each two tensors, in terms of the largest entry."""
+    pairs = [(x, y) for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True) if x.is_floating_point()]
+    rows = [(x - y).abs().amax() / y.abs().amax().clamp(min=1e-300) for x, y in pairs]
+    return torch.stack([x.double() for x in rows]).nan_to_num(torch.inf)
 
 
 def apart(found: Any, expected: Any) -> float:
     """The largest difference of two trees, in terms of the largest entry of each tensor."""
-    pairs = [(x, y) for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True) if x.is_floating_point()]
-    rows = [(x - y).abs().amax() / y.abs().amax().clamp(min=1e-300) for x, y in pairs]
-    return torch.stack([x.double() for x in rows]).nan_to_num(torch.inf).amax().item()
+    return differences(found, expected).amax().item()
+
+
+#: Of the unit roundoff, for each condition. A step rounds a number about 20 times, some of these are sums of up to 12
+#: terms, and 240 roundings of random signs are worth 16. Measured: 0.05 to 1.4 in 32 bits, up to 5 in 16.
+ROUNDINGS = 16
+
+
+def roundings(found: Any, dtype: torch.dtype, **options: Any) -> float:
+    """By how many units hypergradients are off, where they are worst.
+
+    A unit is the unit roundoff of the dtype times the condition of a tensor: how much its exact value moves for each
+    unit by which all numbers that go in move, up or down. That is measured in float64, as the largest of 16 draws, and
+    is at least 1, since the tensor itself is rounded.
+    """
+    exact, little = hypergradient(hft.Unroll(), True, **options), 1e-7
+    generator = torch.Generator().manual_seed(6)
+
+    def jolt(x: Tensor) -> Tensor:
+        signs = torch.randint(2, x.shape, generator=generator) * 2 - 1
+        return x * (1 + little * signs) if x.is_floating_point() else x
+
+    moved = [differences(hypergradient(hft.Unroll(), True, **options, jolt=jolt), exact) for _ in range(16)]
+    conditions = (torch.stack(moved).amax(0) / little).clamp(min=1)
+    return (differences(found, exact) / conditions).amax().item() / (torch.finfo(dtype).eps / 2)
+
+
+def assert_within_rounding(found: Any, dtype: torch.dtype, **options: Any) -> None:
+    units = roundings(found, dtype, **options)
+    assert units <= ROUNDINGS, f"off by {units:.3g} units, allowed are {ROUNDINGS}"
 
 
 def assert_the_same_everywhere(values: Any) -> None:
@@ -146,22 +188,24 @@ def zero_order(folder: Path) -> None:
 
 def in_float32(folder: Path) -> None:
     for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Forward()):
-        found, expected = (hypergradient(strategy, whole, dtype=torch.float32) for whole in (False, True))
-        exact = hypergradient(strategy, True)
-        for x, y, z in zip(tree.leaves(found), tree.leaves(expected), tree.leaves(exact), strict=True):
-            # As near to the exact number as one process is.
-            assert (x - z).abs().amax() <= max(1e-6 * z.abs().amax(), 2 * (y - z).abs().amax())
+        found = hypergradient(strategy, False, dtype=torch.float32)
+        assert_within_rounding(found, torch.float32)
         assert_the_same_everywhere(found)
 
 
 def in_bfloat16(folder: Path) -> None:
-    """Adjoints are float32, and so are the sums over processes."""
-    found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, over="params")
+    """Of plain SGD, whose condition is small enough for 8 bits to say something."""
+    found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, **SLOW)
     assert found[1]["params"]["in"].dtype == torch.bfloat16
-    alone = hypergradient(hft.Unroll(), True, dtype=torch.bfloat16, over="params")
-    exact = hypergradient(hft.Unroll(), True, over="params")[1]
-    assert apart(found[1], exact) <= 2 * apart(alone[1], exact)
+    assert_within_rounding(found, torch.bfloat16, **SLOW)
     assert_the_same_everywhere(found)
+
+
+def sums_of_16_bits(folder: Path) -> None:
+    """Are made in float32, and rounded once; where each partial sum is rounded, four processes differ."""
+    mine = [drawn(10 + rank, 1000, dtype=torch.bfloat16) for rank in range(dist.get_world_size())]
+    (found,) = Total.apply(Team(None), mine[0], mine[dist.get_rank()])
+    assert torch.equal(found, torch.stack(mine).double().sum(0).bfloat16())
 
 
 def the_sum_of_shards(folder: Path) -> None:

@@ -1,10 +1,11 @@
-"""Many processes on one machine: gloo over a file, every check in one launch, since starting one takes seconds."""
+"""Many processes on one machine: gloo over a file, many checks in one launch, since starting one takes seconds."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 import traceback
@@ -17,80 +18,128 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ..support.leash import end_with
+from ..support.processes import Patience, run
+
 ROOT = Path(__file__).parent.parent.parent
 
 Check = Callable[[Path], None]
+#: What a process says of each check that it has begun: ``None`` until its end, then what went wrong.
+Report = dict[str, str | None]
 
 
 def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
     """What processes of a module have printed, started as a user starts them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *options, "-m", module, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    # By SIGTERM: torchrun then ends its processes.
+    done = run([*command, *options, "-m", module, *arguments], by=signal.SIGTERM, cwd=folder, env=environment)
     # First what the processes wrote, last what torchrun makes of it.
     said = done.stderr if len(done.stderr) < 12_000 else f"{done.stderr[:8000]}\n[...]\n{done.stderr[-4000:]}"
     assert done.returncode == 0, f"{done.stdout}\n{said}"
     return done.stdout
 
 
-def launch(processes: int, checks: Sequence[Check], folder: Path) -> dict[str, str]:
-    """Run checks, one after the other, in each of ``processes`` processes.
+def launch(processes: int, checks: Sequence[Check], folder: Path, idle: float = 60.0) -> dict[str, str]:
+    """Run checks, one after the other, in each of ``processes`` processes; after one that fails, in new ones.
+
+    Args:
+        idle: Seconds in which the processes have to compute for one.
 
     Returns:
         What went wrong, by the name of the check: empty for a check that passed everywhere.
     """
-    context = mp.start_processes(_work, (processes, list(checks), folder), processes, join=False, start_method="spawn")
-    assert context is not None
-    died, end = "", time.monotonic() + 240
-    try:
-        while not context.join(timeout=max(0.0, end - time.monotonic())):  # returns at the first that is done
-            if time.monotonic() >= end:
-                died = "the processes have not ended in 240 s\n"
-                break
-    except Exception as error:
-        died = f"{error}\n"
-    for process in context.processes:
-        process.kill()
-    found = {check.__name__: "" for check in checks}
-    for rank in range(processes):
-        report = folder / f"report{processes}-{rank}.json"
-        said = json.loads(report.read_text()) if report.exists() else {}
-        for name in found:
-            found[name] += said.get(name, f"process {rank} did not get to it\n{died}")
+    found: dict[str, str] = {}
+    left = [check.__name__ for check in checks]
+    while left:
+        group = folder / f"group{processes}-{len(left)}"
+        group.mkdir()
+        reports, end = _group(processes, [check for check in checks if check.__name__ in left], folder, group, idle)
+        while left:
+            name = left.pop(0)
+            texts = [_told(rank, report, name) for rank, report in enumerate(reports)]
+            found[name] = "".join([*texts, end]) if any(texts) else ""
+            if found[name]:
+                break  # the processes may have gone on out of step
+        else:
+            found[name] = end  # nothing, unless they have not left as they should
     return found
 
 
-def _work(rank: int, processes: int, checks: list[Check], folder: Path) -> None:
+def _told(rank: int, report: Report, name: str) -> str:
+    if name in report:
+        said = report[name]
+        return f"process {rank} did not get to its end\n" if said is None else said
+    last = next(reversed(report), None)
+    return f"process {rank} did not get to it: {'it did not start' if last is None else f'its last check is {last}'}\n"
+
+
+def _group(processes: int, checks: list[Check], folder: Path, group: Path, idle: float) -> tuple[list[Report], str]:
+    """What each process says, and how they ended where not by themselves."""
+    arguments = (os.getpid(), processes, checks, folder, group)
+    context = mp.start_processes(_work, arguments, processes, join=False, start_method="spawn")
+    assert context is not None
+    patience, end = Patience(context.pids(), idle), ""
+    try:
+        while not context.join(timeout=1.0):
+            if end := patience.lost():
+                end += _places(context.pids(), group)
+                break
+    except Exception as error:
+        end = f"{error}\n"
+    for process in context.processes:
+        process.kill()
+    files = [_report(group, rank) for rank in range(processes)]
+    return [json.loads(file.read_text()) if file.exists() else {} for file in files], end
+
+
+def _places(pids: Sequence[int], group: Path) -> str:
+    """Where each process is, by its own word."""
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(1.0)
+    return "".join(f"process {rank} is in\n{_place(group, rank).read_text()}" for rank in range(len(pids)))
+
+
+def _report(group: Path, rank: int) -> Path:
+    return group / f"report-{rank}.json"
+
+
+def _place(group: Path, rank: int) -> Path:
+    return group / f"place-{rank}.txt"
+
+
+def _work(rank: int, parent: int, processes: int, checks: list[Check], folder: Path, group: Path) -> None:
+    end_with(parent, signal.SIGKILL)
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = f"file://{folder}/store{processes}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=timedelta(seconds=60))
-    dist.barrier()  # no check, and no end of one, before the connections of all are made
-    report = folder / f"report{processes}-{rank}.json"
-    said: dict[str, str] = {}
-    for check in checks:
-        torch.manual_seed(0)
-        try:
-            check(folder)
-            said[check.__name__] = ""
-        except BaseException:  # what pytest.raises and pytest.fail raise is no Exception
-            said[check.__name__] = f"process {rank}: {traceback.format_exc()}\n"
-        part = report.with_suffix(".part")  # whole, or not there: a process may be killed here because another failed
-        part.write_text(json.dumps(said))
-        part.replace(report)
-        if said[check.__name__]:
-            break  # the others may wait for this one
-    else:
-        with suppress(RuntimeError):  # where another one has failed and gone
-            dist.barrier()  # none leaves while another needs its connection, or writes its report
-    dist.destroy_process_group()
-    # Without Python's shutdown: DTensor's caches keep gloo's threads alive, and one that lets go of a tensor during the
-    # shutdown aborts the process.
-    os._exit(0)
+    with open(_place(group, rank), "w") as place:
+        faulthandler.register(signal.SIGUSR1, place)
+        # Who waits in vain is found by the parent.
+        store, patience = f"file://{group}/store", timedelta(hours=1)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
+        dist.barrier()  # no check, and no end of one, before the connections of all are made
+        said: Report = {}
+        for check in checks:
+            torch.manual_seed(0)
+            _tell(group, rank, said, check, None)
+            try:
+                check(folder)
+                _tell(group, rank, said, check, "")
+            except BaseException:  # what pytest.raises and pytest.fail raise is no Exception
+                _tell(group, rank, said, check, f"process {rank}: {traceback.format_exc()}\n")
+                break  # the others may wait for this one
+        else:
+            with suppress(RuntimeError):  # where another one has failed and gone
+                dist.barrier()  # none leaves while another needs its connection, or writes its report
+        dist.destroy_process_group()
+        # Without Python's shutdown: DTensor's caches keep gloo's threads alive, and one that lets go of a tensor during
+        # the shutdown aborts the process.
+        os._exit(0)
+
+
+def _tell(group: Path, rank: int, said: Report, check: Check, text: str | None) -> None:
+    said[check.__name__] = text
+    part = _report(group, rank).with_suffix(".part")  # whole, or not there: a process may be killed here
+    part.write_text(json.dumps(said))
+    part.replace(_report(group, rank))

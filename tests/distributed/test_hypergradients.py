@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import hyperopt_ftp as hft
 
+from ..support.processes import finish, start
 from . import hypergradient_faults as faults
 from . import hypergradients as checks
 from .launch import ROOT, launch, torchrun
@@ -25,6 +26,7 @@ EVERYWHERE = [
     checks.strategies,
     checks.zero_order,
     checks.in_float32,
+    checks.sums_of_16_bits,
     checks.the_sum_of_shards,
     checks.a_branch_in_one_process,
     checks.shards_of_very_different_sizes,
@@ -82,14 +84,8 @@ def test_in_every_process(outcome, processes, check):
 def test_who_is_left_says_that_another_process_has_ended(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.dying"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    pipe = subprocess.PIPE
-    both = [
-        subprocess.Popen(
-            [*command, rank, f"{tmp_path}/store"], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    (said, errors), _ = (process.communicate(timeout=120) for process in both)
+    both = [start([*command, rank, f"{tmp_path}/store"], cwd=ROOT, env=environment) for rank in ("0", "1")]
+    (said, errors), _ = map(finish, both)
     assert [process.returncode for process in both] == [1, -signal.SIGKILL]
     assert said == "begins\n"
     assert "RuntimeError: process 0 of 2 has lost the others of data_parallel, in a value of the loss" in errors

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import traceback
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -71,33 +68,6 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], s
 def test_in_every_process(outcome, processes, check):
     if outcome[processes, check]:
         pytest.fail(outcome[processes, check], pytrace=False)  # the whole text: a comparison is cut before the error
-
-
-def fails(folder: Path) -> None:
-    assert dist.get_rank() != 1, "the second process is wrong"
-
-
-def raises_nothing(folder: Path) -> None:
-    with pytest.raises(ValueError, match="there is a reason"):
-        dist.get_rank()
-
-
-def dies(folder: Path) -> None:
-    if dist.get_rank() == 1:
-        os._exit(3)
-
-
-@pytest.mark.parametrize(
-    ("check", "text"),
-    [
-        (fails, "process 1: .*AssertionError: the second process is wrong"),
-        (raises_nothing, "process 0: .*DID NOT RAISE.*process 1: .*DID NOT RAISE"),
-        (dies, "process 1 did not get to it\nprocess 1 terminated with exit code 3"),
-    ],
-    ids=lambda x: getattr(x, "__name__", ""),
-)
-def test_the_reason_why_a_check_fails_is_told(check, text, tmp_path):
-    assert re.search(text, launch(2, [check], tmp_path)[check.__name__], flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from experiments.common import checkpoint
 
 from ..support.compare import same
 from ..support.measured import numbers
+from ..support.processes import Patience, finish, start
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,24 +103,21 @@ def test_ctrl_c_says_one_line(workplace, shared_folder):
     command = [sys.executable, "-m", "experiments.classification", "--limit", "48", "--epochs", "500"]
     command += ["--anchor-epochs", "1", "--batch-size", "8", "--method", "linear", "ftp", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
+    with start(
         [*command, "--out", "runs/ctrl-c"],
         cwd=shared_folder,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
         # Where the tests run in the background, a shell has made them ignore the signal, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
-            deadline = time.monotonic() + 60
+            patience = Patience([process.pid])
             while not (shared_folder / "runs/ctrl-c/checkpoint.pt").exists():
                 assert process.poll() is None
-                assert time.monotonic() < deadline
+                assert not patience.lost()
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=120)
+            _, errors = finish(process)
         finally:
             process.kill()
     assert process.returncode == 130, errors

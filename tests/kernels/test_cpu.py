@@ -18,6 +18,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import cpu
 from hyperopt_ftp.kernels.layers import SGD, AdamW
 
+from ..support import processes
 from .problems import LR, Case, run, tensors
 
 pytest.importorskip("numba")
@@ -87,9 +88,11 @@ def test_a_forked_child_steps():
     queue = context.Queue()
     child = context.Process(target=_child, args=(queue,))
     child.start()
-    found = queue.get(timeout=60)
-    child.join(60)
+    patience = processes.Patience([child.pid])
+    while child.is_alive() and not patience.lost():
+        child.join(1)
     assert child.exitcode == 0
+    found = queue.get()
     assert torch.equal(torch.from_numpy(found), expected)
 
 
@@ -106,7 +109,7 @@ def test_on_a_cpu_without_avx_and_f16c(tmp_path):
     )
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     environment = os.environ | plain
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    done = processes.run([sys.executable, "-W", "ignore", "-c", code], env=environment)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "compiling the fused CPU step" in line]  # once for each dtype
     assert [line.partition(":")[0].split()[-2] for line in said] == ["float16", "float32"]

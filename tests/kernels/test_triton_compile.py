@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..support.processes import run
 
 pytest.importorskip("triton.backends.nvidia")
 TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
@@ -43,7 +44,7 @@ TRAFFIC: dict[str, dict[str, int]] = {
 def compiled() -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION")}
     command = [sys.executable, "-W", "error", str(ROOT / "tests/kernels/compile_triton.py")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run(command, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .processes import run
+
 ROOT = Path(__file__).parents[2]
 
 NO_NETWORK = """
@@ -26,4 +28,4 @@ sys.addaudithook(refuse)
 def without_network(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", NO_NETWORK + code]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return run(command, cwd=folder, env=environment)

@@ -34,7 +34,7 @@ def tables() -> dict[str, dict[str, list[Any]]]:
     if importlib.util.find_spec("torch.testing._internal.common_optimizers") is None:
         pytest.skip("this torch comes without the table of its optimizers")
     script, root = f"{__package__}.torch_tables", Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-m", script], cwd=root, capture_output=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", script], cwd=root, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return pickle.loads(done.stdout)
 
