@@ -11,6 +11,7 @@ LANGUAGE = (
     "linear", "adamw", "ftp", "ftp_exact", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp",
     "lines", "lora", "lora_spd",
 )  # fmt: skip
+GENERIC = ("linear", "adamw", "ftp", "ftp_exact", "wise")
 NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
@@ -53,8 +54,14 @@ FULL = (
         ("--method", *ALL, "wise_ftp", *LRS, *PLAIN, "--epochs", "6"),
     ),
     Job(
+        "classification-imagenet",
+        "emoji in other styles, from ImageNet's weights, which know nothing of them",
+        _CLASSIFY,
+        ("--anchor", "imagenet", "--method", *GENERIC, "--lrs", "2e-5", *LRS[1:], *PLAIN),
+    ),
+    Job(
         "few-labels",
-        "the same with a tenth of the fine-tuning emoji",
+        "emoji in other styles, with a tenth of the fine-tuning emoji",
         _CLASSIFY,
         ("--method", *ALL, *LRS, *PLAIN, "--labels", "0.1", "--epochs", "30"),
     ),
