@@ -29,6 +29,8 @@ INSTRUCTIONS = {
 }
 MACHINES = {f"{name}-{n}": {**env, "THREADS": str(n)} for (name, env), n in product(INSTRUCTIONS.items(), (1, 2))}
 MACHINES["busy"] = {"THREADS": "1"}
+#: Two processes of two threads share two cores: those that wait shall not spin.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
@@ -55,10 +57,9 @@ def main() -> int:
         begin, file = time.monotonic(), args.logs / f"{name}-{k}.log"
         command = ["make", args.target, f"THREADS={MACHINES[name]['THREADS']}"]
         with file.open("w") as log, other_work(2 if name == "busy" else 0):
-            status = subprocess.run(
-                command, cwd=ROOT, env=os.environ | MACHINES[name], stdout=log, stderr=subprocess.STDOUT
-            ).returncode
-        failed += status != 0
+            environment = os.environ | MACHINES[name] | PATIENT
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        failed += done.returncode != 0
         said = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", file.read_text())
         print(f"{name:10} {', '.join(said)} in {time.monotonic() - begin:.0f} s", flush=True)
     return int(failed > 0)

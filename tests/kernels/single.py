@@ -42,7 +42,8 @@ class Single:
 
 
 def _rule(ball: Ball) -> Rule:
-    return ftp_rule(ball.radius_lr, ball.kappa, ball.norm, "exact" if ball.exact else "paper")
+    gradient, unit = "exact" if ball.exact else "paper", "overshoot" if ball.relative else "norm"
+    return ftp_rule(ball.radius_lr, ball.kappa, ball.norm, gradient, radius_unit=unit)
 
 
 def _columns(layers: Layers) -> Columns:
