@@ -57,7 +57,7 @@ FULL = (
         "classification-imagenet",
         "emoji in other styles, from ImageNet's weights, which know nothing of them",
         _CLASSIFY,
-        ("--anchor", "imagenet", "--method", *GENERIC, "--lrs", "2e-5", *LRS[1:], *PLAIN),
+        ("--anchor", "imagenet", "--method", *GENERIC, "--lrs", "2e-5", *LRS[1:], "2e-2", *PLAIN),
     ),
     Job(
         "few-labels",

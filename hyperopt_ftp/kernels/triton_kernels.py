@@ -118,7 +118,7 @@ def radii(
         root = tl.sqrt(v / (1 - _power(0.999, t)))
         gamma = tl.load(_pointer(addresses, layer, RADIUS, T, False)).to(tl.float64)
         if RELATIVE:
-            beyond = _largest(addresses, sizes, layer, T).to(tl.float64) - gamma
+            beyond = tl.cast(_largest(addresses, sizes, layer, T), tl.float64) - gamma
             size = size * tl.where(beyond > 0, beyond, 0.0)
         gamma = gamma - size * m / (root + FLOOR)
         gamma = tl.where(gamma < FLOOR, FLOOR, gamma)  # keeps NaN
