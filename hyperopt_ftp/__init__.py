@@ -9,6 +9,7 @@ from .anchored.l2sp import l2sp as l2sp
 from .anchored.projected import projected as projected
 from .anchored.recall import recall as recall
 from .anchored.spd import spd as spd
+from .describe import describe as describe
 from .hyper import Estimate as Estimate
 from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,19 +14,51 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .calls import check_count
+from .anchored.projections import FLOOR
+from .calls import callers_level, check_count
 from .dtensors import whole
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working
 from .types import Field
 
-__all__ = ["FIELDS", "measure", "watch"]
+__all__ = ["FIELDS", "HELD", "Watch", "measure", "watch"]
 
 #: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
 #: the rows that the last step scaled down. ``omega``: DiGraP's strength.
 FIELDS: tuple[str, ...] = get_args(Field)
 
 Measured = dict[Any, dict[str, float]]
+
+#: Share of clipped rows from which the ball decides how far a layer goes.
+HELD = 0.9
+#: Steps after which a network of which every layer is still at its anchor is worth a word.
+LONG = 300
+
+
+class Watch:
+    """A watching: how long layers have been held, and its end.
+
+    Attributes:
+        held: steps for which at least nine of ten rows of a layer have been clipped, by name, as they were measured.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[Any, int] = {}
+        self._since: dict[Any, int] = {}
+        self._handle: RemovableHandle | None = None
+
+    def remove(self) -> None:
+        """End it."""
+        assert self._handle is not None
+        self._handle.remove()
+
+    def _note(self, step: int, measured: Measured) -> None:
+        self.held = {}
+        for name, layer in measured.items():
+            if layer.get("clipped", 0.0) >= HELD:
+                self.held[name] = step - self._since.setdefault(name, step)
+            else:
+                self._since.pop(name, None)
 
 
 @torch.no_grad()
@@ -71,7 +104,7 @@ def watch(
     to: str | os.PathLike[str] | Callable[[int, Measured], Any] | Any,
     every: int = 1,
     first: int = 0,
-) -> RemovableHandle:
+) -> Watch:
     """Write down :func:`measure` after every so many steps.
 
     A step that GradScaler skips is no step. Where several processes train, all of them measure (call it in each) and
@@ -86,7 +119,8 @@ def watch(
         first: number of steps that an earlier run has done, for the count, >= 0.
 
     Returns:
-        A handle; ``handle.remove()`` ends it. Copies and pickles of the optimizer are not watched.
+        A :class:`Watch`; its ``remove()`` ends it, and :func:`describe` takes its ``held``. Copies and pickles of the
+        optimizer are not watched. It warns once where after 300 steps every layer is still at its anchor.
 
     Raises:
         TypeError: an optimizer of another package, or a ``to`` of another kind.
@@ -106,7 +140,7 @@ def watch(
     watched = _anchored("watch", optimizer)
     check_count("every", every, "steps")
     check_count("first", first, "steps", least=0)
-    write, done = _writer(to), [first]
+    write, done, seen = _writer(to), [first], Watch()
 
     def after(*_: Any) -> None:
         overflow = getattr(watched, "found_inf", None)  # a fused step that skips itself
@@ -115,10 +149,24 @@ def watch(
         done[0] += 1
         if done[0] % every == 0:
             measured = measure(watched)
+            seen._note(done[0], measured)
+            if done[0] - every < LONG <= done[0] and _all_at_anchor(measured):
+                warnings.warn(
+                    f"after {done[0]} steps every layer is still at its anchor: gradients do not agree from one step "
+                    "to the next; take larger batches, or momentum where the base has none",
+                    UserWarning,
+                    stacklevel=callers_level(),
+                )
             if _is_first_process():
                 write(done[0], measured)
 
-    return watched.register_step_post_hook(after)
+    seen._handle = watched.register_step_post_hook(after)
+    return seen
+
+
+def _all_at_anchor(measured: Measured) -> bool:
+    radii = [layer["radius"] for layer in measured.values() if "radius" in layer]
+    return bool(radii) and max(radii) < 2 * FLOOR
 
 
 def _anchored(caller: str, optimizer: Any) -> DropIn:

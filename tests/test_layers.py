@@ -27,7 +27,8 @@ ALLOWED = {
     "kernels": {"dtensors"},
     "fused_projection": {"types", "anchored", "kernels"},
     "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
-    "watch": {"types", "tree", "dtensors", "calls", "torch_optim"},
+    "watch": {"types", "tree", "dtensors", "calls", "anchored", "torch_optim"},
+    "describe": {"calls", "anchored", "torch_optim", "watch"},
     "plot": {"types", "tree"},
     "integrations": {"types", "hparams", "calls", "torch_optim"},
 }

@@ -6,6 +6,7 @@ import csv
 import math
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -332,3 +333,75 @@ def test_matplotlib_is_imported_when_used_and_named_when_missing():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told == "figures need matplotlib: pip install 'hyperopt-ftp[plot]'\n"
+
+
+# In words
+
+
+def three_layers() -> tuple[list[tuple[str, torch.nn.Parameter]], hft.MARSSP]:
+    """Of which one is pushed beyond its ball in both rows, one in one row of two, one in none."""
+    named = [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in ("a.up", "a.down", "b")]
+    opt = hft.MARSSP(torch.optim.SGD(named, lr=1.0), radius=1.0)
+    for (_, p), far in zip(named, ([3.0, 3.0], [3.0, 0.01], [0.01, 0.01]), strict=True):
+        p.grad = -torch.tensor(far).unsqueeze(1).expand(2, 2).clone()
+    return named, opt
+
+
+def test_each_case_is_described():
+    _, opt = three_layers()
+    opt.step()
+    assert hft.describe(opt).splitlines() == [
+        "held: 1 of 3 layers (a.up); their balls decide how far they go; to let them go further, raise radius",
+        "partly held: 1 of 3 layers (a.down); their balls limit some of their rows",
+        "free: 1 of 3 layers (b); they go as without a ball; to hold them, lower radius",
+    ]
+
+
+def test_layers_at_their_anchor_are_described_by_module():
+    named = [(f"{n}.{kind}", torch.nn.Parameter(torch.zeros(2, 2))) for n in "ab" for kind in ("weight", "bias")]
+    opt = hft.FTPSGD(named, lr=0.1)
+    for _, p in named:
+        p.grad = torch.ones(2, 2)
+    assert hft.describe(opt) == "no layer with a radius has made a step"
+    opt.step()
+    said = hft.describe(opt)
+    assert said.startswith("at the anchor: 4 of 4 layers (a.*, b.*); their gradients do not agree")
+    assert "raise" not in said
+
+
+def test_a_watch_counts_the_steps_for_which_a_layer_is_held(tmp_path):
+    named, opt = three_layers()
+    seen = hft.watch(opt, lambda step, layers: None, every=2)
+    for t in range(8):
+        if t == 4:  # the second row too
+            named[1][1].grad = named[0][1].grad.clone()
+        opt.step()
+    assert seen.held == {"a.up": 6, "a.down": 2}
+    assert "held: 2 of 3 layers (a.*), for 2 steps or more; their balls" in hft.describe(opt, seen.held)
+    named[0][1].grad = torch.full((2, 2), 0.9)  # back toward the anchor
+    opt.step()
+    opt.step()
+    assert "a.up" not in seen.held
+
+
+@pytest.mark.parametrize(("agree", "first", "warns"), [(False, 290, True), (True, 290, False), (False, 0, False)])
+def test_a_network_that_stays_at_its_anchor_is_told_once(agree, first, warns):
+    w = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    opt = hft.FTPSGD([w], lr=0.1)
+    hft.watch(opt, lambda step, layers: None, first=first)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for t in range(20):
+            w.grad = torch.full_like(w, 1.0 if agree or t % 2 else -1.0)
+            opt.step()
+    assert [str(x.message)[:54] for x in caught] == ["after 300 steps every layer is still at its anchor: gr"] * warns
+    assert all(x.filename == __file__ for x in caught)
+
+
+def test_what_has_no_radii_is_not_described():
+    w = torch.nn.Parameter(torch.zeros(2))
+    opt = hft.L2SP(torch.optim.SGD([w], lr=0.1), strength=0.1)
+    w.grad = torch.ones(2)
+    opt.step()
+    with pytest.raises(TypeError, match="describe is for optimizers with radii, such as FTPAdamW, got L2SP"):
+        hft.describe(opt)

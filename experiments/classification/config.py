@@ -9,7 +9,7 @@ from experiments.common.options import AnchorOptions
 
 @dataclass(frozen=True)
 class Config(AnchorOptions):
-    """The defaults are the demo."""
+    """The defaults compare at one learning rate; `make demo` has three."""
 
     # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
     anchor: Literal["styles", "imagenet"] = "styles"

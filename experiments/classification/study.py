@@ -78,8 +78,8 @@ COMPARISON = MethodStudy(
 STUDY = Command(
     "experiments.classification",
     "Fine-tune a pre-trained network on one style of pictures and test it in others: how much does each method keep of "
-    "what the network knew? Without options this is the demo: emoji in three styles, AdamW against FTPAdamW and a "
-    "linear probe, about six minutes on two CPU cores. Stop it at any time; the same command goes on from there.",
+    "what the network knew? Without options: emoji in three styles, AdamW against FTPAdamW and a linear probe, at one "
+    "learning rate. Stop it at any time; the same command goes on from there.",
     Config,
     COMPARISON.run,
     COMPARISON.report,

@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Config(Plan, Classification):
-    """Emoji, as in the demo."""
+    """Emoji, as in experiments.classification."""
 
     dropout: float = 0.2  # of the anchor's training alone
 
