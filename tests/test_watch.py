@@ -378,7 +378,7 @@ def test_a_watch_counts_the_steps_for_which_a_layer_is_held(tmp_path):
         opt.step()
     assert seen.held == {"a.up": 6, "a.down": 2}
     assert "held: 2 of 3 layers (a.*), for 2 steps or more; their balls" in hft.describe(opt, seen.held)
-    named[0][1].grad = torch.full((2, 2), 0.9)  # back toward the anchor
+    named[0][1].grad = torch.full((2, 2), 0.45)  # back toward the anchor, in two steps
     opt.step()
     opt.step()
     assert "a.up" not in seen.held
