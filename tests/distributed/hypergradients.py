@@ -180,6 +180,12 @@ def zero_order(folder: Path) -> None:
     torch.manual_seed(dist.get_rank())
     found = hypergradient(hft.ZeroOrder(3, sigma=0.1), False)
     assert_the_same_everywhere(found)
+    lr, whole = torch.tensor(0.05, dtype=torch.float64, requires_grad=True), hft.data_parallel(held_out)
+    run = hft.train(
+        ADAM, whole, params(), [shard(batch(t)) for t in range(STEPS)], hparams={**ADAM.hparams, "lr": lr},
+        strategy=hft.ZeroOrder(3, sigma=0.1),
+    )  # fmt: skip
+    assert_the_same_everywhere(torch.autograd.grad(whole(run.params, shard(batch(99))), lr))
     generator = [torch.Generator().manual_seed(5) for _ in range(2)]
     found = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[0]), False)
     expected = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[1]), True)

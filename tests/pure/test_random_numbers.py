@@ -178,6 +178,29 @@ def test_own_random_numbers_are_right_where_each_step_is_computed_once(source):
 
 
 @every_source
+@pytest.mark.parametrize(
+    "strategy",
+    [hft.Unroll(truncate=2), hft.Implicit(damping=1.0, iterations=2), hft.ZeroOrder(2, sigma=1e-3)],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_own_random_numbers_are_an_error_under_transforms_where_the_strategy_is_not_exact(source, strategy):
+    """There the run is made again with a graph for its pullback."""
+    seed, draw = source()
+    seed()
+
+    def of_lr(lr):
+        hparams = {**SGD.hparams, "lr": lr}
+        return outer(
+            hft.train(SGD, lambda p, x: loss(p, x + draw()), start(), DATA, hparams=hparams, strategy=strategy).params
+        )
+
+    with pytest.raises(RuntimeError, match="the training loss of step . was"):
+        torch.func.grad(of_lr)(SGD.hparams["lr"])
+    with pytest.raises(RuntimeError, match="the training loss of step . was"):
+        torch.func.jvp(of_lr, (SGD.hparams["lr"],), (f64(1.0),))
+
+
+@every_source
 def test_own_random_numbers_and_zero_order_without_vmap(source):
     seed, draw = source()
 
