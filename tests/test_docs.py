@@ -10,6 +10,7 @@ import pytest
 
 import hyperopt_ftp as hft
 from experiments.common.methods import title
+from experiments.common.rates import best
 
 from .support.family import FAMILY, Method
 
@@ -136,7 +137,7 @@ def test_what_is_shown_is_measured():
 def test_the_readme_has_a_row_for_each_task_from_its_report():
     """ID / OOD of each method, as the report rounds them."""
     table = README.partition("| task |")[2].partition("\n\n")[0]
-    header = ["anchor, not fine-tuned" if cell == "before" else cell for cell in rows("| task |" + table)[0]]
+    header = ["anchor, not fine-tuned" if cell.startswith("anchor") else cell for cell in rows("| task |" + table)[0]]
     studies = re.findall(r"docs/studies/([\w-]+)/report\.md", table)
     assert len(studies) >= 3
     for study, row in zip(studies, rows("| task |" + table)[1:], strict=True):
@@ -159,11 +160,22 @@ def test_the_readme_counts_the_tasks_that_ftp_wins():
         ahead["id"] += ours["id"][0] > adamw["id"][0]
         ahead["clearly ood"] += ours["ood"][0] - ours["ood"][1] > adamw["ood"][0] + adamw["ood"][1]
         ahead["wise ood"] += wise["ood"][0] > ours["ood"][0]
-    words = ("none", "one", "two", "three", "four", "five", "six")
-    assert len(studies) == 6
-    assert f"In distribution FTP is ahead of AdamW on {words[ahead['id']]} of six tasks" in text
+    words = ("none", "one", "two", "three", "four", "five", "six", "seven")
+    count = words[len(studies)]
+    assert f"In distribution FTP is ahead of AdamW on {words[ahead['id']]} of {count} tasks" in text
     assert f"out of distribution it is clearly ahead on {words[ahead['clearly ood']]}." in text
-    assert f"is ahead of FTP out of distribution on {words[ahead['wise ood']]} of six" in text
+    assert f"is ahead of FTP out of distribution on {words[ahead['wise ood']]} of {count}" in text
+    low, high = (
+        sum(_at_edge(study, method, edge) for study in studies) for method, edge in (("adamw", 0), ("ftp", -1))
+    )
+    assert f"AdamW chose the lowest rate tried on {words[low]} tasks, FTP the highest on {words[high]}" in text
+
+
+def _at_edge(study: str, method: str, edge: int) -> bool:
+    """Whether the learning rate that a method chose is the first (0) or the last (-1) of those that were tried."""
+    content = json.loads((STUDIES / study / "metrics.json").read_text())
+    tried = content["rates"][method]
+    return best(tried) == sorted(map(float, tried))[edge]
 
 
 def measured(benchmark: str) -> dict:
