@@ -33,8 +33,8 @@ class FTP(DropIn):
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name.
-        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start, radius_unit, anchor_dtype, anchor_device,
-            save_anchor: as in :class:`FTPAdamW`.
+        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start, radius_unit: as in :class:`FTPAdamW`.
+        anchor_dtype, anchor_device, save_anchor: as there.
 
     Raises:
         TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
