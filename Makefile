@@ -49,7 +49,7 @@ lowest newest: $(VENV)/.dev
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
 
-# make test as other machines would run it: other instructions, threads, other work beside. An hour on two cores.
+# make test as other machines would run it: other instructions, threads, other work beside. Seven runs of it.
 machines: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.machines
 

@@ -22,7 +22,7 @@ LEFT_OUT = {
     "study": "hours; study-fast is the same command, smaller",
     "bench": "an hour on a machine that does nothing else",
     "thorough": "hours",
-    "machines": "an hour of make test under other switches",
+    "machines": "seven runs of make test",
     "mutants": "hours",
     "lowest": "gigabytes",
     "newest": "gigabytes",

@@ -27,7 +27,7 @@ class Patience:
         pids: Of the processes; their children count too.
         idle: Seconds in which all of them together have to compute for one. With n other processes on two cores their
             part of a minute is 120 / (n + 2) seconds, so a hundred others do no harm.
-        most: Seconds of processor time that they may take in all; the longest here takes 150.
+        most: Seconds of processor time that they may take in all.
     """
 
     def __init__(self, pids: Sequence[int], idle: float = 60.0, most: float = 1200.0) -> None:
