@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .anchored.projections import FLOOR
-from .calls import callers_level, check_count
+from .calls import check_count
 from .dtensors import whole
 from .torch_optim.optimizer import DropIn, floats
 from .tree import working
@@ -31,8 +29,6 @@ Measured = dict[Any, dict[str, float]]
 
 #: Share of clipped rows from which the ball decides how far a layer goes.
 HELD = 0.9
-#: Steps after which a network of which every layer is still at its anchor is worth a word.
-LONG = 300
 
 
 class Watch:
@@ -120,7 +116,7 @@ def watch(
 
     Returns:
         A :class:`Watch`; its ``remove()`` ends it, and :func:`describe` takes its ``held``. Copies and pickles of the
-        optimizer are not watched. It warns once where after 300 steps every layer is still at its anchor.
+        optimizer are not watched.
 
     Raises:
         TypeError: an optimizer of another package, or a ``to`` of another kind.
@@ -150,23 +146,11 @@ def watch(
         if done[0] % every == 0:
             measured = measure(watched)
             seen._note(done[0], measured)
-            if done[0] - every < LONG <= done[0] and _all_at_anchor(measured):
-                warnings.warn(
-                    f"after {done[0]} steps every layer is still at its anchor: gradients do not agree from one step "
-                    "to the next; take larger batches, or momentum where the base has none",
-                    UserWarning,
-                    stacklevel=callers_level(),
-                )
             if _is_first_process():
                 write(done[0], measured)
 
     seen._handle = watched.register_step_post_hook(after)
     return seen
-
-
-def _all_at_anchor(measured: Measured) -> bool:
-    radii = [layer["radius"] for layer in measured.values() if "radius" in layer]
-    return bool(radii) and max(radii) < 2 * FLOOR
 
 
 def _anchored(caller: str, optimizer: Any) -> DropIn:

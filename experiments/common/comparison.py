@@ -77,6 +77,7 @@ class Comparison:
             seed=seed,
             file=file,
             identity=identity,
+            warm_up=METHODS[method].warm_up,
             forward=self._forward(model, method, strength),
             observe=(lambda: list(radii().values())) if radii is not None and not choosing else None,
         )

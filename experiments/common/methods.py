@@ -39,6 +39,7 @@ class Method:
     mixes: bool = False  # afterwards mixes with the anchor, by shares that are learned on `validation`
     strong: Callable[[float], Make] | None = None  # the optimizer of a strength, in place of `optimizer`
     linear_layers: bool = False  # is for networks that are made of these
+    warm_up: float = 0.0  # share of the steps in which the learning rate rises from 0; a cosine follows
     strengths: tuple[float, ...] = ()  # the usual one first; where learning rates are chosen, so is the strength
 
     def make(self, strength: float | None) -> Make | None:
@@ -94,6 +95,28 @@ def _ftp(**fixed: float | str) -> Make:
                 **fixed,
             },
         )
+
+    return make
+
+
+def _ftp_share(share: float) -> Make:
+    """FTP whose radii move by a share of what AdamW can move a row in a step, its width times the learning rate."""
+
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+        widths: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, parameter in model.named_parameters():
+            rows = parameter.shape[0] if parameter.ndim > 1 else 1
+            widths.setdefault(parameter.numel() // rows, []).append((name, parameter))
+        free = free_parameters(model, options)
+        groups = [{"params": named, "width": width} for width, named in widths.items()]
+        optimizer = hft.FTPAdamW(groups, lr=lr, weight_decay=options.weight_decay, exclude=free, gradient="exact")
+
+        def follow(*_: object) -> None:
+            for group in optimizer.param_groups:
+                group["radius_lr"] = share * group["width"] * group["lr"]
+
+        optimizer.register_step_pre_hook(follow)
+        return optimizer
 
     return make
 
@@ -190,13 +213,20 @@ METHODS: Mapping[str, Method] = {
     "linear": Method("linear probe", "only the head moves", linear),
     "adamw": Method("AdamW", "every weight moves freely", adamw),
     "adamw_decay": Method("AdamW, weight decay", "AdamW with --strong-decay", adamw_decay),
+    "adamw_warmup": Method(
+        "AdamW, warm-up", "AdamW whose learning rate rises in the first fifth of the steps", adamw, warm_up=0.2
+    ),
     "ftp": Method("FTPAdamW", "every weight stays within a learned radius of the anchor", _ftp()),
     "ftp_exact": Method("FTPAdamW exact", "ftp with --gradient exact", _ftp(gradient="exact")),
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with --kappa 0", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
+    "ftp_share": Method(
+        "FTPAdamW exact, share", "ftp_exact whose radii move by 0.2 of width x lr a step", _ftp_share(0.2)
+    ),
     "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
     "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training", of="adamw", mix=_wise),
+    "wise_warmup": Method("WiSE-FT, warm-up", "the same mean, of adamw_warmup's", of="adamw_warmup", mix=_wise),
     "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights", of="ftp", mix=_wise),
     "lines": Method(
         "LiNeS", "AdamW's weights, of which the first layers keep half and the last ones all", of="adamw", mix=_lines

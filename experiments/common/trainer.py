@@ -56,15 +56,16 @@ class Trainer:
         seed: int,
         file: Path,
         identity: dict,
+        warm_up: float = 0.0,
         forward: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[], Any] | None = None,
         observe_every: int | None = None,
     ) -> Training:
-        """Train with a cosine schedule, from the checkpoint in `file` if it is of this very training. `forward` stands
-        for `model` in a step."""
+        """Train with a cosine schedule, after a warm-up of that share of the steps, from the checkpoint in `file` if it
+        is of this very training. `forward` stands for `model` in a step."""
         torch.manual_seed(seed)
         steps = steps_of(part, epochs, batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        schedule = _schedule(optimizer, steps, round(warm_up * steps))
         training = Training(model, optimizer, schedule, torch.Generator().manual_seed(seed))
         training.resume(file, identity)
         self.advance(training.step)
@@ -90,3 +91,12 @@ class Trainer:
             observe_every=math.ceil(steps / OBSERVATIONS) if observe_every is None else observe_every,
         )
         return training
+
+
+def _schedule(optimizer: torch.optim.Optimizer, steps: int, rising: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A cosine to 0, after a straight line from 0 in the first `rising` steps."""
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - rising)
+    if not rising:
+        return cosine
+    line = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / rising, total_iters=rising)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [line, cosine], milestones=[rising])

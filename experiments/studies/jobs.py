@@ -15,6 +15,7 @@ GENERIC = ("linear", "adamw", "ftp", "ftp_exact", "wise")
 NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
+TWEET_LRS = ("--lrs", "1.5e-5", "3.4e-5", "7.6e-5", "1.7e-4", "3.8e-4", "8.6e-4", "1.9e-3", "4.4e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
 
@@ -100,6 +101,15 @@ FULL = (
         "FTP around Muon, of which a step costs as much as eight of AdamW",
         _LANGUAGE,
         ("--method", "adamw", "ftp", "muon", "ftp_muon", *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "--tweets", "200"),
+    ),
+    *(
+        Job(f"sensitivity-{anchor}", about, "experiments.sensitivity", ("--anchor", anchor, *lrs))
+        for anchor, about, lrs in (
+            ("styles", "AdamW and FTP at eight learning rates: emoji, from an anchor that knows them", ()),
+            ("imagenet", "the same from ImageNet's weights", ()),
+            ("topics", "the same on tweets, from an anchor that knows them", TWEET_LRS),
+            ("minilm", "the same from MiniLM as it comes", TWEET_LRS),
+        )
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, ("--costs",), alone=True),
     Job(

@@ -13,6 +13,7 @@ from ..calls import explained
 from ..kernels.layers import Ball
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact, RadiusUnit
 from .anchor_source import AnchorSource
+from .at_anchor import warn_if_it_stays
 from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
@@ -77,6 +78,7 @@ class FTP(DropIn):
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base), learned_ball(options, source), exclude)
+        warn_if_it_stays(self)
 
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.

@@ -13,6 +13,7 @@ from ..calls import explained
 from ..kernels.layers import AdamW
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact, RadiusUnit
 from .anchor_source import AnchorSource
+from .at_anchor import warn_if_it_stays
 from .bases import Formula, Own
 from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
@@ -136,6 +137,7 @@ class FTPAdamW(DropIn):
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
         super().__init__(Own(ADAMW), learned_ball(options, source), exclude, params, defaults)
+        warn_if_it_stays(self)
 
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.

@@ -1,0 +1,104 @@
+"""`python -m experiments.sensitivity`: the study and its command."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from experiments.common import checkpoint
+from experiments.common.estimate import estimate, shown
+from experiments.common.figures import curves, mean_curve
+from experiments.common.methods import title
+from experiments.common.record import RunRecord
+from experiments.common.study import Study
+from experiments.common.tables import markdown, provenance
+from experiments.sensitivity.summary import AS_GOOD, WITHIN, all_scores, in_brief, scores_of, table
+from experiments.sensitivity.task import Config, Splits
+
+STARTS = {
+    "styles": "Emoji in one style, tested there (ID) and in others (OOD), from an anchor trained on all styles",
+    "imagenet": "Emoji in one style, tested there (ID) and in others (OOD), from ImageNet's weights and a new head",
+    "topics": "Tweets on one topic, tested there (ID) and on others (OOD), from a MiniLM trained on all topics",
+    "minilm": "Tweets on one topic, tested there (ID) and on others (OOD), from MiniLM as it comes and a new head",
+}
+
+
+def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
+    """One training each."""
+
+    def scored(seed: int, method: str, lr: float) -> dict:
+        return {"lr": lr, "seed": seed, "scores": data.scores(seed, method, lr)}
+
+    return {
+        f"split {seed}, {method}, lr {lr:g}": partial(scored, seed, method, lr)
+        for seed in config.seeds
+        for method in config.methods
+        for lr in config.lrs
+    }
+
+
+def setting(content: dict) -> str:
+    config, metric = content["config"], content["data"]["metric"]
+    return (
+        f"{STARTS[config['anchor']]}: {metric} in %, mean ± standard error over splits "
+        f"{', '.join(map(str, config['seeds']))}. Each split has its own anchor, order and augmentation, and every "
+        f"method is trained at every one of {len(config['lrs'])} learning rates: {len(content['results'])} trainings, "
+        "all of them below. The best rate of a method is that with the highest mean ID on the tests, for all alike. "
+        "Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the rate with the highest "
+        "OOD among those at which the method's mean ID reaches AdamW's best. Near: at most a factor of "
+        f"{WITHIN**0.5:.1f} from the method's best rate. Good: neither score more than {AS_GOOD:g} below AdamW's at "
+        "its best rate."
+    )
+
+
+def _anchors(content: dict) -> list[str]:
+    """What the anchors score where they have a head."""
+    anchors = content["data"]["anchors"]
+    means = [shown(estimate([anchor[which] for anchor in anchors])) for which in ("id", "ood") if anchors]
+    return [f"The anchors, not fine-tuned: {' / '.join(means)}.", ""] if means else []
+
+
+def write_report(record: RunRecord) -> None:
+    """report.md and its figure."""
+    content, folder = record.content, record.folder
+    metric, scores = content["data"]["metric"], scores_of(content)
+    panels = {}
+    for which, name in (("id", "in distribution"), ("ood", "out of distribution")):
+        panels[name] = {}
+        for method, by_rate in scores.items():
+            lrs = sorted(by_rate)
+            by_split = zip(*([split[which] for split in by_rate[lr]] for lr in lrs), strict=True)
+            panels[name][title(method)] = mean_curve(lrs, list(by_split))
+    curves(folder / "rates.png", panels, "learning rate", f"{metric} (%)", log_x=True)
+    lines = [
+        "# Scores over the learning rate",
+        "",
+        setting(content),
+        "",
+        *_anchors(content),
+        *markdown(*table(content)),
+        "",
+        "![Scores by learning rate, mean and standard error over splits](rates.png)",
+        "",
+        "Means by learning rate, ID / OOD:",
+        "",
+        *markdown(*all_scores(content)),
+        "",
+        *provenance(content),
+    ]
+    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+
+
+STUDY = Study(
+    name="sensitivity",
+    prog="experiments.sensitivity",
+    about=(
+        "Fine-tune by AdamW, with and without warm-up, and by FTPAdamW at eight learning rates: how good is each at "
+        "its best rate, and how much is lost near it? Stop it at any time; the same command goes on from there."
+    ),
+    config=Config,
+    fast=Config(anchor="imagenet", methods=("adamw", "ftp"), lrs=(2e-4, 2e-3), seeds=(0,), epochs=2),
+    load=Splits,
+    pieces=pieces,
+    report=write_report,
+    table=in_brief,
+)
+main = STUDY.main

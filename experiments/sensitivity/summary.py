@@ -1,0 +1,101 @@
+"""Means over splits by learning rate, and what they say of a method in a few numbers."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.common.estimate import Estimate, estimate, shown
+from experiments.common.methods import title
+
+WITHIN = 10.0  # of the best rate: how far a rate may be off that nobody tuned
+AS_GOOD = 1.0  # points below AdamW at its best rate
+Scores = Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]  # by method and rate: a "id", "ood" by split
+
+
+def scores_of(content: dict) -> dict[str, dict[float, list[dict[str, float]]]]:
+    """By method and rate, one for each split; WiSE-FT's stand beside those of the trainings they are made of."""
+    found: dict[str, dict[float, list[dict[str, float]]]] = {}
+    for result in content["results"].values():
+        for method, scores in result["scores"].items():
+            found.setdefault(method, {}).setdefault(result["lr"], []).append(scores)
+    return found
+
+
+def mean_of(scores: Scores, method: str, lr: float, which: str) -> float:
+    return estimate([split[which] for split in scores[method][lr]])[0]
+
+
+def best_rate(scores: Scores, method: str) -> float:
+    """Where the mean in distribution is highest: nobody who tunes sees the other domains."""
+    return max(scores[method], key=lambda lr: mean_of(scores, method, lr, "id"))
+
+
+def minus_adamw(scores: Scores, method: str, lr: float, which: str) -> Estimate:
+    """To AdamW at its best rate, split by split."""
+    plain = scores["adamw"][best_rate(scores, "adamw")]
+    pairs = zip(scores[method][lr], plain, strict=True)
+    return estimate([own[which] - other[which] for own, other in pairs])
+
+
+def near(scores: Scores, method: str) -> list[float]:
+    """The rates at most a factor of the square root of WITHIN from the best."""
+    best = best_rate(scores, method)
+    return [lr for lr in scores[method] if max(lr / best, best / lr) <= WITHIN**0.5]
+
+
+def worst(scores: Scores, method: str, which: str) -> Estimate:
+    """Minus AdamW's best, at the worst of the near rates."""
+    differences = [minus_adamw(scores, method, lr, which) for lr in near(scores, method)]
+    return min(differences, key=lambda difference: difference[0])
+
+
+def good(scores: Scores, method: str) -> list[float]:
+    """The rates at which neither score is more than AS_GOOD below AdamW's at its best."""
+    return [
+        lr
+        for lr in sorted(scores[method])
+        if all(minus_adamw(scores, method, lr, which)[0] >= -AS_GOOD for which in ("id", "ood"))
+    ]
+
+
+def at_equal_id(scores: Scores, method: str) -> float | None:
+    """Of the rates at which a method learns as much as AdamW at its best, that with the highest mean out of it."""
+    level = mean_of(scores, "adamw", best_rate(scores, "adamw"), "id")
+    enough = [lr for lr in scores[method] if mean_of(scores, method, lr, "id") >= level]
+    return max(enough, key=lambda lr: mean_of(scores, method, lr, "ood"), default=None)
+
+
+def table(content: dict) -> tuple[list[str], list[list[str]]]:
+    """A row for each method."""
+    scores = scores_of(content)
+    lrs = sorted(scores["adamw"])
+    header = [
+        "method", "best rate", "ID / OOD", "minus AdamW, ID", "OOD",
+        "OOD at equal ID", "worst near, ID", "OOD", "good rates",
+    ]  # fmt: skip
+    rows = []
+    for method in scores:
+        best, equal = best_rate(scores, method), at_equal_id(scores, method)
+        both = " / ".join(f"{mean_of(scores, method, best, which):.1f}" for which in ("id", "ood"))
+        edge = " (edge)" if best in (lrs[0], lrs[-1]) else ""
+        differences = [shown(minus_adamw(scores, method, best, which), signed=True) for which in ("id", "ood")]
+        at_equal = "none" if equal is None else shown(minus_adamw(scores, method, equal, "ood"), signed=True)
+        falls = [shown(worst(scores, method, which), signed=True) for which in ("id", "ood")]
+        rates = f"{len(good(scores, method))} of {len(lrs)}"
+        rows.append([title(method), f"{best:g}{edge}", both, *differences, at_equal, *falls, rates])
+    return header, rows
+
+
+def in_brief(content: dict) -> tuple[list[str], list[list[str]]]:
+    """What a terminal has room for."""
+    header, rows = table(content)
+    return header[:5], [row[:5] for row in rows]
+
+
+def all_scores(content: dict) -> tuple[list[str], list[list[str]]]:
+    """Every mean, ID / OOD, by rate."""
+    scores = scores_of(content)
+    lrs = sorted(scores["adamw"])
+    rows = [
+        [title(method), *(" / ".join(f"{mean_of(scores, method, lr, w):.1f}" for w in ("id", "ood")) for lr in lrs)]
+        for method in scores
+    ]
+    return ["method", *(f"{lr:g}" for lr in lrs)], rows

@@ -1,0 +1,95 @@
+"""What is fine-tuned: emoji or tweets, from an anchor that knows them or from one that does not."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from torch import Tensor
+
+from experiments.classification import study as classification
+from experiments.classification.config import Config as ClassificationConfig
+from experiments.common.anchor import make_anchor
+from experiments.common.comparison import Comparison
+from experiments.common.errors import InputError
+from experiments.common.method_study import MethodStudy
+from experiments.common.methods import FOLLOWS
+from experiments.common.options import AnchorOptions
+from experiments.common.progress import Progress
+from experiments.common.step_log import Board
+from experiments.common.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every method at every learning rate, from every split."""
+
+    anchor: Literal["styles", "imagenet", "topics", "minilm"] = "styles"  # emoji from the first two, else tweets
+    methods: tuple[str, ...] = ("adamw", "adamw_warmup", "ftp", "ftp_share")  # and WiSE-FT of the first two
+    lrs: tuple[float, ...] = (2e-5, 4.5e-5, 1e-4, 2.2e-4, 5e-4, 1.1e-3, 2.5e-3, 5.6e-3)  # the first of a cosine
+    seeds: tuple[int, ...] = (0, 1, 2)  # each a split of its own, with its anchor, order and augmentation
+    epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 2 over tweets
+    limit: int | None = None  # use only so many emoji
+    tweets: int = 150  # of each sentiment to fine-tune on
+    test_tweets: int = 150  # of each topic and sentiment in the tests
+
+    def check(self) -> None:
+        if len(self.lrs) < 2:
+            raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give at least two")
+        for seed in self.seeds:
+            self.options(seed, self.lrs[0]).check()
+
+    @property
+    def of_emoji(self) -> bool:
+        return self.anchor in ("styles", "imagenet")
+
+    def options(self, seed: int, lr: float) -> AnchorOptions:
+        """Of one split, at one learning rate."""
+        methods = (*self.methods, *(name for name in ("wise", "wise_warmup") if FOLLOWS[name] in self.methods))
+        shared = {"methods": methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
+        shared |= {"anchor": self.anchor, "epochs": self.epochs or (5 if self.of_emoji else 2)}
+        if self.of_emoji:
+            return ClassificationConfig(**shared, limit=self.limit)
+        from experiments.language.config import Config as LanguageConfig  # needs the extra `language`
+
+        return LanguageConfig(**shared, bf16=True, tweets=self.tweets, test_tweets=self.test_tweets)
+
+
+class Splits:
+    """The task and the anchor of each split, made when it is asked for."""
+
+    def __init__(self, config: Config, folder: Path, progress: Progress) -> None:
+        self._config, self._folder, self._progress = config, folder, progress
+        self.of = cache(self._of)
+
+    def fingerprint(self) -> str:
+        return " ".join(self.of(seed)[0].task.fingerprint() for seed in self._config.seeds)
+
+    def about(self) -> dict:
+        """Facts of the first split, and what each anchor scores where it has a head."""
+        first = self.of(self._config.seeds[0])[0].task
+        anchors = [self.of(seed)[2] for seed in self._config.seeds]
+        known = [{which: anchor[which] for which in ("id", "ood")} for anchor in anchors if "scores" in anchor]
+        return self._study().facts(first) | {"metric": first.metric, "anchors": known}
+
+    def _study(self) -> MethodStudy:
+        if self._config.of_emoji:
+            return classification.COMPARISON
+        from experiments.language.study import COMPARISON
+
+        return COMPARISON
+
+    def _of(self, seed: int) -> tuple[Trainer, dict[str, Tensor], dict]:
+        options, study = self._config.options(seed, self._config.lrs[0]), self._study()
+        task = study.make_task(options, self._folder, self._progress)
+        trainer = Trainer(task, self._progress, Board(None), fit=study.fit)
+        return trainer, *make_anchor(trainer, options, self._folder)
+
+    def scores(self, seed: int, method: str, lr: float) -> dict[str, dict[str, float]]:
+        """In distribution and out of it, in percent, after one training: its own, and its mean with the anchor's."""
+        trainer, start, _ = self.of(seed)
+        with TemporaryDirectory() as folder:
+            comparison = Comparison(trainer, self._config.options(seed, lr), start, Path(folder))
+            found = comparison.fine_tune(method, seed, lr)
+        return {result["method"]: {"id": result["id"], "ood": result["ood"]} for result in found.values()}
