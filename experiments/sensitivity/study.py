@@ -31,7 +31,7 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
         f"split {seed}, {method}, lr {lr:g}": partial(scored, seed, method, lr)
         for seed in config.seeds
         for method in config.methods
-        for lr in config.lrs
+        for lr in config.rates(method)
     }
 
 
@@ -40,8 +40,9 @@ def setting(content: dict) -> str:
     return (
         f"{STARTS[config['anchor']]}: {metric} in %, mean ± standard error over splits "
         f"{', '.join(map(str, config['seeds']))}. Each split has its own anchor, order and augmentation, and every "
-        f"method is trained at every one of {len(config['lrs'])} learning rates: {len(content['results'])} trainings, "
-        "all of them below. The best rate of a method is that with the highest mean ID on the tests, for all alike. "
+        f"method is trained at every one of {len(config['lrs'])} learning rates (the probe at ten times these): "
+        f"{len(content['results'])} trainings, all of them below. The best rate of a method "
+        "is that with the highest mean ID on the tests, for all alike. "
         "Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the rate with the highest "
         "OOD among those at which the method's mean ID reaches AdamW's best. Near: at most a factor of "
         f"{WITHIN**0.5:.1f} from the method's best rate. Good: neither score more than {AS_GOOD:g} below AdamW's at "

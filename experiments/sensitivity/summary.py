@@ -66,7 +66,6 @@ def at_equal_id(scores: Scores, method: str) -> float | None:
 def table(content: dict) -> tuple[list[str], list[list[str]]]:
     """A row for each method."""
     scores = scores_of(content)
-    lrs = sorted(scores["adamw"])
     header = [
         "method", "best rate", "ID / OOD", "minus AdamW, ID", "OOD",
         "OOD at equal ID", "worst near, ID", "OOD", "good rates",
@@ -75,6 +74,7 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
     for method in scores:
         best, equal = best_rate(scores, method), at_equal_id(scores, method)
         both = " / ".join(f"{mean_of(scores, method, best, which):.1f}" for which in ("id", "ood"))
+        lrs = sorted(scores[method])
         edge = " (edge)" if best in (lrs[0], lrs[-1]) else ""
         differences = [shown(minus_adamw(scores, method, best, which), signed=True) for which in ("id", "ood")]
         at_equal = "none" if equal is None else shown(minus_adamw(scores, method, equal, "ood"), signed=True)
@@ -93,9 +93,10 @@ def in_brief(content: dict) -> tuple[list[str], list[list[str]]]:
 def all_scores(content: dict) -> tuple[list[str], list[list[str]]]:
     """Every mean, ID / OOD, by rate."""
     scores = scores_of(content)
-    lrs = sorted(scores["adamw"])
-    rows = [
-        [title(method), *(" / ".join(f"{mean_of(scores, method, lr, w):.1f}" for w in ("id", "ood")) for lr in lrs)]
-        for method in scores
-    ]
-    return ["method", *(f"{lr:g}" for lr in lrs)], rows
+    lrs = sorted({lr for rates in scores.values() for lr in rates})
+
+    def cell(method: str, lr: float) -> str:
+        both = (f"{mean_of(scores, method, lr, which):.1f}" for which in ("id", "ood"))
+        return " / ".join(both) if lr in scores[method] else ""
+
+    return ["method", *(f"{lr:g}" for lr in lrs)], [[title(m), *(cell(m, lr) for lr in lrs)] for m in scores]

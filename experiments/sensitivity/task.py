@@ -26,8 +26,17 @@ class Config:
     """Every method at every learning rate, from every split."""
 
     anchor: Literal["styles", "imagenet", "topics", "minilm"] = "styles"  # emoji from the first two, else tweets
-    methods: tuple[str, ...] = ("adamw", "adamw_warmup", "ftp", "ftp_share")  # and WiSE-FT of the first two
-    lrs: tuple[float, ...] = (2e-5, 4.5e-5, 1e-4, 2.2e-4, 5e-4, 1.1e-3, 2.5e-3, 5.6e-3)  # the first of a cosine
+    methods: tuple[str, ...] = ("linear", "adamw", "adamw_warmup", "ftp", "ftp_share")  # and WiSE-FT of AdamW's
+    lrs: tuple[float, ...] = (
+        2e-5,
+        4.5e-5,
+        1e-4,
+        2.2e-4,
+        5e-4,
+        1.1e-3,
+        2.5e-3,
+        5.6e-3,
+    )  # ten times that of a linear probe
     seeds: tuple[int, ...] = (0, 1, 2)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 2 over tweets
     limit: int | None = None  # use only so many emoji
@@ -43,6 +52,10 @@ class Config:
     @property
     def of_emoji(self) -> bool:
         return self.anchor in ("styles", "imagenet")
+
+    def rates(self, method: str) -> list[float]:
+        """A head alone wants larger ones."""
+        return [10 * lr for lr in self.lrs] if method == "linear" else list(self.lrs)
 
     def options(self, seed: int, lr: float) -> AnchorOptions:
         """Of one split, at one learning rate."""
