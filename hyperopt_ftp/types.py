@@ -40,7 +40,6 @@ __all__ = [
     "Optimizer",
     "PaperOrExact",
     "Params",
-    "RadiusUnit",
     "Solver",
     "State",
     "StateT",
@@ -59,7 +58,6 @@ Number: TypeAlias = float | Tensor  #: a number, or a 0-d tensor
 HParam: TypeAlias = Number | Mapping[str, Any] | list[Any] | tuple[Any, ...]
 
 Norm: TypeAlias = Literal["mars", "l2"]  #: rows in L1, or the whole tensor in L2
-RadiusUnit: TypeAlias = Literal["norm", "overshoot"]  #: of the step of a learned radius
 PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or strength
 Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`

@@ -87,13 +87,7 @@ def _ftp(**fixed: float | str) -> Make:
             lr=lr,
             weight_decay=options.weight_decay,
             exclude=free_parameters(model, options),
-            **{
-                "radius_lr": options.radius_lr,
-                "radius_unit": options.radius_unit,
-                "kappa": options.kappa,
-                "gradient": options.gradient,
-                **fixed,
-            },
+            **{"radius_lr": options.radius_lr, "kappa": options.kappa, "gradient": options.gradient, **fixed},
         )
 
     return make
@@ -183,12 +177,7 @@ def _muon(within_radius: bool) -> Make:
         if within_radius:
             anchor = {name: value.detach().clone() for name, value in held(model, options, params).items()}
             optimizer = hft.ftp(
-                optimizer,
-                anchor,
-                kappa=options.kappa,
-                radius_lr=options.radius_lr,
-                gradient=options.gradient,
-                radius_unit=options.radius_unit,
+                optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr, gradient=options.gradient
             )
         return hft.PureOptimizer(list(params.items()), optimizer)
 

@@ -37,7 +37,6 @@ class Options:
     validation: float = 0.2  # share of the fine-tuning examples held out, for learning rates and the radii of tpgm
     kappa: float = 1.0  # factor, 0 to 1, on hypergradients that would shrink a radius
     radius_lr: float = 1e-2  # learning rate of the radii
-    radius_unit: Literal["norm", "overshoot"] = "norm"  # its unit: row norm, or what a step went beyond the ball
     gradient: Literal["paper", "exact"] = "paper"  # hypergradient of the radii: over all rows, or the projected ones
     wise: float = 0.5  # share of the fine-tuned weights in WiSE-FT's means
     device: str = "cpu"  # cpu, cuda, mps, or auto, which is cuda where there is one

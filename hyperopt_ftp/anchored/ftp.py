@@ -18,14 +18,13 @@ from ..hparams import Domain, check_number, to_tensors
 from ..optimizers.adam import AdamState, adam
 from ..optimizers.damping import damped
 from ..optimizers.leafwise import no_steps
-from ..types import HParam, Norm, Optimizer, PaperOrExact, Params, RadiusUnit
-from .projections import FLOOR, check_norm, clip_radius, largest, overshoot, per_row, rescaled, row_norm
+from ..types import HParam, Norm, Optimizer, PaperOrExact, Params
+from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["FTP_SPECS", "GRADIENTS", "UNITS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
+__all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
 
 GRADIENTS: tuple[str, ...] = get_args(PaperOrExact)
-UNITS: tuple[str, ...] = get_args(RadiusUnit)
 
 _START = Domain(0.0, math.inf, open_high=True)
 #: More is no float32, and leaves a first step to the base just as well.
@@ -65,7 +64,6 @@ def ftp(
     gradient: PaperOrExact = "paper",
     *,
     radius_start: float | None = None,
-    radius_unit: RadiusUnit = "norm",
 ) -> Optimizer[FTPState]:
     """Fast Trainable Projection (arXiv 2310.19182, Algorithm 1) around any optimizer.
 
@@ -87,15 +85,12 @@ def ftp(
         anchor: pytree like the parameters, or a part of it: a tensor whose name is absent is unconstrained.
         norm: ``"mars"`` (rows in L1) or ``"l2"`` (the whole tensor). 0-d and 1-D tensors are one row.
         kappa: in [0, 1]; see :func:`damped`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.
-        radius_lr: step of the radius, in ``radius_unit``. In units of row norm a radius grows by about radius_lr a step
-            whatever the learning rate is, so training warms up for max_i n_i / radius_lr steps.
+        radius_lr: step of the radius, in units of row norm. A radius grows by about radius_lr a step whatever
+            the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.
         radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam). ``None``: as
             below; a larger one lets the first step go so far, after which the clip holds.
-        radius_unit: ``"norm"``: row norm, as in the authors' code; ``"overshoot"``: what the previous step went beyond
-            the ball, ``mu = radius_lr max(max_i n_i - gamma, 0)``. That needs no unit: it follows the learning rate,
-            its schedule, the width of the rows and the base, and is 0 where the ball does not bind.
 
     Returns:
         An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. The radius starts at 1e-8, or at the
@@ -117,8 +112,9 @@ def ftp(
     >>> state.radius["w"], params["w"]
     (tensor(0.1603), tensor([[0.1603, 0.0000]]))
     """
-    rule = ftp_rule(radius_lr, kappa, norm, gradient, radius_start, radius_unit)
-    return anchored(base, anchor, rule, Layout(FTPState, _pack, _unpack, _apart))
+    return anchored(
+        base, anchor, ftp_rule(radius_lr, kappa, norm, gradient, radius_start), Layout(FTPState, _pack, _unpack, _apart)
+    )
 
 
 def _pack(base: Any, held: dict[str, RuleState], apart: bool) -> FTPState:
@@ -142,17 +138,11 @@ def _apart(state: FTPState) -> bool:
 
 
 def ftp_rule(
-    radius_lr: HParam,
-    kappa: HParam,
-    norm: Norm,
-    gradient: PaperOrExact,
-    radius_start: float | None = None,
-    radius_unit: RadiusUnit = "norm",
+    radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExact, radius_start: float | None = None
 ) -> Rule:
     """The rule of :func:`ftp`."""
     check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
-    check_choice("radius_unit", radius_unit, UNITS)
     if radius_start is not None:
         check_number("radius_start", radius_start, _START)
     first = FLOOR if radius_start is None else min(max(FLOOR, float(radius_start)), _LARGEST)
@@ -163,8 +153,7 @@ def ftp_rule(
         c, n, radius = state["deviation"], state["row_norm"], state["radius"]
         slope = radius_gradient(g, c, n, radius, gradient)
         moments = AdamState(state["radius_step"], state["radius_exp_avg"], state["radius_exp_avg_sq"], ())
-        rate = h["radius_lr"] if radius_unit == "norm" else h["radius_lr"] * overshoot(radius, n)
-        numbers = {**radius_rule.hparams, "lr": rate, "kappa": h["kappa"]}
+        numbers = {**radius_rule.hparams, "lr": h["radius_lr"], "kappa": h["kappa"]}
         radius, moments = radius_rule.update(slope, moments, radius, numbers)
         new = {"radius": radius.clamp(min=FLOOR), "radius_step": moments.step}
         return g, {**state, **new, "radius_exp_avg": moments.exp_avg, "radius_exp_avg_sq": moments.exp_avg_sq}

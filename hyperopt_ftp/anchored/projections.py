@@ -18,7 +18,6 @@ __all__ = [
     "check_norm",
     "clip_radius",
     "largest",
-    "overshoot",
     "per_row",
     "project",
     "rescaled",
@@ -133,11 +132,6 @@ def largest(norms: Tensor) -> Tensor:
     """The largest row norm, 0-d; the floor for a tensor without rows."""
     norms = everywhere(norms)  # amax of shards has a derivative that is NaN (torch 2.13)
     return norms.amax() if norms.numel() else norms.new_tensor(FLOOR)
-
-
-def overshoot(radius: Tensor, norms: Tensor) -> Tensor:
-    """``max(max_i n_i - radius, 0)``, 0-d: how far beyond the ball a step would have gone, in its longest row."""
-    return (largest(norms) - radius).clamp(min=0)
 
 
 def clip_radius(radius: Tensor, norms: Tensor) -> Tensor:

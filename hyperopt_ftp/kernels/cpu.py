@@ -106,11 +106,7 @@ class _Call:
 
         self.rule = kernels.NOTHING
         self.numbers: Any = np.zeros(kernels.NUMBERS)
-        given: dict[int, Any] = {
-            kernels.RADIUS_LR: ball.radius_lr,
-            kernels.KAPPA: ball.kappa,
-            kernels.RELATIVE: ball.relative,
-        }
+        given: dict[int, Any] = {kernels.RADIUS_LR: ball.radius_lr, kernels.KAPPA: ball.kappa}
         scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
         given[kernels.SCALE] = -scale if amp.maximize else scale
         if isinstance(base, AdamW):

@@ -27,8 +27,8 @@ W, G, W0, C, N, M, V, X, STEP, RADIUS, RADIUS_M, RADIUS_V, RADIUS_STEP, ROWS, CO
 COLUMNS = 17  # X: max v, or the step at which b was made
 
 # Numbers of the rule.
-LR, BETA1, BETA2, EPS, DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, RELATIVE, KAPPA, SCALE = range(12)
-NUMBERS = 12
+LR, BETA1, BETA2, EPS, DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, KAPPA, SCALE = range(11)
+NUMBERS = 11
 
 ADAMW, SGD, NOTHING = range(3)  #: rules
 SUM_PART, RADIUS_PART, MOVE_PART, CLIP_PART = 1, 2, 4, 8  #: parts of a step
@@ -238,25 +238,15 @@ def _radius(piece, numbers, h, t_like):
     m[0] = 0.9 * m[0] + (1 - 0.9) * h
     v[0] = 0.999 * v[0] + (1 - 0.999) * h * h
     size = numbers[RADIUS_LR] / (1 - 0.9**t)
-    if numbers[RELATIVE] != 0:
-        beyond = _largest(piece, t_like) - radius[0]
-        size *= 0.0 if beyond < 0 else beyond
     gamma = radius[0] - size * m[0] / (math.sqrt(v[0] / (1 - 0.999**t)) + 1e-8)
     return FLOOR if gamma < FLOOR else gamma
 
 
 @_compiled
-def _largest(piece, t_like):
-    """The largest norm of a layer; NaN where one is."""
+def _clip(piece, gamma, t_like):
     top = t_like.dtype.type(FLOOR)
     for n in _view(piece[N], 0, piece[ALL_ROWS], t_like):
         top = n if n > top or n != n else top
-    return top
-
-
-@_compiled
-def _clip(piece, gamma, t_like):
-    top = _largest(piece, t_like)
     _view(piece[RADIUS], 0, 1, t_like)[0] = top if gamma > top else gamma
 
 

@@ -97,14 +97,8 @@ def hypergradients(layers: Layers, grads: Tensors, ball: Ball) -> Tensor:
     return torch.stack(found) if found else torch.empty(0)
 
 
-def radii_along(layers: Layers, h: Tensor, ball: Ball, top: Tensor | None = None) -> Tensor:
-    """The Adam step of all radii along ``h``, in one packed vector; writes their moments.
-
-    Args:
-        layers: before the base's move, so that n is that of the last step.
-        h: hypergradients, shape (layers,).
-        top: what :func:`largest` cannot know where other processes have rows too.
-    """
+def radii_along(layers: Layers, h: Tensor, ball: Ball) -> Tensor:
+    """The Adam step of all radii along ``h``, in one packed vector; writes their moments."""
     if not layers.radii:
         return h
     b1, b2, eps = 0.9, 0.999, 1e-8
@@ -116,10 +110,7 @@ def radii_along(layers: Layers, h: Tensor, ball: Ball, top: Tensor | None = None
     t = _counts(layers.radius_steps)
     size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
     correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
-    radii = torch.stack(layers.radii)
-    if ball.relative:
-        size = size * ((largest(layers.norms) if top is None else top) - radii).clamp_(min=0)
-    return (radii - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
+    return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
 
 
 def move_(layers: Layers, grads: Tensors, base: AdamW | SGD, ball: Ball) -> None:

@@ -64,7 +64,6 @@ class Ball(NamedTuple):
     kappa: float
     norm: str  # "mars" or "l2"
     exact: bool  # gradient="exact"
-    relative: bool = False  # radius_unit="overshoot"
     fixed: float | None = None  # a radius that is not learned
 
 

@@ -59,8 +59,7 @@ class Fused(NamedTuple):
         return _ops().run(
             self.name, what, *_flat(layers), layers.steps if what == "step_" else [],
             [t for column in layers.moments for t in column], len(layers.moments), isinstance(base, AdamW), tensor_lr,
-            packed, [float(x) for x in numbers], ball.norm, ball.exact, ball.relative,
-            amp.maximize, amp.grad_scale, amp.found_inf,
+            packed, [float(x) for x in numbers], ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
 
@@ -163,15 +162,14 @@ def _run(
     anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
     radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
     steps: list[Tensor], moments: list[Tensor], columns: int, adamw: bool, lr: Tensor | None, packed: Tensor | None,
-    numbers: list[float], norm: str, exact: bool, relative: bool,
-    maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
+    numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """What a launcher's function ``what`` does; its radii, or nothing."""
     state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
     layers = _layers(weights, grads, anchored, anchors, held, *state, steps=steps, moments=moments, columns=columns)
     number, *rule, radius_lr, kappa = numbers
     rate = number if lr is None else lr
-    ball, amp = Ball(radius_lr, kappa, norm, exact, relative), Amp(maximize, grad_scale, found_inf)
+    ball, amp = Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf)
     launcher = _LAUNCHERS[execution]
     if what == "radii_":
         return launcher.radii_(layers, ball, amp)

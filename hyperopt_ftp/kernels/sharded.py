@@ -76,26 +76,20 @@ class _Shards:
 
 
 def _new_radii(shards: list[_Shards]) -> list[Tensor]:
-    """The first collective: hypergradients are sums, over rows or over the pieces of one; the last step's norms."""
-    found, tops = [], []
+    """The first collective: hypergradients are sums, over rows or over the pieces of one."""
+    found = []
     for s in shards:
         rows = [
             foreach.hypergradients(bucket, foreach.gradients(bucket, s.amp), s.ball)
             for bucket in foreach.buckets(s.inside)
         ]
         found.append(torch.cat(rows) if rows else torch.empty(0))
-        tops.append(foreach.largest(s.inside.norms if s.ball.relative else []))
-    sums = sum(map(len, found))
-    joined = _joined(
-        [*(s.groups for s in shards), *(s.groups if s.ball.relative else [] for s in shards)],
-        [*found, *tops],
-        lambda every, at: torch.where(at < sums, every.sum(0), every.amax(0)),
-    )
+    whole = _joined([s.groups for s in shards], found, lambda every, _: every.sum(0))
     packed = []
-    for s, h, top in zip(shards, joined[: len(shards)], joined[len(shards) :], strict=True):
+    for s, h in zip(shards, whole, strict=True):
         if s.inside.radius_steps:
             torch._foreach_add_(s.inside.radius_steps, 1.0)
-        packed.append(foreach.radii_along(s.inside, h, s.ball, top if s.ball.relative else None))
+        packed.append(foreach.radii_along(s.inside, h, s.ball))
     return packed
 
 

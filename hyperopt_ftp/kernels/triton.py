@@ -158,7 +158,7 @@ class _Run:
         self._launch(
             "radii", len(self.packed), self.sums, self.packed, self.numbers,
             lr if isinstance(lr, Tensor) else None, self.amp.found_inf,
-            **{name: float(value) for name, value in numbers.items()}, RULE=self.rule, RELATIVE=ball.relative,
+            **{name: float(value) for name, value in numbers.items()}, RULE=self.rule,
         )  # fmt: skip
 
     def move(self) -> None:

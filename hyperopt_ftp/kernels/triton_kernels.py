@@ -90,7 +90,6 @@ def radii(
     addresses, sizes, sums, packed, numbers, lr_tensor, found_inf,
     lr: tl.float64, beta1: tl.float64, beta2: tl.float64, eps: tl.float64, decay: tl.float64, momentum: tl.float64,
     dampening: tl.float64, radius_lr: tl.float64, kappa: tl.float64, T: tl.constexpr, RULE: tl.constexpr,
-    RELATIVE: tl.constexpr,
 ):  # fmt: skip
     """One program a layer: the next step, Adam on the radius, and the layer's numbers for the move; all in float64.
 
@@ -116,11 +115,7 @@ def radii(
         tl.store(count, t.to(tl.float32))
         size = radius_lr / (1 - _power(0.9, t))
         root = tl.sqrt(v / (1 - _power(0.999, t)))
-        gamma = tl.load(_pointer(addresses, layer, RADIUS, T, False)).to(tl.float64)
-        if RELATIVE:
-            beyond = tl.cast(_largest(addresses, sizes, layer, T), tl.float64) - gamma
-            size = size * tl.where(beyond > 0, beyond, 0.0)
-        gamma = gamma - size * m / (root + FLOOR)
+        gamma = tl.load(_pointer(addresses, layer, RADIUS, T, False)).to(tl.float64) - size * m / (root + FLOOR)
         gamma = tl.where(gamma < FLOOR, FLOOR, gamma)  # keeps NaN
     tl.store(packed + layer, gamma.to(T))
 
@@ -222,7 +217,15 @@ def clip(addresses, sizes, packed, found_inf, T: tl.constexpr):
             return
     layer = tl.program_id(0).to(tl.int64)
     if _given(addresses, layer, RADIUS) > 0:
-        largest = _largest(addresses, sizes, layer, T)
+        norms = _pointer(addresses, layer, N, T, False)
+        rows = tl.load(sizes + layer * SIZES + ROWS)
+        top = tl.full((TURN,), FLOOR, T)
+        for at in range(0, rows, TURN):
+            i = at + tl.arange(0, TURN)
+            n = tl.load(norms + i, mask=i < rows, other=0.0)
+            n = tl.where(n == n, n, float("inf"))
+            top = tl.where(n > top, n, top)
+        largest = tl.max(top, axis=0)
         gamma = tl.load(packed + layer).to(T)
         tl.store(_pointer(addresses, layer, RADIUS, T, False), tl.where(gamma > largest, largest, gamma))
 
@@ -461,20 +464,6 @@ def _layer_sum(sums, sizes, layer):
         i = at + tl.arange(0, TURN)
         total += tl.load(sums + first + i, mask=i < count, other=0.0).to(tl.float64)
     return tl.sum(total, axis=0)
-
-
-@triton.jit
-def _largest(addresses, sizes, layer, T: tl.constexpr):
-    """The largest norm of a layer; infinity where one is NaN."""
-    norms = _pointer(addresses, layer, N, T, False)
-    rows = tl.load(sizes + layer * SIZES + ROWS)
-    top = tl.full((TURN,), FLOOR, T)
-    for at in range(0, rows, TURN):
-        i = at + tl.arange(0, TURN)
-        n = tl.load(norms + i, mask=i < rows, other=0.0)
-        n = tl.where(n == n, n, float("inf"))
-        top = tl.where(n > top, n, top)
-    return tl.max(top, axis=0)
 
 
 @triton.jit

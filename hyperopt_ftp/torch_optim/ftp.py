@@ -11,7 +11,7 @@ from ..anchored.ftp import FTP_SPECS, ftp_rule
 from ..anchored.rule import Rule
 from ..calls import explained
 from ..kernels.layers import Ball
-from ..types import Anchor, Device, Excludes, Norm, PaperOrExact, RadiusUnit
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .at_anchor import warn_if_it_stays
 from .given import Given
@@ -22,7 +22,7 @@ __all__ = ["FTP", "learned_ball"]
 
 
 #: Entries of a group that its rule reads.
-FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start", "radius_unit")
+FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
 
 
 class FTP(DropIn):
@@ -34,7 +34,7 @@ class FTP(DropIn):
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
             ``model.named_parameters()`` to exclude by name.
-        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start, radius_unit: as in :class:`FTPAdamW`.
+        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
         anchor_dtype, anchor_device, save_anchor: as there.
 
     Raises:
@@ -67,14 +67,12 @@ class FTP(DropIn):
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
         radius_start: float | None = None,
-        radius_unit: RadiusUnit = "norm",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
         options = {
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "radius_start": radius_start,
-            "radius_unit": radius_unit,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base), learned_ball(options, source), exclude)
@@ -95,11 +93,10 @@ def learned_ball(options: dict[str, Any], anchors: AnchorSource) -> Hold:
 
 
 def _rule(group: dict[str, Any]) -> Rule:
-    start, unit = group.get("radius_start"), group.get("radius_unit", "norm")  # absent in a pickle of before
-    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"], start, unit)
+    start = group.get("radius_start")  # absent in a pickle of before
+    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"], start)
 
 
 def _ball(group: dict[str, Any]) -> Ball:
     radius_lr, kappa = (x.item() if isinstance(x, Tensor) else x for x in (group["radius_lr"], group["kappa"]))
-    relative = group.get("radius_unit") == "overshoot"
-    return Ball(radius_lr, kappa, group["norm"], group["gradient"] == "exact", relative)
+    return Ball(radius_lr, kappa, group["norm"], group["gradient"] == "exact")

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from ..anchored.rule import Spec
 from ..calls import explained
 from ..kernels.layers import AdamW
-from ..types import Anchor, Device, Excludes, Norm, PaperOrExact, RadiusUnit
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .at_anchor import warn_if_it_stays
 from .bases import Formula, Own
@@ -43,10 +43,9 @@ class FTPAdamW(DropIn):
         exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules; ``()`` or
             ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
             ignored. A warning says so where nothing is held.
-        radius_lr: step of the radius, in ``radius_unit``. In units of row norm (sum of absolute deviations in a row) a
-            radius grows by at most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps
-            warm up. Wide rows want more: at ``columns * lr`` the ball follows every step of AdamW, at a tenth of it it
-            limits nearly all.
+        radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
+            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up. Wide rows
+            want more: at ``columns * lr`` the ball follows every step of AdamW, at a tenth of it it limits nearly all.
         kappa: in [0, 1]. Not a strength: Adam is scale-free, so kappa = 1, 0.5 and 0.1 act alike while h > 0. With
             kappa = 0 a radius shrinks only when it is clipped to the largest row norm.
         norm: ``"mars"``: rows (dim 0) in L1; 0-d and 1-D tensors are one row. ``"l2"``: whole tensors.
@@ -55,9 +54,6 @@ class FTPAdamW(DropIn):
         radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
             so the first step from the anchor moves almost nothing. After a step a radius is at most the largest row
             norm: any large number leaves the first step to the base, which at a large ``lr`` is far.
-        radius_unit: ``"norm"``: row norm, as in the authors' code. ``"overshoot"``: what the previous step went beyond
-            the ball in its longest row, ``mu = radius_lr max(max_i n_i - gamma, 0)``, which follows ``lr`` and the
-            width of the rows; 1 lets a radius grow by half of what AdamW moves a row in one direction.
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.
         anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.
@@ -116,7 +112,6 @@ class FTPAdamW(DropIn):
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
         radius_start: float | None = None,
-        radius_unit: RadiusUnit = "norm",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
@@ -130,8 +125,7 @@ class FTPAdamW(DropIn):
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
-            "radius_start": radius_start, "radius_unit": radius_unit, "lean": lean, "maximize": maximize,
-            "foreach": foreach, "fused": fused,
+            "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)

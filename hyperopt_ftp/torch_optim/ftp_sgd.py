@@ -12,7 +12,7 @@ from ..anchored.rule import Spec
 from ..calls import explained
 from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
-from ..types import Anchor, Device, Excludes, Norm, PaperOrExact, RadiusUnit
+from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
 from .at_anchor import warn_if_it_stays
 from .bases import Formula, Own
@@ -30,7 +30,7 @@ class FTPSGD(DropIn):
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        params, anchor, exclude, radius_lr, kappa, norm, gradient, radius_start, radius_unit: as in :class:`FTPAdamW`.
+        params, anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
         anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable, differentiable: as in
             :class:`FTPAdamW`.
 
@@ -68,7 +68,6 @@ class FTPSGD(DropIn):
         norm: Norm = "mars",
         gradient: PaperOrExact = "paper",
         radius_start: float | None = None,
-        radius_unit: RadiusUnit = "norm",
         anchor_dtype: torch.dtype | None = None,
         anchor_device: Device = None,
         save_anchor: bool = True,
@@ -82,8 +81,7 @@ class FTPSGD(DropIn):
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
-            "radius_start": radius_start, "radius_unit": radius_unit, "lean": lean, "maximize": maximize,
-            "foreach": foreach, "fused": fused,
+            "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)

@@ -101,9 +101,8 @@ def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
 def test_ftp_around_muon_has_the_options_of_ftp(monkeypatch):
     seen, real = {}, hft.ftp
     monkeypatch.setattr(hft, "ftp", lambda *args, **options: seen.update(options) or real(*args, **options))
-    given = {"kappa": 0.3, "radius_lr": 0.7, "radius_unit": "overshoot", "gradient": "exact"}
-    METHODS["ftp_muon"].make(None)(Deep(), Config(**given), 0.125)
-    assert seen == given
+    METHODS["ftp_muon"].make(None)(Deep(), Config(kappa=0.3, radius_lr=0.7, gradient="exact"), 0.125)
+    assert seen == {"kappa": 0.3, "radius_lr": 0.7, "gradient": "exact"}
 
 
 def test_mixout_uses_other_weights_in_a_step_than_it_trains():

@@ -23,7 +23,6 @@ from hyperopt_ftp.kernels import triton_kernels as kernels
 F32, BF16, F64 = kernels.tl.float32, kernels.tl.bfloat16, kernels.tl.float64
 NUMBERS = ("lr", "beta1", "beta2", "eps", "decay", "momentum", "dampening", "radius_lr", "kappa")
 FP32 = {"T": F32, "W_T": F32, "G_T": F32, "W0_T": F32, "C_T": F32, "EXACT": False, "MAXIMIZE": False, "L2": False}
-FP32 |= {"RELATIVE": False}
 MIXED = FP32 | {"W_T": BF16, "G_T": BF16, "W0_T": BF16}  # bfloat16 weights, amp
 LEAN = FP32 | {"C_T": BF16}
 DOUBLE = {name: F64 if name.endswith("T") and name != "EXACT" else value for name, value in FP32.items()}
@@ -37,7 +36,6 @@ VARIANTS = {
     for name, rule, constants, given, used, capabilities in [
         ("adamw", "ADAMW", FP32, (), ALL, BOTH),
         ("bf16", "ADAMW", MIXED, AMP, ALL, BOTH),
-        ("relative", "ADAMW", FP32 | {"RELATIVE": True}, (), ("radii",), BOTH),
         ("sgd", "MOMENTUM", FP32, (), ("move",), BOTH),
         ("project", "NOTHING", FP32, (), ("move",), BOTH),
         ("amsgrad", "AMSGRAD", FP32, (), ("move",), ONE),

@@ -60,7 +60,7 @@ class Case:
         fixed = {str(i): w0.to(self.real) for i, w0 in enumerate(near) if held[i]}
         self.optimizer = hft.ftp(
             self.pure_base(), fixed, self.ball.norm, self.ball.kappa, self.ball.radius_lr,
-            "exact" if self.ball.exact else "paper", radius_unit="overshoot" if self.ball.relative else "norm",
+            "exact" if self.ball.exact else "paper",
         )  # fmt: skip
         self.state = self.optimizer.init(self.params)
 
@@ -125,9 +125,9 @@ class Case:
 
         W and c: a step rounds W', c, s c and W, each by e max |W| at most. A row's norm adds up its errors, which are
         of both signs (4 standard deviations), and rounds by a few e. Moments are off by a few e of their size.
-        A radius moves by radius_lr, or by this share of the overshoot, a step at most; its direction, m / sqrt(v) of
-        the hypergradients, is off by twice their relative error, which is that of c, where a step is lr (the gradients
-        drift: no sum cancels). It rounds by e a step, and where the clip acts it is a norm.
+        A radius moves by radius_lr a step at most; its direction, m / sqrt(v) of the hypergradients, is off by twice
+        their relative error, which is that of c, where a step is lr (the gradients drift: no sum cancels). It rounds by
+        e a step, and where the clip acts it is a norm.
         """
         L = self.layers
         e = torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps / 2
@@ -153,10 +153,7 @@ class Case:
                 close(f"c of {i}", L.deviations[i], self.state.deviation[k], small, lean)
                 summed = 4 * cols**0.5 * small
                 close(f"n of {i}", L.norms[i], n, summed, 8 * e)
-                rate = self.ball.radius_lr
-                if self.ball.relative and n.numel():  # the overshoot is off as two norms are
-                    summed, rate = summed * (1 + 2 * rate * steps), rate * n.amax().item()
-                turned = rate * steps * 2 * small / LR
+                turned = RADIUS_LR * steps * 2 * small / LR
                 close(f"radius of {i}", L.radii[i], self.state.radius[k], turned + summed, 8 * e)
                 assert L.radius_steps[i] == self.state.radius_opt.step
             assert L.steps[i] == self.state.base.step

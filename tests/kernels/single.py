@@ -42,8 +42,7 @@ class Single:
 
 
 def _rule(ball: Ball) -> Rule:
-    gradient, unit = "exact" if ball.exact else "paper", "overshoot" if ball.relative else "norm"
-    return ftp_rule(ball.radius_lr, ball.kappa, ball.norm, gradient, radius_unit=unit)
+    return ftp_rule(ball.radius_lr, ball.kappa, ball.norm, "exact" if ball.exact else "paper")
 
 
 def _columns(layers: Layers) -> Columns:

@@ -46,8 +46,6 @@ CASES: dict[str, dict[str, Any]] = {
     "dampening": {"base": SGD(LR, 0.9, 0.5, 0.0, False)},
     "float64, sgd": {"dtype": torch.float64, "base": SGD(0.1 / 3, 0.9, 0.1 / 3, 0.01, False)},
     "exact": {"ball": Ball(RADIUS_LR, 1.0, "mars", True)},
-    "overshoot": {"ball": Ball(0.7, 1.0, "mars", True, relative=True)},
-    "overshoot, l2, float64": {"ball": Ball(0.7, 1.0, "l2", True, relative=True), "dtype": torch.float64},
     "kappa 0": {"ball": Ball(RADIUS_LR, 0.0, "mars", False)},
     "kappa 0.5": {"ball": Ball(RADIUS_LR, 0.5, "mars", False)},
     "l2": {"ball": Ball(RADIUS_LR, 1.0, "l2", False)},

@@ -221,11 +221,6 @@ COMBINED = [
         lambda **k: hft.ftp(hft.sgd(lr=0.1), ANCHOR, norm="l2", gradient="exact", **k),
         {"radius_lr": 0.1, "kappa": 0.8},
     ),
-    Case(
-        "ftp-overshoot",
-        lambda **k: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, gradient="exact", radius_unit="overshoot", **k),
-        {"radius_lr": 0.7, "kappa": 0.8},
-    ),
     Case("l2sp", lambda **k: hft.l2sp(hft.sgd(lr=0.1, momentum=0.5), ANCHOR, **k), {"strength": 0.3}),
     Case(
         "l2sp-decoupled",

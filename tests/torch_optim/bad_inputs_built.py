@@ -111,12 +111,12 @@ BESIDE = "for 16-bit weights the deviation is the master copy"
 
 ADAMW_OPTIONS = (
     "params", "lr", "betas", "eps", "weight_decay", "amsgrad", "anchor", "exclude", "radius_lr", "kappa", "norm",
-    "gradient", "radius_start", "radius_unit", "anchor_dtype", "anchor_device", "save_anchor", "lean", "maximize",
-    "foreach", "fused", "capturable", "differentiable",
+    "gradient", "radius_start", "anchor_dtype", "anchor_device", "save_anchor", "lean", "maximize", "foreach", "fused",
+    "capturable", "differentiable",
 )  # fmt: skip
 OF_FTP = (
-    "base", "anchor", "exclude", "radius_lr", "kappa", "norm", "gradient", "radius_start", "radius_unit",
-    "anchor_dtype", "anchor_device", "save_anchor",
+    "base", "anchor", "exclude", "radius_lr", "kappa", "norm", "gradient", "radius_start", "anchor_dtype",
+    "anchor_device", "save_anchor",
 )  # fmt: skip
 #: Named as in a model of transformers: more parameters than an error lists.
 LARGE = [
@@ -347,7 +347,6 @@ NUMBERS = [
       for value in (-0.001, math.nan, math.inf)),
     option("radius_start", "0.1", TypeError, f"radius_start {A_NUMBER} the string '0.1'; write float('0.1')"),
     option("radius_start", PAIR, ValueError, f"radius_start {A_NUMBER} shape (2,), torch.float32"),
-    option("radius_unit", "row", ValueError, "radius_unit must be one of 'norm', 'overshoot', got 'row'"),
     option("gradient", "fast", ValueError, "gradient must be one of 'paper', 'exact', got 'fast'"),
     option("gradient", "Paper", ValueError,
            "gradient must be one of 'paper', 'exact', got 'Paper'; did you mean 'paper'?"),

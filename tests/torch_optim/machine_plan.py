@@ -25,7 +25,7 @@ EXECUTIONS = st.sampled_from(list(executions.FLAGS))
 #: Both flags, so that they also overrule those of the constructor.
 FLAGS = {name: {"foreach": None, "fused": None, **flags} for name, flags in executions.FLAGS.items()}
 #: Of the class itself, not of its base.
-OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_unit")
+OPTIONS = ("radius_lr", "kappa", "norm", "gradient")
 UNSHARED = ("params", "capturable", "differentiable", "decoupled_weight_decay")  # of torch's groups
 
 PLANS = st.fixed_dictionaries(
@@ -53,7 +53,6 @@ PLANS = st.fixed_dictionaries(
         "gradient": st.sampled_from(["paper", "exact"]),
         "kappa": st.sampled_from([1.0, 0.4, 0.0]),
         "radius_lr": st.sampled_from([0.05, 0.01]),
-        "radius_unit": st.sampled_from(["norm", "overshoot"]),
         "capturable": st.booleans(),
         "lean": st.booleans(),
     }

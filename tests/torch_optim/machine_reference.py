@@ -15,7 +15,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored.ftp import FTPState, radius_gradient
-from hyperopt_ftp.anchored.projections import FLOOR, largest, overshoot, per_row, rescaled, row_norm
+from hyperopt_ftp.anchored.projections import FLOOR, largest, per_row, rescaled, row_norm
 from hyperopt_ftp.optimizers.adam import AdamState
 from hyperopt_ftp.optimizers.sgd import SGDState
 
@@ -73,7 +73,7 @@ class Layer:
             old |= dict(zip(BALL, (c, row_norm(c, o["norm"]), first, first * 0, first * 0), strict=True))
         w, dw = _wide(stored if moved is None else moved, w0, old)
         base, state = (_moved(w), ()) if moved is not None else _base(o, old, w, self.steps)
-        rule = hft.ftp(base, at, o["norm"], o["kappa"], o["radius_lr"], o["gradient"], radius_unit=o["radius_unit"])
+        rule = hft.ftp(base, at, o["norm"], o["kappa"], o["radius_lr"], o["gradient"])
         c, n, gamma, m, v = ({"w": old[name]} for name in BALL)
         full = FTPState(state, gamma, AdamState(torch.tensor(self.steps - 1), m, v, ()), c, n)
         new, full = rule.update({"w": g}, full, {"w": w})
@@ -234,9 +234,7 @@ def _ball_errors(o: dict, old: Values, g: Tensor, w0: Tensor, new: Values, dmove
     b1, b2 = 1 - 0.9**t, 1 - 0.999**t
     root, low = (v / b2).sqrt() + 1e-8, ((v - dv).clamp(min=0) / b2).sqrt() + 1e-8
     turned = dm / b1 / low + m.abs() / b1 * (1 / low - 1 / root + 8 * u / root)
-    beyond = overshoot(old["radius"], old["row_norm"]) if o["radius_unit"] == "overshoot" else 1.0
-    rate = o["radius_lr"] * beyond
-    dgamma = rate * turned + 4 * u * (old["radius"] + rate * m.abs() / b1 / root)
+    dgamma = o["radius_lr"] * turned + 4 * u * (old["radius"] + o["radius_lr"] * m.abs() / b1 / root)
     if t == 1:  # the first radius is a norm of W - W0, which is stored
         dgamma = dgamma + largest(row_sums(2 * u * (w0.abs() + old["radius"]), norm)) + (size + 8) * u * old["radius"]
     dgamma = torch.maximum(dgamma, largest(dn)) + 4 * u * gamma

@@ -104,8 +104,7 @@ class Training(Books):
         group=st.integers(0, 4),
         option=st.sampled_from(
             [("lr", 0.02), ("lr", 0.0), ("weight_decay", 0.3), ("kappa", 0.7), ("radius_lr", 0.02), ("radius_lr", 0.0),
-             ("gradient", "exact"), ("gradient", "paper"), ("radius_unit", "overshoot"), ("momentum", 0.6),
-             ("momentum", 0.0)]
+             ("gradient", "exact"), ("gradient", "paper"), ("momentum", 0.6), ("momentum", 0.0)]
         ),
     )  # fmt: skip
     def change_an_option(self, group: int, option: tuple[str, Any]) -> None:
