@@ -142,7 +142,7 @@ class Comparison:
 
     def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
         """Try the next learning rate into `tried`, or None when there is none left."""
-        lr = next(iter(untried(self.options.lrs, tried)), None)
+        lr = next(iter(untried(self.options.rates_of(method), tried)), None)
         if lr is not None:
             fitted = self.fit(method, self.options.seeds[0], lr, f"{method}, lr {lr}", choosing=True)
             tried[str(lr)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
@@ -233,7 +233,7 @@ def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, 
     to_do = sum(planned.steps(method) * (1 + more[method]) for method, _ in left)
     for method in methods:
         tried = rates.setdefault(method, {})
-        to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.lrs, tried))
+        to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.rates_of(method), tried))
         if options.lrs and (others := METHODS[method].strengths[1:]):
             left_to_try = untried(others, strengths.setdefault(method, {}))
             to_do += sum(planned.steps(method, choosing=True) for _ in left_to_try)

@@ -31,6 +31,7 @@ class Options:
     epochs: int = 8  # passes over the fine-tuning examples
     lr: float = 5e-4  # first learning rate; it falls to 0 as a cosine
     lrs: tuple[float, ...] = ()  # to choose from, for each method on held-out examples in distribution; none: lr
+    wider: tuple[tuple[str, float], ...] = ()  # methods, each with one more rate: `--wider adamw 2e-5 ftp 1e-2`
     weight_decay: float = 0.01  # decoupled, as in AdamW
     strong_decay: float = 0.1  # weight decay of adamw_decay
     batch_size: int = 32  # examples in one step
@@ -54,8 +55,11 @@ class Options:
             if counts and value < least:
                 raise InputError(f"{option(field.name)} {value}: must be an integer of at least {least}")
         self._check_above_zero("lr")
-        if not all(math.isfinite(lr) and lr > 0 for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):
-            raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give different numbers above 0")
+        if wrong := sorted({method for method, _ in self.wider} - {*self.methods}):
+            raise InputError(f"--wider {' '.join(wrong)}: the methods are {', '.join(self.methods)}")
+        for lrs in map(self.rates_of, self.methods):
+            if not all(math.isfinite(lr) and lr > 0 for lr in lrs) or len(set(lrs)) < len(lrs):
+                raise InputError(f"--lrs {' '.join(map(str, lrs))}: give different numbers above 0")
         for name in ("weight_decay", "strong_decay", "radius_lr", "anchor_weight_decay"):
             if not (math.isfinite(value := getattr(self, name, 0.0)) and value >= 0):
                 raise InputError(f"{option(name)} {value}: must be a number of at least 0")
@@ -75,6 +79,10 @@ class Options:
         for name, other in FOLLOWS.items():
             if name in self.methods and other not in self.methods:
                 raise InputError(f"--method {name} is made of the weights of {other}; give both")
+
+    def rates_of(self, method: str) -> tuple[float, ...]:
+        """The learning rates that a method chooses from."""
+        return (*self.lrs, *(lr for name, lr in self.wider if name == method))
 
     @property
     def holds_out(self) -> bool:

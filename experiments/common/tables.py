@@ -195,11 +195,14 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str]
     tried = {method: rates for method, rates in tried.items() if rates}
     if not tried:
         return []
-    lrs = sorted(next(iter(tried.values())), key=float)
+    lrs = sorted({lr for rates in tried.values() for lr in rates}, key=float)
 
     def cell(rates: Mapping[str, float], lr: str) -> str:
+        if lr not in rates:
+            return ""
         score = "diverged" if rates[lr] < 0 else f"{rates[lr]:.1f}"
-        at_edge = len(lrs) > 1 and lr in (lrs[0], lrs[-1])
+        ends = sorted(rates, key=float)
+        at_edge = len(ends) > 1 and lr in (ends[0], ends[-1])
         return f"{score} (chosen{', edge' if at_edge else ''})" if float(lr) == best(rates) else score
 
     rows = [[titles(method), *(cell(rates, lr) for lr in lrs)] for method, rates in tried.items()]

@@ -65,7 +65,7 @@ class Trainer:
         is of this very training. `forward` stands for `model` in a step."""
         torch.manual_seed(seed)
         steps = steps_of(part, epochs, batch_size)
-        schedule = _schedule(optimizer, steps, round(warm_up * steps))
+        schedule = schedule_of(optimizer, steps, round(warm_up * steps))
         training = Training(model, optimizer, schedule, torch.Generator().manual_seed(seed))
         training.resume(file, identity)
         self.advance(training.step)
@@ -93,7 +93,7 @@ class Trainer:
         return training
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int, rising: int) -> torch.optim.lr_scheduler.LRScheduler:
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, rising: int) -> torch.optim.lr_scheduler.LRScheduler:
     """A cosine to 0, after a straight line from 0 in the first `rising` steps."""
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - rising)
     if not rising:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from tyro.conf import Fixed
 
 from experiments.classification.emoji import STYLES
 from experiments.common.errors import InputError
@@ -19,6 +20,7 @@ class Config(Options):
         tuple[str, ...],
         tyro.conf.arg(name="method", help="; ".join(f"{name}: {method.about}" for name, method in METHODS.items())),
     ] = tuple(METHODS)
+    wider: Fixed[tuple[tuple[str, float], ...]] = ()
     order: tuple[str, ...] = STYLES  # the styles as they are learnt, each once
     epochs: int = 3  # passes over the examples of each task
     limit: int | None = None  # use only so many emoji, for a quick try

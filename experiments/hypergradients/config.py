@@ -17,6 +17,7 @@ class Plan:
 
     methods: Fixed[tuple[str, ...]] = ("ftp",)
     lrs: Fixed[tuple[float, ...]] = ()
+    wider: Fixed[tuple[tuple[str, float], ...]] = ()
     strong_decay: Fixed[float] = 0.1
     wise: Fixed[float] = 0.5
     kappa: Fixed[float] = 1.0

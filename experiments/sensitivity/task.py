@@ -44,8 +44,13 @@ class Config:
     test_tweets: int = 150  # of each topic and sentiment in the tests
 
     def check(self) -> None:
-        if len(self.lrs) < 2:
-            raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give at least two")
+        if len(set(self.lrs)) < max(2, len(self.lrs)):
+            raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give at least two, all different")
+        if "adamw" not in self.methods or FOLLOWS.keys() & {*self.methods}:
+            raise InputError(
+                f"--methods {' '.join(self.methods)}: give adamw, which all are compared with, and others that train; "
+                "WiSE-FT of AdamW's is always there"
+            )
         for seed in self.seeds:
             self.options(seed, self.lrs[0]).check()
 

@@ -21,13 +21,13 @@ from experiments.common.comparison import Comparison
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.step_log import Board, write_steps
-from experiments.common.trainer import Trainer
+from experiments.common.trainer import Trainer, schedule_of
 
 from ..support.measured import numbers
 from .running import CONVOLUTIONAL
 
 CPU = torch.device("cpu")
-WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_start", "tpgm", "mars_sp"}
+WITH_RADII = {"ftp", "ftp_exact", "ftp_kappa0", "ftp_exact_kappa0", "ftp_share", "ftp_start", "tpgm", "mars_sp"}
 TRAINED = set(CONVOLUTIONAL) - FOLLOWS.keys()
 
 
@@ -311,6 +311,29 @@ def test_every_step_is_written_down(everything, method):
         sizes = (8, 5) if METHODS[method].validates else (8, 8)  # some hold out three of the sixteen
         counts = [size * share for size, share in zip(sizes, right, strict=True)]
         assert counts == pytest.approx([round(count) for count in counts])
+
+
+def test_a_rate_that_warms_up_rises_from_its_share_to_the_whole_and_falls_as_a_cosine():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    schedule, rates = schedule_of(optimizer, steps=10, rising=4), []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.125, 0.21875, 0.3125, 0.40625, *cosine(0.5, 6)])
+
+
+def test_one_method_may_choose_from_more_rates(workplace, watch, tmp_path):
+    out = tmp_path / "wider"
+    watch.validation += [50.0, 60.0, 70.0, 80.0, 10.0]
+    given = ["--method", "linear", "adamw", "--lrs", "0.001", "0.003", "--wider", "adamw", "0.0001"]
+    assert workplace.command(*given, "--out", str(out)).status == 0
+    tried = {"linear": {"0.001": 50.0, "0.003": 60.0}, "adamw": {"0.001": 70.0, "0.003": 80.0, "0.0001": 10.0}}
+    assert read(out)["rates"] == tried
+    report = (out / "report.md").read_text()
+    assert "| linear probe |  | 50.0 | 60.0 (chosen, edge) |" in report
+    assert "| AdamW | 10.0 | 70.0 | 80.0 (chosen, edge) |" in report
+    assert workplace.command("--method", "linear", "--lrs", "0.1", "--wider", "ftp", "0.2").status == 2
 
 
 @pytest.mark.parametrize("method", ["adamw", "ftp", "linear"])

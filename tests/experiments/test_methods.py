@@ -98,6 +98,21 @@ def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
         assert found == {"first": first, "second": first / 2, "body": 0.0, "fc": head}
 
 
+def test_a_share_of_width_and_rate_is_followed_through_a_schedule():
+    model = Deep()
+    opt = METHODS["ftp_share"].make(None)(model, Config(), 0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, step_size=1, gamma=0.1)
+    for lr in (0.5, 0.05):
+        model.zero_grad()
+        sum(p.square().sum() for p in model.parameters()).backward()
+        opt.step()
+        for group in opt.param_groups:
+            widths = {p.numel() // (p.shape[0] if p.ndim > 1 else 1) for p in group["params"]}
+            assert [group["radius_lr"]] == pytest.approx([0.2 * width * lr for width in widths])
+            assert group["gradient"] == "exact"
+        schedule.step()
+
+
 def test_ftp_around_muon_has_the_options_of_ftp(monkeypatch):
     seen, real = {}, hft.ftp
     monkeypatch.setattr(hft, "ftp", lambda *args, **options: seen.update(options) or real(*args, **options))
@@ -133,7 +148,8 @@ def test_what_is_made_of_ends_of_trainings():
 
 
 def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
-    assert FOLLOWS == {"wise": "adamw", "wise_ftp": "ftp", "lines": "adamw", "model_stock": "adamw"}
+    made = {"wise": "adamw", "wise_warmup": "adamw_warmup", "wise_ftp": "ftp", "lines": "adamw", "model_stock": "adamw"}
+    assert made == FOLLOWS
     for follower, of in FOLLOWS.items():
         assert METHODS[follower].make(None) is None
         assert METHODS[of].make(None) is not None

@@ -1,0 +1,81 @@
+"""The study of learning rates: what it says of scores that are made up, and a tiny run of it."""
+
+import pytest
+
+from experiments.sensitivity.study import STUDY
+from experiments.sensitivity.summary import all_scores, at_equal_id, best_rate, good, near, scores_of, table, worst
+from tests.experiments.running import ran, refused, results
+
+# ID and OOD of two splits by rate: AdamW is best at 0.1 and lost at 1, FTP at all three about as good.
+ADAMW = {0.01: [(60, 50), (62, 52)], 0.1: [(70, 55), (72, 57)], 1.0: [(20, 20), (22, 22)]}
+FTP = {0.01: [(60, 58), (62, 60)], 0.1: [(69, 58), (72, 59)], 1.0: [(72, 54), (73, 57)]}
+
+
+@pytest.fixture
+def content() -> dict:
+    pieces = {}
+    for method, by_rate in {"adamw": ADAMW, "ftp": FTP}.items():
+        for lr, splits in by_rate.items():
+            for seed, (id_, ood) in enumerate(splits):
+                scores = {method: {"id": float(id_), "ood": float(ood)}}
+                if method == "adamw":
+                    scores["wise"] = {"id": id_ - 1.0, "ood": ood + 1.0}
+                pieces[f"split {seed}, {method}, lr {lr:g}"] = {"lr": lr, "seed": seed, "scores": scores}
+    return {"results": pieces}
+
+
+def test_what_the_numbers_of_a_method_are(content):
+    scores = scores_of(content)
+    assert (best_rate(scores, "adamw"), best_rate(scores, "ftp")) == (0.1, 1.0)
+    assert near(scores, "ftp") == [1.0]
+    assert near(scores_of({"results": {**content["results"]}}), "adamw") == [0.1]
+    assert worst(scores, "ftp", "ood") == pytest.approx((-0.5, 0.5))
+    assert good(scores, "adamw") == [0.1]
+    assert good(scores, "ftp") == [0.1, 1.0]
+    assert at_equal_id(scores, "ftp") == 1.0  # at 0.1 it learns half a point less
+    assert at_equal_id(scores, "wise") is None
+
+
+def test_its_table(content):
+    header, rows = table(content)
+    assert header[:3] == ["method", "best rate", "ID / OOD"]
+    by_method = {row[0]: row[1:] for row in rows}
+    assert by_method["AdamW"][:4] == ["0.1", "71.0 / 56.0", "+0.0 ± 0.0", "+0.0 ± 0.0"]
+    assert by_method["FTPAdamW"][:4] == ["1 (edge)", "72.5 / 55.5", "+1.5 ± 0.5", "-0.5 ± 0.5"]
+    assert by_method["WiSE-FT"][4] == "none"
+    assert by_method["FTPAdamW"][-1] == "2 of 3"
+    assert all_scores(content)[1][0] == ["AdamW", "61.0 / 51.0", "71.0 / 56.0", "21.0 / 21.0"]
+
+
+def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(cache.parents[1])  # where the emoji are drawn already
+    out = tmp_path / "run"
+    tiny = ["--anchor", "imagenet", "--methods", "linear", "adamw", "--lrs", "1e-3", "1e-2", "--seeds", "0", "1"]
+    tiny += ["--epochs", "1", "--limit", "48", "--out", str(out)]
+    assert ran(STUDY, *tiny, stop_before="split 1, linear, lr 0.01").status == 130
+    assert len(results(out)) == 4
+    done = ran(STUDY, *tiny)
+    assert done.status == 0
+    assert len(done.begun) == 4
+    found = results(out)
+    assert {tuple(piece["scores"]) for piece in found.values()} == {("linear",), ("adamw", "wise")}
+    assert {piece["lr"] for piece in found.values()} == {1e-3, 1e-2, 0.1}
+    assert all(0 <= score <= 100 for p in found.values() for both in p["scores"].values() for score in both.values())
+    report = (out / "report.md").read_text()
+    assert "8 trainings, all of them below" in report
+    assert (out / "rates.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lrs", "1e-3"],
+        ["--methods", "adamw", "adamv"],
+        ["--lrs", "1e-3", "1e-3"],
+        ["--methods", "ftp"],
+        ["--methods", "adamw", "wise"],
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_refused(arguments):
+    assert refused(STUDY, *arguments)
