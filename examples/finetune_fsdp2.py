@@ -91,7 +91,7 @@ def fine_tune(out: Path, steps: int, every: int, on_step: Callable[[int], None] 
     report("anchor")
     fully_shard(model)
     # The anchor is in a file or, as here, easily made again: checkpoints hold its fingerprint alone.
-    opt = hft.FTPAdamW(model.named_parameters(), lr=5e-3, radius_lr=2e-3, anchor=weights, save_anchor=False)
+    opt = hft.FTPAdamW(model.named_parameters(), lr=5e-3, anchor=weights, save_anchor=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 / (1 + step / 100))
 
     first = [newest(out)]

@@ -45,7 +45,6 @@ from .optimizers.clipping import clipped as clipped
 from .optimizers.clipping import clipped_adaptively as clipped_adaptively
 from .optimizers.clipping import clipped_by_value as clipped_by_value
 from .optimizers.clipping import clipped_per_layer as clipped_per_layer
-from .optimizers.damping import anneal as anneal
 from .optimizers.damping import damped as damped
 from .optimizers.decay import decayed as decayed
 from .optimizers.depth import by_depth as by_depth

@@ -25,7 +25,6 @@ ALLOWED = {
     "mixing": {"types", "tree", "hparams", "optimizers", "hyper"},
     "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
     "kernels": {"dtensors"},
-    "fused_projection": {"types", "anchored", "kernels"},
     "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
     "watch": {"types", "tree", "dtensors", "calls", "anchored", "torch_optim"},
     "describe": {"calls", "anchored", "torch_optim", "watch"},
@@ -83,7 +82,6 @@ RUNS = {
     "mixing",
     "torchopt_bridge",
     "kernels",
-    "fused_projection",
     "torch_optim",
     "watch",
     "plot",
@@ -95,7 +93,6 @@ PURE += [
     "hyper/one_step",
     "hyper/constrain",
     "hyper/paths",
-    "hyper/inner",
     "hyper/held_out",
     "hyper/tpgm",
 ]

@@ -12,7 +12,6 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-import torch
 
 import hyperopt_ftp as hft
 
@@ -71,11 +70,3 @@ def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.split()[-2:] == ["foreach", str(unpacked / "hyperopt_ftp" / "__init__.py")]
-
-
-def test_the_former_name_of_damped_warns_and_is_the_same():
-    with pytest.warns(DeprecationWarning, match="anneal is called damped"):
-        old = hft.anneal(hft.sgd(lr=1.0), kappa=0.5)
-    new, r = hft.damped(hft.sgd(lr=1.0), kappa=0.5), torch.ones(2)
-    h = torch.tensor([1.0, -1.0])
-    assert torch.equal(old.update(h, old.init(r), r)[0], new.update(h, new.init(r), r)[0])

@@ -11,7 +11,6 @@ from .hyper import TunedState as TunedState
 from .hyper import hyper as hyper
 from .hypergradient import hypergradient as hypergradient
 from .implicit import Implicit as Implicit
-from .inner import Inner as Inner
 from .linear import Solved as Solved
 from .one_step import GradientStrategy as GradientStrategy
 from .one_step import OneStep as OneStep

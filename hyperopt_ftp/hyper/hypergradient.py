@@ -28,7 +28,6 @@ from .arguments import (
 )
 from .data_parallel import DataParallel, agreed, check_value
 from .functorch import under_transform
-from .inner import Inner
 from .leaves import fresh, is_float, refill
 from .mutation import refuse_mutation
 from .rng import Recorder
@@ -126,8 +125,6 @@ def slope(
     names = tuple(full) if over is None else paths.normalise(over, whole)
     tuned = paths.select(whole, names)
     check_floats(tuned)
-    if hasattr(strategy, "through_steps"):
-        return _by_the_old_protocol(strategy, optimizer, train_loss, outer_loss, params, batches, full, state, tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
     check_loss("outer_loss", outer_loss)
     sees = takes_loss_hparams(outer_loss, 1)
@@ -233,20 +230,6 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
             "over names the batches, which data_parallel has in shards that differ from process to process: "
             f"{'float16 params' if narrow else 'ZeroOrder'} cannot do that; put what is tuned into hparams['loss']"
         )
-
-
-def _by_the_old_protocol(
-    strategy: Any, optimizer: Optimizer, train_loss: Any, outer_loss: Any, params: Params, batches: Any,
-    full: dict[str, Any], state: Any, tuned: dict[str, Any],
-) -> tuple[Tensor, dict[str, Any], tuple[Any, Any]]:  # fmt: skip
-    warnings.warn(
-        f"{type(strategy).__name__} has the method through_steps(inner, tuned), which is deprecated: write run and "
-        "pullback (hyperopt_ftp.hyper.Strategy), which train takes too",
-        UserWarning,  # strategies are written by users: they should see it
-        stacklevel=callers_level(),
-    )
-    inner = Inner(optimizer, train_loss, outer_loss, params, batches, full, state)
-    return strategy.through_steps(inner, tuned)
 
 
 def warn_if_zero(name: str, grad: Any) -> None:

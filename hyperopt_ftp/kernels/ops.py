@@ -1,7 +1,7 @@
 """The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
 
 Eager calls go straight to the launchers; the op only carries their arguments, as flat lists without what is absent,
-through a compiled graph. An op that mutates has no derivative; ``hyperopt_ftp.fused_projection`` has.
+through a compiled graph. An op that mutates has no derivative.
 """
 
 from __future__ import annotations

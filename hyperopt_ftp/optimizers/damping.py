@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..types import Number, Optimizer, StateT
 from .leafwise import each_gradient
 from .on_gradients import on_gradients
 
-__all__ = ["anneal", "damped"]
+__all__ = ["damped"]
 
 
 @explained("damped(adam(lr=1e-3), kappa=0.5)")
@@ -43,17 +42,3 @@ def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
         return each_gradient(lambda h: torch.where(h > 0, own["kappa"].to(h.dtype) * h, h), grads)
 
     return on_gradients(by, to_tensors(kappa=kappa), before)
-
-
-def anneal(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
-    """The former name of :func:`damped`; nothing in it changes over time. It warns.
-
-    >>> import warnings, hyperopt_ftp as hft
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")
-    ...     by = hft.anneal(hft.sgd(lr=1.0), kappa=0.5)
-    >>> by.hparams["kappa"]
-    tensor(0.5000, dtype=torch.float64)
-    """
-    warnings.warn("hyperopt_ftp.anneal is called damped now", DeprecationWarning, stacklevel=2)
-    return damped(by, kappa)

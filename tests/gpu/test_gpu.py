@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import fused_projection
-from hyperopt_ftp.anchored import projections
 from hyperopt_ftp.kernels import ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -85,18 +83,6 @@ def test_around_an_optimizer_triton_equals_foreach(dtype, trusted):
         close = slack + (torch.finfo(dtype).eps * 4 if dtype.itemsize == 2 else 0)
         torch.testing.assert_close(p, q, rtol=0, atol=close)
     assert sides[0][1].radii() == pytest.approx(sides[1][1].radii(), rel=1e-3)
-
-
-@pytest.mark.parametrize("norm", projections.NORMS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_fused_projection(shape, norm, trusted):
-    """Float64 sums of at most 70,000 terms in another order."""
-    torch.manual_seed(0)
-    w, w0 = (torch.randn(shape, dtype=torch.float64, device="cuda") for _ in range(2))
-    radius = projections.row_norm(w - w0, norm).median() * 0.9
-    assert ops.why_not([w, w0]) is None
-    expected = projections.project(w, w0, radius, norm)
-    torch.testing.assert_close(fused_projection.project(w, w0, radius, norm), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MAKES)

@@ -53,7 +53,7 @@ def test_rules_on_many_tensors_have_never_run_on_a_gpu_and_take_the_bases_word_t
         assert hft.L2SP(torch.optim.SGD([weights()], lr=0.1, **flags)).execution == name
 
 
-def test_the_fused_projection_does_not_run_triton(on_a_gpu: None):
+def test_triton_has_to_be_asked_for(on_a_gpu: None):
     assert ops.why_not([weights()]) == "on cuda it has to be asked for, by fused=True"
 
 

@@ -9,6 +9,7 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Start
 
 from ..support.cases import CASES, Case
 from ..support.problems import batches, central_differences, entries, loss, start, train
@@ -235,16 +236,20 @@ def test_agrees_with_independent_implementations_at_8_steps(peer):
 
 def test_a_strategy_of_ones_own():
     class Central:
-        def through_steps(self, inner, tuned):
-            def run(h):
-                params, state = inner.params, inner.begin(h)
-                for k in range(len(inner.batches)):
-                    params, state = inner.step(params, state, k, h)
-                return inner.outer(params), (params, state)
+        """Central differences of <cotangents, end of training> in the hparams; no derivative of anything else."""
 
-            value, end = run(tuned)
-            slopes = central_differences(lambda h: run(h)[0], tuned)
-            return value, tree.flatten(tuned)[1](slopes), end
+        def run(self, steps, start):
+            return steps.loop(start), start
+
+        def pullback(self, steps, start, cotangents):
+            given = cotangents.params
+
+            def paired(hparams):
+                end = steps.loop(start._replace(hparams=hparams)).params
+                return sum((given[name] * end[name]).sum() for name in end)
+
+            slopes = central_differences(paired, start.hparams)
+            return Start(tree.flatten(start.hparams)[1](slopes), None, None, None)
 
     opt = hft.adamw(lr=0.1, eps=1e-2)
     mine, exact = (compute(opt, s, over=("lr", "eps"))[1] for s in (Central(), hft.Unroll()))
