@@ -127,7 +127,7 @@ class CompiledWalk:
 
     def _run(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
         batch, wanted = self._batch(k)
-        look = partial(self._steps.look, params, batch, self._hparams, wanted)
+        look = partial(self._steps.look, params, state, batch, self._hparams, wanted)
         return self._compiled.step(params, state, batch, self._hparams, look)
 
     def _batch(self, k: int) -> tuple[Any, Any]:

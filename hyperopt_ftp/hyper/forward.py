@@ -162,7 +162,7 @@ def _carry_compiled(steps: Steps, start: Start, a: int, b: int, compile: Compile
             params, state, loss, tangents = compiled.along(
                 params, state, batch, hparams, (steps.wanted.hparams, wanted),
                 (tangents[:split], tangents[split:], d_knobs, d_batch),
-                lambda p=params, batch=batch, wanted=wanted: steps.look(p, batch, hparams, wanted),
+                lambda p=params, s=state, batch=batch, wanted=wanted: steps.look(p, s, batch, hparams, wanted),
             )  # fmt: skip
             losses.append(loss)
     return Trained(params, state, torch.stack(losses)), tangents

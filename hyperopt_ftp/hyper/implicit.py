@@ -14,9 +14,9 @@ from .. import tree
 from ..calls import callers_level, check_choice, check_count, shown
 from ..hparams import Domain, check_number
 from ..types import Solver
-from .functorch import values_of
+from .functorch import under_transform, values_of
 from .held_state import LIMIT, is_checked, mismatch, wanted_of
-from .leaves import cotangents_of, floats, is_float, known
+from .leaves import cotangents_of, floats, fresh, is_float, known
 from .linear import SOLVERS, Solved, System, at_point, diverges, dot, solution, tolerance_of
 from .rng import Recorder, RngState
 from .steps import Steps
@@ -110,7 +110,10 @@ class Implicit:
         if len(start.batches) < self.batches:
             raise ValueError(f"there are {len(start.batches)} steps, fewer than batches = {self.batches}")
         recorder = Recorder()
-        end = steps.loop(start)
+        given = start
+        if not under_transform():  # with leaves, so that a number that is taken of an hparam is seen
+            given = start._replace(hparams=fresh(start.hparams, steps.wanted.hparams)[1])
+        end = steps.loop(given)
         return end, _Run(start, end, recorder, recorder.now())
 
     def pullback(self, steps: Steps, residual: Any, cotangents: Trained) -> Start:

@@ -1,4 +1,4 @@
-"""What a loss may not do: write into tensors it has not made, since a step that is made twice would write twice."""
+"""What a loss or an update may not do: write into tensors it has not made; a step made twice would write twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..dtensors import local
-from .numbers import TAKEN
+from .numbers import taken
 
-__all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten"]
+__all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten", "writes"]
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
@@ -45,7 +45,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
         kwargs = kwargs or {}
         self.has_hooks = self.has_hooks or _hooks() is not None
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
-            raise RuntimeError(TAKEN)
+            raise taken(self._what)
         if func.namespace == "c10d" and not self._collectives:
             raise RuntimeError(
                 f"{self._what} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
@@ -54,7 +54,7 @@ class refuse_mutation(TorchDispatchMode):  # a context manager
             )
         for target in _written(func, args, kwargs):
             if _storage(target) not in self._made:
-                raise _writes(self._what, f" ({func})", target)
+                raise writes(self._what, f" ({func})", target)
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(
                 "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
@@ -92,7 +92,7 @@ class unwritten:  # a context manager
             return
         for x, version in zip(self._tensors, self._versions, strict=True):
             if x._version != version:
-                raise _writes("train_loss", "", x)
+                raise writes("train_loss", "", x)
 
 
 class NewHooks(Exception):
@@ -111,9 +111,16 @@ def no_new_hooks() -> Iterator[None]:
         raise NewHooks from error
 
 
-def _writes(what: str, how: str, target: Tensor) -> RuntimeError:
+def writes(what: str, how: str, target: Tensor | None) -> RuntimeError:
+    """The error of code that writes into a tensor that it has not made."""
+    shape = "" if target is None else f" of shape {tuple(target.shape)}"
+    if what == "the optimizer":
+        return RuntimeError(
+            f"the optimizer writes in place{how} into a tensor{shape} that it has not made: the step before it, or the "
+            "same step computed again, would read what was written. Return new tensors: m = b * m + g"
+        )
     return RuntimeError(
-        f"{what} writes in place{how} into a tensor of shape {tuple(target.shape)} that it has not made, such as "
+        f"{what} writes in place{how} into a tensor{shape} that it has not made, such as "
         "BatchNorm's running statistics; a step that is computed twice would write twice. Put such modules into eval "
         "mode by eval(), make BatchNorm keep no statistics by torch.func.replace_all_batch_norm_modules_(net), or give "
         "functional_call clones of the buffers"

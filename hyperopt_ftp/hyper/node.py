@@ -93,7 +93,6 @@ class TrainNode(torch.autograd.Function):
     def forward(job: Job, *inputs: Tensor) -> tuple[Tensor, ...]:
         detached = [x.detach() for x in inputs]
         steps = replace(job.steps, apart=job.transform)
-        steps.look_at_update(job.start(detached))
         trained, residual = job.run(steps, detached)
         # The node may not hold its own outputs: it would never be freed.
         complex_ones = [x for x in job.outputs(trained) if x.is_complex()]

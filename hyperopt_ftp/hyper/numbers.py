@@ -1,4 +1,4 @@
-"""Numbers that a loss makes of what a derivative is taken in: what is computed from them has no derivative there."""
+"""Numbers made of what a derivative is taken in, by a loss or an update: what is computed from them has none there."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from ..calls import callers_level
+from .functorch import differentiated, under_transform
 from .strangers import leaves_of
 
-__all__ = ["TAKEN", "refuse_numbers"]
+__all__ = ["refuse_numbers", "taken"]
 
-TAKEN = (
-    "train_loss takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
-    "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
-)
+
+def taken(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
+        "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+    )
+
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
+#: Of an update, whose gradients have a graph; in a loss it is what ``detach()`` is.
+_DATA = {Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 
 
@@ -30,17 +36,18 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
     """Raise where the code inside takes a number that is made of knobs alone; warn where params are in it too.
 
     The latter may be a log, which does no harm. :class:`~.mutation.refuse_mutation` sees a knob itself, wherever torch
-    takes its number.
+    takes its number. Under a transform there are no leaves to tell them apart by, and both are warned of.
     """
 
-    def __init__(self, knobs: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    def __init__(self, knobs: Sequence[Tensor], known: Sequence[Tensor], what: str = "train_loss") -> None:
         super().__init__()
+        self._what = what
         self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
         self._warned = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _OF_ITSELF:
+        if func in _OF_ITSELF or (func in _DATA and self._what != "train_loss"):
             self._look(args[:1])
         elif func in _OF_VALUES:
             given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
@@ -51,19 +58,25 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
 
     def _look(self, given: Any) -> None:
         for x in tree.leaves(given):
-            if not (isinstance(x, Tensor) and x.requires_grad):
+            if not isinstance(x, Tensor):
                 continue
-            made_of = {id(leaf) for leaf in leaves_of(x)}
-            if not made_of & self._known:  # of what the loss lets require grad itself
+            if under_transform():
+                if not differentiated(x):
+                    continue
+            elif not x.requires_grad:
                 continue
-            if made_of <= self._knobs:
-                raise RuntimeError(TAKEN)
+            else:
+                made_of = {id(leaf) for leaf in leaves_of(x)}
+                if not made_of & self._known:  # of what the code inside lets require grad itself
+                    continue
+                if made_of <= self._knobs:
+                    raise taken(self._what)
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    "train_loss makes a number of a tensor that depends on what a derivative is taken in (item(), "
-                    "float(), tolist(), torch.tensor): what is computed from that number has no derivative there. Use "
-                    "the tensor; for a log, or where it is to count as a constant, take x.detach().item()",
+                    f"{self._what} makes a number of a tensor that depends on what a derivative is taken in (item(), "
+                    "float(), tolist(), torch.tensor, data): what is computed from that number has no derivative "
+                    "there. Use the tensor; for a log, or where it is to count as a constant, take x.detach().item()",
                     UserWarning,
                     stacklevel=callers_level(),
                 )

@@ -16,8 +16,9 @@ from ..dtensors import is_dtensor, like, settled
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar, loss_at, without_loss
 from .data_parallel import DataParallel, agreed
+from .first_update import looked_at
 from .functorch import level_of, top_level, under_transform
-from .leaves import Row, floats, fresh, refill
+from .leaves import Row, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
 from .numbers import refuse_numbers
 from .rng import Recorder, RngState
@@ -48,13 +49,14 @@ class Gradient(NamedTuple):
 
 @dataclass
 class Seen:
-    """What the training loss has been seen to do by looking at each of its operations."""
+    """What the training loss and the update have been seen to do by looking at each of their operations."""
 
     graphs: set[int] = field(default_factory=set)  # of the loss, by the numbers that refuse_strangers gives
     outside: dict[int, Tensor] = field(default_factory=dict)  # what it uses beside its arguments
     has_hooks: bool = False  # on what is saved for the backward pass
     bytes: int = 0  # of all tensors that it has made in a step
     makes_leaves: bool = False  # it lets tensors require grad itself
+    update: bool = False  # whether an update of the optimizer has been looked at
 
 
 @dataclass(frozen=True)
@@ -222,30 +224,33 @@ class Steps:
         seen.bytes = max(seen.bytes, watch.bytes)
         return loss
 
-    def look(self, params: Params, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False) -> None:
-        """Raise where the loss of a step that runs as a compiled program does what it may not."""
+    def look(
+        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], wanted_batch: Any = False
+    ) -> None:
+        """Raise where the loss or the update of a step that runs as a compiled program does what it may not."""
         self.seen.graphs.clear()  # what another program does may leave no trace in the graph
         recorder = Recorder()
         own = fresh(hparams, self.wanted.hparams)[1]
         with twice_differentiable():
             found = recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch, graph=True))
         refuse_own_backwards(found.loss)
+        if not self.seen.update:
+            grads = refill(params, [g.detach() for g in found.grads])
+            with torch.no_grad():
+                recorder.again(recorder.now(), lambda: self.update(grads, state, params, own))
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
+        if not self.derived or self.seen.update:
+            return self._update(grads, state, params, hparams)
+        found = looked_at(self._update, grads, state, params, hparams, self.apart)
+        self.seen.update = True
+        return found
+
+    def _update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         new, state = self.optimizer.update(grads, state, params, without_loss(hparams))
         if not any(map(is_dtensor, tree.leaves(params))):
             return new, state
         return tree.map_tree(like, new, params), tree.map_tree(settled, state)
-
-    def look_at_update(self, start: Start) -> None:
-        """Raise where the optimizer's update itself uses a tensor that a derivative is taken in, by a closure."""
-        _, (hparams, params, state) = fresh(tuple(start[:3]), False)
-        zeros, recorder = tree.map_tree(torch.zeros_like, params), Recorder()
-        with torch.enable_grad(), refuse_outer_tensors(True, "the optimizer") if self.apart else nullcontext():
-            outputs = recorder.again(recorder.now(), lambda: self.update(zeros, state, params, hparams))
-        for x in floats(outputs):
-            if x.requires_grad and not under_transform():
-                refuse_strangers(x, (), "the optimizer")
 
     def _loss_at(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
         loss = self._whole(self._local_at, params, batch, hparams)

@@ -23,6 +23,7 @@ __all__ = [
     "refuse_captured",
     "refuse_cut_graphs",
     "refuse_once",
+    "refuse_outer_leaves",
     "refuse_outer_tensors",
     "refuse_own_backwards",
     "refuse_strangers",
@@ -53,6 +54,18 @@ def refuse_strangers(loss: Tensor, known: Sequence[Tensor], what: str = "train_l
                     raise Stranger(stranger(leaf, what))
                 kinds.append(names[id(leaf)])
     return hash(tuple(kinds))
+
+
+def refuse_outer_leaves(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Raise where what an optimizer returns depends on a leaf that it was not given, itself or in a graph."""
+    known = {id(x) for x in given}
+    for x in outputs:
+        if x.is_leaf and x.requires_grad and id(x) not in known:
+            raise Stranger(stranger(x, "the optimizer"))
+    for node in _nodes(*(x.grad_fn for x in outputs), until=given):
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and id(leaf) not in known:
+            raise Stranger(stranger(leaf, "the optimizer"))
 
 
 #: What ``once_differentiable`` puts in the place of a backward: one code for all.
@@ -132,7 +145,7 @@ def refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 def refuse_captured(loss: Tensor, copies: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
     """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
     arguments = {id(x) for x in (*copies, *batch)}
-    leaves = [getattr(node, "variable", None) for node in _nodes(loss.grad_fn, [*copies, *batch])]
+    leaves = [getattr(node, "variable", None) for node in _nodes(loss.grad_fn, until=[*copies, *batch])]
     for x in (*leaves, loss if loss.is_leaf and loss.requires_grad else None):
         if x is not None and id(x) not in arguments:
             raise ValueError(
@@ -152,10 +165,10 @@ def _ends(node: Node) -> list[Tensor]:
     return [leaf for leaf in ends if isinstance(leaf, Tensor)]
 
 
-def _nodes(node: Node | None, until: Sequence[Tensor] = ()) -> Iterator[Node]:
-    """A node and all below it, each once, as far as some tensors that they are made of."""
+def _nodes(*nodes: Node | None, until: Sequence[Tensor] = ()) -> Iterator[Node]:
+    """Nodes and all below them, each once, as far as some tensors that they are made of."""
     seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
-    stack = [node]
+    stack = [*nodes]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -1,0 +1,188 @@
+"""What an optimizer of one's own may not do in a step: refused or warned of by every strategy, with its name."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.types import Optimizer
+
+F64 = torch.float64
+STRATEGIES = {
+    "Unroll()": hft.Unroll(),
+    "every point": hft.Unroll(checkpoint=1),
+    "log": hft.Unroll(checkpoint="log"),
+    "Forward": hft.Forward(),
+    "Implicit": hft.Implicit(solver="neumann", tolerance=1e9),
+}
+REPLAYED = {name: STRATEGIES[name] for name in ("every point", "log")}
+
+
+def loss(p, x):
+    return ((p - x) ** 2).sum()
+
+
+def momentum(update) -> Optimizer:
+    """With a state ``m``, and hparams ``lr`` and ``b``."""
+    hparams = {"lr": torch.tensor(0.1, dtype=F64), "b": torch.tensor(0.9, dtype=F64)}
+    return Optimizer(lambda p, h=None: {"m": torch.zeros_like(p)}, update, hparams)
+
+
+def slopes(opt: Optimizer, strategy: hft.hyper.Strategy | None, steps: int = 4) -> dict[str, float]:
+    w, data = torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * steps
+    outer = lambda p: ((p - 2) ** 2).sum()  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(training has not converged|holds the optimizer's state|exactly 0).*")
+        grads = hft.hypergradient(opt, loss, outer, w, data, over=["lr", "b"], strategy=strategy)[1]
+    return {name: grad.item() for name, grad in grads.items()}
+
+
+def right(g, s, p, h):
+    m = h["b"] * s["m"] + (1 - h["b"]) * g
+    return p - h["lr"] * m, {"m": m}
+
+
+def takes_item(g, s, p, h):
+    m = h["b"] * s["m"] + (1 - h["b"].item()) * g
+    return p - h["lr"] * m, {"m": m}
+
+
+def takes_float(g, s, p, h):
+    return p - float(h["lr"]) * g, s
+
+
+def writes_state(g, s, p, h):
+    s["m"].mul_(h["b"]).add_(g)
+    return p - h["lr"] * s["m"], s
+
+
+def writes_gradient(g, s, p, h):
+    return p - h["lr"] * g.clamp_(-1, 1), s
+
+
+def writes_params(g, s, p, h):
+    return p.sub_(h["lr"] * g), s
+
+
+def data_of(g, s, p, h):
+    return p - h["lr"] * g.data, s
+
+
+def number_of_gradient(g, s, p, h):
+    return p - h["lr"] * g / max(1.0, g.norm().item()), s
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("update", [takes_item, takes_float])
+def test_the_number_of_an_hparam_is_refused(update, strategy):
+    with pytest.raises(RuntimeError, match="the optimizer takes the number of an hparam that a derivative is asked"):
+        slopes(momentum(update), STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "ZeroOrder"])
+@pytest.mark.parametrize("update", [writes_state, writes_gradient, writes_params])
+def test_writing_in_place_is_refused(update, strategy):
+    how = STRATEGIES.get(strategy, hft.ZeroOrder(sigma=0.1, samples=2))
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    w, data = torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
+    opt = momentum(update)
+    with pytest.raises(RuntimeError, match=r"the optimizer writes in place.*Return new tensors"):
+        hft.train(opt, loss, w, data, hparams={**opt.hparams, "lr": lr}, strategy=how)
+
+
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "Implicit"])
+@pytest.mark.parametrize("update", [data_of, number_of_gradient])
+def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy):
+    with pytest.warns(UserWarning, match="the optimizer makes a number of a tensor that depends on") as caught:
+        slopes(momentum(update), STRATEGIES[strategy])
+    assert {x.filename for x in caught if "makes a number" in str(x.message)} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's, once in a process
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_under_a_transform_numbers_are_warned_of(transform):
+    def end(lr):
+        opt, w, data = momentum(takes_float), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
+        return hft.train(opt, loss, w, data, hparams={**opt.hparams, "lr": lr}).params.sum()
+
+    lr = torch.tensor(0.1, dtype=F64)
+    with pytest.warns(UserWarning, match="the optimizer makes a number"):
+        torch.func.grad(end)(lr) if transform == "grad" else torch.func.jvp(end, (lr,), (torch.ones_like(lr),))
+
+
+def test_what_needs_no_derivative_may_take_numbers():
+    opt, w, data = momentum(takes_float), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = hft.train(opt, loss, w, data).params
+        lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+        sampled = hft.train(
+            opt, loss, w, data, hparams={**opt.hparams, "lr": lr}, strategy=hft.ZeroOrder(sigma=0.1, samples=2)
+        )
+    assert torch.equal(plain, sampled.params)
+
+
+def random(how: str):
+    """Updates that are other ones each time they are computed."""
+    own, calls = torch.Generator().manual_seed(0), [0]
+
+    def update(g, s, p, h):
+        calls[0] += 1
+        if how == "generator":
+            return p - h["lr"] * (g + 0.1 * torch.randn(p.shape, generator=own, dtype=F64)), s
+        return p - h["lr"] * g / calls[0], s
+
+    return update
+
+
+@pytest.mark.parametrize("strategy", REPLAYED)
+@pytest.mark.parametrize("how", ["generator", "counter"])
+def test_an_update_that_is_another_one_when_it_is_made_again_is_refused(how, strategy):
+    with pytest.raises(RuntimeError, match=r"params after step \d are other ones .* the optimizer's update must be"):
+        slopes(momentum(random(how)), REPLAYED[strategy])
+
+
+def test_an_update_that_draws_is_run_once_a_step_where_graphs_are_kept():
+    """A generator of its own: the training is that of the loop by hand, and so is the derivative."""
+    own, w = torch.Generator().manual_seed(0), torch.zeros(2, dtype=F64)
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    p = w
+    for _ in range(3):
+        p = p - lr * (2 * (p - 1) + 0.1 * torch.randn(2, generator=own, dtype=F64))
+    ((p - 2) ** 2).sum().backward()
+    opt, data = momentum(random("generator")), [torch.ones(2, dtype=F64)] * 3
+    run = hft.train(opt, loss, w, data, hparams={**opt.hparams, "lr": (h := lr.detach().requires_grad_())})
+    ((run.params - 2) ** 2).sum().backward()
+    torch.testing.assert_close(run.params, p, rtol=0, atol=0)
+    torch.testing.assert_close(h.grad, lr.grad, rtol=1e-12, atol=0)
+
+
+def test_default_generators_are_restored():
+    def update(g, s, p, h):
+        return p - h["lr"] * (g + 0.1 * torch.randn_like(p)), s
+
+    torch.manual_seed(0)
+    kept = slopes(momentum(update), hft.Unroll())
+    for strategy in REPLAYED.values():
+        torch.manual_seed(0)
+        assert slopes(momentum(update), strategy)["lr"] == pytest.approx(kept["lr"], rel=1e-12)
+
+
+def test_the_right_one_is_right():
+    """Against central differences, by each exact strategy."""
+
+    def value(lr, b):
+        p, m = torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64)
+        for _ in range(4):
+            m = b * m + (1 - b) * 2 * (p - 1)
+            p = p - lr * m
+        return ((p - 2) ** 2).sum().item()
+
+    h = 1e-5
+    expected = {"lr": value(0.1 + h, 0.9) - value(0.1 - h, 0.9), "b": value(0.1, 0.9 + h) - value(0.1, 0.9 - h)}
+    for name in ("Unroll()", "every point", "log", "Forward"):
+        found = slopes(momentum(right), STRATEGIES[name])
+        assert found == pytest.approx({k: v / (2 * h) for k, v in expected.items()}, rel=1e-7)
