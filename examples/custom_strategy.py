@@ -59,7 +59,7 @@ def main() -> None:
     y = torch.where(y == 3, (y + torch.arange(len(y))) % 10, y)  # labels of threes are shuffled over all classes
     opt = hft.sgd(lr=0.3)
     weight = torch.zeros(10, dtype=torch.float64, requires_grad=True)
-    hparams = {**opt.hparams, "loss": {"weight": weight}}
+    hparams = {"loss": {"weight": weight}}
     batch = next(batches((x, y), 1, size=1400))
     print("d validation loss / d class weight, after one step")
     for name, strategy in (("exact (Unroll)", hft.Unroll()), ("DARTS", Darts())):

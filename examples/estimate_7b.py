@@ -59,7 +59,7 @@ def loss(p: dict[str, Any], batch: tuple[Tensor, Tensor], h: dict[str, Tensor]) 
 def estimate(layers: int, strategy: Any, over: str) -> hft.Estimate:
     batch = (torch.empty(1, TOKENS + 1, dtype=torch.int64, device="meta"), torch.empty(8, device="meta"))
     opt = hft.adamw()
-    hparams = {**opt.hparams, "loss": {"sources": torch.ones(8)}}
+    hparams = {"loss": {"sources": torch.ones(8)}}
     return hft.estimate(
         opt, loss, model(layers), [batch] * STEPS, over=over, hparams=hparams, strategy=strategy, processes=GPUS
     )

@@ -77,7 +77,7 @@ def tune(out: Path, rounds: int, every: int) -> None:
     """Go on from what was saved in ``out``."""
     noisy, clean, test, wrong = noisy_digits()
     optimizer = hft.adam(lr=1e-3)
-    start = {**optimizer.hparams, "loss": {"weight": torch.zeros(EXAMPLES, dtype=torch.float64)}}
+    start = {"loss": {"weight": torch.zeros(EXAMPLES, dtype=torch.float64)}}
 
     def run(until: int, state: Any = None) -> Any:
         return hft.bilevel(

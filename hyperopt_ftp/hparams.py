@@ -215,13 +215,13 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
-    """``given`` (or ``default`` for ``None``) with plain numbers as tensors; its names must be those of ``default``.
+    """``default`` with what is ``given`` in place, plain numbers as tensors; every name must be one of ``default``.
 
     Tensors pass as they are: what shapes an hparam may have is for its user to say.
     """
     if given is None:
         return default
-    if not isinstance(given, dict) or given.keys() != default.keys():
+    if not isinstance(given, dict) or not given.keys() <= default.keys():
         names = sorted(given) if isinstance(given, dict) else type(given).__name__
         extra = [name for name in given if name not in default] if isinstance(given, dict) else []
         paths = [name for name in extra if str(name).split(".")[0] in default]
@@ -229,10 +229,10 @@ def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:
         if paths:
             hints += f"; {few(paths)} are paths: hyperopt_ftp.tree.replaced(hparams, path, value) puts a value there"
         raise ValueError(
-            f"hparams must be a dict with the names {sorted(default)}, got {names}{hints}; start from "
-            "{**optimizer.hparams, ...}, and put the loss's own under 'loss'"
+            f"hparams must be a dict with names among {sorted(default)}, got {names}{hints}; the rest is the "
+            "optimizer's own, and the loss's are under 'loss'"
         )
-    return {name: _as_tensors(given, given[name]) for name in default}
+    return {name: _as_tensors(given, given[name]) if name in given else value for name, value in default.items()}
 
 
 def _as_tensors(given: dict[str, Any], value: Any) -> Any:

@@ -22,7 +22,7 @@ LABELS = torch.arange(10)
 def taught(images: Tensor, lr: Tensor, seed: int) -> dict[str, Tensor]:
     """A network that has seen nothing but the images: a function of them, and of lr."""
     opt = hft.sgd()
-    return hft.train(opt, loss, network(seed), [(images, LABELS)] * STEPS, hparams={**opt.hparams, "lr": lr}).params
+    return hft.train(opt, loss, network(seed), [(images, LABELS)] * STEPS, hparams={"lr": lr}).params
 
 
 def distil(steps: int) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def main(steps: int = 25, noise: int = 1000, figure: str | None = None) -> dict[
     start, found, scores = torch.zeros(64 + noise, 10, dtype=torch.float64), torch.zeros(0), {}
     print(f"{'coefficients':>12} {'validation loss':>16} {'test accuracy':>14}")
     for shape in ((), (64 + noise,)):
-        hparams = {**opt.hparams, "loss": {"log_l2": torch.full(shape, -3.0, dtype=torch.float64)}}
+        hparams = {"loss": {"log_l2": torch.full(shape, -3.0, dtype=torch.float64)}}
         *_, last = hft.bilevel(
             opt, hft.adam(lr=0.2), "loss.log_l2", penalised, loss, start, [train], [validation], inner_steps=100,
             outer_steps=steps, strategy=how, hparams=hparams,

@@ -110,9 +110,17 @@ def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
+    if isinstance(batches, tuple) and batches and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches):
+        steps = len(batches)
+        raise TypeError(
+            f"batches is a tuple of {steps} tensors, which can be read in two ways: write list(batches) for {steps} "
+            "steps, of one tensor each, or list(zip(*batches)) for a step with each of their rows, as (xs[k], ys[k])"
+        )
     whole = isinstance(batches, (dict, str, Tensor))
     if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
-        hint = "give a list with one dict for each step" if isinstance(batches, dict) else "use list(...)"
+        hint = "use list(...)"
+        if isinstance(batches, dict):
+            hint = "give a list with one dict for each step: [{name: x[k] for name, x in batches.items()} for k in ...]"
         hint = "give the batches, not their number" if isinstance(batches, int) else hint
         raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
     if len(batches) == 0:

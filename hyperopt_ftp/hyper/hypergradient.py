@@ -34,7 +34,7 @@ from .rng import Recorder
 from .second_order import twice_differentiable
 from .sharded import of_whole, same_everywhere
 from .strategy import Strategy, Trained
-from .train import train
+from .train import trained
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
@@ -69,8 +69,8 @@ def hypergradient(
             (``"betas.0"``, ``"by.lr"``, ``"radius.fc.weight"``, ``"loss.l2"``); also ``"params"``, where training
             starts (MAML), and ``"batches"`` (distillation), or parts of them (``"batches.0.x"``). ``None``: all
             hparams.
-        hparams: as ``optimizer.hparams`` (the default), and optionally ``"loss"``: a tree of the loss's own. A value
-            may be a tree of 0-d tensors in the structure of the params: one for each layer.
+        hparams: any of ``optimizer.hparams``, whose values the others have; and optionally ``"loss"``: a tree of the
+            loss's own. A value may be a tree of 0-d tensors in the structure of the params: one for each layer.
         state: the optimizer's state to start from; ``None``: ``optimizer.init``, which is differentiated too.
         strategy: how; :class:`Unroll` by default.
 
@@ -137,7 +137,7 @@ def slope(
     def objective(leaves: Sequence[Tensor], how: Any = strategy) -> tuple[Tensor, Trained]:
         given = paths.merge(fixed, refill(tuned, leaves))
         own = without_start(given)
-        run = train(optimizer, train_loss, given["params"], given["batches"], hparams=own, state=first, strategy=how)
+        run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
         with twice_differentiable(), of_whole(run.params, "outer_loss"):
             value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run

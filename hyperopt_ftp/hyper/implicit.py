@@ -83,7 +83,7 @@ class Implicit:
     >>> opt = hft.sgd(lr=0.1)
     >>> _, grads, (p, _) = hft.hypergradient(
     ...     opt, loss, lambda p: p.sum(), w, data, over="loss", strategy=hft.Implicit(iterations=100),
-    ...     hparams={**opt.hparams, "loss": {"l2": torch.tensor(1.0, dtype=torch.float64)}},
+    ...     hparams={"loss": {"l2": torch.tensor(1.0, dtype=torch.float64)}},
     ... )
     >>> round(grads["loss"]["l2"].item(), 6)            # p = 1 / (1 + l2)
     -0.25

@@ -12,6 +12,7 @@ from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained
+from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .arguments import check_arguments, check_batches, check_hparams, check_leaves, warn_of_frozen, without_loss
@@ -26,7 +27,7 @@ from .strategy import Start, Strategy, Trained, check_strategy
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
-__all__ = ["train"]
+__all__ = ["train", "trained"]
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
@@ -57,7 +58,8 @@ def train(
         params: pytree of floating-point tensors; where training starts.
         batches: a list or tuple, one entry for each step, or a tensor whose first dimension is the steps. Any other
             sequence is read entry by entry, more than once, and is constant.
-        hparams: as ``optimizer.hparams`` (the default), and optionally ``"loss"``: a tree of the loss's own.
+        hparams: any of ``optimizer.hparams``, whose values the others have; and optionally ``"loss"``: a tree of the
+            loss's own.
         state: the optimizer's, to train on; ``None``: ``optimizer.init(params, hparams)``, which is differentiated too.
         strategy: :class:`Unroll` by default; :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or an object of
             one's own (:class:`~hyperopt_ftp.hyper.Strategy`).
@@ -76,8 +78,9 @@ def train(
             since, and ``create_graph=True`` with a strategy that is not exact.
 
     Warns:
-        UserWarning: float16 params under a transform; frozen parameters of a module among the params, beside others
-            that require grad; what the strategy warns of.
+        UserWarning: a training loss that is not finite (once, at the end; not under a transform); float16 params under
+            a transform; frozen parameters of a module among the params, beside others that require grad; what the
+            strategy warns of.
 
     Where something is differentiated, attention runs by its formula, since the fused kernels have no second
     derivatives, and functions compiled by ``torch.compile`` run as they are written: in all threads while one is here.
@@ -86,13 +89,28 @@ def train(
     >>> def loss(p, x): return ((p - x) ** 2).sum()
     >>> lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     >>> opt, w, x = hft.sgd(), torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    >>> run = hft.train(opt, loss, w, [x] * 3, hparams={**opt.hparams, "lr": lr})
+    >>> run = hft.train(opt, loss, w, [x] * 3, hparams={"lr": lr})
     >>> run.losses
     tensor([1.0000, 0.6400, 0.4096], dtype=torch.float64)
     >>> loss(run.params, x).backward()
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
+    run = trained(optimizer, train_loss, params, batches, hparams, state, strategy)
+    _warn_of_nan(run.losses)
+    return run
+
+
+def trained(
+    optimizer: Optimizer[StateT],
+    train_loss: Callable[..., Tensor],
+    params: TreeT,
+    batches: Sequence[Any],
+    hparams: HParams | None,
+    state: StateT | None,
+    strategy: Strategy | None,
+) -> Trained[TreeT, StateT]:
+    """:func:`train`, where losses that are not finite are looked for elsewhere."""
     check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
@@ -135,6 +153,19 @@ def _flat(start: Start) -> tuple[list[Any], Callable[[Sequence[Any]], Start]]:
         return leaves, lambda new: Start(*rebuild(new))
     leaves, rebuild = tree.flatten(tuple(start[:3]))
     return leaves, lambda new: Start(*rebuild(new), batches=start.batches)
+
+
+def _warn_of_nan(losses: Tensor) -> None:
+    """Of the first loss that is not finite; by the numbers, which are waited for once, at the end."""
+    if not concrete(losses) or bool(losses.isfinite().all()):
+        return
+    k = int((~losses.isfinite()).nonzero()[0])
+    warnings.warn(
+        f"the training loss of step {k} of {len(losses)} is {losses[k].item()}, so what was trained is of no use: take "
+        "a smaller learning rate, or clip (hft.clipped)",
+        UserWarning,
+        stacklevel=callers_level(),
+    )
 
 
 def _warn_of_float16(params: Params) -> None:

@@ -132,7 +132,7 @@ def test_optimizers_that_do_not_fit():
     with pytest.raises(TypeError, match=r"missing a required argument: 'labels'; partition\(\{"):
         hft.partition({"a": hft.sgd()})
     opt = hft.partition({"a": hft.sgd()}, "a")
-    with pytest.raises(ValueError, match=r"hparams must be a dict with the names \['a'\], got \['lr'\]"):
+    with pytest.raises(ValueError, match=r"hparams must be a dict with names among \['a'\], got \['lr'\]"):
         opt.init(torch.ones(2), {"lr": 0.1})
     with pytest.raises(TypeError, match="state must be the PartitionState that init or update returned, got dict"):
         opt.update(torch.ones(2), {}, torch.ones(2))

@@ -618,10 +618,9 @@ def test_forward_ends_where_the_loop_ends_in_16_bits():
     [
         (lambda: run(leaf(0.1), train_loss=own_loss), "train_loss has 3 arguments, the last .* no entry 'loss'"),
         (lambda: run(leaf(0.1), own={"s": leaf(0.2)}), "train_loss has no argument for it: it is argument 3"),
-        (lambda: hft.train(SGD, loss, W, DATA, hparams={"lr": 0.1}), r"start from \{\*\*optimizer.hparams, ...\}"),
         (
             lambda: hft.train(SGD, loss, W, DATA, hparams={**SGD.hparams, "momentun": 0.1}),
-            "did you mean 'momentum'.*put the loss's own under 'loss'",
+            "did you mean 'momentum'.*the loss's are under 'loss'",
         ),
         (lambda: hft.hypergradient(SGD, loss, loss, W, DATA, over="momentun"), "did you mean 'momentum'"),
         (
@@ -698,3 +697,42 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
     assert torch.backends.cuda.flash_sdp_enabled()
     run(leaf(0.1)).params.sum().backward()
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def near(p: Tensor, x: Tensor) -> Tensor:
+    return ((p - x) ** 2).sum()
+
+
+def test_a_part_of_the_hparams_is_given_and_the_rest_is_the_optimizers_own():
+    opt, w, data, own = hft.adam(lr=0.1), W, DATA, {"l2": torch.tensor(0.5, dtype=F64)}
+
+    def decayed(p: Tensor, x: Tensor, h: dict[str, Tensor]) -> Tensor:
+        return near(p, x) + h["l2"] * p.square().sum()
+
+    lr = torch.tensor(0.2, dtype=F64)
+    for some, f in (({"lr": lr}, near), ({"loss": own}, decayed), ({"lr": lr, "loss": own}, decayed)):
+        both = (some, {**opt.hparams, **some})
+        assert torch.equal(*(hft.train(opt, f, w, data, hparams=h).params for h in both))
+        found, expected = (hft.hypergradient(opt, f, lambda p: near(p, X), w, data, hparams=h)[1] for h in both)
+        assert found.keys() == expected.keys()
+        assert torch.equal(found["lr"], expected["lr"])
+    state = opt.init(w)
+    assert torch.equal(*(opt.update(w + 1, state, w, h)[0] for h in ({"lr": lr}, {**opt.hparams, "lr": lr})))
+    with pytest.raises(ValueError, match=r"names among .* got \['Lr'\]; did you mean 'lr'\?"):
+        hft.train(opt, near, w, data, hparams={"Lr": lr})
+
+
+def test_stacked_tensors_are_refused_with_both_readings():
+    xs, ys = torch.randn(20, 3), torch.randn(20)
+    with pytest.raises(TypeError, match=r"a tuple of 2 tensors, .* two ways: write list\(batches\) for 2 steps, .*zip"):
+        hft.train(SGD, near, W, (xs, ys))
+    with pytest.raises(TypeError, match=r"got dict; give a list with one dict for each step: \[\{name: x\[k\]"):
+        hft.train(SGD, near, W, {"x": xs, "y": ys})
+
+
+def test_losses_that_are_not_finite_are_told_once_at_the_end():
+    with pytest.warns(UserWarning, match=r"the training loss of step 1 of 3 is inf, .*smaller learning rate") as told:
+        hft.train(hft.sgd(lr=1e200), near, W, DATA[:3])
+    assert [x.filename for x in told] == [__file__]
+    value = hft.hypergradient(hft.sgd(lr=1e200), near, lambda p: near(p, X), W, DATA[:3], over="lr")[0]
+    assert not value.isfinite()  # which is what it returns, and nothing to warn of
