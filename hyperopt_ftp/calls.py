@@ -99,7 +99,7 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hin
     except TypeError as error:
         names = [name for name in signature.parameters if name != "self"]
         unknown = [name for name in kwargs if name not in names]
-        meant = "".join(dict.fromkeys(did_you_mean(_here(name, names), names) for name in unknown))
+        meant = "".join(dict.fromkeys(did_you_mean(name, names) for name in unknown))
         title = getattr(function, "__qualname__", type(function).__name__).removesuffix(".__init__")
         what = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else str(error)
         if meant:
@@ -118,7 +118,7 @@ def _here(name: str, names: list[str]) -> str:
 def did_you_mean(name: Any, names: Iterable[Any]) -> str:
     """A hint where one of the names is close to a wrong one."""
     by_lower = {str(other).lower(): str(other) for other in names}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    close = difflib.get_close_matches(_here(str(name), list(by_lower.values())).lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 

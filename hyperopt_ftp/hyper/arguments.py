@@ -25,6 +25,7 @@ __all__ = [
     "check_hparams",
     "check_leaves",
     "check_loss",
+    "check_protocol",
     "check_scalar",
     "loss_at",
     "warn_of_frozen",
@@ -104,6 +105,18 @@ def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     most = math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
     return len([p for p in positional if p.default is p.empty]), most
+
+
+def check_protocol(optimizer: Optimizer) -> None:
+    """Raise where an optimizer of one's own cannot be called as one is."""
+    for name, count, call in (
+        ("init", 2, "init(params, hparams)"),
+        ("update", 4, "update(grads, state, params, hparams)"),
+    ):
+        least, most = argument_counts(getattr(optimizer, name))
+        if not least <= count <= most:
+            takes = f"{least if least > count else most} argument{'s'[: most != 1]}"
+            raise TypeError(f"optimizer.{name} is called as {call}, but takes {takes}")
 
 
 def check_batches(batches: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import tree
+from ..calls import did_you_mean, shown
 from ..types import Params, State
 from .functorch import under_transform
 from .leaves import floats, fresh, is_float
@@ -17,10 +19,40 @@ from .mutation import refuse_mutation, writes
 from .numbers import refuse_numbers
 from .strangers import leaves_of, refuse_outer_leaves, refuse_outer_tensors
 
-__all__ = ["looked_at"]
+__all__ = ["checked"]
 
 WHAT = "the optimizer"
 Update = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
+
+
+def checked(
+    update: Update, grads: Params, state: State, params: Params, hparams: dict[str, Any], derived: bool, apart: bool
+) -> tuple[Params, State]:
+    """``update(grads, state, params, hparams)``, looked at where it is ``derived``; or an error that says what an
+    update is called with and returns."""
+    try:
+        look = partial(looked_at, update, apart=apart) if derived else update
+        found = look(grads, state, params, hparams)
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        there = f"its hparams have {list(hparams)}{did_you_mean(name, hparams)}"
+        there += f", its state {list(state)}" if isinstance(state, dict) else ""
+        raise ValueError(f"optimizer.update looks for {name!r}: {there}") from error
+    if not isinstance(found, tuple) or len(found) != 2 or not _is_like(found[0], params):
+        swapped = isinstance(found, tuple) and len(found) == 2 and _is_like(found[1], params)
+        raise TypeError(
+            "optimizer.update(grads, state, params, hparams) must return (params, state), the params in the structure "
+            f"that it was given; got {'(state, params)' if swapped else shown(found)}"
+        )
+    return found
+
+
+def _is_like(new: Any, params: Params) -> bool:
+    try:
+        rows = tree.aligned(new, params)
+    except ValueError:
+        return False
+    return all(isinstance(x, Tensor) and x.shape == p.shape for x, p in zip(rows, tree.leaves(params), strict=True))
 
 
 def looked_at(

@@ -16,7 +16,7 @@ from ..dtensors import is_dtensor, like, settled
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar, loss_at, without_loss
 from .data_parallel import DataParallel, agreed
-from .first_update import looked_at
+from .first_update import checked
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
@@ -240,14 +240,12 @@ class Steps:
                 recorder.again(recorder.now(), lambda: self.update(grads, state, params, own))
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
-        if not self.derived or self.seen.update:
-            return self._update(grads, state, params, hparams)
-        found = looked_at(self._update, grads, state, params, hparams, self.apart)
-        self.seen.update = True
-        return found
-
-    def _update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
-        new, state = self.optimizer.update(grads, state, params, without_loss(hparams))
+        update, own = self.optimizer.update, without_loss(hparams)
+        if self.seen.update:
+            new, state = update(grads, state, params, own)
+        else:
+            new, state = checked(update, grads, state, params, own, self.derived, self.apart)
+            self.seen.update = True
         if not any(map(is_dtensor, tree.leaves(params))):
             return new, state
         return tree.map_tree(like, new, params), tree.map_tree(settled, state)

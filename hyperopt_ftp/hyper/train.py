@@ -15,7 +15,15 @@ from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .arguments import check_arguments, check_batches, check_hparams, check_leaves, warn_of_frozen, without_loss
+from .arguments import (
+    check_arguments,
+    check_batches,
+    check_hparams,
+    check_leaves,
+    check_protocol,
+    warn_of_frozen,
+    without_loss,
+)
 from .data_parallel import check_steps
 from .functorch import differentiated, tracked, under_transform
 from .leaves import is_float
@@ -112,6 +120,7 @@ def trained(
 ) -> Trained[TreeT, StateT]:
     """:func:`train`, where losses that are not finite are looked for elsewhere."""
     check_optimizer("optimizer", optimizer)
+    check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     batches = check_batches(batches)

@@ -186,3 +186,27 @@ def test_the_right_one_is_right():
     for name in ("Unroll()", "every point", "log", "Forward"):
         found = slopes(momentum(right), STRATEGIES[name])
         assert found == pytest.approx({k: v / (2 * h) for k, v in expected.items()}, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("opt", "error", "text"),
+    [
+        (Optimizer(lambda p: (), right, {}), TypeError, r"init\(params, hparams\), but takes 1 argument$"),
+        (
+            Optimizer(lambda p, h: (), lambda g, s, p: (p, s), {}),
+            TypeError, r"update\(grads, state, params, hparams\), but takes 3 arguments$",
+        ),
+        (
+            momentum(lambda g, s, p, h: (p - h["learning_rate"] * g, s)),
+            ValueError, r"for 'learning_rate': its hparams have \['lr', 'b'\]; did you mean 'lr'\?, its state \['m'\]",
+        ),
+        (momentum(lambda g, s, p, h: (s, p)), TypeError, r"must return \(params, state\).* got \(state, params\)$"),
+        (momentum(lambda g, s, p, h: p - g), TypeError, r"must return \(params, state\).* got tensor\("),
+        (momentum(lambda g, s, p, h: ((p - g)[:1], s)), TypeError, r"must return \(params, state\), the params in the"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("derived", [True, False])
+def test_what_is_no_optimizer_is_told_what_one_is(opt, error, text, derived):
+    w = torch.zeros(2, dtype=F64, requires_grad=derived)
+    with pytest.raises(error, match=text):
+        hft.train(opt, loss, w, [torch.ones(2, dtype=F64)] * 2)

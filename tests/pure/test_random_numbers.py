@@ -225,6 +225,7 @@ def shifted(first, again):
     return torch.autograd.grad(outer(run.params), lr)[0]
 
 
+@pytest.mark.filterwarnings("ignore:the training loss of step 0 of 4 is inf")
 def test_the_last_bit_of_a_loss_may_be_another():
     """As LAPACK's may on equal numbers."""
     ulp = torch.finfo(F64).eps
