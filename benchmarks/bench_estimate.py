@@ -20,8 +20,6 @@ import hyperopt_ftp as hft
 from .measure import Others, allocated, interleaved, machine
 from .nets import NETS, Problem
 
-__all__ = ["STRATEGIES", "main", "measured", "published", "table"]
-
 STRATEGIES = {
     "Unroll(checkpoint=False)": hft.Unroll(checkpoint=False),
     "Unroll(checkpoint=1)": hft.Unroll(checkpoint=1),

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 
-__all__ = ["NETS", "Problem"]
-
 
 class Problem(NamedTuple):
     """The arguments of a hypergradient."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import torchvision
 
-__all__ = ["SHAPES", "segformer_b0"]
-
 Shapes = list[torch.Size]
 
 

@@ -13,20 +13,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = [
-    "MOST",
-    "callers_level",
-    "check_choice",
-    "check_compile",
-    "check_count",
-    "check_fit",
-    "check_flag",
-    "did_you_mean",
-    "explained",
-    "few",
-    "shown",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Names that an error lists at most.

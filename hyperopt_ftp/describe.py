@@ -12,8 +12,6 @@ from .calls import few
 from .torch_optim.hints import covering
 from .watch import HELD, Measured, measure
 
-__all__ = ["describe"]
-
 #: Share of clipped rows up to which a ball hardly binds.
 FREE = 0.1
 

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "everywhere", "is_dtensor", "layout", "like", "local", "placed", "replicated", "settled", "whole"]
-
 
 class Layout(NamedTuple):
     """How a DTensor lies over processes."""

@@ -15,24 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import tree
 from .calls import did_you_mean, few, shown
 
-__all__ = [
-    "DOMAINS",
-    "Domain",
-    "as_tensor",
-    "check_hparam",
-    "check_number",
-    "check_parts",
-    "check_table",
-    "check_zero_d",
-    "complete",
-    "concrete",
-    "domain_at",
-    "domains_of",
-    "first_outside",
-    "is_number",
-    "to_tensors",
-]
-
 
 class Domain(NamedTuple):
     """Allowed values of a hyperparameter: ``low <= x <= high``, or ``x < high`` where ``open_high``.

@@ -15,8 +15,6 @@ from .optimizers.leafwise import check_grads, check_state, no_steps
 from .optimizers.unread import moves
 from .types import Optimizer, check_optimizer
 
-__all__ = ["from_torchopt", "to_torchopt"]
-
 
 class BridgeState(NamedTuple):
     """State of an optimizer from TorchOpt."""

@@ -19,8 +19,6 @@ from .torch_optim.optimizer import DropIn, floats
 from .tree import working
 from .types import Field
 
-__all__ = ["FIELDS", "HELD", "Watch", "measure", "watch"]
-
 #: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
 #: the rows that the last step scaled down. ``omega``: DiGraP's strength.
 FIELDS: tuple[str, ...] = get_args(Field)

@@ -11,8 +11,6 @@ from torch import Tensor
 from .problems import Problem
 from .torch_losses import Ends, flat, loss_of, penalised, tensors, together, trainings
 
-__all__ = ["by_hand", "by_hand_vmap"]
-
 BETAS = (0.9, 0.999)
 
 

@@ -15,8 +15,6 @@ from .with_higher import with_higher
 from .with_jax import with_jax
 from .with_torchopt import with_torchopt, with_torchopt_vmap
 
-__all__ = ["CONTENDERS", "Contender", "contenders_of"]
-
 
 class Contender(NamedTuple):
     """How it is made, whose it is, and on which problems it takes part."""

@@ -10,8 +10,6 @@ from experiments.common.figures import SMALL, panels, save
 from experiments.common.labels import apart
 from experiments.common.looks import LOOKS
 
-__all__ = ["draw"]
-
 
 def draw(problems: dict[str, Any], path: Path) -> None:
     """Each point has its name beside it, in a column at the right of its panel."""

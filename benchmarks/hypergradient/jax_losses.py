@@ -9,8 +9,6 @@ import numpy as np
 
 from .problems import Arrays, Batch, Problem
 
-__all__ = ["arrays", "loss_of"]
-
 
 def arrays(problem: Problem) -> tuple[Arrays, list[Batch], Batch]:
     """Params, batches and held-out data; pictures with their channels last, as XLA has them on CPUs."""

@@ -14,8 +14,6 @@ import hyperopt_ftp as hft
 from .problems import Problem
 from .torch_losses import Training, flat, loss_of, penalised, tensors, together
 
-__all__ = ["optimizer_of", "ours"]
-
 
 def optimizer_of(problem: Problem) -> hft.Optimizer[Any]:
     return hft.adam(lr=problem.lr, eps=problem.eps) if problem.rule == "adam" else hft.sgd(lr=problem.lr)

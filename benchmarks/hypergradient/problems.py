@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["PROBLEMS", "Arrays", "Batch", "Problem"]
-
 Arrays = dict[str, np.ndarray]
 Batch = tuple[np.ndarray, ...]
 

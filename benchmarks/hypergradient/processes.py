@@ -17,8 +17,6 @@ from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import distance
 
-__all__ = ["Worker", "measure", "off"]
-
 #: glibc gives what is freed back at once: the peak is that of live memory, not of a fragmented heap.
 HEAP_RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 #: glibc gives nothing back (32 MiB is the most that it takes for the first): no page is cleared twice.

@@ -15,8 +15,6 @@ from .by_hand import BETAS
 from .ours import optimizer_of, ours
 from .problems import Problem
 
-__all__ = ["distance", "reference"]
-
 EPS = float(np.finfo(np.float32).eps)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["table"]
-
 
 def table(record: dict[str, Any]) -> str:
     threads = f"{record['threads']} thread" + ("s" if record["threads"] > 1 else "")

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from .problems import Problem
 
-__all__ = ["Ends", "Holder", "Training", "flat", "loss_of", "penalised", "tensors", "together", "trainings"]
-
 Params = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 

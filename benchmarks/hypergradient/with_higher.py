@@ -12,8 +12,6 @@ from .by_hand import BETAS
 from .problems import Problem
 from .torch_losses import Ends, Holder, tensors, trainings
 
-__all__ = ["with_higher"]
-
 
 def with_higher(problem: Problem) -> Callable[[], Tensor]:
     import higher

@@ -10,8 +10,6 @@ import numpy as np
 from . import jax_losses
 from .problems import Problem
 
-__all__ = ["with_jax"]
-
 
 def with_jax(problem: Problem, checkpoint: bool) -> Callable[[], np.ndarray]:
     """With ``checkpoint``, what a step computes is computed again on the way back."""

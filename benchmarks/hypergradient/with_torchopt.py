@@ -11,8 +11,6 @@ from torch import Tensor
 from .problems import Problem
 from .torch_losses import Ends, Holder, flat, loss_of, tensors, together, trainings
 
-__all__ = ["with_torchopt", "with_torchopt_vmap"]
-
 
 def with_torchopt(problem: Problem) -> Callable[[], Tensor]:
     import torchopt

@@ -15,8 +15,6 @@ from .hypergradients import by_hand, by_library
 from .network import Encoder
 from .sentences import Data
 
-__all__ = ["CONTENDERS", "PLAIN", "call_of"]
-
 Call: TypeAlias = Callable[[], dict[str, Tensor]]
 
 PLAIN = "plain loop"

@@ -16,8 +16,6 @@ from .losses import Params, losses_of
 from .network import Encoder, part_of
 from .sentences import Data
 
-__all__ = ["OVER", "Numbers", "by_hand", "by_library", "of_each", "optimizer", "start"]
-
 OVER = ("lr", "weight")  # the kinds
 LR, BETAS, EPS, DECAY = 5e-5, (0.9, 0.999), 1e-6, 0.01
 #: Rows of the embeddings that no batch has used have a second moment of zero, where a root has no derivative.

@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from .network import Encoder, part_of
 from .sentences import Batch
 
-__all__ = ["Params", "losses_of"]
-
 Params = dict[str, Tensor]
 
 

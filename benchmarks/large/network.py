@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "minilm", "part_of"]
-
 
 class Encoder(nn.Module):
     """Embeddings, layers, and a head on the mean over tokens.

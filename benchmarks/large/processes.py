@@ -16,8 +16,6 @@ from ..measure import Others
 from .contenders import PLAIN
 from .worker import Job
 
-__all__ = ["compare", "distance", "measure"]
-
 #: What checkpoint="auto" is given, of the plain loop's peak or of the limit: the bar is at a third.
 SHARE = 0.3
 

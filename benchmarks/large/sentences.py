@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Data", "reviews"]
-
 THINGS = ["film", "book", "meal", "hotel", "phone", "song", "lecture", "garden", "museum", "play", "train", "camera"]
 GOOD = ["wonderful", "charming", "excellent", "brilliant", "delightful", "superb", "lovely", "moving", "fresh"]
 BAD = ["dreadful", "boring", "awful", "clumsy", "disappointing", "terrible", "ugly", "tedious", "stale"]

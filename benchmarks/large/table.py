@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["table"]
-
 HEAD = ["", "peak", "of the plain loop's", "time", "of the plain loop's", "difference"]
 
 

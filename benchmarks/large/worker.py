@@ -25,8 +25,6 @@ from .contenders import call_of
 from .network import minilm
 from .sentences import reviews
 
-__all__ = ["Job"]
-
 
 class Job(NamedTuple):
     """What is asked of all contenders."""

@@ -10,8 +10,6 @@ from .. import tree
 from ..calls import few
 from ..hparams import check_zero_d
 
-__all__ = ["anchors", "by_name", "check_anchor", "check_same_names", "numbers"]
-
 
 def anchors(anchor: Any) -> dict[str, Tensor]:
     """The constrained tensors' anchors by path."""

@@ -10,8 +10,6 @@ from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 
-__all__ = ["cautious_decay", "cautious_decay_rule"]
-
 
 @explained(
     "cautious_decay(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "

@@ -17,8 +17,6 @@ from .directed import component
 from .ftp import GRADIENTS
 from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored, dot
 
-__all__ = ["DIGRAP_SPECS", "digrap", "digrap_rule", "strengths"]
-
 #: State of a tensor.
 DIGRAP_SPECS = (
     Spec("slope", "weights"),  # lr p of the last step

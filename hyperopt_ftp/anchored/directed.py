@@ -10,8 +10,6 @@ from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
-__all__ = ["component", "directed"]
-
 
 @explained("directed(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw()")
 def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[AnchoredState]:

@@ -22,8 +22,6 @@ from ..types import HParam, Norm, Optimizer, PaperOrExact, Params
 from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["FTP_SPECS", "GRADIENTS", "FTPState", "ftp", "ftp_rule", "radius_gradient"]
-
 GRADIENTS: tuple[str, ...] = get_args(PaperOrExact)
 
 _START = Domain(0.0, math.inf, open_high=True)

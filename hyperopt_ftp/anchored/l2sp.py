@@ -9,8 +9,6 @@ from ..hparams import to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 
-__all__ = ["l2sp", "l2sp_rule"]
-
 
 @explained(
     "l2sp(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "

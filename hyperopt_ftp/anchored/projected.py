@@ -15,8 +15,6 @@ from .anchors import anchors, check_same_names
 from .projections import FLOOR, check_norm, clip_radius, largest, per_row, rescaled, row_norm
 from .rule import Layout, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["ProjectedState", "projected", "projected_rule"]
-
 
 class ProjectedState(NamedTuple):
     """State of :func:`projected`."""

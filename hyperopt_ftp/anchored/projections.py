@@ -12,20 +12,6 @@ from ..calls import check_choice
 from ..dtensors import everywhere
 from ..types import Norm
 
-__all__ = [
-    "FLOOR",
-    "NORMS",
-    "check_norm",
-    "clip_radius",
-    "largest",
-    "per_row",
-    "project",
-    "rescaled",
-    "row_norm",
-    "row_scale",
-    "rows",
-]
-
 #: Added to every norm, and the smallest radius that is learned (the authors' value).
 FLOOR = 1e-8
 

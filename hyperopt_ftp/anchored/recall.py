@@ -11,8 +11,6 @@ from ..hparams import DOMAINS, Domain, to_tensors
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, Spec, anchored
 
-__all__ = ["RECALL_SPECS", "recall", "recall_rule", "shares"]
-
 #: State of a tensor.
 RECALL_SPECS = (Spec("recall_step", "count"),)
 

@@ -17,8 +17,6 @@ from ..types import Norm, Optimizer, Params
 from .anchors import anchors, by_name, check_anchor, check_same_names, numbers
 from .projections import rows
 
-__all__ = ["BY_PATH", "AnchoredState", "Layout", "Rule", "Spec", "anchored", "dot"]
-
 Numbers = dict[str, Any]  # the rule's hparams of one tensor, 0-d, and what it reads of the base's
 RuleState = dict[str, Tensor]  # of one tensor, by the names of its specs
 

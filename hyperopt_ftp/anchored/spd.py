@@ -11,8 +11,6 @@ from ..optimizers.leafwise import safe_sqrt
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 
-__all__ = ["share", "spd", "spd_rule"]
-
 
 @explained(
     "spd(base, anchor) is the pure rule, around a pure optimizer such as hft.adamw(); "

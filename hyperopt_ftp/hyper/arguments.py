@@ -18,22 +18,6 @@ from ..hparams import as_tensor, complete
 from ..types import HParams, Optimizer, Params
 from .functorch import tracked, under_transform
 
-__all__ = [
-    "argument_counts",
-    "check_arguments",
-    "check_batches",
-    "check_hparams",
-    "check_leaves",
-    "check_loss",
-    "check_protocol",
-    "check_scalar",
-    "loss_at",
-    "warn_of_frozen",
-    "with_start",
-    "without_loss",
-    "without_start",
-]
-
 START = ("params", "batches")  # what ``over`` can name beside hparams
 
 

@@ -32,8 +32,6 @@ from .outer import pure_outer
 from .reader import Reader, is_sequence
 from .strategy import Strategy, check_object
 
-__all__ = ["BilevelState", "Record", "bilevel"]
-
 
 class BilevelState(NamedTuple):
     """Everything that a run goes on from; a pytree of tensors, saved as docs/checkpoints.md shows."""

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from .plans import Plan, kept, points_of_every, points_of_tree, walk, with_graphs
 
-__all__ = ["Sizes", "affordable", "peak_of"]
-
 
 class Sizes(NamedTuple):
     """Bytes of what a run holds, beyond what was there before."""

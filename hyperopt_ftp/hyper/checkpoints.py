@@ -14,8 +14,6 @@ from .plans import Parts, kept
 from .rng import Recorder, RngState
 from .strategy import Start
 
-__all__ = ["Checkpoints", "Point"]
-
 Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]
 
 

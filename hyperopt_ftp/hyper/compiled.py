@@ -23,8 +23,6 @@ from .second_order import compiled_steps
 from .steps import Steps, check_constant
 from .strategy import Start
 
-__all__ = ["CompiledSteps", "CompiledWalk", "check_compilable"]
-
 
 class CompiledSteps:
     """The step of an optimizer and a loss, and its derivatives, each compiled as a whole (``fullgraph=True``).

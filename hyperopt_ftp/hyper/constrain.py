@@ -13,8 +13,6 @@ from .. import tree
 from ..hparams import Domain, domain_at, first_outside
 from ..types import Constraint
 
-__all__ = ["Constraints"]
-
 MAPS: tuple[str, ...] = get_args(Constraint)
 
 

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from .plans import Plan, walk
 
-__all__ = ["Chunk", "Traffic", "Work", "of_forward", "of_implicit", "of_unroll", "of_zero_order", "traffic_of"]
-
 #: Bytes that each process gives to the others for the value of a loss.
 VALUE = 32
 

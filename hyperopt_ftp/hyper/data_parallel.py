@@ -23,8 +23,6 @@ from .leaves import floats, refill
 from .processes import Copy, Team, Whole, zero_like
 from .strangers import refuse_captured
 
-__all__ = ["DataParallel", "Reduction", "agreed", "check_steps", "check_value", "data_parallel"]
-
 #: What a loss makes of the examples of a batch.
 Reduction: TypeAlias = Literal["mean", "sum"]
 

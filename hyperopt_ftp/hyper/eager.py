@@ -19,8 +19,6 @@ from .second_order import twice_differentiable
 from .steps import Gradient, Steps, pull
 from .strategy import Start
 
-__all__ = ["EagerWalk", "added", "is_narrow"]
-
 #: Bytes of the graphs that are kept unasked.
 SMALL = 2**27
 

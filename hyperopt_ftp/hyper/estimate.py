@@ -36,8 +36,6 @@ from .steps import Seen, Steps
 from .strategy import Start, Strategy, check_strategy
 from .unroll import Unroll
 
-__all__ = ["Estimate", "estimate"]
-
 
 class Estimate(NamedTuple):
     """What a hypergradient will take, the outer loss apart: the result of :func:`estimate`.

@@ -19,8 +19,6 @@ from .mutation import refuse_mutation, writes
 from .numbers import refuse_numbers
 from .strangers import leaves_of, refuse_outer_leaves, refuse_outer_tensors
 
-__all__ = ["checked"]
-
 WHAT = "the optimizer"
 Update = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
 

@@ -20,8 +20,6 @@ from .steps import Steps, check_constant, pull
 from .strangers import refuse_once
 from .strategy import Start, Trained
 
-__all__ = ["Forward"]
-
 
 class _Run(NamedTuple):
     start: Start

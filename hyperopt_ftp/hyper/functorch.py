@@ -8,18 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = [
-    "alive",
-    "differentiated",
-    "has_tangent",
-    "keeps_graph",
-    "level_of",
-    "top_level",
-    "tracked",
-    "under_transform",
-    "values_of",
-]
-
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -12,8 +12,6 @@ from .. import tree
 from ..optimizers.adam import adam
 from ..types import Params
 
-__all__ = ["learned", "still"]
-
 Numbers = dict[str, Tensor]  # by path, 0-d
 
 

@@ -20,8 +20,6 @@ from .leaves import is_float
 from .linear import System, at_point, dot
 from .rng import Recorder
 
-__all__ = ["LIMIT", "is_checked", "mismatch", "wanted_of"]
-
 Vector = list[Tensor]
 
 #: Of a step's derivative: rounding of products in bfloat16 stays below.

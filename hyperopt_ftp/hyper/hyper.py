@@ -18,8 +18,6 @@ from .constrain import Constraints
 from .one_step import GradientStrategy, OneStep, Previous
 from .strategy import check_object
 
-__all__ = ["TunedState", "hyper"]
-
 
 class TunedState(NamedTuple):
     """State of :func:`hyper`."""

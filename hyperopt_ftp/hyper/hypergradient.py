@@ -38,8 +38,6 @@ from .train import trained
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
-__all__ = ["hypergradient", "slope"]
-
 
 @explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
 def hypergradient(

@@ -22,8 +22,6 @@ from .rng import Recorder, RngState
 from .steps import Steps
 from .strategy import Start, Trained
 
-__all__ = ["Implicit"]
-
 Vector = list[Tensor]
 
 

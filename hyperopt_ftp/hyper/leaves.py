@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .. import tree
 
-__all__ = ["Row", "chosen", "cotangents_of", "floats", "fresh", "is_float", "known", "refill"]
-
 #: Derivatives of, or along, some tensors, one for each; ``None`` is zero.
 Row: TypeAlias = list[Tensor | None]
 

@@ -13,8 +13,6 @@ from .functorch import alive, under_transform, values_of
 from .leaves import fresh
 from .steps import pull
 
-__all__ = ["SOLVERS", "Solved", "System", "at_point", "diverges", "dot", "jvp", "solution", "tolerance_of", "vjp"]
-
 Vector = list[Tensor]
 
 

@@ -12,8 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .. import tree
 from ..dtensors import local
 
-__all__ = ["Meter", "bytes_of", "changed"]
-
 
 def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
     """Of two trees of one structure, the leaves of the second one that a step has changed.

@@ -14,8 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..dtensors import local
 from .numbers import taken
 
-__all__ = ["NewHooks", "no_new_hooks", "refuse_mutation", "refuse_other_weights", "unwritten", "writes"]
-
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
 

@@ -18,8 +18,6 @@ from .steps import Steps
 from .strangers import refuse_cut_graphs
 from .strategy import Start, Trained, check_trained, cotangent_leaves
 
-__all__ = ["Job", "TrainNode"]
-
 
 @dataclass
 class Job:

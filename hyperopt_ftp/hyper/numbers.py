@@ -15,8 +15,6 @@ from ..calls import callers_level
 from .functorch import differentiated, under_transform
 from .strangers import leaves_of
 
-__all__ = ["refuse_numbers", "taken"]
-
 
 def taken(what: str) -> RuntimeError:
     return RuntimeError(

@@ -11,8 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .. import tree
 
-__all__ = ["Paper"]
-
 
 class Paper:
     """Whether params have values; where they have none (the meta device, or fake tensors), all goes without.

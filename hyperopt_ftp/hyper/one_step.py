@@ -12,8 +12,6 @@ from .. import tree
 from ..types import HParams, Optimizer, Params, State
 from . import paths
 
-__all__ = ["GradientStrategy", "OneStep", "Previous"]
-
 
 class Previous(NamedTuple):
     """All that went into an update of the base: what it takes to do it again."""

@@ -12,8 +12,6 @@ from torch import Tensor
 from .. import tree
 from ..types import Optimizer, check_optimizer
 
-__all__ = ["pure_outer"]
-
 
 def pure_outer(name: str, by: Any) -> Optimizer:
     """``by`` where it is pure; else one whose state is the ``state_dict`` of what the factory ``by`` makes.

@@ -8,8 +8,6 @@ from typing import Any
 from ..calls import did_you_mean, shown
 from ..tree import entry, key_at, named, replaced
 
-__all__ = ["merge", "normalise", "overlap", "select"]
-
 
 def normalise(over: Any, hparams: Any) -> tuple[str, ...]:
     """``over`` as a tuple of paths into ``hparams``; a ``ValueError`` names what exists when one does not."""

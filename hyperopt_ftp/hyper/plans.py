@@ -5,19 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-__all__ = [
-    "ARITY",
-    "Parts",
-    "Plan",
-    "every",
-    "kept",
-    "points_of_every",
-    "points_of_tree",
-    "tree_of",
-    "walk",
-    "with_graphs",
-]
-
 Parts: TypeAlias = Callable[[int, int], Sequence[int]]  # where the parts of a stretch of two steps or more begin
 
 # By the bounds of `tree_of` for K = 1000: 11 points and 4 K steps for 2, 16 and 2.75 K for 4, 29 and 2.5 K for 8.

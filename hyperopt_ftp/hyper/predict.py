@@ -37,8 +37,6 @@ from .trials import (
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
-__all__ = ["Found", "check_known", "predicted"]
-
 #: Gradients that a Hessian-vector product takes, where there is no clock: of a product of matrices, a gradient has the
 #: product and two more; going back through these has two for each of the two, and the two again.
 PRODUCT = 2.0

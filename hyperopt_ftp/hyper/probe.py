@@ -17,8 +17,6 @@ from .plans import every
 from .rng import Recorder, fingerprint
 from .strategy import Start
 
-__all__ = ["sizes_of"]
-
 
 def sizes_of(walk: EagerWalk, start: Start, k: int, params: Params, state: State, offload: bool) -> Sizes:
     """Bytes by step k, which is made with its graph and walked back; random numbers stay as they were."""

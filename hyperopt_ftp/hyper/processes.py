@@ -17,8 +17,6 @@ from .. import tree
 from ..calls import callers_level
 from .functorch import under_transform
 
-__all__ = ["Copy", "Team", "Whole", "zero_like"]
-
 #: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FAILED = -1

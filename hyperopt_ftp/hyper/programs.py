@@ -18,8 +18,6 @@ from .. import tree
 from ..calls import callers_level, shown
 from ..types import Compile
 
-__all__ = ["Look", "Program", "codes_of", "program"]
-
 Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
 
 

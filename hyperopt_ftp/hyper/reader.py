@@ -12,8 +12,6 @@ from torch import Tensor
 from ..calls import callers_level
 from .rng import Recorder
 
-__all__ = ["Reader", "is_sequence"]
-
 
 def is_sequence(batches: Any) -> bool:
     """Whether it can be read at any place: a list, a tensor, a data set by index."""

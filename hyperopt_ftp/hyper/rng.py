@@ -12,8 +12,6 @@ from torch import Tensor
 from ..dtensors import local
 from .functorch import values_of
 
-__all__ = ["Recorder", "RngState", "fingerprint", "refuse_other_losses", "refuse_other_steps"]
-
 T = TypeVar("T")
 
 

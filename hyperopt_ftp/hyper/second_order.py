@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.backends import cuda as attention  # on every device
 
-__all__ = ["compiled_steps", "twice_differentiable"]
-
 _FUSED = ("flash", "mem_efficient", "cudnn")
 
 

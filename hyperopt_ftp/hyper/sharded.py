@@ -15,8 +15,6 @@ from ..types import Params
 from .functorch import under_transform
 from .strategy import Start, Trained
 
-__all__ = ["of_whole", "on_mesh", "refuse_other_processes", "same_everywhere"]
-
 
 def on_mesh(start: Start, strategy: Any) -> Start:
     """``start`` with hparams and state as DTensors where params are: torch does not add the two kinds.

@@ -35,8 +35,6 @@ from .strangers import (
 )
 from .strategy import Start, Trained
 
-__all__ = ["Gradient", "Seen", "Steps", "check_constant", "pull"]
-
 
 class Gradient(NamedTuple):
     """A training gradient at leaves of its own, with its graph where that was asked for."""

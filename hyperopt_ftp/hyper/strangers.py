@@ -16,20 +16,6 @@ from torch.overrides import TorchFunctionMode
 from .. import tree
 from .functorch import level_of, top_level
 
-__all__ = [
-    "Stranger",
-    "leaves_of",
-    "own_leaves",
-    "refuse_captured",
-    "refuse_cut_graphs",
-    "refuse_once",
-    "refuse_outer_leaves",
-    "refuse_outer_tensors",
-    "refuse_own_backwards",
-    "refuse_strangers",
-    "stranger",
-]
-
 
 class Stranger(ValueError):
     """A loss or an optimizer uses a tensor that a derivative is taken in and that is none of its arguments."""

@@ -12,8 +12,6 @@ from ..types import HParams, Params, State, StateT, TreeT
 if TYPE_CHECKING:
     from .steps import Steps
 
-__all__ = ["Start", "Strategy", "Trained"]
-
 
 class Start(NamedTuple):
     """Everything that K steps of training are a function of; also a tree of its cotangents, by part."""

@@ -20,8 +20,6 @@ from .held_out import learned, still
 from .hypergradient import slope
 from .leaves import fresh
 
-__all__ = ["tpgm", "tpgm_radius"]
-
 
 def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str, Tensor]:
     """TPGM's first radius of each constrained tensor: half the smallest row norm of ``params - anchor``.

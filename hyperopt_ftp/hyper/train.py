@@ -35,8 +35,6 @@ from .strategy import Start, Strategy, Trained, check_strategy
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
-__all__ = ["train", "trained"]
-
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
 @explained("train(optimizer, train_loss, params, batches)")

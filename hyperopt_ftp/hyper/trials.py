@@ -28,19 +28,6 @@ from .steps import Steps
 from .strategy import Start, Trained
 from .zero_order import ZeroOrder
 
-__all__ = [
-    "Beginning",
-    "Line",
-    "forward_trial",
-    "implicit_trial",
-    "lines",
-    "medians",
-    "peak_of_trial",
-    "unroll_laps",
-    "zero_order_trial",
-]
-
-
 Key = TypeVar("Key", bound=Hashable)
 
 

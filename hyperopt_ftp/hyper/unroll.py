@@ -24,8 +24,6 @@ from .probe import sizes_of
 from .steps import Steps
 from .strategy import Start, Trained
 
-__all__ = ["Unroll"]
-
 
 class _Run(NamedTuple):
     """What a run leaves for the way back."""

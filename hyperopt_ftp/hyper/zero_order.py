@@ -23,8 +23,6 @@ from .rng import Recorder, RngState
 from .steps import Steps
 from .strategy import Start, Trained
 
-__all__ = ["ZeroOrder"]
-
 Function = Callable[[list[Tensor]], Tensor]
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from .layers import SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
 
-__all__ = ["project_", "radii_", "step_"]
-
 #: Elements of a layer above which it is cut, and of its blocks; fewest elements that are worth a thread.
 LARGE, BLOCK, THREAD = 2**22, 2**20, 2**17
 

@@ -27,8 +27,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["adamw", "dots", "load", "norm_sum", "restore", "scale_rows", "sgd", "store", "subtract"]
-
 #: Bytes of a cache line, and lines (or single numbers) that are summed in working precision before float64 takes over.
 LINE, RUN = 64, 64
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)

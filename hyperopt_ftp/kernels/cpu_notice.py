@@ -13,8 +13,6 @@ from numba.core import event
 
 from .cpu_kernels import run
 
-__all__ = ["announced"]
-
 
 class _Notice(event.Listener):
     """One line of the log when the kernels are compiled; from Numba's cache on disk they come without a word."""

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
-__all__ = ["project_", "radii_", "step_"]
-
 Tensors = list[Tensor]
 
 #: Elements in a bucket on the CPU. Temporaries of this size come from the heap; those of a whole model are mapped and

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ABSENT", "SGD", "AdamW", "Amp", "Ball", "Layers", "check", "choose", "working_dtype"]
-
 #: Stands for a tensor that a layer does not have.
 ABSENT = torch.empty(0)
 

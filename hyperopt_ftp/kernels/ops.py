@@ -18,8 +18,6 @@ from torch import Tensor
 from . import cpu, triton
 from .layers import ABSENT, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
-__all__ = ["BEST", "FUSED", "UNASKED", "Fused", "no_compiler", "why_not"]
-
 _PLAIN = Amp()
 _NO_BASE = SGD(0.0, 0.0, 0.0, 0.0, False)
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}

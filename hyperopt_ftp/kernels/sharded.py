@@ -18,10 +18,6 @@ from ..dtensors import is_dtensor, local
 from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
-__all__ = [
-    "Part", "full_rows", "in_form_of", "place", "project_", "radii_", "shard", "step_", "why_not",
-]  # fmt: skip
-
 #: How the shards of a layer make a whole.
 WHOLE, ROWS, PIECES = range(3)  # each process has all of it; each has some rows; each has a piece of the one row
 

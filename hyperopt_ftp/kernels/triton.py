@@ -34,8 +34,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import SGD, AdamW, Amp, Ball, Layers, check, working_dtype
 
-__all__ = ["project_", "radii_", "step_"]
-
 #: Elements of a tile, and pieces of a long row at most. ``triton_kernels`` says why.
 BLOCK, MOST = 2048, 1024
 #: Columns that a tile of whole rows holds, by shape. The last is for aligned layers only and has twice the elements.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..tree import working
 
-__all__ = ["Weights", "copied", "detached", "lerped", "shared"]
-
 Weights: TypeAlias = Mapping[str, Tensor]
 
 

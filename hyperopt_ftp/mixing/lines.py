@@ -8,8 +8,6 @@ from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
 from .entries import Weights, copied, lerped, shared
 
-__all__ = ["lines"]
-
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
 

@@ -10,8 +10,6 @@ from ..tree import working
 from ..types import Number
 from .entries import Weights, shared
 
-__all__ = ["mixout"]
-
 _SHARE = Domain(0.0, 1.0, open_high=True)
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..tree import working
 from .entries import Weights, copied, shared
 
-__all__ = ["model_stock"]
-
 
 def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Model Stock (arXiv 2403.19522), after training, for K models that were fine-tuned from one anchor.

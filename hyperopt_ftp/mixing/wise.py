@@ -15,8 +15,6 @@ from ..tree import working
 from ..types import Number, Optimizer
 from .entries import Weights, copied, detached, lerped, shared
 
-__all__ = ["learned_wise", "wise"]
-
 _SHARE = Domain(0.0, 1.0)
 
 

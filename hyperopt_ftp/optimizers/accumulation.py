@@ -13,8 +13,6 @@ from ..types import Optimizer
 from .leafwise import check_grads, check_params, check_state, no_steps, zeros
 from .wrap import wrapped
 
-__all__ = ["AccumulatedState", "accumulated"]
-
 
 class AccumulatedState(NamedTuple):
     """State of :func:`accumulated`."""

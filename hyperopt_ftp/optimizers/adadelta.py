@@ -12,8 +12,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["AdadeltaState", "adadelta"]
-
 _DOMAINS = {**domains_of(("lr", "eps", "weight_decay")), "rho": Domain(0.0, 1.0)}
 
 

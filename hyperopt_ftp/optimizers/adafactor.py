@@ -14,8 +14,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["AdafactorState", "adafactor"]
-
 _DOMAINS = {
     **domains_of(("lr", "eps", "weight_decay")),
     "beta2_decay": Domain(-math.inf, 0.0),

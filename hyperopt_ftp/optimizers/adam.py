@@ -13,8 +13,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["AdamState", "adam", "adamw"]
-
 
 class AdamState(NamedTuple):
     """State of :func:`adam` and :func:`adamw`."""

@@ -13,8 +13,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["AdanState", "adan"]
-
 _DOMAINS = {
     **domains_of(("lr", "eps", "weight_decay")),
     "betas": DOMAINS["betas"]._replace(parts=("beta1", "beta2", "beta3")),

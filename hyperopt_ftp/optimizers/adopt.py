@@ -14,8 +14,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["AdoptState", "adopt"]
-
 _DOMAINS = {
     **domains_of(("lr", "betas", "eps", "weight_decay")),
     "clip_power": Domain(0.0, math.inf, open_high=True),

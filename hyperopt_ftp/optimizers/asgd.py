@@ -13,8 +13,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
-__all__ = ["ASGDState", "asgd"]
-
 _DOMAINS = {
     **domains_of(("lr", "weight_decay")),
     "lambd": Domain(0.0, math.inf, open_high=True),

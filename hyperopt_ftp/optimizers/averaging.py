@@ -14,8 +14,6 @@ from ..types import Number, Optimizer, State, TreeT
 from .leafwise import check_params, check_state, no_steps
 from .wrap import wrapped
 
-__all__ = ["AveragedState", "averaged", "averages"]
-
 
 class AveragedState(NamedTuple):
     """State of :func:`averaged`."""

@@ -14,8 +14,6 @@ from ..hparams import Domain, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 
-__all__ = ["Entries", "Moved", "Numbers", "Rule", "by_rule"]
-
 Entries: TypeAlias = dict[str, Tensor]  #: the state of one tensor, by name
 Numbers: TypeAlias = dict[
     str, Any

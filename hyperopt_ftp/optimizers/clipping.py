@@ -15,8 +15,6 @@ from ..types import Number, Optimizer, StateT
 from .leafwise import check_grads, each_gradient, safe_sqrt
 from .on_gradients import on_gradients
 
-__all__ = ["clipped", "clipped_adaptively", "clipped_by_value", "clipped_per_layer"]
-
 _LEAST_NORM = 1e-3  # of weights, in adaptive clipping: a unit that starts at zero could never leave it
 
 

@@ -12,8 +12,6 @@ from ..types import Number, Optimizer, StateT
 from .leafwise import each_gradient
 from .on_gradients import on_gradients
 
-__all__ = ["damped"]
-
 
 @explained("damped(adam(lr=1e-3), kappa=0.5)")
 def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:

@@ -13,8 +13,6 @@ from .leafwise import check_grads, check_params, for_each
 from .patterns import matcher, no_match
 from .wrap import check_goes_on, check_no_table, wrapped
 
-__all__ = ["decayed"]
-
 
 @explained("decayed(base, weight_decay=0.1, exclude='*.bias')")
 def decayed(

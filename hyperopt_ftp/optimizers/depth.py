@@ -10,8 +10,6 @@ from ..calls import few
 from ..hparams import Domain, check_number
 from .patterns import matcher, no_match
 
-__all__ = ["FINITE", "Layers", "between", "by_depth"]
-
 #: An infinite number has no linear way to another one.
 FINITE = Domain(-sys.float_info.max, sys.float_info.max)
 

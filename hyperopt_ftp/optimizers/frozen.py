@@ -8,8 +8,6 @@ from ..hparams import complete
 from ..types import Optimizer
 from .leafwise import check_grads, check_params
 
-__all__ = ["frozen"]
-
 
 def frozen() -> Optimizer[tuple[()]]:
     """Leave the weights as they are: ``W <- W``. It has no hparams and no state.

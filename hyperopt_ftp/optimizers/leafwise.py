@@ -11,21 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
 
-__all__ = [
-    "NO_PARAMS",
-    "advanced",
-    "check_grads",
-    "check_lr",
-    "check_params",
-    "check_state",
-    "each_gradient",
-    "for_each",
-    "leafwise",
-    "no_steps",
-    "safe_sqrt",
-    "zeros",
-]
-
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
     "a pure optimizer gets no params here, but in init(params) and update(grads, state, params); FTPAdamW and FTPSGD "

@@ -13,8 +13,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
-__all__ = ["LionState", "lion"]
-
 
 class LionState(NamedTuple):
     """State of :func:`lion`."""

@@ -14,8 +14,6 @@ from ..types import Number, Optimizer
 from .leafwise import check_grads, check_params, check_state, no_steps
 from .wrap import check_goes_on, wrapped
 
-__all__ = ["LookaheadState", "lookahead"]
-
 
 class LookaheadState(NamedTuple):
     """State of :func:`lookahead`."""

@@ -15,8 +15,6 @@ from ..types import AdjustLR, HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["MuonState", "muon"]
-
 _DOMAINS = {
     **domains_of(("lr", "weight_decay", "momentum", "eps")),
     "ns_coefficients": Domain(-math.inf, math.inf, parts=("a", "b", "c")),

@@ -16,8 +16,6 @@ from ..types import Number, Optimizer
 from .leafwise import check_grads, check_state, no_steps, safe_sqrt
 from .wrap import wrapped
 
-__all__ = ["NoisyState", "noisy", "normal", "threefry"]
-
 _WORD = 0xFFFFFFFF
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 

@@ -10,8 +10,6 @@ from ..types import Optimizer
 from .leafwise import check_grads
 from .wrap import wrapped
 
-__all__ = ["on_gradients"]
-
 
 def on_gradients(
     base: Optimizer,

@@ -12,8 +12,6 @@ from ..types import Optimizer, check_optimizer
 from .leafwise import check_grads, check_params, check_state
 from .patterns import matcher, no_match
 
-__all__ = ["Labels", "PartitionState", "partition"]
-
 #: ``path -> label``, or labels by path, parent or glob pattern: a dict, nested or not, or any tree like the parameters.
 Labels: TypeAlias = Callable[[str], str] | Mapping[str, Any] | Sequence[Any]
 

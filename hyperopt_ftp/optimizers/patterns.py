@@ -9,8 +9,6 @@ from fnmatch import translate
 
 from ..calls import few
 
-__all__ = ["matcher", "no_match"]
-
 
 def matcher(entry: str) -> Callable[[str], bool]:
     """Whether a path is ``entry`` itself, lies under it, or matches it as a glob pattern, where ``*`` matches dots too.

@@ -15,8 +15,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
-__all__ = ["RpropState", "rprop"]
-
 _DOMAINS = {
     "lr": DOMAINS["lr"],
     "etas": Domain(0.0, math.inf, open_high=True, parts=("etaminus", "etaplus")),

@@ -14,8 +14,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr, safe_sqrt
 
-__all__ = ["ScheduleFreeAdamWState", "ScheduleFreeSGDState", "schedule_free_adamw", "schedule_free_sgd"]
-
 _WEIGHTS = {
     "r": Domain(0.0, math.inf, open_high=True),
     "weight_lr_power": Domain(0.0, math.inf, open_high=True),

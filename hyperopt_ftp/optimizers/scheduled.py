@@ -17,8 +17,6 @@ from ..types import Optimizer, check_optimizer
 from .leafwise import check_state, no_steps
 from .wrap import wrapped
 
-__all__ = ["ScheduledState", "per_step", "scheduled"]
-
 T = TypeVar("T")
 
 Scaling: TypeAlias = Schedule | Callable[[Tensor], Any]  #: a schedule, or ``factor(count)``

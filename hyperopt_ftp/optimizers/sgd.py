@@ -14,8 +14,6 @@ from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
-__all__ = ["SGDState", "check_nesterov", "sgd"]
-
 
 class SGDState(NamedTuple):
     """State of :func:`sgd`."""

@@ -11,8 +11,6 @@ from torch import Tensor
 from .. import tree
 from ..hparams import concrete
 
-__all__ = ["Unread", "moves"]
-
 #: What may be asked without looking at values.
 _ABOUT = frozenset(
     (

@@ -12,8 +12,6 @@ from .. import tree
 from ..hparams import complete, domains_of
 from ..types import Optimizer, check_optimizer
 
-__all__ = ["check_goes_on", "check_no_table", "wrapped"]
-
 
 def wrapped(
     base: Optimizer,

@@ -19,8 +19,6 @@ from .fingerprint import fingerprint
 from .hints import near_name, no_entry, suggested
 from .names import unwrapped
 
-__all__ = ["AnchorSource"]
-
 
 class AnchorSource:
     """The values just before the first step, zero, given tensors by name, or those of a safetensors file.

@@ -11,8 +11,6 @@ from ..anchored.projections import FLOOR
 from ..calls import callers_level
 from .optimizer import DropIn
 
-__all__ = ["warn_if_it_stays"]
-
 #: Steps after which a network of which every layer is still at its anchor is worth a word.
 LONG = 300
 

@@ -20,8 +20,6 @@ from .store import Columns, choose, is_plain
 if TYPE_CHECKING:
     from .hold import Hold
 
-__all__ = ["BACKENDS", "Backend", "Before", "Part", "by_device_and_dtype", "layers_of", "pick", "pick_many", "why_slow"]
-
 #: Weights above which foreach instead of fused is worth a word: at 3.2 ns a weight it makes a step 13 ms longer
 #: (ViT-B/16 on two cores, benchmarks/results/step_cpu.json: 373 ms for 97 ms).
 MANY = 2**22

@@ -21,8 +21,6 @@ from .checks import check_flags
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["Base", "Formula", "Own"]
-
 
 class Base(ABC):
     """What moves the weights of a drop-in optimizer.

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["captured"]
-
 
 def captured(held: Any, storages: Collection[int]) -> Tensor | None:
     """The first tensor in a closure, a default or a container inside ``held`` that lies in one of the storages.

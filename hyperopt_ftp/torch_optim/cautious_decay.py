@@ -17,8 +17,6 @@ from .hold import Hold
 from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
-__all__ = ["CautiousDecay"]
-
 
 class CautiousDecay(DropIn):
     """Cautious weight decay (arXiv 2510.12402) toward the anchor: the rule of :func:`~hyperopt_ftp.cautious_decay`.

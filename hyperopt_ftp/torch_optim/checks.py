@@ -16,24 +16,6 @@ from torch import Tensor
 from ..types import Optimizer
 from .names import unwrapped
 
-__all__ = [
-    "DTYPES",
-    "check_base",
-    "check_checkpoint",
-    "check_dtype",
-    "check_flags",
-    "check_goes_on",
-    "check_gradient",
-    "check_group_options",
-    "check_maker",
-    "check_order",
-    "check_params",
-    "check_shapes",
-    "check_state",
-    "is_schedule_free",
-    "listed",
-]
-
 #: Dtypes of weights and anchors.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

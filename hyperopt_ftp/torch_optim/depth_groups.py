@@ -11,8 +11,6 @@ from ..calls import few
 from ..hparams import check_number
 from ..optimizers.depth import FINITE, Layers, between, by_depth
 
-__all__ = ["depth_groups"]
-
 
 def depth_groups(
     named_parameters: Iterable[tuple[str, Tensor]],

@@ -18,8 +18,6 @@ from .hold import Hold
 from .many import Bucket, Many, Phase, add, dots
 from .optimizer import DropIn
 
-__all__ = ["DiGraP"]
-
 
 class DiGraP(DropIn):
     """Directional Gradient Projection (arXiv 2502.15895) around an optimizer: the rule of :func:`~hyperopt_ftp.digrap`.

@@ -8,8 +8,6 @@ from torch import Tensor
 from ..dtensors import is_dtensor
 from ..kernels import sharded
 
-__all__ = ["fingerprint"]
-
 #: Elements at a time: the arithmetic takes 8 bytes each, and is to stay in the caches.
 CHUNK = 2**16
 

@@ -18,9 +18,6 @@ from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 
-__all__ = ["FTP", "learned_ball"]
-
-
 #: Entries of a group that its rule reads.
 FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
 

@@ -18,8 +18,6 @@ from .bases import Formula, Own
 from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
 
-__all__ = ["FTPAdamW"]
-
 
 class FTPAdamW(DropIn):
     """AdamW whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182, Algorithm 1).

@@ -19,8 +19,6 @@ from .bases import Formula, Own
 from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
 
-__all__ = ["FTPSGD"]
-
 
 class FTPSGD(DropIn):
     """SGD whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182).

@@ -21,8 +21,6 @@ from .store import choose
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["Extra", "Given"]
-
 #: State of torch's optimizers that is one number for a parameter.
 TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 

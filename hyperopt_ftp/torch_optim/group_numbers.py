@@ -12,21 +12,6 @@ from .. import tree
 from ..hparams import Domain, as_tensor, check_number, check_parts, concrete, domain_at
 from .checks import check_no_gradient
 
-__all__ = [
-    "as_number",
-    "checked",
-    "copied",
-    "domain_or_any",
-    "equal",
-    "flat",
-    "is_tuned",
-    "names_of",
-    "owner",
-    "rebuilt",
-    "tuned_in",
-    "without_base",
-]
-
 _ANY = Domain(-math.inf, math.inf)  # of what has no domain
 _ROUNDING = 1e-12  # torch's LinearLR down to 0 may end at -1e-18
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..calls import MOST, few
 
-__all__ = ["covering", "near_name", "near_pattern", "no_entry", "overview", "suggested"]
-
 
 def overview(names: Sequence[str]) -> list[str]:
     """The names; where these are more than an error lists, patterns of the first modules that tell them apart."""

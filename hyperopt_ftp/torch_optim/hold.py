@@ -12,8 +12,6 @@ from .anchor_source import AnchorSource
 from .backends import BACKENDS, Backend, pick, pick_many
 from .many import Many
 
-__all__ = ["Hold"]
-
 
 class Hold:
     """A :class:`~hyperopt_ftp.anchored.Rule` around what moves the weights.

@@ -18,8 +18,6 @@ from .checks import is_schedule_free
 from .given import Extra, Given
 from .optimizer import DropIn, floats
 
-__all__ = ["HypergradientDescent"]
-
 
 class HypergradientDescent(DropIn):
     """Hypergradient descent of the learning rate (arXiv 1703.04782, eq. 8) around an optimizer.

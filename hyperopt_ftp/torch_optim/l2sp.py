@@ -17,8 +17,6 @@ from .hold import Hold
 from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
-__all__ = ["L2SP"]
-
 
 class L2SP(DropIn):
     """L2-SP (arXiv 1802.01483) around an optimizer: the rule of :func:`~hyperopt_ftp.l2sp`.

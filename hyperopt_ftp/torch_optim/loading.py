@@ -14,8 +14,6 @@ from .checks import check_maker, check_order, check_state
 if TYPE_CHECKING:
     from .optimizer import DropIn
 
-__all__ = ["make_ready", "needed"]
-
 
 def make_ready(opt: DropIn, state: dict[str, Any], saved: dict[str, Any]) -> None:
     """Loaded groups and state are made ready to use, or an error says why they cannot be."""

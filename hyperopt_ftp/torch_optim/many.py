@@ -18,8 +18,6 @@ from ..kernels.layers import Amp
 from ..tree import working
 from .store import Columns, is_plain
 
-__all__ = ["Bucket", "Known", "Many", "Phase", "add", "after_", "before", "dots", "why_not"]
-
 #: Elements in a bucket on the CPU: a core's cache holds several temporaries of this size.
 CPU_BUCKET = 2**18
 

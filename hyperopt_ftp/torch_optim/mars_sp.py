@@ -18,8 +18,6 @@ from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
 
-__all__ = ["MARSSP"]
-
 
 class MARSSP(DropIn):
     """MARS-SP (arXiv 2002.08253) around an optimizer: rows stay in balls of a fixed radius around the anchor.

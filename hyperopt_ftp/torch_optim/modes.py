@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..dtensors import whole
 
-__all__ = ["Modes"]
-
 
 class Modes:
     """The two modes of a base, if it has them.

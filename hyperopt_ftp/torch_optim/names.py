@@ -13,8 +13,6 @@ from ..calls import MOST, few
 from ..types import Excludes
 from .hints import near_pattern, overview, suggested
 
-__all__ = ["Exclude", "unwrapped"]
-
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 

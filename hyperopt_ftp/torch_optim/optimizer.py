@@ -38,8 +38,6 @@ from .hold import Hold
 from .names import Exclude
 from .store import Columns
 
-__all__ = ["DropIn", "floats"]
-
 #: Attributes that pickle and deepcopy keep beside torch's.
 PICKLED = ("_mover", "_hold", "_options", "_exclude", "_ran")
 

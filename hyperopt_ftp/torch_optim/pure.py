@@ -31,8 +31,6 @@ from .group_numbers import (
 )
 from .names import unwrapped
 
-__all__ = ["PureOptimizer"]
-
 #: Keys of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
 _STATE, _STARTING = "pure", "starting"
 

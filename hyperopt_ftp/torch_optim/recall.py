@@ -17,8 +17,6 @@ from .hold import Hold
 from .many import Bucket, Many, Phase, add
 from .optimizer import DropIn
 
-__all__ = ["Recall"]
-
 
 class Recall(DropIn):
     """RecAdam's recall (arXiv 2004.12651) around an optimizer: the rule of :func:`~hyperopt_ftp.recall`.

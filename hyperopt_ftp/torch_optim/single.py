@@ -18,8 +18,6 @@ from ..tree import working
 from ..types import Optimizer
 from .store import Columns
 
-__all__ = ["Kept", "after_", "before", "step_"]
-
 
 class Kept(NamedTuple):
     """What a step keeps of a parameter from before the base, whole where that is sharded; all is written at its end."""

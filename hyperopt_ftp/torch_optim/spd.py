@@ -17,8 +17,6 @@ from .hold import Hold
 from .many import Bucket, Many, Phase, add, dots
 from .optimizer import DropIn
 
-__all__ = ["SPD"]
-
 
 class SPD(DropIn):
     """Selective Projection Decay (arXiv 2411.01713) around an optimizer: the rule of :func:`~hyperopt_ftp.spd`.

@@ -15,8 +15,6 @@ from ..kernels import sharded
 from ..tree import working
 from ..types import Norm
 
-__all__ = ["Columns", "blank", "choose", "fit", "fitting", "is_plain", "off", "shapes", "shard"]
-
 
 class Columns(NamedTuple):
     """The tensors of many parameters, one entry a parameter in each list; ``ABSENT`` where it has none."""
