@@ -70,3 +70,18 @@ def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.split()[-2:] == ["foreach", str(unpacked / "hyperopt_ftp" / "__init__.py")]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("AdamW", "; did you mean adamw or FTPAdamW?"),
+        ("FTPAdam", "; did you mean 'FTPAdamW'?"),
+        ("hypergradients", "; did you mean 'hypergradient'?"),
+        ("nowhere", ""),
+    ],
+)
+def test_a_name_that_is_not_there_may_be_another(name, hint):
+    with pytest.raises(AttributeError) as told:
+        getattr(hft, name)
+    assert str(told.value) == f"module 'hyperopt_ftp' has no attribute {name!r}{hint}"

@@ -35,8 +35,9 @@ def check_base(base: Any, title: str, refused: type) -> None:
         got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
         if isinstance(base, Optimizer):
             got = "a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)"
-        elif not isinstance(base, (type, torch.optim.Optimizer)):
-            got += f"; write {title}(torch.optim.AdamW(params, lr=...))"
+        elif not isinstance(base, torch.optim.Optimizer):
+            made = base.__name__ if isinstance(base, type) and issubclass(base, torch.optim.Optimizer) else "AdamW"
+            got += f"; write {title}(torch.optim.{made}(params, lr=...))"
         raise TypeError(
             f"{title} wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored "
             f"one), got {got}"

@@ -425,7 +425,8 @@ WRAPPED = [
     Row("`FTP(FTP(...))`", lambda s: hft.FTP(s.opt), TypeError, f"{WRAPS} FTP", (FTP,), Scene.begun),
     Row("`FTP(hft.adamw())`", lambda s: hft.FTP(hft.adamw()), TypeError,  # pyright: ignore[reportArgumentType]
         f"{WRAPS} a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)", (FTP,)),
-    Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError, f"{WRAPS} the class AdamW itself", (FTP,)),
+    Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError,
+        f"{WRAPS} the class AdamW itself; write FTP(torch.optim.AdamW(params, lr=...))", (FTP,)),
     Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError,
         f"{WRAPS} generator; {WRITE}", (FTP,)),
     Row("`FTP(base)`, which has an option `norm` of its own", lambda s: hft.FTP(WithNorm(s.net.parameters())),
