@@ -191,3 +191,17 @@ def test_radii_count_their_own_steps(execution):
     assert radii[2] - radii[1] == pytest.approx(0.744e-3, rel=1e-2)
     assert max(b - a for a, b in itertools.pairwise(radii)) <= 1e-3
     assert opt.execution == execution
+
+
+def test_a_loaded_anchor_goes_to_the_device_that_was_chosen():
+    """The meta device stands for another one: what was saved lies on the CPU."""
+    w = torch.nn.Parameter(torch.ones(2, 3))
+    saved, opt = (hft.FTPAdamW([w], lr=0.1, anchor_device="cpu", foreach=False) for _ in range(2))
+    w.grad = torch.ones_like(w)
+    saved.step()
+    opt._hold.anchors.device = torch.device("meta")
+    opt.load_state_dict(saved.state_dict())
+    assert {name: x.device.type for name, x in opt.state[w].items() if name in ("anchor", "deviation")} == {
+        "anchor": "meta",
+        "deviation": "cpu",
+    }
