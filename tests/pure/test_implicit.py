@@ -288,20 +288,6 @@ def test_derivatives_in_batches_tell_too(opt, is_right):
             slope_by(implicit)
 
 
-def test_in_16_bits_nothing_is_said():
-    """Products are too rough: rounding would look like a state that may not be held."""
-    opt = hft.decayed(hft.sgd(lr=0.1, momentum=0.9), 0.1)
-    w = torch.zeros(2, dtype=torch.bfloat16)
-    strategy = hft.Implicit(iterations=3, tolerance=math.inf)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        hft.hypergradient(
-            opt, lambda p, x: ((p - OPPOSED.to(p)) ** 2).sum(), lambda p: p.float().sum(), w, [0] * 200,
-            "weight_decay_2", strategy=strategy,
-        )  # fmt: skip
-    assert not any("holds the optimizer" in str(warning.message) for warning in caught)
-
-
 def test_an_hparam_without_entries_tells_nothing():
     opt, empty = hft.sgd(lr=0.1, momentum=0.9), torch.zeros(0, dtype=F64)
     own = {**opt.hparams, "loss": {"l2": f64(0.1), "none": empty}}
