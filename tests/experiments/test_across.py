@@ -44,8 +44,9 @@ def test_best_of_a_family_is_that_of_the_sum():
 def test_every_way_of_fine_tuning_is_in_one_family():
     named = [method for family in FAMILIES.values() for method in family]
     assert len(named) == len(set(named))
-    # The default itself, one that is a remark in the guide, and what is compared on a task of its own.
-    assert METHODS.keys() - set(named) == {"ftp", "ftp_start", "muon", "ftp_muon"}
+    # The default itself, one that is a remark in the guide, and what is compared in a study of its own.
+    rates = {"adamw_warmup", "wise_warmup", "ftp_share"}
+    assert METHODS.keys() - set(named) == {"ftp", "ftp_start", "muon", "ftp_muon", *rates}
 
 
 def record(folder: Path, name: str, methods: dict, seeds: list[int], status: str = "finished") -> Job:
