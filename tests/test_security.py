@@ -85,13 +85,10 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_runs_what_it_reads(path):
-    assert dangers(path.read_text(encoding="utf-8")) == []
-
-
-def test_all_folders_are_looked_at():
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(FOLDERS)
+def test_no_file_runs_what_it_reads():
+    said = {str(path.relative_to(ROOT)): dangers(path.read_text(encoding="utf-8")) for path in FILES}
+    assert {path: found for path, found in said.items() if found} == {}
+    assert {path.partition("/")[0] for path in said} == set(FOLDERS)
 
 
 @pytest.mark.parametrize(
