@@ -1,5 +1,7 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
+import typing as _typing
+
 from . import schedules as schedules
 from .anchored.cautious_decay import cautious_decay as cautious_decay
 from .anchored.digrap import digrap as digrap
@@ -85,11 +87,13 @@ from .watch import watch as watch
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    from .calls import did_you_mean
+if not _typing.TYPE_CHECKING:  # a type checker sees a wrong name by itself
 
-    # Pure optimizers are functions in lower case, classes have FTP in front.
-    names = [other for other in globals() if not other.startswith("_")]
-    meant = [other for other in names if other.lower() in (name.lower(), f"ftp{name.lower()}")]
-    hint = f"; did you mean {' or '.join(meant)}?" if meant else did_you_mean(name, names)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    def __getattr__(name: str) -> object:
+        from .calls import did_you_mean
+
+        # Pure optimizers are functions in lower case, classes have FTP in front.
+        names = [other for other in globals() if not other.startswith("_")]
+        meant = [other for other in names if other.lower() in (name.lower(), f"ftp{name.lower()}")]
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else did_you_mean(name, names)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

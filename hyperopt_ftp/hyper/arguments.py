@@ -107,11 +107,13 @@ def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
-    if isinstance(batches, tuple) and batches and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches):
+    shapes = {x.shape if isinstance(x, Tensor) else None for x in batches} if isinstance(batches, tuple) else {}
+    if len(shapes) > 1 and all(shapes) and len({shape[0] for shape in shapes}) == 1:
         steps = len(batches)
         raise TypeError(
-            f"batches is a tuple of {steps} tensors, which can be read in two ways: write list(batches) for {steps} "
-            "steps, of one tensor each, or list(zip(*batches)) for a step with each of their rows, as (xs[k], ys[k])"
+            f"batches is a tuple of {steps} tensors of one length, which can be read in two ways: write list(batches) "
+            f"for {steps} steps, of one tensor each, or list(zip(*batches)) for a step with each of their rows, as "
+            "(xs[k], ys[k])"
         )
     whole = isinstance(batches, (dict, str, Tensor))
     if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):

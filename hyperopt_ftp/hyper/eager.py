@@ -13,6 +13,7 @@ from .. import tree
 from ..dtensors import local
 from ..types import Params, State
 from .checkpoints import Point
+from .first_update import refuse_other_updates
 from .leaves import Row, floats, fresh, refill
 from .rng import Recorder, RngState, fingerprint, refuse_other_steps
 from .second_order import twice_differentiable
@@ -53,9 +54,8 @@ class EagerWalk:
         self._gradients: dict[int, Gradient] = {}  # of steps whose update is made again, and with it their graph
         self._updates: dict[int, RngState] = {}  # when these updates began
         self._prints: dict[int, Tensor] = {}  # of gradients that are made again
-        self._ends: dict[int, Tensor] = {}  # prints of the params after updates that are made again
+        self._twice = False  # whether an update has been made twice, to see that it is a function
         self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
-        self._end_pairs: list[tuple[int, Tensor, Tensor]] = []
         self._dtypes: set[torch.dtype] = set()
         self._keeps = False
         self._recorder = Recorder()
@@ -74,7 +74,7 @@ class EagerWalk:
     def again(self) -> EagerWalk:
         """This one for a way back that leaves it as it is."""
         other = copy(self)
-        other._keeps, other._pairs, other._end_pairs = True, [], []
+        other._keeps, other._pairs = True, []
         return other
 
     def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
@@ -90,9 +90,11 @@ class EagerWalk:
             self._gradients[k], self._updates[k] = found, self._recorder.now()
         elif back:
             self._prints[k] = fingerprint(found.loss, found.grads)
+        if not back or self._twice:
+            return *self._update(found, params, state), loss
+        self._twice, rng = True, self._recorder.now()
         new = self._update(found, params, state)
-        if back:
-            self._ends[k] = fingerprint(loss, floats(new[0]))
+        refuse_other_updates(new, self._recorder.again(rng, lambda: self._update(found, params, state)))
         return *new, loss
 
     def small(self, params: Params, count: int) -> bool:
@@ -122,9 +124,8 @@ class EagerWalk:
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
         """Params and state after step k, made once more."""
         found = self._steps.gradient(params, self._start.batches[k], self._start.hparams, again=True)
-        new = self._update(found, params, state)
-        self._note(k, found, new[0])
-        return new
+        self._note(k, found)
+        return self._update(found, params, state)
 
     def back(self, k: int, point: Point, back_p: Row, back_s: Row) -> tuple[Row, Row, Row, Row]:
         """Adjoints before step k from those after it, its part of those of the knobs, and its batch's."""
@@ -143,27 +144,18 @@ class EagerWalk:
     def compare(self) -> None:
         """Raise where a step was another one when it was made again."""
         if self._pairs:
-            refuse_other_steps(self._pairs, self._dtype())
-        if self._end_pairs:
-            refuse_other_steps(self._end_pairs, self._dtype(), by="the optimizer's update")
+            refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
     def _made_again(self, k: int, point: Point) -> _Graph:
         if k in self._gradients:
             found, rng = self._taken(self._gradients, k), self._taken(self._updates, k)
-
-            def update() -> _Graph:
-                graph, new = self._step(found, point.params, point.state)
-                self._note(k, found, new[0])
-                return graph
-
-            return self._recorder.again(rng, update)
+            return self._recorder.again(rng, lambda: self._step(found, point.params, point.state)[0])
 
         def again() -> _Graph:
             batch, wanted, graph = self._start.batches[k], self._steps.wanted_batch(k), self.curved(k)
             found = self._steps.gradient(point.params, batch, self._start.hparams, wanted, graph=graph, again=True)
-            graph_, new = self._step(found, point.params, point.state)
-            self._note(k, found, new[0])
-            return graph_
+            self._note(k, found)
+            return self._step(found, point.params, point.state)[0]
 
         return self._recorder.again(point.rng, again)
 
@@ -186,17 +178,10 @@ class EagerWalk:
             grads = refill(params, [g.detach() for g in found.grads])
             return self._steps.update(grads, state, params, self._start.hparams)
 
-    def _note(self, k: int, found: Gradient, params: Params) -> None:
-        """What a step that is made again is, beside what it was."""
-        loss, new = found.loss.detach(), [x.detach() for x in floats(params)]
-        if k in self._prints:  # else its graph was kept
-            self._pairs.append((k, self._prints[k], fingerprint(loss, found.grads)))
-        if k in self._ends:
-            self._end_pairs.append((k, self._ends[k], fingerprint(loss, new)))
-        self._dtypes.update(x.dtype for x in (loss, *found.grads, *new))
-
-    def _dtype(self) -> torch.dtype:
-        return max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    def _note(self, k: int, found: Gradient) -> None:
+        if k in self._prints:  # else its graph was kept, and the params after it were not
+            self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
+            self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
 
     def _taken(self, kept: dict[int, Any], k: int) -> Any:
         return kept[k] if self._keeps else kept.pop(k)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..dtensors import local
-from .numbers import taken
+from .refusals import taken, writes
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
@@ -107,22 +107,6 @@ def no_new_hooks() -> Iterator[None]:
         if str(error) != _NO_HOOKS:
             raise
         raise NewHooks from error
-
-
-def writes(what: str, how: str, target: Tensor | None) -> RuntimeError:
-    """The error of code that writes into a tensor that it has not made."""
-    shape = "" if target is None else f" of shape {tuple(target.shape)}"
-    if what == "the optimizer":
-        return RuntimeError(
-            f"the optimizer writes in place{how} into a tensor{shape} that it has not made: the step before it, or the "
-            "same step computed again, would read what was written. Return new tensors: m = b * m + g"
-        )
-    return RuntimeError(
-        f"{what} writes in place{how} into a tensor{shape} that it has not made, such as "
-        "BatchNorm's running statistics; a step that is computed twice would write twice. Put such modules into eval "
-        "mode by eval(), make BatchNorm keep no statistics by torch.func.replace_all_batch_norm_modules_(net), or give "
-        "functional_call clones of the buffers"
-    )
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager

@@ -13,20 +13,12 @@ from torch.overrides import TorchFunctionMode
 from .. import tree
 from ..calls import callers_level
 from .functorch import differentiated, under_transform
+from .refusals import taken, writes
 from .strangers import leaves_of
-
-
-def taken(what: str) -> RuntimeError:
-    return RuntimeError(
-        f"{what} takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
-        "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
-    )
-
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
-#: Of an update, whose gradients have a graph; in a loss it is what ``detach()`` is.
-_DATA = {Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 
 
@@ -45,7 +37,10 @@ class refuse_numbers(TorchFunctionMode):  # a context manager
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _OF_ITSELF or (func in _DATA and self._what != "train_loss"):
+        of_update = self._what != "train_loss"  # in a loss, data is what detach() is
+        if func == _SET_DATA and of_update:
+            raise writes(self._what, " (data = ...)", args[0])
+        if func in _OF_ITSELF or (func == _DATA and of_update):
             self._look(args[:1])
         elif func in _OF_VALUES:
             given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]

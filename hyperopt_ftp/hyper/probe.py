@@ -37,7 +37,7 @@ def sizes_of(walk: EagerWalk, start: Start, k: int, params: Params, state: State
             made = meter.peak()
             moved, new = changed((params, state), (new_params, new_state))
             graph = meter.live() - size(new)  # which is part of the next point
-            notes = size((*(fingerprint(loss, floats(new_params)) for _ in range(2)), loss.clone()))
+            notes = size((fingerprint(loss, floats(new_params)), loss.clone()))
             rng, ending = size(recorder.now()), size(moved)
             stored, beside = (size(points.stored(part, None)) for part in (moved, new))
             del new_params, new_state, moved, new

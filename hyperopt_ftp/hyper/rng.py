@@ -96,11 +96,8 @@ def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype, by: str = "train_loss") -> None:
-    """Raise unless each step that was made again has the fingerprint that it had the first time.
-
-    ``by`` is what makes the difference where there is one: prints are of gradients, or of the params after an update.
-    """
+def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> None:
+    """Raise unless each step that was made again has the fingerprint that it had the first time."""
     if not pairs:
         return
     before, after = (torch.stack(column) for column in list(zip(*pairs, strict=True))[1:])
@@ -117,12 +114,7 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
     other = ~((before - after).abs() <= slack * size) & (before.isfinite() | after.isfinite())
     if bool(other.any()):
         at = int(other.any(1).nonzero()[0])
-        if by == "train_loss":
-            raise _another(pairs[at][0], before[at, 0], after[at, 0])
-        raise RuntimeError(
-            f"the params after step {pairs[at][0]} are other ones when the step is computed again, so its derivative "
-            f"would be wrong. {by} {_SAME}"
-        )
+        raise _another(pairs[at][0], before[at, 0], after[at, 0])
 
 
 def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
@@ -145,14 +137,10 @@ def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps
 def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
     return RuntimeError(
         f"the training loss of step {k} was {first.item():.9g} and is {again.item():.9g} when the step is computed "
-        f"again, or its gradient is another, so its derivative would be wrong. train_loss {_SAME}"
+        "again, or its gradient is another, so its derivative would be wrong. train_loss must be the same function of "
+        "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
+        "own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a module between train "
+        "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
+        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), without compile, which computes "
+        "each step once"
     )
-
-
-_SAME = (
-    "must be the same function of its arguments each time: torch's default random generators are restored, but not a "
-    "torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a "
-    "module between train and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw "
-    "such numbers beforehand and pass them in, or use hft.Unroll(checkpoint=False), without compile, which computes "
-    "each step once"
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..dtensors import is_dtensor, like, settled
 from ..types import Optimizer, Params, State
 from .arguments import check_scalar, loss_at, without_loss
 from .data_parallel import DataParallel, agreed
-from .first_update import checked
+from .first_update import kind_of_update, looked_at
 from .functorch import level_of, top_level, under_transform
 from .leaves import Row, fresh, refill
 from .mutation import NewHooks, no_new_hooks, refuse_mutation, refuse_other_weights, unwritten
@@ -34,6 +35,9 @@ from .strangers import (
     stranger,
 )
 from .strategy import Start, Trained
+
+#: Updates of each kind that are looked at: the state that the first one gets is made by init.
+LOOKS = 2
 
 
 class Gradient(NamedTuple):
@@ -54,7 +58,7 @@ class Seen:
     has_hooks: bool = False  # on what is saved for the backward pass
     bytes: int = 0  # of all tensors that it has made in a step
     makes_leaves: bool = False  # it lets tensors require grad itself
-    update: bool = False  # whether an update of the optimizer has been looked at
+    updates: Counter[str] = field(default_factory=Counter)  # of the optimizer that have been looked at, by kind
 
 
 @dataclass(frozen=True)
@@ -232,18 +236,19 @@ class Steps:
         with twice_differentiable():
             found = recorder.again(recorder.now(), lambda: self.gradient(params, batch, own, wanted_batch, graph=True))
         refuse_own_backwards(found.loss)
-        if not self.seen.update:
+        if self.seen.updates["plain"] < LOOKS:
             grads = refill(params, [g.detach() for g in found.grads])
             with torch.no_grad():
                 recorder.again(recorder.now(), lambda: self.update(grads, state, params, own))
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         update, own = self.optimizer.update, without_loss(hparams)
-        if self.seen.update:
-            new, state = update(grads, state, params, own)
+        kind = kind_of_update()
+        if self.looked_at and self.seen.updates[kind] < LOOKS:
+            new, state = looked_at(update, grads, state, params, own, self.derived, self.apart)
+            self.seen.updates[kind] += 1
         else:
-            new, state = checked(update, grads, state, params, own, self.derived, self.apart)
-            self.seen.update = True
+            new, state = update(grads, state, params, own)
         if not any(map(is_dtensor, tree.leaves(params))):
             return new, state
         return tree.map_tree(like, new, params), tree.map_tree(settled, state)

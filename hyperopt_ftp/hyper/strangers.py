@@ -186,13 +186,15 @@ _LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # py
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager
-    """Raise where the code inside uses a tensor of a transform further out; ``leaves_too``: or one that requires grad.
+    """Raise where the code inside uses a tensor of a transform further out.
+
+    ``leaves_too``: or one that requires grad and is none of the ``known``.
 
     Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
     """
 
-    def __init__(self, leaves_too: bool = False, what: str = "train_loss") -> None:
-        self._leaves_too, self._what = leaves_too, what
+    def __init__(self, leaves_too: bool = False, what: str = "train_loss", known: Sequence[Tensor] = ()) -> None:
+        self._leaves_too, self._what, self._known = leaves_too, what, {id(x) for x in known}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         level = top_level()
@@ -200,7 +202,8 @@ class refuse_outer_tensors(TorchFunctionMode):  # a context manager
             if isinstance(x, Tensor):
                 inner = level_of(x)
                 # A level above the present one is none that the code inside has opened.
-                if inner > level or (inner == -1 and self._leaves_too and x.requires_grad):
+                outer = inner == -1 and self._leaves_too and x.requires_grad and id(x) not in self._known
+                if inner > level or outer:
                     raise ValueError(stranger(x, self._what))
         return func(*args, **(kwargs or {}))
 

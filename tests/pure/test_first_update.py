@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.types import Optimizer
@@ -93,6 +94,65 @@ def test_writing_in_place_is_refused(update, strategy):
         hft.train(opt, loss, w, data, hparams={**opt.hparams, "lr": lr}, strategy=how)
 
 
+def acts_later(g, s, p, h):
+    if not s["m"].any():
+        return p, {"m": g}
+    return p - float(h["lr"]) * (g + s["m"]) / 2, {"m": torch.zeros_like(g)}
+
+
+def counts(g, s, p, h):
+    t = s["t"].item() + 1
+    m = h["b"] * s["m"] + (1 - h["b"]) * g
+    return p - h["lr"] * m / (1 - h["b"] ** t), {"m": m, "t": s["t"] + 1}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_second_update_is_looked_at_too(strategy):
+    with pytest.raises(RuntimeError, match="the optimizer takes the number of an hparam that a derivative is asked"):
+        slopes(momentum(acts_later), STRATEGIES[strategy])
+
+
+def test_forward_in_chunks_looks_where_it_carries():
+    with pytest.raises(RuntimeError, match="the optimizer takes the number of an hparam that a derivative is asked"):
+        slopes(momentum(takes_item), hft.Forward(chunk=1))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_count_in_the_state_may_be_a_number(strategy):
+    opt = momentum(counts)._replace(init=lambda p, h=None: {"m": torch.zeros_like(p), "t": torch.zeros(())})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*makes a number.*")
+        slopes(opt, STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_tensor_that_is_closed_over_is_refused(asks):
+    """Also where nothing else requires grad: its derivative would be lost."""
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    opt = momentum(lambda g, s, p, h: (p - lr * h["b"] * g, s))
+    b = torch.tensor(0.9, dtype=F64, requires_grad=asks)
+    for strategy in STRATEGIES.values():
+        with pytest.raises(ValueError, match="the optimizer uses a tensor of shape .* no argument of train"):
+            hft.train(
+                opt,
+                loss,
+                torch.zeros(2, dtype=F64),
+                [torch.ones(2, dtype=F64)] * 2,
+                hparams={"b": b},
+                strategy=strategy,
+            )
+
+
+def sets_data(g, s, p, h):
+    p.data = p - h["lr"] * g
+    return p, s
+
+
+def test_data_is_not_set():
+    with pytest.raises(RuntimeError, match=r"the optimizer writes in place \(data = ...\)"):
+        slopes(momentum(sets_data), None)
+
+
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "Implicit"])
 @pytest.mark.parametrize("update", [data_of, number_of_gradient])
 def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy):
@@ -113,8 +173,11 @@ def test_under_a_transform_numbers_are_warned_of(transform):
         torch.func.grad(end)(lr) if transform == "grad" else torch.func.jvp(end, (lr,), (torch.ones_like(lr),))
 
 
-def test_what_needs_no_derivative_may_take_numbers():
-    opt, w, data = momentum(takes_float), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
+@pytest.mark.parametrize(
+    "update", [takes_float, number_of_gradient, lambda g, s, p, h: (p - torch.tensor(g.numpy()), s)]
+)
+def test_what_needs_no_derivative_may_take_numbers(update):
+    opt, w, data = momentum(update), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = hft.train(opt, loss, w, data).params
@@ -141,8 +204,29 @@ def random(how: str):
 @pytest.mark.parametrize("strategy", REPLAYED)
 @pytest.mark.parametrize("how", ["generator", "counter"])
 def test_an_update_that_is_another_one_when_it_is_made_again_is_refused(how, strategy):
-    with pytest.raises(RuntimeError, match=r"params after step \d are other ones .* the optimizer's update must be"):
+    with pytest.raises(RuntimeError, match=r"optimizer.update gives another result when a step is computed again"):
         slopes(momentum(random(how)), REPLAYED[strategy])
+
+
+@pytest.mark.parametrize("opt", [hft.lion(1e-3), hft.signum(1e-3), hft.adam(1e-3, eps=1e-12)], ids=str)
+def test_rounding_in_a_gradient_of_zero_is_no_other_update(opt):
+    """A gradient that is made again goes through other kernels, and a sign makes a whole step of its last bit."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g) * 0.3  # noqa: E731
+    p = {"w": draw(8, 16), "shift": torch.zeros(1), "o": draw(16, 8)}
+    data = [(torch.randn(32, 8, generator=g), torch.randint(0, 8, (32,), generator=g)) for _ in range(8)]
+
+    def seen(p, batch):  # softmax does not see shift
+        a = torch.softmax(F.silu(batch[0] @ p["w"]) + p["shift"], -1)
+        return F.cross_entropy(F.silu(a * 16) @ p["o"], batch[1])
+
+    outer = lambda p: seen(p, data[0])  # noqa: E731
+    found = [
+        hft.hypergradient(opt, seen, outer, p, data, over="lr", strategy=hft.Unroll(checkpoint=c))[1]["lr"]
+        for c in (1, "log", False)
+    ]
+    assert found[0].item() == pytest.approx(found[2].item(), rel=1e-3)
+    assert found[1].item() == pytest.approx(found[2].item(), rel=1e-3)
 
 
 def test_an_update_that_draws_is_run_once_a_step_where_graphs_are_kept():
@@ -198,11 +282,11 @@ def test_the_right_one_is_right():
         ),
         (
             momentum(lambda g, s, p, h: (p - h["learning_rate"] * g, s)),
-            ValueError, r"for 'learning_rate': its hparams have \['lr', 'b'\]; did you mean 'lr'\?, its state \['m'\]",
+            ValueError, r"'learning_rate', .* did you mean 'lr'\?; there are hparams \['lr', 'b'\], state \['m'\]$",
         ),
-        (momentum(lambda g, s, p, h: (s, p)), TypeError, r"must return \(params, state\).* got \(state, params\)$"),
-        (momentum(lambda g, s, p, h: p - g), TypeError, r"must return \(params, state\).* got tensor\("),
-        (momentum(lambda g, s, p, h: ((p - g)[:1], s)), TypeError, r"must return \(params, state\), the params in the"),
+        (momentum(lambda g, s, p, h: (s, p)), TypeError, r"must return a tuple .* got \(state, params\)$"),
+        (momentum(lambda g, s, p, h: p - g), TypeError, r"must return a tuple .* got tensor\("),
+        (momentum(lambda g, s, p, h: ((p - g)[:1], s)), TypeError, r"must return a tuple .* with params in the"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("derived", [True, False])

@@ -724,8 +724,11 @@ def test_a_part_of_the_hparams_is_given_and_the_rest_is_the_optimizers_own():
 
 def test_stacked_tensors_are_refused_with_both_readings():
     xs, ys = torch.randn(20, 3), torch.randn(20)
-    with pytest.raises(TypeError, match=r"a tuple of 2 tensors, .* two ways: write list\(batches\) for 2 steps, .*zip"):
+    with pytest.raises(
+        TypeError, match=r"a tuple of 2 tensors of one length, .* write list\(batches\) for 2 steps, .*zip"
+    ):
         hft.train(SGD, near, W, (xs, ys))
+    assert hft.train(SGD, near, W, (X, X + 1)).losses.shape == (2,)  # of one shape they are batches
     with pytest.raises(TypeError, match=r"got dict; give a list with one dict for each step: \[\{name: x\[k\]"):
         hft.train(SGD, near, W, {"x": xs, "y": ys})
 
