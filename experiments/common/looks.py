@@ -33,12 +33,14 @@ _FINE_TUNING = {
     "anchor, not fine-tuned": Look(GREY, "o"),
     "AdamW": Look(BLACK, "o"),
     "AdamW, weight decay": Look(BLACK, "s", "--"),
+    "AdamW, warm-up": Look(BLACK, "v", "--"),
     "linear probe": Look(BLACK, "^", ":"),
     "AdamW, learned lr": Look(BLACK, "D", "-."),
     "Muon": Look(BLACK, "P"),
     # within a learned radius
     "FTPAdamW": Look(BLUE, "o"),
     "FTPAdamW exact": Look(BLUE, "s", "--"),
+    "FTPAdamW exact, share": Look(SKY, "D", "--"),
     "FTPAdamW, free first step": Look(BLUE, "D", ":"),
     "FTP around Muon": Look(BLUE, "P"),
     "FTPAdamW, anchor moved": Look(BLUE, "^"),
@@ -50,6 +52,7 @@ _FINE_TUNING = {
     "MARS-SP": Look(PURPLE, "s", "--"),
     # means of weights
     "WiSE-FT": Look(ORANGE, "o"),
+    "WiSE-FT, warm-up": Look(ORANGE, "v", "--"),
     "WiSE-FT of FTPAdamW": Look(ORANGE, "s", "--"),
     "WiSE-FT, learned shares": Look(ORANGE, "D", ":"),
     "WiSE-FT after each task": Look(ORANGE, "P"),

@@ -39,14 +39,15 @@ def setting(content: dict) -> str:
     config, metric = content["config"], content["data"]["metric"]
     return (
         f"{STARTS[config['anchor']]}: {metric} in %, mean ± standard error over splits "
-        f"{', '.join(map(str, config['seeds']))}. Each split has its own anchor, order and augmentation, and every "
+        f"{', '.join(map(str, config['seeds']))}. Each split has its own order and augmentation"
+        f"{', and its own anchor' if content['data']['anchors'] else ''}; every "
         f"method is trained at every one of {len(config['lrs'])} learning rates (the probe at ten times these): "
         f"{len(content['results'])} trainings, all of them below. The best rate of a method "
         "is that with the highest mean ID on the tests, for all alike. "
         "Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the rate with the highest "
         "OOD among those at which the method's mean ID reaches AdamW's best. Near: at most a factor of "
-        f"{WITHIN**0.5:.1f} from the method's best rate. Good: neither score more than {AS_GOOD:g} below AdamW's at "
-        "its best rate."
+        f"{WITHIN**0.5:.1f} from the method's best rate. Good rates: neither score more than {AS_GOOD:g} points below "
+        "AdamW's at its best rate."
     )
 
 

@@ -31,6 +31,7 @@ def test_what_the_numbers_of_a_method_are(content):
     assert near(scores_of({"results": {**content["results"]}}), "adamw") == [0.1]
     assert worst(scores, "ftp", "ood") == pytest.approx((-0.5, 0.5))
     assert good(scores, "adamw") == [0.1]
+    assert good(scores, "wise") == [0.1]
     assert good(scores, "ftp") == [0.1, 1.0]
     assert at_equal_id(scores, "ftp") == 1.0  # at 0.1 it learns half a point less
     assert at_equal_id(scores, "wise") is None
@@ -43,7 +44,7 @@ def test_its_table(content):
     assert by_method["AdamW"][:4] == ["0.1", "71.0 / 56.0", "+0.0 ± 0.0", "+0.0 ± 0.0"]
     assert by_method["FTPAdamW"][:4] == ["1 (edge)", "72.5 / 55.5", "+1.5 ± 0.5", "-0.5 ± 0.5"]
     assert by_method["WiSE-FT"][4] == "none"
-    assert by_method["FTPAdamW"][-1] == "2 of 3"
+    assert by_method["FTPAdamW"][-1] == "0.1 to 1"
     assert all_scores(content)[1][0] == ["AdamW", "61.0 / 51.0", "71.0 / 56.0", "21.0 / 21.0"]
 
 
