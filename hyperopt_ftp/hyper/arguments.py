@@ -107,8 +107,8 @@ def check_batches(batches: Any) -> Any:
     """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
-    shapes = {x.shape if isinstance(x, Tensor) else None for x in batches} if isinstance(batches, tuple) else {}
-    if len(shapes) > 1 and all(shapes) and len({shape[0] for shape in shapes}) == 1:
+    tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
+    if tensors and len({x.shape for x in batches}) > 1 == len({len(x) for x in batches}):
         steps = len(batches)
         raise TypeError(
             f"batches is a tuple of {steps} tensors of one length, which can be read in two ways: write list(batches) "
