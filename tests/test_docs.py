@@ -182,12 +182,12 @@ def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
         ends[anchor] = {method: row["good rates"].rpartition(" to ")[2] for method, row in cells[anchor].items()}
     knows, generic = ends["styles"], ends["imagenet"]
     assert {knows["AdamW"], knows["AdamW, warm-up"], knows["FTPAdamW"]} == {"0.0005", "0.0056"}
-    assert "of its best up to 5e-4, with warm-up too, FTP at every rate" in text
-    assert f"it keeps {cells['styles']['FTPAdamW']['OOD at equal ID'][1:]} more" in text
+    assert "AdamW stays within five points of its best score up to 5e-4, also with warm-up, FTP at all eight" in text
     assert (generic["AdamW"], generic["FTPAdamW"]) == ("0.0011", "0.0056")
-    assert "AdamW holds up to 1.1e-3, FTP up to 5.6e-3" in text
-    ours = cells["imagenet"]["FTPAdamW"]
-    assert f"(ID {ours['minus AdamW, ID']}, OOD {ours['minus AdamW, OOD']})" in text
+    assert "AdamW collapses from 2.5e-3 on, FTP does not" in text
+    for anchor, method in (("styles", "FTPAdamW"), ("styles", "WiSE-FT"), ("imagenet", "FTPAdamW")):
+        row = cells[anchor][method]
+        assert f"(ID {row['minus AdamW, ID']}, OOD {row['minus AdamW, OOD']})" in text
 
 
 def _at_edge(study: str, method: str, edge: int) -> bool:

@@ -10,7 +10,7 @@ from experiments.common.methods import title
 from experiments.common.record import RunRecord
 from experiments.common.study import Study
 from experiments.common.tables import markdown, provenance
-from experiments.sensitivity.summary import AS_GOOD, WITHIN, all_scores, in_brief, scores_of, table
+from experiments.sensitivity.summary import AS_GOOD, ENOUGH, WITHIN, all_scores, in_brief, scores_of, table
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -36,18 +36,21 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 
 
 def setting(content: dict) -> str:
-    config, metric = content["config"], content["data"]["metric"]
+    config, data = content["config"], content["data"]
+    tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
     return (
-        f"{STARTS[config['anchor']]}: {metric} in %, mean ± standard error over splits "
-        f"{', '.join(map(str, config['seeds']))}. Each split has its own order and augmentation"
-        f"{', and its own anchor' if content['data']['anchors'] else ''}; every "
-        f"method is trained at every one of {len(config['lrs'])} learning rates (the probe at ten times these): "
-        f"{len(content['results'])} trainings, all of them below. The best rate of a method "
-        "is that with the highest mean ID on the tests, for all alike. "
-        "Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the rate with the highest "
-        "OOD among those at which the method's mean ID reaches AdamW's best. Near: at most a factor of "
-        f"{WITHIN**0.5:.1f} from the method's best rate. Good rates: neither score more than {AS_GOOD:g} points below "
-        "AdamW's at its best rate."
+        f"{STARTS[config['anchor']]}: {data['metric']} in %, mean ± standard error over splits "
+        f"{', '.join(map(str, config['seeds']))} of one pool, with {tests} test items each. Each split has its own "
+        f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
+        f"one of {len(config['lrs'])} learning rates (the probe at ten times these), which fall to 0 as cosines, "
+        f"without weight decay: {len(content['results'])} trainings, all of them below. Warm-up is a fifth of the "
+        "steps; WiSE-FT is half the anchor; exact, share is FTP with the exact gradient and a radius_lr of 0.2 times "
+        "row width times learning rate. The best rate of a method is that with the highest mean ID on the tests, for "
+        "all alike, WiSE-FT too. Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the "
+        "rate with the highest OOD, on the tests, among those at which the method's mean ID is at most "
+        f"{ENOUGH:g} points below AdamW's best: a maximum over few or many rates. Near: at most a factor "
+        f"of {WITHIN**0.5:.1f} from the method's best rate, on one side alone where that is an end of the grid. Good "
+        f"rates: neither score more than {AS_GOOD:g} points below AdamW's at its best rate."
     )
 
 

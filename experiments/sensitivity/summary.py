@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from experiments.common.estimate import Estimate, estimate, shown
 from experiments.common.methods import title
 
-WITHIN = 10.0  # of the best rate: how far a rate may be off that nobody tuned
+WITHIN = 10.0  # the width of the window around the best rate: a factor of its root each way
+ENOUGH = 0.5  # points below AdamW's best, within which a method learns as much
 AS_GOOD = 5.0  # points below AdamW at its best rate: what a rate that nobody tuned may cost
 Scores = Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]  # by method and rate: a "id", "ood" by split
 
@@ -58,7 +59,7 @@ def good(scores: Scores, method: str) -> list[float]:
 
 def at_equal_id(scores: Scores, method: str) -> float | None:
     """Of the rates at which a method learns as much as AdamW at its best, that with the highest mean out of it."""
-    level = mean_of(scores, "adamw", best_rate(scores, "adamw"), "id")
+    level = mean_of(scores, "adamw", best_rate(scores, "adamw"), "id") - ENOUGH
     enough = [lr for lr in scores[method] if mean_of(scores, method, lr, "id") >= level]
     return max(enough, key=lambda lr: mean_of(scores, method, lr, "ood"), default=None)
 

@@ -42,8 +42,8 @@ class FTPAdamW(DropIn):
             ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
             ignored. A warning says so where nothing is held.
         radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
-            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up. Wide rows
-            want more: at ``columns * lr`` the ball follows every step of AdamW, at a tenth of it it limits nearly all.
+            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up. At
+            ``columns * lr`` the ball would follow every step of AdamW, at a tenth of it it limits nearly all.
         kappa: in [0, 1]. Not a strength: Adam is scale-free, so kappa = 1, 0.5 and 0.1 act alike while h > 0. With
             kappa = 0 a radius shrinks only when it is clipped to the largest row norm.
         norm: ``"mars"``: rows (dim 0) in L1; 0-d and 1-D tensors are one row. ``"l2"``: whole tensors.

@@ -33,7 +33,7 @@ def test_what_the_numbers_of_a_method_are(content):
     assert good(scores, "adamw") == [0.1]
     assert good(scores, "wise") == [0.1]
     assert good(scores, "ftp") == [0.1, 1.0]
-    assert at_equal_id(scores, "ftp") == 1.0  # at 0.1 it learns half a point less
+    assert at_equal_id(scores, "ftp") == 0.1  # where it learns half a point less, and keeps more than at 1
     assert at_equal_id(scores, "wise") is None
 
 

@@ -208,7 +208,10 @@ def test_an_update_that_is_another_one_when_it_is_made_again_is_refused(how, str
         slopes(momentum(random(how)), REPLAYED[strategy])
 
 
-@pytest.mark.parametrize("opt", [hft.lion(1e-3), hft.signum(1e-3), hft.adam(1e-3, eps=1e-12)], ids=str)
+SIGNS = {"lion": hft.lion(1e-3), "signum": hft.signum(1e-3), "adam": hft.adam(1e-3, eps=1e-12)}
+
+
+@pytest.mark.parametrize("opt", SIGNS.values(), ids=SIGNS)
 def test_rounding_in_a_gradient_of_zero_is_no_other_update(opt):
     """A gradient that is made again goes through other kernels, and a sign makes a whole step of its last bit."""
     g = torch.Generator().manual_seed(0)
