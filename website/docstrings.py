@@ -45,7 +45,8 @@ class Markdown(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Where a module has the name of a function (``hyper``), the package means the function, as Python does."""
         if pkg.path == "hyperopt_ftp":
-            public = {name: value for name, value in vars(hyperopt_ftp).items() if name in pkg.members}
+            found = vars(hyperopt_ftp).items()
+            public = {name: value for name, value in found if name in pkg.members and not name.startswith("_")}
             meant = {
                 name: pkg[f"{value.__module__.removeprefix('hyperopt_ftp.')}.{name}"]
                 for name, value in public.items()

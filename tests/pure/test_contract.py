@@ -245,7 +245,7 @@ def test_any_pytree_of_params(case: Case):
 
 def test_every_pure_optimizer_is_a_case():
     """The public functions that return an optimizer, by the name before a dash."""
-    public = {name: f for name, f in vars(hft).items() if inspect.isfunction(f)}
+    public = {name: f for name, f in vars(hft).items() if inspect.isfunction(f) and not name.startswith("_")}
     made = {name for name, f in public.items() if inspect.get_annotations(f).get("return", "").startswith("Optimizer")}
     made -= {"from_torchopt"}  # of any update
     assert made == {case.name.partition("-")[0] for case in CASES}
