@@ -52,7 +52,7 @@ _FINE_TUNING = {
     "MARS-SP": Look(PURPLE, "s", "--"),
     # means of weights
     "WiSE-FT": Look(ORANGE, "o"),
-    "WiSE-FT, warm-up": Look(ORANGE, "v", "--"),
+    "WiSE-FT, warm-up": Look(ORANGE, "X", "--"),
     "WiSE-FT of FTPAdamW": Look(ORANGE, "s", "--"),
     "WiSE-FT, learned shares": Look(ORANGE, "D", ":"),
     "WiSE-FT after each task": Look(ORANGE, "P"),

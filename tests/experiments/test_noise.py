@@ -199,6 +199,7 @@ def test_weights_move_along_the_hypergradient_on_the_clean_set(problem, config, 
         torch.testing.assert_close(found.params[key], p.detach())
 
 
+@pytest.mark.filterwarnings("ignore:the training loss of step")
 @pytest.mark.parametrize("name", ["both", "net"])
 def test_divergence_is_a_result(problem, config, name):
     found = train(problem, METHODS[name], config, 1e30, 0.001, 0)
