@@ -17,7 +17,11 @@ FOREIGN = 0.05
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2, quiet: bool = False
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    warmup: int = 2,
+    quiet: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, by name, at most ``rounds`` of them; the order turns round by round.
 
@@ -28,11 +32,11 @@ def interleaved(
     for k in range(warmup + rounds):
         others, times = Others(), {}
         for name in names[k % len(names) :] + names[: k % len(names)]:
-            begin = time.perf_counter()
+            begin = clock()
             candidates[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            times[name] = time.perf_counter() - begin
+            times[name] = clock() - begin
         if k >= warmup and not (quiet and others.share() > FOREIGN):
             for name, value in times.items():
                 seconds[name].append(value)

@@ -13,27 +13,27 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Start, Steps, Trained
+from hyperopt_ftp.hyper import InnerProblem, Strategy, TrainInputs, TrainOutputs
 
 from .digits import batches, digits, logits, loss, network
 
 
 @dataclass(frozen=True)
-class Darts:
+class Darts(Strategy):
     """One step of plain SGD; hyperparameters of the loss only."""
 
     scale: float = 1e-2
 
-    def run(self, steps: Steps, start: Start) -> tuple[Trained, Start]:
-        if len(start.batches) != 1:
-            raise ValueError(f"Darts looks back one step, got {len(start.batches)} batches")
-        if any(tree.leaves(steps.wanted._replace(hparams={**steps.wanted.hparams, "loss": False}))):
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, TrainInputs]:
+        if len(inputs.batches) != 1:
+            raise ValueError(f"Darts looks back one step, got {len(inputs.batches)} batches")
+        if any(tree.leaves(problem.needs_grad._replace(hparams={**problem.needs_grad.hparams, "loss": False}))):
             raise ValueError("Darts has derivatives in hparams['loss'] only")
-        if set(start.hparams) != {"lr", "momentum", "dampening", "weight_decay", "loss"} or start.hparams["momentum"]:
+        if set(inputs.hparams) != {"lr", "momentum", "dampening", "weight_decay", "loss"} or inputs.hparams["momentum"]:
             raise ValueError("Darts is the derivative of a step of plain SGD")
-        return steps.loop(start), start
+        return problem.loop(inputs), inputs
 
-    def pullback(self, steps: Steps, residual: Start, cotangents: Trained) -> Start:
+    def pullback(self, problem: InnerProblem, residual: TrainInputs, cotangents: TrainOutputs) -> TrainInputs:
         (batch,), h, v = residual.batches, residual.hparams, cotangents.params
         size = torch.stack([(x**2).sum() for x in tree.leaves(v)]).sum().sqrt()
         e = self.scale / torch.where(size == 0, 1.0, size)
@@ -41,11 +41,11 @@ class Darts:
         def slope(sign: int) -> Any:
             """The training loss's gradient in its hparams, a little way along v."""
             shifted = tree.map_tree(lambda p, u: p + sign * e * u, residual.params, v)
-            return torch.func.grad(steps.train_loss, argnums=2)(shifted, batch, h["loss"])
+            return torch.func.grad(problem.train_loss, argnums=2)(shifted, batch, h["loss"])
 
         found = tree.map_tree(lambda a, b: -h["lr"] * (a - b) / (2 * e), slope(1), slope(-1))
         nothing = tree.map_tree(lambda _: None, h)
-        return Start({**nothing, "loss": found}, params=None, state=None)
+        return TrainInputs({**nothing, "loss": found}, params=None, state=None)
 
 
 def weighted(params: Any, batch: Any, h: Any) -> torch.Tensor:

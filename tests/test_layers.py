@@ -33,21 +33,39 @@ ALLOWED = {
 }
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Parts of the package that a file imports, its own included."""
+#: What a room of hyper/ may import of the others; files that lie beside them count as rooms.
+ROOMS = {
+    "core": set(),
+    "unrolling": {"core"},
+    "guards": {"core"},
+    "strategies": {"core", "unrolling"},
+    "towers": {"core"},
+    "distributed": {"core", "guards"},
+    "guarded": {"core", "guards", "distributed"},
+    "train": {"core", "guards", "distributed", "guarded", "strategies"},
+    "hypergradient": {"core", "guards", "distributed", "strategies", "towers", "train"},
+    "loops": {"core", "guards", "distributed", "towers", "hypergradient"},
+    "cost": {"core", "guards", "distributed", "guarded", "unrolling", "strategies", "towers", "hypergradient"},
+}
+
+
+def imported(path: Path) -> list[list[str]]:
+    """The full names that a file imports."""
     here = path.relative_to(ROOT).with_suffix("").parts
-    found = set()
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             base = list(here[: len(here) - node.level]) if node.level else []
             base += node.module.split(".") if node.module else []
-            names = [[*base, alias.name] for alias in node.names]
+            found += [[*base, alias.name] for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        else:
-            continue
-        found |= {name[1] for name in names if name[0] == "hyperopt_ftp" and len(name) > 1}
+            found += [alias.name.split(".") for alias in node.names]
     return found
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports, its own included."""
+    return {name[1] for name in imported(path) if name[0] == "hyperopt_ftp" and len(name) > 1}
 
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -59,6 +77,18 @@ def test_imports_only_go_down():
         part = path.relative_to(PACKAGE).with_suffix("").parts[0]
         above[str(path.relative_to(PACKAGE))] = imported_parts(path) - ALLOWED[part] - {part}
     assert {path: sorted(parts) for path, parts in above.items() if parts} == {}
+
+
+def test_rooms_of_the_engine_import_only_downward():
+    above = {}
+    for path in sorted((PACKAGE / "hyper").rglob("*.py")):
+        room = path.relative_to(PACKAGE / "hyper").with_suffix("").parts[0]
+        if room != "__init__":
+            names = [name for name in imported(path) if name[:2] == ["hyperopt_ftp", "hyper"] and len(name) > 2]
+            above[str(path.relative_to(PACKAGE))] = {name[2] for name in names} - ROOMS[room] - {room}
+    assert {path: sorted(rooms) for path, rooms in above.items() if rooms} == {}
+    order = list(ROOMS)
+    assert all(order.index(below) < order.index(room) for room, rooms in ROOMS.items() for below in rooms)
 
 
 def test_every_part_is_in_the_table():
@@ -90,12 +120,9 @@ RUNS = {
 }
 PURE = sorted(ALLOWED.keys() - RUNS)
 PURE += [
-    "hyper/hyper",
-    "hyper/one_step",
-    "hyper/constrain",
-    "hyper/paths",
-    "hyper/held_out",
-    "hyper/tpgm",
+    "hyper/towers",
+    "hyper/loops/held_out",
+    "hyper/loops/tpgm",
 ]
 
 

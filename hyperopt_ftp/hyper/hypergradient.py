@@ -13,30 +13,26 @@ from torch import Tensor
 from .. import tree
 from ..calls import callers_level, explained
 from ..hparams import concrete
-from ..optimizers.leafwise import check_params
-from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from . import paths
-from .arguments import (
+from ..types import HParams, Optimizer, Params, StateT, TreeT
+from .core.leaves import combine, detached, detached_leaves, is_float
+from .core.replay import Replay
+from .core.second_order import twice_differentiable
+from .core.strategy import Strategy, TrainOutputs
+from .core.transforms import under_transform
+from .distributed.data_parallel import DataParallel, agreed, check_value
+from .distributed.dtensors import of_whole, same_everywhere
+from .guards.arguments import (
     argument_counts,
-    check_batches,
-    check_hparams,
     check_loss,
     check_scalar,
-    warn_of_frozen,
     with_start,
     without_start,
 )
-from .data_parallel import DataParallel, agreed, check_value
-from .functorch import under_transform
-from .leaves import fresh, is_float, refill
-from .mutation import refuse_mutation
-from .rng import Recorder
-from .second_order import twice_differentiable
-from .sharded import of_whole, same_everywhere
-from .strategy import Strategy, Trained
-from .train import trained
-from .unroll import Unroll
-from .zero_order import ZeroOrder
+from .guards.subjects import LOSSES
+from .guards.writes import refuse_writes
+from .strategies.unroll import Unroll
+from .towers import paths
+from .train import checked, trained
 
 
 @explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
@@ -84,7 +80,7 @@ def hypergradient(
 
     Warns:
         UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. Frozen
-            parameters, as :func:`train`. A strategy of the older protocol.
+            parameters, as :func:`train`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()
@@ -95,13 +91,13 @@ def hypergradient(
     >>> {name: bool(g < 0) for name, g in grads.items()}
     {'lr': True, 'weight_decay': False}
     """
-    found = slope(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
+    found = value_and_grad(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
     for name, grad in found[1].items():
         warn_if_zero(name, grad)
     return found
 
 
-def slope(
+def value_and_grad(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
     outer_loss: Callable[..., Tensor],
@@ -113,12 +109,7 @@ def slope(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     """:func:`hypergradient`, where zeros are nothing to warn of."""
-    check_optimizer("optimizer", optimizer)
-    strategy = Unroll() if strategy is None else strategy
-    batches = check_batches(batches)
-    check_params(params)
-    warn_of_frozen(optimizer, params)
-    full = check_hparams(optimizer, hparams)
+    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
     whole = with_start(full, params, batches)
     names = tuple(full) if over is None else paths.normalise(over, whole)
     tuned = paths.select(whole, names)
@@ -132,8 +123,8 @@ def slope(
             "takes the params alone: lambda p: loss(p, held_out)"
         )
 
-    def objective(leaves: Sequence[Tensor], how: Any = strategy) -> tuple[Tensor, Trained]:
-        given = paths.merge(fixed, refill(tuned, leaves))
+    def objective(leaves: Sequence[Tensor], how: Strategy = strategy) -> tuple[Tensor, TrainOutputs]:
+        given = paths.merge(fixed, combine(tuned, leaves))
         own = without_start(given)
         run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
         with twice_differentiable(), of_whole(run.params, "outer_loss"):
@@ -143,29 +134,30 @@ def slope(
     fixed, first = whole, state
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]
     if not under_transform():  # nothing outside is to grow a graph
-        fixed, first = fresh(whole, False)[1], None if state is None else fresh(state, False)[1]
-        leaves = fresh(tuned)[0]
-    if isinstance(strategy, ZeroOrder):
-        value, found, run = _smoothed(objective, leaves, strategy, train_loss)
+        fixed, first = detached(whole), detached(state)
+        leaves = detached_leaves(tuned)[0]
+    if strategy.needs_values_only:
+        value, found, run = _from_values(objective, leaves, strategy, train_loss)
     elif under_transform():
         value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
         found = back(torch.ones_like(value))[0]
     else:
-        value, found, run = _by_autograd(objective, leaves)
+        with torch.enable_grad():
+            value, run = objective(leaves)
+        end = detached(run)
+        found = _slopes(value, leaves, any(x.dtype == torch.float16 for x in tree.leaves(run.params)))
+        value, run = value.detach(), end
     check_value(train_loss, value)
-    return value, refill(tuned, found), (run.params, run.state)
+    return value, combine(tuned, found), (run.params, run.state)
 
 
-def _by_autograd(
-    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor]
-) -> tuple[Tensor, list[Tensor], Trained]:
-    with torch.enable_grad():
-        value, run = objective(leaves)
-    end = Trained(*(tree.map_tree(_detached, part) for part in run))
+def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
+    """The outer loss's derivatives in leaves.
+
+    In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
+    """
     if not value.requires_grad:
-        return value, [torch.zeros_like(x) for x in leaves], end
-    # In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
-    narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
+        return [torch.zeros_like(x) for x in leaves]
     found: Sequence[Tensor | None] = []
     for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
         start = torch.full_like(value, scale)
@@ -174,26 +166,22 @@ def _by_autograd(
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break
-    return value.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)], end
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
-def _smoothed(
-    objective: Callable[..., tuple[Tensor, Trained]], leaves: list[Tensor], strategy: Any, train_loss: Any
-) -> tuple[Tensor, list[Tensor], Trained]:
+def _from_values(
+    objective: Callable[..., tuple[Tensor, TrainOutputs]], leaves: list[Tensor], strategy: Strategy, train_loss: Any
+) -> tuple[Tensor, list[Tensor], TrainOutputs]:
     """By a strategy that needs values of the outer loss alone."""
-    recorder, plain = Recorder(), Unroll()
-    rng = recorder.now()
+    replay, plain = Replay(), Unroll()
+    rng = replay.now()
     # Under a transform somebody may differentiate the value, and the estimate.
     with nullcontext() if under_transform() else torch.no_grad():
-        with refuse_mutation(what="train_loss or the outer loss", collectives=True):
+        with refuse_writes(LOSSES, collectives=True):
             value, run = objective(leaves, plain)
         (seed,) = agreed(train_loss, [strategy.draw()])
-        found = strategy.smoothed(lambda x: objective(x, plain)[0], leaves, seed, recorder, rng)
+        found = strategy.from_values(lambda x: objective(x, plain)[0], leaves, seed, replay, rng)
     return value, found, run
-
-
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
 
 
 def check_floats(tuned: dict[str, Any]) -> None:
@@ -213,7 +201,7 @@ def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
     return argument_counts(function)[0] == count + 1
 
 
-def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Any) -> None:
+def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:
     """Raise where a data-parallel loss would not get its shard, or would give a derivative in one that is no such."""
     if isinstance(outer_loss, DataParallel):
         raise ValueError(
@@ -223,10 +211,11 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
     if not isinstance(train_loss, DataParallel) or not any(name.split(".")[0] == "batches" for name in tuned):
         return
     narrow = any(x.dtype == torch.float16 for x in tree.leaves(params))  # whose scale would depend on the shard
-    if isinstance(strategy, ZeroOrder) or narrow:
+    if strategy.needs_values_only or narrow:
+        who = "float16 params" if narrow else type(strategy).__name__
         raise ValueError(
             "over names the batches, which data_parallel has in shards that differ from process to process: "
-            f"{'float16 params' if narrow else 'ZeroOrder'} cannot do that; put what is tuned into hparams['loss']"
+            f"{who} cannot do that; put what is tuned into hparams['loss']"
         )
 
 

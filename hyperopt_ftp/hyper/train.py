@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,25 +16,28 @@ from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .arguments import (
+from .core.leaves import is_float
+from .core.node import TrainJob, TrainNode
+from .core.problem import without_loss
+from .core.replay import Replay
+from .core.second_order import twice_differentiable
+from .core.strategy import Strategy, TrainInputs, TrainOutputs, check_strategy
+from .core.transforms import differentiated, tracked, under_transform
+from .distributed.data_parallel import DataParallel, check_steps
+from .distributed.dtensors import on_mesh, refuse_other_processes
+from .guarded import guarded_problem
+from .guards.arguments import (
+    ConstantBatches,
     check_arguments,
     check_batches,
+    check_compilable,
     check_hparams,
     check_leaves,
     check_protocol,
     warn_of_frozen,
-    without_loss,
 )
-from .data_parallel import check_steps
-from .functorch import differentiated, tracked, under_transform
-from .leaves import is_float
-from .node import Job, TrainNode
-from .rng import Recorder
-from .sharded import on_mesh, refuse_other_processes
-from .steps import Steps
-from .strategy import Start, Strategy, Trained, check_strategy
-from .unroll import Unroll
-from .zero_order import ZeroOrder
+from .guards.verified import verified
+from .strategies.unroll import Unroll
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
@@ -47,7 +51,7 @@ def train(
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
-) -> Trained[TreeT, StateT]:
+) -> TrainOutputs[TreeT, StateT]:
     """Train for ``len(batches)`` steps, as one differentiable function of all that goes in.
 
     With ``g = d train_loss(params, batches[k]) / d params``, step k is
@@ -102,21 +106,16 @@ def train(
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
-    run = trained(optimizer, train_loss, params, batches, hparams, state, strategy)
+    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
+    run = trained(optimizer, train_loss, params, batches, full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 
 
-def trained(
-    optimizer: Optimizer[StateT],
-    train_loss: Callable[..., Tensor],
-    params: TreeT,
-    batches: Sequence[Any],
-    hparams: HParams | None,
-    state: StateT | None,
-    strategy: Strategy | None,
-) -> Trained[TreeT, StateT]:
-    """:func:`train`, where losses that are not finite are looked for elsewhere."""
+def checked(
+    optimizer: Optimizer, train_loss: Any, params: Params, batches: Any, hparams: HParams | None, strategy: Any
+) -> tuple[Sequence[Any], HParams, Strategy]:
+    """Batches, complete hparams and the strategy, or an error where training cannot begin."""
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
@@ -128,38 +127,83 @@ def trained(
     check_arguments("train_loss", train_loss, 2, "loss" in full)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
+    return batches, full, strategy
+
+
+def trained(
+    optimizer: Optimizer[StateT],
+    train_loss: Callable[..., Tensor],
+    params: TreeT,
+    batches: Sequence[Any],
+    full: HParams,
+    state: StateT | None,
+    strategy: Strategy,
+) -> TrainOutputs[TreeT, StateT]:
+    """:func:`train` of what :func:`checked` gives; losses that are not finite are looked for elsewhere."""
     if state is None:
         state = optimizer.init(params, without_loss(full))
     check_steps(train_loss, len(batches))
-    start = on_mesh(Start(full, params, state, batches), strategy)
-    leaves, rebuild = _flat(start)
+    inputs = on_mesh(TrainInputs(full, params, state, batches), strategy)
+    leaves, rebuild = _flat(inputs)
     check_leaves(leaves)
-    wanted = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
-    transform = under_transform()
-    asked = rebuild(wanted) if isinstance(batches, (list, tuple)) else rebuild(wanted)._replace(batches=False)
-    derived = transform or any(wanted)
-    steps = Steps(optimizer, train_loss, asked, derived, looked_at=derived or torch.is_grad_enabled())
-    if not steps.derived:
+    flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
+    needs_grad = rebuild(flags) if isinstance(batches, list) else rebuild(flags)._replace(batches=False)
+    transform, asked = under_transform(), any(flags)
+    derived = transform or asked
+    options = {
+        "derived": derived,
+        "looked_at": derived or torch.is_grad_enabled(),
+        "twice": strategy.twice,
+        "compiled": bool(strategy.compile),
+    }
+    shapes = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in leaves)
+    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    known = verified(local, optimizer.update, (*options.values(), *flags, *shapes))
+    guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known, **options)
+    if not derived:
         with torch.no_grad():
-            return refuse_other_processes(steps.loop(start), start)
-    if transform and getattr(strategy, "exact", False):
-        if any(wanted):
+            return refuse_other_processes(guarded().loop(inputs), inputs)
+    if transform and strategy.exact:
+        if asked:
             _warn_of_float16(params)
-        return steps.loop(start)
+        with twice_differentiable():
+            return guarded().loop(inputs)
+    _check_processes(strategy, train_loss, needs_grad)
+    if strategy.compile and not transform:
+        check_compilable(params)
+    if not isinstance(batches, list):
+        inputs = inputs._replace(batches=ConstantBatches(batches))
+        leaves, rebuild = _flat(inputs)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
-    own = strategy.generator if isinstance(strategy, ZeroOrder) else None
-    recorder = Recorder(*[] if own is None else [own])
-    job = Job(strategy, steps, leaves, rebuild, places, transform, recorder, recorder.now())
-    return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), start)
+    problem, first = guarded(), guarded(inside_function=transform)
+    replay = Replay(*strategy.generators)
+    job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
+    return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
 
 
-def _flat(start: Start) -> tuple[list[Any], Callable[[Sequence[Any]], Start]]:
+def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:
+    """Raise where a strategy cannot do what a data-parallel loss needs."""
+    if not isinstance(train_loss, DataParallel):
+        return
+    if strategy.compile:
+        raise ValueError(
+            "compile=True cannot take a data-parallel loss: a program has no collectives that can be differentiated "
+            "twice; leave it out"
+        )
+    if not strategy.takes_shards and any(tree.leaves(needs_grad.batches)):
+        raise ValueError(
+            f"{type(strategy).__name__} cannot differentiate in the shards of data_parallel, which differ from process "
+            "to process; take hft.Unroll(), or put what is tuned into hparams['loss'], the same on all processes"
+        )
+
+
+def _flat(inputs: TrainInputs) -> tuple[list[Any], Callable[[Sequence[Any]], TrainInputs]]:
     """All leaves, and the way back; those of batches in a sequence of somebody's own are left where they are."""
-    if isinstance(start.batches, (list, tuple)):
-        leaves, rebuild = tree.flatten(tuple(start))
-        return leaves, lambda new: Start(*rebuild(new))
-    leaves, rebuild = tree.flatten(tuple(start[:3]))
-    return leaves, lambda new: Start(*rebuild(new), batches=start.batches)
+    if isinstance(inputs.batches, (list, tuple)):
+        leaves, rebuild = tree.flatten(tuple(inputs))
+        return leaves, lambda new: TrainInputs(*rebuild(new))
+    leaves, rebuild = tree.flatten(tuple(inputs[:3]))
+    return leaves, lambda new: TrainInputs(*rebuild(new), batches=inputs.batches)
 
 
 def _warn_of_nan(losses: Tensor) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..hparams import DOMAINS, Domain, check_number
-from ..hyper.held_out import learned, still
-from ..hyper.hypergradient import slope
+from ..hyper.hypergradient import value_and_grad
+from ..hyper.loops.held_out import learned, still
 from ..tree import working
 from ..types import Number, Optimizer
 from .entries import Weights, copied, detached, lerped, shared
@@ -117,7 +117,7 @@ def learned_wise(
             return {}, None
         rest = mixed({name: share for name, share in whole(shares).items() if name in following})
         outer = lambda p: outer_loss({**rest, **p}, batch)  # noqa: E731
-        _, grads, _ = slope(mixing, still, outer, own, [None], "strength", {"strength": shares})
+        _, grads, _ = value_and_grad(mixing, still, outer, own, [None], "strength", {"strength": shares})
         return grads["strength"], None
 
     def keep(shares: dict[str, Tensor], _: None) -> dict[str, Tensor]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.compiled import CompiledSteps
-from hyperopt_ftp.hyper.programs import program
+from hyperopt_ftp.hyper.unrolling.compiled import StepPrograms
+from hyperopt_ftp.hyper.unrolling.programs import program
 
 from ..pure.train_problems import PROBLEMS, Problem
 from ..support.cases import CASES, Case
@@ -38,7 +39,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     program.cache_clear()
     ran: list[str] = []
     for name in ("step", "back", "along"):
-        monkeypatch.setattr(CompiledSteps, name, spy(getattr(CompiledSteps, name), name, ran))
+        monkeypatch.setattr(StepPrograms, name, spy(getattr(StepPrograms, name), name, ran))
     yield ran
     torch._dynamo.reset()
 
@@ -224,6 +225,7 @@ def test_rounds_of_bilevel_share_the_programs(caplog: Any):
             found.append(record.tuned["lr"].item())
         return found
 
+    caplog.set_level("INFO", "hyperopt_ftp")
     got = rounds(hft.Unroll(compile=CHEAP))
     lines = [r.message for r in caplog.records if r.name == "hyperopt_ftp"]
     often = (
@@ -411,3 +413,28 @@ def test_no_derivative_no_compilation(programs: list[str]):
     run = hft.train(hft.sgd(), loss, start(), batches(3), strategy=hft.Unroll(compile=True))
     assert math.isfinite(run.losses.sum())
     assert not programs
+
+
+def test_where_torch_cannot_compile_it_says_so():
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    compiled = hft.Unroll(compile=CHEAP)
+
+    def end(lr: Tensor) -> Tensor:
+        return hft.train(hft.sgd(), loss, start(), batches(2), hparams={"lr": lr}, strategy=compiled).params["b"]
+
+    def around(p: Any, x: Any, h: Tensor) -> Tensor:
+        return loss(p, x) * end(h).sum()
+
+    hparams = {"loss": torch.tensor(0.1, dtype=F64)}
+    for text, action in (
+        ("that torch has batched", lambda: torch.autograd.functional.jacobian(end, lr, vectorize=True)),
+        ("under hooks on saved tensors", lambda: checkpoint(end, lr, use_reentrant=False)),
+        (
+            "inside a dispatch mode",
+            lambda: hft.hypergradient(
+                hft.sgd(), around, lambda p: p["b"].sum(), start(), batches(1), "loss", hparams=hparams
+            ),
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=f"compile=True: a compiled step cannot run .*{text}"):
+            action()

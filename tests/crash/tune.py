@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.bilevel import BilevelState, Record
+from hyperopt_ftp.hyper import BilevelState, Record
 from tests.crash.child import Program, finish, load, new_parser, ready, save
 
 SIZE, BATCH = 180, 12  # 15 batches a pass, which is 5 rounds

@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Record, eager
-from hyperopt_ftp.hyper.processes import Team, Total
+from hyperopt_ftp.hyper import Record
+from hyperopt_ftp.hyper.distributed.collectives import Team, Total
+from hyperopt_ftp.hyper.unrolling import eager
 
 EXAMPLES, STEPS = 12, 5
 #: Where the shards of 12 examples begin, for up to four processes.

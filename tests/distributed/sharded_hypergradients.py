@@ -196,7 +196,7 @@ def _to_a_point(p: Any, x: Any, h: Any) -> Tensor:
 
 def sizes(folder: Path) -> None:
     """Points, and what "auto" counts, are this process's part."""
-    from hyperopt_ftp.hyper.memory import bytes_of
+    from hyperopt_ftp.hyper.unrolling.memory import bytes_of
 
     params = {"w": torch.randn(64, 32, dtype=torch.float64)}
     loss = hft.data_parallel(lambda p, x: (p["w"] * x).square().sum())

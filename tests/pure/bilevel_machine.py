@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.bilevel import BilevelState, Record
+from hyperopt_ftp.hyper import BilevelState, Record
 
 from ..support.compare import kept, same
 from .bilevel_reference import (

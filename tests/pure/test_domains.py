@@ -12,8 +12,8 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, Domain, domain_at, domains_of
-from hyperopt_ftp.hyper import paths
-from hyperopt_ftp.hyper.constrain import Constraints
+from hyperopt_ftp.hyper.towers import paths
+from hyperopt_ftp.hyper.towers.constraints import Constraints
 
 from ..support.cases import ANCHOR, CASES, Case
 from ..support.problems import batches, central_differences, loss, start, train

@@ -161,11 +161,15 @@ def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy)
     assert {x.filename for x in caught if "makes a number" in str(x.message)} == {__file__}
 
 
+def as_alpha(g, s, p, h):
+    return torch.add(p, g, alpha=-h["lr"]), s
+
+
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's, once in a process
-@pytest.mark.parametrize("transform", ["grad", "jvp"])
-def test_under_a_transform_numbers_are_warned_of(transform):
+@pytest.mark.parametrize(("update", "transform"), [(takes_float, "grad"), (takes_float, "jvp"), (as_alpha, "jvp")])
+def test_under_a_transform_numbers_are_warned_of(update, transform):
     def end(lr):
-        opt, w, data = momentum(takes_float), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
+        opt, w, data = momentum(update), torch.zeros(2, dtype=F64), [torch.ones(2, dtype=F64)] * 3
         return hft.train(opt, loss, w, data, hparams={**opt.hparams, "lr": lr}).params.sum()
 
     lr = torch.tensor(0.1, dtype=F64)

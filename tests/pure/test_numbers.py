@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import weakref
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.anchored.projections import row_norm
-from hyperopt_ftp.hyper import forward
+from hyperopt_ftp.hyper.core import vjp
 
 from ..support.hypergradients import (
     DATA,
@@ -286,8 +287,9 @@ def test_a_chunk_bounds_the_tangents_that_live_at_once(chunk, monkeypatch):
     def shifted(p, x, h):
         return loss({"w": p["w"], "b": p["b"] + h["shift"]}, x)
 
-    pull_rows = forward._pull_rows
-    monkeypatch.setattr(forward, "_pull_rows", spy)
+    pull_rows = vjp.pull_rows
+    for module in (vjp, sys.modules[hft.Forward.__module__]):
+        monkeypatch.setattr(module, "pull_rows", spy)
     hparams = {"loss": {"shift": torch.linspace(0, 1, 4, dtype=F64)}}
     over = ("lr", "momentum", "weight_decay", "loss")
     want, got = (call(shifted, s, over, hparams)[1] for s in (hft.Unroll(), hft.Forward(chunk=chunk)))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.hyper.rng import refuse_other_steps
+from hyperopt_ftp.hyper.core.replay import refuse_other_steps
 
 from ..support.hypergradients import (
     DATA,
@@ -237,5 +237,6 @@ def test_the_last_bit_of_a_loss_may_be_another():
 
 
 def test_a_loss_in_32_bits_over_params_in_16_is_compared_as_one_in_32():
+    first, again = (torch.tensor([loss]) for loss in (1.0, 1.001))
     with pytest.raises(RuntimeError, match="the training loss of step 3 was 1 and is 1.001"):
-        refuse_other_steps([(3, torch.tensor([1.0]), torch.tensor([1.001]))], torch.bfloat16)
+        refuse_other_steps([(3, first, again)], torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.strategy import Start
+from hyperopt_ftp.hyper import Strategy, TrainInputs
 
 from ..support.problems import central_differences
 from .train_problems import PROBLEMS, TRANSFORMS, Problem
@@ -501,7 +501,7 @@ def test_zero_order_of_a_linear_function():
     torch.testing.assert_close(slopes[0], sum(e * e.sum() for e in rows) / 3, rtol=1e-10, atol=1e-12)
 
 
-class Rates:
+class Rates(Strategy):
     """A strategy of one's own: exact in the learning rate, and blind to all else."""
 
     def run(self, steps, start):
@@ -513,7 +513,7 @@ class Rates:
 
         (of_lr,) = torch.func.vjp(end, residual.hparams["lr"])[1](cotangents.params)
         nothing = dict.fromkeys(residual.hparams, None)
-        return Start({**nothing, "lr": of_lr}, None, None, None)
+        return TrainInputs({**nothing, "lr": of_lr}, None, None, None)
 
 
 def test_a_strategy_of_ones_own():
@@ -528,7 +528,7 @@ def test_a_strategy_of_ones_own():
         torch.autograd.grad(line(trained(w, DATA, one(0.1), strategy=Rates()).params, W), w, create_graph=True)
 
 
-class Says:
+class Says(Strategy):
     """A strategy that returns what it is told."""
 
     def __init__(self, run: Any = None, pullback: Any = None) -> None:
@@ -545,15 +545,15 @@ class Says:
 @pytest.mark.parametrize(
     ("strategy", "kind", "text"),
     [
-        (Says(pullback={}), TypeError, r"Says.pullback must return Start\(.*got a dict"),
-        (Says(pullback=Start({}, None, None)), ValueError, "must return hparams in the structure of start.hparams"),
-        (Says(pullback=Start(None, None, ())), ValueError, "must return state in the structure of start.state"),
-        (Says(pullback=Start(None, {"w": W}, None)), ValueError, "returned dict for a tensor of params"),
-        (Says(pullback=Start(None, W[:2], None)), ValueError, r"returned \(2,\) for .* params with shape \(3,\)"),
-        (Says(pullback=Start(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
-        (Says(run=lambda steps, start: steps.loop(start)), TypeError, r"Says.run must return \(Trained"),
-        (Says(run=lambda steps, start: {}), TypeError, r"Says.run must return \(Trained.*got a dict"),
-        (Says(run=lambda steps, start: (W, None)), TypeError, r"Says.run must return \(Trained"),
+        (Says(pullback={}), TypeError, r"Says.pullback must return TrainInputs\(.*got a dict"),
+        (Says(pullback=TrainInputs({}, None, None)), ValueError, "must return hparams in the structure of inputs.hp"),
+        (Says(pullback=TrainInputs(None, None, ())), ValueError, "must return state in the structure of inputs.state"),
+        (Says(pullback=TrainInputs(None, {"w": W}, None)), ValueError, "returned dict for a tensor of params"),
+        (Says(pullback=TrainInputs(None, W[:2], None)), ValueError, r"returned \(2,\) for .* params with shape \(3,\)"),
+        (Says(pullback=TrainInputs(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
+        (Says(run=lambda steps, start: steps.loop(start)), TypeError, r"Says.run must return \(TrainOutputs"),
+        (Says(run=lambda steps, start: {}), TypeError, r"Says.run must return \(TrainOutputs.*got a dict"),
+        (Says(run=lambda steps, start: (W, None)), TypeError, r"Says.run must return \(TrainOutputs"),
     ],
 )  # fmt: skip
 def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.steps import pull
+from hyperopt_ftp.hyper.core.vjp import pull
 
 from ..support.problems import central_differences
 
@@ -596,7 +596,7 @@ def test_a_lazy_batch_that_requires_grad_is_no_constant():
         def __getitem__(self, i):
             return super().__getitem__(i).requires_grad_()
 
-    with pytest.raises(ValueError, match="a sequence of batches that is no list uses a tensor .* or pass a list"):
+    with pytest.raises(ValueError, match="batches is a sequence that is no list, and a tensor .* Pass a list"):
         run(leaf(0.1), data=Rows())
 
 

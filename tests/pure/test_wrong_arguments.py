@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper import Strategy
 
 from ..support.hypergradients import (
     DATA,
@@ -269,7 +270,7 @@ def test_no_grad_outside_changes_nothing(strategy):
 # -- what a strategy returns ------------------------------------------------------------------------------------------
 
 
-class Returning:
+class Returning(Strategy):
     """Unroll, whose results somebody changed."""
 
     def __init__(self, run=None, pullback=None):
@@ -285,7 +286,7 @@ class Returning:
 
 
 RETURNED = {
-    "a dict": ({"pullback": lambda _: {}}, TypeError, r"Returning.pullback must return Start\(.*got a dict"),
+    "a dict": ({"pullback": lambda _: {}}, TypeError, r"Returning.pullback must return TrainInputs\(.*got a dict"),
     "nothing": ({"pullback": lambda _: None}, TypeError, "Returning.pullback must return .*got a NoneType"),
     "a shape": (
         {"pullback": lambda x: x._replace(hparams={**x.hparams, "lr": torch.zeros(5)})},
@@ -296,9 +297,9 @@ RETURNED = {
     ),
     "another name": (
         {"pullback": lambda x: x._replace(hparams={"rate": torch.zeros(())})},
-        ValueError, r"must return hparams in the structure of start.hparams, or None; got a dict with .*\['rate'\]",
+        ValueError, r"must return hparams in the structure of inputs.hparams, or None; got a dict with .*\['rate'\]",
     ),
-    "no residual": ({"run": lambda x: x[0]}, TypeError, r"Returning.run must return \(Trained\(.*, residual\), got"),
+    "no residual": ({"run": lambda x: x[0]}, TypeError, r"Returning.run must return \(TrainOutputs\(.*residual\), got"),
     "params alone": ({"run": lambda x: (x[0].params, x[1])}, TypeError, "Returning.run must return"),
 }  # fmt: skip
 

@@ -1,0 +1,138 @@
+"""Small problems against a loop written by hand: CPU time of the second call, one thread, medians.
+
+An MLP 20-64-64-5 and batches of 32, in float32: what it costs that a training is looked at and kept apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hyperopt_ftp as hft
+
+from .measure import Others, interleaved, machine, ratio
+
+Params = dict[str, Tensor]
+
+
+def net(p: Params, x: Tensor) -> Tensor:
+    return torch.tanh(torch.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+
+
+def loss(p: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.nn.functional.cross_entropy(net(p, batch[0]), batch[1])
+
+
+def decayed(p: Params, batch: tuple[Tensor, Tensor], h: Tensor) -> Tensor:
+    return loss(p, batch) + h * sum(w.square().sum() for w in p.values())
+
+
+def by_hand(
+    step: Callable[..., tuple[Params, Any]], loss: Callable[..., Tensor], params: Params, state: Any, data: list[Any]
+) -> Params:
+    """A training whose steps have graphs where grad mode is on."""
+    graph = torch.is_grad_enabled()
+    for k, batch in enumerate(data):
+        if not graph:
+            params = {n: p.detach().requires_grad_() for n, p in params.items()}
+        with torch.enable_grad():
+            value = loss(params, batch)
+            grads = torch.autograd.grad(value, [*params.values()], create_graph=graph)
+        params, state = step(dict(zip(params, grads, strict=True)), state, params, k + 1)
+    return params
+
+
+def sgd(lr: Tensor) -> Callable[..., tuple[Params, Any]]:
+    return lambda g, s, p, k: ({n: p[n] - lr * g[n] for n in p}, s)
+
+
+def adam(lr: Tensor) -> Callable[..., tuple[Params, Any]]:
+    def step(g: Params, state: tuple[Params, Params], p: Params, k: int) -> tuple[Params, Any]:
+        m = {n: 0.9 * state[0][n] + 0.1 * g[n] for n in p}
+        v = {n: 0.999 * state[1][n] + 0.001 * g[n] ** 2 for n in p}
+        bias = (1 - 0.9**k), (1 - 0.999**k)
+        return {n: p[n] - lr * (m[n] / bias[0]) / ((v[n] / bias[1] + 1e-12).sqrt() + 1e-8) for n in p}, (m, v)
+
+    return step
+
+
+def problems() -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
+    """By name: a derivative of ours, and by hand."""
+    torch.manual_seed(0)
+    start = {"a": torch.randn(20, 64) / 4, "b": torch.randn(64, 64) / 8, "c": torch.randn(64, 5) / 8}
+    data = [(torch.randn(32, 20), torch.randint(5, (32,))) for _ in range(11)]
+    *data, held_out = data
+    zeros = {n: torch.zeros_like(p) for n, p in start.items()}
+
+    def outer(p: Params) -> Tensor:
+        return loss(p, held_out)
+
+    def ours(opt: Any, over: str, count: int = 10, **options: Any) -> Tensor:
+        return hft.hypergradient(opt, options.pop("train_loss", loss), outer, start, data[:count], over, **options)[1][
+            over
+        ]
+
+    def leaf(x: float) -> Tensor:
+        return torch.tensor(x, requires_grad=True)
+
+    def maml() -> Tensor:
+        p = {n: x.detach().requires_grad_() for n, x in start.items()}
+        return torch.autograd.grad(outer(by_hand(sgd(torch.tensor(0.1)), loss, p, None, data[:1])), [*p.values()])[0]
+
+    def of_lr(rule: Callable[..., Any], lr: float, state: Any) -> Tensor:
+        h, p = leaf(lr), {n: x.detach().requires_grad_() for n, x in start.items()}
+        return torch.autograd.grad(outer(by_hand(rule(h), loss, p, state, data)), h)[0]
+
+    def of_loss() -> Tensor:
+        h, p = leaf(1e-3), {n: x.detach().requires_grad_() for n, x in start.items()}
+        end = by_hand(sgd(torch.tensor(0.1)), lambda p, x: decayed(p, x, h), p, None, data)
+        return torch.autograd.grad(outer(end), h)[0]
+
+    @torch.no_grad()
+    def values() -> Tensor:
+        return by_hand(sgd(torch.tensor(0.1)), loss, start, None, data)["a"]
+
+    with_decay = {"train_loss": decayed, "hparams": {"loss": torch.tensor(1e-3)}}
+    plain, moments = hft.sgd(lr=0.1), hft.adam(lr=1e-2)
+    return {
+        "MAML, K = 1": (lambda: ours(plain, "params", 1)["a"], maml),  # pyright: ignore[reportArgumentType]
+        "SGD, K = 10": (lambda: ours(plain, "lr"), lambda: of_lr(sgd, 0.1, None)),
+        "an hparam of the loss": (lambda: ours(plain, "loss", **with_decay), of_loss),
+        "Adam, K = 10": (lambda: ours(moments, "lr"), lambda: of_lr(adam, 1e-2, (zeros, zeros))),
+        "values only": (lambda: hft.train(plain, loss, start, data).params["a"], values),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=41, help="timed calls of each (default: 41)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/small.json"), help="the JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    others, found = Others(), {}
+    print("| problem | ms by hand | ours / by hand |\n|---|---|---|")
+    for name, (ours, hand) in problems().items():
+        torch.testing.assert_close(ours(), hand(), rtol=1e-3, atol=1e-6, check_dtype=False)
+        seconds = interleaved({"ours": ours, "by hand": hand}, args.rounds, clock=time.process_time)
+        milliseconds = 1e3 * sorted(seconds["by hand"])[len(seconds["by hand"]) // 2]
+        found[name] = {"by_hand_ms": milliseconds, "ratio": ratio(seconds, "ours", "by hand")}
+        print(f"| {name} | {milliseconds:.2f} | {found[name]['ratio']:.2f} |", flush=True)
+    record = {
+        "machine": machine(),
+        "rounds": args.rounds,
+        "share_of_other_processes": others.share(),
+        "problems": found,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

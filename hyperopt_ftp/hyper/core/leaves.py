@@ -1,0 +1,89 @@
+"""Trees and their floating-point tensors: new leaves in their place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from ... import tree
+
+#: Derivatives of, or along, some tensors, one for each; ``None`` is zero.
+OptionalTensors: TypeAlias = list[Tensor | None]
+
+
+def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> tuple[list[Tensor], Any]:
+    """New leaves for the floating-point tensors of a tree, and the tree with them in place; all else is detached.
+
+    Args:
+        values: a tree.
+        needs_grad: a tree of its structure that says which tensors become leaves, or one answer for all.
+        wide: leaves of 16-bit tensors are float32.
+    """
+    rows, rebuild = tree.flatten(values)
+    new, leaves = [], []
+    for x, is_leaf in zip(rows, _mask(rows, needs_grad), strict=True):
+        if isinstance(x, Tensor):
+            x = x.detach()
+            if is_leaf and x.is_floating_point():
+                x = (tree.working(x) if wide else x).requires_grad_()
+                leaves.append(x)
+        new.append(x)
+    return leaves, rebuild(new)
+
+
+def detached(values: Any) -> Any:
+    """A tree without its graphs."""
+    return detached_leaves(values, False)[1]
+
+
+def select_floats(values: Any, needs_grad: Any) -> list[Tensor]:
+    """The floating-point tensors that need a gradient; ``needs_grad`` as of :func:`detached_leaves`."""
+    rows = tree.leaves(values)
+    return [x for x, chosen in zip(rows, _mask(rows, needs_grad), strict=True) if chosen and is_float(x)]
+
+
+def combine(values: Any, new: Sequence[Any], needs_grad: Any = True) -> Any:
+    """``values`` with ``new`` in the places of :func:`detached_leaves`'s leaves."""
+    return _filled(values, new, needs_grad, keep=True)
+
+
+def cotangents_of(values: Any, found: Sequence[Any], needs_grad: Any = True) -> Any:
+    """``values`` with ``found`` in the places of :func:`detached_leaves`'s leaves, and ``None`` elsewhere."""
+    return _filled(values, found, needs_grad, keep=False)
+
+
+def _filled(values: Any, new: Sequence[Any], needs_grad: Any, keep: bool) -> Any:
+    rows, rebuild = tree.flatten(values)
+    rest = iter(new)
+    pairs = zip(rows, _mask(rows, needs_grad), strict=True)
+    return rebuild([next(rest) if chosen and is_float(x) else x if keep else None for x, chosen in pairs])
+
+
+def _mask(rows: Sequence[Any], needs_grad: Any) -> list[Any]:
+    return [needs_grad] * len(rows) if isinstance(needs_grad, bool) else tree.leaves(needs_grad)
+
+
+def floats(values: Any) -> list[Tensor]:
+    """The floating-point tensors of a tree."""
+    return [x for x in tree.leaves(values) if is_float(x)]
+
+
+def present(cotangents: Any) -> list[Tensor]:
+    """The cotangents of the floating-point tensors: there are none of others."""
+    return [x for x in tree.leaves(cotangents) if x is not None]
+
+
+def is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def is_narrow(params: Any) -> bool:
+    """Whether there are 16-bit params: their adjoints are kept in float32, and go through the loss scaled."""
+    return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
+
+
+def added(row: OptionalTensors, more: OptionalTensors) -> OptionalTensors:
+    """The sum of two rows of tensors."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]

@@ -1,0 +1,146 @@
+"""The inner problem: an optimizer and its training loss, one step of them as a pure function, and the plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...dtensors import like
+from ...types import Params, State, UpdateFn
+from .leaves import detached_leaves
+from .strategy import TrainInputs, TrainOutputs
+from .transforms import under_transform
+
+
+class Gradient(NamedTuple):
+    """A training gradient at leaves of its own, with its graph where that was asked for."""
+
+    loss: Tensor
+    grads: list[Tensor]
+    params: list[Tensor]  # the leaves; all of the params
+    batch: list[Tensor]  # the leaves; those of the batch that need a gradient
+    rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
+
+
+@dataclass
+class Measured:
+    """What the training loss has been seen to take."""
+
+    bytes: int = 0  # of all tensors that it makes in a step
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """K steps: ``params, state <- update_fn(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
+
+    Attributes:
+        update_fn: of a pure optimizer.
+        train_loss: ``train_loss(params, batch) -> scalar``, or with a third argument where hparams has ``"loss"``.
+        needs_grad: in place of every tensor of the inputs, whether a derivative in it is asked for. ``False`` in the
+            place of batches that are not a list or tuple.
+        agreed: numbers that a decision depends on, as all processes have them: who makes a step again needs the others.
+        before_step: is called with params, batch and hparams before each step that :meth:`step` makes.
+        measured: what the training loss has been seen to take so far.
+    """
+
+    update_fn: UpdateFn[Any]
+    train_loss: Callable[..., Tensor]
+    needs_grad: TrainInputs
+    agreed: Callable[[Sequence[int]], list[int]] = list
+    before_step: Callable[[Params, Any, dict[str, Any]], None] | None = None
+    measured: Measured = field(default_factory=Measured, compare=False, repr=False)
+    _bare: InnerProblem | None = None
+
+    @property
+    def bare(self) -> InnerProblem:
+        """The same for a step that is made again: nothing is looked at a second time."""
+        return self._bare or self
+
+    def batch_needs_grad(self, k: int) -> Any:
+        """What a derivative is asked for of the batch of step k."""
+        asked = self.needs_grad.batches
+        return asked[k] if isinstance(asked, (list, tuple)) else False
+
+    def loss(self, params: Params, batch: Any, hparams: dict[str, Any]) -> Tensor:
+        return loss_at(self.train_loss, params, batch, hparams)
+
+    def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
+        return self.update_fn(grads, state, params, without_loss(hparams))
+
+    def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
+        """One step and its training loss, differentiable in all arguments, under ``torch.func`` and without."""
+        if self.before_step:
+            self.before_step(params, batch, hparams)
+        if under_transform():
+            grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
+        else:
+            leaves, rebuild = tree.flatten(params)
+            with torch.enable_grad():
+                # Aliases: one param may be made of another, and its derivative is to be partial.
+                leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in leaves]
+                loss = self.loss(rebuild(leaves), batch, hparams)
+                grads = rebuild(_gradients(loss, leaves, create_graph=True))
+        params, state = self.update(grads, state, params, hparams)
+        return params, state, loss
+
+    def loop(self, inputs: TrainInputs) -> TrainOutputs:
+        """The plain loop: differentiable under a transform or where grad mode is on, else without any graph."""
+        hparams, params, state, batches = inputs
+        losses, graph = [], under_transform() or torch.is_grad_enabled()
+        for k in range(len(batches)):  # a sequence of somebody's own may not know where it ends
+            if graph:
+                params, state, loss = self.step(params, state, batches[k], hparams)
+            else:
+                found = self.gradient(params, batches[k], hparams)
+                params, state = self.update(found.rebuild(found.grads), state, params, hparams)
+                loss = found.loss
+            losses.append(loss.detach())
+        return TrainOutputs(params, state, torch.stack(losses))
+
+    def gradient(
+        self, params: Params, batch: Any, hparams: dict[str, Any], needs_grad: Any = False, graph: bool = False
+    ) -> Gradient:
+        """The training gradient at new leaves. Not under a transform.
+
+        Args:
+            params: at which point.
+            batch: of this step; ``needs_grad`` says which of its tensors are new leaves as well.
+            hparams: their tensors that require grad are leaves already.
+            graph: keep the graph, for derivatives of the gradient in all of these leaves.
+        """
+        rows, rebuild = tree.flatten(params)
+        leaves = [x.detach().requires_grad_() for x in rows]
+        extra, batch = detached_leaves(batch, needs_grad)
+        with torch.enable_grad():
+            loss = self.loss(rebuild(leaves), batch, hparams)
+            grads = _gradients(loss, leaves, create_graph=graph)
+        return Gradient(loss if graph else loss.detach(), grads, leaves, extra, rebuild)
+
+
+def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:
+    """The training loss, which gets hparams of its own where there are some."""
+    return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
+
+
+def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's hparams alone."""
+    return {name: value for name, value in hparams.items() if name != "loss"}
+
+
+def no_graph() -> ValueError:
+    return ValueError(
+        "train_loss returned a loss without a graph: it does not depend on the params, or was detached from them "
+        "(detach, no_grad, item, inference mode), so nothing would be trained"
+    )
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
+    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    if all(g is None for g in grads):
+        raise no_graph()
+    return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]

@@ -1,0 +1,167 @@
+"""What it takes to make a step a second time: the random numbers and the autocast of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...dtensors import local
+from ...hparams import concrete
+from .transforms import values_of
+
+T = TypeVar("T")
+
+
+class RngState(NamedTuple):
+    """The state of torch's default generators at some point."""
+
+    cpu: Tensor
+    devices: list[Tensor]
+    others: list[Tensor]
+
+
+class Replay:
+    """Default generators of the CPU and of every accelerator, other ones, and the autocast of when it was made."""
+
+    def __init__(self, *others: torch.Generator) -> None:
+        self._others = others
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        module = None if accelerator is None else torch.get_device_module(accelerator)
+        # An accelerator that nobody has used holds no random state yet; asking would start it.
+        self._module: Any = module if module is not None and getattr(module, "is_initialized", lambda: True)() else None
+        self._count = torch.accelerator.device_count() if self._module is not None else 0
+        kinds = ["cpu"] + ([] if accelerator is None else [accelerator.type])
+        self._autocast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether autocast was on somewhere."""
+        return any(enabled for _, _, enabled in self._autocast)
+
+    def now(self) -> RngState:
+        """The random state now."""
+        devices = [self._module.get_rng_state(i) for i in range(self._count)]
+        return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
+
+    @contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """A backward pass has its dtypes from the forward pass, whatever autocast it is called under."""
+        with ExitStack() as stack:
+            for kind, _, _ in self._autocast:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+
+    def run(self, rng: RngState, function: Callable[[], T]) -> T:
+        """``function()`` with that random state, under the autocast of then; outside, all stays as it is."""
+        with self._kept(), ExitStack() as stack:
+            self.rewind(rng)
+            for kind, dtype, enabled in self._autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            return function()
+
+    def rewind(self, rng: RngState) -> None:
+        """Set that random state."""
+        torch.set_rng_state(rng.cpu)
+        for i, state in enumerate(rng.devices):
+            self._module.set_rng_state(state, i)
+        for generator, state in zip(self._others, rng.others, strict=True):
+            generator.set_state(state)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        before = self.now()
+        try:
+            yield
+        finally:
+            self.rewind(before)
+
+
+def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is.
+
+    Of sharded gradients this process's part: nothing is sent. Results are not in it: where a gradient is 0 but for
+    rounding, the sign of that may be another, and the results of some optimizers with it.
+    """
+    some = [local(g.detach()) for g in grads if g.numel()]
+    some = [g.coalesce().values() if g.is_sparse else g for g in some]
+    rows = [loss.detach(), *(torch._foreach_norm(some) if some else [])]
+    dtypes = {x.dtype for x in rows}
+    if len(dtypes) > 1 or dtypes & {torch.float16, torch.bfloat16} or loss.device.type != "cpu":
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        rows = [x.to(device=loss.device, dtype=wide) for x in rows]
+    return torch.stack(rows)
+
+
+def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> None:
+    """Raise unless each step that was made again has the fingerprint that it had the first time.
+
+    Args:
+        pairs: the number of a step, its fingerprint, and that of the step made again.
+        dtype: the narrowest that they are made of.
+    """
+    before, after = torch.stack([x[1] for x in pairs]), torch.stack([x[2] for x in pairs])
+    eps = torch.finfo(dtype).eps
+    # On a GPU sums may have another order, and a gradient with a graph may come from other kernels.
+    slack = torch.full_like(before, eps**0.75)
+    # On a CPU a loss is the same to a few units in the last place, not to the last bit: LAPACK (lstsq) was seen to give
+    # others on equal numbers, by up to 2.7 eps of the loss, and more only where the loss is a small difference of large
+    # numbers. It has no 16-bit floats: losses in these, or over params in these, are compared as in float32.
+    if before.device.type == "cpu":
+        slack[:, 0] = 8 * min(eps, torch.finfo(torch.float32).eps)
+    size = before.abs().nan_to_num(0.0, 0.0, 0.0)
+    if size.shape[1] > 1:  # some gradients are 0 but for rounding
+        size[:, 1:] = size[:, 1:].amax(1, keepdim=True)
+    other = ~((before - after).abs() <= slack * size) & (before.isfinite() | after.isfinite())
+    if bool(other.any()):
+        at = int(other.any(1).nonzero()[0])
+        raise _another(pairs[at][0], before[at, 0], after[at, 0])
+
+
+def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    """Raise where an update of the same arguments has another result."""
+    for x, y in zip(map(local, first), map(local, again), strict=True):
+        if not concrete(x):  # fake tensors
+            return
+        slack = torch.finfo(x.dtype).eps ** 0.75 if x.device.type != "cpu" else 0.0  # where sums have no fixed order
+        if not torch.allclose(x.detach(), y.detach(), rtol=slack, atol=0.0, equal_nan=True):
+            raise RuntimeError(
+                "optimizer.update gives another result when a step is computed again, as this strategy does, so its "
+                "derivative would be wrong. It must be the same function of its arguments each time: torch's default "
+                "random generators are restored, but not one of its own, NumPy's or Python's, nor a counter. Keep such "
+                "things in the state, or use hft.Unroll(checkpoint=False), without compile"
+            )
+
+
+def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
+    """Raise unless the steps have the training losses that they had the first time, but for ``eps ** power``.
+
+    ``steps`` are their numbers, else they are all. Under vmap nobody looks.
+    """
+    before, after = values_of(first), values_of(again)
+    if before.shape != after.shape:
+        return
+    before, after = before.double().reshape(-1), after.double().reshape(-1)
+    slack = torch.finfo(first.dtype).eps ** power * before.abs()
+    other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
+    if bool(other.any()):
+        at = int(other.nonzero()[0])
+        k = at % first.shape[-1]
+        raise _another(steps[k] if steps else k, before[at], after[at])
+
+
+def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"the training loss of step {k} was {first.item():.9g} and is {again.item():.9g} when the step is computed "
+        "again, or its gradient is another, so its derivative would be wrong. train_loss must be the same function of "
+        "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
+        "own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a module between train "
+        "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
+        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), without compile, which computes "
+        "each step once. The default generators are the process's: two threads that train take each other's numbers"
+    )

@@ -1,0 +1,160 @@
+"""What a derivative through training is made of: what goes in, what comes out, and a strategy between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...types import Compile, HParams, Params, State, StateT, TreeT
+from .replay import Replay, RngState
+
+if TYPE_CHECKING:
+    from .problem import InnerProblem
+
+
+class TrainInputs(NamedTuple):
+    """Everything that K steps of training are a function of; also a tree of its cotangents, by part."""
+
+    hparams: HParams  # the optimizer's by name, and under "loss" the loss's own
+    params: Params
+    state: State
+    batches: Any = None  # a sequence with one entry for each step
+
+
+if TYPE_CHECKING:
+
+    class TrainOutputs(NamedTuple, Generic[TreeT, StateT]):
+        """The class below with the types of its parts, as :class:`~hyperopt_ftp.Optimizer` has them."""
+
+        params: TreeT
+        state: StateT
+        losses: Any
+
+else:
+
+    class TrainOutputs(NamedTuple):
+        """Where training ended."""
+
+        params: Params
+        state: State
+        losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
+
+
+class Strategy(ABC):
+    """How K steps of training are differentiated.
+
+    ``run`` trains, and keeps what ``pullback`` needs. ``pullback`` is linear in the cotangents. Without a
+    ``torch.func`` transform both run under ``no_grad`` and may use ``torch.autograd`` on leaves of their own. Under a
+    transform a strategy that is not exact is run again in each backward pass, and has to be made of ``torch.func`` or
+    of plain tensor functions; an exact one is left out, and the steps are differentiated as they are.
+
+    Attributes:
+        exact: whether its derivative is that of the steps themselves.
+        takes_shards: whether it can differentiate in batches of which each process has a part of its own.
+        needs_values_only: whether :func:`~hyperopt_ftp.hypergradient` calls ``from_values``, with the whole function
+            from hyperparameters to the outer loss, in place of ``run`` and ``pullback``.
+        twice: whether it differentiates the training gradient again in all that it is taken in: forward mode does.
+        compile: as of :class:`~hyperopt_ftp.Unroll`.
+        generators: random generators of its own, which are put back where a run is made again.
+    """
+
+    takes_shards: ClassVar[bool] = True
+    needs_values_only: ClassVar[bool] = False
+    twice: ClassVar[bool] = False
+    compile: Compile = False
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return ()
+
+    @abstractmethod
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        """Where training ends (``problem.loop(inputs)`` is the plain way), and what ``pullback`` is to be given."""
+
+    @abstractmethod
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        """Derivatives of ``<cotangents, (params, state)>`` in the inputs; ``None`` for a part, or a tensor, is zero.
+
+        ``cotangents.params`` and ``cotangents.state`` have the structure of what was trained, with ``None`` in place of
+        integers; ``cotangents.losses`` is ``None``. Where ``problem.needs_grad`` is False nothing is asked for.
+        """
+
+    def draw(self) -> int:
+        """A number that all processes are to have in common, for ``from_values``."""
+        raise NotImplementedError
+
+    def from_values(
+        self, function: Callable[[list[Tensor]], Tensor], x: list[Tensor], seed: int, replay: Replay, rng: RngState
+    ) -> list[Tensor]:
+        """The derivative of a function at x, with the random numbers of that state."""
+        raise NotImplementedError
+
+
+def check_object(strategy: Any) -> None:
+    if isinstance(strategy, type):
+        raise TypeError(f"strategy must be an object, got the class {strategy.__name__}; write {strategy.__name__}()")
+
+
+def check_strategy(strategy: Any) -> None:
+    if isinstance(strategy, Strategy):
+        return
+    check_object(strategy)
+    hint = " (it needs no loss: it runs inside hyper)" if hasattr(strategy, "through") else ""
+    raise TypeError(
+        "strategy must be a hyperopt_ftp.hyper.Strategy, with the methods run(problem, inputs) and pullback(problem, "
+        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {type(strategy).__name__}{hint}"
+    )
+
+
+def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]:
+    """What ``run`` returned, or a ``TypeError``."""
+    name = type(strategy).__name__
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
+        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got {_kind(result)}")
+    return result
+
+
+def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> list[Tensor | None]:
+    """The leaves of what ``pullback`` returned in the order of the inputs', each of its shape or ``None``."""
+    name = type(strategy).__name__
+    if not isinstance(found, TrainInputs):
+        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got {_kind(found)}")
+    leaves: list[Tensor | None] = []
+    for part, values, given in zip(TrainInputs._fields, inputs, found, strict=True):
+        if part == "batches" and not isinstance(values, (list, tuple)):
+            continue  # read one by one, and constant
+        if given is None:
+            leaves += [None] * len(tree.leaves(values))
+            continue
+        try:
+            row = tree.aligned(given, values)
+        except ValueError:
+            raise ValueError(
+                f"{name}.pullback must return {part} in the structure of inputs.{part}, or None; got {_kind(given)}"
+            ) from None
+        for value, cotangent in zip(tree.leaves(values), row, strict=True):
+            if cotangent is None:
+                continue
+            if not isinstance(cotangent, Tensor) or cotangent.shape != value.shape:
+                got = tuple(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
+                raise ValueError(
+                    f"{name}.pullback returned {got} for a tensor of {part} with shape {tuple(value.shape)}; a "
+                    "cotangent has the shape of its tensor"
+                )
+        leaves += row
+    return leaves
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict with the keys {list(value)[:5]}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""What a hypergradient will take, before it is computed."""

@@ -1,0 +1,202 @@
+"""What a hypergradient will take of memory, time and traffic, before it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from ... import tree
+from ...calls import check_count, explained
+from ...dtensors import is_dtensor
+from ...optimizers.leafwise import check_params
+from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ..core.leaves import combine, detached, detached_leaves, floats, is_float
+from ..core.problem import InnerProblem, without_loss
+from ..core.replay import Replay
+from ..core.strategy import Strategy, TrainInputs, check_strategy
+from ..distributed.data_parallel import DataParallel
+from ..guarded import guarded_problem
+from ..guards.arguments import (
+    check_arguments,
+    check_batches,
+    check_hparams,
+    check_leaves,
+    with_start,
+    without_start,
+)
+from ..guards.verified import Verified
+from ..hypergradient import check_floats
+from ..strategies.unroll import Unroll
+from ..towers import paths
+from .counts import traffic_of
+from .fake_tensors import FakeParams
+from .predict import check_known, predicted
+
+#: Gradients that a Hessian-vector product takes: of a product of matrices, a gradient has the product and two more;
+#: going back through these has two for each of the two, and the two again.
+PRODUCT = 2.0
+
+
+class Estimate(NamedTuple):
+    """What a hypergradient will take, the outer loss apart: the result of :func:`estimate`.
+
+    Attributes:
+        memory: bytes of tensors at the peak, above what is held when training begins, on the device of the params.
+        gradients: how many gradients of the training loss are evaluated (a forward and a backward pass each), steps
+            that are made again included.
+        products: how many products with its second derivatives (a backward pass through a gradient each).
+        time: of the gradients and the products, in units of one gradient: a product counts as two.
+        collectives: how many there are among data-parallel processes; 0 for one process.
+        traffic: bytes that each of these processes sends.
+        plan: what is kept, or carried along, in words.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> data = [torch.empty(1000, device="meta")] * 9
+    >>> found = hft.estimate(hft.sgd(), loss, data[0], data, over="lr", strategy=hft.Unroll(checkpoint=3))
+    >>> found.gradients, found.products, found.time, found.plan
+    (22, 8, 38.0, 'the points of every n-th step, n = 3')
+    """
+
+    memory: int
+    gradients: int
+    products: int
+    time: float
+    collectives: int
+    traffic: int
+    plan: str
+
+
+@explained("estimate(optimizer, train_loss, params, batches)")
+def estimate(
+    optimizer: Optimizer[StateT],
+    train_loss: Callable[..., Tensor],
+    params: TreeT,
+    batches: Sequence[Any],
+    *,
+    over: str | Sequence[str] | None = None,
+    hparams: HParams | None = None,
+    state: StateT | None = None,
+    strategy: Strategy | None = None,
+    processes: int | None = None,
+) -> Estimate:
+    """Predict what :func:`hypergradient` will take with a strategy, from a few of its steps.
+
+    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of a step's gradient, N numbers in ``over``
+    of which T = min(N, chunk) have tangents at once, and n = ``processes``::
+
+        strategy                   gradients          products        memory, about
+        Unroll(checkpoint=False)   K                  K               (K - 1) (P + S) + K G
+        Unroll(checkpoint=1)       2 K                K               (K - 1) (P + S) + G
+        Unroll(checkpoint="sqrt")  3 K                K               2 sqrt(K) (P + S) + G
+        Forward(chunk)             K (1 + N / T)      K N             2 T (P + S) + G      (K gradients where T = N)
+        Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
+        ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
+
+    These are the leading terms; what is returned is counted and measured. ``Unroll()`` is the first of these where all
+    graphs are small, else the second. A step is made once (of ``Forward``, ``Implicit`` and ``ZeroOrder`` at most
+    three), and its tensors are counted while they live. Random numbers stay as they were. With n > 1 each gradient,
+    product, and gradient in the loss's hparams is an all-reduce, of which each process sends
+    ``2 (n - 1) / n (P + P_loss)`` bytes, and each value of the loss an all-gather of 32 bytes.
+
+    **On paper.** Params on the meta device, or fake tensors (``torch._subclasses.FakeTensorMode``), stand for a model
+    that nobody has the memory for: nothing is computed then, state and batches lose their values too, the params'
+    device is taken for an accelerator, which points leave with ``offload``.
+
+    Args:
+        optimizer, train_loss, params, batches, over, hparams, state: as of :func:`hypergradient`. Only the first
+            batches are used. Of a loss by :func:`data_parallel` it is this process's part that is run, and nobody else
+            has to call.
+        strategy: :class:`Unroll` by default, with any option but ``compile``; :class:`Forward`, :class:`Implicit` (as
+            if it took all iterations) or :class:`ZeroOrder`.
+        processes: that train data-parallel, each on its part of every batch. ``None``: those of the group of a loss by
+            :func:`data_parallel`, else one.
+
+    Returns:
+        An :class:`Estimate`: memory, gradients, products, time, collectives, traffic, plan.
+
+    Raises:
+        TypeError: a strategy of one's own; params that are DTensors; as :func:`hypergradient`.
+        ValueError: ``compile=True``, whose programs a step as it is written says nothing of; ``processes`` below 1; too
+            little ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
+
+    It does not know: the outer loss; what the later batches take, where they are larger; the workspace inside a kernel;
+    the state, where ``state`` is ``None`` and training makes it; what an update takes of time, and what it costs to
+    move points with ``offload``; and how fast a network is.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return (torch.tanh(x @ p["a"]) @ p["b"]).square().mean()
+    >>> params = {"a": torch.empty(4096, 16384, device="meta"), "b": torch.empty(16384, 1, device="meta")}
+    >>> batches = [torch.empty(64, 4096, device="meta")] * 100
+    >>> found = hft.estimate(
+    ...     hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"), processes=8
+    ... )
+    >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
+    '18.1 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
+    >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
+    (661, 178)
+    """
+    check_optimizer("optimizer", optimizer)
+    strategy = Unroll() if strategy is None else strategy
+    check_strategy(strategy)
+    check_known(strategy)
+    check_count("processes", processes, "processes", none=True)
+    batches = check_batches(batches)
+    if isinstance(train_loss, DataParallel):
+        processes = train_loss.count() if processes is None else processes
+        train_loss = train_loss.loss
+    if any(map(is_dtensor, tree.leaves(params))):
+        raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
+    fake = FakeParams(params)
+    check_params(fake.of(params))
+    full = check_hparams(optimizer, hparams)
+    check_arguments("train_loss", train_loss, 2, "loss" in full)
+    names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
+    if not fake.used:
+        check_leaves(tree.leaves((full, params, state)))
+    # A sequence of somebody's own is read entry by entry.
+    known = fake.of(batches) if isinstance(batches, list) else batches
+    replay = Replay()
+    with fake.mode(), torch.no_grad():
+        given = with_start(fake.of(full), fake.of(params), known)
+        problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
+        replay.run(replay.now(), lambda: _check_loss(problem, inputs))
+        found = replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
+    vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
+    work, traffic = found.work, traffic_of(found.work, vector, processes or 1)
+    time = work.gradients + PRODUCT * work.products
+    return Estimate(found.memory, work.gradients, work.products, time, traffic.collectives, traffic.bytes, found.plan)
+
+
+def _check_loss(problem: InnerProblem, inputs: TrainInputs) -> None:
+    """Raise what training would, before anything is measured."""
+    hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
+    try:
+        problem.gradient(inputs.params, inputs.batches[0], hparams, problem.batch_needs_grad(0), graph=True)
+    except DataDependentOutputException as error:
+        raise RuntimeError(
+            f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
+            "that have, or take the number beforehand"
+        ) from error
+
+
+def _begin(
+    optimizer: Optimizer, train_loss: Callable[..., Tensor], given: dict[str, Any], names: tuple[str, ...], state: Any
+) -> tuple[InnerProblem, TrainInputs]:
+    """The problem and the inputs that :func:`~hyperopt_ftp.hypergradient` would hand to a strategy."""
+    tuned = paths.select(given, names)
+    check_floats(tuned)
+    whole = paths.merge(detached(given), combine(tuned, detached_leaves(tuned)[0]))
+    hparams = without_start(whole)
+    with torch.enable_grad():
+        first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
+    inputs = TrainInputs(hparams, whole["params"], first, whole["batches"])
+    asked = TrainInputs(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in inputs))
+    if not isinstance(inputs.batches, list):
+        asked = asked._replace(batches=False)
+    problem = guarded_problem(optimizer, train_loss, inputs.params, asked, Verified(), derived=True)
+    return problem, TrainInputs(*detached(tuple(inputs)))

@@ -1,0 +1,222 @@
+"""The memory and the work of each strategy: the work is counted, the memory is that of a few steps that are run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ..core.leaves import combine, floats, select_floats
+from ..core.problem import InnerProblem
+from ..core.replay import Replay
+from ..core.second_order import twice_differentiable
+from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.vjp import dot
+from ..strategies.fixed_point import at_point
+from ..strategies.forward import Forward
+from ..strategies.held_state import is_checked
+from ..strategies.implicit import Implicit
+from ..strategies.solvers import SOLVERS
+from ..strategies.unroll import Unroll
+from ..strategies.zero_order import ZeroOrder
+from ..unrolling.budget import affordable, peak_of
+from ..unrolling.eager import EagerSteps
+from ..unrolling.memory import Meter
+from ..unrolling.probe import sizes_of
+from ..unrolling.schedules import with_graphs
+from .counts import Chunk, Work, of_forward, of_implicit, of_unroll, of_zero_order
+
+#: Steps after which one more takes no more memory.
+STEADY = 3
+
+
+class Found(NamedTuple):
+    """What a strategy will take."""
+
+    memory: int  # bytes at the peak
+    work: Work
+    plan: str
+
+
+def check_known(strategy: Strategy) -> None:
+    if type(strategy) not in _FINDERS:
+        raise TypeError(
+            "estimate knows what Unroll, Forward, Implicit and ZeroOrder do, got an object of the class "
+            f"{type(strategy).__name__}: measure a short run of it"
+        )
+    if strategy.compile:
+        raise ValueError(
+            "compile=True: what a compiled step takes is for the compiler to choose, and a step that is run as it is "
+            "written does not tell; estimate the strategy without compile, or measure a short run with it"
+        )
+
+
+def predicted(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Found:
+    """What a run of all steps would take."""
+    with twice_differentiable():
+        return _FINDERS[type(strategy)](strategy, problem, inputs)
+
+
+def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Found:
+    count = len(inputs.batches)
+    first = count - (strategy.truncate or count)
+    if first < 0:
+        raise ValueError(f"batches has {count} steps, fewer than truncate = {strategy.truncate}")
+    steps = strategy.steps(problem, inputs, first)
+    assert isinstance(steps, EagerSteps)  # no program
+    sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, strategy.offload)
+    plan = strategy.planned(count - first)
+    if strategy.memory is not None:
+        plan = affordable(strategy.memory, sizes)[0]
+    dropped = strategy.checkpoint is None and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
+    if dropped:
+        plan = with_graphs(plan.graphs, 0)
+    work = of_unroll(count, first, plan, steps.needs_hvp(first), probed=strategy.memory is not None)
+    return Found(peak_of(sizes, plan), work, plan.words)
+
+
+def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> Found:
+    count, numbers = len(inputs.batches), _numbers(problem, inputs)
+    tangents = numbers[-1].stop
+    size = min(strategy.chunk or tangents, tangents)
+    chunks = [_chunk(numbers, range(a, min(a + size, tangents)), count) for a in range(0, tangents, size)]
+    loop = len(chunks) > 1
+    slopes = any(number.kind == "loss" for number in numbers)
+
+    def trial() -> None:
+        steps, beginning = _beginning(problem, inputs, min(count, STEADY))
+        end = steps.loop(beginning) if loop else None
+        given = None if end is None else _cotangents_of_end(end)
+        carried = strategy.carry(steps, beginning, 0, size)
+        given = _cotangents_of_end(carried[0]) if given is None else given
+
+    memory = _peak_of(inputs, trial)
+    words = f"{size} tangents at once" if size > 1 else "one tangent at a time"
+    return Found(memory, of_forward(count, chunks, slopes, loop), words)
+
+
+class _Number(NamedTuple):
+    """A tensor that tangents are carried for."""
+
+    kind: str | int  # "hparam", "loss", "param", "state", or the step of a batch
+    start: int
+    stop: int
+
+
+def _numbers(problem: InnerProblem, inputs: TrainInputs) -> list[_Number]:
+    """All of them in the order of their tangents."""
+    asked = problem.needs_grad
+    rows: list[tuple[str | int, Any, Any]] = []
+    rows += [("loss" if x == "loss" else "hparam", inputs.hparams[x], asked.hparams[x]) for x in inputs.hparams]
+    rows += [("param", inputs.params, asked.params), ("state", inputs.state, asked.state)]
+    if isinstance(asked.batches, list):
+        rows += [(k, batch, asked.batches[k]) for k, batch in enumerate(inputs.batches)]
+    found, at = [], 0
+    for kind, values, mask in rows:
+        for x in select_floats(values, mask):
+            found.append(_Number(kind, at, at + x.numel()))
+            at += x.numel()
+    return found
+
+
+def _chunk(numbers: list[_Number], tangents: range, steps: int) -> Chunk:
+    """The steps of a training with these tangents: from where on the params have some, and those before that."""
+    kinds = {x.kind for x in numbers if x.start < tangents.stop and tangents.start < x.stop}
+    moves, graphs, passes = "param" in kinds, 0, 0
+    for k in range(steps):
+        product = moves or "loss" in kinds or k in kinds
+        graphs += product or "hparam" in kinds
+        passes += product
+        moves |= product or "hparam" in kinds or "state" in kinds
+    return Chunk(len(tangents), graphs, passes)
+
+
+def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) -> Found:
+    count, iterations = len(inputs.batches), strategy.iterations if strategy.solver != "identity" else 0
+    few = strategy.batches
+    if count < few:
+        raise ValueError(f"there are {count} steps, fewer than batches = {few}")
+    checked = is_checked(strategy.solver, floats(inputs.params), floats(inputs.state), Replay())
+
+    def trial() -> None:  # a few steps, and a few iterations of the solver, which nobody judges
+        steps, beginning = _beginning(problem, inputs, max(few, min(count, STEADY)))
+        replay, end = Replay(), steps.loop(beginning)
+        slope, of_state = _cotangents_of_end(end)
+        system, point = strategy.system(steps, beginning, end, replay, replay.now())
+        slope = [v.to(tree.working(x)) for v, x in zip(slope, point[0], strict=True)]
+        product = system.product(point[0], *point[1:])
+        solver = SOLVERS[strategy.solver]
+        x = solver(product, slope, min(iterations, STEADY), lambda r: dot(r, r), lambda _: False).x
+        del product
+        values, back = at_point(system, point)
+        state = values[len(x) :]
+        direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
+        if checked:
+            back([*map(torch.zeros_like, x), *direct[3]])
+        del of_state
+
+    words = f"{few} steps at the end, in one graph" if few > 1 else "one step at the end"
+    return Found(_peak_of(inputs, trial), of_implicit(count, iterations, few, checked), words)
+
+
+def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs) -> Found:
+    count = len(inputs.batches)
+    points = 2 * strategy.samples if strategy.antithetic else strategy.samples + 1
+
+    def trial(count: int) -> bool:
+        """So many steps, plain and from all points; tells whether these ran together."""
+        steps, beginning = _beginning(problem, inputs, count)
+        end, replay = steps.bare.loop(beginning), Replay()
+        pairs = list(zip(beginning, steps.needs_grad._replace(state=False), strict=True))
+        x = [u for part, mask in pairs for u in select_floats(part, mask)]
+
+        def along(point: list[Tensor]) -> Tensor:
+            rest = iter(point)
+            filled = (combine(part, [next(rest) for _ in select_floats(part, mask)], mask) for part, mask in pairs)
+            rows = [tree.working(y) for y in floats(steps.loop(TrainInputs(*filled)).params)]
+            return dot(rows, rows)
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = strategy.from_values(along, x, 0, replay, replay.now())
+        del end, found
+        return not any("one after the other" in str(warning.message) for warning in caught)
+
+    together = trial(1)
+    memory = _peak_of(inputs, lambda: trial(min(count, STEADY)))
+    words = f"{points} trainings at once" if together else "one training at a time"
+    return Found(memory, of_zero_order(count, points, together), words)
+
+
+def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[InnerProblem, TrainInputs]:
+    """The first steps of a run."""
+    asked = problem.needs_grad
+    mask = asked.batches[:count] if isinstance(asked.batches, list) else False
+    batches = [inputs.batches[k] for k in range(count)]
+    return replace(problem, needs_grad=asked._replace(batches=mask)), inputs._replace(batches=batches)
+
+
+def _cotangents_of_end(end: TrainOutputs) -> tuple[list[Tensor], list[Tensor]]:
+    """What the backward pass of an outer loss hands over: tensors for params; zeros for state, which take no memory."""
+    params, state = floats(end.params), floats(end.state)
+    return [torch.ones_like(x) for x in params], [x.new_zeros(()).expand(x.shape) for x in state]
+
+
+def _peak_of(inputs: TrainInputs, trial: Callable[[], Any]) -> int:
+    """The most bytes of tensors on the params' kind of device that live at once."""
+    with Meter(tree.leaves(inputs.params)[0].device.type) as meter:
+        trial()
+        return meter.peak()
+
+
+_FINDERS: dict[type, Callable[[Any, InnerProblem, TrainInputs], Found]] = {
+    Unroll: _unroll,
+    Forward: _forward,
+    Implicit: _implicit,
+    ZeroOrder: _zero_order,
+}

@@ -1,0 +1,147 @@
+"""Training of sharded params (DTensors): what has to be a DTensor beside them, and the same on each process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ... import tree
+from ...dtensors import Layout, is_dtensor, layout, like, local, replicated, settled
+from ...types import Params, State, UpdateFn
+from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.transforms import under_transform
+
+
+def on_mesh(inputs: TrainInputs, strategy: Strategy) -> TrainInputs:
+    """The inputs with hparams and state as DTensors where params are: torch does not add the two kinds.
+
+    Batches are for the loss, and stay as they are.
+    """
+    at = _mesh_of(inputs.params)
+    if at is None:
+        return inputs
+    if under_transform():
+        raise RuntimeError(
+            "params are DTensors, and torch.func has no rules for them (torch 2.13); leave the transform, or train "
+            "plain params, the same on each process, with hft.data_parallel(loss)"
+        )
+    if strategy.compile:
+        raise RuntimeError("params are DTensors, whose steps cannot be compiled: leave out compile")
+
+    def spread(x: Any) -> Any:
+        return settled(replicated(x, at.mesh))
+
+    return inputs._replace(hparams=tree.map_tree(spread, inputs.hparams), state=tree.map_tree(spread, inputs.state))
+
+
+def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:
+    """``run``, or an error where losses or hparams are not the same on each process."""
+    at = _mesh_of(inputs.params)
+    if at is not None:
+        _check_same(run.losses, at, "the training losses are", _LOSS)
+        hparams = [local(x.detach()) for x in tree.leaves(inputs.hparams) if isinstance(x, Tensor)]
+        numbers = torch.stack([x.double().sum().to(run.losses.device) for x in hparams])
+        _check_same(numbers, at, "hparams are", "give each process the same")
+    return run
+
+
+def same_everywhere(value: Tensor, params: Params) -> Tensor:
+    """The outer loss, or an error where params are sharded and it is not the same on each process."""
+    at = layout(tree.leaves(params)[0])
+    if at is not None:
+        _check_same(value.detach().reshape(1), at, "the outer loss is", _LOSS)
+    return value
+
+
+class refuse_operations(TorchDispatchMode):  # a context manager
+    """Raise where the code inside computes with DTensors, if params are some.
+
+    Torch 2.13 has derivatives of such operations wrong, and says nothing: those of mse_loss and smooth_l1_loss of
+    shards, and of amax, for instance; and means over shards of different sizes. Updates go through them too: those of
+    the package are held to plain tensors by its tests.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _HARMLESS and any(map(is_dtensor, tree.leaves((args, kwargs or {})))):
+            raise RuntimeError(
+                f"{self._what} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong without "
+                f"an error (of mse_loss, for instance); hft.data_parallel({self._what}) computes with whole ones"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_HARMLESS = (torch.ops.aten.detach.default, torch.ops.aten.view.default, torch.ops.aten.alias.default)
+
+
+def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
+    """An update of DTensors that leaves params and state laid out as they were."""
+
+    def settling(grads: Params, state: State, params: Params, hparams: Any = None) -> tuple[Params, State]:
+        new, after = update(grads, state, params, hparams)
+        return tree.map_tree(like, new, params), tree.map_tree(settled, after)
+
+    return settling
+
+
+def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that may not compute with DTensors."""
+
+    def whole_only(params: Params, batch: Any, *own: Any) -> Tensor:
+        with of_whole(params, "train_loss"):
+            return train_loss(params, batch, *own)
+
+    return whole_only
+
+
+def of_whole(params: Params, what: str) -> AbstractContextManager[Any]:
+    """To be entered around a loss."""
+    return refuse_operations(what) if any(map(is_dtensor, tree.leaves(params))) else nullcontext()
+
+
+def _mesh_of(params: Params) -> Layout | None:
+    found = [layout(x) for x in tree.leaves(params)]
+    first = next((at for at in found if at is not None), None)
+    if first is None:
+        return None
+    if any(at is None for at in found):
+        raise ValueError(
+            "some params are DTensors and others are plain tensors, which torch does not add; make all of them "
+            "DTensors: distribute_tensor(x, mesh, [Replicate()]) for those that are not cut"
+        )
+    if any(at.mesh != first.mesh for at in found if at is not None):
+        raise ValueError("params are DTensors of different device meshes; distribute all of them over one")
+    if any(x.is_partial() for at in found if at is not None for x in at.placements):
+        raise ValueError("a param is a DTensor that is Partial, a sum still to be made; redistribute it as Shard")
+    from torch.distributed.tensor import _redistribute
+
+    if not hasattr(_redistribute, "NestedRedistribute"):
+        raise RuntimeError(f"torch {torch.__version__} has no second derivatives of DTensors; torch 2.13 has")
+    return first
+
+
+_LOSS = "hft.data_parallel(loss) makes of losses on each process's shard that on the whole batch"
+
+
+def _check_same(values: Tensor, at: Layout, what: str, advice: str) -> None:
+    """One collective for each dimension of the mesh."""
+    wide = values.detach().double().nan_to_num(torch.finfo(torch.float64).max).reshape(-1)
+    most = torch.cat([wide, -wide])
+    for dim in range(at.mesh.ndim):
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, at.mesh.get_group(dim))
+    high, low = most[: len(wide)], -most[len(wide) :]
+    slack = torch.finfo(values.dtype).eps ** 0.75 * high.abs().maximum(low.abs())
+    if bool((high - low > slack).any()):
+        i = int((high - low - slack).argmax())
+        raise ValueError(
+            f"{what} not the same on each process, from {low[i].item():.9g} to {high[i].item():.9g}, but params are "
+            f"sharded; {advice}"
+        )

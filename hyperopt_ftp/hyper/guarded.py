@@ -1,0 +1,56 @@
+"""The inner problem of a guarded optimizer and loss: in one process or many, on plain params or shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from .. import tree
+from ..dtensors import is_dtensor
+from ..types import Optimizer, Params
+from .core.problem import InnerProblem
+from .core.strategy import TrainInputs
+from .distributed.data_parallel import DataParallel, agreed
+from .distributed.dtensors import of_whole_ones, on_shards
+from .guards.loss import GuardedLoss
+from .guards.update import GuardedUpdate
+from .guards.verified import Verified
+
+
+def guarded_problem(
+    optimizer: Optimizer,
+    train_loss: Callable[..., Tensor],
+    params: Params,
+    needs_grad: TrainInputs,
+    verified: Verified,
+    *,
+    derived: bool,
+    looked_at: bool = True,
+    inside_function: bool = False,
+    twice: bool = False,
+    compiled: bool = False,
+) -> InnerProblem:
+    """See :class:`GuardedLoss` and :class:`GuardedUpdate`; ``looked_at``: whether captured tensors are of interest."""
+    processes = train_loss if isinstance(train_loss, DataParallel) else None
+    update, local = optimizer.update, train_loss if processes is None else processes.loss
+    if any(map(is_dtensor, tree.leaves(params))):
+        update, local = on_shards(update), of_whole_ones(local) if processes is None else local
+
+    def whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return loss if processes is None else partial(processes.whole, loss)
+
+    asked = any(tree.leaves(needs_grad))
+    loss = GuardedLoss(local, verified, derived, looked_at, asked, twice, inside_function, compiled)
+    bare = InnerProblem(update, whole(local), needs_grad, measured=verified.measured)
+    if processes is not None:
+        bare = replace(bare, agreed=partial(agreed, processes))
+    return replace(
+        bare,
+        update_fn=GuardedUpdate(update, verified, derived, inside_function) if looked_at else update,
+        train_loss=whole(loss),
+        before_step=loss.before_step if inside_function else None,
+        _bare=bare,
+    )

@@ -1,0 +1,211 @@
+"""What train and those around it are given: checked before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ... import tree
+from ...calls import callers_level
+from ...hparams import as_tensor, complete
+from ...types import HParams, Optimizer, Params
+from ..core.problem import without_loss
+from ..core.transforms import tracked, under_transform
+
+START = ("params", "batches")  # what ``over`` can name beside hparams
+
+
+def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
+    """The optimizer's hparams, completed, and the loss's where they are given."""
+    if not isinstance(hparams, dict) or "loss" not in hparams:
+        return complete(hparams, optimizer.hparams)
+    own = without_loss(hparams)
+    for name, value in tree.named(hparams["loss"]):
+        if not isinstance(value, (Tensor, int, float)):
+            raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
+    return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
+
+
+def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
+    """The hparams, and beside them what else ``over`` can name."""
+    taken = [name for name in START if name in full]
+    if taken:
+        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
+    return {**full, "params": params, "batches": batches}
+
+
+def without_start(whole: dict[str, Any]) -> dict[str, Any]:
+    """The hparams of what :func:`with_start` gives."""
+    return {name: value for name, value in whole.items() if name not in START}
+
+
+def check_loss(name: str, value: Any) -> None:
+    """``TypeError`` unless it is a function, and none of outputs and targets."""
+    if type(value).__module__ == "torch.nn.modules.loss":
+        raise TypeError(
+            f"{name} is called with params, not with outputs and targets as {type(value).__name__}() is: write a "
+            "function that calls the model, by torch.func.functional_call(model, params, (x,))"
+        )
+    if not callable(value):
+        raise TypeError(f"{name} must be a function that returns a scalar tensor, got {type(value).__name__}")
+
+
+def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:
+    """Raise where a loss has no place for the loss's hparams that are given, or one for those that are not."""
+    check_loss(name, function)
+    least, most = argument_counts(function)
+    if most < count:
+        raise ValueError(f"{name} is called as {name}(params, batch), but takes {most} argument{'s'[: most != 1]}")
+    if own and most < count + 1:
+        raise ValueError(f"hparams has an entry 'loss', and {name} has no argument for it: it is argument {count + 1}")
+    if not own and least == count + 1:
+        raise ValueError(
+            f"{name} has {least} arguments, the last for the loss's hparams, but hparams has no entry 'loss'"
+        )
+
+
+def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
+    """How many arguments a function takes by position, at least and at most."""
+    if type(function) is not FunctionType:
+        return _counted(function)
+    if function not in _COUNTS:  # inspect takes as long as a small training step
+        _COUNTS[function] = _counted(function)
+    return _COUNTS[function]
+
+
+_COUNTS: WeakKeyDictionary[Callable[..., Any], tuple[float, float]] = WeakKeyDictionary()
+
+
+def _counted(function: Callable[..., Any]) -> tuple[float, float]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0, math.inf
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    most = math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+    return len([p for p in positional if p.default is p.empty]), most
+
+
+def check_protocol(optimizer: Optimizer) -> None:
+    """Raise where an optimizer of one's own cannot be called as one is."""
+    for name, count, call in (
+        ("init", 2, "init(params, hparams)"),
+        ("update", 4, "update(grads, state, params, hparams)"),
+    ):
+        least, most = argument_counts(getattr(optimizer, name))
+        if not least <= count <= most:
+            takes = f"{least if least > count else most} argument{'s'[: most != 1]}"
+            raise TypeError(f"optimizer.{name} is called as {call}, but takes {takes}")
+
+
+def check_batches(batches: Any) -> Any:
+    """``batches``, or its parts where it is one tensor."""
+    if isinstance(batches, Tensor) and batches.ndim > 0:
+        return check_batches(list(batches.unbind()))
+    tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
+    if tensors and len({x.shape for x in batches}) > 1 == len({len(x) for x in batches}):
+        steps = len(batches)
+        raise TypeError(
+            f"batches is a tuple of {steps} tensors of one length, which can be read in two ways: write list(batches) "
+            f"for {steps} steps, of one tensor each, or list(zip(*batches)) for a step with each of their rows, as "
+            "(xs[k], ys[k])"
+        )
+    whole = isinstance(batches, (dict, str, Tensor))
+    if whole or not hasattr(batches, "__len__") or not hasattr(batches, "__getitem__"):
+        hint = "use list(...)"
+        if isinstance(batches, dict):
+            hint = "give a list with one dict for each step: [{name: x[k] for name, x in batches.items()} for k in ...]"
+        hint = "give the batches, not their number" if isinstance(batches, int) else hint
+        raise TypeError(f"batches must be a sequence, it is read again; got {type(batches).__name__}; {hint}")
+    if len(batches) == 0:
+        raise ValueError("batches is empty: there is no step to differentiate through")
+    return list(batches) if isinstance(batches, (list, tuple, torch.nn.ParameterList)) else batches
+
+
+def check_leaves(leaves: Sequence[Any]) -> None:
+    for x in leaves:
+        if isinstance(x, Tensor) and x.is_inference():
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
+                "taken with it; clone() it outside"
+            )
+        if isinstance(x, Tensor) and x.is_meta:
+            raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
+        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
+            raise ValueError(
+                f"a complex tensor of shape {tuple(x.shape)} requires grad: derivatives are taken in real ones; pass "
+                "torch.view_as_real of it, and view_as_complex inside"
+            )
+    if forward_ad._current_level >= 0 and not under_transform():
+        raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
+
+
+def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
+    """Warn if frozen parameters of a module would be trained beside others of it."""
+    flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
+    if flags != {True, False}:  # all frozen: they are given on purpose
+        return
+    parts = getattr(optimizer, "parts", None)
+    where = parts(params) if parts else {}
+    # A part without hparams is hft.frozen(), which leaves it alone.
+    alone = {path for path, part in where.items() if not tree.entry(optimizer.hparams, part)}
+    for path, x in tree.named(params):
+        if isinstance(x, torch.nn.Parameter) and not x.requires_grad and path not in alone:
+            warnings.warn(
+                f"params has {path!r}, a parameter with requires_grad=False, beside some that require grad, and "
+                "training moves all params; to leave it alone give {n: p for n, p in net.named_parameters() if "
+                "p.requires_grad}, with the rest inside the module, or an hft.partition with hft.frozen(); to train "
+                "it, give its detach()",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+            return
+
+
+def check_scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        hint = "reduce it, for instance by .mean()"
+        if isinstance(value, (int, float)):
+            hint = "return the tensor, without .item()"
+        elif not isinstance(value, Tensor):
+            hint = "return the loss alone"
+        raise ValueError(f"{name} must return a scalar tensor (shape ()), got {got}; {hint}")
+    return value
+
+
+class ConstantBatches:
+    """A sequence of batches of somebody's own, which is read one by one: no derivative can be taken in them."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, k: int) -> Any:
+        batch = self._batches[k]
+        for x in tree.leaves(batch):
+            if isinstance(x, Tensor) and x.requires_grad:
+                raise ValueError(
+                    f"batches is a sequence that is no list, and a tensor of shape {tuple(x.shape)} of its step {k} "
+                    "requires grad: its derivative would be lost. Pass a list, or hold it fixed by detach()"
+                )
+        return batch
+
+
+def check_compilable(params: Params) -> None:
+    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
+        raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
+    kinds = {x.device.type for x in tree.leaves(params)}
+    if any(torch.is_autocast_enabled(kind) for kind in kinds):
+        raise RuntimeError("compile=True does not run under autocast; cast inside the training loss, or leave it out")

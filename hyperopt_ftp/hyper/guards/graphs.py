@@ -1,0 +1,154 @@
+"""Refused by a graph: captured tensors that a derivative is taken in, and functions that can be differentiated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, Function, once_differentiable
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+
+from ... import tree
+from ..core.graph import leaf_of, leaves_below, nodes_below
+from ..core.transforms import level_of, top_level
+from .subjects import LOSS, UPDATE, Subject, captured
+
+
+def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
+    """Raise where the graph of a loss ends in a leaf that is none of its arguments.
+
+    Args:
+        loss: of a step.
+        arguments: tensors that it was given; what these are made of is not looked at.
+        own: leaves that the loss has made itself.
+
+    Returns:
+        A number that tells graphs of different operations, or of the same on other leaves, apart.
+    """
+    names = {id(x): i for i, x in enumerate((*arguments, *own))}
+    if loss.is_leaf and id(loss) not in names:
+        raise captured(LOSS, loss)
+    kinds: list[Any] = []
+    for node in nodes_below(loss.grad_fn, until=arguments):
+        kinds.append(type(node))
+        leaf = leaf_of(node)
+        if leaf is not None:
+            if id(leaf) not in names:
+                raise captured(LOSS, leaf)
+            kinds.append(names[id(leaf)])
+    return hash(tuple(kinds))
+
+
+def refuse_captured_by_update(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Raise where what an optimizer returns depends on a leaf that it was not given, itself or in a graph."""
+    known = {id(x) for x in given}
+    for x in outputs:
+        if x.is_leaf and x.requires_grad and id(x) not in known:
+            raise captured(UPDATE, x)
+    for leaf in map(leaf_of, nodes_below(*(x.grad_fn for x in outputs), until=given)):
+        if leaf is not None and id(leaf) not in known:
+            raise captured(UPDATE, leaf)
+
+
+#: What ``once_differentiable`` puts in the place of a backward: one code for all.
+_ONCE: Any = once_differentiable(lambda ctx: None)  # pyright: ignore[reportArgumentType]
+
+
+def refuse_once_differentiable(loss: Tensor, params: Sequence[Tensor] | None = None) -> None:
+    """Raise where a loss goes through a ``torch.autograd.Function`` whose backward is marked ``once_differentiable``.
+
+    torch raises only where it meets the mark on the way back, and takes the function for linear where the way ends
+    before it (torch 2.13). Its own are among them: ``rsample`` of Beta and Dirichlet.
+
+    Args:
+        loss: of a step.
+        params: functions of none of these are left alone: a gradient in the params does not go through them, and its
+            derivative once. ``None``: all are refused, as where a backward pass is differentiated again.
+    """
+    ids = {id(x) for x in params or ()}
+    for node in nodes_below(loss.grad_fn):
+        for function in _functions_of(node):
+            if _is_once(function.backward) and (params is None or any(id(x) in ids for x in leaves_below(node))):
+                raise RuntimeError(
+                    f"train_loss, or the optimizer, has no second derivative ({function.__name__} is a "
+                    "torch.autograd.Function whose backward is once_differentiable); use operations that have one, or "
+                    "strategy=hft.ZeroOrder(...), which needs none"
+                )
+
+
+def _is_once(backward: Any) -> bool:
+    """Whether it is marked, below other decorators too."""
+    while backward is not None and getattr(backward, "__code__", None) is not _ONCE.__code__:
+        backward = getattr(backward, "__wrapped__", None)
+    return backward is not None
+
+
+def _functions_of(node: Node) -> list[Any]:
+    """The ``Function`` of a node; under a transform, that which torch has wrapped: its backward calls it."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        return []
+    cells = [cell.cell_contents for cell in getattr(function.backward, "__closure__", None) or ()]
+    return [function, *(x for x in cells if isinstance(x, type) and issubclass(x, Function))]
+
+
+def refuse_own_backwards(loss: Tensor) -> None:
+    """Raise where a loss goes through a ``torch.autograd.Function``.
+
+    In a program torch may derive such a function from its forward, or take its backward for a constant, and says
+    nothing (torch 2.13).
+    """
+    for node in nodes_below(loss.grad_fn):
+        if isinstance(node, BackwardCFunction):
+            name = type(node).__name__.removesuffix("Backward")
+            raise RuntimeError(
+                f"a step cannot be compiled: train_loss goes through {name}, a torch.autograd.Function, whose backward "
+                "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "
+                "straight-through estimate of f(x) is x + (f(x) - x).detach()), or leave out compile=True"
+            )
+
+
+class leaves_made_by_loss(TorchFunctionMode):  # a context manager
+    """Notes what the code inside lets require grad, as a gradient penalty does: a derivative in it is nobody's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+        result = func(*args, **kwargs)
+        if func in _LETS_REQUIRE_GRAD and not before:
+            self.found.append(args[0])
+        elif kwargs.get("requires_grad") and isinstance(result, Tensor):
+            self.found.append(result)
+        return result
+
+
+_LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore
+
+
+class refuse_outer_tensors(TorchFunctionMode):  # a context manager
+    """Raise where the code inside uses a tensor of a transform further out.
+
+    ``leaves_too``: or one that requires grad and is none of the ``known``.
+
+    Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
+    """
+
+    def __init__(self, who: Subject, leaves_too: bool = False, known: Sequence[Tensor] = ()) -> None:
+        self._leaves_too, self._who, self._known = leaves_too, who, {id(x) for x in known}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        level = top_level()
+        for x in tree.leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                inner = level_of(x)
+                # A level above the present one is none that the code inside has opened.
+                outer = inner == -1 and self._leaves_too and x.requires_grad and id(x) not in self._known
+                if inner > level or outer:
+                    raise captured(self._who, x)
+        return func(*args, **(kwargs or {}))

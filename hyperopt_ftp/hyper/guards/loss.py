@@ -1,0 +1,144 @@
+"""The training loss, looked at while it runs: some would give a wrong derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...types import Params
+from ..core.leaves import floats
+from ..core.problem import loss_at, no_graph
+from ..core.replay import Replay, RngState
+from ..core.transforms import level_of, top_level, under_transform
+from .arguments import check_scalar
+from .graphs import (
+    leaves_made_by_loss,
+    refuse_captured,
+    refuse_once_differentiable,
+    refuse_outer_tensors,
+    refuse_own_backwards,
+)
+from .scalar_reads import refuse_scalar_reads
+from .subjects import LOSS, Captured
+from .verified import Verified
+from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of, unwritten
+
+
+class GuardedLoss:
+    """``train_loss(params, batch[, own])``, or an error where a derivative through it would be wrong.
+
+    Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it is
+    enough to see that nothing has been written into.
+
+    Args:
+        bare: the loss.
+        verified: what has been seen so far.
+        derived: whether anything is differentiated; if not, the loss may write and use any kernel.
+        looked_at: whether captured tensors are of interest; if not, it has to be a loss, and that is all.
+        needs_grad: whether a derivative through the training gradient may be asked for; under vmap alone it is not.
+        twice: whether the strategy differentiates gradients again in all that they are taken in.
+        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+        compiled: whether steps run as programs, so that each call is a look: what another program does may leave no
+            trace in the graph.
+    """
+
+    def __init__(
+        self, bare: Callable[..., Tensor], verified: Verified, derived: bool, looked_at: bool, needs_grad: bool,
+        twice: bool, inside_function: bool, compiled: bool,
+    ) -> None:  # fmt: skip
+        self.bare = bare
+        self.verified, self._replay = verified, Replay()
+        self._derived, self._looks, self._needs_grad = derived, looked_at, needs_grad
+        self._outside = {storage_of(x): x for x in (known() for known in verified.outside) if x is not None}
+        self._twice, self._inside, self._compiled = twice, inside_function, compiled
+
+    def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        if under_transform():
+            loss = self._value(params, batch, *own)
+            if self._needs_grad:
+                refuse_once_differentiable(loss)
+            return loss
+        if not self._looks:
+            return self._value(params, batch, *own)
+        tensors = [x for x in tree.leaves((params, batch, own)) if isinstance(x, Tensor)]
+        arguments = [x for x in tensors if x.requires_grad]
+        rng = self._replay.now()
+        with refuse_outer_tensors(LOSS) if self._inside else nullcontext():
+            if not self.verified.makes_leaves:
+                with suppress(Captured):
+                    return self._looked_at(tensors, arguments, (), rng, params, batch, *own)
+                # The loss may have let it require grad itself: look once more.
+                self.verified.makes_leaves = True
+                for x in floats(batch):
+                    if x.requires_grad and not any(x is argument for argument in arguments):
+                        x.requires_grad_(False)  # as it was
+                self._replay.rewind(rng)
+            with leaves_made_by_loss() as made:
+                return self._looked_at(tensors, arguments, made.found, rng, params, batch, *own)
+
+    def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
+        """An evaluation at the level of the step itself, where tensors of transforms further out stand out."""
+        if under_transform():
+            with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
+                self._replay.run(self._replay.now(), lambda: loss_at(self.bare, params, batch, hparams))
+
+    def _looked_at(
+        self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], made: Sequence[Tensor], rng: RngState,
+        params: Params, batch: Any, *own: Any,
+    ) -> Tensor:  # fmt: skip
+        """The loss.
+
+        Args:
+            tensors: that it is given.
+            arguments: those of them that require grad.
+            made: leaves of its own, as they come.
+            rng: when it began.
+            params, batch, own: its arguments.
+        """
+        if not self._derived:
+            loss = self._value(params, batch, *own)
+            refuse_captured(loss, arguments, made)
+            return loss
+        seen = self.verified
+        # This gradient is part of a graph that goes on, or is differentiated in all that it is taken in.
+        twice = self._twice or any(not x.is_leaf for x in arguments)
+        graphs = seen.graphs.setdefault((twice, len(arguments)), set())
+        if graphs and not self._compiled:
+            # Hooks on what is saved leave no trace in the graph.
+            with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
+                with unwritten([*self._outside.values(), *tensors]):
+                    loss = self._value(params, batch, *own)
+                if refuse_captured(loss, arguments, made) in graphs:
+                    return loss
+            self._replay.rewind(rng)
+        knobs = [x for x in floats(own) if x.requires_grad]
+        with refuse_writes(LOSS, knobs, tensors) as watch, refuse_scalar_reads(LOSS, knobs, arguments) as reads:
+            loss = self._value(params, batch, *own)
+        graph = refuse_captured(loss, arguments, made)
+        weights = floats(params)
+        refuse_once_differentiable(loss, None if twice else weights)
+        if self._compiled:
+            refuse_own_backwards(loss)
+        if watch.has_hooks:
+            with refuse_other_weights(arguments):
+                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        graphs.add(graph)
+        seen.outside += [ref(x) for key, x in watch.outside.items() if key not in self._outside]
+        self._outside |= watch.outside
+        seen.has_hooks |= watch.has_hooks
+        seen.warned |= reads.warned
+        seen.measured.bytes = max(seen.measured.bytes, watch.bytes)
+        return loss
+
+    def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        loss = check_scalar("train_loss", self.bare(params, batch, *own))
+        # Whether it depends on what the innermost gradient is taken in.
+        if not (level_of(loss) == top_level() if under_transform() else loss.requires_grad):
+            raise no_graph()
+        return loss

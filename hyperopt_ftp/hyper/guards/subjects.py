@@ -1,0 +1,57 @@
+"""Whose code is guarded, and the errors of it that several guards raise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Subject(NamedTuple):
+    """A function of the user's."""
+
+    name: str
+    on_write: str  # why it may not write, and what to do
+    reads_data: bool = False  # whether its ``data`` is a number taken; in a loss it is what ``detach()`` is
+
+
+LOSS = Subject(
+    "train_loss",
+    "such as a running statistic or a meter: a step that is computed twice would write twice. Put modules that keep "
+    "statistics (BatchNorm, spectral_norm) into eval mode by eval(), make BatchNorm keep none by "
+    "torch.func.replace_all_batch_norm_modules_(net), or give functional_call clones of the buffers; a mean over the "
+    "steps is that of train(...).losses",
+)
+LOSSES = LOSS._replace(name="train_loss or the outer loss")
+UPDATE = Subject(
+    "the optimizer",
+    "and the step before it, or the same step computed again, would read what was written. Return new tensors: "
+    "m = b * m + g",
+    reads_data=True,
+)
+
+
+def reads_number(who: Subject) -> RuntimeError:
+    return RuntimeError(
+        f"{who.name} takes the number of an hparam that a derivative is asked for (item(), float(), or a function that "
+        "wants a number): what is made of that has no derivative. Use the tensor, or detach() it"
+    )
+
+
+def writes(who: Subject, how: str, target: Tensor | None) -> RuntimeError:
+    """The error of code that writes into a tensor that it has not made."""
+    shape = "" if target is None else f" of shape {tuple(target.shape)}"
+    return RuntimeError(f"{who.name} writes in place{how} into a tensor{shape} that it has not made, {who.on_write}")
+
+
+def captured(who: Subject, x: Tensor) -> Captured:
+    return Captured(
+        f"{who.name} uses a tensor of shape {tuple(x.shape)} that a derivative is taken in (it requires grad, or a "
+        "torch.func transform tracks it) and that is no argument of train: its derivative would be lost. Pass it in "
+        "hparams['loss'], as a param or in the batch (for an optimizer: in its hparams); or hold it fixed by detach() "
+        "or requires_grad_(False)"
+    )
+
+
+class Captured(ValueError):
+    """A loss or an optimizer uses a tensor that a derivative is taken in and that is none of its arguments."""

@@ -1,0 +1,118 @@
+"""The update of an optimizer, looked at when it is first made: some would give a wrong derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import did_you_mean, few, shown
+from ...types import Params, State
+from ..core.graph import leaves_of
+from ..core.leaves import detached, floats, is_float
+from ..core.transforms import under_transform
+from .graphs import refuse_captured_by_update, refuse_outer_tensors
+from .scalar_reads import refuse_scalar_reads
+from .subjects import UPDATE, writes
+from .verified import Verified
+from .writes import refuse_writes
+
+Update: TypeAlias = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
+
+#: Updates of each kind that are looked at: the state that the first one gets is made by init.
+LOOKS = 2
+
+
+class GuardedUpdate:
+    """``update(grads, state, params, hparams)``, or an error where it is no update, or a derivative would be wrong.
+
+    It may not use a tensor that a derivative is taken in and that it is not given; where something is ``derived``, nor
+    write into what it is given, nor take the number of an hparam that a derivative is asked for. No graph is made for
+    the look: what only a graph shows is seen where a step is made with one. So the first updates of each kind are
+    looked at: plain, with a graph, and under a transform.
+
+    Args:
+        bare: the update.
+        verified: what has been seen so far.
+        derived: whether anything is differentiated.
+        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+    """
+
+    def __init__(self, bare: Update, verified: Verified, derived: bool, inside_function: bool) -> None:
+        self.bare = bare
+        self._verified, self._derived, self._inside = verified, derived, inside_function
+
+    def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
+        kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
+        if self._verified.updates[kind] >= LOOKS:
+            return self.bare(grads, state, params, hparams)
+        found = self._guarded(kind, grads, state, params, hparams)
+        self._verified.updates[kind] += 1
+        return found
+
+    def _guarded(
+        self, kind: str, grads: Params, state: State, params: Params, hparams: dict[str, Any]
+    ) -> tuple[Params, State]:
+        if kind == "plain":
+            grads, state, params = detached((grads, state, params))
+        elif kind == "graph":  # a first gradient may have none, and what is lost of later ones would not be seen
+            grads = tree.map_tree(_leaf, grads)
+        given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
+        knobs = [x for x in floats(hparams) if x.requires_grad]
+        known = [*knobs, *(leaf for x in (*floats(grads), *floats(params)) if x.requires_grad for leaf in leaves_of(x))]
+        with ExitStack() as stack:
+            if kind == "plain" or self._inside:
+                stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))
+            if self._derived and kind != "transform":
+                stack.enter_context(refuse_writes(UPDATE, knobs, collectives=True))
+            reads = refuse_scalar_reads(UPDATE, knobs, known)
+            if self._derived:
+                stack.enter_context(reads)
+            found = _explained(self.bare, grads, state, params, hparams)
+        self._verified.warned |= reads.warned
+        if kind == "graph":
+            refuse_captured_by_update(floats(found), [*knobs, *given])
+        return found
+
+
+def _explained(
+    update: Update, grads: Params, state: State, params: Params, hparams: dict[str, Any]
+) -> tuple[Params, State]:
+    """The update, with errors that say what it is called with and returns."""
+    try:
+        found = update(grads, state, params, hparams)
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        parts = {"hparams": hparams, "state": state, "params": params}
+        there = [f"{part} {few(list(x))}" for part, x in parts.items() if isinstance(x, dict)]
+        raise ValueError(
+            f"optimizer.update looks for {name!r}, which is not there{did_you_mean(name, hparams)}; there are "
+            f"{', '.join(there)}"
+        ) from error
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        raise writes(UPDATE, "", None) from error
+    if not isinstance(found, tuple) or len(found) != 2 or not _is_like(found[0], params):
+        swapped = isinstance(found, tuple) and len(found) == 2 and _is_like(found[1], params)
+        raise TypeError(
+            "optimizer.update(grads, state, params, hparams) must return a tuple (params, state), with params in the "
+            f"structure that it was given; got {'(state, params)' if swapped else shown(found)}"
+        )
+    return found
+
+
+def _is_like(new: Any, params: Params) -> bool:
+    try:
+        rows = tree.aligned(new, params)
+    except ValueError:
+        return False
+    return all(isinstance(x, Tensor) and x.shape == p.shape for x, p in zip(rows, tree.leaves(params), strict=True))
+
+
+def _leaf(x: Any) -> Any:
+    return x.detach().requires_grad_() if is_float(x) and not x.requires_grad else x

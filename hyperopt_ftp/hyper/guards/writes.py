@@ -1,0 +1,168 @@
+"""What a loss or an update may not do: write into tensors it has not made; a step made twice would write twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...dtensors import local
+from ..core.transforms import has_saved_tensor_hooks
+from .subjects import LOSS, Subject, reads_number, writes
+
+_NO_HOOKS = "hooks on saved tensors in a training loss that had none"
+
+
+class refuse_writes(TorchDispatchMode):  # a context manager
+    """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
+
+    def __init__(
+        self,
+        who: Subject,
+        knobs: Sequence[Tensor] = (),
+        arguments: Sequence[Tensor] = (),
+        collectives: bool = False,
+    ) -> None:
+        super().__init__()
+        self._who, self._collectives = who, collectives
+        self._knobs = {id(x) for x in knobs}
+        self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
+        self._arguments = {storage_of(x) for x in (*knobs, *arguments)}
+        #: What the code inside has used and not made, beside its arguments and views of them: one tensor by storage.
+        self.outside: dict[int, Tensor] = {}
+        #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
+        self.has_hooks: bool = False
+        #: Bytes of all tensors that the code inside has made.
+        self.bytes: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.has_hooks = self.has_hooks or has_saved_tensor_hooks()
+        if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
+            raise reads_number(self._who)
+        if func.namespace == "c10d" and not self._collectives:
+            raise RuntimeError(
+                f"{self._who.name} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
+                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p)). "
+                "A module of fully_shard calls some for weights of its own: call a plain module by functional_call"
+            )
+        for target in _written(func, args, kwargs):
+            if storage_of(target) not in self._made:
+                raise writes(self._who, f" ({func})", target)
+        if func._schema.name == "aten::_weight_norm_interface":
+            raise RuntimeError(
+                "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
+                "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
+            )
+        if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
+            self._made.update(storage_of(x) for x in _tensors(args))
+        for x in (*_tensors(args), *_tensors(kwargs)):
+            storage = storage_of(x)
+            if storage not in self._made and storage not in self._arguments:
+                self.outside[storage] = x
+        result = func(*args, **kwargs)
+        made = [storage_of(x) for x in _tensors(result)]
+        if any(x not in self._made for x in made):
+            # A view, or an alias, of what was there before is not made here.
+            there = {storage_of(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
+            new = {x for x in made if x not in there}
+            self._made |= new
+            self.bytes += sum(_bytes(x) for x in _tensors(result) if storage_of(x) in new)
+        return result
+
+
+class unwritten:  # a context manager
+    """Raise where the code inside has changed one of these tensors: what :class:`refuse_writes` sees, afterwards."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = [x for x in tensors if not x.is_inference()]  # those have no versions, and are never written
+        self._versions: list[int] = []
+
+    def __enter__(self) -> None:
+        self._versions = [x._version for x in self._tensors]
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            return
+        for x, version in zip(self._tensors, self._versions, strict=True):
+            if x._version != version:
+                raise writes(LOSS, "", x)
+
+
+class NewHooks(Exception):
+    """The code inside has given saved tensors hooks, as activation checkpointing does."""
+
+
+@contextmanager
+def no_new_hooks() -> Iterator[None]:
+    """:class:`NewHooks` where the code inside sets hooks on what is saved for the backward pass."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+            yield
+    except RuntimeError as error:
+        if str(error) != _NO_HOOKS:
+            raise
+        raise NewHooks from error
+
+
+class refuse_other_weights(TorchDispatchMode):  # a context manager
+    """Raise where activation checkpointing runs again, in a backward pass, with other weights than the forward pass.
+
+    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is computed
+    again after that, with the module's own.
+    """
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._known = {id(x) for x in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in (*_tensors(args), *_tensors(kwargs)):
+            if isinstance(x, torch.nn.Parameter) and x.requires_grad and id(x) not in self._known:
+                raise RuntimeError(
+                    "train_loss checkpoints activations inside a module that functional_call has given other params: "
+                    f"its backward pass would use the module's own (one of shape {tuple(x.shape)}). Put "
+                    "functional_call inside the checkpoint: checkpoint(lambda p, x: functional_call(block, p, (x,)), "
+                    "params, x)"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that an op writes into."""
+    name = func._schema.name
+    if "batch_norm" in name and "backward" not in name:  # its schema does not tell
+        given = _by_name(func, args, kwargs)
+        if given.get("training", given.get("train", "update" in name)):
+            yield from (given[x] for x in ("running_mean", "running_var") if isinstance(given.get(x), Tensor))
+        return
+    if not func._schema.is_mutable:
+        return
+    given = _by_name(func, args, kwargs)
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(given.get(argument.name))
+
+
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    nested = isinstance(value, (tuple, list, dict))
+    return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)] if nested else []
+
+
+def _bytes(x: Tensor) -> int:
+    return local(x).untyped_storage().nbytes() if x.layout is torch.strided else 0  # a sparse one has no storage
+
+
+def storage_of(x: Tensor) -> int:
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

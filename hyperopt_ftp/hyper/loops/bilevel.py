@@ -1,0 +1,327 @@
+"""Alternate K inner steps on training batches with one outer step on the hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import check_choice, check_count, explained
+from ...optimizers.leafwise import check_params
+from ...types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
+from ..core.leaves import detached
+from ..core.problem import without_loss
+from ..core.strategy import Strategy, check_strategy
+from ..distributed.data_parallel import DataParallel
+from ..guards.arguments import (
+    argument_counts,
+    check_arguments,
+    check_hparams,
+    check_loss,
+    warn_of_frozen,
+    with_start,
+    without_start,
+)
+from ..hypergradient import check_floats, hypergradient, takes_loss_hparams
+from ..towers import paths
+from ..towers.constraints import Constraints
+from .outer import pure_outer
+from .resumable_loader import ResumableLoader, is_sequence
+
+
+class BilevelState(NamedTuple):
+    """Everything that a run goes on from; a pytree of tensors, saved as docs/checkpoints.md shows."""
+
+    step: Tensor  # shape (), int64: outer steps done
+    params: Params
+    inner: State  # the optimizer's
+    tuned: dict[str, Any]  # current hyperparameters, by path
+    outer: State  # the hyper-optimizer's; the state_dict of one of torch.optim
+    readers: dict[str, Tensor] = {}  # noqa: RUF012  # never written: where loaders with a generator are
+
+
+class Record(NamedTuple):
+    """One outer step."""
+
+    step: int  # counts from 1
+    value: float  # outer loss before the hyperparameters moved
+    hypergradient: dict[str, Any]
+    tuned: dict[str, Any]  # after the step
+    skipped: tuple[str, ...]  # names whose hypergradient was not finite, where that is allowed
+    state: BilevelState
+
+
+@explained("bilevel(optimizer, by, over, train_loss, outer_loss, params, train_batches, outer_batches, ...)")
+def bilevel(
+    optimizer: Optimizer,
+    by: Optimizer | Callable[[list[Tensor]], torch.optim.Optimizer],
+    over: str | Sequence[str],
+    train_loss: Callable[..., Tensor],
+    outer_loss: Callable[[Params, Any], Tensor] | Callable[[Params, Any, Any], Tensor],
+    params: Params,
+    train_batches: Iterable[Any],
+    outer_batches: Iterable[Any],
+    *,
+    inner_steps: int,
+    outer_steps: int,
+    strategy: Strategy | None = None,
+    constrain: Mapping[str, Constraint] | None = None,
+    hparams: dict[str, Any] | None = None,
+    state: BilevelState | None = None,
+    reset: Params | Callable[[int], Params] | None = None,
+    not_finite: NotFinite = "error",
+    progress: bool = False,
+) -> Iterator[Record]:
+    """Tune hyperparameters on validation data while training: K inner steps, one outer step, and so on.
+
+    Each outer step trains on for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the
+    end by ``strategy``, and moves the hyperparameters by ``by``; training goes on from where it ended, or starts anew.
+
+    Args:
+        optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
+        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a ``functools.partial`` of
+            one (any function from a list of tensors to an optimizer).
+        over: as in :func:`hypergradient`. ``"params"``: each round starts from the tuned params (MAML). ``"batches"``:
+            the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
+        outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches; one with a third argument without a
+            default gets ``hparams["loss"]`` there.
+        params: where training starts. With ``state``, which has its own: their structure and shapes alone, but for
+            ``reset``.
+        train_batches, outer_batches: a sequence is read round and round, at the place that ``state`` tells; any other
+            iterable (a loader) is started anew when it ends. After a resume a loader that shuffles by a
+            ``torch.Generator`` of its own, and one that reads in order, go on where they were; any other is started
+            anew, with a warning.
+        inner_steps: K. outer_steps: in all, those of ``state`` included.
+        constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
+        state: go on from ``record.state`` of an earlier run. Torch's default generators are not in it.
+        reset: params that each round starts from, with a new state of the optimizer; or a function of the outer step
+            (from 1) that gives them. ``None``: train on.
+        not_finite: ``"error"``, or ``"skip"``: a hyperparameter with a NaN or infinite hypergradient stays where it is
+            for this outer step (its optimizer sees 0), and is named in ``record.skipped``. Where the params or the
+            optimizer's state came out not finite, the whole round is taken back.
+        progress: show a bar in the terminal (needs ``rich``).
+
+    Yields:
+        A :class:`Record` after each outer step.
+
+    Raises:
+        FloatingPointError: a hypergradient, or params, that are not finite; names the hyperparameter and the outer
+            step.
+        ArithmeticError: as :class:`Implicit`. TypeError: an optimizer, strategy or batches of another kind.
+        ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
+
+    Warns:
+        UserWarning: as :func:`hypergradient`; a loader that is started anew.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> x = torch.ones(1, dtype=torch.float64)
+    >>> run = hft.bilevel(
+    ...     hft.sgd(lr=1e-3), hft.adam(lr=0.5), "lr", loss, loss, 0 * x, [x], [x],
+    ...     inner_steps=5, outer_steps=8, constrain={"lr": "log"},
+    ... )
+    >>> rates = [round(record.tuned["lr"].item(), 4) for record in run]
+    >>> rates[0] < rates[-1], rates[0]
+    (True, 0.0016)
+    """
+    check_choice("not_finite", not_finite, get_args(NotFinite))
+    if isinstance(train_batches, Tensor) and train_batches.ndim:
+        train_batches = list(train_batches.unbind())
+    check_count("inner_steps", inner_steps, "steps")
+    check_count("outer_steps", outer_steps, "steps")
+    for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
+        if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
+            raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
+    check_optimizer("optimizer", optimizer)
+    check_loss("outer_loss", outer_loss)
+    if argument_counts(outer_loss)[1] < 2:
+        raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
+    by = pure_outer("by", by)
+    if strategy is not None:
+        check_strategy(strategy)
+    if state is not None and not isinstance(state, BilevelState):
+        hint = "; pass record.state" if isinstance(state, Record) else ""
+        raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
+    check_params(params)
+    warn_of_frozen(optimizer, params)
+    full = detached(check_hparams(optimizer, hparams))
+    check_arguments("train_loss", train_loss, 2, "loss" in full)
+    params = detached(params)
+    whole = with_start(full, params, train_batches)
+    names = paths.normalise(over, whole)
+    tuned = detached(paths.select(whole, names))
+    check_floats(tuned)
+    constraints = Constraints(names, constrain, optimizer.domains)
+    _check_rounds(names, train_batches, inner_steps, reset, train_loss)
+    own = without_loss(full)
+    if state is None:
+        constraints.check(tuned)
+        zero = torch.zeros((), dtype=torch.int64)
+        inner = detached(optimizer.init(params, own))
+        state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
+    else:
+        _check_state(state, optimizer, own, params, tuned, by.init(constraints.free(tuned)))
+    rounds = _Rounds(
+        optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
+    )
+    return _run(rounds, train_batches, outer_batches, outer_steps, state, progress)
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """What stays the same from one outer step to the next."""
+
+    optimizer: Optimizer
+    by: Optimizer
+    names: tuple[str, ...]
+    train_loss: Callable[..., Tensor]
+    outer_loss: Callable[..., Tensor]
+    inner_steps: int
+    strategy: Strategy | None
+    constraints: Constraints
+    whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
+    reset: Any
+    not_finite: NotFinite
+
+    def round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
+        """Train, differentiate, move the hyperparameters."""
+        step = int(state.step) + 1
+        given = paths.merge(self.whole, state.tuned)
+        params, inner = state.params, state.inner
+        if self.reset is not None:
+            params, inner = self.reset(step) if callable(self.reset) else self.reset, None
+            check_params(params)
+            if _shape_of(params) != _shape_of(self.whole["params"]):
+                raise ValueError("reset must give params of the structure and shapes that training started with")
+        if self._tunes("params"):
+            start = {"params": params if self.reset is not None else self.whole["params"]}
+            ours = {name: x for name, x in state.tuned.items() if name.split(".")[0] == "params"}
+            params, inner = paths.merge(start, ours)["params"], None
+        if self._tunes("batches"):
+            batches = list(given["batches"])
+        hparams = without_start(given)
+        value, slopes, (params, inner) = hypergradient(
+            self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, hparams, inner,
+            self.strategy,
+        )  # fmt: skip
+        skipped = tuple(name for name, h in slopes.items() if not _finite(h))
+        if skipped and self.not_finite == "error":
+            raise FloatingPointError(
+                f"the hypergradient of {', '.join(map(repr, skipped))} is not finite at outer step {step} (outer loss "
+                f"{value.item():g}); lower the hyper-learning-rate, truncate, or pass not_finite='skip'"
+            )
+        count, lost = torch.tensor(step), not _finite((params, inner))
+        if lost and self.not_finite == "error":
+            raise FloatingPointError(
+                f"the params, or the optimizer's state, are not finite at outer step {step} (outer loss "
+                f"{value.item():g}); lower the learning rate, or pass not_finite='skip'"
+            )
+        if lost:
+            after = state._replace(step=count)
+            return Record(step, value.item(), slopes, state.tuned, self.names, after)
+        seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}
+        free = self.constraints.free(state.tuned)
+        moved, outer = self.by.update(self.constraints.chain(seen, state.tuned), state.outer, free)
+        tuned = self.constraints.natural(moved) | {name: state.tuned[name] for name in skipped}
+        tuned = self._settled(given, tuned, inner)
+        return Record(step, value.item(), slopes, tuned, skipped, BilevelState(count, params, inner, tuned, outer))
+
+    def _tunes(self, part: str) -> bool:
+        return any(name.split(".")[0] == part for name in self.names)
+
+    def _outer(self, batch: Any) -> Callable[..., Tensor]:
+        if takes_loss_hparams(self.outer_loss, 2):
+            return lambda params, own: self.outer_loss(params, batch, own)
+        return lambda params: self.outer_loss(params, batch)
+
+    def _settled(self, given: dict[str, Any], tuned: dict[str, Any], inner: State) -> dict[str, Any]:
+        """As the optimizer wants them after an update: a radius is at most the largest norm."""
+        ours = tuple(name for name in self.names if name.split(".")[0] in self.optimizer.hparams)
+        if self.optimizer.settle is None or not ours:
+            return tuned
+        full = paths.merge(given, tuned)
+        own = {name: full[name] for name in self.optimizer.hparams}
+        return tuned | paths.select(self.optimizer.settle(own, inner), ours)
+
+
+def _run(
+    rounds: _Rounds, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int, state: BilevelState,
+    progress: bool,
+) -> Iterator[Record]:  # fmt: skip
+    done = int(state.step)
+    train = ResumableLoader("train_batches", train_batches, done * rounds.inner_steps, state.readers)
+    outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
+    for reader in (train, outer):  # both have read again; a generator may be shared
+        reader.catch_up(state.readers)
+    for _ in _shown(range(done + 1, outer_steps + 1), outer_steps, progress):
+        record = rounds.round(state, [train.next() for _ in range(rounds.inner_steps)], outer.next())
+        state = record.state._replace(readers=train.state() | outer.state())
+        yield record._replace(state=state)
+
+
+def _check_rounds(
+    names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any, train_loss: Callable[..., Tensor]
+) -> None:
+    parts = {name.split(".")[0] for name in names}
+    if "batches" in parts and isinstance(train_loss, DataParallel):
+        raise ValueError(
+            "over tunes batches, which data_parallel has in shards that differ from process to process; put what is "
+            "tuned into hparams['loss'], the same on all processes"
+        )
+    if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
+        got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
+        raise ValueError(
+            f"over tunes batches: train_batches must be a list of inner_steps = {inner_steps} entries, the same in "
+            f"each round, got {got}"
+        )
+    if "params" in names and reset is not None:
+        raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")
+
+
+def _check_state(
+    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], params: Params, tuned: dict[str, Any], outer: State
+) -> None:
+    """Whether a state to go on from is one of this optimizer, ``over`` and kind of params."""
+    if state.tuned.keys() != tuned.keys():
+        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
+    if _shape_of(state.params) != _shape_of(params):
+        raise ValueError("state.params has not the structure and shapes of params: is it of a run with other ones?")
+    for what, got, like in (
+        ("tuned", state.tuned, tuned),
+        ("inner", state.inner, optimizer.init(state.params, own)),
+    ):
+        if _shape_of(got) != _shape_of(like):
+            raise ValueError(f"state.{what} is not that of this optimizer: does state come from a run of another one?")
+    if _kind_of(state.outer) != _kind_of(outer):
+        raise ValueError("state.outer is not that of this by: does state come from a run with another one?")
+
+
+def _shape_of(values: Any) -> Any:
+    """What two trees of one kind have in common."""
+    return tree.structure(values), [tuple(x.shape) if isinstance(x, Tensor) else None for x in tree.leaves(values)]
+
+
+def _kind_of(outer: State) -> Any:
+    """Of a ``state_dict`` of torch.optim, which is empty before its first step, the options; else all."""
+    if isinstance(outer, dict) and "param_groups" in outer:
+        return [sorted(group) for group in outer["param_groups"]]
+    return _shape_of(outer)
+
+
+def _finite(values: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in tree.leaves(values) if isinstance(x, Tensor))
+
+
+def _shown(steps: range, total: int, progress: bool) -> Iterator[int]:
+    if not progress:
+        yield from steps
+        return
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("progress=True needs the package rich: pip install rich") from None
+    yield from track(steps, description="outer steps", total=total, completed=steps.start - 1)

@@ -1,0 +1,42 @@
+"""Numbers learned on held-out batches after training, with the weights as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...optimizers.adam import adam
+from ...types import Params
+
+Numbers = dict[str, Tensor]  # by path, 0-d
+
+
+def learned(
+    numbers: Numbers, lr: float, batches: Iterable[Any], slopes: Callable[[Numbers, Any], tuple[Numbers, Any]],
+    keep: Callable[[Numbers, Any], Numbers],
+) -> Numbers:  # fmt: skip
+    """One step of Adam for each batch.
+
+    Args:
+        numbers: the first ones.
+        slopes: ``slopes(numbers, batch)`` gives the outer loss's derivatives, and what ``keep`` needs to know.
+        keep: ``keep(numbers, known)`` brings moved numbers back into their range.
+    """
+    by = adam(lr=lr)
+    state = by.init(numbers)
+    for batch in batches:
+        found, known = slopes(numbers, batch)
+        numbers, state = by.update(found, state, numbers)
+        numbers = keep(numbers, known)
+    if int(state.step) == 0:
+        raise ValueError("batches is empty, or an iterator that has been read before; pass a list or a loader")
+    return numbers
+
+
+def still(params: Params, batch: Any) -> Tensor:
+    """A training loss that moves nothing: a step is what the optimizer does by itself, such as its projection."""
+    return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -1,0 +1,113 @@
+"""Batches one after the other, without end, from a place that can be saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calls import callers_level
+from ..core.replay import Replay
+
+
+def is_sequence(batches: Any) -> bool:
+    """Whether it can be read at any place: a list, a tensor, a data set by index."""
+    return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
+
+
+class ResumableLoader:
+    """Reads a sequence round and round; any other iterable is started anew when it ends.
+
+    A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
+    after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
+    are read again. That leaves torch's default generators as they are: what a loader draws from them (a seed, noise on
+    examples) it has drawn the first time. One that reads in order goes on too; any other begins a pass, with a warning.
+    """
+
+    def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
+        self._name, self._batches, self._done = name, batches, done
+        self._generators = [] if is_sequence(batches) else _generators(batches)
+        self._goes_on = bool(self._generators) or _reads_in_order(batches)
+        self._began: list[Tensor] | None = None
+        self._position = 0
+        self._pass: Iterator[Any] = iter(())
+        if f"{name}.position" in saved and self._goes_on:
+            replay = Replay()
+            replay.run(replay.now(), lambda: self._read_again(saved))
+        elif done and not is_sequence(batches):
+            wanted = "its state holds no position in this loader; pass the same batches as then"
+            if not self._goes_on:
+                wanted = "pass a list, or a DataLoader that does not shuffle, or one with a generator= of its own"
+            warnings.warn(
+                f"{name} is read from its beginning: nobody knows where the earlier run was in it; {wanted}",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+
+    def _read_again(self, saved: dict[str, Tensor]) -> None:
+        for i, generator in enumerate(self._generators):
+            generator.set_state(saved[f"{self._name}.began.{i}"])
+        self._start()
+        for _ in range(int(saved[f"{self._name}.position"])):
+            self.next()
+
+    def catch_up(self, saved: dict[str, Tensor]) -> None:
+        """Generators in the state that they had, whoever else has read by them."""
+        for i, generator in enumerate(self._generators):
+            if f"{self._name}.now.{i}" in saved:
+                generator.set_state(saved[f"{self._name}.now.{i}"])
+
+    def next(self) -> Any:
+        if is_sequence(self._batches):
+            if len(self._batches) == 0:
+                raise self._empty()
+            self._done += 1
+            return self._batches[(self._done - 1) % len(self._batches)]
+        batch = next(self._pass, _END)
+        if batch is _END:
+            self._start()
+            batch = next(self._pass, _END)
+        if batch is _END:
+            raise self._empty()
+        self._position += 1
+        return batch
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed reader needs; nothing where the number of batches says it all, or where nothing can."""
+        if self._began is None or not self._goes_on:
+            return {}
+        found = {f"{self._name}.position": torch.tensor(self._position)}
+        for i, (generator, began) in enumerate(zip(self._generators, self._began, strict=True)):
+            found |= {f"{self._name}.began.{i}": began, f"{self._name}.now.{i}": generator.get_state()}
+        return found
+
+    def _start(self) -> None:
+        self._began = [generator.get_state() for generator in self._generators]
+        self._position = 0
+        self._pass = iter(self._batches)
+
+    def _empty(self) -> ValueError:
+        return ValueError(f"{self._name} is empty, or an iterator that can be read only once; pass a list or a loader")
+
+
+_END = object()
+
+
+def _reads_in_order(loader: Any) -> bool:
+    """Whether a loader gives the same batches in each pass, as far as their order goes."""
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+    batched = getattr(loader, "batch_sampler", None)
+    plain = batched is None or type(batched) is BatchSampler
+    return isinstance(loader, DataLoader) and plain and isinstance(loader.sampler, SequentialSampler)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """A loader's own, that of its sampler, and those of its batch sampler, each once."""
+    batched = getattr(loader, "batch_sampler", None)
+    places = (loader, getattr(loader, "sampler", None), batched, getattr(batched, "sampler", None))
+    found = [getattr(place, "generator", None) for place in places]
+    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and not any(g is x for x in found[:i])]

@@ -1,0 +1,1 @@
+"""How training is differentiated: one strategy a file."""

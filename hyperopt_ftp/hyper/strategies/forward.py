@@ -1,0 +1,266 @@
+"""Exact forward mode: the derivative of params and state is carried along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import check_compile, check_count
+from ...dtensors import is_dtensor, layout, replicated, whole
+from ...types import Compile, Params, State
+from ..core.leaves import (
+    OptionalTensors,
+    cotangents_of,
+    detached,
+    detached_leaves,
+    floats,
+    is_float,
+    is_narrow,
+    present,
+    select_floats,
+)
+from ..core.problem import Gradient, InnerProblem
+from ..core.replay import Replay, RngState, refuse_other_losses
+from ..core.second_order import compiled_steps
+from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.vjp import Linearized, pull, pull_rows
+from ..unrolling.compiled import StepPrograms, as_written
+
+
+class _Run(NamedTuple):
+    inputs: TrainInputs
+    replay: Replay
+    rng: RngState
+    losses: Tensor
+    tangents: list[Tensor] | None  # of the floats of (params, state) at the end, where all were carried at once
+
+
+@dataclass(frozen=True)
+class Forward(Strategy):
+    """Forward mode through all steps: memory does not depend on their number.
+
+    With ``z = (params, state)`` and one tangent for each scalar x that a derivative is asked for::
+
+        dg/dx   = d/dp ( <dL/dp, dp/dx> + <dL/dh, dh/dx> + <dL/db, db/dx> )       L: the training loss, b: the batch
+        dz/dx  <- d update(g, z, h) . (dg/dx, dz/dx, dh/dx)
+
+    Both are taken in reverse mode (the second as the transpose of a transpose), so every operation with a second
+    derivative will do. A tangent costs about as much as the training itself and one copy of params and state: the
+    choice for a handful of hyperparameters and many steps. Under a ``torch.func`` transform the steps themselves are
+    differentiated.
+
+    Args:
+        chunk: how many tangents live at once. ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for
+            losses that it cannot take. With more tangents than that the training is run again for each chunk.
+        compile: run each step, its tangents included, as one program; as in :class:`Unroll`, without effect where the
+            steps themselves are differentiated.
+
+    Raises:
+        ValueError: a chunk below 1; as :class:`Unroll` with ``compile``.
+        RuntimeError: as :class:`Unroll`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> w, data = torch.zeros(1, dtype=torch.float64), [torch.ones(1, dtype=torch.float64)] * 3
+    >>> _, grads, _ = hft.hypergradient(
+    ...     hft.sgd(lr=0.1), loss, lambda p: loss(p, data[0]), w, data, over="lr", strategy=hft.Forward()
+    ... )
+    >>> round(grads["lr"].item(), 6)
+    -3.93216
+    """
+
+    chunk: int | None = None
+    compile: Compile = False
+
+    takes_shards = False
+    twice = True
+
+    def __post_init__(self) -> None:
+        check_compile(self.compile)
+        check_count("chunk", self.chunk, "tangents", none=True)
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        replay = Replay()
+        rng, count = replay.now(), _count(problem, inputs)
+        if self.chunk is None or count <= self.chunk:
+            trained, tangents = self.carry(problem, inputs, 0, count)
+        else:
+            trained, tangents = problem.loop(inputs), None
+        return trained, _Run(inputs, replay, rng, trained.losses, tangents)
+
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        run: _Run = residual
+        given = [*present(cotangents.params), *present(cotangents.state)]
+        if run.tangents is not None:
+            slopes = _contract(given, run.tangents)
+        else:
+            count, size = _count(problem, run.inputs), self.chunk or 1
+            parts = []
+            for a in range(0, count, size):
+                b = min(a + size, count)
+                trained, tangents = run.replay.run(run.rng, lambda a=a, b=b: self.carry(problem, run.inputs, a, b))
+                refuse_other_losses(run.losses, trained.losses)
+                parts.append(_contract(given, tangents))
+            slopes = torch.cat(parts)
+        return _by_input(problem, run.inputs, slopes)
+
+    def carry(self, problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
+        """Train, with the tangents of the scalars a to b of what needs a gradient."""
+        return _carry_compiled(problem, inputs, a, b, self.compile) if self.compile else _carry(problem, inputs, a, b)
+
+
+def _carry(problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
+    """Train, with the tangents of the scalars a to b: each tensor's have a first dimension that counts them."""
+    rows, units, asked = b - a, _Units(a, b), problem.needs_grad
+    knobs, hparams = detached_leaves(inputs.hparams, asked.hparams)
+    d_knobs = units.of(inputs.hparams, asked.hparams)
+    d_params = units.of_all(inputs.params, asked.params)
+    d_state = units.of_all(inputs.state, asked.state)
+    params, state = detached((inputs.params, inputs.state))
+    losses = []
+    for k in range(len(inputs.batches)):
+        batch, of_batch = inputs.batches[k], problem.batch_needs_grad(k)
+        d_batch = units.of(batch, of_batch)
+        moving = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
+        found = problem.gradient(params, batch, hparams, of_batch, graph=moving)
+        d_grads: OptionalTensors = [None] * len(found.grads)
+        if moving:  # d/dp of <dL/dp, dp> + <dL/dh, dh> + <dL/db, db>
+            others = [*knobs, *found.batch]
+            more = pull([found.loss], [torch.ones_like(found.loss)], others, create_graph=True)
+            pairs = zip((*found.grads, *more), (*d_params, *d_knobs, *d_batch), strict=True)
+            outputs, tangents = zip(*[(x, t) for x, t in pairs if x is not None], strict=True)
+            d_grads = pull_rows(outputs, [*tangents], found.params, rows)
+        losses.append(found.loss.detach())
+        params, state, d_params, d_state = _update(
+            problem, found, params, state, hparams, knobs, (d_grads, d_params, d_state, d_knobs), rows
+        )
+    ends = _filled(floats(params), d_params, rows) + _filled(floats(state), d_state, rows)
+    return TrainOutputs(params, state, torch.stack(losses)), ends
+
+
+def _update(
+    problem: InnerProblem, found: Gradient, params: Params, state: State, hparams: dict[str, Any], knobs: list[Tensor],
+    tangents: tuple[OptionalTensors, ...], rows: int,
+) -> tuple[Params, State, OptionalTensors, OptionalTensors]:  # fmt: skip
+    """The update and its derivative along the tangents of gradients, params, state and knobs."""
+    g, at_grads = detached_leaves(found.rebuild(found.grads), wide=True)
+    p, at = detached_leaves(params, wide=True)
+    s, before = detached_leaves(state, wide=True)
+    with torch.enable_grad():
+        new_p, new_s = problem.update(at_grads, before, at, hparams)
+        linear = Linearized([*floats(new_p), *floats(new_s)], [*g, *p, *s, *knobs])
+    moved = linear.push_rows([x for row in tangents for x in row], rows)
+    if is_narrow(params):  # the values are those of the 16-bit step
+        with torch.no_grad():
+            new_p, new_s = problem.update(found.rebuild(found.grads), state, params, hparams)
+    new_p, new_s = detached((new_p, new_s))
+    return new_p, new_s, moved[: len(p)], moved[len(p) :]
+
+
+def _carry_compiled(
+    problem: InnerProblem, inputs: TrainInputs, a: int, b: int, compile: Compile
+) -> tuple[TrainOutputs, list[Tensor]]:
+    """:func:`_carry` by programs: all tangents are there from the start, most of them zero."""
+    programs, asked = StepPrograms(problem, compile), problem.needs_grad
+    rows, units, losses = b - a, _Units(a, b), []
+    params, state, hparams = detached((inputs.params, inputs.state, inputs.hparams))
+    d_knobs = _filled(select_floats(hparams, asked.hparams), units.of(hparams, asked.hparams), rows)
+    tangents = _filled(floats(params), units.of_all(params, asked.params), rows)
+    tangents += _filled(floats(state), units.of_all(state, asked.state), rows)
+    split = len(floats(params))
+    with compiled_steps():
+        for k in range(len(inputs.batches)):
+            batch, of_batch = detached(inputs.batches[k]), problem.batch_needs_grad(k)
+            d_batch = _filled(select_floats(batch, of_batch), units.of(batch, of_batch), rows)
+            masks = (asked.hparams, of_batch)
+            params, state, loss, tangents = programs.along(
+                params, state, batch, hparams, masks, (tangents[:split], tangents[split:], d_knobs, d_batch),
+                partial(as_written, problem, params, state, batch, hparams, masks),
+            )  # fmt: skip
+            losses.append(loss)
+    return TrainOutputs(params, state, torch.stack(losses)), tangents
+
+
+def _filled(values: list[Tensor], tangents: OptionalTensors, rows: int) -> list[Tensor]:
+    """Tangents of tensors, zeros among them."""
+    pairs = zip(map(tree.working, values), tangents, strict=True)
+    return [_zeros(x, rows) if t is None else t for x, t in pairs]
+
+
+def _zeros(x: Tensor, rows: int) -> Tensor:
+    return torch.stack([torch.zeros_like(x)] * rows) if is_dtensor(x) else x.new_zeros((rows, *x.shape))
+
+
+class _Units:
+    """Unit vectors of the scalars a to b of what needs a gradient, part by part in the order of the inputs."""
+
+    def __init__(self, a: int, b: int) -> None:
+        self._from, self._to, self._at = a, b, 0
+
+    def of(self, values: Any, needs_grad: Any) -> OptionalTensors:
+        """For the tensors that need a gradient."""
+        return [self._of(x) for x in select_floats(values, needs_grad)]
+
+    def of_all(self, values: Any, needs_grad: Any) -> OptionalTensors:
+        """For all floating-point tensors: those that need no gradient have no tangent."""
+        mask = [asked for x, asked in zip(tree.leaves(values), tree.leaves(needs_grad), strict=True) if is_float(x)]
+        return [self._of(x) if asked else None for x, asked in zip(floats(values), mask, strict=True)]
+
+    def _of(self, x: Tensor) -> Tensor | None:
+        begin, self._at = self._at, self._at + x.numel()
+        low, high = max(begin, self._from), min(self._at, self._to)
+        if low >= high:
+            return None
+        unit = torch.zeros((self._to - self._from, x.numel()), dtype=tree.working(x).dtype, device=x.device)
+        places = torch.arange(low, high, device=x.device)
+        unit[places - self._from, places - begin] = 1
+        unit = unit.reshape(-1, *x.shape)
+        at = layout(x)
+        return unit if at is None else replicated(unit, at.mesh)
+
+
+def _parts(problem: InnerProblem, inputs: TrainInputs) -> list[tuple[Any, Any]]:
+    """Values and what needs a gradient of them, in the order of the scalars."""
+    asked = problem.needs_grad
+    parts = [(inputs.hparams, asked.hparams), (inputs.params, asked.params), (inputs.state, asked.state)]
+    return parts + ([(inputs.batches, asked.batches)] if isinstance(asked.batches, (list, tuple)) else [])
+
+
+def _count(problem: InnerProblem, inputs: TrainInputs) -> int:
+    return sum(x.numel() for values, asked in _parts(problem, inputs) for x in select_floats(values, asked))
+
+
+def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
+    """``<cotangents, tangent>`` for each tangent."""
+    pairs = [(v, t) for v, t in zip(cotangents, tangents, strict=True) if v.numel()]
+    if not pairs:
+        return torch.zeros(len(tangents[0]) if tangents else 0)
+    place = tangents[0].device
+    return torch.stack([_along(v.to(t), t).to(place) for v, t in pairs]).sum(0)
+
+
+def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
+    if is_dtensor(tangents):  # shards of different sizes cannot be flattened
+        return torch.stack([whole((cotangent * t).sum()) for t in tangents.unbind()])
+    return tangents.reshape(len(tangents), -1) @ cotangent.reshape(-1)
+
+
+def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
+    """One number for each scalar that needs a gradient, as cotangents of the inputs."""
+    at, found = 0, []
+    for values, asked in _parts(problem, inputs):
+        new = []
+        for x in select_floats(values, asked):
+            new.append(slopes[at : at + x.numel()].reshape(x.shape))
+            at += x.numel()
+        found.append(cotangents_of(values, new, asked))
+    return TrainInputs(*found)

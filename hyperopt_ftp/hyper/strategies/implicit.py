@@ -1,0 +1,221 @@
+"""The hypergradient at a stationary point, by the implicit function theorem."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import callers_level, check_choice, check_count, shown
+from ...hparams import Domain, check_number
+from ...types import Solver
+from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present
+from ..core.problem import InnerProblem
+from ..core.replay import Replay, RngState
+from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.transforms import under_transform, values_of
+from ..core.vjp import Vector, dot
+from .fixed_point import System, at_point, solution
+from .held_state import LIMIT, asked_of, is_checked, mismatch
+from .solvers import SOLVERS, Solved, diverges, tolerance_of
+
+
+class _Run(NamedTuple):
+    inputs: TrainInputs
+    end: TrainOutputs
+    replay: Replay
+    rng: RngState  # when training ended
+
+
+@dataclass(frozen=True)
+class Implicit(Strategy):
+    """Derivative at the end of training, without the way there (arXiv 1911.02590).
+
+    The steps are run, and their end ``p`` is taken for a fixed point of the last one. With the optimizer's state held,
+    ``F(p, h) = p - update(p; h) = 0`` defines p(h), so for a loss L of p::
+
+        dL/dh = -(d F / dh)^T x,    ((dF/dp)^T + damping I) x = dL/dp
+
+    For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss, which is never formed: a
+    product with it costs two gradients. Memory is that of one step, whatever the number of steps. Hyperparameters
+    that do not move the fixed point (lr, momentum, betas) have derivative 0; weight decay and those of the loss do not.
+    So have the params and the state that training starts from: to a fixed point all ways are alike.
+
+    To hold the state is right where params and hparams reach it by the gradient alone: SGD and Adam with momentum, with
+    decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled decay or
+    pulls beside momentum (AdamW), where lookahead synchronises, and for schedule-free: one more product checks this
+    and warns, once training has converged, but not with params in 16 bits or under autocast.
+
+    Args:
+        solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
+            conjugate gradients, for a symmetric positive ``dF/dp``: SGD, with or without momentum. ``"identity"``:
+            ``x = dL/dp``, as if ``dF/dp`` were I: one step's derivative for the cost of one (T1-T2, arXiv 1511.06727;
+            SAMA, arXiv 2310.05674).
+        iterations: products with ``dF/dp``, at most.
+        damping: added to the diagonal, in units of ``dF/dp``.
+        tolerance: a residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns; ``None``:
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform, where none can look,
+            all iterations are made.
+        batches: how many of the last batches ``update`` is averaged over: more of them are closer to the whole
+            training loss than the last one alone.
+        report: a function that is called with each :class:`~hyperopt_ftp.hyper.Solved` (x, iterations, residual).
+
+    Raises:
+        ValueError: an unknown solver, iterations or batches below 1, damping or tolerance below 0, fewer steps than
+            ``batches``, a derivative asked of the state at the end.
+        ArithmeticError: the residual grows: the result would be meaningless.
+
+    Warns:
+        UserWarning: the solver stopped above the tolerance, or training stopped so far from a fixed point that the
+            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``; holding the state is
+            wrong: derivatives of the state and of the step do not fit each other by more than 0.5 %.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
+    >>> w, data = torch.zeros(1, dtype=torch.float64), [torch.ones(1, dtype=torch.float64)] * 200
+    >>> opt = hft.sgd(lr=0.1)
+    >>> _, grads, (p, _) = hft.hypergradient(
+    ...     opt, loss, lambda p: p.sum(), w, data, over="loss", strategy=hft.Implicit(iterations=100),
+    ...     hparams={"loss": {"l2": torch.tensor(1.0, dtype=torch.float64)}},
+    ... )
+    >>> round(grads["loss"]["l2"].item(), 6)            # p = 1 / (1 + l2)
+    -0.25
+    """
+
+    solver: Solver = "neumann"
+    iterations: int = 20
+    damping: float = 0.0
+    tolerance: float | None = None
+    batches: int = 1
+    report: Callable[[Solved], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, tuple(SOLVERS))
+        check_count("iterations", self.iterations, "products")
+        check_count("batches", self.batches, "batches")
+        check_number("damping", self.damping, Domain(0.0, float("inf"), open_high=True))
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, Domain(0.0, float("inf")))
+        if self.report is not None and not callable(self.report):
+            raise TypeError(f"report must be a function of one argument, got {shown(self.report)}")
+
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        if len(inputs.batches) < self.batches:
+            raise ValueError(f"there are {len(inputs.batches)} steps, fewer than batches = {self.batches}")
+        replay = Replay()
+        given = inputs
+        if not under_transform():  # with leaves, so that a number that is taken of an hparam is seen
+            given = inputs._replace(hparams=detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1])
+        end = problem.loop(given)
+        return end, _Run(inputs, end, replay, replay.now())
+
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        run: _Run = residual
+        if any(bool(values_of(v).any()) for v in present(cotangents.state)):
+            raise ValueError(
+                "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
+                "differentiates the params; take hft.Unroll()"
+            )
+        return self._pullback(problem, run, present(cotangents.params))
+
+    def _pullback(self, problem: InnerProblem, run: _Run, slope: Vector) -> TrainInputs:
+        system, point = self.system(problem, run.inputs, run.end, run.replay, run.rng)
+        params = [tree.working(x) for x in point[0]]
+        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
+        x = solution(system, slope, *point)
+        values, back = at_point(system, point)
+        distance, state = values[: len(x)], values[len(x) :]
+        converged = self._judge_training(x, slope, params, distance)
+        direct = [*back([*(-v for v in x), *map(torch.zeros_like, state)])]
+        _, to_hparams, to_last, to_state = direct
+        if is_checked(self.solver, point[0], state, run.replay):
+            through_state = [*back([*map(torch.zeros_like, x), *to_state])]
+            del back  # and its graph
+            if converged:
+                # What training has left to go, or rounding, shows in products that should be 0.
+                rounding = torch.finfo(x[0].dtype).eps * (dot(x, x) * dot(params, params)).sqrt()
+                small = 2 * dot(x, distance).abs() + rounding
+                asked = [*asked_of(run.inputs.hparams, problem.needs_grad.hparams)]
+                asked += [problem.needs_grad.batches is not False] * len(point[2])
+                del values, distance, state, x, slope
+                self._judge_state(mismatch(system, point, direct, through_state, small, asked))
+        batches = None
+        if problem.needs_grad.batches is not False:
+            last = run.inputs.batches[-self.batches :]
+            before = [tree.map_tree(lambda _: None, batch) for batch in run.inputs.batches[: -self.batches]]
+            batches = [*before, *cotangents_of(last, to_last)]
+        return TrainInputs(cotangents_of(run.inputs.hparams, to_hparams), None, None, batches)
+
+    def system(
+        self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, replay: Replay, rng: RngState
+    ) -> tuple[System, list[Vector]]:
+        """The linear system at the end of training, and the point: params, hparams, batches, state, constants."""
+        count = len(inputs.batches)
+        last = [inputs.batches[k] for k in range(count - self.batches, count)]
+
+        def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
+            """F, what a step, averaged over the last batches, would still move; and the state after it."""
+            whole, constants = iter((*p, *h, *b, *s)), iter(rest)
+            new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
+            params, hparams, batches, state = rebuild(new)
+            # The same random numbers each time: F is one function.
+            moved = replay.run(rng, lambda: [floats(problem.step(params, state, x, hparams)[:2]) for x in batches])
+            means: list[Any] = [
+                sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)
+            ]
+            return [*(tree.working(x) - mean for x, mean in zip(p, means, strict=False)), *means[len(p) :]]
+
+        parts = (end.params, inputs.hparams, last, end.state)
+        rows, rebuild = tree.flatten(parts)
+        point = [floats(part) for part in parts]
+        point.append([x for x in rows if isinstance(x, Tensor) and not is_float(x)])
+        return System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
+
+    def _judge(self, found: Solved) -> None:
+        """Report, warn or raise by what the solver has come to; under vmap, by the worst of all."""
+        if self.report is not None:
+            self.report(found)
+        residual = values_of(found.residual).max().item()
+        small = tolerance_of(found.residual, self.tolerance)
+        # Conjugate gradients minimise another norm: on the way their residual may be larger than at the start.
+        if not residual <= (1e3 if self.solver == "cg" else 10.0):
+            raise diverges(self.solver, residual)
+        if residual > small:
+            warnings.warn(
+                f"Implicit, solver {self.solver!r}, has not converged: residual {residual:.2g} of the right-hand side "
+                f"after {found.iterations} iterations, tolerance {small:.2g}; take more, or accept it by tolerance=",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+
+    def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> bool:
+        """Whether training has converged; warn if not."""
+        size = (dot(slope, slope) * dot(params, params)).sqrt()
+        if not bool(values_of(size).isfinite().all()):
+            return False
+        ahead = values_of(dot(x, distance).abs() / torch.where(size == 0, 1.0, size)).max().item()
+        if self.solver != "identity" and ahead > 1e-2:
+            warnings.warn(
+                f"Implicit: training has not converged: the rest of the way would change <dL/dp, p> by {ahead:.2g} of "
+                "|dL/dp| |p|; train longer, with a higher learning rate, or on larger batches (or batches=n)",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+        return ahead <= 1e-2
+
+    def _judge_state(self, found: float) -> None:
+        if found > LIMIT:
+            warnings.warn(
+                "Implicit holds the optimizer's state, but the derivatives of the state and of the step do not fit "
+                f"each other (a mismatch of {found:.2g}), so the result is wrong. What is decayed or pulled must reach "
+                "the state too: put it into the loss, or take weight_decay of hft.sgd or hft.adam in place of that of "
+                "hft.adamw or hft.decayed. With lookahead or schedule-free take hft.Unroll(). Noisy batches may be "
+                "another cause: batches=n",
+                UserWarning,
+                stacklevel=callers_level(),
+            )

@@ -1,0 +1,254 @@
+"""Exact reverse mode through K steps, with as much kept of them as was asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import check_compile, check_count, check_flag
+from ...types import CheckpointEvery, Compile, Params, State
+from ..core.leaves import (
+    OptionalTensors,
+    added,
+    combine,
+    cotangents_of,
+    detached,
+    detached_leaves,
+    floats,
+    present,
+    select_floats,
+)
+from ..core.problem import InnerProblem
+from ..core.second_order import compiled_steps
+from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.transforms import keeps_graph, under_transform
+from ..unrolling.budget import Sizes, affordable
+from ..unrolling.checkpoints import Checkpoints
+from ..unrolling.compiled import CompiledSteps
+from ..unrolling.eager import EagerSteps
+from ..unrolling.probe import sizes_of
+from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_graphs
+
+
+class _Run(NamedTuple):
+    """What a run leaves for the way back."""
+
+    inputs: TrainInputs
+    first: int  # the first step that is differentiated
+    steps: EagerSteps | CompiledSteps
+    points: Checkpoints
+
+
+@dataclass(frozen=True)
+class Unroll(Strategy):
+    """Reverse mode through all steps, second-order terms included (backpropagation through the optimizer).
+
+    With ``p_{k+1}, s_{k+1} = update(g_k, s_k, p_k; h)`` and ``g_k = d train_loss / d p_k``, the adjoints walk back::
+
+        (gbar, sbar, pbar, hbar) = vjp of update at step k with (lambda_p, lambda_s)
+        lambda_p <- pbar + H_k gbar,   lambda_s <- sbar,   dL/dh += hbar + (d^2 train_loss / dh dp)^T gbar
+
+    where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``.
+
+    Memory is traded for time. Where a step's graph is kept, its gradient is computed once. Where only its point is (the
+    params and state that it begins with), its gradient is computed a second time, and one such graph lives at a time.
+    Small graphs are all kept, unasked. Under a ``torch.func`` transform, and for a derivative of the derivative
+    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all: ``checkpoint``,
+    ``offload``, ``memory`` and ``compile`` then have no effect.
+
+    Args:
+        truncate: differentiate the last ``truncate`` steps only; the start's params and state count as constants.
+            ``None``: all.
+        checkpoint: keep the point of every n-th step and recompute those between (``"sqrt"``: n = sqrt(K)); 1 keeps
+            every point. ``"log"``: keep them in a tree of arity 4, for thousands of steps: with
+            ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points live at once, and ``K (3 d / 4 - 1) + 1`` steps are made
+            again (K = 1000: 16 points, 2.75 K steps). ``False``: keep the graphs of all gradients and recompute
+            nothing: fastest, most memory. ``"auto"``: what recomputes least within ``memory``: all graphs; else every
+            point, and the graphs of the last steps; else the points of every n-th step; else those of the tree.
+            ``None``: all graphs where they are small, at most 128 MiB by an estimate from the first step, and batches
+            are a list or tuple; else 1.
+        offload: points lie on the CPU, and ``checkpoint=None`` is 1; graphs stay where they are.
+        memory: for ``"auto"``, bytes of tensors above what is held when the steps begin, on the devices that the params
+            are on. The first step that is differentiated is made once more to measure it, with the random numbers put
+            back. The peak that this predicts is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). Later steps
+            may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
+            workspace), come on top.
+        compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
+            of another backend). No graph is kept. Small networks run up to about twice as fast, after some 20 seconds
+            of compilation (a transformer: a minute or two; EfficientNet-Lite0: not done after 52 minutes), which is
+            logged too. Programs are kept for the process, by the code of optimizer and loss. Another shape, dtype or
+            value that the loss closes over compiles anew, with a warning that says what has changed; where torch can, a
+            size that varies becomes a variable of the program. Results are those of the steps as they are written, to
+            rounding; random numbers are as reproducible, but may be others.
+
+    Raises:
+        ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
+            error says how much is needed; float16 params with ``compile``, which does not scale adjoints.
+        RuntimeError: a step that cannot be compiled, a loss with a ``torch.autograd.Function`` in it among them, whose
+            backward torch would not differentiate; ``compile`` under autocast; a training loss that writes into
+            tensors in place (BatchNorm's statistics), or that differs when a step is computed again; one without a
+            second derivative.
+
+    Warns:
+        UserWarning: a step was compiled anew.
+
+    Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again. Adjoints of
+    16-bit weights are kept in float32.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> w, data = torch.zeros(1, dtype=torch.float64), [torch.ones(1, dtype=torch.float64)] * 3
+    >>> value, grads, _ = hft.hypergradient(hft.sgd(lr=0.1), loss, lambda p: loss(p, data[0]), w, data, over="lr")
+    >>> round(grads["lr"].item(), 6)                    # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
+    -3.93216
+    """
+
+    truncate: int | None = None
+    checkpoint: CheckpointEvery | None = None
+    offload: bool = False
+    memory: int | None = None
+    compile: Compile = False
+
+    def __post_init__(self) -> None:
+        check_count("truncate", self.truncate, "steps", none=True)
+        check_flag("offload", self.offload)
+        check_compile(self.compile)
+        check_count("memory", self.memory, "bytes", none=True)
+        number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
+        words = self.checkpoint in ("sqrt", "log", "auto")
+        if not (number or words or self.checkpoint is None or self.checkpoint is False):
+            raise ValueError(
+                "checkpoint must be a number of steps >= 1, 'sqrt', 'log', 'auto', False or None, got "
+                f"{self.checkpoint!r}"
+            )
+        if self.checkpoint == "auto" and self.memory is None:
+            raise ValueError("checkpoint='auto' keeps what fits into memory: give memory= a number of bytes, as 2**30")
+        if self.checkpoint != "auto" and self.memory is not None:
+            raise ValueError(
+                f"memory={self.memory} is for checkpoint='auto', but checkpoint is {self.checkpoint!r}: give 'auto', "
+                "or leave memory out"
+            )
+        if self.checkpoint is False and self.offload:
+            raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
+        if self.compile and (self.checkpoint is False or self.checkpoint == "auto"):
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} keeps graphs, and a compiled step has none: give a number of steps, "
+                "'sqrt' or 'log', or leave compile out"
+            )
+
+    @property
+    def exact(self) -> bool:
+        return self.truncate is None
+
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        count = len(inputs.batches)
+        if self.truncate is not None and count < self.truncate:
+            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
+        if under_transform():
+            return problem.loop(inputs), inputs
+        first = count - self.truncate if self.truncate else 0
+        steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
+        points = Checkpoints(inputs, plan.parts, first, self.offload)
+        params, state = detached((inputs.params, inputs.state))
+        with self._mode():
+            for k in range(count):
+                if k == first and isinstance(steps, EagerSteps) and self.memory is not None:
+                    plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
+                    points = Checkpoints(inputs, plan.parts, first, self.offload)
+                if k >= first:
+                    points.visit(k, params, state)
+                params, state, loss = steps.forward(k, params, state, keep=k >= count - plan.graphs)
+                losses.append(loss)
+                unasked = k == first and self.checkpoint is None and plan.graphs > 0
+                if unasked and isinstance(steps, EagerSteps) and not steps.keep_if_small(k, params, plan.graphs):
+                    plan = with_graphs(plan.graphs, 0)
+        return TrainOutputs(params, state, torch.stack(losses)), _Run(inputs, first, steps, points)
+
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        if isinstance(residual, TrainInputs):
+            return self._pullback_under_transform(problem, residual, cotangents)
+        inputs, first, steps, points = residual
+        if keeps_graph():
+            steps, points = steps.for_retained_backward(), points.for_retained_backward()
+        back_p: OptionalTensors = [*present(cotangents.params)]
+        back_s: OptionalTensors = [*present(cotangents.state)]
+        sums: OptionalTensors = [None] * len(select_floats(inputs.hparams, problem.needs_grad.hparams))
+        of_batches: dict[int, OptionalTensors] = {}
+        with self._mode():
+            for k in range(len(inputs.batches) - 1, first - 1, -1):
+                back_p, back_s, more, of_batches[k] = steps.back(k, points.at(k, steps.step), back_p, back_s)
+                sums = added(sums, more)
+        steps.compare()
+        whole = self.truncate is None
+        return TrainInputs(
+            cotangents_of(inputs.hparams, sums, problem.needs_grad.hparams),
+            cotangents_of(inputs.params, back_p) if whole else None,
+            cotangents_of(inputs.state, back_s) if whole else None,
+            _batches(problem, inputs, of_batches),
+        )
+
+    def steps(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> EagerSteps | CompiledSteps:
+        if self.compile:
+            return CompiledSteps(problem, inputs, self.compile)
+        knobs, hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
+        return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
+
+    def planned(self, steps: int) -> Plan:
+        """What is kept of so many steps, as far as that does not depend on what the first of them takes."""
+        if self.checkpoint == "log":
+            return points_of_tree()
+        if self.checkpoint == "auto":
+            return points_of_every(1)
+        if not (self.checkpoint or self.compile or self.offload):
+            return with_graphs(steps, steps)
+        return points_of_every(max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1))
+
+    def _mode(self) -> AbstractContextManager[None]:
+        return compiled_steps() if self.compile else nullcontext()
+
+    def _plan_within(
+        self, memory: int, problem: InnerProblem, steps: EagerSteps, inputs: TrainInputs, params: Params, state: State
+    ) -> Plan:
+        sizes = sizes_of(steps, inputs, steps.first, params, state, self.offload)
+        *numbers, least = problem.agreed([*sizes, -memory])  # a process may have less than another
+        plan, peak = affordable(-least, Sizes(*numbers))
+        text = "Unroll(checkpoint='auto', memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
+        logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
+        return plan
+
+    def _pullback_under_transform(
+        self, problem: InnerProblem, inputs: TrainInputs, cotangents: TrainOutputs
+    ) -> TrainInputs:
+        """Of the last steps, in one piece, from where they begin."""
+        count = len(inputs.batches)
+        first = count - (self.truncate or count)
+        batches = [inputs.batches[k] for k in range(count)]
+        head = problem.loop(inputs._replace(batches=batches[:first])) if first else inputs
+
+        def last(h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            hparams, rest = combine(inputs.hparams, h), combine(batches[first:], b)
+            end = problem.loop(TrainInputs(hparams, head.params, head.state, rest))
+            return floats(end.params), floats(end.state)
+
+        back = torch.func.vjp(last, floats(inputs.hparams), floats(batches[first:]))[1]
+        of_hparams, of_last = back((present(cotangents.params), present(cotangents.state)))
+        found = None
+        if isinstance(inputs.batches, (list, tuple)):
+            nothing = [tree.map_tree(lambda _: None, batch) for batch in batches[:first]]
+            found = [*nothing, *cotangents_of(batches[first:], of_last)]
+        return TrainInputs(cotangents_of(inputs.hparams, of_hparams), None, None, found)
+
+
+def _batches(problem: InnerProblem, inputs: TrainInputs, found: dict[int, OptionalTensors]) -> list[Any] | None:
+    asked = problem.needs_grad.batches
+    if not isinstance(asked, (list, tuple)):
+        return None
+    nothing = [None] * len(tree.leaves(inputs.batches))
+    return [cotangents_of(batch, found.get(k, nothing), asked[k]) for k, batch in enumerate(inputs.batches)]

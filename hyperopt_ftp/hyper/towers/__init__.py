@@ -1,0 +1,1 @@
+"""Optimizers whose hyperparameters other optimizers tune."""

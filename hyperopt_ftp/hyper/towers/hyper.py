@@ -1,0 +1,139 @@
+"""An optimizer whose hyperparameters are the parameters of another optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import explained
+from ...hparams import complete
+from ...optimizers.leafwise import check_grads, check_state, no_steps
+from ...types import Constraint, Optimizer, check_optimizer
+from ..core.strategy import check_object
+from . import paths
+from .constraints import Constraints
+from .one_step import GradientStrategy, OneStep, Previous
+
+
+class TunedState(NamedTuple):
+    """State of :func:`hyper`."""
+
+    step: Tensor  # shape (), int64: updates done
+    base: Any  # state of the base
+    tuned: dict[str, Any]  # current values of the tuned hparams, by path
+    by: Any  # state of the hyper-optimizer
+    previous: Previous  # what the last update of the base was made of
+
+
+@explained("by is the optimizer that tunes, over what it tunes: hyper(adamw(lr=1e-3), by=sgd(lr=1e-6), over='lr')")
+def hyper(
+    base: Optimizer,
+    by: Optimizer,
+    over: str | Sequence[str],
+    strategy: GradientStrategy | None = None,
+    constrain: Mapping[str, Constraint] | None = None,
+) -> Optimizer[TunedState]:
+    """Tune hyperparameters of ``base`` by the optimizer ``by``, along hypergradients: the result is an optimizer again.
+
+    At each update, with ``g`` the gradient at the present params::
+
+        h       = strategy.pullback(previous update of base, g)     for the hparams in ``over``
+        tuned   <- by.update(h, tuned), kept in its domain by ``constrain``
+        params  <- base.update(g, params; tuned)
+        tuned   <- base.settle(tuned, new state)                     where base has one
+
+    The first update hands ``by`` a zero hypergradient: its counts advance and nothing moves. Since ``by`` may itself be
+    tuned, or ``base``, towers of any height are built by nesting (arXiv 1909.13371), and every level is exact.
+
+    Args:
+        base: the optimizer whose hparams are tuned.
+        by: the optimizer that tunes them; level n's hparams are its params.
+        over: a name of ``base.hparams`` or a tuple of names; dotted where base is itself tuned (``"by.lr"``).
+            What ``base`` settles after a step (``projected`` clips a radius to the largest norm) is differentiated at
+            its settled value. Where a radius is tuned, a row whose norm equals it counts as clipped, also in the
+            derivatives of the other tuned hparams.
+        strategy: how the hypergradient is taken; :class:`OneStep` by default. Only strategies that need gradients
+            alone can run inside an update.
+        constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it
+            is then clipped. ``"log"``: ``by`` moves its logarithm (learning rates, eps). ``"logit"``: ``by`` moves
+            ``log(x / (1 - x))`` (betas, momentum). What has no domain in ``base.domains`` is not
+            clipped.
+
+    Returns:
+        An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
+        values, read by ``init`` only; the current ones are ``state.tuned``. Its state holds the base's state twice,
+        params and gradients once: for AdamW 6 parameter-sized tensors, 4 more than AdamW has.
+
+    Raises:
+        ValueError: ``over`` names what is not a hyperparameter, or one that ``base`` already tunes; at ``init``, a
+            first value that ``"log"`` or ``"logit"`` cannot take.
+        TypeError: a strategy that needs the loss; a ``base`` or ``by`` that is not pure.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.hyper(hft.sgd(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
+    >>> w = torch.ones(3); state = opt.init(w)
+    >>> for _ in range(20):
+    ...     w, state = opt.update(w, state, w)
+    >>> bool(state.tuned["lr"] > 0.01), bool(state.by.tuned["lr"] > 1e-3)
+    (True, True)
+    """
+    check_optimizer("base", base)
+    check_optimizer("by", by)
+    strategy = OneStep() if strategy is None else strategy
+    check_object(strategy)
+    if not hasattr(strategy, "pullback") or hasattr(strategy, "run"):
+        raise TypeError(
+            f"hyper runs strategies that need gradients alone, such as OneStep(); {type(strategy).__name__} has no "
+            "pullback(base, previous, cotangent, over), or needs the loss: it runs in hypergradient and bilevel"
+        )
+    names = paths.normalise(over, base.hparams)
+    again = [name for name in names if any(paths.overlap(base.hparams, name, inner) for inner in base.tunes)]
+    if again:
+        raise ValueError(f"over names {again}, which base already tunes: moving a starting value does nothing")
+    constraints = Constraints(names, constrain, base.domains)
+    default = {"base": base.hparams, "by": by.hparams}
+
+    def init(params: Any, hparams: Any = None) -> TunedState:
+        h = complete(hparams, default)
+        first = base.start(params, h["base"]) if base.start else h["base"]
+        tuned = paths.select(first, names)
+        constraints.check(tuned)
+        state = base.init(params, first)
+        nothing = tree.map_tree(torch.zeros_like, params)
+        return TunedState(
+            no_steps(), state, tuned, by.init(constraints.free(tuned), h["by"]), Previous(nothing, state, params, first)
+        )
+
+    def update(grads: Any, state: TunedState, params: Any, hparams: Any = None) -> tuple[Any, TunedState]:
+        check_state(TunedState, state)
+        check_grads(grads, params)
+        h = complete(hparams, default)
+        first = state.step == 0
+        pulled = strategy.pullback(base, state.previous, grads, names)
+        pulled = tree.map_tree(lambda x: torch.where(first, 0.0, x), pulled)
+        slopes = constraints.chain(pulled, state.tuned)
+        moved, by_state = by.update(slopes, state.by, constraints.free(state.tuned), h["by"])
+        moved = constraints.natural(moved)
+        tuned = tree.map_tree(lambda old, new: torch.where(first, old, new), state.tuned, moved)
+
+        used = paths.merge(h["base"], tuned)
+        params_new, base_state = base.update(grads, state.base, params, used)
+        settled = used
+        if base.settle:  # what is not tuned stays as it was used: a radius that held nothing back must not become a tie
+            settled = paths.merge(used, paths.select(base.settle(used, base_state), names))
+        previous = Previous(grads, state.base, params, settled)
+        return params_new, TunedState(state.step + 1, base_state, paths.select(settled, names), by_state, previous)
+
+    tunes = tuple(f"base.{name}" for name in (*names, *base.tunes)) + tuple(f"by.{name}" for name in by.tunes)
+
+    def parts(params: Any) -> dict[str, str]:
+        assert base.parts is not None
+        return {name: f"base.{path}" for name, path in base.parts(params).items()}
+
+    domains = {"base": base.domains, "by": by.domains}
+    inside = parts if base.parts else None
+    return Optimizer(init, update, default, None, None, domains, tunes, inside, base.weights_in_state)

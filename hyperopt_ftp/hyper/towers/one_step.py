@@ -1,0 +1,70 @@
+"""The one-step hypergradient: the present gradient, pulled back through the previous update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...types import HParams, Optimizer, Params, State
+from . import paths
+
+
+class Previous(NamedTuple):
+    """All that went into an update of the base: what it takes to do it again."""
+
+    grads: Params
+    state: State
+    params: Params
+    hparams: HParams  # settled: the point where a pullback linearises
+
+
+class GradientStrategy(Protocol):
+    """A way to take a hypergradient that needs gradients only, no loss: it can run inside an optimizer's update."""
+
+    def pullback(self, base: Optimizer, previous: Previous, cotangent: Params, over: tuple[str, ...]) -> HParams:
+        """Derivative of the loss whose gradient at the present params is ``cotangent``, for the hparams in ``over``."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """Hypergradient of one step: ``h = (d W_t / d hparams)^T g``, where ``g`` is the gradient at ``W_t``.
+
+    The vector-Jacobian product of the previous update with respect to the tuned hyperparameters alone; what came
+    before that update is held fixed (hypergradient descent, arXiv 1703.04782; towers, arXiv 1909.13371). It needs
+    gradients only, so a tuned optimizer is itself a plain optimizer. Nothing is detached: it is differentiable in
+    turn, and towers are exact at every level.
+
+    Args:
+        through: pull back through the update of this optimizer in place of the base's own. Its state and hparams must
+            be built like the base's. FTP's "paper" gradient is ``OneStep(through=projected(base, anchor,
+            bounded=False))``.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> opt = hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr", strategy=hft.OneStep())
+    >>> w = torch.ones(1); state = opt.init(w)
+    >>> for _ in range(2):
+    ...     w, state = opt.update(w, state, w)          # the loss is w^2 / 2
+    >>> state.tuned["lr"]                               # 0.1 + 0.01 * <0.9, 1>
+    tensor(0.1090, dtype=torch.float64)
+    """
+
+    through: Optimizer | None = None
+
+    def pullback(self, base: Optimizer, previous: Previous, cotangent: Params, over: tuple[str, ...]) -> HParams:
+        step = (self.through or base).update
+
+        def again(tuned: dict[str, Any]) -> Params:
+            return step(previous.grads, previous.state, previous.params, paths.merge(previous.hparams, tuned))[0]
+
+        pull = torch.func.vjp(again, paths.select(previous.hparams, over))[1]
+        return pull(tree.map_tree(_or_zeros, previous.params, cotangent))[0]
+
+
+def _or_zeros(w: Tensor, g: Tensor | None) -> Tensor:
+    """A gradient, zeros where it is ``None``: a loss that a tensor has no part in."""
+    return torch.zeros_like(w) if g is None else g

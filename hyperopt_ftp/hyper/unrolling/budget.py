@@ -1,0 +1,60 @@
+"""Which plan keeps a run within so many bytes: from what one step takes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from typing import NamedTuple
+
+from .schedules import Plan, backward_schedule, kept, points_of_every, points_of_tree, with_graphs
+
+
+class Sizes(NamedTuple):
+    """Bytes of what a run holds, beyond what was there before."""
+
+    steps: int
+    hvps: int  # steps whose gradient is differentiated: all, or all but the first
+    fixed: int  # whatever the plan: where training ends, cotangents of params, a few numbers of each step
+    first: int  # the first point, which may be the caller's own
+    point: int  # each other one
+    beside: int  # each where the one before it is kept too, which may hold some of its tensors
+    graph: int  # the graph of a step's gradient, kept
+    made: int  # at the peak of making it
+    back: int  # at the peak of going back through it, the graph apart
+    adjoints: int  # those that go back from step to step
+    batch: int  # the cotangent of each batch
+
+
+def peak_of(sizes: Sizes, plan: Plan) -> int:
+    """The most that is held at once."""
+    graphs = min(plan.graphs, sizes.hvps)
+    points = len(kept(plan.parts, 0, sizes.steps))
+    point = sizes.beside if points == sizes.steps else sizes.point
+    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.graph + max(sizes.made, sizes.graph)  # in the last step
+    for done, (_, live, _) in enumerate(backward_schedule(plan.parts, 0, sizes.steps)):
+        held = (live - 1) * point + max(graphs - done, 0) * sizes.graph + done * sizes.batch
+        held += sizes.adjoints if done else 0
+        peak = max(peak, held + (sizes.back if done < graphs else max(sizes.made, sizes.graph + sizes.back)))
+    return sizes.fixed + sizes.first + peak
+
+
+def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
+    """The plan that makes the fewest steps again within ``memory`` bytes, and what it takes."""
+    steps = sizes.steps
+    fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, with_graphs(steps, n)))
+    if fitting:
+        plan = with_graphs(steps, fitting - 1)
+    else:
+        strides = range(2, max(2, math.isqrt(steps)) + 1)
+        # Points get fewer up to sqrt(K).
+        at = bisect_left(strides, -memory, key=lambda n: -peak_of(sizes, points_of_every(n)))
+        plan = points_of_every(strides[at]) if at < len(strides) else points_of_tree()
+    peak = peak_of(sizes, plan)
+    if peak > memory:
+        others = with_graphs(steps, 0), points_of_every(max(2, math.isqrt(steps)))
+        least = min(peak, *(peak_of(sizes, other) for other in others))
+        raise ValueError(
+            f"memory={memory} bytes are too few: with the fewest points kept, {steps} steps need {least}; give that or "
+            "more, or take smaller batches or fewer steps (truncate=)"
+        )
+    return plan, peak

@@ -1,0 +1,88 @@
+"""Where steps began: kept for some, found again for the others by running from those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from ... import tree
+from ...types import Params, State
+from ..core.replay import Replay, RngState
+from ..core.strategy import TrainInputs
+from .schedules import Parts, kept
+
+Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]
+
+
+class Checkpoint(NamedTuple):
+    """Where a step began."""
+
+    params: Params
+    state: State
+    rng: RngState
+
+
+class Checkpoints:
+    """Where the steps from ``first`` on began: kept by a plan, on the CPU with ``offload``; the others are found again.
+
+    The way back goes through the steps from the last to the first. It drops the points behind it; one that is not there
+    is found by running from the last one before it, and that run keeps points by the same plan.
+    """
+
+    def __init__(self, inputs: TrainInputs, parts: Parts, first: int, offload: bool) -> None:
+        self._inputs, self._parts, self._offload = inputs, parts, offload
+        self._planned = set(kept(parts, first, len(inputs.batches)))
+        self._kept: dict[int, Checkpoint] = {}  # in the order of their steps
+        self._replay = Replay()
+
+    def for_retained_backward(self) -> Checkpoints:
+        """These points for a way back that leaves them as they are."""
+        other = copy(self)
+        other._kept = dict(self._kept)
+        return other
+
+    def visit(self, k: int, params: Params, state: State) -> None:
+        """Step k begins here, the first time."""
+        if k in self._planned:
+            self._kept[k] = self.stored(params, state)
+
+    def at(self, k: int, step: Step) -> Checkpoint:
+        """Where step k began; points after it are dropped. ``step(k, params, state)`` is what follows on a step."""
+        while (last := next(reversed(self._kept))) > k:
+            del self._kept[last]
+        if last < k:
+            self._run_to(k, last, step)
+        return self._loaded(self._kept[k])
+
+    def _run_to(self, k: int, base: int, step: Step) -> None:
+        params, state, rng = self._loaded(self._kept[base])
+        planned = set(kept(self._parts, base, k + 1))
+
+        def run() -> None:
+            nonlocal params, state
+            for j in range(base, k):
+                params, state = step(j, params, state)
+                if j + 1 in planned:
+                    self._kept[j + 1] = self.stored(params, state)
+
+        self._replay.run(rng, run)
+
+    def stored(self, params: Params, state: State) -> Checkpoint:
+        """What is kept of a step that begins here."""
+        if self._offload:
+            params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
+        return Checkpoint(params, state, self._replay.now())
+
+    def _loaded(self, point: Checkpoint) -> Checkpoint:
+        if not self._offload:
+            return point
+        params, state = _back(point.params, self._inputs.params), _back(point.state, self._inputs.state)
+        return Checkpoint(params, state, point.rng)
+
+
+def _back(values: Any, like: Any) -> Any:
+    """Each tensor on the device of the one that training started with in its place."""
+    return tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, values, like)

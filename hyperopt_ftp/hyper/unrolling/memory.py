@@ -1,0 +1,85 @@
+"""Bytes of tensors: of a tree, and those that some code makes, now and at its peak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ... import tree
+from ...dtensors import local
+
+
+def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
+    """Of two trees of one structure, the leaves of the second one that a step has changed.
+
+    Returns:
+        those but the constants, which stay in their places; and of these the ones that are in no place of the first
+        tree.
+    """
+    old, new = tree.leaves(before), tree.leaves(after)
+    left = {_key(x) for x, y in zip(old, new, strict=True) if _key(x) != _key(y)}  # a tensor may move to another place
+    moved = [y for x, y in zip(old, new, strict=True) if _key(x) != _key(y) or _key(y) in left]
+    there = {_key(x) for x in old}
+    return moved, [y for y in moved if _key(y) not in there]
+
+
+def bytes_of(values: Any, kind: str) -> int:
+    """What the tensors of a tree take on devices of that kind; what two of them share counts once."""
+    storages = [local(x).untyped_storage() for x in tree.leaves(values) if _counts(x) and x.device.type == kind]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+class Meter(TorchDispatchMode):  # a context manager
+    """Counts the tensors on devices of a kind that the code inside makes, while they live.
+
+    What an operation takes for itself, within a kernel, is not seen.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+        # A storage's address is nobody else's as long as there is a weak reference to it.
+        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound = 0  # of what lives: what has gone since is still in it
+        self._peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._see((args, kwargs), made=False)
+        result = func(*args, **kwargs)
+        self._see(result, made=True)
+        if self._bound > self._peak:
+            self._peak = max(self._peak, self.live())
+        return result
+
+    def live(self) -> int:
+        """Bytes of what was made inside and lives now."""
+        self._seen = {key: row for key, row in self._seen.items() if not row[0].expired()}
+        self._bound = sum(size for _, size in self._seen.values())
+        return self._bound
+
+    def peak(self) -> int:
+        """The largest number of bytes that lived at once since this was asked for the last time."""
+        peak, self._peak = self._peak, self.live()
+        return peak
+
+    def _see(self, values: Any, made: bool) -> None:
+        for x in tree.leaves(values):
+            if _counts(x):
+                storage = local(x).untyped_storage()
+                if storage._cdata not in self._seen:
+                    size = storage.nbytes() if made and x.device.type == self._kind else 0
+                    self._seen[storage._cdata] = StorageWeakRef(storage), size
+                    self._bound += size
+
+
+def _key(x: Any) -> int:
+    return local(x).untyped_storage()._cdata if _counts(x) else id(x)
+
+
+def _counts(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.layout is torch.strided

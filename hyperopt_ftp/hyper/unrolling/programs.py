@@ -1,0 +1,175 @@
+"""Functions that torch.compile makes programs of, kept for the process: what is compiled, and when anew, is said."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import callers_level, shown
+from ...types import Compile
+
+Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
+
+
+@functools.lru_cache(maxsize=64)
+def program(function: Callable[..., Any], what: str, backend: Compile, *code: Any) -> Program:
+    """The one program that there is of a function, for arguments that are made of that code."""
+    return Program(function, what, backend)
+
+
+class Program:
+    """A function of (train_loss, update, params, state, batch, hparams, ...), compiled as a whole at its first run.
+
+    Args:
+        function: reads nothing but its arguments: torch looks at all of these in each call.
+        what: the function does, in words.
+        backend: ``True`` for inductor, or the name of one of torch.compile's backends.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str, backend: Compile) -> None:
+        self._function, self._what, self._backend = function, what, backend
+        self._lock = threading.RLock()
+        self._given: tuple[Any, ...] = ()  # in this call
+        self._told = False  # whether something is compiled in this call
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget all that was compiled."""
+        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
+        code = self._function.__code__.replace()
+        own = types.FunctionType(code, self._function.__globals__, self._function.__name__)
+        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
+        self._was: dict[str, str] = {}  # what it was compiled for before the last time
+        self._is: dict[str, str] = {}  # and for the last time
+
+    def run(self, look: Look | None, *given: Any) -> Any:
+        """The function's value; ``look`` is called wherever something was compiled, the first time beforehand."""
+        with self._lock:
+            first = not self._is
+            if look and first:
+                look()
+            self._given, self._told = given, False
+            try:
+                found = self._value(given)
+            except _failures() as error:
+                text = str(error).strip().split("\n\n")[0]
+                raise RuntimeError(
+                    f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch "
+                    "without branches on values and without random numbers of one's own (compile='eager' tells whether "
+                    "it is that, or a compiler that is missing), or leave out compile=True"
+                ) from error
+            finally:
+                self._given = ()
+            if self._told and not first:
+                self._look_again(look)
+                warnings.warn(self._changed(), UserWarning, stacklevel=callers_level())
+            return found
+
+    def _value(self, given: tuple[Any, ...]) -> Any:
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        try:
+            return self._compiled(*given)
+        except FailOnRecompileLimitHit:  # so many programs are kept of one code object, and no more
+            was = self._is
+            self._begin()
+            self._is = was
+            return self._compiled(*given)
+
+    def _look_again(self, look: Look | None) -> None:
+        try:
+            if look:
+                look()
+        except BaseException:
+            self._begin()  # else what is refused would run the next time, without a look
+            raise
+
+    def _compile(self, graph: Any, inputs: list[Tensor]) -> Any:
+        """What torch.compile calls to compile."""
+        if not self._told:  # torch may begin anew in one compilation
+            self._told = True
+            self._was, self._is = self._is, dict(_described(self._given[2:]))
+            if not self._was:  # what is compiled anew has a warning
+                logging.getLogger("hyperopt_ftp").info(
+                    "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional "
+                    "networks; once for this optimizer, loss and shapes",
+                    self._what,
+                )
+        if isinstance(self._backend, str):
+            return torch._dynamo.lookup_backend(self._backend)(graph, inputs)
+        from torch._inductor.compile_fx import compile_fx  # takes a second to import
+
+        return compile_fx(graph, inputs, config_patches={"fallback_random": True})  # the same numbers in each program
+
+    def _changed(self) -> str:
+        changes = [
+            f"{name} is {self._is[name]} and was {self._was.get(name, 'absent')}"
+            for name in self._is
+            if self._is[name] != self._was.get(name)
+        ]
+        changes += [f"{name} is absent" for name in self._was if name not in self._is]
+        more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+        what = "; ".join(changes[:3]) + more
+        return (
+            f"the {self._what} was compiled again: "
+            + (what or "something that the training loss or the optimizer closes over is another")
+            + ". TORCH_LOGS=recompiles says more"
+        )
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
+
+
+def codes_of(value: Any, constants: bool = False) -> tuple[Any, ...]:
+    """The code that functions are made of: their own, and that of the functions they close over.
+
+    ``constants``: and the numbers and words that they close over, which choose between branches.
+    """
+    return tuple(_codes(value, set(), constants))
+
+
+def _codes(value: Any, seen: set[int], constants: bool) -> Iterator[Any]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _codes(part, seen, constants)
+    elif isinstance(value, functools.partial):
+        yield from _codes((value.func, *value.args), seen, constants)
+    elif isinstance(value, types.MethodType):
+        yield from _codes(value.__func__, seen, constants)
+    elif isinstance(value, types.FunctionType):
+        yield value.__code__
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # empty
+                yield from _codes(cell.cell_contents, seen, constants)
+    elif callable(value):
+        yield type(value)
+    elif constants and isinstance(value, (bool, int, float, str)):
+        yield value
+
+
+def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """What a program depends on, by name, in words."""
+    for name, part in zip(("params", "state", "batch", "hparams", "what is asked for", "rows"), parts, strict=False):
+        for path, x in tree.named(part):
+            yield f"{name}.{path}" if path else name, _kind(x) if isinstance(x, Tensor) else shown(x)
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)} on {x.device}"

@@ -1,0 +1,71 @@
+"""Which points of a run are kept on the way forward, and which are found again on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+Parts: TypeAlias = Callable[[int, int], Sequence[int]]  # where the parts of a stretch of two steps or more begin
+
+# By the bounds of `tree_of` for K = 1000: 11 points and 4 K steps for 2, 16 and 2.75 K for 4, 29 and 2.5 K for 8.
+ARITY = 4
+
+
+class Plan(NamedTuple):
+    """What a run of K steps keeps."""
+
+    parts: Parts  # of its points
+    graphs: int = 0  # of so many steps at the end: they are the first to be used
+    words: str = ""  # the same, for a reader
+
+
+def every(n: int) -> Parts:
+    """Every n-th step, and within n steps each: at most ``ceil(K / n) + n - 1`` points, fewer than K steps again."""
+    return lambda lo, hi: range(lo, hi, n if hi - lo > n else 1)
+
+
+def tree_of(arity: int) -> Parts:
+    """``arity`` equal parts, each of which is divided likewise.
+
+    With ``d = ceil(log_a K)``, at most ``1 + (a - 1) d`` points live at once, and at most
+    ``K ((a - 1) / a d - 1) + 1`` steps are made again: on each level all parts but the last, whose points the run
+    before has left, and of a part all steps but its last.
+    """
+    return lambda lo, hi: sorted({lo + (hi - lo) * i // arity for i in range(arity)})
+
+
+def kept(parts: Parts, lo: int, hi: int) -> list[int]:
+    """The steps of ``[lo, hi)`` whose points a run through it keeps: where parts begin, and those of the last part."""
+    found = []
+    while hi - lo > 1:
+        *before, lo = parts(lo, hi)
+        found += before
+    return [*found, lo]
+
+
+def backward_schedule(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
+    """Back through ``[lo, hi)``: the step, how many points live when it is used, how many steps were made for it."""
+    live = kept(parts, lo, hi)
+    for k in range(hi - 1, lo - 1, -1):
+        while live[-1] > k:
+            live.pop()
+        base = live[-1]
+        if base < k:
+            live += kept(parts, base, k + 1)[1:]
+        yield k, len(live), k - base
+
+
+def with_graphs(steps: int, n: int) -> Plan:
+    """Every point of so many steps, and the graphs of the last n of them."""
+    words = "every point" if n == 0 else f"every point, and the graphs of the last {n}" if n < steps else "all graphs"
+    return Plan(every(1), n, words)
+
+
+def points_of_every(n: int) -> Plan:
+    """No graph, and the points of every n-th step."""
+    return Plan(every(n), 0, "every point" if n == 1 else f"the points of every n-th step, n = {n}")
+
+
+def points_of_tree() -> Plan:
+    """No graph, and the points of a tree."""
+    return Plan(tree_of(ARITY), 0, "the points of a tree")
