@@ -93,7 +93,7 @@ def test_a_use_that_is_no_longer_wrong_is_found(installed: Path):
     ]
 
 
-@pytest.mark.parametrize(("file", "name"), [("types.py", "Optimizer"), ("hyper/core/strategy.py", "TrainOutputs")])
+@pytest.mark.parametrize(("file", "name"), [("types.py", "Optimizer"), ("hyper/core/inputs.py", "TrainOutputs")])
 def test_what_type_checkers_read_has_the_fields_of_what_runs(file: str, name: str):
     """A NamedTuple of Python 3.10 cannot be generic, so each of these is written twice."""
     tree = ast.parse((Path(hyperopt_ftp.__file__).parent / file).read_text())

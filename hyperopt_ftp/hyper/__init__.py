@@ -1,9 +1,9 @@
 """How to differentiate an optimizer with respect to its hyperparameters, and optimizers that tune optimizers."""
 
+from .core.inputs import TrainInputs as TrainInputs
+from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem
 from .core.strategy import Strategy as Strategy
-from .core.strategy import TrainInputs as TrainInputs
-from .core.strategy import TrainOutputs as TrainOutputs
 from .cost.estimate import Estimate as Estimate
 from .cost.estimate import estimate as estimate
 from .distributed.data_parallel import data_parallel as data_parallel

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import tree
 from ..dtensors import is_dtensor
 from ..types import Optimizer, Params
+from .core.inputs import TrainInputs
 from .core.problem import InnerProblem
-from .core.strategy import TrainInputs
 from .distributed.data_parallel import DataParallel, agreed
 from .distributed.dtensors import of_whole_ones, on_shards
 from .guards.loss import GuardedLoss

@@ -14,10 +14,11 @@ from .. import tree
 from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
+from .core.inputs import TrainOutputs
 from .core.leaves import combine, detached, detached_leaves, is_float
 from .core.replay import Replay
 from .core.second_order import twice_differentiable
-from .core.strategy import Strategy, TrainOutputs
+from .core.strategy import Strategy
 from .core.transforms import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value
 from .distributed.dtensors import of_whole, same_everywhere

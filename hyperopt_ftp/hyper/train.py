@@ -16,12 +16,13 @@ from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
+from .core.inputs import TrainInputs, TrainOutputs
 from .core.leaves import is_float
 from .core.node import TrainJob, TrainNode
 from .core.problem import without_loss
 from .core.replay import Replay
 from .core.second_order import twice_differentiable
-from .core.strategy import Strategy, TrainInputs, TrainOutputs, check_strategy
+from .core.strategy import Strategy, check_strategy
 from .core.transforms import differentiated, tracked, under_transform
 from .distributed.data_parallel import DataParallel, check_steps
 from .distributed.dtensors import on_mesh, refuse_other_processes

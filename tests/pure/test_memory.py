@@ -196,7 +196,7 @@ def test_what_a_loss_uses_is_held_once_whatever_views_it_makes():
 
     data, hparams = [torch.ones(4, dtype=F64) for _ in range(6)], {**SGD.hparams, "loss": torch.ones((), dtype=F64)}
     hft.hypergradient(SGD, loss, torch.sum, torch.zeros(3, dtype=F64), data, "loss", hparams, strategy=Watched())
-    assert [x.untyped_storage().data_ptr() for x in seen[0].outside.values()] == [held.untyped_storage().data_ptr()]
+    assert [x().untyped_storage().data_ptr() for x in seen[0].outside] == [held.untyped_storage().data_ptr()]
 
 
 def test_batches_in_one_piece_of_memory_are_read_again():

@@ -12,11 +12,12 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import is_dtensor, layout, like, placed
 from .graph import nodes_below
+from .inputs import TrainInputs, TrainOutputs
 from .leaves import is_float
 from .problem import InnerProblem
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
-from .strategy import Strategy, TrainInputs, TrainOutputs, checked_outputs, cotangent_leaves
+from .strategy import Strategy, checked_outputs, cotangent_leaves
 from .transforms import keeps_graph, unwrap_dead
 from .vjp import transposed
 

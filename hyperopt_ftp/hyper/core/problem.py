@@ -12,8 +12,8 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import like
 from ...types import Params, State, UpdateFn
+from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached_leaves
-from .strategy import TrainInputs, TrainOutputs
 from .transforms import under_transform
 
 

@@ -1,48 +1,19 @@
-"""What a derivative through training is made of: what goes in, what comes out, and a strategy between them."""
+"""The protocol of strategies: how K steps of training are differentiated."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ... import tree
-from ...types import Compile, HParams, Params, State, StateT, TreeT
+from ...types import Compile
+from .inputs import TrainInputs, TrainOutputs
+from .problem import InnerProblem
 from .replay import Replay, RngState
-
-if TYPE_CHECKING:
-    from .problem import InnerProblem
-
-
-class TrainInputs(NamedTuple):
-    """Everything that K steps of training are a function of; also a tree of its cotangents, by part."""
-
-    hparams: HParams  # the optimizer's by name, and under "loss" the loss's own
-    params: Params
-    state: State
-    batches: Any = None  # a sequence with one entry for each step
-
-
-if TYPE_CHECKING:
-
-    class TrainOutputs(NamedTuple, Generic[TreeT, StateT]):
-        """The class below with the types of its parts, as :class:`~hyperopt_ftp.Optimizer` has them."""
-
-        params: TreeT
-        state: StateT
-        losses: Any
-
-else:
-
-    class TrainOutputs(NamedTuple):
-        """Where training ended."""
-
-        params: Params
-        state: State
-        losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
 
 
 class Strategy(ABC):

@@ -14,10 +14,11 @@ from ...calls import check_count, explained
 from ...dtensors import is_dtensor
 from ...optimizers.leafwise import check_params
 from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ..core.inputs import TrainInputs
 from ..core.leaves import combine, detached, detached_leaves, floats, is_float
 from ..core.problem import InnerProblem, without_loss
 from ..core.replay import Replay
-from ..core.strategy import Strategy, TrainInputs, check_strategy
+from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
 from ..guarded import guarded_problem
 from ..guards.arguments import (

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, floats, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.vjp import dot
 from ..strategies.fixed_point import at_point
 from ..strategies.forward import Forward

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ... import tree
 from ...dtensors import Layout, is_dtensor, layout, like, local, replicated, settled
 from ...types import Params, State, UpdateFn
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.transforms import under_transform
 
 

@@ -52,8 +52,9 @@ class GuardedLoss:
         self, bare: Callable[..., Tensor], verified: Verified, derived: bool, looked_at: bool, needs_grad: bool,
         twice: bool, inside_function: bool, compiled: bool,
     ) -> None:  # fmt: skip
-        self.bare = bare
-        self.verified, self._replay = verified, Replay()
+        self.bare: Callable[..., Tensor] = bare
+        self.verified: Verified = verified
+        self._replay = Replay()
         self._derived, self._looks, self._needs_grad = derived, looked_at, needs_grad
         self._outside = {storage_of(x): x for x in (known() for known in verified.outside) if x is not None}
         self._twice, self._inside, self._compiled = twice, inside_function, compiled
@@ -109,16 +110,17 @@ class GuardedLoss:
         # This gradient is part of a graph that goes on, or is differentiated in all that it is taken in.
         twice = self._twice or any(not x.is_leaf for x in arguments)
         graphs = seen.graphs.setdefault((twice, len(arguments)), set())
+        knobs = [x for x in floats(own) if x.requires_grad]
+        reads = refuse_scalar_reads(LOSS, knobs, arguments)
         if graphs and not self._compiled:
-            # Hooks on what is saved leave no trace in the graph.
+            # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
             with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
-                with unwritten([*self._outside.values(), *tensors]):
+                with unwritten([*self._outside.values(), *tensors]), reads if knobs else nullcontext():
                     loss = self._value(params, batch, *own)
                 if refuse_captured(loss, arguments, made) in graphs:
                     return loss
             self._replay.rewind(rng)
-        knobs = [x for x in floats(own) if x.requires_grad]
-        with refuse_writes(LOSS, knobs, tensors) as watch, refuse_scalar_reads(LOSS, knobs, arguments) as reads:
+        with refuse_writes(LOSS, knobs, tensors) as watch, reads:
             loss = self._value(params, batch, *own)
         graph = refuse_captured(loss, arguments, made)
         weights = floats(params)

@@ -22,6 +22,10 @@ _DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[r
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 
 
+#: Arguments of torch's functions that are numbers: a tensor in their place is read.
+_NUMBERS = ("alpha", "beta", "label_smoothing", "eps", "p", "negative_slope", "margin", "delta")
+
+
 class refuse_scalar_reads(TorchFunctionMode):  # a context manager
     """Raise where the code inside takes a number that is made of knobs alone; warn where params are in it too.
 
@@ -37,7 +41,7 @@ class refuse_scalar_reads(TorchFunctionMode):  # a context manager
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._look([kwargs[name] for name in ("alpha", "beta") if name in kwargs])  # of add and its kin: plain numbers
+        self._look([kwargs[name] for name in _NUMBERS if name in kwargs])
         if func == _SET_DATA and self._who.reads_data:
             raise writes(self._who, " (data = ...)", args[0])
         if func in _OF_ITSELF or (func == _DATA and self._who.reads_data):

@@ -43,7 +43,7 @@ class GuardedUpdate:
     """
 
     def __init__(self, bare: Update, verified: Verified, derived: bool, inside_function: bool) -> None:
-        self.bare = bare
+        self.bare: Update = bare
         self._verified, self._derived, self._inside = verified, derived, inside_function
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:

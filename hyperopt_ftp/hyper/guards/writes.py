@@ -64,7 +64,7 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         for x in (*_tensors(args), *_tensors(kwargs)):
             storage = storage_of(x)
             if storage not in self._made and storage not in self._arguments:
-                self.outside[storage] = x
+                self.outside.setdefault(storage, x)  # views of it come later, and go
         result = func(*args, **kwargs)
         made = [storage_of(x) for x in _tensors(result)]
         if any(x not in self._made for x in made):

@@ -13,6 +13,7 @@ from ... import tree
 from ...calls import check_compile, check_count
 from ...dtensors import is_dtensor, layout, replicated, whole
 from ...types import Compile, Params, State
+from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
     cotangents_of,
@@ -27,7 +28,7 @@ from ..core.leaves import (
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, refuse_other_losses
 from ..core.second_order import compiled_steps
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.vjp import Linearized, pull, pull_rows
 from ..unrolling.compiled import StepPrograms, as_written
 

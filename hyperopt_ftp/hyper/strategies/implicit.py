@@ -14,10 +14,11 @@ from ... import tree
 from ...calls import callers_level, check_choice, check_count, shown
 from ...hparams import Domain, check_number
 from ...types import Solver
+from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.transforms import under_transform, values_of
 from ..core.vjp import Vector, dot
 from .fixed_point import System, at_point, solution

@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import check_compile, check_count, check_flag
 from ...types import CheckpointEvery, Compile, Params, State
+from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
     added,
@@ -27,7 +28,7 @@ from ..core.leaves import (
 )
 from ..core.problem import InnerProblem
 from ..core.second_order import compiled_steps
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.transforms import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable
 from ..unrolling.checkpoints import Checkpoints

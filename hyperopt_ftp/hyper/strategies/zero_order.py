@@ -15,10 +15,11 @@ from ... import tree
 from ...calls import callers_level, check_count, check_flag
 from ...dtensors import like
 from ...hparams import Domain, check_number
+from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import floats, present
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
-from ..core.strategy import Strategy, TrainInputs, TrainOutputs
+from ..core.strategy import Strategy
 from ..core.transforms import values_of
 from ..core.vjp import dot
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ... import tree
 from ...types import Params, State
+from ..core.inputs import TrainInputs
 from ..core.replay import Replay, RngState
-from ..core.strategy import TrainInputs
 from .schedules import Parts, kept
 
 Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]

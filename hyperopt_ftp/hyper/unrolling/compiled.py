@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ... import tree
 from ...types import Compile, Params, State
+from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, combine, detached, detached_leaves, floats, select_floats
 from ..core.problem import InnerProblem, loss_at, without_loss
 from ..core.replay import Replay, refuse_other_losses
-from ..core.strategy import TrainInputs
 from ..core.transforms import has_saved_tensor_hooks, is_batched
 from ..core.vjp import transposed
 from .checkpoints import Checkpoint

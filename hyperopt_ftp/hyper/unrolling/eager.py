@@ -11,10 +11,10 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import local
 from ...types import Params, State
+from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, added, detached_leaves, floats, is_float, is_narrow
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
-from ..core.strategy import TrainInputs
 from ..core.vjp import pull
 from .checkpoints import Checkpoint
 

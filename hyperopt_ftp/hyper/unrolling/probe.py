@@ -8,9 +8,9 @@ import torch
 
 from ... import tree
 from ...types import Params, State
+from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, floats, is_narrow
 from ..core.replay import Replay, fingerprint
-from ..core.strategy import TrainInputs
 from .budget import Sizes
 from .checkpoints import Checkpoints
 from .eager import EagerSteps

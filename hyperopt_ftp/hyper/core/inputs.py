@@ -1,0 +1,35 @@
+"""What goes into K steps of training, and what comes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+
+from ...types import HParams, Params, State, StateT, TreeT
+
+
+class TrainInputs(NamedTuple):
+    """Everything that K steps of training are a function of; also a tree of its cotangents, by part."""
+
+    hparams: HParams  # the optimizer's by name, and under "loss" the loss's own
+    params: Params
+    state: State
+    batches: Any = None  # a sequence with one entry for each step
+
+
+if TYPE_CHECKING:
+
+    class TrainOutputs(NamedTuple, Generic[TreeT, StateT]):
+        """The class below with the types of its parts, as :class:`~hyperopt_ftp.Optimizer` has them."""
+
+        params: TreeT
+        state: StateT
+        losses: Any
+
+else:
+
+    class TrainOutputs(NamedTuple):
+        """Where training ended."""
+
+        params: Params
+        state: State
+        losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
