@@ -84,6 +84,7 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_training
 	$(RUN) -m benchmarks.bench_bases
 	$(RUN) -m benchmarks.bench_hypergradient
+	$(RUN) -m benchmarks.bench_small
 	$(RUN) -m benchmarks.bench_estimate
 	$(RUN) -m benchmarks.bench_vmap
 	$(RUN) -m benchmarks.bench_update

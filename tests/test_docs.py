@@ -199,6 +199,13 @@ def measured(benchmark: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / f"{benchmark}.json").read_text())
 
 
+def test_small_problems_are_those_that_were_measured():
+    text = (ROOT / "docs" / "performance.md").read_text()
+    table = rows("| MAML, K" + text.partition("| MAML, K")[2].partition("\n\n")[0])
+    found = measured("small")["problems"]
+    assert table == [list(found), [f"{x['ratio']:.1f}" for x in found.values()]]
+
+
 def training_ratio(name: str) -> str:
     return f"{measured('training_cpu')['models']['resnet50']['steps'][name]['ratio']:.2f}"
 
