@@ -176,7 +176,8 @@ def trained(
         inputs = inputs._replace(batches=ConstantBatches(batches))
         leaves, rebuild = _flat(inputs)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
-    problem, first = guarded(), guarded(inside_function=transform)
+    problem = guarded()
+    first = guarded(inside_function=True) if transform else problem
     replay = Replay(*strategy.generators)
     job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)

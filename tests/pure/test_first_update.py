@@ -148,6 +148,18 @@ def sets_data(g, s, p, h):
     return p, s
 
 
+def test_writing_in_place_is_refused_in_a_later_update_too():
+    """Where graphs are kept torch refuses it, in words about leaves."""
+    calls = []
+
+    def update(g, s, p, h):
+        calls.append(0)
+        return (writes_state if len(calls) > 3 else right)(g, s, p, h)
+
+    with pytest.raises(RuntimeError, match="the optimizer writes in place.*Return new tensors"):
+        slopes(momentum(update), hft.Unroll(), steps=6)
+
+
 def test_data_is_not_set():
     with pytest.raises(RuntimeError, match=r"the optimizer writes in place \(data = ...\)"):
         slopes(momentum(sets_data), None)

@@ -49,7 +49,7 @@ class GuardedUpdate:
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
         if self._verified.updates[kind] >= LOOKS:
-            return self.bare(grads, state, params, hparams)
+            return _explained(self.bare, grads, state, params, hparams)
         found = self._guarded(kind, grads, state, params, hparams)
         self._verified.updates[kind] += 1
         return found
@@ -73,6 +73,7 @@ class GuardedUpdate:
             if self._derived:
                 stack.enter_context(reads)
             found = _explained(self.bare, grads, state, params, hparams)
+            _check_result(found, params)
         self._verified.warned |= reads.warned
         if kind == "graph":
             refuse_captured_by_update(floats(found), [*knobs, *given])
@@ -82,9 +83,9 @@ class GuardedUpdate:
 def _explained(
     update: Update, grads: Params, state: State, params: Params, hparams: dict[str, Any]
 ) -> tuple[Params, State]:
-    """The update, with errors that say what it is called with and returns."""
+    """The update, with errors that say what it is called with."""
     try:
-        found = update(grads, state, params, hparams)
+        return update(grads, state, params, hparams)
     except KeyError as error:
         name = error.args[0] if error.args else None
         parts = {"hparams": hparams, "state": state, "params": params}
@@ -97,13 +98,15 @@ def _explained(
         if "leaf Variable that requires grad" not in str(error):
             raise
         raise writes(UPDATE, "", None) from error
+
+
+def _check_result(found: Any, params: Params) -> None:
     if not isinstance(found, tuple) or len(found) != 2 or not _is_like(found[0], params):
         swapped = isinstance(found, tuple) and len(found) == 2 and _is_like(found[1], params)
         raise TypeError(
             "optimizer.update(grads, state, params, hparams) must return a tuple (params, state), with params in the "
             f"structure that it was given; got {'(state, params)' if swapped else shown(found)}"
         )
-    return found
 
 
 def _is_like(new: Any, params: Params) -> bool:
