@@ -17,7 +17,7 @@ from .distributed.data_parallel import DataParallel, agreed
 from .distributed.dtensors import of_whole_ones, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
-from .guards.verified import Verified
+from .guards.verified import Asked, Verified
 
 
 def guarded_problem(
@@ -26,14 +26,9 @@ def guarded_problem(
     params: Params,
     needs_grad: TrainInputs,
     verified: Verified,
-    *,
-    derived: bool,
-    looked_at: bool = True,
-    inside_function: bool = False,
-    twice: bool = False,
-    compiled: bool = False,
+    asked: Asked,
 ) -> InnerProblem:
-    """See :class:`GuardedLoss` and :class:`GuardedUpdate`; ``looked_at``: whether captured tensors are of interest."""
+    """See :class:`GuardedLoss` and :class:`GuardedUpdate`."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     update, local = optimizer.update, train_loss if processes is None else processes.loss
     if any(map(is_dtensor, tree.leaves(params))):
@@ -42,15 +37,14 @@ def guarded_problem(
     def whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return loss if processes is None else partial(processes.whole, loss)
 
-    asked = any(tree.leaves(needs_grad))
-    loss = GuardedLoss(local, verified, derived, looked_at, asked, twice, inside_function, compiled)
+    loss = GuardedLoss(local, verified, asked)
     bare = InnerProblem(update, whole(local), needs_grad, measured=verified.measured)
     if processes is not None:
         bare = replace(bare, agreed=partial(agreed, processes))
     return replace(
         bare,
-        update_fn=GuardedUpdate(update, verified, derived, inside_function) if looked_at else update,
+        update_fn=GuardedUpdate(update, verified, asked) if asked.looked_at else update,
         train_loss=whole(loss),
-        before_step=loss.before_step if inside_function else None,
+        before_step=loss.before_step if asked.inside_function else None,
         _bare=bare,
     )

@@ -37,7 +37,7 @@ from .guards.arguments import (
     check_protocol,
     warn_of_frozen,
 )
-from .guards.verified import verified
+from .guards.verified import Asked, verified
 from .strategies.unroll import Unroll
 
 
@@ -149,26 +149,22 @@ def trained(
     check_leaves(leaves)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
     needs_grad = rebuild(flags) if isinstance(batches, list) else rebuild(flags)._replace(batches=False)
-    transform, asked = under_transform(), any(flags)
-    derived = transform or asked
-    options = {
-        "derived": derived,
-        "looked_at": derived or torch.is_grad_enabled(),
-        "twice": strategy.twice,
-        "compiled": bool(strategy.compile),
-    }
+    transform = under_transform()
+    derived = transform or any(flags)
+    looked_at = derived or torch.is_grad_enabled()
+    asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
     shapes = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in leaves)
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (*options.values(), *flags, *shapes))
-    guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known, **options)
+    known = verified(local, optimizer.update, (*asked, *flags, *shapes))
+    guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
-            return refuse_other_processes(guarded().loop(inputs), inputs)
+            return refuse_other_processes(guarded(asked).loop(inputs), inputs)
     if transform and strategy.exact:
-        if asked:
+        if asked.needs_grad:
             _warn_of_float16(params)
         with twice_differentiable():
-            return guarded().loop(inputs)
+            return guarded(asked).loop(inputs)
     _check_processes(strategy, train_loss, needs_grad)
     if strategy.compile and not transform:
         check_compilable(params)
@@ -176,8 +172,8 @@ def trained(
         inputs = inputs._replace(batches=ConstantBatches(batches))
         leaves, rebuild = _flat(inputs)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
-    problem = guarded()
-    first = guarded(inside_function=True) if transform else problem
+    problem = guarded(asked)
+    first = guarded(asked._replace(inside_function=True)) if transform else problem
     replay = Replay(*strategy.generators)
     job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)

@@ -29,7 +29,7 @@ from ..guards.arguments import (
     with_start,
     without_start,
 )
-from ..guards.verified import Verified
+from ..guards.verified import Asked, Verified
 from ..hypergradient import check_floats
 from ..strategies.unroll import Unroll
 from ..towers import paths
@@ -196,8 +196,8 @@ def _begin(
     with torch.enable_grad():
         first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
     inputs = TrainInputs(hparams, whole["params"], first, whole["batches"])
-    asked = TrainInputs(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in inputs))
+    needs_grad = TrainInputs(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in inputs))
     if not isinstance(inputs.batches, list):
-        asked = asked._replace(batches=False)
-    problem = guarded_problem(optimizer, train_loss, inputs.params, asked, Verified(), derived=True)
+        needs_grad = needs_grad._replace(batches=False)
+    problem = guarded_problem(optimizer, train_loss, inputs.params, needs_grad, Verified(), Asked())
     return problem, TrainInputs(*detached(tuple(inputs)))

@@ -26,7 +26,7 @@ from .graphs import (
 )
 from .scalar_reads import refuse_scalar_reads
 from .subjects import LOSS, Captured
-from .verified import Verified
+from .verified import Asked, Verified
 from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of, unwritten
 
 
@@ -39,38 +39,27 @@ class GuardedLoss:
     Args:
         bare: the loss.
         verified: what has been seen so far.
-        derived: whether anything is differentiated; if not, the loss may write and use any kernel.
-        looked_at: whether captured tensors are of interest; if not, it has to be a loss, and that is all.
-        needs_grad: whether a derivative through the training gradient may be asked for; under vmap alone it is not.
-        twice: whether the strategy differentiates gradients again in all that they are taken in.
-        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
-        compiled: whether steps run as programs, so that each call is a look: what another program does may leave no
-            trace in the graph.
+        asked: of the training.
     """
 
-    def __init__(
-        self, bare: Callable[..., Tensor], verified: Verified, derived: bool, looked_at: bool, needs_grad: bool,
-        twice: bool, inside_function: bool, compiled: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, bare: Callable[..., Tensor], verified: Verified, asked: Asked) -> None:
         self.bare: Callable[..., Tensor] = bare
         self.verified: Verified = verified
-        self._replay = Replay()
-        self._derived, self._looks, self._needs_grad = derived, looked_at, needs_grad
+        self._asked, self._replay = asked, Replay()
         self._outside = {storage_of(x): x for x in (known() for known in verified.outside) if x is not None}
-        self._twice, self._inside, self._compiled = twice, inside_function, compiled
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         if under_transform():
             loss = self._value(params, batch, *own)
-            if self._needs_grad:
+            if self._asked.needs_grad:
                 refuse_once_differentiable(loss)
             return loss
-        if not self._looks:
+        if not self._asked.looked_at:
             return self._value(params, batch, *own)
         tensors = [x for x in tree.leaves((params, batch, own)) if isinstance(x, Tensor)]
         arguments = [x for x in tensors if x.requires_grad]
         rng = self._replay.now()
-        with refuse_outer_tensors(LOSS) if self._inside else nullcontext():
+        with refuse_outer_tensors(LOSS) if self._asked.inside_function else nullcontext():
             if not self.verified.makes_leaves:
                 with suppress(Captured):
                     return self._looked_at(tensors, arguments, (), rng, params, batch, *own)
@@ -102,17 +91,17 @@ class GuardedLoss:
             rng: when it began.
             params, batch, own: its arguments.
         """
-        if not self._derived:
+        if not self._asked.derived:
             loss = self._value(params, batch, *own)
             refuse_captured(loss, arguments, made)
             return loss
         seen = self.verified
         # This gradient is part of a graph that goes on, or is differentiated in all that it is taken in.
-        twice = self._twice or any(not x.is_leaf for x in arguments)
+        twice = self._asked.twice or any(not x.is_leaf for x in arguments)
         graphs = seen.graphs.setdefault((twice, len(arguments)), set())
         knobs = [x for x in floats(own) if x.requires_grad]
         reads = refuse_scalar_reads(LOSS, knobs, arguments)
-        if graphs and not self._compiled:
+        if graphs and not self._asked.compiled:
             # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
             with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
                 with unwritten([*self._outside.values(), *tensors]), reads if knobs else nullcontext():
@@ -125,7 +114,7 @@ class GuardedLoss:
         graph = refuse_captured(loss, arguments, made)
         weights = floats(params)
         refuse_once_differentiable(loss, None if twice else weights)
-        if self._compiled:
+        if self._asked.compiled:
             refuse_own_backwards(loss)
         if watch.has_hooks:
             with refuse_other_weights(arguments):

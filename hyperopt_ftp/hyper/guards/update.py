@@ -18,7 +18,7 @@ from ..core.transforms import under_transform
 from .graphs import refuse_captured_by_update, refuse_outer_tensors
 from .scalar_reads import refuse_scalar_reads
 from .subjects import UPDATE, writes
-from .verified import Verified
+from .verified import Asked, Verified
 from .writes import refuse_writes
 
 Update: TypeAlias = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
@@ -30,21 +30,20 @@ LOOKS = 2
 class GuardedUpdate:
     """``update(grads, state, params, hparams)``, or an error where it is no update, or a derivative would be wrong.
 
-    It may not use a tensor that a derivative is taken in and that it is not given; where something is ``derived``, nor
-    write into what it is given, nor take the number of an hparam that a derivative is asked for. No graph is made for
-    the look: what only a graph shows is seen where a step is made with one. So the first updates of each kind are
+    It may not use a tensor that a derivative is taken in and that it is not given; where anything is differentiated,
+    nor write into what it is given, nor take the number of an hparam that a derivative is asked for. No graph is made
+    for the look: what only a graph shows is seen where a step is made with one. So the first updates of each kind are
     looked at: plain, with a graph, and under a transform.
 
     Args:
         bare: the update.
         verified: what has been seen so far.
-        derived: whether anything is differentiated.
-        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+        asked: of the training.
     """
 
-    def __init__(self, bare: Update, verified: Verified, derived: bool, inside_function: bool) -> None:
+    def __init__(self, bare: Update, verified: Verified, asked: Asked) -> None:
         self.bare: Update = bare
-        self._verified, self._derived, self._inside = verified, derived, inside_function
+        self._verified, self._asked = verified, asked
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
@@ -65,12 +64,12 @@ class GuardedUpdate:
         knobs = [x for x in floats(hparams) if x.requires_grad]
         known = [*knobs, *(leaf for x in (*floats(grads), *floats(params)) if x.requires_grad for leaf in leaves_of(x))]
         with ExitStack() as stack:
-            if kind == "plain" or self._inside:
+            if kind == "plain" or self._asked.inside_function:
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))
-            if self._derived and kind != "transform":
+            if self._asked.derived and kind != "transform":
                 stack.enter_context(refuse_writes(UPDATE, knobs, collectives=True))
             reads = refuse_scalar_reads(UPDATE, knobs, known)
-            if self._derived:
+            if self._asked.derived:
                 stack.enter_context(reads)
             found = _explained(self.bare, grads, state, params, hparams)
             _check_result(found, params)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -15,6 +15,27 @@ from torch import Tensor, nn
 
 from ..core.problem import Measured
 from ..core.transforms import under_transform
+
+
+class Asked(NamedTuple):
+    """What is asked of a training, and how it is run.
+
+    Attributes:
+        derived: whether anything is differentiated; if not, the loss may write and use any kernel.
+        looked_at: whether captured tensors are of interest; if not, a loss has to be one, and that is all.
+        needs_grad: whether a derivative through the training gradient may be asked for; under vmap alone it is not.
+        twice: whether the strategy differentiates gradients again in all that they are taken in.
+        compiled: whether steps run as programs, so that each call is a look: what another program does may leave no
+            trace in the graph.
+        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+    """
+
+    derived: bool = True
+    looked_at: bool = True
+    needs_grad: bool = True
+    twice: bool = False
+    compiled: bool = False
+    inside_function: bool = False
 
 
 @dataclass
