@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -46,5 +47,6 @@ def guarded_problem(
         update_fn=GuardedUpdate(update, verified, asked) if asked.looked_at else update,
         train_loss=whole(loss),
         before_step=loss.before_step if asked.inside_function else None,
+        during_gradient=loss.during_gradient if asked.derived else nullcontext,
         _bare=bare,
     )

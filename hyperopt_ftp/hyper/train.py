@@ -153,7 +153,7 @@ def trained(
     derived = transform or any(flags)
     looked_at = derived or torch.is_grad_enabled()
     asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    shapes = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else None for x in leaves)
+    shapes = [y for x in leaves for y in ((x.shape, x.dtype, x.device) if _is_plain(x) else (x,))]
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
     known = verified(local, optimizer.update, (*asked, *flags, *shapes))
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
@@ -177,6 +177,10 @@ def trained(
     replay = Replay(*strategy.generators)
     job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, Tensor) and not x.is_nested
 
 
 def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:

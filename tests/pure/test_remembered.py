@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.hyper.guards.writes import refuse_writes
@@ -134,3 +137,132 @@ def test_nothing_is_held_that_the_loss_has_used():
     net = nn.Identity()
     gc.collect()
     assert gone() is None
+
+
+NET = {"norm": nn.BatchNorm1d(3, dtype=F64).requires_grad_(False).eval()}
+ROWS = [torch.randn(4, 3, dtype=F64, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+
+def flagged(change: str) -> tuple[Any, Any, Any]:
+    """A loss, an update, and what changes outside of them: then the loss writes, or the update takes a number."""
+    flags, plain, module, held = {"on": False}, SimpleNamespace(on=False), nn.Identity(), torch.zeros((), dtype=F64)
+    module.on = False  # pyright: ignore[reportArgumentType]
+
+    def on(extra: bool) -> bool:
+        return bool(flags["on"] or plain.on or module.on or extra)
+
+    def loss(p: Tensor, x: Tensor, extra: bool = False) -> Tensor:
+        if on(extra):
+            held.add_(1)
+        return (p * x - 1).square().sum()
+
+    def other(p: Tensor, x: Tensor) -> Tensor:
+        held.add_(1)
+        return (p * x - 1).square().sum()
+
+    if change == "dict":
+        return loss, SGD, lambda: flags.update(on=True)
+    if change == "object":
+        return loss, SGD, lambda: setattr(plain, "on", True)
+    if change == "module":
+        return loss, SGD, lambda: setattr(module, "on", True)
+    if change == "defaults":
+        return (lambda p, x, extra=False: loss(p, x, extra)), SGD, None
+    return loss, SGD, lambda: setattr(loss, "__code__", other.__code__)
+
+
+SGD = hft.sgd(lr=0.01)
+
+
+@pytest.mark.parametrize("change", ["dict", "object", "module", "defaults"])
+def test_a_flag_that_changes_outside_is_seen(change: str):
+    loss, opt, act = flagged(change)
+    slope(loss, opt)
+    if act is None:
+        loss.__defaults__ = (True,)
+    else:
+        act()
+    with pytest.raises(RuntimeError, match="train_loss writes in place"):
+        slope(loss, opt)
+
+
+def test_a_value_in_the_batches_is_an_argument():
+    held = torch.zeros((), dtype=F64)
+
+    def loss(p: Tensor, batch: Any) -> Tensor:
+        if batch[1]:
+            held.add_(1)
+        return (p * batch[0] - 1).square().sum()
+
+    slope(loss, SGD, [(x, False) for x in DATA])
+    with pytest.raises(RuntimeError, match="train_loss writes in place"):
+        slope(loss, SGD, [(x, True) for x in DATA])
+
+
+def test_the_mode_of_a_module_in_a_dict_is_seen():
+    def loss(p: Tensor, x: Tensor) -> Tensor:
+        return (NET["norm"](x) @ p - 1).square().mean()
+
+    slope(loss, SGD, ROWS)
+    NET["norm"].train()
+    with pytest.raises(RuntimeError, match="train_loss writes in place"):
+        slope(loss, SGD, ROWS)
+    assert NET["norm"].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("how", ["number", "weights"])
+def test_what_an_update_closes_over_is_looked_at_again_where_it_changes(how: str):
+    flags, net = {"on": False}, nn.Linear(1, 1, dtype=F64).requires_grad_(False)
+
+    def update(g: Tensor, s: Any, p: Tensor, h: Any) -> Any:
+        rate = 0.5 * h["lr"].item() + 0.5 * h["lr"] if flags["on"] else h["lr"]
+        return p - rate * g * net.weight.reshape(()).sigmoid(), s
+
+    def loss(p: Tensor, x: Tensor) -> Tensor:
+        return (p * x).square().sum()
+
+    opt = SGD._replace(update=update)
+    slope(loss, opt)
+    if how == "number":
+        flags["on"] = True
+    else:
+        net.requires_grad_(True)
+    with pytest.raises((RuntimeError, ValueError), match="the optimizer (takes the number|uses a tensor)"):
+        slope(loss, opt)
+
+
+def test_checkpoints_with_other_weights_are_refused_in_a_later_step_too():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    params = {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.net, x, use_reentrant=False)
+
+    block = Block()
+
+    def loss(p: dict[str, Tensor], batch: Any) -> Tensor:
+        x, inside = batch
+        if inside:
+            y = checkpoint(lambda p, x: functional_call(net, p, (x,)), p, x, use_reentrant=False)
+        else:
+            y = functional_call(block, {f"net.{name}": v for name, v in p.items()}, (x,))
+        return (y - 1).square().mean()
+
+    data = [(x, k == 0) for k, x in enumerate(ROWS)]
+    with pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        hft.hypergradient(SGD, loss, lambda p: sum(v.square().sum() for v in p.values()), params, data, "lr")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_batches():
+    rows = torch.nested.nested_tensor([torch.ones(2, 3, dtype=F64), torch.ones(4, 3, dtype=F64)])
+
+    def loss(p: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([(row @ p - 1).square().mean() for row in x.unbind()]).sum()
+
+    assert slope(loss, SGD, [rows] * 2) != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class InnerProblem:
             place of batches that are not a list or tuple.
         agreed: numbers that a decision depends on, as all processes have them: who makes a step again needs the others.
         before_step: is called with params, batch and hparams before each step that :meth:`step` makes.
+        during_gradient: a context in which :meth:`gradient` goes back, made of the leaves that it has given the loss.
         measured: what the training loss has been seen to take so far.
     """
 
@@ -53,6 +55,7 @@ class InnerProblem:
     needs_grad: TrainInputs
     agreed: Callable[[Sequence[int]], list[int]] = list
     before_step: Callable[[Params, Any, dict[str, Any]], None] | None = None
+    during_gradient: Callable[[list[Tensor]], AbstractContextManager[Any]] = nullcontext
     measured: Measured = field(default_factory=Measured, compare=False, repr=False)
     _bare: InnerProblem | None = None
 
@@ -118,7 +121,8 @@ class InnerProblem:
         extra, batch = detached_leaves(batch, needs_grad)
         with torch.enable_grad():
             loss = self.loss(rebuild(leaves), batch, hparams)
-            grads = _gradients(loss, leaves, create_graph=graph)
+            with self.during_gradient([*leaves, *extra]):
+                grads = _gradients(loss, leaves, create_graph=graph)
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra, rebuild)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 from weakref import ref
 
@@ -78,6 +78,9 @@ class GuardedLoss:
             with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
                 self._replay.run(self._replay.now(), lambda: loss_at(self.bare, params, batch, hparams))
 
+    def during_gradient(self, leaves: list[Tensor]) -> AbstractContextManager[Any]:
+        return refuse_other_weights(leaves) if self.verified.has_hooks else nullcontext()
+
     def _looked_at(
         self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], made: Sequence[Tensor], rng: RngState,
         params: Params, batch: Any, *own: Any,
@@ -112,13 +115,9 @@ class GuardedLoss:
         with refuse_writes(LOSS, knobs, tensors) as watch, reads:
             loss = self._value(params, batch, *own)
         graph = refuse_captured(loss, arguments, made)
-        weights = floats(params)
-        refuse_once_differentiable(loss, None if twice else weights)
+        refuse_once_differentiable(loss, None if twice else floats(params))
         if self._asked.compiled:
             refuse_own_backwards(loss)
-        if watch.has_hooks:
-            with refuse_other_weights(arguments):
-                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
         graphs.add(graph)
         seen.outside += [ref(x) for key, x in watch.outside.items() if key not in self._outside]
         self._outside |= watch.outside

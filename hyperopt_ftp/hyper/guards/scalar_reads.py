@@ -22,8 +22,8 @@ _DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[r
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
 
 
-#: Arguments of torch's functions that are numbers: a tensor in their place is read.
-_NUMBERS = ("alpha", "beta", "label_smoothing", "eps", "p", "negative_slope", "margin", "delta")
+#: Arguments of torch.add and its kin that are numbers: a tensor in their place is read.
+_NUMBERS = ("alpha", "beta")
 
 
 class refuse_scalar_reads(TorchFunctionMode):  # a context manager

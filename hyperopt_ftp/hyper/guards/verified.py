@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -61,54 +63,96 @@ class Verified:
     measured: Measured = field(default_factory=Measured)
 
 
-def verified(train_loss: Callable[..., Any], update: Callable[..., Any], asked: Hashable) -> Verified:
+def verified(train_loss: Callable[..., Any], update: Callable[..., Any], asked: Sequence[Any]) -> Verified:
     """What is known of these functions from an earlier call, if all that they depend on is as it was.
 
-    That is: what they close over and name in their modules, the training mode of modules and whether tensors require
-    grad among it, and what is ``asked`` of them. Under a transform, and of other callables, nothing is remembered.
+    That is what is ``asked`` of them, and what they close over and name in their modules: numbers and words by value,
+    tensors with whether they require grad, modules with all their attributes. Where something else is among it, under a
+    transform, and of callables that are no functions, nothing is remembered.
     """
     if under_transform() or type(train_loss) is not FunctionType or type(update) is not FunctionType:
         return Verified()
+    now = _surroundings(train_loss, update, *asked)
+    if now is None:
+        return Verified()
     rows = _KNOWN.setdefault(train_loss, WeakKeyDictionary())
-    state = (*_surroundings(train_loss, set()), *_surroundings(update, set()), asked)
-    before, found = rows.get(update, (None, None))
-    if found is None or before != state or found.warned:
+    before, objects, found = rows.get(update, (None, [], None))
+    # An object that has gone may have left its number to another one.
+    if found is None or found.warned or before != now[0] or any(known() is None for known in objects):
         found = Verified()
-        rows[update] = state, found
+        rows[update] = *now, found
     return found
 
 
-_KNOWN: WeakKeyDictionary[Callable[..., Any], WeakKeyDictionary[Callable[..., Any], tuple[Any, Verified]]]
-_KNOWN = WeakKeyDictionary()
+_Known: TypeAlias = WeakKeyDictionary[Callable[..., Any], tuple[list[Any], list[ref[Any]], Verified]]
+_KNOWN: WeakKeyDictionary[Callable[..., Any], _Known] = WeakKeyDictionary()
 
-#: Packages whose functions look at nothing outside that changes.
-_FIXED = (torch.__name__, __name__.partition(".")[0])
+_OWN = __name__.partition(".")[0]
+#: Packages of which functions, classes and modules are what they are.
+_FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_names}
+_VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+#: Objects up to which it is worth to look at them all.
+_MOST = 20_000
 
 
-def _surroundings(value: Any, seen: set[int]) -> Iterator[Hashable]:
-    """What the outcome of a function may depend on beside its arguments."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        yield value
+def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
+    """What the outcome of functions may depend on beside their arguments; ``None`` where not all of it can be seen."""
+    state: list[Any] = []
+    objects: list[ref[Any]] = []
+    seen: set[int] = set()
+    stack = [*values]
+    while stack:
+        x = stack.pop()
+        kind = type(x)
+        if kind in _VALUES:
+            state.append((kind, x))
+            continue
+        state.append(id(x))
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if len(seen) > _MOST:
+            return None
+        package = str(getattr(kind, "__module__", "")).partition(".")[0]
+        if isinstance(x, Tensor):
+            state.append(x.requires_grad)
+        elif isinstance(x, (tuple, list, set, frozenset)):
+            state.append(len(x))
+            stack += x
+            continue  # its entries say all
+        elif isinstance(x, dict):
+            state.append(len(x))
+            stack += [*x.keys(), *x.values()]
+            continue
+        elif kind is FunctionType:
+            stack += [*_of_function(x)]
+        elif isinstance(x, (types.ModuleType, type, types.BuiltinFunctionType)):
+            name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
+            if str(name or "builtins").partition(".")[0] not in {*_FIXED, _OWN}:
+                return None
+        elif isinstance(x, nn.Module) or package == _OWN:
+            stack += [*vars(x).values()] if hasattr(x, "__dict__") else []
+        else:
+            return None
+        try:
+            objects.append(ref(x))
+        except TypeError:  # nobody would see it go
+            return None
+    return state, objects
+
+
+def _of_function(function: FunctionType) -> Iterator[Any]:
+    package = (function.__module__ or "").partition(".")[0]
+    if package in _FIXED:
         return
-    yield id(value)
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, tuple):
-        for x in value:
-            yield from _surroundings(x, seen)
-    elif isinstance(value, Tensor):
-        yield value.requires_grad
-    elif isinstance(value, nn.Module):
-        yield tuple(module.training for module in value.modules())
-    elif isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # empty
-                yield from _surroundings(cell.cell_contents, seen)
-        if (value.__module__ or "").partition(".")[0] not in _FIXED:
-            for name in _names(value.__code__):
-                if name in value.__globals__:
-                    yield from _surroundings(value.__globals__[name], seen)
+    yield from (id(function.__code__), function.__defaults__, function.__kwdefaults__)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # empty
+            yield cell.cell_contents
+    if package != _OWN:
+        for name in _names(function.__code__):
+            if name in function.__globals__:
+                yield function.__globals__[name]
 
 
 def _names(code: CodeType) -> Iterator[str]:
