@@ -52,11 +52,13 @@ class Child:
         return any(self.folder.glob(f"*.{self.process.pid}.tmp"))
 
     def kill(self, after: float, in_write: bool) -> bool:
-        """Kill it after some seconds, `in_write` at the next moment when it writes; False: it had ended before."""
+        """Kill it after some seconds, `in_write` at the next moment when it writes over a checkpoint, however slow the
+        machine is; False: it had ended before."""
         try:
             self.process.wait(after)
         except subprocess.TimeoutExpired:
-            while in_write and self.process.poll() is None and not self.writes():
+            there = self.folder / CHECKPOINT
+            while in_write and self.process.poll() is None and not (there.exists() and self.writes()):
                 time.sleep(0.001)
             self.process.kill()
         return self.end() == -signal.SIGKILL
