@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -428,7 +427,6 @@ def test_where_torch_cannot_compile_it_says_so():
     hparams = {"loss": torch.tensor(0.1, dtype=F64)}
     for text, action in (
         ("that torch has batched", lambda: torch.autograd.functional.jacobian(end, lr, vectorize=True)),
-        ("under hooks on saved tensors", lambda: checkpoint(end, lr, use_reentrant=False)),
         (
             "inside a dispatch mode",
             lambda: hft.hypergradient(
