@@ -156,8 +156,9 @@ def flagged(change: str) -> tuple[Any, Any, Any]:
             held.add_(1)
         return (p * x - 1).square().sum()
 
-    def other(p: Tensor, x: Tensor) -> Tensor:
-        held.add_(1)
+    def other(p: Tensor, x: Tensor, extra: bool = False) -> Tensor:
+        if not on(extra):
+            held.add_(1)
         return (p * x - 1).square().sum()
 
     if change == "dict":
@@ -174,7 +175,7 @@ def flagged(change: str) -> tuple[Any, Any, Any]:
 SGD = hft.sgd(lr=0.01)
 
 
-@pytest.mark.parametrize("change", ["dict", "object", "module", "defaults"])
+@pytest.mark.parametrize("change", ["dict", "object", "module", "defaults", "code"])
 def test_a_flag_that_changes_outside_is_seen(change: str):
     loss, opt, act = flagged(change)
     slope(loss, opt)
