@@ -15,6 +15,7 @@ GENERIC = ("linear", "adamw", "ftp", "ftp_exact", "wise")
 NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
+DENSE_LRS = ("--lrs", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "--wider", "linear", "1e-1")  # more pairs may follow
 TWEET_LRS = ("--lrs", "1.5e-5", "3.4e-5", "7.6e-5", "1.7e-4", "3.8e-4", "8.6e-4", "1.9e-3", "4.4e-3")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
@@ -46,7 +47,7 @@ FULL = (
         "segmentation",
         "scenes of emoji in other styles and under corruptions, every method",
         _SEGMENT,
-        ("--method", *ALL, "--lrs", "1e-4", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
+        ("--method", *ALL, *DENSE_LRS, *PLAIN, "--epochs", "5"),
     ),
     Job(
         "classification",
@@ -64,7 +65,7 @@ FULL = (
         "few-labels",
         "emoji in other styles, with a tenth of the fine-tuning emoji",
         _CLASSIFY,
-        ("--method", *ALL, *LRS, *PLAIN, "--labels", "0.1", "--epochs", "30"),
+        ("--method", *ALL, "--lrs", "6e-6", "2e-5", *LRS[1:], *PLAIN, "--labels", "0.1", "--epochs", "30"),
     ),
     Job(
         "family",
@@ -82,7 +83,7 @@ FULL = (
         "normals",
         "surface normals under other textures, lights and corruptions",
         _NORMALS,
-        ("--method", *NORMALS, "--lrs", "3e-4", "1e-3", "3e-3", *PLAIN, "--epochs", "5"),
+        ("--method", *NORMALS, *DENSE_LRS, "adamw", "3e-5", *PLAIN, "--epochs", "5"),
     ),
     *(
         Job(
