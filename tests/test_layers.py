@@ -42,7 +42,7 @@ ROOMS = {
     "towers": {"core"},
     "distributed": {"core", "guards"},
     "guarded": {"core", "guards", "distributed"},
-    "train": {"core", "guards", "distributed", "guarded", "strategies"},
+    "train": {"core", "guards", "distributed", "guarded", "unrolling", "strategies"},
     "hypergradient": {"core", "guards", "distributed", "strategies", "towers", "train"},
     "loops": {"core", "guards", "distributed", "towers", "hypergradient"},
     "cost": {"core", "guards", "distributed", "guarded", "unrolling", "strategies", "towers", "hypergradient"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ from .guards.arguments import (
 )
 from .guards.verified import Asked, verified
 from .strategies.unroll import Unroll
+from .unrolling.scan import why_not
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
@@ -121,6 +123,7 @@ def checked(
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
+    strategy = _runnable(strategy, params)
     batches = check_batches(batches)
     check_params(params)
     warn_of_frozen(optimizer, params)
@@ -159,7 +162,7 @@ def trained(
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
-            return refuse_other_processes(guarded(asked).loop(inputs), inputs)
+            return refuse_other_processes(strategy.values(guarded(asked), inputs), inputs)
     if transform and strategy.exact:
         if asked.needs_grad:
             _warn_of_float16(params)
@@ -177,6 +180,16 @@ def trained(
     replay = Replay(*strategy.generators)
     job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
+
+
+def _runnable(strategy: Strategy, params: Params) -> Strategy:
+    """The strategy, without ``compile`` where nothing can be compiled."""
+    device = next((x.device for x in tree.leaves(params) if isinstance(x, Tensor)), None)
+    why = why_not(strategy.compile, device) if strategy.compile and device else None
+    if why is None:
+        return strategy
+    warnings.warn(f"compile=True has no effect: {why}", UserWarning, stacklevel=callers_level())
+    return replace(strategy, compile=False)  # pyright: ignore[reportArgumentType]
 
 
 def _is_plain(x: Any) -> bool:

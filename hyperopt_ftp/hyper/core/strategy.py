@@ -59,6 +59,10 @@ class Strategy(ABC):
         integers; ``cotangents.losses`` is ``None``. Where ``problem.needs_grad`` is False nothing is asked for.
         """
 
+    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        """Where training ends, with no derivative asked for."""
+        return problem.loop(inputs)
+
     def draw(self) -> int:
         """A number that all processes are to have in common, for ``from_values``."""
         raise NotImplementedError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +26,9 @@ from ..core.leaves import (
 )
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, refuse_other_losses
-from ..core.second_order import compiled_steps
 from ..core.strategy import Strategy
 from ..core.vjp import Linearized, pull, pull_rows
-from ..unrolling.compiled import StepPrograms, as_written
+from ..unrolling.compiled import CompiledSteps, compiled_loop
 
 
 class _Run(NamedTuple):
@@ -95,7 +93,7 @@ class Forward(Strategy):
         if self.chunk is None or count <= self.chunk:
             trained, tangents = self.carry(problem, inputs, 0, count)
         else:
-            trained, tangents = problem.loop(inputs), None
+            trained, tangents = self.values(problem, inputs), None
         return trained, _Run(inputs, replay, rng, trained.losses, tangents)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
@@ -113,6 +111,9 @@ class Forward(Strategy):
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
         return _by_input(problem, run.inputs, slopes)
+
+    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
 
     def carry(self, problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
         """Train, with the tangents of the scalars a to b of what needs a gradient."""
@@ -170,25 +171,17 @@ def _update(
 def _carry_compiled(
     problem: InnerProblem, inputs: TrainInputs, a: int, b: int, compile: Compile
 ) -> tuple[TrainOutputs, list[Tensor]]:
-    """:func:`_carry` by programs: all tangents are there from the start, most of them zero."""
-    programs, asked = StepPrograms(problem, compile), problem.needs_grad
-    rows, units, losses = b - a, _Units(a, b), []
-    params, state, hparams = detached((inputs.params, inputs.state, inputs.hparams))
-    d_knobs = _filled(select_floats(hparams, asked.hparams), units.of(hparams, asked.hparams), rows)
-    tangents = _filled(floats(params), units.of_all(params, asked.params), rows)
-    tangents += _filled(floats(state), units.of_all(state, asked.state), rows)
-    split = len(floats(params))
-    with compiled_steps():
-        for k in range(len(inputs.batches)):
-            batch, of_batch = detached(inputs.batches[k]), problem.batch_needs_grad(k)
-            d_batch = _filled(select_floats(batch, of_batch), units.of(batch, of_batch), rows)
-            masks = (asked.hparams, of_batch)
-            params, state, loss, tangents = programs.along(
-                params, state, batch, hparams, masks, (tangents[:split], tangents[split:], d_knobs, d_batch),
-                partial(as_written, problem, params, state, batch, hparams, masks),
-            )  # fmt: skip
-            losses.append(loss)
-    return TrainOutputs(params, state, torch.stack(losses)), tangents
+    """:func:`_carry` by a program: all tangents are there from the start, most of them zero."""
+    rows, units, asked = b - a, _Units(a, b), problem.needs_grad
+    d_hparams = _filled(select_floats(inputs.hparams, asked.hparams), units.of(inputs.hparams, asked.hparams), rows)
+    d_params = _filled(floats(inputs.params), units.of_all(inputs.params, asked.params), rows)
+    d_state = _filled(floats(inputs.state), units.of_all(inputs.state, asked.state), rows)
+
+    def of_batch(k: int) -> list[Tensor]:
+        batch, of_batch = inputs.batches[k], problem.batch_needs_grad(k)
+        return _filled(select_floats(batch, of_batch), units.of(batch, of_batch), rows)
+
+    return CompiledSteps(problem, inputs, compile).along([d_params, d_state, d_hparams], of_batch)
 
 
 def _filled(values: list[Tensor], tangents: OptionalTensors, rows: int) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,12 +26,11 @@ from ..core.leaves import (
     select_floats,
 )
 from ..core.problem import InnerProblem
-from ..core.second_order import compiled_steps
 from ..core.strategy import Strategy
 from ..core.transforms import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable
+from ..unrolling.budget import Sizes, affordable, stride_within
 from ..unrolling.checkpoints import Checkpoints
-from ..unrolling.compiled import CompiledSteps
+from ..unrolling.compiled import CompiledSteps, compiled_loop
 from ..unrolling.eager import EagerSteps
 from ..unrolling.probe import sizes_of
 from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_graphs
@@ -43,7 +41,7 @@ class _Run(NamedTuple):
 
     inputs: TrainInputs
     first: int  # the first step that is differentiated
-    steps: EagerSteps | CompiledSteps
+    steps: EagerSteps
     points: Checkpoints
 
 
@@ -81,24 +79,28 @@ class Unroll(Strategy):
             back. The peak that this predicts is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). Later steps
             may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
             workspace), come on top.
-        compile: run each step, and its derivative, as a program by ``torch.compile`` (``True``: inductor; or the name
-            of another backend). No graph is kept. Small networks run up to about twice as fast, after some 20 seconds
-            of compilation (a transformer: a minute or two; EfficientNet-Lite0: not done after 52 minutes), which is
-            logged too. Programs are kept for the process, by the code of optimizer and loss. Another shape, dtype or
-            value that the loss closes over compiles anew, with a warning that says what has changed; where torch can, a
-            size that varies becomes a variable of the program. Results are those of the steps as they are written, to
-            rounding; random numbers are as reproducible, but may be others.
+        compile: run all steps as one program, and the way back through them as another, by ``torch.compile`` (``True``:
+            inductor; or the name of another backend). Points are kept, and no graphs: ``"auto"`` counts points alone.
+            Small networks run several times as fast, after about 20 seconds of compilation, whatever the number of
+            steps (a transformer: a minute or two), which is logged. Programs are kept for the process, by the code of
+            optimizer and loss; another shape, dtype or value that the loss closes over compiles anew, with a warning
+            that says what has changed. Batches of one shape are stacked; up to three shapes have programs of their own.
+            Results are those of the steps as they are written, to rounding. Random numbers are others: functions of a
+            seed for each step, which torch's default generator gives. Without a derivative asked for, ``train`` runs by
+            the program too. Where nothing can be compiled (no C++ compiler, torch before 2.13), a warning says why, and
+            steps run as they are written.
 
     Raises:
         ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
-            error says how much is needed; float16 params with ``compile``, which does not scale adjoints.
+            error says how much is needed; float16 params with ``compile``, which does not scale adjoints; batches of
+            more than three shapes with it.
         RuntimeError: a step that cannot be compiled, a loss with a ``torch.autograd.Function`` in it among them, whose
             backward torch would not differentiate; ``compile`` under autocast; a training loss that writes into
             tensors in place (BatchNorm's statistics), or that differs when a step is computed again; one without a
             second derivative.
 
     Warns:
-        UserWarning: a step was compiled anew.
+        UserWarning: something was compiled anew, or cannot be compiled here.
 
     Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again. Adjoints of
     16-bit weights are kept in float32.
@@ -138,10 +140,11 @@ class Unroll(Strategy):
             )
         if self.checkpoint is False and self.offload:
             raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
-        if self.compile and (self.checkpoint is False or self.checkpoint == "auto"):
+        if self.compile and (self.checkpoint is False or self.checkpoint == "log" or self.offload):
+            what = "offload=True" if self.offload else f"checkpoint={self.checkpoint!r}"
             raise ValueError(
-                f"checkpoint={self.checkpoint!r} keeps graphs, and a compiled step has none: give a number of steps, "
-                "'sqrt' or 'log', or leave compile out"
+                f"compile=True keeps points on the device, of every step or of every n-th, and no graphs: leave {what} "
+                "out, give checkpoint a number of steps, 'sqrt' or 'auto', or leave compile out"
             )
 
     @property
@@ -155,26 +158,30 @@ class Unroll(Strategy):
         if under_transform():
             return problem.loop(inputs), inputs
         first = count - self.truncate if self.truncate else 0
+        if self.compile:
+            run = CompiledSteps(problem, inputs, self.compile, first, self._compiled_stride(count - first, inputs))
+            return run.forward(), run
         steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
         points = Checkpoints(inputs, plan.parts, first, self.offload)
         params, state = detached((inputs.params, inputs.state))
-        with self._mode():
-            for k in range(count):
-                if k == first and isinstance(steps, EagerSteps) and self.memory is not None:
-                    plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
-                    points = Checkpoints(inputs, plan.parts, first, self.offload)
-                if k >= first:
-                    points.visit(k, params, state)
-                params, state, loss = steps.forward(k, params, state, keep=k >= count - plan.graphs)
-                losses.append(loss)
-                unasked = k == first and self.checkpoint is None and plan.graphs > 0
-                if unasked and isinstance(steps, EagerSteps) and not steps.keep_if_small(k, params, plan.graphs):
-                    plan = with_graphs(plan.graphs, 0)
+        for k in range(count):
+            if k == first and self.memory is not None:
+                plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
+                points = Checkpoints(inputs, plan.parts, first, self.offload)
+            if k >= first:
+                points.visit(k, params, state)
+            params, state, loss = steps.forward(k, params, state, keep=k >= count - plan.graphs)
+            losses.append(loss)
+            unasked = k == first and self.checkpoint is None and plan.graphs > 0
+            if unasked and not steps.keep_if_small(k, params, plan.graphs):
+                plan = with_graphs(plan.graphs, 0)
         return TrainOutputs(params, state, torch.stack(losses)), _Run(inputs, first, steps, points)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
         if isinstance(residual, TrainInputs):
             return self._pullback_under_transform(problem, residual, cotangents)
+        if isinstance(residual, CompiledSteps):
+            return self._found(problem, residual.inputs, *residual.back(cotangents))
         inputs, first, steps, points = residual
         if keeps_graph():
             steps, points = steps.for_retained_backward(), points.for_retained_backward()
@@ -182,22 +189,28 @@ class Unroll(Strategy):
         back_s: OptionalTensors = [*present(cotangents.state)]
         sums: OptionalTensors = [None] * len(select_floats(inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
-        with self._mode():
-            for k in range(len(inputs.batches) - 1, first - 1, -1):
-                back_p, back_s, more, of_batches[k] = steps.back(k, points.at(k, steps.step), back_p, back_s)
-                sums = added(sums, more)
+        for k in range(len(inputs.batches) - 1, first - 1, -1):
+            back_p, back_s, more, of_batches[k] = steps.back(k, points.at(k, steps.step), back_p, back_s)
+            sums = added(sums, more)
         steps.compare()
+        return self._found(problem, inputs, back_p, back_s, sums, of_batches)
+
+    def _found(
+        self, problem: InnerProblem, inputs: TrainInputs, back_p: OptionalTensors, back_s: OptionalTensors,
+        back_h: OptionalTensors, of_batches: dict[int, OptionalTensors],
+    ) -> TrainInputs:  # fmt: skip
         whole = self.truncate is None
         return TrainInputs(
-            cotangents_of(inputs.hparams, sums, problem.needs_grad.hparams),
+            cotangents_of(inputs.hparams, back_h, problem.needs_grad.hparams),
             cotangents_of(inputs.params, back_p) if whole else None,
             cotangents_of(inputs.state, back_s) if whole else None,
             _batches(problem, inputs, of_batches),
         )
 
-    def steps(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> EagerSteps | CompiledSteps:
-        if self.compile:
-            return CompiledSteps(problem, inputs, self.compile)
+    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
+
+    def steps(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> EagerSteps:
         knobs, hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
         return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
 
@@ -207,12 +220,21 @@ class Unroll(Strategy):
             return points_of_tree()
         if self.checkpoint == "auto":
             return points_of_every(1)
-        if not (self.checkpoint or self.compile or self.offload):
+        if not (self.checkpoint or self.offload):
             return with_graphs(steps, steps)
-        return points_of_every(max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1))
+        return points_of_every(self._every(steps))
 
-    def _mode(self) -> AbstractContextManager[None]:
-        return compiled_steps() if self.compile else nullcontext()
+    def _compiled_stride(self, steps: int, inputs: TrainInputs) -> int:
+        if self.memory is None:
+            return self._every(steps)
+        point = sum(
+            x.numel() * x.element_size() for x in tree.leaves((inputs.params, inputs.state)) if isinstance(x, Tensor)
+        )
+        return stride_within(self.memory, steps, point)
+
+    def _every(self, steps: int) -> int:
+        """Of how many steps one point is kept."""
+        return max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
 
     def _plan_within(
         self, memory: int, problem: InnerProblem, steps: EagerSteps, inputs: TrainInputs, params: Params, state: State

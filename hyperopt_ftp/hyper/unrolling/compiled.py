@@ -1,11 +1,13 @@
-"""One training step and its derivatives as compiled programs."""
+"""K steps of training as one program, and their derivatives as others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,143 +15,208 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ... import tree
 from ...types import Compile, Params, State
-from ..core.inputs import TrainInputs
-from ..core.leaves import OptionalTensors, combine, detached, detached_leaves, floats, select_floats
+from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.leaves import OptionalTensors, added, combine, detached, detached_leaves, floats, present, select_floats
 from ..core.problem import InnerProblem, loss_at, without_loss
 from ..core.replay import Replay, refuse_other_losses
+from ..core.second_order import compiled_steps
 from ..core.transforms import has_saved_tensor_hooks, is_batched
-from ..core.vjp import transposed
-from .checkpoints import Checkpoint
-from .programs import Look, codes_of, program
+from .programs import codes_of, program
+from .scan import entry, loop, stacked
+
+#: Of batches, in one run: each has programs of its own.
+SHAPES = 3
 
 
-class StepPrograms:
-    """The step of an optimizer and a loss, and its derivatives, each compiled as a whole (``fullgraph=True``).
+class Stretch(NamedTuple):
+    """Consecutive steps with batches of one shape: a program runs them at once."""
 
-    A program is kept for the process, by the code that it is made of, and compiled anew where anything else that it
-    depends on has changed: shapes, dtypes, what the loss closes over. Random numbers are drawn from torch's default
-    generators, but may be others than those of the step as it is written.
-    """
+    steps: range
+    planned: bool  # whether the run has met other shapes: that a program is compiled for each is no surprise
+    batches: Any  # stacked; None: to be read again
 
-    def __init__(self, problem: InnerProblem, compile: Compile) -> None:
-        train_loss, update = self._functions = problem.bare.train_loss, problem.bare.update_fn
-        code = (*codes_of(train_loss), *codes_of(update, constants=True))
-        self._step = program(_step, "training step", compile, *code)
-        self._back, self._along = (program(f, "derivative of a training step", compile, *code) for f in (_back, _along))
 
-    def step(
-        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], look: Look
-    ) -> tuple[Params, State, Tensor]:
-        """Params and state after a step, and its training loss."""
-        _refuse_surroundings()
-        params, state, hparams = _apart(params, state, hparams)
-        return self._step.run(look, *self._functions, params, state, batch, hparams)
+class Ran(NamedTuple):
+    """A stretch that was run."""
 
-    def back(
-        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], needs_grad: tuple[Any, Any],
-        cotangents: Sequence[Tensor | None],
-    ) -> tuple[list[OptionalTensors], Tensor]:  # fmt: skip
-        """Cotangents before a step, of params, state, and what needs a gradient of hparams and batch; and its loss.
-
-        Args:
-            params, state, batch, hparams: before the step.
-            needs_grad: masks of hparams and batch.
-            cotangents: of the floats of params and state after the step.
-        """
-        _refuse_surroundings(cotangents)
-        after = [tree.working(x) for x in (*floats(params), *floats(state))]
-        given = [torch.zeros_like(x) if v is None else _laid_out(v, x) for x, v in zip(after, cotangents, strict=True)]
-        params, state, hparams, given = _apart(params, state, hparams, given)
-        return self._back.run(None, *self._functions, params, state, batch, hparams, needs_grad, given)
-
-    def along(
-        self, params: Params, state: State, batch: Any, hparams: dict[str, Any], needs_grad: tuple[Any, Any],
-        tangents: Sequence[Sequence[Tensor]], look: Look,
-    ) -> tuple[Params, State, Tensor, list[Tensor]]:  # fmt: skip
-        """Params and state after a step, its training loss, and tangents of the floats of params and state.
-
-        Args:
-            params, state, batch, hparams, needs_grad: as of :meth:`back`.
-            tangents: of the floats of params and state, of the hparams and of the batch that need a gradient; the first
-                dimension counts them.
-        """
-        _refuse_surroundings()
-        rows = [[t.contiguous() for t in row] for row in tangents]
-        params, state, hparams, tangents = _apart(params, state, hparams, rows)
-        return self._along.run(look, *self._functions, params, state, batch, hparams, needs_grad, tangents)
+    params: Params
+    state: State
+    losses: Tensor
+    points: tuple[Params, State]  # where each step began, stacked
+    seeds: Tensor | None  # of its random numbers, where there are some
 
 
 class CompiledSteps:
-    """K steps forward, and back, as :class:`~hyperopt_ftp.hyper.unrolling.eager.EagerSteps`, by programs."""
+    """K steps, the way back through them, and the steps with tangents: each a program for any number of steps.
 
-    def __init__(self, problem: InnerProblem, inputs: TrainInputs, compile: Compile) -> None:
-        self._problem, self._inputs = problem, inputs
-        self._programs = StepPrograms(problem, compile)
-        self._hparams = detached(inputs.hparams)
-        self._losses: dict[int, Tensor] = {}
-        self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its loss, and that of the step made again
-        self._replay = Replay()
+    Programs are kept for the process, by the code of loss and update, and compiled anew where anything else that they
+    depend on has changed: shapes, dtypes, what the loss closes over.
 
-    def for_retained_backward(self) -> CompiledSteps:
-        other = copy(self)
-        other._pairs = []
-        return other
+    Args:
+        problem: what is run.
+        inputs: from where.
+        compile: as of :class:`~hyperopt_ftp.Unroll`.
+        first: the first step that is differentiated.
+        every: keep the points (params and state that a step begins with) of every n-th step, from which a program finds
+            the others again; 1: keep all.
+    """
 
-    def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
-        params, state, self._losses[k] = self._run(k, params, state)
-        return params, state, self._losses[k]
+    def __init__(
+        self, problem: InnerProblem, inputs: TrainInputs, compile: Compile, first: int = 0, every: int = 1
+    ) -> None:
+        self.inputs: TrainInputs = inputs
+        self._problem, self._compile, self._first, self._every = problem, compile, first, every
+        self._batches, self._hparams = inputs.batches, detached(inputs.hparams)
+        self._functions = problem.bare.train_loss, problem.bare.update_fn
+        self._code = (*codes_of(self._functions[0]), *codes_of(self._functions[1], constants=True))
+        self._shapes: list[Any] = []  # of batches, that were met
+        self._kept: list[tuple[Stretch, Ran]] = []
 
-    def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
-        params, state, loss = self._run(k, params, state)
-        self._pairs.append((k, self._losses[k], loss))
-        return params, state
+    def forward(self) -> TrainOutputs:
+        """Where training ends."""
+        begin, count = self.inputs, len(self.inputs.batches)
+        params, state = detached((begin.params, begin.state))
+        losses, size = [], self._every if self._every > 1 else count
+        head = max(1, math.isqrt(self._first))  # of which nothing is kept
+        with _compiling():
+            for stretch in (*self._stretches(0, self._first, head), *self._stretches(self._first, count, size)):
+                ran = self._run(stretch, params, state)
+                losses.append(ran.losses)
+                if stretch.steps[0] >= self._first:
+                    kept = ran if self._every == 1 else ran._replace(points=(params, state))
+                    self._kept.append((stretch._replace(batches=None), kept))
+                params, state = ran.params, ran.state
+        return TrainOutputs(params, state, torch.cat(losses))
 
     def back(
-        self, k: int, point: Checkpoint, back_p: OptionalTensors, back_s: OptionalTensors
-    ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, OptionalTensors]:
-        batch, masks = detached(self._inputs.batches[k]), self._masks(k)
-        found, loss = self._replay.run(
-            point.rng,
-            lambda: self._programs.back(point.params, point.state, batch, self._hparams, masks, [*back_p, *back_s]),
-        )
-        self._pairs.append((k, self._losses[k], loss))
-        bar_p, bar_s, bar_h, bar_b = found
-        return bar_p, bar_s, bar_h, bar_b
+        self, cotangents: TrainOutputs
+    ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, dict[int, OptionalTensors]]:
+        """Cotangents of params, state and hparams where training began, and of the batches, by step.
 
-    def compare(self) -> None:
-        if self._pairs:
-            ks, first, again = zip(*self._pairs, strict=True)
-            # Each program adds up in an order of its own.
-            refuse_other_losses(torch.stack(first), torch.stack(again), power=0.5, steps=ks)
+        Raises:
+            RuntimeError: a step is another one than it was.
+        """
+        count = len(present(cotangents.params))
+        bars: OptionalTensors = [*present(cotangents.params), *present(cotangents.state)]
+        sums: OptionalTensors = [None] * len(select_floats(self._hparams, self._problem.needs_grad.hparams))
+        of_batches: dict[int, OptionalTensors] = {}
+        with _compiling(bars):
+            for stretch, ran in reversed(self._kept):
+                if self._every > 1:
+                    again = self._run(stretch, *ran.points, ran.seeds)
+                    refuse_other_losses(ran.losses, again.losses, steps=stretch.steps)
+                    ran = again
+                bars, more, found = self._back(stretch, ran, bars)
+                sums = added(sums, more)
+                of_batches |= found
+        return bars[:count], bars[count:], sums, of_batches
 
-    def _run(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
-        batch, masks = detached(self._inputs.batches[k]), self._masks(k)
-        look = partial(as_written, self._problem, params, state, batch, self._hparams, masks)
-        return self._programs.step(params, state, batch, self._hparams, look)
+    def along(
+        self, tangents: list[list[Tensor]], of_batch: Callable[[int], list[Tensor]]
+    ) -> tuple[TrainOutputs, list[Tensor]]:
+        """Where training ends, and the tangents of the floats of params and state there.
 
-    def _masks(self, k: int) -> tuple[Any, Any]:
-        return self._problem.needs_grad.hparams, self._problem.batch_needs_grad(k)
+        Args:
+            tangents: of the floats of params and state, and of the hparams that need a gradient; the first dimension
+                counts them.
+            of_batch: those of what needs a gradient of a step's batch.
+        """
+        params, state = detached((self.inputs.params, self.inputs.state))
+        (d_params, d_state, d_hparams), losses = tangents, []
+        with _compiling():
+            for stretch in self._stretches(0, len(self.inputs.batches), len(self.inputs.batches)):
+                d_batches = [torch.stack(row) for row in zip(*map(of_batch, stretch.steps), strict=True)]
+                rows = [d_params, d_state, d_hparams]
+                asked, look = self._asked(stretch), partial(self._as_written, stretch, params, state)
+                found, _ = self._call(_run_along, stretch, (params, state), look, asked, rows, stacked(d_batches))
+                (params, state), some, d_params, d_state = found
+                losses.append(some)
+        return TrainOutputs(params, state, torch.cat(losses)), [*d_params, *d_state]
+
+    def _run(self, stretch: Stretch, params: Params, state: State, seeds: Tensor | None = None) -> Ran:
+        look = partial(self._as_written, stretch, params, state)
+        found, seeds = self._call(_run, stretch, (params, state), look, seeds=seeds)
+        (params, state), losses, points = found
+        return Ran(params, state, losses, points, seeds)
+
+    def _back(
+        self, stretch: Stretch, ran: Ran, cotangents: OptionalTensors
+    ) -> tuple[OptionalTensors, OptionalTensors, dict[int, OptionalTensors]]:
+        """Cotangents before a stretch, of the floats of params and state; of the hparams; of the batches, by step."""
+        after = [tree.working(x) for x in (*floats(ran.params), *floats(ran.state))]
+        given = [torch.zeros_like(x) if v is None else v.to(x.dtype) for x, v in zip(after, cotangents, strict=True)]
+        given, asked = [v.contiguous() for v in given], self._asked(stretch)
+        found, _ = self._call(_run_back, stretch, stacked(ran.points), None, asked, given, seeds=ran.seeds)
+        bars, sums, losses, batches = found
+        # Each program adds up in an order of its own.
+        refuse_other_losses(ran.losses, losses.flip(0), power=0.5, steps=stretch.steps)
+        return bars, sums, {k: [x[i] for x in batches] for i, k in enumerate(reversed(stretch.steps))}
+
+    def _call(
+        self, function: Any, stretch: Stretch, point: tuple[Params, State], look: Any, *more: Any,
+        seeds: Tensor | None = None,
+    ) -> tuple[Any, Tensor | None]:  # fmt: skip
+        """A function of below as a program, with what they all take."""
+        batches = stretch.batches
+        if batches is None:
+            batches = _stacked([detached(self._batches[k]) for k in stretch.steps])
+        given = _apart(*self._functions, *point, stacked(batches), self._hparams, *more)
+        steps = stretch.steps[::-1] if function is _run_back else stretch.steps
+        what = program(function, self._compile, len(steps) == 1, *self._code)
+        return what.run(given, steps, seeds, look=look, planned=stretch.planned)
+
+    def _stretches(self, first: int, last: int, size: int) -> Iterator[Stretch]:
+        """Of ``[first, last)``, at most so many steps each."""
+        parts = max(1, math.ceil((last - first) / size))
+        for a, b in pairwise(first + (last - first) * i // parts for i in range(parts + 1)):
+            rows = [(k, detached(self._batches[k])) for k in range(a, b)]
+            for _, group in groupby(rows, lambda row: self._shape(row[1])):
+                steps, batches = zip(*group, strict=True)
+                yield Stretch(range(steps[0], steps[-1] + 1), len(self._shapes) > 1, _stacked(batches))
+
+    def _shape(self, batch: Any) -> int:
+        """The number of a batch's shape in this run."""
+        shape = tree.structure(batch), [_kind(x) for x in tree.leaves(batch)]
+        if shape not in self._shapes:
+            self._shapes.append(shape)
+        if len(self._shapes) > SHAPES:
+            raise ValueError(
+                f"compile=True makes programs for each shape of a batch, and more than {SHAPES} are met: "
+                f"{', '.join(str(kinds) for _, kinds in self._shapes)}. Pad the batches, give numbers as tensors, or "
+                "leave compile out"
+            )
+        return self._shapes.index(shape)
+
+    def _asked(self, stretch: Stretch) -> tuple[Any, Any]:
+        """What a derivative is asked for, of hparams and of any of a stretch's batches."""
+        of_batches = [self._problem.batch_needs_grad(k) for k in stretch.steps]
+        return self._problem.needs_grad.hparams, tree.map_tree(lambda *asked: any(asked), *of_batches)
+
+    def _as_written(self, stretch: Stretch, params: Params, state: State) -> None:
+        """A stretch's first step as it is written, of which nothing remains: its errors are the program's."""
+        problem, k, replay = self._problem, stretch.steps[0], Replay()
+        knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
+        batch, asked = detached(self._batches[k]), problem.batch_needs_grad(k)
+        found = replay.run(replay.now(), lambda: problem.gradient(params, batch, knobs, asked, graph=True))
+        grads = found.rebuild([g.detach() for g in found.grads])
+        with torch.no_grad():
+            new = replay.run(replay.now(), lambda: problem.update(grads, state, params, knobs))
+        for (name, x), y in zip(tree.named((params, state)), tree.leaves(new), strict=True):
+            if _kind(x) != _kind(y):
+                raise RuntimeError(
+                    f"compile=True: a step makes {_kind(y)} of {_kind(x)}, at {name!r} of (params, state); a loop that "
+                    "is compiled keeps shapes, dtypes and numbers: keep what changes as a tensor, or leave compile out"
+                )
 
 
-def as_written(
-    problem: InnerProblem,
-    params: Params,
-    state: State,
-    batch: Any,
-    hparams: dict[str, Any],
-    needs_grad: tuple[Any, Any],
-) -> None:
-    """A step as it is written, of which nothing remains: errors that it raises are those of the compiled one."""
-    replay = Replay()
-    knobs = detached_leaves(hparams, needs_grad[0])[1]
-    found = replay.run(replay.now(), lambda: problem.gradient(params, batch, knobs, needs_grad[1], graph=True))
-    grads = found.rebuild([g.detach() for g in found.grads])
-    with torch.no_grad():
-        replay.run(replay.now(), lambda: problem.update(grads, state, params, knobs))
+def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) -> TrainOutputs:
+    """Where training ends, with no derivative asked for."""
+    return CompiledSteps(problem, inputs, compile, first=len(inputs.batches)).forward()
 
 
-def _refuse_surroundings(cotangents: Sequence[Tensor | None] = ()) -> None:
-    """Raise where torch.compile would fail, with words about something else."""
+@contextmanager
+def _compiling(cotangents: Sequence[Tensor | None] = ()) -> Iterator[None]:
+    """Where programs run; an error where torch.compile would fail, with words about something else."""
     where = None
     if _get_current_dispatch_mode_stack():
         where = "inside a dispatch mode, such as the loss of another train that is being looked at"
@@ -159,83 +226,136 @@ def _refuse_surroundings(cotangents: Sequence[Tensor | None] = ()) -> None:
         where = "for cotangents that torch has batched, as jacobian(vectorize=True) does"
     if where:
         raise RuntimeError(f"compile=True: a compiled step cannot run {where}; leave compile out there")
+    with compiled_steps():
+        yield
 
 
-def _laid_out(v: Tensor, like: Tensor) -> Tensor:
-    """With the dtype and the strides of ``like``: torch compiles anew for others."""
-    return v if v.stride() == like.stride() and v.dtype == like.dtype else torch.empty_like(like).copy_(v)
+def _kind(x: Any) -> Any:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else x
+
+
+def _stacked(batches: Sequence[Any]) -> Any:
+    """Batches of one shape as one, each tensor with a first dimension that counts them."""
+    leaves, rebuilds = zip(*map(tree.flatten, batches), strict=True)
+    return rebuilds[0]([_rows(xs) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*leaves, strict=True)])
+
+
+def _rows(xs: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``, without a copy where they lie one after the other."""
+    first, size, memory = xs[0], xs[0].numel(), xs[0].untyped_storage().data_ptr()
+    places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.is_contiguous()) for x in xs]
+    if places != [(memory, first.storage_offset() + i * size, True) for i in range(len(xs))]:
+        return torch.stack(tuple(xs))
+    return first.as_strided((len(xs), *first.shape), (size, *first.stride()))
 
 
 def _apart(*parts: Any) -> Any:
     """The same trees, no tensor in two places: torch compiles anew where other ones of its inputs are one."""
     rows, rebuild = tree.flatten(parts)
-    tensors = [x for x in rows if isinstance(x, Tensor)]
-    if len({id(x) for x in tensors}) == len(tensors):
-        return parts
-    return rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
+    seen: set[int] = set()
+    for i, x in enumerate(rows):
+        if isinstance(x, Tensor):
+            rows[i] = x.detach() if id(x) in seen else x
+            seen.add(id(x))
+    return rebuild(rows)
 
 
-# The functions that are compiled.
+# The functions that are compiled. Rows are the numbers of the steps and their seeds.
 
 
-def _step(train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> Any:
-    grads, loss = torch.func.grad_and_value(loss_at, argnums=1)(train_loss, params, batch, hparams)
-    params, state = update(grads, state, params, without_loss(hparams))
-    return params, state, loss
+def _run(
+    train_loss: Any, update: Any, params: Params, state: State, batches: Any, hparams: dict[str, Any], rows: Any
+) -> Any:
+    """Where the loop ends, the losses, and where each step began."""
+    leaves, rebuild = tree.flatten((params, state))
+
+    def body(carry: list[Tensor], k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        params, state = rebuild(_put(leaves, carry))
+        grads, loss = torch.func.grad_and_value(loss_at, argnums=1)(train_loss, params, entry(batches, k), hparams)
+        return _tensors(update(grads, state, params, without_loss(hparams))), [loss, *carry]
+
+    end, (losses, *points) = loop(body, _tensors(leaves), rows)
+    return rebuild(_put(leaves, end)), losses, rebuild(_put(leaves, points))
 
 
-def _back(
-    train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any],
-    needs_grad: tuple[Any, Any], cotangents: list[Tensor],
+def _run_back(
+    train_loss: Any, update: Any, params: Params, state: State, batches: Any, hparams: dict[str, Any],
+    needs_grad: tuple[Any, Any], cotangents: list[Tensor], rows: Any,
 ) -> Any:  # fmt: skip
-    def after(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Cotangents where the loop began, of the hparams, the losses, and cotangents of each batch."""
+    count = len(cotangents)
+
+    def body(carry: list[Tensor], k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        at_params, at_state, batch = entry((params, state, batches), k)
+        step, point = _step_of_floats(train_loss, update, at_params, at_state, batch, hparams, needs_grad)
+        _, back, (loss, _) = torch.func.vjp(step, *point, has_aux=True)  # pyright: ignore[reportAssignmentType]
+        bar_p, bar_s, bar_h, bar_b = back(carry[:count])
+        return [*bar_p, *bar_s, *map(torch.add, carry[count:], bar_h)], [loss, *bar_b]
+
+    zeros = [torch.zeros_like(x) for x in select_floats(hparams, needs_grad[0])]
+    end, (losses, *of_batches) = loop(body, [*cotangents, *zeros], rows)
+    return end[:count], end[count:], losses, of_batches
+
+
+def _run_along(
+    train_loss: Any, update: Any, params: Params, state: State, batches: Any, hparams: dict[str, Any],
+    needs_grad: tuple[Any, Any], tangents: list[list[Tensor]], d_batches: list[Tensor], rows: Any,
+) -> Any:  # fmt: skip
+    """Where the loop ends, the losses, and tangents of the floats of params and of state there."""
+    leaves, rebuild = tree.flatten((params, state))
+    (d_params, d_state, d_knobs), count = tangents, len(_tensors(leaves))
+    split = count + len(d_params)
+
+    def body(carry: list[Tensor], k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        (params, state), batch = rebuild(_put(leaves, carry[:count])), entry(batches, k)
+        step, point = _step_of_floats(train_loss, update, params, state, batch, hparams, needs_grad)
+
+        def one(*along: list[Tensor]) -> Any:
+            _, moved, seen = torch.func.jvp(step, point, along, has_aux=True)  # pyright: ignore[reportAssignmentType]
+            return moved, seen
+
+        given = carry[count:split], carry[split:], d_knobs, entry(d_batches, k)
+        if len(d_params[0]) == 1:  # without vmap, which not every operation knows
+            moved, (loss, grads) = one(*[[x.squeeze(0) for x in row] for row in given])
+            moved = [x.unsqueeze(0) for x in moved]
+        else:
+            alone: Any = (0, None)  # torch's types do not know None inside
+            moved, (loss, grads) = torch.func.vmap(one, out_dims=alone, randomness="same")(*given)
+        new = update(grads, state, params, without_loss(hparams))
+        return [*_tensors(new), *moved], [loss]
+
+    end, (losses,) = loop(body, [*_tensors(leaves), *d_params, *d_state], rows)
+    return rebuild(_put(leaves, end[:count])), losses, end[count:split], end[split:]
+
+
+def _step_of_floats(
+    train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any],
+    needs_grad: tuple[Any, Any],
+) -> tuple[Any, tuple[list[Tensor], ...]]:  # fmt: skip
+    """A step as a function of the floats of params and state, and of what needs a gradient of hparams and batch.
+
+    It gives the floats of params and state, and beside them the loss and the gradient; and the point at which it is
+    that step. 16-bit params and state go in and out in 32 bits.
+    """
+
+    def step(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Any]:
         at, knobs = combine(params, p), combine(hparams, h, needs_grad[0])
         stored = tree.map_tree(lambda x, y: x.to(y.dtype), at, params)
         grads, loss = torch.func.grad_and_value(loss_at, argnums=1)(
             train_loss, stored, combine(batch, b, needs_grad[1]), knobs
         )
-        return floats(update(tree.map_tree(tree.working, grads), combine(state, s), at, without_loss(knobs))), loss
+        new = update(tree.map_tree(tree.working, grads), combine(state, s), at, without_loss(knobs))
+        return floats(new), (loss, grads)
 
     wide = [[tree.working(x) for x in floats(part)] for part in (params, state)]
-    point = (*wide, select_floats(hparams, needs_grad[0]), select_floats(batch, needs_grad[1]))
-    _, back, loss = torch.func.vjp(after, *point, has_aux=True)  # pyright: ignore[reportAssignmentType]
-    return list(back(cotangents)), loss
+    return step, (*wide, select_floats(hparams, needs_grad[0]), select_floats(batch, needs_grad[1]))
 
 
-def _along(
-    train_loss: Any, update: Any, params: Params, state: State, batch: Any, hparams: dict[str, Any],
-    needs_grad: tuple[Any, Any], tangents: list[list[Tensor]],
-) -> Any:  # fmt: skip
-    knobs, inputs = select_floats(hparams, needs_grad[0]), select_floats(batch, needs_grad[1])
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree.leaves(values) if isinstance(x, Tensor)]
 
-    def loss_of(p: list[Tensor], h: list[Tensor], b: list[Tensor]) -> Tensor:
-        return loss_at(
-            train_loss, combine(params, p), combine(batch, b, needs_grad[1]), combine(hparams, h, needs_grad[0])
-        )
 
-    def slopes(p: list[Tensor]) -> Any:
-        found, loss = torch.func.grad_and_value(loss_of, argnums=(0, 1, 2))(p, knobs, inputs)
-        return found, (found[0], loss)
-
-    def after(g: list[Tensor], p: list[Tensor], s: list[Tensor], h: list[Tensor]) -> list[Tensor]:
-        own = without_loss(combine(hparams, h, needs_grad[0]))
-        return floats(update(combine(params, g), combine(state, s), combine(params, p), own))
-
-    stored = floats(params)
-    _, to_params, (grads, loss) = torch.func.vjp(slopes, stored, has_aux=True)  # pyright: ignore[reportAssignmentType]
-    wide = [[tree.working(x) for x in part] for part in (grads, stored, floats(state))]
-    ends, back = torch.func.vjp(after, *wide, knobs)  # pyright: ignore[reportAssignmentType]
-    forward = transposed(back, [torch.zeros_like(x) for x in ends])
-
-    def one(dp: list[Tensor], ds: list[Tensor], dh: list[Tensor], db: list[Tensor]) -> list[Tensor]:
-        given = [[v.to(x.dtype) for v, x in zip(row, like, strict=True)] for row, like in ((dp, stored), (dh, knobs))]
-        dg = to_params((given[0], given[1], db))[0]
-        dg = [tree.working(x) for x in dg]
-        return forward((dg, dp, ds, dh))
-
-    if len(tangents[0][0]) == 1:  # without vmap, which not every operation knows
-        moved = [x.unsqueeze(0) for x in one(*[[t[0] for t in row] for row in tangents])]
-    else:
-        moved = torch.func.vmap(one)(*tangents)
-    new = update(combine(params, grads), state, params, without_loss(hparams))
-    return *new, loss, moved
+def _put(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The leaves with other tensors in place of theirs."""
+    rest = iter(tensors)
+    return [next(rest) if isinstance(x, Tensor) else x for x in leaves]

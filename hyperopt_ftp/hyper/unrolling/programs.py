@@ -1,10 +1,11 @@
-"""Functions that torch.compile makes programs of, kept for the process: what is compiled, and when anew, is said."""
+"""Programs that torch.compile makes, kept for the process: what is compiled, and when anew, is said."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,30 +18,37 @@ from torch import Tensor
 from ... import tree
 from ...calls import callers_level, shown
 from ...types import Compile
+from . import scan
+
+#: The functions, in words.
+_WHAT = {"_run": "training program", "_run_back": "backward program", "_run_along": "tangent program"}
 
 Look = Callable[[], Any]  # makes a step as it is written, and raises where its loss does what it may not
 
 
 @functools.lru_cache(maxsize=64)
-def program(function: Callable[..., Any], what: str, backend: Compile, *code: Any) -> Program:
-    """The one program that there is of a function, for arguments that are made of that code."""
-    return Program(function, what, backend)
+def program(function: Callable[..., Any], backend: Compile, single: bool, *code: Any) -> Program:
+    """The one program that there is of a function, for arguments that are made of that code.
+
+    ``single``: for one step, since torch takes a size of 1 for a constant.
+    """
+    return Program(function, backend)
 
 
 class Program:
-    """A function of (train_loss, update, params, state, batch, hparams, ...), compiled as a whole at its first run.
+    """A function of (train_loss, update, params, state, batches, hparams, ..., rows), compiled at its first run.
 
     Args:
         function: reads nothing but its arguments: torch looks at all of these in each call.
-        what: the function does, in words.
         backend: ``True`` for inductor, or the name of one of torch.compile's backends.
     """
 
-    def __init__(self, function: Callable[..., Any], what: str, backend: Compile) -> None:
-        self._function, self._what, self._backend = function, what, backend
+    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
+        self._function, self._backend = function, backend
+        self._what: str = _WHAT[function.__name__]
         self._lock = threading.RLock()
         self._given: tuple[Any, ...] = ()  # in this call
-        self._told = False  # whether something is compiled in this call
+        self._began: float | None = None  # when something was compiled in this call
         self._begin()
 
     def _begin(self) -> None:
@@ -48,21 +56,39 @@ class Program:
         # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
         code = self._function.__code__.replace()
         own = types.FunctionType(code, self._function.__globals__, self._function.__name__)
-        self._compiled = torch.compile(own, fullgraph=True, backend=self._compile)
+        self._compiled, self._draws = scan.compiled(own, self._backend, self._compiles)
         self._was: dict[str, str] = {}  # what it was compiled for before the last time
         self._is: dict[str, str] = {}  # and for the last time
 
-    def run(self, look: Look | None, *given: Any) -> Any:
-        """The function's value; ``look`` is called wherever something was compiled, the first time beforehand."""
+    def run(
+        self, given: tuple[Any, ...], steps: range, seeds: Tensor | None = None, look: Look | None = None,
+        planned: bool = False,
+    ) -> tuple[Any, Tensor | None]:  # fmt: skip
+        """The function's value, and the seeds of its random numbers, where it has some.
+
+        Args:
+            given: the function's arguments but for the last, which is made here: rows of the loop.
+            steps: of the loop; downwards, from the last to the first.
+            seeds: of an earlier run. ``None``: they are drawn, if they are needed.
+            look: is called wherever something was compiled, the first time beforehand.
+            planned: nothing is said where it is compiled anew.
+        """
         with self._lock:
             first = not self._is
             if look and first:
                 look()
-            self._given, self._told = given, False
+            self._given, self._began = given, None
+            place = next(x.device for x in tree.leaves(given[2]) if isinstance(x, Tensor))
+            draws = seeds is None and any(self._draws)
             try:
-                found = self._value(given)
+                if draws:
+                    seeds = _seeds(len(steps))
+                found = self._value(given, steps, seeds, place)
+                if seeds is None and any(self._draws) and look:  # as has come out when it was compiled
+                    seeds = _seeds(len(steps))
+                    found = self._value(given, steps, seeds, place)
             except _failures() as error:
-                text = str(error).strip().split("\n\n")[0]
+                text = " ".join(str(error).rpartition("Got graph break/error:")[2].strip().split("\n\n")[:2])
                 raise RuntimeError(
                     f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch "
                     "without branches on values and without random numbers of one's own (compile='eager' tells whether "
@@ -70,21 +96,26 @@ class Program:
                 ) from error
             finally:
                 self._given = ()
-            if self._told and not first:
-                self._look_again(look)
-                warnings.warn(self._changed(), UserWarning, stacklevel=callers_level())
-            return found
+            if self._began is not None:
+                text = "compiled the %s in %.0f s"
+                logging.getLogger("hyperopt_ftp").info(text, self._what, time.monotonic() - self._began)
+                if not first:
+                    self._look_again(look)
+                    if not planned:
+                        warnings.warn(self._changed(), UserWarning, stacklevel=callers_level())
+            return found, seeds
 
-    def _value(self, given: tuple[Any, ...]) -> Any:
+    def _value(self, given: tuple[Any, ...], steps: range, seeds: Tensor | None, place: torch.device) -> Any:
         from torch._dynamo.exc import FailOnRecompileLimitHit
 
+        rows = scan.rows(steps, seeds, place)
         try:
-            return self._compiled(*given)
+            return self._compiled(*given, rows)
         except FailOnRecompileLimitHit:  # so many programs are kept of one code object, and no more
             was = self._is
             self._begin()
             self._is = was
-            return self._compiled(*given)
+            return self._compiled(*given, rows)
 
     def _look_again(self, look: Look | None) -> None:
         try:
@@ -94,22 +125,17 @@ class Program:
             self._begin()  # else what is refused would run the next time, without a look
             raise
 
-    def _compile(self, graph: Any, inputs: list[Tensor]) -> Any:
-        """What torch.compile calls to compile."""
-        if not self._told:  # torch may begin anew in one compilation
-            self._told = True
+    def _compiles(self) -> None:
+        """Is called where torch.compile compiles."""
+        if self._began is None:  # torch may begin anew in one compilation
+            self._began = time.monotonic()
             self._was, self._is = self._is, dict(_described(self._given[2:]))
             if not self._was:  # what is compiled anew has a warning
                 logging.getLogger("hyperopt_ftp").info(
                     "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional "
-                    "networks; once for this optimizer, loss and shapes",
+                    "networks; once for this optimizer, loss and shapes, whatever the number of steps",
                     self._what,
                 )
-        if isinstance(self._backend, str):
-            return torch._dynamo.lookup_backend(self._backend)(graph, inputs)
-        from torch._inductor.compile_fx import compile_fx  # takes a second to import
-
-        return compile_fx(graph, inputs, config_patches={"fallback_random": True})  # the same numbers in each program
 
     def _changed(self) -> str:
         changes = [
@@ -125,6 +151,10 @@ class Program:
             + (what or "something that the training loss or the optimizer closes over is another")
             + ". TORCH_LOGS=recompiles says more"
         )
+
+
+def _seeds(count: int) -> Tensor:
+    return torch.randint(2**62, (count,))
 
 
 def _failures() -> tuple[type[BaseException], ...]:
@@ -166,7 +196,7 @@ def _codes(value: Any, seen: set[int], constants: bool) -> Iterator[Any]:
 
 def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
     """What a program depends on, by name, in words."""
-    for name, part in zip(("params", "state", "batch", "hparams", "what is asked for", "rows"), parts, strict=False):
+    for name, part in zip(("params", "state", "batches", "hparams", "what is asked for", "rows"), parts, strict=False):
         for path, x in tree.named(part):
             yield f"{name}.{path}" if path else name, _kind(x) if isinstance(x, Tensor) else shown(x)
 

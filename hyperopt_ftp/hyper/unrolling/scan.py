@@ -1,0 +1,179 @@
+"""Torch's ``scan``, which is not public yet: loops inside a program, whose random numbers can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+
+from ... import tree
+from ...types import Compile
+
+#: Before that, Inductor's loops fail in the C++ wrapper, or at the derivative.
+FIRST = (2, 13)
+
+
+def why_not(compile: Compile, device: torch.device) -> str | None:
+    """Why no program can be made here; ``None`` where nothing is known against it."""
+    version = torch.__version__
+    if tuple(int(x) for x in version.split(".")[:2]) < FIRST:
+        return f"torch {version} cannot compile a loop of steps; {FIRST[0]}.{FIRST[1]} is the first that can"
+    if compile is True and device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler (install g++ or clang, or name one in the environment variable CXX)"
+    return None
+
+
+def loop(
+    body: Callable[[list[Tensor], Tensor], tuple[Sequence[Tensor], Sequence[Tensor]]],
+    carry: Sequence[Tensor],
+    rows: tuple[Tensor, Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``carry, out = body(carry, k)`` for each k of the first row; the last carry, and all that came out, stacked.
+
+    The second row holds an int64 seed for each k: where the program of :func:`compiled` has random numbers, they are
+    functions of it.
+    """
+
+    def one(carry: list[Tensor], row: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        new, out = body(carry, row[0])
+        return [_own(x) for x in new], [_own(x) for x in out]
+
+    return scan(one, [_own(x) for x in carry], rows)
+
+
+def entry(values: Any, k: Tensor) -> Any:
+    """Entry k of each tensor of a tree, in a body."""
+    return tree.map_tree(lambda x: x.index_select(0, k.reshape(1)).squeeze(0) if isinstance(x, Tensor) else x, values)
+
+
+def rows(steps: range, seeds: Tensor | None, place: torch.device) -> tuple[Tensor, Tensor]:
+    """Places of the steps in what is stacked, and their seeds, in the order of the loop."""
+    seeds = torch.zeros(len(steps), dtype=torch.int64) if seeds is None else seeds
+    places = torch.arange(len(steps))
+    if steps.step < 0:
+        places, seeds = places.flip(0), seeds.flip(0)
+    return stacked((places.to(place), seeds.to(place)))
+
+
+def stacked(values: Any) -> Any:
+    """A tree of tensors, not the caller's, whose first dimension may be another the next time.
+
+    But 1, which torch takes for a constant.
+    """
+
+    def one(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            x = x.detach()
+            if len(x) > 1:
+                torch._dynamo.mark_dynamic(x, 0)  # pyright: ignore[reportPrivateImportUsage]
+        return x
+
+    return tree.map_tree(one, values)
+
+
+def compiled(function: Callable[..., Any], backend: Compile, begins: Callable[[], None]) -> tuple[Any, list[int]]:
+    """A function with loops as one program, and the numbers of random draws in each that was compiled.
+
+    Args:
+        function: has no derivative taken, and shapes that are constants but for those of :func:`stacked`.
+        backend: ``True`` for inductor with its C++ wrapper, or the name of one of torch.compile's backends.
+        begins: is called where something is compiled.
+    """
+    draws: list[int] = []
+
+    def compiler(graph: Any, inputs: list[Tensor]) -> Any:
+        begins()
+        if isinstance(backend, str):
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+        return _by_inductor(graph, inputs, draws)
+
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=compiler), draws
+
+
+def _own(x: Tensor) -> Tensor:
+    """What comes out of a body may be nothing that went in, with the same strides as what goes in."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _by_inductor(graph: Any, inputs: list[Tensor], draws: list[int]) -> Any:
+    from torch._functorch import config as autograd_config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes a second to import
+    from torch._inductor.decomposition import select_decomp_table
+
+    def inner(graph: Any, inputs: Any, **options: Any) -> Any:
+        draws.append(_prepared(graph))
+        return compile_fx_inner(graph, inputs, **options)
+
+    # Its cache would not see what `inner` does.
+    with autograd_config.patch(enable_autograd_cache=False):
+        return compile_fx(
+            graph, inputs, inner_compile=inner, decompositions={**select_decomp_table(), **_BERNOULLI},
+            config_patches={"cpp_wrapper": True, "fallback_random": False},
+        )  # fmt: skip
+
+
+def _bernoulli(x: Tensor, p: Tensor | float, generator: torch.Generator | None) -> Tensor:
+    if generator is not None:
+        raise RuntimeError("a generator of the loss's own cannot be compiled")
+    return (torch.rand_like(x, dtype=torch.float32) < p).to(x.dtype)
+
+
+_BERNOULLI = {
+    torch.ops.aten.bernoulli.p: lambda x, p=0.5, *, generator=None: _bernoulli(x, p, generator),
+    torch.ops.aten.bernoulli.default: lambda x, *, generator=None: _bernoulli(x, x, generator),
+}
+
+
+def _prepared(graph: torch.fx.GraphModule) -> int:
+    """Make random numbers of the loops' bodies functions of the step's seed, and count them.
+
+    Inductor has made each a function of a seed that it would draw anew, ``inductor_random(size, seed, kind)``; this one
+    is the body's last argument of those that are rows, plus the number of the draw.
+    """
+    count = 0
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.scan):
+        function, carry, rows = node.args[:3]
+        body = getattr(graph, function.target)
+        seed = body.graph.find_nodes(op="placeholder")[len(carry) + len(rows) - 1]
+        for draw in body.graph.find_nodes(op="call_function", target=torch.ops.prims.inductor_lookup_seed.default):
+            with body.graph.inserting_before(draw):
+                new = body.graph.call_function(torch.ops.aten.add.Tensor, (seed, draw.args[1]))
+            new.meta.update(draw.meta)
+            draw.replace_all_uses_with(new)
+            body.graph.erase_node(draw)
+            count += 1
+        for seeds in body.graph.find_nodes(op="call_function", target=torch.ops.prims.inductor_seeds.default):
+            body.graph.erase_node(seeds)
+        for other in body.graph.nodes:
+            draws = torch.Tag.nondeterministic_seeded in getattr(other.target, "tags", ())
+            if draws and other.target.namespace == "aten":
+                raise RuntimeError(f"{other.target} draws random numbers that cannot be drawn again on the way back")
+        _split_outputs(body)
+        body.recompile()
+    return count
+
+
+def _split_outputs(body: torch.fx.GraphModule) -> None:
+    """No value twice among a body's outputs.
+
+    The C++ wrapper moves each out of its variable, and crashes at the second. Inductor takes away both copies of a
+    value where both are outputs; one whose source is an output too it keeps, told by their storages.
+    """
+    last, seen = body.graph.output_node(), set[torch.fx.Node]()
+    out: Any = list(last.args[0])  # pyright: ignore[reportArgumentType]
+    for i, x in enumerate(out):
+        if x in seen:
+            with body.graph.inserting_before(last):
+                out[i] = body.graph.call_function(torch.ops.aten.clone.default, (x,))
+            out[i].meta.update(x.meta, val=x.meta["val"].clone())
+        seen.add(x)
+    last.args = (tuple(out),)
