@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.unrolling import compiled as compiled_module
+from hyperopt_ftp.hyper.unrolling import scan as scan_module
 from hyperopt_ftp.hyper.unrolling.compiled import CompiledSteps
 from hyperopt_ftp.hyper.unrolling.programs import program
 
@@ -285,9 +287,16 @@ def test_shapes_of_one_run_have_programs_of_their_own_and_another_one_is_said(na
     with pytest.raises(ValueError, match="more than 3 are met: .*float64 of shape .*Pad the batches"):
         slope(loss, [*data, data[0][:2]], compiled)
     for n in (4, 7):  # any number of steps
-        torch.testing.assert_close(slope(loss, data[:1] * n, compiled), slope(loss, data[:1] * n, eager))
-    with pytest.warns(UserWarning, match=r"batches is float64 of shape \(3, 1, 3\) on cpu and was float64 of shape"):
-        got = slope(loss, [x[:1] for x in data[:3]], compiled)
+        torch.testing.assert_close(slope(loss, batches(n), compiled), slope(loss, batches(n), eager))
+    with pytest.warns(
+        UserWarning, match=r"batches is float64 one for each step, of shape \(1, 3\) on cpu and was float64"
+    ):
+        slope(loss, [x[:1] for x in batches(3)], compiled)
+    with pytest.warns(
+        UserWarning, match=r"batches is float64 the same for each step, of shape \(5, 3\) on cpu and was"
+    ):
+        got = slope(loss, data[:1] * 3, compiled)
+    torch.testing.assert_close(got, slope(loss, data[:1] * 3, eager))
 
 
 def test_batches_that_are_one_tensor_are_not_copied(monkeypatch: pytest.MonkeyPatch):
@@ -295,6 +304,10 @@ def test_batches_that_are_one_tensor_are_not_copied(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "stack", lambda *given, stack=torch.stack: copied.append(given) or stack(*given))
     rows = list(whole)
     assert compiled_module._stacked(rows[1:4]).data_ptr() == rows[1].data_ptr()
+    assert not copied
+    same = compiled_module._stacked(rows[:1] * 3)
+    assert same.data_ptr() == rows[0].data_ptr()
+    assert same.shape == (3, *rows[0].shape)
     assert not copied
     for other in (rows[::2], rows[:2] + rows[:1], [x.t() for x in rows], [rows[0], rows[1].clone()]):
         torch.testing.assert_close(compiled_module._stacked(other), torch.stack(tuple(other)))
@@ -439,16 +452,28 @@ def test_without_a_derivative_training_runs_by_the_program_too(name: str, progra
     assert counted(programs) == {"_run": 4}  # of 3 steps at most: their points are dropped
 
 
-@pytest.mark.parametrize("reason", ["compiler", "torch"])
+def test_scan_is_where_it_was():
+    assert scan_module.scan is not None
+    files = (Path(hft.__file__).parent).rglob("*.py")
+    assert [x.name for x in files if "higher_order" in x.read_text()] == ["scan.py"]
+
+
+@pytest.mark.parametrize("reason", ["compiler", "torch", "scan"])
 @every_strategy
 def test_where_nothing_can_be_compiled_it_says_why_and_runs_the_steps(
     name: str, reason: str, monkeypatch: pytest.MonkeyPatch, programs: list[str]
 ):
-    text = "there is no C\\+\\+ compiler .*CXX" if reason == "compiler" else "torch 2.12.1 cannot compile a loop.*2.13"
+    text = {
+        "compiler": r"there is no C\+\+ compiler .*CXX",
+        "torch": "torch 2.12.1 cannot compile a loop of steps; 2.13 can",
+        "scan": "torch .* has no scan where it was in 2.13",
+    }[reason]
     if reason == "compiler":
         monkeypatch.setattr(cpp_builder, "get_cpp_compiler", raises(InvalidCxxCompiler))
-    else:
+    elif reason == "torch":
         monkeypatch.setattr(torch, "__version__", "2.12.1")
+    else:
+        monkeypatch.setattr(scan_module, "scan", None)
     with pytest.warns(UserWarning, match=f"compile=True has no effect: {text}"):
         got = slope(loss, batches(3), PAIRS[name][0](compile=True))
     assert torch.equal(got, slope(loss, batches(3), PAIRS[name][1]))

@@ -241,12 +241,13 @@ def _stacked(batches: Sequence[Any]) -> Any:
 
 
 def _rows(xs: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``, without a copy where they lie one after the other."""
-    first, size, memory = xs[0], xs[0].numel(), xs[0].untyped_storage().data_ptr()
+    """``torch.stack``, without a copy where they lie one after the other, or are all the same."""
+    first = xs[0]
     places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.is_contiguous()) for x in xs]
-    if places != [(memory, first.storage_offset() + i * size, True) for i in range(len(xs))]:
-        return torch.stack(tuple(xs))
-    return first.as_strided((len(xs), *first.shape), (size, *first.stride()))
+    for step in (0, first.numel()):
+        if places == [(places[0][0], places[0][1] + i * step, True) for i in range(len(xs))]:
+            return first.as_strided((len(xs), *first.shape), (step, *first.stride()))
+    return torch.stack(tuple(xs))
 
 
 def _apart(*parts: Any) -> Any:

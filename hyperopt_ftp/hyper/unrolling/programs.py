@@ -202,4 +202,7 @@ def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _kind(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)} on {x.device}"
+    shape = "of shape " + str(tuple(x.shape))
+    if hasattr(x, "_dynamo_dynamic_indices"):
+        shape = f"{'the same' if x.stride(0) == 0 else 'one'} for each step, of shape {tuple(x.shape[1:])}"
+    return f"{str(x.dtype).removeprefix('torch.')} {shape} on {x.device}"

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
 
 from ... import tree
 from ...types import Compile
 
-#: Before that, Inductor's loops fail in the C++ wrapper, or at the derivative.
+try:
+    from torch._higher_order_ops.scan import scan
+except ImportError:
+    scan: Any = None
+
+#: In 2.10 inductor's loops fail in the C++ wrapper, and at the derivative; 2.11 and 2.12 were not tried.
 FIRST = (2, 13)
 
 
@@ -20,7 +24,9 @@ def why_not(compile: Compile, device: torch.device) -> str | None:
     """Why no program can be made here; ``None`` where nothing is known against it."""
     version = torch.__version__
     if tuple(int(x) for x in version.split(".")[:2]) < FIRST:
-        return f"torch {version} cannot compile a loop of steps; {FIRST[0]}.{FIRST[1]} is the first that can"
+        return f"torch {version} cannot compile a loop of steps; {FIRST[0]}.{FIRST[1]} can"
+    if scan is None:
+        return f"torch {version} has no scan where it was in {FIRST[0]}.{FIRST[1]}"
     if compile is True and device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -51,8 +57,14 @@ def loop(
 
 
 def entry(values: Any, k: Tensor) -> Any:
-    """Entry k of each tensor of a tree, in a body."""
-    return tree.map_tree(lambda x: x.index_select(0, k.reshape(1)).squeeze(0) if isinstance(x, Tensor) else x, values)
+    """Entry k of each tensor of a tree, in a body; where all are the same it is not copied."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x[0] if x.stride(0) == 0 else x.index_select(0, k.reshape(1)).squeeze(0)
+
+    return tree.map_tree(one, values)
 
 
 def rows(steps: range, seeds: Tensor | None, place: torch.device) -> tuple[Tensor, Tensor]:
@@ -116,7 +128,7 @@ def _by_inductor(graph: Any, inputs: list[Tensor], draws: list[int]) -> Any:
     # Its cache would not see what `inner` does.
     with autograd_config.patch(enable_autograd_cache=False):
         return compile_fx(
-            graph, inputs, inner_compile=inner, decompositions={**select_decomp_table(), **_BERNOULLI},
+            graph, inputs, inner_compile=inner, decompositions={**select_decomp_table(), **_OURS},
             config_patches={"cpp_wrapper": True, "fallback_random": False},
         )  # fmt: skip
 
@@ -127,7 +139,10 @@ def _bernoulli(x: Tensor, p: Tensor | float, generator: torch.Generator | None) 
     return (torch.rand_like(x, dtype=torch.float32) < p).to(x.dtype)
 
 
-_BERNOULLI = {
+#: In place of inductor's: random numbers that it makes of a seed, and products with a vector by BLAS, where its own
+#: loops are several times slower.
+_OURS = {
+    torch.ops.aten.mv.default: lambda x, v: torch.mm(x, v.unsqueeze(1)).squeeze(1),
     torch.ops.aten.bernoulli.p: lambda x, p=0.5, *, generator=None: _bernoulli(x, p, generator),
     torch.ops.aten.bernoulli.default: lambda x, *, generator=None: _bernoulli(x, x, generator),
 }
