@@ -16,6 +16,7 @@ __all__ = [
     "broadcast",
     "by_path",
     "entry",
+    "fitted",
     "flatten",
     "key_at",
     "leaves",
@@ -142,6 +143,14 @@ def structure(tree: Any) -> Any:
 def aligned(tree: Any, like: Any, what: str = "tree") -> list[Any]:
     """Leaves of ``tree`` in the order of ``like``'s, or a ``ValueError`` when the two structures differ."""
     return Structure(like).aligned(tree, what)
+
+
+def fitted(tree: Any, like: Structure) -> list[Any] | None:
+    """Leaves of a tree in the order of a structure's; ``None`` where it has another one."""
+    try:
+        return like.aligned(tree)
+    except ValueError:
+        return None
 
 
 def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

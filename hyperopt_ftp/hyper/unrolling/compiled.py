@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +69,7 @@ class CompiledSteps:
         self._batches, self._hparams = inputs.batches, detached(inputs.hparams)
         self._functions = problem.bare.train_loss, problem.bare.update_fn
         self._code = (*codes_of(self._functions[0]), *codes_of(self._functions[1], constants=True))
+        self._asks_batches = any(tree.leaves(problem.needs_grad.batches))
         self._shapes: list[Any] = []  # of batches, that were met
         self._kept: list[tuple[Stretch, Ran]] = []
 
@@ -79,7 +80,7 @@ class CompiledSteps:
         losses, size = [], self._every if self._every > 1 else count
         head = max(1, math.isqrt(self._first))  # of which nothing is kept
         with _compiling():
-            for stretch in (*self._stretches(0, self._first, head), *self._stretches(self._first, count, size)):
+            for stretch in chain(self._stretches(0, self._first, head), self._stretches(self._first, count, size)):
                 ran = self._run(stretch, params, state)
                 losses.append(ran.losses)
                 if stretch.steps[0] >= self._first:
@@ -159,7 +160,7 @@ class CompiledSteps:
         """A function of below as a program, with what they all take."""
         batches = stretch.batches
         if batches is None:
-            batches = _stacked([detached(self._batches[k]) for k in stretch.steps])
+            batches = _stacked([self._batches[k] for k in stretch.steps])
         given = _apart(*self._functions, *point, stacked(batches), self._hparams, *more)
         steps = stretch.steps[::-1] if function is _run_back else stretch.steps
         what = program(function, self._compile, len(steps) == 1, *self._code)
@@ -169,28 +170,34 @@ class CompiledSteps:
         """Of ``[first, last)``, at most so many steps each."""
         parts = max(1, math.ceil((last - first) / size))
         for a, b in pairwise(first + (last - first) * i // parts for i in range(parts + 1)):
-            rows = [(k, detached(self._batches[k])) for k in range(a, b)]
-            for _, group in groupby(rows, lambda row: self._shape(row[1])):
-                steps, batches = zip(*group, strict=True)
-                yield Stretch(range(steps[0], steps[-1] + 1), len(self._shapes) > 1, _stacked(batches))
+            batches = [self._batches[k] for k in range(a, b)]
+            for _, group in groupby(zip(range(a, b), batches, strict=True), lambda row: self._shape(row[1])):
+                steps, some = zip(*group, strict=True)
+                yield Stretch(range(steps[0], steps[-1] + 1), len(self._shapes) > 1, _stacked(some))
 
     def _shape(self, batch: Any) -> int:
         """The number of a batch's shape in this run."""
-        shape = tree.structure(batch), [_kind(x) for x in tree.leaves(batch)]
-        if shape not in self._shapes:
-            self._shapes.append(shape)
+        for i, (like, kinds) in enumerate(self._shapes):
+            leaves = tree.fitted(batch, like)
+            if leaves is not None and [_kind(x) for x in leaves] == kinds:
+                return i
+        leaves, rebuild = tree.flatten(batch)
+        self._shapes.append((rebuild, [_kind(x) for x in leaves]))
         if len(self._shapes) > SHAPES:
             raise ValueError(
                 f"compile=True makes programs for each shape of a batch, and more than {SHAPES} are met: "
                 f"{', '.join(str(kinds) for _, kinds in self._shapes)}. Pad the batches, give numbers as tensors, or "
                 "leave compile out"
             )
-        return self._shapes.index(shape)
+        return len(self._shapes) - 1
 
     def _asked(self, stretch: Stretch) -> tuple[Any, Any]:
         """What a derivative is asked for, of hparams and of any of a stretch's batches."""
+        asked = self._problem.needs_grad
+        if not self._asks_batches:
+            return asked.hparams, tree.map_tree(lambda _: False, self._problem.batch_needs_grad(stretch.steps[0]))
         of_batches = [self._problem.batch_needs_grad(k) for k in stretch.steps]
-        return self._problem.needs_grad.hparams, tree.map_tree(lambda *asked: any(asked), *of_batches)
+        return asked.hparams, tree.map_tree(lambda *flags: any(flags), *of_batches)
 
     def _as_written(self, stretch: Stretch, params: Params, state: State) -> None:
         """A stretch's first step as it is written, of which nothing remains: its errors are the program's."""
@@ -236,8 +243,9 @@ def _kind(x: Any) -> Any:
 
 def _stacked(batches: Sequence[Any]) -> Any:
     """Batches of one shape as one, each tensor with a first dimension that counts them."""
-    leaves, rebuilds = zip(*map(tree.flatten, batches), strict=True)
-    return rebuilds[0]([_rows(xs) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*leaves, strict=True)])
+    rebuild = tree.flatten(batches[0])[1]
+    leaves = map(rebuild.aligned, batches)
+    return rebuild([_rows(xs) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*leaves, strict=True)])
 
 
 def _rows(xs: Sequence[Tensor]) -> Tensor:
