@@ -129,8 +129,12 @@ def _by_inductor(graph: Any, inputs: list[Tensor], draws: list[int]) -> Any:
     with autograd_config.patch(enable_autograd_cache=False):
         return compile_fx(
             graph, inputs, inner_compile=inner, decompositions={**select_decomp_table(), **_OURS},
-            config_patches={"cpp_wrapper": True, "fallback_random": False},
+            config_patches=_CONFIG,
         )  # fmt: skip
+
+
+#: The wrapper in C++, and apart from the kernels: together g++ was not done with a transformer after six minutes.
+_CONFIG = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "fallback_random": False}
 
 
 def _bernoulli(x: Tensor, p: Tensor | float, generator: torch.Generator | None) -> Tensor:
