@@ -195,7 +195,7 @@ def test_a_tower_and_its_update():
         ({"checkpoint": "sqrt"}, {"_run": 10, "_back": 5}),
         ({"checkpoint": "auto", "memory": 8 * 40 * 20}, {"_run": 10, "_back": 5}),
         ({"checkpoint": "auto", "memory": 2**20}, {"_run": 1, "_back": 1}),
-        ({"truncate": 4}, {"_run": 5, "_back": 1}),  # 16 steps in 4 stretches
+        ({"truncate": 4}, {"_run": 3, "_back": 1}),  # 16 steps in 2 stretches
     ],
     ids=str,
 )
@@ -449,7 +449,7 @@ def test_without_a_derivative_training_runs_by_the_program_too(name: str, progra
         hft.train(hft.adam(), loss, start(), batches(10), strategy=s) for s in (PAIRS[name][0](compile=CHEAP), None)
     )
     assert largest_difference(tuple(got), tuple(want)) <= CLOSE
-    assert counted(programs) == {"_run": 4}  # of 3 steps at most: their points are dropped
+    assert counted(programs) == {"_run": 2}  # of 5 steps each: their points are dropped
 
 
 def test_scan_is_where_it_was():

@@ -78,7 +78,7 @@ class CompiledSteps:
         begin, count = self.inputs, len(self.inputs.batches)
         params, state = detached((begin.params, begin.state))
         losses, size = [], self._every if self._every > 1 else count
-        head = max(1, math.isqrt(self._first))  # of which nothing is kept
+        head = max(8, math.isqrt(self._first))  # of which nothing is kept; one step alone has programs of its own
         with _compiling():
             for stretch in chain(self._stretches(0, self._first, head), self._stretches(self._first, count, size)):
                 ran = self._run(stretch, params, state)
