@@ -79,12 +79,12 @@ class Program:
                 look()
             self._given, self._began = given, None
             place = next(x.device for x in tree.leaves(given[2]) if isinstance(x, Tensor))
-            draws = seeds is None and any(self._draws)
+            may_draw = look is not None and seeds is None  # the way back takes what its run has drawn
             try:
-                if draws:
+                if may_draw and any(self._draws):
                     seeds = _seeds(len(steps))
                 found = self._value(given, steps, seeds, place)
-                if seeds is None and any(self._draws) and look:  # as has come out when it was compiled
+                if may_draw and seeds is None and any(self._draws):  # as has come out when it was compiled
                     seeds = _seeds(len(steps))
                     found = self._value(given, steps, seeds, place)
             except _failures() as error:
