@@ -13,15 +13,20 @@ class Config(AnchorOptions):
 
     # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
     anchor: Literal["styles", "imagenet"] = "styles"
-    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of the emoji; files of one
+    pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
+    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of these; files of one
     # class with the same stem are one item, and all of an item is in one part of the split.
     data_root: str | None = None
-    id_domain: str | None = None  # domain to fine-tune on, with --data-root; None: the first in the alphabet
+    id_domain: str | None = None  # to fine-tune on, not for emoji; None: the first in the alphabet
     limit: int | None = None  # use only so many items, for a quick try
     dropout: float = 0.2  # before the head
     shift: int = 6  # pixels, augmentation
 
     def check(self) -> None:
         super().check()
-        if self.id_domain is not None and self.data_root is None:
-            raise InputError("--id-domain goes with --data-root; the emoji are always fine-tuned on Twemoji")
+        if self.id_domain is not None and self.data_root is None and self.pictures == "emoji":
+            raise InputError(
+                "--id-domain goes with --data-root or --pictures cells; the emoji are always fine-tuned on Twemoji"
+            )
+        if self.pictures == "cells" and self.data_root is not None:
+            raise InputError("--pictures cells and --data-root: give one of them")

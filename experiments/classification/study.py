@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.classification.cells import cell_pictures
 from experiments.classification.config import Config
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
@@ -18,10 +19,10 @@ from experiments.common.progress import Progress
 
 def load_parts(config: Config, cache: Path, progress: Progress) -> tuple[dict[str, Pictures], int]:
     """The parts of the split, and the number of the domain that is fine-tuned on."""
-    if config.data_root is None:
-        pictures = emoji_pictures(cache, progress)
-    else:
+    if config.data_root is not None:
         pictures = folder_pictures(Path(config.data_root), progress)
+    else:
+        pictures = cell_pictures() if config.pictures == "cells" else emoji_pictures(cache, progress)
     names = pictures.domain_names
     if config.id_domain is not None and config.id_domain not in names:
         raise InputError(f"--id-domain {config.id_domain}: the domains are {', '.join(names)}")

@@ -26,6 +26,9 @@ class Config(AnchorOptions):
     pretrain_tweets: int = 320  # of each topic and sentiment to train the anchor on, at most
     test_tweets: int = 300  # of each topic and sentiment in the tests, at most
     length: int = 40  # tokens of a tweet, at most
+    # Instead of tweets opinions about films, tested on newspapers, tweets and products: the archive that has them, from
+    # `pip download --no-deps --no-binary :all: vaderSentiment`.
+    opinions: str | None = None
     bf16: bool = False  # mixed precision, in training and in tests: fast where the processor has bfloat16
 
     def check(self) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from experiments.common.draws import generator
 from experiments.common.errors import InputError
+from experiments.common.opinions import FILES, opinions
 from experiments.common.tweets import SENTIMENTS, Tweets, tweets
 from experiments.language.config import Config
 
@@ -17,6 +19,11 @@ ID_TOPIC = "airlines"
 #: The labels of the topic Deflategate mean something else (every model is below chance on it): it is left out.
 OOD_TOPICS = ("self-driving cars", "Apple", "Coachella")
 TOPICS = (ID_TOPIC, *OOD_TOPICS)
+
+
+def topics_of(config: Config) -> tuple[str, ...]:
+    """That which is fine-tuned on, then the others."""
+    return TOPICS if config.opinions is None else tuple(FILES)
 
 
 @dataclass(frozen=True)
@@ -53,29 +60,30 @@ def balanced(labels: Tensor, topics: Sequence[str], config: Config) -> dict[str,
     Of each topic and sentiment half of the tweets, or as many as the config says, are for the test; what is left is
     for pre-training, and then for fine-tuning.
     """
-    parts: dict[str, list[Tensor]] = {"pretrain": [], "finetune": [], **{f"test {topic}": [] for topic in TOPICS}}
-    about = {topic: torch.tensor([topic == other for other in topics]) for topic in TOPICS}
-    for topic in TOPICS:
+    own_topics = topics_of(config)
+    parts: dict[str, list[Tensor]] = {"pretrain": [], "finetune": [], **{f"test {topic}": [] for topic in own_topics}}
+    about = {topic: torch.tensor([topic == other for other in topics]) for topic in own_topics}
+    for topic in own_topics:
         for label in range(len(SENTIMENTS)):
             own = (about[topic] & (labels == label)).nonzero().flatten()
             order = own[torch.randperm(len(own), generator=generator("tweets", config.split_seed, topic, label))]
             sizes = [min(config.test_tweets, len(own) // 2), config.pretrain_tweets, config.tweets]
             test, pretrain, finetune = (order[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(3))
-            if not len(pretrain) or not len(test) or (topic == ID_TOPIC and not len(finetune)):
+            if not len(pretrain) or not len(test) or (topic == own_topics[0] and not len(finetune)):
                 raise InputError(
-                    f"{len(own)} tweets about {topic} are {SENTIMENTS[label]}: too few for --test-tweets "
+                    f"{len(own)} texts about {topic} are {SENTIMENTS[label]}: too few for --test-tweets "
                     f"{config.test_tweets}, --pretrain-tweets {config.pretrain_tweets} and --tweets {config.tweets}"
                 )
             parts[f"test {topic}"].append(test)
             parts["pretrain"].append(pretrain)
-            if topic == ID_TOPIC:
+            if topic == own_topics[0]:
                 parts["finetune"].append(finetune)
     return {name: torch.cat(chosen) for name, chosen in parts.items()}
 
 
 def load(config: Config, tokenizer: Any) -> dict[str, Texts]:
     """The parts, with `train` and `validation` where anything is held out."""
-    found: Tweets = tweets()
+    found: Tweets = tweets() if config.opinions is None else opinions(Path(config.opinions))
     chosen: Mapping[str, Tensor] = balanced(found.labels, found.topics, config)
     parts = {}
     for name, index in chosen.items():

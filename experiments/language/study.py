@@ -19,21 +19,22 @@ def make_task(config: Config, cache: Path, progress: Progress) -> LanguageTask:
 
 
 def facts(task: LanguageTask) -> dict:
-    """What of the tweets goes into the record: numbers alone, since the texts are their authors'."""
+    """What of the texts goes into the record: numbers alone, since they are their authors'."""
     return {"tweets": {name: len(some.labels) for name, some in task.texts.items()}}
 
 
 def setting(content: dict) -> str:
     config, tweets = content["config"], content["data"]["tweets"]
+    kind, about = ("tweets", ID_TOPIC) if config.get("opinions") is None else ("opinions", "films")
     seeds = ", ".join(map(str, config["seeds"]))
     start = "MiniLM-L6 as it comes, with a new head"
     if config["anchor"] == "topics":
-        start = f"a MiniLM-L6 that was trained on {tweets['pretrain']} other tweets about all topics"
+        start = f"a MiniLM-L6 that was trained on {tweets['pretrain']} other {kind} about all topics"
     tests = ", ".join(f"{count} {name.removeprefix('test ')}" for name, count in tweets.items() if "test " in name)
     return (
-        f"Mean accuracy in % over three sentiments (chance is 33.3), test tweets: {tests}; mean "
+        f"Mean accuracy in % over three sentiments (chance is 33.3), test {kind}: {tests}; mean "
         f"{'± standard error ' if len(config['seeds']) > 1 else ''}over fine-tuning seeds {seeds} (one split, one "
-        f"anchor). Fine-tuned on {tweets['finetune']} tweets about {ID_TOPIC}, from {start}, by Hugging Face's Trainer"
+        f"anchor). Fine-tuned on {tweets['finetune']} {kind} about {about}, from {start}, by Hugging Face's Trainer"
         f"{' in mixed precision (bfloat16)' if config['bf16'] else ''}."
     )
 

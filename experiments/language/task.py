@@ -1,4 +1,4 @@
-"""Which sentiment has a tweet? Trained on one topic, tested on all."""
+"""Which sentiment has a text? Trained on one topic, tested on all."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +10,7 @@ from transformers import BertModel
 
 from experiments.common.options import digest
 from experiments.common.task import Part
-from experiments.language.data import ID_TOPIC, OOD_TOPICS, TOPICS, Texts
+from experiments.language.data import Texts
 from experiments.language.model import Sentiment, accuracy
 
 
@@ -19,15 +19,17 @@ class LanguageTask:
 
     name = "language"
     metric = "accuracy"
-    columns: Mapping[str, tuple[str, ...]] = {
-        "id": (ID_TOPIC,), **{topic: (topic,) for topic in OOD_TOPICS}, "ood": OOD_TOPICS
-    }  # fmt: skip
-    titles: Mapping[str, str] = {"id": f"ID: {ID_TOPIC}", "ood": "OOD mean", "images_per_second": "tweets/s"}
 
     def __init__(
         self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device, bf16: bool = False
     ) -> None:
         self.texts, self.new_encoder, self.device, self.bf16 = texts, new_encoder, device, bf16
+        self.topics = tuple(name.removeprefix("test ") for name in texts if name.startswith("test "))
+        own, *others = self.topics
+        self.columns: Mapping[str, tuple[str, ...]] = {
+            "id": (own,), **{topic: (topic,) for topic in others}, "ood": tuple(others)
+        }  # fmt: skip
+        self.titles: Mapping[str, str] = {"id": f"ID: {own}", "ood": "OOD mean", "images_per_second": "tweets/s"}
         self.parts: Mapping[str, Part] = {
             name: Part(len(some.labels), partial(self._draw, some), some.lengths)
             for name, some in texts.items()
@@ -57,7 +59,7 @@ class LanguageTask:
         return self._accuracy(model, "validation")
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        return {topic: self._accuracy(model, f"test {topic}") for topic in TOPICS}
+        return {topic: self._accuracy(model, f"test {topic}") for topic in self.topics}
 
     def _accuracy(self, model: nn.Module, part: str) -> float:
         return accuracy(model, self.texts[part], self.device)

@@ -18,6 +18,10 @@ STARTS = {
     "imagenet": "Emoji in one style, tested there (ID) and in others (OOD), from ImageNet's weights and a new head",
     "topics": "Tweets on one topic, tested there (ID) and on others (OOD), from a MiniLM trained on all topics",
     "minilm": "Tweets on one topic, tested there (ID) and on others (OOD), from MiniLM as it comes and a new head",
+    "cells": "Monocrystalline solar cells, tested on others (ID) and on polycrystalline ones (OOD), from ImageNet's "
+    "weights and a new head",
+    "opinions": "Opinions about films, tested on others (ID) and in newspapers, tweets and about products (OOD), from "
+    "MiniLM as it comes and a new head",
 }
 
 

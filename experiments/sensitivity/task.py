@@ -1,4 +1,4 @@
-"""What is fine-tuned: emoji or tweets, from an anchor that knows them or from one that does not."""
+"""What is fine-tuned: pictures or texts, from an anchor that knows them or from one that does not."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,12 +20,16 @@ from experiments.common.progress import Progress
 from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer
 
+#: Weights that two of them start from.
+KNOWS = {"cells": "imagenet", "opinions": "minilm"}
+
 
 @dataclass(frozen=True)
 class Config:
     """Every method at every learning rate, from every split."""
 
-    anchor: Literal["styles", "imagenet", "topics", "minilm"] = "styles"  # emoji from the first two, else tweets
+    # Emoji from the first two, tweets from the next two, solar cells from ImageNet's weights, opinions from MiniLM.
+    anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
     methods: tuple[str, ...] = ("linear", "adamw", "adamw_warmup", "ftp", "ftp_share")  # and WiSE-FT of AdamW's
     lrs: tuple[float, ...] = (
         2e-5,
@@ -38,8 +42,9 @@ class Config:
         5.6e-3,
     )  # ten times that of a linear probe
     seeds: tuple[int, ...] = (0, 1, 2)  # each a split of its own, with its anchor, order and augmentation
-    epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 2 over tweets
-    limit: int | None = None  # use only so many emoji
+    epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
+    limit: int | None = None  # use only so many pictures
+    archive: str | None = None  # that has the opinions: see experiments.language
     tweets: int = 150  # of each sentiment to fine-tune on
     test_tweets: int = 150  # of each topic and sentiment in the tests
 
@@ -51,12 +56,14 @@ class Config:
                 f"--methods {' '.join(self.methods)}: give adamw, which all are compared with, and others that train; "
                 "WiSE-FT of AdamW's is always there"
             )
+        if (self.anchor == "opinions") != (self.archive is not None):
+            raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
         for seed in self.seeds:
             self.options(seed, self.lrs[0]).check()
 
     @property
-    def of_emoji(self) -> bool:
-        return self.anchor in ("styles", "imagenet")
+    def of_pictures(self) -> bool:
+        return self.anchor in ("styles", "imagenet", "cells")
 
     def rates(self, method: str) -> list[float]:
         """A head alone wants larger ones."""
@@ -66,11 +73,15 @@ class Config:
         """Of one split, at one learning rate."""
         methods = (*self.methods, *(name for name in ("wise", "wise_warmup") if FOLLOWS[name] in self.methods))
         shared = {"methods": methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
-        shared |= {"anchor": self.anchor, "epochs": self.epochs or (5 if self.of_emoji else 2)}
-        if self.of_emoji:
-            return ClassificationConfig(**shared, limit=self.limit)
+        epochs = {"styles": 5, "imagenet": 5, "cells": 8}.get(self.anchor, 2)
+        shared |= {"anchor": KNOWS.get(self.anchor, self.anchor), "epochs": self.epochs or epochs}
+        if self.of_pictures:
+            pictures = "cells" if self.anchor == "cells" else "emoji"
+            return ClassificationConfig(**shared, limit=self.limit, pictures=pictures)
         from experiments.language.config import Config as LanguageConfig  # needs the extra `language`
 
+        if self.archive is not None:  # no anchor is trained, so all but the tests may be fine-tuned on
+            shared |= {"opinions": self.archive, "pretrain_tweets": 1}
         return LanguageConfig(**shared, bf16=True, tweets=self.tweets, test_tweets=self.test_tweets)
 
 
@@ -92,7 +103,7 @@ class Splits:
         return self._study().facts(first) | {"metric": first.metric, "anchors": known}
 
     def _study(self) -> MethodStudy:
-        if self._config.of_emoji:
+        if self._config.of_pictures:
             return classification.COMPARISON
         from experiments.language.study import COMPARISON
 

@@ -1,16 +1,22 @@
 """Data of the studies: what is read from packages, and features that are the network's own."""
 
+import io
+import tarfile
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures
 from experiments.classification.model import Classifier
 from experiments.common import frozen
 from experiments.common.digits import digits
 from experiments.common.errors import InputError
+from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
 from experiments.common.tweets import TOPICS, bag_of_words, plain, topic_of, tweets
 
@@ -35,6 +41,57 @@ def test_tweets_have_a_sentiment_and_a_topic_and_no_copy():
     assert read.fingerprint() == tweets().fingerprint() != cars.fingerprint()
     with pytest.raises(InputError, match="there are airlines"):
         read.about("trains")
+
+
+def archive(path: Path, rows: dict[str, str]) -> Path:
+    """As vaderSentiment's source has it: an archive in an archive."""
+    inner, outer = io.BytesIO(), io.BytesIO()
+    for buffer, files in (
+        (inner, {f"hutto/{stem}_GroundTruth.txt": rows[topic].encode() for topic, stem in FILES.items()}),
+        (outer, {"vader/additional/hutto_ICWSM_2014.tar.gz": inner}),
+    ):
+        with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+            for name, content in files.items():
+                content = content if isinstance(content, bytes) else content.getvalue()
+                about = tarfile.TarInfo(name)
+                about.size = len(content)
+                packed.addfile(about, io.BytesIO(content))
+    path.write_bytes(outer.getvalue())
+    return path
+
+
+def test_opinions_have_a_clear_sentiment_or_none_and_no_copy(tmp_path):
+    rows = dict.fromkeys(FILES, "")
+    rows["films"] = "1\t2.3\tGreat!\n2\t-1.2\tPoor\n3\t0.4\tA film.\n4\t0.7\tNearly.\n5\t-0.5\tA cut.\n6\t-3\tgreat!"
+    rows["tweets"] = "1\t1.0\tSo so\n2\t1.1\tGreat! @you"
+    read = opinions(archive(tmp_path / "vader.tar.gz", rows))
+    assert read.texts == ("great!", "poor", "a film.", "a cut.", "great! @user")
+    assert read.labels.tolist() == [2, 0, 1, 1, 2]
+    assert read.topics == ("films",) * 4 + ("tweets",)
+    for wrong in (tmp_path / "none.tar.gz", tmp_path / "text.tar.gz"):
+        (tmp_path / "text.tar.gz").write_text("no archive")
+        with pytest.raises(InputError, match="pip download --no-deps --no-binary :all: vaderSentiment"):
+            opinions(wrong)
+
+
+def test_cells_are_those_of_which_the_experts_were_sure(tmp_path, monkeypatch):
+    folder = tmp_path / "elpv_dataset" / "data"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i, (share, kind) in enumerate([("0.0", "mono"), ("1.0", "poly"), ("0.333", "mono"), ("1.0", "mono")]):
+        Image.new("L", (300, 300), 60 * i).save(folder / "images" / f"cell{i}.png")
+        rows.append(f"images/cell{i}.png  {share}   {kind}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr("experiments.classification.cells.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'hyperopt_ftp\[cells\]'"):
+        cell_pictures()
+    found = type("Spec", (), {"submodule_search_locations": [str(folder.parent)]})
+    monkeypatch.setattr("experiments.classification.cells.find_spec", lambda name: found)
+    read = cell_pictures()
+    assert read.items == read.groups == ("cell0", "cell1", "cell3")
+    assert (read.labels.tolist(), read.domains.tolist()) == ([0, 1, 1], [0, 1, 0])
+    assert read.images.shape == (3, 3, 96, 96)
+    assert read.images.flatten(1).float().mean(1).tolist() == [0, 60, 180]
 
 
 def test_a_text_is_told_by_its_words_alone():

@@ -75,6 +75,8 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, monkeypatch, cache):
         ["--lrs", "1e-3", "1e-3"],
         ["--methods", "ftp"],
         ["--methods", "adamw", "wise"],
+        ["--anchor", "opinions"],
+        ["--archive", "x.tar.gz"],
     ],
     ids=str,
 )

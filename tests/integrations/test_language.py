@@ -293,7 +293,7 @@ def test_adapters_begin_as_their_seed_says_whatever_was_done_before(tmp_path, mo
     [
         (("--length", "2"), "--length 2: must be from 3 to 512"),
         (("--tweets", "0"), "--tweets 0: must be an integer of at least 1"),
-        (("--pretrain-tweets", "9999"), "tweets about airlines are negative: too few"),
+        (("--pretrain-tweets", "9999"), "texts about airlines are negative: too few"),
         (("--method", "adamw", "wise_ftp"), "wise_ftp is made of the weights of ftp"),
         (("--labels", "0.01", "--lrs", "0.1", "0.2"), "too few tweets to hold out"),
     ],
