@@ -59,7 +59,7 @@ fuzz: $(VENV)/.demo $(VENV)/.test
 crash: $(VENV)/.demo $(VENV)/.test
 	$(RUN) -m tests.crash --kills 50
 
-# Small faults in a copy of the package: does a test fail for each? The same sample each time; hours where many survive.
+# Small faults in a copy of the package: does a test fail for each? The same sample each time.
 mutants: $(VENV)/.demo $(VENV)/.test $(VENV)/.mutants
 	$(RUN) -m tests.mutants
 

@@ -65,11 +65,9 @@ def test_a_check_that_fails_is_told_and_hides_no_other(check, text, tmp_path):
 
 
 def test_a_process_that_waits_in_vain_says_where(tmp_path):
-    found = launch(2, [passes, waits], tmp_path, idle=10.0)
+    found = launch(2, [passes, waits], tmp_path, idle=5.0)
     assert found["passes"] == ""
-    assert found["waits"].startswith(
-        "process 0 did not get to its end\nnobody has computed for 10 s\nprocess 0 is in\n"
-    )
+    assert found["waits"].startswith("process 0 did not get to its end\nnobody has computed for 5 s\nprocess 0 is in\n")
     assert re.search("in waits.*process 1 is in\n", found["waits"], flags=re.DOTALL)
 
 

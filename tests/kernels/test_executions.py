@@ -29,7 +29,9 @@ def execution(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.mark.parametrize("execution", [Single(), foreach, cpu], ids=["single", "foreach", "fused_cpu"])
 def test_every_shape_in_one_call(execution):
+    """Of Triton in test_triton.py, by the number of its launches."""
     run(execution, Case(SHAPES, free=(4,), zero=(3,)))
 
 
@@ -51,7 +53,6 @@ CASES: dict[str, dict[str, Any]] = {
     "l2": {"ball": Ball(RADIUS_LR, 1.0, "l2", False)},
     "l2, exact, float64": {"ball": Ball(RADIUS_LR, 1.0, "l2", True), "dtype": torch.float64},
     "lean": {"lean": True},
-    "16-bit anchors": {"anchor_dtypes": (torch.bfloat16,)},
     "anchors of three dtypes": {"anchor_dtypes": (torch.float32, torch.bfloat16, torch.float16)},
     "zero anchors": {"zero": tuple(range(len(FEW)))},
     "zero and other anchors, bfloat16": {"zero": (0, 3), "dtype": torch.bfloat16},

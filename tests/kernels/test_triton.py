@@ -156,7 +156,7 @@ def test_the_classes_match_the_reference_runs(index: int, dtype: torch.dtype, mo
     params = {n: torch.nn.Parameter(w.clone().to(dtype)) for n, w in run_.anchor().items()}
     make = hft.FTPAdamW if run_.adam else hft.FTPSGD
     opt = make(params.items(), exclude="head.*", kappa=run_.kappa, fused=True, **run_.kwargs)
-    for t in range(run_.about["steps"]):
+    for t in range(min(8, run_.about["steps"])):
         for name, p in params.items():
             p.grad = run_.gradient(name, t, p)
         opt.step()

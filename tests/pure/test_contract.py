@@ -135,7 +135,11 @@ def test_vmap_over_hparams_equals_the_loop(case: Case):
         torch.testing.assert_close({k: v[i] for k, v in together.items()}, alone, rtol=CLOSE, atol=CLOSE)
 
 
-@every_case
+#: One of each kind of update; tests/compiled has a training by every case, without a graph break.
+KINDS = ("adam", "radam", "adafactor", "muon", "schedule_free_adamw", "accumulated", "noisy", "ftp", "hyper")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=str)
 def test_compiled_without_a_graph_break_equals_eager(case: Case):
     torch._dynamo.reset()  # it counts compilations by code, which optimizers of one kind share
     opt, params = case.build(), start()

@@ -53,6 +53,20 @@ def test_every_hparam_of_the_package_has_the_domain_of_its_name(case: Case):
         assert domain is DOMAINS[names[0]] if names else isinstance(domain, Domain)  # one of the method's own
 
 
+#: What may be infinite, which switches a bound off, and what may be negative.
+ENDLESS = ("dampening", "ns_coefficients", "step_sizes", "t0", "max_norm", "max_value", "radius")
+SIGNED = ("dampening", "ns_coefficients", "beta2_decay", "midpoint")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_hparam_is_negative_or_infinite_but_those_that_make_sense_so(case: Case):
+    opt = case.build()
+    for path in tree.by_path(opt.hparams):
+        domain, names = domain_at(opt.domains, path), path.split(".")
+        assert domain.holds(math.inf) == any(name in ENDLESS for name in names), path
+        assert domain.holds(-0.5) == any(name in SIGNED for name in names), path
+
+
 WRAPPED = {
     "damped": hft.damped,
     "clipped": lambda opt: hft.clipped(opt, 1.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -71,6 +73,12 @@ def test_a_misspelt_gradient_of_the_radius_is_no_default():
     one = torch.ones(1)
     with pytest.raises(ValueError, match="gradient must be one of 'paper', 'exact', got 'Exact'; did you mean 'exact'"):
         radius_gradient(one, one, one, one[0], "Exact")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("start", [-0.1, math.inf, math.nan])
+def test_a_radius_starts_at_a_finite_number(start):
+    with pytest.raises(ValueError, match=r"radius_start must lie in \[0, inf\), got"):
+        hft.ftp(hft.sgd(), {"w": torch.ones(2)}, radius_start=start)
 
 
 @pytest.mark.parametrize("norm", ["mars", "l2"])

@@ -91,8 +91,9 @@ def test_wrong_arguments(pair):
     tuned, start = pair
     with pytest.raises(ValueError, match="alpha must lie in"):
         hft.lines(tuned, start, ["0", "2"], alpha=-0.1)
-    with pytest.raises(ValueError, match="beta must lie in"):
-        hft.lines(tuned, start, ["0", "2"], beta=float("nan"))
+    for beta in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="beta must lie in"):
+            hft.lines(tuned, start, ["0", "2"], beta=beta)
     with pytest.raises(ValueError, match=r"'5' matches no parameter"):
         hft.lines(tuned, start, ["0", "5"])
     with pytest.raises(ValueError, match="leave out a head"):

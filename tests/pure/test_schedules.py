@@ -507,6 +507,7 @@ def test_trainings_at_different_counts_map_together():
 
 SGD = hft.sgd(lr=0.1)
 TOWER = hft.hyper(SGD, by=SGD, over="lr")
+BETAS = hft.hyper(hft.adam(), by=SGD, over="betas.0")
 
 
 @pytest.mark.parametrize(
@@ -540,6 +541,7 @@ TOWER = hft.hyper(SGD, by=SGD, over="lr")
         (lambda: hft.scheduled(SGD, {3: schedules.cosine(3)}), ValueError, r"schedules for \[3\], but the hparams are"),
         (lambda: hft.scheduled(SGD, momentun=len), ValueError, "did you mean 'momentum'"),
         (lambda: hft.scheduled(parts(), w=schedules.cosine(3)), ValueError, "'w' holds several hparams, .*'w.lr'"),
+        (lambda: hft.scheduled(BETAS, {"base.betas": schedules.cosine(3)}), ValueError, "base tunes 'base.betas.0'"),
         (lambda: hft.scheduled(TOWER, {"base.lr": schedules.cosine(3)}), ValueError, "base tunes 'base.lr' itself"),
         (lambda: hft.per_step(TOWER, {"base.lr": TABLE}), ValueError, "base tunes 'base.lr' itself"),
         (
@@ -563,6 +565,7 @@ TOWER = hft.hyper(SGD, by=SGD, over="lr")
         (lambda: schedules.warm_up(schedules.exponential(0.9)), ValueError, "has no end; give steps"),
         (lambda: schedules.warm_up(schedules.cosine(9), steps=8), ValueError, "has 9 steps, got steps=8; leave"),
         (lambda: schedules.warm_up(len), TypeError, "then must be a Schedule"),  # pyright: ignore
+        (lambda: schedules.piecewise((1.5, 3), (0.1, 0.2)), ValueError, r"increasing order, got \(1.5, 3\)"),
         (lambda: schedules.piecewise((3, 3), (0.1, 0.2)), ValueError, r"in increasing order, got \(3, 3\)"),
         (lambda: schedules.piecewise((3, 5), (0.1,)), ValueError, "one factor for each count in at, got 1 for 2"),
         (lambda: schedules.joined([schedules.cosine(3)], [3]), ValueError, "each schedule but the first, got 1 for 1"),

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import hyperopt_ftp as hft
 
-from ..support.executions import FLAGS, every_execution
+from ..support.executions import FLAGS
 
 CLASSES = {
     "adamw": lambda p, **kw: hft.FTPAdamW(p, weight_decay=0.1, **kw),
@@ -32,8 +32,7 @@ def make(name, flags, lr):
     return params, CLASSES[name](named, lr=lr, **flags)
 
 
-@every_execution
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "execution"), list(zip(CLASSES, FLAGS, strict=True)))
 @pytest.mark.filterwarnings("ignore")  # torch's own, about its internals
 def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     counter = CompileCounterWithBackend("aot_eager")
@@ -60,7 +59,7 @@ def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     torch.__version__ < (2, 12), reason="torch before 2.12 loses fields of a tuple behind a graph break"
 )
 @pytest.mark.filterwarnings("ignore")
-@every_execution
+@pytest.mark.parametrize("execution", ["single", "foreach"])
 def test_around_a_compiled_wrapper_torch_breaks_the_graph_itself(execution):
     """Every step of a torch optimizer breaks a graph that calls it; what comes before and after is compiled."""
     results = []
