@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,10 +20,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ..support.leash import end_with
 from ..support.processes import Patience, run
 
 ROOT = Path(__file__).parent.parent.parent
+IMPORTED = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor.debug", "pytest")
 
 Check = Callable[[Path], None]
 #: What a process says of each check that it has begun: ``None`` until its end, then what went wrong.
@@ -76,8 +78,10 @@ def _told(rank: int, report: Report, name: str) -> str:
 
 def _group(processes: int, checks: list[Check], folder: Path, group: Path, idle: float) -> tuple[list[Report], str]:
     """What each process says, and how they ended where not by themselves."""
-    arguments = (os.getpid(), processes, checks, folder, group)
-    context = mp.start_processes(_work, arguments, processes, join=False, start_method="spawn")
+    # Forked from one process that has imported all, which takes seconds, and done nothing.
+    mp.get_context("forkserver").set_forkserver_preload(["hyperopt_ftp", *IMPORTED])
+    arguments = (processes, checks, folder, group)
+    context = mp.start_processes(_work, arguments, processes, join=False, start_method="forkserver")
     assert context is not None
     patience, end = Patience(context.pids(), idle), ""
     try:
@@ -109,8 +113,8 @@ def _place(group: Path, rank: int) -> Path:
     return group / f"place-{rank}.txt"
 
 
-def _work(rank: int, parent: int, processes: int, checks: list[Check], folder: Path, group: Path) -> None:
-    end_with(parent, signal.SIGKILL)
+def _work(rank: int, processes: int, checks: list[Check], folder: Path, group: Path) -> None:
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     with open(_place(group, rank), "w") as place:
@@ -136,6 +140,13 @@ def _work(rank: int, parent: int, processes: int, checks: list[Check], folder: P
         # Without Python's shutdown: DTensor's caches keep gloo's threads alive, and one that lets go of a tensor during
         # the shutdown aborts the process.
         os._exit(0)
+
+
+def _end_with_launcher() -> None:
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _tell(group: Path, rank: int, said: Report, check: Check, text: str | None) -> None:
