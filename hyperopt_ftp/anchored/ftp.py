@@ -87,8 +87,8 @@ def ftp(
             the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.
-        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam). ``None``: as
-            below; a larger one lets the first step go so far, after which the clip holds.
+        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam): a larger one
+            lets the first step go so far, after which the clip holds. ``None``: as below.
 
     Returns:
         An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. The radius starts at 1e-8, or at the
@@ -99,7 +99,7 @@ def ftp(
         ValueError: a number outside its domain, an unknown norm or gradient, an anchor that does not fit (at ``init``).
 
     Differs from the paper: the authors start every radius at 1e-8, which throws a run that starts off the anchor back
-    onto it.
+    onto it; ``radius_start=1e-8`` does so too.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(1, 2)}
@@ -174,10 +174,10 @@ def ftp_rule(
         return rescaled(w0, c, radius, n), {**state, "deviation": c, "row_norm": n, "radius": radius}
 
     def off(c: Tensor) -> RuleState:
-        return {"radius": largest(row_norm(c, norm)).clamp(min=first)}
+        return {"radius": largest(row_norm(c, norm)).clamp(min=FLOOR)}
 
     own = to_tensors(radius_lr=radius_lr, kappa=kappa)
-    return Rule(own, before, after, specs, norm, off, master, keeps=())
+    return Rule(own, before, after, specs, norm, off if radius_start is None else None, master, keeps=())
 
 
 def radius_gradient(

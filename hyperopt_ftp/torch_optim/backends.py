@@ -174,7 +174,7 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
         why = ops.why_not(params, asked=strict and bool(fused))
         if why is None:
             return BACKENDS[ops.BEST[params[0].device.type][0]]
-        if fused and strict:
+        if fused and strict and not all(p.is_meta for p in params):  # which get a device before the first step
             raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
     if multi is False:
         return BACKENDS["single"]

@@ -34,7 +34,7 @@ def check_base(base: Any, title: str, refused: type) -> None:
     if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
         got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
         if isinstance(base, Optimizer):
-            got = "a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)"
+            got = "a pure optimizer; around that go the pure rules: hft.PureOptimizer(params, hft.ftp(base, anchor))"
         elif not isinstance(base, torch.optim.Optimizer):
             made = base.__name__ if isinstance(base, type) and issubclass(base, torch.optim.Optimizer) else "AdamW"
             got += f"; write {title}(torch.optim.{made}(params, lr=...))"

@@ -13,10 +13,10 @@ from ..calls import explained
 from ..kernels.layers import Ball
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
-from .at_anchor import warn_if_it_stays
 from .given import Given
 from .hold import Hold
 from .optimizer import DropIn
+from .radius_warnings import watch_radii
 
 #: Entries of a group that its rule reads.
 FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
@@ -73,7 +73,7 @@ class FTP(DropIn):
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base), learned_ball(options, source), exclude)
-        warn_if_it_stays(self)
+        watch_radii(self)
 
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.

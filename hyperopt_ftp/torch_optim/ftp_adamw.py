@@ -13,10 +13,10 @@ from ..calls import explained
 from ..kernels.layers import AdamW
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
-from .at_anchor import warn_if_it_stays
 from .bases import Formula, Own
 from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
+from .radius_warnings import watch_radii
 
 
 class FTPAdamW(DropIn):
@@ -50,7 +50,8 @@ class FTPAdamW(DropIn):
         gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: clipped rows only, which
             is the true derivative of the step.
         radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
-            so the first step from the anchor moves almost nothing. After a step a radius is at most the largest row
+            so the first step from the anchor moves almost nothing; 1e-8: the same off the anchor, which throws the
+            weights back onto it, as the authors' code does. After a step a radius is at most the largest row
             norm: any large number leaves the first step to the base, which at a large ``lr`` is far.
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.
@@ -129,7 +130,7 @@ class FTPAdamW(DropIn):
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
         super().__init__(Own(ADAMW), learned_ball(options, source), exclude, params, defaults)
-        warn_if_it_stays(self)
+        watch_radii(self)
 
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.

@@ -14,10 +14,10 @@ from ..kernels.layers import SGD
 from ..optimizers.sgd import check_nesterov
 from ..types import Anchor, Device, Excludes, Norm, PaperOrExact
 from .anchor_source import AnchorSource
-from .at_anchor import warn_if_it_stays
 from .bases import Formula, Own
 from .ftp import FTP_OPTIONS, learned_ball
 from .optimizer import DropIn
+from .radius_warnings import watch_radii
 
 
 class FTPSGD(DropIn):
@@ -85,7 +85,7 @@ class FTPSGD(DropIn):
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
         options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
         super().__init__(Own(MOMENTUM), learned_ball(options, source), exclude, params, defaults)
-        warn_if_it_stays(self)
+        watch_radii(self)
 
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.

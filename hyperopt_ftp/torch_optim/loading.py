@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..calls import callers_level
 from ..hparams import is_number
 from . import store
 from .checks import check_maker, check_order, check_state
@@ -33,6 +35,21 @@ def make_ready(opt: DropIn, state: dict[str, Any], saved: dict[str, Any]) -> Non
             if hold is not None and constrained and hold.is_initialized(found):
                 hold.anchors.restore(p, name, found, opt.state.get(p, {}))
     opt._mover.check_state(state)
+    _warn_of_another_anchor(opt, state["state"])
+
+
+def _warn_of_another_anchor(opt: DropIn, state: dict[Any, Any]) -> None:
+    """Weights that the plain base has fine-tuned are about to become their own anchor."""
+    hold = opt._hold
+    if hold is None or not hold.anchors.is_start or not any(state.values()):
+        return
+    if not any(map(hold.is_initialized, (*opt.state.values(), *state.values()))):
+        warnings.warn(
+            f"the checkpoint is of an optimizer without an anchor, so {opt._title()} takes the weights as they are at "
+            "its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
+            UserWarning,
+            stacklevel=callers_level(),
+        )
 
 
 def needed(opt: DropIn) -> set[str]:

@@ -109,7 +109,8 @@ def _after_(columns: Columns, i: int, rule: Rule, numbers: Numbers, kept: Kept, 
 
 def _write(old: list[Tensor], new: list[Tensor]) -> None:
     if torch.compiler.is_compiling():  # torch 2.13 loses copy_ to a 0-d tensor there
-        torch._foreach_copy_(old, new)
+        if old:
+            torch._foreach_copy_(old, new)
         return
     for a, b in zip(old, new, strict=True):
         a.copy_(sharded.place(b, a))

@@ -391,9 +391,6 @@ FLAGS = [
     Row("a group with `differentiable=True`", lambda s: s.make([{"params": [weight()], "differentiable": True}]),
         ValueError, "differentiable must be False, got True: a step works in place; hft.ftp is the differentiable rule",
         NATIVE),
-    Row("`fused=True` on the meta device", lambda s: s.make([weight(device="meta")], fused=True), RuntimeError,
-        "fused=True cannot run: the parameters are on ['meta'], and it needs all on the CPU, or all on a GPU with "
-        "Triton; fused=None takes the best there is", NATIVE),
     Row("`fused=True`, columns that follow each other", lambda s: s.make([weight(3, 4).t()], fused=True), RuntimeError,
         "fused=True cannot run: a parameter of shape (4, 3) and strides (1, 4) does not keep its rows in one piece; "
         "fused=None takes the best there is", NATIVE),
@@ -424,7 +421,8 @@ WRAPPED = [
     Row("`FTP(FTPSGD(...))`", lambda s: hft.FTP(hft.FTPSGD(s.net.parameters())), TypeError, f"{WRAPS} FTPSGD", (FTP,)),
     Row("`FTP(FTP(...))`", lambda s: hft.FTP(s.opt), TypeError, f"{WRAPS} FTP", (FTP,), Scene.begun),
     Row("`FTP(hft.adamw())`", lambda s: hft.FTP(hft.adamw()), TypeError,  # pyright: ignore[reportArgumentType]
-        f"{WRAPS} a pure optimizer; around that go the pure rules, such as hft.ftp(base, anchor)", (FTP,)),
+        f"{WRAPS} a pure optimizer; around that go the pure rules: "
+        "hft.PureOptimizer(params, hft.ftp(base, anchor))", (FTP,)),
     Row("`FTP(AdamW)`", lambda s: hft.FTP(torch.optim.AdamW), TypeError,
         f"{WRAPS} the class AdamW itself; write FTP(torch.optim.AdamW(params, lr=...))", (FTP,)),
     Row("`FTP(model.parameters())`", lambda s: hft.FTP(s.net.parameters()), TypeError,

@@ -30,11 +30,11 @@ def sgd(params: Any, **options: Any) -> Any:
     return hft.FTPSGD(params, lr=0.1, momentum=0.9, dampening=0.2, radius_lr=0.05, exclude="0.bias", **options)
 
 
-def wrapped(params: Any, **options: Any) -> Any:
+def wrapped(params: Any, eps: float = 1e-8, **options: Any) -> Any:
     flags = {name: options.pop(name) for name in ("foreach", "fused") if name in options}
     base = torch.optim.NAdam if "fused" in flags else torch.optim.AdamW
     flags = {} if "fused" in flags else flags
-    return hft.FTP(base(params, lr=0.05, **flags), radius_lr=0.05, exclude="0.bias", **options)
+    return hft.FTP(base(params, lr=0.05, eps=eps, **flags), radius_lr=0.05, exclude="0.bias", **options)
 
 
 MAKES = pytest.mark.parametrize("make", [adamw, sgd, wrapped])
@@ -141,15 +141,19 @@ def test_a_run_goes_on_bit_for_bit_at_any_step(execution, make, source, tmp_path
 @MAKES
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_other_precisions_go_on_bit_for_bit(execution, make, dtype):
+    options: dict[str, Any] = FLAGS[execution]
+    if make is wrapped and dtype == torch.float16:  # in which torch's AdamW counts, and 1e-8 is 0
+        options = options | {"eps": 1e-4}
     straight = parameters(weights(dtype))
-    opt = make(straight.items(), **FLAGS[execution])
+    opt = make(straight.items(), **options)
     train(straight, opt, range(4))
     saved = through_a_file({"model": {n: p.data for n, p in straight.items()}, "opt": opt.state_dict()})
     train(straight, opt, range(4, STEPS))
     params = parameters(saved["model"])
-    again = make(params.items(), **FLAGS[execution])
+    again = make(params.items(), **options)
     again.load_state_dict(saved["opt"])
     train(params, again, range(4, STEPS))
+    assert all(p.isfinite().all() for p in params.values())  # runs of NaN would be equal
     assert_same({n: p.data for n, p in params.items()}, {n: p.data for n, p in straight.items()}, "weights")
     assert_same(again.state_dict(), opt.state_dict())
 

@@ -340,13 +340,34 @@ def test_a_tensor_learning_rate_equals_a_number():
         assert all((w - same[0]).abs().max() <= 1e-14 for w in same)
 
 
+def test_it_may_be_built_before_the_weights_have_a_place():
+    """Where ``to_empty`` keeps the parameters that the optimizer knows."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model = torch.nn.Linear(3, 2, device="meta")
+        opt = hft.FTPAdamW(model.named_parameters(), fused=True)
+        model.to_empty(device="cpu")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    model.load_state_dict(torch.nn.Linear(3, 2).state_dict())
+    model(torch.ones(1, 3)).sum().backward()
+    opt.step()
+    assert opt.execution == "fused_cpu"
+    assert opt.radii()["weight"] == pytest.approx(1e-8)
+
+
 def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
+    """With the weights as they are then for the anchor, which is said; not where the pre-trained ones are given."""
     p = torch.nn.Parameter(torch.ones(2, 3))
     adamw = torch.optim.AdamW([p], lr=0.1, weight_decay=0.0)
     p.grad = torch.ones_like(p)
     adamw.step()
+    hft.FTPAdamW([("w", p)], anchor={"w": torch.ones(2, 3)}).load_state_dict(adamw.state_dict())
     opt = hft.FTPAdamW([p], lr=0.5)
-    opt.load_state_dict(adamw.state_dict())
+    with pytest.warns(UserWarning, match=r"without an anchor, so FTPAdamW .* anchor=pretrained.state_dict\(\)") as said:
+        opt.load_state_dict(adamw.state_dict())
+    assert said[0].filename == __file__
     anchor = p.detach().clone()
     opt.step()
     assert torch.equal(opt.state[p]["anchor"], anchor)

@@ -55,6 +55,17 @@ def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     assert counter.frame_count <= 2, "the first step makes the state; a schedule must not compile again"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_without_state_compiles():
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    opt = hft.FTPSGD([p], lr=0.1, foreach=False)
+    step = torch.compile(opt.step, fullgraph=True, backend="eager")
+    for _ in range(3):
+        p.grad = torch.ones(3, 4)
+        step()
+    assert 0 < (1 - p).max() < 0.3
+
+
 @pytest.mark.skipif(
     torch.__version__ < (2, 12), reason="torch before 2.12 loses fields of a tuple behind a graph break"
 )

@@ -104,6 +104,16 @@ def test_a_small_one_bounds_it_and_none_is_the_floor():
         assert (w - start()["w"]).abs().sum(1).max() <= 1e-8 + 1e-15
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_off_the_anchor_none_holds_the_weights_and_a_small_one_throws_them_back(execution):
+    """The second as the authors' code does."""
+    held, radius = first(None, anchor="zero", **EXECUTIONS[execution])
+    assert (held - start()["w"]).abs().max() < 0.2 < radius
+    thrown, radius = first(1e-8, anchor="zero", **EXECUTIONS[execution])
+    assert thrown.abs().sum(1).max() <= 1e-8 + 1e-15
+    assert radius == 1e-8
+
+
 @pytest.mark.parametrize(("radius_start", "lr"), [(None, 0.001), (10.0, 0.01)])
 def test_a_scheduler_without_patience_takes_the_first_step_for_a_plateau(radius_start, lr):
     """As docs/gotchas.md says."""
