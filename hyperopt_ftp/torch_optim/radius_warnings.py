@@ -36,8 +36,8 @@ def watch_radii(optimizer: DropIn) -> None:
             handle.remove()
             _warn(
                 f"after {steps} steps the radius of {lost!r} is {radii[lost]}, and its weights are lost: a gradient "
-                "was not finite. Go back to a checkpoint, and clip gradients or take a smaller lr; a GradScaler leaves out "
-                "such steps"
+                "was not finite. Go back to a checkpoint, and clip gradients or take a smaller lr; a GradScaler leaves "
+                "out such steps"
             )
         elif steps == LONG and radii and max(radii.values()) < 2 * FLOOR:
             _warn(
