@@ -103,7 +103,8 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     """An :class:`Optimizer` as TorchOpt's ``GradientTransformation``, for ``torchopt.chain`` and its wrappers.
 
     Its ``update(grads, state, params=None, inplace=True)`` returns ``new params - params``, to be added by
-    ``torchopt.apply_updates``; of a leaf whose gradient is ``None`` it returns ``None``. Nothing is changed in place.
+    ``torchopt.apply_updates``; of a leaf whose gradient is ``None``, or that is ``None`` itself, it returns ``None``.
+    Nothing is changed in place.
 
     As in TorchOpt, ``params`` may be left out where the optimizer does not look at their values: without weight decay,
     an anchor, or a memory of them. Each such update finds that out by itself, which takes some time.
@@ -128,7 +129,15 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     check_optimizer("optimizer", optimizer)
     from torchopt.base import GradientTransformation
 
+    def init(params: Any) -> Any:
+        return optimizer.init(_present(params, params))
+
     def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        if params is not None and any(p is None for p in tree.leaves(params)):
+            there = (_present(params, x) for x in (updates, params))
+            moved, state = update(next(there), state, params=next(there), inplace=inplace)
+            found = iter(tree.leaves(moved))
+            return tree.map_tree(lambda p: None if p is None else next(found), params), state
         given, values = (updates, params), inplace and not _has_graph(updates, params)
         if params is None:
             moved, state = moves(optimizer.update, updates, state)
@@ -138,7 +147,12 @@ def to_torchopt(optimizer: Optimizer) -> Any:
             moved = tree.map_tree(_difference, new, params, updates)
         return moved, tree.unshared(state, given) if values else state
 
-    return GradientTransformation(init=optimizer.init, update=update)
+    return GradientTransformation(init=init, update=update)
+
+
+def _present(params: Any, values: Any) -> Any:
+    """``values`` with ``()``, which holds no leaf, where ``params`` has ``None``, which is none to TorchOpt."""
+    return tree.map_tree(lambda p, x: () if p is None else x, params, values)
 
 
 def _difference(new: Tensor, p: Tensor, g: Tensor | None) -> Tensor | None:

@@ -77,6 +77,15 @@ def test_vmap_over_torchopt_is_refused_by_name():
         torch.func.vmap(lambda lr: train(opt, opt.hparams | {"lr": lr}, w, data)[0])(lrs)
 
 
+@pytest.mark.parametrize("factory", [lambda: hft.to_torchopt(hft.adam(lr=0.1)), lambda: torchopt.adam(0.1)])
+def test_a_leaf_that_is_none_stays_none(factory):
+    made, params = factory(), {"a": torch.ones(2), "b": None, "c": (), "d": [torch.ones(3), None]}
+    updates, _ = made.update(params, made.init(params), params=params)
+    assert (updates["b"], updates["c"], updates["d"][1]) == (None, (), None)
+    for found in (updates["a"], updates["d"][0]):
+        torch.testing.assert_close(found, torch.full_like(found, -0.1))
+
+
 @pytest.mark.parametrize(
     "make", [lambda w0: hft.adamw(lr=0.1), lambda w0: hft.ftp(hft.sgd(lr=0.1), w0)], ids=["adamw", "ftp"]
 )
