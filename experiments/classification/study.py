@@ -36,8 +36,8 @@ def load_parts(config: Config, cache: Path, progress: Progress) -> tuple[dict[st
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:
     parts, id_domain = load_parts(config, cache, progress)
-    device = torch.device(config.device)
-    return ClassificationTask(parts, id_domain, dropout=config.dropout, shift=config.shift, device=device)
+    given = {"dropout": config.dropout, "shift": config.shift, "device": torch.device(config.device)}
+    return ClassificationTask(parts, id_domain, **given, by_class=config.pictures == "cells")
 
 
 def about(task: ClassificationTask) -> dict:
@@ -56,8 +56,9 @@ def setting(content: dict) -> str:
     data, config = content["data"], content["config"]
     items, seeds = data["items"], config["seeds"]
     start = "an anchor trained on all domains" if config["anchor"] == "styles" else "plain ImageNet weights"
+    metric = "Balanced accuracy (the mean over the classes)" if config.get("pictures") == "cells" else "Accuracy"
     return (
-        f"Accuracy in % on {items['test']} test items, mean {'± standard error ' if len(seeds) > 1 else ''}over "
+        f"{metric} in % on {items['test']} test items, mean {'± standard error ' if len(seeds) > 1 else ''}over "
         f"fine-tuning seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} (one split, one anchor). "
         f"{items['pretrain']} items for pre-training, {items['finetune']} for fine-tuning, "
         f"{len(data['classes'])} classes. Fine-tuned on {data['id_domain']} alone, from {start}."

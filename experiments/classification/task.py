@@ -34,11 +34,19 @@ class ClassificationTask:
     """A `Task` over pictures in memory."""
 
     name = "classification"
-    metric = "accuracy"
 
     def __init__(
-        self, pictures: dict[str, Pictures], id_domain: int, *, dropout: float, shift: int, device: torch.device
+        self,
+        pictures: dict[str, Pictures],
+        id_domain: int,
+        *,
+        dropout: float,
+        shift: int,
+        device: torch.device,
+        by_class: bool = False,
     ) -> None:
+        self.by_class = by_class
+        self.metric = "balanced accuracy" if by_class else "accuracy"
         self.pictures, self.id_domain = pictures, id_domain
         self.dropout, self.shift, self.device = dropout, shift, device
         names = pictures["test"].domain_names
@@ -73,9 +81,11 @@ class ClassificationTask:
 
     def validate(self, model: nn.Module) -> float:
         held_out = self.pictures["validation"]
-        return accuracy(model, held_out.images, held_out.labels, self.device)
+        return accuracy(model, held_out.images, held_out.labels, self.device, self.by_class)
 
     def test(self, model: nn.Module) -> dict[str, float]:
         test = self.pictures["test"]
         shown = {name: test.of_domain(number) for number, name in enumerate(test.domain_names)}
-        return {name: accuracy(model, some.images, some.labels, self.device) for name, some in shown.items()}
+        return {
+            name: accuracy(model, some.images, some.labels, self.device, self.by_class) for name, some in shown.items()
+        }
