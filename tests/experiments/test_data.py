@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures
-from experiments.classification.model import Classifier
+from experiments.classification.model import Classifier, accuracy
 from experiments.common import frozen
 from experiments.common.digits import digits
 from experiments.common.errors import InputError
@@ -92,6 +92,19 @@ def test_cells_are_those_of_which_the_experts_were_sure(tmp_path, monkeypatch):
     assert (read.labels.tolist(), read.domains.tolist()) == ([0, 1, 1], [0, 1, 0])
     assert read.images.shape == (3, 3, 96, 96)
     assert read.images.flatten(1).float().mean(1).tolist() == [0, 60, 180]
+
+
+def test_balanced_accuracy_is_a_mean_over_the_classes():
+    """Three of four of one class and none of the other: 3 of 5, and (75 + 0) / 2."""
+
+    class Says(torch.nn.Module):
+        def forward(self, images):
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 2)
+
+    images, labels = torch.tensor([0, 0, 0, 1, 0]).view(5, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1])
+    cpu = torch.device("cpu")
+    assert accuracy(Says(), images, labels, cpu) == 60
+    assert accuracy(Says(), images, labels, cpu, by_class=True) == 37.5
 
 
 def test_a_text_is_told_by_its_words_alone():
