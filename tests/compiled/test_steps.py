@@ -512,7 +512,9 @@ def test_random_numbers_come_again_and_are_others_in_each_step_and_run(how: str)
         zero = {"w": torch.zeros(50, 40, dtype=F64)}
         hparams = {**hft.sgd().hparams, "lr": lr}
         steps = [hft.train(hft.sgd(), noisy, zero, [None] * n, hparams=hparams, strategy=strategy) for n in (2, 3, 3)]
+        state = torch.get_rng_state()
         got = torch.autograd.grad(steps[1].params["w"].sum(), lr)[0]
+        assert torch.equal(torch.get_rng_state(), state)  # the way back takes what its run has drawn
         torch.testing.assert_close(got, steps[1].params["w"].sum())  # linear in lr: by the numbers of the run
         return [x.params["w"].detach() for x in steps]
 
