@@ -6,22 +6,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.network import Network
-
-if TYPE_CHECKING:
-    from experiments.common.options import AnchorOptions, Options
-
+from hyperopt_ftp.types import PaperOrExact
 
 T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
-Make = Callable[[Network, "AnchorOptions", float], torch.optim.Optimizer]
-Mix = Callable[["AnchorOptions", Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
+
+
+class Numbers(Protocol):
+    """What methods read of a study's options, which `experiments.common.options` describes."""
+
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def strong_decay(self) -> float: ...
+    @property
+    def radius_lr(self) -> float: ...
+    @property
+    def kappa(self) -> float: ...
+    @property
+    def gradient(self) -> PaperOrExact: ...
+    @property
+    def wise(self) -> float: ...
+    @property
+    def head_is_new(self) -> bool: ...
+
+
+Make = Callable[[Network, Numbers, float], torch.optim.Optimizer]
+Mix = Callable[[Numbers, Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
 
 
 @dataclass(frozen=True)
@@ -56,32 +74,32 @@ class Method:
         return self.strengths[0] if strength is None else strength
 
 
-def adamw(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def adamw(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def adamw_decay(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def adamw_decay(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=options.strong_decay)
 
 
-def linear(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def linear(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
     model.freeze_backbone()
     return torch.optim.AdamW(model.head_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def free_parameters(model: Network, options: AnchorOptions) -> tuple[str, ...]:
+def free_parameters(model: Network, options: Numbers) -> tuple[str, ...]:
     """The head of an anchor that was trained is constrained with the rest; a new one knows nothing worth keeping."""
     return (model.head,) if options.head_is_new else ()
 
 
-def held(model: Network, options: AnchorOptions, entries: Mapping[str, T]) -> dict[str, T]:
+def held(model: Network, options: Numbers, entries: Mapping[str, T]) -> dict[str, T]:
     """Those of the entries, by name, that have an anchor: all but a new head."""
     free = free_parameters(model, options)
     return {name: entry for name, entry in entries.items() if not any(fnmatchcase(name, head) for head in free)}
 
 
 def _ftp(**fixed: float | str) -> Make:
-    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
             model.named_parameters(),
             lr=lr,
@@ -96,7 +114,7 @@ def _ftp(**fixed: float | str) -> Make:
 def _ftp_share(share: float) -> Make:
     """FTP whose radii move by a share of what AdamW can move a row in a step, its width times the learning rate."""
 
-    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
         widths: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in model.named_parameters():
             rows = parameter.shape[0] if parameter.ndim > 1 else 1
@@ -119,7 +137,7 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
     def of(strength: float) -> Make:
-        def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+        def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
             free = {"exclude": free_parameters(model, options)}
             return kind(adamw(model, options, lr), **{name: strength, **free, **fixed})
 
@@ -135,7 +153,7 @@ def _hypergradient_descent(lr_lr: float) -> Make:
 def _by_depth(strength: float) -> Make:
     """SPD with a strength that falls to 0 at the last layer before the head, as in MAPS."""
 
-    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
         head = {"constrained": False} if free_parameters(model, options) else {"strength": 0.0}
         groups = hft.depth_groups(model.named_parameters(), model.layers, head, strength=(strength, 0.0))
         return hft.SPD(torch.optim.AdamW(groups, lr=lr, weight_decay=options.weight_decay))
@@ -143,7 +161,7 @@ def _by_depth(strength: float) -> Make:
     return make
 
 
-def _lora(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+def _lora(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
     """Adapters of rank 8, which begin at zero, and the head."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -164,7 +182,7 @@ def _muon(within_radius: bool) -> Make:
     """Muon for the matrices between the first layer and the head, AdamW for the rest; Muon's steps are made as long as
     AdamW's, so that the same learning rates do."""
 
-    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
         params = dict(model.named_parameters())
         inner = hft.by_depth(params, model.layers, 0.0, 1.0)
         matrices = {name for name, depth in inner.items() if depth > 0 and params[name].ndim == 2}
@@ -184,17 +202,17 @@ def _muon(within_radius: bool) -> Make:
     return make
 
 
-def _wise(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _wise(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
     return hft.wise(ends[0], anchor, 1 - options.wise)
 
 
-def _lines(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _lines(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
     """The head, where the anchor has one, is the last layer."""
     layers = [*model.layers, model.head] if any(fnmatchcase(name, model.head) for name in anchor) else model.layers
     return hft.lines(ends[0], anchor, layers)
 
 
-def _model_stock(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _model_stock(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
     return hft.model_stock(ends, anchor)[0]
 
 

@@ -42,12 +42,9 @@ def _rows(archive: Path) -> dict[str, str]:
         with tarfile.open(archive) as outer:
             inside = next(name for name in outer.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz"))
             with tarfile.open(fileobj=outer.extractfile(inside)) as inner:
-                found = {
-                    name.rpartition("/")[2]: inner.extractfile(name) for name in inner.getnames() if "_Ground" in name
-                }
-                return {
-                    topic: found[f"{stem}_GroundTruth.txt"].read().decode("latin-1") for topic, stem in FILES.items()
-                }
+                by_name = {name.rpartition("/")[2]: name for name in inner.getnames()}
+                read = {topic: inner.extractfile(by_name[f"{stem}_GroundTruth.txt"]) for topic, stem in FILES.items()}
+                return {topic: file.read().decode("latin-1") for topic, file in read.items() if file is not None}
     except (OSError, tarfile.TarError, StopIteration, KeyError) as error:
         raise InputError(
             f"{archive} is not the source archive of vaderSentiment: "
