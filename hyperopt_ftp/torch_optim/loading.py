@@ -35,15 +35,17 @@ def make_ready(opt: DropIn, state: dict[str, Any], saved: dict[str, Any]) -> Non
             if hold is not None and constrained and hold.is_initialized(found):
                 hold.anchors.restore(p, name, found, opt.state.get(p, {}))
     opt._mover.check_state(state)
-    _warn_of_another_anchor(opt, state["state"])
+    _warn_of_another_anchor(opt, state)
 
 
-def _warn_of_another_anchor(opt: DropIn, state: dict[Any, Any]) -> None:
+def _warn_of_another_anchor(opt: DropIn, state: dict[str, Any]) -> None:
     """Weights that the plain base has fine-tuned are about to become their own anchor."""
-    hold = opt._hold
-    if hold is None or not hold.anchors.is_start or not any(state.values()):
+    hold, groups = opt._hold, state["param_groups"]
+    if hold is None or not hold.anchors.is_start:
         return
-    if not any(map(hold.is_initialized, (*opt.state.values(), *state.values()))):
+    pairs = (pair for group in groups for pair in zip(group["params"], group["constrained"], strict=True))
+    held = [(state["state"].get(p, {}), opt.state.get(p, {})) for p, constrained in pairs if constrained]
+    if any(new for new, _ in held) and not any(hold.is_initialized(x) for both in held for x in both):
         warnings.warn(
             f"the checkpoint is of an optimizer without an anchor, so {opt._title()} takes the weights as they are at "
             "its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
