@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -96,15 +97,17 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hin
 
 
 def _here(name: str, names: list[str]) -> str:
-    """What an argument is called here."""
+    """What an argument is called here; beta1 is the first of the betas."""
     name = name.replace("learning_rate", "lr")
+    if match := re.fullmatch(r"(.*\.)?beta_?([1-9])", name):
+        name = f"{match[1] or ''}betas.{int(match[2]) - 1}"
     return ELSEWHERE[name] if ELSEWHERE.get(name) in names else name
 
 
-def did_you_mean(name: Any, names: Iterable[Any]) -> str:
-    """A hint where one of the names is close to a wrong one."""
+def did_you_mean(name: Any, names: Iterable[Any], cutoff: float = 0.6) -> str:
+    """A hint where one of the names is close to a wrong one: ``cutoff`` is how close, up to 1."""
     by_lower = {str(other).lower(): str(other) for other in names}
-    close = difflib.get_close_matches(_here(str(name), list(by_lower.values())).lower(), by_lower, n=1)
+    close = difflib.get_close_matches(_here(str(name), list(by_lower.values())).lower(), by_lower, n=1, cutoff=cutoff)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 

@@ -20,8 +20,8 @@ NORMS: tuple[str, ...] = get_args(Norm)
 
 
 def check_norm(norm: Any) -> None:
-    if norm == "l1":
-        raise ValueError("norm must be one of 'mars', 'l2', got 'l1'; 'mars' is the L1 norm of each row")
+    if norm in ("l1", "L1"):
+        raise ValueError(f"norm must be one of 'mars', 'l2', got {norm!r}; 'mars' is the L1 norm of each row")
     check_choice("norm", norm, NORMS)
 
 

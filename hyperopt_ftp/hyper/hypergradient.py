@@ -80,8 +80,8 @@ def hypergradient(
         RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. Frozen
-            parameters, as :func:`train`.
+        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. The outer loss or
+            a gradient is not finite. Frozen parameters, as :func:`train`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()
@@ -93,6 +93,7 @@ def hypergradient(
     {'lr': True, 'weight_decay': False}
     """
     found = value_and_grad(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
+    _warn_if_lost(found[0], found[1])
     for name, grad in found[1].items():
         warn_if_zero(name, grad)
     return found
@@ -218,6 +219,20 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
             "over names the batches, which data_parallel has in shards that differ from process to process: "
             f"{who} cannot do that; put what is tuned into hparams['loss']"
         )
+
+
+def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:
+    """Of the outer loss, or the first gradient, that is not finite."""
+    for what, x in (("outer loss", value), *((f"hypergradient of {name!r}", grad) for name, grad in grads.items())):
+        parts = tree.leaves(x)
+        if all(map(concrete, parts)) and not all(bool(part.isfinite().all()) for part in parts):
+            warnings.warn(
+                f"the {what} is not finite, so training went wrong or cannot be differentiated there: look at the "
+                "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
+            return
 
 
 def warn_if_zero(name: str, grad: Any) -> None:

@@ -7,12 +7,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..calls import did_you_mean
 from ..types import Optimizer
 from .names import unwrapped
 
@@ -101,9 +101,9 @@ def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> Non
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
         if key in ("exclude", "anchor"):
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
-        close = get_close_matches(str(key), known, 1, 0.85)
-        if close:
-            raise ValueError(f"a group has the option {key!r}, which nothing reads; did you mean {close[0]!r}?")
+        meant = did_you_mean(key, known, 0.85) if len(str(key)) > 1 else ""  # some bases count in "k"
+        if meant:
+            raise ValueError(f"a group has the option {key!r}, which nothing reads{meant}")
 
 
 def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:

@@ -256,6 +256,21 @@ def test_a_strategy_of_ones_own():
     assert {k: v.item() for k, v in mine.items()} == pytest.approx({k: v.item() for k, v in exact.items()}, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("lr", "over", "what"),
+    [(1e200, "lr", "outer loss"), (0.1, "loss.x", "hypergradient of 'loss.x'")],
+    ids=["the end", "a root at 0"],
+)
+def test_what_is_not_finite_is_told(lr, over, what):
+    def own_loss(w, x, h):
+        return w.square().sum() + h["x"].sqrt() * w.sum()
+
+    w, own = torch.ones(2, dtype=torch.float64), {"x": torch.tensor(0.0, dtype=torch.float64)}
+    with pytest.warns(UserWarning, match=f"^the {what} is not finite, so training") as told:
+        hft.hypergradient(hft.sgd(lr=lr), own_loss, lambda w: w.square().sum(), w, [0] * 3, over, hparams={"loss": own})
+    assert told[0].filename == __file__
+
+
 def test_bad_input():
     opt, data = hft.sgd(lr=0.1), batches(2)
 

@@ -405,6 +405,10 @@ WRONG = {
     "too little memory": (
         lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* ne",
     ),
+    "a word as strategy": (lambda: rounds(strategy="forward"), TypeError, r"got str; did you mean 'Forward\(\)'"),
+    "a part of a pair by its name": (
+        lambda: hft.hyper(hft.adam(), by=SGD, over="beta1"), ValueError, "'beta1', .*; did you mean 'betas.0'",
+    ),
     "a class as strategy": (lambda: rounds(strategy=hft.Unroll), TypeError, r"got the class Unroll; write Unroll\(\)"),
     "an optimizer of torch": (
         lambda: rounds(by=SOLVED_SGD), TypeError, "by must be a pure optimizer .* got an object of the class SGD",

@@ -141,6 +141,8 @@ PARAMETERS = [
         "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
         "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
+    Row("a group with `learning_rate`", lambda s: s.make([{"params": [weight()], "learning_rate": 1e-4}]), ValueError,
+        "a group has the option 'learning_rate', which nothing reads; did you mean 'lr'?"),
     *(Row(f"{done} that requires a gradient{place}", act, ValueError, no_gradient(name, who), (who,), begin)
       for who, place in ((ADAMW, ""), (FTP, ", in the base"))
       for done, name, act, begin in (

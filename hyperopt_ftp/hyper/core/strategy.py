@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ...calls import did_you_mean
 from ...types import Compile
 from .inputs import TrainInputs, TrainOutputs
 from .problem import InnerProblem
@@ -84,6 +85,8 @@ def check_strategy(strategy: Any) -> None:
         return
     check_object(strategy)
     hint = " (it needs no loss: it runs inside hyper)" if hasattr(strategy, "through") else ""
+    if isinstance(strategy, str):
+        hint = did_you_mean(strategy, ("Unroll()", "Forward()", "Implicit()", "ZeroOrder(8, 1e-3)"))
     raise TypeError(
         "strategy must be a hyperopt_ftp.hyper.Strategy, with the methods run(problem, inputs) and pullback(problem, "
         f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {type(strategy).__name__}{hint}"
