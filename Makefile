@@ -34,7 +34,8 @@ test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
 study-fast: $(VENV)/.language
 	$(RUN) -m experiments.studies --fast
 
-study: $(VENV)/.language
+# The archive of one study is no package, and is downloaded: see experiments/studies/jobs.py.
+study: $(VENV)/.language $(VENV)/.cells
 	$(RUN) -m experiments.studies --publish docs/studies
 
 # Environments of their own: the lowest releases that pyproject.toml admits, and the newest that there are. On Linux both

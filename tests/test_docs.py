@@ -170,7 +170,7 @@ def test_the_readme_counts_the_tasks_that_ftp_wins():
     assert f"is ahead of FTP out of distribution on {words[ahead['wise ood']]} of {count}" in text
     chosen = [(study, method, edge) for study in studies for method in ("linear", "adamw", "ftp") for edge in (0, -1)]
     assert [x for x in chosen if _at_edge(*x)] == []
-    assert "No choice is the lowest or highest rate tried." in text
+    assert "No method chose the lowest or highest rate tried." in text
 
 
 def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
