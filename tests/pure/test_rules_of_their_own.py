@@ -1,142 +1,20 @@
-"""The options of Adafactor and Muon against torch.optim, and of what torch does not have against the papers: every
-two together, in float64, with gradients missing. Then what only these optimizers have."""
+"""What Adafactor, Muon, ADOPT and the schedule-free optimizers alone have; test_torch_options.py has their options."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..support import papers
-from ..support.pairs import pairs
 from ..support.problems import batches, central_differences, loss, start
 
 F64 = torch.float64
-STEPS = 6
-
-ALL = {"matrix": (3, 4), "tall": (5, 2), "images": (2, 3, 2, 2), "late": (4,), "number": ()}
-MATRICES = {"matrix": (3, 4), "tall": (5, 2), "late": (1, 3), "number": (1, 1)}
-
-# A few dozen operations a step over 6 steps, each off by at most 1.1e-16 of values up to 4.
-CLOSE = 5e-14
-
-
-class Row(NamedTuple):
-    make: Callable[..., hft.Optimizer]
-    peer: Callable[..., torch.optim.Optimizer]
-    options: dict[str, Any]
-    own: dict[str, Any]  # options that the peer does not have
-    shapes: dict[str, tuple[int, ...]]
-    close: float
-
-    def __str__(self) -> str:
-        return "-".join([self.make.__name__, *(f"{k}={v}" for k, v in (self.options | self.own).items())])
-
-
-def rows(
-    make: Callable[..., Any],
-    peer: Callable[..., Any],
-    shapes: Any = ALL,
-    close: float = CLOSE,
-    own: Any = (),
-    **choices: list[Any],
-) -> list[Row]:
-    """Choices in which every two options meet; without any, the defaults."""
-    return [Row(make, peer, options, dict(own), shapes, close) for options in pairs(choices) or [{}]]
-
-
-BOTH = [False, True]
-UP = {"maximize": True}
-AVERAGE: dict[str, list[Any]] = {
-    "lr": [0.3], "weight_decay": [0, 0.1], "warmup_steps": [0, 3], "r": [0, 0.5], "weight_lr_power": [0, 2],
-}  # fmt: skip
-ADOPT: dict[str, list[Any]] = {
-    "lr": [0.1], "betas": [(0.9, 0.9999), (0.5, 0.7)], "eps": [1e-6, 0.3], "weight_decay": [0, 0.1],
-    "clip_power": [0.25, 0.0, None], "decoupled": BOTH,
-}  # fmt: skip
-# Sums of bfloat16 products may be added in another order: 2^-23 of values up to 2, of a step of 0.1 times a scale up
-# to 1.6. A number that is rounded at another place is off by 2^-9.
-BFLOAT16 = {"close": 1e-6, "own": {"ns_dtype": torch.bfloat16}}
-
-ROWS = [
-    *rows(hft.adafactor, torch.optim.Adafactor),
-    *rows(
-        hft.adafactor, torch.optim.Adafactor,
-        lr=[0.1, 1.0], beta2_decay=[-0.8, -0.3], eps=[(None, 1e-3), (0.3, 0.9)], d=[1.0, 1.5], weight_decay=[0, 0.1],
-        maximize=BOTH,
-    ),
-    *rows(hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16),
-    *rows(
-        hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16,
-        lr=[0.1], weight_decay=[0, 0.1], momentum=[0.95, 0.5], nesterov=BOTH,
-        adjust_lr_fn=[None, "original", "match_rms_adamw"],
-    ),
-    *rows(
-        hft.muon, torch.optim.Muon, MATRICES, **BFLOAT16,
-        lr=[0.1], ns_coefficients=[(2.0, -1.5, 0.5)], ns_steps=[1, 5], eps=[1e-7, 4.0],
-    ),
-    *rows(hft.muon, torch.optim.Muon, MATRICES, 1e-6, {**BFLOAT16["own"], **UP}, lr=[0.1]),
-    *rows(hft.schedule_free_sgd, papers.schedule_free_sgd, momentum=[0.9, 0.0, 1.0], **AVERAGE),
-    *rows(hft.schedule_free_sgd, papers.schedule_free_sgd, own=UP, lr=[0.3]),
-    *rows(
-        hft.schedule_free_adamw, papers.schedule_free_adamw, betas=[(0.9, 0.999), (0.5, 0.7)], eps=[1e-8, 1e-2],
-        **AVERAGE,
-    ),
-    *rows(hft.schedule_free_adamw, papers.schedule_free_adamw, own=UP, lr=[0.3]),
-    *rows(
-        hft.adan, papers.adan,
-        lr=[0.1], betas=[(0.98, 0.92, 0.99), (0.5, 0.0, 0.7)], eps=[1e-8, 1e-2], weight_decay=[0, 0.1],
-    ),
-    *rows(hft.adan, papers.adan, own=UP, lr=[0.1]),
-    *rows(hft.adopt, papers.adopt, **ADOPT),
-    *rows(hft.adopt, papers.adopt, own=UP, lr=[0.1]),
-    *rows(hft.signum, papers.signum, lr=[0.1], momentum=[0.9, 0.0], weight_decay=[0, 0.1]),
-    *rows(hft.signum, papers.signum, own=UP, lr=[0.1]),
-]  # fmt: skip
-
-
-def problem(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[dict[str, Tensor | None]]]:
-    """Parameters and gradients; one has a zero in each, one is missing at first and later, one later on."""
-    generator = torch.Generator().manual_seed(5)
-
-    def some() -> dict[str, Any]:
-        return {name: torch.randn(s, generator=generator, dtype=F64) for name, s in shapes.items()}
-
-    params, grads = some(), [some() for _ in range(STEPS)]
-    for g in grads:
-        g["matrix"][0, 0] = 0
-    for step, name in [(0, "late"), (3, "late"), (3, "number"), (4, "number")]:
-        grads[step][name] = None
-    return params, grads
-
-
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_options_are_those_of_torch_or_of_the_paper(row: Row):
-    params, grads = problem(row.shapes)
-    opt = row.make(**row.options, **row.own)
-    state = opt.init(params)
-    theirs = {name: torch.nn.Parameter(w.clone()) for name, w in params.items()}
-    peer = row.peer(theirs.values(), **row.options)
-    for g in grads:
-        for name, p in theirs.items():
-            way = g[name]
-            p.grad = -way if way is not None and row.own.get("maximize") else way
-        peer.step()
-        params, state = opt.update(g, state, params)
-        close = {"rtol": row.close, "atol": row.close}
-        torch.testing.assert_close(params, {name: p.detach() for name, p in theirs.items()}, **close)
-        for field, values in state._asdict().items():
-            for mine, p in zip(tree.broadcast(values, params), theirs.values(), strict=True):
-                if field in peer.state[p] and field != "step":
-                    torch.testing.assert_close(mine, peer.state[p][field], **close)
-
 
 # -- Adafactor ------------------------------------------------------------------------------------------------------
 
@@ -156,7 +34,8 @@ def test_adafactors_eps_is_the_second_number_or_a_pair():
 
 
 def test_adafactor_keeps_factors_and_nothing_as_large_as_a_matrix():
-    params = {name: torch.ones(shape) for name, shape in ALL.items()}
+    layers = {"matrix": (3, 4), "tall": (5, 2), "images": (2, 3, 2, 2), "late": (4,), "number": ()}
+    params = {name: torch.ones(shape) for name, shape in layers.items()}
     state = hft.adafactor().init(params)
     shapes = {field: {k: tuple(x.shape) for k, x in getattr(state, field).items()} for field in state._fields[1:]}
     none = (0,)
