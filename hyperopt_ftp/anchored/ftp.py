@@ -87,8 +87,9 @@ def ftp(
             the learning rate is, so training warms up for max_i n_i / radius_lr steps.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.
-        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam): a larger one
-            lets the first step go so far, after which the clip holds. ``None``: as below.
+        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam), where it is
+            larger than what holds the weights that training starts with: the first step goes so far, after which the
+            clip holds. ``None``: as below. 1e-8, or less: 1e-8 wherever training starts, as in the authors' code.
 
     Returns:
         An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. The radius starts at 1e-8, or at the
@@ -174,10 +175,11 @@ def ftp_rule(
         return rescaled(w0, c, radius, n), {**state, "deviation": c, "row_norm": n, "radius": radius}
 
     def off(c: Tensor) -> RuleState:
-        return {"radius": largest(row_norm(c, norm)).clamp(min=FLOOR)}
+        return {"radius": largest(row_norm(c, norm)).clamp(min=first)}
 
     own = to_tensors(radius_lr=radius_lr, kappa=kappa)
-    return Rule(own, before, after, specs, norm, off if radius_start is None else None, master, keeps=())
+    back = radius_start is not None and first == FLOOR  # the authors' start, also off the anchor
+    return Rule(own, before, after, specs, norm, None if back else off, master, keeps=())
 
 
 def radius_gradient(

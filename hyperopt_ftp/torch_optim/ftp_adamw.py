@@ -50,8 +50,8 @@ class FTPAdamW(DropIn):
         gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: clipped rows only, which
             is the true derivative of the step.
         radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
-            so the first step from the anchor moves almost nothing; 1e-8: the same off the anchor, which throws the
-            weights back onto it, as the authors' code does. After a step a radius is at most the largest row
+            so the first step from the anchor moves almost nothing. 1e-8, or less: 1e-8 off the anchor too, which throws
+            the weights back onto it, as the authors' code does. After a step a radius is at most the largest row
             norm: any large number leaves the first step to the base, which at a large ``lr`` is far.
         anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
             16 bits take 2 bytes), else as it is.

@@ -35,17 +35,17 @@ def make_ready(opt: DropIn, state: dict[str, Any], saved: dict[str, Any]) -> Non
             if hold is not None and constrained and hold.is_initialized(found):
                 hold.anchors.restore(p, name, found, opt.state.get(p, {}))
     opt._mover.check_state(state)
-    _warn_of_another_anchor(opt, state)
+    plain = not any(group.get("made_by") for group in saved["param_groups"])
+    if plain and opt._hold is not None and opt._hold.anchors.is_start:
+        _warn_of_another_anchor(opt, state)
 
 
 def _warn_of_another_anchor(opt: DropIn, state: dict[str, Any]) -> None:
-    """Weights that the plain base has fine-tuned are about to become their own anchor."""
-    hold, groups = opt._hold, state["param_groups"]
-    if hold is None or not hold.anchors.is_start:
-        return
-    pairs = (pair for group in groups for pair in zip(group["params"], group["constrained"], strict=True))
-    held = [(state["state"].get(p, {}), opt.state.get(p, {})) for p, constrained in pairs if constrained]
-    if any(new for new, _ in held) and not any(hold.is_initialized(x) for both in held for x in both):
+    """Weights that an optimizer without an anchor has fine-tuned are about to become their own."""
+    pairs = (
+        pair for group in state["param_groups"] for pair in zip(group["params"], group["constrained"], strict=True)
+    )
+    if any(state["state"].get(p) for p, constrained in pairs if constrained):
         warnings.warn(
             f"the checkpoint is of an optimizer without an anchor, so {opt._title()} takes the weights as they are at "
             "its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",

@@ -115,9 +115,11 @@ def main() -> int:
         copy, module = free.get(), mutation.module_path.as_posix()
         tests = covering.tests(module, mutation.start_pos[0], mutation.end_pos[0], args.seconds)
         name = f"{module}:{mutation.start_pos[0]}:{mutation.start_pos[1]} {mutation.operator_name}"
-        outcomes[name] = outcome(mutation, tests, copy)
+        try:
+            outcomes[name] = outcome(mutation, tests, copy)
+        finally:
+            free.put(copy)
         print(outcomes[name], name, f"({len(tests)} tests)", flush=True)
-        free.put(copy)
 
     for copy in copies(args.processes):
         free.put(copy)

@@ -41,7 +41,7 @@ STRATEGIES = {
 }
 
 
-#: Every strategy with two or three of the networks.
+#: Every strategy with two of the networks.
 PAIRS = [(name, how) for i, name in enumerate(NETS) for j, how in enumerate(STRATEGIES) if (i + 2 * j) % len(NETS) < 2]
 
 

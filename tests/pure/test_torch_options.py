@@ -48,7 +48,7 @@ def rows(
     **choices: list[Any],
 ) -> list[Row]:
     """Choices in which every two options meet; without any, the defaults."""
-    return [Row(make, peer, options, dict(own), shapes, close) for options in pairs(choices) or [{}]]
+    return [Row(make, peer, options, dict(own), shapes, close) for options in pairs(choices)]
 
 
 MOMENTS: dict[str, list[Any]] = {

@@ -340,6 +340,16 @@ def test_a_tensor_learning_rate_equals_a_number():
         assert all((w - same[0]).abs().max() <= 1e-14 for w in same)
 
 
+@pytest.mark.parametrize("execution", ["single", "foreach"])
+def test_a_step_without_values(execution):
+    """On the meta device, where nobody can look at a radius."""
+    p = torch.nn.Parameter(torch.empty(3, 2, device="meta"))
+    opt = hft.FTPAdamW([p], **FLAGS[execution])
+    p.grad = torch.empty_like(p)
+    opt.step()
+    assert opt.state[p]["radius"].is_meta
+
+
 def test_it_may_be_built_before_the_weights_have_a_place():
     """Where ``to_empty`` keeps the parameters that the optimizer knows."""
     before = torch.__future__.get_swap_module_params_on_conversion()
@@ -368,6 +378,8 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     with pytest.warns(UserWarning, match=r"without an anchor, so FTPAdamW .* anchor=pretrained.state_dict\(\)") as said:
         opt.load_state_dict(adamw.state_dict())
     assert said[0].filename == __file__
+    adagrad = hft.FTP(torch.optim.Adagrad([p]))  # has a state from the beginning
+    adagrad.load_state_dict(adagrad.state_dict())
     anchor = p.detach().clone()
     opt.step()
     assert torch.equal(opt.state[p]["anchor"], anchor)

@@ -32,7 +32,7 @@ def make(name, flags, lr):
     return params, CLASSES[name](named, lr=lr, **flags)
 
 
-@pytest.mark.parametrize(("name", "execution"), list(zip(CLASSES, FLAGS, strict=True)))
+@pytest.mark.parametrize(("name", "execution"), list(zip(CLASSES, reversed(FLAGS), strict=True)))
 @pytest.mark.filterwarnings("ignore")  # torch's own, about its internals
 def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(name, execution):
     counter = CompileCounterWithBackend("aot_eager")

@@ -291,7 +291,7 @@ def test_global_hooks_see_the_wrappers_step_and_the_bases_inside_it():
 
 
 @every_wrapper
-@pytest.mark.filterwarnings("ignore:after 1 steps the radius of 0 is nan")
+@pytest.mark.filterwarnings("ignore:after step 1 the radius of 0 is nan")
 def test_a_base_may_leave_a_parameter_out_at_first(wrap):
     """As where a scaled gradient has overflowed: ours is not to look like its own state of an earlier step."""
 
