@@ -176,7 +176,7 @@ def test_the_readme_counts_the_tasks_that_ftp_wins():
 def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
     table = README.partition("| task, anchor |")[2].partition("\n\n")[0]
     studies = re.findall(r"docs/studies/(sensitivity-\w+)/report\.md", table)
-    assert len(studies) == 4
+    assert len(studies) == 6
     for study, shown in zip(studies, rows("| task, anchor |" + table)[1:], strict=True):
         found = rows((STUDIES / study / "report.md").read_text())
         adamw, *others = (
@@ -184,7 +184,8 @@ def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
             for method in ("AdamW", "linear probe", "FTPAdamW", "WiSE-FT")
         )
         minus = [f"{row['minus AdamW, ID']} / {row['minus AdamW, OOD']}".replace(" ± ", "±") for row in others]
-        assert shown[1:] == [adamw["good rates"], others[1]["good rates"], *minus], study
+        rates = [row["good rates"].replace(" to ", "\u2013") for row in (adamw, others[1])]
+        assert shown[1:] == [*rates, *minus], study
 
 
 def _at_edge(study: str, method: str, edge: int) -> bool:
