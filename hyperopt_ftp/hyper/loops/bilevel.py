@@ -26,7 +26,7 @@ from ..guards.arguments import (
     with_start,
     without_start,
 )
-from ..hypergradient import check_floats, hypergradient, takes_loss_hparams
+from ..hypergradient import check_floats, takes_loss_hparams, value_and_grad, warn_if_zero
 from ..towers import paths
 from ..towers.constraints import Constraints
 from .outer import pure_outer
@@ -204,10 +204,12 @@ class _Rounds:
         if self._tunes("batches"):
             batches = list(given["batches"])
         hparams = without_start(given)
-        value, slopes, (params, inner) = hypergradient(
+        value, slopes, (params, inner) = value_and_grad(
             self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, hparams, inner,
             self.strategy,
         )  # fmt: skip
+        for name, slope in slopes.items():
+            warn_if_zero(name, slope)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
         if skipped and self.not_finite == "error":
             raise FloatingPointError(
