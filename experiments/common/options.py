@@ -94,6 +94,11 @@ class Options:
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise InputError(f"{option(name)} {value}: must be a number above 0")
 
+    @property
+    def head_is_new(self) -> bool:
+        """Without an anchor there is no other."""
+        return True
+
     def as_dict(self) -> dict:
         return plain_values(self)
 
