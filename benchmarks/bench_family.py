@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.torch_optim.optimizer import DropIn
+from hyperopt_ftp.torch_optim.drop_in import DropIn
 
 from .measure import interleaved, machine, ratio
 from .shapes import SHAPES

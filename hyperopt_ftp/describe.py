@@ -9,7 +9,7 @@ import torch
 
 from .anchored.projections import FLOOR
 from .calls import few
-from .torch_optim.hints import covering
+from .torch_optim.checks.hints import covering
 from .watch import HELD, Measured, measure
 
 #: Share of clipped rows up to which a ball hardly binds.

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .calls import check_count
 from .dtensors import whole
-from .torch_optim.optimizer import DropIn, floats
+from .torch_optim.drop_in import DropIn, floats
 from .tree import working
 from .types import Field
 
@@ -156,8 +156,6 @@ def _anchored(caller: str, optimizer: Any) -> DropIn:
     found = optimizer
     while found is not None and not isinstance(found, DropIn):
         found = getattr(found, "optimizer", None) or getattr(found, "_base_optimizer", None)
-    if found is not None and found._hold is None:
-        raise TypeError(f"{caller}: {type(found).__name__} holds nothing near an anchor; its lr is in param_groups")
     if found is None:
         raise TypeError(f"{caller} needs a class of the package, such as FTPAdamW, got {type(optimizer).__name__}")
     return found

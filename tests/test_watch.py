@@ -39,10 +39,6 @@ def ftp(model: nn.Module) -> hft.FTPAdamW:
     return hft.FTPAdamW(model.named_parameters(), lr=0.1, radius_lr=0.1, exclude="2.bias", foreach=True)
 
 
-def descent() -> hft.HypergradientDescent:
-    return hft.HypergradientDescent(torch.optim.SGD([torch.ones(1)], lr=0.1))
-
-
 def test_measured_numbers_are_those_of_the_weights():
     def mars_sp(m):
         return hft.MARSSP(torch.optim.SGD(m.named_parameters(), lr=0.1), radius=0.2, exclude="2.bias")
@@ -226,7 +222,6 @@ def test_looking_changes_nothing_where_a_file_holds_another_dtype(look, tmp_path
         (lambda o, f: hft.watch(o, f / "x.csv", first=-1), ValueError, "first must be a number of steps >= 0, got -1"),
         (lambda o, f: hft.watch(o, f / "x.csv", first="7"), ValueError, "first must be a number of .* >= 0, got .*7"),
         (lambda o, f: hft.watch(o, f / "no" / "x.csv"), ValueError, "there is no folder .*no for x.csv; make it first"),
-        (lambda o, f: hft.measure(descent()), TypeError, "measure: HypergradientDescent holds nothing .* param_groups"),
         (lambda o, f: plot.history(f / "rows.csv"), ValueError, "rows.csv, line 2: step must be a number, got 'foo'"),
         (lambda o, f: plot.distances({"w": 1.0}), TypeError, r"measured must be what hft.measure\(opt\) gives"),
         (lambda o, f: plot.radii([], [], []), ValueError, "there is nothing to draw: 0 steps of 0 layers"),

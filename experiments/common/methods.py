@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -147,7 +148,31 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
 
 
 def _hypergradient_descent(lr_lr: float) -> Make:
-    return lambda model, options, lr: hft.HypergradientDescent(adamw(model, options, lr), lr_lr=lr_lr)
+    """AdamW whose learning rate follows its hypergradient (arXiv 1703.04782, eq. 8), and is scheduled beside that."""
+
+    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+        optimizer = adamw(model, options, lr)
+        state, before = optimizer.state, {}
+
+        def learn(*_: object) -> None:
+            for group in optimizer.param_groups:
+                moving = [p for p in group["params"] if p.grad is not None]
+                known = [p for p in moving if "direction" in state.get(p, {})]
+                move = lr_lr * sum(float((p.grad * state[p]["direction"]).sum()) for p in known)
+                group["lr"] = max(group["lr"] + (move if math.isfinite(move) else 0.0), 0.0)
+                before.update((p, p.detach().clone()) for p in moving)
+
+        def note(*_: object) -> None:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if p in before:
+                        state[p]["direction"] = (before.pop(p) - p.detach()) / (group["lr"] or 1.0)
+
+        optimizer.register_step_pre_hook(learn)
+        optimizer.register_step_post_hook(note)
+        return optimizer
+
+    return make
 
 
 def _by_depth(strength: float) -> Make:

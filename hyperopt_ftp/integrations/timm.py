@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..torch_optim.ftp_adamw import FTPAdamW
-from ..torch_optim.ftp_sgd import FTPSGD
+from ..torch_optim.classes.ftp_adamw import FTPAdamW
+from ..torch_optim.classes.ftp_sgd import FTPSGD
 from ..types import Excludes
 
 __all__ = ["classifier", "create_optimizer", "register"]

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ..calls import check_fit
 from ..hparams import check_number
-from ..torch_optim.ftp_adamw import FTPAdamW
-from ..torch_optim.ftp_sgd import FTPSGD
+from ..torch_optim.classes.ftp_adamw import FTPAdamW
+from ..torch_optim.classes.ftp_sgd import FTPSGD
 
 __all__ = ["optimizer_cls_and_kwargs", "parameter_groups"]
 

@@ -33,13 +33,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import SGD, AdamW, Amp, Ball, Layers, check, working_dtype
+from .triton_tiles import ALIGNMENT, BLOCK, MOST, WIDTHS
 
-#: Elements of a tile, and pieces of a long row at most. ``triton_kernels`` says why.
-BLOCK, MOST = 2048, 1024
-#: Columns that a tile of whole rows holds, by shape. The last is for aligned layers only and has twice the elements.
-WIDTHS = (64, 256, 1024, 2048, 4096)
-#: Elements that the rows of an aligned layer are a multiple of: 16 bytes in every dtype.
-ALIGNMENT = 16
 #: Tables (layouts, addresses) and spares that are kept at most. Gradients often take turns between a few addresses.
 KEPT = 64
 

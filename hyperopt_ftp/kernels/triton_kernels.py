@@ -15,7 +15,7 @@ branch of a kernel, and the branch is taken by the tile's kind: so one launch se
 import triton
 import triton.language as tl
 
-from . import triton as launcher
+from . import triton_tiles as tiles
 from .layers import Layers
 
 # Columns of the table of addresses: those of Layers, of which the last, the moments, is three. 0: there is none.
@@ -54,13 +54,13 @@ FLOOR = tl.constexpr(1e-8)
 #: Elements of a tile: 8 a thread with 8 warps. Five tensors of them fit 128 registers, with their addresses where these
 #: do not come in fours: so 2 blocks fit a multiprocessor. 16 elements do so in an aligned row of 4096 only, and a loop
 #: over a long unaligned row takes 4. tests/kernels/test_triton_compile.py counts.
-BLOCK = tl.constexpr(launcher.BLOCK)
+BLOCK = tl.constexpr(tiles.BLOCK)
 #: Columns of a tile of whole rows, by shape.
-WIDTHS = tl.constexpr(launcher.WIDTHS)
+WIDTHS = tl.constexpr(tiles.WIDTHS)
 #: The kind of aligned pieces; unaligned ones have the next. The one before is not used: the widest tile is aligned.
-PIECE = tl.constexpr(2 * len(launcher.WIDTHS))
+PIECE = tl.constexpr(2 * len(tiles.WIDTHS))
 #: Pieces of a row at most, so that each of them can add up its row's sums at once; longer rows have longer pieces.
-MOST = tl.constexpr(launcher.MOST)
+MOST = tl.constexpr(tiles.MOST)
 #: Elements of a turn where one program does a layer.
 TURN = tl.constexpr(2048)
 

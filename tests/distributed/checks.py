@@ -26,7 +26,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot
-from hyperopt_ftp.torch_optim.fingerprint import fingerprint
+from hyperopt_ftp.torch_optim.anchors.fingerprint import fingerprint
 
 from ..support.family import HELD, Method
 
@@ -186,7 +186,7 @@ def family(folder: Path) -> None:
         mine, theirs = hft.measure(opt), hft.measure(single)
         for (name, layer), other in zip(mine.items(), theirs.values(), strict=True):
             assert layer == pytest.approx(other, abs=1e-6), f"{method}: {name} measures {layer}, not {other}"
-        large = ["anchor", *(key for key, kind in opt._kinds().items() if kind == "weights")]
+        large = ["anchor", *(key for key, kind in opt._mover.kinds.items() if kind == "weights")]
         whole = [key for s in opt.state.values() for key in large if key in s and not isinstance(s[key], DTensor)]
         assert not whole, f"{method} keeps {whole} whole"
 

@@ -7,7 +7,7 @@ import hyperopt_ftp as hft
 from experiments.classification.config import Config
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.network import Network
-from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW, HypergradientDescent
+from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
 
 
 class Small(Network):
@@ -58,7 +58,6 @@ def test_what_a_method_stands_for(method, expected, anchor):
         ("spd", SPD, "strength", (1.0, 0.3)),
         ("digrap", DiGraP, "omega_lr", (0.01, 0.1)),
         ("mars_sp", MARSSP, "radius", (0.1, 0.5)),
-        ("hypergradient", HypergradientDescent, "lr_lr", (1e-7, 1e-6)),
     ],
 )
 def test_a_strength_reaches_the_optimizer_and_a_new_head_is_free(method, kind, option, strengths):
@@ -70,8 +69,24 @@ def test_a_strength_reaches_the_optimizer_and_a_new_head_is_free(method, kind, o
         (group,) = optimizer.param_groups
         assert (group[option], group["lr"], group["weight_decay"]) == (used, 0.125, 0.02)
         assert group.get("decoupled", False) is (method == "l2sp_decoupled")
-        if kind is not HypergradientDescent:
-            assert group["constrained"] == [True, True, False, False]
+        assert group["constrained"] == [True, True, False, False]
+
+
+def test_the_learned_learning_rate_is_that_of_a_tower():
+    model = Small().double()
+    optimizer = METHODS["hypergradient"].make(1e-3)(model, Config(weight_decay=0.02), 0.01)
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tower = hft.hyper(hft.adamw(lr=0.01, weight_decay=0.02), by=hft.sgd(lr=1e-3), over="lr")
+    state = tower.init(params)
+    for t in range(4):
+        drawn = torch.Generator().manual_seed(t)
+        grads = {name: torch.randn(p.shape, generator=drawn, dtype=p.dtype) for name, p in params.items()}
+        for name, p in model.named_parameters():
+            p.grad = grads[name].clone()
+        optimizer.step()
+        params, state = tower.update(grads, state, params)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(state.tuned["lr"].item(), abs=1e-12) != 0.01
+    torch.testing.assert_close(dict(model.named_parameters()), params, rtol=0, atol=1e-12)
 
 
 class Deep(Small):

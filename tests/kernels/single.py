@@ -8,8 +8,8 @@ from torch import Tensor
 from hyperopt_ftp.anchored.ftp import ftp_rule
 from hyperopt_ftp.anchored.rule import Rule
 from hyperopt_ftp.kernels.layers import SGD, AdamW, Amp, Ball, Layers
-from hyperopt_ftp.torch_optim import single
-from hyperopt_ftp.torch_optim.store import Columns
+from hyperopt_ftp.torch_optim.execution import single
+from hyperopt_ftp.torch_optim.execution.store import Columns
 
 PLAIN = Amp()
 

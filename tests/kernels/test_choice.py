@@ -11,8 +11,8 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
-from hyperopt_ftp.torch_optim import backends
-from hyperopt_ftp.torch_optim.backends import pick
+from hyperopt_ftp.torch_optim.execution import backends
+from hyperopt_ftp.torch_optim.execution.backends import pick
 
 
 @pytest.fixture(autouse=True)

@@ -186,11 +186,6 @@ def test_what_the_kernels_cannot_do_is_refused():
         execution.step_(case.layers, case.base, case.ball)
 
 
-def test_constants_of_launcher_and_kernels_agree():
-    agree = {name: getattr(triton_kernels, name).value for name in ("BLOCK", "MOST")}
-    assert agree == {name: getattr(execution, name) for name in agree}
-
-
 def test_the_kernels_find_each_column_of_layers():
     """The launcher's table by the positions that the kernels read; the moments are its last columns."""
     columns = {

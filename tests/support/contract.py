@@ -83,8 +83,6 @@ class Row:
     def ran(self, execution: str) -> str:
         """What a class calls that which its flags, or its base's, choose."""
         title = self.name.split("(")[0].split(" ")[0]
-        if title == "HypergradientDescent":
-            return "single"
         return execution if self.own or execution == "single" or title in ("FTP", "MARSSP") else "foreach"
 
 

@@ -194,11 +194,6 @@ class Method:
         return self.name
 
 
-def descent(base: Optimizer, anchor: Any, lr_lr: float) -> Optimizer:
-    """Holds nothing near an anchor; for all tensors together, so that a transcription of one of them has no place."""
-    return hft.hyper(base, by=hft.sgd(lr=lr_lr), over="lr")
-
-
 #: Options that are no numbers make a variant of a class; the one without them stands first.
 FAMILY = [
     Method("l2sp", hft.l2sp, hft.L2SP, l2sp, {"strength": 0.7}, zero={"strength": 0.0}),
@@ -222,9 +217,6 @@ FAMILY = [
     Method(
         "digrap-exact", hft.digrap, hft.DiGraP, Digrap, {"omega_lr": 0.2, "gradient": "exact"},
         zero={"omega_lr": 0.0},
-    ),
-    Method(
-        "hypergradient_descent", descent, hft.HypergradientDescent, None, {"lr_lr": 1e-4}, zero={"lr_lr": 0.0}
     ),
 ]  # fmt: skip
 

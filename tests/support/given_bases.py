@@ -134,6 +134,5 @@ WRAPPERS = {
     "FTP": lambda base: hft.FTP(base, radius_lr=0.05),
     "MARSSP": lambda base: hft.MARSSP(base, radius=0.05),
     "L2SP": lambda base: hft.L2SP(base, strength=0.1),
-    "HypergradientDescent": lambda base: hft.HypergradientDescent(base, lr_lr=0.001),
 }
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)

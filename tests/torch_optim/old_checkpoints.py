@@ -52,7 +52,6 @@ DROP_IN: dict[str, tuple[torch.dtype, Callable[[Params], Any]]] = {
     "CautiousDecay": (torch.float32, lambda p: hft.CautiousDecay(_adamw(p), strength=0.5)),
     "DiGraP": (torch.float64, lambda p: hft.DiGraP(_sgd(p), omega_lr=0.1, exclude="free")),
     "DiGraP bfloat16": (torch.bfloat16, lambda p: hft.DiGraP(_adamw(p), omega_lr=0.1, gradient="exact")),
-    "HypergradientDescent": (torch.float64, lambda p: hft.HypergradientDescent(_sgd(p), lr_lr=1e-3, exclude="free")),
 }
 
 #: Pure optimizers by name, made of the anchor. Their state is kept as its leaves in order, as docs/checkpoints.md says.

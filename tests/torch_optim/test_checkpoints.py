@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.torch_optim.fingerprint import fingerprint
+from hyperopt_ftp.torch_optim.anchors.fingerprint import fingerprint
 
 from ..support.executions import FLAGS, every_execution
 

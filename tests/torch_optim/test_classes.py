@@ -407,7 +407,7 @@ def test_channels_last_weights_keep_their_format(rows):
 
 def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
     from hyperopt_ftp.kernels import foreach
-    from hyperopt_ftp.torch_optim.backends import layers_of
+    from hyperopt_ftp.torch_optim.execution.backends import layers_of
 
     results = []
     for size in (foreach.CPU_BUCKET, 8):
@@ -415,7 +415,7 @@ def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
         params = parameters(RUNS[0].anchor())
         opt = native(RUNS[0], params, "foreach")
         list(play(RUNS[0], params, opt, range(10)))
-        buckets = sum(len(foreach.buckets(layers_of(columns))) for *_, columns in opt._work())
+        buckets = sum(len(foreach.buckets(layers_of(part.columns))) for part in opt._collect()["foreach"])
         results.append((buckets, opt.radii(), [p.detach() for p in params.values()]))
     assert results[0][0] == 1
     assert results[1][0] > 1

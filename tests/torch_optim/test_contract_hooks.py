@@ -148,7 +148,7 @@ def test_what_a_hook_makes_of_a_checkpoint_is_checked_and_an_error_changes_nothi
     opt = row.build(params)
     step(params, opt, range(2))
     saved = copy.deepcopy(opt.state_dict())
-    key = next(key for key, kind in opt._kinds().items() if kind != "count" or len(opt._kinds()) == 1)
+    key = next(key for key, kind in opt._mover.kinds.items() if kind != "count" or len(opt._mover.kinds) == 1)
 
     def spoils(_: Any, found: dict[str, Any]) -> dict[str, Any]:
         new = copy.deepcopy(found)

@@ -109,30 +109,20 @@ NEWER = {
 }
 
 
-def without(groups: list[dict[str, Any]], key: str) -> None:
-    for group in groups:
-        del group[key]
-
-
 @every_row
-@pytest.mark.parametrize("by", ["load_state_dict", "__setstate__"])
-def test_groups_without_newer_options_get_the_defaults(row: Row, by: str):
+def test_groups_without_newer_options_get_the_defaults(row: Row):
     params, opt = begun(row)
     straight, reference = copy.deepcopy((params, opt))
     step(straight, reference, range(3, 5))
-    ours = set(opt._options)
+    ours = set(opt._mover.hold.options)
     assert ours
     for key in (NEWER | ours) & opt.param_groups[0].keys():
         others, old = copy.deepcopy((params, opt))
-        if by == "load_state_dict":
-            saved = old.state_dict()
-            saved["param_groups"] = copy.deepcopy(saved["param_groups"])
-            without(saved["param_groups"], key)
-            old.load_state_dict(saved)
-        else:
-            state = old.__getstate__()
-            without(state["param_groups"], key)
-            old.__setstate__(state)
+        saved = old.state_dict()
+        saved["param_groups"] = copy.deepcopy(saved["param_groups"])
+        for group in saved["param_groups"]:
+            del group[key]
+        old.load_state_dict(saved)
         assert old.param_groups[0][key] == opt.param_groups[0][key]
         step(others, old, range(3, 5))
         assert equal(others, straight)
@@ -143,7 +133,7 @@ def test_counts_that_are_plain_numbers_go_on(row: Row):
     """Those of checkpoints before torch 1.12."""
     params, opt = begun(row)
     saved = copy.deepcopy(opt.state_dict())
-    counts = [key for key, kind in {"step": "count", **opt._kinds()}.items() if kind == "count"]
+    counts = [key for key, kind in {"step": "count", **opt._mover.kinds}.items() if kind == "count"]
     for state in saved["state"].values():
         state.update({key: state[key].item() for key in counts if key in state})
     others = again(params)

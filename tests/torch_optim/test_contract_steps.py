@@ -170,9 +170,7 @@ def test_a_closure_is_called_once_and_modes_are_left_as_they_were(row: Row):
 @every_row
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-element"])
 def test_a_learning_rate_in_a_tensor_may_be_changed_in_place(row: Row, shape: tuple[int, ...]):
-    """By a schedule or by hand: the run of the numbers, to the last bit. What is learned replaces the tensor."""
-    if row.name.startswith("HypergradientDescent"):
-        pytest.skip("the class replaces the learning rate in the group")
+    """By a schedule or by hand: the run of the numbers, to the last bit."""
     params, others = parameters(), parameters()
     lr = number(0.05, *shape)
     opt = row.make(params, lr=lr)
@@ -219,8 +217,6 @@ def test_another_default_dtype_changes_no_run(row: Row):
 @one_base
 def test_weights_of_many_dtypes_go_each_its_own_way(row: Row):
     """Also where one call takes many tensors."""
-    if row.name.startswith("HypergradientDescent"):
-        pytest.skip("one learning rate is learned from all of a group")
     dtypes = [torch.float32, torch.float64, torch.bfloat16]
     apart = [parameters(dtype, [(4, 3)]) for dtype in dtypes]
     for alone in apart:

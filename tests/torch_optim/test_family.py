@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.torch_optim import many
-from hyperopt_ftp.torch_optim.optimizer import DropIn
+from hyperopt_ftp.torch_optim.drop_in import DropIn
+from hyperopt_ftp.torch_optim.execution import many
 
 from ..support.compare import equal
 from ..support.family import CLASSES, FAMILY, HELD, WRONG_OPTIONS, Method, every_class, every_held
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_shape_or_class_changes_nothing(method: Method):
         pass
     saved = opt.state_dict()
     spoiled = copy.deepcopy(saved)
-    keys = list(opt._kinds())
+    keys = list(opt._mover.kinds)
     key = keys[0]
     del spoiled["state"][0][key]
     if len(keys) > 1:
@@ -298,7 +298,7 @@ def test_16_bit_weights_keep_their_dtype_and_stay_finite(method: Method, dtype: 
     opt = method.around(torch.optim.AdamW(params.items(), lr=0.05, eps=1e-4))
     for _ in play(params, opt, grads):
         assert all(p.dtype == dtype and p.isfinite().all() for p in params.values())
-    keys = list(opt._kinds())
+    keys = list(opt._mover.kinds)
     kept = {state[key].dtype for state in opt.state.values() for key in keys}
     assert kept == {torch.float32}
 
@@ -425,7 +425,7 @@ def test_weights_that_change_their_dtype_take_their_state_along(name: str, new: 
     list(play(params, opt, grads[3:6]))
     wide = torch.float64 if new == torch.float64 else torch.float32
     for state in opt.state.values():
-        assert {state[key].dtype for key, kind in opt._kinds().items() if kind != "count"} <= {wide}
+        assert {state[key].dtype for key, kind in opt._mover.kinds.items() if kind != "count"} <= {wide}
     assert all(p.dtype == new and p.isfinite().all() for p in params.values())
 
 
@@ -532,7 +532,6 @@ def test_each_option_has_its_domain(name: str):
         (lambda: hft.DiGraP(sgd(), gradient="full"), ValueError, "gradient must be one of 'paper', 'exact'"),
         (lambda: hft.DiGraP(sgd(), omega_lr=float("nan")), ValueError, r"omega_lr must lie in \[0, inf\)"),
         (lambda: hft.MARSSP(sgd(), radius=-1.0), ValueError, r"radius must lie in \[0, inf\], got -1"),
-        (lambda: hft.HypergradientDescent(sgd(), lr_lr=-1.0), ValueError, r"lr_lr must lie in \[0, inf\)"),
         (lambda: hft.CautiousDecay(sgd(), exclude="head.*"), ValueError, "match no parameter"),
         (lambda: hft.SPD(hft.L2SP(sgd())), TypeError, "SPD wraps a torch.optim.Optimizer .* got L2SP"),
         (lambda: hft.L2SP(torch.optim.SGD), TypeError, "L2SP wraps .* got the class SGD itself"),

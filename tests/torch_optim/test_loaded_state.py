@@ -205,7 +205,7 @@ def test_a_loaded_anchor_goes_to_the_device_that_was_chosen():
     saved, opt = (hft.FTPAdamW([w], lr=0.1, anchor_device="cpu", foreach=False) for _ in range(2))
     w.grad = torch.ones_like(w)
     saved.step()
-    opt._hold.anchors.device = torch.device("meta")
+    opt._mover.hold.anchors.device = torch.device("meta")
     opt.load_state_dict(saved.state_dict())
     assert {name: x.device.type for name, x in opt.state[w].items() if name in ("anchor", "deviation")} == {
         "anchor": "meta",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.torch_optim.names import unwrapped
+from hyperopt_ftp.torch_optim.checks.names import unwrapped
 
 
 @pytest.mark.parametrize(

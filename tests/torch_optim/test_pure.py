@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS
-from hyperopt_ftp.torch_optim.group_numbers import checked
-from hyperopt_ftp.torch_optim.pure import _filled
+from hyperopt_ftp.torch_optim.pure.group_numbers import checked
+from hyperopt_ftp.torch_optim.pure.pure_optimizer import _filled
 
 from ..support.cases import ANCHOR, CASES, Case
 from ..support.problems import batches, largest_difference, loss, start

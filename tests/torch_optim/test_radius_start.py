@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -136,27 +135,6 @@ def test_a_group_has_its_own():
         p.grad = gradients()[0][name]
     opt.step()
     assert opt.radii() == {"w": 0.05, "b": 1e-8}
-
-
-@pytest.mark.parametrize("kind", ["state_dict", "pickle"])
-def test_what_was_saved_before_there_was_one_goes_on(kind):
-    """Its groups have no such entry."""
-    _, _, opt = steps(MAKERS["adamw"][1])
-    if kind == "state_dict":
-        saved = copy.deepcopy(opt.state_dict())
-        for group in saved["param_groups"]:
-            del group["radius_start"]
-        _, _, again = steps(MAKERS["adamw"][1])
-        again.load_state_dict(saved)
-    else:
-        again = copy.deepcopy(opt)
-        for group in again.param_groups:
-            del group["radius_start"]
-    for each in (opt, again):
-        for p, grad in zip(each.param_groups[0]["params"], gradients()[0].values(), strict=True):
-            p.grad = grad.clone()
-        each.step()
-    assert opt.radii() == again.radii()
 
 
 @pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)

@@ -177,19 +177,3 @@ def test_a_schedule_goes_on_from_its_state(name: str, scheduler: str, as_tensor:
         advance(schedule, t)
         advance(resumed, t)
     assert equal(others, params)
-
-
-@every_lr
-def test_a_learning_rate_that_a_schedule_and_hypergradient_descent_both_move(as_tensor: bool):
-    """A scheduler that multiplies goes on from what was learned."""
-    lr = torch.tensor(0.05, dtype=torch.float64) if as_tensor else 0.05
-    params = parameters()
-    opt = hft.HypergradientDescent(torch.optim.SGD(params, lr=lr), lr_lr=1e-4)
-    schedule = lr_scheduler.ExponentialLR(opt, 0.5)
-    for t in range(4):
-        before = float(opt.param_groups[0]["lr"])
-        step(params, opt, [t])
-        learned = float(opt.param_groups[0]["lr"])
-        assert (learned == before) == (t == 0)
-        schedule.step()
-        assert float(opt.param_groups[0]["lr"]) == 0.5 * learned

@@ -1,0 +1,1 @@
+"""Where anchors come from, and how they are known again."""

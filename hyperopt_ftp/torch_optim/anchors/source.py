@@ -1,0 +1,303 @@
+"""Where a parameter's anchor comes from, and how it is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calls import check_flag, did_you_mean
+from ...dtensors import is_dtensor, local, whole
+from ...kernels import sharded
+from ...kernels.layers import ABSENT
+from ...types import Anchor, Device
+from ..checks.arguments import DTYPES
+from ..checks.hints import near_name, no_entry, suggested
+from ..checks.names import unwrapped
+from .fingerprint import fingerprint
+
+
+class AnchorSource:
+    """The values just before the first step, zero, given tensors by name, or those of a safetensors file.
+
+    Args:
+        anchor: ``None``, ``"zero"``, a dict of tensors by parameter name, or the path of a ``.safetensors`` file, which
+            is mapped into memory, not read, and takes no room in the optimizer's state.
+        dtype: keep anchors in this dtype where that changes no value, else as they are.
+        saved: whether checkpoints hold the anchors, or a fingerprint of each.
+        device: keep anchors on this device (``"cpu"``); a step fetches them. ``None``: beside their parameters.
+    """
+
+    def __init__(self, anchor: Anchor, dtype: torch.dtype | None, device: Device, saved: bool) -> None:
+        path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
+        self.zero: bool = isinstance(anchor, str) and anchor == "zero"
+        if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:
+            raise ValueError(
+                "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such "
+                f"as module.state_dict(), or the path of a .safetensors file, got {_shown(anchor)}"
+            )
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
+        check_flag("save_anchor", saved)
+        self.dtype: torch.dtype | None = dtype
+        self.saved: bool = saved
+        self.device: torch.device | None = None if device is None else _usable(device)
+        self.path: str | None = str(anchor) if path else None
+        self._given: dict[str, Any] | None = None
+        if self.path is not None:
+            self._given = _mapped(self.path)
+        elif isinstance(anchor, Mapping):
+            self._given = _by_name(anchor)
+        self._copied: set[str] = set()  # entries that lay in the memory of the weights
+        # A file or the state_dict of a module also holds buffers; in a plain dict an unknown entry is a mistake.
+        self._holds_buffers = self.path is not None or hasattr(anchor, "_metadata")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        return state if self.path is None else state | {"_given": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_copied": set(), **state})
+        if self.path is not None:
+            self._given = _mapped(self.path)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether anchors are the values just before the first step."""
+        return self._given is None and not self.zero
+
+    def check(self, names: Sequence[str] | None, params: Sequence[Tensor], constrained: Sequence[bool]) -> None:
+        """``ValueError`` unless there is a fitting anchor for each constrained parameter."""
+        if self._given is None:
+            return
+        if names is None:
+            raise ValueError("an anchor by name needs names: pass model.named_parameters()")
+        held = [(name, p) for name, p, held in zip(names, params, constrained, strict=True) if held]
+        missing = {unwrapped(name): p for name, p in held if self._given.get(unwrapped(name)) is None}
+        if missing:
+            raise ValueError(no_entry(missing, list(map(unwrapped, names)), self._given, self.path))
+        for name, p in held:
+            value = self._given[unwrapped(name)]
+            if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.shape != p.shape:
+                got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"anchor entry {name!r} must be a floating-point tensor of shape {tuple(p.shape)}, got {got}"
+                )
+            if value.layout != torch.strided or value.is_meta:
+                what = "the meta device" if value.is_meta else value.layout
+                raise ValueError(f"anchor entry {name!r} must be a dense tensor with values, got one on {what}")
+            if not _is_true(value.isfinite().all()):
+                raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
+        moving = {_memory(p) for p in params} - {0}
+        for name in {unwrapped(name) for name, _ in held}:
+            if _memory(self._given[name]) in moving:  # it would go along until the first step
+                value = self._given[name].detach()
+                self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
+                self._copied.add(name)
+
+    def check_no_extra(self, names: Sequence[Any]) -> None:
+        if self._given is None or self._holds_buffers:
+            return
+        known = {unwrapped(str(name)) for name in names}
+        extra = sorted(self._given.keys() - known)
+        if extra:
+            hint = suggested(near_name(name, known - self._given.keys()) for name in extra[:5])
+            raise ValueError(
+                f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
+                "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}" + hint
+            )
+
+    def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
+        """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
+        if self.zero:
+            state["anchor_fingerprint"] = 0
+            return
+        if self._in_file(p, name) and (source is None or source is self._known(p, name)):
+            return  # its fingerprint is taken when a checkpoint is
+        source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
+        if is_dtensor(p):
+            source = sharded.place(source, p)
+        dtype = source.dtype
+        if (
+            self.dtype is not None
+            and self.dtype != torch.float64
+            and _is_equal(source.to(self.dtype).to(dtype), source)
+        ):
+            dtype = self.dtype
+        anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
+        state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
+        if self._given is not None and (key := unwrapped(str(name))) in self._copied:
+            self._given[key] = anchor  # one copy is enough
+        if not self.saved:
+            state["anchor_fingerprint"] = fingerprint(anchor)
+
+    def sign(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
+        """Before a checkpoint, of an initialized parameter: the fingerprint of an anchor in a file."""
+        if "anchor" not in state and "anchor_fingerprint" not in state:
+            state["anchor_fingerprint"] = fingerprint(self._known(p, name))
+
+    def _known(self, p: Tensor, name: Any) -> Tensor:
+        return p if self._given is None else self._given[unwrapped(str(name))]
+
+    def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
+        """Complete loaded state by the anchor that its checkpoint leaves out.
+
+        Args:
+            p: the parameter.
+            name: its name or index.
+            state: what was loaded.
+            live: the state that it will replace.
+
+        Raises:
+            ValueError: there is no anchor for it, or another one than in the run that saved it.
+        """
+        saved = state.get("anchor")
+        wanted = state.get("anchor_fingerprint") if saved is None else saved
+        if not isinstance(wanted, (Tensor, int)):
+            raise ValueError(f"the checkpoint has no anchor and no fingerprint of one for {name!r}: it is damaged")
+        if not self.is_start:
+            mine = self._same(wanted, [None] if self.zero else self._precisions(p, name), name)
+            if saved is None:
+                self.start(p, name, state, mine)
+        elif saved is None:
+            if "anchor" not in live:
+                what = "'zero'" if wanted == 0 else "a dict or file of the weights that the run began with"
+                raise ValueError(
+                    f"the checkpoint leaves out the anchor of {name!r}; build the optimizer with anchor={what}"
+                )
+            self._same(wanted, [live["anchor"]], name)
+            state["anchor"] = live["anchor"]
+        if "anchor" in state and self.saved:
+            state.pop("anchor_fingerprint", None)
+        elif "anchor" in state and "anchor_fingerprint" not in state:
+            state["anchor_fingerprint"] = fingerprint(state["anchor"])
+
+    def _same(self, wanted: Tensor | int, mine: Iterable[Tensor | None], name: Any) -> Tensor | None:
+        """The first that equals a saved anchor, or has its fingerprint."""
+        for w0 in mine:
+            if isinstance(wanted, int):
+                if wanted == (0 if w0 is None else fingerprint(w0)):
+                    return w0
+            elif w0 is None:
+                if _is_true((wanted == 0).all()):
+                    return w0
+            else:
+                here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
+                wide = torch.promote_types(wanted.dtype, w0.dtype)
+                if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
+                    return w0
+        what = (
+            "build the optimizer with anchor='zero'"
+            if isinstance(wanted, int) and wanted == 0
+            else "give the weights that the run began with"
+        )
+        raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
+
+    def _precisions(self, p: Tensor, name: Any) -> Iterator[Tensor]:
+        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
+        had they begun on the other side of float64."""
+        known, wide = self._known(p, name), p.dtype == torch.float64
+        if known.dtype == torch.float64:
+            yield known if wide else known.float()
+            yield known.float() if wide else known
+        else:
+            yield known
+
+    def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
+        """The anchor of an initialized parameter; empty for zero."""
+        if "anchor" not in state and self._given is not None:
+            if self._in_file(p, name):
+                return self._given[unwrapped(str(name))]
+            state.pop("anchor_fingerprint", None)
+            self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
+        return state.get("anchor", ABSENT)
+
+    def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
+        """The same for those who only look: as it is kept, in whatever dtype, and nothing is put into the state."""
+        if "anchor" in state or self._given is None:
+            return state.get("anchor", ABSENT)
+        return self._given[unwrapped(str(name))]
+
+    def _in_file(self, p: Tensor, name: Any) -> bool:
+        """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
+        if self.path is None or self._given is None:
+            return False
+        mapped = self._given[unwrapped(str(name))]
+        if is_dtensor(p):
+            return False
+        return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
+
+
+def _shown(anchor: Any) -> str:
+    """What is no anchor, and how it becomes one."""
+    if isinstance(anchor, (str, os.PathLike)):
+        if os.path.isdir(anchor):
+            return f"the folder {str(anchor)!r}; name the file in it, such as model.safetensors"
+        if str(anchor).endswith((".pt", ".pth", ".bin", ".ckpt")):
+            return f"{anchor!r}; load it: anchor=torch.load({str(anchor)!r}, map_location='cpu')"
+        hint = did_you_mean(anchor, ["zero"]) or "; if that is a model, load it and pass its state_dict()"
+        return f"{anchor!r}{hint}"
+    if isinstance(anchor, (bool, int, float)):
+        return f"{anchor!r}; did you mean 'zero'?" if anchor == 0 and anchor is not False else repr(anchor)
+    if isinstance(anchor, (list, tuple)) and all(isinstance(x, tuple) and len(x) == 2 for x in anchor):
+        return f"a {type(anchor).__name__} of pairs; pass dict(...) of it"
+    got = f"a {type(anchor).__name__}"
+    if isinstance(anchor, torch.nn.Module):
+        return f"{got}; pass its state_dict()"
+    return f"{got}; pass dict(model.named_parameters())" if isinstance(anchor, Iterator) else got
+
+
+def _memory(x: Tensor) -> int:
+    """Where its numbers lie; 0 for what has no place, and for a tensor of another kind."""
+    x = local(x.detach())
+    return x.untyped_storage().data_ptr() if type(x) is Tensor else 0
+
+
+def _is_true(x: Tensor) -> bool:
+    """On every process, where it is sharded: an error on some of them leaves the others waiting."""
+    return bool(x.full_tensor() if is_dtensor(x) else x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    return _is_true((a == b).all()) if is_dtensor(a) else torch.equal(a, b)
+
+
+def _mapped(path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f"an anchor in {path!r} needs safetensors: pip install safetensors") from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"anchor: there is no file {path!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _by_name({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"anchor: {path!r} is damaged, or no safetensors file ({error})") from error
+
+
+def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """By the names of the unwrapped model."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"anchor must have names of parameters as keys, got {name!r}")
+        if unwrapped(name) in found:
+            raise ValueError(f"anchor has two entries for {unwrapped(name)!r}, under different prefixes; give one")
+        found[unwrapped(name)] = value
+    return found
+
+
+def _usable(device: Any) -> torch.device:
+    """A device that this machine has and that holds values."""
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.empty(0, device=found)
+            return found
+    except (TypeError, RuntimeError, AssertionError):  # by what torch was built with
+        pass
+    raise ValueError(f"anchor_device must be None or a device of this machine, such as 'cpu', got {device!r}")

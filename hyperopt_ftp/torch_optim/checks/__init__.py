@@ -1,0 +1,1 @@
+"""What is refused, with what error; names of parameters."""

@@ -1,0 +1,127 @@
+"""Checks of what a checkpoint holds. Each comes before anything has changed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .names import unwrapped
+
+#: Of what the classes save: raised with each change that an older release cannot read.
+FORMAT = 1
+
+
+def check_checkpoint(saved: Any) -> None:
+    """It looks like what ``state_dict`` of an optimizer returns."""
+    if not _is_checkpoint(saved):
+        got = type(saved).__name__
+        if isinstance(saved, Mapping):
+            inside = [key for key, value in saved.items() if _is_checkpoint(value)]
+            got = f"a dict with the keys {list(saved)[:5]}" + (f"; pass checkpoint[{inside[0]!r}]" if inside else "")
+        elif isinstance(saved, (str, os.PathLike)):
+            got += f"; load it first: torch.load({str(saved)!r})"
+        raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
+    state, groups = saved["state"], saved["param_groups"]
+    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise ValueError("the checkpoint's param_groups must be a list of dicts with params: it is damaged")
+    ids = [key for group in groups for key in group["params"]]  # a base may keep other things under other keys
+    if not isinstance(state, Mapping) or not all(isinstance(state.get(key, {}), Mapping) for key in ids):
+        raise ValueError("the checkpoint's state must be a dict with a dict for each parameter: it is damaged")
+    for group in groups:
+        names = group.get("param_names", ())
+        if not isinstance(names, (list, tuple)) or (names and len(names) != len(group["params"])):
+            raise ValueError(
+                f"the checkpoint's param_names must be a name for each of {len(group['params'])} parameters, got "
+                f"{names!r}: it is damaged"
+            )
+
+
+def _is_checkpoint(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and {"state", "param_groups"} <= saved.keys()
+
+
+def check_order(here: list[str], there: list[str]) -> None:
+    """torch loads by position, whatever the names are."""
+    mine, theirs = [unwrapped(name) for name in here], [unwrapped(str(name)) for name in there]
+    if mine != theirs and set(mine) == set(theirs):
+        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"the checkpoint's parameters are in another order: number {first} is {theirs[first]!r} there and "
+            f"{mine[first]!r} here; build the optimizer with the parameters in the checkpoint's order"
+        )
+
+
+def check_state(
+    p: Tensor,
+    name: Any,
+    state: dict[str, Any],
+    shapes: Mapping[str, torch.Size],
+    needed: Collection[str],
+    kinds: Mapping[str, str],
+) -> None:
+    """Loaded state is whole and fits its parameter.
+
+    Args:
+        p: the parameter.
+        name: its name or index.
+        state: what was loaded for it.
+        shapes: of a constrained parameter's state, of which there are all keys or none.
+        needed: keys of the base's state of which there are all or none.
+        kinds: of the entries that the optimizer reads, by name.
+    """
+    for keys, why in (
+        (shapes, "it is damaged, or of an earlier version"),
+        (needed, "it is damaged, or of another optimizer"),
+    ):
+        missing = [key for key in keys if key not in state]
+        present = len(missing) < len(keys) or (keys is needed and bool(state.keys() & shapes.keys()))
+        if present and missing:
+            raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
+    for key, value in state.items():
+        if kinds.get(key) == "count":
+            _check_count(key, value, name)
+        elif (key in kinds or key == "anchor") and not (key == "momentum_buffer" and value is None):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"the checkpoint's {key} of {name!r} must be a floating-point tensor, got {what}: it is damaged"
+                )
+            shape = shapes.get(key, p.shape)
+            if value.shape != shape:
+                raise ValueError(
+                    f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
+                    f"{tuple(shape)}; is it a checkpoint of this model?"
+                )
+
+
+def _check_count(key: str, value: Any, name: Any) -> None:
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    least = -1 if key == "momentum_start" else 0  # -1: momentum did not begin with a count
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        got = repr(value) if isinstance(value, (int, float)) else type(value).__name__
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else got
+        raise ValueError(f"the checkpoint's {key} of {name!r} must be a number of steps, got {got}: it is damaged")
+
+
+def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
+    """A loaded group was made by the optimizer that loads it, or by its base alone."""
+    there = group.get("made_by")
+    if (form := group.get("format", FORMAT)) != FORMAT:
+        raise ValueError(
+            f"the checkpoint has the format {form!r}, and this release reads format {FORMAT}; load it with the release "
+            "that wrote it"
+        )
+    if there not in (None, here):
+        raise ValueError(f"{there} made the checkpoint, and this is {here}; load it into what made it")
+    missing = sorted(set(base_options) - group.keys())
+    if missing:
+        raise ValueError(
+            f"the options of the checkpoint lack {', '.join(missing)}, which {here} needs: it is damaged, or of "
+            "another optimizer"
+        )

@@ -1,0 +1,76 @@
+"""Cautious decay toward the anchor around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.cautious_decay import cautious_decay_rule
+from ...anchored.rule import Numbers, Rule
+from ...calls import explained
+from ...types import Anchor, Device, Excludes
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn
+from ..execution.hold import Hold
+from ..execution.many import Bucket, Many, Phase, add
+from ..movers.given import Given
+
+
+class CautiousDecay(DropIn):
+    """Cautious weight decay (arXiv 2510.12402) toward the anchor: the rule of :func:`~hyperopt_ftp.cautious_decay`.
+
+    Args:
+        base: as in :class:`L2SP`; leave its weight decay at 0.
+        strength: decay toward the anchor, times the learning rate, >= 0; a group may have its own.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. ``anchor="zero"`` is the
+            paper's decay.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.CautiousDecay(torch.optim.AdamW([w], lr=0.1, weight_decay=0.0), strength=0.1)
+    >>> (w - 1).square().sum().backward()
+    >>> opt.step()
+    >>> w.data
+    tensor([0.1000, 0.1000])
+    """
+
+    @explained("it goes around an optimizer: CautiousDecay(torch.optim.AdamW(params, lr=...), strength=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1e-2,
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return cautious_decay_rule(group["strength"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(after=Phase(_decay, numbers=_pull), keeps=True)
+
+
+def _pull(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -h["lr"] * h["strength"]}
+
+
+def _decay(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    w, moved = bucket.w, bucket.moved
+    d = bucket.deviations(w)
+    agree = add(w, [-1.0] * len(w), moved, out=bucket.scratch(1))
+    torch._foreach_mul_(agree, d)
+    for x, y, z, less, out in zip(moved, agree, d, bucket.each(numbers["less"]), bucket.new["w"], strict=True):
+        torch.addcmul(x, y.ge_(0), z, value=less, out=out)  # 0 or 1: bools would take ten times as long

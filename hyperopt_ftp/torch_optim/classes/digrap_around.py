@@ -1,0 +1,94 @@
+"""Directional gradient projection around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.digrap import DIGRAP_SPECS, digrap_rule, strengths
+from ...anchored.rule import Numbers, Rule
+from ...calls import explained
+from ...types import Anchor, Device, Excludes, PaperOrExact
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn, scalars
+from ..execution.hold import Hold
+from ..execution.many import Bucket, Many, Phase, add, dots
+from ..movers.given import Given
+
+
+class DiGraP(DropIn):
+    """Directional Gradient Projection (arXiv 2502.15895) around an optimizer: the rule of :func:`~hyperopt_ftp.digrap`.
+
+    State beside the anchor: ``slope`` (the derivative of the last step with respect to omega), ``omega``, its Adam
+    moments ``omega_exp_avg`` and ``omega_exp_avg_sq``, and ``omega_step``.
+
+    Args:
+        base: as in :class:`L2SP`; it sees the projected gradient.
+        omega_lr: step of omega, the strength of a tensor's projection, which is learned in [0, 1]; a group may have
+            its own.
+        gradient: ``"paper"`` or ``"exact"``, see :func:`~hyperopt_ftp.digrap`.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.DiGraP(torch.optim.SGD([w], lr=0.1, momentum=0.9), omega_lr=0.1)
+    >>> for _ in range(10):
+    ...     opt.zero_grad()
+    ...     ((w - 1) ** 2).sum().backward()
+    ...     opt.step()
+    >>> list(opt.omegas())
+    [0]
+    """
+
+    @explained("it goes around an optimizer: DiGraP(torch.optim.AdamW(params, lr=...), omega_lr=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        omega_lr: float = 1e-2,
+        gradient: PaperOrExact = "paper",
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"omega_lr": omega_lr, "gradient": gradient}
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold(options, _rule, source, DIGRAP_SPECS, many=_many)), exclude)
+
+    def omegas(self) -> dict[Any, float]:
+        """Strength of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
+        return scalars(self, "omega")
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return digrap_rule(group["omega_lr"], group["gradient"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(Phase(_turn, _products, partial(_numbers, gradient=group["gradient"]), makes=("g", "slope")))
+
+
+def _products(bucket: Bucket) -> dict[str, list[Tensor]]:
+    g, d = bucket.g, bucket.deviations(bucket.w, out=bucket.new["slope"])
+    return {"last": dots(g, bucket.state["slope"]), "product": dots(g, d), "square": dots(d, d)}
+
+
+def _numbers(
+    sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers, gradient: PaperOrExact
+) -> dict[str, Tensor]:
+    x = strengths(sums, state, h, gradient)
+    return {**x, "less": -x["less"]}
+
+
+def _turn(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    d = bucket.new["slope"]
+    add(bucket.g, bucket.each(numbers["less"]), d, out=bucket.new["g"])
+    torch._foreach_mul_(d, bucket.each(numbers["along"]))

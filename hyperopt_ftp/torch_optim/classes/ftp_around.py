@@ -1,0 +1,98 @@
+"""Fast Trainable Projection around any ``torch.optim`` optimizer, and what all of FTP's classes hold by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.ftp import FTP_SPECS, ftp_rule
+from ...anchored.rule import Rule
+from ...calls import explained
+from ...kernels.layers import Ball
+from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn, scalars
+from ..execution.hold import Hold
+from ..movers.given import Given
+from .radius_warnings import watch_radii
+
+#: Entries of a group that its rule reads.
+FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
+
+
+class FTP(DropIn):
+    """Fast Trainable Projection (arXiv 2310.19182) around an optimizer that is given, whatever its rule is.
+
+    The rule of :class:`FTPAdamW`, where the displacement ``d`` is what ``base.step()`` does to the weights. Groups and
+    state are shared with ``base``: LR schedulers and ``state_dict`` work on the wrapper. Step the wrapper alone.
+
+    Args:
+        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
+            ``model.named_parameters()`` to exclude by name.
+        anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
+        anchor_dtype, anchor_device, save_anchor: as there.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
+        ValueError: as :class:`FTPAdamW`.
+
+    The closure is evaluated by the wrapper, before the base's step. 16-bit weights are moved by ``base`` in its own
+    precision: a move smaller than their last bit is lost. c stays the master copy of weights that were not moved.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2, 3))
+    >>> opt = hft.FTP(torch.optim.RMSprop([w], lr=0.1))
+    >>> for _ in range(3):
+    ...     opt.zero_grad()
+    ...     ((w - 1) ** 2).sum().backward()
+    ...     opt.step()
+    >>> {name: round(radius, 4) for name, radius in opt.radii().items()}
+    {0: 0.016}
+    """
+
+    @explained("it goes around an optimizer: FTP(torch.optim.AdamW(params, lr=...), radius_lr=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        radius_lr: float = 1e-2,
+        kappa: float = 1.0,
+        norm: Norm = "mars",
+        gradient: PaperOrExact = "paper",
+        radius_start: float | None = None,
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {
+            "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "radius_start": radius_start,
+        }  # fmt: skip
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, learned_ball(options, source)), exclude)
+        watch_radii(self)
+
+    def radii(self) -> dict[Any, float]:
+        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
+
+        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
+        agree from one step to the next.
+        """
+        return scalars(self, "radius")
+
+
+def learned_ball(options: dict[str, Any], anchors: AnchorSource) -> Hold:
+    """Rows in balls whose radius is learned; ``options`` has FTP's."""
+    return Hold(options, _rule, anchors, FTP_SPECS, _ball)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"], group["radius_start"])
+
+
+def _ball(group: dict[str, Any]) -> Ball:
+    radius_lr, kappa = (x.item() if isinstance(x, Tensor) else x for x in (group["radius_lr"], group["kappa"]))
+    return Ball(radius_lr, kappa, group["norm"], group["gradient"] == "exact")

@@ -1,0 +1,87 @@
+"""L2-SP around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.l2sp import l2sp_rule
+from ...anchored.rule import Numbers, Rule
+from ...calls import explained
+from ...types import Anchor, Device, Excludes
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn
+from ..execution.hold import Hold
+from ..execution.many import Bucket, Many, Phase, add
+from ..movers.given import Given
+
+
+class L2SP(DropIn):
+    """L2-SP (arXiv 1802.01483) around an optimizer: the rule of :func:`~hyperopt_ftp.l2sp`.
+
+    Args:
+        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
+            ``model.named_parameters()`` to exclude by name. Step the wrapper alone.
+        strength: pull toward the anchor, >= 0; a group may have its own.
+        decoupled: move the weights, by ``lr * strength``, and leave the gradient that ``base`` sees alone.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        ValueError: a strength outside its domain; as :class:`FTPAdamW`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> opt = hft.L2SP(torch.optim.SGD([w], lr=0.1), strength=5.0)
+    >>> for _ in range(50):
+    ...     opt.zero_grad()
+    ...     ((w - 2) ** 2).sum().backward()
+    ...     opt.step()
+    >>> w.data  # between the anchor, 1, and the minimum, 2
+    tensor([1.2857, 1.2857])
+    """
+
+    @explained("it goes around an optimizer: L2SP(torch.optim.AdamW(params, lr=...), strength=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1e-2,
+        decoupled: bool = False,
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"strength": strength, "decoupled": decoupled}
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold(options, _rule, source, many=_many)), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return l2sp_rule(group["strength"], group["decoupled"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    if group["decoupled"]:
+        return Many(after=Phase(_move, numbers=_decay), keeps=True)
+    return Many(Phase(_penalize, numbers=_strength, makes=("g",)))
+
+
+def _strength(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"strength": h["strength"]}
+
+
+def _decay(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -h["lr"] * h["strength"]}
+
+
+def _penalize(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    add(bucket.g, bucket.each(numbers["strength"]), bucket.deviations(bucket.w), out=bucket.new["g"])
+
+
+def _move(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    add(bucket.moved, bucket.each(numbers["less"]), bucket.deviations(bucket.w), out=bucket.new["w"])

@@ -1,0 +1,91 @@
+"""MARS-SP: projection with a fixed radius around any ``torch.optim`` optimizer, by FTP's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.ftp import FTP_SPECS, ftp_rule
+from ...anchored.rule import Numbers, Rule, RuleState
+from ...calls import explained
+from ...hparams import to_tensors
+from ...kernels.layers import Ball
+from ...types import Anchor, Device, Excludes, Norm
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn, scalars
+from ..execution.hold import Hold
+from ..movers.given import Given
+
+
+class MARSSP(DropIn):
+    """MARS-SP (arXiv 2002.08253) around an optimizer: rows stay in balls of a fixed radius around the anchor.
+
+    The rule of :func:`~hyperopt_ftp.projected` with ``radius``; :class:`FTP` learns it instead. The projection runs in
+    the same executions (``opt.execution``), and the state is FTP's. ``opt.radii()`` shows the radius in effect: the
+    given one, or the largest row norm where that is smaller.
+
+    The authors' code (henrygouk/mars-finetuning) constrains other things: the weights of convolutions and dense
+    layers, but no biases; of a BatchNorm gamma / sqrt(moving variance + 1e-6), entry by entry, around the pre-trained
+    one, and not beta; the new classifier within a radius of its own around 0. Here every parameter that is not excluded
+    is held around its anchor as it is, one with a single dimension as one row; ``exclude="*.bias"`` frees biases.
+
+    Args:
+        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
+            ``model.named_parameters()`` to exclude by name. Step the wrapper alone.
+        radius: in units of row norm, >= 0; infinity is ``base``, 0 the anchor. A group may have its own.
+        norm: ``"mars"`` or ``"l2"``, as in :class:`FTPAdamW`.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        ValueError: a radius that is negative or NaN; as :class:`FTPAdamW`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> opt = hft.MARSSP(torch.optim.SGD([w], lr=1.0), radius=1.0)
+    >>> (w * torch.tensor([[-3.0, 1.0], [-0.2, 0.1]])).sum().backward()
+    >>> opt.step()
+    >>> w.data
+    tensor([[ 0.7500, -0.2500],
+            [ 0.2000, -0.1000]])
+    """
+
+    @explained("it goes around an optimizer: MARSSP(torch.optim.AdamW(params, lr=...), radius=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        radius: float,
+        norm: Norm = "mars",
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold({"radius": radius, "norm": norm}, _rule, source, FTP_SPECS, _ball)), exclude)
+
+    def radii(self) -> dict[Any, float]:
+        """Radius in effect of each constrained parameter that has made a step, by name (or index).
+
+        In units of row norm: the given one, or the largest row norm where that is smaller, 1e-8 for a layer that is at
+        its anchor.
+        """
+        return scalars(self, "radius")
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    """FTP's, with the given radius in place of a learned one."""
+
+    def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
+        return g, {**state, "radius": h["radius"].to(state["radius"])}
+
+    rule = ftp_rule(0.0, 1.0, group["norm"], "paper")
+    return rule._replace(hparams=to_tensors(radius=group["radius"]), before=before)
+
+
+def _ball(group: dict[str, Any]) -> Ball:
+    return Ball(0.0, 1.0, group["norm"], exact=False, fixed=float(group["radius"]))

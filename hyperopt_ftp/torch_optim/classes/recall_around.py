@@ -1,0 +1,80 @@
+"""RecAdam's recall around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.recall import RECALL_SPECS, recall_rule, shares
+from ...anchored.rule import Numbers, Rule
+from ...calls import explained
+from ...types import Anchor, Device, Excludes
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn
+from ..execution.hold import Hold
+from ..execution.many import Bucket, Many, Phase, add
+from ..movers.given import Given
+
+
+class Recall(DropIn):
+    """RecAdam's recall (arXiv 2004.12651) around an optimizer: the rule of :func:`~hyperopt_ftp.recall`.
+
+    Args:
+        base: as in :class:`L2SP`; leave its weight decay at 0.
+        strength: pull toward the anchor, times the learning rate, >= 0; a group may have its own, as of the next two.
+        rate: how fast the task takes over, per step, >= 0.
+        midpoint: the step at which task and recall have the same share.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.Recall(torch.optim.AdamW([w], lr=0.1, weight_decay=0.0), rate=1.0, midpoint=1.0)
+    >>> (w - 1).square().sum().backward()
+    >>> opt.step()
+    >>> w.data  # half a step
+    tensor([0.0500, 0.0500])
+    """
+
+    @explained("it goes around an optimizer: Recall(torch.optim.AdamW(params, lr=...), strength=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1.0,
+        rate: float = 0.1,
+        midpoint: float = 250.0,
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        options = {"strength": strength, "rate": rate, "midpoint": midpoint}
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold(options, _rule, source, RECALL_SPECS, many=_many)), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return recall_rule(group["strength"], group["rate"], group["midpoint"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(after=Phase(_mix, numbers=_numbers), keeps=True)
+
+
+def _numbers(sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers) -> dict[str, Tensor]:
+    x = shares(state, h)
+    return {**x, "pull": -x["pull"]}
+
+
+def _mix(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    w = bucket.w
+    d = bucket.deviations(w)
+    moves = add(bucket.moved, [-1.0] * len(w), w, out=bucket.scratch(1))
+    mixed = add(w, bucket.each(numbers["share"]), moves, out=moves)
+    add(mixed, bucket.each(numbers["pull"]), d, out=bucket.new["w"])

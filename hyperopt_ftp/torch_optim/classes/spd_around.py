@@ -1,0 +1,85 @@
+"""Selective projection decay around any ``torch.optim`` optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...anchored.rule import Numbers, Rule
+from ...anchored.spd import share, spd_rule
+from ...calls import explained
+from ...types import Anchor, Device, Excludes
+from ..anchors.source import AnchorSource
+from ..drop_in import DropIn
+from ..execution.hold import Hold
+from ..execution.many import Bucket, Many, Phase, add, dots
+from ..movers.given import Given
+
+
+class SPD(DropIn):
+    """Selective Projection Decay (arXiv 2411.01713) around an optimizer: the rule of :func:`~hyperopt_ftp.spd`.
+
+    Args:
+        base: as in :class:`L2SP`.
+        strength: the paper's lambda, not times the learning rate, >= 0; a group may have its own.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. For adapters (LoRA)
+            ``anchor="zero"``, which takes no memory.
+
+    Raises:
+        TypeError, ValueError: as :class:`L2SP`.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = hft.SPD(torch.optim.SGD([w], lr=0.1, momentum=0.9), strength=1.0)
+    >>> for _ in range(100):
+    ...     opt.zero_grad()
+    ...     ((w - 1) ** 2).sum().backward()
+    ...     opt.step()
+    >>> bool((w - 1).abs().max() < 1e-2)
+    True
+    """
+
+    @explained("it goes around an optimizer: SPD(torch.optim.AdamW(params, lr=...), strength=...)")
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        strength: float = 1.0,
+        anchor: Anchor = None,
+        exclude: Excludes = (),
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: Device = None,
+        save_anchor: bool = True,
+    ) -> None:
+        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
+
+
+def _rule(group: dict[str, Any]) -> Rule:
+    return spd_rule(group["strength"])
+
+
+def _many(group: dict[str, Any]) -> Many:
+    return Many(Phase(sums=_before), Phase(_pull_back, _after, _numbers))
+
+
+def _before(bucket: Bucket) -> dict[str, list[Tensor]]:
+    d = bucket.deviations(bucket.w)
+    return {"slope": dots(bucket.g, d), "before": dots(d, d)}
+
+
+def _after(bucket: Bucket) -> dict[str, list[Tensor]]:
+    e = bucket.deviations(bucket.moved)
+    return {"after": dots(e, e)}
+
+
+def _numbers(sums: dict[str, Tensor], state: Any, h: Numbers) -> dict[str, Tensor]:
+    return {"less": -share(sums["slope"], sums["before"], sums["after"], h["strength"])}
+
+
+def _pull_back(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
+    if any(less := bucket.each(numbers["less"])):  # in many layers nothing goes
+        moved = bucket.moved
+        add(moved, less, bucket.deviations(moved), out=bucket.new["w"])

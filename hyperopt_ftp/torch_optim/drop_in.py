@@ -1,0 +1,372 @@
+"""The optimizer behind every drop-in class, put together from parts: a base, and what holds the weights around it.
+
+The way of a step: ``DropIn.step``, ``Own.step`` (or ``Given.step``), ``Kernel.step_``, ``Fused.step_``, a launcher.
+What takes part in it is collected once, in the form that backends take (``Part``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from ..calls import callers_level
+from ..kernels.layers import ABSENT, Amp
+from ..types import Excludes
+from . import checkpoints
+from .checks.arguments import (
+    check_dtype,
+    check_goes_on,
+    check_gradient,
+    check_group_options,
+    check_lean,
+    check_params,
+    check_shapes,
+    listed,
+)
+from .checks.names import Exclude, names_in
+from .checks.saved import FORMAT, check_checkpoint
+from .execution import store
+from .execution.backends import Part, by_device_and_dtype, why_slow
+from .execution.store import Columns
+from .movers.given import Given
+from .movers.mover import Mover, Work
+from .movers.own import Own
+
+#: Attributes that pickle and deepcopy keep beside torch's.
+PICKLED = ("_mover", "_exclude", "_ran")
+
+
+class DropIn(torch.optim.Optimizer):
+    """A :class:`torch.optim.Optimizer` of parts.
+
+    Args:
+        mover: what moves the weights, and holds them near their anchors.
+        exclude: parameters that are not held.
+        params, defaults: as torch takes them; those of a base that is given are its own.
+
+    State of a constrained parameter, made at its first step: what the hold's specs name, and ``anchor`` (in its own
+    dtype; none for a zero anchor or one in a file; without an anchor, ``anchor_fingerprint``). Nothing enters ``state``
+    before.
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        exclude: Excludes,
+        params: ParamsT | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        title = type(self).__name__
+        if isinstance(mover, Given):
+            params, defaults = mover.groups(title, refused=DropIn)
+            self.base: torch.optim.Optimizer = mover.optimizer
+        assert defaults is not None
+        self._mover: Mover = mover
+        self._exclude: Exclude = Exclude(exclude)
+        self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
+        self._checked: list[list[Any]] = []  # options of each group when they were last checked
+        super().__init__(listed(title, params), defaults)
+        names = names_in(self.param_groups)
+        self._exclude.check_all_matched(names)
+        if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
+            base = mover.formula.kernel if isinstance(mover, Own) else type(self.base)
+            warnings.warn(
+                f"exclude leaves {title} no parameter of {len(names)}, so it is "
+                f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
+                stacklevel=callers_level(),
+            )
+        mover.hold.anchors.check_no_extra(names)
+        if isinstance(mover, Given):
+            if any(mover.hold.rule(group).after for group in self.param_groups):
+                check_goes_on(mover.optimizer, title)
+            mover.take(self)
+        mover.attach(self)
+        # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
+        self._ran: list[str] = [mover.pick(self.param_groups[0]).name]
+
+    @property
+    def execution(self) -> str:
+        """Which backend ran last, before the first step the one that would.
+
+        ``"single"`` (the pure function, one parameter at a time), ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or
+        ``"triton"``.
+        """
+        return self._ran[0]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a step unscales gradients itself, and does nothing where one is infinite (GradScaler asks).
+
+        As torch's, only where ``fused=True`` asks for it: Lightning clips no gradients that are not unscaled yet.
+        """
+        own, fused = self._mover.own, ("fused_cpu", "triton")
+        return own and all(bool(g.get("fused")) and self._mover.pick(g).name in fused for g in self.param_groups)
+
+    def _title(self) -> str:
+        """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
+        title = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
+        return f"{title}({type(self.base).__name__})" if isinstance(self._mover, Given) else title
+
+    # -- groups -------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As :meth:`torch.optim.Optimizer.add_param_group`; a group may say ``constrained=False``."""
+        if not isinstance(self._mover, Given) or self.param_groups is not self.base.param_groups:
+            self._add_checked(param_group)
+            return
+        # A base may make state for what is added, or hand the group on: so it gets one that is checked already.
+        if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
+            param_group["params"] = list(param_group["params"])
+        shared = self.param_groups
+        self.param_groups: list[dict[str, Any]] = list(shared)
+        try:
+            self._add_checked({**param_group} if isinstance(param_group, dict) else param_group)
+            checked = self.param_groups[-1]
+        finally:
+            self.param_groups = shared
+        self._mover.share(self)
+        self.base.add_param_group(param_group)
+        added = self.param_groups[-1]
+        for name, value in checked.items():  # what the base has put in is as it wants it
+            added.setdefault(name, value)
+        added["constrained"] = checked["constrained"]
+
+    def _add_checked(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_group_options(group, [*self.defaults, "constrained", "made_by", "format"])
+        check_params(group["params"], "param_names" in group, names_in(self.param_groups))
+        self._mover.check_options(self, group)
+        names, whole = group.get("param_names"), group.get("constrained", True)
+        if not isinstance(whole, bool):
+            raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
+        constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
+        self._mover.hold.anchors.check(names, group["params"], constrained)
+        group["constrained"], group["made_by"], group["format"] = constrained, self._title(), FORMAT
+
+    def initialized(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
+        """Each constrained parameter that has made a step: name (or index), weights, state and anchor (empty: zero)."""
+        params, hold = chain.from_iterable(group["params"] for group in self.param_groups), self._mover.hold
+        for name, p in zip(names_in(self.param_groups), params, strict=True):
+            state = self.state.get(p, {})
+            if hold.is_initialized(state):
+                yield name, p, state, hold.anchors.seen(name, state)
+
+    # -- a step -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Raises:
+            RuntimeError: a sparse or complex gradient (before anything has changed).
+        """
+        self._mover.check_ready(self)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._mover.attach(self)  # another state may have been swapped in, for a while or for good
+        overflow = getattr(self, "found_inf", None)  # of a GradScaler
+        if overflow is None or overflow.device.type != "cpu" or not overflow.item():  # else not even first state
+            self._mover.step(self._collect)
+        return loss
+
+    def train(self) -> None:
+        """To the weights that are trained, where the base has two modes (schedule-free); elsewhere nothing."""
+        self._mover.switch(self, "train")
+
+    def eval(self) -> None:
+        """To the weights that are deployed, where the base has two modes: these are held. Elsewhere nothing."""
+        self._mover.switch(self, "eval")
+
+    def _check_step(self) -> None:
+        """All that can be wrong with a step."""
+        for i, group in enumerate(self.param_groups):
+            if len(group.get("constrained", ())) != len(group["params"]):
+                raise RuntimeError(
+                    f"the parameters of group {i} were changed by hand; add some by add_param_group (a wrapper's own, "
+                    "not its base's), or build a new optimizer"
+                )
+        names, read = iter(names_in(self.param_groups)), self._mover.read(self)
+        self._checked += [[]] * (len(self.param_groups) - len(self._checked))
+        for i, group in enumerate(self.param_groups):
+            options = [group.get(name) for name in read]
+            if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
+                self._mover.check_options(self, group)  # only then: to look at a tensor waits for its device
+                self._checked[i] = options
+            check_lean(group)
+            for p in group["params"]:
+                self._check_parameter(p, next(names))
+
+    def _check_parameter(self, p: Tensor, name: Any) -> None:
+        if p.grad is None:
+            return
+        check_dtype(p, name)
+        form = self._fitted.get(p)
+        if form is None or form[0] != p.shape:
+            weights = [name for name, kind in self._mover.kinds.items() if kind == "weights"]
+            check_shapes(p, name, self.state.get(p, {}), [*weights, "anchor"])
+        check_gradient(p, name)
+
+    def _collect(self) -> Work:
+        """What takes part in a step, by its execution. Every check comes before a change."""
+        if not torch.compiler.is_compiling():
+            self._check_step()
+            if not self._fitted:
+                self._say_if_slow()
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        executions = [self._mover.pick(group).name for group in self.param_groups]
+        work: Work = {}
+        for group, execution in zip(self.param_groups, executions, strict=True):
+            for columns in by_device_and_dtype(self._columns(group, execution)):
+                like = columns.weights[0]
+                amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
+                part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)
+                work.setdefault(execution, []).append(part)
+        if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
+            self._fitted.clear()  # of parameters that were swapped in for a while
+        return work
+
+    def _columns(self, group: dict[str, Any], execution: str) -> Columns:
+        """The parameters of a group that have a gradient; around a given base, those that are held."""
+        state: list[list[Tensor]] = [[] for _ in self._mover.hold.specs]
+        moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
+        first: list[list[Tensor]] = [[] for _ in Columns._fields[:4]]
+        self._init_group(group, *first, *state, *moments)
+        columns = Columns._make([*first, state, moments])
+        if columns.weights:
+            self._ran[0] = execution
+        if not self._mover.own:
+            columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
+        fits = self._mover.hold.has_kernels or execution != "single"
+        return store.fitting(columns) if fits else columns
+
+    def _say_if_slow(self) -> None:
+        """At a first step."""
+        groups = map(self._mover.wishes, self.param_groups) if self._mover.hold.has_kernels else ()
+        why = next(filter(None, map(why_slow, groups)), None)
+        if why is not None:
+            meant = "; foreach=True (of a base that is given, its own) says that it is meant, and silences this"
+            warnings.warn(
+                f"{type(self).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}"
+                + (meant if "foreach" in self.defaults and self._mover.flagged else ""),
+                stacklevel=callers_level(),
+            )
+
+    def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
+        """Fill ``Columns``; first, make the state that a first step needs.
+
+        torch.compile runs this method, which it knows by its name, when it traces a step, and guards what it returns.
+        """
+        mover, hold = self._mover, self._mover.hold
+        mover.begin_group(group)
+        keys, moments = [spec.name for spec in hold.specs], mover.moments(group)
+        on_gpu = bool(group["params"]) and group["params"][0].is_cuda
+        device = "own" if group.get("capturable") or (on_gpu and mover.pick(group).name == "triton") else "cpu"
+        lean = group.get("lean", False)
+        names = names_in(self.param_groups, group)
+        for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
+            if p.grad is None:
+                continue
+            self._check_parameter(p, name)
+            state = self.state[p] if constrained or mover.own else self.state.get(p, {})
+            if constrained and not hold.is_initialized(state):
+                self._fitted.pop(p, None)
+                hold.begin(p, name, state, group)
+            mover.begin(p, state, group)
+            form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
+            if self._fitted.get(p) != form:
+                place = p.device if device == "own" else torch.device(device)
+                store.fit(p, state, mover.kinds, place, lean, strides=hold.is_flat)
+                self._fitted[p] = form
+            held = [state[key] if constrained else ABSENT for key in keys]
+            w0 = hold.anchors.of(p, name, state) if constrained else ABSENT
+            step = state["step"] if mover.own else ABSENT  # a given base's is its own
+            row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+
+    # -- saving and loading -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`torch.optim.Optimizer.state_dict`; with ``save_anchor=False`` without anchors."""
+        anchors = self._mover.hold.anchors
+        for name, p, state, _ in self.initialized():
+            anchors.sign(p, name, state)
+        found = self._mover.state_dict(self, super().state_dict())
+        return found if anchors.saved else checkpoints.without_anchors(found)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, but a tensor keeps the dtype it was saved in.
+
+        The state of a base that is torch's gets the dtype of the weights, without which it cannot step.
+
+        Raises:
+            ValueError: state of another shape, an incomplete one, parameters in another order, options outside their
+                domain, an anchor that is left out and not given or not the same. Nothing has changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            check_checkpoint(state_dict)
+
+        def keep(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
+            check_checkpoint(final)
+            self._loading.update(final)
+
+        self._loading: dict[str, Any] = {}
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            del self._loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in PICKLED}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._fitted, self._checked = {}, []
+        if "_loading" in self.__dict__:
+            checkpoints.make_ready(self, self._mover, self._title(), state, self._loading)
+            state = self._mover.load(state, self._loading)
+        super().__setstate__(state)
+        if isinstance(self._mover, Given):
+            self.base = self._mover.optimizer
+        self._mover.attach(self)
+
+
+def scalars(opt: DropIn, key: str) -> dict[Any, float]:
+    """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
+    found = {name: state[key] for name, _, state, _ in opt.initialized()}
+    return dict(zip(found, floats(list(found.values())), strict=True))
+
+
+def floats(values: Sequence[Tensor]) -> list[float]:
+    """Python numbers of 0-d tensors, in one transfer for each device and dtype."""
+    kinds: dict[Any, list[int]] = {}
+    for i, x in enumerate(values):
+        kinds.setdefault((x.device, x.dtype), []).append(i)
+    found: dict[int, float] = {}
+    for which in kinds.values():
+        found.update(zip(which, torch.stack([values[i].detach() for i in which]).tolist(), strict=True))
+    return [found[i] for i in range(len(values))]
+
+
+def _near(value: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if value is None else value.to(like.device, non_blocking=True)

@@ -1,0 +1,1 @@
+"""How a step is executed: backends, state in the form that they take, the rule that holds the weights."""

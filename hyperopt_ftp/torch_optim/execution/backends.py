@@ -1,0 +1,237 @@
+"""Ways to execute a step, and which of them a group takes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...anchored.rule import Numbers, Rule
+from ...dtensors import is_dtensor
+from ...hparams import as_tensor
+from ...kernels import foreach, ops, sharded
+from ...kernels.layers import SGD, AdamW, Amp, Ball, Layers
+from . import many, single
+from .hold import Hold
+from .store import Columns, choose, is_plain
+
+#: Weights above which foreach instead of fused is worth a word: at 3.2 ns a weight it makes a step 13 ms longer
+#: (ViT-B/16 on two cores, benchmarks/results/step_cpu.json: 373 ms for 97 ms).
+MANY = 2**22
+
+
+class Part(NamedTuple):
+    """Parameters of one group, device and dtype, and what their step needs."""
+
+    columns: Columns
+    base: AdamW | SGD | None  # numbers of the base; None where a torch optimizer moves the weights
+    group: dict[str, Any]
+    hold: Hold
+    amp: Amp
+
+
+#: What was done before a given base's step: gradients that it is to see (empty: the raw ones), and what is known after.
+Before = tuple[list[Tensor], Any]
+
+
+class Backend(ABC):
+    """One way to execute a step of parts of any devices and dtypes."""
+
+    name: str  #: what ``opt.execution`` shows
+
+    @abstractmethod
+    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
+        """Why it does not step these parameters, ``None`` where it does; ``asked``: by ``fused=True``."""
+
+    @abstractmethod
+    def step_(self, parts: list[Part]) -> None:
+        """A whole step, the base's too."""
+
+    @abstractmethod
+    def before_(self, parts: list[Part]) -> list[Before]:
+        """What the rule does before the step of a base that is given. FTP: the new radii, not yet clipped."""
+
+    @abstractmethod
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        """What it does after that. FTP: the projection."""
+
+
+class Single(Backend):
+    """The pure functions, one parameter at a time: any rule, any tensors."""
+
+    name: str = "single"
+
+    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
+        return None
+
+    def step_(self, parts: list[Part]) -> None:
+        for part in parts:
+            assert part.base is not None
+            single.step_(part.columns, part.base, *_rule_and_numbers(part), part.amp)
+
+    def before_(self, parts: list[Part]) -> list[Before]:
+        return [single.before(part.columns, *_rule_and_numbers(part), part.amp) for part in parts]
+
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        for part, (_, kept) in zip(parts, before, strict=True):
+            single.after_(part.columns, *_rule_and_numbers(part), kept)
+
+
+class Kernel(Backend):
+    """FTP's kernels, part by part: ``kernels.foreach``, or a fused one."""
+
+    def __init__(self, name: str, functions: Any) -> None:
+        self.name: str = name
+        self._functions: Any = functions
+
+    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
+        if self.name in ops.FUSED:
+            return ops.why_not(params, asked)
+        return None if all(map(is_plain, params)) else "a parameter is a tensor subclass"
+
+    def step_(self, parts: list[Part]) -> None:
+        for part in parts:
+            layers, base, ball, amp = _for_kernels(part)
+            self._functions.step_(layers, base, ball, amp)
+
+    def before_(self, parts: list[Part]) -> list[Before]:
+        return [([], self._radii(*_for_kernels(part))) for part in parts]
+
+    def _radii(self, layers: Layers, base: Any, ball: Ball, amp: Amp) -> Tensor:
+        return self._functions.radii_(layers, ball, amp) if ball.fixed is None else _all(layers, ball.fixed)
+
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        for part, (_, packed) in zip(parts, before, strict=True):
+            layers, _, ball, _ = _for_kernels(part)
+            self._functions.project_(layers, packed, ball)
+
+
+class Foreach(Kernel):
+    """Many tensors at once: FTP's rule by ``kernels.foreach``, another by the execution that its hold brings along."""
+
+    def __init__(self) -> None:
+        super().__init__("foreach", foreach)
+
+    def before_(self, parts: list[Part]) -> list[Before]:
+        if parts[0].hold.many is None:
+            return super().before_(parts)
+        return [many.before(part.columns, *_many_and_numbers(part), part.amp) for part in parts]
+
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        if parts[0].hold.many is None:
+            return super().after_(parts, before)
+        for part, (_, known) in zip(parts, before, strict=True):
+            many.after_(part.columns, *_many_and_numbers(part), part.amp, known)
+
+
+class Sharded(Backend):
+    """The same for DTensors, all parts at once: two collectives a step."""
+
+    name: str = "sharded"
+
+    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
+        return next(filter(None, map(sharded.why_not, params)), None)
+
+    def step_(self, parts: list[Part]) -> None:
+        sharded.step_([_for_kernels(part) for part in parts])
+
+    def before_(self, parts: list[Part]) -> list[Before]:
+        shards = [_for_kernels(part) for part in parts]
+        learned = [shard for shard in shards if shard.ball.fixed is None]
+        packed = iter(sharded.radii_(learned) if learned else [])
+        return [([], next(packed) if s.ball.fixed is None else _all(s.layers, s.ball.fixed)) for s in shards]
+
+    def after_(self, parts: list[Part], before: list[Before]) -> None:
+        sharded.project_([_for_kernels(part) for part in parts], [packed for _, packed in before])
+
+
+#: By the name that ``opt.execution`` shows.
+BACKENDS: dict[str, Backend] = {
+    "single": Single(),
+    "foreach": Foreach(),
+    "sharded": Sharded(),
+    **{name: Kernel(name, fused) for name, fused in ops.FUSED.items()},
+}
+
+
+def pick(group: dict[str, Any], strict: bool) -> Backend:
+    """The backend of a group whose rule has kernels: what its flags ask for, else the best that needs no asking.
+
+    Args:
+        group: with its parameters and flags.
+        strict: the flags are the optimizer's own. Those of a base that is given ask for the base's kernels, not ours.
+
+    Raises:
+        RuntimeError: where ``strict``, for ``fused=True`` that cannot run.
+    """
+    params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
+    if params and (fused or (fused is None and multi is None)):
+        why = ops.why_not(params, asked=strict and bool(fused))
+        if why is None:
+            return BACKENDS[ops.BEST[params[0].device.type][0]]
+        if fused and strict and not all(p.is_meta for p in params):  # which get a device before the first step
+            raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
+    if multi is False:
+        return BACKENDS["single"]
+    if any(map(is_dtensor, params)):
+        return BACKENDS["single" if BACKENDS["sharded"].why_not(params, False) else "sharded"]
+    if multi is None and BACKENDS["foreach"].why_not(params, False):
+        return BACKENDS["single"]
+    return BACKENDS["foreach"]
+
+
+def pick_many(group: dict[str, Any]) -> Backend:
+    """The backend of a group whose rule has an execution on many tensors.
+
+    What has never run on a GPU is no default there: it takes the base's ``foreach=True``.
+    """
+    params, multi = group["params"], group.get("foreach")
+    wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
+    return BACKENDS["foreach" if wanted and many.why_not(params) is None else "single"]
+
+
+def why_slow(group: dict[str, Any]) -> str | None:
+    """What a CPU lacks for the fused step of many weights that nobody has decided against; ``None``: nothing."""
+    params = group["params"]
+    undecided = group.get("fused") is None and group.get("foreach") is None
+    if not undecided or sum(p.numel() for p in params) < MANY:
+        return None
+    missing = ops.no_compiler("cpu")
+    return missing if missing == ops.why_not(params) else None
+
+
+def by_device_and_dtype(columns: Columns) -> list[Columns]:
+    """Parameters of one device and dtype each, of weights and of gradients: what a kernel takes."""
+    found: dict[Any, list[int]] = {}
+    for i, (w, g) in enumerate(zip(columns.weights, columns.grads, strict=True)):
+        found.setdefault((w.device, w.dtype, g.dtype), []).append(i)
+    return [columns] if len(found) == 1 else [choose(columns, which) for which in found.values()]
+
+
+def layers_of(columns: Columns) -> Layers:
+    """As kernels take it: the state's columns stand in ``Layers`` in the order of FTP's specs."""
+    return Layers._make([*columns[:4], *columns.state, columns.moments])
+
+
+def _for_kernels(part: Part) -> sharded.Part:
+    ball = part.hold.ball_of(part.group)
+    assert ball is not None
+    return sharded.Part(layers_of(part.columns), part.base, ball, part.amp)
+
+
+def _all(layers: Layers, radius: float) -> Tensor:
+    """One radius for all layers."""
+    return torch.full_like(torch.stack(layers.radii), radius)
+
+
+def _many_and_numbers(part: Part) -> tuple[many.Many, Rule, Numbers]:
+    assert part.hold.many is not None
+    return part.hold.many(part.group), *_rule_and_numbers(part)
+
+
+def _rule_and_numbers(part: Part) -> tuple[Rule, Numbers]:
+    rule = part.hold.rule(part.group)
+    return rule, {**rule.hparams, **{name: as_tensor(part.group[name]).reshape(()) for name in rule.reads}}

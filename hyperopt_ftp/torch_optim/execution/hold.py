@@ -1,0 +1,79 @@
+"""Holding parameters near their anchors by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ...anchored.rule import Rule, Spec
+from ...dtensors import is_dtensor
+from ...hparams import DOMAINS, check_number
+from ...kernels.layers import Ball
+from ..anchors.source import AnchorSource
+from . import store
+from .many import Many
+
+
+class Hold:
+    """A :class:`~hyperopt_ftp.anchored.Rule` around what moves the weights.
+
+    Args:
+        options: entries of a group, with their defaults.
+        rule: the rule of a group, checked.
+        anchors: where anchors come from.
+        specs: the rule's state; a rule without any counts its steps.
+        ball: numbers of FTP's kernels for a group; ``None``: they cannot execute the rule.
+        many: the rule's execution on many tensors for a group; ``None``: it has none but the pure one.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        rule: Callable[[dict[str, Any]], Rule],
+        anchors: AnchorSource,
+        specs: tuple[Spec, ...] = (),
+        ball: Callable[[dict[str, Any]], Ball] | None = None,
+        many: Callable[[dict[str, Any]], Many] | None = None,
+    ) -> None:
+        self.options: dict[str, Any] = options
+        self.rule: Callable[[dict[str, Any]], Rule] = rule
+        self.anchors: AnchorSource = anchors
+        self.specs: tuple[Spec, ...] = specs or (Spec("anchor_step", "count"),)
+        self._ball: Callable[[dict[str, Any]], Ball] | None = ball
+        self.many: Callable[[dict[str, Any]], Many] | None = many
+
+    def check(self, group: dict[str, Any]) -> None:
+        """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
+        rule = self.rule(group)
+        for name in rule.hparams:  # one number: a rule also takes trees
+            check_number(name, group[name], (DOMAINS if rule.domains is None else rule.domains)[name])
+        missing = [name for name in rule.reads if group.get(name) is None]
+        if missing:
+            raise ValueError(f"the optimizer to be held has no {missing[0]}, its options are {sorted(group)}")
+
+    @property
+    def has_kernels(self) -> bool:
+        return self._ball is not None
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether an execution takes it for granted that state lies as the weights."""
+        return self.has_kernels or self.many is not None
+
+    def ball_of(self, group: dict[str, Any]) -> Ball | None:
+        return None if self._ball is None else self._ball(group)
+
+    def begin(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Put the state into a parameter's that a first constrained step needs."""
+        rule = self.rule(group)
+        self.anchors.start(p, name, state)
+        state.update(store.blank(rule.specs or self.specs, p, rule.norm))
+        # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
+        if rule.off and not (self.anchors.is_start and is_dtensor(p)):
+            state.update(store.off(rule, p, self.anchors.of(p, name, state)))
+
+    def is_initialized(self, state: dict[str, Any]) -> bool:
+        """Whether a parameter has made a constrained step."""
+        return self.specs[-1].name in state

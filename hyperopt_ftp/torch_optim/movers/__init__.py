@@ -1,0 +1,1 @@
+"""What moves the weights: an update of our own, or a torch optimizer that is given."""

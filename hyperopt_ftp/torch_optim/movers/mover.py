@@ -1,0 +1,115 @@
+"""What moves the weights of a drop-in optimizer, together with what holds them near their anchors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...anchored.rule import Spec
+from ...kernels.layers import SGD, AdamW
+from ..checks.arguments import check_no_gradient
+from ..execution.backends import BACKENDS, Backend, Part, pick, pick_many
+from ..execution.hold import Hold
+
+#: What takes part in a step, by the name of its backend.
+Work = dict[str, list[Part]]
+
+
+class Mover(ABC):
+    """What moves the weights of a drop-in optimizer.
+
+    Args:
+        hold: what holds them near their anchors.
+        specs: state that is made and read for the mover, beside the hold's.
+
+    Attributes:
+        own: whether the whole step is ours: flags of a group are meant for our backends, and what is not held takes
+            part too.
+        flagged: whether a group's ``foreach`` and ``fused`` are torch's, which choose a backend where it is not ours.
+        whole: whether a checkpoint has all that a group uses of ``specs`` or none.
+        kinds: of the entries of a parameter's state that are made by specs, by name.
+        ours: names of all entries that are not those of a given base.
+    """
+
+    own: bool
+    flagged: bool = True
+    whole: bool = False
+
+    def __init__(self, hold: Hold, specs: tuple[Spec, ...] = ()) -> None:
+        self.hold: Hold = hold
+        self.kinds: dict[str, str] = {spec.name: spec.kind for spec in (*hold.specs, *specs)}
+        self.ours: frozenset[str] = frozenset({*self.kinds, "anchor", "anchor_fingerprint"})
+
+    @abstractmethod
+    def check_ready(self, opt: Optimizer) -> None:
+        """``RuntimeError`` where a step cannot begin."""
+
+    @abstractmethod
+    def step(self, collect: Callable[[], Work]) -> None:
+        """A step on what is collected. After an error nothing has changed, unless a given base has moved."""
+
+    def pick(self, group: dict[str, Any]) -> Backend:
+        """The backend of a group."""
+        wishes = self.wishes(group)
+        if self.hold.has_kernels:
+            return pick(wishes, self.own)
+        return BACKENDS["single"] if self.hold.many is None else pick_many(wishes)
+
+    def wishes(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group as far as it may choose a backend."""
+        return group if self.flagged else {"params": group["params"]}
+
+    def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD | None:
+        """What kernels need of a group for the weights ``like``; ``None``: they do not move these."""
+        return None
+
+    def moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Which of its state a step of a group takes, in the order of ``Columns.moments``."""
+        return ()
+
+    def attach(self, opt: Optimizer) -> None:
+        """Take over the optimizer's groups and state as they are now, where they are shared."""
+
+    def switch(self, opt: Optimizer, mode: Literal["train", "eval"]) -> None:
+        """To one of the two modes that a base may have."""
+
+    def begin_group(self, group: dict[str, Any]) -> None:
+        """Before the state of a group's parameters is made."""
+
+    def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Put into a parameter's state what its step needs of the base's, once the hold's is there."""
+
+    def read(self, opt: Optimizer) -> Collection[str]:
+        """Options of a group that are looked at again; a given base may count in its groups."""
+        return opt.defaults if self.own else (*self.hold.options, "lr")
+
+    def check_options(self, opt: Optimizer, group: dict[str, Any]) -> None:
+        """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""
+        check_no_gradient(type(opt).__name__, {name: group.get(name) for name in self.read(opt)})
+        self.hold.check(group)
+        self.check(group)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """The options that are the mover's own."""
+
+    def state_dict(self, opt: Optimizer, found: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint: ``found``, in the form that the base's own methods need."""
+        return found
+
+    def check_saved(self, saved: Mapping[str, Any]) -> None:
+        """``ValueError`` where a checkpoint lacks what it needs."""
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """``ValueError`` where it cannot load a checkpoint's state."""
+
+    def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Take over checked groups and state; returns those that the optimizer is to have."""
+        return state
+
+    def casts(self, key: str) -> bool:
+        """Whether its own entry of a checkpoint takes the dtype of the weights; else it keeps its own."""
+        return False

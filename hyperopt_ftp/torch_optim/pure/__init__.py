@@ -1,0 +1,1 @@
+"""Pure optimizers on the parameters of a model."""

@@ -1,0 +1,374 @@
+"""A ``torch.optim`` optimizer that runs any pure one in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import check_compile, did_you_mean, explained, few
+from ...optimizers.averaging import averages
+from ...optimizers.partition import partition
+from ...types import Compile, Optimizer, check_optimizer
+from ..checks.arguments import check_no_gradient, check_params, listed
+from ..checks.names import unwrapped
+from ..checks.saved import check_checkpoint
+from .captured import captured
+from .group_numbers import (
+    as_number,
+    checked,
+    copied,
+    domain_or_any,
+    equal,
+    flat,
+    is_tuned,
+    names_of,
+    owner,
+    rebuilt,
+    tuned_in,
+    without_base,
+)
+
+#: Keys of the state. That of other optimizers is by parameter; torch saves and loads any other key as it is.
+_STATE, _STARTING = "pure", "starting"
+
+
+class PureOptimizer(torch.optim.Optimizer):
+    """Run a pure optimizer in place on a model's parameters: a tower, a partition, a schedule, ``ftp`` around anything.
+
+    ``step()`` is ``params, state = optimizer.update(grads, state, params, hparams)``, with the hparams that stand in
+    the groups at the time, written into the parameters. Those without a gradient stay as they are.
+
+    Args:
+        params: as for torch.optim: parameters, named parameters, or dicts of them (groups) with hparams of their own.
+            The optimizer sees a dict by name, without wrappers' prefixes, or by number (``"0"``) without names.
+        optimizer: any pure optimizer.
+        compile: compile the update by :func:`torch.compile`: by inductor, or by another backend by its name. A gradient
+            that is ``None`` now and was not before compiles it again.
+
+    Groups: one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
+    ``params`` are made the parts of a partition, each with ``optimizer`` as its rule: what looks at all parameters
+    (clipping by the global norm) looks at those of its group. A group holds its part's hparams as 0-d tensors, float64,
+    on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
+    would have one name). Hparams that belong to no part are in the first group; a part without any of its own
+    (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR
+    schedulers of torch, and your own writes, change the numbers in the groups. A tree of rates (``lr={"w": 0.1}``) or
+    a table of them (:func:`per_step`) takes no LR scheduler of torch: put :func:`scheduled` around the optimizer.
+
+    A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
+    and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
+    one) changes nothing, any other write is an error.
+
+    State lies in ``state["pure"]``, by path, with all that is tuned, and starting values in ``state["starting"]``:
+    ``state_dict`` is complete, and a resumed run goes on bit for bit. It does not hold what an optimizer has been made
+    from, such as an anchor.
+
+    Raises:
+        TypeError: an optimizer that is not pure; parameters that are none.
+        ValueError: a group's option that is no hparam; several groups for a partition; tensors inside the optimizer (an
+            anchor) that share memory with the parameters, and would move along.
+        RuntimeError: in ``step``, a write to a hyperparameter that the optimizer tunes itself.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> opt = hft.PureOptimizer([w], hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr"))
+    >>> for _ in range(2):
+    ...     opt.zero_grad()
+    ...     (w**2 / 2).sum().backward()
+    ...     opt.step()
+    >>> round(opt.hparams()["lr"], 4)  # 0.1 + 0.01 * <0.9, 1>
+    0.109
+    """
+
+    @explained("the optimizer goes second: PureOptimizer(model.named_parameters(), hft.adam(lr=1e-3))")
+    def __init__(self, params: Any, optimizer: Optimizer, *, compile: Compile = False) -> None:
+        check_optimizer("optimizer", optimizer)
+        check_compile(compile)
+        self._names: dict[Tensor, str] = {}
+        super().__init__(listed("PureOptimizer", params), {})
+        everything = [p for group in self.param_groups for p in group["params"]]
+        if not everything:
+            raise ValueError("PureOptimizer got no parameters: its groups are empty")
+        named = "param_names" in self.param_groups[0]
+        given: list[Any] = list(range(len(everything)))
+        if named:
+            given = [n for group in self.param_groups for n in group["param_names"]]
+        check_params(everything, named, given)
+        check_no_gradient("PureOptimizer", {".".join(path): value for path, value in flat(optimizer.hparams)})
+        self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
+        self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
+        shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})
+        if shared is not None:
+            raise ValueError(
+                f"the optimizer holds a tensor of the shape {tuple(shared.shape)} that shares memory with a parameter, "
+                "and would move along; give it a copy: {n: p.detach().clone() for n, p in model.named_parameters()}"
+            )
+        self._divide(dict(zip(everything, given, strict=True)) if named else {})
+        self._update: Callable[..., Any] = (
+            torch.compile(
+                self._optimizer.update, fullgraph=True, backend=compile if isinstance(compile, str) else "inductor"
+            )
+            if compile
+            else self._optimizer.update
+        )
+        self._seen: tuple[Any, Any] | None = None  # entries of ``state``, and the tree that they are
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+
+    def _divide(self, given: dict[Tensor, str]) -> None:
+        """Make the groups anew: one for each part, with its hparams, and the names as they were given."""
+        weights = {name: p.detach() for p, name in self._names.items()}
+        part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(weights, "")
+        parts = list(dict.fromkeys(part_of.values()))
+        values = dict(flat(self._optimizer.hparams))
+        inside: list[list[tuple[str, ...]]] = [[] for _ in parts]
+        for path in values:
+            inside[owner(".".join(path), parts)].append(path)
+        self._keys = [names_of(paths, part) for paths, part in zip(inside, parts, strict=True)]
+        self.param_groups.clear()
+        for part, keys in zip(parts, self._keys, strict=True):
+            members = [p for p, name in self._names.items() if part_of[name] == part]
+            names = {"param_names": [given[p] for p in members]} if given else {}
+            numbers = {key: copied(values[path]) for key, path in keys.items()}
+            if part and not any(".".join(path).startswith(f"{part}.") for path in values):
+                numbers.setdefault("lr", torch.zeros((), dtype=torch.float64))  # a frozen part; schedulers want one
+            label = {"part": without_base(part.split("."))} if part else {}
+            self.param_groups.append({"params": members, **names, **label, **numbers})
+        self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
+        self.defaults.update({key: copied(values[path]) for key, path in self._keys[0].items()})
+        self._tuned: set[tuple[str, ...]] = {p for p in values if is_tuned(".".join(p), self._optimizer.tunes)}
+        self._reported: dict[tuple[str, ...], Any] = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only while it is made: the optimizer is given all its parameters at once."""
+        if hasattr(self, "_optimizer"):
+            raise RuntimeError(
+                "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
+                "or give all at once, those that do not move yet without a gradient"
+            )
+        given = param_group["params"]
+        values = [x[1] if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else []
+        if len(set(values)) < len(values):  # torch only warns
+            raise ValueError("a parameter is in a group twice; give each tensor once")
+        super().add_param_group(param_group)
+
+    def hparams(self) -> dict[str, Any]:
+        """The hyperparameters in use, by name: numbers, and tuples of them; of a part with its label (``"head.lr"``).
+
+        What the optimizer tunes is as it was tuned. Labels of groups that were given are ``"0"``, ``"1"`` and so on.
+        """
+        values = dict(flat(self._current()))
+        return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
+
+    def averages(self) -> dict[str, Tensor]:
+        """The weights to evaluate with, by name: :func:`averages`, of an optimizer that keeps some.
+
+        ``torch.func.functional_call(model, opt.averages(), (x,))`` is the model with them.
+        """
+        weights = self._weights()
+        return averages(weights, self._tree(weights, self._given()))
+
+    def _places(self) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
+        """Group, key in it and path of each hparam."""
+        for group, keys in zip(self.param_groups, self._keys, strict=True):
+            for key, path in keys.items():
+                yield group, key, path
+
+    def _given(self) -> dict[str, Any]:
+        """The hparams that stand in the groups, checked, as the optimizer takes them."""
+        values = {}
+        for group, key, path in self._places():
+            domain = domain_or_any(self._optimizer.domains, ".".join(path))
+            shows_tuned = path in self._tuned and self._started
+            values[path] = value = checked(key, group[key], domain, shows_tuned)
+            if shows_tuned:
+                self._check_untouched(key, path, value)
+        return rebuilt(self._optimizer.hparams, values)
+
+    def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
+        if not any(equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
+            raise RuntimeError(
+                f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
+                f"{as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
+                "scheduler, or set the numbers of the level above"
+            )
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> dict[Any, Any]:
+        return self.state  # whose keys need not be tensors
+
+    @property
+    def _started(self) -> bool:
+        return bool(self._state.get(_STATE))  # a look at ``state["pure"]`` makes an empty one
+
+    def _params(self) -> dict[str, Tensor]:
+        """By name, in the order of the groups; a library may have put others in the place of those that were given."""
+        if any(p not in self._names for group in self.param_groups for p in group["params"]):
+            old = list(self._names.values())
+            new = [p for group in self.param_groups for p in group["params"]]
+            self._names = dict(zip(new, old, strict=True))
+        return {self._names[p]: p for group in self.param_groups for p in group["params"]}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._params().items()}
+
+    def _tree(self, weights: dict[str, Tensor], hparams: Any) -> Any:
+        """The optimizer's state: that of the last step, or of a checkpoint, or else the first."""
+        if not self._started:
+            return self._optimizer.init(weights, hparams)
+        found = self._state[_STATE]
+        if self._seen is None or self._seen[0] is not found:
+            template = self._optimizer.init(weights, hparams)
+            self._seen = (found, _filled(template, dict(found), weights))
+        return self._seen[1]
+
+    def _keep(self, state: Any) -> None:
+        found = dict(tree.named(state))
+        self._state[_STATE], self._seen = found, (found, state)
+
+    def _current(self) -> Any:
+        """The hparams, with those that are tuned as they are now."""
+        given = self._given()
+        if not self._started or not self._tuned:
+            return given
+        return tuned_in(given, self._tree(self._weights(), given))
+
+    # -- torch.optim --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; an error leaves parameters and state as they are.
+
+        Args:
+            closure: evaluates the loss anew and returns it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        params = self._params()
+        grads = {name: p.grad for name, p in params.items()}
+        if all(g is None for g in grads.values()):
+            return loss
+        weights, hparams = self._weights(), self._given()
+        starting = None if self._started else flat(hparams)
+        new, state = self._update(grads, self._tree(weights, hparams), weights, hparams)
+        if self._tuned and starting is not None:
+            self._state[_STARTING] = {".".join(path): copied(x) for path, x in starting if path in self._tuned}
+        self._keep(tree.unshared(state, (weights, grads, hparams)))  # step, zero_grad and schedulers write into these
+        for name, w in weights.items():
+            if grads[name] is not None and new[name] is not w:
+                w.copy_(new[name])
+        if self._tuned:
+            self._report(tuned_in(hparams, state))
+        return loss
+
+    def _report(self, hparams: Any) -> None:
+        """Show what is tuned in the groups."""
+        values = dict(flat(hparams))
+        for group, key, path in self._places():
+            if path in self._tuned:
+                self._reported[path], group[key] = copied(values[path]), copied(values[path])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of an optimizer that was made alike; checked first, so an error changes nothing."""
+        if not isinstance(state_dict, Mapping):
+            check_checkpoint(state_dict)
+
+        def check(_: Any, final: dict[str, Any]) -> None:  # what other hooks have made of it
+            self._check_saved(final)
+
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self._seen = None
+        if self._started and self._tuned:
+            hparams = rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
+            self._report(tuned_in(hparams, self._tree(self._weights(), hparams)))
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        check_checkpoint(saved)
+        state, groups = saved["state"], saved["param_groups"]
+        # A look at the state of a parameter leaves an empty one.
+        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and not _is_empty(entries)]
+        missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
+        if others or missing or len(groups) != len(self.param_groups):
+            what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
+            what = what if others or missing else f"has {len(groups)} groups, here are {len(self.param_groups)}"
+            raise ValueError(f"the checkpoint {what}: it is of another optimizer; load it into one that was made alike")
+        found = state.get(_STATE)
+        if found:
+            weights = self._weights()
+            _filled(self._optimizer.init(weights, self._optimizer.hparams), dict(found), weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name in _OWN}
+        return {**super().__getstate__(), **own}
+
+
+_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_reported", "_update", "_seen")
+
+
+def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:
+    """The optimizer with the hparams that the groups were given; a partition where they are several."""
+    made = []
+    for group in groups:
+        own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        wrong = [key for key in own if key not in optimizer.hparams]
+        if wrong:
+            known = list(optimizer.hparams)
+            raise ValueError(
+                f"a group has the option {wrong[0]!r}, but the hparams are {known}{did_you_mean(wrong[0], known)}"
+            )
+        values = {key: checked(key, value, domain_or_any(optimizer.domains, key)) for key, value in own.items()}
+        made.append(optimizer._replace(hparams={**optimizer.hparams, **values}))
+    if len(made) == 1:
+        return made[0]
+    if optimizer.parts:
+        raise ValueError(
+            f"the optimizer has parts of its own, so the parameters go into one group; got {len(groups)} groups"
+        )
+    labels = {names[p]: str(i) for i, group in enumerate(groups) for p in group["params"]}
+    parted = partition({str(i): one for i, one in enumerate(made)}, labels.__getitem__)
+    try:
+        parted.init({name: p.detach() for p, name in names.items()})
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Several groups are the parts of a partition, and the optimizer of each sees its own parameters "
+            "alone: where it names others (an anchor, exclude), give one group, and put a partition inside"
+        ) from error
+    return parted
+
+
+def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A state like ``template``, its dtypes and devices too, with the entries of a checkpoint by path.
+
+    One entry may stand for several there: a count of steps, once a gradient was ``None``, is one for each parameter.
+    """
+    leaves, rebuild = tree.flatten(template)
+    values = []
+    for (path, _), leaf in zip(tree.named(template), leaves, strict=True):
+        whole = path in found
+        several = {} if whole else {name: found.pop(f"{path}.{name}") for name in weights if f"{path}.{name}" in found}
+        if not whole and not several:
+            raise ValueError(f"the checkpoint has no {path!r}: it is of another optimizer, or of other parameters")
+        value = found.pop(path) if whole else several
+        if isinstance(value, Tensor) and value.shape != leaf.shape:
+            raise ValueError(
+                f"{path!r} has the shape {tuple(value.shape)} in the checkpoint, and {tuple(leaf.shape)} here"
+            )
+        values.append(tree.map_tree(lambda x, leaf=leaf: x.to(leaf) if isinstance(x, Tensor) else x, value))
+    if found:
+        raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
+    return rebuild(values)
+
+
+def _is_empty(entries: Any) -> bool:
+    return isinstance(entries, Mapping) and not entries
