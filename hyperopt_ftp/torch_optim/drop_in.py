@@ -33,7 +33,7 @@ from .checks.arguments import (
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
 from .execution import store
-from .execution.backends import Part, by_device_and_dtype, why_slow
+from .execution.backends import Part, by_device_and_dtype
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
@@ -118,25 +118,10 @@ class DropIn(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`torch.optim.Optimizer.add_param_group`; a group may say ``constrained=False``."""
-        if not isinstance(self._mover, Given) or self.param_groups is not self.base.param_groups:
+        if isinstance(self._mover, Given) and self.param_groups is self.base.param_groups:
+            self._mover.add(self, param_group, self._add_checked)
+        else:
             self._add_checked(param_group)
-            return
-        # A base may make state for what is added, or hand the group on: so it gets one that is checked already.
-        if isinstance(param_group, dict) and isinstance(param_group.get("params"), Iterator):
-            param_group["params"] = list(param_group["params"])
-        shared = self.param_groups
-        self.param_groups: list[dict[str, Any]] = list(shared)
-        try:
-            self._add_checked({**param_group} if isinstance(param_group, dict) else param_group)
-            checked = self.param_groups[-1]
-        finally:
-            self.param_groups = shared
-        self._mover.share(self)
-        self.base.add_param_group(param_group)
-        added = self.param_groups[-1]
-        for name, value in checked.items():  # what the base has put in is as it wants it
-            added.setdefault(name, value)
-        added["constrained"] = checked["constrained"]
 
     def _add_checked(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -229,8 +214,8 @@ class DropIn(torch.optim.Optimizer):
         """What takes part in a step, by its execution. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
-            if not self._fitted:
-                self._say_if_slow()
+            if not self._fitted:  # a first step
+                self._mover.warn_if_slow(self)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         executions = [self._mover.pick(group).name for group in self.param_groups]
         work: Work = {}
@@ -257,18 +242,6 @@ class DropIn(torch.optim.Optimizer):
             columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
         fits = self._mover.hold.has_kernels or execution != "single"
         return store.fitting(columns) if fits else columns
-
-    def _say_if_slow(self) -> None:
-        """At a first step."""
-        groups = map(self._mover.wishes, self.param_groups) if self._mover.hold.has_kernels else ()
-        why = next(filter(None, map(why_slow, groups)), None)
-        if why is not None:
-            meant = "; foreach=True (of a base that is given, its own) says that it is meant, and silences this"
-            warnings.warn(
-                f"{type(self).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}"
-                + (meant if "foreach" in self.defaults and self._mover.flagged else ""),
-                stacklevel=callers_level(),
-            )
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         """Fill ``Columns``; first, make the state that a first step needs.

@@ -29,8 +29,8 @@ def check_flags(group: dict[str, Any], flags: Sequence[str], optional: Sequence[
 
 def check_lean(group: Mapping[str, Any]) -> None:
     """``ValueError`` for a bfloat16 deviation of weights whose master copy it is."""
-    narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32]
-    if group.get("lean") and narrow:
+    narrow = [p.dtype for p in group["params"] if p.dtype != torch.float32] if group.get("lean") else []
+    if narrow:
         raise ValueError(
             f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got {narrow[0]}; for 16-bit "
             "weights the deviation is the master copy"

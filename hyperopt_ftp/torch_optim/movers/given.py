@@ -73,6 +73,24 @@ class Given(Mover):
         for mine, theirs in zip(groups, self.optimizer.param_groups, strict=True):
             theirs.update((key, value) for key, value in mine.items() if key != "params")
 
+    def add(self, opt: Optimizer, group: Any, add_checked: Callable[[Any], None]) -> None:
+        """A base may make state for what is added, or hand the group on: so it gets one that is checked already."""
+        if isinstance(group, dict) and isinstance(group.get("params"), Iterator):
+            group["params"] = list(group["params"])
+        shared = opt.param_groups
+        opt.param_groups = list(shared)
+        try:
+            add_checked({**group} if isinstance(group, dict) else group)
+            checked = opt.param_groups[-1]
+        finally:
+            opt.param_groups = shared
+        self.share(opt)
+        self.optimizer.add_param_group(group)
+        added = opt.param_groups[-1]
+        for name, value in checked.items():  # what the base has put in is as it wants it
+            added.setdefault(name, value)
+        added["constrained"] = checked["constrained"]
+
     def check_ready(self, opt: Optimizer) -> None:
         self._check_shared(opt)
         self.modes.check()
