@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 import hyperopt_ftp as hft
-from experiments.common.methods import title
-from experiments.common.rates import best
 
 from .support.family import FAMILY, Method
 
@@ -134,51 +132,12 @@ def test_what_is_shown_is_measured():
     assert [figure for figure in shown if not any(figure.resolve().is_relative_to(place) for place in places)] == []
 
 
-def test_the_readme_has_a_row_for_each_task_from_its_report():
-    """ID / OOD of each method with its standard error, as the report rounds them."""
-    table = README.partition("| task |")[2].partition("\n\n")[0]
-    header = ["anchor, not fine-tuned" if cell.startswith("anchor") else cell for cell in rows("| task |" + table)[0]]
-    studies = re.findall(r"docs/studies/([\w-]+)/report\.md", table)
-    assert len(studies) >= 3
-    for study, row in zip(studies, rows("| task |" + table)[1:], strict=True):
-        content = json.loads((STUDIES / study / "metrics.json").read_text())
-        methods = {title(name): found["columns"] for name, found in content["summary"]["methods"].items()}
-        for method, cell in zip(header[1:], row[1:], strict=True):
-            found = [methods[method][x] for x in ("id", "ood")] if method in methods else []
-            shown = " / ".join(f"{mean:.1f}" + ("" if error is None else f"±{error:.1f}") for mean, error in found)
-            assert cell == shown, (study, method)
-
-
-def test_the_readme_counts_the_tasks_that_ftp_wins():
-    """Of the means; "clearly" by more than the sum of both standard errors."""
-    text = " ".join(README.partition("## Results")[2].partition("## Speed")[0].split())
-    ahead = dict.fromkeys(("id", "clearly ood", "wise ood"), 0)
-    studies = re.findall(
-        r"docs/studies/([\w-]+)/report\.md", text.partition("| task |")[2].partition("In distribution")[0]
-    )
-    for study in studies:
-        methods = json.loads((STUDIES / study / "metrics.json").read_text())["summary"]["methods"]
-        columns = {title(name): found["columns"] for name, found in methods.items()}
-        adamw, ours, wise = (columns[name] for name in ("AdamW", "FTPAdamW", "WiSE-FT"))
-        ahead["id"] += ours["id"][0] > adamw["id"][0]
-        ahead["clearly ood"] += ours["ood"][0] - ours["ood"][1] > adamw["ood"][0] + adamw["ood"][1]
-        ahead["wise ood"] += wise["ood"][0] > ours["ood"][0]
-    words = ("none", "one", "two", "three", "four", "five", "six", "seven")
-    count = words[len(studies)]
-    assert f"In distribution FTP is ahead of AdamW on {words[ahead['id']]} of {count} tasks" in text
-    assert f"out of distribution it is clearly ahead on {words[ahead['clearly ood']]}." in text
-    assert f"is ahead of FTP out of distribution on {words[ahead['wise ood']]} of {count}" in text
-    chosen = [(study, method, edge) for study in studies for method in ("linear", "adamw", "ftp") for edge in (0, -1)]
-    assert [x for x in chosen if _at_edge(*x)] == []
-    assert "No method chose the lowest or highest rate tried." in text
-
-
 def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
     table = README.partition("| task, anchor |")[2].partition("\n\n")[0]
     studies = re.findall(r"docs/studies/(sensitivity-\w+)/report\.md", table)
     assert len(studies) == 6
     for study, shown in zip(studies, rows("| task, anchor |" + table)[1:], strict=True):
-        found = rows((STUDIES / study / "report.md").read_text())
+        found = [row for row in rows((STUDIES / study / "report.md").read_text()) if len(row) == 11]
         adamw, *others = (
             next(dict(zip(found[0], row, strict=True)) for row in found if row[0] == method)
             for method in ("AdamW", "linear probe", "FTPAdamW", "WiSE-FT")
@@ -188,11 +147,14 @@ def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
         assert shown[1:] == [*rates, *minus], study
 
 
-def _at_edge(study: str, method: str, edge: int) -> bool:
-    """Whether the learning rate that a method chose is the first (0) or the last (-1) of those that were tried."""
-    content = json.loads((STUDIES / study / "metrics.json").read_text())
-    tried = content["rates"][method]
-    return best(tried) == sorted(map(float, tried))[edge]
+def test_what_the_results_say_of_ftp_is_in_the_studies():
+    table = (ROOT / "docs/results.md").read_text().partition("| task, anchor |")[2].partition("\n\n")[0]
+    studies = re.findall(r"studies/(sensitivity-\w+)/report\.md", table)
+    assert len(studies) == 6
+    for study, shown in zip(studies, rows("| task, anchor |" + table)[1:], strict=True):
+        found = {row[0]: row for row in rows((STUDIES / study / "report.md").read_text()) if len(row) == 11}
+        adamw, ftp = found["AdamW"], found["FTPAdamW"]
+        assert shown[1:] == [adamw[2], *ftp[3:7], adamw[-1], ftp[-1]], study
 
 
 def measured(benchmark: str) -> dict:
@@ -246,10 +208,9 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize("page", ["docs/results.md", "experiments/classification/README.md"])
-def test_tables_of_studies_are_those_of_the_reports(page):
+def test_tables_of_studies_are_those_of_the_reports():
     """Below a line that names a report of docs/studies, up to the next heading, every row is one of its rows."""
-    parts = re.split(r"studies/([\w-]+)/report\.md", (ROOT / page).read_text())
+    parts = re.split(r"studies/([\w-]+)/report\.md", (ROOT / "experiments/classification/README.md").read_text())
     checked = 0
     for study, text in zip(parts[1::2], parts[2::2], strict=True):
         report: dict[str, list[str]] = {}

@@ -8,9 +8,20 @@ from experiments.common.estimate import estimate, shown
 from experiments.common.figures import curves, mean_curve
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
+from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.common.tables import markdown, provenance
-from experiments.sensitivity.summary import AS_GOOD, ENOUGH, WITHIN, all_scores, in_brief, scores_of, table
+from experiments.sensitivity.summary import (
+    AS_GOOD,
+    ENOUGH,
+    WITHIN,
+    all_scores,
+    best_rate,
+    in_brief,
+    minus_adamw,
+    scores_of,
+    table,
+)
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -43,15 +54,17 @@ def setting(content: dict) -> str:
     config, data = content["config"], content["data"]
     tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
     return (
-        f"{STARTS[config['anchor']]}: {data['metric']} in %, mean ± standard error over splits "
+        f"{STARTS[config['anchor']]}: {data['metric']} in %, means over splits "
         f"{', '.join(map(str, config['seeds']))} of one pool, with {tests} test items each. Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
         f"one of {len(config['lrs'])} learning rates (the probe at ten times these), which fall to 0 as cosines, "
         f"without weight decay: {len(content['results'])} trainings, all of them below. Warm-up is a fifth of the "
         "steps; WiSE-FT is half the anchor; exact, share is FTP with the exact gradient and a radius_lr of 0.2 times "
         "row width times learning rate. The best rate of a method is that with the highest mean ID on the tests, for "
-        "all alike, WiSE-FT too. Differences are to AdamW at its best rate, split by split. OOD at equal ID: at the "
-        "rate with the highest OOD, on the tests, among those at which the method's mean ID is at most "
+        "all alike, WiSE-FT too. Differences are to AdamW at its best rate, split by split, with 95 % intervals by "
+        "Student's t; splits of one pool overlap, so these are too narrow. Ahead: the probability, by the same t, that "
+        "the method's mean is above AdamW's. OOD at equal ID: at the rate with the highest OOD, on the tests, among "
+        "those at which the method's mean ID is at most "
         f"{ENOUGH:g} points below AdamW's best: a maximum over few or many rates. Near: at most a factor "
         f"of {WITHIN**0.5:.1f} from the method's best rate, on one side alone where that is an end of the grid. Good "
         f"rates: neither score more than {AS_GOOD:g} points below AdamW's at its best rate."
@@ -77,6 +90,12 @@ def write_report(record: RunRecord) -> None:
             by_split = zip(*([split[which] for split in by_rate[lr]] for lr in lrs), strict=True)
             panels[name][title(method)] = mean_curve(lrs, list(by_split))
     curves(folder / "rates.png", panels, "learning rate", f"{metric} (%)", log_x=True)
+    points = {}
+    for method in scores:
+        best = best_rate(scores, method)
+        points[title(method)] = (minus_adamw(scores, method, best, "id"), minus_adamw(scores, method, best, "ood"))
+    axes = (f"in distribution, {metric} minus AdamW's", f"out of distribution, {metric} minus AdamW's")
+    trade_off(folder / "trade-off.png", points, axes)
     lines = [
         "# Scores over the learning rate",
         "",
@@ -86,6 +105,8 @@ def write_report(record: RunRecord) -> None:
         *markdown(*table(content)),
         "",
         "![Scores by learning rate, mean and standard error over splits](rates.png)",
+        "",
+        "![Every method at its best rate minus AdamW at its own, with 95 % intervals over splits](trade-off.png)",
         "",
         "Means by learning rate, ID / OOD:",
         "",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.common.estimate import Estimate, estimate, shown
+from experiments.common.estimate import Estimate, chance_above, estimate, interval, shown
 from experiments.common.methods import title
 
 WITHIN = 10.0  # the width of the window around the best rate: a factor of its root each way
@@ -29,11 +29,15 @@ def best_rate(scores: Scores, method: str) -> float:
     return max(scores[method], key=lambda lr: mean_of(scores, method, lr, "id"))
 
 
-def minus_adamw(scores: Scores, method: str, lr: float, which: str) -> Estimate:
+def differences(scores: Scores, method: str, lr: float, which: str) -> list[float]:
     """To AdamW at its best rate, split by split."""
     plain = scores["adamw"][best_rate(scores, "adamw")]
-    pairs = zip(scores[method][lr], plain, strict=True)
-    return estimate([own[which] - other[which] for own, other in pairs])
+    return [own[which] - other[which] for own, other in zip(scores[method][lr], plain, strict=True)]
+
+
+def minus_adamw(scores: Scores, method: str, lr: float, which: str) -> Estimate:
+    """The mean of these, and half of its 95 % interval."""
+    return interval(differences(scores, method, lr, which))
 
 
 def near(scores: Scores, method: str) -> list[float]:
@@ -44,8 +48,8 @@ def near(scores: Scores, method: str) -> list[float]:
 
 def worst(scores: Scores, method: str, which: str) -> Estimate:
     """Minus AdamW's best, at the worst of the near rates."""
-    differences = [minus_adamw(scores, method, lr, which) for lr in near(scores, method)]
-    return min(differences, key=lambda difference: difference[0])
+    found = [minus_adamw(scores, method, lr, which) for lr in near(scores, method)]
+    return min(found, key=lambda difference: difference[0])
 
 
 def good(scores: Scores, method: str) -> list[float]:
@@ -68,7 +72,7 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
     """A row for each method."""
     scores = scores_of(content)
     header = [
-        "method", "best rate", "ID / OOD", "minus AdamW, ID", "minus AdamW, OOD",
+        "method", "best rate", "ID / OOD", "minus AdamW, ID", "ahead", "minus AdamW, OOD", "ahead",
         "OOD at equal ID", "worst near, ID", "worst near, OOD", "good rates",
     ]  # fmt: skip
     rows = []
@@ -77,19 +81,23 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
         both = " / ".join(f"{mean_of(scores, method, best, which):.1f}" for which in ("id", "ood"))
         lrs = sorted(scores[method])
         edge = " (edge)" if best in (lrs[0], lrs[-1]) else ""
-        differences = [shown(minus_adamw(scores, method, best, which), signed=True) for which in ("id", "ood")]
+        ahead = []
+        for which in ("id", "ood"):
+            chance = chance_above(differences(scores, method, best, which))
+            percent = "" if chance is None else f"{100 * chance:.0f} %"
+            ahead += [shown(minus_adamw(scores, method, best, which), signed=True), percent]
         at_equal = "none" if equal is None else shown(minus_adamw(scores, method, equal, "ood"), signed=True)
         falls = [shown(worst(scores, method, which), signed=True) for which in ("id", "ood")]
         of_use = good(scores, method)
         rates = f"{of_use[0]:g} to {of_use[-1]:g}" if of_use else "none"
-        rows.append([title(method), f"{best:g}{edge}", both, *differences, at_equal, *falls, rates])
+        rows.append([title(method), f"{best:g}{edge}", both, *ahead, at_equal, *falls, rates])
     return header, rows
 
 
 def in_brief(content: dict) -> tuple[list[str], list[list[str]]]:
     """What a terminal has room for."""
     header, rows = table(content)
-    return header[:5], [row[:5] for row in rows]
+    return header[:7], [row[:7] for row in rows]
 
 
 def all_scores(content: dict) -> tuple[list[str], list[list[str]]]:

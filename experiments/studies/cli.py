@@ -11,10 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.common import checkpoint
 from experiments.common.cli import guarded
 from experiments.common.errors import InputError
-from experiments.studies.across import across
 from experiments.studies.jobs import FAST, FULL, Job
 from experiments.studies.publish import publish
 from experiments.studies.redraw import kept_of, redraw
@@ -102,14 +100,12 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
                 drawn, stay = redraw(job, parsed.redraw / job.name)
                 why = f"; as they were, for want of numbers: {', '.join(stay)}" if stay else ""
                 to.print(f"{job.name}: drawn again {', '.join(drawn) or 'nothing'}{why}")
-            checkpoint.write_text(parsed.redraw / "across.md", across(FULL, parsed.redraw))
             return
         out = parsed.out or Path("runs/studies-fast" if parsed.fast else "runs/studies")
         out.mkdir(parents=True, exist_ok=True)
         run_all(chosen, out, parsed.workers, to)
         if parsed.publish is not None:
             publish(jobs, out, parsed.publish)
-            checkpoint.write_text(parsed.publish / "across.md", across(FULL, parsed.publish))
             to.print(f"Published: {parsed.publish}")
 
     return guarded(work)

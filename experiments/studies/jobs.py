@@ -7,11 +7,6 @@ FAMILY = (
     "adamw", "ftp", "l2sp", "l2sp_decoupled", "cautious", "spd", "maps", "digrap", "mars_sp", "mixout", "wise",
     "learned_wise", "lines", "model_stock", "hypergradient",
 )  # fmt: skip
-LANGUAGE = (
-    "linear", "adamw", "ftp", "ftp_exact", "l2sp_decoupled", "spd", "maps", "mars_sp", "mixout", "wise", "wise_ftp",
-    "lines", "lora", "lora_spd",
-)  # fmt: skip
-GENERIC = ("linear", "adamw", "ftp", "ftp_exact", "wise")
 NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
@@ -58,18 +53,6 @@ FULL = (
         ("--method", *ALL, "wise_ftp", *LRS, *PLAIN, "--epochs", "6"),
     ),
     Job(
-        "classification-imagenet",
-        "emoji in other styles, from ImageNet's weights, which know nothing of them",
-        _CLASSIFY,
-        ("--anchor", "imagenet", "--method", *GENERIC, "--lrs", "2e-5", *LRS[1:], "2e-2", *PLAIN),
-    ),
-    Job(
-        "few-labels",
-        "emoji in other styles, with a tenth of the fine-tuning emoji",
-        _CLASSIFY,
-        ("--method", *ALL, "--lrs", "6e-6", "2e-5", *LRS[1:], *PLAIN, "--labels", "0.1", "--epochs", "30"),
-    ),
-    Job(
         "family",
         "emoji in other styles, every way to stay near the anchor",
         _CLASSIFY,
@@ -86,18 +69,6 @@ FULL = (
         "surface normals under other textures, lights and corruptions",
         _NORMALS,
         ("--method", *NORMALS, *DENSE_LRS, "adamw", "3e-5", *PLAIN, "--epochs", "5"),
-    ),
-    *(
-        Job(
-            name,
-            about,
-            _LANGUAGE,
-            ("--anchor", anchor, "--method", *LANGUAGE, *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "5e-3"),
-        )
-        for name, anchor, about in (
-            ("language", "topics", "sentiment of tweets on other topics, from a model that knows them"),
-            ("language-plain", "minilm", "the same from MiniLM as it comes"),
-        )
     ),
     Job(
         "language-muon",

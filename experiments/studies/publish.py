@@ -9,6 +9,14 @@ from experiments.common import checkpoint
 from experiments.common.tables import files_of_radii
 from experiments.studies.jobs import Job
 
+#: What was run, published and replaced: nothing is left out because of its result.
+RETIRED = (
+    "Replaced, and kept by git (`git show 7c20796c2c:docs/studies/NAME/report.md`): `classification-imagenet`, of one "
+    "split, by sensitivity-imagenet; `language` and `language-plain`, whose grids began above AdamW's best rate, by "
+    "sensitivity-topics and sensitivity-minilm; `few-labels`, which chose its rates on 12 pictures; `across.md`, a "
+    "mean over studies of one split.",
+)
+
 
 def finished(folder: Path) -> dict | None:
     """The record of a run that is finished."""
@@ -35,8 +43,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         "# Studies",
         "",
         "Reports, figures and numbers as the runs left them. All of them again: `make study` (resumable); a quick "
-        "look: `make study-fast`. FTP's defaults against every family of methods, over all of them: "
-        "[across](across.md).",
+        "look: `make study-fast`.",
         "",
         "| Study | What | Command | Commit | Minutes |",
         "|---|---|---|---|--:|",
@@ -56,6 +63,8 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
             minutes = content["wall_seconds"] / 60
             lines.append(f"| {link} | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |")
     lines += [
+        "",
+        *RETIRED,
         "",
         "Runs side by side share the cores: their seconds and images per second compare methods within a run, and are "
         "not those of a quiet machine.",

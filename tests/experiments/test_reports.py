@@ -131,7 +131,7 @@ def test_the_driver_publishes(started, tmp_path):
     assert [name for name, threads in started if threads == 2] == [job.name for job in FULL if job.alone]
     index = (to / "README.md").read_text()
     assert "[continual](continual/report.md)" in index
-    assert "--labels 0.1 --epochs 30`" in index
+    assert "--weight-decay 0 --epochs 6`" in index
     assert "abcdef0123 | 2 |" in index
     assert (to / "continual" / "scores.png").read_bytes() == b"png"
     assert (to / "continual" / "metrics.json").read_text() == json.dumps(record())
@@ -191,12 +191,12 @@ def redraw(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_kept_figures_are_drawn_again_from_their_numbers(tmp_path):
-    for name in ("continual", "few-labels"):
+    for name in ("continual", "segmentation"):
         shutil.copytree(KEPT / name, tmp_path / name)
         for figure in (tmp_path / name).glob("*.png"):
             figure.write_bytes(b"old")
     (tmp_path / "continual" / "report.md").write_text("![old words](continual.png)")
-    before = {file.name: file.read_bytes() for file in (tmp_path / "few-labels").glob("*.*")}
+    before = {file.name: file.read_bytes() for file in (tmp_path / "segmentation").glob("*.*")}
     status, said = redraw(tmp_path)
     assert status == 0
 
@@ -210,7 +210,7 @@ def test_kept_figures_are_drawn_again_from_their_numbers(tmp_path):
     assert "continual: drawn again continual.png\n" in said
 
     # Pictures are not kept as numbers: they stay, and so does the report.
-    after = {file.name: file.read_bytes() for file in (tmp_path / "few-labels").glob("*.*")}
+    after = {file.name: file.read_bytes() for file in (tmp_path / "segmentation").glob("*.*")}
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {"scores.png", "trade-off.png", "radii.png"}
     assert "as they were, for want of numbers: pictures.png" in said

@@ -29,7 +29,7 @@ def test_what_the_numbers_of_a_method_are(content):
     assert (best_rate(scores, "adamw"), best_rate(scores, "ftp")) == (0.1, 1.0)
     assert near(scores, "ftp") == [1.0]
     assert near(scores_of({"results": {**content["results"]}}), "adamw") == [0.1]
-    assert worst(scores, "ftp", "ood") == pytest.approx((-0.5, 0.5))
+    assert worst(scores, "ftp", "ood") == pytest.approx((-0.5, 12.706 * 0.5), rel=1e-4)  # t of two values
     assert good(scores, "adamw") == [0.1]
     assert good(scores, "wise") == [0.1]
     assert good(scores, "ftp") == [0.1, 1.0]
@@ -41,9 +41,10 @@ def test_its_table(content):
     header, rows = table(content)
     assert header[:3] == ["method", "best rate", "ID / OOD"]
     by_method = {row[0]: row[1:] for row in rows}
-    assert by_method["AdamW"][:4] == ["0.1", "71.0 / 56.0", "+0.0 ± 0.0", "+0.0 ± 0.0"]
-    assert by_method["FTPAdamW"][:4] == ["1 (edge)", "72.5 / 55.5", "+1.5 ± 0.5", "-0.5 ± 0.5"]
-    assert by_method["WiSE-FT"][4] == "none"
+    assert by_method["AdamW"][:6] == ["0.1", "71.0 / 56.0", "+0.0 ± 0.0", "", "+0.0 ± 0.0", ""]
+    # The means are 3 and -1 standard errors from 0; with one degree of freedom t is Cauchy's: 1/2 + atan(x) / pi.
+    assert by_method["FTPAdamW"][:6] == ["1 (edge)", "72.5 / 55.5", "+1.5 ± 6.4", "90 %", "-0.5 ± 6.4", "25 %"]
+    assert by_method["WiSE-FT"][6] == "none"
     assert by_method["FTPAdamW"][-1] == "0.1 to 1"
     assert all_scores(content)[1][0] == ["AdamW", "61.0 / 51.0", "71.0 / 56.0", "21.0 / 21.0"]
 
@@ -64,7 +65,7 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, monkeypatch, cache):
     assert all(0 <= score <= 100 for p in found.values() for both in p["scores"].values() for score in both.values())
     report = (out / "report.md").read_text()
     assert "8 trainings, all of them below" in report
-    assert (out / "rates.png").stat().st_size > 10_000
+    assert all((out / figure).stat().st_size > 10_000 for figure in ("rates.png", "trade-off.png"))
 
 
 @pytest.mark.parametrize(
