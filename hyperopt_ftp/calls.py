@@ -34,7 +34,7 @@ def explained(hint: str | None = None) -> Callable[[F], F]:
     Args:
         hint: how the function is called. Where an argument is unknown, the names of all come before it.
 
-    The signature stays as it is, and a call that fits is only passed on.
+    The signature stays as it is, and a call that fits is only passed on. Of a class its ``__init__`` is decorated.
 
     >>> from hyperopt_ftp.calls import explained
     >>> @explained("halve(what=3)")
@@ -49,6 +49,10 @@ def explained(hint: str | None = None) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
+        if isinstance(function, type):
+            function.__init__ = decorate(function.__init__)
+            return function
+
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from .anchored.projections import FLOOR
-from .calls import few
+from .calls import explained, few
 from .torch_optim.checks.hints import covering
-from .watch import HELD, Measured, measure
+from .watch import HELD, Measured, measure, of_package
 
 #: Share of clipped rows up to which a ball hardly binds.
 FREE = 0.1
 
 
+@explained()
 def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None = None) -> str:
     """What the radii do now, and what to change where that is not wanted; a line for each case.
 
@@ -38,7 +39,7 @@ def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None =
     >>> print(hft.describe(opt))
     held: 1 of 1 layers (w); their balls decide how far they go; to let them go further, raise radius
     """
-    measured = measure(optimizer)
+    measured = measure(of_package("describe", optimizer))
     if measured and not any("radius" in layer for layer in measured.values()):
         raise TypeError(f"describe is for optimizers with radii, such as FTPAdamW, got {type(optimizer).__name__}")
     cases: dict[str, list[Any]] = {"at the anchor": [], "held": [], "partly held": [], "free": []}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import tree
+from .calls import explained
 from .hparams import as_tensor, complete, concrete, domains_of, is_number
 from .optimizers.leafwise import check_grads, check_state, no_steps
 from .optimizers.unread import moves
@@ -23,6 +24,7 @@ class BridgeState(NamedTuple):
     base: Any  # TorchOpt's own
 
 
+@explained()
 def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[BridgeState]:
     """An optimizer of TorchOpt as an :class:`Optimizer`: ``from_torchopt(torchopt.adam, lr=1e-3)``.
 
@@ -99,6 +101,7 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[Brid
     return Optimizer(init, update, default, domains=domains_of(default))
 
 
+@explained()
 def to_torchopt(optimizer: Optimizer) -> Any:
     """An :class:`Optimizer` as TorchOpt's ``GradientTransformation``, for ``torchopt.chain`` and its wrappers.
 
@@ -127,7 +130,10 @@ def to_torchopt(optimizer: Optimizer) -> Any:
     tensor([-0.6000, -0.8000])
     """
     check_optimizer("optimizer", optimizer)
-    from torchopt.base import GradientTransformation
+    try:
+        from torchopt.base import GradientTransformation
+    except ImportError as error:
+        raise ImportError("to_torchopt needs the package torchopt: pip install torchopt") from error
 
     def init(params: Any) -> Any:
         return optimizer.init(_present(params, params))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .calls import check_count
+from .calls import check_count, explained
 from .dtensors import whole
 from .torch_optim.drop_in import DropIn, floats
 from .tree import working
@@ -55,6 +55,7 @@ class Watch:
                 self._since.pop(name, None)
 
 
+@explained()
 @torch.no_grad()
 def measure(optimizer: torch.optim.Optimizer) -> Measured:
     """Each constrained parameter that has made a step, by name (or index): its ``FIELDS``, where they exist.
@@ -77,7 +78,7 @@ def measure(optimizer: torch.optim.Optimizer) -> Measured:
     {'distance': 1.118, 'radius': 1.0, 'clipped': 0.5}
     """
     found: dict[Any, dict[str, Tensor]] = {}
-    for name, p, state, w0 in _anchored("measure", optimizer).initialized():
+    for name, p, state, w0 in of_package("measure", optimizer).initialized():
         d = working(p.detach())
         d = d - w0.to(d) if w0.numel() else d
         layer = {"distance": torch.linalg.vector_norm(d)}
@@ -93,6 +94,7 @@ def measure(optimizer: torch.optim.Optimizer) -> Measured:
     return {name: {field: next(values) for field in layer} for name, layer in found.items()}
 
 
+@explained()
 def watch(
     optimizer: torch.optim.Optimizer,
     to: str | os.PathLike[str] | Callable[[int, Measured], Any] | Any,
@@ -131,7 +133,7 @@ def watch(
     >>> seen[1]
     (4, ['clipped', 'distance', 'radius'])
     """
-    watched = _anchored("watch", optimizer)
+    watched = of_package("watch", optimizer)
     check_count("every", every, "steps")
     check_count("first", first, "steps", least=0)
     write, done, seen = _writer(to), [first], Watch()
@@ -151,7 +153,7 @@ def watch(
     return seen
 
 
-def _anchored(caller: str, optimizer: Any) -> DropIn:
+def of_package(caller: str, optimizer: Any) -> DropIn:
     """The optimizer of this package that was given, or that a wrapper holds."""
     found = optimizer
     while found is not None and not isinstance(found, DropIn):

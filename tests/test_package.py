@@ -46,17 +46,17 @@ def test_it_has_the_package_and_nothing_else(unpacked):
     } == files
 
 
-def test_it_needs_torch_torchopt_and_einops(unpacked):
+def test_it_needs_torch_and_einops(unpacked):
     (metadata,) = unpacked.glob("*.dist-info/METADATA")
     needs = Parser().parsestr(metadata.read_text()).get_all("Requires-Dist") or []
     plain = {re.match(r"[\w-]+", need)[0] for need in needs if "extra ==" not in need}  # pyright: ignore
-    assert plain == {"torch", "torchopt", "einops"}
+    assert plain == {"torch", "einops"}
 
 
 def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) == 2
-    hidden = ("triton", "numba", "safetensors", "matplotlib", "rich", "timm", "transformers")
+    hidden = ("triton", "numba", "torchopt", "safetensors", "matplotlib", "rich", "timm", "transformers")
     code = [
         f"import sys; sys.modules.update(dict.fromkeys({hidden}))",
         *blocks,
@@ -70,6 +70,15 @@ def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.split()[-2:] == ["foreach", str(unpacked / "hyperopt_ftp" / "__init__.py")]
+
+
+def test_every_public_function_names_an_argument_that_it_does_not_know():
+    public = {name: x for name, x in vars(hft).items() if not name.startswith("_") and callable(x)}
+    made_inside = {"Estimate", "OneStep", "Optimizer"}  # named tuples that functions return
+    assert len(public) > 60
+    for name in public.keys() - made_inside:
+        with pytest.raises(TypeError, match=rf"^{name}: got an unexpected keyword argument 'unheard_of'; "):
+            public[name](unheard_of=1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import Domain, check_number
 from ..optimizers.depth import Layers, by_depth
 from .entries import Weights, copied, lerped, shared
@@ -11,6 +12,7 @@ from .entries import Weights, copied, lerped, shared
 _SCALE = Domain(0.0, float("inf"), open_high=True)
 
 
+@explained()
 def lines(
     weights: Weights, anchor: Weights, layers: Layers, *, alpha: float = 0.5, beta: float = 0.5
 ) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import Domain, check_number
 from ..tree import working
 from ..types import Number
@@ -13,6 +14,7 @@ from .entries import Weights, shared
 _SHARE = Domain(0.0, 1.0, open_high=True)
 
 
+@explained()
 def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tensor]:
     """Mixout (arXiv 1909.11299): for one forward pass of training, some weights are those of the anchor.
 

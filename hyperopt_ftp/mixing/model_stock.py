@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..tree import working
 from .entries import Weights, copied, shared
 
 
+@explained()
 def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Model Stock (arXiv 2403.19522), after training, for K models that were fine-tuned from one anchor.
 

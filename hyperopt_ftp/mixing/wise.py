@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import explained
 from ..hparams import DOMAINS, Domain, check_number
 from ..hyper.hypergradient import value_and_grad
 from ..hyper.loops.held_out import learned, still
@@ -18,6 +19,7 @@ from .entries import Weights, copied, detached, lerped, shared
 _SHARE = Domain(0.0, 1.0)
 
 
+@explained()
 def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Number] = 0.5) -> dict[str, Tensor]:
     """WiSE-FT (arXiv 2109.01903, eq. 1): ``(1 - strength) * W + strength * W0``, entry by entry of two state_dicts.
 
@@ -50,6 +52,7 @@ def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Numb
     return {name: lerped(w, anchor[name], shares[name]) if name in shares else copied(w) for name, w in weights.items()}
 
 
+@explained()
 def learned_wise(
     weights: Weights,
     anchor: Weights,

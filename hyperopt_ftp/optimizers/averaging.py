@@ -79,6 +79,7 @@ def averaged(base: Optimizer, decay: Number | None = 0.999) -> Optimizer[Average
     return wrapped(base, own, init, update, domains=domains if own else {})
 
 
+@explained()
 def averages(params: TreeT, state: State) -> TreeT:
     """The averaged weights that a state keeps: ``params`` with the average in the place of each leaf that has one.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from ..calls import few
+from ..calls import explained, few
 from ..hparams import Domain, check_number
 from .patterns import matcher, no_match
 
@@ -17,6 +17,7 @@ FINITE = Domain(-sys.float_info.max, sys.float_info.max)
 Layers: TypeAlias = Sequence[str | Sequence[str]]
 
 
+@explained()
 def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) -> dict[str, float]:
     """A number for each parameter, linear in the depth of its layer: ``first`` at the input, ``last`` at the output.
 

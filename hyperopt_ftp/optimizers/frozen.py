@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..calls import explained
 from ..hparams import complete
 from ..types import Optimizer
 from .leafwise import check_grads, check_params
 
 
+@explained()
 def frozen() -> Optimizer[tuple[()]]:
     """Leave the weights as they are: ``W <- W``. It has no hparams and no state.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import schedules as named_schedules
 from .. import tree
-from ..calls import did_you_mean, shown
+from ..calls import did_you_mean, explained, shown
 from ..hparams import check_table, complete, domain_at
 from ..schedules import Schedule
 from ..types import Optimizer, check_optimizer
@@ -42,6 +42,7 @@ class ScheduledState(NamedTuple):
     base: Any
 
 
+@explained()
 def scheduled(
     base: Optimizer, schedules: Mapping[str, Scaling] | None = None, **by_name: Scaling
 ) -> Optimizer[ScheduledState]:
@@ -106,6 +107,7 @@ def scheduled(
     return wrapped(base, own, init, update, domains=domains)
 
 
+@explained()
 def per_step(base: Optimizer, tables: Mapping[str, Any] | None = None, **by_name: Any) -> Optimizer[ScheduledState]:
     """Hyperparameters with a value of their own at each update: ``table[t]`` at the update with the count t, from 0.
 

@@ -12,6 +12,7 @@ from ... import tree
 from ...anchored.anchors import anchors, check_anchor
 from ...anchored.projected import projected
 from ...anchored.projections import FLOOR, clip_radius, row_norm
+from ...calls import explained
 from ...dtensors import like, whole
 from ...hparams import check_number
 from ...optimizers.sgd import sgd
@@ -21,6 +22,7 @@ from ..hypergradient import value_and_grad
 from .held_out import learned, still
 
 
+@explained()
 def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str, Tensor]:
     """TPGM's first radius of each constrained tensor: half the smallest row norm of ``params - anchor``.
 
@@ -46,6 +48,7 @@ def _half_smallest(w: Tensor, anchor: Tensor, norm: Norm) -> Tensor:
     return (n.amin() / 2).clamp(min=FLOOR) if n.numel() else n.new_tensor(FLOOR)
 
 
+@explained()
 def tpgm(
     params: TreeT,
     anchor: Params,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import check_compile, check_count
+from ...calls import check_compile, check_count, explained
 from ...dtensors import is_dtensor, layout, replicated, whole
 from ...types import Compile, Params, State
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -39,6 +39,7 @@ class _Run(NamedTuple):
     tangents: list[Tensor] | None  # of the floats of (params, state) at the end, where all were carried at once
 
 
+@explained()
 @dataclass(frozen=True)
 class Forward(Strategy):
     """Forward mode through all steps: memory does not depend on their number.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import callers_level, check_choice, check_count, shown
+from ...calls import callers_level, check_choice, check_count, explained, shown
 from ...hparams import Domain, check_number
 from ...types import Solver
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -33,6 +33,7 @@ class _Run(NamedTuple):
     rng: RngState  # when training ended
 
 
+@explained()
 @dataclass(frozen=True)
 class Implicit(Strategy):
     """Derivative at the end of training, without the way there (arXiv 1911.02590).

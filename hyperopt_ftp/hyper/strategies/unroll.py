@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...calls import check_compile, check_count, check_flag
+from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Params, State
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
@@ -45,6 +45,7 @@ class _Run(NamedTuple):
     points: Checkpoints
 
 
+@explained()
 @dataclass(frozen=True)
 class Unroll(Strategy):
     """Reverse mode through all steps, second-order terms included (backpropagation through the optimizer).

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ... import tree
-from ...calls import callers_level, check_count, check_flag
+from ...calls import callers_level, check_count, check_flag, explained
 from ...dtensors import like
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -33,6 +33,7 @@ class _Run(NamedTuple):
     seed: int
 
 
+@explained("ZeroOrder(samples=16, sigma=0.01)")
 @dataclass(frozen=True)
 class ZeroOrder(Strategy):
     """The derivative of a smoothed function, from its values at random points (evolution strategies, arXiv 1703.03864).

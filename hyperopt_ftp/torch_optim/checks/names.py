@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -75,7 +76,9 @@ class Exclude:
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
             bare = [unwrapped(str(name)) for name in names]
-            hint = suggested(near_pattern(entry, bare) for entry in missed if isinstance(entry, str))
+            # Names in one text, or a regular expression: what they would be as patterns.
+            parts = [re.sub(r"[\^$\\]", "", p.strip()) for e in missed if isinstance(e, str) for p in e.split(",")]
+            hint = suggested(near_pattern(part, bare) for part in parts)
             count = f"{len(bare)} " if len(bare) > MOST else ""
             known = few(overview(bare))
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")

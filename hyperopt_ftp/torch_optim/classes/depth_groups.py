@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
-from ...calls import few
+from ...calls import explained, few
 from ...hparams import check_number
 from ...optimizers.depth import FINITE, Layers, between, by_depth
 
 
+@explained()
 def depth_groups(
     named_parameters: Iterable[tuple[str, Tensor]],
     layers: Layers,
@@ -57,7 +59,7 @@ def depth_groups(
             raise TypeError(f"{name} must be a pair (at the first layer, at the last layer), got {ends!r}")
         for end in ends:
             check_number(name, end, FINITE)
-    pairs = list(named_parameters)
+    pairs: list[Any] = [None] if isinstance(named_parameters, Module) else list(named_parameters)
     if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise TypeError("depth_groups needs names and parameters: pass model.named_parameters()")
     params = dict(pairs)
