@@ -50,8 +50,9 @@ def explained(hint: str | None = None) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         if isinstance(function, type):
-            function.__init__ = decorate(function.__init__)
-            return function
+            of_class: Any = function
+            of_class.__init__ = decorate(of_class.__init__)
+            return of_class
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
