@@ -23,13 +23,14 @@ ALLOWED = {
     "optimizers": {"types", "tree", "dtensors", "hparams", "calls", "schedules"},
     "anchored": {"types", "tree", "dtensors", "hparams", "calls", "optimizers"},
     "hyper": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored"},
-    "mixing": {"types", "tree", "hparams", "optimizers", "hyper"},
-    "torchopt_bridge": {"types", "tree", "hparams", "optimizers"},
+    "mixing": {"types", "tree", "hparams", "calls", "optimizers", "hyper"},
+    "torchopt_bridge": {"types", "tree", "hparams", "calls", "optimizers"},
     "kernels": {"dtensors"},
     "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
     "watch": {"types", "tree", "dtensors", "calls", "anchored", "torch_optim"},
     "describe": {"calls", "anchored", "torch_optim", "watch"},
     "plot": {"types", "tree"},
+    "testing": {"types", "tree", "calls"},
     "integrations": {"types", "hparams", "calls", "torch_optim"},
 }
 
@@ -143,6 +144,7 @@ RUNS = {
     "torch_optim",
     "watch",
     "plot",
+    "testing",
     "integrations",
 }
 PURE = sorted(ALLOWED.keys() - RUNS)

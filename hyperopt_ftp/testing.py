@@ -1,0 +1,213 @@
+"""Whether a pure optimizer keeps what the rest of the package relies on: for a test of one's own optimizer."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tree
+from .calls import check_choice, explained
+from .types import Optimizer
+from .types import check_optimizer as check_is_optimizer
+
+#: Rounding of a dozen operations a step, over ten steps on values of order 1, in float64.
+CLOSE = 1e-13
+
+
+@explained("check_optimizer(optimizer)")
+def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> None:
+    """Check on a small problem what ``train``, ``hyper``, the combinators and ``PureOptimizer`` rely on.
+
+    ===============  ===============================================================================================
+    ``pure``         ``update`` changes none of its inputs, and moves the params
+    ``kept``         shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits
+    ``derivatives``  the derivative of four steps in each hparam is that of central differences
+    ``vmap``         ``torch.func.vmap`` over the hparams gives what a loop over them gives
+    ``resume``       a state that was saved and loaded goes on to the last bit
+    ``gaps``         a parameter whose gradient is ``None`` stays as it is
+    ===============  ===============================================================================================
+
+    Args:
+        optimizer: with hparams at which its rule is smooth and well conditioned: an ``eps`` of 1e-2, not 1e-8.
+        without: checks to leave out: ``derivatives`` where a rule jumps (a sign, a threshold), ``gaps`` where it
+            refuses such a gradient.
+
+    Raises:
+        AssertionError: the first check that fails, and what differs.
+        ValueError: a check that there is not.
+        TypeError: no pure optimizer.
+
+    >>> import hyperopt_ftp as hft
+    >>> from hyperopt_ftp.testing import check_optimizer
+    >>> check_optimizer(hft.adam(lr=0.1, eps=1e-2))
+    """
+    check_is_optimizer("optimizer", optimizer)
+    for name in without:
+        check_choice("without", name, tuple(CHECKS))
+    for name, check in CHECKS.items():
+        if name not in without:
+            check(optimizer)
+
+
+def check_pure(opt: Optimizer) -> None:
+    params = small_params()
+    state, first = opt.init(params), copy.deepcopy(params)
+    grads = torch.func.grad(small_loss)(params, small_batches(1)[0])
+    for _ in range(2):
+        given = {"grads": grads, "state": state, "params": params, "hparams": opt.hparams}
+        before = copy.deepcopy(given)
+        new_params, new_state = opt.update(grads, state, params)
+        for name, value in given.items():
+            assert largest_difference(value, before[name]) == 0, f"pure: update has changed its {name}; return new ones"
+        params, state = new_params, new_state
+    assert largest_difference(params, first) > 0, "pure: two updates have not moved the params"
+
+
+def check_kept(opt: Optimizer) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        params = small_params(dtype)
+        state = opt.init(params)
+        for x in small_batches(3):
+            wide = {k: v.double() for k, v in params.items()}
+            grads = {k: v.to(dtype) for k, v in torch.func.grad(small_loss)(wide, x).items()}
+            new = opt.update(grads, state, params)
+            for what, now, then in zip(("params", "state"), new, (params, state), strict=True):
+                same = tree.structure(now) == tree.structure(then)
+                assert same, f"kept: update returns {what} of another structure ({dtype})"
+                for (path, a), b in zip(tree.named(now), tree.leaves(then), strict=True):
+                    forms = [(tuple(y.shape), y.dtype, y.device.type) for y in (a, b)]
+                    assert forms[0] == forms[1], f"kept: {path!r} of the {what} was {forms[1]} and is {forms[0]}"
+            params, state = new
+        assert all(x.isfinite().all() for x in params.values()), f"kept: params are not finite in {dtype}"
+
+
+def check_derivatives(opt: Optimizer, steps: int = 4) -> Any:
+    """Returns the derivatives."""
+    params, data = small_params(), small_batches(steps)
+
+    def outer(hparams: Any) -> Tensor:
+        return small_loss(small_training(opt, hparams, params, data)[0], data[0] + 0.3)
+
+    found = torch.func.grad(outer)(opt.hparams)
+    # h = 1e-4: 1e-12 from the rounding of f, 1e-16 times a fifth derivative from the differences.
+    wanted = iter(central_differences(outer, opt.hparams))
+    pairs = [(path, x, torch.stack([next(wanted) for _ in range(x.numel())])) for path, x in tree.named(found)]
+    scale = max((y.abs().max().item() for _, _, y in pairs if y.numel()), default=0.0)
+    assert not pairs or scale > 1e-4, "derivatives: no hparam has an effect after the first steps"
+    for path, x, y in pairs:
+        bound = 1e-6 * y.abs() + 1e-8 * max(scale, 1.0)
+        wrong = (x.reshape(-1) - y).abs() > bound
+        assert not wrong.any(), f"derivatives: in {path!r} {x.reshape(-1).tolist()}, by differences {y.tolist()}"
+    return found
+
+
+def check_vmap(opt: Optimizer) -> None:
+    params, data = small_params(), small_batches(3)
+    factors = torch.tensor([0.5, 0.8, 1.0, 1.1], dtype=torch.float64)
+    values, rebuild = tree.flatten(opt.hparams)
+    scaled = [torch.stack([v * f for f in factors]) for v in values]
+    limited = [
+        x.clamp(max=0.99) if (v <= 1).all() else v.expand_as(x).clone() for v, x in zip(values, scaled, strict=True)
+    ]
+    together = torch.func.vmap(lambda h: small_training(opt, h, params, data)[0])(rebuild(limited))
+    for i in range(len(factors)):
+        alone, _ = small_training(opt, rebuild([x[i] for x in limited]), params, data)
+        for name, x in alone.items():
+            torch.testing.assert_close(
+                together[name][i], x, rtol=CLOSE, atol=CLOSE, msg=lambda text: f"vmap over hparams: {text}"
+            )
+
+
+def check_resume(opt: Optimizer) -> None:
+    params, data = small_params(), small_batches(6)
+    state, ends = opt.init(params), []
+    for x in data[:3]:
+        params, state = opt.update(torch.func.grad(small_loss)(params, x), state, params)
+    file = io.BytesIO()
+    torch.save(tree.leaves((params, state)), file)
+    file.seek(0)
+    rebuild = tree.flatten((params, state))[1]
+    for begun in ((params, state), rebuild(torch.load(file, weights_only=True))):
+        p, s = begun
+        for x in data[3:]:
+            p, s = opt.update(torch.func.grad(small_loss)(p, x), s, p)
+        ends.append((p, s))
+    assert largest_difference(*ends) == 0, "resume: a saved state goes on otherwise; is something kept outside of it?"
+
+
+def check_gaps(opt: Optimizer) -> None:
+    params = small_params()
+    state = opt.init(params)
+    for t, x in enumerate(small_batches(4)):
+        grads: dict[str, Tensor | None] = torch.func.grad(small_loss)(params, x)
+        if t % 2:
+            grads["b"] = None
+        new, state = opt.update(grads, state, params)
+        stays = t % 2 == 0 or torch.equal(new["b"], params["b"])
+        assert stays, "gaps: a parameter moves without a gradient (None); leave such a leaf as it is"
+        params = new
+
+
+CHECKS: Mapping[str, Callable[[Optimizer], Any]] = {
+    "pure": check_pure,
+    "kept": check_kept,
+    "derivatives": check_derivatives,
+    "vmap": check_vmap,
+    "resume": check_resume,
+    "gaps": check_gaps,
+}
+
+
+# -- the small problem, and what is true of it ------------------------------------------------------------------------
+
+
+def small_params(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"w": (3, 4), "b": (4,)}
+    return {k: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for k, s in shapes.items()}
+
+
+def small_batches(steps: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+def small_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    return torch.tanh(x.to(params["w"].dtype) @ params["w"] + params["b"]).square().mean() * 3
+
+
+def small_training(opt: Optimizer, hparams: Any, params: Any, data: list[Tensor]) -> tuple[Any, Any]:
+    """A plain loop; params and state at its end."""
+    state = opt.init(params, hparams)
+    for x in data:
+        grads = torch.func.grad(small_loss)(params, x)
+        params, state = opt.update(grads, state, params, hparams)
+    return params, state
+
+
+def central_differences(f: Callable[[Any], Tensor], values: Any, h: float = 1e-4) -> list[Tensor]:
+    """The derivative of ``f`` in each entry of each leaf, extrapolated from ``h`` and ``h / 2``: error h^4 + 1e-16 / h.
+
+    >>> import torch
+    >>> from hyperopt_ftp.testing import central_differences
+    >>> [round(x.item(), 6) for x in central_differences(torch.sin, torch.zeros(1, dtype=torch.float64))]
+    [1.0]
+    """
+    leaves, rebuild = tree.flatten(values)
+    result = []
+    for i, value in enumerate(leaves):
+        for unit in torch.eye(value.numel(), dtype=value.dtype):
+            step = h * unit.reshape(value.shape)
+            at = [f(rebuild([*leaves[:i], value + s * step, *leaves[i + 1 :]])) for s in (1, -1, 0.5, -0.5)]
+            result.append((4 * (at[2] - at[3]) / h - (at[0] - at[1]) / (2 * h)) / 3)
+    return result
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
+    return max(((x.double() - y.double()).abs().max().item() for x, y in pairs if x.numel()), default=0.0)

@@ -1,0 +1,93 @@
+"""Each check of `hyperopt_ftp.testing` fails for the mistake that it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.testing import CHECKS, check_optimizer
+
+LR = {"lr": torch.tensor(0.1, dtype=torch.float64)}
+
+
+def made(update: Any, state: Any = ()) -> hft.Optimizer:
+    def init(params: Any, hparams: Any = None) -> Any:
+        return state
+
+    return hft.Optimizer(init, lambda g, s, p, h=None: update(g, s, p, LR | (h or {})), LR)
+
+
+def moved(g: Any, p: Any, by: Any) -> Any:
+    return {n: p[n] if g[n] is None else (p[n] - by(n)).to(p[n].dtype) for n in p}
+
+
+def in_place(g, s, p, h):
+    return {n: p[n].sub_((h["lr"] * g[n]).to(p[n].dtype)) for n in p}, s
+
+
+def still(g, s, p, h):
+    return dict(p), s
+
+
+def wider(g, s, p, h):
+    return {n: p[n] - h["lr"] * g[n].double() for n in p}, s
+
+
+def another_structure(g, s, p, h):
+    return moved(g, p, lambda n: h["lr"] * g[n]), {"count": torch.ones(())}
+
+
+def number_of_its_own(g, s, p, h):
+    return moved(g, p, lambda n: h["lr"].detach() * g[n] + 0.01 * h["lr"]), s
+
+
+def counting() -> Any:
+    steps = [0]
+
+    def update(g, s, p, h):
+        steps[0] += 1
+        return moved(g, p, lambda n: h["lr"] * g[n] / steps[0]), s
+
+    return update
+
+
+def blind(g, s, p, h):
+    filled = {n: torch.ones_like(p[n]) if g[n] is None else g[n] for n in p}
+    return moved(filled, p, lambda n: h["lr"] * filled[n]), s
+
+
+@pytest.mark.parametrize(
+    ("update", "said", "without"),
+    [
+        (in_place, "pure: update has changed its params", ()),
+        (still, "pure: two updates have not moved the params", ()),
+        (wider, "kept: 'w' of the params was .*float32.* and is .*float64", ()),
+        (another_structure, "kept: update returns state of another structure", ()),
+        (number_of_its_own, "derivatives: in 'lr'", ()),
+        (counting(), "resume: a saved state goes on otherwise", ("derivatives", "vmap")),
+        (blind, "gaps: a parameter moves without a gradient", ()),
+    ],
+    ids=lambda x: x.__name__ if callable(x) else "",
+)
+def test_a_mistake_is_found(update, said: str, without: tuple[str, ...]):
+    with pytest.raises(AssertionError, match=said):
+        check_optimizer(made(update), without=without)
+
+
+def test_a_branch_on_a_value_is_no_update_under_vmap():
+    def branching(g, s, p, h):
+        return moved(g, p, lambda n: h["lr"] * g[n] if h["lr"] > 0 else h["lr"]), s
+
+    with pytest.raises(RuntimeError, match="data-dependent"):
+        check_optimizer(made(branching))
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="without must be one of 'pure', .* got 'derivative'; did you mean"):
+        check_optimizer(hft.sgd(), without=["derivative"])
+    with pytest.raises(TypeError, match="optimizer must be a pure optimizer"):
+        check_optimizer(torch.optim.SGD)  # pyright: ignore
+    assert list(CHECKS) == ["pure", "kept", "derivatives", "vmap", "resume", "gaps"]
