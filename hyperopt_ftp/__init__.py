@@ -1,8 +1,11 @@
 """Optimizers as pure differentiable functions, hyper-optimizers that tune them, and Fast Trainable Projection."""
 
+import types as _types
 import typing as _typing
 
+from . import optimizers as optimizers
 from . import schedules as schedules
+from . import tree as tree
 from .anchored.cautious_decay import cautious_decay as cautious_decay
 from .anchored.digrap import digrap as digrap
 from .anchored.directed import directed as directed
@@ -84,6 +87,12 @@ from .watch import measure as measure
 from .watch import watch as watch
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """What is public: without the modules that Python puts beside the names that are imported from them."""
+    public = (optimizers, schedules, tree)
+    return sorted(name for name, x in globals().items() if x in public or not isinstance(x, _types.ModuleType))
 
 
 if not _typing.TYPE_CHECKING:  # a type checker sees a wrong name by itself

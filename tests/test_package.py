@@ -72,6 +72,11 @@ def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     assert told.stdout.split()[-2:] == ["foreach", str(unpacked / "hyperopt_ftp" / "__init__.py")]
 
 
+def test_dir_has_what_is_public():
+    public = [name for name in dir(hft) if not name.startswith("_")]
+    assert {name for name in public if not callable(getattr(hft, name))} == {"optimizers", "schedules", "tree"}
+
+
 def test_every_public_function_names_an_argument_that_it_does_not_know():
     public = {name: x for name, x in vars(hft).items() if not name.startswith("_") and callable(x)}
     made_inside = {"Estimate", "OneStep", "Optimizer"}  # named tuples that functions return
