@@ -145,6 +145,9 @@ LIBRARIES = [
 ]
 #: Those whose resumed run is another by themselves: they draw random numbers, or change the order of a sum.
 NOISY = frozenset({"Adahessian", "LATHER", "PSGDKron", "QSGD"})
+#: Those that inductor compiles, whose C++ does not compile under ATEN_CPU_CAPABILITY=default ("at::vec has not been
+#: declared", torch 2.13).
+COMPILED = frozenset({"Adam4bit", "Adam8bit", "AdamFp8", "AdamW4bit", "AdamW8bit", "AdamWFp8", "QSGD"})
 #: Those that need the graph of the gradient.
 SECOND_ORDER = frozenset({"Adahessian", "AdaHessian", "SophiaH"})
 
