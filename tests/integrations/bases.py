@@ -147,7 +147,7 @@ LIBRARIES = [
 NOISY = frozenset({"Adahessian", "LATHER", "PSGDKron", "QSGD"})
 #: Those that inductor compiles, whose C++ does not compile under ATEN_CPU_CAPABILITY=default ("at::vec has not been
 #: declared", torch 2.13).
-COMPILED = frozenset({"Adam4bit", "Adam8bit", "AdamFp8", "AdamW4bit", "AdamW8bit", "AdamWFp8", "QSGD"})
+COMPILED = frozenset({*(f"torchao-Adam{w}{kind}" for w in ("", "W") for kind in ("4bit", "8bit", "Fp8")), "heavyball-QSGD"})
 #: Those that need the graph of the gradient.
 SECOND_ORDER = frozenset({"Adahessian", "AdaHessian", "SophiaH"})
 
