@@ -147,7 +147,7 @@ LIBRARIES = [
 NOISY = frozenset({"Adahessian", "LATHER", "PSGDKron", "QSGD"})
 #: Those that inductor compiles, whose C++ does not compile under ATEN_CPU_CAPABILITY=default ("at::vec has not been
 #: declared", torch 2.13).
-COMPILED = frozenset({*(f"torchao-Adam{w}{kind}" for w in ("", "W") for kind in ("4bit", "8bit", "Fp8")), "heavyball-QSGD"})
+COMPILED = {f"torchao-Adam{kind}" for kind in ("4bit", "8bit", "Fp8", "W4bit", "W8bit", "WFp8")} | {"heavyball-QSGD"}
 #: Those that need the graph of the gradient.
 SECOND_ORDER = frozenset({"Adahessian", "AdaHessian", "SophiaH"})
 
