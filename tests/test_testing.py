@@ -54,6 +54,23 @@ def counting() -> Any:
     return update
 
 
+def branching(g, s, p, h):
+    return moved(g, p, lambda n: h["lr"] * g[n] if h["lr"] > 0 else h["lr"]), s
+
+
+def one_result(g, s, p, h):
+    return moved(g, p, lambda n: h["lr"] * g[n])
+
+
+def growing(g, s, p, h):
+    s["t"] = torch.ones(())
+    return moved(g, p, lambda n: h["lr"] * g[n]), s
+
+
+def not_a_number(g, s, p, h):
+    return moved(g, p, lambda n: (h["lr"] + (h["lr"] * 0).sqrt()) * g[n]), s
+
+
 def blind(g, s, p, h):
     filled = {n: torch.ones_like(p[n]) if g[n] is None else g[n] for n in p}
     return moved(filled, p, lambda n: h["lr"] * filled[n]), s
@@ -63,29 +80,39 @@ def blind(g, s, p, h):
     ("update", "said", "without"),
     [
         (in_place, "pure: update has changed its params", ()),
-        (still, "pure: two updates have not moved the params", ()),
+        (still, "pure: 20 updates have not moved the params", ()),
+        (one_result, r"pure: update must return \(params, state\)", ()),
+        (growing, "pure: update has changed its state", ()),
         (wider, "kept: 'w' of the params was .*float32.* and is .*float64", ()),
         (another_structure, "kept: update returns state of another structure", ()),
         (number_of_its_own, "derivatives: in 'lr'", ()),
-        (counting(), "resume: a saved state goes on otherwise", ("derivatives", "vmap")),
+        (not_a_number, "derivatives: in 'lr' .*nan", ()),
+        (counting(), "pure: a second update of the same inputs gives something else", ()),
+        (branching, "vmap: init or update raised RuntimeError: .*data-dependent", ()),
         (blind, "gaps: a parameter moves without a gradient", ()),
     ],
     ids=lambda x: x.__name__ if callable(x) else "",
 )
 def test_a_mistake_is_found(update, said: str, without: tuple[str, ...]):
     with pytest.raises(AssertionError, match=said):
-        check_optimizer(made(update), without=without)
+        check_optimizer(made(update, {} if update is growing else ()), without=without)
 
 
-def test_a_branch_on_a_value_is_no_update_under_vmap():
-    def branching(g, s, p, h):
-        return moved(g, p, lambda n: h["lr"] * g[n] if h["lr"] > 0 else h["lr"]), s
-
-    with pytest.raises(RuntimeError, match="data-dependent"):
-        check_optimizer(made(branching))
+def test_what_is_right_is_not_refused():
+    infinite = {"best": torch.tensor(float("inf"), dtype=torch.float64)}
+    check_optimizer(made(lambda g, s, p, h: (moved(g, p, lambda n: h["lr"] * g[n]), s), infinite))
+    check_optimizer(hft.sgd(lr=torch.tensor(0.1)))  # float32
+    check_optimizer(hft.sgd(lr=torch.tensor(0.1, requires_grad=True)))
+    check_optimizer(hft.accumulated(hft.adam(lr=0.1, eps=1e-2), 10), without=["gaps", "derivatives"])
+    no_numbers = hft.Optimizer(lambda p, h=None: (), lambda g, s, p, h=None: (moved(g, p, lambda n: g[n]), s), {})
+    check_optimizer(no_numbers)
 
 
 def test_wrong_arguments():
+    with pytest.raises(AssertionError, match="hparams must be a tree of floating-point tensors, and 'lr' is float"):
+        check_optimizer(hft.sgd()._replace(hparams={"lr": 0.1}))
+    with pytest.raises(AssertionError, match="the state must be a tree of tensors, and 't' is int"):
+        check_optimizer(made(still, {"t": 0}))
     with pytest.raises(ValueError, match="without must be one of 'pure', .* got 'derivative'; did you mean"):
         check_optimizer(hft.sgd(), without=["derivative"])
     with pytest.raises(TypeError, match="optimizer must be a pure optimizer"):

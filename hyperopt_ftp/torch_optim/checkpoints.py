@@ -75,9 +75,10 @@ def _take_options(opt: Optimizer, mover: Mover, title: str, old: dict[str, Any],
     """Check a loaded group's options, and fill in those that are of this machine (``foreach``, ``fused``)."""
     numbers = {name for name, value in opt.defaults.items() if is_number(value)}
     check_maker(new, title, numbers - mover.hold.options.keys())
-    for key in (*opt.defaults, "constrained", "made_by", "format"):  # absent in a checkpoint of the plain base
+    for key in (*opt.defaults, "constrained"):  # absent in a checkpoint of the plain base
         if key in old:
             new.setdefault(key, old[key])
+    new["made_by"] = old["made_by"]
     for key in ("foreach", "fused"):  # of this machine and these tensors, not of the run
         if key in old:
             new[key] = old[key]

@@ -109,6 +109,10 @@ class DropIn(torch.optim.Optimizer):
         own, fused = self._mover.own, ("fused_cpu", "triton")
         return own and all(bool(g.get("fused")) and self._mover.pick(g).name in fused for g in self.param_groups)
 
+    def _amp(self, name: str) -> Tensor | None:
+        """What a GradScaler leaves to a step that unscales by itself."""
+        return getattr(self, name, None) if self._mover.own else None
+
     def _title(self) -> str:
         """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
         title = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
@@ -132,7 +136,7 @@ class DropIn(torch.optim.Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_group_options(group, [*self.defaults, "constrained", "made_by", "format"])
+        check_group_options(group, [*self.defaults, "constrained", "made_by"])
         check_params(group["params"], "param_names" in group, names_in(self.param_groups))
         self._mover.check_options(self, group)
         names, whole = group.get("param_names"), group.get("constrained", True)
@@ -140,7 +144,7 @@ class DropIn(torch.optim.Optimizer):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
         self._mover.hold.anchors.check(names, group["params"], constrained)
-        group["constrained"], group["made_by"], group["format"] = constrained, self._title(), FORMAT
+        group["constrained"], group["made_by"] = constrained, f"{self._title()}{FORMAT}"
 
     def initialized(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
         """Each constrained parameter that has made a step: name (or index), weights, state and anchor (empty: zero)."""
@@ -168,7 +172,7 @@ class DropIn(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._mover.attach(self)  # another state may have been swapped in, for a while or for good
-        overflow = getattr(self, "found_inf", None)  # of a GradScaler
+        overflow = self._amp("found_inf")
         if overflow is None or overflow.device.type != "cpu" or not overflow.item():  # else not even first state
             self._mover.step(self._collect)
         return loss
@@ -196,7 +200,8 @@ class DropIn(torch.optim.Optimizer):
             if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
                 self._mover.check_options(self, group)  # only then: to look at a tensor waits for its device
                 self._checked[i] = options
-            check_lean(group)
+            if self._mover.own:
+                check_lean(group)
             for p in group["params"]:
                 self._check_parameter(p, next(names))
 
@@ -216,7 +221,7 @@ class DropIn(torch.optim.Optimizer):
             self._check_step()
             if not self._fitted:  # a first step
                 self._mover.warn_if_slow(self)
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
         executions = [self._mover.pick(group).name for group in self.param_groups]
         work: Work = {}
         for group, execution in zip(self.param_groups, executions, strict=True):
@@ -253,7 +258,7 @@ class DropIn(torch.optim.Optimizer):
         keys, moments = [spec.name for spec in hold.specs], mover.moments(group)
         on_gpu = bool(group["params"]) and group["params"][0].is_cuda
         device = "own" if group.get("capturable") or (on_gpu and mover.pick(group).name == "triton") else "cpu"
-        lean = group.get("lean", False)
+        lean = mover.own and group.get("lean", False)  # a given base's is its own
         names = names_in(self.param_groups, group)
         for p, constrained, name in zip(group["params"], group["constrained"], names, strict=True):
             if p.grad is None:

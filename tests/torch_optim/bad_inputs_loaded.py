@@ -152,8 +152,8 @@ CHECKPOINTS = [
          "True: a step works in place; hft.ftp is the differentiable rule", NATIVE),
     load("with `lean=True`, for bfloat16 weights", option("lean", True), ValueError, "lean=True keeps the deviation in "
          f"bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}", NATIVE, in_bfloat16),
-    load("with `format=2`", option("format", 2), ValueError, "the checkpoint has the format 2, and this release reads "
-         "format 1; load it with the release that wrote it"),
+    load("with another format", option("made_by", "FTPAdamW, format 2"), ValueError,
+         "the checkpoint has the format 2, and this release reads format 1; load it with the release that wrote it"),
     load("with `constrained=True`", option("constrained", True), ValueError,
          "the checkpoint's constrained must be a bool for each parameter, got True"),
     load("with weights of another shape", entry("deviation", torch.zeros(3, 4)), ValueError,

@@ -317,3 +317,46 @@ def test_a_base_may_leave_a_parameter_out_at_first(wrap):
         opt.step()
     assert "sum" in opt.state[p]
     assert len(opt.state[p]) > 1
+
+
+class Plain(torch.optim.Optimizer):
+    """Gradient descent with options of its own."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, {"lr": 0.1, **options})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+
+
+@every_wrapper
+def test_options_of_a_base_are_its_own(wrap):
+    """What is called like ours is not read as ours; what has a place of ours in the group is refused."""
+    p = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16))
+    run_with = wrap(Plain([p], lean=True))
+    run_with.grad_scale, run_with.found_inf = torch.tensor(4.0), torch.ones(())  # of a scaler that never asked
+    p.grad = torch.ones_like(p)
+    before = p.detach().clone()
+    run_with.step()
+    run_with.step()
+    assert not torch.equal(p, before)
+    with pytest.raises(ValueError, match=r"keeps \['made_by'\] in the groups"):
+        wrap(Plain([weights()], made_by="somebody"))
+
+
+@every_wrapper
+def test_a_base_that_replaces_its_state_and_fails_is_heard(wrap):
+    class Failing(Plain):
+        def step(self, closure: Any = None) -> None:
+            self.state = defaultdict(dict)
+            raise ArithmeticError("boom")
+
+    p = weights()
+    opt = wrap(Failing([p]))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ArithmeticError, match="boom"):
+        opt.step()
+    assert not opt.state

@@ -76,9 +76,12 @@ class Exclude:
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
             bare = [unwrapped(str(name)) for name in names]
-            # Names in one text, or a regular expression: what they would be as patterns.
-            parts = [re.sub(r"[\^$\\]", "", p.strip()) for e in missed if isinstance(e, str) for p in e.split(",")]
+            texts = [entry for entry in missed if isinstance(entry, str)]
+            odd = [text for text in texts if re.search(r"[\\^$(){}|+]", text)]
+            parts = [part.strip() for text in texts if text not in odd for part in text.split(",")]
             hint = suggested(near_pattern(part, bare) for part in parts)
+            if odd:
+                hint += "; patterns know *, ? and [abc], no regular expressions or braces: give several in a list"
             count = f"{len(bare)} " if len(bare) > MOST else ""
             known = few(overview(bare))
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .names import unwrapped
 
-#: Of what the classes save: raised with each change that an older release cannot read.
-FORMAT = 1
+#: Behind the maker's name in a checkpoint; another number with each change that an older release cannot read.
+FORMAT = ", format 1"
 
 
 def check_checkpoint(saved: Any) -> None:
@@ -111,13 +111,13 @@ def _check_count(key: str, value: Any, name: Any) -> None:
 
 def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:
     """A loaded group was made by the optimizer that loads it, or by its base alone."""
-    there = group.get("made_by")
-    if (form := group.get("format", FORMAT)) != FORMAT:
+    there, _, number = str(group.get("made_by") or here).partition(", ")
+    if number and f", {number}" != FORMAT:
         raise ValueError(
-            f"the checkpoint has the format {form!r}, and this release reads format {FORMAT}; load it with the release "
-            "that wrote it"
+            f"the checkpoint has the {number}, and this release reads{FORMAT[1:]}; load it with the release that wrote "
+            "it"
         )
-    if there not in (None, here):
+    if there != here:
         raise ValueError(f"{there} made the checkpoint, and this is {here}; load it into what made it")
     missing = sorted(set(base_options) - group.keys())
     if missing:

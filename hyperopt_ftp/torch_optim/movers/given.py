@@ -50,7 +50,7 @@ class Given(Mover):
         """Copies of groups and defaults, to be checked in a wrapper of the class ``title``."""
         base, options = self.optimizer, self.hold.options
         check_base(base, title, refused)
-        taken = [name for name in (*options, "constrained") if name in base.defaults]
+        taken = [name for name in (*options, "constrained", "made_by") if name in base.defaults]
         if taken:
             raise ValueError(
                 f"{title} keeps {taken} in the groups, where {type(base).__name__} has options of these names"
@@ -208,7 +208,7 @@ class Given(Mover):
     # -- a step -------------------------------------------------------------------------------------------------
 
     def step(self, collect: Callable[[], Work]) -> None:
-        fresh = self._fresh()
+        state, fresh = self.optimizer.state, self._fresh()
         saved: list[tuple[list[Tensor], Tensor]] = []
         raw: dict[Tensor, Any] = {}
         work: Work = {}
@@ -228,7 +228,7 @@ class Given(Mover):
         except BaseException:
             for column, values in saved:
                 torch._foreach_copy_(column, list(values.unbind()))
-            self._roll_back(fresh)
+            _roll_back(state, fresh)
             raise
         finally:
             for p, grad in raw.items():
@@ -267,14 +267,14 @@ class Given(Mover):
         found = {p: self.optimizer.state.get(p, {}) for p in stepped}
         return {p: dict(state) for p, state in found.items() if not self.hold.is_initialized(state)}
 
-    def _roll_back(self, fresh: dict[Tensor, dict[str, Any]]) -> None:
-        """The base has refused its step: what was made for it is undone."""
-        state = self.optimizer.state
-        for p, before in fresh.items():
-            state[p].clear()
-            state[p].update(before)
-            if not before:
-                del state[p]
+
+def _roll_back(state: dict[Any, Any], fresh: dict[Tensor, dict[str, Any]]) -> None:
+    """A base has refused its step: what was made for it is undone."""
+    for p, before in fresh.items():
+        state[p].clear()
+        state[p].update(before)
+        if not before:
+            del state[p]
 
 
 def _overrides(optimizer: Optimizer, method: str) -> bool:
