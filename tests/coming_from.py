@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
-OWN = "[a file of your own](../CONTRIBUTING.md#a-new-pure-optimizer) is short"
+OWN = "[one of your own](own-optimizer.md) is short"
 
 #: Reasons that several rows have in common, as the rows name them.
 REASONS = {

@@ -36,6 +36,10 @@ from ..support.problems import central_differences, largest_difference, loss, st
 # -- writes into what the loss has not made ---------------------------------------------------------------------------
 
 
+def of_a_user(params, batch):
+    return loss(params, batch)
+
+
 def hidden(p, x):
     return x @ p["w"] + p["b"]
 
@@ -381,8 +385,8 @@ WRONG = {
         lambda: call(strategy=hft.Implicit(batches=9)), ValueError, "there are 4 steps, fewer than batches = 9",
     ),
     "optimizer and loss swapped": (
-        lambda: hft.train(loss, SGD, start(), DATA),  # pyright: ignore[reportArgumentType]
-        TypeError, "optimizer must be a pure optimizer .* got the function loss",
+        lambda: hft.train(of_a_user, SGD, start(), DATA),  # pyright: ignore[reportArgumentType]
+        TypeError, "optimizer must be a pure optimizer .* got the function of_a_user",
     ),
     "a dtype as training loss": (lambda: call(train_loss=F64), TypeError, "train_loss must be a function .* got dtype"),
     "a dtype as outer loss": (lambda: call(outer_loss=F64), TypeError, "outer_loss must be a function .* got dtype"),
