@@ -65,3 +65,12 @@ def test_a_pure_optimizer_goes_on_from_the_leaves_that_earlier_code_wrote(file, 
     assert [x.shape for x in leaves] == [x.shape for x in content["state"]]
     end, _ = unfold(opt, content["weights"], rebuild(content["state"]), BEFORE, AFTER)
     assert_close(end, content["end"])
+
+
+@pytest.mark.parametrize("name", DROP_IN)
+def test_groups_have_two_entries_of_ours(name: str):
+    """torch takes flattened checkpoints apart by the entries that groups have now: another one would refuse all that
+    were written before."""
+    dtype, make = DROP_IN[name]
+    opt = make(parameters(weights(dtype)))
+    assert opt.param_groups[0].keys() - opt.defaults.keys() == {"params", "param_names", "constrained", "made_by"}
