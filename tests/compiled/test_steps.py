@@ -83,7 +83,8 @@ def test_every_optimizer_has_the_same_hypergradient(case: Case, name: str, progr
 
 # Torch's compiler does not take these.
 NOT_TAKEN = {"lstm", "checkpoint", "checkpointed attention", "own function", "own function everywhere"}
-KNOWN = [p for p in PROBLEMS if "dropout" not in p.name and p.name != "weight norm" and not p.autocast]
+# Refused as they are written too (weight norm), or drawn otherwise than there (dropout: by central differences, below).
+KNOWN = [p for p in PROBLEMS if "dropout" not in p.name and p.name != "weight norm" and p.autocast != "around"]
 
 
 @every_strategy
@@ -99,7 +100,12 @@ def test_every_loss_has_the_same_derivatives_in_everything(problem: Problem, nam
         with pytest.raises(RuntimeError, match="(?s)cannot be compiled: .*leave out compile=True|saved tensor hooks"):
             slopes(kind(compile=CHEAP))
         return
-    torch.testing.assert_close(slopes(kind(compile=CHEAP)), slopes(eager), rtol=1e-9, atol=1e-11)
+    got, want = slopes(kind(compile=CHEAP)), slopes(eager)
+    slack = 1e-11
+    if problem.autocast:  # tangents are rounded to 16 bits in another order, of all that goes into a sum
+        eps = torch.finfo(torch.bfloat16 if name == "forward" else torch.float32).eps
+        slack = eps * max(x.abs().max().item() for x in want)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=slack)
 
 
 # -- by inductor ------------------------------------------------------------------------------------------------------

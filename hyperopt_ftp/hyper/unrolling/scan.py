@@ -16,7 +16,7 @@ try:
 except ImportError:
     scan: Any = None
 
-#: In 2.10 inductor's loops fail in the C++ wrapper, and at the derivative; 2.11 and 2.12 were not tried.
+#: In 2.10 and 2.12 inductor's loops fail in the C++ wrapper; 2.11 was not tried.
 FIRST = (2, 13)
 
 
