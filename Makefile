@@ -83,11 +83,10 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step
 	$(RUN) -m benchmarks.bench_family
 	$(RUN) -m benchmarks.bench_training
-	$(RUN) -m benchmarks.bench_bases
+	$(RUN) -m benchmarks.bench_family --eight-bits
 	$(RUN) -m benchmarks.bench_hypergradient
 	$(RUN) -m benchmarks.bench_small
 	$(RUN) -m benchmarks.bench_estimate
-	$(RUN) -m benchmarks.bench_vmap
 	$(RUN) -m benchmarks.bench_update
 	$(RUN) -m benchmarks.bench_import
 	$(RUN) -m benchmarks.large --steps 12 --size 32 --length 64
