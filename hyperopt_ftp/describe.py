@@ -48,7 +48,7 @@ def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None =
     number = "radius_lr" if "radius_lr" in optimizer.param_groups[0] else "radius"
     then = {
         "at the anchor": "their gradients do not agree from one step to the next, so their radii stay at 1e-8; "
-        f"a larger batch or {number} may let them go",
+        f"a larger batch or {number} may let them go (not a bias right before a BatchNorm, which has no gradient)",
         "held": f"their balls decide how far they go; to let them go further, raise {number}",
         "partly held": "their balls limit some of their rows",
         "free": f"they go as without a ball; to hold them, lower {number}",
