@@ -296,8 +296,8 @@ cosine_onecycle_schedule
     `hft.schedules.one_cycle`, torch's: the peak is at the count `share * steps - 1`, the end at `steps - 1`; in optax
     both come one update later
 linear_onecycle_schedule
-    `hft.schedules.one_cycle(linear=True)`, with the same shift. optax has a third phase, from `pct_final` on; near it is
-    `three_phase=True`, whose second phase is as long as the first
+    `hft.schedules.one_cycle(linear=True)`, with the same shift. optax has a third phase, from `pct_final` on; near it
+    is `three_phase=True`, whose second phase is as long as the first
 piecewise_constant_schedule
     `hft.schedules.piecewise`, whose factors do not multiply up
 piecewise_interpolate_schedule

@@ -63,6 +63,20 @@ def test_the_readme_is_short_and_has_both_quick_starts():
     assert README.count("```python") == 2
 
 
+BY_HAND = [page for page in PAGES if page.parent.name in ("docs", "concepts")]
+GENERATED = {"results.md", "errors.md", "bases.md", "coming-from-optax.md", "coming-from-torchopt.md"}
+OTHERS = {"index.md", "licences.md"}  # the landing page, a list
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in BY_HAND if page.name not in GENERATED | OTHERS], ids=lambda page: page.name
+)
+def test_a_page_says_for_whom_it_is_and_where_to_go(page):
+    text = page.read_text().strip()
+    assert re.match(r"# .+\n\nFor [^\n]*\b(those|researchers|users|everybody|contributors|maintainers)\b", text)
+    assert re.match(r"Next: .*\]\(", text.splitlines()[-1])
+
+
 def test_every_public_name_has_a_docstring_and_a_line_in_the_reference():
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")).splitlines()
     public = {name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))}
