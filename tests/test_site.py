@@ -245,13 +245,14 @@ def test_every_page_but_reports_is_in_the_navigation():
     assert pages - reports == {page for page in navigation if page.startswith("docs/")}
 
 
-def test_every_report_is_in_the_list_of_studies_and_leads_back(built):
+def test_every_report_is_in_the_list_of_studies_leads_back_and_is_not_searched(built):
     reports = sorted(page.relative_to(ROOT / "docs" / "studies").as_posix() for page in ROOT.glob(REPORTS))
     studies = built[0] / "docs" / "studies"
     listed = (studies / "index.html").read_text(encoding="utf-8")
     assert len(reports) > 10
     assert [report for report in reports if f'href="{report.replace(".md", ".html")}"' not in listed] == []
     assert '<a href="../index.html">all studies</a>' in (studies / reports[0].replace(".md", ".html")).read_text()
+    assert "/report.html" not in (built[0] / "search.json").read_text(encoding="utf-8")  # pages that explain are found
 
 
 def test_the_header_has_the_version_and_the_repository():
