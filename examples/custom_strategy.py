@@ -1,4 +1,4 @@
-"""A strategy of one's own: the finite difference of DARTS (arXiv 1806.09055, eq. 8).
+"""A strategy of your own: the finite difference of DARTS (arXiv 1806.09055, eq. 8).
 
 For one SGD step ``p' = p - lr * dL_train(p, h) / dp``, the hypergradient ``-lr * d^2 L_train / dh dp . v`` with
 ``v = dL_outer / dp'`` is taken from two gradients at ``p +- e v``. Run: python -m examples.custom_strategy

@@ -1,9 +1,9 @@
 """Hypergradients of a decoder with 7 billion weights, on paper. Run: python -m examples.estimate_7b
 
 Eight GPUs of 80 GB train data-parallel for eight steps of AdamW, in bfloat16 with float32 moments, one sequence of 512
-tokens each, activations checkpointed layer by layer. What would a derivative in the learning rate take on each GPU? The
-weights are on the meta device, so nothing is computed, and all layers are alike: what two and three of them take tells
-what 32 do. "sharded" is the share of a GPU if all of that lay in equal parts on the eight.
+tokens each, activations checkpointed layer by layer. How much does a derivative in the learning rate take on each GPU?
+The weights are on the meta device, so nothing is computed. All layers are alike, so 32 are extrapolated from two and
+three. "sharded" is the share of a GPU if everything were divided equally among the eight.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accelerate: prepared like any optimizer; gradients of two batches a step, in bfloat16.
+"""Accelerate: the optimizer is prepared like any other; a step takes the gradients of two batches, in bfloat16.
 
 python -m examples.finetune_accelerate
 """

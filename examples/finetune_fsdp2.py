@@ -4,7 +4,7 @@
 
 Kill it and run it again, with another number if you like: it goes on from the last whole checkpoint. With
 `--max-restarts 3` torchrun does that itself when a process dies. The network knows all ten digits and is fine-tuned on
-noisy pictures of five of them; what of the rest survives is printed in the end.
+noisy pictures of five of them; at the end it prints how well it still knows the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: the optimizer is built of its model, with names.
+"""Hugging Face's Trainer: it builds the optimizer from its model, with names.
 
 python -m examples.finetune_transformers
 """

@@ -1,4 +1,4 @@
-"""What most people begin with, ImageNet's weights and a new head: AdamW, and FTPAdamW in its place.
+"""ImageNet's weights and a new head, the usual start of fine-tuning: AdamW, and FTPAdamW in its place.
 
 EfficientNet-Lite0 learns what an emoji shows from 609 of Twemoji's, in 60 steps, and is tested on 407 others: in
 Twemoji's style (ID) and in two that it never saw (OOD). Three minutes on two CPU cores, no download.

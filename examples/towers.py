@@ -1,8 +1,8 @@
-"""Towers of optimizers forgive a wrong learning rate: from 100 times too small and from 10 times too large.
+"""Towers of optimizers correct a wrong learning rate: one that is 100 times too small, and one 10 times too large.
 
-The recipe: tune the learning rate in its logarithm. From below, let Adam move it, since its steps do not depend on how
-small the hypergradients are; from above, let SGD, whose steps grow with the error. On top of either, SGD tunes the
-hyper-learning-rate. Run: python -m examples.towers
+The recipe: tune the learning rate in its logarithm. If it is too small, let Adam move it, since Adam's steps do not
+depend on how small the hypergradients are. If it is too large, let SGD, whose steps grow with the error. On top of
+either, SGD tunes the hyper-learning-rate. Run: python -m examples.towers
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tower of optimizers in Hugging Face's Trainer mends a learning rate that is 100 times too small.
+"""A tower of optimizers in Hugging Face's Trainer corrects a learning rate that is 100 times too small.
 
 python -m examples.towers_trainer [FIGURE]
 """

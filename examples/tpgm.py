@@ -1,6 +1,7 @@
 """TPGM: radii learned on validation batches, in training and once after it. Run: python -m examples.tpgm
 
-A network that knows all ten digits is fine-tuned on noisy pictures of five of them. How much of the rest survives?
+A network that knows all ten digits is fine-tuned on noisy pictures of five of them. How well does it know the others
+after that?
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Hypergradients in many processes: 40 % of the labels are wrong, and a weight for each example finds out which.
+"""Hypergradients in many processes: 40 % of the labels are wrong, and a weight for each example finds them.
 
     torchrun --standalone --nproc-per-node 2 -m examples.tune_data_parallel --out runs/weights
 
-Each process has its share of every batch, and `hft.data_parallel` makes of its losses those on whole batches: nothing
-else is written for many processes. The weights of 800 examples and the learning rate are tuned on 200 clean ones. Kill
+Each process has its share of every batch, and `hft.data_parallel` turns its losses into those on whole batches. No
+other line is for many processes. The weights of 800 examples and the learning rate are tuned on 200 clean ones. Kill
 it and run it again, with another number of processes if you like: it goes on from the last round that was saved.
 """
 

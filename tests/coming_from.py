@@ -104,7 +104,8 @@ adafactor
 adagrad
     `hft.adagrad`; optax starts its sum at 0.1 and has `eps` inside the root
 adan
-    `hft.adan`
+    `hft.adan`: differences of gradients count by `b2`, as in the authors' code, in optax by `1 - b2`. The decay is the
+    paper's proximal one, in optax decoupled; optax has `eps_root=1e-8`
 lion
     `hft.lion`
 radam
@@ -112,7 +113,7 @@ radam
 rmsprop
     `hft.rmsprop`, also `centered` and `nesterov`; optax has `eps` inside the root by default
 rprop
-    `hft.rprop`
+    `hft.rprop`, torch's; optax 0.2.8 applies each step one update later, so its first update moves nothing
 sign_sgd
     `hft.signum(momentum=0.0)`
 signum
@@ -165,7 +166,8 @@ clip
 clip_by_block_rms
     `hft.clipped_per_layer`: the norm of each tensor, which is its root mean square times the root of its size
 adaptive_grad_clip
-    `hft.clipped_adaptively`
+    `hft.clipped_adaptively`, for weights as torch lays them out, with outputs in the first dimension. optax takes them
+    to be in the last, so it has other units on the same matrix, and the same on its transpose
 transforms.unitwise_norm transforms.unitwise_clip
     inside `hft.clipped_adaptively`
 add_decayed_weights
@@ -291,9 +293,11 @@ exponential_decay
 cosine_decay_schedule
     `hft.schedules.cosine`
 cosine_onecycle_schedule
-    `hft.schedules.one_cycle`
+    `hft.schedules.one_cycle`, torch's: the peak is at the count `share * steps - 1`, the end at `steps - 1`; in optax
+    both come one update later
 linear_onecycle_schedule
-    `hft.schedules.one_cycle(linear=True)`
+    `hft.schedules.one_cycle(linear=True)`, with the same shift. optax has a third phase, from `pct_final` on; near it
+    is `three_phase=True`, whose second phase is as long as the first
 piecewise_constant_schedule
     `hft.schedules.piecewise`, whose factors do not multiply up
 piecewise_interpolate_schedule

@@ -23,7 +23,7 @@ import pytest
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot, schedules
 from hyperopt_ftp.integrations import timm, transformers
-from website.__main__ import LANDING, ROOT, build, options
+from website.__main__ import LANDING, REPORTS, ROOT, build, header, options
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("zensical")
@@ -35,7 +35,7 @@ VIEWS = [(WIDE, "light"), (WIDE, "dark"), (NARROW, "dark"), (NARROW, "light")]
 
 # Run in a page once it has loaded. Pictures further down may be loaded late, so each is waited for.
 READ = """async () => {
-    const pictures = [...document.images]
+    const pictures = [...document.images].filter(i => !i.closest("[data-md-component=logo], .md-nav__title"))
     for (const picture of pictures) { picture.loading = "eager"; await picture.decode().catch(() => null) }
     return {
         missing: pictures.filter(i => i.naturalWidth === 0).map(i => i.getAttribute("src")),
@@ -229,18 +229,36 @@ def test_every_public_name_is_in_the_reference(built):
     entries = dict(re.findall(r'<h2 id="hyperopt_ftp\.([\w.]+)"(.*?)(?=<h2|</article)', reference, flags=re.S))
     public = [name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))]
     assert len(public) >= 25
-    assert [name for name in public if "&gt;&gt;&gt;" not in entries.get(name, "")] == []
+    assert [name for name in public if 'class="language-python' not in entries.get(name, "")] == []
+    assert "&gt;&gt;&gt;" not in reference  # what is copied runs
     modules = (plot, schedules, timm, transformers)
     others = {f"{m.__name__.removeprefix('hyperopt_ftp.')}.{name}" for m in modules for name in m.__all__}
     assert len(others) >= 9
     assert others - entries.keys() == set()
 
 
-def test_every_page_is_in_the_navigation(built):
+def test_every_page_but_reports_is_in_the_navigation():
     navigation = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
     pages = {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")} - {LANDING.as_posix()}
+    reports = {page.relative_to(ROOT).as_posix() for page in ROOT.glob(REPORTS)}
     assert "index.md" in navigation
-    assert pages - set(navigation) == set()
+    assert pages - reports == {page for page in navigation if page.startswith("docs/")}
+
+
+def test_every_report_is_in_the_list_of_studies_leads_back_and_is_not_searched(built):
+    reports = sorted(page.relative_to(ROOT / "docs" / "studies").as_posix() for page in ROOT.glob(REPORTS))
+    studies = built[0] / "docs" / "studies"
+    listed = (studies / "index.html").read_text(encoding="utf-8")
+    assert len(reports) > 10
+    assert [report for report in reports if f'href="{report.replace(".md", ".html")}"' not in listed] == []
+    assert '<a href="../index.html">all studies</a>' in (studies / reports[0].replace(".md", ".html")).read_text()
+    assert "/report.html" not in (built[0] / "search.json").read_text(encoding="utf-8")  # pages that explain are found
+
+
+def test_the_header_has_the_version_and_the_repository():
+    config, project = "site_name: hyperopt_ftp  # why\nnav: []\n", 'version = "1.2"\n'
+    assert header(config, project) == "site_name: hyperopt_ftp 1.2\nnav: []\n"
+    assert header(config, project + 'Repository = "https://host/name"\n').endswith("repo_url: https://host/name\n")
 
 
 def test_every_figure_is_on_a_page():

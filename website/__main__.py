@@ -27,20 +27,36 @@ PUBLISHED = (
     "benchmarks/results/*.png",
 )
 LANDING = Path("docs", "index.md")
+REPORTS = "docs/studies/*/report.md"  # not in the navigation
+UNSEARCHED = (REPORTS, "experiments/*/README.md", "CHANGELOG.md")  # they would come before the pages that explain
+NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
+BACK = "\n\nNext: [all studies](../README.md), [what they say](../../results.md).\n"
 TARGET = re.compile(r"(?<=\]\()(?!https?:|#)[^)\s]+")
 
 
 def lay_out(pages: Path) -> None:
-    """Copy what is published; the landing page goes to the top, and its links with it."""
+    """Copy what is published; reports get a way back, the landing page goes to the top, and its links with it."""
     for pattern in PUBLISHED:
         for source in ROOT.glob(pattern):
             target = pages / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    for report in pages.glob(REPORTS):
+        report.write_text(report.read_text(encoding="utf-8").rstrip() + BACK, encoding="utf-8")
+    for page in (page for pattern in UNSEARCHED for page in pages.glob(pattern)):
+        page.write_text(NO_SEARCH + page.read_text(encoding="utf-8"), encoding="utf-8")
     landing = (pages / LANDING).read_text(encoding="utf-8")
     (pages / LANDING).unlink()
     from_top = TARGET.sub(lambda link: normpath((LANDING.parent / link[0]).as_posix()), landing)
     (pages / LANDING.name).write_text(from_top, encoding="utf-8")
+
+
+def header(config: str, project: str) -> str:
+    """The configuration with what pyproject.toml says: the version, and the repository where it has an address."""
+    version = re.findall(r'^version = "(.+)"$', project, flags=re.M)[0]
+    repository = re.findall(r'^Repository = "(.+)"$', project, flags=re.M)
+    named = re.sub(r"^site_name: (\w+).*$", rf"site_name: \1 {version}", config, flags=re.M)
+    return named + "".join(f"repo_url: {address}\n" for address in repository)
 
 
 def build(site: Path, url: str | None = None) -> str:
@@ -51,7 +67,7 @@ def build(site: Path, url: str | None = None) -> str:
         work = Path(folder)
         lay_out(work / "pages")
         shutil.copytree(ROOT / "website" / "theme", work / "website" / "theme")
-        config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+        config = header(*((ROOT / name).read_text(encoding="utf-8") for name in ("mkdocs.yml", "pyproject.toml")))
         (work / "mkdocs.yml").write_text(f"{config}site_url: {url or ''}\n", encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(work / "mkdocs.yml")],

@@ -1,4 +1,7 @@
-"""Docstrings as Markdown: reStructuredText's roles become links, its literal blocks and doctests become code."""
+"""Docstrings as Markdown: reStructuredText's roles become links, its literal blocks and doctests become code.
+
+A doctest loses its prompts, and what it prints becomes a comment, so that what a reader copies runs.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,17 @@ def fence(language: str, code: str) -> str:
     return f"```{language}\n{code}\n```"
 
 
+def without_prompts(doctest: str) -> str:
+    """The code of a doctest; what it prints as comments."""
+    lines = doctest.splitlines()
+    return "\n".join(line[4:] if line[:3] in (">>>", "...") else f"# {line}" for line in lines)
+
+
 def markdown(text: str) -> str:
     """A docstring that was dedented, as Markdown."""
     text = ROLE.sub(link, text)
     text = RESULT.sub(lambda found: f"**{found[1]}:**\n{dedent(found[2])}", text)
-    text = DOCTEST.sub(lambda found: "\n" + fence("pycon", found[0]), text)
+    text = DOCTEST.sub(lambda found: "\n" + fence("python", without_prompts(found[0])), text)
     return LITERAL.sub(lambda found: ":\n\n" + fence("text", dedent(found[1]).strip().replace("``", "")) + "\n\n", text)
 
 

@@ -1,7 +1,7 @@
 """Dataset distillation (arXiv 1811.10959): ten images that teach a network more than ten real ones.
 
-The images and the learning rate are what is learned: ten steps of training on them alone, from a fresh random
-network each time, are to do well on real digits. Run: python -m examples.recipes.distillation [--figure PATH]
+The images and the learning rate are learned, so that ten steps of training on them alone, from a new random
+network each time, do well on real digits. Run: python -m examples.recipes.distillation [--figure PATH]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Implicit MAML (arXiv 1909.04630): the meta-gradient from where training ends, whatever the way there.
+"""Implicit MAML (arXiv 1909.04630): the meta-gradient depends on the end of training alone, not on its steps.
 
 Each task is trained near a common center, with the penalty |p - center|^2 / 2; the center is an hparam of the loss.
 Run: python -m examples.recipes.implicit_maml [--figure PATH]

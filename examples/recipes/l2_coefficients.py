@@ -1,7 +1,7 @@
 """A thousand L2 coefficients, one for each input, by the implicit function theorem (arXiv 1911.02590).
 
-The 64 pixels of a digit and 1,000 columns of noise go into a logistic regression that has 200 rows to learn from: one
-coefficient for each finds out what is noise. Run: python -m examples.recipes.l2_coefficients [--figure PATH]
+A logistic regression learns from 200 rows with the 64 pixels of a digit and 1,000 columns of noise. One
+coefficient for each input finds the columns of noise. Run: python -m examples.recipes.l2_coefficients [--figure PATH]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fine-tune without forgetting: a network that knows digits in three styles learns new ones in one of them.
 
-Each method takes the learning rate that validation digits in that style choose, as one would who has no others; the
-test then shows what was forgotten. Run: python -m examples.stories.forgetting FOLDER
+Each method takes the learning rate that is best on validation digits in that style, since no others are available.
+The test then shows what was forgotten. Run: python -m examples.stories.forgetting FOLDER
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tune a whole learning-rate schedule by its gradient: a rate for each of 20 steps, through all of them.
 
-Tuning sees training and validation digits. What comes out is compared on test digits and on networks of its own with
-the schedule it began with, and with a random search over that schedule's four numbers for about the same time.
+Tuning sees training and validation digits. The result is compared, on test digits and new networks, with the first
+schedule, and with a random search over that schedule's four numbers for about the same time.
 Run: python -m examples.stories.schedule FOLDER
 """
 

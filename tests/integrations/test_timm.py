@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ from .runs import has_moved, is_equal
 timm = pytest.importorskip("timm")
 
 from timm.models import resume_checkpoint  # noqa: E402
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay  # noqa: E402
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs, param_groups_layer_decay  # noqa: E402
 from timm.optim._optim_factory import default_registry  # noqa: E402
 from timm.scheduler.cosine_lr import CosineLRScheduler  # noqa: E402
 from timm.utils import CheckpointSaver  # noqa: E402
@@ -131,6 +132,17 @@ def test_layers_have_their_names(tmp_path):
     assert set(opt.radii()) == {name for name, _ in model.named_parameters() if not name.startswith("head.")}
     distance = (model.get_parameter("blocks.0.norm1.weight") - vit().get_parameter("blocks.0.norm1.weight")).norm()
     assert hft.measure(opt)["blocks.0.norm1.weight"]["distance"] == pytest.approx(distance.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ftpadamw", "ftpsgd"])
+def test_the_arguments_of_timms_training_script_are_taken(name):
+    """So that the script needs one changed import: docs/integrations.md."""
+    options = {"opt": name, "lr": 0.01, "weight_decay": 0.05, "momentum": 0.9, "layer_decay": 0.7}
+    model = vit()
+    opt = ours.create_optimizer(model, **optimizer_kwargs(cfg=Namespace(**options)), kappa=0.5)
+    assert free(opt) == set(model.get_classifier().parameters())
+    assert {group["kappa"] for group in opt.param_groups} == {0.5}
+    assert len({group["lr_scale"] for group in opt.param_groups}) == 4
 
 
 def test_groups_of_ones_own_are_left_alone():
