@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.normals.metrics import cosine_loss
+from experiments.recipes.angles import cosine_loss
 from experiments.recipes.examples import Examples
 from experiments.recipes.meters import METERS
 from experiments.recipes.pictures import IGNORED

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experiments.normals.metrics import WITHIN, angles, present
+from experiments.recipes.angles import WITHIN, angles, present
 from experiments.recipes.pictures import IGNORED
 
 ACCURACY, MIOU, NORMALS = "accuracy", "mIoU", f"pixels within {WITHIN[0]:g} degrees"

@@ -7,7 +7,6 @@ import pytest
 from benchmarks.hypergradient.contenders import CONTENDERS as BENCHMARKED
 from experiments.common import methods
 from experiments.common.looks import COLOURS, LOOKS, SPARE, looks
-from experiments.continual.methods import METHODS as CONTINUAL
 from experiments.meta.distillation.summary import TITLES as DISTILLED
 from experiments.meta.few_shot.methods import TITLES as FEW_SHOT
 from experiments.meta.learned_optimizer.summary import TITLES as OPTIMIZERS
@@ -17,7 +16,6 @@ from experiments.tuning.search.contenders import CONTENDERS as SEARCH
 
 NAMES = {
     "methods": [methods.title("anchor"), *(method.title for method in methods.METHODS.values())],
-    "continual": [method.title for method in CONTINUAL.values()],
     "knobs": [*KNOBS.values(), "anchor"],
     "search": [contender.title for contender in SEARCH.values()],
     "noise": [method.title for method in NOISE.values()],
