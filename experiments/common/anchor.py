@@ -8,9 +8,8 @@ from torch import Tensor
 
 from experiments.common import checkpoint
 from experiments.common.errors import InputError
-from experiments.common.network import Network
 from experiments.common.options import AnchorOptions, digest
-from experiments.common.task import Task, summed_up
+from experiments.common.task import Network, Task, summed_up
 from experiments.common.trainer import Trainer
 
 VERSION = 3  # raise when the training below changes, so that kept anchors are trained again

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, make_anchor
-from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
+from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
-from experiments.common.network import Network
 from experiments.common.options import AnchorOptions
-from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
-from experiments.common.shares import mix_in
 from experiments.common.step_log import write_steps
-from experiments.common.task import Part, tested
+from experiments.common.task import Network, Part, Task, tested
 from experiments.common.trainer import Trainer, steps_of
 
 OTHER_SEED = 1000  # is added for a further training
+SHARE_STEPS, SHARE_LR = 40, 0.05  # of learned shares: enough for one to cross its range
 
 
 @dataclass(frozen=True)
@@ -212,6 +211,28 @@ class Comparison:
         return result | own | tested(self.task, mixed)
 
 
+def mix_in(model: Network, start: Mapping[str, Tensor], task: Task, options: AnchorOptions, seed: int) -> None:
+    """Replace the model's weights and statistics by their mixture with the anchor's, by a share for each tensor that is
+    learned on held-out examples."""
+    device = next(model.parameters()).device
+    batches = Batches(task.parts["validation"], options.batch_size, SHARE_STEPS, seed + 1, device)
+    tuned = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    held_out = Losses(model, task).held_out
+    statistics = [name for name, _ in model.named_buffers()]
+    mixed, _ = hft.learned_wise(tuned, start, held_out, batches, statistics=statistics, strength_lr=SHARE_LR)
+    model.load_state_dict(mixed)
+
+
+def untried(numbers: Sequence[float], tried: Mapping[str, float]) -> list[float]:
+    """What is left to try; what was tried goes by the number as text, so that JSON keeps it, with its score."""
+    return [number for number in numbers if str(number) not in tried]
+
+
+def best(tried: Mapping[str, float], usual: float | None = None) -> float | None:
+    """Of two equally good ones the smaller; `usual` where none was tried."""
+    return float(max(tried, key=lambda number: (tried[number], -float(number)))) if tried else usual
+
+
 def followers(method: str, methods: tuple[str, ...]) -> list[str]:
     """Those of the methods that are made of its weights."""
     return [name for name in methods if FOLLOWS.get(name) == method]
@@ -240,7 +261,6 @@ def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, 
     if not options.head_is_new and not anchor_file(options, task, cache).exists():
         to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
     trainer.show_whole(to_do)
-    record.save()  # before the work, should it not be allowed; and what lies in the folder from now on is this run's
     start, record.content["anchor"] = make_anchor(trainer, options, cache)
     comparison = Comparison(trainer, options, start, record.folder)
     record.save()

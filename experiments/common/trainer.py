@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from experiments.common.loop import Fit, Training, fit
-from experiments.common.network import Network
 from experiments.common.progress import Progress
 from experiments.common.step_log import Board
-from experiments.common.task import Part, Task
+from experiments.common.task import Network, Part, Task
 
 OBSERVATIONS = 200  # of the radii, at most, in one training
 

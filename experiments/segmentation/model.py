@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
-from experiments.common.network import Network
+from experiments.common.task import Network
 
 FEATURES = (24, 40, 112, 320)  # channels of the encoder at strides 4, 8, 16 and 32
 WIDTH = 64

@@ -96,17 +96,10 @@ FULL = (
     Job("learned-optimizer", "an MLP as update rule, on tasks it never saw", f"{_META}.learned_optimizer", UNSEEN),
 )
 
-_FEW = ("--method", "adamw", "ftp", "--seeds", "0")
 FAST = (
-    Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, (*_FEW, "--epochs", "5"), alone=True),
-    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, (*_FEW, "--epochs", "4"), alone=True),
-    Job(
-        "language",
-        "sentiment of tweets, AdamW and FTP",
-        _LANGUAGE,
-        (*_FEW, "--epochs", "1", "--anchor-epochs", "1", "--tweets", "300", "--test-tweets", "60", "--length", "32"),
-        alone=True,
-    ),
+    Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, ("--fast",), alone=True),
+    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, ("--fast",), alone=True),
+    Job("language", "sentiment of tweets, AdamW and FTP", _LANGUAGE, ("--fast",), alone=True),
     Job(
         "hypergradients",
         "one-step and full hypergradients up to K = 4",

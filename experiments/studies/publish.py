@@ -16,8 +16,8 @@ RETIRED = (
     "sensitivity-topics and sensitivity-minilm; `few-labels`, which chose its rates on 12 pictures; `across.md`, a "
     "mean over studies of one split.",
     "",
-    "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji learned "
-    "one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
+    "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji "
+    "learned one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
     "classification nor segmentation.",
 )
 
