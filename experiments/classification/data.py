@@ -1,4 +1,4 @@
-"""Pictures of several domains in memory, and the split that keeps every item on one side."""
+"""Pictures of several domains in memory, the split that keeps every item on one side, and their augmentation."""
 
 import hashlib
 import random
@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from experiments.common.errors import InputError
@@ -136,3 +138,16 @@ def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
                     "every domain needs at least four pictures of some class"
                 )
     return parts
+
+
+def flip_and_shift(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
+    """Mirror every second picture (uint8) on average and move each by up to `shift` pixels; what comes in is white."""
+    count, _, height, width = images.shape
+    flipped = torch.rand(count, generator=generator) < 0.5
+    images = torch.where(rearrange(flipped, "n -> n 1 1 1"), images.flip(-1), images)
+    padded = F.pad(images, (shift,) * 4, value=255)
+    moves = torch.randint(2 * shift + 1, (2, count), generator=generator)
+    rows = rearrange(moves[0], "n -> n 1 1") + rearrange(torch.arange(height), "h -> h 1")
+    columns = rearrange(moves[1], "n -> n 1 1") + torch.arange(width)
+    each = rearrange(torch.arange(count), "n -> n 1 1")
+    return rearrange(padded[each, :, rows, columns], "n h w c -> n c h w")

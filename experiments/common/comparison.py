@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import hyperopt_ftp as hft
 from experiments.common import checkpoint
-from experiments.common.anchor import anchor_file, make_anchor
+from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
@@ -107,9 +107,7 @@ class Comparison:
 
         def count(steps: int) -> None:
             done[0] += steps
-            trainer.advance(steps)
-            if trainer.on_step is not None:
-                trainer.on_step(name, done[0])
+            trainer.on_step(name, done[0])
 
         torch.manual_seed(seed)
         names = [n for n, _ in model.named_parameters()]
@@ -139,26 +137,21 @@ class Comparison:
             trainer.board.add(name, int(step), known)
         return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
 
-    def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
-        """Try the next learning rate into `tried`, or None when there is none left."""
-        lr = next(iter(untried(self.options.rates_of(method), tried)), None)
-        if lr is not None:
-            fitted = self.fit(method, self.options.seeds[0], lr, f"{method}, lr {lr}", choosing=True)
-            tried[str(lr)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
-        return lr
-
-    def choose_strength(self, method: str, lr: float, tried: dict[str, float], usual: float) -> float | None:
-        """Try the next strength at the chosen learning rate into `tried`, or None when there is none left; `usual` is
-        the score of the first, with which the learning rate was chosen."""
-        strengths = METHODS[method].strengths
-        if strengths:
-            tried.setdefault(str(strengths[0]), usual)
-        strength = next(iter(untried(strengths, tried)), None)
-        if strength is not None:
-            name = f"{method}, strength {strength}"
-            fitted = self.fit(method, self.options.seeds[0], lr, name, choosing=True, strength=strength)
-            tried[str(strength)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
-        return strength
+    def choose(
+        self,
+        method: str,
+        numbers: Sequence[float],
+        tried: dict[str, float],
+        save: Callable[[], None],
+        lr: float | None = None,
+    ) -> None:
+        """Try what is left of learning rates into `tried`, or with an `lr` of strengths."""
+        for number in untried(numbers, tried):
+            what, given = ("lr", {"lr": number}) if lr is None else ("strength", {"lr": lr, "strength": number})
+            name = f"{method}, {what} {number}"
+            fitted = self.fit(method, self.options.seeds[0], name=name, choosing=True, **given)
+            tried[str(number)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
+            save()
 
     def fine_tune(self, method: str, seed: int, lr: float, strength: float | None = None) -> dict[str, dict]:
         """Results of one training by name: its own, and those of methods made of its weights."""
@@ -238,42 +231,28 @@ def followers(method: str, methods: tuple[str, ...]) -> list[str]:
     return [name for name in methods if FOLLOWS.get(name) == method]
 
 
-def trained(methods: tuple[str, ...]) -> list[str]:
-    return [method for method in methods if method not in FOLLOWS]
-
-
 def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, cache: Path) -> None:
     """Do what is left of a run; after every training the record is saved."""
-    task = trainer.task
-    methods, rates = trained(options.methods), record.content.setdefault("rates", {})
-    strengths = record.content.setdefault("strengths", {})
-    left = [(method, seed) for seed in options.seeds for method in methods]
-    left = [(method, seed) for method, seed in left if f"{method}-seed{seed}" not in record.results]
-    planned = Comparison(trainer, options, {}, record.folder)
-    more = {method: sum(METHODS[name].others for name in followers(method, options.methods)) for method in methods}
-    to_do = sum(planned.steps(method) * (1 + more[method]) for method, _ in left)
-    for method in methods:
-        tried = rates.setdefault(method, {})
-        to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.rates_of(method), tried))
-        if options.lrs and (others := METHODS[method].strengths[1:]):
-            left_to_try = untried(others, strengths.setdefault(method, {}))
-            to_do += sum(planned.steps(method, choosing=True) for _ in left_to_try)
-    if not options.head_is_new and not anchor_file(options, task, cache).exists():
-        to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
-    trainer.show_whole(to_do)
     start, record.content["anchor"] = make_anchor(trainer, options, cache)
     comparison = Comparison(trainer, options, start, record.folder)
+    rates, strengths = (record.content.setdefault(name, {}) for name in ("rates", "strengths"))
     record.save()
+    methods = [method for method in options.methods if method not in FOLLOWS]
     for method in methods:
-        while comparison.choose_lr(method, rates[method]) is not None:
-            record.save()
-        if method in strengths and (lr := best(rates[method])) is not None:
-            usual = rates[method][str(lr)]
-            while comparison.choose_strength(method, lr, strengths[method], usual) is not None:
+        tried, numbers = rates.setdefault(method, {}), METHODS[method].strengths
+        comparison.choose(method, options.rates_of(method), tried, record.save)
+        if options.lrs and numbers:  # at the best rate, which was chosen with the first of them
+            lr = best(tried)
+            scores = strengths.setdefault(method, {str(numbers[0]): tried[str(lr)]})
+            comparison.choose(method, numbers, scores, record.save, lr)
+    done = [(method, seed) for method in methods for seed in options.seeds if f"{method}-seed{seed}" in record.results]
+    with trainer.progress.task("fine-tunings", len(methods) * len(options.seeds), done=len(done)) as bar:
+        for seed in options.seeds:
+            for method in methods:
+                if (method, seed) in done:
+                    continue
+                lr = best(rates[method]) or options.lr
+                strength = best(strengths.get(method, {}), next(iter(METHODS[method].strengths), None))
+                record.results.update(comparison.fine_tune(method, seed, lr, strength))
                 record.save()
-    for method, seed in left:
-        lr = best(rates[method]) or options.lr
-        usual = next(iter(METHODS[method].strengths), None)
-        strength = best(strengths.get(method, {}), usual)
-        record.results.update(comparison.fine_tune(method, seed, lr, strength))
-        record.save()
+                bar.advance()

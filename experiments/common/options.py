@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TRAINED_ANCHORS = ("styles", "topics")
+WITHOUT_EFFECT = ("workers",)  # processes that read pictures
 DECAYS = ("weight_decay", "strong_decay", "radius_lr", "anchor_weight_decay")
 
 
@@ -101,8 +102,8 @@ class AnchorOptions(Numbers):
 
 
 def plain_values(config: "DataclassInstance") -> dict:
-    """The fields as JSON gives them back (lists for tuples)."""
-    return json.loads(json.dumps(asdict(config)))
+    """The fields as JSON gives them back (lists for tuples), but for those that change no number."""
+    return {name: v for name, v in json.loads(json.dumps(asdict(config))).items() if name not in WITHOUT_EFFECT}
 
 
 def option(name: str) -> str:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common import labels
 from experiments.common.estimate import Estimate
 from experiments.common.figures import SMALL, WIDTH, heading, legend, legend_height, save
-from experiments.common.looks import Look, looks
+from experiments.common.looks import looks
 
 
 def rows_of_scores(
@@ -46,15 +46,10 @@ def rows_of_scores(
     save(figure, file)
 
 
-def trade_off(
-    file: Path,
-    points: Mapping[str, tuple[Estimate, Estimate]],
-    axis_labels: tuple[str, str],
-    own_looks: Mapping[str, Look] | None = None,
-) -> None:
+def trade_off(file: Path, points: Mapping[str, tuple[Estimate, Estimate]], axis_labels: tuple[str, str]) -> None:
     """A point for each name with its standard errors: what is learned against what is kept. Names stand at the points
     where there is room for all, else in a legend."""
-    of_name = own_looks or looks(points)
+    of_name = looks(points)
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     drawn, bars = {}, []

@@ -1,7 +1,7 @@
 """What a comparison says at its end: means over seeds, the table, report.md and the figures."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.common import checkpoint, heat_maps
 from experiments.common.comparison import best
-from experiments.common.estimate import estimate, shown
+from experiments.common.estimate import Estimate, estimate, shown
 from experiments.common.heat_maps import Observed
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
@@ -36,8 +36,12 @@ def summarise(content: dict, task: Task) -> dict:
     """Means over the seeds, and the paired difference of every method to AdamW."""
     config, results = content["config"], content["results"]
 
-    def over_seeds(method: str, pick: Callable[[dict], float]) -> list[float]:
-        return [pick(results[f"{method}-seed{seed}"]) for seed in config["seeds"]]
+    def over_seeds(method: str, name: str) -> list[float]:
+        return [results[f"{method}-seed{seed}"][name] or 0.0 for seed in config["seeds"]]
+
+    def minus_adamw(method: str, name: str) -> Estimate:
+        pairs = zip(over_seeds(method, name), over_seeds("adamw", name), strict=True)
+        return estimate([own - plain for own, plain in pairs])
 
     columns = list(task.columns)
     rows: dict[str, dict] = {}
@@ -45,28 +49,13 @@ def summarise(content: dict, task: Task) -> dict:
         rows[ANCHOR] = {"columns": {name: (content["anchor"][name], None) for name in columns}}
     for method in config["methods"]:
         rows[method] = {
-            "columns": {name: estimate(over_seeds(method, lambda result, n=name: result[n])) for name in columns},
-            **{fact: mean(over_seeds(method, lambda result, f=fact: result[f] or 0.0)) for fact in FACTS},
+            "columns": {name: estimate(over_seeds(method, name)) for name in columns},
+            **{fact: mean(over_seeds(method, fact)) for fact in FACTS},
             "lr": results[f"{method}-seed{config['seeds'][0]}"]["lr"],
-            "diverged": sum(over_seeds(method, lambda result: result["diverged"])),
+            "diverged": int(sum(over_seeds(method, "diverged"))),
         }
-    differences = {}
-    if "adamw" in config["methods"]:
-        for method in config["methods"]:
-            if method != "adamw":
-                differences[method] = {
-                    name: estimate(
-                        [
-                            own - plain
-                            for own, plain in zip(
-                                over_seeds(method, lambda result, n=name: result[n]),
-                                over_seeds("adamw", lambda result, n=name: result[n]),
-                                strict=True,
-                            )
-                        ]
-                    )
-                    for name in ("id", "ood")
-                }
+    compared = [method for method in config["methods"] if method != "adamw" and "adamw" in config["methods"]]
+    differences = {method: {name: minus_adamw(method, name) for name in ("id", "ood")} for method in compared}
     shared = {"metric": task.metric, "columns": columns, "titles": dict(task.titles)}
     return {"summary": {"methods": rows, "minus_adamw": differences, **shared}}
 

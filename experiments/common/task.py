@@ -46,6 +46,11 @@ class Part:
     draw: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
     lengths: Tensor | None = None  # [count], of examples that are padded to the longest one in their batch
 
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of one epoch, shuffled."""
+        for chosen in torch.randperm(self.count, generator=generator).split(batch_size):
+            yield self.draw(chosen, generator)
+
 
 class Task(Protocol):
     """Classification and segmentation are two of these; everything that compares methods asks for no more."""

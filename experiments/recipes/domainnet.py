@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "real", ("sketch", "painting", "infograph", "clipart")
 LAYOUT = """\

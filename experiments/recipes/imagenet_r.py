@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, folder, wrong
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.paper import Recipe
 
 FOLDER = "imagenet-r"
 LAYOUT = """\

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES
 from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
-from experiments.recipes.meters import MEAN_ERROR, MIOU, NORMALS
 from experiments.recipes.normals import ENCODING
+from experiments.recipes.paper import Recipe
 from experiments.recipes.pictures import Pictures
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.scores import MEAN_ERROR, MIOU, NORMALS
 
 LAYOUT = """\
 ├── ImageSets/{lists}/train.txt    and val.txt: one name a line, such as 2008_000002

@@ -13,8 +13,7 @@ from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from experiments.common.options import digest
 from experiments.common.task import Part
 from experiments.segmentation.backgrounds import backgrounds
-from experiments.segmentation.metrics import mean_iou
-from experiments.segmentation.model import Segmenter
+from experiments.segmentation.model import Segmenter, mean_iou
 from experiments.segmentation.scenes import Scenes, scenes
 
 BACKGROUND = 0.2  # weight of a pixel of the background in the loss, against 1 for one of an emoji

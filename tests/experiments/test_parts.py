@@ -13,13 +13,12 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 
 from experiments.classification.config import Config
-from experiments.classification.data import PARTS, SHARES, Pictures, hold_out, limit_items, split
+from experiments.classification.data import PARTS, SHARES, Pictures, flip_and_shift, hold_out, limit_items, split
 from experiments.classification.emoji import CLASSES, STYLES, emoji_pictures, group_name
 from experiments.classification.model import Classifier
 from experiments.classification.task import ClassificationTask, with_validation
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, recipe
-from experiments.common.augment import flip_and_shift
 from experiments.common.errors import InputError
 from experiments.common.estimate import estimate
 from experiments.common.options import digest

@@ -20,8 +20,7 @@ from experiments.common.progress import Progress
 from experiments.common.task import summed_up
 from experiments.segmentation import scenes as composing
 from experiments.segmentation.backgrounds import PHOTOGRAPHS, backgrounds
-from experiments.segmentation.metrics import mean_iou
-from experiments.segmentation.model import Segmenter
+from experiments.segmentation.model import Segmenter, mean_iou
 from experiments.segmentation.scenes import placed, scenes
 from experiments.segmentation.task import SegmentationTask
 
