@@ -97,7 +97,7 @@ def test_a_linear_probe_leaves_the_backbone_as_it_is(tmp_path):
     setting = prepare(recipe, tmp_path, methods=("linear",))
     before = build(recipe, setting.checkpoint, dense=False).backbone.state_dict()
     finished(setting)
-    after = torch.load(setting.out / "checkpoint.pt", weights_only=True)["model"]
+    after = torch.load(setting.out / "stages.pt", weights_only=True)["model"]
     assert all(torch.equal(after[f"backbone.{name}"], value) for name, value in before.items())
 
 
