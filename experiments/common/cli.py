@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 import tyro
@@ -38,17 +38,9 @@ class StudyConfig(Protocol):
 
 
 C = TypeVar("C", bound=StudyConfig)
-C_in = TypeVar("C_in", bound=StudyConfig, contravariant=True)
-
-
-class Work(Protocol[C_in]):
-    """What a command does once its options are read."""
-
-    def __call__(
-        self, config: C_in, out: Path, cache: Path, console: Console, tensorboard: bool, on_step: OnStep | None
-    ) -> None:
-        """Do what is left of a run, then show its table. `on_step` lets a test interrupt at a given step."""
-        ...
+#: Does what is left of a run, then shows its table: of options, the run's folder, that of what is expensive, the
+#: console, whether event files are written, and what is called after a step.
+Work: TypeAlias = Callable[[C, Path, Path, Console, bool, OnStep | None], None]
 
 
 @dataclass(frozen=True)

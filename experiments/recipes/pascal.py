@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, lines_of, wrong
 from experiments.recipes.normals import ENCODING
 from experiments.recipes.paper import Recipe
 from experiments.recipes.pictures import Pictures
@@ -22,12 +22,7 @@ MASKED = f"RGB: {ENCODING}. Made of normals_distill/, see the README"
 
 def _read(root: Path, part: str, lists: str, targets: str, layout: str) -> Examples:
     file = root / "ImageSets" / lists / f"{part}.txt"
-    if not file.is_file():
-        raise wrong(root, layout, f"there is no file {file}")
-    check_in_root([file], root)
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
-        raise wrong(root, layout, f"{file} lists no picture")
+    names = [line.strip() for _, line in lines_of(root, str(file.relative_to(root)), layout)]
     rows = [(f"JPEGImages/{name}.jpg", f"{targets}/{name}.png") for name in names]
     for name, row in zip(names, rows, strict=True):
         if "/" in name or "\\" in name:
