@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from experiments.common import figures, heat_maps, score_figures
-from experiments.common.figures import Curve, curves, mean_curve
+from experiments.common.figures import mean_curve
 from experiments.common.heat_maps import Observed, blocks
 from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 
@@ -43,22 +43,6 @@ def boxes(figure, names) -> dict:
     assert {name: len(some) for name, some in found.items()} == dict.fromkeys(names, 1)
     # Without the line that leads to the point.
     return {name: Text.get_window_extent(some[0]) for name, some in found.items()}
-
-
-@pytest.mark.parametrize(
-    "names", [12 * ["a curve with a name as long as this one"], ["very long name " * 6], ["a", "b"]]
-)
-def test_a_legend_is_whole_and_leaves_room(names, drawn):
-    named = {f"{name} {number}": Curve([1, 2], [1, 2]) for number, name in enumerate(names)}
-    curves(FILE, {"one panel": named}, "x", "y")
-    figure = drawn[0]
-    legend, page = figure.legends[0].get_window_extent(), figure.bbox
-    assert page.x0 <= legend.x0
-    assert legend.x1 <= page.x1
-    assert legend.y1 <= page.y1
-    axes = figure.axes[0].get_window_extent()
-    assert axes.y1 < legend.y0
-    assert axes.height > 1.5 * DPI
 
 
 def test_a_mean_curve_is_the_mean_over_seeds_at_each_place():
@@ -149,16 +133,3 @@ def test_heat_maps_share_one_scale_and_name_blocks(drawn):
     caption = heat_maps.caption({"FTPAdamW": low, "TPGM": high})
     assert "FTPAdamW: after the last step 5 of 7 tensors are at the end of the scale or below it, 2 of them" in caption
     assert "TPGM: after the last step 0 of 7" in caption
-
-
-def test_all_text_can_be_read_on_a_phone(drawn):
-    """At least 9 pixels high where the page is 390 pixels wide; ticks' powers of ten have smaller exponents."""
-    wide = {f"a panel with a heading {k}": {"AdamW": Curve([1, 20], [1, 2])} for k in range(3)}
-    curves(FILE, wide, "x", "y", log_x=True)
-    trade_off(FILE, POINTS, ("learned", "kept"))
-    rows_of_scores(FILE, ["ID", "OOD"], {name: list(pair) for name, pair in POINTS.items()}, "accuracy (%)")
-    heat_maps.radii(FILE, {"FTPAdamW": Observed(LAYERS, [1, 2], [[1.0] * 7] * 2)}, "radius")
-    assert len(drawn) == 4
-    for figure in drawn:
-        pixels = 390 / figure.get_figwidth()  # an inch
-        assert min(float(text.get_fontsize()) for text in texts(figure)) / 72 * pixels >= 9 - 1e-9

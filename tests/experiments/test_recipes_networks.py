@@ -21,42 +21,6 @@ from ..support import tiny_datasets as tiny
 from ..support.tiny_recipes import finished, prepare, small
 
 
-def test_clip_resnet50_keeps_its_projection(tmp_path):
-    """The real network, from OpenAI's names: c_proj is loaded and constrained, and the head on its features is free."""
-    recipe = replace(RECIPES["domainnet-clip-resnet50"], classes=3)
-    torch.manual_seed(0)
-    own = timm.create_model(recipe.model, num_classes=1024).state_dict()
-    clip = {f"visual.{openai_name(name)}": value for name, value in own.items()}
-    assert clip["visual.attnpool.c_proj.weight"].shape == (1024, 2048)
-    torch.save(clip, tmp_path / "clip.pt")
-    model = build(recipe, tmp_path / "clip.pt", dense=False)
-    loaded = model.backbone.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in loaded.items())
-    assert model.head.weight.shape == (3, 1024)
-    assert model(torch.zeros(2, 3, 224, 224, dtype=torch.uint8)).shape == (2, 3)
-    held = anchored(METHODS["ftp"](model, recipe, None))
-    assert {"backbone.head.proj.weight", "backbone.head.proj.bias", "backbone.head.q.weight"} < held
-    assert held == {name for name, _ in model.named_parameters()} - {"head.weight", "head.bias"}
-
-
-def openai_name(name: str) -> str:
-    """Of a weight of CLIP's RN50, from timm's."""
-    kinds = {"conv1_1x1": "1", "conv2_kxk": "2", "conv3_1x1": "3"}
-    for old, new in (("q.", "q_proj."), ("k.", "k_proj."), ("v.", "v_proj."), ("proj.", "c_proj.")):
-        if name.startswith(f"head.{old}"):
-            return f"attnpool.{new}{name.removeprefix(f'head.{old}')}"
-    match name.split("."):
-        case ["head", "pos_embed"]:
-            return "attnpool.positional_embedding"
-        case ["stem", conv, kind, rest]:
-            return f"{kind}{conv[-1]}.{rest}"
-        case ["stages", stage, block, "shortcut", "conv", kind, rest]:
-            return f"layer{int(stage) + 1}.{block}.downsample.{0 if kind == 'conv' else 1}.{rest}"
-        case ["stages", stage, block, conv, kind, rest]:
-            return f"layer{int(stage) + 1}.{block}.{kind}{kinds[conv]}.{rest}"
-    raise AssertionError(name)
-
-
 def anchored(optimizer) -> set[str]:
     """Names of what is constrained, seen after a step."""
     for group in optimizer.param_groups:
