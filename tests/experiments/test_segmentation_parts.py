@@ -3,6 +3,7 @@
 from dataclasses import replace
 from io import StringIO
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from experiments.segmentation import scenes as composing
 from experiments.segmentation.backgrounds import backgrounds
 from experiments.segmentation.model import Segmenter, mean_iou
 from experiments.segmentation.scenes import placed, scenes
+from experiments.segmentation.study import main
 from experiments.segmentation.task import SegmentationTask
+
+from ..support.measured import numbers
 
 CPU = torch.device("cpu")
 COUNTS = {"pretrain": 6, "finetune": 5, "train": 5, "validation": 3}
@@ -273,3 +277,28 @@ def test_mean_iou_counts_the_pixels_of_all_pictures_together():
         score = mean_iou(model, images, masks, classes=4, device=CPU, batch_size=batch_size)
         assert score == pytest.approx(45)
     assert model.training
+
+
+def test_a_stopped_run_ends_as_a_whole_one(cache, monkeypatch):
+    monkeypatch.chdir(cache.parents[1])  # where the emoji are drawn already
+    tiny = ("--limit", "48", "--size", "32", "--scenes", "8", "--pretrain-scenes", "8", "--validation-scenes", "4")
+    tiny += ("--test-scenes", "4", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0")
+    arguments = (*tiny, "--device", "cpu", "--method", "adamw", "ftp", "--lrs", "1e-4", "1e-3")
+    quiet = Console(file=StringIO())
+    assert main([*arguments, "--out", "runs/scenes"], quiet) == 0
+
+    def stop(name: str, step: int) -> None:
+        if (name, step) == ("ftp, seed 0", 3):
+            raise KeyboardInterrupt
+
+    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet, on_step=stop) == 130
+    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet) == 0
+    assert numbers(Path("runs/scenes-stopped")) == numbers(Path("runs/scenes"))
+    report = Path("runs/scenes/report.md").read_text()
+    assert "| method | ID: Twemoji | OpenMoji | Noto outline | other styles |" in report
+    assert "![Test scenes in every style" in report
+
+
+def test_a_size_that_the_encoder_cannot_halve_is_refused(capsys):
+    assert main(["--size", "40"]) == 2
+    assert "--size 40: must be a multiple of 32" in capsys.readouterr().err
