@@ -76,15 +76,21 @@ def limit_items(pictures: Pictures, limit: int, seed: int) -> Pictures:
     return pictures.select(torch.tensor([i for i, item in enumerate(pictures.items) if item in kept]))
 
 
+def _members(pictures: Pictures) -> tuple[list[str], dict[str, dict[str, set[str]]]]:
+    """The class of each picture, and the items of each group by class."""
+    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    names = [pictures.classes[label] for label in pictures.labels.tolist()]
+    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
+        members[name][group].add(item)
+    return names, members
+
+
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
     """What stays, with at least one group of each class, and about `share` of the items: whole groups, class by class.
 
     What one class cannot give evenly is owed by the next, so that small parts are cut too.
     """
-    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    names = [pictures.classes[label] for label in pictures.labels.tolist()]
-    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
-        members[name][group].add(item)
+    names, members = _members(pictures)
     held: set[tuple[str, str]] = set()
     owed = 0.0
     for name, groups in sorted(members.items()):
@@ -111,10 +117,7 @@ def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
     Large groups are placed first, each into the part that lacks most items of its share; single items follow in a
     random order that only `seed` and the class decide.
     """
-    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    names = [pictures.classes[label] for label in pictures.labels.tolist()]
-    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
-        members[name][group].add(item)
+    names, members = _members(pictures)
     part_of: dict[tuple[str, str], str] = {}
     for name, groups in sorted(members.items()):
         order = sorted(groups)

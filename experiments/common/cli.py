@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 import torch
 import tyro
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, SuppressFixed
+from tyro.conf import Fixed, FlagCreatePairsOff, SuppressFixed
 
 from experiments.common.errors import InputError
 from experiments.common.options import digest, plain_values
@@ -55,6 +55,7 @@ class Command(Generic[C]):
     fast: C | None = None  # what --fast runs
     name: str | None = None  # of the folder in runs, where it is another
     threads: int | None = None  # of PyTorch, where --threads says nothing; None: as many as PyTorch takes
+    boards: bool = True  # whether there is a --tensorboard
 
     def main(
         self,
@@ -88,10 +89,11 @@ class Command(Generic[C]):
         class Run:
             config: tyro.conf.OmitArgPrefixes[kind]
             # a quick look: one seed, little of everything; other options change what it does
-            fast: bool if self.fast is not None else tyro.conf.Fixed[bool] = False
+            fast: bool if self.fast is not None else Fixed[bool] = False
             out: Path | None = None  # folder of the run; the same run in it is gone on with; the default is runs/NAME
             threads: int | None = self.threads  # threads of PyTorch
-            tensorboard: bool = False  # write event files of trainings into the run's folder as well
+            # write event files of trainings into the run's folder as well
+            tensorboard: bool if self.boards else Fixed[bool] = False
 
         def parse(default: Any) -> Any:
             return tyro.cli(

@@ -79,7 +79,7 @@ class Study(Generic[C, D]):
     def _command(self) -> Command[C]:
         return Command(
             self.prog, self.about, self.config, self.run, self.report,
-            fast=self.fast, name=self.name, threads=self.threads,
+            fast=self.fast, name=self.name, threads=self.threads, boards=self.work is not None,
         )  # fmt: skip
 
     def run(
