@@ -39,7 +39,7 @@ def _optimizer(model: Network, options: AnchorOptions) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=options.anchor_lr, weight_decay=options.anchor_weight_decay)
 
 
-def make_anchor(trainer: Trainer, options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
+def make_anchor(trainer: Trainer[Task], options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
     """The weights, and what is to be recorded about them."""
     task = trainer.task
     torch.manual_seed(0)  # of a head that is drawn

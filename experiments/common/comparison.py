@@ -40,7 +40,9 @@ class Fitted:
 class Comparison:
     """All trainings of a run; `folder` is the run's."""
 
-    def __init__(self, trainer: Trainer, options: AnchorOptions, start: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(
+        self, trainer: Trainer[Task], options: AnchorOptions, start: Mapping[str, Tensor], folder: Path
+    ) -> None:
         self.trainer, self.options, self.task = trainer, options, trainer.task
         self.start, self.folder = start, folder
 
@@ -231,7 +233,7 @@ def followers(method: str, methods: tuple[str, ...]) -> list[str]:
     return [name for name in methods if FOLLOWS.get(name) == method]
 
 
-def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, cache: Path) -> None:
+def run_comparison(trainer: Trainer[Task], options: AnchorOptions, record: RunRecord, cache: Path) -> None:
     """Do what is left of a run; after every training the record is saved."""
     start, record.content["anchor"] = make_anchor(trainer, options, cache)
     comparison = Comparison(trainer, options, start, record.folder)

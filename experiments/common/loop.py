@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
-from experiments.common.task import Part, Task
+from experiments.common.task import Batched, Learnable
 
 #: What is written down after each step.
 STEP = ("step", "loss", "right", "lr", "seconds")
@@ -89,8 +89,8 @@ Fit: TypeAlias = Callable[..., None]
 
 def fit(
     training: Training,
-    task: Task,
-    part: Part,
+    task: Learnable,
+    part: Batched,
     *,
     forward: Callable[[Tensor], Tensor],
     epochs: int,

@@ -35,6 +35,19 @@ class Network(nn.Module):
             parameter.requires_grad_(True)
 
 
+class Batched(Protocol):
+    """What a loop asks of the examples."""
+
+    @property
+    def count(self) -> int:
+        """Of examples in an epoch."""
+        ...
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of one epoch, shuffled: inputs and targets."""
+        ...
+
+
 @dataclass(frozen=True)
 class Part:
     """Examples to train on, drawn by index.
@@ -47,12 +60,24 @@ class Part:
     lengths: Tensor | None = None  # [count], of examples that are padded to the longest one in their batch
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of one epoch, shuffled."""
+        """As they are drawn."""
         for chosen in torch.randperm(self.count, generator=generator).split(batch_size):
             yield self.draw(chosen, generator)
 
 
-class Task(Protocol):
+class Learnable(Protocol):
+    """What a loop asks of a task."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A scalar."""
+        ...
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        """Of a training batch, between 0 and 1, for the progress bar."""
+        ...
+
+
+class Task(Learnable, Protocol):
     """Classification and segmentation are two of these; everything that compares methods asks for no more."""
 
     name: str
@@ -72,14 +97,6 @@ class Task(Protocol):
 
     def new_model(self) -> Network:
         """With its pre-trained weights and a new head, on the task's device."""
-        ...
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """A scalar."""
-        ...
-
-    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
-        """Of a training batch, between 0 and 1, for the progress bar."""
         ...
 
     def validate(self, model: nn.Module) -> float:

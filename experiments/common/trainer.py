@@ -3,31 +3,32 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.common.loop import Fit, Training, fit
 from experiments.common.progress import Progress
 from experiments.common.step_log import Board
-from experiments.common.task import Network, Part, Task
+from experiments.common.task import Batched, Learnable
 
 OBSERVATIONS = 200  # of the radii, at most, in one training
 
 OnStep = Callable[[str, int], None]
+T = TypeVar("T", bound=Learnable)
 
 
-def steps_of(part: Part, epochs: int, batch_size: int) -> int:
+def steps_of(part: Batched, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(part.count / batch_size)
 
 
-class Trainer:
+class Trainer(Generic[T]):
     """`on_step` is called after every step of every training with its name and its steps so far; `fit` is the loop."""
 
     def __init__(
-        self, task: Task, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
+        self, task: T, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
     ) -> None:
         self.task = task
         self.progress = progress
@@ -38,9 +39,9 @@ class Trainer:
     def train(
         self,
         name: str,
-        model: Network,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        part: Part,
+        part: Batched,
         *,
         epochs: int,
         batch_size: int,

@@ -97,7 +97,7 @@ class Learner:
     folder: Path
     identity: dict  # what a checkpoint has to be of
 
-    def run(self, model: Network, benchmark: Benchmark, trainer: Callable[[StageTask], Trainer]) -> dict:
+    def run(self, model: Network, benchmark: Benchmark, trainer: Callable[[StageTask], Trainer[StageTask]]) -> dict:
         """Scores after each stage; the mean loss of each epoch (None: not finite, and training stopped); the scores on
         validation pictures after each epoch of the last stage; the time."""
         anchor = None
@@ -121,7 +121,7 @@ class Learner:
         return done
 
     def _fit(
-        self, model: Network, stage: Stage, metric: str, number: int, anchor: Anchor, trainer: Trainer
+        self, model: Network, stage: Stage, metric: str, number: int, anchor: Anchor, trainer: Trainer[StageTask]
     ) -> Training:
         recipe, steps = self.recipe, steps_of(stage.examples, self.recipe)
         optimizer = METHODS[self.method](model, recipe, anchor)
