@@ -12,8 +12,7 @@ from experiments.common.corruptions import CORRUPTIONS
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
-from experiments.segmentation.config import Config
-from experiments.segmentation.task import SegmentationTask
+from experiments.segmentation.task import Config, SegmentationTask
 
 ID_DOMAIN = 0  # Twemoji
 
