@@ -17,18 +17,18 @@ from experiments.common.task import Batched, Learnable
 OBSERVATIONS = 200  # of the radii, at most, in one training
 
 OnStep = Callable[[str, int], None]
-T = TypeVar("T", bound=Learnable)
+T_co = TypeVar("T_co", bound=Learnable, covariant=True)
 
 
 def steps_of(part: Batched, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(part.count / batch_size)
 
 
-class Trainer(Generic[T]):
+class Trainer(Generic[T_co]):
     """`on_step` is called after every step of every training with its name and its steps so far; `fit` is the loop."""
 
     def __init__(
-        self, task: T, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
+        self, task: T_co, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
     ) -> None:
         self.task = task
         self.progress = progress
