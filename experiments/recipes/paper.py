@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-PERCENTS = (1, 5, 10, 20, 50, 100)  # DomainNet's lists
-
 
 @dataclass(frozen=True)
 class Recipe:
