@@ -18,10 +18,9 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
-from experiments.classification.data import Pictures, split
+from experiments.classification.data import Pictures, flip_and_shift, split
 from experiments.classification.emoji import emoji_pictures
 from experiments.classification.model import Classifier, accuracy
-from experiments.common.augment import flip_and_shift
 from experiments.common.progress import Progress
 
 HEAD = Classifier.head

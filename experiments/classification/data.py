@@ -1,4 +1,4 @@
-"""Pictures of several domains in memory, and the split that keeps every item on one side."""
+"""Pictures of several domains in memory, the split that keeps every item on one side, and their augmentation."""
 
 import hashlib
 import random
@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from experiments.common.errors import InputError
@@ -74,15 +76,21 @@ def limit_items(pictures: Pictures, limit: int, seed: int) -> Pictures:
     return pictures.select(torch.tensor([i for i, item in enumerate(pictures.items) if item in kept]))
 
 
+def _members(pictures: Pictures) -> tuple[list[str], dict[str, dict[str, set[str]]]]:
+    """The class of each picture, and the items of each group by class."""
+    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    names = [pictures.classes[label] for label in pictures.labels.tolist()]
+    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
+        members[name][group].add(item)
+    return names, members
+
+
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
     """What stays, with at least one group of each class, and about `share` of the items: whole groups, class by class.
 
     What one class cannot give evenly is owed by the next, so that small parts are cut too.
     """
-    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    names = [pictures.classes[label] for label in pictures.labels.tolist()]
-    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
-        members[name][group].add(item)
+    names, members = _members(pictures)
     held: set[tuple[str, str]] = set()
     owed = 0.0
     for name, groups in sorted(members.items()):
@@ -109,10 +117,7 @@ def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
     Large groups are placed first, each into the part that lacks most items of its share; single items follow in a
     random order that only `seed` and the class decide.
     """
-    members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    names = [pictures.classes[label] for label in pictures.labels.tolist()]
-    for item, group, name in zip(pictures.items, pictures.groups, names, strict=True):
-        members[name][group].add(item)
+    names, members = _members(pictures)
     part_of: dict[tuple[str, str], str] = {}
     for name, groups in sorted(members.items()):
         order = sorted(groups)
@@ -136,3 +141,16 @@ def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
                     "every domain needs at least four pictures of some class"
                 )
     return parts
+
+
+def flip_and_shift(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
+    """Mirror every second picture (uint8) on average and move each by up to `shift` pixels; what comes in is white."""
+    count, _, height, width = images.shape
+    flipped = torch.rand(count, generator=generator) < 0.5
+    images = torch.where(rearrange(flipped, "n -> n 1 1 1"), images.flip(-1), images)
+    padded = F.pad(images, (shift,) * 4, value=255)
+    moves = torch.randint(2 * shift + 1, (2, count), generator=generator)
+    rows = rearrange(moves[0], "n -> n 1 1") + rearrange(torch.arange(height), "h -> h 1")
+    columns = rearrange(moves[1], "n -> n 1 1") + torch.arange(width)
+    each = rearrange(torch.arange(count), "n -> n 1 1")
+    return rearrange(padded[each, :, rows, columns], "n h w c -> n c h w")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.common.efficientnet import channels_last, layers_of, lite0, scaled
-from experiments.common.network import Network
+from experiments.common.task import Network
 
 
 class Classifier(Network):

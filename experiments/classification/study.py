@@ -9,10 +9,9 @@ from experiments.classification.config import Config
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
 from experiments.classification.folders import folder_pictures
-from experiments.classification.pictures import draw_montage
 from experiments.classification.task import ClassificationTask, with_validation
-from experiments.common.cli import Command
 from experiments.common.errors import InputError
+from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
 
@@ -65,26 +64,39 @@ def setting(content: dict) -> str:
     )
 
 
+def draw_montage(file: Path, task: ClassificationTask, columns: int = 12) -> None:
+    """Random items that are drawn in every domain, or the first ones of each domain where items are not shared."""
+    test = task.pictures["test"]
+    places = [
+        {test.items[i]: i for i in (test.domains == number).nonzero().flatten().tolist()}
+        for number in range(len(test.domain_names))
+    ]
+    shared = [item for item in places[0] if all(item in place for place in places)]
+    if shared:
+        order = torch.randperm(len(shared), generator=torch.Generator().manual_seed(0))[:columns].tolist()
+        chosen = [[place[shared[i]] for i in order] for place in places]
+    else:
+        width = min(columns, *map(len, places))
+        chosen = [list(place.values())[:width] for place in places]
+    montage(file, test.images[torch.tensor(chosen)], list(test.domain_names))
+
+
 COMPARISON = MethodStudy(
-    name="classification",
     make_task=make_task,
     facts=about,
     heading="Fine-tuning under a domain shift",
     setting=setting,
-    shown="Accuracy (%) after fine-tuning",
-    pictures=lambda file, task: draw_montage(file, task.pictures["test"]),
+    pictures=draw_montage,
     caption="Some of the test pictures, one row for each domain",
     packages=PACKAGES,
 )
 
-STUDY = Command(
-    "experiments.classification",
+STUDY = COMPARISON.study(
+    "classification",
     "Fine-tune a pre-trained network on one style of pictures and test it in others: how much does each method keep of "
     "what the network knew? Without options: emoji in three styles, AdamW against FTPAdamW and a linear probe, at one "
-    "learning rate. Stop it at any time; the same command goes on from there.",
+    "learning rate.",
     Config,
-    COMPARISON.run,
-    COMPARISON.report,
+    fast=Config(methods=("adamw", "ftp"), seeds=(0,), epochs=5),
 )
-
 main = STUDY.main

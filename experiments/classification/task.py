@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.classification.data import Pictures, hold_out
+from experiments.classification.data import Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, accuracy
-from experiments.common.augment import flip_and_shift
 from experiments.common.options import digest
 from experiments.common.task import Part
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from experiments.common import checkpoint
 from experiments.common.errors import InputError
-from experiments.common.network import Network
 from experiments.common.options import AnchorOptions, digest
-from experiments.common.task import Task, summed_up
+from experiments.common.task import Network, Task, summed_up
 from experiments.common.trainer import Trainer
 
 VERSION = 3  # raise when the training below changes, so that kept anchors are trained again
@@ -40,7 +39,7 @@ def _optimizer(model: Network, options: AnchorOptions) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=options.anchor_lr, weight_decay=options.anchor_weight_decay)
 
 
-def make_anchor(trainer: Trainer, options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
+def make_anchor(trainer: Trainer[Task], options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
     """The weights, and what is to be recorded about them."""
     task = trainer.task
     torch.manual_seed(0)  # of a head that is drawn

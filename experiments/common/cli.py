@@ -3,33 +3,44 @@
 # The config's class is known at run time alone, and a comment beside it would show up in --help.
 # pyright: reportInvalidTypeForm=false
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
+from tyro.conf import Fixed, FlagCreatePairsOff, SuppressFixed
 
 from experiments.common.errors import InputError
-from experiments.common.options import Options, digest
+from experiments.common.options import digest, plain_values
 from experiments.common.record import RunRecord
 from experiments.common.trainer import OnStep
 
 RUNS = Path("runs")
-C = TypeVar("C", bound=Options)
-C_in = TypeVar("C_in", bound=Options, contravariant=True)
 
 
-class Work(Protocol[C_in]):
-    """What a command does once its options are read."""
+class StudyConfig(Protocol):
+    """A frozen dataclass in which every field has a default, and a comment that `--help` shows."""
 
-    def __call__(
-        self, config: C_in, out: Path, cache: Path, console: Console, tensorboard: bool, on_step: OnStep | None
-    ) -> None:
-        """Do what is left of a run, then show its table. `on_step` lets a test interrupt at a given step."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the repetitions."""
         ...
+
+    def check(self) -> None:
+        """Raise InputError for what cannot run."""
+        ...
+
+
+C = TypeVar("C", bound=StudyConfig)
+#: Does what is left of a run, then shows its table: of options, the run's folder, that of what is expensive, the
+#: console, whether event files are written, and what is called after a step.
+Work: TypeAlias = Callable[[C, Path, Path, Console, bool, OnStep | None], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,10 @@ class Command(Generic[C]):
     config: type[C]
     run: Work[C]
     report: Callable[[RunRecord], None]  # report.md and its figures, from the content of a finished record
+    fast: C | None = None  # what --fast runs
+    name: str | None = None  # of the folder in runs, where it is another
+    threads: int | None = None  # of PyTorch, where --threads says nothing; None: as many as PyTorch takes
+    boards: bool = True  # whether there is a --tensorboard
 
     def main(
         self,
@@ -53,34 +68,56 @@ class Command(Generic[C]):
         def work() -> None:
             given = self.read(arguments)
             given.config.check()
-            # The folder's name goes without the device: the default run is that on any machine.
-            changed = replace(given.config, device=self.config().device).changed()
-            name = self.prog.rpartition(".")[2] + (f"-{digest(changed)[:8]}" if changed else "")
-            config = replace(given.config, device=find_device(given.config.device))
-            out = given.out or RUNS / name
-            self.run(config, out, RUNS / "cache", console or Console(), given.tensorboard, on_step)
+            self._check(given)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(given.threads or threads)
+            config, out = given.config, given.out or self._folder(given.config)
+            if hasattr(config, "device"):
+                config = replace(config, device=find_device(config.device))
+            try:
+                self.run(config, out, RUNS / "cache", console or Console(), given.tensorboard, on_step)
+            finally:
+                torch.set_num_threads(threads)
 
         return guarded(work)
 
     def read(self, arguments: Sequence[str] | None) -> Any:
-        """Options on top of the defaults."""
-        kind = self.config
+        """Options on top of the defaults, or of those of --fast."""
+        kind, device = self.config, {"device": "auto"} if hasattr(self.config, "device") else {}
 
         @dataclass(frozen=True)
         class Run:
             config: tyro.conf.OmitArgPrefixes[kind]
+            # a quick look: one seed, little of everything; other options change what it does
+            fast: bool if self.fast is not None else Fixed[bool] = False
             out: Path | None = None  # folder of the run; the same run in it is gone on with; the default is runs/NAME
-            tensorboard: bool = False  # write event files into the run's folder as well
+            threads: int | None = self.threads  # threads of PyTorch
+            # write event files of trainings into the run's folder as well
+            tensorboard: bool if self.boards else Fixed[bool] = False
 
-        return parsed(Run, self.prog, self.about, Run(replace(kind(), device="auto")), arguments)
+        def parse(default: Any) -> Any:
+            return tyro.cli(
+                Run, args=arguments, prog=f"python -m {self.prog}", description=self.about,
+                default=Run(replace(default, **device)), config=(FlagCreatePairsOff, SuppressFixed),
+            )  # fmt: skip
 
+        run = parse(kind())
+        return parse(self.fast) if run.fast else run
 
-def parsed(kind: type, prog: str, about: str, default: Any, arguments: Sequence[str] | None) -> Any:
-    """Fields of a dataclass as options; fixed ones are none."""
-    return tyro.cli(
-        kind, args=arguments, prog=f"python -m {prog}", description=about, default=default,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
-    )  # fmt: skip
+    def _check(self, given: Any) -> None:
+        seeds, cores = given.config.seeds, os.cpu_count() or 1
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+            raise InputError(f"--seeds {' '.join(map(str, seeds))}: give different integers from 0 to 2147483647")
+        if given.threads is not None and not 1 <= given.threads <= cores:
+            raise InputError(f"--threads {given.threads}: must be from 1 to {cores}, the cores of this machine")
+
+    def _folder(self, config: C) -> Path:
+        """`runs/NAME`, with a digest of what differs from the defaults; without the device: the default run is that on
+        any machine."""
+        usual = plain_values(self.config())
+        changed = {k: v for k, v in plain_values(config).items() if v != usual[k] and k != "device"}
+        name = self.name or self.prog.rpartition(".")[2]
+        return RUNS / (name + (f"-{digest(changed)[:8]}" if changed else ""))
 
 
 def find_device(name: str) -> str:

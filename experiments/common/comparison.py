@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+import hyperopt_ftp as hft
 from experiments.common import checkpoint
-from experiments.common.anchor import anchor_file, make_anchor
-from experiments.common.bilevel_loop import Outcome, Radii, fit_radii
+from experiments.common.anchor import make_anchor
+from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.loop import STEP, Training
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
-from experiments.common.network import Network
 from experiments.common.options import AnchorOptions
-from experiments.common.rates import best, untried
 from experiments.common.record import RunRecord
-from experiments.common.shares import mix_in
 from experiments.common.step_log import write_steps
-from experiments.common.task import Part, tested
+from experiments.common.task import Network, Part, Task, tested
 from experiments.common.trainer import Trainer, steps_of
 
 OTHER_SEED = 1000  # is added for a further training
+SHARE_STEPS, SHARE_LR = 40, 0.05  # of learned shares: enough for one to cross its range
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,9 @@ class Fitted:
 class Comparison:
     """All trainings of a run; `folder` is the run's."""
 
-    def __init__(self, trainer: Trainer, options: AnchorOptions, start: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(
+        self, trainer: Trainer[Task], options: AnchorOptions, start: Mapping[str, Tensor], folder: Path
+    ) -> None:
         self.trainer, self.options, self.task = trainer, options, trainer.task
         self.start, self.folder = start, folder
 
@@ -108,9 +109,7 @@ class Comparison:
 
         def count(steps: int) -> None:
             done[0] += steps
-            trainer.advance(steps)
-            if trainer.on_step is not None:
-                trainer.on_step(name, done[0])
+            trainer.on_step(name, done[0])
 
         torch.manual_seed(seed)
         names = [n for n, _ in model.named_parameters()]
@@ -140,26 +139,21 @@ class Comparison:
             trainer.board.add(name, int(step), known)
         return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
 
-    def choose_lr(self, method: str, tried: dict[str, float]) -> float | None:
-        """Try the next learning rate into `tried`, or None when there is none left."""
-        lr = next(iter(untried(self.options.rates_of(method), tried)), None)
-        if lr is not None:
-            fitted = self.fit(method, self.options.seeds[0], lr, f"{method}, lr {lr}", choosing=True)
-            tried[str(lr)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
-        return lr
-
-    def choose_strength(self, method: str, lr: float, tried: dict[str, float], usual: float) -> float | None:
-        """Try the next strength at the chosen learning rate into `tried`, or None when there is none left; `usual` is
-        the score of the first, with which the learning rate was chosen."""
-        strengths = METHODS[method].strengths
-        if strengths:
-            tried.setdefault(str(strengths[0]), usual)
-        strength = next(iter(untried(strengths, tried)), None)
-        if strength is not None:
-            name = f"{method}, strength {strength}"
-            fitted = self.fit(method, self.options.seeds[0], lr, name, choosing=True, strength=strength)
-            tried[str(strength)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
-        return strength
+    def choose(
+        self,
+        method: str,
+        numbers: Sequence[float],
+        tried: dict[str, float],
+        save: Callable[[], None],
+        lr: float | None = None,
+    ) -> None:
+        """Try what is left of learning rates into `tried`, or with an `lr` of strengths."""
+        for number in untried(numbers, tried):
+            what, given = ("lr", {"lr": number}) if lr is None else ("strength", {"lr": lr, "strength": number})
+            name = f"{method}, {what} {number}"
+            fitted = self.fit(method, self.options.seeds[0], name=name, choosing=True, **given)
+            tried[str(number)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
+            save()
 
     def fine_tune(self, method: str, seed: int, lr: float, strength: float | None = None) -> dict[str, dict]:
         """Results of one training by name: its own, and those of methods made of its weights."""
@@ -212,48 +206,55 @@ class Comparison:
         return result | own | tested(self.task, mixed)
 
 
+def mix_in(model: Network, start: Mapping[str, Tensor], task: Task, options: AnchorOptions, seed: int) -> None:
+    """Replace the model's weights and statistics by their mixture with the anchor's, by a share for each tensor that is
+    learned on held-out examples."""
+    device = next(model.parameters()).device
+    batches = Batches(task.parts["validation"], options.batch_size, SHARE_STEPS, seed + 1, device)
+    tuned = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    held_out = Losses(model, task).held_out
+    statistics = [name for name, _ in model.named_buffers()]
+    mixed, _ = hft.learned_wise(tuned, start, held_out, batches, statistics=statistics, strength_lr=SHARE_LR)
+    model.load_state_dict(mixed)
+
+
+def untried(numbers: Sequence[float], tried: Mapping[str, float]) -> list[float]:
+    """What is left to try; what was tried goes by the number as text, so that JSON keeps it, with its score."""
+    return [number for number in numbers if str(number) not in tried]
+
+
+def best(tried: Mapping[str, float], usual: float | None = None) -> float | None:
+    """Of two equally good ones the smaller; `usual` where none was tried."""
+    return float(max(tried, key=lambda number: (tried[number], -float(number)))) if tried else usual
+
+
 def followers(method: str, methods: tuple[str, ...]) -> list[str]:
     """Those of the methods that are made of its weights."""
     return [name for name in methods if FOLLOWS.get(name) == method]
 
 
-def trained(methods: tuple[str, ...]) -> list[str]:
-    return [method for method in methods if method not in FOLLOWS]
-
-
-def run_comparison(trainer: Trainer, options: AnchorOptions, record: RunRecord, cache: Path) -> None:
+def run_comparison(trainer: Trainer[Task], options: AnchorOptions, record: RunRecord, cache: Path) -> None:
     """Do what is left of a run; after every training the record is saved."""
-    task = trainer.task
-    methods, rates = trained(options.methods), record.content.setdefault("rates", {})
-    strengths = record.content.setdefault("strengths", {})
-    left = [(method, seed) for seed in options.seeds for method in methods]
-    left = [(method, seed) for method, seed in left if f"{method}-seed{seed}" not in record.results]
-    planned = Comparison(trainer, options, {}, record.folder)
-    more = {method: sum(METHODS[name].others for name in followers(method, options.methods)) for method in methods}
-    to_do = sum(planned.steps(method) * (1 + more[method]) for method, _ in left)
-    for method in methods:
-        tried = rates.setdefault(method, {})
-        to_do += sum(planned.steps(method, choosing=True) for _ in untried(options.rates_of(method), tried))
-        if options.lrs and (others := METHODS[method].strengths[1:]):
-            left_to_try = untried(others, strengths.setdefault(method, {}))
-            to_do += sum(planned.steps(method, choosing=True) for _ in left_to_try)
-    if not options.head_is_new and not anchor_file(options, task, cache).exists():
-        to_do += steps_of(task.parts["pretrain"], options.anchor_epochs, options.anchor_batch_size)
-    trainer.show_whole(to_do)
-    record.save()  # before the work, should it not be allowed; and what lies in the folder from now on is this run's
     start, record.content["anchor"] = make_anchor(trainer, options, cache)
     comparison = Comparison(trainer, options, start, record.folder)
+    rates, strengths = (record.content.setdefault(name, {}) for name in ("rates", "strengths"))
     record.save()
+    methods = [method for method in options.methods if method not in FOLLOWS]
     for method in methods:
-        while comparison.choose_lr(method, rates[method]) is not None:
-            record.save()
-        if method in strengths and (lr := best(rates[method])) is not None:
-            usual = rates[method][str(lr)]
-            while comparison.choose_strength(method, lr, strengths[method], usual) is not None:
+        tried, numbers = rates.setdefault(method, {}), METHODS[method].strengths
+        comparison.choose(method, options.rates_of(method), tried, record.save)
+        if options.lrs and numbers:  # at the best rate, which was chosen with the first of them
+            lr = best(tried)
+            scores = strengths.setdefault(method, {str(numbers[0]): tried[str(lr)]})
+            comparison.choose(method, numbers, scores, record.save, lr)
+    done = [(method, seed) for method in methods for seed in options.seeds if f"{method}-seed{seed}" in record.results]
+    with trainer.progress.task("fine-tunings", len(methods) * len(options.seeds), done=len(done)) as bar:
+        for seed in options.seeds:
+            for method in methods:
+                if (method, seed) in done:
+                    continue
+                lr = best(rates[method]) or options.lr
+                strength = best(strengths.get(method, {}), next(iter(METHODS[method].strengths), None))
+                record.results.update(comparison.fine_tune(method, seed, lr, strength))
                 record.save()
-    for method, seed in left:
-        lr = best(rates[method]) or options.lr
-        usual = next(iter(METHODS[method].strengths), None)
-        strength = best(strengths.get(method, {}), usual)
-        record.results.update(comparison.fine_tune(method, seed, lr, strength))
-        record.save()
+                bar.advance()

@@ -1,4 +1,4 @@
-"""Names at the points and at the ends of lines, in place of a legend."""
+"""Names at points in place of a legend, and heights that keep names apart."""
 
 import itertools
 import math
@@ -130,19 +130,6 @@ def _cross(one: Segment, other: Segment) -> bool:
         return (b[0] - a[0]) * (c[1] - a[1]) > (b[1] - a[1]) * (c[0] - a[0])
 
     return side(*one, other[0]) != side(*one, other[1]) and side(*other, one[0]) != side(*other, one[1])
-
-
-def at_the_right(axes: Axes, ends: Mapping[str, Point], colours: Mapping[str, str], gap: float) -> None:
-    """Write each name in a column at the right of the axes, as near to the height of its line's end as the others
-    allow, with a thin line from there; `gap` is the share of the axes' height that a name takes."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    heights = {name: float(to_axes.transform(end)[1]) for name, end in ends.items()}
-    order = sorted(heights, key=heights.__getitem__)
-    for name, height in zip(order, apart([heights[name] for name in order], gap), strict=True):
-        arrow = {"arrowstyle": "-", "linewidth": 0.8, "color": colours[name], "shrinkB": 3, "relpos": (0, 0.5)}
-        axes.annotate(
-            name, ends[name], (1.04, height), textcoords="axes fraction", fontsize=SIZE, va="center", arrowprops=arrow
-        )
 
 
 def apart(heights: list[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:

@@ -43,10 +43,8 @@ _FINE_TUNING = {
     "FTPAdamW exact, share": Look(SKY, "D", "--"),
     "FTPAdamW, free first step": Look(BLUE, "D", ":"),
     "FTP around Muon": Look(BLUE, "P"),
-    "FTPAdamW, anchor moved": Look(BLUE, "^"),
     "FTPAdamW kappa 0": Look(SKY, "o"),
     "FTPAdamW exact, kappa 0": Look(SKY, "s", "--"),
-    "FTPAdamW, anchor kept": Look(SKY, "v", "--"),
     # within a radius of another kind
     "TPGM": Look(PURPLE, "D"),
     "MARS-SP": Look(PURPLE, "s", "--"),
@@ -55,7 +53,6 @@ _FINE_TUNING = {
     "WiSE-FT, warm-up": Look(ORANGE, "X", "--"),
     "WiSE-FT of FTPAdamW": Look(ORANGE, "s", "--"),
     "WiSE-FT, learned shares": Look(ORANGE, "D", ":"),
-    "WiSE-FT after each task": Look(ORANGE, "P"),
     "LiNeS": Look(ORANGE, "^"),
     "Model Stock": Look(ORANGE, "v", "--"),
     # pulled toward the anchor

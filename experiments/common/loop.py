@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from experiments.common import checkpoint
 from experiments.common.progress import Progress
-from experiments.common.task import Part, Task
+from experiments.common.task import Batched, Learnable
 
 #: What is written down after each step.
 STEP = ("step", "loss", "right", "lr", "seconds")
@@ -33,6 +33,7 @@ class Training:
     log: list[tuple[float, ...]] = field(default_factory=list)  # one STEP for each
     observed: list[Any] = field(default_factory=list)  # what `observe` returned, at the steps in observed_at
     observed_at: list[int] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)  # what is looked at after an epoch leaves here
 
     @property
     def diverged(self) -> bool:
@@ -56,6 +57,7 @@ class Training:
                 "log": self.log,
                 "observed": self.observed,
                 "observed_at": self.observed_at,
+                "kept": self.kept,
             },
         }
 
@@ -81,31 +83,14 @@ class Training:
                 self.load_state_dict(saved["training"])
 
 
-class Fit(Protocol):
-    """A loop, as `fit` is one."""
-
-    def __call__(
-        self,
-        training: Training,
-        task: Task,
-        part: Part,
-        *,
-        forward: Callable[[Tensor], Tensor],
-        epochs: int,
-        batch_size: int,
-        progress: Progress,
-        description: str,
-        on_epoch: Callable[[], None],
-        on_step: Callable[[int, dict[str, float]], None],
-        observe: Callable[[], Any] | None,
-        observe_every: int,
-    ) -> None: ...
+#: A loop, as `fit` is one.
+Fit: TypeAlias = Callable[..., None]
 
 
 def fit(
     training: Training,
-    task: Task,
-    part: Part,
+    task: Learnable,
+    part: Batched,
     *,
     forward: Callable[[Tensor], Tensor],
     epochs: int,
@@ -132,13 +117,13 @@ def fit(
             start = time.perf_counter()
             training.model.train()
             total = 0.0
-            for chosen in torch.randperm(part.count, generator=training.generator).split(batch_size):
-                begin = time.perf_counter()
-                inputs, targets = (x.to(device) for x in part.draw(chosen, training.generator))
+            begin = start
+            for batch in part.batches(batch_size, training.generator):
+                inputs, targets = (x.to(device) for x in batch)
                 outputs = forward(inputs)
                 loss = task.loss(outputs, targets)
                 value = loss.item()
-                total += value * len(chosen)
+                total += value * len(targets)
                 if not math.isfinite(value):
                     break  # the weights are lost; say so instead of training on
                 training.optimizer.zero_grad()
@@ -155,6 +140,7 @@ def fit(
                     training.observed_at.append(training.step)
                 bar.advance(note=f"loss {value:.3f}, {100 * right:3.0f} % right")
                 on_step(training.step, dict(zip(STEP, row, strict=True)))
+                begin = time.perf_counter()
             training.epoch += 1
             training.losses.append(total / part.count if math.isfinite(total) else None)
             training.seconds += time.perf_counter() - start

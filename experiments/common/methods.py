@@ -7,36 +7,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.network import Network
-from hyperopt_ftp.types import PaperOrExact
+from experiments.common.task import Network
 
 T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
 
 
-class Numbers(Protocol):
-    """What methods read of a study's options, which `experiments.common.options` describes."""
+@dataclass(frozen=True)
+class Numbers:
+    """What methods read of a study's options."""
+
+    weight_decay: float = 0.01  # decoupled, as in AdamW
+    strong_decay: float = 0.1  # weight decay of adamw_decay
+    kappa: float = 1.0  # factor, 0 to 1, on hypergradients that would shrink a radius
+    radius_lr: float = 1e-2  # learning rate of the radii
+    gradient: Literal["paper", "exact"] = "paper"  # hypergradient of the radii: over all rows, or the projected ones
+    wise: float = 0.5  # share of the fine-tuned weights in WiSE-FT's means
 
     @property
-    def weight_decay(self) -> float: ...
-    @property
-    def strong_decay(self) -> float: ...
-    @property
-    def radius_lr(self) -> float: ...
-    @property
-    def kappa(self) -> float: ...
-    @property
-    def gradient(self) -> PaperOrExact: ...
-    @property
-    def wise(self) -> float: ...
-    @property
-    def head_is_new(self) -> bool: ...
+    def head_is_new(self) -> bool:
+        """The anchor has no head for the task."""
+        return True
 
 
 Make = Callable[[Network, Numbers, float], torch.optim.Optimizer]

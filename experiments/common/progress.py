@@ -47,10 +47,6 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def open(self, description: str, total: int) -> Task:
-        """A bar that stays until all bars end."""
-        return Task(self._bars, self._bars.add_task(description, total=total, note=""))
-
     @contextmanager
     def task(self, description: str, total: int, done: int = 0) -> Iterator[Task]:
         start = time.perf_counter()

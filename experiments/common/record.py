@@ -113,10 +113,10 @@ class RunRecord:
                 later.append(now)
 
     def check_data(self, fingerprint: str) -> None:
-        """The pictures of a run must not change between its sessions."""
+        """The data of a run must not change between its sessions."""
         known = self.content.setdefault("data", {}).setdefault("fingerprint", fingerprint)
         if known != fingerprint:
-            raise InputError(f"the pictures changed since the run in {self.folder} was started; choose another --out")
+            raise InputError(f"the data changed since the run in {self.folder} was started; choose another --out")
 
     def save(self) -> None:
         self.content["wall_seconds"] = round(self._before + time.perf_counter() - self._start, 1)

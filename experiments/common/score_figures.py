@@ -1,16 +1,15 @@
-"""Figures of scores of methods: a row for each method, what is learned against what is kept, and scores in turn."""
+"""Figures of scores of methods: a row for each method, and what is learned against what is kept."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import labels
 from experiments.common.estimate import Estimate
 from experiments.common.figures import SMALL, WIDTH, heading, legend, legend_height, save
-from experiments.common.looks import Look, looks
+from experiments.common.looks import looks
 
 
 def rows_of_scores(
@@ -47,15 +46,10 @@ def rows_of_scores(
     save(figure, file)
 
 
-def trade_off(
-    file: Path,
-    points: Mapping[str, tuple[Estimate, Estimate]],
-    axis_labels: tuple[str, str],
-    own_looks: Mapping[str, Look] | None = None,
-) -> None:
+def trade_off(file: Path, points: Mapping[str, tuple[Estimate, Estimate]], axis_labels: tuple[str, str]) -> None:
     """A point for each name with its standard errors: what is learned against what is kept. Names stand at the points
     where there is room for all, else in a legend."""
-    of_name = own_looks or looks(points)
+    of_name = looks(points)
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     drawn, bars = {}, []
@@ -85,34 +79,3 @@ def unbeaten(points: Mapping[str, tuple[Estimate, Estimate]]) -> str:
         name for name, (x, y) in means.items() if not any(other[0] > x and other[1] > y for other in means.values())
     ]
     return f"Not beaten in both at once: {'; '.join(best)}."  # there are commas in names
-
-
-def in_turn(
-    file: Path, named_panels: Mapping[str, Mapping[str, Sequence[Estimate]]], places: Sequence[str], label: str
-) -> None:
-    """One panel below the other for each key, in it one line per name, with its standard error at each place; the
-    name stands at the line's end."""
-    names = list(dict.fromkeys(name for named in named_panels.values() for name in named))
-    of_name = looks(names)
-    gap = 0.165  # inches for a name
-    height = max(2.0, 0.3 + gap * len(names))
-    figure = Figure(figsize=(WIDTH, 0.4 + (height + 0.3) * len(named_panels)), layout="constrained")
-    all_axes = np.ravel(figure.subplots(len(named_panels), 1, sharex=True, squeeze=False))
-    for axes, (text, named) in zip(all_axes, named_panels.items(), strict=True):
-        ends = {}
-        for number, (name, values) in enumerate(named.items()):
-            apart = 0.04 * (number - (len(named) - 1) / 2)  # error bars beside each other
-            x = np.arange(len(places)) + apart
-            colour, marker, line = of_name[name]
-            means, errors = [mean for mean, _ in values], [error or 0.0 for _, error in values]
-            look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.2, "markersize": 4}
-            axes.errorbar(x, means, errors, capsize=2, elinewidth=0.8, **look)
-            ends[name] = (float(x[-1]), means[-1])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=SMALL)
-        heading(axes, text)
-        axes.set_xticks(range(len(places)), places)
-        axes.set_ylim(axes.get_ylim())  # the names' heights hold for these limits
-        labels.at_the_right(axes, ends, {name: of_name[name].colour for name in named}, gap / height)
-    figure.supylabel(label, fontsize=10)
-    save(figure, file)

@@ -1,53 +1,30 @@
-"""A study as a list of pieces: each is worked once and kept, then the report is written from what is kept."""
+"""A study: its data, the work on them, which is kept as it is done, and a report that is made from what is kept."""
 
-# The config's class is known at run time alone, and a comment beside it would show up in --help.
-# pyright: reportInvalidTypeForm=false
-
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-import tyro
 from rich.console import Console
 
-from experiments.common.cli import RUNS, guarded, parsed
-from experiments.common.errors import InputError
-from experiments.common.options import digest, plain_values
+from experiments.common.cli import Command, StudyConfig
+from experiments.common.options import plain_values
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
+from experiments.common.step_log import Board
 from experiments.common.tables import in_terminal, where
+from experiments.common.trainer import OnStep
 
 Header = list[str]
 Rows = list[list[str]]
 
 
-class StudyConfig(Protocol):
-    """A frozen dataclass in which every field has a default, and a comment that `--help` shows."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the repetitions."""
-        ...
-
-    def check(self) -> None:
-        """Raise InputError for what cannot run."""
-        ...
-
-
 class Data(Protocol):
-    """What the pieces work on."""
+    """What is worked on."""
 
     def fingerprint(self) -> str:
         """Equal for equal data."""
-        ...
-
-    def about(self) -> dict:
-        """What of it goes into the record."""
         ...
 
 
@@ -56,93 +33,94 @@ D = TypeVar("D", bound=Data)
 
 
 @dataclass(frozen=True)
+class Session:
+    """What the work of a run has beside options and data."""
+
+    record: RunRecord
+    cache: Path  # for what is expensive
+    progress: Progress
+    board: Board
+    on_step: OnStep
+
+
+@dataclass(frozen=True)
 class Study(Generic[C, D]):
-    """All that its command needs."""
+    """All that its command needs. The work is either a list of pieces, or a function that keeps its results itself."""
 
     name: str  # of the record, and of its folder in runs
     prog: str  # the package: "experiments.meta.noise"
     about: str  # what --help says
     config: type[C]
-    fast: C  # what --fast runs
     load: Callable[[C, Path, Progress], D]  # the folder is that of what is expensive, and kept
-    pieces: Callable[[C, D], Mapping[str, Callable[[], dict]]]  # by name, in order; what they return is kept as JSON
     report: Callable[[RunRecord], None]  # fills content["summary"]; report.md and its figures from the content alone
     table: Callable[[dict], tuple[Header, Rows]]  # of the content: what the terminal shows
+    pieces: Callable[[C, D], Mapping[str, Callable[[], dict]]] | None = None  # by name, in order; each result is kept
+    work: Callable[[C, D, Session], None] | None = None  # in place of pieces
+    facts: Callable[[D], dict[str, Any]] = methodcaller("about")  # what of the data goes into the record
+    fast: C | None = None  # what --fast runs
+    lines: Callable[[dict], Sequence[str]] = lambda content: ()  # what the terminal shows below the table
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
+    threads: int | None = 1  # of PyTorch, where --threads says nothing; None: as many as it takes
 
     def main(
         self,
         arguments: Sequence[str] | None = None,
         console: Console | None = None,
-        on_piece: Callable[[str], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> int:
-        """The exit status: 0, 2 for unusable options or data, 130 after Ctrl-C. `on_piece` is called before a piece."""
+        """The exit status: 0, 2 for unusable options or data, 130 after Ctrl-C. `on_step` is called with 0 before a
+        piece, and after the steps of a training."""
+        return self._command().main(arguments, console, on_step)
 
-        def work() -> None:
-            run = self.read(arguments)
-            run.config.check()
-            self._check_seeds(run.config.seeds)
-            cores = os.cpu_count() or 1
-            if not 1 <= run.threads <= cores:
-                raise InputError(f"--threads {run.threads}: must be from 1 to {cores}, the cores of this machine")
-            threads = torch.get_num_threads()
-            torch.set_num_threads(run.threads)
-            try:
-                self.run(run.config, run.out or self._folder(run), console or Console(), on_piece)
-            finally:
-                torch.set_num_threads(threads)
+    def read(self, arguments: Sequence[str] | None) -> Any:
+        """Options on top of the defaults, or of those of --fast."""
+        return self._command().read(arguments)
 
-        return guarded(work)
+    def _command(self) -> Command[C]:
+        return Command(
+            self.prog, self.about, self.config, self.run, self.report,
+            fast=self.fast, name=self.name, threads=self.threads, boards=self.work is not None,
+        )  # fmt: skip
 
-    def run(self, config: C, out: Path, console: Console, on_piece: Callable[[str], None] | None = None) -> None:
+    def run(
+        self,
+        config: C,
+        out: Path,
+        cache: Path,
+        console: Console,
+        tensorboard: bool = False,
+        on_step: OnStep | None = None,
+    ) -> None:
         """Do what is left of a run, then show its table."""
         record = RunRecord(out, self.name, plain_values(config))
         if not record.finished:
-            with Progress(console) as progress:
-                data = self.load(config, RUNS / "cache", progress)
+            with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
+                data = self.load(config, cache, progress)
                 record.check_data(data.fingerprint())
-                record.content["data"] |= data.about()
+                record.content["data"] |= self.facts(data)
                 record.note_environment(self.packages)
                 record.save()  # before the work, should it not be allowed
-                pieces = self.pieces(config, data)
-                left = {name: piece for name, piece in pieces.items() if name not in record.results}
-                with progress.task(self.name, len(pieces), done=len(pieces) - len(left)) as bar:
-                    for name, piece in left.items():
-                        if on_piece is not None:
-                            on_piece(name)
-                        record.results[name] = piece()
-                        record.save()
-                        bar.advance(note=name)
+                session = Session(record, cache, progress, board, on_step or (lambda name, step: None))
+                if self.work is not None:
+                    self.work(config, data, session)
+                elif self.pieces is not None:
+                    work_off(self.name, self.pieces(config, data), session)
             self.report(record)
             record.content["status"] = "finished"
             record.save()
         in_terminal(console, self.name, *self.table(record.content))
+        for line in self.lines(record.content):
+            console.print(line)
         console.print(where(record))
 
-    def read(self, arguments: Sequence[str] | None) -> Any:
-        """Options on top of the defaults, or of those of --fast."""
-        kind = self.config
 
-        @dataclass(frozen=True)
-        class Run:
-            config: tyro.conf.OmitArgPrefixes[kind]
-            fast: bool = False  # a quick look: one seed, little of everything; other options change what it does
-            out: Path | None = None  # folder of the run; the same run in it is resumed; the default is runs/NAME
-            threads: int = 1  # threads of PyTorch
-
-        def parse(default: C) -> Any:
-            return parsed(Run, self.prog, self.about, Run(default), arguments)
-
-        run = parse(kind())
-        return parse(self.fast) if run.fast else run
-
-    def _folder(self, run: Any) -> Path:
-        """`runs/NAME`, with a digest of what differs from the defaults."""
-        usual = plain_values(self.config())
-        changed = {name: value for name, value in plain_values(run.config).items() if value != usual[name]}
-        return RUNS / (self.name + (f"-{digest(changed)[:8]}" if changed else ""))
-
-    @staticmethod
-    def _check_seeds(seeds: tuple[int, ...]) -> None:
-        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
-            raise InputError(f"--seeds {' '.join(map(str, seeds))}: give different integers from 0 to 2147483647")
+def work_off(name: str, pieces: Mapping[str, Callable[[], dict]], session: Session) -> None:
+    """Those whose results are not kept yet; after each the record is saved."""
+    record = session.record
+    left = {piece: work for piece, work in pieces.items() if piece not in record.results}
+    with session.progress.task(name, len(pieces), done=len(pieces) - len(left)) as bar:
+        for piece, work in left.items():
+            session.on_step(piece, 0)
+            record.results[piece] = work()
+            record.save()
+            bar.advance(note=piece)

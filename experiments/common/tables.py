@@ -1,7 +1,7 @@
 """What a comparison says at its end: means over seeds, the table, report.md and the figures."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import checkpoint, heat_maps
-from experiments.common.estimate import estimate, shown
+from experiments.common.comparison import best
+from experiments.common.estimate import Estimate, estimate, shown
 from experiments.common.heat_maps import Observed
 from experiments.common.methods import title
-from experiments.common.rates import best
 from experiments.common.record import RunRecord
 from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 from experiments.common.task import Task
@@ -36,8 +36,12 @@ def summarise(content: dict, task: Task) -> dict:
     """Means over the seeds, and the paired difference of every method to AdamW."""
     config, results = content["config"], content["results"]
 
-    def over_seeds(method: str, pick: Callable[[dict], float]) -> list[float]:
-        return [pick(results[f"{method}-seed{seed}"]) for seed in config["seeds"]]
+    def over_seeds(method: str, name: str) -> list[float]:
+        return [results[f"{method}-seed{seed}"][name] or 0.0 for seed in config["seeds"]]
+
+    def minus_adamw(method: str, name: str) -> Estimate:
+        pairs = zip(over_seeds(method, name), over_seeds("adamw", name), strict=True)
+        return estimate([own - plain for own, plain in pairs])
 
     columns = list(task.columns)
     rows: dict[str, dict] = {}
@@ -45,28 +49,13 @@ def summarise(content: dict, task: Task) -> dict:
         rows[ANCHOR] = {"columns": {name: (content["anchor"][name], None) for name in columns}}
     for method in config["methods"]:
         rows[method] = {
-            "columns": {name: estimate(over_seeds(method, lambda result, n=name: result[n])) for name in columns},
-            **{fact: mean(over_seeds(method, lambda result, f=fact: result[f] or 0.0)) for fact in FACTS},
+            "columns": {name: estimate(over_seeds(method, name)) for name in columns},
+            **{fact: mean(over_seeds(method, fact)) for fact in FACTS},
             "lr": results[f"{method}-seed{config['seeds'][0]}"]["lr"],
-            "diverged": sum(over_seeds(method, lambda result: result["diverged"])),
+            "diverged": int(sum(over_seeds(method, "diverged"))),
         }
-    differences = {}
-    if "adamw" in config["methods"]:
-        for method in config["methods"]:
-            if method != "adamw":
-                differences[method] = {
-                    name: estimate(
-                        [
-                            own - plain
-                            for own, plain in zip(
-                                over_seeds(method, lambda result, n=name: result[n]),
-                                over_seeds("adamw", lambda result, n=name: result[n]),
-                                strict=True,
-                            )
-                        ]
-                    )
-                    for name in ("id", "ood")
-                }
+    compared = [method for method in config["methods"] if method != "adamw" and "adamw" in config["methods"]]
+    differences = {method: {name: minus_adamw(method, name) for name in ("id", "ood")} for method in compared}
     shared = {"metric": task.metric, "columns": columns, "titles": dict(task.titles)}
     return {"summary": {"methods": rows, "minus_adamw": differences, **shared}}
 
@@ -118,16 +107,7 @@ def where(record: RunRecord) -> str:
     return f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)"
 
 
-def show(record: RunRecord, console: Console, heading: str, setting: str) -> None:
-    """The table in the terminal."""
-    in_terminal(console, heading, *table_of(record.content["summary"], narrow=True))
-    console.print(setting)
-    for line in differences(record.content["summary"]):
-        console.print(line)
-    console.print(where(record))
-
-
-def write_report(record: RunRecord, heading: str, setting: str, pictures: str, details: Sequence[str] = ()) -> None:
+def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -> None:
     """report.md with the table and the figures; `pictures` says what pictures.png shows, if it is there already."""
     content, folder = record.content, record.folder
     summary = content["summary"]
@@ -157,9 +137,8 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str, d
         "",
         *(f"- {line}" for line in differences(summary)),
         "",
-        *details,
-        *rates_tried(content.get("rates", {}), title, summary["metric"]),
-        *strengths_tried(content.get("strengths", {}), title, summary["metric"]),
+        *rates_tried(content.get("rates", {}), summary["metric"]),
+        *strengths_tried(content.get("strengths", {}), summary["metric"]),
         f"![{summary['metric']} by test set and method{level}](scores.png)",
         "",
         "![What is learned in distribution against what is kept out of distribution. "
@@ -190,7 +169,7 @@ def _radii(folder: Path, seed: int) -> dict[str, Observed]:
     return found
 
 
-def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str], str], metric: str) -> list[str]:
+def rates_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
     """The learning rates that were tried, and where the best one is at the edge of what was tried."""
     tried = {method: rates for method, rates in tried.items() if rates}
     if not tried:
@@ -205,7 +184,7 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str]
         at_edge = len(ends) > 1 and lr in (ends[0], ends[-1])
         return f"{score} (chosen{', edge' if at_edge else ''})" if float(lr) == best(rates) else score
 
-    rows = [[titles(method), *(cell(rates, lr) for lr in lrs)] for method, rates in tried.items()]
+    rows = [[title(method), *(cell(rates, lr) for lr in lrs)] for method, rates in tried.items()]
     return [
         f"Learning rates that were tried, with the {metric} (%) on held-out examples of what is learned first; "
         "nothing else, and no test example, was looked at. Where the best is at an edge, a better one may lie beyond:",
@@ -215,13 +194,13 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str]
     ]
 
 
-def strengths_tried(tried: Mapping[str, Mapping[str, float]], titles: Callable[[str], str], metric: str) -> list[str]:
+def strengths_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
     """The strengths that were tried, each method's own scale."""
     lines = []
     for method, scores in tried.items():
         if scores:
             cells = [f"{number}: {'diverged' if scores[number] < 0 else f'{scores[number]:.1f}'}" for number in scores]
-            lines.append(f"- {titles(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
+            lines.append(f"- {title(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
     about = f"Strengths that were tried at the chosen learning rate, with the same {metric}:"
     return [about, "", *lines, ""] if lines else []
 

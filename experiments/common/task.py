@@ -1,13 +1,51 @@
 """What a study has to know of a task: its examples, its network, its loss and its scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from experiments.common.network import Network
+
+class Network(nn.Module):
+    """BatchNorm keeps its pre-trained statistics throughout: batches from one style would move them towards that style,
+    for every method alike, and the comparison is about the weights."""
+
+    head: str  # glob pattern of the names of the task's own parameters
+    layers: Sequence[str | Sequence[str]]  # all others, from the input to the head, for rules that go by depth
+    adapted: Sequence[str] = ()  # names of the linear layers that LoRA goes around; there are none in convolutions
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.named_parameters():
+            if name.startswith(self.head.removesuffix("*")):
+                yield name, parameter
+
+    def freeze_backbone(self) -> None:
+        """Leave the head alone trainable: a linear probe. Backward then stops at the features."""
+        self.requires_grad_(False)
+        for _, parameter in self.head_parameters():
+            parameter.requires_grad_(True)
+
+
+class Batched(Protocol):
+    """What a loop asks of the examples."""
+
+    @property
+    def count(self) -> int:
+        """Of examples in an epoch."""
+        ...
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of one epoch, shuffled: inputs and targets."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,8 +59,25 @@ class Part:
     draw: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
     lengths: Tensor | None = None  # [count], of examples that are padded to the longest one in their batch
 
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """As they are drawn."""
+        for chosen in torch.randperm(self.count, generator=generator).split(batch_size):
+            yield self.draw(chosen, generator)
 
-class Task(Protocol):
+
+class Learnable(Protocol):
+    """What a loop asks of a task."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A scalar."""
+        ...
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        """Of a training batch, between 0 and 1, for the progress bar."""
+        ...
+
+
+class Task(Learnable, Protocol):
     """Classification and segmentation are two of these; everything that compares methods asks for no more."""
 
     name: str
@@ -42,14 +97,6 @@ class Task(Protocol):
 
     def new_model(self) -> Network:
         """With its pre-trained weights and a new head, on the task's device."""
-        ...
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """A scalar."""
-        ...
-
-    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
-        """Of a training batch, between 0 and 1, for the progress bar."""
         ...
 
     def validate(self, model: nn.Module) -> float:

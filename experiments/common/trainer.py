@@ -3,53 +3,45 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.common.loop import Fit, Training, fit
-from experiments.common.network import Network
 from experiments.common.progress import Progress
 from experiments.common.step_log import Board
-from experiments.common.task import Part, Task
+from experiments.common.task import Batched, Learnable
 
 OBSERVATIONS = 200  # of the radii, at most, in one training
 
 OnStep = Callable[[str, int], None]
+T_co = TypeVar("T_co", bound=Learnable, covariant=True)
 
 
-def steps_of(part: Part, epochs: int, batch_size: int) -> int:
+def steps_of(part: Batched, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(part.count / batch_size)
 
 
-class Trainer:
+class Trainer(Generic[T_co]):
     """`on_step` is called after every step of every training with its name and its steps so far; `fit` is the loop."""
 
     def __init__(
-        self, task: Task, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
+        self, task: T_co, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
     ) -> None:
         self.task = task
         self.progress = progress
         self.board = board
-        self.on_step = on_step
+        self.on_step = on_step or (lambda name, step: None)
         self.fit = fit
-        self._whole = None
-
-    def show_whole(self, steps: int) -> None:
-        """Add a bar for everything that is to be done, in steps."""
-        self._whole = self.progress.open("whole run", steps)
-
-    def advance(self, steps: int) -> None:
-        if self._whole is not None:
-            self._whole.advance(steps=steps)
 
     def train(
         self,
         name: str,
-        model: Network,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        part: Part,
+        part: Batched,
         *,
         epochs: int,
         batch_size: int,
@@ -60,21 +52,30 @@ class Trainer:
         forward: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[], Any] | None = None,
         observe_every: int | None = None,
+        schedule: LRScheduler | None = None,
+        after_epoch: Callable[[Training], None] | None = None,
     ) -> Training:
-        """Train with a cosine schedule, after a warm-up of that share of the steps, from the checkpoint in `file` if it
-        is of this very training. `forward` stands for `model` in a step."""
+        """Train from the checkpoint in `file` if it is of this very training.
+
+        Args:
+            warm_up: share of the steps before the cosine, which is the schedule where no other is given.
+            forward: stands for `model` in a step.
+            after_epoch: looks at the training after each epoch, before that is saved.
+        """
         torch.manual_seed(seed)
         steps = steps_of(part, epochs, batch_size)
-        schedule = schedule_of(optimizer, steps, round(warm_up * steps))
+        schedule = schedule or schedule_of(optimizer, steps, round(warm_up * steps))
         training = Training(model, optimizer, schedule, torch.Generator().manual_seed(seed))
         training.resume(file, identity)
-        self.advance(training.step)
 
         def count(step: int, values: dict[str, float]) -> None:
-            self.advance(1)
             self.board.add(name, step, values)
-            if self.on_step is not None:
-                self.on_step(name, step)
+            self.on_step(name, step)
+
+        def save() -> None:
+            if after_epoch is not None:
+                after_epoch(training)
+            training.save(file, identity)
 
         self.fit(
             training,
@@ -85,7 +86,7 @@ class Trainer:
             batch_size=batch_size,
             progress=self.progress,
             description=name,
-            on_epoch=lambda: training.save(file, identity),
+            on_epoch=save,
             on_step=count,
             observe=observe,
             observe_every=math.ceil(steps / OBSERVATIONS) if observe_every is None else observe_every,
@@ -93,7 +94,7 @@ class Trainer:
         return training
 
 
-def schedule_of(optimizer: torch.optim.Optimizer, steps: int, rising: int) -> torch.optim.lr_scheduler.LRScheduler:
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, rising: int) -> LRScheduler:
     """A cosine to 0, after a straight line from 0 in the first `rising` steps."""
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - rising)
     if not rising:

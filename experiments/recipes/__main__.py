@@ -2,4 +2,4 @@
 
 from experiments.common.program import start
 
-start("experiments.recipes.cli", extra="recipes")
+start("experiments.recipes.study", "recipes")

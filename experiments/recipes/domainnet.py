@@ -2,8 +2,8 @@
 
 from pathlib import Path, PurePosixPath
 
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, lines_of, wrong
+from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "real", ("sketch", "painting", "infograph", "clipart")
 LAYOUT = """\
@@ -28,15 +28,10 @@ def numbered(part: str, percent: int) -> str:
 
 def read_list(root: Path, name: str, recipe: Recipe) -> Examples:
     """Pictures and classes from one list, each checked to be there and below the root."""
-    file, expected = root / name, layout(recipe)
-    if not file.is_file():
-        raise wrong(root, expected, f"there is no file {file}")
-    check_in_root([file], root)
+    expected = layout(recipe)
     files, labels, folders = [], [], set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where, (picture, _, label) = f"{file}, line {number}", line.strip().rpartition(" ")
+    for where, line in lines_of(root, name, expected):
+        picture, _, label = line.strip().rpartition(" ")
         path = PurePosixPath(picture)
         if not picture or not (label.isascii() and label.isdecimal()):
             raise wrong(root, expected, f"{where}: '{line}' is not a picture and the number of its class")
@@ -54,8 +49,6 @@ def read_list(root: Path, name: str, recipe: Recipe) -> Examples:
             raise wrong(root, expected, f"{where}: there is no picture {place}")
         files.append(str(path))
         labels.append(int(label))
-    if not files:
-        raise wrong(root, expected, f"{file} lists no picture")
     return Examples(root, tuple(files), tuple(labels))
 
 

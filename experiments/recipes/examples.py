@@ -68,6 +68,18 @@ def wrong(root: Path, layout: str, problem: str) -> InputError:
     return InputError(f"{problem}\nexpected below --root {root}:\n{layout.rstrip()}")
 
 
+def lines_of(root: Path, name: str, layout: str) -> list[tuple[str, str]]:
+    """The lines of a list that are not blank, each with where it is."""
+    file = root / name
+    if not file.is_file():
+        raise wrong(root, layout, f"there is no file {file}")
+    check_in_root([file], root)
+    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+    if not (found := [(f"{file}, line {number}", line.rstrip()) for number, line in lines if line.strip()]):
+        raise wrong(root, layout, f"{file} lists no picture")
+    return found
+
+
 def folder(root: Path, name: str, layout: str) -> Path:
     place = root / name
     if not place.is_dir():

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.recipes.examples import Benchmark, Stage, by_class, labelled, wrong
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "val", ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 LAYOUT = """\

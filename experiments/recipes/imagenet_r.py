@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, folder, wrong
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, folder, lines_of, wrong
+from experiments.recipes.paper import Recipe
 
 FOLDER = "imagenet-r"
 LAYOUT = """\
@@ -28,19 +28,17 @@ def task_classes(recipe: Recipe, seed: int) -> list[tuple[int, ...]]:
 
 def read_list(root: Path, part: str, recipe: Recipe) -> Rows:
     """The lists were made where pictures lay in two folders, so the last two parts of a path say which it is."""
-    file = root / f"imagenet-r_{part}.yaml"
-    if not file.is_file():
-        raise wrong(root, LAYOUT, f"there is no file {file}")
-    check_in_root([file], root)
+    name = f"imagenet-r_{part}.yaml"
+    file = root / name
     found: dict[str, list[str]] = {"data": [], "targets": []}
     open_list = None
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if line.rstrip() in ("data:", "targets:"):
-            open_list = found[line.rstrip().removesuffix(":")]
+    for where, line in lines_of(root, name, LAYOUT):
+        if line in ("data:", "targets:"):
+            open_list = found[line.removesuffix(":")]
         elif line.startswith("- ") and open_list is not None:
             open_list.append(line.removeprefix("- ").strip())
-        elif line.strip():
-            raise wrong(root, LAYOUT, f"{file}, line {number}: '{line}' is neither 'data:', 'targets:' nor '- ...'")
+        else:
+            raise wrong(root, LAYOUT, f"{where}: '{line}' is neither 'data:', 'targets:' nor '- ...'")
     pictures, classes = found["data"], found["targets"]
     if not pictures or len(pictures) != len(classes):
         raise wrong(root, LAYOUT, f"{file} has {len(pictures)} pictures and {len(classes)} classes for them")

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from experiments.common.errors import InputError
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.paper import Recipe
 from experiments.recipes.weights import load, read_head
 
 HEAD = "head.*"  # FTP leaves it free where it is new

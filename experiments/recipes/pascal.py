@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, wrong
-from experiments.recipes.meters import MEAN_ERROR, MIOU, NORMALS
+from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, lines_of, wrong
 from experiments.recipes.normals import ENCODING
+from experiments.recipes.paper import Recipe
 from experiments.recipes.pictures import Pictures
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.scores import MEAN_ERROR, MIOU, NORMALS
 
 LAYOUT = """\
 ├── ImageSets/{lists}/train.txt    and val.txt: one name a line, such as 2008_000002
@@ -22,12 +22,7 @@ MASKED = f"RGB: {ENCODING}. Made of normals_distill/, see the README"
 
 def _read(root: Path, part: str, lists: str, targets: str, layout: str) -> Examples:
     file = root / "ImageSets" / lists / f"{part}.txt"
-    if not file.is_file():
-        raise wrong(root, layout, f"there is no file {file}")
-    check_in_root([file], root)
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
-        raise wrong(root, layout, f"{file} lists no picture")
+    names = [line.strip() for _, line in lines_of(root, str(file.relative_to(root)), layout)]
     rows = [(f"JPEGImages/{name}.jpg", f"{targets}/{name}.png") for name in names]
     for name, row in zip(names, rows, strict=True):
         if "/" in name or "\\" in name:

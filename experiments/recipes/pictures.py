@@ -14,7 +14,7 @@ from experiments.common.errors import InputError
 from experiments.common.pictures import open_picture, read_picture
 from experiments.recipes.examples import Examples, check_in_root
 from experiments.recipes.normals import directions, mirrored, read_normals
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.paper import Recipe
 
 IGNORED = 255  # in masks
 FLIPPED = 0.5

@@ -1,126 +1,172 @@
-"""One training: stages of epochs, a checkpoint after each epoch, going on from it, and a test after each stage."""
+"""One method's training: stages of epochs in the loop of all studies, and a test after each stage."""
 
-import math
-import time
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 
+import hyperopt_ftp as hft
 from experiments.common import checkpoint
+from experiments.common.loop import Training
 from experiments.common.progress import Progress
-from experiments.recipes.evaluate import loss, score
+from experiments.common.trainer import Trainer
 from experiments.recipes.examples import Benchmark, Examples, Stage, named
-from experiments.recipes.methods import METHODS
-from experiments.recipes.model import Network
+from experiments.recipes.model import HEAD, Network
+from experiments.recipes.paper import Recipe
 from experiments.recipes.pictures import batches, steps_of
-from experiments.recipes.recipe import Recipe
-from experiments.recipes.schedule import factor
+from experiments.recipes.scores import WITHIN, angles, largest, loss, score
+
+Anchor = Mapping[str, Tensor] | None  # None: where training starts
 
 
-class Training:
-    """Random numbers depend on seed, stage and epoch alone, so a checkpoint needs no state of a generator."""
+def ftp(model: Network, recipe: Recipe, anchor: Anchor) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "anchor": anchor}
+    options |= {"radius_lr": recipe.radius_lr, "kappa": recipe.kappa, "exclude": () if recipe.zero_shot else HEAD}
+    if recipe.optimizer == "sgd":
+        return hft.FTPSGD(model.named_parameters(), momentum=recipe.momentum, nesterov=True, **options)
+    return hft.FTPAdamW(model.named_parameters(), **options)
 
-    def __init__(
-        self, recipe: Recipe, model: Network, method: str, seed: int, workers: int, file: Path, identity: dict
-    ) -> None:
-        self.recipe, self.model, self.method = recipe, model, method
-        self.seed, self.workers = seed, workers
-        self.file, self.identity = file, identity
-        self.kept = None if recipe.anchor_moves or recipe.tasks == 1 else self._weights()
-        self.progress: dict[str, Any] = {"stage": 0, "epoch": 0, "seconds": 0.0}
-        self.progress |= {"losses": [], "validation": [], "scores": []}
 
-    def run(self, benchmark: Benchmark, bars: Progress) -> dict:
+def finetune(model: Network, recipe: Recipe, anchor: Anchor) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {"lr": recipe.plain_lr, "weight_decay": recipe.plain_weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(weights, momentum=recipe.momentum, nesterov=True, **options)
+    return torch.optim.AdamW(weights, **options)
+
+
+def linear(model: Network, recipe: Recipe, anchor: Anchor) -> torch.optim.Optimizer:
+    model.freeze()
+    return finetune(model, recipe, anchor)
+
+
+METHODS: Mapping[str, Callable[[Network, Recipe, Anchor], torch.optim.Optimizer]] = {
+    "ftp": ftp,
+    "finetune": finetune,
+    "linear": linear,
+}
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """A `Part` that worker processes read."""
+
+    stage: Stage
+    recipe: Recipe
+    workers: int
+
+    @property
+    def count(self) -> int:
+        """Of pictures in an epoch."""
+        whole = steps_of(self.stage.examples, self.recipe) * self.recipe.batch_size
+        return min(whole, len(self.stage.examples.files))
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = int(torch.randint(2**40, (), generator=generator))
+        return batches(self.stage.examples, self.recipe, self.workers, seed)
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """What the loop asks of a task."""
+
+    classes: tuple[int, ...] | None  # the only ones that are learned; None: all
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, targets, self.classes)
+
+    def share_right(self, outputs: Tensor, targets: Tensor) -> float:
+        """Of pictures or pixels, for the progress bar."""
+        hits = angles(outputs.cpu(), targets.cpu()) < WITHIN if targets.ndim == 4 else largest(outputs, None) == targets
+        return hits.float().mean().item()
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The training by one method; random numbers depend on the seed and the stage."""
+
+    recipe: Recipe
+    method: str
+    seed: int
+    workers: int
+    folder: Path
+    identity: dict  # what a checkpoint has to be of
+
+    def run(self, model: Network, benchmark: Benchmark, trainer: Callable[[StageTask], Trainer[StageTask]]) -> dict:
         """Scores after each stage; the mean loss of each epoch (None: not finite, and training stopped); the scores on
         validation pictures after each epoch of the last stage; the time."""
-        state = self._saved()
-        for number in range(self.progress["stage"], len(benchmark.stages)):
+        anchor = None
+        if self.recipe.tasks > 1 and not self.recipe.anchor_moves:
+            anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
+        file = self.folder / "stages.pt"
+        done: dict[str, Any] = {"scores": [], "losses": [], "validation": [], "seconds": 0.0}
+        saved = checkpoint.load(file) if file.exists() else {}
+        if saved.get("identity") == self.identity:
+            done = saved["done"]
+            model.load_state_dict(saved["model"])
+        for number in range(len(done["scores"]), len(benchmark.stages)):
             stage = benchmark.stages[number]
-            self._fit(stage, benchmark.metric, number, state, bars)
-            state = None
-            self.progress["scores"].append(self._test(stage, benchmark.metric, number, bars))
-            self.progress["stage"], self.progress["epoch"] = number + 1, 0
-        return {name: self.progress[name] for name in ("scores", "losses", "validation", "seconds")}
+            lead = trainer(StageTask(stage.examples.classes))
+            training = self._fit(model, stage, benchmark.metric, number, anchor, lead)
+            done["losses"] += training.losses
+            done["validation"] = training.kept.get("validation", [])
+            done["seconds"] += training.seconds
+            done["scores"].append(self._test(model, stage, benchmark.metric, number, lead.progress))
+            checkpoint.save(file, {"identity": self.identity, "done": done, "model": model.state_dict()})
+        return done
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+    def _fit(
+        self, model: Network, stage: Stage, metric: str, number: int, anchor: Anchor, trainer: Trainer[StageTask]
+    ) -> Training:
+        recipe, steps = self.recipe, steps_of(stage.examples, self.recipe)
+        optimizer = METHODS[self.method](model, recipe, anchor)
+        if (clip := recipe.clip) is not None:
 
-    def _saved(self) -> dict | None:
-        """A checkpoint of this very training; any other is left to be replaced."""
-        if not self.file.exists():
-            return None
-        saved = checkpoint.load(self.file)
-        if saved["identity"] != self.identity:
-            return None
-        self.progress = saved["progress"]
-        self.model.load_state_dict(saved["model"])
-        return saved
+            def clipped(*_: object) -> None:
+                clip_grad_norm_(model.parameters(), clip)
 
-    def _fit(self, stage: Stage, metric: str, number: int, state: dict | None, bars: Progress) -> None:
-        recipe, progress = self.recipe, self.progress
-        optimizer = METHODS[self.method](self.model, recipe, self.kept)
-        steps, best = steps_of(stage.examples, recipe), None
-        schedule = LambdaLR(optimizer, partial(factor, recipe, steps))
-        if state is None:
-            progress["validation"] = []
-        else:
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            best = state["best"]
-        title = self.method if recipe.tasks == 1 else f"{self.method}, task {number + 1}"
-        with bars.task(title, recipe.epochs * steps, done=progress["epoch"] * steps) as task:
-            while progress["epoch"] < recipe.epochs and None not in progress["losses"]:
-                start = time.perf_counter()
-                mean = self._epoch(stage, number, optimizer, schedule, task)
-                if stage.validation is not None and mean is not None:
-                    found = self._score(stage.validation, metric)[metric]
-                    if found > max(progress["validation"], default=-1.0):  # the first of equals, as the authors'
-                        best = {name: value.clone() for name, value in self.model.state_dict().items()}
-                    progress["validation"].append(found)
-                progress["epoch"] += 1
-                progress["losses"].append(mean)
-                progress["seconds"] += time.perf_counter() - start
-                content = {"identity": self.identity, "progress": progress, "model": self.model.state_dict()}
-                content |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "best": best}
-                checkpoint.save(self.file, content)
-        if best is not None:
-            self.model.load_state_dict(best)
+            optimizer.register_step_pre_hook(clipped)
 
-    def _epoch(
-        self, stage: Stage, number: int, optimizer: torch.optim.Optimizer, schedule: LRScheduler, task: Any
-    ) -> float | None:
-        device = next(self.model.parameters()).device
-        self.model.train()
-        seed = (self.seed * 1009 + number) * 100_003 + self.progress["epoch"]
-        torch.manual_seed(seed)  # for dropout
-        total, seen = 0.0, 0
-        for images, targets in batches(stage.examples, self.recipe, self.workers, seed):
-            value = loss(self.model(images.to(device)), targets.to(device), stage.examples.classes)
-            amount = value.item()
-            if not math.isfinite(amount):
-                return None  # the weights are lost; say so instead of training on
-            total, seen = total + amount * len(images), seen + len(images)
-            optimizer.zero_grad()
-            value.backward()
-            if self.recipe.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-            optimizer.step()
-            schedule.step()
-            task.advance(note=f"loss {amount:.3f}")
-        return total / seen
+        def choose(training: Training) -> None:
+            """Keep the weights that are best on the validation pictures: the first of equals, as the authors' code."""
+            if stage.validation is None or training.diverged:
+                return
+            found = self._score(model, stage.validation, metric)[metric]
+            if found > max(training.kept.setdefault("validation", []), default=-1.0):
+                training.kept["best"] = {name: value.clone() for name, value in model.state_dict().items()}
+            training.kept["validation"].append(found)
 
-    def _test(self, stage: Stage, metric: str, number: int, bars: Progress) -> dict[str, float]:
+        training = trainer.train(
+            self.method if recipe.tasks == 1 else f"{self.method}, task {number + 1}",
+            model,
+            optimizer,
+            StagePart(stage, recipe, self.workers),
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            seed=self.seed * 1009 + number,
+            file=self.folder / "checkpoint.pt",
+            identity=self.identity | {"stage": number},
+            schedule=LambdaLR(optimizer, lambda step: recipe.factor(steps, step)),
+            after_epoch=choose,
+        )
+        if "best" in training.kept:
+            model.load_state_dict(training.kept["best"])
+        return training
+
+    def _test(self, model: Network, stage: Stage, metric: str, number: int, bars: Progress) -> dict[str, float]:
         scores = {}
         with bars.task(f"{self.method}, tests {number + 1}", len(stage.tests)) as task:
             for name, examples in stage.tests.items():
-                found = self._score(examples, metric)
+                found = self._score(model, examples, metric)
                 scores[name] = found.pop(metric)
                 scores |= {named(name, error): value for error, value in found.items()}
                 task.advance(note=name)
         return scores
 
-    def _score(self, examples: Examples, metric: str) -> dict[str, float]:
-        return score(self.model, batches(examples, self.recipe, self.workers), examples, metric, self.recipe.classes)
+    def _score(self, model: Network, examples: Examples, metric: str) -> dict[str, float]:
+        return score(model, batches(examples, self.recipe, self.workers), examples, metric, self.recipe.classes)

@@ -84,6 +84,6 @@ def load(backbone: nn.Module, file: Path) -> None:
     if problems:
         raise InputError(
             f"--checkpoint {file} does not fit the network {type(backbone).__name__}: {'; '.join(problems)}; "
-            "give the weights of the recipe's network (see --list)"
+            "give the weights of the recipe's network (see experiments/recipes/README.md)"
         )
     backbone.load_state_dict(weights, strict=False)

@@ -7,7 +7,6 @@ FAMILY = (
     "adamw", "ftp", "l2sp", "l2sp_decoupled", "cautious", "spd", "maps", "digrap", "mars_sp", "mixout", "wise",
     "learned_wise", "lines", "model_stock", "hypergradient",
 )  # fmt: skip
-NORMALS = ("linear", "adamw", "ftp", "ftp_exact", "wise", "wise_ftp", "lines")
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 DENSE_LRS = ("--lrs", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "--wider", "linear", "1e-1")
@@ -35,8 +34,7 @@ class Job:
 
 _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
-_CONTINUAL, _HYPER = "experiments.continual", "experiments.hypergradients"
-_LANGUAGE, _NORMALS = "experiments.language", "experiments.normals"
+_HYPER, _LANGUAGE = "experiments.hypergradients", "experiments.language"
 _SOME_WAYS = ("--ways", "paper", "exact", "train4", "validation4")
 
 FULL = (
@@ -57,18 +55,6 @@ FULL = (
         "emoji in other styles, every way to stay near the anchor",
         _CLASSIFY,
         ("--method", *FAMILY, *LRS, *PLAIN, "--epochs", "6"),
-    ),
-    Job(
-        "continual",
-        "three styles learned one after the other",
-        _CONTINUAL,
-        ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3"),
-    ),
-    Job(
-        "normals",
-        "surface normals under other textures, lights and corruptions",
-        _NORMALS,
-        ("--method", *NORMALS, *DENSE_LRS, "adamw", "3e-5", *PLAIN, "--epochs", "5"),
     ),
     Job(
         "language-muon",
@@ -110,24 +96,10 @@ FULL = (
     Job("learned-optimizer", "an MLP as update rule, on tasks it never saw", f"{_META}.learned_optimizer", UNSEEN),
 )
 
-_FEW = ("--method", "adamw", "ftp", "--seeds", "0")
 FAST = (
-    Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, (*_FEW, "--epochs", "5"), alone=True),
-    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, (*_FEW, "--epochs", "4"), alone=True),
-    Job(
-        "normals",
-        "surface normals of drawn scenes, AdamW and FTP",
-        _NORMALS,
-        (*_FEW, "--epochs", "2", "--anchor-epochs", "4", "--pretrain-scenes", "320", "--test-scenes", "48"),
-        alone=True,
-    ),
-    Job(
-        "language",
-        "sentiment of tweets, AdamW and FTP",
-        _LANGUAGE,
-        (*_FEW, "--epochs", "1", "--anchor-epochs", "1", "--tweets", "300", "--test-tweets", "60", "--length", "32"),
-        alone=True,
-    ),
+    Job("classification", "emoji in other styles, AdamW and FTP", _CLASSIFY, ("--fast",), alone=True),
+    Job("segmentation", "scenes of emoji, AdamW and FTP", _SEGMENT, ("--fast",), alone=True),
+    Job("language", "sentiment of tweets, AdamW and FTP", _LANGUAGE, ("--fast",), alone=True),
     Job(
         "hypergradients",
         "one-step and full hypergradients up to K = 4",

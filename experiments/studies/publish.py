@@ -15,6 +15,10 @@ RETIRED = (
     "split, by sensitivity-imagenet; `language` and `language-plain`, whose grids began above AdamW's best rate, by "
     "sensitivity-topics and sensitivity-minilm; `few-labels`, which chose its rates on 12 pictures; `across.md`, a "
     "mean over studies of one split.",
+    "",
+    "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji "
+    "learned one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
+    "classification nor segmentation.",
 )
 
 

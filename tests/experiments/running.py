@@ -27,7 +27,7 @@ def ran(study: Study, *arguments: str, data: Any = None, stop_before: str | None
     """Run the command; Ctrl-C arrives before the piece `stop_before`; `data` stands for what it would load."""
     begun, text = [], StringIO()
 
-    def on_piece(name: str) -> None:
+    def on_piece(name: str, step: int) -> None:
         if name == stop_before:
             raise KeyboardInterrupt
         begun.append(name)

@@ -20,7 +20,7 @@ from experiments.common import checkpoint, comparison, figures
 from experiments.common.comparison import Comparison
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS
-from experiments.common.step_log import Board, write_steps
+from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer, schedule_of
 
 from ..support.measured import numbers
@@ -287,30 +287,24 @@ def test_the_strength_is_chosen_at_the_best_learning_rate(workplace, watch):
     assert "- SPD: 1.0: 60.0, 0.3: 70.0; chosen 0.3." in Path("runs/strength/report.md").read_text()
 
 
-def test_learned_shares_mix_the_tuned_weights_with_the_anchor(workplace, watch):
-    done = workplace.command("--method", "learned_wise", "adamw", "--out", "runs/shares")
-    assert done.status == 0
-    assert [name for name in done.trainings if name != "anchor"] == ["learned_wise, seed 0", "adamw, seed 0"]
-    anchor, mixed, _ = watch.tested
-    content = read(Path("runs/shares"))
-    assert content["results"]["learned_wise-seed0"]["scores"] != content["results"]["adamw-seed0"]["scores"]
-    assert any(not torch.equal(value, anchor[name]) for name, value in mixed.items())
-
-
-@pytest.mark.parametrize("method", sorted(TRAINED))
-def test_every_step_is_written_down(everything, method):
-    rows = steps_of(everything, method)
-    assert [int(row["step"]) for row in rows] == [1, 2]
-    assert all(0 < float(row["loss"]) < 10 for row in rows)
-    assert all(float(row["seconds"]) > 0 for row in rows)
-    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 2), rel=1e-5)
-    right = [float(row["right"]) for row in rows]
-    if method == "tpgm":
-        assert all(map(math.isnan, right))
-    else:
-        sizes = (8, 5) if METHODS[method].validates else (8, 8)  # some hold out three of the sixteen
-        counts = [size * share for size, share in zip(sizes, right, strict=True)]
-        assert counts == pytest.approx([round(count) for count in counts])
+def test_every_step_is_written_down(everything, finished):
+    for method in TRAINED:
+        rows = steps_of(everything, method)
+        assert [int(row["step"]) for row in rows] == [1, 2]
+        assert all(0 < float(row["loss"]) < 10 and float(row["seconds"]) > 0 for row in rows)
+        assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 2), rel=1e-5)
+        right = [float(row["right"]) for row in rows]
+        if method == "tpgm":
+            assert all(map(math.isnan, right))
+        else:
+            sizes = (8, 5) if METHODS[method].validates else (8, 8)  # some hold out three of the sixteen
+            counts = [size * share for size, share in zip(sizes, right, strict=True)]
+            assert counts == pytest.approx([round(count) for count in counts])
+    rows = steps_of(finished, "ftp")  # of two epochs
+    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 4), rel=1e-5)
+    losses = [float(row["loss"]) for row in rows]
+    result = read(finished)["results"]["ftp-seed0"]
+    assert result["losses"] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-5)
 
 
 def test_a_rate_that_warms_up_rises_from_its_share_to_the_whole_and_falls_as_a_cosine():
@@ -321,48 +315,6 @@ def test_a_rate_that_warms_up_rises_from_its_share_to_the_whole_and_falls_as_a_c
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.125, 0.21875, 0.3125, 0.40625, *cosine(0.5, 6)])
-
-
-def test_one_method_may_choose_from_more_rates(workplace, watch, tmp_path):
-    out = tmp_path / "wider"
-    watch.validation += [50.0, 60.0, 70.0, 80.0, 10.0]
-    given = ["--method", "linear", "adamw", "--lrs", "0.001", "0.003", "--wider", "adamw", "0.0001"]
-    assert workplace.command(*given, "--out", str(out)).status == 0
-    tried = {"linear": {"0.001": 50.0, "0.003": 60.0}, "adamw": {"0.001": 70.0, "0.003": 80.0, "0.0001": 10.0}}
-    assert read(out)["rates"] == tried
-    report = (out / "report.md").read_text()
-    assert "| linear probe |  | 50.0 | 60.0 (chosen, edge) |" in report
-    assert "| AdamW | 10.0 | 70.0 | 80.0 (chosen, edge) |" in report
-    assert workplace.command("--method", "linear", "--lrs", "0.1", "--wider", "ftp", "0.2").status == 2
-
-
-@pytest.mark.parametrize("method", ["adamw", "ftp", "linear"])
-def test_rates_of_two_epochs_are_those_of_one_cosine(finished, method):
-    rows = steps_of(finished, method)
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
-    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine(5e-4, 4), rel=1e-5)
-    result = read(finished)["results"][f"{method}-seed0"]
-    losses = [float(row["loss"]) for row in rows]
-    assert result["losses"] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-5)
-
-
-def test_a_steps_file(tmp_path):
-    write_steps(tmp_path / "steps" / "a.csv", [(1, 0.123456789, 0.5, 5e-4, 2.0), (2.0, 3.0, math.nan, 0.0, 1.0)])
-    assert (tmp_path / "steps" / "a.csv").read_text() == (
-        "step,loss,right,lr,seconds\n1,0.123457,0.5,0.0005,2\n2,3,nan,0,1\n"
-    )
-
-
-def test_half_of_the_labels(workplace, watch, cache, quiet):
-    done = workplace.command("--method", "linear", "--labels", "0.5", "--out", "runs/half")
-    assert done.status == 0
-    with quiet as progress:
-        all_of_them, _ = load_parts(Config(limit=48), cache, progress)
-    assert len(watch.drawn["linear, seed 0"]) == 8
-    assert watch.drawn["linear, seed 0"] < set(all_of_them["finetune"].items)
-    content = read(Path("runs/half"))
-    assert content["data"]["items"] == {"pretrain": 16, "finetune": 8, "test": 16}
-    assert content["results"]["linear-seed0"]["steps"] == 1
 
 
 def test_tpgm_resumes_and_diverges_as_the_others(workplace):
@@ -411,11 +363,6 @@ def test_tensorboard(workplace):
             assert [value for _, value in seen] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
 
 
-def test_without_tensorboard_nothing_is_written(finished, everything):
-    assert not (finished / "tensorboard").exists()
-    assert not (everything / "tensorboard").exists()
-
-
 def test_tensorboard_that_is_missing(workplace, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
@@ -453,3 +400,16 @@ def test_the_peak_is_that_of_the_device_that_trains(workplace, monkeypatch, cach
         start = {name: value.cpu() for name, value in task.new_model().state_dict().items()}
         comparison.Comparison(trainer, config, start, tmp_path).fine_tune("linear", 0, 1e-3)
     assert seen == [torch.device("cpu:0")] * 2
+
+
+def test_one_method_may_choose_from_more_rates(workplace, watch, tmp_path):
+    out = tmp_path / "wider"
+    watch.validation += [50.0, 60.0, 70.0, 80.0, 10.0]
+    given = ["--method", "linear", "adamw", "--lrs", "0.001", "0.003", "--wider", "adamw", "0.0001"]
+    assert workplace.command(*given, "--out", str(out)).status == 0
+    tried = {"linear": {"0.001": 50.0, "0.003": 60.0}, "adamw": {"0.001": 70.0, "0.003": 80.0, "0.0001": 10.0}}
+    assert read(out)["rates"] == tried
+    report = (out / "report.md").read_text()
+    assert "| linear probe |  | 50.0 | 60.0 (chosen, edge) |" in report
+    assert "| AdamW | 10.0 | 70.0 | 80.0 (chosen, edge) |" in report
+    assert workplace.command("--method", "linear", "--lrs", "0.1", "--wider", "ftp", "0.2").status == 2

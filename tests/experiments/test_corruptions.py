@@ -1,7 +1,6 @@
 """Corruptions of pictures: strength, statistics that follow from their formulas, and what is random."""
 
 import colorsys
-from itertools import pairwise
 
 import pytest
 import torch
@@ -31,14 +30,6 @@ def test_the_seed_alone_decides(pictures, kind):
     assert torch.equal(corrupt(pictures, kind, 3, seed=2), first) == (kind not in NOISY)
     assert corrupt(pictures[:0], kind, 3, seed=1).shape == (0, 3, 80, 100)
     assert corrupt(pictures[:, :, :1, :5], kind, 5, seed=1).shape == (4, 3, 1, 5)
-
-
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_a_higher_severity_changes_more(pictures, kind):
-    changes = [(corrupt(pictures, kind, severity, 0).float() - pictures).abs().mean() for severity in SEVERITIES]
-    for weaker, stronger in pairwise(changes):  # fogs 3 and 4 are equally thick, and only differ in their grain
-        assert stronger > 0.99 * weaker
-    assert 0 < changes[0] < 0.95 * changes[-1]
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -77,20 +68,6 @@ def test_fog_follows_its_formula(severity):
     assert torch.equal(corrupt(black, "fog", severity, 0), black)  # nothing is brighter than what was brightest
 
 
-def test_plasma_is_smoother_with_more_decay_and_wraps_around():
-    def roughness(field, axis):
-        return (field - field.roll(1, axis)).abs().mean(dim=0)
-
-    rough, smooth = (plasma(64, 50, decay, torch.Generator().manual_seed(0)) for decay in (1.3, 2.0))
-    for field in (rough, smooth):
-        assert field.shape == (64, 64, 64)
-        assert field.amin(dim=(1, 2)).tolist() == [0.0] * 64
-        assert field.amax(dim=(1, 2)).tolist() == [1.0] * 64
-        assert roughness(field, 1)[0].mean() < 1.5 * roughness(field, 1)[1:].mean()
-        assert roughness(field, 2)[:, 0].mean() < 1.5 * roughness(field, 2)[:, 1:].mean()
-    assert roughness(smooth, 1).mean() < 0.5 * roughness(rough, 1).mean()
-
-
 @pytest.mark.parametrize(("radius", "softness"), [*CONSTANTS["defocus blur"], (1.3, 0.04), (2.5, 0.2)])
 def test_the_kernel_is_a_disk(radius, softness):
     kernel = disk(radius, softness, largest=100)
@@ -114,13 +91,3 @@ def test_blur_spreads_a_point_in_proportion_to_the_picture():
     assert widths == {112: pytest.approx(10, abs=1), 224: pytest.approx(20, abs=1), 448: widths[224]}
     flat = torch.full((1, 3, 30, 40), 77, dtype=torch.uint8)
     assert torch.equal(corrupt(flat, "defocus blur", 5, 0), flat)
-
-
-def test_wrong_arguments_are_named(pictures):
-    with pytest.raises(ValueError, match="unknown corruption 'snow'; choose from fog, defocus blur, gaussian noise"):
-        corrupt(pictures, "snow", 1, 0)
-    with pytest.raises(ValueError, match="unknown severity 6; choose from 1, 2, 3, 4, 5"):
-        corrupt(pictures, "fog", 6, 0)
-    for wrong in (pictures.float(), pictures[0], pictures[:, :1]):
-        with pytest.raises(ValueError, match="must be uint8"):
-            corrupt(wrong, "fog", 1, 0)

@@ -1,18 +1,17 @@
 """Figures: what is written on them is there to be read."""
 
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from PIL import Image
 
 from experiments.common import figures, heat_maps, score_figures
-from experiments.common.figures import Curve, curves, mean_curve
+from experiments.common.figures import mean_curve
 from experiments.common.heat_maps import Observed, blocks
-from experiments.common.score_figures import in_turn, rows_of_scores, trade_off, unbeaten
+from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 
 DPI = 200
 FILE = Path("a.png")
@@ -44,35 +43,6 @@ def boxes(figure, names) -> dict:
     assert {name: len(some) for name, some in found.items()} == dict.fromkeys(names, 1)
     # Without the line that leads to the point.
     return {name: Text.get_window_extent(some[0]) for name, some in found.items()}
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.9, 7), (4.2, 40), (4, 31), (20, 30), (0.011, 0.05), (1, 1000)])
-def test_ticks_of_a_log_axis_do_not_overlap(low, high, drawn):
-    x = np.geomspace(low, high, 5).tolist()
-    curves(FILE, {str(i): {"curve": Curve(x, x)} for i in range(3)}, "x", "y", log_x=True)
-    for axes in drawn[0].axes:
-        labels = [label for label in axes.get_xticklabels() + axes.get_xticklabels(minor=True) if label.get_text()]
-        low, high = axes.get_xlim()
-        boxes = [x.get_window_extent() for x in labels if low <= x.get_position()[0] <= high]
-        boxes.sort(key=lambda box: box.x0)
-        assert len(boxes) >= 2
-        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
-
-
-@pytest.mark.parametrize(
-    "names", [12 * ["a curve with a name as long as this one"], ["very long name " * 6], ["a", "b"]]
-)
-def test_a_legend_is_whole_and_leaves_room(names, drawn):
-    named = {f"{name} {number}": Curve([1, 2], [1, 2]) for number, name in enumerate(names)}
-    curves(FILE, {"one panel": named}, "x", "y")
-    figure = drawn[0]
-    legend, page = figure.legends[0].get_window_extent(), figure.bbox
-    assert page.x0 <= legend.x0
-    assert legend.x1 <= page.x1
-    assert legend.y1 <= page.y1
-    axes = figure.axes[0].get_window_extent()
-    assert axes.y1 < legend.y0
-    assert axes.height > 1.5 * DPI
 
 
 def test_a_mean_curve_is_the_mean_over_seeds_at_each_place():
@@ -111,15 +81,6 @@ def test_where_names_have_no_room_there_is_a_legend(drawn):
     trade_off(FILE, crowd, ("learned", "kept"))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(crowd)
     assert not drawn[0].axes[0].texts
-
-
-def test_names_at_the_ends_of_lines_do_not_overlap(drawn):
-    names = ["AdamW", "linear probe", "FTPAdamW, anchor kept", "FTPAdamW, anchor moved"]
-    in_turn(FILE, {"tested": {name: [(10.0, 1.0), (20.0, None)] for name in names}}, ["first", "second"], "accuracy")
-    found = sorted((Text.get_window_extent(t) for t in drawn[0].axes[0].texts), key=lambda box: box.y0)
-    assert len(found) == len(names)
-    assert all(one.y1 <= other.y0 + 0.2 * one.height for one, other in pairwise(found))
-    assert max(box.x1 for box in found) <= drawn[0].bbox.x1
 
 
 def test_every_score_has_its_row_and_number(drawn):
@@ -172,24 +133,3 @@ def test_heat_maps_share_one_scale_and_name_blocks(drawn):
     caption = heat_maps.caption({"FTPAdamW": low, "TPGM": high})
     assert "FTPAdamW: after the last step 5 of 7 tensors are at the end of the scale or below it, 2 of them" in caption
     assert "TPGM: after the last step 0 of 7" in caption
-
-
-def test_all_text_can_be_read_on_a_phone(drawn):
-    """At least 9 pixels high where the page is 390 pixels wide; ticks' powers of ten have smaller exponents."""
-    wide = {f"a panel with a heading {k}": {"AdamW": Curve([1, 20], [1, 2])} for k in range(3)}
-    curves(FILE, wide, "x", "y", log_x=True)
-    trade_off(FILE, POINTS, ("learned", "kept"))
-    rows_of_scores(FILE, ["ID", "OOD"], {name: list(pair) for name, pair in POINTS.items()}, "accuracy (%)")
-    in_turn(FILE, {"tested": {name: list(pair) for name, pair in POINTS.items()}}, ["first", "second"], "accuracy")
-    heat_maps.radii(FILE, {"FTPAdamW": Observed(LAYERS, [1, 2], [[1.0] * 7] * 2)}, "radius")
-    assert len(drawn) == 5
-    for figure in drawn:
-        pixels = 390 / figure.get_figwidth()  # an inch
-        assert min(float(text.get_fontsize()) for text in texts(figure)) / 72 * pixels >= 9 - 1e-9
-
-
-def test_files_are_sharp_and_white(tmp_path):
-    curves(tmp_path / "a.png", {"one": {"AdamW": Curve([1, 2], [1, 2])}}, "x", "y")
-    picture = Image.open(tmp_path / "a.png").convert("RGBA")
-    assert picture.width == round(figures.WIDTH * DPI)
-    assert picture.getpixel((0, 0)) == (255, 255, 255, 255)

@@ -6,7 +6,7 @@ import torch
 import hyperopt_ftp as hft
 from experiments.classification.config import Config
 from experiments.common.methods import FOLLOWS, METHODS
-from experiments.common.network import Network
+from experiments.common.task import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
 
 

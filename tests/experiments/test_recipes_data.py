@@ -1,8 +1,12 @@
-"""Which pictures a recipe trains and tests on, and how they are cut, mirrored and put into batches."""
+"""Which pictures a recipe trains and tests on, how they are cut, mirrored and put into batches, and what is refused."""
 
+import math
+import os
 import random
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,29 +16,36 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
 
 from experiments.common.errors import InputError
-from experiments.recipes.benchmark import find
 from experiments.recipes.examples import Examples
 from experiments.recipes.imagenet_r import task_classes
+from experiments.recipes.normals import directions, mirrored, read_normals
 from experiments.recipes.paper import RECIPES
 from experiments.recipes.pictures import batches, steps_of
-from experiments.recipes.recipe import PERCENTS
+from experiments.recipes.study import find
 
 from ..support import tiny_datasets as tiny
-from ..support.tiny_recipes import DATA, finished, prepare, small
+from ..support.tiny_recipes import DATA, small
+
+DOMAINNET, IMAGENET, PASCAL = "domainnet-clip-resnet50", "imagenet-clip-vit", "pascal-context"
+TASKS, SURFACES, WNID = "imagenet-r-continual", "surface-normals", tiny.WNIDS[0]
+TRAIN, VALIDATION, R = "real_train_100_percent_split.txt", "real_val_100_percent_split.txt", "imagenet-r_test.yaml"
+PASCAL_MASK = "semseg/pascal-context/a.png"
+HALF = math.sqrt(0.5)
+# In 8 bits the components of a unit vector are wrong by half a level: 1 / 255.
+ROUNDING = 1 / 255
 
 
 def test_every_share_of_domainnet_has_its_lists(tmp_path):
     """And pictures that are held out to choose the epoch by."""
     root = tiny.domainnet(tmp_path, classes=1, train=6)
-    for number, percent in enumerate(PERCENTS):
+    percents = (1, 5, 10, 20, 50, 100)
+    for number, percent in enumerate(percents):
         (root / f"real_train_{percent}_percent_split.txt").write_text(f"real/class_0/{number}.jpg 0\n")
         (root / f"real_val_{percent}_percent_split.txt").write_text("real/class_0/50.jpg 0\n")
-    for number, percent in enumerate(PERCENTS):
+    for number, percent in enumerate(percents):
         stage = find(root, small("domainnet-clip-resnet50", percent=percent)).stages[0]
         assert stage.examples.files == (f"real/class_0/{number}.jpg",)
         assert stage.validation.files == ("real/class_0/50.jpg",)
-    with pytest.raises(InputError, match="--percent 30: there are lists for 1, 5, 10, 20, 50, 100"):
-        small("domainnet-clip-resnet50", percent=30).check()
 
 
 def test_the_list_of_all_of_domainnet_has_two_names(tmp_path):
@@ -101,15 +112,6 @@ def test_the_last_batch_is_dropped_where_the_recipe_says_so(tmp_path):
     assert [len(images) for images, _ in batches(stage.examples, recipe, 0)] == [3, 3, 2]  # all are tested
 
 
-def test_the_seed_of_a_run_orders_the_classes(tmp_path):
-    recipe = small("imagenet-r-continual")
-    root = tiny.imagenet_r(tmp_path / "of its own")
-    seed = next(seed for seed in range(1, 9) if task_classes(recipe, seed) != task_classes(recipe, 0))
-    content = finished(recipe, prepare(recipe, tmp_path, methods=("linear",), seed=seed))
-    assert content["data"]["fingerprint"] == find(root, recipe, seed).fingerprint()
-    assert content["data"]["fingerprint"] != find(root, recipe).fingerprint()
-
-
 def test_how_a_test_picture_is_cut(tmp_path):
     """Black, but for a white stripe at the right: a cut loses it, squeezing keeps it, and bicubic overshoots."""
     picture = torch.zeros(40, 80, 3, dtype=torch.uint8)
@@ -157,3 +159,189 @@ def test_picture_and_mask_flip_together(tmp_path):
             assert torch.equal(images[:, 0] > 127, masks == 1)
             sides |= set(masks[:, 0, 0].tolist())
     assert sides == {0, 1}
+
+
+def test_what_a_pixel_of_a_file_means(tmp_path):
+    """The components in the order of the channels; black and both middle greys are none."""
+    meant = {
+        (255, 128, 128): (1, 0, 0), (0, 127, 127): (-1, 0, 0), (128, 255, 127): (0, 1, 0), (127, 127, 255): (0, 0, 1),
+        (218, 128, 218): (HALF, 0, HALF), (192, 128, 128): (1, 0, 0),  # half as long: the direction counts
+        (0, 0, 0): (0, 0, 0), (127, 127, 127): (0, 0, 0), (128, 128, 128): (0, 0, 0), (128, 127, 128): (0, 0, 0),
+    }  # fmt: skip
+    tiny.mask(tmp_path / "a.png", np.array([list(meant)]))
+    found = directions(read_normals(tmp_path / "a.png"))
+    assert found.shape == (3, 1, len(meant))
+    expected = torch.tensor(list(meant.values()), dtype=torch.float32).T[:, None]
+    # the shorter vector's components are twice as wrong, once normalised
+    torch.testing.assert_close(found, expected, atol=2 * ROUNDING, rtol=0)
+    torch.testing.assert_close(found.norm(dim=0)[:, :6], torch.ones(1, 6))
+    assert torch.equal(found[..., 6:], torch.zeros(3, 1, 4))
+
+
+def test_a_mirror_image_turns_the_x_axis():
+    normals = torch.tensor([[[0.6, 0.0]], [[0.0, 0.8]], [[0.8, -0.6]]])
+    assert torch.equal(mirrored(normals), torch.tensor([[[0.0, -0.6]], [[0.8, 0.0]], [[-0.6, 0.8]]]))
+
+
+def test_picture_and_normals_flip_together(tmp_path):
+    """The left half is black and looks to the left, the right one is white and up; a mirrored left looks right."""
+    recipe = small("surface-normals")
+    examples = find(tiny.surface_normals(tmp_path), recipe).stages[0].examples
+    picture = np.zeros((40, 40, 3), dtype=np.uint8)
+    picture[:, 20:] = 255
+    normals = np.full((40, 40, 3), (0, 128, 128), dtype=np.uint8)
+    normals[:, 20:] = (128, 255, 128)
+    normals[:10] = 0
+    for file, target in zip(examples.files, examples.targets, strict=True):
+        Image.fromarray(picture).save(tmp_path / file, quality=95)
+        tiny.mask(tmp_path / target, normals)
+    seen = set()
+    for seed in range(4):
+        for images, targets in batches(examples, recipe, 0, seed):
+            assert targets.shape == (4, 3, 32, 32)
+            assert torch.equal(targets[:, :, :8], torch.zeros(4, 3, 8, 32))  # a quarter of the rows
+            for image, target in zip(images, targets[:, :, 8:].round(), strict=True):
+                black = image[0, 8:] < 128
+                dark, bright = (target[:, where].unique(dim=1).T.tolist() for where in (black, ~black))
+                assert bright == [[0, 1, 0]]
+                seen.add((bool(black[0, 0]), *(tuple(one) for one in dark)))
+    assert seen == {(True, (-1, 0, 0)), (False, (1, 0, 0))}
+
+
+def test_normals_are_not_mixed_where_a_picture_shrinks(tmp_path):
+    recipe = small("surface-normals")
+    examples = find(tiny.surface_normals(tmp_path), recipe).stages[0].examples
+    stripes = np.zeros((40, 40, 3), dtype=np.uint8)
+    stripes[:, ::3], stripes[:, 1::3] = (255, 128, 128), (128, 128, 255)
+    tiny.mask(tmp_path / examples.targets[0], stripes)
+    _, targets = next(iter(batches(examples, recipe, 0)))
+    assert len(targets[0].flatten(1).unique(dim=1).T) == 3  # two directions and none
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "values", "said"),
+    [
+        (PASCAL, PASCAL_MASK, np.full((40, 40), 3), "has the class 3; allowed are 0 ... 2 and 255"),
+        (PASCAL, PASCAL_MASK, np.zeros((40, 40, 3)), "has the mode RGB"),
+        (PASCAL, PASCAL_MASK, np.zeros((40, 39)), r"has \(40, 40\) pixels and its mask .* \(39, 40\)"),
+        (SURFACES, "normals_masked/a.png", np.full((40, 40), 128), "have the mode L; save them as 8-bit RGB"),
+        (SURFACES, "normals_masked/a.png", np.full((40, 40, 3), 255), r"a pixel \(255, 255, 255\), which is no unit"),
+        (SURFACES, "normals_masked/a.png", np.full((40, 40, 3), (0, 0, 3)), "which is no unit vector"),  # a class
+    ],
+)
+def test_wrong_targets(recipe, target, values, said, tmp_path):
+    recipe = small(recipe)
+    examples = find(DATA[recipe.data][0](tmp_path), recipe).stages[0].examples
+    tiny.mask(tmp_path / target, values)
+    with pytest.raises(InputError, match=said):
+        list(batches(examples, recipe, 0))
+
+
+@pytest.mark.parametrize(("part", "names"), [("train", "abc"), ("val", "ef")])
+def test_lists_without_any_normal_are_refused(part, names, tmp_path):
+    """A picture without any is not: there are such, d among them."""
+    recipe = small(SURFACES)
+    tiny.surface_normals(tmp_path)
+    for name in names:
+        find(tmp_path, recipe)
+        tiny.mask(tmp_path / "normals_masked" / f"{name}.png", np.full((40, 40, 3), 127))
+    with pytest.raises(InputError, match=f"no picture of {part}.txt has a pixel with a normal .*\n.*\n.*ImageSets"):
+        find(tmp_path, recipe)
+
+
+def append(file: str, line: str):
+    return lambda root: (root / file).write_text((root / file).read_text() + line + "\n")
+
+
+def swap(file: str, old: str, new: str):
+    return lambda root: (root / file).write_text((root / file).read_text().replace(old, new, 1))
+
+
+def link_out(root: Path, place: str) -> None:
+    """A link to a picture that exists, but not below the root."""
+    tiny.picture(root.parent / "secret" / "0.jpg", 0)
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(root.parent / "secret", root / place)
+
+
+def zebra(root: Path) -> None:
+    tiny.picture(root / "sketch/zebra/0.jpg", 0)
+    append("sketch_test.txt", "sketch/zebra/0.jpg 2")(root)
+
+
+def link_in_list(root: Path) -> None:
+    link_out(root, "real/away")
+    append(TRAIN, "real/away/0.jpg 0")(root)
+
+
+def move_out(root: Path) -> None:
+    """A folder that is a link to where it was moved, which is not below the root."""
+    (root / f"imagenet-r/{WNID}").rename(root.parent / "secret")
+    os.symlink(root.parent / "secret", root / f"imagenet-r/{WNID}")
+
+
+def without_a_class(root: Path) -> None:
+    lines = [line for line in (root / R).read_text().splitlines() if WNID not in line and line != "- 3"]
+    (root / R).write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        (DOMAINNET, lambda r: (r / "painting_test.txt").unlink(), r"no file .*painting_test.txt\n.*"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg x"), "line 13: .* is not a picture"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg 3"), "class 3, but there are 3"),
+        (DOMAINNET, append(TRAIN, "real/class_0/9.jpg 0"), "line 13: there is no picture"),
+        (DOMAINNET, append(TRAIN, "../a/b.jpg 0"), r"'\.\./a/b.jpg' must lie below --root"),
+        (DOMAINNET, append(TRAIN, "/etc/b.jpg 0"), "'/etc/b.jpg' must lie below --root"),
+        (DOMAINNET, append(TRAIN, "real/class_0/0.jpg 1"), "'class_0' is 1 .* and 0 elsewhere"),
+        (DOMAINNET, zebra, "has the class 'zebra' .* which real_train_100_percent_split.txt lacks"),
+        (DOMAINNET, link_in_list, "leads to .*secret"),
+        (DOMAINNET, append(VALIDATION, "real/class_0/0.jpg 0"), "0.jpg is both in real_train"),
+        (IMAGENET, lambda r: (r / "imagenet-a").rename(r / "A"), "no folder .*imagenet-a\n.*"),
+        (IMAGENET, lambda r: (r / "train/n2").mkdir(), "train/n2 holds no picture"),
+        (IMAGENET, lambda r: tiny.by_class(r / "train", ["n2"], 1), "has 5 class folders, not 4"),
+        (IMAGENET, lambda r: tiny.by_class(r / "imagenetv2", ["4"], 1), "imagenetv2/4 is none of the classes"),
+        (IMAGENET, lambda r: link_out(r, "val/n9"), "leads to .*secret"),
+        (TASKS, lambda r: (r / R).unlink(), r"no file .*imagenet-r_test.yaml\n.*\n.*CODA-Prompt"),
+        (TASKS, append(R, "- 1"), "has 4 pictures and 5 classes"),
+        (TASKS, append(R, "more: 1"), "line 11: 'more: 1' is neither"),
+        (TASKS, swap(R, "- 3", "- 4"), "the class '4' is none of 0 ... 3"),
+        (TASKS, swap(R, "- 3", "- 2"), "two numbers in the lists, or a number two folders"),
+        (TASKS, swap(R, f"{WNID}/4", f"{WNID}/9"), "there is no picture .*9.JPEG"),
+        (TASKS, swap(R, f"{WNID}/4", f"{WNID}/0"), "0.JPEG is listed 2 times"),
+        (TASKS, swap(R, f"{WNID}/4", "../4"), "does not end in a class folder"),
+        (TASKS, without_a_class, "imagenet-r_test.yaml has pictures of 3 classes, not 4"),
+        (TASKS, move_out, "leads to .*secret"),
+        (PASCAL, lambda r: (r / PASCAL_MASK).unlink(), "lists 'a', but there is no file .*a.png"),
+        (PASCAL, append("ImageSets/Context/train.txt", "../a"), "must be a name without folders"),
+        (PASCAL, lambda r: (r / "ImageSets/Context/train.txt").write_text("\n"), "lists no picture"),
+        (SURFACES, lambda r: (r / "normals_masked").rename(r / "n"), r"normals_masked.a.png\n.*\n.*\n.*\n.* Made of"),
+    ],
+)
+def test_wrong_data(name, spoil, said, tmp_path):
+    recipe = small(name)
+    root = tmp_path / "data"
+    DATA[recipe.data][0](root)
+    find(root, recipe)
+    spoil(root)
+    with pytest.raises(InputError, match=said) as caught:
+        find(root, recipe)
+    assert "secret" in str(caught.value) or "─ " in str(caught.value)  # the layout
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_wrong_pictures(tmp_path):
+    """Also in another process, whose errors are as short."""
+    recipe = small(DOMAINNET)
+    examples = find(tiny.domainnet(tmp_path / "data"), recipe).stages[0].examples
+    file = tmp_path / "data" / examples.files[0]
+    file.write_bytes(b"GIF89a of a kind")
+    for workers in (0, 1):
+        with pytest.raises(InputError, match="^cannot read .*0.jpg") as caught:
+            list(batches(examples, recipe, workers))
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    file.symlink_to(Path(__file__))  # made after the lists were checked
+    with pytest.raises(InputError, match="leads to .*test_recipes_data"):
+        list(batches(examples, recipe, 0))

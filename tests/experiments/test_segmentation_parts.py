@@ -3,6 +3,7 @@
 from dataclasses import replace
 from io import StringIO
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +13,19 @@ from einops import rearrange, reduce, repeat
 from rich.console import Console
 
 from experiments.classification.data import limit_items, split
-from experiments.classification.emoji import emoji_pictures, silhouettes
+from experiments.classification.emoji import emoji_pictures
 from experiments.classification.task import with_validation
 from experiments.common.efficientnet import lite0, scaled
-from experiments.common.errors import InputError
 from experiments.common.progress import Progress
 from experiments.common.task import summed_up
 from experiments.segmentation import scenes as composing
-from experiments.segmentation.backgrounds import PHOTOGRAPHS, backgrounds
-from experiments.segmentation.metrics import mean_iou
-from experiments.segmentation.model import Segmenter
+from experiments.segmentation.backgrounds import backgrounds
+from experiments.segmentation.model import Segmenter, mean_iou
 from experiments.segmentation.scenes import placed, scenes
+from experiments.segmentation.study import main
 from experiments.segmentation.task import SegmentationTask
+
+from ..support.measured import numbers
 
 CPU = torch.device("cpu")
 COUNTS = {"pretrain": 6, "finetune": 5, "train": 5, "validation": 3}
@@ -63,24 +65,6 @@ def test_alpha_is_the_shape_of_the_picture(emoji):
     assert all(face[32, 32] == 255 and face[0, 0] == 0 for face in grinning)
 
 
-def test_an_outline_is_filled_where_it_is_closed():
-    picture = np.full((3, 9, 9, 3), 255, dtype=np.uint8)
-    closed, opened, diamond = picture
-    for square in (closed, opened):
-        square[2:7, [2, 6]] = 0
-        square[[2, 6], 2:7] = 0
-    closed[4, 2] = 155  # a faint stroke, still closed
-    opened[4, 2] = 255
-    for step in range(3):  # strokes that touch at their corners only
-        for down, across in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-            diamond[4 + down * step, 4 + across * (2 - step)] = 0
-    filled, hollow, full = silhouettes(picture).astype(int)
-    assert (filled[2:7, 2:7].sum(), filled.sum()) == (25 * 255 - 155, 25 * 255 - 155)
-    assert filled[4, 2] == 100
-    assert (hollow == 255 - opened[..., 0].astype(int)).all()
-    assert (full > 0).sum() == 13
-
-
 def test_pictures_are_placed_where_they_should_be():
     picture = torch.rand(1, 4, 64, 64)
 
@@ -113,16 +97,6 @@ def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn):
     assert replace(drawn, seed=-1).draw(torch.arange(2))[0].shape == (2, 3, 64, 64)
 
 
-def test_every_class_occurs_and_scenes_are_neither_empty_nor_full(drawn):
-    _, masks = drawn.draw(torch.arange(100))
-    shares = torch.stack([(masks == label).float().mean() for label in range(9)])
-    assert 0.4 < shares[0] < 0.85
-    assert (shares[1:] > 0.01).all()
-    kinds = [len(mask.unique()) - 1 for mask in masks]
-    assert min(kinds) >= 1
-    assert max(kinds) == 4
-
-
 def test_styles_differ_in_the_drawings_alone(drawn):
     numbers = torch.arange(20)
     squares = drawn.drawings.clone()
@@ -144,18 +118,6 @@ def test_styles_differ_in_the_drawings_alone(drawn):
 def on(drawn, value):
     """The same scenes on a background of one grey."""
     return replace(drawn, backgrounds=torch.full_like(drawn.backgrounds, value))
-
-
-def test_what_the_background_shines_through_is_not_in_the_mask(drawn):
-    numbers = torch.arange(60)
-    (black, masks), (white, same) = on(drawn, 0).draw(numbers), on(drawn, 255).draw(numbers)
-    assert torch.equal(masks, same)
-    through = white.int() - black.int()
-    assert through.min() >= -1  # both are rounded
-    least, most = through.amin(dim=1), through.amax(dim=1)
-    assert (masks[most <= 0] > 0).all()  # covered
-    assert (masks[least >= 129] == 0).all()  # every object here has an alpha below a half
-    assert (most[masks > 0] <= 128).all()
 
 
 def test_the_mask_of_one_emoji_is_its_alpha(drawn, monkeypatch):
@@ -187,25 +149,6 @@ def test_the_object_on_top_gives_the_class(drawn):
     assert (images[inside] == expected[inside]).float().mean() > 0.995
 
 
-def test_scenes_need_alpha_and_items_in_every_style(parts):
-    test, behind = parts["test"], backgrounds("test", 64)
-    with pytest.raises(InputError, match="alpha"):
-        scenes(replace(test, alpha=None), behind, size=32, seed=0)
-    with pytest.raises(InputError, match="in every domain"):
-        scenes(test.select(torch.arange(len(test.items) - 1)), behind, size=32, seed=0)
-
-
-def test_backgrounds_of_training_and_of_tests_differ():
-    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
-    both = [backgrounds(part, 48) for part in ("train", "test")]
-    assert torch.equal(both[0], backgrounds("train", 48))
-    for some, count in zip(both, (17, 16), strict=True):
-        assert (some.dtype, some.shape) == (torch.uint8, (count, 3, 48, 48))
-    pictures = torch.cat(both)
-    assert len({picture.numpy().tobytes() for picture in pictures}) == 33
-    assert (pictures.float().std(dim=(1, 2, 3)) > 5).all()  # none is empty
-
-
 @pytest.fixture
 def segmenter():
     return Segmenter(9, 64)
@@ -222,16 +165,6 @@ def test_a_new_decoder_knows_nothing_and_every_weight_learns(segmenter):
     assert [name for name, weight in weights.items() if weight.grad is None or not weight.grad.any()] == []
     with pytest.raises(ValueError, match="multiple of 32"):
         Segmenter(9, 80)
-
-
-def test_the_head_is_the_decoder_and_batch_norm_stays_in_evaluation_mode(segmenter):
-    head = {name for name, _ in segmenter.head_parameters()}
-    assert head == {f"decoder.{name}" for name, _ in segmenter.decoder.named_parameters()}
-    norms = [name for name, some in segmenter.train().named_modules() if isinstance(some, torch.nn.BatchNorm2d)]
-    assert norms
-    assert all(name.startswith("encoder.") and not segmenter.get_submodule(name).training for name in norms)
-    segmenter.freeze_backbone()
-    assert {name for name, weight in segmenter.named_parameters() if weight.requires_grad} == head
 
 
 def test_the_encoder_gives_the_features_of_the_whole_network(segmenter):
@@ -264,17 +197,6 @@ class Reads(torch.nn.Module):
 def test_mean_iou_by_hand(predicted, truth, expected):
     images = repeat(torch.tensor(predicted, dtype=torch.uint8), "h w -> 1 rgb h w", rgb=3)
     assert mean_iou(Reads(), images, torch.tensor([truth]), classes=4, device=CPU) == pytest.approx(expected)
-
-
-def test_mean_iou_counts_the_pixels_of_all_pictures_together():
-    images = torch.zeros(2, 3, 1, 4, dtype=torch.uint8)
-    images[1, :, :, :2] = 1
-    masks = torch.tensor([[[0, 0, 0, 1]], [[1, 1, 1, 1]]])
-    model = Reads().train()
-    for batch_size in (1, 2):  # IoU of class 0 is 3/6, of class 1 2/5
-        score = mean_iou(model, images, masks, classes=4, device=CPU, batch_size=batch_size)
-        assert score == pytest.approx(45)
-    assert model.training
 
 
 @pytest.fixture(scope="module")
@@ -344,3 +266,39 @@ def test_fingerprints_change_with_what_is_shown(parts, task):
         changed = both(**{name: 64})
         assert changed[0] != whole
         assert (changed[1] != pretrain) == of_pretrain
+
+
+def test_mean_iou_counts_the_pixels_of_all_pictures_together():
+    images = torch.zeros(2, 3, 1, 4, dtype=torch.uint8)
+    images[1, :, :, :2] = 1
+    masks = torch.tensor([[[0, 0, 0, 1]], [[1, 1, 1, 1]]])
+    model = Reads().train()
+    for batch_size in (1, 2):  # IoU of class 0 is 3/6, of class 1 2/5
+        score = mean_iou(model, images, masks, classes=4, device=CPU, batch_size=batch_size)
+        assert score == pytest.approx(45)
+    assert model.training
+
+
+def test_a_stopped_run_ends_as_a_whole_one(cache, monkeypatch):
+    monkeypatch.chdir(cache.parents[1])  # where the emoji are drawn already
+    tiny = ("--limit", "48", "--size", "32", "--scenes", "8", "--pretrain-scenes", "8", "--validation-scenes", "4")
+    tiny += ("--test-scenes", "4", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0")
+    arguments = (*tiny, "--device", "cpu", "--method", "adamw", "ftp", "--lrs", "1e-4", "1e-3")
+    quiet = Console(file=StringIO())
+    assert main([*arguments, "--out", "runs/scenes"], quiet) == 0
+
+    def stop(name: str, step: int) -> None:
+        if (name, step) == ("ftp, seed 0", 3):
+            raise KeyboardInterrupt
+
+    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet, on_step=stop) == 130
+    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet) == 0
+    assert numbers(Path("runs/scenes-stopped")) == numbers(Path("runs/scenes"))
+    report = Path("runs/scenes/report.md").read_text()
+    assert "| method | ID: Twemoji | OpenMoji | Noto outline | other styles |" in report
+    assert "![Test scenes in every style" in report
+
+
+def test_a_size_that_the_encoder_cannot_halve_is_refused(capsys):
+    assert main(["--size", "40"]) == 2
+    assert "--size 40: must be a multiple of 32" in capsys.readouterr().err

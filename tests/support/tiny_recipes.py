@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from rich.console import Console
 
-from experiments.recipes.paper import RECIPES
-from experiments.recipes.run import Setting, run
+from experiments.common.trainer import OnStep
+from experiments.recipes.paper import RECIPES, Recipe
+from experiments.recipes.study import STUDY, Config
 
 from . import tiny_datasets as tiny
 
@@ -27,7 +29,7 @@ DATA = {
 }
 
 
-def small(name: str, **changes):
+def small(name: str, **changes) -> Recipe:
     recipe = RECIPES[name]
     network = VIT if "vit" in recipe.model else RESNET
     sizes: dict[str, Any] = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
@@ -36,19 +38,43 @@ def small(name: str, **changes):
     return replace(recipe, **{**network, **DATA[recipe.data][1], **sizes, **changes})
 
 
-def prepare(recipe, folder: Path, **changes) -> Setting:
+class Given(NamedTuple):
+    """A run: options, folder, and the recipe that stands for that of the options' name."""
+
+    recipe: Recipe
+    config: Config
+    out: Path
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.root or "")
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.config.checkpoint or "")
+
+
+def prepare(recipe: Recipe, folder: Path, **options) -> Given:
     """Data and weights of a run."""
     DATA[recipe.data][0](folder / "data")
-    options = {"img_size": recipe.image_size} if recipe.fixed_size else {}
-    file = tiny.weights(folder / "weights.pt", recipe.model, **options)
-    head = tiny.head(folder / "head.pt", recipe.classes) if recipe.zero_shot else None
-    return replace(Setting(folder / "data", file, folder / "run", head=head, workers=0), **changes)
+    sizes = {"img_size": recipe.image_size} if recipe.fixed_size else {}
+    file = tiny.weights(folder / "weights.pt", recipe.model, **sizes)
+    head = str(tiny.head(folder / "head.pt", recipe.classes)) if recipe.zero_shot else None
+    config = Config(recipe.name, str(folder / "data"), str(file), head, workers=0)
+    return Given(recipe, replace(config, **options), folder / "run")
 
 
-def finished(recipe, setting: Setting) -> dict:
+def run(given: Given, text: StringIO | None = None, on_step: OnStep | None = None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "recipe", lambda config: given.recipe)
+        console = Console(file=text or StringIO(), width=250)
+        STUDY.run(given.config, given.out, given.out.parent / "cache", console, on_step=on_step)
+
+
+def finished(given: Given) -> dict:
     text = StringIO()
-    run(recipe, setting, Console(file=text, width=250))
-    content = json.loads((setting.out / "metrics.json").read_text())
+    run(given, text)
+    content = json.loads((given.out / "metrics.json").read_text())
     assert content["status"] == "finished"
     for result in content["results"].values():
         assert all(title in text.getvalue() for title in result["columns"])

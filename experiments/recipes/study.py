@@ -1,0 +1,239 @@
+"""The paper's benchmarks, for data sets and pre-trained weights that are on this machine: options, run and report."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from experiments.common import checkpoint
+from experiments.common.errors import InputError
+from experiments.common.options import digest
+from experiments.common.progress import Progress
+from experiments.common.record import RunRecord
+from experiments.common.study import Header, Rows, Session, Study
+from experiments.common.tables import markdown, provenance
+from experiments.common.trainer import Trainer
+from experiments.recipes.domainnet import domainnet
+from experiments.recipes.examples import Benchmark, named
+from experiments.recipes.imagenet import imagenet
+from experiments.recipes.imagenet_r import continual
+from experiments.recipes.model import build
+from experiments.recipes.paper import RECIPES, Recipe
+from experiments.recipes.pascal import human_parts, pascal, surface_normals
+from experiments.recipes.pictures import steps_of
+from experiments.recipes.scores import ACCURACY
+from experiments.recipes.train import METHODS, Learner
+
+#: From a folder, a recipe and a seed, which decides the order of ImageNet-R's classes.
+DATA: Mapping[str, Callable[[Path, Recipe, int], Benchmark]] = {
+    "domainnet": domainnet,
+    "imagenet": imagenet,
+    "pascal": pascal,
+    "human_parts": human_parts,
+    "surface_normals": surface_normals,
+    "continual": continual,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is given on the command line."""
+
+    name: tyro.conf.Positional[str] = ""  # the recipe
+    root: str | None = None  # folder of the data set; a wrong one is told its layout
+    checkpoint: str | None = None  # pre-trained weights: a state_dict, or .safetensors
+    head: str | None = None  # zero-shot classifier, for the recipes of ImageNet: a tensor
+    # Every weight within a learned radius of the anchor (ftp), free (finetune), only the head (linear).
+    methods: Annotated[tuple[Literal["ftp", "finetune", "linear"], ...], tyro.conf.arg(name="method")] = (
+        "ftp",
+        "finetune",
+        "linear",
+    )
+    seed: int = 0  # of head, order and augmentation
+    percent: Literal[1, 5, 10, 20, 50, 100] | None = None  # of DomainNet's training pictures
+    epochs: int | None = None  # instead of the recipe's
+    batch_size: int | None = None  # instead of the recipe's
+    workers: int = 4  # processes that read pictures
+    device: str = "cpu"  # cpu, cuda, mps, or auto, which is cuda where there is one
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.seed,)
+
+    def recipe(self) -> Recipe:
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "percent")}
+        return RECIPES[self.name].changed(**{name: value for name, value in given.items() if value is not None})
+
+    def check(self) -> None:
+        """Refuse what cannot run, before any work starts."""
+        if self.name not in RECIPES:
+            raise InputError(f"recipe '{self.name}': choose from {', '.join(RECIPES)}")
+        recipe = self.recipe()
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise InputError(f"--method {' '.join(self.methods)}: give any of {', '.join(METHODS)}, each once")
+        for option, value, least in (
+            ("--epochs", recipe.epochs, 1),
+            ("--batch-size", recipe.batch_size, 1),
+            ("--workers", self.workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"{option} {value}: must be an integer of at least {least}")
+        if recipe.percent != 100 and recipe.data != "domainnet":
+            raise InputError(f"--percent is for the recipes of DomainNet; {self.name} has all of its pictures")
+        for option, file in (("--root", self.root), ("--checkpoint", self.checkpoint)):
+            if file is None:
+                raise InputError(f"{option} is needed: nothing is downloaded (see experiments/recipes/README.md)")
+        if self.head is None and recipe.zero_shot:
+            raise InputError(f"--head is needed: {self.name} starts from CLIP's zero-shot classifier")
+        if self.head is not None and not recipe.zero_shot:
+            raise InputError(f"--head {self.head}: {self.name} has a new head; leave the option out")
+        for option, file in (("--checkpoint", self.checkpoint), ("--head", self.head)):
+            if file is not None and not Path(file).is_file():
+                raise InputError(f"{option} {file} is not a file; give the weights")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run works on."""
+
+    recipe: Recipe
+    benchmark: Benchmark
+    weights: dict[str, str]  # file and digest by option
+
+    def fingerprint(self) -> str:
+        return digest({"pictures": self.benchmark.fingerprint(), "recipe": asdict(self.recipe), **self.weights})
+
+    def about(self) -> dict:
+        benchmark = self.benchmark
+        counts = {"metric": benchmark.metric, "pictures": benchmark.counts()}
+        return counts | {"recipe": asdict(self.recipe), "weights": self.weights}
+
+
+def find(root: Path, recipe: Recipe, seed: int = 0) -> Benchmark:
+    if not root.is_dir():
+        raise InputError(f"--root {root} is not a folder; give the one that holds the data set of {recipe.name}")
+    benchmark = DATA[recipe.data](root, recipe, seed)
+    for number, stage in enumerate(benchmark.stages, 1):
+        if steps_of(stage.examples, recipe) == 0:
+            count = len(stage.examples.files)
+            raise InputError(
+                f"--batch-size {recipe.batch_size}: task {number} has {count} pictures, and a batch that is not "
+                f"full is dropped; give at most {count}"
+            )
+    return benchmark
+
+
+def load(config: Config, cache: Path, progress: Progress) -> Found:
+    recipe, weights = config.recipe(), {}
+    for option, name in (("checkpoint", config.checkpoint), ("head", config.head)):
+        if name is not None:
+            file = Path(name)
+            weights[option] = f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return Found(recipe, find(Path(config.root or ""), recipe, config.seed), weights)
+
+
+def work(config: Config, found: Found, session: Session) -> None:
+    recipe, benchmark, record = found.recipe, found.benchmark, session.record
+    for method in config.methods:
+        if method in record.results:
+            continue
+        torch.manual_seed(config.seed)  # of the head
+        head = None if config.head is None else Path(config.head)
+        model = build(recipe, Path(config.checkpoint or ""), benchmark.metric != ACCURACY, head).to(config.device)
+        identity = {"method": method, "seed": config.seed, "data": found.fingerprint()}
+        learner = Learner(recipe, method, config.seed, config.workers, record.folder, identity)
+        done = learner.run(
+            model, benchmark, lambda task: Trainer(task, session.progress, session.board, session.on_step)
+        )
+        scores = done.pop("scores")
+        record.results[method] = done | {
+            "columns": summed_up(benchmark, scores),
+            "errors": errors_of(benchmark, scores[-1]),
+            "scores": scores if recipe.tasks > 1 else scores[0],
+            "diverged": None in done["losses"],
+            "seconds": round(done["seconds"], 1),
+        }
+        record.save()
+
+
+def errors_of(benchmark: Benchmark, scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    """What is measured besides, by its name: a value for each column of its table."""
+    return {
+        error: {
+            title: sum(scores[named(name, error)] for name in names) / len(names)
+            for title, names in benchmark.columns.items()
+        }
+        for error in benchmark.errors
+    }
+
+
+def summed_up(benchmark: Benchmark, scores: list[dict[str, float]]) -> dict[str, float]:
+    """A value of the metric for each column of the table."""
+    last = scores[-1]
+    columns = {title: sum(last[name] for name in names) / len(names) for title, names in benchmark.columns.items()}
+    if len(scores) > 1:  # tasks 1 ... N
+        columns["mean after each task"] = sum(after["all so far"] for after in scores) / len(scores)
+        lost = [scores[task][f"task {task + 1}"] - last[f"task {task + 1}"] for task in range(len(scores) - 1)]
+        columns["forgetting"] = sum(lost) / len(lost)
+    return columns
+
+
+def table(content: dict, error: str | None = None) -> tuple[Header, Rows]:
+    """A row for each method: of the metric, or of what is measured besides."""
+    results = content["results"]
+    of_method = {method: one["columns"] if error is None else one["errors"][error] for method, one in results.items()}
+    columns = list(next(iter(of_method.values())))
+    rows = [
+        [
+            method + (" (diverged)" if results[method]["diverged"] else ""),
+            *(f"{values[name]:.1f}" for name in columns),
+            f"{results[method]['seconds']:.0f}",
+        ]
+        for method, values in of_method.items()
+    ]
+    return ["method", *columns, "seconds"], rows
+
+
+def lines(content: dict) -> list[str]:
+    data, recipe = content["data"], content["data"]["recipe"]
+    held_out = f", {data['pictures']['validation']:,} to choose the epoch by" if data["pictures"]["validation"] else ""
+    return [
+        f"{data['metric']} in %, one seed ({content['config']['seed']}); weights from {data['weights']['checkpoint']}.",
+        f"{data['pictures']['train']:,} pictures to train on{held_out}.",
+        f"Recipe {recipe['name']}: {recipe['source']}.",
+        f"Stated by no source that was read, so chosen here: {', '.join(recipe['chosen'])}.",
+    ]
+
+
+def write_report(record: RunRecord) -> None:
+    content = record.content
+    text = [f"# {content['data']['recipe']['title']}", ""]
+    for line in lines(content):
+        text += [line, ""]
+    text += [*markdown(*table(content)), ""]
+    for error in next(iter(content["results"].values()))["errors"]:
+        text += [f"{error.capitalize()}; lower is better:", "", *markdown(*table(content, error)), ""]
+    checkpoint.write_text(record.folder / "report.md", "\n".join([*text, *provenance(content)]) + "\n")
+
+
+STUDY = Study(
+    name="recipes",
+    prog="experiments.recipes",
+    about=(
+        f"The benchmarks of the FTP paper: {', '.join(RECIPES)}. Nothing is downloaded. Stop it at any time; the same "
+        "command goes on from the last finished epoch."
+    ),
+    config=Config,
+    load=load,
+    work=work,
+    report=write_report,
+    table=table,
+    lines=lines,
+    packages=("timm", "torchvision", "torchmetrics", "numpy", "pillow"),
+    threads=None,
+)
+main = STUDY.main
