@@ -12,9 +12,7 @@ Params = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
-def mlp_params(
-    sizes: tuple[int, ...], generator: torch.Generator, variance: float = 1.0, scale: float = 1.0
-) -> Params:
+def mlp_params(sizes: tuple[int, ...], generator: torch.Generator, variance: float = 1.0, scale: float = 1.0) -> Params:
     """Normal weights with a variance of `variance` / inputs, times `scale`; biases are 0."""
     params = {}
     for layer, (inputs, outputs) in enumerate(pairwise(sizes)):

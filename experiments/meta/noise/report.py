@@ -228,7 +228,9 @@ def write_report(record: RunRecord) -> None:
         differences(content) if BOTH in methods else None,
         "How the noisy examples are weighed at the end. AUC: the chance that of two examples, one with a right and one "
         "with a wrong label, the right one weighs more (for small-loss selection: has the smaller loss). Weights are "
-        "relative to the mean of all; those of small-loss selection are kept or not." if apart[1] else None,
+        "relative to the mean of all; those of small-loss selection are kept or not."
+        if apart[1]
+        else None,
         apart if apart[1] else None,
         "What was chosen. Number: the strength of label smoothing, or the learning rate of what weighs the examples. "
         "Where the learning rate is at an edge of those that were tried, a better one may lie beyond. Tried: settings, "

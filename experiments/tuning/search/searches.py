@@ -7,8 +7,8 @@ import optuna
 import torch
 
 import hyperopt_ftp as hft
-from experiments.tuning.search.clock import Clock
 from experiments.tuning.search.problem import Box, Problem, Trial, Values
+from experiments.tuning.search.race import Clock
 
 RUNGS = (1 / 27, 1 / 9, 1 / 3, 1.0)  # parts of a training after which Hyperband looks
 WORST = 1e6  # a loss for what diverged: Optuna takes no NaN
