@@ -11,19 +11,20 @@ from experiments.common.options import option
 def check_fields(config: Any, **least: int) -> None:
     """Refuse numbers that cannot be sizes or rates, in any field of a config but its seeds, which `Study` checks.
 
-    Whole numbers are at least 1, or what `least` says; others are finite and above 0; of several values there is at
+    Whole numbers are at least 1, others above 0, or what `least` says; all are finite. Of several values there is at
     least one, and each once.
     """
     for name in (field.name for field in fields(config) if field.name != "seeds"):
-        value, smallest = getattr(config, name), least.get(name, 1)
+        value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
         given = f"{option(name)} {' '.join(map(str, values))}"
         if not values or len(set(values)) < len(values):
             raise InputError(f"{given}: give at least one, each once")
         for number in values:
-            if isinstance(number, int) and number < smallest:
-                raise InputError(f"{given}: must be at least {smallest}")
-            if isinstance(number, float) and not (math.isfinite(number) and number > 0):
+            if isinstance(number, int) or name in least:
+                if not least.get(name, 1) <= number < math.inf:
+                    raise InputError(f"{given}: must be at least {least.get(name, 1)}")
+            elif isinstance(number, float) and not 0 < number < math.inf:
                 raise InputError(f"{given}: must be a finite number above 0")
 
 

@@ -1,6 +1,6 @@
 """What small studies share: bags of words, networks, batches of whole passes, checks of options, and reports."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -53,7 +53,8 @@ class Options:
     steps: int = 3
     samples: int = 0
     rates: tuple[float, ...] = (0.1, 0.2)
-    counts: tuple[int, ...] = field(default=(0, 1))
+    counts: tuple[int, ...] = (0, 1)
+    shares: tuple[float, ...] = (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,15 @@ class Options:
         ({"samples": -1}, "--samples -1: must be at least 0"),
         ({"rates": (0.1, 0.0)}, "--rates 0.1 0.0: must be a finite number above 0"),
         ({"rates": (float("inf"),)}, "--rates inf: must be a finite number above 0"),
+        ({"shares": (float("nan"),)}, "--shares nan: must be at least 0"),
         ({"rates": ()}, "--rates : give at least one, each once"),
         ({"counts": (2, 2)}, "--counts 2 2: give at least one, each once"),
     ],
 )
 def test_options_that_no_study_can_use(changes, said):
-    check_fields(Options(), samples=0, counts=0)
+    check_fields(Options(), samples=0, counts=0, shares=0)
     with pytest.raises(InputError, match=f"^{said}$"):
-        check_fields(Options(**changes), samples=0, counts=0)
+        check_fields(Options(**changes), samples=0, counts=0, shares=0)
     with pytest.raises(InputError, match="^--rates cat: there are dog, bird$"):
         check_names("rates", ("dog", "cat"), ("dog", "bird"))
 

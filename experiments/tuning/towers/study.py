@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 
 from experiments.common.study import Study
 from experiments.tuning.towers.config import Config
-from experiments.tuning.towers.report import table, write_report
-from experiments.tuning.towers.summary import piece
+from experiments.tuning.towers.report import piece, table, write_report
 from experiments.tuning.towers.tasks import Tasks, load_tasks
 from experiments.tuning.towers.training import as_json, seconds_of_a_step, train_all
 
@@ -20,18 +19,15 @@ def pieces(config: Config, tasks: Tasks) -> Mapping[str, Callable[[], dict]]:
                     found[piece(task_name, base, way, height)] = lambda t=task, b=base, h=height, w=way: as_json(
                         train_all(t, b, h, w, config)
                     )
-            if config.timed_steps:
-                found[f"{task_name}-{base}-seconds"] = lambda t=task, b=base: seconds_of_a_step(t, b, config)
+            found[f"{task_name}-{base}-seconds"] = lambda t=task, b=base: seconds_of_a_step(t, b, config)
     return found
 
 
 STUDY = Study(
     name="towers",
     prog="experiments.tuning.towers",
-    about=(
-        "Train from learning rates over many decades, by SGD and Adam alone and by towers of optimizers above them, "
-        "which tune the learning rate while training. Stop it at any time; the same command goes on from there."
-    ),
+    about="Train from learning rates over many decades, by SGD and Adam alone and by towers of optimizers above them, "
+    "which tune the learning rate while training. Stop it at any time; the same command goes on from there.",
     config=Config,
     fast=Config(tasks=("digits",), heights=(0, 1, 2), seeds=(0,), per_decade=1, rounds=5),
     load=load_tasks,
