@@ -32,7 +32,7 @@ from tests.experiments.running import ran, refused, results
 
 ITEMS = 96
 SMALL = Config(
-    seeds=(0,), styles=(1,), pretrain_items=24, anchor_steps=5, steps=3, batch_size=8, lrs=(1e-3, 3e-3),
+    seeds=(0,), styles=(1,), pretrain_items=24, anchor_steps=40, steps=3, batch_size=8, lrs=(1e-3, 3e-3),
     radius_lrs=(1e-2, 1e-1), kappas=(1.0, 0.0), tries=3, rounds=2,
 )  # fmt: skip
 OPTIONS = ("--styles", "1", "--pretrain-items", "24", "--anchor-steps", "2", "--steps", "2", "--batch-size", "4",

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from experiments.classification.emoji import PACKAGES
 from experiments.common.study import Study
 from experiments.meta.few_shot.config import Config
-from experiments.meta.few_shot.data import Data, World, load, world
+from experiments.meta.few_shot.data import Data, World, first_episode, load, world
 from experiments.meta.few_shot.methods import META_LEARNERS, frozen, meta_learned, pretrained
-from experiments.meta.few_shot.pictures import episode
 from experiments.meta.few_shot.report import table, write_report
 
 
@@ -18,10 +17,10 @@ def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
     def world_of(seed: int) -> World:
         if seed not in worlds:
             worlds.clear()
-            worlds[seed] = world(data, config, seed)
+            worlds[seed] = world(data, seed)
         return worlds[seed]
 
-    found: dict[str, Callable[[], dict]] = {"episode": lambda: episode(data, world_of(config.seeds[0]), config)}
+    found: dict[str, Callable[[], dict]] = {"episode": lambda: first_episode(data, world_of(config.seeds[0]), config)}
     for seed in config.seeds:
         for shots in config.shots:
             for name, work in {"frozen": frozen, "pretrained": pretrained}.items():

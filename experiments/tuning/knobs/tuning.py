@@ -1,5 +1,4 @@
-"""Fine-tuning the end of the network, and choosing on held-out pictures: learning rates, and FTP's knobs by searches and
-by hypergradients."""
+"""Fine-tuning the end of the network, and choosing: learning rates, and FTP's knobs by searches and hypergradients."""
 
 import itertools
 import math
