@@ -130,9 +130,7 @@ class Learner(NamedTuple):
         with torch.no_grad():
             return torch.func.vmap(one)(params, lrs)
 
-    def chosen(
-        self, batches: Sequence[Examples], lrs: Sequence[float], stops: Sequence[int], *seed: object
-    ) -> Choice:
+    def chosen(self, batches: Sequence[Examples], lrs: Sequence[float], stops: Sequence[int], *seed: object) -> Choice:
         """Rate and steps with the best mean accuracy on validation pictures; of equals the smallest."""
         fresh = self.new(CHOICE_INITS, *seed, "choice")
         params = {name: w.repeat(len(lrs), *[1] * (w.ndim - 1)) for name, w in fresh.items()}
