@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import hyperopt_ftp as hft
 from experiments.classification.emoji import CLASSES, STYLES
 from experiments.common import checkpoint, figures
 from experiments.common.errors import InputError
@@ -96,51 +95,6 @@ def test_loss_and_scores_are_those_of_the_tail(data, tuner):
     score = tuner.trainee.score(tuner.anchor, rows)
     assert score.loss == pytest.approx(expected.item(), rel=1e-5)
     assert score.accuracy == pytest.approx(100 * (outputs.argmax(1) == truth).double().mean().item())
-
-
-def curved(weights, batch):
-    x, y = batch
-    return ((torch.tanh(x @ weights["w"].T) @ weights["v"] - y) ** 2).mean()
-
-
-def after(knobs, batches, held_out):
-    """The held-out loss, and its derivatives by the library."""
-    generator = torch.Generator().manual_seed(3)
-    start = {name: torch.randn(*shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()}
-    optimizer = with_knobs(len(batches), start, knobs)
-    value, slopes, _ = hft.hypergradient(
-        optimizer, curved, lambda w: curved(w, held_out), start, batches, over=Knobs._fields
-    )
-    return value.item(), [slopes[name].item() for name in Knobs._fields]
-
-
-SHAPES = {"w": (4, 3), "v": (4,)}
-
-
-def test_hypergradients_are_central_differences():
-    generator = torch.Generator().manual_seed(1)
-    draws = [
-        (torch.randn(5, 3, generator=generator).double(), torch.randn(5, generator=generator).double())
-        for _ in range(13)
-    ]
-    knobs = Knobs(0.05, 0.02, 0.6)
-    _, slopes = after(knobs, draws[:12], draws[12])
-    for number, (x, slope) in enumerate(zip(knobs, slopes, strict=True)):
-        h = 1e-5 * x
-        above, below = (
-            after(knobs._replace(**{Knobs._fields[number]: x + s * h}), draws[:12], draws[12]) for s in (1, -1)
-        )
-        assert slope == pytest.approx((above[0] - below[0]) / (2 * h), rel=1e-5)
-        assert abs(slope) > 1e-3
-
-
-def test_kappa_has_no_derivative_where_no_radius_is_to_shrink():
-    """Two steps: the first gradient of a radius is 0, and the second, of the same batch, asks for more."""
-    batch = (torch.eye(3).double(), torch.full((3,), 50.0).double())
-    with pytest.warns(UserWarning, match="kappa"):
-        _, slopes = after(Knobs(0.05, 0.02, 0.6), [batch] * 2, batch)
-    assert slopes[2] == 0
-    assert slopes[1] < 0
 
 
 def test_bilevel_begins_with_a_training_and_a_step_of_adam_on_free_values(tuner):

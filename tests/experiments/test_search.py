@@ -4,23 +4,18 @@ import dataclasses
 import json
 import math
 import re
-from io import StringIO
 from itertools import count, islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 import hyperopt_ftp as hft
-from experiments.classification.data import Pictures
 from experiments.common.digits import digits
 from experiments.common.errors import InputError
 from experiments.common.examples import Examples
-from experiments.common.progress import Progress
 from experiments.common.small_networks import cross_entropy, mlp
 from experiments.common.tweets import Tweets
 from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report
@@ -66,9 +61,6 @@ def tiny(work, space=None, few=None, optimizer=None, **changes):
     )  # fmt: skip
 
 
-# Clock
-
-
 def test_a_clock_stands_still_while_paused():
     now = [3.0]
     clock = Clock(2.0, lambda: now[0])
@@ -81,9 +73,6 @@ def test_a_clock_stands_still_while_paused():
     now[0] = 101.0
     assert clock.seconds == 2.5
     assert clock.over
-
-
-# Spaces and problems
 
 
 def test_draws_stay_in_their_ranges_and_fill_them():
@@ -168,21 +157,6 @@ def test_each_tensor_of_the_whole_network_has_a_rate_that_falls_with_its_distanc
     assert [name for name in after if not torch.equal(after[name], problem.params[name])] == free
 
 
-def test_small_pictures_are_means_of_four_pixels(monkeypatch):
-    drawn = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    drawn[1, 2, :2, 2:4] = torch.tensor([[10, 20], [30, 41]])
-    made = Pictures(drawn, torch.tensor([0, 1]), torch.tensor([0, 0]), ("a", "b"), ("a", "b"), ("x", "y"), ("z",))
-    monkeypatch.setattr(on_emoji, "emoji_pictures", lambda cache, progress: made)
-    small = on_emoji.small_pictures(Path(), Progress(Console(file=StringIO())))
-    assert tuple(small.x.shape) == (2, 3, 32, 32)
-    assert small.x[1, 2, 0, 1] == 25.25
-    assert small.x.sum() == 25.25
-    assert small.labels.tolist() == [0, 1]
-
-
-# Contenders
-
-
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("implicit", "default")])
 def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(name, monkeypatch):
     work = Work()
@@ -265,9 +239,6 @@ class _Read:
         return next(self._now)
 
 
-# Results
-
-
 def content_of(curves, seeds=(0, 1)):
     """A record of `digits-lr` by contender and seed."""
     found = {
@@ -322,9 +293,6 @@ def test_a_curve_holds_from_one_incumbent_to_the_next():
     assert drawn[0][0] >= 0.2
     assert drawn[0][1][0] == 2.0
     assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))
-
-
-# Command
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from experiments.tuning.towers.training import (
     as_json,
     draw,
     first_hparams,
-    seconds_of_a_step,
     tower,
     train,
     train_all,
@@ -157,12 +156,6 @@ def test_what_diverged_is_kept_as_none():
     assert as_json(ends) == {
         "start": [[1.0, 2.0]], "train": [[None, 0.123457]], "held_out": [[None, 1.0]], "lr": [[1.0, 2.0]],
     }  # fmt: skip
-
-
-def test_every_tower_is_timed(task):
-    seconds = seconds_of_a_step(task, "sgd", Config(heights=(0, 2), rounds=1))
-    assert list(seconds) == ["0", "log-2", "raw-2"]
-    assert all(value > 0 for value in seconds.values())
 
 
 @pytest.mark.parametrize(

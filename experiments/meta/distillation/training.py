@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 import hyperopt_ftp as hft
 from experiments.common.draws import generator
 from experiments.common.examples import Examples
+from experiments.common.stretches import stretches
 from experiments.meta.distillation.config import CHOICE_INITS, TEST_INITS
 from experiments.meta.distillation.data import Task
 
@@ -116,16 +117,11 @@ class Learner(NamedTuple):
     def trained(self, params: Params, lrs: Tensor, batches: Sequence[Examples], stops: Sequence[int]) -> list[Params]:
         """The networks, each trained at its own rate, after each of so many steps (in rising order)."""
         optimizer = hft.sgd(momentum=MOMENTUM)
-        # Drawn here: vmap refuses random numbers.
-        parts = [[batches[k] for k in range(*ends)] for ends in zip((0, *stops), stops, strict=False)]
+        drawn = [batches[k] for k in range(stops[-1])]  # here, since vmap refuses random numbers
 
         def one(params: Params, lr: Tensor) -> list[Params]:
-            state, kept = None, []
-            for ahead in parts:
-                hparams = {**optimizer.hparams, "lr": lr}
-                params, state, _ = hft.train(optimizer, self.loss, params, ahead, hparams=hparams, state=state)
-                kept.append(params)
-            return kept
+            hparams = {**optimizer.hparams, "lr": lr}
+            return [ended for _, ended in stretches(optimizer, self.loss, params, drawn, stops, hparams)]
 
         with torch.no_grad():
             return torch.func.vmap(one)(params, lrs)

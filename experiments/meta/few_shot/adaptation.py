@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 import hyperopt_ftp as hft
+from experiments.common.stretches import stretches
 from experiments.meta.few_shot.config import WAYS
 from experiments.meta.few_shot.episodes import Batch, Both
 from hyperopt_ftp import tree
@@ -133,16 +134,10 @@ def accuracies(adapt: Adaptation, learned: Learned, episodes: Both, marks: Seque
     """Share of the query that is right after so many steps, in rising order: [episode, mark]."""
 
     def one(support: Batch, query: Batch) -> Tensor:
-        begin, state, done, found = adapt(learned), None, 0, []
-        params = begin.params
-        for mark in marks:
-            if mark > done:
-                run = hft.train(
-                    begin.optimizer, begin.loss, params, [support] * (mark - done), hparams=begin.hparams, state=state
-                )
-                params, state, done = run.params, run.state, mark
-            found.append(right(begin.whole(params), query))
-        return torch.stack(found)
+        begin = adapt(learned)
+        batches = [support] * marks[-1]
+        ways = stretches(begin.optimizer, begin.loss, begin.params, batches, marks, begin.hparams)
+        return torch.stack([right(begin.whole(params), query) for _, params in ways])
 
     return torch.func.vmap(one, chunk_size=CHUNK)(*episodes)
 

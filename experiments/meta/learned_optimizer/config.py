@@ -31,11 +31,8 @@ class Config:
     def check(self) -> None:
         check_names("problems", self.problems, PROBLEMS)
         check_fields(self, longest=SEGMENT, times_longer=2)
-        if self.checks > min(self.episodes, self.evolution_episodes):
-            raise InputError(
-                f"--checks {self.checks}: must be at most --episodes {self.episodes} and --evolution-episodes "
-                f"{self.evolution_episodes}"
-            )
+        if self.checks > self.episodes:
+            raise InputError(f"--checks {self.checks}: must be at most --episodes {self.episodes}")
         if self.steps % POINTS:
             raise InputError(f"--steps {self.steps}: must be a multiple of {POINTS}, since losses are taken so often")
 

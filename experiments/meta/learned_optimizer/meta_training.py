@@ -11,6 +11,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
 from experiments.common.small_networks import Batch, Params, cross_entropy
+from experiments.common.stretches import stretches
 from experiments.meta.learned_optimizer.config import HIDDEN, META_LR, SEGMENT, Config
 from experiments.meta.learned_optimizer.rule import Net, first_net, learned, over_tasks
 from experiments.meta.learned_optimizer.tasks import BATCH, Group, new_group
@@ -99,9 +100,8 @@ def meta_loss(optimizer: hft.Optimizer, groups: list[Group], steps: int) -> floa
     found = []
     for number, group in enumerate(groups):
         batches = group.batches(BATCH, steps, torch.Generator().manual_seed(number))
-        own, params, state = over_tasks(optimizer), group.params, None
-        for first in range(0, steps, max(1, steps // 10)):
-            part = batches[first : first + max(1, steps // 10)]
-            params, state, _ = hft.train(own, total_loss(group), params, part, state=state)
+        every = max(1, steps // 10)
+        stops = [min(first + every, steps) for first in range(0, steps, every)]
+        for _, params in stretches(over_tasks(optimizer), total_loss(group), group.params, batches, stops):
             found.append(log_loss(group)(params, (group.x, group.y)).nan_to_num(10.0, 10.0).clamp(max=10.0))
     return torch.stack(found).mean().item()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.small_networks import Params, cross_entropy
+from experiments.common.stretches import stretches
 from experiments.meta.learned_optimizer.config import POINTS
 from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, batches
 from experiments.meta.learned_optimizer.tasks import BATCH
@@ -51,10 +52,8 @@ def curves(
 
     def one(rate: Tensor | None) -> tuple[Tensor, Tensor]:
         hparams = optimizer.hparams if rate is None else {**optimizer.hparams, "lr": rate}
-        params, state, losses = start, None, [loss(start, train)]
-        for first in range(0, steps, every):
-            part = order[first : first + every]
-            params, state, _ = hft.train(optimizer, loss, params, part, hparams=hparams, state=state)
+        params, losses = start, []
+        for _, params in stretches(optimizer, loss, start, order, range(0, steps + 1, every), hparams):
             losses.append(loss(params, train))
         right = problem.forward(params, test.x).argmax(-1) == test.y
         return torch.stack(losses), 100 * right.float().mean()

@@ -15,6 +15,7 @@ import hyperopt_ftp as hft
 from experiments.common.draws import generator
 from experiments.common.examples import Examples
 from experiments.common.small_networks import accuracy
+from experiments.common.stretches import stretches
 from experiments.meta.noise.config import BATCH, CLEAN_BATCH, CLEAN_SHARE, HIDDEN, MOMENTUM, NOISE, RAMP, Config
 from experiments.meta.noise.data import Problem
 from experiments.meta.noise.methods import (
@@ -60,7 +61,8 @@ def train(problem: Problem, method: Method, config: Config, lr: float, number: f
     optimizer, loss = hft.sgd(lr=lr, momentum=MOMENTUM), loss_of(problem, method, number)
     data = batches(problem, method, config.steps, seed)
     if method.start is None:
-        looks = _train(optimizer, loss, params, data, config.stretch)
+        stops = range(config.stretch, config.steps + 1, config.stretch)
+        looks = ((step, params, None) for step, params in stretches(optimizer, loss, params, data, stops))
     else:
         own = method.start(len(problem.noisy.y), seed)
         looks = _bilevel(optimizer, loss, params, own, data, problem.clean, number, config.stretch)
@@ -120,14 +122,6 @@ def loss_of(problem: Problem, method: Method, number: float) -> Loss:
 
 def mean_loss(params: Params, examples: Examples) -> Tensor:
     return F.cross_entropy(logits(params, examples.x), examples.y)
-
-
-def _train(optimizer: hft.Optimizer, loss: Loss, params: Params, data: list[Batch], stretch: int) -> Looks:
-    state = None
-    for step in range(stretch, len(data) + 1, stretch):
-        run = hft.train(optimizer, loss, params, data[step - stretch : step], state=state)
-        params, state = run.params, run.state
-        yield step, params, None
 
 
 def _bilevel(
