@@ -11,7 +11,7 @@ from torch import nn
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Losses
 from experiments.hypergradients import gradients
-from experiments.hypergradients.gradients import agreement, closed_form, compare, full, walk
+from experiments.hypergradients.gradients import agreement, closed_form, full, walk
 from experiments.hypergradients.report import compared
 from experiments.hypergradients.report import costs as table_of_costs
 from experiments.hypergradients.study import main
@@ -77,19 +77,6 @@ def test_a_depth_is_the_same_as_truncation(segment, depth):
     for name, value in expected["radius"].items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(made.end[name], end[name], rtol=1e-12, atol=1e-12)
-
-
-def test_every_kind_is_compared_and_timed(segment):
-    made, losses, *_ = segment
-    found = compare(made, losses, (1, 2, 4))
-    kinds = ["paper", "exact", "K=1", "K=2", "K=4"]
-    assert {loss: list(values) for loss, values in found.gradients.items()} == {"training": kinds, "validation": kinds}
-    keys = {f"{loss}, {kind}" for loss in found.gradients for kind in kinds}
-    assert found.seconds.keys() == found.mib.keys() == keys
-    assert all(value > 0 for value in found.seconds.values())
-    assert all(value >= 0 for value in found.mib.values())
-    named = dict(zip(found.layers, found.gradients["training"]["K=4"], strict=True))
-    assert named == {name: pytest.approx(value.item()) for name, value in full(made, losses, "training", 4).items()}
 
 
 def test_every_strategy_finds_the_same(segment):

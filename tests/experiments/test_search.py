@@ -214,31 +214,6 @@ def test_two_outer_steps_are_those_of_torch_by_hand():
         outer.step()
 
 
-def test_a_race_counts_what_ends_in_time_and_keeps_what_is_better():
-    """The clock is read once after each trial; testing is on nobody's clock."""
-    work = Work()
-    problem, losses = tiny(work), iter([3.0, math.nan, 2.0, 2.5, 1.0, 0.5])
-    trial = problem.train(problem.default)
-    now = count(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "Clock", lambda budget: _Read(now))
-        result = race.race(problem, lambda problem, clock: (trial._replace(loss=loss) for loss in losses), budget=5)
-    assert result["trials"] == 5
-    assert [point[:2] for point in result["curve"]] == [[1, 3.0], [3, 2.0], [5, 1.0]]
-
-
-class _Read:
-    """A clock that goes on by 1 whenever it is read."""
-
-    def __init__(self, now):
-        self._now = now
-        self.paused = Clock(0.0, lambda: 0.0).paused
-
-    @property
-    def seconds(self):
-        return next(self._now)
-
-
 def content_of(curves, seeds=(0, 1)):
     """A record of `digits-lr` by contender and seed."""
     found = {
