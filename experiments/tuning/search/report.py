@@ -12,10 +12,10 @@ from experiments.common.figures import SMALL, WIDTH, curves, legend, legend_heig
 from experiments.common.looks import GREY, RED, looks
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, curve, fixed, paired, write
-from experiments.tuning.search.contenders import CONTENDERS, EMOJI, GROUPS, LEFT_OUT, NETWORK, PROBLEMS
+from experiments.tuning.search.contenders import CONTENDERS, GROUPS, LEFT_OUT, PROBLEMS, SECONDS
 from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED, TOP_RATE
 
-SECONDS, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
+TIME, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
 POINTS = 40  # of the common grid of times
 WIDE = (GREY, RED)  # of the groups
 Line = list[tuple[int, Estimate]]  # by the number of hyperparameters
@@ -70,7 +70,7 @@ def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
 
 def at(points: list[list[float]], seconds: float, column: int) -> float | None:
     """Of the incumbent at that time; None where there is none yet."""
-    before = [point for point in points if point[SECONDS] <= seconds]
+    before = [point for point in points if point[TIME] <= seconds]
     return before[-1][column] if before else None
 
 
@@ -197,10 +197,10 @@ def gain_by_size(file: Path, lines: Mapping[str, Line], chosen: Mapping[str, Lin
 
 def setting(content: dict) -> str:
     threads = content["environment"]["threads"]
+    on = "one thread" if threads == 1 else f"{threads} threads"
     return (
-        f"Each contender has {content['config']['seconds']:g} s of wall time on "
-        f"{'one thread' if threads == 1 else f'{threads} threads'} ({EMOJI:g} s on emoji, {NETWORK:g} s where all of "
-        "that network is trained) to find "
+        f"Each contender has {content['config']['seconds']:g} s of wall time on {on} ({SECONDS['emoji']:g} s on emoji, "
+        f"{SECONDS['pictures']:g} s where all of that network is trained) to find "
         "hyperparameters by the validation loss after a whole training; what it has found so far is tested while its "
         "clock stands still. All but the online ones tune the very run that is tested: initial "
         "weights and order of batches are fixed by the seed. All begin with the same default, and draw from the same "

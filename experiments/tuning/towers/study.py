@@ -1,25 +1,24 @@
 """The study for the frame: its data, its pieces, its report."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
 
 from experiments.common.study import Study
 from experiments.tuning.towers.config import Config
 from experiments.tuning.towers.report import piece, table, write_report
 from experiments.tuning.towers.tasks import Tasks, load_tasks
-from experiments.tuning.towers.training import as_json, seconds_of_a_step, train_all
+from experiments.tuning.towers.training import seconds_of_a_step, train_all
 
 
 def pieces(config: Config, tasks: Tasks) -> Mapping[str, Callable[[], dict]]:
     """One training of everything for each task, base, height and way; a base alone is trained once."""
     found: dict[str, Callable[[], dict]] = {}
-    for task_name, task in tasks.by_name.items():
+    for name, task in tasks.by_name.items():
         for base in config.bases:
-            for height in sorted(config.heights):
-                for way in config.ways:
-                    found[piece(task_name, base, way, height)] = lambda t=task, b=base, h=height, w=way: as_json(
-                        train_all(t, b, h, w, config)
-                    )
-            found[f"{task_name}-{base}-seconds"] = lambda t=task, b=base: seconds_of_a_step(t, b, config)
+            for height, way in product(sorted(config.heights), config.ways):
+                found[piece(name, base, way, height)] = partial(train_all, task, base, height, way, config)
+            found[f"{name}-{base}-seconds"] = partial(seconds_of_a_step, task, base, config)
     return found
 
 

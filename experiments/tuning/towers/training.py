@@ -89,8 +89,9 @@ def train(task: Task, base: Base, height: int, way: Way, drawn: Drawn, lr: Tenso
     )
 
 
-def train_all(task: Task, base: Base, height: int, way: Way, config: Config) -> Ends:
-    """[seeds, learning rates] of everything. Nothing is changed in place, so that one `vmap` trains them all."""
+def train_all(task: Task, base: Base, height: int, way: Way, config: Config) -> dict[str, Any]:
+    """By seed and learning rate, as a record keeps it. Nothing is changed in place, so that one `vmap` trains them
+    all."""
     each = [draw(task, seed, config.steps) for seed in config.seeds]
     drawn = tree.map_tree(lambda *same: torch.stack(same), *each)
     lrs = torch.tensor(config.lrs, dtype=torch.float64)
@@ -99,17 +100,14 @@ def train_all(task: Task, base: Base, height: int, way: Way, config: Config) -> 
         return train(task, base, height, way, drawn, lr)
 
     with torch.no_grad():
-        return torch.func.vmap(torch.func.vmap(one, (None, 0)), (0, None))(drawn, lrs)
+        ends = torch.func.vmap(torch.func.vmap(one, (None, 0)), (0, None))(drawn, lrs)
+    return {name: plain(value) for name, value in ends._asdict().items()}
 
 
-def as_json(ends: Ends) -> dict[str, Any]:
-    """By seed and learning rate; None for what is not finite."""
-    return {name: _plain(value) for name, value in ends._asdict().items()}
-
-
-def _plain(value: Tensor) -> Any:
+def plain(value: Tensor) -> Any:
+    """Numbers as JSON has them; None for what is not finite."""
     if value.ndim:
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return float(f"{value.item():.6g}") if value.isfinite() else None
 
 
