@@ -113,7 +113,9 @@ def rates_table(content: dict) -> Table:
 def knobs_table(content: dict) -> Table:
     """What was found, seed by seed; a star marks an end of the grid beyond which a better one may lie."""
     config = content["config"]
-    edges = {name: (min(config[name + "s"]), max(config[name + "s"])) for name in ("lr", "radius_lr")}
+    edges: dict[str, tuple[float, ...]] = {
+        name: (min(config[name + "s"]), max(config[name + "s"])) for name in ("lr", "radius_lr")
+    }
     edges["kappa"] = ()  # beyond the ends of its grid nothing is allowed
     rows = []
     for style in config["styles"]:
@@ -249,7 +251,9 @@ def write_report(record: RunRecord) -> None:
     for knob in Knobs._fields:
         ways(folder / f"{knob}.png", content, knob)
     surface(folder / "surface.png", content, "other")
-    found = {TITLES.get(method, method): own["accuracy"] for method, own in content["summary"]["other"].items()}
+    found: dict[str, dict] = {
+        TITLES.get(method, method): own["accuracy"] for method, own in content["summary"]["other"].items()
+    }
     found["anchor"] = found.pop("anchor")  # drawn last
     points = {
         name: (own["own"], own["unseen"]) for name, own in found.items() if own["own"] and own["unseen"]
