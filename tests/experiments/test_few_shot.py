@@ -235,7 +235,7 @@ def test_the_linear_head_is_a_fitted_logistic_regression(l2):
 
 
 def test_settings_are_chosen_on_validation():
-    seed = world(made_up(), 0)
+    seed = world(made_up(), dataclasses.replace(TINY, validation=7), 0)
     sizes = []
 
     def candidate(name, on_validation, on_test, steps=(0,)):
@@ -246,10 +246,7 @@ def test_settings_are_chosen_on_validation():
 
         return Candidate(name, shares, steps, 2.0)
 
-    config = dataclasses.replace(TINY, validation=7)
-    found = outcome(
-        [candidate("a", (0.5,), (0.9,)), candidate("b", (0.6, 0.7), (0.2, 0.3), (1, 2))], seed, config, 1, ()
-    )
+    found = outcome([candidate("a", (0.5,), (0.9,)), candidate("b", (0.6, 0.7), (0.2, 0.3), (1, 2))], seed)
     assert found["chosen"] == "b, 2 steps"
     assert found["tried"] == {"a": 50.0, "b, 1 steps": 60.0, "b, 2 steps": 70.0}
     assert found["accuracy"] == pytest.approx(30)
@@ -263,7 +260,7 @@ def test_a_meta_training_that_diverges_is_a_result(monkeypatch):
         raise ArithmeticError
 
     monkeypatch.setattr(methods, "meta_train", fails)
-    assert methods.meta_learned("anil", world(made_up(), 0), TINY, 1) == {
+    assert methods.meta_learned("anil", world(made_up(), TINY, 0)) == {
         "anil": {"diverged": ["lr 0.1", "lr 0.3", "lr 1"]}
     }
 

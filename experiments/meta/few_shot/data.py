@@ -97,7 +97,7 @@ def load(config: Config, cache: Path, progress: Progress) -> Data:
 
 @dataclass(frozen=True)
 class World:
-    """One seed's: the split, and inputs in which nothing but meta-training pictures has been used."""
+    """One seed's, for so many shots: the split, and inputs in which meta-training pictures alone have been used."""
 
     parts: dict[str, Classes]
     inputs: Tensor  # [picture, inputs], all of one norm
@@ -105,20 +105,23 @@ class World:
     emoji: int
     styles: int
     seed: int
+    config: Config
+    shots: int
 
-    def episodes(self, part: str, count: int, shots: int) -> Episodes:
+    def episodes(self, part: str) -> Episodes:
         """The same for every method."""
-        generator = random.Random(f"{self.seed}-{part}-{shots}")
-        return draw(self.parts[part], self.emoji, self.styles, count, shots, QUERIES, generator)
+        config, generator = self.config, random.Random(f"{self.seed}-{part}-{self.shots}")
+        counts = {"train": config.meta_steps * config.tasks, "validation": config.validation, "test": config.episodes}
+        return draw(self.parts[part], self.emoji, self.styles, counts[part], self.shots, QUERIES, generator)
 
 
-def world(data: Data, seed: int) -> World:
+def world(data: Data, config: Config, seed: int) -> World:
     """Centre each style on the mean of its meta-training pictures, then principal components, then one norm."""
     parts = split(data.classes, seed)
     known = sorted(number for emoji in parts["train"].values() for number in emoji)
     flat = rearrange(data.features.x.float(), "(s n) c h w -> s n (c h w)", s=data.styles)
     inputs, spread = prepared(flat, known, INPUTS)
-    return World(parts, inputs, spread, data.emoji, data.styles, seed)
+    return World(parts, inputs, spread, data.emoji, data.styles, seed, config, max(config.shots))
 
 
 def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
@@ -133,9 +136,9 @@ def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Ten
     return inputs.contiguous(), spread
 
 
-def first_episode(data: Data, world: World, config: Config) -> dict:
+def first_episode(data: Data, world: World) -> dict:
     """Of the test, as a picture: a row for each class, what is learned from, a gap, what is predicted."""
-    first = world.episodes("test", 1, max(config.shots))
+    first = world.episodes("test")
     support, query = data.images[first.support[0]], data.images[first.query[0]]
     table = torch.cat([support, torch.full_like(support[:, :1], 255), query], dim=1)
     png = packed(rearrange(table, "row column rgb h w -> (row h) (column w) rgb").numpy())

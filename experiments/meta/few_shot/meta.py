@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.meta.few_shot.adaptation import Adaptation, Learned, adapted, loss
-from experiments.meta.few_shot.config import OUTER_LR, Config
+from experiments.meta.few_shot.config import OUTER_LR
 from experiments.meta.few_shot.data import World
 from experiments.meta.few_shot.episodes import Batch, Both
 from hyperopt_ftp import tree
@@ -47,10 +47,10 @@ def falling(optimizer: hft.Optimizer, steps: int) -> hft.Optimizer:
     return hft.scheduled(optimizer, lr=hft.schedules.cosine(steps))
 
 
-def meta_train(outer: OuterLoss, learned: Learned, world: World, shots: int, config: Config) -> Learned:
+def meta_train(outer: OuterLoss, learned: Learned, world: World) -> Learned:
     """Adam on the outer loss; every method sees the same episodes."""
-    steps, tasks = config.meta_steps, config.tasks
-    support, query = world.episodes("train", steps * tasks, shots).batches(world.inputs)
+    steps, tasks = world.config.meta_steps, world.config.tasks
+    support, query = world.episodes("train").batches(world.inputs)
     batches = list(zip(_cut(support, tasks), _cut(query, tasks), strict=True))
     with warnings.catch_warnings():  # that a few inner steps have not converged is part of what is compared
         warnings.filterwarnings("ignore", message="Implicit", category=UserWarning)
@@ -61,8 +61,9 @@ def _cut(batch: Batch, size: int) -> list[Batch]:
     return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
 
 
-def pretrain(net: Any, world: World, steps: int) -> Learned:
+def pretrain(net: Any, world: World) -> Learned:
     """Ordinary training on all classes of meta-training at once, in all styles."""
+    steps = 2 * world.config.meta_steps
     rows, labels = [], []
     for label, emoji in enumerate(world.parts["train"].values()):
         for style in range(world.styles):

@@ -1,6 +1,7 @@
 """Few-shot learning across drawing styles: what meta-training brings beyond a linear head on frozen features."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from experiments.classification.emoji import PACKAGES
@@ -13,13 +14,14 @@ from experiments.meta.few_shot.report import table, write_report
 
 def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
     """One for each seed, number of shots and family of methods."""
-    world_of = lru_cache(maxsize=1)(partial(world, data))
+    world_of = lru_cache(maxsize=1)(partial(world, data, config))
     families = {"frozen": frozen, "pretrained": pretrained, **{x: partial(meta_learned, x) for x in META_LEARNERS}}
-    found: dict[str, Callable[[], dict]] = {"episode": lambda: first_episode(data, world_of(config.seeds[0]), config)}
+    found: dict[str, Callable[[], dict]] = {"episode": lambda: first_episode(data, world_of(config.seeds[0]))}
     for seed in config.seeds:
         for shots in config.shots:
             for name, work in families.items():
-                found[f"seed{seed}-{shots}shot-{name}"] = lambda s=seed, k=shots, w=work: w(world_of(s), config, k)
+                piece = f"seed{seed}-{shots}shot-{name}"
+                found[piece] = lambda s=seed, k=shots, w=work: w(replace(world_of(s), shots=k))
     return found
 
 

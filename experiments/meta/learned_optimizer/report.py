@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from statistics import mean
 
 from experiments.common.estimate import Estimate, estimate
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import Curve, curves, mean_curve
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, curve, over, significant, write
+from experiments.common.report_kit import Table, over, significant, write
 from experiments.meta.learned_optimizer.config import HIDDEN, POINTS, SEGMENT, SIGMA
 from experiments.meta.learned_optimizer.problems import PROBLEMS
 from experiments.meta.learned_optimizer.rule import FIRST_RATE
@@ -150,13 +150,10 @@ def trainings(content: dict) -> dict[str, dict[str, Curve]]:
     for name in content["config"]["problems"]:
         x = [k * steps_on(name, content) // POINTS for k in range(POINTS + 1)]
         panels[PROBLEMS[name].title] = {
-            TITLES[row]: _mean(x, [run["losses"] for run in runs]) for row, runs in runs_of(name, content)[0].items()
+            TITLES[row]: mean_curve(x, [run["losses"] for run in runs])
+            for row, runs in runs_of(name, content)[0].items()
         }
     return panels
-
-
-def _mean(x: list, values: list[list[float]]) -> Curve:
-    return curve(x, [estimate(list(at)) for at in zip(*values, strict=True)])
 
 
 def meta_losses(content: dict) -> dict[str, dict[str, Curve]]:
@@ -168,7 +165,7 @@ def meta_losses(content: dict) -> dict[str, dict[str, Curve]]:
             x = [episode for episode, _ in made[0]["checks"]]
             if unit == "seconds":
                 x = [mean(at) for at in zip(*(run["check_seconds"] for run in made), strict=True)]
-            named[TITLES[name]] = _mean(x, [[score for _, score in run["checks"]] for run in made])
+            named[TITLES[name]] = mean_curve(x, [[score for _, score in run["checks"]] for run in made])
         ends = sorted({x for line in named.values() for x in (line.x[0], line.x[-1])})
         level = min(content["results"]["one-rate"]["scores"])
         panels[f"by {unit}"] = named | {TITLES["one_rate"]: Curve(ends, [level] * len(ends))}
