@@ -36,6 +36,10 @@ DEFAULTS = {"radius_lr": 1e-2, "kappa": 1.0}
 Pick = Callable[[dict], float | None]  # of a piece; None stands for what is not finite
 
 
+def title(method: str) -> str:
+    return TITLES.get(method, method)  # the anchor has its own name
+
+
 def of_style(content: dict, style: int) -> list[dict]:
     return [result for result in content["results"].values() if result["style"] == style]
 
@@ -83,7 +87,7 @@ def scores_of(content: dict, source: str, metric: str) -> Table:
         if method not in ("anchor", BASELINE):
             pairs = [[score(source, name, role, metric) for name in (method, BASELINE)] for role in ROLES]
             less = [fixed(estimated(content, *pair), DIGITS[metric], signed=True) for pair in pairs]
-        rows.append([TITLES.get(method, method), *values, *less])
+        rows.append([title(method), *values, *less])
     return ["method", *SEEN_AS.values(), *(f"{role}, minus FTP's" for role in ROLES)], rows
 
 
@@ -252,7 +256,7 @@ def write_report(record: RunRecord) -> None:
         ways(folder / f"{knob}.png", content, knob)
     surface(folder / "surface.png", content, "other")
     found: dict[str, dict] = {
-        TITLES.get(method, method): own["accuracy"] for method, own in content["summary"]["other"].items()
+        title(method): own["accuracy"] for method, own in content["summary"]["other"].items()
     }
     found["anchor"] = found.pop("anchor")  # drawn last
     points = {
