@@ -14,7 +14,7 @@ from experiments.meta.distillation.distil import EDGE, distil, eight_bits
 from experiments.meta.distillation.report import pictures_of
 from experiments.meta.distillation.study import STUDY, sheet
 from experiments.meta.distillation.training import MOMENTUM, Balanced, Choice, Learner, labelled
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
 SMALL = "--data digits --per-class 1 2 --seeds 3 --rounds 3 --steps 2 --lrs 0.01 0.1 --few-steps 2 4 --whole-steps 2 4"
 
@@ -177,17 +177,3 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_and_reports(tmp_path):
     for figure in ("digits-1.png", "digits-2.png", "rounds.png"):
         assert f"]({figure})" in report
         assert (whole / figure).exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--data cats", "--data cats: there are digits, emoji"),
-        ("--per-class 21", "--per-class 21: give at most 20"),
-        ("--rounds 0", "--rounds 0: must be at least 1"),
-        ("--few-steps 20 2", "--few-steps 20 2: give numbers in rising order"),
-    ],
-)
-def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
-    assert refused(STUDY, *arguments.split(), "--out", str(tmp_path / "out"))
-    assert message in " ".join(capsys.readouterr().err.split())

@@ -35,7 +35,7 @@ from experiments.meta.few_shot.meta import first_order, through
 from experiments.meta.few_shot.methods import Candidate, outcome
 from experiments.meta.few_shot.study import STUDY
 from hyperopt_ftp import tree
-from tests.experiments.running import options_of, ran, refused, results
+from tests.experiments.running import options_of, ran, results
 
 TINY = Config(seeds=(0,), shots=(1,), episodes=6, validation=6, meta_steps=2, tasks=2, inner_steps=1)
 
@@ -290,18 +290,3 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
     assert "seed0-1shot-maml" in numbers("broken")
     assert run("--out", "broken").status == 0
     assert numbers("broken") == numbers("whole")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--shots", "1", "1"], "--shots 1 1: give at least one, each once"),
-        (["--shots", "7"], "--shots 7: the smallest classes have 8 emoji, and 5 of each are to be predicted"),
-        (["--tasks", "0"], "--tasks 0: must be at least 1"),
-        (["--episodes", "3"], "--episodes 3: must be at least 6"),
-    ],
-)
-def test_wrong_options(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert refused(STUDY, *arguments)
-    assert message in " ".join(capsys.readouterr().err.split())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from experiments.common import checkpoint, figures
 from experiments.common.errors import InputError
 from experiments.common.frozen import BLOCKS, Features, Tail
 from experiments.tuning.knobs import report
-from experiments.tuning.knobs.config import FAST, OUTER_LR, START, Config, Knobs
+from experiments.tuning.knobs.config import OUTER_LR, START, Config, Knobs
 from experiments.tuning.knobs.study import STUDY, Ends
 from experiments.tuning.knobs.styles import ROLES, Styles
 from experiments.tuning.knobs.tuning import (
@@ -27,7 +26,7 @@ from experiments.tuning.knobs.tuning import (
     grid,
     with_knobs,
 )
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
 ITEMS = 96
 SMALL = Config(
@@ -204,21 +203,3 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(data, tmp_path, mo
     assert written.count("| FTP, hypergradient |") == 2 * len(SOURCES) + 1
     assert text.count(" FTP, hypergradient ") == len(SOURCES) + 1  # and the mean with the anchor
     assert ran(STUDY, *arguments, data=data).begun == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--pretrain-items", "23"), "--pretrain-items 23: must be at least 24"),
-        (("--radius-lrs", "0.1"), "--radius-lrs 0.1: give at least two different numbers"),
-        (("--lrs", "0.1", "0.1"), "--lrs 0.1 0.1: give at least one, each once"),
-        (("--kappas", "0.5", "1.5"), "--kappas 0.5 1.5: give at least two different numbers from 0 to 1"),
-        (("--styles", "0", "3"), "--styles 0 3: there are 0, 1 and 2"),
-    ],
-)
-def test_options_that_cannot_be_used(arguments, message, capsys, tmp_path, monkeypatch):
-    FAST.check()
-    monkeypatch.chdir(tmp_path)
-    assert refused(STUDY, *arguments)
-    assert message in capsys.readouterr().err
-    assert not Path("runs").exists()

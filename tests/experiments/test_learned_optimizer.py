@@ -16,7 +16,7 @@ from experiments.meta.learned_optimizer.rule import FIRST_RATE, first_net, learn
 from experiments.meta.learned_optimizer.study import STUDY
 from experiments.meta.learned_optimizer.tasks import new_group
 from experiments.meta.learned_optimizer.testing import GRIDS, HELD_BACK, MAKERS, WORST, curves
-from tests.experiments.running import options_of, ran, refused, results
+from tests.experiments.running import options_of, ran, results
 
 TINY = Config(
     seeds=(0,), problems=("same",), episodes=2, evolution_episodes=1, tasks=1, longest=10, checks=1, steps=40, samples=1
@@ -164,21 +164,6 @@ def test_the_first_step_at_which_a_curve_is_down():
     assert first_at([2.0, 1.0, 0.5, 0.7, 0.2], 0.6, 40) == 20
     assert first_at([2.0, 1.0], 0.6, 40) is None
     assert end_of([9.0] * 37 + [1.0, 2.0, 3.0, 6.0]) == 3.0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--problems", "larger"), "--problems larger: there are same, wider"),
-        (("--steps", "50"), "--steps 50: must be a multiple of 40"),
-        (("--longest", "5"), "--longest 5: must be at least 10"),
-        (("--checks", "241"), "--checks 241: must be at most --episodes 240"),
-    ],
-)
-def test_what_cannot_run_is_refused(arguments, said, capsys, tmp_path):
-    assert refused(STUDY, *arguments, "--out", str(tmp_path / "out"))
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_run_goes_on_and_ends_with_its_report(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from experiments.meta.noise.methods import METHODS, Batch, Seen, logits, net_wei
 from experiments.meta.noise.report import summarise
 from experiments.meta.noise.study import STUDY
 from experiments.meta.noise.training import BINS, auc, batches, loss_of, told_apart, train
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
 TINY = ["--steps", "4", "--looks", "2", "--seeds", "0", "1", "--datasets", "digits"]
 TINY += ["--digits-lrs", "0.1", "--smoothing", "0.2", "--weight-lrs", "0.3", "--meta-lrs", "0.001"]
@@ -217,18 +217,3 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_with_every_method_and_figure()
     for figure in ("accuracy.png", "weights.png", "function.png"):
         assert f"({figure})" in report
         assert Path("whole", figure).stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--steps", "5"), "--steps 5: must be a multiple of --looks 2"),
-        (("--digits-lrs", "0.1", "0"), "--digits-lrs 0.1 0.0: must be a finite number above 0"),
-        (("--smoothing", "1"), "--smoothing 1.0: must be below 1"),
-        (("--methods", "both", "both"), "--methods both both: give at least one, each once"),
-        (("--datasets",), "--datasets : give at least one"),
-    ],
-)
-def test_what_cannot_run_is_refused(arguments, said, capsys):
-    assert refused(STUDY, *TINY, *arguments)
-    assert said in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 
 import hyperopt_ftp as hft
 from experiments.common.digits import digits
-from experiments.common.errors import InputError
 from experiments.common.examples import Examples
 from experiments.common.small_networks import cross_entropy, mlp
 from experiments.common.tweets import Tweets
@@ -268,21 +266,6 @@ def test_a_curve_holds_from_one_incumbent_to_the_next():
     assert drawn[0][0] >= 0.2
     assert drawn[0][1][0] == 2.0
     assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))
-
-
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        (("--problems", "mnist"), "--problems mnist: there are digits-lr"),
-        (("--contenders", "random", "random", "default"), "give at least one, each once"),
-        (("--contenders", "random"), "default has to be among them"),
-        (("--seconds", "0"), "--seconds 0.0: must be a finite number above 0"),
-    ],
-)
-def test_wrong_options_are_said(option, says):
-    """No study is started: one that is not refused would last for half an hour."""
-    with pytest.raises(InputError, match=re.escape(says)):
-        STUDY.read(option).config.check()
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tmp_path, monkeypatch):

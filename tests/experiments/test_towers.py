@@ -20,7 +20,7 @@ from experiments.tuning.towers.training import (
     train,
     train_all,
 )
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
 TINY = ["--tasks", "digits", "--bases", "sgd", "--heights", "0", "1", "--seeds", "0", "1", "--steps", "4"]
 TINY += ["--per-decade", "1", "--rounds", "1"]
@@ -149,21 +149,6 @@ def test_a_summary_by_hand():
 
 def test_what_diverged_is_kept_as_none():
     assert plain(torch.tensor([[math.inf, 0.12345678], [math.nan, 1.0]])) == [[None, 0.123457], [None, 1.0]]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--heights", "1", "2"], "--heights 1 2: must be from 0 to 10, and 0 among them"),
-        (["--heights", "0", "-1"], "--heights 0 -1: must be at least 0"),
-        (["--heights", "0", "100000"], "--heights 0 100000: must be from 0 to 10"),
-        (["--bases", "sgd", "sgd"], "--bases sgd sgd: give at least one, each once"),
-    ],
-)
-def test_wrong_options(arguments, said, capsys, tmp_path):
-    assert refused(STUDY, *arguments, "--out", str(tmp_path / "run"))
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path):
