@@ -24,10 +24,8 @@ from experiments.common.record import RunRecord
 from experiments.common.step_log import Board, write_steps
 from experiments.common.task import Task, tested
 from experiments.common.trainer import OnStep, Trainer, steps_of
-from experiments.hypergradients.config import Plan
-from experiments.hypergradients.costs import STRATEGIES, cost
-from experiments.hypergradients.downstream import WAYS
-from experiments.hypergradients.gradients import compare, walk
+from experiments.hypergradients.config import WAYS, Plan
+from experiments.hypergradients.gradients import STRATEGIES, compare, cost, walk
 from experiments.hypergradients.report import COST, EQUAL_TIME, show
 
 RUN = "run"  # the fine-tuning on whose way gradients are compared

@@ -1,24 +1,33 @@
 """What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median
 
+import numpy as np
 from rich.console import Console
 
-from experiments.common import checkpoint, heat_maps
-from experiments.common.estimate import estimate, shown
-from experiments.common.figures import Curve, curves
+from experiments.common import heat_maps
+from experiments.common.estimate import estimate
+from experiments.common.figures import SMALL, Curve, curves, panels, save
 from experiments.common.heat_maps import Observed
+from experiments.common.looks import BLUE
 from experiments.common.record import RunRecord
-from experiments.common.tables import in_terminal, markdown, provenance, where
-from experiments.hypergradients.agreement import Agreement, agreement
-from experiments.hypergradients.downstream import WAYS
-from experiments.hypergradients.plots import scatter
+from experiments.common.report_kit import Table, fixed, write
+from experiments.common.tables import in_terminal, where
+from experiments.hypergradients.config import WAYS
+from experiments.hypergradients.gradients import Agreement, agreement
 
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
+REFERENCES = ("training", "validation")
 COST = "cost "  # begins the name of a result; the strategy follows
+
+PICKS: dict[str, Callable[[Agreement], float]] = {
+    "cosine": lambda found: found.cosine,
+    "share of equal signs": lambda found: found.signs,
+}
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,18 @@ def title(loss: str, kind: str) -> str:
     return f"{name}, {loss}"
 
 
-def compared(content: dict) -> tuple[list[str], list[list[str]]]:
+def compared(content: dict) -> Table:
     """A row for each gradient: means over the points, medians of what it took."""
     points, deepest = points_of(content), content["config"]["depths"][-1]
     header = ["gradient of the radii, loss"]
-    for reference in ("training", "validation"):
+    for reference in REFERENCES:
         header += [f"cosine with K = {deepest}, {reference}", "signs alike", "norm ratio"]
     header += ["seconds", "MiB"]
     rows = []
     for loss, kinds in points[0]["gradients"].items():
         for kind in kinds:
             row = [title(loss, kind)]
-            for reference in ("training", "validation"):
+            for reference in REFERENCES:
                 found = [against(point, loss, kind, reference, deepest) for point in points]
                 row.append(f"{fmean(a.cosine for a in found):.2f}")
                 row.append(f"{100 * fmean(a.signs for a in found):.0f} %")
@@ -67,7 +76,7 @@ def compared(content: dict) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def fine_tuned(content: dict) -> tuple[list[str], list[list[str]]]:
+def fine_tuned(content: dict) -> Table:
     """A row for each way of fine-tuning and budget."""
     results, seeds = content["results"], content["config"]["seeds"]
     rows = []
@@ -80,7 +89,7 @@ def fine_tuned(content: dict) -> tuple[list[str], list[list[str]]]:
             diverged = sum(result["diverged"] for result in found)
             title_of = WAYS[way].title + (f" ({diverged} diverged)" if diverged else "")
             steps, seconds = (fmean(result[fact] for result in found) for fact in ("steps", "seconds"))
-            columns = (shown(estimate([result[column] for result in found])) for column in ("id", "ood"))
+            columns = (fixed(estimate([result[column] for result in found])) for column in ("id", "ood"))
             rows.append([title_of, budget, f"{steps:.0f}", f"{seconds:.0f}", *columns])
     anchor = content["anchor"]
     if "id" in anchor:
@@ -102,13 +111,14 @@ def setting(content: dict, subject: Subject) -> str:
     )
 
 
-def costs(content: dict) -> tuple[list[str], list[list[str]]]:
+def costs(content: dict) -> Table:
     """A row for each strategy and depth."""
     rows = []
     for key, found in content["results"].items():
         if not key.startswith(COST):
             continue
-        for depth, seconds, mib, off in zip(*(found[fact] for fact in _COSTS), strict=True):
+        columns = (found[fact] for fact in ("depths", "seconds", "mib", "differs"))
+        for depth, seconds, mib, off in zip(*columns, strict=True):
             name = f"`{key.removeprefix(COST)}`"
             rows.append([name, str(depth), f"{seconds:.2f}", f"{mib:.0f}", f"{off:.0e}"])
     return ["strategy", "K", "seconds", "MiB", "differs by"], rows
@@ -126,6 +136,32 @@ def show(record: RunRecord, console: Console) -> None:
     console.print(where(record))
 
 
+def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> None:
+    """One dot for each layer: a gradient against the reference, both axes linear near 0 and logarithmic beyond."""
+    figure, all_axes = panels(len(points), 2.6)
+    for axes, (label, (x, y)) in zip(all_axes, points.items(), strict=True):
+        size = max(np.abs(x).max(), np.abs(y).max())
+        near = size / 1000
+        axes.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
+        axes.axhline(0, color="#999999", linewidth=0.5)
+        axes.axvline(0, color="#999999", linewidth=0.5)
+        axes.scatter(x, y, s=10, color=BLUE, alpha=0.6, linewidths=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.axes.set_xscale("symlog", linthresh=near)
+            axis.axes.set_yscale("symlog", linthresh=near)
+        edge = 1.5 * size
+        ticks = [-size, -size / 30, 0, size / 30, size]
+        names = [f"{tick:.1g}" for tick in ticks]
+        axes.set_xlim(-edge, edge)
+        axes.set_ylim(-edge, edge)
+        axes.set_xticks(ticks, names, fontsize=SMALL)
+        axes.set_yticks(ticks, names, fontsize=SMALL)
+        axes.minorticks_off()
+        axes.set_xlabel(x_label, fontsize=SMALL)
+        axes.set_ylabel(label, fontsize=SMALL)
+    save(figure, file)
+
+
 def write_report(record: RunRecord, subject: Subject) -> None:
     """report.md and its figures."""
     content, folder = record.content, record.folder
@@ -140,7 +176,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     deepest_k = f"K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{deepest}"  # a title is broken into lines
     depth_panels = {
         f"{name} with {deepest_k}": {f"full, {loss}": Curve(depths, by_depth(loss, pick)) for loss in losses}
-        for name, pick in _PICKS.items()
+        for name, pick in PICKS.items()
     }
     back = "steps K that are differentiated through"
     curves(folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
@@ -153,9 +189,9 @@ def write_report(record: RunRecord, subject: Subject) -> None:
             )
             for kind in kinds
         }
-        for name, pick in _PICKS.items()
-        for loss in points[0]["gradients"]
-    }  # fmt: skip
+        for name, pick in PICKS.items()
+        for loss in losses
+    }
     curves(folder / "agreement-by-step.png", by_step, "training step", "", ticks=steps)
     cost = {
         label: {
@@ -174,65 +210,42 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     names = [name.removeprefix("network.") for name in run["layers"]]
     observed = {TITLES["paper"]: Observed(names, run["steps"], run["radii"])}
     heat_maps.radii(folder / "radii.png", observed, "radius (L1 per row)")
-    tuned = fine_tuned(content)
-    config = content["config"]
-    lines = [
-        "# One-step and full hypergradients of the radii",
-        "",
+    config, cost_rows = content["config"], costs(content)
+    layers = len(middle["layers"])
+    about_costs = (
+        "## What a full hypergradient costs",
+        f"Of the loss of the next training batch in all {layers} radii, after step "
+        f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
+        "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
+        "every number through every step, and is meant for a handful of them: measured is the radius of the first "
+        f"layer alone, and all {layers} take up to as many times as long.",
+        cost_rows,
+    )
+    about_ways = (
+        "## Fine-tuning with each",
+        f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
+        f"{config['ways_epochs']} epochs. A full hypergradient moves the radii once in K steps, K times as far "
+        f"(`radius_lr` = K x {config['radius_lr']:g}). Radii begin at the anchor, where the weights stay "
+        "until the first move, for K steps: the deeper, the shorter is what remains. Equal time: as many steps as "
+        "fit into FTP's seconds, the schedule shortened with them; none is listed where they would be fewer than "
+        "2 K. The ways with validation use labels that FTP never sees.",
+        fine_tuned(content),
+    )
+    write(
+        record,
+        "One-step and full hypergradients of the radii",
         setting(content, subject),
-        "",
-        *markdown(*compared(content)),
-        "",
-        f"Over {len(points)} points and {len(middle['layers'])} layers. FTP's seconds are those of the gradient at the "
+        compared(content),
+        f"Over {len(points)} points and {layers} layers. FTP's seconds are those of the gradient at the "
         "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
-        "",
         "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as all]"
         "(agreement-by-depth.png)",
-        "",
         "![Agreement against training step: 1 is the deepest gradient itself, and a cosine of 0 says nothing of it]"
         "(agreement-by-step.png)",
-        "",
         "![Seconds and memory against depth: FTP's closed form has no depth, so its line is level](cost.png)",
-        "",
         f"![Every layer's gradient against the deepest one, after step {middle['step']}: on the slanted line both are "
         "equal; in the upper left and the lower right quarter their signs differ](layers.png)",
-        "",
         f"![{heat_maps.caption(observed)}](radii.png)",
-        "",
-    ]
-    if costs(content)[1]:
-        lines += [
-            "## What a full hypergradient costs",
-            "",
-            f"Of the loss of the next training batch in all {len(middle['layers'])} radii, after step "
-            f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
-            "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
-            "every number through every step, and is meant for a handful of them: measured is the radius of the first "
-            f"layer alone, and all {len(middle['layers'])} take up to as many times as long.",
-            "",
-            *markdown(*costs(content)),
-            "",
-        ]
-    if config["ways"]:
-        lines += [
-            "## Fine-tuning with each",
-            "",
-            f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
-            f"{config['ways_epochs']} epochs. A full hypergradient moves the radii once in K steps, K times as far "
-            f"(`radius_lr` = K x {config['radius_lr']:g}). Radii begin at the anchor, where the weights stay "
-            "until the first move, for K steps: the deeper, the shorter is what remains. Equal time: as many steps as "
-            "fit into FTP's seconds, the schedule shortened with them; none is listed where they would be fewer than "
-            "2 K. The ways with validation use labels that FTP never sees.",
-            "",
-            *markdown(*tuned),
-            "",
-        ]
-    lines += provenance(content)
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
-
-
-_COSTS = ("depths", "seconds", "mib", "differs")
-_PICKS: dict[str, Callable[[Agreement], float]] = {
-    "cosine": lambda found: found.cosine,
-    "share of equal signs": lambda found: found.signs,
-}
+        *(about_costs if cost_rows[1] else ()),
+        *(about_ways if config["ways"] else ()),
+    )

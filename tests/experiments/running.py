@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from experiments.common.methods import METHODS
+from experiments.common.options import option
 from experiments.common.study import Study
 
 #: All methods but those for networks of linear layers.
@@ -36,6 +37,14 @@ def ran(study: Study, *arguments: str, data: Any = None, stop_before: str | None
         study = dataclasses.replace(study, load=lambda config, cache, progress: data)
     status = study.main(arguments, Console(file=text, width=200), on_piece)
     return Ran(status, text.getvalue(), begun)
+
+
+def options_of(config: Any) -> list[str]:
+    """A study's config as its command is given it."""
+    found = []
+    for name, value in vars(config).items():
+        found += [option(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return found
 
 
 def refused(study: Study, *arguments: str) -> bool:

@@ -8,19 +8,15 @@ import torch.nn.functional as F
 
 from experiments.classification.data import Pictures
 from experiments.common.examples import Examples
-from experiments.meta.distillation.baselines import k_means, random_pictures
-from experiments.meta.distillation.config import Config
-from experiments.meta.distillation.data import Task, emoji_task, load
+from experiments.meta.distillation.config import INITS, LR, OUTER_BATCH, PICTURE_LR, RATE_LR, Config
+from experiments.meta.distillation.data import Task, emoji_task, k_means, load, random_pictures
 from experiments.meta.distillation.distil import EDGE, distil, eight_bits
-from experiments.meta.distillation.sheets import packed, unpacked
-from experiments.meta.distillation.study import STUDY
+from experiments.meta.distillation.report import pictures_of
+from experiments.meta.distillation.study import STUDY, sheet
 from experiments.meta.distillation.training import MOMENTUM, Balanced, Choice, Learner, labelled
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import ran, results
 
-SMALL = (
-    "--data digits --per-class 1 2 --seeds 3 --rounds 3 --track 2 --steps 2 --inits 2 --outer-batch 20 --lrs 0.01 0.1 "
-    "--few-steps 2 4 --whole-steps 2 4 --whole-batch 20 --choice-inits 1 --test-inits 2"
-)
+SMALL = "--data digits --per-class 1 2 --seeds 3 --rounds 3 --steps 2 --lrs 0.01 0.1 --few-steps 2 4 --whole-steps 2 4"
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +124,16 @@ def test_a_choice_is_by_validation_alone_and_of_equals_the_smallest():
     task = tiny(count=40)
     noise = Examples(torch.rand(task.train.x.shape, generator=torch.Generator().manual_seed(1)), task.train.y)
     task = Task(task.classes, noise, noise, Examples(noise.x, 1 - noise.y))  # learned by heart, which takes steps
-    assert Learner(task, "mlp").chosen([noise] * 60, (1e-6, 0.1), (1, 50, 60), 2, "seed") == Choice(0.1, 50, 100.0)
+    assert Learner(task, "mlp").chosen([noise] * 60, (1e-6, 0.1), (1, 50, 60), "seed") == Choice(0.1, 50, 100.0)
 
 
 def test_a_round_of_distillation_is_a_loop_by_hand():
-    task, config = tiny(), Config(rounds=1, steps=3, inits=2, outer_batch=8, choice_inits=1, lr=0.1)
+    task, config = tiny(), Config(rounds=1, steps=3)
     learner, start = Learner(task, "mlp"), k_means(task, 1, 0)[0]
     found = distil(learner, start, config, "seed")
     free = torch.logit(start.clamp(EDGE, 1 - EDGE)).requires_grad_()
-    log_lr = torch.tensor(0.1).log().requires_grad_()
-    params, velocity = learner.new(2, "seed", "round", 1), {}
+    log_lr = torch.tensor(LR).log().requires_grad_()
+    params, velocity = learner.new(INITS, "seed", "round", 1), {}
     params = {name: w.requires_grad_() for name, w in params.items()}
     few = labelled(free.sigmoid(), 2)
 
@@ -152,9 +148,9 @@ def test_a_round_of_distillation_is_a_loop_by_hand():
         for (name, w), g in zip(params.items(), grads, strict=True):
             velocity[name] = MOMENTUM * velocity.get(name, 0.0) + g
             params = params | {name: w - log_lr.exp() * velocity[name]}
-    losses(params, Balanced(task.train, 8, 1, "seed", "outer")[0]).mean().backward()
+    losses(params, Balanced(task.train, OUTER_BATCH, 1, "seed", "outer")[0]).mean().backward()
     adam = torch.optim.Adam(
-        [{"params": [free], "lr": config.picture_lr}, {"params": [log_lr], "lr": config.rate_lr}], betas=(0.9, 0.99)
+        [{"params": [free], "lr": PICTURE_LR}, {"params": [log_lr], "lr": RATE_LR}], betas=(0.9, 0.99)
     )
     adam.step()
     torch.testing.assert_close(found.pictures, eight_bits(free.detach().sigmoid()), atol=1.01 / 255, rtol=0)
@@ -164,7 +160,7 @@ def test_a_round_of_distillation_is_a_loop_by_hand():
 def test_sheets_keep_every_value():
     for channels in (1, 3):
         pictures = torch.randint(0, 256, (6, channels, 4, 4), generator=torch.Generator().manual_seed(0)) / 255
-        back = unpacked(packed(pictures, 2), 2)
+        back = pictures_of(sheet(pictures, 2), 2)
         assert back.shape == (2, 3, 4, 4, 3)
         kept = torch.tensor(back).flatten(0, 1).permute(0, 3, 1, 2)[:, :channels]
         assert torch.equal(kept, (255 * pictures).round().byte())
@@ -181,21 +177,3 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_and_reports(tmp_path):
     for figure in ("digits-1.png", "digits-2.png", "rounds.png"):
         assert f"]({figure})" in report
         assert (whole / figure).exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--data cats", "--data cats: give any of digits, emoji"),
-        ("--track 1000", "--track 1000: must be at most --rounds, 150"),
-        ("--per-class 0", "--per-class 0: give integers from 1 to 20"),
-        ("--network resnet", "--network resnet: allowed are mlp, convolutional"),
-        ("--start noise", "--start noise: allowed are k-means, random"),
-        ("--rounds 0", "--rounds 0: must be an integer of at least 1"),
-        ("--picture-lr -1", "--picture-lr -1.0: must be a number above 0"),
-        ("--lrs 0.1 0.01", "--lrs 0.1 0.01: give numbers above 0 in rising order"),
-    ],
-)
-def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
-    assert refused(STUDY, *arguments.split(), "--out", str(tmp_path / "out"))
-    assert message in " ".join(capsys.readouterr().err.split())

@@ -4,37 +4,40 @@ are made on validation; a run that is stopped ends the same."""
 import dataclasses
 import random
 from collections import defaultdict
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 import hyperopt_ftp as hft
-from experiments.common.errors import InputError
 from experiments.common.frozen import Features
-from experiments.common.progress import Progress
-from experiments.meta.few_shot import data as data_module
 from experiments.meta.few_shot import methods
-from experiments.meta.few_shot.adaptation import accuracies, adapted, anchored, everything, head_alone, near
-from experiments.meta.few_shot.baselines import logistic, nearest_mean
-from experiments.meta.few_shot.choose import Candidate, outcome
-from experiments.meta.few_shot.classes import PARTS, classes_of, split, subgroups
+from experiments.meta.few_shot.adaptation import (
+    accuracies,
+    adapted,
+    anchored,
+    everything,
+    head,
+    head_alone,
+    logistic,
+    logits,
+    loss,
+    near,
+    nearest_mean,
+    network,
+)
 from experiments.meta.few_shot.config import WAYS, Config
-from experiments.meta.few_shot.data import Data, prepared, world
+from experiments.meta.few_shot.data import PARTS, Data, classes_of, prepared, split, subgroups, world
 from experiments.meta.few_shot.episodes import draw, pairs
 from experiments.meta.few_shot.meta import first_order, through
-from experiments.meta.few_shot.network import head, logits, loss, network
+from experiments.meta.few_shot.methods import Candidate, outcome
 from experiments.meta.few_shot.study import STUDY
 from hyperopt_ftp import tree
-from tests.experiments.running import ran, refused, results
+from tests.experiments.running import options_of, ran, results
 
-TINY = Config(
-    seeds=(0,), shots=(1,), queries=2, episodes=6, validation=6, meta_steps=2, tasks=2, inner_steps=1, inputs=6, width=4
-)
+TINY = Config(seeds=(0,), shots=(1,), episodes=6, validation=6, meta_steps=2, tasks=2, inner_steps=1)
 
 
 def made_up() -> Data:
@@ -44,8 +47,8 @@ def made_up() -> Data:
         of[name].append(code)
     items = tuple(code for name in sorted(n for n in of if len(of[n]) >= 9)[:30] for code in of[name][:9])
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(270, 3, 2, 2, generator=generator).repeat(3, 1, 1, 1)
-    x += torch.randn(3, 1, 3, 2, 2, generator=generator).expand(3, 270, -1, -1, -1).flatten(0, 1)
+    x = torch.randn(270, 3, 5, 5, generator=generator).repeat(3, 1, 1, 1)
+    x += torch.randn(3, 1, 3, 5, 5, generator=generator).expand(3, 270, -1, -1, -1).flatten(0, 1)
     images = torch.randint(256, (810, 3, 8, 8), generator=generator, dtype=torch.uint8)
     styles = torch.arange(3).repeat_interleave(270)
     features = Features(x, torch.zeros(810, dtype=torch.long), styles, items * 3, items * 3, ("all",), ("a", "b", "c"))
@@ -232,7 +235,7 @@ def test_the_linear_head_is_a_fitted_logistic_regression(l2):
 
 
 def test_settings_are_chosen_on_validation():
-    seed = world(made_up(), TINY, 0)
+    seed = world(made_up(), dataclasses.replace(TINY, validation=7), 0)
     sizes = []
 
     def candidate(name, on_validation, on_test, steps=(0,)):
@@ -243,10 +246,7 @@ def test_settings_are_chosen_on_validation():
 
         return Candidate(name, shares, steps, 2.0)
 
-    config = dataclasses.replace(TINY, validation=7)
-    found = outcome(
-        [candidate("a", (0.5,), (0.9,)), candidate("b", (0.6, 0.7), (0.2, 0.3), (1, 2))], seed, config, 1, ()
-    )
+    found = outcome([candidate("a", (0.5,), (0.9,)), candidate("b", (0.6, 0.7), (0.2, 0.3), (1, 2))], seed)
     assert found["chosen"] == "b, 2 steps"
     assert found["tried"] == {"a": 50.0, "b, 1 steps": 60.0, "b, 2 steps": 70.0}
     assert found["accuracy"] == pytest.approx(30)
@@ -260,20 +260,13 @@ def test_a_meta_training_that_diverges_is_a_result(monkeypatch):
         raise ArithmeticError
 
     monkeypatch.setattr(methods, "meta_train", fails)
-    assert methods.meta_learned("anil", world(made_up(), TINY, 0), TINY, 1) == {
+    assert methods.meta_learned("anil", world(made_up(), TINY, 0)) == {
         "anil": {"diverged": ["lr 0.1", "lr 0.3", "lr 1"]}
     }
 
 
-def options():
-    """Those of TINY."""
-    for field in dataclasses.fields(TINY):
-        value = getattr(TINY, field.name)
-        yield from (f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,)))
-
-
 def run(*arguments, stop_before=None):
-    return ran(STUDY, *options(), *arguments, data=made_up(), stop_before=stop_before)
+    return ran(STUDY, *options_of(TINY), *arguments, data=made_up(), stop_before=stop_before)
 
 
 def numbers(folder):
@@ -297,29 +290,3 @@ def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
     assert "seed0-1shot-maml" in numbers("broken")
     assert run("--out", "broken").status == 0
     assert numbers("broken") == numbers("whole")
-
-
-def test_no_more_components_than_features(tmp_path, monkeypatch):
-    made = made_up()
-    monkeypatch.setattr(data_module, "frozen_features", lambda cache, progress, block: made.features)
-    most = made.features.x[0].numel()
-    with pytest.raises(InputError, match=f"--inputs {most + 1}: block 12 is given {most} numbers"):
-        data_module.load(dataclasses.replace(TINY, inputs=most + 1), tmp_path, Progress(Console(file=StringIO())))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--shots", "1", "1"], "--shots 1 1: give different integers"),
-        (["--shots", "0"], "--shots 0: give different integers of at least 1"),
-        (["--shots", "7"], "--shots 7 and --queries 2: the smallest classes have 8 emoji"),
-        (["--tasks", "0"], "--tasks 0: must be an integer of at least 1"),
-        (["--outer-lr", "nan"], "--outer-lr nan: must be a number above 0"),
-        (["--block", "17"], "--block 17: the network has the blocks 1 to 16"),
-        (["--episodes", "3"], "--episodes 3: "),
-    ],
-)
-def test_wrong_options(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert refused(STUDY, *options(), *arguments)
-    assert message in " ".join(capsys.readouterr().err.split())

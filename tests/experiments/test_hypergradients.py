@@ -10,9 +10,8 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Losses
-from experiments.hypergradients import costs
-from experiments.hypergradients.agreement import agreement
-from experiments.hypergradients.gradients import closed_form, compare, full, walk
+from experiments.hypergradients import gradients
+from experiments.hypergradients.gradients import agreement, closed_form, full, walk
 from experiments.hypergradients.report import compared
 from experiments.hypergradients.report import costs as table_of_costs
 from experiments.hypergradients.study import main
@@ -80,22 +79,9 @@ def test_a_depth_is_the_same_as_truncation(segment, depth):
         torch.testing.assert_close(made.end[name], end[name], rtol=1e-12, atol=1e-12)
 
 
-def test_every_kind_is_compared_and_timed(segment):
-    made, losses, *_ = segment
-    found = compare(made, losses, (1, 2, 4))
-    kinds = ["paper", "exact", "K=1", "K=2", "K=4"]
-    assert {loss: list(values) for loss, values in found.gradients.items()} == {"training": kinds, "validation": kinds}
-    keys = {f"{loss}, {kind}" for loss in found.gradients for kind in kinds}
-    assert found.seconds.keys() == found.mib.keys() == keys
-    assert all(value > 0 for value in found.seconds.values())
-    assert all(value >= 0 for value in found.mib.values())
-    named = dict(zip(found.layers, found.gradients["training"]["K=4"], strict=True))
-    assert named == {name: pytest.approx(value.item()) for name, value in full(made, losses, "training", 4).items()}
-
-
 def test_every_strategy_finds_the_same(segment):
     made, losses, *_ = segment
-    found = {name: costs.cost(made, losses, (1, 2, 4), name) for name in costs.STRATEGIES}
+    found = {name: gradients.cost(made, losses, (1, 2, 4), name) for name in gradients.STRATEGIES}
     for cost in found.values():
         assert cost["depths"] == [1, 2, 4]
         assert len(cost["seconds"]) == len(cost["mib"]) == len(cost["differs"]) == len(cost["depths"])
@@ -111,11 +97,11 @@ def test_every_strategy_finds_the_same(segment):
 
 def test_a_cost_is_of_another_gradient_where_one_is(segment, monkeypatch):
     made, losses, *_ = segment
-    monkeypatch.setitem(costs.STRATEGIES, "Unroll()", hft.Unroll(truncate=1))
+    monkeypatch.setitem(gradients.STRATEGIES, "Unroll()", hft.Unroll(truncate=1))
     one, four = (torch.stack(list(full(made, losses, "training", depth).values())) for depth in (1, 4))
     off = ((one - four).norm() / four.norm()).item()  # truncated, four steps are one
     assert off > 0.01
-    assert costs.cost(made, losses, (1, 4), "Unroll()")["differs"] == [0.0, pytest.approx(off)]
+    assert gradients.cost(made, losses, (1, 4), "Unroll()")["differs"] == [0.0, pytest.approx(off)]
 
 
 def run(*arguments: str, interrupt: tuple[str, int] | None = None) -> int:

@@ -5,11 +5,11 @@ import pytest
 from benchmarks.hypergradient.contenders import CONTENDERS as BENCHMARKED
 from experiments.common import methods
 from experiments.common.looks import COLOURS, LOOKS, looks
-from experiments.meta.distillation.summary import TITLES as DISTILLED
+from experiments.meta.distillation.report import TITLES as DISTILLED
 from experiments.meta.few_shot.methods import TITLES as FEW_SHOT
-from experiments.meta.learned_optimizer.summary import TITLES as OPTIMIZERS
+from experiments.meta.learned_optimizer.report import TITLES as OPTIMIZERS
 from experiments.meta.noise.methods import METHODS as NOISE
-from experiments.tuning.knobs.tables import TITLES as KNOBS
+from experiments.tuning.knobs.report import TITLES as KNOBS
 from experiments.tuning.search.contenders import CONTENDERS as SEARCH
 
 NAMES = {

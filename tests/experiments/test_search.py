@@ -3,32 +3,24 @@
 import dataclasses
 import json
 import math
-import re
-from io import StringIO
 from itertools import count, islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 import hyperopt_ftp as hft
-from experiments.classification.data import Pictures
 from experiments.common.digits import digits
-from experiments.common.errors import InputError
 from experiments.common.examples import Examples
-from experiments.common.progress import Progress
+from experiments.common.small_networks import cross_entropy, mlp
 from experiments.common.tweets import Tweets
-from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report, results
-from experiments.tuning.search.clock import Clock
+from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report
 from experiments.tuning.search.contenders import CONTENDERS, GROUPS, PROBLEMS
 from experiments.tuning.search.descents import path
-from experiments.tuning.search.networks import cross_entropy, logits, order
-from experiments.tuning.search.problem import Box, Problem, as_it_is
-from experiments.tuning.search.spaces import ADAM, one, schedule, warm_up_and_cosine
+from experiments.tuning.search.problem import ADAM, Box, Problem, as_it_is, one
+from experiments.tuning.search.race import Clock
 from experiments.tuning.search.study import STUDY
 from tests.experiments.running import ran
 from tests.experiments.running import results as results_in
@@ -44,7 +36,7 @@ class Work:
 
     def loss(self, params, batch):
         self.seconds += 1
-        return cross_entropy(params, batch)
+        return cross_entropy(mlp)(params, batch)
 
     def penalised(self, params, batch, h):
         return self.loss(params, batch) + (h["l2"] * params["0.weight"] ** 2).sum() / 2
@@ -62,12 +54,9 @@ def tiny(work, space=None, few=None, optimizer=None, **changes):
     start = {"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2)}
     batches = [tuple(some(8)) for _ in range(STEPS)]
     return Problem(
-        "tiny", optimizer or hft.sgd(momentum=0.9), work.loss, logits, start, batches, some(40), some(40), space,
+        "tiny", optimizer or hft.sgd(momentum=0.9), work.loss, mlp, start, batches, some(40), some(40), space,
         few or as_it_is(space), **changes,
     )  # fmt: skip
-
-
-# Clock
 
 
 def test_a_clock_stands_still_while_paused():
@@ -84,9 +73,6 @@ def test_a_clock_stands_still_while_paused():
     assert clock.over
 
 
-# Spaces and problems
-
-
 def test_draws_stay_in_their_ranges_and_fill_them():
     generator = torch.Generator().manual_seed(0)
     for knob in ADAM.values():
@@ -100,73 +86,43 @@ def test_draws_stay_in_their_ranges_and_fill_them():
         assert abs((many < middle).float().mean() - 0.5) < 0.05
 
 
-def test_a_warm_up_and_a_cosine_by_hand():
-    table = warm_up_and_cosine(torch.tensor(2.0), torch.tensor(0.25), 4)  # at 1/8, 3/8, 5/8, 7/8
+def test_problems_with_many_numbers_by_hand():
+    table = on_digits.warm_up_and_cosine(torch.tensor(2.0), torch.tensor(0.25), 4)  # at 1/8, 3/8, 5/8, 7/8
     by_hand = [1.0, *(1 + math.cos(math.pi * x) for x in (1 / 6, 1 / 2, 5 / 6))]
     torch.testing.assert_close(table, torch.tensor(by_hand))
-    space, few = schedule(64)
-    assert space["lr"].size == 64
-    assert space["lr"].default.min() > 0
-    assert set(few.knobs) == {"peak", "warm-up"}
-
-
-def test_a_part_of_the_labels_is_flipped_and_weights_make_a_weighted_mean():
-    labels = torch.arange(10).repeat(100)
-    new = on_digits.flipped(labels, 0.3, 10, torch.Generator().manual_seed(0))
-    assert (new != labels).sum() == 300
-    assert new.min() == 0
-    assert new.max() == 9
     params = {"0.weight": torch.randn(10, 3), "0.bias": torch.zeros(10)}
     x, y, index = torch.randn(2, 3), torch.tensor([1, 2]), torch.tensor([5, 0])
     weight = torch.tensor([0.2, 0, 0, 0, 0, 0.6])
     each = F.cross_entropy(x @ params["0.weight"].T, y, reduction="none")
     expected = (0.6 * each[0] + 0.2 * each[1]) / 0.8
     torch.testing.assert_close(on_digits.weighted(params, (x, y, index), {"weight": weight}), expected)
-
-
-def test_the_part_of_the_largest_losses_is_left_out():
-    problem = on_digits.example_weights(digits(), 0)
-    problem = dataclasses.replace(problem, batches=problem.batches[:3])
-    weight = problem.few.expand({"dropped": torch.tensor(0.2)})["loss.weight"]
-    assert problem.size == 1000
-    assert (weight < 0.5).sum() == 200
-    assert math.isfinite(problem.train({"loss.weight": weight}).loss)
-
-
-def test_an_order_has_every_example_once_before_any_twice():
-    steps = order(10, 7, 3, torch.Generator().manual_seed(0))
-    assert [len(step) for step in steps] == [3] * 7
-    assert torch.cat(steps[:3]).unique().numel() == 9
-    assert torch.cat(steps[3:6]).unique().numel() == 9
-
-
-def test_words_are_those_of_the_training_part_and_penalties_have_one_strength_each(monkeypatch):
-    monkeypatch.setattr(on_tweets, "SIZES", {"train": 60, "validation": 30, "test": 30})
-    texts = tuple(f"word{i % 7} only{i}" for i in range(120))
-    made = Tweets(texts, torch.arange(120) % 3, ("x",) * 120)
-    parts = on_tweets.bags(made, 5, 0)
-    assert {name: tuple(part.x.shape) for name, part in parts.items()} == {
-        "train": (60, 5), "validation": (30, 5), "test": (30, 5)
-    }  # fmt: skip
-    wide = on_tweets.bags(made, 300, 0)
-    known = (wide["train"].x > 0).sum(1), (wide["test"].x > 0).sum(1)
-    assert known[0].min() == 3
-    assert known[1].max() == 1
     params = {"0.weight": torch.tensor([[1.0, 2.0]]), "0.bias": torch.zeros(1)}
     batch, l2 = (torch.zeros(1, 2), torch.tensor([0])), torch.tensor([0.5, 0.25])
     assert on_tweets.penalised(params, batch, {"l2": l2}).item() == pytest.approx((0.5 + 0.25 * 4) / 2)
 
 
-def test_the_problem_with_more_tweets_keeps_the_size_of_the_other_parts(monkeypatch):
+def test_problems_of_digits_and_tweets_have_the_sizes_that_are_reported(monkeypatch):
+    problem = on_digits.example_weights(digits(), 0)
+    problem = dataclasses.replace(problem, batches=problem.batches[:3])
+    weight = problem.few.expand({"dropped": torch.tensor(0.2)})["loss.weight"]
+    assert problem.size == 1000
+    assert (weight < 0.5).sum() == 200  # those of the largest losses
+    assert math.isfinite(problem.train({"loss.weight": weight}).loss)
+    schedule = on_digits.whole_schedule(digits(), 0)
+    assert (schedule.size, schedule.steps, set(schedule.few.knobs)) == (64, 64, {"peak", "warm-up"})
     monkeypatch.setattr(on_tweets, "SIZES", {"train": 60, "validation": 30, "test": 40})
     monkeypatch.setattr(on_tweets, "MORE", 130)
-    made = Tweets(tuple(f"word{i % 7} only{i}" for i in range(200)), torch.arange(200) % 3, ("x",) * 200)
     monkeypatch.setattr(on_tweets, "MANY_WORDS", 100)
+    made = Tweets(tuple(f"word{i % 7} only{i}" for i in range(200)), torch.arange(200) % 3, ("x",) * 200)
     usual, more = on_tweets.penalties(made, 0), on_tweets.penalties_with_more_data(made, 0)
-    assert [tuple(usual.batches[0][0].shape), tuple(more.batches[0][0].shape)] == [(50, 100), (100, 100)]
-    assert [usual.steps, more.steps] == [200, 100]
+    assert [(x.size, x.steps, *x.batches[0][0].shape) for x in (usual, more)] == [
+        (100, 200, 50, 100), (100, 100, 100, 100)
+    ]  # fmt: skip
     assert [(len(x.validation.y), len(x.test.y)) for x in (usual, more)] == [(30, 40)] * 2
-    assert on_tweets.bags(made, 100, 0, 130)["train"].x.shape == (130, 100)
+    assert sorted(["default", *sum(GROUPS.values(), ())]) == sorted(CONTENDERS)
+    assert all(set(entry.contenders) <= CONTENDERS.keys() for entry in PROBLEMS.values())
+    names = ("digits-lr", "tweets-l2-more", "emoji-adam", "emoji-layers")
+    assert [PROBLEMS[name].budget(1.0) for name in names] == [1, 1, 7, 28]
 
 
 def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
@@ -199,29 +155,14 @@ def test_each_tensor_of_the_whole_network_has_a_rate_that_falls_with_its_distanc
     assert [name for name in after if not torch.equal(after[name], problem.params[name])] == free
 
 
-def test_small_pictures_are_means_of_four_pixels(monkeypatch):
-    drawn = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    drawn[1, 2, :2, 2:4] = torch.tensor([[10, 20], [30, 41]])
-    made = Pictures(drawn, torch.tensor([0, 1]), torch.tensor([0, 0]), ("a", "b"), ("a", "b"), ("x", "y"), ("z",))
-    monkeypatch.setattr(on_emoji, "emoji_pictures", lambda cache, progress: made)
-    small = on_emoji.small_pictures(Path(), Progress(Console(file=StringIO())))
-    assert tuple(small.x.shape) == (2, 3, 32, 32)
-    assert small.x[1, 2, 0, 1] == 25.25
-    assert small.x.sum() == 25.25
-    assert small.labels.tolist() == [0, 1]
-
-
-# Contenders
-
-
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("implicit", "default")])
 def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(name, monkeypatch):
     work = Work()
     problem = tiny(work)
     monkeypatch.setattr(race, "Clock", lambda budget: Clock(budget, lambda: work.seconds))
-    result = race.race(problem, CONTENDERS[name], budget=60)
-    times = [point[results.SECONDS] for point in result["curve"]]
-    validation = [point[results.VALIDATION] for point in result["curve"]]
+    result = race.race(problem, CONTENDERS[name].run, budget=60)
+    times = [point[report.TIME] for point in result["curve"]]
+    validation = [point[report.VALIDATION] for point in result["curve"]]
     assert result["trials"] > 1
     assert times == sorted(times)
     assert times[-1] <= 60
@@ -233,7 +174,7 @@ def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(na
     if name not in ("hyper", "tower"):  # what was found gives what was noted
         again = problem.train({"lr": torch.tensor(result["found"]["lr"][0])})
         assert again.loss == pytest.approx(validation[-1], abs=1e-3)
-        assert problem.tested(again.params)[0] == pytest.approx(result["curve"][-1][results.LOSS], abs=1e-3)
+        assert problem.tested(again.params)[0] == pytest.approx(result["curve"][-1][report.LOSS], abs=1e-3)
 
 
 def test_implicit_moves_what_moves_the_minimum():
@@ -271,36 +212,6 @@ def test_two_outer_steps_are_those_of_torch_by_hand():
         outer.step()
 
 
-def test_a_race_counts_what_ends_in_time_and_keeps_what_is_better():
-    """The clock is read once after each trial; testing is on nobody's clock."""
-    work = Work()
-    problem, losses = tiny(work), iter([3.0, math.nan, 2.0, 2.5, 1.0, 0.5])
-    trial = problem.train(problem.default)
-    now = count(1)
-    clock = SimpleNamespace(budget=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "Clock", lambda budget: _Read(now))
-        contender: Any = SimpleNamespace(run=lambda problem, clock: (trial._replace(loss=loss) for loss in losses))
-        result = race.race(problem, contender, clock.budget)
-    assert result["trials"] == 5
-    assert [point[:2] for point in result["curve"]] == [[1, 3.0], [3, 2.0], [5, 1.0]]
-
-
-class _Read:
-    """A clock that goes on by 1 whenever it is read."""
-
-    def __init__(self, now):
-        self._now = now
-        self.paused = Clock(0.0, lambda: 0.0).paused
-
-    @property
-    def seconds(self):
-        return next(self._now)
-
-
-# Results
-
-
 def content_of(curves, seeds=(0, 1)):
     """A record of `digits-lr` by contender and seed."""
     found = {
@@ -310,7 +221,6 @@ def content_of(curves, seeds=(0, 1)):
     }
     config = {
         "problems": ["digits-lr"], "contenders": list(curves), "seeds": list(seeds), "seconds": 1.0,
-        "emoji_seconds": 1.0, "network_seconds": 1.0,
     }  # fmt: skip
     return {"config": config, "results": found}
 
@@ -325,7 +235,7 @@ def test_gains_and_who_is_chosen_by_hand():
         {"default": [end(2.0), end(4.0)], "random": [end(1.0, 0.8), end(1.0)], "tpe": [end(0.5), end(0.6)],
          "unroll": [end(1.9), end(2.0)], "truncated": [end(0.1, 2.0), end(0.1)], "hyper": [[], end(0.1, 0.1)]},
     )  # fmt: skip
-    content["summary"] = results.summarise(content)
+    content["summary"] = report.summarise(content)
     found = content["summary"]["problems"]["digits-lr"]
     assert found["chosen"] == {"search": "random", "hypergradients": "unroll"}
     assert found["apart"] == pytest.approx((0.95, 0.05))
@@ -336,53 +246,26 @@ def test_gains_and_who_is_chosen_by_hand():
     ]  # fmt: skip
     assert found["rows"]["hyper"] is None
     assert found["rows"]["random"]["gain"] == pytest.approx((62.5, 12.5))  # 50 % and 75 %
-    assert results.by_size(content)["random search"] == [(1, pytest.approx((62.5, 12.5)))]
-    assert "hyper, online" not in results.by_size(content)
-    assert results.chosen_by_size(content) == {
+    assert report.by_size(content)["random search"] == [(1, pytest.approx((62.5, 12.5)))]
+    assert "hyper, online" not in report.by_size(content)
+    assert report.chosen_by_size(content) == {
         "search, chosen": [(1, pytest.approx((62.5, 12.5)))],
         "hypergradients, chosen": [(1, pytest.approx((27.5, 22.5)))],
     }
     only = content_of({"default": [end(2.0), end(4.0)], "tpe": [end(1.0), end(1.0)]})
-    only["summary"] = results.summarise(only)
+    only["summary"] = report.summarise(only)
     assert only["summary"]["problems"]["digits-lr"]["apart"] is None
     assert report.table(only)[1][0][4:] == ["", "", ""]
 
 
 def test_a_curve_holds_from_one_incumbent_to_the_next():
     steps = [[0.1, 9.0, 3.0, 50.0], [0.5, 8.0, 2.0, 60.0]]
-    assert [results.at(steps, t, results.LOSS) for t in (0.05, 0.1, 0.4, 0.5, 1.0)] == [None, 3.0, 3.0, 2.0, 2.0]
+    assert [report.at(steps, t, report.LOSS) for t in (0.05, 0.1, 0.4, 0.5, 1.0)] == [None, 3.0, 3.0, 2.0, 2.0]
     content = content_of({"random": [steps, [[0.2, 9.0, 1.0, 50.0]]]})
-    drawn = results.over_time(content, "digits-lr", "random")
+    drawn = report.over_time(content, "digits-lr", "random")
     assert drawn[0][0] >= 0.2
     assert drawn[0][1][0] == 2.0
     assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))
-
-
-# Command
-
-
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        (("--problems", "mnist"), "--problems mnist: there are digits-lr"),
-        (("--contenders", "random", "random", "default"), "give different names"),
-        (("--contenders", "random"), "default has to be among them"),
-        (("--seconds", "0"), "--seconds 0.0: must be a finite number above 0"),
-        (("--network-seconds", "inf"), "--network-seconds inf: must be a finite number above 0"),
-    ],
-)
-def test_wrong_options_are_said(option, says):
-    """No study is started: one that is not refused would last for half an hour."""
-    with pytest.raises(InputError, match=re.escape(says)):
-        STUDY.read(option).config.check()
-
-
-def test_each_kind_of_data_has_its_own_seconds():
-    config = STUDY.read(["--seconds", "1", "--emoji-seconds", "2", "--network-seconds", "3"]).config
-    names = ("digits-lr", "tweets-l2-more", "emoji-adam", "emoji-layers")
-    assert [config.budget(name) for name in names] == [1, 1, 2, 3]
-    content = {"config": dataclasses.asdict(config)}
-    assert [results.budget_of(content, name) for name in names] == [1, 1, 2, 3]
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tmp_path, monkeypatch):
@@ -409,10 +292,3 @@ def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tm
     for figure in ("gain.png", "time.png"):
         assert figure in written
         assert (tmp_path / "whole" / figure).stat().st_size > 1000
-
-
-def test_every_problem_names_contenders_that_there_are():
-    assert sorted(["default", *sum(GROUPS.values(), ())]) == sorted(CONTENDERS)
-    for name, entry in PROBLEMS.items():
-        assert set(entry.contenders) <= CONTENDERS.keys(), name
-        assert entry.contenders[0] == "default", name

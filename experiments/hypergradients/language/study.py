@@ -1,5 +1,6 @@
 """Tweets about one topic, tested on others: the tasks and the command."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,13 +9,25 @@ import torch
 from experiments.common.cli import Command
 from experiments.common.progress import Progress
 from experiments.hypergradients.comparing import GradientStudy
-from experiments.hypergradients.language.config import Config
+from experiments.hypergradients.config import Plan
 from experiments.hypergradients.report import Subject, write_report
+from experiments.language.config import Config as Language
 from experiments.language.data import ID_TOPIC, load
 from experiments.language.loop import fit
 from experiments.language.model import minilm, tokenizer
 from experiments.language.study import COMPARISON, facts
 from experiments.language.task import LanguageTask
+
+
+@dataclass(frozen=True)
+class Config(Plan, Language):
+    """Tweets, as in the study of language. The loops are those of all other studies."""
+
+    lr: float = 3e-4  # first learning rate; it falls to 0 as a cosine
+
+    def check(self) -> None:
+        super().check()
+        self.check_plan()
 
 
 def make_tasks(config: Config, cache: Path, progress: Progress) -> tuple[LanguageTask, LanguageTask]:

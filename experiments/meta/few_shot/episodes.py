@@ -1,6 +1,7 @@
 """Episodes: five classes, a few emoji of each in one style to learn from, others in another style to predict."""
 
 import random
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -8,9 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from experiments.meta.few_shot.classes import Classes
 from experiments.meta.few_shot.config import WAYS
 
+Classes = Mapping[str, Sequence[int]]  # by subgroup: which emoji, counted within one style
 Batch = tuple[Tensor, Tensor]  # inputs and labels
 Both = tuple[Batch, Batch]  # support and query of many episodes
 

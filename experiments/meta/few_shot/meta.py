@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.meta.few_shot.adaptation import Adaptation, Learned, adapted
+from experiments.meta.few_shot.adaptation import Adaptation, Learned, adapted, loss
+from experiments.meta.few_shot.config import OUTER_LR
 from experiments.meta.few_shot.data import World
 from experiments.meta.few_shot.episodes import Batch, Both
-from experiments.meta.few_shot.network import loss
 from hyperopt_ftp import tree
 
+PRETRAIN_BATCH = 256
 OuterLoss = Callable[[Learned, Both], Tensor]
 
 
@@ -46,24 +47,23 @@ def falling(optimizer: hft.Optimizer, steps: int) -> hft.Optimizer:
     return hft.scheduled(optimizer, lr=hft.schedules.cosine(steps))
 
 
-def meta_train(
-    outer: OuterLoss, learned: Learned, world: World, shots: int, *, queries: int, steps: int,
-    tasks: int, lr: float,
-) -> Learned:  # fmt: skip
+def meta_train(outer: OuterLoss, learned: Learned, world: World) -> Learned:
     """Adam on the outer loss; every method sees the same episodes."""
-    support, query = world.episodes("train", steps * tasks, shots, queries).batches(world.inputs)
+    steps, tasks = world.config.meta_steps, world.config.tasks
+    support, query = world.episodes("train").batches(world.inputs)
     batches = list(zip(_cut(support, tasks), _cut(query, tasks), strict=True))
     with warnings.catch_warnings():  # that a few inner steps have not converged is part of what is compared
         warnings.filterwarnings("ignore", message="Implicit", category=UserWarning)
-        return hft.train(falling(hft.adam(lr=lr), steps), outer, learned, batches).params
+        return hft.train(falling(hft.adam(lr=OUTER_LR), steps), outer, learned, batches).params
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:
     return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
 
 
-def pretrain(net: Any, world: World, *, steps: int, batch_size: int, lr: float) -> Learned:
+def pretrain(net: Any, world: World) -> Learned:
     """Ordinary training on all classes of meta-training at once, in all styles."""
+    steps = 2 * world.config.meta_steps
     rows, labels = [], []
     for label, emoji in enumerate(world.parts["train"].values()):
         for style in range(world.styles):
@@ -71,6 +71,6 @@ def pretrain(net: Any, world: World, *, steps: int, batch_size: int, lr: float) 
             labels += [label] * len(emoji)
     x, y = world.inputs[rows], torch.tensor(labels)
     generator = torch.Generator().manual_seed(world.seed)
-    chosen = [torch.randint(len(y), (batch_size,), generator=generator) for _ in range(steps)]
-    optimizer = falling(hft.adamw(lr=lr, weight_decay=0.1), steps)
+    chosen = [torch.randint(len(y), (PRETRAIN_BATCH,), generator=generator) for _ in range(steps)]
+    optimizer = falling(hft.adamw(lr=OUTER_LR, weight_decay=0.1), steps)
     return {"net": hft.train(optimizer, loss, net, [(x[i], y[i]) for i in chosen]).params}

@@ -1,21 +1,34 @@
-"""The methods. Each has twelve settings to choose from."""
+"""The methods. Each has twelve settings, chosen on meta-validation episodes; what was chosen is tested once."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.meta.few_shot.adaptation import Adaptation, Learned, anchored, everything, head_alone, near
-from experiments.meta.few_shot.baselines import FIT_STEPS, logistic, nearest_mean
-from experiments.meta.few_shot.choose import Candidate, outcome, trained
-from experiments.meta.few_shot.config import WAYS, Config
+from experiments.meta.few_shot.adaptation import (
+    FIT_STEPS,
+    Adaptation,
+    Learned,
+    Net,
+    accuracies,
+    anchored,
+    everything,
+    head,
+    head_alone,
+    logistic,
+    near,
+    nearest_mean,
+    network,
+)
+from experiments.meta.few_shot.config import INPUTS, WAYS, WIDTH
 from experiments.meta.few_shot.data import World
+from experiments.meta.few_shot.episodes import Both, pairs
 from experiments.meta.few_shot.meta import OuterLoss, first_order, meta_train, pretrain, through
-from experiments.meta.few_shot.network import Net, head, network
 from hyperopt_ftp import tree
 
 TITLES = {
@@ -48,6 +61,53 @@ def marks(inner_steps: int) -> tuple[int, ...]:
     return (*range(1, inner_steps), *step_counts(inner_steps))
 
 
+class Candidate(NamedTuple):
+    """One or several settings of a method: those that differ in the number of steps share a training."""
+
+    settings: str
+    accuracies: Callable[[Both, Sequence[int]], Tensor]  # after so many steps: [episode, number of steps]
+    steps: tuple[int, ...]
+    seconds: float = 0.0  # of meta-training or pre-training
+
+
+def trained(settings: str, adapt: Adaptation, learned: Learned, steps: tuple[int, ...], seconds: float) -> Candidate:
+    return Candidate(settings, lambda both, marks: accuracies(adapt, learned, both, marks), steps, seconds)
+
+
+def outcome(candidates: Sequence[Candidate], world: World, marks: Sequence[int] = ()) -> dict:
+    """Of the best setting on validation: accuracy on the test, in all, by pair of styles, and after `marks` steps."""
+    validation = world.episodes("validation").batches(world.inputs)
+    tried: dict[str, float] = {}
+    best, score = (candidates[0], candidates[0].steps[0]), -math.inf
+    for candidate in candidates:
+        found = candidate.accuracies(validation, candidate.steps).mean(dim=0).tolist()
+        for steps, share in zip(candidate.steps, found, strict=True):
+            tried[_settings(candidate, steps)] = round(100 * share, 2)
+            if share > score:
+                best, score = (candidate, steps), share
+    candidate, steps = best
+    episodes = world.episodes("test")
+    test = episodes.batches(world.inputs)
+    start = time.process_time()
+    shares = 100 * candidate.accuracies(test, (steps,))[:, 0]
+    seconds = time.process_time() - start
+    result = {
+        "accuracy": shares.mean().item(),
+        "pairs": [shares[episodes.pair == pair].mean().item() for pair in range(len(pairs(world.styles)))],
+        "chosen": _settings(candidate, steps),
+        "tried": tried,
+        "training_seconds": candidate.seconds,
+        "adaptation_ms": 1000 * seconds / len(shares),
+    }
+    if marks:
+        result["curve"] = (100 * candidate.accuracies(test, marks).mean(dim=0)).tolist()
+    return result
+
+
+def _settings(candidate: Candidate, steps: int) -> str:
+    return f"{candidate.settings}, {steps} steps" if len(candidate.steps) > 1 else candidate.settings
+
+
 @dataclass(frozen=True)
 class MetaLearner:
     """The number is the inner learning rate, of implicit MAML the strength of its pull."""
@@ -76,11 +136,7 @@ META_LEARNERS: Mapping[str, MetaLearner] = {
 }
 
 
-def start_of(config: Config, outputs: int, seed: int) -> Net:
-    return network(config.inputs, config.width, outputs, seed)
-
-
-def frozen(world: World, config: Config, shots: int) -> dict[str, dict]:
+def frozen(world: World) -> dict[str, dict]:
     """On the frozen features themselves."""
 
     def means(cosine: bool, power: float) -> Candidate:
@@ -88,12 +144,10 @@ def frozen(world: World, config: Config, shots: int) -> dict[str, dict]:
         settings = f"{'cosine' if cosine else 'Euclidean'}, whitening {power:g}"
         return Candidate(settings, lambda both, _: nearest_mean(both, scale, cosine), (0,))
 
-    net = {"head": head(config.inputs, WAYS)}
+    net = {"head": head(INPUTS, WAYS)}
     return {
-        "mean": outcome(
-            [means(cosine, power) for cosine in (True, False) for power in WHITENING], world, config, shots
-        ),
-        "linear": outcome(_logistics({"net": net}, world, 0.0), world, config, shots),
+        "mean": outcome([means(cosine, power) for cosine in (True, False) for power in WHITENING], world),
+        "linear": outcome(_logistics({"net": net}, world, 0.0), world),
     }
 
 
@@ -104,61 +158,55 @@ def _logistics(learned: Learned, world: World, seconds: float) -> list[Candidate
     ]
 
 
-def pretrained(world: World, config: Config, shots: int) -> dict[str, dict]:
+def pretrained(world: World) -> dict[str, dict]:
     """From a network that has learned all classes of meta-training at once."""
-    begin = time.process_time()
-    net = start_of(config, len(world.parts["train"]), world.seed)
-    learned = pretrain(net, world, steps=2 * config.meta_steps, batch_size=256, lr=config.outer_lr)
-    learned = {"net": {**learned["net"], "head": head(config.width, WAYS)}}
+    begin, inner_steps = time.process_time(), world.config.inner_steps
+    net = network(INPUTS, WIDTH, len(world.parts["train"]), world.seed)
+    learned = pretrain(net, world)
+    learned = {"net": {**learned["net"], "head": head(WIDTH, WAYS)}}
     seconds = time.process_time() - begin
     tuned = [
-        trained(f"lr {lr:g}", everything(lr), learned, step_counts(config.inner_steps), seconds)
+        trained(f"lr {lr:g}", everything(lr), learned, step_counts(inner_steps), seconds)
         for lr in (0.3 * rate for rate in RATES)
     ]
     return {
-        "pretrained-linear": outcome(_logistics(learned, world, seconds), world, config, shots),
-        "pretrained": outcome(tuned, world, config, shots, marks(config.inner_steps)),
+        "pretrained-linear": outcome(_logistics(learned, world, seconds), world),
+        "pretrained": outcome(tuned, world, marks(inner_steps)),
     }
 
 
-def meta_learned(name: str, world: World, config: Config, shots: int) -> dict[str, dict]:
+def meta_learned(name: str, world: World) -> dict[str, dict]:
     """Meta-trained once for each number; MAML's best is also where the long adaptations start."""
-    method = META_LEARNERS[name]
+    method, inner_steps = META_LEARNERS[name], world.config.inner_steps
     candidates, made, diverged = [], {}, []
     for number in method.numbers:
         adapt, settings = method.adapt(number), f"{method.called} {number:g}"
         begin = time.process_time()
         try:
-            learned = meta_train(
-                method.outer(adapt, config.inner_steps),
-                method.learned(start_of(config, WAYS, world.seed), number),
-                world, shots, queries=config.queries, steps=config.meta_steps, tasks=config.tasks, lr=config.outer_lr,
-            )  # fmt: skip
+            start = method.learned(network(INPUTS, WIDTH, WAYS, world.seed), number)
+            learned = meta_train(method.outer(adapt, inner_steps), start, world)
         except (ArithmeticError, ValueError):  # the implicit derivative's system was not positive, or a rate became NaN
             learned = None
         if learned is None or not all(bool(p.isfinite().all()) for p in tree.leaves(learned)):
             diverged.append(settings)
             continue
         made[settings] = learned, number
-        candidates.append(
-            trained(settings, adapt, learned, step_counts(config.inner_steps), time.process_time() - begin)
-        )
+        seconds = time.process_time() - begin
+        candidates.append(trained(settings, adapt, learned, step_counts(inner_steps), seconds))
     if not candidates:
         made_of_it = ("maml-plain", "maml-ftp") if name == "maml" else ()
         return {method: {"diverged": diverged} for method in (name, *made_of_it)}
-    found: dict[str, dict[str, Any]] = {name: outcome(candidates, world, config, shots) | {"diverged": diverged}}
+    found: dict[str, dict[str, Any]] = {name: outcome(candidates, world) | {"diverged": diverged}}
     if name == "maml":
         learned, rate = made[found[name]["chosen"].split(",")[0]]
-        found |= long_adaptations(learned, rate, found[name]["training_seconds"], world, config, shots)
+        found |= long_adaptations(learned, rate, found[name]["training_seconds"], world)
     return found
 
 
-def long_adaptations(
-    learned: Learned, rate: float, seconds: float, world: World, config: Config, shots: int
-) -> dict[str, dict]:
+def long_adaptations(learned: Learned, rate: float, seconds: float, world: World) -> dict[str, dict]:
     """More steps than MAML was trained for, from its weights: with weight decay, or within FTP's radii of them."""
     rates = [rate * factor for factor in (math.sqrt(10), 1.0, math.sqrt(0.1))]
-    longest = step_counts(config.inner_steps)[-1:]
+    longest = step_counts(world.config.inner_steps)[-1:]
 
     def chosen_of(called: str, numbers: tuple[float, ...], make: Callable[[float, float], Adaptation]) -> Any:
         candidates = [
@@ -166,7 +214,7 @@ def long_adaptations(
             for lr in rates
             for number in numbers
         ]
-        return outcome(candidates, world, config, shots, marks(config.inner_steps))
+        return outcome(candidates, world, marks(world.config.inner_steps))
 
     return {
         "maml-plain": chosen_of("weight decay", DECAYS, everything),

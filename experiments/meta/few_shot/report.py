@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from experiments.common import checkpoint
-from experiments.common.estimate import Estimate, estimate, shown
+import torch
+from einops import rearrange
+
+from experiments.common.estimate import Estimate, estimate
 from experiments.common.figures import curves, mean_curve, montage
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
-from experiments.meta.few_shot.baselines import FIT_STEPS
-from experiments.meta.few_shot.config import WAYS
+from experiments.common.report_kit import Table, fixed, over, paired, unpacked, write
+from experiments.meta.few_shot.adaptation import FIT_STEPS
+from experiments.meta.few_shot.config import BLOCK, INPUTS, OUTER_LR, QUERIES, WAYS, WIDTH
 from experiments.meta.few_shot.episodes import pairs
+from experiments.meta.few_shot.meta import PRETRAIN_BATCH
 from experiments.meta.few_shot.methods import TITLES, marks
-from experiments.meta.few_shot.pictures import pictures
 
-Table = tuple[list[str], list[list[str]]]
 CURVES = ("maml-plain", "maml-ftp", "pretrained")
 
 
@@ -41,11 +42,7 @@ def minus(results: list[dict], others: list[dict]) -> Estimate | None:
     """Seed by seed, on the same episodes."""
     if not all("accuracy" in result for result in (*results, *others)):
         return None
-    return estimate([own["accuracy"] - other["accuracy"] for own, other in zip(results, others, strict=True)])
-
-
-def _cell(value: Estimate | None, signed: bool = False) -> str:
-    return "diverged" if value is None else shown(value, signed)
+    return paired((own["accuracy"] for own in results), (other["accuracy"] for other in others))
 
 
 def table(content: dict) -> Table:
@@ -60,8 +57,8 @@ def table(content: dict) -> Table:
         row, seconds, milliseconds = [title], [], []
         for methods in found.values():
             results = methods[method]
-            row.append(_cell(over_seeds(results, lambda result: result["accuracy"])))
-            row.append("" if method == "linear" else _cell(minus(results, methods["linear"]), signed=True))
+            row.append(fixed(over_seeds(results, lambda result: result["accuracy"])))
+            row.append("" if method == "linear" else fixed(minus(results, methods["linear"]), signed=True))
             seconds += [result["training_seconds"] for result in results if "accuracy" in result]
             milliseconds += [result["adaptation_ms"] for result in results if "accuracy" in result]
         rows.append([*row, *(f"{fmean(values):.2f}" if values else "" for values in (seconds, milliseconds))])
@@ -75,7 +72,7 @@ def by_styles(content: dict, shots: str) -> Table:
         [
             title,
             *(
-                _cell(over_seeds(content["summary"][shots][method], lambda result, n=number: result["pairs"][n]))
+                fixed(over_seeds(content["summary"][shots][method], lambda result, n=number: result["pairs"][n]))
                 for number in range(len(header) - 1)
             ),
         ]
@@ -89,7 +86,7 @@ def against(content: dict, pairs_of_methods: list[tuple[str, str]]) -> Table:
     rows = [
         [
             f"{TITLES[own]} minus {TITLES[other]}",
-            *(_cell(minus(methods[own], methods[other]), signed=True) for methods in found.values()),
+            *(fixed(minus(methods[own], methods[other]), signed=True) for methods in found.values()),
         ]
         for own, other in pairs_of_methods
     ]
@@ -119,27 +116,23 @@ def setting(content: dict) -> str:
         f"of each group of near-duplicates, are split into {parts['train']} for meta-training, {parts['validation']} "
         f"for validation and {parts['test']} for the test, anew for each seed. An episode has {WAYS} classes; its "
         "support "
-        f"is in one of {len(data['styles'])} styles and its {config['queries']} emoji of each class to predict are in "
-        f"another. What EfficientNet-Lite0 passes to block {config['block']} is centred for each style and reduced to "
-        f"{config['inputs']} principal components, all by meta-training pictures alone; the network on top has "
-        f"{config['width']} hidden units. Accuracy in %, {_over(config['seeds'])}, "
+        f"is in one of {len(data['styles'])} styles and its {QUERIES} emoji of each class to predict are in "
+        f"another. What EfficientNet-Lite0 passes to block {BLOCK} is centred for each style and reduced to "
+        f"{INPUTS} principal components, all by meta-training pictures alone; the network on top has "
+        f"{WIDTH} hidden units. Accuracy in %, {over(config['seeds'])}, "
         f"{config['episodes']} test episodes for each; chance is "
         f"{100 / WAYS:g} %. Every method has twelve settings, chosen for each seed on {config['validation']} episodes "
         "of the validation classes; the long adaptations have twelve more, on top of those of MAML. What is "
         f"meta-learned sees the same episodes: {config['meta_steps']} meta-steps of {config['tasks']} episodes with "
         f"{config['inner_steps']} inner steps each (implicit MAML: {2 * config['inner_steps']}), by Adam with rate "
-        f"{config['outer_lr']:g}. Ordinary pre-training learns all classes of meta-training at once, in "
-        f"{2 * config['meta_steps']} steps of 256 pictures by AdamW with that rate."
+        f"{OUTER_LR:g}. Ordinary pre-training learns all classes of meta-training at once, in "
+        f"{2 * config['meta_steps']} steps of {PRETRAIN_BATCH} pictures by AdamW with that rate."
     )
-
-
-def _over(seeds: list[int]) -> str:
-    return f"mean ± standard error over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def write_report(record: RunRecord) -> None:
     content, folder = record.content, record.folder
-    content["summary"] = summarise(content)
+    found = content["summary"] = summarise(content)
     x = marks(content["config"]["inner_steps"])
     panels = {
         f"{shots}-shot": {
@@ -147,31 +140,35 @@ def write_report(record: RunRecord) -> None:
             for method in CURVES
             if all("curve" in result for result in methods[method])
         }
-        for shots, methods in content["summary"].items()
+        for shots, methods in found.items()
     }
     named = sorted({x[0], *x[-4:]})
     curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True, ticks=named)
     kept = content["results"]["episode"]
-    montage(folder / "episode.png", pictures(kept), kept["rows"])
-    lines = ["# Few shots across drawing styles", "", setting(content), "", *markdown(*table(content)), ""]
-    lines += [
+    pictures = torch.from_numpy(unpacked(kept["png"]).copy())
+    size = kept["size"]
+    table_of_pictures = rearrange(pictures, "(r h) (c w) rgb -> r c rgb h w", h=size, w=size)
+    montage(folder / "episode.png", table_of_pictures, kept["rows"])
+    by_style = [
+        block
+        for shots in found
+        for block in (f"By style of the support and of the query, {shots}-shot:", by_styles(content, shots))
+    ]
+    write(
+        record,
+        "Few shots across drawing styles",
+        setting(content),
+        table(content),
         "`minus linear` is the difference to the linear head on the same episodes. Seconds, of the processor, are "
-        "those of "
-        "one meta-training "
-        "or pre-training, milliseconds (ms) those of one test episode, adapted and predicted in batches, both with the "
+        "those of one meta-training or pre-training, milliseconds (ms) those of one test episode, adapted and "
+        "predicted in batches, both with the "
         f"settings that were chosen. A linear head makes {FIT_STEPS} steps. `long` is {x[-1]} steps from MAML's "
         "weights: with weight decay, or within FTP's radii of them, the head excepted.",
-        "",
-        *markdown(*against(content, [(m, "maml") for m in TITLES if m != "maml"] + [("maml-ftp", "maml-plain")])),
-        "",
+        against(content, [(m, "maml") for m in TITLES if m != "maml"] + [("maml-ftp", "maml-plain")]),
         "![Accuracy against steps of adaptation: where a line falls, more steps do harm](steps.png)",
-        "",
         "Each with the settings that were chosen for it. The bands are standard errors over the seeds.",
-        "",
-    ]
-    for shots in content["summary"]:
-        lines += [f"By style of the support and of the query, {shots}-shot:", ""]
-        lines += [*markdown(*by_styles(content, shots)), ""]
-    lines += ["What was chosen, seed by seed:", "", *markdown(*choices(content)), ""]
-    lines += ["![A test episode: what is learned from, and what is predicted](episode.png)", "", *provenance(content)]
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+        *by_style,
+        "What was chosen, seed by seed:",
+        choices(content),
+        "![A test episode: what is learned from, and what is predicted](episode.png)",
+    )

@@ -1,35 +1,27 @@
 """Few-shot learning across drawing styles: what meta-training brings beyond a linear head on frozen features."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
 
 from experiments.classification.emoji import PACKAGES
 from experiments.common.study import Study
 from experiments.meta.few_shot.config import Config
-from experiments.meta.few_shot.data import Data, World, load, world
+from experiments.meta.few_shot.data import Data, first_episode, load, world
 from experiments.meta.few_shot.methods import META_LEARNERS, frozen, meta_learned, pretrained
-from experiments.meta.few_shot.pictures import episode
 from experiments.meta.few_shot.report import table, write_report
 
 
 def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
     """One for each seed, number of shots and family of methods."""
-    worlds: dict[int, World] = {}
-
-    def world_of(seed: int) -> World:
-        if seed not in worlds:
-            worlds.clear()
-            worlds[seed] = world(data, config, seed)
-        return worlds[seed]
-
-    found: dict[str, Callable[[], dict]] = {"episode": lambda: episode(data, world_of(config.seeds[0]), config)}
+    world_of = lru_cache(maxsize=1)(partial(world, data, config))
+    families = {"frozen": frozen, "pretrained": pretrained, **{x: partial(meta_learned, x) for x in META_LEARNERS}}
+    found: dict[str, Callable[[], dict]] = {"episode": lambda: first_episode(data, world_of(config.seeds[0]))}
     for seed in config.seeds:
         for shots in config.shots:
-            for name, work in {"frozen": frozen, "pretrained": pretrained}.items():
-                found[f"seed{seed}-{shots}shot-{name}"] = lambda s=seed, k=shots, w=work: w(world_of(s), config, k)
-            for name in META_LEARNERS:
-                found[f"seed{seed}-{shots}shot-{name}"] = lambda s=seed, k=shots, n=name: meta_learned(
-                    n, world_of(s), config, k
-                )
+            for name, work in families.items():
+                piece = f"seed{seed}-{shots}shot-{name}"
+                found[piece] = lambda s=seed, k=shots, w=work: w(replace(world_of(s), shots=k))
     return found
 
 

@@ -1,7 +1,5 @@
 """Meta-training: hft.bilevel tunes the rule's weights while they train networks, one group of tasks after another."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -12,8 +10,9 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
-from experiments.meta.learned_optimizer.config import Config
-from experiments.meta.learned_optimizer.networks import Batch, Params, loss_of
+from experiments.common.small_networks import Batch, Params, cross_entropy
+from experiments.common.stretches import stretches
+from experiments.meta.learned_optimizer.config import HIDDEN, META_LR, SEGMENT, Config
 from experiments.meta.learned_optimizer.rule import Net, first_net, learned, over_tasks
 from experiments.meta.learned_optimizer.tasks import BATCH, Group, new_group
 from hyperopt_ftp.hyper import BilevelState, Strategy
@@ -33,22 +32,22 @@ class MetaTrained(NamedTuple):
 
 def total_loss(group: Group) -> Callable[[Params, Batch], Tensor]:
     """The sum over the tasks, so that each has the gradient of its own loss."""
-    loss = torch.func.vmap(loss_of(group.forward))
+    loss = torch.func.vmap(cross_entropy(group.forward))
     return lambda params, batch: loss(params, batch).sum()
 
 
 def log_loss(group: Group) -> Callable[[Params, Batch], Tensor]:
     """The mean over the tasks of log(loss): the meta-loss."""
-    loss = torch.func.vmap(loss_of(group.forward))
+    loss = torch.func.vmap(cross_entropy(group.forward))
     return lambda params, batch: (loss(params, batch) + SMALL).log().mean()
 
 
 def length_at(episode: int, config: Config, generator: torch.Generator) -> int:
     """Segments of an episode: log-uniform, up to a number that grows over the first half of the meta-training."""
     grown = min(1.0, 2 * episode / config.episodes)
-    longest = config.first_length * (config.longest / config.first_length) ** grown
-    length = config.segment * (longest / config.segment) ** torch.rand((), generator=generator).item()
-    return max(1, round(length / config.segment))
+    longest = SEGMENT * (config.longest / SEGMENT) ** grown
+    length = SEGMENT * (longest / SEGMENT) ** torch.rand((), generator=generator).item()
+    return max(1, round(length / SEGMENT))
 
 
 def meta_train(config: Config, digits: Examples, seed: int, strategy: Strategy) -> MetaTrained:
@@ -60,8 +59,8 @@ def meta_train(config: Config, digits: Examples, seed: int, strategy: Strategy) 
     generator = torch.Generator().manual_seed(seed)
     lengths = [length_at(episode, config, generator) for episode in range(config.episodes)]
     rate = hft.schedules.cosine(sum(lengths), floor=0.1)
-    by = hft.clipped(hft.scheduled(hft.adam(lr=config.meta_lr), lr=rate), max_norm=1.0)
-    net, begin, aside = first_net(config.hidden, seed), time.process_time(), 0.0
+    by = hft.clipped(hft.scheduled(hft.adam(lr=META_LR), lr=rate), max_norm=1.0)
+    net, begin, aside = first_net(HIDDEN, seed), time.process_time(), 0.0
     outer: Any = by.init({"net": net})
     held_out = held_out_groups(config, digits)
     best, checks, skipped = (math.inf, net), [], 0
@@ -81,12 +80,12 @@ def meta_train(config: Config, digits: Examples, seed: int, strategy: Strategy) 
         )  # params and their optimizer begin; the rule and its optimizer go on
         rounds = hft.bilevel(
             optimizer, by, "net", total_loss(group), log_loss(group), group.params,
-            group.batches(BATCH, segments * config.segment, generator), group.batches(OUTER_BATCH, segments, generator),
-            inner_steps=config.segment, outer_steps=segments, strategy=strategy, state=start, not_finite="skip",
+            group.batches(BATCH, segments * SEGMENT, generator), group.batches(OUTER_BATCH, segments, generator),
+            inner_steps=SEGMENT, outer_steps=segments, strategy=strategy, state=start, not_finite="skip",
         )  # fmt: skip
         for record in rounds:
             net, outer, skipped = record.tuned["net"], record.state.outer, skipped + bool(record.skipped)
-    steps = sum(lengths) * config.segment + len(checks) * len(held_out) * config.longest
+    steps = sum(lengths) * SEGMENT + len(checks) * len(held_out) * config.longest
     return MetaTrained(best[1], checks, steps, skipped, time.process_time() - begin)
 
 
@@ -101,9 +100,8 @@ def meta_loss(optimizer: hft.Optimizer, groups: list[Group], steps: int) -> floa
     found = []
     for number, group in enumerate(groups):
         batches = group.batches(BATCH, steps, torch.Generator().manual_seed(number))
-        own, params, state = over_tasks(optimizer), group.params, None
-        for first in range(0, steps, max(1, steps // 10)):
-            part = batches[first : first + max(1, steps // 10)]
-            params, state, _ = hft.train(own, total_loss(group), params, part, state=state)
+        every = max(1, steps // 10)
+        stops = [min(first + every, steps) for first in range(0, steps, every)]
+        for _, params in stretches(over_tasks(optimizer), total_loss(group), group.params, batches, stops):
             found.append(log_loss(group)(params, (group.x, group.y)).nan_to_num(10.0, 10.0).clamp(max=10.0))
     return torch.stack(found).mean().item()

@@ -1,44 +1,117 @@
 """report.md, its figures and the table, from what the record holds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
+from statistics import mean
 
-from experiments.common import checkpoint
-from experiments.common.estimate import Estimate
-from experiments.common.figures import Curve, curves
+from experiments.common.estimate import Estimate, estimate
+from experiments.common.figures import Curve, curves, mean_curve
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
+from experiments.common.report_kit import Table, over, significant, write
+from experiments.meta.learned_optimizer.config import HIDDEN, POINTS, SEGMENT, SIGMA
 from experiments.meta.learned_optimizer.problems import PROBLEMS
 from experiments.meta.learned_optimizer.rule import FIRST_RATE
-from experiments.meta.learned_optimizer.summary import TITLES, summarise
 from experiments.meta.learned_optimizer.tasks import BATCH, DEPTHS, SCALES, WIDTHS
-from experiments.meta.learned_optimizer.testing import GRIDS, POINTS, WORST
+from experiments.meta.learned_optimizer.testing import DEFAULT, GRIDS, WORST
+
+TITLES = {
+    "learned": "learned, Unroll",
+    "evolution": "learned, ZeroOrder",
+    "adam": "Adam, tuned",
+    "cosine": "Adam, cosine, tuned",
+    "momentum": "momentum, tuned",
+    "one_rate": "Adam, one lr",
+    "default": "Adam, default lr",
+}
 
 
-def short(value: Estimate, digits: int = 3) -> str:
-    """So many digits of the mean that matter, and one of its error."""
-    number = f"{value[0]:.{digits}g}"
-    return number if value[1] is None else f"{number} ± {value[1]:.1g}"
+def best_of(scores: list[float]) -> int:
+    return min(range(len(scores)), key=scores.__getitem__)
 
 
-def table(content: dict) -> tuple[list[str], list[list[str]]]:
+def end_of(losses: list[float]) -> float:
+    """The mean of a curve's last tenth: single points go up and down with the batches."""
+    return mean(losses[-(len(losses) // 10) :])
+
+
+def first_at(losses: list[float], goal: float, steps: int) -> int | None:
+    """The step at which a curve is first down at `goal`, as far as its points tell."""
+    place = next((k for k, loss in enumerate(losses) if loss <= goal), None)
+    return None if place is None else place * steps // (len(losses) - 1)
+
+
+def meta_trained(content: dict) -> dict[str, list[dict]]:
+    """By how the rule was meta-trained: what it came to, by seed."""
+    seeds, results = content["config"]["seeds"], content["results"]
+    return {
+        "learned": [results[f"unroll-seed{seed}"] for seed in seeds],
+        "evolution": [results[f"evolution-seed{seeds[0]}"]],
+    }
+
+
+def runs_of(name: str, content: dict) -> tuple[dict[str, list[Mapping]], dict[str, float]]:
+    """The trainings of every optimizer on a problem, by seed, and the learning rates of those that have one."""
+    results = content["results"]
+    runs = {row: [made["tests"][name] for made in found] for row, found in meta_trained(content).items()}
+    places = {kind: (kind, results[f"{name}-{kind}"]["best"]) for kind in ("adam", "cosine", "momentum")}
+    shared = best_of(results["one-rate"]["scores"])
+    places |= {"one_rate": ("adam", shared), "default": ("adam", GRIDS["adam"].index(DEFAULT))}
+    runs |= {row: results[f"{name}-{kind}"]["tests"][str(place)] for row, (kind, place) in places.items()}
+    return runs, {row: GRIDS[kind][place] for row, (kind, place) in places.items()}
+
+
+def summarise(content: dict) -> dict[str, dict[str, dict]]:
+    """By problem and optimizer."""
+    found = {}
+    for name in content["config"]["problems"]:
+        (runs, rates), times = runs_of(name, content), content["results"][f"{name}-seconds"]["seconds"]
+        goal = [end_of(run["losses"]) for run in runs["adam"]]
+        as_slow_as = {"evolution": "learned", "one_rate": "adam", "default": "adam"}
+        rows = {row: _row(own, goal, steps_on(name, content)) for row, own in runs.items()}
+        for row, values in rows.items():
+            rate = rates.get(row)
+            values["rate"], values["seconds_a_step"] = rate, times[as_slow_as.get(row, row)]
+            values["edge"] = row in GRIDS and rate in (GRIDS[row][0], GRIDS[row][-1])
+        found[name] = rows
+    return found
+
+
+def steps_on(name: str, content: dict) -> int:
+    config = content["config"]
+    return config["steps"] * (config["times_longer"] if PROBLEMS[name].longer else 1)
+
+
+def _row(runs: list[Mapping], goal: list[float], steps: int) -> dict:
+    ends = [end_of(run["losses"]) for run in runs]
+    reached = [first_at(run["losses"], own, steps) for run, own in zip(runs, goal, strict=False)]
+    ratios = [math.log(max(end, 1e-12) / max(own, 1e-12)) for end, own in zip(ends, goal, strict=False)]
+    return {
+        "loss": estimate(ends),
+        "ratio": estimate(ratios),  # logarithm of its loss by that of tuned Adam, seed by seed
+        "reached": [at for at in reached if at is not None],
+        "runs": len(runs),
+        "diverged": sum(run["losses"][-1] >= WORST for run in runs),
+        "accuracy": estimate([run["accuracy"] for run in runs]),
+    }
+
+
+def table(content: dict) -> Table:
     """One row for each problem and optimizer."""
-    header = ["problem", "optimizer", "lr", "loss", "/ tuned Adam's", "steps to it", "accuracy", "ms"]
     rows = []
-    for name, problem in content["summary"]["problems"].items():
-        for row, found in problem["rows"].items():
-            title = TITLES[row] + (f" ({found['diverged']} of {found['runs']} diverged)" if found["diverged"] else "")
+    for name, found in content["summary"].items():
+        for row, own in found.items():
+            diverged = f" ({own['diverged']} of {own['runs']} diverged)" if own["diverged"] else ""
+            rate = "" if own["rate"] is None else f"{own['rate']:g}" + ("*" if own["edge"] else "")
+            reached = f"not in {steps_on(name, content)}"
+            if at := own["reached"]:
+                reached = f"{mean(at):.0f}" + ("" if len(at) == own["runs"] else f" ({len(at)} of {own['runs']})")
             rows.append(
                 [
-                    PROBLEMS[name].title, title,
-                    "" if found["rate"] is None else f"{found['rate']:g}" + ("*" if row in problem["edges"] else ""),
-                    short(found["loss"]), _factor(found["ratio"]), _reached(found, problem["steps"]),
-                    short(found["accuracy"]), f"{1000 * found['seconds_a_step']:.2f}",
+                    PROBLEMS[name].title, TITLES[row] + diverged, rate, significant(own["loss"]), _factor(own["ratio"]),
+                    reached, significant(own["accuracy"]), f"{1000 * own['seconds_a_step']:.2f}",
                 ]
             )  # fmt: skip
-    return header, rows
+    return ["problem", "optimizer", "lr", "loss", "/ tuned Adam's", "steps to it", "accuracy", "ms"], rows
 
 
 def _factor(ratio: Estimate) -> str:
@@ -52,11 +125,51 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _reached(found: Mapping, steps: int) -> str:
-    at, runs = found["reached"], found["runs"]
-    if not at:
-        return f"not in {steps}"
-    return f"{sum(at) / len(at):.0f}" + ("" if len(at) == runs else f" ({len(at)} of {runs})")
+def costs(content: dict) -> Table:
+    """Meta-training beside the grids."""
+    config, results = content["config"], content["results"]
+    tasks, one_rate, rates = str(config["tasks"]), results["one-rate"], len(GRIDS["adam"])
+    usual = [name for name in config["problems"] if not PROBLEMS[name].longer] or config["problems"]
+    grids = [results[f"{name}-{kind}"]["seconds"] / len(config["seeds"]) for name in usual for kind in GRIDS]
+    rows = []
+    for name, made in meta_trained(content).items():
+        seconds, steps = estimate([run["seconds"] for run in made]), mean(run["steps"] for run in made)
+        what = f"meta-training and checks, {TITLES[name]}"
+        rows.append([what, "all problems", significant(seconds), f"{steps:.0f}", tasks])
+    return ["what", "for", "seconds", "steps of training", "trainings at once"], [
+        *rows,
+        ["one lr of Adam for all", "all problems", f"{one_rate['seconds']:.3g}", f"{one_rate['steps']}", tasks],
+        [f"a grid of {rates} lrs", f"one problem of {config['steps']} steps", f"{mean(grids):.3g}",
+         f"{config['steps']}", str(rates)],
+    ]  # fmt: skip
+
+
+def trainings(content: dict) -> dict[str, dict[str, Curve]]:
+    """Losses by step, a panel for each problem."""
+    panels = {}
+    for name in content["config"]["problems"]:
+        x = [k * steps_on(name, content) // POINTS for k in range(POINTS + 1)]
+        panels[PROBLEMS[name].title] = {
+            TITLES[row]: mean_curve(x, [run["losses"] for run in runs])
+            for row, runs in runs_of(name, content)[0].items()
+        }
+    return panels
+
+
+def meta_losses(content: dict) -> dict[str, dict[str, Curve]]:
+    """Of the checks, over the episodes and over the seconds; and that of Adam with the one rate."""
+    panels = {}
+    for unit in ("episodes", "seconds"):
+        named = {}
+        for name, made in meta_trained(content).items():
+            x = [episode for episode, _ in made[0]["checks"]]
+            if unit == "seconds":
+                x = [mean(at) for at in zip(*(run["check_seconds"] for run in made), strict=True)]
+            named[TITLES[name]] = mean_curve(x, [[score for _, score in run["checks"]] for run in made])
+        ends = sorted({x for line in named.values() for x in (line.x[0], line.x[-1])})
+        level = min(content["results"]["one-rate"]["scores"])
+        panels[f"by {unit}"] = named | {TITLES["one_rate"]: Curve(ends, [level] * len(ends))}
+    return panels
 
 
 def setting(content: dict) -> str:
@@ -65,14 +178,14 @@ def setting(content: dict) -> str:
     texts, texts_test = data["sizes"].get("tweets", (0, 0))
     words = f", and {texts} tweets as weights of words ({texts_test} for testing)" if texts else ""
     return (
-        f"The update rule is a network of {config['hidden']} hidden units that gives each weight its step; its weights "
+        f"The update rule is a network of {HIDDEN} hidden units that gives each weight its step; its weights "
         "are hyperparameters, and `hft.bilevel` moves them. It begins as Adam's direction with a rate of "
         f"{FIRST_RATE:g}, and sees the number of the step. Meta-training: {config['episodes']} episodes, each with "
         f"{config['tasks']} new tasks: networks of {_words(DEPTHS)} hidden layers of {_words(WIDTHS)} units, initial "
         f"weights {SCALES[0]:g} to {SCALES[1]:g} times He's, half of {data['meta_digits']} digits with random labels, "
-        f"{BATCH} examples a step. An episode has up to {config['first_length']} steps at first and up to "
+        f"{BATCH} examples a step. An episode has up to {SEGMENT} steps at first and up to "
         f"{config['longest']} from half of meta-training on. The meta-loss is the logarithm of the training loss after "
-        f"each segment of {config['segment']} steps; a meta-gradient goes through one segment. Of the "
+        f"each segment of {SEGMENT} steps; a meta-gradient goes through one segment. Of the "
         f"{config['checks'] + 1} checks on other such tasks, the rule that scored best is kept. By ZeroOrder, with one "
         "seed: "
         f"{config['evolution_episodes']} episodes.\n\n"
@@ -97,96 +210,36 @@ def _range(kind: str) -> str:
     return f"{GRIDS[kind][0]:g} to {GRIDS[kind][-1]:g}"
 
 
-def costs(summary: Mapping, config: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Meta-training beside the grids."""
-    header = ["what", "for", "seconds", "steps of training", "trainings at once"]
-    rates, tasks = len(GRIDS["adam"]), str(config["tasks"])
-    rows = [
-        [f"meta-training and checks, {TITLES[name]}", "all problems", short(cost["seconds"]), f"{cost['steps']:.0f}",
-         tasks]
-        for name, cost in summary["costs"].items()
-    ]  # fmt: skip
-    rows.append(
-        ["one lr of Adam for all", "all problems", f"{summary['one_rate']['seconds']:.3g}",
-         f"{summary['one_rate']['steps']}", tasks]
-    )  # fmt: skip
-    rows.append(
-        [
-            f"a grid of {rates} lrs",
-            f"one problem of {config['steps']} steps",
-            f"{summary['grid_seconds']:.3g}",
-            f"{config['steps']}",
-            str(rates),
-        ]
-    )
-    return header, rows
-
-
 def write_report(record: RunRecord) -> None:
     content, folder = record.content, record.folder
-    summary = content["summary"] = summarise(content)
+    content["summary"] = summarise(content)
     config, seeds = content["config"], content["config"]["seeds"]
-    panels = {  # curves are drawn and not kept: the results have them already
-        PROBLEMS[name].title: {TITLES[row]: Curve(*_band(found.pop("curve"))) for row, found in problem["rows"].items()}
-        for name, problem in summary["problems"].items()
-    }
-    curves(folder / "training.png", panels, "step", "training loss", log_y=True)
-    curves(
-        folder / "meta-loss.png",
-        {f"by {unit}": _meta(summary, column) for column, unit in enumerate(("episodes", "seconds"))},
-        "meta-training", "mean of ln(training loss)",
-    )  # fmt: skip
-    skipped = sum(cost["skipped"] for cost in summary["costs"].values())
-    pairs = f"{config['samples']} antithetic pairs, sigma {config['sigma']:g}"
-    one = f" {TITLES['evolution']}: seed {seeds[0]} alone, {pairs}." if "evolution" in summary["costs"] else ""
-    error = "mean ± standard error over seeds " if len(seeds) > 1 else "seed "
-    lines = [
-        "# A learned optimizer",
-        "",
+    curves(folder / "training.png", trainings(content), "step", "training loss", log_y=True)
+    curves(folder / "meta-loss.png", meta_losses(content), "meta-training", "mean of ln(training loss)")
+    skipped = sum(made["skipped"] for found in meta_trained(content).values() for made in found)
+    shared = GRIDS["adam"][best_of(content["results"]["one-rate"]["scores"])]
+    write(
+        record,
+        "A learned optimizer",
         setting(content),
-        "",
-        f"Values are {error}{', '.join(map(str, seeds))}; a seed is one meta-training, and one choice of weights and "
-        f"order on the test problem.{one} / tuned Adam's: the ratio of the losses, geometric mean over seeds "
+        f"Values are {over(seeds)}; a seed is one meta-training, and one choice of weights and "
+        f"order on the test problem. {TITLES['evolution']}: seed {seeds[0]} alone, {config['samples']} antithetic "
+        f"pairs, sigma {SIGMA:g}. / tuned Adam's: the ratio of the losses, geometric mean over seeds "
         "(and one standard error to either side), which one bad seed moves less than it does a mean loss. Steps to it: "
         "those after which the curve, taken at "
         f"{POINTS} points, is first at or below the final loss of tuned Adam with the same seed; in brackets how many "
         f"runs get there. A loss above {WORST:g} counts as {WORST:g}: diverged. A star: the best lr is at an edge of "
         "its grid. Accuracy (%) is that on the test part at the end; ms are milliseconds of a step of one training.",
-        "",
-        *markdown(*table(content)),
-        "",
+        table(content),
         "![Training loss by step and problem: the lower a line, the better the optimizer](training.png)",
-        "",
-        f"*Training loss on all training examples, {error.replace('± ', 'and ')}{', '.join(map(str, seeds))}.*",
-        "",
+        f"*Training loss on all training examples, {over(seeds).replace('± ', 'and ')}.*",
         "![Meta-loss over meta-training: below the level line, a learned rule is better than Adam with one lr]"
         "(meta-loss.png)",
-        "",
         f"*Mean logarithm of the loss over {config['longest']} steps, on tasks that meta-training does not have. "
-        f"Adam has the learning rate {summary['shared_rate']:g}, which is best there.*",
-        "",
+        f"Adam has the learning rate {shared:g}, which is best there.*",
         "## What it takes",
-        "",
-        *markdown(*costs(summary, config)),
-        "",
+        costs(content),
         "Seconds, of the processor, are those of one seed; of the grid the mean over problems and optimizers. "
         f"ZeroOrder trains each segment {2 * config['samples']} times more. Moves of a rule that were left out since "
-        "they "
-        f"were not finite: {skipped}.",
-        "",
-        *provenance(content),
-    ]  # fmt: skip
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
-
-
-def _meta(summary: Mapping, column: int) -> dict[str, Curve]:
-    """The meta-loss over the episodes or the seconds, and that of Adam."""
-    found = {TITLES[name]: Curve(*_band([c[column], *c[2:]])) for name, c in summary["meta_loss"].items()}
-    x = sorted({x for curve in found.values() for x in (curve.x[0], curve.x[-1])})
-    return found | {TITLES["one_rate"]: Curve(x, [summary["shared_score"]] * len(x))}
-
-
-def _band(found: list[list]) -> tuple[list, list, list | None]:
-    """x, means and errors, which a single seed does not have."""
-    x, means, errors = found
-    return x, means, None if errors[0] is None else errors
+        f"they were not finite: {skipped}.",
+    )

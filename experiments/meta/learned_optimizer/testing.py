@@ -1,7 +1,5 @@
 """What an optimizer does on a test problem: its curve, and the time that a step takes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -11,31 +9,24 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.meta.learned_optimizer.networks import Params, loss_of
+from experiments.common.small_networks import Params, cross_entropy
+from experiments.common.stretches import stretches
+from experiments.meta.learned_optimizer.config import POINTS
 from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, batches
 from experiments.meta.learned_optimizer.tasks import BATCH
 
-POINTS = 40  # of a curve, after its start
 WORST = 100.0  # a training that is above it, or not finite, has diverged: there it counts as this
 HELD_BACK = 10_000  # added to a seed: the weights and order on which nothing else is chosen
 
 Make = Callable[[float, int], hft.Optimizer]  # from the learning rate and the number of steps
 
 
-def adam(rate: float, steps: int) -> hft.Optimizer:
-    return hft.adam(lr=rate)
-
-
-def momentum(rate: float, steps: int) -> hft.Optimizer:
-    return hft.sgd(lr=rate, momentum=0.9)
-
-
-def with_cosine(rate: float, steps: int) -> hft.Optimizer:
-    """Adam with a learning rate that falls to zero: it knows how long it trains, which the learned rule does not."""
-    return hft.scheduled(hft.adam(lr=rate), lr=hft.schedules.cosine(steps))
-
-
-MAKERS: dict[str, Make] = {"adam": adam, "momentum": momentum, "cosine": with_cosine}
+#: With a cosine, which falls to zero, Adam knows how long it trains; the learned rule does not.
+MAKERS: dict[str, Make] = {
+    "adam": lambda rate, steps: hft.adam(lr=rate),
+    "momentum": lambda rate, steps: hft.sgd(lr=rate, momentum=0.9),
+    "cosine": lambda rate, steps: hft.scheduled(hft.adam(lr=rate), lr=hft.schedules.cosine(steps)),
+}
 DEFAULT = 1e-3  # Adam's
 # Each twice the one before. Those in the middle are near what is best for small networks.
 GRIDS = {
@@ -56,15 +47,13 @@ def curves(
     problem = PROBLEMS[name]
     train, test = parts.train[problem.of], parts.test[problem.of]
     generator = torch.Generator().manual_seed(HELD_BACK + seed)
-    start, loss = problem.start(generator), loss_of(problem.forward)
+    start, loss = problem.start(generator), cross_entropy(problem.forward)
     order, every = batches(train, BATCH, steps, generator), steps // POINTS
 
     def one(rate: Tensor | None) -> tuple[Tensor, Tensor]:
         hparams = optimizer.hparams if rate is None else {**optimizer.hparams, "lr": rate}
-        params, state, losses = start, None, [loss(start, train)]
-        for first in range(0, steps, every):
-            part = order[first : first + every]
-            params, state, _ = hft.train(optimizer, loss, params, part, hparams=hparams, state=state)
+        params, losses = start, []
+        for _, params in stretches(optimizer, loss, start, order, range(0, steps + 1, every), hparams):
             losses.append(loss(params, train))
         right = problem.forward(params, test.x).argmax(-1) == test.y
         return torch.stack(losses), 100 * right.float().mean()
@@ -82,7 +71,7 @@ def seconds_a_step(
 ) -> dict[str, float]:
     """Medians over the steps of single trainings, gradients included; a step of each in turn."""
     problem = PROBLEMS[name]
-    generator, loss = torch.Generator().manual_seed(HELD_BACK), loss_of(problem.forward)
+    generator, loss = torch.Generator().manual_seed(HELD_BACK), cross_entropy(problem.forward)
     start: Params = problem.start(generator)
     now: dict[str, tuple[Params, Any]] = dict.fromkeys(optimizers, (start, None))
     times: dict[str, list[float]] = {kind: [] for kind in optimizers}

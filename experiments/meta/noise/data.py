@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from experiments.common.bags import bags
 from experiments.common.digits import digits
 from experiments.common.draws import generator
 from experiments.common.examples import Examples, split
-from experiments.common.tweets import Tweets, bag_of_words, tweets
-from experiments.meta.noise.config import SIZES, Config, DataSet, Kind
+from experiments.common.progress import Progress
+from experiments.common.tweets import Tweets, tweets
+from experiments.meta.noise.config import NOISE, SIZES, WORDS, Config, DataSet
 
 
 class Problem(NamedTuple):
@@ -27,68 +30,35 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """All examples, with their true labels; what is not studied is None."""
+    """All examples of what is studied, with their true labels."""
 
-    config: Config
-    digits: Examples | None
-    tweets: Tweets | None
+    sets: Mapping[DataSet, Examples | Tweets]
 
     def fingerprint(self) -> str:
-        return " ".join(part.fingerprint() for part in (self.digits, self.tweets) if part is not None)
+        return " ".join(found.fingerprint() for found in self.sets.values())
 
     def about(self) -> dict:
-        labels = {"digits": self.digits and self.digits.y, "tweets": self.tweets and self.tweets.labels}
-        counts = {name: found.bincount() for name, found in labels.items() if found is not None}
-        most = {name: round(100 * (count.max() / count.sum()).item(), 1) for name, count in counts.items()}
-        return {"sizes": {name: dict(SIZES[name]) for name in self.config.datasets}, "most_frequent": most}
+        labels = {name: found.labels if isinstance(found, Tweets) else found.y for name, found in self.sets.items()}
+        most = {name: round(100 * (y.bincount().max() / len(y)).item(), 1) for name, y in labels.items()}
+        return {"sizes": {name: dict(SIZES[name]) for name in self.sets}, "most_frequent": most}
 
-    def problem(self, name: DataSet, kind: Kind, seed: int) -> Problem:
-        """Split anew for each seed."""
-        parts = self._digits(seed) if name == "digits" else self._tweets(seed)
-        return with_noise(parts, self.config.noise, kind, seed)
-
-    def _digits(self, seed: int) -> dict[str, Examples]:
-        assert self.digits is not None
-        return split(self.digits, SIZES["digits"], seed)
-
-    def _tweets(self, seed: int) -> dict[str, Examples]:
-        """The words are those of the tweets that are learned from."""
-        assert self.tweets is not None
-        texts = self.tweets.texts
-        parts = split(Examples(torch.arange(len(texts)), self.tweets.labels), SIZES["tweets"], seed)
-        own = {name: [texts[place] for place in part.x.tolist()] for name, part in parts.items()}
-        learned, *others = bag_of_words(
-            own["noisy"] + own["clean"], self.config.features, own["validation"], own["test"]
-        )
-        rows = [*learned.split([len(own["noisy"]), len(own["clean"])]), *others]
-        return {name: Examples(x, part.y) for (name, part), x in zip(parts.items(), rows, strict=True)}
+    def problem(self, name: DataSet, seed: int) -> Problem:
+        """Split anew for each seed; labels of the part "noisy" are flipped, all others stay as they are."""
+        found, sizes = self.sets[name], SIZES[name]
+        # The words are those of the tweets that are learned from.
+        parts = bags(found, sizes, WORDS, seed, 2) if isinstance(found, Tweets) else split(found, sizes, seed)
+        x, true = parts.pop("noisy")
+        classes = int(true.max()) + 1
+        given = flipped(true, classes, NOISE, generator("labels", seed))
+        return Problem(Examples(x, given), given == true, **parts, classes=classes)
 
 
-def load(config: Config) -> Data:
-    """Only what is studied."""
-    return Data(
-        config,
-        digits() if "digits" in config.datasets else None,
-        tweets() if "tweets" in config.datasets else None,
-    )
-
-
-def with_noise(parts: Mapping[str, Examples], share: float, kind: Kind, seed: int) -> Problem:
-    """Labels of the part "noisy" are flipped; those of "clean", "validation" and "test" stay as they are."""
-    x, true = parts["noisy"]
-    classes = int(true.max()) + 1
-    given = flipped(true, classes, share, kind, generator("labels", seed))
-    return Problem(
-        Examples(x, given), given == true, parts["clean"], parts["validation"], parts["test"], classes
-    )  # fmt: skip
-
-
-def flipped(labels: Tensor, classes: int, share: float, kind: Kind, drawn: torch.Generator) -> Tensor:
-    """Labels of which round(share * n) are wrong: another class by chance (uniform), or the next one (pair)."""
+def flipped(labels: Tensor, classes: int, share: float, drawn: torch.Generator) -> Tensor:
+    """Labels of which round(share * n) are replaced by another class, by chance."""
     wrong = torch.randperm(len(labels), generator=drawn)[: round(share * len(labels))]
-    steps = torch.ones_like(wrong)
-    if kind == "uniform":
-        steps = torch.randint(1, classes, wrong.shape, generator=drawn)
-    made = labels.clone()
-    made[wrong] = (labels[wrong] + steps) % classes
-    return made
+    away = torch.randint(1, classes, wrong.shape, generator=drawn)
+    return labels.index_put((wrong,), (labels[wrong] + away) % classes)
+
+
+def load(config: Config, cache: Path, progress: Progress) -> Data:
+    return Data({name: {"digits": digits, "tweets": tweets}[name]() for name in config.datasets})

@@ -9,9 +9,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.common.draws import generator
-from experiments.meta.noise.network import logits, small_network
 
-HIDDEN = 100  # of the Meta-Weight-Net, as in its paper
+NET = 100  # hidden units of the Meta-Weight-Net, as in its paper
+Params = dict[str, Tensor]
+
+
+def network(inputs: int, hidden: int, outputs: int, drawn: torch.Generator) -> Params:
+    """What is trained, of one hidden layer: He's normal weights below the ReLU, and smaller ones above it."""
+    return {
+        "below": torch.randn(inputs, hidden, generator=drawn) * (2 / inputs) ** 0.5,
+        "below_bias": torch.zeros(hidden),
+        "above": torch.randn(hidden, outputs, generator=drawn) / hidden**0.5,
+        "above_bias": torch.zeros(outputs),
+    }
+
+
+def logits(params: Params, x: Tensor) -> Tensor:
+    """Shape (rows, outputs), of x with shape (rows, inputs)."""
+    hidden = torch.relu(torch.addmm(params["below_bias"], x, params["below"]))
+    return torch.addmm(params["above_bias"], hidden, params["above"])
 
 
 class Batch(NamedTuple):
@@ -74,8 +90,19 @@ def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def new_net(examples: int, seed: int) -> Any:
-    """Nearly equal weights at first: a steep start, up or down by chance, decides what is learned."""
-    return small_network(1, HIDDEN, 1, generator("weight net", seed))
+    """Nearly equal weights at first: a steep start, up or down by chance, decides what is learned. All numbers are even
+    from -1 / sqrt(n) to 1 / sqrt(n), n the inputs of the layer: how `torch.nn.Linear` begins."""
+    drawn = generator("weight net", seed)
+
+    def even(*shape: int, of: int) -> Tensor:
+        return (2 * torch.rand(shape, generator=drawn) - 1) / of**0.5
+
+    return {
+        "below": even(1, NET, of=1),
+        "below_bias": even(NET, of=1),
+        "above": even(NET, 1, of=NET),
+        "above_bias": even(1, of=NET),
+    }
 
 
 def new_weights(examples: int, seed: int) -> Any:

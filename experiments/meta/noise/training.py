@@ -1,4 +1,4 @@
-"""One training: `hft.train` where the network alone is learned, `hft.bilevel` where weights of the examples are too."""
+"""One training, by `hft.train` or, where weights of the examples are learned too, by `hft.bilevel`; what came out."""
 
 import time
 import warnings
@@ -14,11 +14,26 @@ from torch.nn import functional as F
 import hyperopt_ftp as hft
 from experiments.common.draws import generator
 from experiments.common.examples import Examples
-from experiments.meta.noise.config import Config
+from experiments.common.small_networks import accuracy
+from experiments.common.stretches import stretches
+from experiments.meta.noise.config import BATCH, CLEAN_BATCH, CLEAN_SHARE, HIDDEN, MOMENTUM, NOISE, RAMP, Config
 from experiments.meta.noise.data import Problem
-from experiments.meta.noise.methods import Batch, Method, Seen
-from experiments.meta.noise.network import Params, logits, network
+from experiments.meta.noise.methods import (
+    Batch,
+    Method,
+    Params,
+    Seen,
+    each_weights,
+    logits,
+    net_weights,
+    network,
+    smallest,
+    weighted_by_net,
+    weighted_each,
+)
 
+BINS, HIGHEST = 20, 2.5  # of the relative weights; the last bin has all above
+LOSSES = [0.25 * n for n in range(25)]  # where the learned function is looked at
 Loss = Callable[..., Tensor]  # of the network's weights, a batch and, where something is learned, what weighs
 Looks = Iterator[tuple[int, Params, Any]]  # steps done, the network's weights, what weighs the examples
 
@@ -42,14 +57,15 @@ class Training:
 
 def train(problem: Problem, method: Method, config: Config, lr: float, number: float, seed: int) -> Training:
     """Train for `config.steps` steps, and look at the accuracies `config.looks` times."""
-    params, own = network(problem.noisy.x.shape[1], config.hidden, problem.classes, generator("network", seed)), None
-    optimizer, loss = hft.sgd(lr=lr, momentum=config.momentum), loss_of(problem, method, config, number)
-    data = batches(problem, method, config, seed)
+    params, own = network(problem.noisy.x.shape[1], HIDDEN, problem.classes, generator("network", seed)), None
+    optimizer, loss = hft.sgd(lr=lr, momentum=MOMENTUM), loss_of(problem, method, number)
+    data = batches(problem, method, config.steps, seed)
     if method.start is None:
-        looks = _train(optimizer, loss, params, data, config)
+        stops = range(config.stretch, config.steps + 1, config.stretch)
+        looks = ((step, params, None) for step, params in stretches(optimizer, loss, params, data, stops))
     else:
         own = method.start(len(problem.noisy.y), seed)
-        looks = _bilevel(optimizer, loss, params, own, data, problem.clean, number, config)
+        looks = _bilevel(optimizer, loss, params, own, data, problem.clean, number, config.stretch)
     found, begin = Training(params, own), time.process_time()
     try:
         with warnings.catch_warnings():
@@ -61,33 +77,30 @@ def train(problem: Problem, method: Method, config: Config, lr: float, number: f
                     raise FloatingPointError
                 found.params, found.own = params, own
                 found.steps.append(step)
-                found.validation.append(accuracy(params, problem.validation))
-                found.test.append(accuracy(params, problem.test))
+                found.validation.append(accuracy(logits(params, problem.validation.x), problem.validation.y))
+                found.test.append(accuracy(logits(params, problem.test.x), problem.test.y))
                 begin = time.process_time()
     except FloatingPointError:
         found.diverged = True
     return found
 
 
-def batches(problem: Problem, method: Method, config: Config, seed: int) -> list[Batch]:
+def batches(problem: Problem, method: Method, steps: int, seed: int) -> list[Batch]:
     """Noisy examples pass by pass in random orders, clean ones drawn anew for each step."""
     drawn = generator("order", seed)
     places = torch.arange(len(problem.noisy.y))
     if method.noisy == "right":
         places = places[problem.right]
-    passes = -(-config.steps * config.batch // len(places))
-    order = torch.cat([places[torch.randperm(len(places), generator=drawn)] for _ in range(passes)])
-    clean = torch.randint(len(problem.clean.y), (config.steps, config.clean_batch), generator=drawn)
-    made = []
-    for step in range(config.steps):
-        dropped = config.noise * min(1.0, step / (config.ramp * config.steps))
-        kept = torch.tensor(round((1 - dropped) * config.batch))
-        made.append(Batch(order[step * config.batch : (step + 1) * config.batch], clean[step], kept))
-    return made
+    count = -(-steps * BATCH // len(places))
+    order = torch.cat([places[torch.randperm(len(places), generator=drawn)] for _ in range(count)])
+    clean = torch.randint(len(problem.clean.y), (steps, CLEAN_BATCH), generator=drawn)
+    dropped = [NOISE * min(1.0, step / (RAMP * steps)) for step in range(steps)]
+    kept = [torch.tensor(round((1 - share) * BATCH)) for share in dropped]
+    return [Batch(*step) for step in zip(order[: steps * BATCH].split(BATCH), clean, kept, strict=True)]
 
 
-def loss_of(problem: Problem, method: Method, config: Config, number: float) -> Loss:
-    """(1 - clean_share) * the method's loss of the noisy examples + clean_share * the loss of the clean ones."""
+def loss_of(problem: Problem, method: Method, number: float) -> Loss:
+    """(1 - CLEAN_SHARE) * the method's loss of the noisy examples + CLEAN_SHARE * the loss of the clean ones."""
     noisy, clean = problem.noisy, problem.clean
 
     def on_noisy(params: Params, batch: Batch, own: Any) -> Tensor:
@@ -102,39 +115,71 @@ def loss_of(problem: Problem, method: Method, config: Config, number: float) -> 
             return on_clean(params, batch)
         if not method.clean:
             return on_noisy(params, batch, own)
-        share = config.clean_share
-        return (1 - share) * on_noisy(params, batch, own) + share * on_clean(params, batch)
+        return (1 - CLEAN_SHARE) * on_noisy(params, batch, own) + CLEAN_SHARE * on_clean(params, batch)
 
     return loss
-
-
-def _train(optimizer: hft.Optimizer, loss: Loss, params: Params, data: list[Batch], config: Config) -> Looks:
-    state = None
-    for step in range(config.stretch, config.steps + 1, config.stretch):
-        run = hft.train(optimizer, loss, params, data[step - config.stretch : step], state=state)
-        params, state = run.params, run.state
-        yield step, params, None
-
-
-def _bilevel(
-    optimizer: hft.Optimizer, loss: Loss, params: Params, own: Any, data: list[Batch], clean: Examples, lr: float,
-    config: Config,
-) -> Looks:  # fmt: skip
-    """After every `inner_steps` steps, what weighs the examples moves along d loss of the whole clean set / d own."""
-    records = hft.bilevel(
-        optimizer, hft.adam(lr=lr), "loss", loss, mean_loss, params, data, [clean], inner_steps=config.inner_steps,
-        outer_steps=config.steps // config.inner_steps, hparams={**optimizer.hparams, "loss": own},
-    )  # fmt: skip
-    for record in records:
-        step = record.step * config.inner_steps
-        if step % config.stretch == 0:
-            yield step, record.state.params, record.tuned["loss"]
 
 
 def mean_loss(params: Params, examples: Examples) -> Tensor:
     return F.cross_entropy(logits(params, examples.x), examples.y)
 
 
-def accuracy(params: Params, examples: Examples) -> float:
-    """In %."""
-    return 100 * float((logits(params, examples.x).argmax(1) == examples.y).double().mean())
+def _bilevel(
+    optimizer: hft.Optimizer, loss: Loss, params: Params, own: Any, data: list[Batch], clean: Examples, lr: float,
+    stretch: int,
+) -> Looks:  # fmt: skip
+    """After every step, what weighs the examples moves along d loss of the whole clean set / d own."""
+    records = hft.bilevel(
+        optimizer, hft.adam(lr=lr), "loss", loss, mean_loss, params, data, [clean], inner_steps=1,
+        outer_steps=len(data), hparams={**optimizer.hparams, "loss": own},
+    )  # fmt: skip
+    for record in records:
+        if record.step % stretch == 0:
+            yield record.step, record.state.params, record.tuned["loss"]
+
+
+def told_apart(problem: Problem, method: Method, found: Training) -> dict[str, Any] | None:
+    """Weights of the noisy examples, by the network and by what weighs them at the end; None where all count the same.
+
+    Weights are relative: 1 is their mean. Since a loss is divided by its weights' sum, nothing else of them counts.
+    """
+    losses = F.cross_entropy(logits(found.params, problem.noisy.x), problem.noisy.y, reduction="none")
+    if method.loss is smallest:
+        kept = torch.zeros_like(losses)
+        kept[losses.topk(round((1 - NOISE) * len(losses)), largest=False).indices] = 1
+        own, score = kept, -losses
+    elif method.loss is weighted_by_net:
+        own = score = net_weights(found.own, losses)
+    elif method.loss is weighted_each:
+        own = score = each_weights(found.own)
+    else:
+        return None
+    scale = own.mean().clamp(min=1e-8)
+    told = {
+        "auc": round(auc(score[problem.right], score[~problem.right]), 4),
+        "right": _shares(own[problem.right] / scale),
+        "wrong": _shares(own[~problem.right] / scale),
+    }
+    if method.loss is weighted_by_net:
+        told["function"] = _rounded(net_weights(found.own, torch.tensor(LOSSES)) / scale)
+    return told
+
+
+def auc(right: Tensor, wrong: Tensor) -> float:
+    """The chance that of a right and a wrong one the right one has the larger score; equal scores count half."""
+    wrong = wrong.sort().values
+    below, not_above = (torch.searchsorted(wrong, right, right=side) for side in (False, True))
+    return float((below + not_above).double().mean()) / (2 * len(wrong))
+
+
+def _shares(relative: Tensor) -> dict[str, Any]:
+    """The mean, and the share of the examples in each bin."""
+    places = (relative * (BINS / HIGHEST)).long().clamp(max=BINS - 1)
+    return {
+        "mean": round(float(relative.mean()), 4),
+        "bins": _rounded(torch.bincount(places, minlength=BINS) / len(places)),
+    }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]

@@ -11,7 +11,7 @@ from experiments.classification.data import Pictures, hold_out, limit_items, spl
 from experiments.common.errors import InputError
 from experiments.common.frozen import BLOCKS, Features, frozen_features
 from experiments.common.progress import Progress
-from experiments.tuning.knobs.config import Config
+from experiments.tuning.knobs.config import HELD_OUT, Config
 
 #: What a style is to a fine-tuning: the one it learns from, another one, and one that nothing was tuned on.
 ROLES = ("own", "other", "unseen")
@@ -57,7 +57,7 @@ class Styles:
         whole = split(self._numbered, seed)
         if config.pretrain_items > (most := len(set(whole["pretrain"].items))):
             raise InputError(f"--pretrain-items {config.pretrain_items}: there are {most}")
-        train, held_out = hold_out(whole["finetune"].of_domain(style), config.held_out, seed)
+        train, held_out = hold_out(whole["finetune"].of_domain(style), HELD_OUT, seed)
         kept = set(held_out.items)
         elsewhere = whole["finetune"].of_domain(roles["other"])
         other = elsewhere.select(torch.tensor([i for i, item in enumerate(elsewhere.items) if item in kept]))

@@ -1,20 +1,86 @@
-"""Choosing on held-out pictures: learning rates, and FTP's knobs by a grid and by hypergradients."""
+"""Fine-tuning the end of the network, and choosing: learning rates, and FTP's knobs by searches and hypergradients."""
 
 import itertools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.tuning.knobs.config import Config
-from experiments.tuning.knobs.optimizers import PLAIN, Knobs, with_knobs
+from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.common.small_networks import accuracy, passes
+from experiments.tuning.knobs.config import ANCHOR_LR, OUTER_LR, START, Config, Knobs
 from experiments.tuning.knobs.styles import Parts
-from experiments.tuning.knobs.tail import Trainee, Weights, orders
+
+Weights = dict[str, Tensor]
+Make = Callable[[int, float, Weights], hft.Optimizer]  # of the steps, a learning rate and the anchor
+
+
+def base(steps: int, lr: float) -> hft.Optimizer:
+    """Without weight decay: nothing but FTP is to hold the weights."""
+    return hft.scheduled(hft.adamw(lr=lr, weight_decay=0.0), lr=hft.schedules.cosine(steps))
+
+
+def with_knobs(steps: int, anchor: Weights, knobs: Knobs) -> hft.Optimizer:
+    return hft.ftp(base(steps, knobs.lr), anchor, radius_lr=knobs.radius_lr, kappa=knobs.kappa)
+
+
+#: Those whose only choice is the learning rate.
+PLAIN: Mapping[str, Make] = {
+    "adamw": lambda steps, lr, anchor: base(steps, lr),
+    "ftp": lambda steps, lr, anchor: hft.ftp(base(steps, lr), anchor),
+    "ftp_exact": lambda steps, lr, anchor: hft.ftp(base(steps, lr), anchor, gradient="exact"),
+}
+
+
+class Score(NamedTuple):
+    """On some pictures."""
+
+    accuracy: float  # %
+    loss: float  # cross-entropy
+
+
+class Trainee:
+    """The trained end of the network as a pure function of its weights. A batch is the numbers of its rows: features
+    stay in one place."""
+
+    def __init__(self, features: Features) -> None:
+        self._x, self._y = features.x, features.labels
+        self._tail = Tail(BLOCKS, len(features.classes))
+        self.fresh: Weights = {name: p.detach().clone() for name, p in self._tail.named_parameters()}
+
+    def _logits(self, weights: Weights, rows: Tensor) -> Tensor:
+        return torch.func.functional_call(self._tail, weights, (self._x[rows],))
+
+    def loss(self, weights: Weights, rows: Tensor) -> Tensor:
+        return F.cross_entropy(self._logits(weights, rows), self._y[rows])
+
+    @torch.no_grad()
+    def score(self, weights: Weights, rows: Tensor) -> Score:
+        logits, truth = self._logits(weights, rows), self._y[rows]
+        return Score(accuracy(logits, truth), F.cross_entropy(logits, truth).item())
+
+    @torch.no_grad()
+    def trained(self, optimizer: hft.Optimizer, start: Weights, batches: list[Tensor]) -> Weights:
+        return hft.train(optimizer, self.loss, start, batches).params
+
+    def anchor(self, config: Config, pretrain: Tensor, seed: int) -> Weights:
+        """Trained on all styles."""
+        optimizer = hft.scheduled(hft.adamw(lr=ANCHOR_LR), lr=hft.schedules.cosine(config.anchor_steps))
+        return self.trained(optimizer, self.fresh, orders(pretrain, config.anchor_steps, config.batch_size, seed))
+
+
+def orders(rows: Tensor, steps: int, size: int, seed: int) -> list[Tensor]:
+    """Batches of whole passes, each in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return [rows[part] for part in passes(len(rows), steps, min(size, len(rows)), generator)]
+
 
 #: What is looked at, by roles of the held-out pictures; all count alike.
 SOURCES: Mapping[str, tuple[str, ...]] = {"other": ("other",), "own": ("own",), "both": ("own", "other")}
@@ -44,23 +110,22 @@ class Tuner:
     def rates(self, method: str) -> dict:
         """Held-out losses by learning rate, and what they took."""
         make, begin = PLAIN[method], time.perf_counter()
-        losses = {str(lr): self.held_out(make(self.config, lr, self.anchor)) for lr in self.config.lrs}
+        losses = {str(lr): self.held_out(make(self.config.steps, lr, self.anchor)) for lr in self.config.lrs}
         return {"losses": losses, "seconds": time.perf_counter() - begin}
 
     def search(self, looked_at: Sequence[Knobs]) -> dict:
         """Held-out losses at some points, and what they took."""
         begin = time.perf_counter()
-        losses = [self.held_out(with_knobs(self.config, self.anchor, knobs)) for knobs in looked_at]
+        losses = [self.held_out(with_knobs(self.config.steps, self.anchor, knobs)) for knobs in looked_at]
         seconds = time.perf_counter() - begin
         return {"points": [list(knobs) for knobs in looked_at], "losses": losses, "seconds": seconds}
 
     def bilevel(self, source: str) -> dict:
         """The way of the knobs, and the held-out loss and its hypergradients at each point of it but the last."""
         config, begin = self.config, time.perf_counter()
-        start = Knobs(config.lr, config.radius_lr, config.kappa)
         records = hft.bilevel(
-            with_knobs(config, self.anchor, start),
-            hft.scheduled(hft.adam(lr=config.outer_lr, betas=(0.5, 0.99)), lr=hft.schedules.cosine(config.rounds)),
+            with_knobs(config.steps, self.anchor, START),
+            hft.scheduled(hft.adam(lr=OUTER_LR, betas=(0.5, 0.99)), lr=hft.schedules.cosine(config.rounds)),
             Knobs._fields,
             self.trainee.loss,
             lambda weights, parts: torch.stack([self.trainee.loss(weights, rows) for rows in parts]).mean(),
@@ -74,7 +139,7 @@ class Tuner:
             reset=self.anchor,
             not_finite="skip",
         )
-        way, values, slopes = [list(start)], [], []
+        way, values, slopes = [list(START)], [], []
         with warnings.catch_warnings():
             # Where no radius was asked to shrink, kappa has not acted, and its hypergradient is 0 indeed.
             warnings.filterwarnings("ignore", "the hypergradient of", UserWarning)

@@ -1,15 +1,18 @@
 """Who competes, and the problems that they compete on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import hyperopt_ftp as hft
 from experiments.tuning.search import on_digits, on_emoji, on_tweets
-from experiments.tuning.search.clock import Clock
 from experiments.tuning.search.descents import descents, online, searched_first
 from experiments.tuning.search.problem import Problem, Trial
+from experiments.tuning.search.race import Clock
 from experiments.tuning.search.searches import default, hyperband, random, random_all, tpe
+
+#: What the frozen blocks of the network give of emoji, or small pictures of them.
+DataSet = Literal["digits", "tweets", "emoji", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,21 @@ class Entry:
 
     title: str
     about: str
-    data: str  # "digits", "tweets", "emoji" (what the frozen blocks give) or "pictures" (small ones of emoji)
+    data: DataSet
     build: Callable[[Any, int], Problem]  # of the data and a seed
     contenders: tuple[str, ...]
-    block: int | None = None  # of the emoji network, where what is trained begins, if it is not all
 
+    def on(self, contenders: Sequence[str]) -> list[str]:
+        """Those of them that take part."""
+        return [name for name in contenders if name in self.contenders]
+
+    def budget(self, seconds: float) -> float:
+        """Of each contender; `seconds` where a step is short."""
+        return SECONDS.get(self.data, seconds)
+
+
+#: Of each contender, where a step takes longer.
+SECONDS: Mapping[DataSet, float] = {"emoji": 7.0, "pictures": 28.0}
 
 WHOLE = hft.Unroll(checkpoint=False)  # the fastest
 
@@ -54,10 +67,6 @@ CONTENDERS: Mapping[str, Contender] = {
     "tower": Contender("tower of 2, online", lambda problem, clock: online(problem, tower=True)),
 }
 
-BUDGETS = {  # the option that says how many seconds a contender has, by data
-    "digits": "seconds", "tweets": "seconds", "emoji": "emoji_seconds", "pictures": "network_seconds",
-}  # fmt: skip
-
 SEARCHES = ("default", "random", "tpe", "hyperband")
 GROUPS = {  # in each, one is chosen by its validation loss
     "search": ("random", "random-all", "tpe", "hyperband"),
@@ -81,7 +90,7 @@ PROBLEMS: Mapping[str, Entry] = {
     ),
     "emoji-lr": Entry(
         "emoji, learning rate", f"{_EMOJI_NETWORK} all before its last block frozen, SGD with momentum 0.9", "emoji",
-        on_emoji.learning_rate, FEW_OF_LARGE, on_emoji.LAST,
+        on_emoji.learning_rate, FEW_OF_LARGE,
     ),
     "digits-adam": Entry("digits, Adam's five", f"{_DIGITS_NETWORK}, AdamW", "digits", on_digits.adam, FEW),
     "tweets-adam": Entry(
@@ -89,7 +98,7 @@ PROBLEMS: Mapping[str, Entry] = {
     ),
     "emoji-adam": Entry(
         "emoji, Adam's five", f"{_EMOJI_NETWORK} all before its last block frozen, AdamW", "emoji", on_emoji.adam,
-        FEW_OF_LARGE, on_emoji.LAST,
+        FEW_OF_LARGE,
     ),
     "digits-schedule": Entry(
         "digits, schedule", f"{_DIGITS_NETWORK}, SGD with momentum 0.9 and a learning rate for each step; by default "

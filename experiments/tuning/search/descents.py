@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Iterator
 
 import hyperopt_ftp as hft
-from experiments.tuning.search.clock import Clock
 from experiments.tuning.search.problem import Problem, Trial, Values
+from experiments.tuning.search.race import Clock
 from experiments.tuning.search.searches import random
 from hyperopt_ftp.hyper import Record, Strategy
 from hyperopt_ftp.types import Constraint

@@ -13,24 +13,24 @@ from experiments.classification.model import Classifier
 from experiments.common.examples import Examples, split
 from experiments.common.frozen import BLOCKS, Features, Tail
 from experiments.common.progress import Progress
-from experiments.tuning.search.networks import order
-from experiments.tuning.search.problem import Box, Knob, Params, Problem, Values, as_it_is
-from experiments.tuning.search.spaces import ADAM, one
+from experiments.common.small_networks import Params, cross_entropy, passes
+from experiments.tuning.search.problem import ADAM, Box, Knob, Problem, Values, as_it_is, one
 
 SIZES = {"train": 700, "validation": 300, "test": 350}
 LAST = 15  # of the blocks 0 to 15: what is trained begins there, where it is not all of the network
 SMALL = 32  # pixels of the pictures, where it is
+BATCH = 16
 STYLE = "Twemoji"
 LR = {"lr": one(0.01, 1e-5, 1.0)}  # of SGD with momentum 0.9; usual when fine-tuning
 
 
 def learning_rate(features: Features, seed: int) -> Problem:
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate", features, _tail(features), seed, 30, 16, sgd, LR, as_it_is(LR))
+    return _problem("emoji, learning rate", features, _tail(features), seed, 30, sgd, LR, as_it_is(LR))
 
 
 def adam(features: Features, seed: int) -> Problem:
-    return _problem("emoji, Adam's five", features, _tail(features), seed, 30, 16, hft.adamw(), ADAM, as_it_is(ADAM))
+    return _problem("emoji, Adam's five", features, _tail(features), seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
 
 
 def layers(pictures: Features, seed: int) -> Problem:
@@ -47,7 +47,7 @@ def layers(pictures: Features, seed: int) -> Problem:
     )  # fmt: skip
     space = {"lr": Knob({name: LR["lr"].default.clone() for name in depths}, 1e-5, 1.0)}
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate of each tensor", pictures, network, seed, 10, 16, sgd, space, few)
+    return _problem("emoji, learning rate of each tensor", pictures, network, seed, 10, sgd, space, few)
 
 
 def depth_of(name: str) -> int:
@@ -80,7 +80,7 @@ def _tail(features: Features) -> Tail:
 
 
 def _problem(
-    name: str, features: Features, network: nn.Module, seed: int, steps: int, size: int, optimizer: hft.Optimizer,
+    name: str, features: Features, network: nn.Module, seed: int, steps: int, optimizer: hft.Optimizer,
     space: dict[str, Knob], few: Box,
 ) -> Problem:  # fmt: skip
     params = {name: x.detach() for name, x in network.named_parameters()}
@@ -89,10 +89,8 @@ def _problem(
     def predict(p: Params, x: Tensor) -> Tensor:
         return functional_call(network, p, (x,))
 
-    def loss(p: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.nn.functional.cross_entropy(predict(p, batch[0]), batch[1])
-
-    batches = [tuple(parts["train"].take(index)) for index in order(SIZES["train"], steps, size, generator)]
+    batches = [tuple(parts["train"].take(index)) for index in passes(SIZES["train"], steps, BATCH, generator)]
     return Problem(
-        name, optimizer, loss, predict, params, batches, parts["validation"], parts["test"], space, few, seed=seed
-    )
+        name, optimizer, cross_entropy(predict), predict, params, batches, parts["validation"], parts["test"], space,
+        few, seed=seed,
+    )  # fmt: skip

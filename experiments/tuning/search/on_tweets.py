@@ -1,16 +1,18 @@
 """Problems on the sentiment of tweets, read as bags of words."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.examples import Examples, split
-from experiments.common.tweets import Tweets, bag_of_words
-from experiments.tuning.search.networks import cross_entropy, logits, order, weights
-from experiments.tuning.search.problem import Box, Knob, Params, Problem, as_it_is
-from experiments.tuning.search.spaces import ADAM, LR, one
+from experiments.common.bags import bags
+from experiments.common.examples import Examples
+from experiments.common.small_networks import Params, cross_entropy, mlp, mlp_params, passes
+from experiments.common.tweets import Tweets
+from experiments.tuning.search.problem import ADAM, LR, Box, Knob, Problem, as_it_is, one
 
 SIZES = {"train": 1000, "validation": 1000, "test": 2000}
 MORE = 2000  # tweets to train on, in a problem beside
@@ -20,21 +22,15 @@ CLASSES = 3
 
 def learning_rate(tweets: Tweets, seed: int) -> Problem:
     """Of a logistic regression."""
-    parts, generator = bags(tweets, WORDS, seed), torch.Generator().manual_seed(seed)
-    return Problem(
-        "tweets, learning rate", hft.sgd(momentum=0.9), cross_entropy, logits, nothing(WORDS),
-        batches(parts["train"], 100, 50, generator), parts["validation"], parts["test"], LR, as_it_is(LR), seed=seed,
-    )  # fmt: skip
+    parts, sgd = parts_of(tweets, WORDS, seed), hft.sgd(momentum=0.9)
+    return _problem("tweets, learning rate", parts, seed, sgd, nothing(WORDS), LR, as_it_is(LR))
 
 
 def adam(tweets: Tweets, seed: int) -> Problem:
     """Of a network with 32 hidden units."""
-    parts, generator = bags(tweets, WORDS, seed), torch.Generator().manual_seed(seed)
-    return Problem(
-        "tweets, Adam's five", hft.adamw(), cross_entropy, logits, weights((WORDS, 32, CLASSES), generator),
-        batches(parts["train"], 100, 50, generator), parts["validation"], parts["test"], ADAM, as_it_is(ADAM),
-        seed=seed,
-    )  # fmt: skip
+    parts, generator = parts_of(tweets, WORDS, seed), torch.Generator().manual_seed(seed)
+    start = mlp_params((WORDS, 32, CLASSES), generator)
+    return _problem("tweets, Adam's five", parts, seed, hft.adamw(), start, ADAM, as_it_is(ADAM), generator=generator)
 
 
 def penalties(tweets: Tweets, seed: int) -> Problem:
@@ -47,21 +43,33 @@ def penalties_with_more_data(tweets: Tweets, seed: int) -> Problem:
 
 
 def _penalties(name: str, tweets: Tweets, seed: int, train: int, steps: int, size: int) -> Problem:
-    parts, generator = bags(tweets, MANY_WORDS, seed, train), torch.Generator().manual_seed(seed)
-    space = {"loss.l2": Knob(torch.full((MANY_WORDS,), 1e-4), 1e-6, 1e-1)}
+    strengths = torch.full((MANY_WORDS,), 1e-4)
     few = Box(
         {"l2": one(1e-4, 1e-6, 1e-1)}, lambda numbers: {"loss.l2": numbers["l2"].expand(MANY_WORDS).clone()},
         "one strength for all words",
     )  # fmt: skip
+    return _problem(
+        name, parts_of(tweets, MANY_WORDS, seed, train), seed, hft.sgd(lr=3.0, momentum=0.9), nothing(MANY_WORDS),
+        {"loss.l2": Knob(strengths, 1e-6, 1e-1)}, few, steps, size, loss=penalised, own={"l2": strengths},
+    )  # fmt: skip
+
+
+def _problem(
+    name: str, parts: Mapping[str, Examples], seed: int, optimizer: hft.Optimizer, start: Params,
+    space: Mapping[str, Knob], few: Box, steps: int = 100, size: int = 50, loss: Any = None, own: Any = None,
+    generator: torch.Generator | None = None,
+) -> Problem:  # fmt: skip
+    generator = generator or torch.Generator().manual_seed(seed)
+    train = parts["train"]
+    batches = [tuple(train.take(index)) for index in passes(len(train.y), steps, size, generator)]
     return Problem(
-        name, hft.sgd(lr=3.0, momentum=0.9), penalised, logits, nothing(MANY_WORDS),
-        batches(parts["train"], steps, size, generator), parts["validation"], parts["test"], space, few,
-        own={"l2": space["loss.l2"].default}, seed=seed,
+        name, optimizer, loss or cross_entropy(mlp), mlp, start, batches, parts["validation"], parts["test"], space,
+        few, own=own, seed=seed,
     )  # fmt: skip
 
 
 def penalised(params: Params, batch: tuple[Tensor, Tensor], h: dict[str, Tensor]) -> Tensor:
-    return cross_entropy(params, batch) + (h["l2"] * params["0.weight"] ** 2).sum() / 2
+    return cross_entropy(mlp)(params, batch) + (h["l2"] * params["0.weight"] ** 2).sum() / 2
 
 
 def nothing(words: int) -> Params:
@@ -69,15 +77,7 @@ def nothing(words: int) -> Params:
     return {"0.weight": torch.zeros(CLASSES, words), "0.bias": torch.zeros(CLASSES)}
 
 
-def batches(train: Examples, steps: int, size: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    return [(train.x[index], train.y[index]) for index in order(len(train.y), steps, size, generator)]
-
-
 @functools.lru_cache(maxsize=2)  # the contenders of a problem come one after the other
-def bags(tweets: Tweets, words: int, seed: int, train: int | None = None) -> dict[str, Examples]:
-    """The words are those of the training part, which has `train` tweets (None: as usual)."""
-    sizes = SIZES if train is None else SIZES | {"train": train}
-    index = split(Examples(torch.arange(len(tweets.texts)), tweets.labels), sizes, seed)
-    texts = [[tweets.texts[i] for i in part.x] for part in index.values()]
-    found = bag_of_words(texts[0], words, *texts[1:])
-    return {name: Examples(x, part.y) for (name, part), x in zip(index.items(), found, strict=True)}
+def parts_of(tweets: Tweets, words: int, seed: int, train: int | None = None) -> dict[str, Examples]:
+    """The training part has `train` tweets (None: as usual)."""
+    return bags(tweets, SIZES if train is None else SIZES | {"train": train}, words, seed)

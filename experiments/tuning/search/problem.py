@@ -1,4 +1,5 @@
-"""What is tuned: a training run, its hyperparameters, and the numbers that people would search in their place."""
+"""What is tuned: a training run, its hyperparameters with their usual values and ranges, and the numbers that people
+would search in their place."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,9 +11,9 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
+from experiments.common.small_networks import Params, accuracy
 from hyperopt_ftp import tree
 
-Params = dict[str, Tensor]
 Values = dict[str, Any]  # by path in the hparams: a tensor, or a tree of 0-d ones
 
 
@@ -117,8 +118,7 @@ class Problem:
     def tested(self, params: Params) -> tuple[float, float]:
         """Loss, and accuracy in percent, on the test part."""
         logits = self.predict(params, self.test.x)
-        hits = (logits.argmax(1) == self.test.y).float().mean()
-        return torch.nn.functional.cross_entropy(logits, self.test.y).item(), 100 * hits.item()
+        return torch.nn.functional.cross_entropy(logits, self.test.y).item(), accuracy(logits, self.test.y)
 
     def generator(self) -> torch.Generator:
         """What a contender draws by: the same draws for all of them."""
@@ -128,3 +128,18 @@ class Problem:
 def as_it_is(space: Mapping[str, Knob]) -> Box:
     """Where the hyperparameters are few themselves."""
     return Box(space, dict, "the hyperparameters themselves")
+
+
+def one(default: float, low: float, high: float, scale: Literal["log", "logit"] = "log") -> Knob:
+    return Knob(torch.tensor(default), low, high, scale)
+
+
+LR = {"lr": one(0.1, 1e-4, 10.0)}  # of SGD with momentum 0.9
+
+ADAM = {
+    "lr": one(1e-3, 1e-5, 1.0),
+    "betas.0": one(0.9, 0.5, 0.99, "logit"),
+    "betas.1": one(0.999, 0.8, 0.9999, "logit"),
+    "eps": one(1e-8, 1e-10, 1e-2),
+    "weight_decay": one(1e-2, 1e-4, 1.0),
+}

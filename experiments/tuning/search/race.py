@@ -3,26 +3,49 @@
 import gc
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 import hyperopt_ftp as hft
-from experiments.tuning.search.clock import Clock
-from experiments.tuning.search.contenders import Contender
-from experiments.tuning.search.problem import Problem
+from experiments.tuning.search.problem import Problem, Trial
 from hyperopt_ftp import tree
 
 SHOWN = 149  # numbers, at most, that are kept of what was found
 
 
-def race(problem: Problem, contender: Contender, budget: float) -> dict:
+class Clock:
+    """Runs from the moment it is made; stands still while paused. `now` is what a test drives by hand."""
+
+    def __init__(self, budget: float, now: Callable[[], float] = time.perf_counter) -> None:
+        self.budget = budget
+        self._now = now
+        self._start = now()
+
+    @property
+    def seconds(self) -> float:
+        return self._now() - self._start
+
+    @property
+    def over(self) -> bool:
+        return self.seconds > self.budget
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        stopped = self._now()
+        yield
+        self._start += self._now() - stopped
+
+
+def race(problem: Problem, contender: Callable[[Problem, Clock], Iterator[Trial]], budget: float) -> dict:
     """Every trial that is better on the validation part than all before is tested, while the clock stands still."""
     warm_up(problem)
     gc.collect()
     begin, worked = time.perf_counter(), time.process_time()
     best, trials, curve, found = math.inf, 0, [], problem.default
     clock = Clock(budget)
-    for trial in contender.run(problem, clock):
+    for trial in contender(problem, clock):
         at = clock.seconds
         if at > budget and trials:  # the first one counts, however long it takes
             break

@@ -1,50 +1,157 @@
-"""What the study says at its end: the table, who is best where, and two figures."""
+"""From the curves of all pieces to report.md: means over seeds, gains over the default, and who is best where."""
 
-from experiments.common import checkpoint
-from experiments.common.estimate import Estimate
-from experiments.common.figures import Curve, curves
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.common.estimate import Estimate, estimate
+from experiments.common.figures import SMALL, WIDTH, curves, legend, legend_height, save
+from experiments.common.looks import GREY, RED, looks
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
-from experiments.tuning.search.contenders import CONTENDERS, LEFT_OUT, PROBLEMS
+from experiments.common.report_kit import Table, bullets, curve, fixed, paired, write
+from experiments.tuning.search.contenders import CONTENDERS, GROUPS, LEFT_OUT, PROBLEMS, SECONDS
 from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED, TOP_RATE
-from experiments.tuning.search.plots import gain_by_size
-from experiments.tuning.search.results import by_size, chosen_by_size, over_time, results_of, summarise
+
+TIME, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
+POINTS = 40  # of the common grid of times
+WIDE = (GREY, RED)  # of the groups
+Line = list[tuple[int, Estimate]]  # by the number of hyperparameters
 
 
-def table(content: dict) -> tuple[list[str], list[list[str]]]:
+def results_of(content: dict, problem: str, contender: str) -> list[dict]:
+    """By seed."""
+    return [content["results"][f"{problem}-{contender}-seed{seed}"] for seed in content["config"]["seeds"]]
+
+
+def ends(content: dict, problem: str, contender: str, column: int) -> list[float]:
+    """What each seed's last and best incumbent has; infinite where no training came out finite."""
+    found = results_of(content, problem, contender)
+    return [result["curve"][-1][column] if result["curve"] else math.inf for result in found]
+
+
+def gains(content: dict, problem: str, contender: str) -> list[float]:
+    """By how many percent each seed's test loss is below that of the default."""
+    own, usual = (ends(content, problem, name, LOSS) for name in (contender, "default"))
+    return [100 * (1 - loss / default) for loss, default in zip(own, usual, strict=True)]
+
+
+def summarise(content: dict) -> dict:
+    problems = {}
+    for problem in content["config"]["problems"]:
+        rows: dict[str, Any] = {}
+        for name in PROBLEMS[problem].on(content["config"]["contenders"]):
+            losses = ends(content, problem, name, LOSS)
+            rows[name] = None if not all(map(math.isfinite, losses)) else {
+                "loss": estimate(losses),
+                "accuracy": estimate(ends(content, problem, name, ACCURACY)),
+                "validation": estimate(ends(content, problem, name, VALIDATION)),
+                "gain": estimate(gains(content, problem, name)),
+                "trials": estimate([float(result["trials"]) for result in results_of(content, problem, name)]),
+            }  # fmt: skip
+        chosen = {group: chosen_of(names, rows) for group, names in GROUPS.items()}
+        search, other = (None if name is None else ends(content, problem, name, LOSS) for name in chosen.values())
+        problems[problem] = {
+            "numbers": results_of(content, problem, "default")[0]["numbers"],
+            "rows": rows,
+            "chosen": chosen,
+            "apart": None if search is None or other is None else paired(other, search),
+        }
+    return {"problems": problems}
+
+
+def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
+    """The one that a user would choose: of the lowest mean validation loss. By test loss, the larger group would have
+    the better odds."""
+    return min((name for name in names if rows.get(name)), key=lambda name: rows[name]["validation"][0], default=None)
+
+
+def at(points: list[list[float]], seconds: float, column: int) -> float | None:
+    """Of the incumbent at that time; None where there is none yet."""
+    before = [point for point in points if point[TIME] <= seconds]
+    return before[-1][column] if before else None
+
+
+def over_time(content: dict, problem: str, contender: str) -> list[tuple[float, Estimate]]:
+    """Test loss where every seed has an incumbent, at times that are even on a log axis; that of the default, which
+    nobody has to look for, throughout."""
+    budget, found = PROBLEMS[problem].budget(content["config"]["seconds"]), []
+    for seconds in (budget * 10 ** (2 * (i / (POINTS - 1) - 1)) for i in range(POINTS)):
+        if contender == "default":
+            losses = ends(content, problem, contender, LOSS)
+        else:
+            losses = [at(result["curve"], seconds, LOSS) for result in results_of(content, problem, contender)]
+        known = [loss for loss in losses if loss is not None]
+        if len(known) == len(losses):
+            found.append((seconds, estimate(known)))
+    return found
+
+
+def by_size(content: dict) -> dict[str, Line]:
+    """For each contender its gain by the number of hyperparameters."""
+    problems = content["summary"]["problems"]
+    names = [name for name in content["config"]["contenders"] if name != "default"]
+    lines = {
+        CONTENDERS[name].title: mean_gains(content, {p: name for p in problems if name in PROBLEMS[p].contenders})
+        for name in names
+    }
+    return {title: line for title, line in lines.items() if line}
+
+
+def chosen_by_size(content: dict) -> dict[str, Line]:
+    """The same for the one that is chosen of each group, problem by problem."""
+    found = content["summary"]["problems"]
+    return {
+        f"{group}, chosen": mean_gains(content, {p: own["chosen"][group] for p, own in found.items()})
+        for group in GROUPS
+    }
+
+
+def mean_gains(content: dict, contender_of: Mapping[str, str | None]) -> Line:
+    """By number of hyperparameters: seed by seed a mean over the problems of that number, where all have a contender
+    whose training came out finite."""
+    problems = content["summary"]["problems"]
+    found = []
+    for size in sorted({problem["numbers"] for problem in problems.values()}):
+        of_size = [(name, contender_of.get(name)) for name in problems if problems[name]["numbers"] == size]
+        each = [gains(content, name, contender) for name, contender in of_size if contender is not None]
+        means = [sum(seed) / len(seed) for seed in zip(*each, strict=True)]
+        if len(each) == len(of_size) and all(map(math.isfinite, means)):
+            found.append((size, estimate(means)))
+    return found
+
+
+def _title(content: dict, problem: str) -> str:
+    return f"{PROBLEMS[problem].title} ({content['summary']['problems'][problem]['numbers']:,})"
+
+
+def table(content: dict) -> Table:
     """A row for each problem: the default, and the one chosen of each group."""
     rows = []
     for problem, found in content["summary"]["problems"].items():
         default = found["rows"]["default"]
-        row = [
-            f"{PROBLEMS[problem].title} ({found['numbers']:,})",
-            shown(default["loss"], 3) if default else "diverged",
-        ]
+        row = [_title(content, problem), fixed(default["loss"], 3) if default else "diverged"]
         for name in found["chosen"].values():
-            row += ["", ""] if name is None else [CONTENDERS[name].title, shown(found["rows"][name]["loss"], 3)]
-        rows.append([*row, "" if found["apart"] is None else shown(found["apart"], 3)])
+            row += ["", ""] if name is None else [CONTENDERS[name].title, fixed(found["rows"][name]["loss"], 3)]
+        rows.append([*row, "" if found["apart"] is None else fixed(found["apart"], 3)])
     return ["problem", "default", "search", "test loss", "hypergradients", "test loss", "difference"], rows
 
 
-def all_of(content: dict) -> tuple[list[str], list[list[str]]]:
+def all_of(content: dict) -> Table:
     """A row for each problem and contender."""
-    header = ["problem", "contender", "test loss", "accuracy (%)", "validation loss", "gain (%)", "trainings"]
     rows = []
     for problem, found in content["summary"]["problems"].items():
         for name, row in found["rows"].items():
-            start = [f"{PROBLEMS[problem].title} ({found['numbers']:,})", CONTENDERS[name].title]
+            start = [_title(content, problem), CONTENDERS[name].title]
             if row is None:
                 rows.append([*start, "diverged", "", "", "", ""])
                 continue
-            accuracy, validation = shown(row["accuracy"], 1), shown(row["validation"], 3)
-            gain = "" if name == "default" else shown(row["gain"], 1)
-            rows.append([*start, shown(row["loss"], 3), accuracy, validation, gain, f"{row['trials'][0]:.0f}"])
-    return header, rows
-
-
-def shown(value: Estimate, digits: int) -> str:
-    mean, error = value
-    return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
+            losses = [fixed(row["loss"], 3), fixed(row["accuracy"]), fixed(row["validation"], 3)]
+            gain = "" if name == "default" else fixed(row["gain"])
+            rows.append([*start, *losses, gain, f"{row['trials'][0]:.0f}"])
+    return ["problem", "contender", "test loss", "accuracy (%)", "validation loss", "gain (%)", "trainings"], rows
 
 
 def tally(content: dict) -> str:
@@ -60,18 +167,46 @@ def tally(content: dict) -> str:
     )
 
 
+def gain_by_size(file: Path, lines: Mapping[str, Line], chosen: Mapping[str, Line]) -> None:
+    """One line for each contender, with standard errors. Wide and behind them, one line for each group."""
+    names = [*chosen, *lines]
+    figure = Figure(figsize=(WIDTH, 4.2 + legend_height(names)), layout="constrained")
+    axes = figure.subplots()
+    sizes = sorted({size for points in lines.values() for size, _ in points})
+    drawn = []
+    for points, colour in zip(chosen.values(), WIDE, strict=True):
+        x, y = [size for size, _ in points], [mean for _, (mean, _) in points]
+        drawn += axes.plot(x, y, color=colour, marker="s", markersize=9, linewidth=6, alpha=0.3)
+    for number, (points, look) in enumerate(zip(lines.values(), looks(lines).values(), strict=True)):
+        apart = 1.025 ** (number - (len(lines) - 1) / 2)  # error bars beside each other
+        x, y = [size * apart for size, _ in points], [mean for _, (mean, _) in points]
+        errors = [error or 0.0 for _, (_, error) in points]
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+        drawn.append(axes.errorbar(x, y, errors, markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2, **style))
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_xlabel("number of hyperparameters")
+    axes.set_ylabel("test loss below the default's (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    legend(figure, drawn, names)
+    save(figure, file)
+
+
 def setting(content: dict) -> str:
-    config = content["config"]
-    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    threads = content["environment"]["threads"]
+    on = "one thread" if threads == 1 else f"{threads} threads"
     return (
-        f"Each contender has {config['seconds']:g} s of wall time on {_threads(content)} ({config['emoji_seconds']:g} "
-        "s on "
-        f"emoji, {config['network_seconds']:g} s where all of that network is trained) to find "
+        f"Each contender has {content['config']['seconds']:g} s of wall time on {on} ({SECONDS['emoji']:g} s on emoji, "
+        f"{SECONDS['pictures']:g} s where all of that network is trained) to find "
         "hyperparameters by the validation loss after a whole training; what it has found so far is tested while its "
         "clock stands still. All but the online ones tune the very run that is tested: initial "
         "weights and order of batches are fixed by the seed. All begin with the same default, and draw from the same "
         "ranges. Bilevel methods move the logarithm (the logit of what lies in (0, 1)) by Adam with the rates "
-        f"{rates}: the next one, from the best so far, after {PATIENCE} outer steps without a better one, and after "
+        f"{', '.join(f'{rate:g}' for rate in RATES)}: the next one, from the best so far, after {PATIENCE} outer steps "
+        "without a better one, and after "
         "the last from a random place. `search, then Unroll` is a random search over the few numbers for "
         f"{100 * SEARCHED:.0f} % of the time, then bilevel from the best. The online ones move hyperparameters at "
         f"every step of a single training along the one-step hypergradient, by Adam with the rate {ONLINE_RATE:g}, "
@@ -85,81 +220,44 @@ def setting(content: dict) -> str:
     )
 
 
-def _threads(content: dict) -> str:
-    count = content["environment"]["threads"]
-    return "one thread" if count == 1 else f"{count} threads"
-
-
-def _least_share(content: dict) -> float:
-    return min(result["share_of_processor"] for result in content["results"].values())
-
-
 def write_report(record: RunRecord) -> None:
     content, folder = record.content, record.folder
     content["summary"] = summarise(content)
-    problems = content["config"]["problems"]
-    names = {name: CONTENDERS[name].title for name in content["config"]["contenders"]}
+    problems = {problem: results_of(content, problem, "default")[0] for problem in content["config"]["problems"]}
     panels = {}
     for problem in problems:
-        numbers = content["summary"]["problems"][problem]["numbers"]
-        drawn = {}
-        for name, title in names.items():
-            points = over_time(content, problem, name) if name in PROBLEMS[problem].contenders else []
-            if points:
-                errors = None if points[0][1][1] is None else [error or 0.0 for _, (_, error) in points]
-                drawn[title] = Curve([seconds for seconds, _ in points], [mean for _, (mean, _) in points], errors)
-        panels[f"{PROBLEMS[problem].title} ({numbers:,})"] = drawn
-    label = "test loss of the best so far by validation"
-    curves(folder / "time.png", panels, "seconds", label, log_x=True)
+        names = PROBLEMS[problem].on(content["config"]["contenders"])
+        lines = {name: over_time(content, problem, name) for name in names}
+        panels[_title(content, problem)] = {
+            CONTENDERS[name].title: curve([seconds for seconds, _ in points], [loss for _, loss in points])
+            for name, points in lines.items()
+            if points
+        }
+    curves(folder / "time.png", panels, "seconds", "test loss of the best so far by validation", log_x=True)
     gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content))
-    few = {
-        PROBLEMS[problem].title: found["few"]
-        for problem in problems
-        if (found := results_of(content, problem, "default")[0])["numbers"] > 5
-    }
-    about = [
-        f"- {PROBLEMS[problem].title}: {PROBLEMS[problem].about}; "
-        f"{results_of(content, problem, 'default')[0]['steps']} steps"
-        for problem in problems
-    ]
-    lines = [
-        "# Hypergradients and searches at equal time",
-        "",
+    few = [f"{PROBLEMS[p].title}: {found['few']}" for p, found in problems.items() if found["numbers"] > 5]
+    least = min(result["share_of_processor"] for result in content["results"].values())
+    write(
+        record,
+        "Hypergradients and searches at equal time",
         setting(content),
-        "",
-        *about,
-        "",
+        bullets(f"{PROBLEMS[p].title}: {PROBLEMS[p].about}; {found['steps']} steps" for p, found in problems.items()),
         "![Gain over the default by the number of hyperparameters: above 0 a contender is better than the default]"
         "(gain.png)",
-        "",
         "Wide lines: the contender of each group that is chosen, problem by problem, by its mean validation loss. "
         "Where several problems have the same number of hyperparameters, the gain is the mean over them, of contenders "
         "that take part in all. Each number of hyperparameters is another problem with a default of its own: 1,000 are "
         "weights where many labels are wrong. A line is no effect of the number alone.",
-        "",
         tally(content) + " The default belongs to neither; the groups differ in size, and so in attempts.",
-        "",
-        *markdown(*table(content)),
-        "",
+        table(content),
         "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
         "by seed. All contenders:",
-        "",
         "![Test loss over seconds: the earlier a line falls and the lower it ends, the better](time.png)",
-        "",
         f"Mean ± standard error over seeds {', '.join(map(str, content['config']['seeds']))}. Gain: by how much the "
         "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time. "
-        f"Processor time was at least {100 * _least_share(content):.0f} % of wall time in every race; what is missing "
-        "had another program.",
-        "",
-        *markdown(*all_of(content)),
-        "",
-        *([f"Searches over a few numbers in place of many: {_listed(few)}.", ""] if few else []),
+        f"Processor time was at least {100 * least:.0f} % of wall time in every race; what is missing had another "
+        "program.",
+        all_of(content),
+        f"Searches over a few numbers in place of many: {'; '.join(few)}." if few else None,
         LEFT_OUT,
-        "",
-        *provenance(content),
-    ]
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
-
-
-def _listed(few: dict[str, str]) -> str:
-    return "; ".join(f"{title}: {about}" for title, about in few.items())
+    )

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 import optuna
 import torch
 
-import hyperopt_ftp as hft
-from experiments.tuning.search.clock import Clock
+from experiments.common.stretches import stretches
 from experiments.tuning.search.problem import Box, Problem, Trial, Values
+from experiments.tuning.search.race import Clock
 
 RUNGS = (1 / 27, 1 / 9, 1 / 3, 1.0)  # parts of a training after which Hyperband looks
 WORST = 1e6  # a loss for what diverged: Optuna takes no NaN
@@ -60,15 +60,14 @@ def hyperband(problem: Problem, clock: Clock) -> Iterator[Trial]:
 
 
 def _unless_pruned(problem: Problem, values: Values, asked: optuna.trial.Trial) -> Trial | None:
-    params, state, done = problem.params, None, 0
-    trial = None
+    stops: list[int] = []
     for rung in RUNGS:
-        until = max(done + 1, round(rung * problem.steps))
-        run = hft.train(
-            problem.optimizer, problem.train_loss, params, problem.batches[done:until],
-            hparams=problem.hparams(values), state=state,
-        )  # fmt: skip
-        params, state, done = run.params, run.state, until
+        stops.append(max(stops[-1] + 1 if stops else 1, round(rung * problem.steps)))
+    ways = stretches(
+        problem.optimizer, problem.train_loss, problem.params, problem.batches, stops, problem.hparams(values)
+    )
+    trial = None
+    for rung, (_, params) in zip(RUNGS, ways, strict=True):
         trial = problem.trial(params, values)
         asked.report(_finite(trial.loss), round(27 * rung))
         if rung < 1 and asked.should_prune():

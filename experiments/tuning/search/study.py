@@ -15,7 +15,7 @@ from experiments.common.study import Study
 from experiments.common.tweets import tweets
 from experiments.tuning.search.config import Config
 from experiments.tuning.search.contenders import CONTENDERS, PROBLEMS
-from experiments.tuning.search.on_emoji import small_pictures
+from experiments.tuning.search.on_emoji import LAST, small_pictures
 from experiments.tuning.search.race import race
 from experiments.tuning.search.report import table, write_report
 
@@ -24,32 +24,24 @@ from experiments.tuning.search.report import table, write_report
 class Data:
     """What the chosen problems are made of."""
 
-    parts: Mapping[str, Any]  # by problem
+    parts: Mapping[str, Any]  # by the name of the data
 
     def fingerprint(self) -> str:
-        found = [(problem, part.fingerprint()) for problem, part in self.parts.items()]
+        found = [(name, part.fingerprint()) for name, part in self.parts.items()]
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
     def about(self) -> dict:
-        return {"sources": sorted({PROBLEMS[problem].data for problem in self.parts})}
+        return {"sources": sorted(self.parts)}
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:
-    once = {
-        "digits": functools.cache(digits),
-        "tweets": functools.cache(tweets),
-        "pictures": functools.cache(lambda: small_pictures(cache, progress)),
+    known = {
+        "digits": digits,
+        "tweets": tweets,
+        "emoji": lambda: frozen_features(cache, progress, LAST),
+        "pictures": lambda: small_pictures(cache, progress),
     }
-
-    @functools.cache
-    def features(block: int) -> Any:
-        return frozen_features(cache, progress, block)
-
-    parts = {}
-    for problem in config.problems:
-        entry = PROBLEMS[problem]
-        parts[problem] = once[entry.data]() if entry.block is None else features(entry.block)
-    return Data(parts)
+    return Data({name: known[name]() for name in dict.fromkeys(PROBLEMS[problem].data for problem in config.problems)})
 
 
 def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
@@ -57,13 +49,14 @@ def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
     slower, it does so for all."""
 
     def piece(problem: str, contender: str, seed: int) -> dict:
-        built = PROBLEMS[problem].build(data.parts[problem], seed)
-        return race(built, CONTENDERS[contender], config.budget(problem))
+        entry = PROBLEMS[problem]
+        built = entry.build(data.parts[entry.data], seed)
+        return race(built, CONTENDERS[contender].run, entry.budget(config.seconds))
 
     found = {}
     for turn, seed in enumerate(config.seeds):
         for problem in config.problems:
-            names = config.on(problem)
+            names = PROBLEMS[problem].on(config.contenders)
             first = 2 * turn % len(names)
             for contender in names[first:] + names[:first]:
                 found[f"{problem}-{contender}-seed{seed}"] = functools.partial(piece, problem, contender, seed)

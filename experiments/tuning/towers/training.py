@@ -1,8 +1,7 @@
-"""Training from all first learning rates and with all seeds at once, and what a step costs by itself."""
+"""The towers, their training from all first learning rates and with all seeds at once, and what a step costs."""
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +9,40 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
-from experiments.tuning.towers.config import Base, Config, Way
-from experiments.tuning.towers.levels import first_hparams, tower
+from experiments.tuning.towers.config import BATCH_SIZE, HYPER_LR, HYPER_RATIO, TIMED_STEPS, Base, Config, Way
 from experiments.tuning.towers.tasks import Params, Task
 from hyperopt_ftp import tree
+from hyperopt_ftp.types import Constraint
 
+LOG: dict[str, Constraint] = {"lr": "log"}
+KINDS = {"sgd": hft.sgd, "adam": hft.adam}
 MEASURED = 2048  # at most so many examples are what a loss is measured on
+
+
+def tower(base: Base, height: int, way: Way) -> hft.Optimizer:
+    """`base` with `height` optimizers above it, each of which tunes the learning rate of the one below.
+
+    "log": all are Adam and move the logarithm; their own learning rates are fixed numbers, each smaller than the one
+    below.
+
+    "raw": as in arXiv 1909.13371: all are of the base's kind, move the learning rate itself, and begin with that of the
+    base, which `first_hparams` sets.
+    """
+    levels = [KINDS[base]()]
+    for k in range(height):
+        levels.append(hft.adam(lr=HYPER_LR * HYPER_RATIO**k) if way == "log" else KINDS[base]())
+    built = levels.pop()
+    while levels:
+        built = hft.hyper(levels.pop(), by=built, over="lr", constrain=LOG if way == "log" else None)
+    return built
+
+
+def first_hparams(hparams: dict[str, Any], lr: Tensor, way: Way) -> dict[str, Any]:
+    """A tower's hparams with another first learning rate of its base, in the raw way of all its levels."""
+    if "by" not in hparams:
+        return {**hparams, "lr": lr}
+    above = hparams["by"] if way == "log" else first_hparams(hparams["by"], lr, way)
+    return {"base": {**hparams["base"], "lr": lr}, "by": above}
 
 
 class Drawn(NamedTuple):
@@ -36,7 +63,7 @@ class Ends(NamedTuple):
     lr: Tensor  # the base's learning rate in the last step
 
 
-def draw(task: Task, seed: int, steps: int, batch_size: int) -> Drawn:
+def draw(task: Task, seed: int, steps: int) -> Drawn:
     """First weights, batches with replacement, and the examples that losses are measured on."""
     parts = task.parts(seed)
     train, held_out = parts["train"], parts["held_out"]
@@ -45,18 +72,13 @@ def draw(task: Task, seed: int, steps: int, batch_size: int) -> Drawn:
     def measured(part: Examples) -> Examples:
         return part.take(torch.randperm(len(part.y), generator=g)[:MEASURED])
 
-    batches = [train.take(torch.randint(len(train.y), (batch_size,), generator=g)) for _ in range(steps)]
+    batches = [train.take(torch.randint(len(train.y), (BATCH_SIZE,), generator=g)) for _ in range(steps)]
     return Drawn(task.network(seed), batches, measured(train), measured(held_out))
 
 
-def stacked(drawn: Sequence[Drawn]) -> Drawn:
-    """One whose tensors have a first dimension: the seeds."""
-    return tree.map_tree(lambda *same: torch.stack(same), *drawn)
-
-
-def train(task: Task, base: Base, height: int, way: Way, config: Config, drawn: Drawn, lr: Tensor) -> Ends:
+def train(task: Task, base: Base, height: int, way: Way, drawn: Drawn, lr: Tensor) -> Ends:
     """From one first learning rate."""
-    optimizer = tower(base, height, way, config)
+    optimizer = tower(base, height, way)
     hparams = first_hparams(optimizer.hparams, lr, way)
     run = hft.train(optimizer, task.loss, drawn.params, drawn.batches, hparams=hparams)
     return Ends(
@@ -67,34 +89,33 @@ def train(task: Task, base: Base, height: int, way: Way, config: Config, drawn: 
     )
 
 
-def train_all(task: Task, base: Base, height: int, way: Way, config: Config) -> Ends:
-    """[seeds, learning rates] of everything. Nothing is changed in place, so that one `vmap` trains them all."""
-    drawn = stacked([draw(task, seed, config.steps, config.batch_size) for seed in config.seeds])
+def train_all(task: Task, base: Base, height: int, way: Way, config: Config) -> dict[str, Any]:
+    """By seed and learning rate, as a record keeps it. Nothing is changed in place, so that one `vmap` trains them
+    all."""
+    each = [draw(task, seed, config.steps) for seed in config.seeds]
+    drawn = tree.map_tree(lambda *same: torch.stack(same), *each)
     lrs = torch.tensor(config.lrs, dtype=torch.float64)
 
     def one(drawn: Drawn, lr: Tensor) -> Ends:
-        return train(task, base, height, way, config, drawn, lr)
+        return train(task, base, height, way, drawn, lr)
 
     with torch.no_grad():
-        return torch.func.vmap(torch.func.vmap(one, (None, 0)), (0, None))(drawn, lrs)
+        ends = torch.func.vmap(torch.func.vmap(one, (None, 0)), (0, None))(drawn, lrs)
+    return {name: plain(value) for name, value in ends._asdict().items()}
 
 
-def as_json(ends: Ends) -> dict[str, Any]:
-    """By seed and learning rate; None for what is not finite."""
-    return {name: _plain(value) for name, value in ends._asdict().items()}
-
-
-def _plain(value: Tensor) -> Any:
+def plain(value: Tensor) -> Any:
+    """Numbers as JSON has them; None for what is not finite."""
     if value.ndim:
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return float(f"{value.item():.6g}") if value.isfinite() else None
 
 
 def seconds_of_a_step(task: Task, base: Base, config: Config) -> dict[str, float]:
     """By way and height: the median over rounds, in each of which all train once, one after the other."""
-    drawn = draw(task, config.seeds[0], config.timed_steps, config.batch_size)
+    drawn = draw(task, config.seeds[0], TIMED_STEPS)
     towers = {
-        f"{way}-{height}" if height else "0": tower(base, height, way, config)
+        f"{way}-{height}" if height else "0": tower(base, height, way)
         for way in config.ways
         for height in config.heights
     }
@@ -105,5 +126,5 @@ def seconds_of_a_step(task: Task, base: Base, config: Config) -> dict[str, float
             with torch.no_grad():
                 hft.train(optimizer, task.loss, drawn.params, drawn.batches)
             if number:  # the first round warms up
-                took[name].append((time.perf_counter() - begin) / config.timed_steps)
+                took[name].append((time.perf_counter() - begin) / TIMED_STEPS)
     return {name: statistics.median(seconds) for name, seconds in took.items()}

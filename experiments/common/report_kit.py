@@ -1,0 +1,74 @@
+"""What the reports of studies share: numbers with their errors, tables, paired differences, report.md, and pictures."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from experiments.common import checkpoint
+from experiments.common.estimate import Estimate, estimate
+from experiments.common.figures import Curve
+from experiments.common.record import RunRecord
+from experiments.common.tables import markdown, provenance
+
+Table = tuple[list[str], list[list[str]]]  # header, rows
+
+
+def fixed(value: Estimate | None, digits: int = 1, signed: bool = False) -> str:
+    """Mean and error with so many digits after the point; None stands for a training that diverged.
+
+    >>> fixed((1.25, 0.5), 2), fixed((1.0, None), signed=True), fixed(None)
+    ('1.25 ± 0.50', '+1.0', 'diverged')
+    """
+    if value is None:
+        return "diverged"
+    mean, error = value
+    number = f"{mean:{'+' if signed else ''}.{digits}f}"
+    return number if error is None else f"{number} ± {error:.{digits}f}"
+
+
+def significant(value: Estimate) -> str:
+    """Three digits of the mean that matter, whatever its size, and one of its error."""
+    mean, error = value
+    return f"{mean:.3g}" if error is None else f"{mean:.3g} ± {error:.1g}"
+
+
+def paired(own: Iterable[float], other: Iterable[float]) -> Estimate:
+    """The difference, seed by seed."""
+    return estimate([a - b for a, b in zip(own, other, strict=True)])
+
+
+def curve(x: Sequence[float], values: Sequence[Estimate]) -> Curve:
+    """A line through the means, and a band where there are errors."""
+    errors = None if values[0][1] is None else [error or 0.0 for _, error in values]
+    return Curve(x, [mean for mean, _ in values], errors)
+
+
+def over(seeds: Sequence[int]) -> str:
+    """What a number is the mean of."""
+    return f"{'mean ± standard error over seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def write(record: RunRecord, title: str, *blocks: str | Table | None) -> None:
+    """report.md: paragraphs and tables, with an empty line between them, and then what it was made with."""
+    parts = [block if isinstance(block, str) else "\n".join(markdown(*block)) for block in blocks if block]
+    text = "\n\n".join([f"# {title}", *parts, "\n".join(provenance(record.content))])
+    checkpoint.write_text(record.folder / "report.md", text + "\n")
+
+
+def packed(picture: np.ndarray) -> str:
+    """A picture [height, width] or [height, width, 3] of uint8 as text, which a record can hold: PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(png: str) -> np.ndarray:
+    """[height, width, 3] uint8."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))

@@ -1,0 +1,48 @@
+"""Fully connected networks as functions of their weights, and the batches that they and others are trained on."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+def mlp_params(sizes: tuple[int, ...], generator: torch.Generator, variance: float = 1.0, scale: float = 1.0) -> Params:
+    """Normal weights with a variance of `variance` / inputs, times `scale`; biases are 0."""
+    params = {}
+    for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+        weight = torch.randn(outputs, inputs, generator=generator)
+        params[f"{layer}.weight"] = weight * scale * math.sqrt(variance / inputs)
+        params[f"{layer}.bias"] = torch.zeros(outputs)
+    return params
+
+
+def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = torch.relu) -> Tensor:
+    """The logits."""
+    last = len(params) // 2 - 1
+    for layer in range(last):
+        x = activation(F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"]))
+    return F.linear(x, params[f"{last}.weight"], params[f"{last}.bias"])
+
+
+def cross_entropy(predict: Callable[[Params, Tensor], Tensor]) -> Callable[[Params, Batch], Tensor]:
+    """Of a network's logits."""
+    return lambda params, batch: F.cross_entropy(predict(params, batch[0]), batch[1])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """In %."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def passes(examples: int, steps: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Which examples each step sees: one random order after another, without what is left over at an end."""
+    found: list[Tensor] = []
+    while len(found) < steps:
+        found += [part for part in torch.randperm(examples, generator=generator).split(size) if len(part) == size]
+    return found[:steps]
