@@ -255,9 +255,7 @@ def write_report(record: RunRecord) -> None:
     for knob in Knobs._fields:
         ways(folder / f"{knob}.png", content, knob)
     surface(folder / "surface.png", content, "other")
-    found: dict[str, dict] = {
-        title(method): own["accuracy"] for method, own in content["summary"]["other"].items()
-    }
+    found: dict[str, dict] = {title(method): own["accuracy"] for method, own in content["summary"]["other"].items()}
     found["anchor"] = found.pop("anchor")  # drawn last
     points = {
         name: (own["own"], own["unseen"]) for name, own in found.items() if own["own"] and own["unseen"]
