@@ -22,6 +22,7 @@ from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
 from ..guarded import guarded_problem
 from ..guards.arguments import (
+    ConstantBatches,
     check_arguments,
     check_batches,
     check_hparams,
@@ -33,13 +34,14 @@ from ..guards.verified import Asked, Verified
 from ..hypergradient import check_floats
 from ..strategies.unroll import Unroll
 from ..towers import paths
-from .counts import traffic_of
 from .fake_tensors import FakeParams
 from .predict import check_known, predicted
 
 #: Gradients that a Hessian-vector product takes: of a product of matrices, a gradient has the product and two more;
 #: going back through these has two for each of the two, and the two again.
 PRODUCT = 2.0
+#: Bytes that each process gives to the others for the value of a loss.
+VALUE = 32
 
 
 class Estimate(NamedTuple):
@@ -168,9 +170,12 @@ def estimate(
         replay.run(replay.now(), lambda: _check_loss(problem, inputs))
         found = replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
     vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
-    work, traffic = found.work, traffic_of(found.work, vector, processes or 1)
-    time = work.gradients + PRODUCT * work.products
-    return Estimate(found.memory, work.gradients, work.products, time, traffic.collectives, traffic.bytes, found.plan)
+    time, n = found.gradients + PRODUCT * found.products, processes or 1
+    # Around a ring each process sends 2 (n - 1) / n times the bytes of what is summed.
+    reduced = 2 * (n - 1) * (found.gradients + found.products + found.slopes) * vector // n
+    traffic = reduced + (n - 1) * VALUE * found.gradients
+    collectives = found.collectives if n > 1 else 0
+    return Estimate(found.memory, found.gradients, found.products, time, collectives, traffic, found.plan)
 
 
 def _check_loss(problem: InnerProblem, inputs: TrainInputs) -> None:
@@ -195,9 +200,8 @@ def _begin(
     hparams = without_start(whole)
     with torch.enable_grad():
         first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
-    inputs = TrainInputs(hparams, whole["params"], first, whole["batches"])
-    needs_grad = TrainInputs(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in inputs))
-    if not isinstance(inputs.batches, list):
-        needs_grad = needs_grad._replace(batches=False)
+    batches = whole["batches"] if isinstance(whole["batches"], list) else ConstantBatches(whole["batches"])
+    inputs = TrainInputs(hparams, whole["params"], first, batches)
+    needs_grad = tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs)
     problem = guarded_problem(optimizer, train_loss, inputs.params, needs_grad, Verified(), Asked())
-    return problem, TrainInputs(*detached(tuple(inputs)))
+    return problem, detached(inputs)

@@ -223,15 +223,8 @@ class _Units:
         return unit if at is None else replicated(unit, at.mesh)
 
 
-def _parts(problem: InnerProblem, inputs: TrainInputs) -> list[tuple[Any, Any]]:
-    """Values and what needs a gradient of them, in the order of the scalars."""
-    asked = problem.needs_grad
-    parts = [(inputs.hparams, asked.hparams), (inputs.params, asked.params), (inputs.state, asked.state)]
-    return parts + ([(inputs.batches, asked.batches)] if isinstance(asked.batches, (list, tuple)) else [])
-
-
 def _count(problem: InnerProblem, inputs: TrainInputs) -> int:
-    return sum(x.numel() for values, asked in _parts(problem, inputs) for x in select_floats(values, asked))
+    return sum(x.numel() for x in select_floats(inputs, problem.needs_grad))
 
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
@@ -251,11 +244,7 @@ def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
 
 def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
     """One number for each scalar that needs a gradient, as cotangents of the inputs."""
-    at, found = 0, []
-    for values, asked in _parts(problem, inputs):
-        new = []
-        for x in select_floats(values, asked):
-            new.append(slopes[at : at + x.numel()].reshape(x.shape))
-            at += x.numel()
-        found.append(cotangents_of(values, new, asked))
-    return TrainInputs(*found)
+    asked = select_floats(inputs, problem.needs_grad)
+    rows = slopes.split([x.numel() for x in asked])
+    new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
+    return cotangents_of(inputs, new, problem.needs_grad)

@@ -15,14 +15,14 @@ from ...calls import callers_level, check_choice, check_count, explained, shown
 from ...hparams import Domain, check_number
 from ...types import Solver
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present
+from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
 from ..core.strategy import Strategy
 from ..core.transforms import under_transform, values_of
 from ..core.vjp import Vector, dot
 from .fixed_point import System, at_point, solution
-from .held_state import LIMIT, asked_of, is_checked, mismatch
+from .held_state import LIMIT, is_checked, mismatch
 from .solvers import SOLVERS, Solved, diverges, tolerance_of
 
 
@@ -142,15 +142,15 @@ class Implicit(Strategy):
                 # What training has left to go, or rounding, shows in products that should be 0.
                 rounding = torch.finfo(x[0].dtype).eps * (dot(x, x) * dot(params, params)).sqrt()
                 small = 2 * dot(x, distance).abs() + rounding
-                asked = [*asked_of(run.inputs.hparams, problem.needs_grad.hparams)]
+                wanted = {id(number) for number in select_floats(run.inputs.hparams, problem.needs_grad.hparams)}
+                asked = [id(number) in wanted for number in point[1]]
                 asked += [problem.needs_grad.batches is not False] * len(point[2])
                 del values, distance, state, x, slope
                 self._judge_state(mismatch(system, point, direct, through_state, small, asked))
         batches = None
         if problem.needs_grad.batches is not False:
-            last = run.inputs.batches[-self.batches :]
-            before = [tree.map_tree(lambda _: None, batch) for batch in run.inputs.batches[: -self.batches]]
-            batches = [*before, *cotangents_of(last, to_last)]
+            before, last = run.inputs.batches[: -self.batches], run.inputs.batches[-self.batches :]
+            batches = [*cotangents_of(before, [], False), *cotangents_of(last, to_last)]
         return TrainInputs(cotangents_of(run.inputs.hparams, to_hparams), None, None, batches)
 
     def system(

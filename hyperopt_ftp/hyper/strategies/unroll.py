@@ -264,15 +264,14 @@ class Unroll(Strategy):
         back = torch.func.vjp(last, floats(inputs.hparams), floats(batches[first:]))[1]
         of_hparams, of_last = back((present(cotangents.params), present(cotangents.state)))
         found = None
-        if isinstance(inputs.batches, (list, tuple)):
-            nothing = [tree.map_tree(lambda _: None, batch) for batch in batches[:first]]
-            found = [*nothing, *cotangents_of(batches[first:], of_last)]
+        if problem.needs_grad.batches is not False:
+            found = [*cotangents_of(batches[:first], [], False), *cotangents_of(batches[first:], of_last)]
         return TrainInputs(cotangents_of(inputs.hparams, of_hparams), None, None, found)
 
 
 def _batches(problem: InnerProblem, inputs: TrainInputs, found: dict[int, OptionalTensors]) -> list[Any] | None:
     asked = problem.needs_grad.batches
-    if not isinstance(asked, (list, tuple)):
+    if asked is False:
         return None
-    nothing = [None] * len(tree.leaves(inputs.batches))
-    return [cotangents_of(batch, found.get(k, nothing), asked[k]) for k, batch in enumerate(inputs.batches)]
+    nothing = cotangents_of(inputs.batches, [], False)
+    return [cotangents_of(inputs.batches[k], found[k], asked[k]) if k in found else x for k, x in enumerate(nothing)]

@@ -16,7 +16,7 @@ from ...calls import callers_level, check_count, check_flag, explained
 from ...dtensors import like
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import floats, present
+from ..core.leaves import combine, cotangents_of, floats, present, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
 from ..core.strategy import Strategy
@@ -107,21 +107,15 @@ class ZeroOrder(Strategy):
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
         run: _Run = residual
         asked = problem.needs_grad
-        parts = 3 if asked.batches is False else 4
-        leaves, rebuild = tree.flatten(tuple(run.inputs[:parts]))
-        mask = tree.leaves(tuple(asked[:parts]))
-        x = [leaf for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
         given = [*present(cotangents.params), *present(cotangents.state)]
 
         def along(point: list[Tensor]) -> Tensor:
-            new = iter(point)
-            values = rebuild([next(new) if chosen else leaf for leaf, chosen in zip(leaves, mask, strict=True)])
-            end = problem.loop(TrainInputs(*values, *run.inputs[parts:]))
+            end = problem.loop(combine(run.inputs, point, asked))
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        found = iter(self.from_values(along, x, run.seed, run.replay, run.rng))
-        return TrainInputs(*rebuild([next(found) if chosen else None for chosen in mask]))
+        found = self.from_values(along, select_floats(run.inputs, asked), run.seed, run.replay, run.rng)
+        return cotangents_of(run.inputs, found, asked)
 
     def from_values(
         self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState
