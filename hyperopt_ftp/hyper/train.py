@@ -148,17 +148,21 @@ def trained(
         state = optimizer.init(params, without_loss(full))
     check_steps(train_loss, len(batches))
     inputs = on_mesh(TrainInputs(full, params, state, batches), strategy)
-    leaves, rebuild = _flat(inputs)
+    given = inputs if isinstance(batches, list) else inputs._replace(batches=ConstantBatches(batches))
+    leaves, rebuild = tree.flatten(given)
     check_leaves(leaves)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
-    needs_grad = rebuild(flags) if isinstance(batches, list) else rebuild(flags)._replace(batches=False)
+    needs_grad = rebuild(flags)
     transform = under_transform()
     derived = transform or any(flags)
     looked_at = derived or torch.is_grad_enabled()
     asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    shapes = [y for x in leaves for y in ((x.shape, x.dtype, x.device) if _is_plain(x) else (x,))]
+    kinds: list[Any] = []
+    for x in leaves:
+        plain = isinstance(x, Tensor) and not x.is_nested
+        kinds += (x.shape, x.dtype, x.device) if plain else () if x is given.batches else (x,)
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (*asked, *flags, *shapes))
+    known = verified(local, optimizer.update, (*asked, *flags, *kinds))
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
@@ -171,9 +175,6 @@ def trained(
     _check_processes(strategy, train_loss, needs_grad)
     if strategy.compile and not transform:
         check_compilable(params)
-    if not isinstance(batches, list):
-        inputs = inputs._replace(batches=ConstantBatches(batches))
-        leaves, rebuild = _flat(inputs)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
     problem = guarded(asked)
     first = guarded(asked._replace(inside_function=True)) if transform else problem
@@ -192,10 +193,6 @@ def _runnable(strategy: Strategy, params: Params) -> Strategy:
     return replace(strategy, compile=False)  # pyright: ignore[reportArgumentType]
 
 
-def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and not x.is_nested
-
-
 def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:
     """Raise where a strategy cannot do what a data-parallel loss needs."""
     if not isinstance(train_loss, DataParallel):
@@ -210,15 +207,6 @@ def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInput
             f"{type(strategy).__name__} cannot differentiate in the shards of data_parallel, which differ from process "
             "to process; take hft.Unroll(), or put what is tuned into hparams['loss'], the same on all processes"
         )
-
-
-def _flat(inputs: TrainInputs) -> tuple[list[Any], Callable[[Sequence[Any]], TrainInputs]]:
-    """All leaves, and the way back; those of batches in a sequence of somebody's own are left where they are."""
-    if isinstance(inputs.batches, (list, tuple)):
-        leaves, rebuild = tree.flatten(tuple(inputs))
-        return leaves, lambda new: TrainInputs(*rebuild(new))
-    leaves, rebuild = tree.flatten(tuple(inputs[:3]))
-    return leaves, lambda new: TrainInputs(*rebuild(new), batches=inputs.batches)
 
 
 def _warn_of_nan(losses: Tensor) -> None:
