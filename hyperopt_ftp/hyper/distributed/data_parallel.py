@@ -17,10 +17,10 @@ from ... import tree
 from ...calls import check_choice, explained
 from ...dtensors import whole
 from ...types import Params
-from ..core.graph import leaf_of, nodes_below
 from ..core.leaves import combine, floats
 from ..core.transforms import tracked, under_transform, values_of
 from ..guards.arguments import argument_counts, check_scalar
+from ..guards.graphs import captured_leaf
 from .collectives import Copy, Team, Whole, zero_like
 
 #: What a loss makes of the examples of a batch.
@@ -106,9 +106,6 @@ def data_parallel(
             f"{most if most < 2 else least}. Its batch tells how much a process counts: instead of lambda p: "
             "loss(p, held_out) give loss itself, and lambda p: whole(p, held_out) later"
         )
-    outside = dist.GroupMember.NON_GROUP_MEMBER  # what new_group() gives to those that are not in it
-    if group is not None and group != outside and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a process group, as torch.distributed.new_group() makes, got {group!r}")
     check_choice("reduction", reduction, get_args(Reduction))
     if size is not None and not callable(size):
         raise TypeError(f"size must be a function of the batch, got {size!r}; for instance lambda batch: len(batch[0])")
@@ -138,8 +135,14 @@ class DataParallel:
 
     def _alone(self, params: Params, batch: Any, *own: Any) -> Tensor:
         value = self.loss(params, batch, *own)
-        if isinstance(value, Tensor) and not under_transform():
-            _refuse_captured(value, [*floats((params, own)), *floats(batch)])
+        given = [*floats((params, own)), *floats(batch)]
+        leaf = captured_leaf([value], given) if isinstance(value, Tensor) and not under_transform() else None
+        if leaf is not None:
+            raise ValueError(
+                f"the loss of data_parallel uses a tensor of shape {tuple(leaf.shape)} that requires grad and is none "
+                "of its arguments: each process would have its own part of the derivative. Pass it as a param or an "
+                "hparam of the loss, the third argument; or hold it fixed by detach()"
+            )
         return value
 
     def whole(self, local: Callable[..., Tensor], params: Params, batch: Any, *own: Any) -> Tensor:
@@ -210,19 +213,6 @@ def check_value(loss: Any, value: Tensor) -> None:
             raise ValueError(
                 "the outer loss is not the same in each process, but train_loss is data-parallel: wrap it too, by "
                 "hft.data_parallel(outer_loss), or give all processes the same batch"
-            )
-
-
-def _refuse_captured(loss: Tensor, arguments: Sequence[Tensor]) -> None:
-    """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
-    given = {id(x) for x in arguments}
-    leaves = [*map(leaf_of, nodes_below(loss.grad_fn, until=arguments)), loss if loss.is_leaf else None]
-    for x in leaves:
-        if x is not None and x.requires_grad and id(x) not in given:
-            raise ValueError(
-                f"the loss of data_parallel uses a tensor of shape {tuple(x.shape)} that requires grad and is none of "
-                "its arguments: each process would have its own part of the derivative. Pass it as a param or an "
-                "hparam of the loss, the third argument; or hold it fixed by detach()"
             )
 
 
