@@ -87,7 +87,8 @@ class InnerProblem:
                 # Aliases: one param may be made of another, and its derivative is to be partial.
                 leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in leaves]
                 loss = self.loss(rebuild(leaves), batch, hparams)
-                grads = rebuild(_gradients(loss, leaves, create_graph=True))
+                grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+                grads = rebuild(_filled(grads, leaves))
         params, state = self.update(grads, state, params, hparams)
         return params, state, loss
 
@@ -122,7 +123,8 @@ class InnerProblem:
         with torch.enable_grad():
             loss = self.loss(rebuild(leaves), batch, hparams)
             with self.during_gradient([*leaves, *extra]):
-                grads = _gradients(loss, leaves, create_graph=graph)
+                grads = torch.autograd.grad(loss, leaves, create_graph=graph, allow_unused=True)
+            grads = _filled(grads, leaves)  # with a graph too, where shards are laid out anew
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra, rebuild)
 
 
@@ -143,8 +145,8 @@ def no_graph() -> ValueError:
     )
 
 
-def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+def _filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, zeros for leaves that the loss does not depend on."""
     if all(g is None for g in grads):
         raise no_graph()
     return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]
