@@ -123,12 +123,9 @@ class Implicit(Strategy):
                 "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
                 "differentiates the params; take hft.Unroll()"
             )
-        return self._pullback(problem, run, present(cotangents.params))
-
-    def _pullback(self, problem: InnerProblem, run: _Run, slope: Vector) -> TrainInputs:
         system, point = self.system(problem, run.inputs, run.end, run.replay, run.rng)
         params = [tree.working(x) for x in point[0]]
-        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
+        slope = [v.to(x) for v, x in zip(present(cotangents.params), params, strict=True)]
         x = solution(system, slope, *point)
         values, back = at_point(system, point)
         distance, state = values[: len(x)], values[len(x) :]
