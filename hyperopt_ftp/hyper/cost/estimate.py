@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +168,15 @@ def estimate(
     with fake.mode(), torch.no_grad():
         given = with_start(fake.of(full), fake.of(params), known)
         problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
-        replay.run(replay.now(), lambda: _check_loss(problem, inputs))
+        knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
+        first = partial(problem.gradient, inputs.params, inputs.batches[0], knobs, problem.batch_needs_grad(0), True)
+        try:
+            replay.run(replay.now(), first)  # which raises what training would, before anything is measured
+        except DataDependentOutputException as error:
+            raise RuntimeError(
+                f"train_loss takes a number out of a tensor ({error}), but params without values have none; give "
+                "params that have, or take the number beforehand"
+            ) from error
         found = replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
     vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
     time, n = found.gradients + PRODUCT * found.products, processes or 1
@@ -176,18 +185,6 @@ def estimate(
     traffic = reduced + (n - 1) * VALUE * found.gradients
     collectives = found.collectives if n > 1 else 0
     return Estimate(found.memory, found.gradients, found.products, time, collectives, traffic, found.plan)
-
-
-def _check_loss(problem: InnerProblem, inputs: TrainInputs) -> None:
-    """Raise what training would, before anything is measured."""
-    hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
-    try:
-        problem.gradient(inputs.params, inputs.batches[0], hparams, problem.batch_needs_grad(0), graph=True)
-    except DataDependentOutputException as error:
-        raise RuntimeError(
-            f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
-            "that have, or take the number beforehand"
-        ) from error
 
 
 def _begin(
