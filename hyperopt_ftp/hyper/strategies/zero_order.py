@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +24,6 @@ from ..core.transforms import values_of
 from ..core.vjp import dot
 
 Function = Callable[[list[Tensor]], Tensor]
-
-
-class _Run(NamedTuple):
-    inputs: TrainInputs
-    replay: Replay
-    rng: RngState
-    seed: int
 
 
 @explained("ZeroOrder(samples=16, sigma=0.01)")
@@ -102,20 +95,20 @@ class ZeroOrder(Strategy):
         replay = Replay()
         rng, end = replay.now(), problem.loop(inputs)
         (seed,) = problem.agreed([self.draw()])
-        return end, _Run(inputs, replay, rng, seed)
+        return end, (inputs, replay, rng, seed)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        run: _Run = residual
+        inputs, replay, rng, seed = residual
         asked = problem.needs_grad
         given = [*present(cotangents.params), *present(cotangents.state)]
 
         def along(point: list[Tensor]) -> Tensor:
-            end = problem.loop(combine(run.inputs, point, asked))
+            end = problem.loop(combine(inputs, point, asked))
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        found = self.from_values(along, select_floats(run.inputs, asked), run.seed, run.replay, run.rng)
-        return cotangents_of(run.inputs, found, asked)
+        found = self.from_values(along, select_floats(inputs, asked), seed, replay, rng)
+        return cotangents_of(inputs, found, asked)
 
     def from_values(
         self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState
