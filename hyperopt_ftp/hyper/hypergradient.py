@@ -20,10 +20,11 @@ from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.transforms import under_transform
-from .distributed.data_parallel import DataParallel, agreed, check_value
+from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.dtensors import of_whole, same_everywhere
 from .guards.arguments import (
     argument_counts,
+    check_batches,
     check_loss,
     check_scalar,
     with_start,
@@ -111,8 +112,8 @@ def value_and_grad(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     """:func:`hypergradient`, where zeros are nothing to warn of."""
-    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
-    whole = with_start(full, params, batches)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    whole = with_start(full, params, check_batches(batches))
     names = tuple(full) if over is None else paths.normalise(over, whole)
     tuned = paths.select(whole, names)
     check_floats(tuned)
@@ -212,13 +213,10 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
         )
     if not isinstance(train_loss, DataParallel) or not any(name.split(".")[0] == "batches" for name in tuned):
         return
-    narrow = any(x.dtype == torch.float16 for x in tree.leaves(params))  # whose scale would depend on the shard
-    if strategy.needs_values_only or narrow:
-        who = "float16 params" if narrow else type(strategy).__name__
-        raise ValueError(
-            "over names the batches, which data_parallel has in shards that differ from process to process: "
-            f"{who} cannot do that; put what is tuned into hparams['loss']"
-        )
+    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
+        raise shards_differ("training in float16")  # whose scale would depend on the shard
+    if not strategy.takes_shards:
+        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
 
 
 def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:

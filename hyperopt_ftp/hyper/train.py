@@ -25,7 +25,7 @@ from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy, check_strategy
 from .core.transforms import differentiated, tracked, under_transform
-from .distributed.data_parallel import DataParallel, check_steps
+from .distributed.data_parallel import DataParallel, check_steps, shards_differ
 from .distributed.dtensors import on_mesh, refuse_other_processes
 from .guarded import guarded_problem
 from .guards.arguments import (
@@ -109,29 +109,28 @@ def train(
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
-    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
-    run = trained(optimizer, train_loss, params, batches, full, state, strategy)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    run = trained(optimizer, train_loss, params, check_batches(batches), full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 
 
 def checked(
-    optimizer: Optimizer, train_loss: Any, params: Params, batches: Any, hparams: HParams | None, strategy: Any
-) -> tuple[Sequence[Any], HParams, Strategy]:
-    """Batches, complete hparams and the strategy, or an error where training cannot begin."""
+    optimizer: Optimizer, train_loss: Any, params: Params, hparams: HParams | None, strategy: Any
+) -> tuple[HParams, Strategy]:
+    """Complete hparams and the strategy, or an error where training cannot begin."""
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     strategy = _runnable(strategy, params)
-    batches = check_batches(batches)
     check_params(params)
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
-    return batches, full, strategy
+    return full, strategy
 
 
 def trained(
@@ -203,10 +202,7 @@ def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInput
             "twice; leave it out"
         )
     if not strategy.takes_shards and any(tree.leaves(needs_grad.batches)):
-        raise ValueError(
-            f"{type(strategy).__name__} cannot differentiate in the shards of data_parallel, which differ from process "
-            "to process; take hft.Unroll(), or put what is tuned into hparams['loss'], the same on all processes"
-        )
+        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
 
 
 def _warn_of_nan(losses: Tensor) -> None:

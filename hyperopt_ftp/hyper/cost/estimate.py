@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from ... import tree
 from ...calls import check_count, explained
 from ...dtensors import is_dtensor
-from ...optimizers.leafwise import check_params
-from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ...types import HParams, Optimizer, StateT, TreeT
 from ..core.inputs import TrainInputs
 from ..core.leaves import combine, detached, detached_leaves, floats, is_float
 from ..core.problem import InnerProblem, without_loss
@@ -22,19 +21,12 @@ from ..core.replay import Replay
 from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
 from ..guarded import guarded_problem
-from ..guards.arguments import (
-    ConstantBatches,
-    check_arguments,
-    check_batches,
-    check_hparams,
-    check_leaves,
-    with_start,
-    without_start,
-)
+from ..guards.arguments import ConstantBatches, check_batches, check_leaves, with_start, without_start
 from ..guards.verified import Asked, Verified
 from ..hypergradient import check_floats
 from ..strategies.unroll import Unroll
 from ..towers import paths
+from ..train import checked
 from .fake_tensors import FakeParams
 from .predict import check_known, predicted
 
@@ -144,7 +136,6 @@ def estimate(
     >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
     (661, 178)
     """
-    check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     check_known(strategy)
@@ -156,9 +147,7 @@ def estimate(
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
     fake = FakeParams(params)
-    check_params(fake.of(params))
-    full = check_hparams(optimizer, hparams)
-    check_arguments("train_loss", train_loss, 2, "loss" in full)
+    full, _ = checked(optimizer, train_loss, fake.of(params), hparams, strategy)
     names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
     if not fake.used:
         check_leaves(tree.leaves((full, params, state)))

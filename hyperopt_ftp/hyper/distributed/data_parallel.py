@@ -18,8 +18,8 @@ from ...calls import check_choice, explained
 from ...dtensors import whole
 from ...types import Params
 from ..core.leaves import combine, floats
-from ..core.transforms import tracked, under_transform, values_of
-from ..guards.arguments import argument_counts, check_scalar
+from ..core.transforms import under_transform, values_of
+from ..guards.arguments import argument_counts, check_scalar, refuse_complex
 from ..guards.graphs import captured_leaf
 from .collectives import Copy, Team, Whole, zero_like
 
@@ -153,7 +153,7 @@ class DataParallel:
         shared = floats((params, own))
         if not shared:
             raise ValueError("data_parallel: params have no floating-point tensor")
-        _refuse_complex((params, own))
+        refuse_complex(tree.leaves((params, own)))
         copies, other = Copy.apply(team, *shared), (params, own)
         sums = partial(Whole.apply, team, self.reduction == "mean")
         least = min(copies, key=Tensor.numel)
@@ -193,6 +193,13 @@ def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
     return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
 
 
+def shards_differ(who: str) -> ValueError:
+    return ValueError(
+        f"{who} cannot differentiate in the shards of data_parallel, which differ from process to process; put what is "
+        "tuned into hparams['loss'], the same on all processes"
+    )
+
+
 def check_steps(loss: Any, count: int) -> None:
     """Raise where a data-parallel loss is to be trained for another number of steps in another process."""
     most, least = agreed(loss, [count, -count])
@@ -219,12 +226,3 @@ def check_value(loss: Any, value: Tensor) -> None:
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
     """The loss of an empty shard: zero, with a batch of vmap wherever that of another process may have one."""
     return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))
-
-
-def _refuse_complex(values: Any) -> None:
-    for x in tree.leaves(values):
-        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
-            raise ValueError(
-                f"data_parallel: a complex tensor of shape {tuple(x.shape)} requires grad, and its derivative would be "
-                "that of this process alone; pass torch.view_as_real of it, and view_as_complex inside the loss"
-            )

@@ -12,23 +12,16 @@ from torch import Tensor
 from ... import tree
 from ...calls import check_choice, check_count, explained
 from ...optimizers.leafwise import check_params
-from ...types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
+from ...types import Constraint, NotFinite, Optimizer, Params, State
 from ..core.leaves import detached
 from ..core.problem import without_loss
-from ..core.strategy import Strategy, check_strategy
-from ..distributed.data_parallel import DataParallel
-from ..guards.arguments import (
-    argument_counts,
-    check_arguments,
-    check_hparams,
-    check_loss,
-    warn_of_frozen,
-    with_start,
-    without_start,
-)
+from ..core.strategy import Strategy
+from ..distributed.data_parallel import DataParallel, shards_differ
+from ..guards.arguments import argument_counts, check_loss, with_start, without_start
 from ..hypergradient import check_floats, takes_loss_hparams, value_and_grad, warn_if_zero
 from ..towers import paths
 from ..towers.constraints import Constraints
+from ..train import checked
 from .outer import pure_outer
 from .resumable_loader import ResumableLoader, is_sequence
 
@@ -134,21 +127,15 @@ def bilevel(
     for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
-    check_optimizer("optimizer", optimizer)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
     check_loss("outer_loss", outer_loss)
     if argument_counts(outer_loss)[1] < 2:
         raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
     by = pure_outer("by", by)
-    if strategy is not None:
-        check_strategy(strategy)
     if state is not None and not isinstance(state, BilevelState):
         hint = "; pass record.state" if isinstance(state, Record) else ""
         raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
-    check_params(params)
-    warn_of_frozen(optimizer, params)
-    full = detached(check_hparams(optimizer, hparams))
-    check_arguments("train_loss", train_loss, 2, "loss" in full)
-    params = detached(params)
+    full, params = detached((full, params))
     whole = with_start(full, params, train_batches)
     names = paths.normalise(over, whole)
     tuned = detached(paths.select(whole, names))
@@ -179,7 +166,7 @@ class _Rounds:
     train_loss: Callable[..., Tensor]
     outer_loss: Callable[..., Tensor]
     inner_steps: int
-    strategy: Strategy | None
+    strategy: Strategy
     constraints: Constraints
     whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
     reset: Any
@@ -262,10 +249,7 @@ def _check_rounds(
 ) -> None:
     parts = {name.split(".")[0] for name in names}
     if "batches" in parts and isinstance(train_loss, DataParallel):
-        raise ValueError(
-            "over tunes batches, which data_parallel has in shards that differ from process to process; put what is "
-            "tuned into hparams['loss'], the same on all processes"
-        )
+        raise shards_differ("bilevel")
     if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
         got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
         raise ValueError(
