@@ -42,9 +42,7 @@ class Found(NamedTuple):
     plan: str
     gradients: int  # of the training loss, each with its value
     products: int  # with the Hessian, or with the mixed second derivatives: a backward pass through a gradient
-    collectives: (
-        int  # among data-parallel processes: two for a gradient, one for a product; by vmap all are made by one
-    )
+    collectives: int  # of data-parallel processes: two for a gradient, one for a product; by vmap as if for one
     slopes: int = 0  # gradients in the loss's hparams, beside those in the params
 
 
@@ -141,9 +139,9 @@ def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) ->
     def trial() -> None:  # a few steps, and a few iterations of the solver, which nobody judges
         steps, beginning = _beginning(problem, inputs, max(few, min(count, STEADY)))
         replay, end = Replay(), steps.loop(beginning)
-        slope, of_state = _cotangents_of_end(end)
+        slope = _cotangents_of_end(end)
         system, point = strategy.system(steps, beginning, end, replay, replay.now())
-        slope = [v.to(tree.working(x)) for v, x in zip(slope, point[0], strict=True)]
+        slope = [tree.working(v) for v in slope]
         product = system.product(point[0], *point[1:])
         solver = SOLVERS[strategy.solver]
         x = solver(product, slope, min(iterations, STEADY), lambda r: dot(r, r), lambda _: False).x
@@ -153,7 +151,6 @@ def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) ->
         direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
         if checked:
             back([*map(torch.zeros_like, x), *direct[3]])
-        del of_state
 
     words = f"{few} steps at the end, in one graph" if few > 1 else "one step at the end"
     # The graph of the last steps is made twice, for the solver and for the hparams.
@@ -197,10 +194,9 @@ def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[
     return replace(problem, needs_grad=problem.needs_grad._replace(batches=mask)), inputs._replace(batches=batches)
 
 
-def _cotangents_of_end(end: TrainOutputs) -> tuple[list[Tensor], list[Tensor]]:
-    """What the backward pass of an outer loss hands over: tensors for params; zeros for state, which take no memory."""
-    params, state = floats(end.params), floats(end.state)
-    return [torch.ones_like(x) for x in params], [x.new_zeros(()).expand(x.shape) for x in state]
+def _cotangents_of_end(end: TrainOutputs) -> list[Tensor]:
+    """What the backward pass of an outer loss hands over; zeros for the state take no memory."""
+    return [torch.ones_like(x) for x in floats(end.params)]
 
 
 def _peak_of(inputs: TrainInputs, trial: Callable[[], Any]) -> int:
