@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +28,6 @@ class Gradient(NamedTuple):
     rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
 
 
-@dataclass
-class Measured:
-    """What the training loss has been seen to take."""
-
-    bytes: int = 0  # of all tensors that it makes in a step
-
-
 @dataclass(frozen=True)
 class InnerProblem:
     """K steps: ``params, state <- update_fn(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
@@ -47,7 +40,7 @@ class InnerProblem:
         agreed: numbers that a decision depends on, as all processes have them: who makes a step again needs the others.
         before_step: is called with params, batch and hparams before each step that :meth:`step` makes.
         during_gradient: a context in which :meth:`gradient` goes back, made of the leaves that it has given the loss.
-        measured: what the training loss has been seen to take so far.
+        made: gives the bytes of all tensors that the training loss has been seen to make in a step.
     """
 
     update_fn: UpdateFn[Any]
@@ -56,7 +49,7 @@ class InnerProblem:
     agreed: Callable[[Sequence[int]], list[int]] = list
     before_step: Callable[[Params, Any, dict[str, Any]], None] | None = None
     during_gradient: Callable[[list[Tensor]], AbstractContextManager[Any]] = nullcontext
-    measured: Measured = field(default_factory=Measured, compare=False, repr=False)
+    made: Callable[[], int] = int
     _bare: InnerProblem | None = None
 
     @property

@@ -128,7 +128,7 @@ class GuardedLoss:
         self._outside |= watch.outside
         seen.has_hooks |= watch.has_hooks
         seen.warned |= reads.warned
-        seen.measured.bytes = max(seen.measured.bytes, watch.bytes)
+        seen.bytes = max(seen.bytes, watch.bytes)
         return loss
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:

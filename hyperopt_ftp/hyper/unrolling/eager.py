@@ -102,7 +102,7 @@ class EagerSteps:
         A gradient with its graph takes about four times that, and an update about eight tensors for each param.
         """
         weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
-        (each,) = self._problem.agreed([4 * self._problem.measured.bytes + 8 * weights])
+        (each,) = self._problem.agreed([4 * self._problem.made() + 8 * weights])
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         return count * each <= SMALL and isinstance(self._inputs.batches, (list, tuple))
 
