@@ -119,7 +119,7 @@ def value_and_grad(
     check_floats(tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
     check_loss("outer_loss", outer_loss)
-    sees = takes_loss_hparams(outer_loss, 1)
+    sees = argument_counts(outer_loss)[0] == 2  # whether it has a place for the loss's hparams
     if sees and "loss" not in full:
         raise ValueError(
             "outer_loss has a second argument, for the loss's hparams, but hparams has no entry 'loss'; without one it "
@@ -197,11 +197,6 @@ def check_floats(tuned: dict[str, Any]) -> None:
                     f"over names {name!r}, but {whole!r} is {kind}: only floating-point tensors have a derivative; "
                     "name those"
                 )
-
-
-def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function of ``count`` arguments has one more that has no default: the place of the loss's hparams."""
-    return argument_counts(function)[0] == count + 1
 
 
 def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:

@@ -18,7 +18,7 @@ from ..core.problem import without_loss
 from ..core.strategy import Strategy
 from ..distributed.data_parallel import DataParallel, shards_differ
 from ..guards.arguments import argument_counts, check_loss, with_start, without_start
-from ..hypergradient import check_floats, takes_loss_hparams, value_and_grad, warn_if_zero
+from ..hypergradient import check_floats, value_and_grad, warn_if_zero
 from ..towers import paths
 from ..towers.constraints import Constraints
 from ..train import checked
@@ -230,7 +230,7 @@ class _Rounds:
         return any(name.split(".")[0] == part for name in self.names)
 
     def _outer(self, batch: Any) -> Callable[..., Tensor]:
-        if takes_loss_hparams(self.outer_loss, 2):
+        if argument_counts(self.outer_loss)[0] == 3:  # the last for the loss's hparams
             return lambda params, own: self.outer_loss(params, batch, own)
         return lambda params: self.outer_loss(params, batch)
 
