@@ -47,8 +47,9 @@ ROOMS = {
         "guarded": {"core", "guards", "distributed"},
         "train": {"core", "guards", "distributed", "guarded", "unrolling", "strategies"},
         "hypergradient": {"core", "guards", "distributed", "strategies", "towers", "train"},
-        "loops": {"core", "guards", "distributed", "towers", "hypergradient"},
-        "cost": {"core", "guards", "distributed", "guarded", "unrolling", "strategies", "towers", "hypergradient"},
+        "loops": {"core", "guards", "distributed", "towers", "train", "hypergradient"},
+        "cost": {"core", "guards", "distributed", "guarded", "unrolling", "strategies", "towers", "train",
+                 "hypergradient"},
     },
     "torch_optim": {
         "checks": set(),
@@ -60,7 +61,7 @@ ROOMS = {
         "drop_in": {"checks", "execution", "movers", "checkpoints"},
         "classes": {"anchors", "execution", "movers", "drop_in"},
     },
-}
+}  # fmt: skip
 
 
 def imported(path: Path) -> list[list[str]]:

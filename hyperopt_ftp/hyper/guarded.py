@@ -39,9 +39,7 @@ def guarded_problem(
         return loss if processes is None else partial(processes.whole, loss)
 
     loss = GuardedLoss(local, verified, asked)
-    bare = InnerProblem(update, whole(local), needs_grad, measured=verified.measured)
-    if processes is not None:
-        bare = replace(bare, agreed=partial(agreed, processes))
+    bare = InnerProblem(update, whole(local), needs_grad, partial(agreed, train_loss), made=lambda: verified.bytes)
     return replace(
         bare,
         update_fn=GuardedUpdate(update, verified, asked) if asked.looked_at else update,

@@ -20,10 +20,11 @@ from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.transforms import under_transform
-from .distributed.data_parallel import DataParallel, agreed, check_value
+from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.dtensors import of_whole, same_everywhere
 from .guards.arguments import (
     argument_counts,
+    check_batches,
     check_loss,
     check_scalar,
     with_start,
@@ -111,14 +112,14 @@ def value_and_grad(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     """:func:`hypergradient`, where zeros are nothing to warn of."""
-    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
-    whole = with_start(full, params, batches)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    whole = with_start(full, params, check_batches(batches))
     names = tuple(full) if over is None else paths.normalise(over, whole)
     tuned = paths.select(whole, names)
     check_floats(tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
     check_loss("outer_loss", outer_loss)
-    sees = takes_loss_hparams(outer_loss, 1)
+    sees = argument_counts(outer_loss)[0] == 2  # whether it has a place for the loss's hparams
     if sees and "loss" not in full:
         raise ValueError(
             "outer_loss has a second argument, for the loss's hparams, but hparams has no entry 'loss'; without one it "
@@ -198,11 +199,6 @@ def check_floats(tuned: dict[str, Any]) -> None:
                 )
 
 
-def takes_loss_hparams(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function of ``count`` arguments has one more that has no default: the place of the loss's hparams."""
-    return argument_counts(function)[0] == count + 1
-
-
 def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:
     """Raise where a data-parallel loss would not get its shard, or would give a derivative in one that is no such."""
     if isinstance(outer_loss, DataParallel):
@@ -212,13 +208,10 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
         )
     if not isinstance(train_loss, DataParallel) or not any(name.split(".")[0] == "batches" for name in tuned):
         return
-    narrow = any(x.dtype == torch.float16 for x in tree.leaves(params))  # whose scale would depend on the shard
-    if strategy.needs_values_only or narrow:
-        who = "float16 params" if narrow else type(strategy).__name__
-        raise ValueError(
-            "over names the batches, which data_parallel has in shards that differ from process to process: "
-            f"{who} cannot do that; put what is tuned into hparams['loss']"
-        )
+    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
+        raise shards_differ("training in float16")  # whose scale would depend on the shard
+    if not strategy.takes_shards:
+        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
 
 
 def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy, check_strategy
 from .core.transforms import differentiated, tracked, under_transform
-from .distributed.data_parallel import DataParallel, check_steps
+from .distributed.data_parallel import DataParallel, check_steps, shards_differ
 from .distributed.dtensors import on_mesh, refuse_other_processes
 from .guarded import guarded_problem
 from .guards.arguments import (
@@ -109,29 +109,28 @@ def train(
     >>> round(lr.grad.item(), 6)                        # d (1 - 2 lr)^6 / d lr = -12 (1 - 2 lr)^5
     -3.93216
     """
-    batches, full, strategy = checked(optimizer, train_loss, params, batches, hparams, strategy)
-    run = trained(optimizer, train_loss, params, batches, full, state, strategy)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
+    run = trained(optimizer, train_loss, params, check_batches(batches), full, state, strategy)
     _warn_of_nan(run.losses)
     return run
 
 
 def checked(
-    optimizer: Optimizer, train_loss: Any, params: Params, batches: Any, hparams: HParams | None, strategy: Any
-) -> tuple[Sequence[Any], HParams, Strategy]:
-    """Batches, complete hparams and the strategy, or an error where training cannot begin."""
+    optimizer: Optimizer, train_loss: Any, params: Params, hparams: HParams | None, strategy: Any
+) -> tuple[HParams, Strategy]:
+    """Complete hparams and the strategy, or an error where training cannot begin."""
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     strategy = _runnable(strategy, params)
-    batches = check_batches(batches)
     check_params(params)
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
     check_arguments("train_loss", train_loss, 2, "loss" in full)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(), so nothing would be trained; leave it")
-    return batches, full, strategy
+    return full, strategy
 
 
 def trained(
@@ -148,17 +147,21 @@ def trained(
         state = optimizer.init(params, without_loss(full))
     check_steps(train_loss, len(batches))
     inputs = on_mesh(TrainInputs(full, params, state, batches), strategy)
-    leaves, rebuild = _flat(inputs)
+    given = inputs if isinstance(batches, list) else inputs._replace(batches=ConstantBatches(batches))
+    leaves, rebuild = tree.flatten(given)
     check_leaves(leaves)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
-    needs_grad = rebuild(flags) if isinstance(batches, list) else rebuild(flags)._replace(batches=False)
+    needs_grad = rebuild(flags)
     transform = under_transform()
     derived = transform or any(flags)
     looked_at = derived or torch.is_grad_enabled()
     asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    shapes = [y for x in leaves for y in ((x.shape, x.dtype, x.device) if _is_plain(x) else (x,))]
+    kinds: list[Any] = []
+    for x in leaves:
+        plain = isinstance(x, Tensor) and not x.is_nested
+        kinds += (x.shape, x.dtype, x.device) if plain else () if x is given.batches else (x,)
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (*asked, *flags, *shapes))
+    known = verified(local, optimizer.update, (*asked, *flags, *kinds))
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
@@ -171,9 +174,6 @@ def trained(
     _check_processes(strategy, train_loss, needs_grad)
     if strategy.compile and not transform:
         check_compilable(params)
-    if not isinstance(batches, list):
-        inputs = inputs._replace(batches=ConstantBatches(batches))
-        leaves, rebuild = _flat(inputs)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
     problem = guarded(asked)
     first = guarded(asked._replace(inside_function=True)) if transform else problem
@@ -192,10 +192,6 @@ def _runnable(strategy: Strategy, params: Params) -> Strategy:
     return replace(strategy, compile=False)  # pyright: ignore[reportArgumentType]
 
 
-def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and not x.is_nested
-
-
 def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:
     """Raise where a strategy cannot do what a data-parallel loss needs."""
     if not isinstance(train_loss, DataParallel):
@@ -206,19 +202,7 @@ def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInput
             "twice; leave it out"
         )
     if not strategy.takes_shards and any(tree.leaves(needs_grad.batches)):
-        raise ValueError(
-            f"{type(strategy).__name__} cannot differentiate in the shards of data_parallel, which differ from process "
-            "to process; take hft.Unroll(), or put what is tuned into hparams['loss'], the same on all processes"
-        )
-
-
-def _flat(inputs: TrainInputs) -> tuple[list[Any], Callable[[Sequence[Any]], TrainInputs]]:
-    """All leaves, and the way back; those of batches in a sequence of somebody's own are left where they are."""
-    if isinstance(inputs.batches, (list, tuple)):
-        leaves, rebuild = tree.flatten(tuple(inputs))
-        return leaves, lambda new: TrainInputs(*rebuild(new))
-    leaves, rebuild = tree.flatten(tuple(inputs[:3]))
-    return leaves, lambda new: TrainInputs(*rebuild(new), batches=inputs.batches)
+        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
 
 
 def _warn_of_nan(losses: Tensor) -> None:

@@ -123,7 +123,6 @@ def test_without_a_process_group_it_says_how():
         ({"loss": lambda params: 0.0}, ValueError, r"loss must take \(params, batch\).*takes 1"),
         ({"loss": lambda params, x, h, z: 0.0}, ValueError, r"loss must take \(params, batch\).*takes 4"),
         ({"loss": torch.nn.Linear(2, 2)}, TypeError, "the module Linear; call it inside one"),
-        ({"loss": checks.loss, "group": 3}, TypeError, "group must be a process group"),
         ({"loss": hft.data_parallel(checks.loss)}, TypeError, "data-parallel already"),
         ({"loss": checks.loss, "reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', got 'avg'"),
         ({"loss": checks.loss, "size": 12}, TypeError, "size must be a function of the batch, got 12"),

@@ -20,7 +20,6 @@ from benchmarks.nets import NETS, Problem
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.hyper.core import vjp
-from hyperopt_ftp.hyper.cost.counts import Work, traffic_of
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 
 F64 = torch.float64
@@ -241,17 +240,6 @@ def test_trainings_of_samples(antithetic: bool):
 # -- traffic ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_process_sends_nothing():
-    assert traffic_of(Work(3, 2, 3, 2), 1000, 1) == (0, 0)
-
-
-def test_traffic_by_hand():
-    """Four processes: a vector of 1000 bytes is sent one and a half times by each, a value three times 32 bytes."""
-    assert traffic_of(Work(gradients=3, products=2, calls=3, passes=2), 1000, 4) == (8, 5 * 1500 + 3 * 96)
-    together = Work(gradients=3, products=8, calls=3, passes=2, slopes=2)  # four tangents, with hparams of the loss
-    assert traffic_of(together, 1000, 4) == (10, 13 * 1500 + 3 * 96)
-
-
 @pytest.mark.parametrize(
     ("strategy", "collectives"),
     [
@@ -269,11 +257,14 @@ def test_collectives_of_five_steps(strategy: Any, collectives: int):
 
     x, opt = torch.ones(2), hft.sgd()
     hparams = {**opt.hparams, "loss": torch.ones(2)}
-    found = hft.estimate(
-        opt, loss, 0 * x, [x] * 5, over=("lr", "loss"), hparams=hparams, strategy=strategy, processes=2
+    alone, found = (
+        hft.estimate(opt, loss, 0 * x, [x] * 5, over=("lr", "loss"), hparams=hparams, strategy=strategy, processes=n)
+        for n in (1, 4)
     )
+    assert (alone.collectives, alone.traffic) == (0, 0)
     assert found.collectives == collectives
-    assert found.traffic == 16 * (found.gradients + found.products + _slopes(strategy)) + 32 * found.gradients
+    # Of four processes each sends a vector of 16 bytes one and a half times, and a value three times 32 bytes.
+    assert found.traffic == 24 * (found.gradients + found.products + _slopes(strategy)) + 96 * found.gradients
 
 
 def _slopes(strategy: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +28,6 @@ class Gradient(NamedTuple):
     rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
 
 
-@dataclass
-class Measured:
-    """What the training loss has been seen to take."""
-
-    bytes: int = 0  # of all tensors that it makes in a step
-
-
 @dataclass(frozen=True)
 class InnerProblem:
     """K steps: ``params, state <- update_fn(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
@@ -47,7 +40,7 @@ class InnerProblem:
         agreed: numbers that a decision depends on, as all processes have them: who makes a step again needs the others.
         before_step: is called with params, batch and hparams before each step that :meth:`step` makes.
         during_gradient: a context in which :meth:`gradient` goes back, made of the leaves that it has given the loss.
-        measured: what the training loss has been seen to take so far.
+        made: gives the bytes of all tensors that the training loss has been seen to make in a step.
     """
 
     update_fn: UpdateFn[Any]
@@ -56,7 +49,7 @@ class InnerProblem:
     agreed: Callable[[Sequence[int]], list[int]] = list
     before_step: Callable[[Params, Any, dict[str, Any]], None] | None = None
     during_gradient: Callable[[list[Tensor]], AbstractContextManager[Any]] = nullcontext
-    measured: Measured = field(default_factory=Measured, compare=False, repr=False)
+    made: Callable[[], int] = int
     _bare: InnerProblem | None = None
 
     @property
@@ -87,7 +80,8 @@ class InnerProblem:
                 # Aliases: one param may be made of another, and its derivative is to be partial.
                 leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in leaves]
                 loss = self.loss(rebuild(leaves), batch, hparams)
-                grads = rebuild(_gradients(loss, leaves, create_graph=True))
+                grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+                grads = rebuild(_filled(grads, leaves))
         params, state = self.update(grads, state, params, hparams)
         return params, state, loss
 
@@ -122,7 +116,8 @@ class InnerProblem:
         with torch.enable_grad():
             loss = self.loss(rebuild(leaves), batch, hparams)
             with self.during_gradient([*leaves, *extra]):
-                grads = _gradients(loss, leaves, create_graph=graph)
+                grads = torch.autograd.grad(loss, leaves, create_graph=graph, allow_unused=True)
+            grads = _filled(grads, leaves)  # with a graph too, where shards are laid out anew
         return Gradient(loss if graph else loss.detach(), grads, leaves, extra, rebuild)
 
 
@@ -143,8 +138,8 @@ def no_graph() -> ValueError:
     )
 
 
-def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+def _filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, zeros for leaves that the loss does not depend on."""
     if all(g is None for g in grads):
         raise no_graph()
     return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]

@@ -43,10 +43,6 @@ def has_saved_tensor_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
 
 
-def has_tangent(x: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
-
-
 def tracked(x: Any) -> bool:
     """Whether a derivative of it, or a batch of it, may be asked for."""
     if not isinstance(x, Tensor):
@@ -58,7 +54,8 @@ def differentiated(x: Tensor) -> bool:
     """Whether more than its batch is of interest: constants that are made under a transform have its wrapper too."""
     stack = _functorch.get_interpreter_stack() or []
     if any(level.key() == _functorch.TransformType.Jvp for level in stack):
-        return len(stack) > 1 or has_tangent(x)  # a tangent cannot be seen from every level
+        # A tangent cannot be seen from every level.
+        return len(stack) > 1 or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad

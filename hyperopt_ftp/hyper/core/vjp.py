@@ -49,6 +49,15 @@ def pull(
     return list(found) if scale is None else [None if x is None else tree.working(x) / scale.to(x) for x in found]
 
 
+def pull_columns(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], columns: Sequence[Sequence[Tensor]],
+    retain_graph: bool,
+) -> list[OptionalTensors]:  # fmt: skip
+    """:func:`pull` in several lists of tensors."""
+    found = iter(pull(outputs, cotangents, [x for column in columns for x in column], retain_graph=retain_graph))
+    return [[next(found) for _ in column] for column in columns]
+
+
 def pull_rows(
     outputs: Sequence[Tensor], cotangents: OptionalTensors, inputs: Sequence[Tensor], rows: int
 ) -> OptionalTensors:
@@ -140,9 +149,8 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
         outputs = function(*rows)
 
     def back(cotangents: Vector) -> list[Any]:
-        inputs = [x for row in rows for x in row]
-        found = iter(pull(outputs, cotangents, inputs, retain_graph=True))
-        return [[_or_zeros(next(found), x) for x in row] for row in rows]
+        found = pull_columns(outputs, cotangents, rows, retain_graph=True)
+        return [[*map(_or_zeros, column, row)] for column, row in zip(found, rows, strict=True)]
 
     return [y.detach() for y in outputs], back
 

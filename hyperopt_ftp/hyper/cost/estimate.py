@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from ... import tree
 from ...calls import check_count, explained
 from ...dtensors import is_dtensor
-from ...optimizers.leafwise import check_params
-from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ...types import HParams, Optimizer, StateT, TreeT
 from ..core.inputs import TrainInputs
 from ..core.leaves import combine, detached, detached_leaves, floats, is_float
 from ..core.problem import InnerProblem, without_loss
@@ -21,25 +21,20 @@ from ..core.replay import Replay
 from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
 from ..guarded import guarded_problem
-from ..guards.arguments import (
-    check_arguments,
-    check_batches,
-    check_hparams,
-    check_leaves,
-    with_start,
-    without_start,
-)
+from ..guards.arguments import ConstantBatches, check_batches, check_leaves, with_start, without_start
 from ..guards.verified import Asked, Verified
 from ..hypergradient import check_floats
 from ..strategies.unroll import Unroll
 from ..towers import paths
-from .counts import traffic_of
+from ..train import checked
 from .fake_tensors import FakeParams
 from .predict import check_known, predicted
 
 #: Gradients that a Hessian-vector product takes: of a product of matrices, a gradient has the product and two more;
 #: going back through these has two for each of the two, and the two again.
 PRODUCT = 2.0
+#: Bytes that each process gives to the others for the value of a loss.
+VALUE = 32
 
 
 class Estimate(NamedTuple):
@@ -141,7 +136,6 @@ def estimate(
     >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
     (661, 178)
     """
-    check_optimizer("optimizer", optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     check_known(strategy)
@@ -153,9 +147,7 @@ def estimate(
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
     fake = FakeParams(params)
-    check_params(fake.of(params))
-    full = check_hparams(optimizer, hparams)
-    check_arguments("train_loss", train_loss, 2, "loss" in full)
+    full, _ = checked(optimizer, train_loss, fake.of(params), hparams, strategy)
     names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
     if not fake.used:
         check_leaves(tree.leaves((full, params, state)))
@@ -165,24 +157,23 @@ def estimate(
     with fake.mode(), torch.no_grad():
         given = with_start(fake.of(full), fake.of(params), known)
         problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
-        replay.run(replay.now(), lambda: _check_loss(problem, inputs))
+        knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
+        first = partial(problem.gradient, inputs.params, inputs.batches[0], knobs, problem.batch_needs_grad(0), True)
+        try:
+            replay.run(replay.now(), first)  # which raises what training would, before anything is measured
+        except DataDependentOutputException as error:
+            raise RuntimeError(
+                f"train_loss takes a number out of a tensor ({error}), but params without values have none; give "
+                "params that have, or take the number beforehand"
+            ) from error
         found = replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
     vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
-    work, traffic = found.work, traffic_of(found.work, vector, processes or 1)
-    time = work.gradients + PRODUCT * work.products
-    return Estimate(found.memory, work.gradients, work.products, time, traffic.collectives, traffic.bytes, found.plan)
-
-
-def _check_loss(problem: InnerProblem, inputs: TrainInputs) -> None:
-    """Raise what training would, before anything is measured."""
-    hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
-    try:
-        problem.gradient(inputs.params, inputs.batches[0], hparams, problem.batch_needs_grad(0), graph=True)
-    except DataDependentOutputException as error:
-        raise RuntimeError(
-            f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
-            "that have, or take the number beforehand"
-        ) from error
+    time, n = found.gradients + PRODUCT * found.products, processes or 1
+    # Around a ring each process sends 2 (n - 1) / n times the bytes of what is summed.
+    reduced = 2 * (n - 1) * (found.gradients + found.products + found.slopes) * vector // n
+    traffic = reduced + (n - 1) * VALUE * found.gradients
+    collectives = found.collectives if n > 1 else 0
+    return Estimate(found.memory, found.gradients, found.products, time, collectives, traffic, found.plan)
 
 
 def _begin(
@@ -195,9 +186,8 @@ def _begin(
     hparams = without_start(whole)
     with torch.enable_grad():
         first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
-    inputs = TrainInputs(hparams, whole["params"], first, whole["batches"])
-    needs_grad = TrainInputs(*(tree.map_tree(lambda x: is_float(x) and x.requires_grad, part) for part in inputs))
-    if not isinstance(inputs.batches, list):
-        needs_grad = needs_grad._replace(batches=False)
+    batches = whole["batches"] if isinstance(whole["batches"], list) else ConstantBatches(whole["batches"])
+    inputs = TrainInputs(hparams, whole["params"], first, batches)
+    needs_grad = tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs)
     problem = guarded_problem(optimizer, train_loss, inputs.params, needs_grad, Verified(), Asked())
-    return problem, TrainInputs(*detached(tuple(inputs)))
+    return problem, detached(inputs)

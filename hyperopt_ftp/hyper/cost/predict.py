@@ -29,19 +29,21 @@ from ..unrolling.budget import affordable, peak_of
 from ..unrolling.eager import EagerSteps
 from ..unrolling.memory import Meter
 from ..unrolling.probe import sizes_of
-from ..unrolling.schedules import with_graphs
-from .counts import Chunk, Work, of_forward, of_implicit, of_unroll, of_zero_order
+from ..unrolling.schedules import backward_schedule, with_graphs
 
 #: Steps after which one more takes no more memory.
 STEADY = 3
 
 
 class Found(NamedTuple):
-    """What a strategy will take."""
+    """What a strategy will take; evaluations of the outer loss are not among it."""
 
     memory: int  # bytes at the peak
-    work: Work
     plan: str
+    gradients: int  # of the training loss, each with its value
+    products: int  # with the Hessian, or with the mixed second derivatives: a backward pass through a gradient
+    collectives: int  # of data-parallel processes: two for a gradient, one for a product; by vmap as if for one
+    slopes: int = 0  # gradients in the loss's hparams, beside those in the params
 
 
 def check_known(strategy: Strategy) -> None:
@@ -77,17 +79,28 @@ def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Fou
     dropped = strategy.checkpoint is None and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
     if dropped:
         plan = with_graphs(plan.graphs, 0)
-    work = of_unroll(count, first, plan, steps.needs_hvp(first), probed=strategy.memory is not None)
-    return Found(peak_of(sizes, plan), work, plan.words)
+    left, probed = count - first, strategy.memory is not None  # a step is made once more to be measured
+    again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
+    gradients = count + again + max(0, left - plan.graphs) + probed
+    products = left - (not steps.needs_hvp(first)) + probed
+    return Found(peak_of(sizes, plan), plan.words, gradients, products, 2 * gradients + products)
 
 
 def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> Found:
-    count, numbers = len(inputs.batches), _numbers(problem, inputs)
-    tangents = numbers[-1].stop
+    count, of_loss = len(inputs.batches), any(tree.leaves(problem.needs_grad.hparams.get("loss", False)))
+    tangents = sum(x.numel() for x in select_floats(inputs, problem.needs_grad))
     size = min(strategy.chunk or tangents, tangents)
-    chunks = [_chunk(numbers, range(a, min(a + size, tangents)), count) for a in range(0, tangents, size)]
+    chunks = [range(a, min(a + size, tangents)) for a in range(0, tangents, size)]
     loop = len(chunks) > 1
-    slopes = any(number.kind == "loss" for number in numbers)
+    products = passes = slopes = 0
+    for chunk in chunks:
+        kinds = _kinds(problem, inputs, chunk)
+        moves = "param" in kinds  # whether the params have tangents
+        for k in range(count):
+            product = moves or "loss" in kinds or k in kinds
+            graph = product or "hparam" in kinds
+            products, passes, slopes = products + product * len(chunk), passes + product, slopes + (graph and of_loss)
+            moves |= graph or "state" in kinds
 
     def trial() -> None:
         steps, beginning = _beginning(problem, inputs, min(count, STEADY))
@@ -96,45 +109,24 @@ def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> F
         carried = strategy.carry(steps, beginning, 0, size)
         given = _cotangents_of_end(carried[0]) if given is None else given
 
-    memory = _peak_of(inputs, trial)
     words = f"{size} tangents at once" if size > 1 else "one tangent at a time"
-    return Found(memory, of_forward(count, chunks, slopes, loop), words)
+    gradients = count * (len(chunks) + loop)
+    return Found(_peak_of(inputs, trial), words, gradients, products, 2 * gradients + passes + slopes, slopes)
 
 
-class _Number(NamedTuple):
-    """A tensor that tangents are carried for."""
-
-    kind: str | int  # "hparam", "loss", "param", "state", or the step of a batch
-    start: int
-    stop: int
-
-
-def _numbers(problem: InnerProblem, inputs: TrainInputs) -> list[_Number]:
-    """All of them in the order of their tangents."""
-    asked = problem.needs_grad
-    rows: list[tuple[str | int, Any, Any]] = []
-    rows += [("loss" if x == "loss" else "hparam", inputs.hparams[x], asked.hparams[x]) for x in inputs.hparams]
-    rows += [("param", inputs.params, asked.params), ("state", inputs.state, asked.state)]
-    if isinstance(asked.batches, list):
-        rows += [(k, batch, asked.batches[k]) for k, batch in enumerate(inputs.batches)]
-    found, at = [], 0
-    for kind, values, mask in rows:
+def _kinds(problem: InnerProblem, inputs: TrainInputs, tangents: range) -> set[str | int]:
+    """What these tangents are of: "hparam", "loss", "param", "state", or the step of a batch."""
+    asked, at, kinds = problem.needs_grad, 0, set[str | int]()
+    parts: list[tuple[str | int, Any, Any]] = []
+    parts += [("loss" if x == "loss" else "hparam", inputs.hparams[x], asked.hparams[x]) for x in inputs.hparams]
+    parts += [("param", inputs.params, asked.params), ("state", inputs.state, asked.state)]
+    parts += [(k, inputs.batches[k], problem.batch_needs_grad(k)) for k in range(len(inputs.batches))]
+    for kind, values, mask in parts:
         for x in select_floats(values, mask):
-            found.append(_Number(kind, at, at + x.numel()))
+            if at < tangents.stop and tangents.start < at + x.numel():
+                kinds.add(kind)
             at += x.numel()
-    return found
-
-
-def _chunk(numbers: list[_Number], tangents: range, steps: int) -> Chunk:
-    """The steps of a training with these tangents: from where on the params have some, and those before that."""
-    kinds = {x.kind for x in numbers if x.start < tangents.stop and tangents.start < x.stop}
-    moves, graphs, passes = "param" in kinds, 0, 0
-    for k in range(steps):
-        product = moves or "loss" in kinds or k in kinds
-        graphs += product or "hparam" in kinds
-        passes += product
-        moves |= product or "hparam" in kinds or "state" in kinds
-    return Chunk(len(tangents), graphs, passes)
+    return kinds
 
 
 def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) -> Found:
@@ -147,9 +139,9 @@ def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) ->
     def trial() -> None:  # a few steps, and a few iterations of the solver, which nobody judges
         steps, beginning = _beginning(problem, inputs, max(few, min(count, STEADY)))
         replay, end = Replay(), steps.loop(beginning)
-        slope, of_state = _cotangents_of_end(end)
+        slope = _cotangents_of_end(end)
         system, point = strategy.system(steps, beginning, end, replay, replay.now())
-        slope = [v.to(tree.working(x)) for v, x in zip(slope, point[0], strict=True)]
+        slope = [tree.working(v) for v in slope]
         product = system.product(point[0], *point[1:])
         solver = SOLVERS[strategy.solver]
         x = solver(product, slope, min(iterations, STEADY), lambda r: dot(r, r), lambda _: False).x
@@ -159,10 +151,11 @@ def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) ->
         direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
         if checked:
             back([*map(torch.zeros_like, x), *direct[3]])
-        del of_state
 
     words = f"{few} steps at the end, in one graph" if few > 1 else "one step at the end"
-    return Found(_peak_of(inputs, trial), of_implicit(count, iterations, few, checked), words)
+    # The graph of the last steps is made twice, for the solver and for the hparams.
+    gradients, products = count + 2 * few, few * (iterations + 1 + checked)
+    return Found(_peak_of(inputs, trial), words, gradients, products, 2 * gradients + products)
 
 
 def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs) -> Found:
@@ -173,39 +166,37 @@ def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs)
         """So many steps, plain and from all points; tells whether these ran together."""
         steps, beginning = _beginning(problem, inputs, count)
         end, replay = steps.bare.loop(beginning), Replay()
-        pairs = list(zip(beginning, steps.needs_grad._replace(state=False), strict=True))
-        x = [u for part, mask in pairs for u in select_floats(part, mask)]
+        asked = steps.needs_grad._replace(state=tree.map_tree(lambda _: False, beginning.state))
 
         def along(point: list[Tensor]) -> Tensor:
-            rest = iter(point)
-            filled = (combine(part, [next(rest) for _ in select_floats(part, mask)], mask) for part, mask in pairs)
-            rows = [tree.working(y) for y in floats(steps.loop(TrainInputs(*filled)).params)]
+            end = steps.loop(combine(beginning, point, asked))
+            rows = [tree.working(y) for y in floats(end.params)]
             return dot(rows, rows)
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = strategy.from_values(along, x, 0, replay, replay.now())
+            found = strategy.from_values(along, select_floats(beginning, asked), 0, replay, replay.now())
         del end, found
         return not any("one after the other" in str(warning.message) for warning in caught)
 
     together = trial(1)
     memory = _peak_of(inputs, lambda: trial(min(count, STEADY)))
-    words = f"{points} trainings at once" if together else "one training at a time"
-    return Found(memory, of_zero_order(count, points, together), words)
+    if together:
+        return Found(memory, f"{points} trainings at once", count * (1 + points), 0, 2 * 2 * count)
+    gradients = count * (2 + points)  # one training more, as a check
+    return Found(memory, "one training at a time", gradients, 0, 2 * gradients)
 
 
 def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[InnerProblem, TrainInputs]:
     """The first steps of a run."""
-    asked = problem.needs_grad
-    mask = asked.batches[:count] if isinstance(asked.batches, list) else False
-    batches = [inputs.batches[k] for k in range(count)]
-    return replace(problem, needs_grad=asked._replace(batches=mask)), inputs._replace(batches=batches)
+    batches, asked = [inputs.batches[k] for k in range(count)], problem.needs_grad.batches
+    mask = tree.map_tree(lambda _: False, batches) if asked is False else asked[:count]
+    return replace(problem, needs_grad=problem.needs_grad._replace(batches=mask)), inputs._replace(batches=batches)
 
 
-def _cotangents_of_end(end: TrainOutputs) -> tuple[list[Tensor], list[Tensor]]:
-    """What the backward pass of an outer loss hands over: tensors for params; zeros for state, which take no memory."""
-    params, state = floats(end.params), floats(end.state)
-    return [torch.ones_like(x) for x in params], [x.new_zeros(()).expand(x.shape) for x in state]
+def _cotangents_of_end(end: TrainOutputs) -> list[Tensor]:
+    """What the backward pass of an outer loss hands over; zeros for the state take no memory."""
+    return [torch.ones_like(x) for x in floats(end.params)]
 
 
 def _peak_of(inputs: TrainInputs, trial: Callable[[], Any]) -> int:

@@ -17,10 +17,10 @@ from ... import tree
 from ...calls import check_choice, explained
 from ...dtensors import whole
 from ...types import Params
-from ..core.graph import leaf_of, nodes_below
 from ..core.leaves import combine, floats
-from ..core.transforms import tracked, under_transform, values_of
-from ..guards.arguments import argument_counts, check_scalar
+from ..core.transforms import under_transform, values_of
+from ..guards.arguments import argument_counts, check_scalar, refuse_complex
+from ..guards.graphs import captured_leaf
 from .collectives import Copy, Team, Whole, zero_like
 
 #: What a loss makes of the examples of a batch.
@@ -106,9 +106,6 @@ def data_parallel(
             f"{most if most < 2 else least}. Its batch tells how much a process counts: instead of lambda p: "
             "loss(p, held_out) give loss itself, and lambda p: whole(p, held_out) later"
         )
-    outside = dist.GroupMember.NON_GROUP_MEMBER  # what new_group() gives to those that are not in it
-    if group is not None and group != outside and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a process group, as torch.distributed.new_group() makes, got {group!r}")
     check_choice("reduction", reduction, get_args(Reduction))
     if size is not None and not callable(size):
         raise TypeError(f"size must be a function of the batch, got {size!r}; for instance lambda batch: len(batch[0])")
@@ -138,8 +135,14 @@ class DataParallel:
 
     def _alone(self, params: Params, batch: Any, *own: Any) -> Tensor:
         value = self.loss(params, batch, *own)
-        if isinstance(value, Tensor) and not under_transform():
-            _refuse_captured(value, [*floats((params, own)), *floats(batch)])
+        given = [*floats((params, own)), *floats(batch)]
+        leaf = captured_leaf([value], given) if isinstance(value, Tensor) and not under_transform() else None
+        if leaf is not None:
+            raise ValueError(
+                f"the loss of data_parallel uses a tensor of shape {tuple(leaf.shape)} that requires grad and is none "
+                "of its arguments: each process would have its own part of the derivative. Pass it as a param or an "
+                "hparam of the loss, the third argument; or hold it fixed by detach()"
+            )
         return value
 
     def whole(self, local: Callable[..., Tensor], params: Params, batch: Any, *own: Any) -> Tensor:
@@ -150,7 +153,7 @@ class DataParallel:
         shared = floats((params, own))
         if not shared:
             raise ValueError("data_parallel: params have no floating-point tensor")
-        _refuse_complex((params, own))
+        refuse_complex(tree.leaves((params, own)))
         copies, other = Copy.apply(team, *shared), (params, own)
         sums = partial(Whole.apply, team, self.reduction == "mean")
         least = min(copies, key=Tensor.numel)
@@ -190,6 +193,13 @@ def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
     return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
 
 
+def shards_differ(who: str) -> ValueError:
+    return ValueError(
+        f"{who} cannot differentiate in the shards of data_parallel, which differ from process to process; put what is "
+        "tuned into hparams['loss'], the same on all processes"
+    )
+
+
 def check_steps(loss: Any, count: int) -> None:
     """Raise where a data-parallel loss is to be trained for another number of steps in another process."""
     most, least = agreed(loss, [count, -count])
@@ -213,28 +223,6 @@ def check_value(loss: Any, value: Tensor) -> None:
             )
 
 
-def _refuse_captured(loss: Tensor, arguments: Sequence[Tensor]) -> None:
-    """Raise where the loss of one of several processes depends on more than its arguments, by its graph up to them."""
-    given = {id(x) for x in arguments}
-    leaves = [*map(leaf_of, nodes_below(loss.grad_fn, until=arguments)), loss if loss.is_leaf else None]
-    for x in leaves:
-        if x is not None and x.requires_grad and id(x) not in given:
-            raise ValueError(
-                f"the loss of data_parallel uses a tensor of shape {tuple(x.shape)} that requires grad and is none of "
-                "its arguments: each process would have its own part of the derivative. Pass it as a param or an "
-                "hparam of the loss, the third argument; or hold it fixed by detach()"
-            )
-
-
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
     """The loss of an empty shard: zero, with a batch of vmap wherever that of another process may have one."""
     return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))
-
-
-def _refuse_complex(values: Any) -> None:
-    for x in tree.leaves(values):
-        if isinstance(x, Tensor) and x.is_complex() and tracked(x):
-            raise ValueError(
-                f"data_parallel: a complex tensor of shape {tuple(x.shape)} requires grad, and its derivative would be "
-                "that of this process alone; pass torch.view_as_real of it, and view_as_complex inside the loss"
-            )

@@ -140,13 +140,18 @@ def check_leaves(leaves: Sequence[Any]) -> None:
             )
         if isinstance(x, Tensor) and x.is_meta:
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
+    refuse_complex(leaves)
+    if forward_ad._current_level >= 0 and not under_transform():
+        raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
+
+
+def refuse_complex(leaves: Sequence[Any]) -> None:
+    for x in leaves:
         if isinstance(x, Tensor) and x.is_complex() and tracked(x):
             raise ValueError(
                 f"a complex tensor of shape {tuple(x.shape)} requires grad: derivatives are taken in real ones; pass "
                 "torch.view_as_real of it, and view_as_complex inside"
             )
-    if forward_ad._current_level >= 0 and not under_transform():
-        raise ValueError("inside torch.autograd.forward_ad.dual_level tangents would be lost; use torch.func.jvp")
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:

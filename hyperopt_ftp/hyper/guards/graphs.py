@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ... import tree
 from ..core.graph import leaf_of, leaves_below, nodes_below
 from ..core.transforms import level_of, top_level
-from .subjects import LOSS, UPDATE, Subject, captured
+from .subjects import LOSS, Subject, captured
 
 
 def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
@@ -41,15 +41,12 @@ def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Ten
     return hash(tuple(kinds))
 
 
-def refuse_captured_by_update(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Raise where what an optimizer returns depends on a leaf that it was not given, itself or in a graph."""
+def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
+    """A leaf that some tensors are, or are made of by their graphs up to what was ``given``, and that was not given."""
     known = {id(x) for x in given}
-    for x in outputs:
-        if x.is_leaf and x.requires_grad and id(x) not in known:
-            raise captured(UPDATE, x)
-    for leaf in map(leaf_of, nodes_below(*(x.grad_fn for x in outputs), until=given)):
-        if leaf is not None and id(leaf) not in known:
-            raise captured(UPDATE, leaf)
+    below = map(leaf_of, nodes_below(*(x.grad_fn for x in outputs), until=given))
+    leaves = [*(x for x in outputs if x.is_leaf and x.requires_grad), *(x for x in below if x is not None)]
+    return next((x for x in leaves if id(x) not in known), None)
 
 
 #: What ``once_differentiable`` puts in the place of a backward: one code for all.

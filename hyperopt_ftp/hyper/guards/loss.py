@@ -25,9 +25,9 @@ from .graphs import (
     refuse_own_backwards,
 )
 from .scalar_reads import refuse_scalar_reads
-from .subjects import LOSS, Captured
+from .subjects import LOSS, Captured, writes
 from .verified import Asked, Verified
-from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of, unwritten
+from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of
 
 
 class GuardedLoss:
@@ -107,8 +107,13 @@ class GuardedLoss:
         if graphs and not self._asked.compiled:
             # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
             with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
-                with unwritten([*self._outside.values(), *tensors]), reads if knobs else nullcontext():
+                # Tensors of inference mode have no versions, and are never written.
+                before = [(x, x._version) for x in (*self._outside.values(), *tensors) if not x.is_inference()]
+                with reads if knobs else nullcontext():
                     loss = self._value(params, batch, *own)
+                written = next((x for x, version in before if x._version != version), None)
+                if written is not None:
+                    raise writes(LOSS, "", written)
                 if refuse_captured(loss, arguments, made) in graphs:
                     return loss
             self._replay.rewind(rng)
@@ -123,7 +128,7 @@ class GuardedLoss:
         self._outside |= watch.outside
         seen.has_hooks |= watch.has_hooks
         seen.warned |= reads.warned
-        seen.measured.bytes = max(seen.measured.bytes, watch.bytes)
+        seen.bytes = max(seen.bytes, watch.bytes)
         return loss
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:

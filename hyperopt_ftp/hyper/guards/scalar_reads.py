@@ -54,15 +54,11 @@ class refuse_scalar_reads(TorchFunctionMode):  # a context manager
         return func(*args, **kwargs)
 
     def _look(self, given: Any) -> None:
+        transform = under_transform()
         for x in tree.leaves(given):
-            if not isinstance(x, Tensor):
+            if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
                 continue
-            if under_transform():
-                if not differentiated(x):
-                    continue
-            elif not x.requires_grad:
-                continue
-            else:
+            if not transform:
                 made_of = {id(leaf) for leaf in leaves_of(x)}
                 if not made_of & self._known:  # of what the code inside lets require grad itself
                     continue

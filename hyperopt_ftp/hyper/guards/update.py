@@ -15,9 +15,9 @@ from ...types import Params, State
 from ..core.graph import leaves_of
 from ..core.leaves import detached, floats, is_float
 from ..core.transforms import under_transform
-from .graphs import refuse_captured_by_update, refuse_outer_tensors
+from .graphs import captured_leaf, refuse_outer_tensors
 from .scalar_reads import refuse_scalar_reads
-from .subjects import UPDATE, writes
+from .subjects import UPDATE, captured, writes
 from .verified import Asked, Verified
 from .writes import refuse_writes
 
@@ -74,8 +74,9 @@ class GuardedUpdate:
             found = _explained(self.bare, grads, state, params, hparams)
             _check_result(found, params)
         self._verified.warned |= reads.warned
-        if kind == "graph":
-            refuse_captured_by_update(floats(found), [*knobs, *given])
+        leaf = captured_leaf(floats(found), [*knobs, *given]) if kind == "graph" else None
+        if leaf is not None:
+            raise captured(UPDATE, leaf)
         return found
 
 

@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from ..core.problem import Measured
 from ..core.transforms import under_transform
 
 
@@ -51,7 +50,7 @@ class Verified:
         makes_leaves: whether the loss lets tensors require grad itself.
         updates: how many of each kind have been looked at.
         warned: whether there was a warning, which the next call is to give again.
-        measured: what the loss takes.
+        bytes: of all tensors that the loss makes in a step.
     """
 
     graphs: dict[tuple[bool, int], set[int]] = field(default_factory=dict)
@@ -60,7 +59,7 @@ class Verified:
     makes_leaves: bool = False
     updates: Counter[str] = field(default_factory=Counter)
     warned: bool = False
-    measured: Measured = field(default_factory=Measured)
+    bytes: int = 0
 
 
 def verified(train_loss: Callable[..., Any], update: Callable[..., Any], asked: Sequence[Any]) -> Verified:

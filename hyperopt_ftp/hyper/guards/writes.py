@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...dtensors import local
 from ..core.transforms import has_saved_tensor_hooks
-from .subjects import LOSS, Subject, reads_number, writes
+from .subjects import Subject, reads_number, writes
 
 _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
@@ -74,24 +74,6 @@ class refuse_writes(TorchDispatchMode):  # a context manager
             self._made |= new
             self.bytes += sum(_bytes(x) for x in _tensors(result) if storage_of(x) in new)
         return result
-
-
-class unwritten:  # a context manager
-    """Raise where the code inside has changed one of these tensors: what :class:`refuse_writes` sees, afterwards."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = [x for x in tensors if not x.is_inference()]  # those have no versions, and are never written
-        self._versions: list[int] = []
-
-    def __enter__(self) -> None:
-        self._versions = [x._version for x in self._tensors]
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None:
-            return
-        for x, version in zip(self._tensors, self._versions, strict=True):
-            if x._version != version:
-                raise writes(LOSS, "", x)
 
 
 class NewHooks(Exception):

@@ -12,23 +12,16 @@ from torch import Tensor
 from ... import tree
 from ...calls import check_choice, check_count, explained
 from ...optimizers.leafwise import check_params
-from ...types import Constraint, NotFinite, Optimizer, Params, State, check_optimizer
+from ...types import Constraint, NotFinite, Optimizer, Params, State
 from ..core.leaves import detached
 from ..core.problem import without_loss
-from ..core.strategy import Strategy, check_strategy
-from ..distributed.data_parallel import DataParallel
-from ..guards.arguments import (
-    argument_counts,
-    check_arguments,
-    check_hparams,
-    check_loss,
-    warn_of_frozen,
-    with_start,
-    without_start,
-)
-from ..hypergradient import check_floats, takes_loss_hparams, value_and_grad, warn_if_zero
+from ..core.strategy import Strategy
+from ..distributed.data_parallel import DataParallel, shards_differ
+from ..guards.arguments import argument_counts, check_loss, with_start, without_start
+from ..hypergradient import check_floats, value_and_grad, warn_if_zero
 from ..towers import paths
 from ..towers.constraints import Constraints
+from ..train import checked
 from .outer import pure_outer
 from .resumable_loader import ResumableLoader, is_sequence
 
@@ -74,7 +67,6 @@ def bilevel(
     state: BilevelState | None = None,
     reset: Params | Callable[[int], Params] | None = None,
     not_finite: NotFinite = "error",
-    progress: bool = False,
 ) -> Iterator[Record]:
     """Tune hyperparameters on validation data while training: K inner steps, one outer step, and so on.
 
@@ -103,7 +95,6 @@ def bilevel(
         not_finite: ``"error"``, or ``"skip"``: a hyperparameter with a NaN or infinite hypergradient stays where it is
             for this outer step (its optimizer sees 0), and is named in ``record.skipped``. Where the params or the
             optimizer's state came out not finite, the whole round is taken back.
-        progress: show a bar in the terminal (needs ``rich``).
 
     Yields:
         A :class:`Record` after each outer step.
@@ -136,21 +127,15 @@ def bilevel(
     for name, batches in (("train_batches", train_batches), ("outer_batches", outer_batches)):
         if isinstance(batches, (str, dict)) or not (isinstance(batches, Iterable) or is_sequence(batches)):
             raise TypeError(f"{name} must be a list of batches or a loader, got {type(batches).__name__}")
-    check_optimizer("optimizer", optimizer)
+    full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
     check_loss("outer_loss", outer_loss)
     if argument_counts(outer_loss)[1] < 2:
         raise ValueError("outer_loss takes (params, batch), or (params, batch, loss_hparams)")
     by = pure_outer("by", by)
-    if strategy is not None:
-        check_strategy(strategy)
     if state is not None and not isinstance(state, BilevelState):
         hint = "; pass record.state" if isinstance(state, Record) else ""
         raise TypeError(f"state must be the BilevelState of an earlier record, got {type(state).__name__}{hint}")
-    check_params(params)
-    warn_of_frozen(optimizer, params)
-    full = detached(check_hparams(optimizer, hparams))
-    check_arguments("train_loss", train_loss, 2, "loss" in full)
-    params = detached(params)
+    full, params = detached((full, params))
     whole = with_start(full, params, train_batches)
     names = paths.normalise(over, whole)
     tuned = detached(paths.select(whole, names))
@@ -168,7 +153,7 @@ def bilevel(
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
-    return _run(rounds, train_batches, outer_batches, outer_steps, state, progress)
+    return rounds.records(state, train_batches, outer_batches, outer_steps)
 
 
 @dataclass(frozen=True)
@@ -181,50 +166,59 @@ class _Rounds:
     train_loss: Callable[..., Tensor]
     outer_loss: Callable[..., Tensor]
     inner_steps: int
-    strategy: Strategy | None
+    strategy: Strategy
     constraints: Constraints
     whole: dict[str, Any]  # hparams, "params" and "batches" as they were given
     reset: Any
     not_finite: NotFinite
 
-    def round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
+    def records(
+        self, state: BilevelState, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int
+    ) -> Iterator[Record]:
+        done = int(state.step)
+        train = ResumableLoader("train_batches", train_batches, done * self.inner_steps, state.readers)
+        outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
+        for reader in (train, outer):  # both have read again; a generator may be shared
+            reader.catch_up(state.readers)
+        for _ in range(done, outer_steps):
+            record = self._round(state, [train.next() for _ in range(self.inner_steps)], outer.next())
+            state = record.state._replace(readers=train.state() | outer.state())
+            yield record._replace(state=state)
+
+    def _round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
         """Train, differentiate, move the hyperparameters."""
         step = int(state.step) + 1
-        given = paths.merge(self.whole, state.tuned)
-        params, inner = state.params, state.inner
+        whole, params, inner = self.whole, state.params, state.inner
         if self.reset is not None:
             params, inner = self.reset(step) if callable(self.reset) else self.reset, None
             check_params(params)
-            if _shape_of(params) != _shape_of(self.whole["params"]):
+            if _shape_of(params) != _shape_of(whole["params"]):
                 raise ValueError("reset must give params of the structure and shapes that training started with")
+            whole = {**whole, "params": params}
+        given = paths.merge(whole, state.tuned)
         if self._tunes("params"):
-            start = {"params": params if self.reset is not None else self.whole["params"]}
-            ours = {name: x for name, x in state.tuned.items() if name.split(".")[0] == "params"}
-            params, inner = paths.merge(start, ours)["params"], None
+            params, inner = given["params"], None
         if self._tunes("batches"):
             batches = list(given["batches"])
-        hparams = without_start(given)
         value, slopes, (params, inner) = value_and_grad(
-            self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, hparams, inner,
-            self.strategy,
+            self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, without_start(given),
+            inner, self.strategy,
         )  # fmt: skip
         for name, slope in slopes.items():
             warn_if_zero(name, slope)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
-        if skipped and self.not_finite == "error":
-            raise FloatingPointError(
-                f"the hypergradient of {', '.join(map(repr, skipped))} is not finite at outer step {step} (outer loss "
-                f"{value.item():g}); lower the hyper-learning-rate, truncate, or pass not_finite='skip'"
-            )
         count, lost = torch.tensor(step), not _finite((params, inner))
-        if lost and self.not_finite == "error":
+        if self.not_finite == "error" and (skipped or lost):
+            what, advice = "the params, or the optimizer's state, are", "learning rate"
+            if skipped:
+                what = f"the hypergradient of {', '.join(map(repr, skipped))} is"
+                advice = "hyper-learning-rate, truncate"
             raise FloatingPointError(
-                f"the params, or the optimizer's state, are not finite at outer step {step} (outer loss "
-                f"{value.item():g}); lower the learning rate, or pass not_finite='skip'"
+                f"{what} not finite at outer step {step} (outer loss {value.item():g}); lower the {advice}, or pass "
+                "not_finite='skip'"
             )
         if lost:
-            after = state._replace(step=count)
-            return Record(step, value.item(), slopes, state.tuned, self.names, after)
+            return Record(step, value.item(), slopes, state.tuned, self.names, state._replace(step=count))
         seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}
         free = self.constraints.free(state.tuned)
         moved, outer = self.by.update(self.constraints.chain(seen, state.tuned), state.outer, free)
@@ -236,7 +230,7 @@ class _Rounds:
         return any(name.split(".")[0] == part for name in self.names)
 
     def _outer(self, batch: Any) -> Callable[..., Tensor]:
-        if takes_loss_hparams(self.outer_loss, 2):
+        if argument_counts(self.outer_loss)[0] == 3:  # the last for the loss's hparams
             return lambda params, own: self.outer_loss(params, batch, own)
         return lambda params: self.outer_loss(params, batch)
 
@@ -250,30 +244,12 @@ class _Rounds:
         return tuned | paths.select(self.optimizer.settle(own, inner), ours)
 
 
-def _run(
-    rounds: _Rounds, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int, state: BilevelState,
-    progress: bool,
-) -> Iterator[Record]:  # fmt: skip
-    done = int(state.step)
-    train = ResumableLoader("train_batches", train_batches, done * rounds.inner_steps, state.readers)
-    outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
-    for reader in (train, outer):  # both have read again; a generator may be shared
-        reader.catch_up(state.readers)
-    for _ in _shown(range(done + 1, outer_steps + 1), outer_steps, progress):
-        record = rounds.round(state, [train.next() for _ in range(rounds.inner_steps)], outer.next())
-        state = record.state._replace(readers=train.state() | outer.state())
-        yield record._replace(state=state)
-
-
 def _check_rounds(
     names: tuple[str, ...], train_batches: Any, inner_steps: int, reset: Any, train_loss: Callable[..., Tensor]
 ) -> None:
     parts = {name.split(".")[0] for name in names}
     if "batches" in parts and isinstance(train_loss, DataParallel):
-        raise ValueError(
-            "over tunes batches, which data_parallel has in shards that differ from process to process; put what is "
-            "tuned into hparams['loss'], the same on all processes"
-        )
+        raise shards_differ("bilevel")
     if "batches" in parts and (not isinstance(train_batches, (list, tuple)) or len(train_batches) != inner_steps):
         got = len(train_batches) if isinstance(train_batches, Sequence) else type(train_batches).__name__
         raise ValueError(
@@ -316,14 +292,3 @@ def _kind_of(outer: State) -> Any:
 
 def _finite(values: Any) -> bool:
     return all(bool(x.isfinite().all()) for x in tree.leaves(values) if isinstance(x, Tensor))
-
-
-def _shown(steps: range, total: int, progress: bool) -> Iterator[int]:
-    if not progress:
-        yield from steps
-        return
-    try:
-        from rich.progress import track
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("progress=True needs the package rich: pip install rich") from None
-    yield from track(steps, description="outer steps", total=total, completed=steps.start - 1)

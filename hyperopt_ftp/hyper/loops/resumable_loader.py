@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -28,16 +29,22 @@ class ResumableLoader:
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
-        self._name, self._batches, self._done = name, batches, done
-        self._generators = [] if is_sequence(batches) else _generators(batches)
-        self._goes_on = bool(self._generators) or _reads_in_order(batches)
+        self._name, self._batches = name, batches
+        self._generators: list[torch.Generator] = []
         self._began: list[Tensor] | None = None
-        self._position = 0
+        self._goes_on, self._position = False, 0
         self._pass: Iterator[Any] = iter(())
+        if is_sequence(batches):
+            if len(batches) == 0:
+                raise self._empty()
+            self._pass = (batches[i % len(batches)] for i in count(done))
+            return
+        self._generators = _generators(batches)
+        self._goes_on = bool(self._generators) or _reads_in_order(batches)
         if f"{name}.position" in saved and self._goes_on:
             replay = Replay()
             replay.run(replay.now(), lambda: self._read_again(saved))
-        elif done and not is_sequence(batches):
+        elif done:
             wanted = "its state holds no position in this loader; pass the same batches as then"
             if not self._goes_on:
                 wanted = "pass a list, or a DataLoader that does not shuffle, or one with a generator= of its own"
@@ -61,11 +68,6 @@ class ResumableLoader:
                 generator.set_state(saved[f"{self._name}.now.{i}"])
 
     def next(self) -> Any:
-        if is_sequence(self._batches):
-            if len(self._batches) == 0:
-                raise self._empty()
-            self._done += 1
-            return self._batches[(self._done - 1) % len(self._batches)]
         batch = next(self._pass, _END)
         if batch is _END:
             self._start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,18 +25,10 @@ from ..core.leaves import (
     select_floats,
 )
 from ..core.problem import Gradient, InnerProblem
-from ..core.replay import Replay, RngState, refuse_other_losses
+from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import Strategy
 from ..core.vjp import Linearized, pull, pull_rows
 from ..unrolling.compiled import CompiledSteps, compiled_loop
-
-
-class _Run(NamedTuple):
-    inputs: TrainInputs
-    replay: Replay
-    rng: RngState
-    losses: Tensor
-    tangents: list[Tensor] | None  # of the floats of (params, state) at the end, where all were carried at once
 
 
 @explained()
@@ -95,23 +87,23 @@ class Forward(Strategy):
             trained, tangents = self.carry(problem, inputs, 0, count)
         else:
             trained, tangents = self.values(problem, inputs), None
-        return trained, _Run(inputs, replay, rng, trained.losses, tangents)
+        return trained, (inputs, replay, rng, trained.losses, tangents)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        run: _Run = residual
+        inputs, replay, rng, losses, tangents = residual
         given = [*present(cotangents.params), *present(cotangents.state)]
-        if run.tangents is not None:
-            slopes = _contract(given, run.tangents)
+        if tangents is not None:  # all were carried at once
+            slopes = _contract(given, tangents)
         else:
-            count, size = _count(problem, run.inputs), self.chunk or 1
+            count, size = _count(problem, inputs), self.chunk or 1
             parts = []
             for a in range(0, count, size):
                 b = min(a + size, count)
-                trained, tangents = run.replay.run(run.rng, lambda a=a, b=b: self.carry(problem, run.inputs, a, b))
-                refuse_other_losses(run.losses, trained.losses)
+                trained, tangents = replay.run(rng, lambda a=a, b=b: self.carry(problem, inputs, a, b))
+                refuse_other_losses(losses, trained.losses)
                 parts.append(_contract(given, tangents))
             slopes = torch.cat(parts)
-        return _by_input(problem, run.inputs, slopes)
+        return _by_input(problem, inputs, slopes)
 
     def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
@@ -223,15 +215,8 @@ class _Units:
         return unit if at is None else replicated(unit, at.mesh)
 
 
-def _parts(problem: InnerProblem, inputs: TrainInputs) -> list[tuple[Any, Any]]:
-    """Values and what needs a gradient of them, in the order of the scalars."""
-    asked = problem.needs_grad
-    parts = [(inputs.hparams, asked.hparams), (inputs.params, asked.params), (inputs.state, asked.state)]
-    return parts + ([(inputs.batches, asked.batches)] if isinstance(asked.batches, (list, tuple)) else [])
-
-
 def _count(problem: InnerProblem, inputs: TrainInputs) -> int:
-    return sum(x.numel() for values, asked in _parts(problem, inputs) for x in select_floats(values, asked))
+    return sum(x.numel() for x in select_floats(inputs, problem.needs_grad))
 
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
@@ -251,11 +236,7 @@ def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
 
 def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
     """One number for each scalar that needs a gradient, as cotangents of the inputs."""
-    at, found = 0, []
-    for values, asked in _parts(problem, inputs):
-        new = []
-        for x in select_floats(values, asked):
-            new.append(slopes[at : at + x.numel()].reshape(x.shape))
-            at += x.numel()
-        found.append(cotangents_of(values, new, asked))
-    return TrainInputs(*found)
+    asked = select_floats(inputs, problem.needs_grad)
+    rows = slopes.split([x.numel() for x in asked])
+    new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]
+    return cotangents_of(inputs, new, problem.needs_grad)

@@ -7,15 +7,12 @@ decay moves the params beside the momentum, and no M is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import tree
-from ..core.leaves import is_float
 from ..core.replay import Replay
 from ..core.transforms import values_of
 from ..core.vjp import Vector, dot
@@ -81,13 +78,6 @@ def mismatch(
     there[0] = []
     here = at_point(system, point)[1]([*y.x, *(torch.zeros_like(tree.working(x)) for x in point[3])])
     return found if rest(here) > SOLVED + _worst(y.residual) else 0.0
-
-
-def asked_of(values: Any, needs_grad: Any) -> Iterator[bool]:
-    """For each floating-point tensor of a tree, whether it needs a gradient."""
-    rows = tree.leaves(values)
-    mask = [needs_grad] * len(rows) if isinstance(needs_grad, bool) else tree.leaves(needs_grad)
-    return (bool(m) for x, m in zip(rows, mask, strict=True) if is_float(x))
 
 
 def _worst(x: Tensor) -> float:

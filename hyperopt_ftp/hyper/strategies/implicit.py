@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,22 +15,15 @@ from ...calls import callers_level, check_choice, check_count, explained, shown
 from ...hparams import Domain, check_number
 from ...types import Solver
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present
+from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
 from ..core.strategy import Strategy
 from ..core.transforms import under_transform, values_of
 from ..core.vjp import Vector, dot
 from .fixed_point import System, at_point, solution
-from .held_state import LIMIT, asked_of, is_checked, mismatch
+from .held_state import LIMIT, is_checked, mismatch
 from .solvers import SOLVERS, Solved, diverges, tolerance_of
-
-
-class _Run(NamedTuple):
-    inputs: TrainInputs
-    end: TrainOutputs
-    replay: Replay
-    rng: RngState  # when training ended
 
 
 @explained()
@@ -114,44 +107,41 @@ class Implicit(Strategy):
         if not under_transform():  # with leaves, so that a number that is taken of an hparam is seen
             given = inputs._replace(hparams=detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1])
         end = problem.loop(given)
-        return end, _Run(inputs, end, replay, replay.now())
+        return end, (inputs, end, replay, replay.now())
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        run: _Run = residual
+        inputs, end, replay, rng = residual
         if any(bool(values_of(v).any()) for v in present(cotangents.state)):
             raise ValueError(
                 "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
                 "differentiates the params; take hft.Unroll()"
             )
-        return self._pullback(problem, run, present(cotangents.params))
-
-    def _pullback(self, problem: InnerProblem, run: _Run, slope: Vector) -> TrainInputs:
-        system, point = self.system(problem, run.inputs, run.end, run.replay, run.rng)
+        system, point = self.system(problem, inputs, end, replay, rng)
         params = [tree.working(x) for x in point[0]]
-        slope = [v.to(x) for v, x in zip(slope, params, strict=True)]
+        slope = [v.to(x) for v, x in zip(present(cotangents.params), params, strict=True)]
         x = solution(system, slope, *point)
         values, back = at_point(system, point)
         distance, state = values[: len(x)], values[len(x) :]
         converged = self._judge_training(x, slope, params, distance)
         direct = [*back([*(-v for v in x), *map(torch.zeros_like, state)])]
         _, to_hparams, to_last, to_state = direct
-        if is_checked(self.solver, point[0], state, run.replay):
+        if is_checked(self.solver, point[0], state, replay):
             through_state = [*back([*map(torch.zeros_like, x), *to_state])]
             del back  # and its graph
             if converged:
                 # What training has left to go, or rounding, shows in products that should be 0.
                 rounding = torch.finfo(x[0].dtype).eps * (dot(x, x) * dot(params, params)).sqrt()
                 small = 2 * dot(x, distance).abs() + rounding
-                asked = [*asked_of(run.inputs.hparams, problem.needs_grad.hparams)]
+                wanted = {id(number) for number in select_floats(inputs.hparams, problem.needs_grad.hparams)}
+                asked = [id(number) in wanted for number in point[1]]
                 asked += [problem.needs_grad.batches is not False] * len(point[2])
                 del values, distance, state, x, slope
                 self._judge_state(mismatch(system, point, direct, through_state, small, asked))
         batches = None
         if problem.needs_grad.batches is not False:
-            last = run.inputs.batches[-self.batches :]
-            before = [tree.map_tree(lambda _: None, batch) for batch in run.inputs.batches[: -self.batches]]
-            batches = [*before, *cotangents_of(last, to_last)]
-        return TrainInputs(cotangents_of(run.inputs.hparams, to_hparams), None, None, batches)
+            before, last = inputs.batches[: -self.batches], inputs.batches[-self.batches :]
+            batches = [*cotangents_of(before, [], False), *cotangents_of(last, to_last)]
+        return TrainInputs(cotangents_of(inputs.hparams, to_hparams), None, None, batches)
 
     def system(
         self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, replay: Replay, rng: RngState

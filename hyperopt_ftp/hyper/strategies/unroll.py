@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +34,6 @@ from ..unrolling.compiled import CompiledSteps, compiled_loop
 from ..unrolling.eager import EagerSteps
 from ..unrolling.probe import sizes_of
 from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_graphs
-
-
-class _Run(NamedTuple):
-    """What a run leaves for the way back."""
-
-    inputs: TrainInputs
-    first: int  # the first step that is differentiated
-    steps: EagerSteps
-    points: Checkpoints
 
 
 @explained()
@@ -176,7 +167,7 @@ class Unroll(Strategy):
             unasked = k == first and self.checkpoint is None and plan.graphs > 0
             if unasked and not steps.keep_if_small(k, params, plan.graphs):
                 plan = with_graphs(plan.graphs, 0)
-        return TrainOutputs(params, state, torch.stack(losses)), _Run(inputs, first, steps, points)
+        return TrainOutputs(params, state, torch.stack(losses)), (inputs, first, steps, points)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
         if isinstance(residual, TrainInputs):
@@ -200,12 +191,16 @@ class Unroll(Strategy):
         self, problem: InnerProblem, inputs: TrainInputs, back_p: OptionalTensors, back_s: OptionalTensors,
         back_h: OptionalTensors, of_batches: dict[int, OptionalTensors],
     ) -> TrainInputs:  # fmt: skip
-        whole = self.truncate is None
+        asked, whole, batches = problem.needs_grad, self.truncate is None, None
+        if asked.batches is not False:
+            batches = cotangents_of(inputs.batches, [], False)
+            for k, row in of_batches.items():
+                batches[k] = cotangents_of(inputs.batches[k], row, asked.batches[k])
         return TrainInputs(
-            cotangents_of(inputs.hparams, back_h, problem.needs_grad.hparams),
+            cotangents_of(inputs.hparams, back_h, asked.hparams),
             cotangents_of(inputs.params, back_p) if whole else None,
             cotangents_of(inputs.state, back_s) if whole else None,
-            _batches(problem, inputs, of_batches),
+            batches,
         )
 
     def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
@@ -264,15 +259,6 @@ class Unroll(Strategy):
         back = torch.func.vjp(last, floats(inputs.hparams), floats(batches[first:]))[1]
         of_hparams, of_last = back((present(cotangents.params), present(cotangents.state)))
         found = None
-        if isinstance(inputs.batches, (list, tuple)):
-            nothing = [tree.map_tree(lambda _: None, batch) for batch in batches[:first]]
-            found = [*nothing, *cotangents_of(batches[first:], of_last)]
+        if problem.needs_grad.batches is not False:
+            found = [*cotangents_of(batches[:first], [], False), *cotangents_of(batches[first:], of_last)]
         return TrainInputs(cotangents_of(inputs.hparams, of_hparams), None, None, found)
-
-
-def _batches(problem: InnerProblem, inputs: TrainInputs, found: dict[int, OptionalTensors]) -> list[Any] | None:
-    asked = problem.needs_grad.batches
-    if not isinstance(asked, (list, tuple)):
-        return None
-    nothing = [None] * len(tree.leaves(inputs.batches))
-    return [cotangents_of(batch, found.get(k, nothing), asked[k]) for k, batch in enumerate(inputs.batches)]

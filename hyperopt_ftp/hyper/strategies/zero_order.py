@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ...calls import callers_level, check_count, check_flag, explained
 from ...dtensors import like
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import floats, present
+from ..core.leaves import combine, cotangents_of, floats, present, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
 from ..core.strategy import Strategy
@@ -24,13 +24,6 @@ from ..core.transforms import values_of
 from ..core.vjp import dot
 
 Function = Callable[[list[Tensor]], Tensor]
-
-
-class _Run(NamedTuple):
-    inputs: TrainInputs
-    replay: Replay
-    rng: RngState
-    seed: int
 
 
 @explained("ZeroOrder(samples=16, sigma=0.01)")
@@ -102,26 +95,20 @@ class ZeroOrder(Strategy):
         replay = Replay()
         rng, end = replay.now(), problem.loop(inputs)
         (seed,) = problem.agreed([self.draw()])
-        return end, _Run(inputs, replay, rng, seed)
+        return end, (inputs, replay, rng, seed)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        run: _Run = residual
+        inputs, replay, rng, seed = residual
         asked = problem.needs_grad
-        parts = 3 if asked.batches is False else 4
-        leaves, rebuild = tree.flatten(tuple(run.inputs[:parts]))
-        mask = tree.leaves(tuple(asked[:parts]))
-        x = [leaf for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
         given = [*present(cotangents.params), *present(cotangents.state)]
 
         def along(point: list[Tensor]) -> Tensor:
-            new = iter(point)
-            values = rebuild([next(new) if chosen else leaf for leaf, chosen in zip(leaves, mask, strict=True)])
-            end = problem.loop(TrainInputs(*values, *run.inputs[parts:]))
+            end = problem.loop(combine(inputs, point, asked))
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        found = iter(self.from_values(along, x, run.seed, run.replay, run.rng))
-        return TrainInputs(*rebuild([next(found) if chosen else None for chosen in mask]))
+        found = self.from_values(along, select_floats(inputs, asked), seed, replay, rng)
+        return cotangents_of(inputs, found, asked)
 
     def from_values(
         self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState

@@ -38,15 +38,19 @@ def merge(hparams: Any, values: dict[str, Any]) -> Any:
 
 def overlap(hparams: Any, a: str, b: str) -> bool:
     """Whether two paths lead to one place, or one of them into the other's."""
-    return all(x == y for x, y in zip(_keys(hparams, a), _keys(hparams, b), strict=False))
+    return all(x == y for x, y in zip(_walk(hparams, a)[0], _walk(hparams, b)[0], strict=False))
 
 
-def _keys(tree: Any, path: str) -> list[Any]:
+def _walk(tree: Any, path: str) -> tuple[list[Any], Any]:
+    """The keys along a path as far as there are some, and what these lead to."""
     keys = []
     while path:
-        key, path = key_at(tree, path)
+        try:
+            key, path = key_at(tree, path)
+        except KeyError:
+            break
         keys, tree = [*keys, key], tree[key]
-    return keys
+    return keys, tree
 
 
 def _meant(hparams: Any, name: str) -> str:
@@ -60,16 +64,12 @@ def _meant(hparams: Any, name: str) -> str:
 
 def _there(hparams: Any, path: str) -> str:
     """What there is where a path first goes wrong."""
-    begin, rest, tree = "", path, hparams
-    while True:
-        try:
-            key, after = key_at(tree, rest)
-        except KeyError:
-            break
-        begin, rest, tree = f"{begin}{key}.", after, tree[key]
-    inside = list(tree) if isinstance(tree, dict) else list(range(len(tree))) if isinstance(tree, (tuple, list)) else []
-    names = [f"{begin}{name}" for name in inside]
-    return f"{begin[:-1]!r} has {names or 'no parts'}" if begin else f"the hyperparameters are {_names(hparams)}"
+    keys, tree = _walk(hparams, path)
+    if not keys:
+        return f"the hyperparameters are {_names(hparams)}"
+    begin = ".".join(map(str, keys))
+    inside = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, (tuple, list)) else []
+    return f"{begin!r} has {[f'{begin}.{name}' for name in inside] or 'no parts'}"
 
 
 def _names(hparams: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, added, detached_leaves, floats, is_float, is_narrow
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
-from ..core.vjp import pull
+from ..core.vjp import pull_columns
 from .checkpoints import Checkpoint
 
 #: Bytes of the graphs that are kept unasked.
@@ -102,7 +102,7 @@ class EagerSteps:
         A gradient with its graph takes about four times that, and an update about eight tensors for each param.
         """
         weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
-        (each,) = self._problem.agreed([4 * self._problem.measured.bytes + 8 * weights])
+        (each,) = self._problem.agreed([4 * self._problem.made() + 8 * weights])
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         return count * each <= SMALL and isinstance(self._inputs.batches, (list, tuple))
 
@@ -133,11 +133,11 @@ class EagerSteps:
         found, cotangents = graph.gradient, [*back_p, *back_s]
         if graph.cut is None:
             inputs = [found.params, graph.state, self._knobs, found.batch]
-            bar_p, bar_s, bar_h, bar_b = _pulled(graph.outputs, cotangents, inputs, retain)
+            bar_p, bar_s, bar_h, bar_b = pull_columns(graph.outputs, cotangents, inputs, retain)
             return bar_p, bar_s, bar_h, bar_b
         g, p = graph.cut
-        bar_g, bar_p, bar_s, bar_h = _pulled(graph.outputs, cotangents, [g, p, graph.state, self._knobs], retain)
-        more_p, more_h, bar_b = _pulled(found.grads, bar_g, [found.params, self._knobs, found.batch], retain)
+        bar_g, bar_p, bar_s, bar_h = pull_columns(graph.outputs, cotangents, [g, p, graph.state, self._knobs], retain)
+        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, [found.params, self._knobs, found.batch], retain)
         return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
 
     def compare(self) -> None:
@@ -185,11 +185,3 @@ class EagerSteps:
         if k in self._prints:  # else its graph was kept
             self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
             self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
-
-
-def _pulled(
-    outputs: list[Tensor], cotangents: OptionalTensors, inputs: list[list[Tensor]], retain_graph: bool
-) -> list[OptionalTensors]:
-    """:func:`pull` in several lists of tensors."""
-    found = iter(pull(outputs, cotangents, [x for part in inputs for x in part], retain_graph=retain_graph))
-    return [[next(found) for _ in part] for part in inputs]
