@@ -138,7 +138,7 @@ def named(params: Iterable[Any]) -> list[tuple[str, Any]]:
 def step(
     params: Iterable[Any], opt: Any, steps: Iterable[int], absent: Collection[tuple[int, int]] = (), alike: bool = False
 ) -> None:
-    """Gradients by the number of a step.
+    """Gradients by the number of a step, which leaves them as they are.
 
     Args:
         params: of ``opt``, or some of them.
@@ -154,7 +154,9 @@ def step(
                 g.manual_seed(100 + t)
             grad = torch.randn(p.shape, generator=g, dtype=torch.float64) + 0.3
             p.grad = None if (t, i) in absent else torch.empty_like(p).copy_(grad)
+        before = [None if p.grad is None else p.grad.clone() for p in params]
         opt.step()
+        assert all(g is None or torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
 
 
 def through_a_file(content: Any) -> Any:

@@ -274,22 +274,6 @@ def test_a_base_that_needs_a_closure_is_refused():
         hft.FTP(Searching([weights()], lr=0.1))
 
 
-def test_global_hooks_see_the_wrappers_step_and_the_bases_inside_it():
-    """As with every optimizer that steps another; a hook is told which one steps."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    p, seen = weights(), []
-    opt = hft.FTP(torch.optim.SGD([p], lr=0.1))
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer))
-    try:
-        run(p, opt, range(1))
-    finally:
-        handle.remove()
-    assert len(seen) == 2
-    assert seen[0] is opt
-    assert seen[1] is opt.base
-
-
 @every_wrapper
 @pytest.mark.filterwarnings("ignore:after step 1 the radius of 0 is nan")
 def test_a_base_may_leave_a_parameter_out_at_first(wrap):

@@ -55,24 +55,6 @@ def test_an_anchor_that_two_bytes_would_round_is_kept_as_it_is():
 
 
 @every_execution
-def test_an_anchor_on_the_cpu_stays_there_through_save_and_load(execution):
-    def make(p):
-        return hft.FTPAdamW([p], lr=0.1, anchor_device="cpu", anchor_dtype=torch.bfloat16, **FLAGS[execution])
-
-    p = torch.nn.Parameter(torch.randn(3, 4).bfloat16().float())
-    opt = make(p)
-    train(p, opt)
-    assert opt.state[p]["anchor"].device.type == "cpu"
-    q = torch.nn.Parameter(p.detach().clone())
-    again = make(q)
-    again.load_state_dict(copy.deepcopy(opt.state_dict()))
-    assert again.state[q]["anchor"].dtype == torch.bfloat16
-    train(p, opt, seed=2)
-    train(q, again, seed=2)
-    assert torch.equal(p, q)
-
-
-@every_execution
 def test_an_anchor_in_a_file_is_mapped_and_takes_no_state(execution, tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
@@ -97,18 +79,6 @@ def test_an_anchor_in_a_file_is_mapped_and_takes_no_state(execution, tmp_path):
         # A convolution in channels_last does not lie as in the file: its anchor is copied.
         assert kept == ({"0.weight", "0.bias", "1.weight", "1.bias"} if anchor is None else {"0.weight"})
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_files_that_do_not_fit(tmp_path):
-    save_file = pytest.importorskip("safetensors.torch").save_file
-    p = [("w", torch.nn.Parameter(torch.ones(2, 3)))]
-    with pytest.raises(FileNotFoundError, match="anchor: there is no file .*none.safetensors"):
-        hft.FTPAdamW(p, anchor=tmp_path / "none.safetensors")
-    save_file({"w": torch.ones(3, 2)}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"'w' must be a floating-point tensor of shape \(2, 3\), got \(3, 2\)"):
-        hft.FTPAdamW(p, anchor=tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="anchor_dtype must be None or one of .*float64.*, got torch.int64"):
-        hft.FTPAdamW(p, anchor_dtype=torch.int64)
 
 
 @every_execution

@@ -12,53 +12,9 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-import hyperopt_ftp as hft
-
 from ..support.compare import equal
 from ..support.executions import every_execution
 from ..support.ftp_training import F64, build, every_class, feed, loss, net, train, weights
-
-
-class Shapes(nn.Module):
-    """A 0-d scale, a table, positions as [1, N, D], convolutions (plain, depthwise, transposed) and norms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.5))
-        self.table = nn.Embedding(7, 4)
-        self.positions = nn.Parameter(torch.randn(1, 6, 4))
-        self.conv = nn.Conv1d(4, 8, 3)
-        self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
-        self.up = nn.ConvTranspose1d(8, 3, 2)
-        self.norm = nn.BatchNorm1d(3)
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        x = (self.table(words) + self.positions).transpose(1, 2)
-        return self.norm(self.up(self.depthwise(torch.relu(self.conv(x))))) * self.scale
-
-
-@every_execution
-@pytest.mark.parametrize("norm", ["mars", "l2"])
-@pytest.mark.parametrize("gradient", ["paper", "exact"])
-@pytest.mark.usefixtures("one_thread")
-def test_layers_of_every_shape_equal_the_pure_rule(execution, norm, gradient):
-    model = Shapes().double()
-    params = dict(model.named_parameters())
-    words = torch.randint(0, 5, (6, 6))  # the last words never occur
-    target = torch.randn(6, 3, 3, dtype=torch.float64)
-    opt = build("FTPAdamW", params.items(), execution, norm=norm, gradient=gradient)
-    values = {n: p.detach().clone() for n, p in params.items()}
-    rule = hft.ftp(hft.adamw(lr=0.05, weight_decay=0.0), values, norm, radius_lr=0.03, gradient=gradient)
-    state = rule.init(values)
-    for _ in range(6):
-        opt.zero_grad()
-        ((model(words) - target) ** 2).mean().backward()
-        values, state = rule.update({n: p.grad.clone() for n, p in params.items()}, state, values)
-        opt.step()
-        for n, p in params.items():
-            torch.testing.assert_close(p.detach(), values[n], **F64)
-    assert opt.radii() == pytest.approx({n: r.item() for n, r in state.radius.items()}, rel=1e-9)
-    assert opt.execution == execution
 
 
 @every_execution
@@ -159,45 +115,6 @@ def test_a_layer_that_is_frozen_first_starts_when_it_is_unfrozen(name, execution
     assert opt.execution == execution
 
 
-@every_execution
-@pytest.mark.parametrize("base", ["AdamW", "RMSprop", "SGD"])
-@pytest.mark.parametrize("given", [False, True])
-def test_around_a_base_missing_gradients_touch_no_other_layer(base, given, execution):
-    """As for the other classes; with an anchor off which the late layer starts, too."""
-    flags = {"foreach": execution != "single"} if base == "RMSprop" else build("FTPSGD", [torch.ones(1)], execution)
-    flags = flags if isinstance(flags, dict) else {k: flags.param_groups[0][k] for k in ("foreach", "fused")}
-    gradients = torch.randn(10, 2, 3, 2, dtype=torch.float64)
-    results = []
-    for alone in (False, True):
-        torch.manual_seed(3)
-        a, b = (nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(2))
-        named = [("b", b)] if alone else [("a", a), ("b", b)]
-        anchor = {n: p.detach() + 0.1 for n, p in named} if given else None
-        opt = hft.FTP(getattr(torch.optim, base)(named, lr=0.05, **flags), radius_lr=0.03, anchor=anchor)
-        for t in range(10):
-            a.grad = None if t < 3 or t == 6 else gradients[t, 0].clone()
-            b.grad = gradients[t, 1].clone() if t >= 2 and t != 5 else None
-            opt.step()
-        results.append([b.detach(), *(opt.state[b][k] for k in ("radius", "row_norm", "radius_step"))])
-    assert equal(*results)
-    assert results[0][3] == 7
-
-
-@every_execution
-@every_class
-def test_a_parameter_in_no_group_stays_and_changes_nothing(name, execution):
-    model = net()
-    opt = build(name, [(n, p) for n, p in model.named_parameters() if not n.startswith("3.")], execution)
-    head = weights(model[3])
-    train(model, opt)
-    assert model[3].weight.grad is not None
-    assert equal(model[3].parameters(), head)
-    reference = net()
-    reference[3].requires_grad_(False)
-    train(reference, build(name, reference.named_parameters(), execution))
-    assert equal(model.parameters(), reference.parameters())
-
-
 def wrap(kind: str, model: nn.Module) -> nn.Module:
     if kind == "DataParallel":
         return nn.DataParallel(model)
@@ -273,33 +190,3 @@ def test_a_model_in_channels_last_trains_as_the_contiguous_one(when, name, execu
         torch.testing.assert_close(p.contiguous(), q, rtol=1e-9, atol=1e-10)
     assert opt.radii() == pytest.approx(reference.radii(), rel=1e-7)
     assert opt.execution == execution
-
-
-@every_execution
-@every_class
-def test_two_models_in_one_optimizer_and_in_two(name, execution):
-    """Disjoint parameters: one optimizer with names that differ, one with groups, or one for each."""
-    results = []
-    for how in ("one", "groups", "two"):
-        models = {"a": net(0), "b": net(7)}
-        named = {k: [(f"{k}.{n}", p) for n, p in m.named_parameters()] for k, m in models.items()}
-        if how == "one":
-            opts = [build(name, named["a"] + named["b"], execution, exclude="b.3.*")]
-        elif how == "groups":
-            opts = [build(name, [{"params": v} for v in named.values()], execution, exclude="b.3.*")]
-        else:
-            opts = [build(name, named["a"], execution), build(name, named["b"], execution, exclude="b.3.*")]
-        for t in range(4):
-            for opt in opts:
-                opt.zero_grad()
-            for model in models.values():
-                loss(model, t).backward()
-            for opt in opts:
-                opt.step()
-        radii = {k: r for opt in opts for k, r in opt.radii().items()}
-        results.append(([*weights(models["a"]), *weights(models["b"])], radii))
-        assert all(opt.execution == execution for opt in opts)
-    for values, radii in results[1:]:
-        assert equal(values, results[0][0])
-        assert radii == results[0][1]
-    assert len(results[0][1]) == 10

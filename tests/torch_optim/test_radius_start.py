@@ -11,6 +11,8 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import row_norm
 
+from ..support.executions import FLAGS, every_execution
+
 F64 = torch.float64
 STEPS = 5
 
@@ -43,7 +45,6 @@ def pure(base: hft.Optimizer, anchor: dict[str, Tensor], **options: Any) -> tupl
     return params, {name: radius.item() for name, radius in state.radius.items()}
 
 
-EXECUTIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused_cpu": {"fused": True}}
 MAKERS = {
     "adamw": (hft.adamw(lr=0.1, weight_decay=0.0), lambda p, **k: hft.FTPAdamW(p, lr=0.1, **k)),
     "sgd": (hft.sgd(lr=0.1, momentum=0.9), lambda p, **k: hft.FTPSGD(p, lr=0.1, momentum=0.9, **k)),
@@ -54,13 +55,13 @@ MAKERS = {
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 @pytest.mark.parametrize("radius_start", [None, 0.05, 10.0])
 @pytest.mark.parametrize("base", MAKERS)
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 def test_every_execution_is_the_pure_function(execution, base, radius_start, norm, shift):
     optimizer, make = MAKERS[base]
     anchor = {name: x - shift for name, x in start().items()}
     options = {"norm": norm, "radius_start": radius_start}
     expected, radii = pure(optimizer, anchor, **options)
-    params, found, opt = steps(lambda p: make(p, anchor=anchor, **options, **EXECUTIONS[execution]))
+    params, found, opt = steps(lambda p: make(p, anchor=anchor, **options, **FLAGS[execution]))
     assert opt.execution == execution
     for name, x in expected.items():
         torch.testing.assert_close(params[name], x, atol=1e-12, rtol=0)
@@ -103,12 +104,12 @@ def test_a_small_one_bounds_it_and_none_is_the_floor():
         assert (w - start()["w"]).abs().sum(1).max() <= 1e-8 + 1e-15
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@every_execution
 def test_off_the_anchor_none_holds_the_weights_and_a_small_one_throws_them_back(execution):
     """The second as the authors' code does."""
-    held, radius = first(None, anchor="zero", **EXECUTIONS[execution])
+    held, radius = first(None, anchor="zero", **FLAGS[execution])
     assert (held - start()["w"]).abs().max() < 0.2 < radius
-    thrown, radius = first(1e-8, anchor="zero", **EXECUTIONS[execution])
+    thrown, radius = first(1e-8, anchor="zero", **FLAGS[execution])
     assert thrown.abs().sum(1).max() <= 1e-8 + 1e-15
     assert radius == 1e-8
 
@@ -137,10 +138,10 @@ def test_a_group_has_its_own():
     assert opt.radii() == {"w": 0.05, "b": 1e-8}
 
 
-@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
-def test_one_that_no_float32_holds_leaves_the_first_step_to_the_base(options):
+@every_execution
+def test_one_that_no_float32_holds_leaves_the_first_step_to_the_base(execution):
     p, q = (torch.nn.Parameter(torch.ones(2, 3)) for _ in "pq")
     p.grad = q.grad = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.1, -0.1]])
-    hft.FTPSGD([p], lr=0.1, radius_start=1e300, **options).step()
+    hft.FTPSGD([p], lr=0.1, radius_start=1e300, **FLAGS[execution]).step()
     torch.optim.SGD([q], lr=0.1).step()
     torch.testing.assert_close(p, q, rtol=2 * torch.finfo(torch.float32).eps, atol=0)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import hyperopt_ftp as hft
 
 from ..support.compare import equal, kept, same
-from ..support.contract import parameters, step, through_a_file
+from ..support.contract import parameters, step
 from ..support.executions import FLAGS, every_execution
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -148,32 +148,3 @@ def test_every_execution_follows_momentum_and_rate(name: str, as_tensor: bool, e
         runs.append(params)
     for p, q in zip(*runs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
-
-
-@every_scheduler
-@every_optimizer
-@every_lr
-def test_a_schedule_goes_on_from_its_state(name: str, scheduler: str, as_tensor: bool):
-    params, its_groups = groups(as_tensor)
-    opt = OPTIMIZERS[name][0](its_groups)
-    schedule = SCHEDULERS[scheduler](opt)
-    for t in range(4):
-        step(params, opt, [t])
-        advance(schedule, t)
-    saved = through_a_file(
-        {"opt": opt.state_dict(), "model": [p.data for p in params], "schedule": schedule.state_dict()}
-    )
-    others, other_groups = groups(as_tensor)
-    again = OPTIMIZERS[name][0](other_groups)
-    resumed = SCHEDULERS[scheduler](again)
-    for p, value in zip(others, saved["model"], strict=True):
-        p.data.copy_(value)
-    again.load_state_dict(saved["opt"])
-    resumed.load_state_dict(saved["schedule"])
-    for t in range(4, STEPS):
-        assert same(numbers(again), numbers(opt))
-        step(params, opt, [t])
-        step(others, again, [t])
-        advance(schedule, t)
-        advance(resumed, t)
-    assert equal(others, params)

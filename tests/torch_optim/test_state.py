@@ -1,4 +1,4 @@
-"""State by its specs: kernels take it in one order, and a base's own state is the base's."""
+"""State of a rule and of a base beside each other: what is made, fitted, left alone."""
 
 from __future__ import annotations
 
@@ -10,28 +10,6 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.anchored.ftp import FTP_SPECS
-from hyperopt_ftp.kernels.layers import Layers
-from hyperopt_ftp.torch_optim.execution.backends import layers_of
-from hyperopt_ftp.torch_optim.execution.store import Columns
-
-#: What ``Layers`` calls the columns of FTP's state.
-COLUMNS = {
-    "deviation": "deviations",
-    "row_norm": "norms",
-    "radius": "radii",
-    "radius_exp_avg": "radius_exp_avgs",
-    "radius_exp_avg_sq": "radius_exp_avg_sqs",
-    "radius_step": "radius_steps",
-}
-
-
-def test_kernels_take_the_state_in_the_order_of_its_specs():
-    assert tuple(COLUMNS[spec.name] for spec in FTP_SPECS) == Layers._fields[4:10]
-    named = {spec.name: [torch.tensor(float(i))] for i, spec in enumerate(FTP_SPECS)}
-    layers = layers_of(Columns([], [], [], [], list(named.values()), []))
-    for name, field in COLUMNS.items():
-        assert getattr(layers, field) is named[name]
 
 
 class Counting(torch.optim.Optimizer):

@@ -75,18 +75,6 @@ def test_free_weights_go_the_way_of_torchs_own(tables, name: str, execution: str
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_constrained_weights_go_the_same_way_in_every_execution(tables, name: str):
-    for desc, options in tables[name]["inputs"]:
-        found = []
-        for flags in FLAGS.values():
-            params = parameters()
-            found.append(run(OWN[name](params, radius_lr=1e-3, **options, **flags), params))
-        for others in found[1:]:
-            for p, q in zip(found[0], others, strict=True):
-                assert not p.numel() or (p - q).abs().max() <= rounding(options), desc
-
-
-@pytest.mark.parametrize("name", OWN)
 def test_what_torch_refuses_is_refused_with_the_same_error(tables, name: str):
     """And what it takes elsewhere is taken here, in any execution."""
     errors = tables[name]["errors"]

@@ -1,4 +1,4 @@
-"""Training loops: accumulated and clipped gradients, closures, schedules, averages, lr = 0, late groups."""
+"""Training loops: schedules, averages, lr = 0, late groups, gradients of zero."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..support.compare import equal, kept, same
+from ..support.compare import equal
 from ..support.executions import every_execution
-from ..support.ftp_training import CLASSES, Pure, build, every_class, loss, net, train, train_both, weights
+from ..support.ftp_training import CLASSES, Pure, build, every_class, loss, net, train, weights
 
 
 @every_execution
@@ -27,69 +27,6 @@ def test_lr_0_leaves_the_weights_exactly(dtype, name, execution):
     assert equal(model.parameters(), before)
     assert all(opt.state[p]["radius_step"] == 3 for p in model.parameters())
     assert opt.execution == execution
-
-
-@every_execution
-@every_class
-@pytest.mark.parametrize("maximize", [False, True])
-def test_a_step_leaves_gradients_as_they_are(maximize, name, execution):
-    """Else gradients that are accumulated over steps would be wrong."""
-    model = net()
-    opt = build(name, model.parameters(), execution, maximize=maximize, decay=0.1)
-    for t in range(3):
-        loss(model, t).backward()  # on top of the others
-        before = [p.grad.clone() for p in model.parameters()]
-        opt.step()
-        assert equal((p.grad for p in model.parameters()), before)
-
-
-@every_execution
-@every_class
-def test_gradients_that_are_accumulated_and_clipped(name, execution):
-    """Two batches a step, then clip_grad_norm_: the pure rule on gradients that were made apart."""
-    model, other = net(), net()
-    opt = build(name, model.named_parameters(), execution)
-    pure = Pure(name, other)
-    clipped = 0
-    for t in range(0, 10, 2):
-        opt.zero_grad()
-        for k in (t, t + 1):
-            (loss(model, k) / 2).backward()
-        clipped += bool(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5)
-        opt.step()
-        other.load_state_dict(pure.values)
-        grads = torch.autograd.grad((loss(other, t) + loss(other, t + 1)) / 2, list(other.parameters()))
-        size = torch.cat([g.flatten() for g in grads]).norm()
-        pure.step([g * (0.5 / (size + 1e-6)).clamp(max=1) for g in grads])
-        pure.check(model, opt)
-    assert clipped >= 2
-    assert opt.execution == execution
-
-
-@every_execution
-@every_class
-def test_a_closure_equals_a_loop(name, execution):
-    """Also inside no_grad: the closure has gradients."""
-    model, other = net(), net()
-    opt = build(name, model.named_parameters(), execution)
-    plain = build(name, other.named_parameters(), execution)
-    for t in range(5):
-
-        def closure(t=t):
-            opt.zero_grad()
-            value = loss(model, t)
-            value.backward()
-            return value
-
-        with torch.no_grad():
-            value = opt.step(closure)
-        expected = loss(other, t)
-        assert torch.equal(value, expected)
-        plain.zero_grad()
-        expected.backward()
-        plain.step()
-    assert equal(model.parameters(), other.parameters())
-    assert opt.radii() == plain.radii()
 
 
 @every_execution
@@ -175,54 +112,6 @@ def test_averages_that_are_swapped_in_to_evaluate_change_nothing(how, kind, dtyp
         for k, p in enumerate(average.module.parameters()):
             mean = torch.stack([step[k] for step in expected]).double().mean(0)
             torch.testing.assert_close(p.double(), mean, rtol=1e-5, atol=1e-6)
-
-
-@every_execution
-@every_class
-def test_update_bn_of_an_average_is_none_of_the_optimizers_business(name, execution):
-    """Statistics are of the averages: the run without them goes the same way, and radii are of parameters alone."""
-    sides = []
-    for averages in (False, True):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
-        average = AveragedModel(model, use_buffers=False)
-        opt = build(name, model.named_parameters(), execution)
-        for t in range(4):
-            train(model, opt, [t])
-            if averages:
-                average.update_parameters(model)
-                before = kept(opt)
-                batches = [
-                    torch.randn(8, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2)
-                ]
-                update_bn(batches, average)
-                assert same(kept(opt), before)
-                inner = average.module[0](torch.cat(batches))
-                torch.testing.assert_close(average.module[1].running_mean, inner.mean(0), rtol=1e-12, atol=1e-12)
-        sides.append((model, opt))
-    (plain, reference), (model, opt) = sides
-    assert equal(model.state_dict().values(), plain.state_dict().values())
-    assert opt.radii() == reference.radii()
-    assert opt.radii().keys() == dict(model.named_parameters()).keys()
-    assert opt.execution == execution
-
-
-@every_execution
-@every_class
-def test_training_goes_on_from_averaged_weights(name, execution):
-    """Averages swapped in for good are where the next step starts: c is taken from them, the state goes on."""
-    model = net()
-    average = AveragedModel(model)
-    opt = build(name, model.named_parameters(), execution)
-    pure = Pure(name, model)
-    for t in range(4):
-        train_both(model, opt, pure, [t])
-        average.update_parameters(model)
-    assert not equal(average.module.parameters(), model.parameters())
-    model.load_state_dict(average.module.state_dict())
-    pure.values = {n: p.detach().clone() for n, p in average.module.named_parameters()}
-    train_both(model, opt, pure, range(4, 8))
-    assert opt.execution == execution
 
 
 @every_execution
