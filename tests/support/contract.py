@@ -50,7 +50,8 @@ OWN: dict[str, Options] = {
     "capturable": {"capturable": True},
     "capturable, tensor lr": {"capturable": True, "lr": number(0.02), "weight_decay": 0.1},
     "capturable, 1-element lr": {"capturable": True, "lr": number(0.02, 1), "weight_decay": 0.1},
-    "exact": {"gradient": "exact", "norm": "l2", "kappa": 0.5},
+    "exact": {"gradient": "exact", "kappa": 0.5},
+    "l2": {"norm": "l2"},
     "zero anchor": {"anchor": "zero"},
 }
 TENSOR_BETAS = {"tensor betas": {"betas": (number(0.9), number(0.99))}}
