@@ -46,6 +46,7 @@ class Domain(NamedTuple):
         return x.clamp(min=max(self.low, self.floor), max=most)
 
 
+_ANY = Domain(-math.inf, math.inf)
 _FINITE = Domain(0.0, math.inf, open_high=True)
 
 #: One row for each hyperparameter name of the package; its optimizers take theirs from here (:func:`domains_of`).
@@ -182,13 +183,14 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
     """Each value checked against its domain, plain numbers as float64 0-d tensors (float32 would move lr by 5e-8).
 
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
-    ``domains`` are those of an optimizer whose names mean something of its own.
+    ``domains`` are those of an optimizer whose names mean something of its own; a name without one may have any value.
     """
     for name, value in values.items():
+        domain = domains.get(name, _ANY)
         _check_place(name, value)
-        check_parts(name, value, domains[name])
+        check_parts(name, value, domain)
         for leaf in tree.leaves(value):
-            check_number(name, leaf, domains[name])
+            check_number(name, leaf, domain)
     return {name: tree.map_tree(as_tensor, value) for name, value in values.items()}
 
 

@@ -27,15 +27,17 @@ def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> N
     ``pure``         ``update`` changes none of its inputs, gives the same again for the same inputs, moves the params
     ``kept``         shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits
     ``derivatives``  the derivative of four steps in each hparam is that of central differences
+    ``zeros``        that derivative is finite where an entry's gradient is always 0, as of a dead unit
     ``vmap``         ``torch.func.vmap`` over the hparams gives what a loop over them gives
     ``resume``       a state that was saved and loaded goes on to the last bit
     ``gaps``         a parameter whose gradient is ``None`` stays as it is
+    ``apart``        the step of a tensor does not depend on the gradients of others
     ===============  ===============================================================================================
 
     Args:
         optimizer: with hparams at which its rule is smooth and well conditioned: an ``eps`` of 1e-2, not 1e-8.
-        without: checks to leave out: ``derivatives`` where a rule jumps (a sign, a threshold), ``gaps`` where it
-            refuses such a gradient.
+        without: checks to leave out: ``derivatives`` where a rule jumps (a sign, a threshold), ``gaps`` and ``apart``
+            where it refuses such a gradient, ``apart`` where it needs all gradients (their norm).
 
     Raises:
         AssertionError: the first check that fails, and what differs, or what an update raised.
@@ -78,13 +80,7 @@ def check_pure(opt: Optimizer) -> None:
     _check_leaves("the state", state)
     for k, x in enumerate(small_batches(20)):
         grads = torch.func.grad(small_loss)(params, x)
-        given = {"grads": grads, "state": state, "params": params, "hparams": opt.hparams}
-        before = copy.deepcopy(given)
-        new = opt.update(grads, state, params, opt.hparams)
-        is_pair = isinstance(new, tuple) and len(new) == 2
-        assert is_pair, "pure: update must return (params, state)"
-        for name, value in given.items():
-            assert _same(value, before[name]), f"pure: update has changed its {name}; return new ones"
+        new = pure_update(opt, grads, state, params)
         again = opt.update(grads, state, params, opt.hparams)
         assert _same(new, again), (
             "pure: a second update of the same inputs gives something else; is there a counter or a generator outside "
@@ -94,6 +90,17 @@ def check_pure(opt: Optimizer) -> None:
         if k and not _same(params, first):
             return
     raise AssertionError("pure: 20 updates have not moved the params")
+
+
+def pure_update(opt: Optimizer, grads: Any, state: Any, params: Any) -> Any:
+    given = {"grads": grads, "state": state, "params": params, "hparams": opt.hparams}
+    before = copy.deepcopy(given)
+    new = opt.update(grads, state, params, opt.hparams)
+    is_pair = isinstance(new, tuple) and len(new) == 2
+    assert is_pair, "pure: update must return (params, state)"
+    for name, value in given.items():
+        assert _same(value, before[name]), f"pure: update has changed its {name}; return new ones"
+    return new
 
 
 def check_kept(opt: Optimizer) -> None:
@@ -130,12 +137,26 @@ def check_derivatives(opt: Optimizer, steps: int = 4) -> Any:
     scale = max((y.abs().max().item() for _, _, y in pairs), default=0.0)
     for path, x, y in pairs:
         right = (x - y).abs() <= 1e-6 * y.abs() + 1e-8 * max(scale, 1.0)  # not so for NaN
+        cut = "detach(), .item(), float() and torch.no_grad() cut a derivative off"
+        blurred = (
+            "a state in 16 bits rounds it; where the rule jumps or is steep, give other hparams (a larger eps), or "
+            "leave this check out: without=['derivatives']"
+        )
         assert right.all(), (
-            f"derivatives: in {path!r} {x.tolist()}, by differences {y.tolist()}; where the rule jumps or is steep, "
-            "give other hparams (a larger eps), or leave this check out: without=['derivatives']"
+            f"derivatives: in {path!r} {x.tolist()}, by differences {y.tolist()}; {blurred if x.any() else cut}"
         )
     assert not pairs or scale > 1e-4, "derivatives: no hparam has an effect after the first steps; are they detached?"
     return found
+
+
+def check_zeros(opt: Optimizer) -> None:
+    params, data = small_params(), [torch.cat([x[:, :2], 0 * x[:, 2:]], 1) for x in small_batches(3)]
+    found = torch.func.grad(lambda h: small_loss(small_training(opt, h, params, data)[0], data[0]))(opt.hparams)
+    for path, x in tree.named(found):
+        assert x.isfinite().all(), (
+            f"zeros: the derivative in {path!r} is {x.tolist()} where an entry's gradient is always 0; torch.sqrt has "
+            "no derivative at 0: take hyperopt_ftp.optimizers.safe_sqrt, and torch.linalg.vector_norm for a norm"
+        )
 
 
 def check_vmap(opt: Optimizer) -> None:
@@ -148,7 +169,13 @@ def check_vmap(opt: Optimizer) -> None:
     limited = [
         x.clamp(max=0.99) if (v <= 1).all() else v.expand_as(x).clone() for v, x in zip(values, scaled, strict=True)
     ]
-    together = torch.func.vmap(lambda h: small_training(opt, h, params, data)[0])(rebuild(limited))
+    try:
+        together = torch.func.vmap(lambda h: small_training(opt, h, params, data)[0])(rebuild(limited))
+    except RuntimeError as error:
+        raise AssertionError(
+            "vmap over hparams: write torch.where for an if on a tensor, new tensors for an operation in place, and no "
+            f".item(); torch says: {error}"
+        ) from error
     for i in range(len(factors)):
         alone, _ = small_training(opt, rebuild([x[i] for x in limited]), params, data)
         for name, x in alone.items():
@@ -181,19 +208,44 @@ def check_gaps(opt: Optimizer) -> None:
         grads: dict[str, Tensor | None] = torch.func.grad(small_loss)(params, x)
         if t % 2:
             grads["b"] = None
-        new, state = opt.update(grads, state, params, opt.hparams)
+        # With one gradient by_rule hands the rule these very tensors; of several it makes one, where no write is seen.
+        new, state = pure_update(opt, grads, state, params)
         stays = t % 2 == 0 or torch.equal(new["b"], params["b"])
         assert stays, "gaps: a parameter moves without a gradient (None); leave such a leaf as it is"
         params = new
+
+
+def check_apart(opt: Optimizer) -> None:
+    params = small_params()
+    state = opt.init(params, opt.hparams)
+    for x in small_batches(3):
+        grads = torch.func.grad(small_loss)(params, x)
+        together = opt.update(grads, state, params, opt.hparams)
+        for name in params:
+            alone, _ = opt.update({n: g if n == name else None for n, g in grads.items()}, state, params, opt.hparams)
+            torch.testing.assert_close(
+                alone[name],
+                together[0][name],
+                rtol=CLOSE,
+                atol=CLOSE,
+                msg=lambda text, name=name: (
+                    f"apart: {name!r} moves otherwise where no other parameter has a gradient; a rule that looks at a "
+                    "whole tensor (its norm, its shape) needs by_rule(..., whole=True), and tensors that are to act on "
+                    f"each other without=['apart']. {text}"
+                ),
+            )
+        params, state = together
 
 
 CHECKS: Mapping[str, Callable[[Optimizer], Any]] = {
     "pure": check_pure,
     "kept": check_kept,
     "derivatives": check_derivatives,
+    "zeros": check_zeros,
     "vmap": check_vmap,
     "resume": check_resume,
     "gaps": check_gaps,
+    "apart": check_apart,
 }
 
 
@@ -248,7 +300,8 @@ def _same(a: Any, b: Any) -> bool:
         return False
     pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
     return all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, rtol=0.0, atol=0.0, equal_nan=True)
+        x is y  # None, where there is no gradient
+        or (x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, rtol=0.0, atol=0.0, equal_nan=True))
         for x, y in pairs
     )
 

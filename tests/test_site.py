@@ -23,8 +23,10 @@ import pytest
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot, schedules
 from hyperopt_ftp.integrations import timm, transformers
-from website.__main__ import LANDING, REPORTS, ROOT, build, header, options
+from website.__main__ import LANDING, REPORTS, ROOT, VERSION, build, build_version, header, options
+from website.notebooks import PAGES
 
+nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("zensical")
 pytest.importorskip("mkdocstrings_handlers.python")
@@ -173,6 +175,31 @@ def test_a_site_with_an_address_replaces_an_earlier_one(tmp_path):
         tmp_path / "docs" / "recipes.html"
     ).read_text(encoding="utf-8")
     assert '<base href="https://host/name/">' in (tmp_path / "404.html").read_text(encoding="utf-8")
+
+
+def test_versions_stand_side_by_side_and_the_header_offers_them(built, page, tmp_path):
+    (own,) = VERSION.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for earlier in ("0.0.2", "0.0.10"):
+        (tmp_path / earlier).mkdir()
+        (tmp_path / earlier / "404.html").touch()
+        (tmp_path / earlier / "index.html").write_text("earlier")
+    assert "No issues found" in build_version(tmp_path)
+    with served(tmp_path, built[0] / "404.html") as address:
+        page.goto(address)
+        page.wait_for_url(f"{address}/{own}/index.html")
+        page.hover(".md-version__current", force=True)  # the menu opens over it
+        assert page.locator(".md-version__link").all_inner_texts() == [own, "0.0.10", "0.0.2"]
+        page.click(".md-version__link >> text=0.0.10")
+        page.wait_for_url(f"{address}/0.0.10/**")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_offers_itself_as_a_notebook_that_runs(name, built):
+    page, notebook = ((built[0] / name).with_suffix(end) for end in (".html", ".ipynb"))
+    assert f'href="{notebook.name}"' in page.read_text(encoding="utf-8")
+    cells = nbformat.read(notebook, as_version=4)
+    assert "](" not in "".join(cell.source for cell in cells.cells if cell.cell_type == "markdown")
+    nbclient.NotebookClient(cells, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
 
 
 def test_help_makes_no_folder(tmp_path):

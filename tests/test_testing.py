@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.optimizers import by_rule, to_tensors
 from hyperopt_ftp.testing import CHECKS, check_optimizer
 
 LR = {"lr": torch.tensor(0.1, dtype=torch.float64)}
@@ -42,6 +43,10 @@ def another_structure(g, s, p, h):
 
 def number_of_its_own(g, s, p, h):
     return moved(g, p, lambda n: h["lr"].detach() * g[n] + 0.01 * h["lr"]), s
+
+
+def a_float(g, s, p, h):
+    return moved(g, p, lambda n: float(h["lr"].detach()) * g[n]), s
 
 
 def counting() -> Any:
@@ -85,10 +90,11 @@ def blind(g, s, p, h):
         (growing, "pure: update has changed its state", ()),
         (wider, "kept: 'w' of the params was .*float32.* and is .*float64", ()),
         (another_structure, "kept: update returns state of another structure", ()),
-        (number_of_its_own, "derivatives: in 'lr'", ()),
+        (number_of_its_own, "derivatives: in 'lr' .*; a state in 16 bits .*larger eps", ()),
+        (a_float, r"derivatives: in 'lr' \[0.0\], by differences .*; detach\(\), .item\(\), float\(\)", ()),
         (not_a_number, "derivatives: in 'lr' .*nan", ()),
         (counting(), "pure: a second update of the same inputs gives something else", ()),
-        (branching, "vmap: init or update raised RuntimeError: .*data-dependent", ()),
+        (branching, "vmap over hparams: write torch.where for an if on a tensor, .*data-dependent", ()),
         (blind, "gaps: a parameter moves without a gradient", ()),
     ],
     ids=lambda x: x.__name__ if callable(x) else "",
@@ -98,12 +104,49 @@ def test_a_mistake_is_found(update, said: str, without: tuple[str, ...]):
         check_optimizer(made(update, {} if update is growing else ()), without=without)
 
 
+class M(NamedTuple):
+    step: Any
+    m: Any
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda w, g, s, h, t: (w - h["lr"] * g / g.norm(), {"m": s["m"]}), r"apart: 'w' moves .*whole=True"),
+        (lambda w, g, s, h, t: (w - h["lr"] * g.mul_(0.5), {"m": s["m"]}), "pure: update has changed its grads"),
+        (lambda w, g, s, h, t: (w.sub_(h["lr"] * g), {"m": s["m"]}), "vmap over hparams: .* new tensors"),
+        (
+            lambda w, g, s, h, t: (w - h["lr"] * g / ((s["m"] + g**2).sqrt() + 0.1), {"m": s["m"] + g**2}),
+            "zeros: the derivative in 'lr' is nan .*safe_sqrt",
+        ),
+        (lambda w, g, s, h, t: w - h["lr"] * g, r"rule must return \(w, s\), s a dict of \['m'\].*, got Tensor"),
+        (lambda w, g, s, h, t: (w, s["m"], t), r"got \(Tensor, Tensor, Tensor\)"),
+        (lambda w, g, s, h, t: (w, {"n": s["m"]}), r"got \(Tensor, a dict of \['n'\]\)"),
+        (
+            lambda w, g, s, h, t: (w - h["lr"] * g, {"m": g.mean()}),
+            r"of the shapes \[\(16,\)\]; the rule makes \(16,\) and \[\(\)\] of them: .* or a rule of your own",
+        ),
+    ],
+)
+def test_a_mistake_in_a_rule_is_found(rule: Any, said: str):
+    with pytest.raises(AssertionError, match=said):
+        check_optimizer(by_rule(rule, M, to_tensors(lr=0.1), ("m",)))
+
+
+def test_numbers_of_any_name_and_a_rule_for_whole_tensors():
+    def rule(w, g, s, h, t):
+        m = h["beta"] * s["m"] + g
+        return w - h["lr"] * m / (1 + torch.linalg.vector_norm(m)), {"m": m}
+
+    check_optimizer(by_rule(rule, M, to_tensors(lr=0.1, beta=-3.0), ("m",), whole=True))
+
+
 def test_what_is_right_is_not_refused():
     infinite = {"best": torch.tensor(float("inf"), dtype=torch.float64)}
     check_optimizer(made(lambda g, s, p, h: (moved(g, p, lambda n: h["lr"] * g[n]), s), infinite))
     check_optimizer(hft.sgd(lr=torch.tensor(0.1)))  # float32
     check_optimizer(hft.sgd(lr=torch.tensor(0.1, requires_grad=True)))
-    check_optimizer(hft.accumulated(hft.adam(lr=0.1, eps=1e-2), 10), without=["gaps", "derivatives"])
+    check_optimizer(hft.accumulated(hft.adam(lr=0.1, eps=1e-2), 10), without=["gaps", "apart", "derivatives"])
     no_numbers = hft.Optimizer(lambda p, h=None: (), lambda g, s, p, h=None: (moved(g, p, lambda n: g[n]), s), {})
     check_optimizer(no_numbers)
 
@@ -117,4 +160,4 @@ def test_wrong_arguments():
         check_optimizer(hft.sgd(), without=["derivative"])
     with pytest.raises(TypeError, match="optimizer must be a pure optimizer"):
         check_optimizer(torch.optim.SGD)  # pyright: ignore
-    assert list(CHECKS) == ["pure", "kept", "derivatives", "vmap", "resume", "gaps"]
+    assert list(CHECKS) == ["pure", "kept", "derivatives", "zeros", "vmap", "resume", "gaps", "apart"]

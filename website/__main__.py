@@ -1,4 +1,4 @@
-"""Build the site into a folder: python -m website SITE.
+"""Build the site into a folder: python -m website SITE, or, beside those of other versions, --versions SITE.
 
 The pages are laid out as they lie in the repository: a link between two files works on a git host and in the site.
 """
@@ -6,6 +6,7 @@ The pages are laid out as they lie in the repository: a link between two files w
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,10 @@ import tempfile
 from pathlib import Path
 from posixpath import normpath
 from urllib.parse import urlsplit
+
+from packaging.version import Version
+
+from .notebooks import add_notebooks
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = (
@@ -32,6 +37,7 @@ UNSEARCHED = (REPORTS, "experiments/*/README.md", "CHANGELOG.md")  # they would 
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
 BACK = "\n\nNext: [all studies](../README.md), [what they say](../../results.md).\n"
 TARGET = re.compile(r"(?<=\]\()(?!https?:|#)[^)\s]+")
+VERSION = re.compile(r'^version = "(.+)"$', flags=re.M)
 
 
 def lay_out(pages: Path) -> None:
@@ -41,6 +47,7 @@ def lay_out(pages: Path) -> None:
             target = pages / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    add_notebooks(pages)
     for report in pages.glob(REPORTS):
         report.write_text(report.read_text(encoding="utf-8").rstrip() + BACK, encoding="utf-8")
     for page in (page for pattern in UNSEARCHED for page in pages.glob(pattern)):
@@ -53,14 +60,17 @@ def lay_out(pages: Path) -> None:
 
 def header(config: str, project: str) -> str:
     """The configuration with what pyproject.toml says: the version, and the repository where it has an address."""
-    version = re.findall(r'^version = "(.+)"$', project, flags=re.M)[0]
+    version = VERSION.findall(project)[0]
     repository = re.findall(r'^Repository = "(.+)"$', project, flags=re.M)
     named = re.sub(r"^site_name: (\w+).*$", rf"site_name: \1 {version}", config, flags=re.M)
     return named + "".join(f"repo_url: {address}\n" for address in repository)
 
 
-def build(site: Path, url: str | None = None) -> str:
-    """Build strictly; returns what Zensical said. What the folder holds is replaced, so it must be an earlier site."""
+def build(site: Path, url: str | None = None, choice: bool = False) -> str:
+    """Build strictly; returns what Zensical said. What the folder holds is replaced, so it must be an earlier site.
+
+    With ``choice`` the header has a menu of the versions that ``../versions.json`` names.
+    """
     if site.exists() and not (site.is_dir() and (not any(site.iterdir()) or (site / "404.html").is_file())):
         raise SystemExit(f"{site} exists and is no earlier site; give a new folder")
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +78,8 @@ def build(site: Path, url: str | None = None) -> str:
         lay_out(work / "pages")
         shutil.copytree(ROOT / "website" / "theme", work / "website" / "theme")
         config = header(*((ROOT / name).read_text(encoding="utf-8") for name in ("mkdocs.yml", "pyproject.toml")))
+        if choice:  # in the form of the tool mike, which the theme knows
+            config = re.sub(r"^extra:$", "extra:\n  version: {provider: mike}", config, flags=re.M)
         (work / "mkdocs.yml").write_text(f"{config}site_url: {url or ''}\n", encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(work / "mkdocs.yml")],
@@ -82,6 +94,18 @@ def build(site: Path, url: str | None = None) -> str:
         shutil.rmtree(site, ignore_errors=True)
         shutil.copytree(work / "site", site)
     return done.stdout
+
+
+def build_version(sites: Path, url: str | None = None) -> str:
+    """Build into a folder of the version's name; the page of ``sites`` itself leads to the newest version."""
+    version = VERSION.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]
+    said = build(sites / version, f"{url}{version}/" if url else None, choice=True)
+    names = sorted((page.parent.name for page in sites.glob("*/404.html")), key=Version, reverse=True)
+    entries = [{"version": name, "title": name, "aliases": ["latest"] * (name == names[0])} for name in names]
+    (sites / "versions.json").write_text(json.dumps(entries), encoding="utf-8")
+    newest = f'<!doctype html><meta http-equiv="refresh" content="0; url={names[0]}/index.html">\n'
+    (sites / "index.html").write_text(newest, encoding="utf-8")
+    return said
 
 
 def a_folder(text: str) -> Path:
@@ -105,9 +129,14 @@ def options(arguments: list[str]) -> argparse.Namespace:
         help="where the site will live, as https://host/name/: for search engines, and for links on the page of a "
         "missing one. Without it the site works in any place",
     )
+    parser.add_argument(
+        "--versions",
+        action="store_true",
+        help="SITE holds a site for each version: replace that of this version, and offer all of them in the header",
+    )
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     given = options(sys.argv[1:])
-    print(build(given.site, given.url))
+    print((build_version if given.versions else build)(given.site, given.url))

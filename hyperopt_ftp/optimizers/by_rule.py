@@ -91,8 +91,10 @@ def by_rule(
             t = rest[-1] if counted else None
             numbers = rest[len(keeps) : -1] if counted else rest[len(keeps) :]
             s = dict(zip(keeps, rest, strict=False))
-            w, s = rule(w, -g if maximize else g, s, by_name(numbers), t)
-            return (w, *(s[name] for name in keeps))
+            moved = rule(w, -g if maximize else g, s, by_name(numbers), t)
+            if not (isinstance(moved, tuple) and len(moved) == 2 and moved[1].keys() == s.keys()):
+                raise _wrong_result(moved, keeps)
+            return (moved[0], *(moved[1][name] for name in keeps))
 
         numbers = flat(h) + ([step] if counted else [])
         moments = [getattr(state, name) for name in keeps]
@@ -101,3 +103,11 @@ def by_rule(
 
     default = hparams
     return Optimizer(init, update, default, domains=domains)
+
+
+def _wrong_result(moved: Any, keeps: Sequence[str]) -> TypeError:
+    def form(x: Any) -> str:
+        return f"a dict of {sorted(map(str, x))}" if isinstance(x, dict) else type(x).__name__
+
+    got = f"({', '.join(map(form, moved))})" if isinstance(moved, tuple) else form(moved)
+    return TypeError(f"rule must return (w, s), s a dict of {sorted(keeps)} (what keeps names), got {got}")

@@ -69,15 +69,16 @@ def _one(
             raise _misfit(p, moments) from error
         raise
     if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
-        raise _misfit(p, moments)
+        raise _misfit(p, moments, (new, *state))
     return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
 
 
-def _misfit(p: Tensor, moments: Sequence[Tensor]) -> ValueError:
-    shapes = [tuple(x.shape) for x in moments]
+def _misfit(p: Tensor, moments: Sequence[Tensor], found: Sequence[Tensor] = ()) -> ValueError:
+    was, now = ([tuple(x.shape) for x in row] for row in ((p, *moments), found))
+    became = f"; the rule makes {now[0]} and {now[1:]} of them" if found else ""
     return ValueError(
-        f"a state of the shapes {shapes} does not fit a parameter of the shape {tuple(p.shape)}: it is of other "
-        "parameters; init(params) makes one for these"
+        f"a parameter of the shape {was[0]} has a state of the shapes {was[1:]}{became}: the state is of other "
+        "parameters (init(params) makes one for these), or a rule of your own changes shapes"
     )
 
 
