@@ -341,19 +341,24 @@ def section(library: Library) -> str:
 TITLE = """# Optimizers of other packages as a base
 
 `hft.FTP(base)` and the other classes around a base take any optimizer that steps once for each gradient. Each one below
-was tried on a CPU: 20 steps with a change of the learning rate on the way; all rows in the ball; a run that is saved at
-step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit; with an infinite radius the wrapper
-makes the first three steps of the base alone, up to rounding. Four do not resume to the last bit by themselves, and
-need not here: Adahessian of timm; LATHER, PSGDKron and QSGD of heavyball. "Refused" is an error with this text, before
-anything is changed or at the first step.
+was tried on a CPU. "Held" means:
 
-This page is written by `python -m tests.integrations.bases`, and `make test-integrations` tries each again.
+- After 20 steps, with a change of the learning rate on the way, all rows are within their radius.
+- A run that is saved at step 8 and loaded into a fresh one ends like the uninterrupted one, to the last bit. Four
+  optimizers are exempt, since they do not resume to the last bit by themselves: Adahessian of timm; LATHER, PSGDKron
+  and QSGD of heavyball.
+- With an infinite radius the first three steps are those of the base alone, up to rounding.
 
-What a base keeps is saved by its own `state_dict` and loaded by its own `load_state_dict`, in the entry `base` of the
-checkpoint where its form is another than torch's. Of a schedule-free base the weights that `opt.eval()` deploys are
-held; call `opt.train()` and `opt.eval()` on the wrapper. An optimizer that evaluates the loss several times in a step
-(SAM, LBFGS) cannot be a base; SAM takes one of ours: `SAM(model.parameters(), base_optimizer=hft.FTPAdamW)`, tried with
-SAM, LookSAM, FriendlySAM and, with `decouple=False`, WSAM of pytorch_optimizer.
+"Refused" means an error with this text, raised before anything changes or at the first step.
+`python -m tests.integrations.bases` writes this page, and `make test-integrations` repeats the trials.
+
+A base saves and loads by its own `state_dict` and `load_state_dict`. If that format is not torch's, the checkpoint has
+it in the entry `base`. With a schedule-free base, call `opt.train()` and `opt.eval()` on the wrapper; the weights of
+`opt.eval()` are held.
+
+An optimizer that evaluates the loss several times in a step (SAM, LBFGS) cannot be a base. SAM can wrap one of ours
+instead: `SAM(model.parameters(), base_optimizer=hft.FTPAdamW)`, tried with SAM, LookSAM, FriendlySAM and, with
+`decouple=False`, WSAM of pytorch_optimizer.
 """
 
 if __name__ == "__main__":
