@@ -20,8 +20,6 @@ OWN = "[one of your own](own-optimizer.md) is short"
 #: Reasons that several rows have in common, as the rows name them.
 REASONS = {
     "own": f"none: {OWN}",
-    "own_games": f"none, it is for games: {OWN}",
-    "own_memory": f"none, it is for memory: {OWN}",
     "learns_lr": 'none; `hft.hyper(base, by=..., over="lr")` learns a learning rate of any base by its hypergradient',
     "line_search": "none: it evaluates the loss again, which an update here never does",
     "value": "none: it needs the value of the loss, which an update here does not get",
@@ -69,9 +67,8 @@ For users of optax {version}: each public name and its equivalent here, or why t
   optax.masked(optax.add_decayed_weights(1e-4), no_biases), optax.scale_by_learning_rate(schedule))` is
   `hft.scheduled(hft.clipped(hft.decayed(hft.adam(lr=peak), 1e-4, exclude="*bias"), 1.0), lr=schedule)`.
 - **`optax.MultiSteps(..., 4)`** is `hft.accumulated(..., 4)` around it all. A schedule inside counts updates.
-- **`update` returns new params**, not a difference.
-- **Every number is a tensor argument** of each `update`. optax's `learning_rate` is `lr` here, `b1` and `b2` are
-  `betas`, and the `decay` of RMSprop is `alpha`. Defaults are torch's and differ from optax's: give every number.
+- **Names and defaults** are torch's: `learning_rate` is `lr`, `b1` and `b2` are `betas`, and the `decay` of RMSprop is
+  `alpha`. Defaults differ from optax's: give every number.
 - **In place of a mask** use a tree of numbers (`weight_decay={{"w": 0.1, "b": 0.0}}`), `exclude`, or `hft.partition`.
 
 Losses and functions of arrays and trees are out of scope; each of their modules has one row.
@@ -132,11 +129,9 @@ contrib.schedule_free
 contrib.schedule_free_eval_params
     `hft.averages(params, state)`
 adabelief fromage lamb lars novograd sm3 yogi
-    {own}
-contrib.acprop contrib.ademamix contrib.simplified_ademamix contrib.madgrad
-    {own}
+contrib.acprop contrib.ademamix contrib.simplified_ademamix contrib.madgrad contrib.galore
 optimistic_gradient_descent optimistic_adam optimistic_adam_v2
-    {own_games}
+    {own}
 lbfgs
     {line_search}
 polyak_sgd contrib.momo contrib.momo_adam
@@ -148,8 +143,6 @@ contrib.sam
     to `update`
 contrib.sophia contrib.hutchinson_estimator_diag_hessian
     none: it needs products with the Hessian, which an update here does not get
-contrib.galore
-    {own_memory}
 contrib.dpsgd contrib.differentially_private_aggregate
     {per_example}. Noise: `hft.noisy`
 nnls
@@ -209,7 +202,7 @@ zero_nans
     none: `torch.nan_to_num` on the gradients
 centralize contrib.normalize normalize_by_update_norm
     none: a line on the gradients before `update`
-per_example_global_norm_clip per_example_layer_norm_clip
+per_example_global_norm_clip per_example_layer_norm_clip experimental.aggregating.*
     {per_example}
 contrib.split_real_and_imaginary
     none: params are real
@@ -223,8 +216,6 @@ apply_updates
     not needed: `update` returns new params
 microbatch microbatching.*
     none: a loop over parts of the batch and `hft.accumulated`
-experimental.aggregating.*
-    {per_example}
 
 # Parts of optimizers
 scale_by_adam scale_by_adamax scale_by_amsgrad scale_by_adadelta scale_by_adan scale_by_lion scale_by_radam
@@ -252,7 +243,6 @@ scale_by_schedule
     `hft.scheduled`
 scale_by_belief scale_by_novograd scale_by_optimistic_gradient scale_by_param_block_norm scale_by_param_block_rms
 scale_by_sm3 scale_by_trust_ratio scale_by_yogi scale_by_distance_over_gradients
-    {own}
 contrib.scale_by_acprop contrib.scale_by_ademamix contrib.scale_by_simplified_ademamix contrib.scale_by_cocob
 contrib.scale_by_galore contrib.scale_by_madgrad
     {own}
