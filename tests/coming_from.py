@@ -394,18 +394,17 @@ accelerated_op_available transform.scale_by_accelerated_adam
 
 # Classes
 Optimizer
-    `hft.PureOptimizer(params, optimizer)`, a `torch.optim.Optimizer` for any optimizer of this package, which is an
-    `hft.Optimizer`
+    `hft.PureOptimizer(params, optimizer)`, a `torch.optim.Optimizer` around any `hft.Optimizer`
 SGD Adam AdamW AdaGrad Adagrad RMSProp RMSprop AdaDelta Adadelta AdaMax Adamax RAdam
     `torch.optim` has these; `hft.PureOptimizer` around the function of that name
 FuncOptimizer
     the optimizer itself: `params, state = opt.update(grads, state, params)`
 MetaOptimizer MetaSGD MetaAdam MetaAdamW MetaAdaGrad MetaAdagrad MetaRMSProp MetaRMSprop MetaAdaDelta MetaAdadelta
 MetaAdaMax MetaAdamax MetaRAdam
-    `hft.train(opt, loss, params, batches)`, differentiable in all of these; `hft.hypergradient` for one gradient,
+    `hft.train(opt, loss, params, batches)`, a differentiable function; `hft.hypergradient` for one gradient,
     `hft.bilevel` for a loop
 extract_state_dict recover_state_dict utils.ModuleState
-    not needed: params and state are values, and stay what they were
+    not needed: `train` and `update` do not change params and state
 stop_gradient
     `tree.map_tree(torch.Tensor.detach, params)` of `hyperopt_ftp.tree`
 module_clone module_detach_
