@@ -20,13 +20,11 @@ OWN = "[one of your own](own-optimizer.md) is short"
 #: Reasons that several rows have in common, as the rows name them.
 REASONS = {
     "own": f"none: {OWN}",
-    "own_games": f"none, it is for games: {OWN}",
-    "own_memory": f"none, it is for memory: {OWN}",
     "learns_lr": 'none; `hft.hyper(base, by=..., over="lr")` learns a learning rate of any base by its hypergradient',
     "line_search": "none: it evaluates the loss again, which an update here never does",
     "value": "none: it needs the value of the loss, which an update here does not get",
-    "per_example": "none: `torch.func.vmap(torch.func.grad(loss), (None, 0))` gives gradients of each example, to be "
-    "clipped and summed before `update`",
+    "per_example": "none: `torch.func.vmap(torch.func.grad(loss), (None, 0))` gives gradients of each example; clip "
+    "and sum them before `update`",
     "no_projection": "none: apply your function to the params after `update`, in the loop or a combinator of your own",
 }
 
@@ -59,23 +57,21 @@ OPTAX = Library(
     """\
 # Coming from optax
 
-What there is here for each public name of optax {version}, and if nothing, why.
+For users of optax {version}: each public name and its equivalent here, or why there is none.
 [The same task in both](coming-from.md#optax) has code.
 
-- **An optimizer is one rule**, not a chain of scalings, and what goes around it nests. In
-  `optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.adam(1e-3))` the decay is added to
-  the gradient: it is `hft.clipped(hft.adam(lr=1e-3, weight_decay=0.1), 1.0)`.
-- **A longer chain** is read from the outside in. `optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(),
+- **An optimizer is one rule**, not a chain of scalings; combinators nest around it.
+  `optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.adam(1e-3))` adds the decay to
+  the gradient, so it is `hft.clipped(hft.adam(lr=1e-3, weight_decay=0.1), 1.0)`.
+- **A longer chain**: `optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(),
   optax.masked(optax.add_decayed_weights(1e-4), no_biases), optax.scale_by_learning_rate(schedule))` is
   `hft.scheduled(hft.clipped(hft.decayed(hft.adam(lr=peak), 1e-4, exclude="*bias"), 1.0), lr=schedule)`.
-  `optax.MultiSteps(..., 4)` is `hft.accumulated(..., 4)` around it; a schedule inside that counts updates only.
-- **`update` returns new params**, not what is to be added to them.
-- **Every number is a tensor argument** of each `update`. `learning_rate` is `lr` here, `b1` and `b2` are `betas`, and
-  the `decay` of RMSprop is `alpha`. Defaults are those of `torch.optim`, and differ: name every number.
-- **What a mask does** is done by a tree of numbers (`weight_decay={{"w": 0.1, "b": 0.0}}`), by `exclude`, or by
-  `hft.partition`.
+- **`optax.MultiSteps(..., 4)`** is `hft.accumulated(..., 4)` around it all. A schedule inside counts updates.
+- **Names and defaults** are torch's: `learning_rate` is `lr`, `b1` and `b2` are `betas`, and the `decay` of RMSprop is
+  `alpha`. Defaults differ from optax's: give every number.
+- **In place of a mask** use a tree of numbers (`weight_decay={{"w": 0.1, "b": 0.0}}`), `exclude`, or `hft.partition`.
 
-Losses and functions of arrays and trees are out of scope; each module of them has one row.
+Losses and functions of arrays and trees are out of scope; each of their modules has one row.
 
 This page is written by `python -m tests.coming_from`. Tests compare its names with those of optax, and of this package.
 """,
@@ -104,8 +100,8 @@ adafactor
 adagrad
     `hft.adagrad`; optax starts its sum at 0.1 and has `eps` inside the root
 adan
-    `hft.adan`: differences of gradients count by `b2`, as in the authors' code, in optax by `1 - b2`. The decay is the
-    paper's proximal one, in optax decoupled; optax has `eps_root=1e-8`
+    `hft.adan`, as in the authors' code: it weighs differences of gradients by `b2`, optax by `1 - b2`; its decay is the
+    paper's proximal one, that of optax decoupled; optax has `eps_root=1e-8`
 lion
     `hft.lion`
 radam
@@ -113,7 +109,7 @@ radam
 rmsprop
     `hft.rmsprop`, also `centered` and `nesterov`; optax has `eps` inside the root by default
 rprop
-    `hft.rprop`, torch's; optax 0.2.8 applies each step one update later, so its first update moves nothing
+    `hft.rprop`, torch's; optax 0.2.8 is one update late, so its first update moves nothing
 sign_sgd
     `hft.signum(momentum=0.0)`
 signum
@@ -133,11 +129,9 @@ contrib.schedule_free
 contrib.schedule_free_eval_params
     `hft.averages(params, state)`
 adabelief fromage lamb lars novograd sm3 yogi
-    {own}
-contrib.acprop contrib.ademamix contrib.simplified_ademamix contrib.madgrad
-    {own}
+contrib.acprop contrib.ademamix contrib.simplified_ademamix contrib.madgrad contrib.galore
 optimistic_gradient_descent optimistic_adam optimistic_adam_v2
-    {own_games}
+    {own}
 lbfgs
     {line_search}
 polyak_sgd contrib.momo contrib.momo_adam
@@ -145,12 +139,10 @@ polyak_sgd contrib.momo contrib.momo_adam
 contrib.cocob contrib.dadapt_adamw contrib.dog contrib.dowg contrib.prodigy contrib.mechanize
     {learns_lr}
 contrib.sam
-    none: it takes two gradients in a step. In the loop: the gradient at `params + rho * g / norm(g)`, then `update`
-    with that
+    none: it takes two gradients in a step. In the loop: take the gradient at `params + rho * g / norm(g)` and give it
+    to `update`
 contrib.sophia contrib.hutchinson_estimator_diag_hessian
     none: it needs products with the Hessian, which an update here does not get
-contrib.galore
-    {own_memory}
 contrib.dpsgd contrib.differentially_private_aggregate
     {per_example}. Noise: `hft.noisy`
 nnls
@@ -158,16 +150,16 @@ nnls
 
 # What goes around an optimizer
 chain named_chain
-    nesting: `hft.clipped(hft.decayed(hft.adam(), 0.1), 1.0)`. The hparams of all lie side by side in one dict
+    nesting: `hft.clipped(hft.decayed(hft.adam(), 0.1), 1.0)`. All hparams are in one dict
 clip_by_global_norm
     `hft.clipped`
 clip
     `hft.clipped_by_value`
 clip_by_block_rms
-    `hft.clipped_per_layer`: the norm of each tensor, which is its root mean square times the root of its size
+    `hft.clipped_per_layer`, by the norm of each tensor: its root mean square times the root of its size
 adaptive_grad_clip
-    `hft.clipped_adaptively`, for weights as torch lays them out, with outputs in the first dimension. optax takes them
-    to be in the last, so it has other units on the same matrix, and the same on its transpose
+    `hft.clipped_adaptively`: outputs are in the first dimension, as in torch. In optax they are in the last, so the
+    result is that of the transpose
 transforms.unitwise_norm transforms.unitwise_clip
     inside `hft.clipped_adaptively`
 add_decayed_weights
@@ -181,7 +173,7 @@ LookaheadParams
 MultiSteps
     `hft.accumulated(base, every=k)`
 apply_every ApplyEvery
-    `hft.accumulated`, by the mean of gradients in place of their sum
+    `hft.accumulated`, which takes the mean of the gradients, not their sum
 skip_large_updates skip_not_finite ShouldSkipUpdateFunction
     none in an update. `hft.bilevel(not_finite="skip")`; a `GradScaler` around the drop-in classes
 apply_if_finite
@@ -195,7 +187,7 @@ freeze selective_transform
 set_to_zero
     `hft.frozen()`
 identity
-    not needed; `hft.sgd(lr=1.0, maximize=True)` adds the gradient
+    not needed; `hft.sgd(lr=1.0, maximize=True)` adds its gradient to the params
 inject_hyperparams inject_stateful_hyperparams
     not needed: `hparams` is an argument of every `update`, and `optimizer.hparams` has the defaults
 contrib.reduce_on_plateau
@@ -205,27 +197,25 @@ keep_params_nonnegative
 conditionally_mask conditionally_transform transforms.ConditionFn
     none: `torch.where` in a combinator of your own
 flatten
-    not needed: small tensors are computed as one by themselves
+    not needed: small tensors are batched automatically
 zero_nans
     none: `torch.nan_to_num` on the gradients
 centralize contrib.normalize normalize_by_update_norm
     none: a line on the gradients before `update`
-per_example_global_norm_clip per_example_layer_norm_clip
+per_example_global_norm_clip per_example_layer_norm_clip experimental.aggregating.*
     {per_example}
 contrib.split_real_and_imaginary
     none: params are real
 ema
     none for updates; of weights, `hft.averaged`
 incremental_update periodic_update
-    `hft.averaged` and `hft.lookahead`, which do that in each update
+    `hft.averaged` and `hft.lookahead`, as part of each update
 snapshot monitor measure_with_ema
-    not needed: the state is a value, and you have it. `hft.watch` measures the drop-in classes
+    not needed: read the state. `hft.watch` measures the drop-in classes
 apply_updates
     not needed: `update` returns new params
 microbatch microbatching.*
     none: a loop over parts of the batch and `hft.accumulated`
-experimental.aggregating.*
-    {per_example}
 
 # Parts of optimizers
 scale_by_adam scale_by_adamax scale_by_amsgrad scale_by_adadelta scale_by_adan scale_by_lion scale_by_radam
@@ -253,7 +243,6 @@ scale_by_schedule
     `hft.scheduled`
 scale_by_belief scale_by_novograd scale_by_optimistic_gradient scale_by_param_block_norm scale_by_param_block_rms
 scale_by_sm3 scale_by_trust_ratio scale_by_yogi scale_by_distance_over_gradients
-    {own}
 contrib.scale_by_acprop contrib.scale_by_ademamix contrib.scale_by_simplified_ademamix contrib.scale_by_cocob
 contrib.scale_by_galore contrib.scale_by_madgrad
     {own}
@@ -366,18 +355,17 @@ TORCHOPT = Library(
     """\
 # Coming from TorchOpt
 
-What there is here for each public name of TorchOpt {version}, and if nothing, why.
+For users of TorchOpt {version}: each public name and its equivalent here, or why there is none.
 [The same task in both](coming-from.md#torchopt) has code.
 
-- **One function for each optimizer**: `hft.adam` is what `torchopt.adam`, `torchopt.Adam` and `torchopt.MetaAdam` are
-  together.
-- **`update` returns new params**, not what is to be added to them, and changes nothing in place.
-- **Every number is a tensor argument** of each `update`, open to derivatives, `vmap` and a tuner. Names and defaults
-  are those of `torch.optim`. TorchOpt has other defaults in `adadelta` (`lr`), `adamax` (`lr`, `eps`) and `radam`
-  (`eps`).
-- **Nothing has to change at once.** `hft.to_torchopt` puts an optimizer of this package where TorchOpt takes a
-  `GradientTransformation`: in `chain`, `FuncOptimizer`, `Optimizer` and `MetaOptimizer`. `hft.from_torchopt` is the way
-  back. Tests compare the optimizers of this package with `torch.optim` in each of these forms.
+- **One function for each optimizer**: `hft.adam` replaces `torchopt.adam`, `torchopt.Adam` and `torchopt.MetaAdam`.
+- **`update` returns new params**, not a difference, and changes nothing in place.
+- **Every number is a tensor argument** of each `update`: it can be differentiated, batched by `vmap` and tuned. Names
+  and defaults are those of `torch.optim`. TorchOpt has other defaults in `adadelta` (`lr`), `adamax` (`lr`, `eps`) and
+  `radam` (`eps`).
+- **Migrate step by step**: `hft.to_torchopt` makes a `GradientTransformation` of an optimizer of this package, for
+  `chain`, `FuncOptimizer`, `Optimizer` and `MetaOptimizer`. `hft.from_torchopt` converts back. Tests compare the
+  optimizers of this package with `torch.optim` in each of these forms.
 
 This page is written by `python -m tests.coming_from`. Tests compare its names with those of TorchOpt, and of this
 package.
@@ -406,18 +394,17 @@ accelerated_op_available transform.scale_by_accelerated_adam
 
 # Classes
 Optimizer
-    `hft.PureOptimizer(params, optimizer)`, a `torch.optim.Optimizer` for any optimizer of this package, which is an
-    `hft.Optimizer`
+    `hft.PureOptimizer(params, optimizer)`, a `torch.optim.Optimizer` around any `hft.Optimizer`
 SGD Adam AdamW AdaGrad Adagrad RMSProp RMSprop AdaDelta Adadelta AdaMax Adamax RAdam
     `torch.optim` has these; `hft.PureOptimizer` around the function of that name
 FuncOptimizer
     the optimizer itself: `params, state = opt.update(grads, state, params)`
 MetaOptimizer MetaSGD MetaAdam MetaAdamW MetaAdaGrad MetaAdagrad MetaRMSProp MetaRMSprop MetaAdaDelta MetaAdadelta
 MetaAdaMax MetaAdamax MetaRAdam
-    `hft.train(opt, loss, params, batches)`, differentiable in all of these; `hft.hypergradient` for one gradient,
+    `hft.train(opt, loss, params, batches)`, a differentiable function; `hft.hypergradient` for one gradient,
     `hft.bilevel` for a loop
 extract_state_dict recover_state_dict utils.ModuleState
-    not needed: params and state are values, and stay what they were
+    not needed: `train` and `update` do not change params and state
 stop_gradient
     `tree.map_tree(torch.Tensor.detach, params)` of `hyperopt_ftp.tree`
 module_clone module_detach_
