@@ -34,12 +34,10 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
 
 
 def detached(values: Any) -> Any:
-    """A tree without its graphs."""
     return detached_leaves(values, False)[1]
 
 
 def select_floats(values: Any, needs_grad: Any) -> list[Tensor]:
-    """The floating-point tensors that need a gradient; ``needs_grad`` as of :func:`detached_leaves`."""
     rows = tree.leaves(values)
     return [x for x, chosen in zip(rows, _mask(rows, needs_grad), strict=True) if chosen and is_float(x)]
 
@@ -66,7 +64,6 @@ def _mask(rows: Sequence[Any], needs_grad: Any) -> list[Any]:
 
 
 def floats(values: Any) -> list[Tensor]:
-    """The floating-point tensors of a tree."""
     return [x for x in tree.leaves(values) if is_float(x)]
 
 
@@ -85,5 +82,4 @@ def is_narrow(params: Any) -> bool:
 
 
 def added(row: OptionalTensors, more: OptionalTensors) -> OptionalTensors:
-    """The sum of two rows of tensors."""
     return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]

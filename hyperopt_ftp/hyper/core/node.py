@@ -50,7 +50,6 @@ class TrainJob:
         return [x for x in tree.leaves((trained.params, trained.state)) if isinstance(x, Tensor)]
 
     def trained(self, outputs: Sequence[Tensor]) -> TrainOutputs:
-        """The node's outputs as what was trained."""
         rows, rebuild = tree.flatten(self.end)
         values = iter(outputs)
         params, state = rebuild([next(values) if isinstance(x, torch.dtype) else x for x in rows])
@@ -69,7 +68,6 @@ class TrainJob:
         return [_as(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
 
     def residual_again(self, tensors: Sequence[Tensor]) -> Any:
-        """That of a run which is differentiable in the node's inputs."""
         run = self.strategy.run
         found = self.replay.run(self.rng, lambda: run(self.problem, self.inputs(tensors)))
         trained, residual = checked_outputs(self.strategy, found)

@@ -39,11 +39,9 @@ class Replay:
 
     @property
     def autocasts(self) -> bool:
-        """Whether autocast was on somewhere."""
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        """The random state now."""
         devices = [self._module.get_rng_state(i) for i in range(self._count)]
         return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
 
@@ -66,7 +64,6 @@ class Replay:
             return function()
 
     def rewind(self, rng: RngState) -> None:
-        """Set that random state."""
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
@@ -83,10 +80,10 @@ class Replay:
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is.
+    """The loss and the norm of each gradient of a step, as float64 if one is: compared when the step is recomputed.
 
-    Of sharded gradients this process's part: nothing is sent. Results are not in it: where a gradient is 0 but for
-    rounding, the sign of that may be another, and the results of some optimizers with it.
+    For sharded gradients this process's part, so nothing is sent. Results of the update are left out: a gradient that
+    is 0 up to rounding may change its sign, and with it the results of some optimizers.
     """
     some = [local(g.detach()) for g in grads if g.numel()]
     some = [g.coalesce().values() if g.is_sparse else g for g in some]
@@ -124,7 +121,6 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
 
 
 def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
-    """Raise where an update of the same arguments has another result."""
     for x, y in zip(map(local, first), map(local, again), strict=True):
         if not concrete(x):  # fake tensors
             return

@@ -13,10 +13,11 @@ _FUSED = ("flash", "mem_efficient", "cudnn")
 
 
 class _Shared:
-    """Settings of the whole process: entered by the first thread that needs them and left by the last.
+    """Process-wide settings: entered by the first thread that needs them and left by the last.
 
-    Attention goes by its formula. Functions that torch.compile has made run as written, but while one of our own
-    programs runs; a program that another thread's loss uses then fails at its second derivative, with an error.
+    Attention goes by its formula. Functions compiled by torch.compile run uncompiled, except while one of our own
+    programs runs. A compiled function that another thread's loss calls meanwhile fails at its second derivative, with
+    an error.
     """
 
     def __init__(self) -> None:

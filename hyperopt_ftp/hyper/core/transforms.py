@@ -12,7 +12,6 @@ _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIs
 
 
 def under_transform() -> bool:
-    """Whether a ``torch.func`` transform is active: there, leaves of our own would cut its graph."""
     return _functorch.peek_interpreter_stack() is not None
 
 
@@ -27,14 +26,12 @@ def unwrap_dead(x: Tensor) -> Tensor:
 
 
 def values_of(x: Tensor) -> Tensor:
-    """The numbers inside the wrappers of transforms."""
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.detach()
 
 
 def is_batched(x: Tensor) -> bool:
-    """Whether it is one of vmap's, also outside ``torch.func``."""
     return _functorch.is_batchedtensor(x) or _functorch.is_legacy_batchedtensor(x)
 
 
@@ -62,11 +59,9 @@ def differentiated(x: Tensor) -> bool:
 
 
 def top_level() -> int:
-    """The innermost transform's number; -1 where there is none."""
     top = _functorch.peek_interpreter_stack()
     return -1 if top is None else top.level()
 
 
 def level_of(x: Tensor) -> int:
-    """That of the transform which has wrapped a tensor; -1 where none has."""
     return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else -1

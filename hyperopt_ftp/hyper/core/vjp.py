@@ -53,7 +53,6 @@ def pull_columns(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], columns: Sequence[Sequence[Tensor]],
     retain_graph: bool,
 ) -> list[OptionalTensors]:  # fmt: skip
-    """:func:`pull` in several lists of tensors."""
     found = iter(pull(outputs, cotangents, [x for column in columns for x in column], retain_graph=retain_graph))
     return [[next(found) for _ in column] for column in columns]
 
@@ -131,7 +130,6 @@ class Linearized:
 
 
 def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any], Vector]:
-    """The transpose of a linear function of tensors like ``zeros``, by ``torch.func``."""
     back = torch.func.vjp(linear, zeros)[1]
     return lambda cotangents: back(cotangents)[0]
 
@@ -178,5 +176,4 @@ def _or_zeros(found: Tensor | None, x: Tensor) -> Tensor:
 
 
 def dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """Inner product of two lists of tensors."""
     return torch.stack([(u * v).sum().to(x[0].device) for u, v in zip(x, y, strict=True)]).sum()

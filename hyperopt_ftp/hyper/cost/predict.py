@@ -60,7 +60,6 @@ def check_known(strategy: Strategy) -> None:
 
 
 def predicted(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Found:
-    """What a run of all steps would take."""
     with twice_differentiable():
         return _FINDERS[type(strategy)](strategy, problem, inputs)
 
@@ -188,7 +187,6 @@ def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs)
 
 
 def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[InnerProblem, TrainInputs]:
-    """The first steps of a run."""
     batches, asked = [inputs.batches[k] for k in range(count)], problem.needs_grad.batches
     mask = tree.map_tree(lambda _: False, batches) if asked is False else asked[:count]
     return replace(problem, needs_grad=problem.needs_grad._replace(batches=mask)), inputs._replace(batches=batches)

@@ -43,7 +43,6 @@ class Team:
         return vector
 
     def table(self, row: Tensor) -> Tensor:
-        """Each process's row."""
         rows = row.new_empty((dist.get_world_size(self.group) * row.numel(),))
         # Named anew by torch 2.13.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -79,7 +78,7 @@ def zero_like(tensors: Sequence[Tensor], *more: Tensor) -> Tensor:
 
 
 class Copy(torch.autograd.Function):
-    """What is the same on all processes, as each one's own; the transpose is the total."""
+    """The copy of what is the same on all processes to each one's own; its transpose is :class:`Total`."""
 
     @staticmethod
     def forward(team: Team, *shared: Tensor) -> tuple[Tensor, ...]:
@@ -109,11 +108,10 @@ class Copy(torch.autograd.Function):
 
 
 class Total(torch.autograd.Function):
-    """The sums over processes of what is each one's own, the same on all; the transpose is the copy.
+    """The sum over processes of what is each one's own; its transpose is :class:`Copy`.
 
-    The second argument has no part in the sums. It is one of the copies that the summands are derivatives in, and makes
-    the sums a function of it on every process: also on one whose own derivative is constant, and which would else
-    leave the others alone in the next collective.
+    The second argument, one of the copies, has no part in the sum. It makes the sum depend on the copies on every
+    process. Otherwise a process whose own derivative is constant would not take part in the next collective.
     """
 
     @staticmethod
@@ -148,9 +146,8 @@ class Total(torch.autograd.Function):
 class Whole(torch.autograd.Function):
     """The weighted sum of the processes' losses, and this one's weight; checks that all have the same params.
 
-    ``size`` is ``None`` where the loss has failed: that is an error in all processes. ``copy`` has no part in the sum.
-    It is one of the copies, and makes the sum a function of them on every process: also on one whose loss is constant,
-    or that has no examples, and which would else leave the others alone in the next collective.
+    ``size`` is ``None`` if the loss has failed, which is an error in all processes. ``copy`` has no part in the sum;
+    see :class:`Total`.
     """
 
     @staticmethod

@@ -94,8 +94,6 @@ def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
 
 
 def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss that may not compute with DTensors."""
-
     def whole_only(params: Params, batch: Any, *own: Any) -> Tensor:
         with of_whole(params, "train_loss"):
             return train_loss(params, batch, *own)
@@ -104,7 +102,6 @@ def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def of_whole(params: Params, what: str) -> AbstractContextManager[Any]:
-    """To be entered around a loss."""
     return refuse_operations(what) if any(map(is_dtensor, tree.leaves(params))) else nullcontext()
 
 

@@ -44,12 +44,10 @@ def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, 
 
 
 def without_start(whole: dict[str, Any]) -> dict[str, Any]:
-    """The hparams of what :func:`with_start` gives."""
     return {name: value for name, value in whole.items() if name not in START}
 
 
 def check_loss(name: str, value: Any) -> None:
-    """``TypeError`` unless it is a function, and none of outputs and targets."""
     if type(value).__module__ == "torch.nn.modules.loss":
         raise TypeError(
             f"{name} is called with params, not with outputs and targets as {type(value).__name__}() is: write a "
@@ -96,7 +94,6 @@ def _counted(function: Callable[..., Any]) -> tuple[float, float]:
 
 
 def check_protocol(optimizer: Optimizer) -> None:
-    """Raise where an optimizer of one's own cannot be called as one is."""
     for name, count, call in (
         ("init", 2, "init(params, hparams)"),
         ("update", 4, "update(grads, state, params, hparams)"),
@@ -108,7 +105,6 @@ def check_protocol(optimizer: Optimizer) -> None:
 
 
 def check_batches(batches: Any) -> Any:
-    """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
     tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
@@ -155,7 +151,6 @@ def refuse_complex(leaves: Sequence[Any]) -> None:
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
-    """Warn if frozen parameters of a module would be trained beside others of it."""
     flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
     if flags != {True, False}:  # all frozen: they are given on purpose
         return

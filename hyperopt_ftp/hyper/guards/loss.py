@@ -33,13 +33,13 @@ from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes,
 class GuardedLoss:
     """``train_loss(params, batch[, own])``, or an error where a derivative through it would be wrong.
 
-    Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it is
-    enough to see that nothing has been written into.
+    The first step checks each operation, and so does any later step whose loss has another graph. All other steps check
+    only for writes in place.
 
     Args:
         bare: the loss.
-        verified: what has been seen so far.
-        asked: of the training.
+        verified: the results of earlier checks.
+        asked: what is asked of the training.
     """
 
     def __init__(self, bare: Callable[..., Tensor], verified: Verified, asked: Asked) -> None:

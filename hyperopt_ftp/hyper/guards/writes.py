@@ -93,10 +93,10 @@ def no_new_hooks() -> Iterator[None]:
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager
-    """Raise where activation checkpointing runs again, in a backward pass, with other weights than the forward pass.
+    """Raise if activation checkpointing recomputes with other weights in the backward pass than in the forward pass.
 
-    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is computed
-    again after that, with the module's own.
+    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is recomputed
+    after that, with the module's own weights.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
@@ -116,7 +116,6 @@ class refuse_other_weights(TorchDispatchMode):  # a context manager
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors that an op writes into."""
     name = func._schema.name
     if "batch_norm" in name and "backward" not in name:  # its schema does not tell
         given = _by_name(func, args, kwargs)

@@ -23,8 +23,8 @@ def learned(
 
     Args:
         numbers: the first ones.
-        slopes: ``slopes(numbers, batch)`` gives the outer loss's derivatives, and what ``keep`` needs to know.
-        keep: ``keep(numbers, known)`` brings moved numbers back into their range.
+        slopes: ``slopes(numbers, batch)`` gives the derivatives of the outer loss, and a value for ``keep``.
+        keep: ``keep(numbers, value)`` brings moved numbers back into their range.
     """
     by = adam(lr=lr)
     state = by.init(numbers)

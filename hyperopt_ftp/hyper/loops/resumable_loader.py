@@ -20,12 +20,12 @@ def is_sequence(batches: Any) -> bool:
 
 
 class ResumableLoader:
-    """Reads a sequence round and round; any other iterable is started anew when it ends.
+    """Repeats a sequence, or restarts any other iterable when it ends.
 
-    A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
-    after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
-    are read again. That leaves torch's default generators as they are: what a loader draws from them (a seed, noise on
-    examples) it has drawn the first time. One that reads in order goes on too; any other begins a pass, with a warning.
+    After a resume, a loader that shuffles with its own ``torch.Generator`` (``loader.generator``, or those of its
+    samplers) continues at the same batch: the generators' states at the start of the pass are saved, and the batches
+    since then are read again. Torch's default generators keep their state meanwhile. A loader that reads in order
+    continues too. Any other loader begins a new pass, with a warning.
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:

@@ -47,8 +47,6 @@ class System:
         return found
 
     def product(self, p: Vector, *theta: Vector) -> Callable[[Vector], Vector]:
-        """The matrix of the system as a function."""
-
         def at(q: Vector) -> Vector:
             return self.function(q, *theta)[: len(q)]
 

@@ -1,8 +1,8 @@
-"""Whether an optimizer's state may be held at a fixed point, as :class:`~hyperopt_ftp.Implicit` does.
+"""Whether an optimizer's state may be held fixed at a fixed point, as :class:`~hyperopt_ftp.Implicit` does.
 
-Let F be what a step still moves, and S the state after it. To hold the state is right where dS = M dF for some M: then
-params and hparams that leave F at 0 leave S alone. So it is where both go through the gradient alone. Decoupled weight
-decay moves the params beside the momentum, and no M is there.
+Let F be what a step still moves, and S the state after it. Holding the state is right if dS = M dF for some M: params
+and hparams that keep F at 0 then do not change S. That is so if both enter through the gradient alone. Decoupled weight
+decay moves the params without the momentum, so there is no such M.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Where the steps from ``first`` on began: kept by a plan, on the CPU with ``offload``; the others are found again.
+    """Where the steps from ``first`` on began: points kept by a plan, on the CPU with ``offload``.
 
-    The way back goes through the steps from the last to the first. It drops the points behind it; one that is not there
-    is found by running from the last one before it, and that run keeps points by the same plan.
+    The backward pass goes from the last step to the first, and drops the points behind it. A point that was not kept is
+    recomputed from the last one before it; that run keeps points by the same plan.
     """
 
     def __init__(self, inputs: TrainInputs, parts: Parts, first: int, offload: bool) -> None:
@@ -45,7 +45,6 @@ class Checkpoints:
         return other
 
     def visit(self, k: int, params: Params, state: State) -> None:
-        """Step k begins here, the first time."""
         if k in self._planned:
             self._kept[k] = self.stored(params, state)
 
@@ -71,7 +70,6 @@ class Checkpoints:
         self._replay.run(rng, run)
 
     def stored(self, params: Params, state: State) -> Checkpoint:
-        """What is kept of a step that begins here."""
         if self._offload:
             params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
         return Checkpoint(params, state, self._replay.now())

@@ -47,18 +47,18 @@ class Ran(NamedTuple):
 
 
 class CompiledSteps:
-    """K steps, the way back through them, and the steps with tangents: each a program for any number of steps.
+    """K steps, the backward pass through them, and the steps with tangents: each a program for any number of steps.
 
-    Programs are kept for the process, by the code of loss and update, and compiled anew where anything else that they
-    depend on has changed: shapes, dtypes, what the loss closes over.
+    Programs are cached in the process, by the code of loss and update. Other shapes, dtypes or values that the loss
+    closes over recompile.
 
     Args:
         problem: what is run.
-        inputs: from where.
-        compile: as of :class:`~hyperopt_ftp.Unroll`.
+        inputs: of the training.
+        compile: as in :class:`~hyperopt_ftp.Unroll`.
         first: the first step that is differentiated.
-        every: keep the points (params and state that a step begins with) of every n-th step, from which a program finds
-            the others again; 1: keep all.
+        every: keep the points (params and state at the start) of every n-th step, from which a program recomputes the
+            others; 1: keep all.
     """
 
     def __init__(
@@ -74,7 +74,6 @@ class CompiledSteps:
         self._kept: list[tuple[Stretch, Ran]] = []
 
     def forward(self) -> TrainOutputs:
-        """Where training ends."""
         begin, count = self.inputs, len(self.inputs.batches)
         params, state = detached((begin.params, begin.state))
         losses, size = [], self._every if self._every > 1 else count
@@ -157,7 +156,6 @@ class CompiledSteps:
         self, function: Any, stretch: Stretch, point: tuple[Params, State], look: Any, *more: Any,
         seeds: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:  # fmt: skip
-        """A function of below as a program, with what they all take."""
         batches = stretch.batches
         if batches is None:
             batches = _stacked([self._batches[k] for k in stretch.steps])
@@ -167,7 +165,6 @@ class CompiledSteps:
         return what.run(given, steps, seeds, look=look, planned=stretch.planned)
 
     def _stretches(self, first: int, last: int, size: int) -> Iterator[Stretch]:
-        """Of ``[first, last)``, at most so many steps each."""
         parts = max(1, math.ceil((last - first) / size))
         for a, b in pairwise(first + (last - first) * i // parts for i in range(parts + 1)):
             batches = [self._batches[k] for k in range(a, b)]
@@ -176,7 +173,6 @@ class CompiledSteps:
                 yield Stretch(range(steps[0], steps[-1] + 1), len(self._shapes) > 1, _stacked(some))
 
     def _shape(self, batch: Any) -> int:
-        """The number of a batch's shape in this run."""
         for i, (like, kinds) in enumerate(self._shapes):
             leaves = tree.fitted(batch, like)
             if leaves is not None and [_kind(x) for x in leaves] == kinds:
@@ -217,7 +213,6 @@ class CompiledSteps:
 
 
 def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) -> TrainOutputs:
-    """Where training ends, with no derivative asked for."""
     return CompiledSteps(problem, inputs, compile, first=len(inputs.batches)).forward()
 
 

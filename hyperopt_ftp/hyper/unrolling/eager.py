@@ -32,13 +32,11 @@ class _Graph(NamedTuple):
 
 
 class EagerSteps:
-    """K steps forward, and back from the last to step ``first``.
-
-    :class:`~hyperopt_ftp.hyper.unrolling.compiled.CompiledSteps` is the same by programs.
+    """K steps forward, and back from the last to step ``first``, run as they are written.
 
     Args:
         problem: what is run.
-        inputs: from where; hparams with leaves of their own in place of those that need a gradient.
+        inputs: of the training; hparams that need a gradient are replaced by leaves.
         knobs: these leaves.
         first: the first step that is differentiated.
         whole: whether what comes before it counts too.
@@ -62,7 +60,6 @@ class EagerSteps:
         self._first_needs_hvp |= whole and any(tree.leaves(asked.params))
 
     def beginning(self, first: int) -> EagerSteps:
-        """Other ones, from that step on."""
         return EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
 
     def for_retained_backward(self) -> EagerSteps:
@@ -115,7 +112,6 @@ class EagerSteps:
         return False
 
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
-        """Params and state after step k, made once more."""
         problem = self._problem.bare
         found = problem.gradient(params, self._inputs.batches[k], self._inputs.hparams)
         new = self._update(problem, found, params, state)
@@ -141,7 +137,6 @@ class EagerSteps:
         return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
 
     def compare(self) -> None:
-        """Raise where a step was another one when it was made again."""
         if self._pairs:
             refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 

@@ -57,7 +57,6 @@ class Meter(TorchDispatchMode):  # a context manager
         return result
 
     def live(self) -> int:
-        """Bytes of what was made inside and lives now."""
         self._seen = {key: row for key, row in self._seen.items() if not row[0].expired()}
         self._bound = sum(size for _, size in self._seen.values())
         return self._bound

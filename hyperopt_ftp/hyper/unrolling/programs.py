@@ -52,7 +52,6 @@ class Program:
         self._begin()
 
     def _begin(self) -> None:
-        """Forget all that was compiled."""
         # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
         code = self._function.__code__.replace()
         own = types.FunctionType(code, self._function.__globals__, self._function.__name__)

@@ -25,11 +25,11 @@ def every(n: int) -> Parts:
 
 
 def tree_of(arity: int) -> Parts:
-    """``arity`` equal parts, each of which is divided likewise.
+    """A tree of points: ``arity`` equal parts, each of which is divided likewise.
 
-    With ``d = ceil(log_a K)``, at most ``1 + (a - 1) d`` points live at once, and at most
-    ``K ((a - 1) / a d - 1) + 1`` steps are made again: on each level all parts but the last, whose points the run
-    before has left, and of a part all steps but its last.
+    With ``d = ceil(log_a K)``, at most ``1 + (a - 1) d`` points exist at once, and at most
+    ``K ((a - 1) / a d - 1) + 1`` steps are recomputed. Each level recomputes all parts but the last, whose points the
+    run before has kept, and of each part all steps but the last.
     """
     return lambda lo, hi: sorted({lo + (hi - lo) * i // arity for i in range(arity)})
 
@@ -56,16 +56,13 @@ def backward_schedule(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int
 
 
 def with_graphs(steps: int, n: int) -> Plan:
-    """Every point of so many steps, and the graphs of the last n of them."""
     words = "every point" if n == 0 else f"every point, and the graphs of the last {n}" if n < steps else "all graphs"
     return Plan(every(1), n, words)
 
 
 def points_of_every(n: int) -> Plan:
-    """No graph, and the points of every n-th step."""
     return Plan(every(n), 0, "every point" if n == 1 else f"the points of every n-th step, n = {n}")
 
 
 def points_of_tree() -> Plan:
-    """No graph, and the points of a tree."""
     return Plan(tree_of(ARITY), 0, "the points of a tree")
