@@ -24,23 +24,23 @@ def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> N
     """Check on a small problem what ``train``, ``hyper``, the combinators and ``PureOptimizer`` rely on.
 
     ===============  ===============================================================================================
-    ``pure``         ``update`` changes none of its inputs, gives the same again for the same inputs, moves the params
+    ``pure``         ``update`` changes no argument, returns the same for the same arguments, and moves the params
     ``kept``         shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits
     ``derivatives``  the derivative of four steps in each hparam is that of central differences
     ``vmap``         ``torch.func.vmap`` over the hparams gives what a loop over them gives
-    ``resume``       a state that was saved and loaded goes on to the last bit
-    ``gaps``         a parameter whose gradient is ``None`` stays as it is
+    ``resume``       a state that was saved and loaded continues to the last bit
+    ``gaps``         a parameter whose gradient is ``None`` does not change
     ===============  ===============================================================================================
 
     Args:
         optimizer: with hparams at which its rule is smooth and well conditioned: an ``eps`` of 1e-2, not 1e-8.
-        without: checks to leave out: ``derivatives`` where a rule jumps (a sign, a threshold), ``gaps`` where it
-            refuses such a gradient.
+        without: checks to leave out: ``derivatives`` if a rule jumps (a sign, a threshold), ``gaps`` if it refuses a
+            gradient that is ``None``.
 
     Raises:
         AssertionError: the first check that fails, and what differs, or what an update raised.
-        ValueError: a check that there is not.
-        TypeError: no pure optimizer.
+        ValueError: an unknown check.
+        TypeError: not a pure optimizer.
 
     >>> import hyperopt_ftp as hft
     >>> from hyperopt_ftp.testing import check_optimizer
