@@ -148,9 +148,9 @@ def value_and_grad(
 
 
 def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
-    """The outer loss's derivatives in leaves.
+    """The derivatives of the outer loss in leaves.
 
-    In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
+    float16 cotangents of the params would underflow, so the outer loss is scaled by the largest power of two that fits.
     """
     if not value.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
@@ -192,7 +192,7 @@ def check_floats(tuned: dict[str, Any]) -> None:
 
 
 def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:
-    """Raise where a data-parallel loss would not get its shard, or would give a derivative in one that is no such."""
+    """Raise if a data-parallel loss would not get its shard, or if its derivative would be wrong."""
     if isinstance(outer_loss, DataParallel):
         raise ValueError(
             "outer_loss is data-parallel and needs its shard of a batch: give lambda p: whole(p, held_out), or "

@@ -1,4 +1,4 @@
-"""Trees and their floating-point tensors: new leaves in their place, and back."""
+"""Floating-point tensors of trees, replaced by new leaves, and back."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def select_floats(values: Any, needs_grad: Any) -> list[Tensor]:
 
 
 def combine(values: Any, new: Sequence[Any], needs_grad: Any = True) -> Any:
-    """``values`` with ``new`` in the places of :func:`detached_leaves`'s leaves."""
+    """``values`` with ``new`` in place of the leaves of :func:`detached_leaves`."""
     return _filled(values, new, needs_grad, keep=True)
 
 
 def cotangents_of(values: Any, found: Sequence[Any], needs_grad: Any = True) -> Any:
-    """``values`` with ``found`` in the places of :func:`detached_leaves`'s leaves, and ``None`` elsewhere."""
+    """``values`` with ``found`` in place of the leaves of :func:`detached_leaves`, and ``None`` elsewhere."""
     return _filled(values, found, needs_grad, keep=False)
 
 
@@ -77,7 +77,7 @@ def is_float(x: Any) -> bool:
 
 
 def is_narrow(params: Any) -> bool:
-    """Whether there are 16-bit params: their adjoints are kept in float32, and go through the loss scaled."""
+    """Whether there are 16-bit params: their adjoints are float32, and are scaled before they go through the loss."""
     return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
 
 

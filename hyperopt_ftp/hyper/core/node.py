@@ -24,7 +24,7 @@ from .vjp import transposed
 
 @dataclass
 class TrainJob:
-    """What a node of the graph has to know beside the tensors that it is a function of."""
+    """What a node of the graph needs beside its input tensors."""
 
     strategy: Strategy
     problem: InnerProblem
@@ -75,7 +75,7 @@ class TrainJob:
         return residual
 
     def pullback_with_graph(self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """As ``create_graph=True`` asks for: the steps are made again, and differentiated as they are."""
+        """For ``create_graph=True``: the steps are repeated, and differentiated as they are."""
         if not self.strategy.exact:
             raise RuntimeError(
                 f"a derivative of the derivative by {type(self.strategy).__name__} was asked for (create_graph=True), "

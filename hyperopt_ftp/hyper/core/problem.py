@@ -19,7 +19,7 @@ from .transforms import under_transform
 
 
 class Gradient(NamedTuple):
-    """A training gradient at leaves of its own, with its graph where that was asked for."""
+    """A training gradient at new leaves, with its graph if that was asked for."""
 
     loss: Tensor
     grads: list[Tensor]
@@ -54,7 +54,7 @@ class InnerProblem:
 
     @property
     def bare(self) -> InnerProblem:
-        """The same for a step that is made again: nothing is looked at a second time."""
+        """The problem without checks, for steps that are recomputed."""
         return self._bare or self
 
     def batch_needs_grad(self, k: int) -> Any:
@@ -68,7 +68,7 @@ class InnerProblem:
         return self.update_fn(grads, state, params, without_loss(hparams))
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
-        """One step and its training loss, differentiable in all arguments, under ``torch.func`` and without."""
+        """One step and its training loss, differentiable in all arguments, with and without ``torch.func``."""
         if self.before_step:
             self.before_step(params, batch, hparams)
         if under_transform():
@@ -85,7 +85,7 @@ class InnerProblem:
         return params, state, loss
 
     def loop(self, inputs: TrainInputs) -> TrainOutputs:
-        """The plain loop: differentiable under a transform or where grad mode is on, else without any graph."""
+        """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
         hparams, params, state, batches = inputs
         losses, graph = [], under_transform() or torch.is_grad_enabled()
         for k in range(len(batches)):  # a sequence of somebody's own may not know where it ends

@@ -1,4 +1,4 @@
-"""What it takes to make a step a second time: the random numbers and the autocast of the first."""
+"""What a recomputed step needs: the random numbers and the autocast of the first run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RngState(NamedTuple):
 
 
 class Replay:
-    """Default generators of the CPU and of every accelerator, other ones, and the autocast of when it was made."""
+    """States of the default generators of the CPU and of every accelerator, of other generators, and the autocast."""
 
     def __init__(self, *others: torch.Generator) -> None:
         self._others = others
@@ -47,7 +47,7 @@ class Replay:
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
-        """A backward pass has its dtypes from the forward pass, whatever autocast it is called under."""
+        """For a backward pass, whose dtypes are those of the forward pass."""
         with ExitStack() as stack:
             for kind, _, _ in self._autocast:
                 if torch.is_autocast_enabled(kind):
@@ -55,7 +55,7 @@ class Replay:
             yield
 
     def run(self, rng: RngState, function: Callable[[], T]) -> T:
-        """``function()`` with that random state, under the autocast of then; outside, all stays as it is."""
+        """``function()`` with the saved random state and autocast; both are restored afterwards."""
         with self._kept(), ExitStack() as stack:
             self.rewind(rng)
             for kind, dtype, enabled in self._autocast:
@@ -96,10 +96,10 @@ def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
 
 
 def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> None:
-    """Raise unless each step that was made again has the fingerprint that it had the first time.
+    """Raise unless each recomputed step has the fingerprint of its first run.
 
     Args:
-        pairs: the number of a step, its fingerprint, and that of the step made again.
+        pairs: the number of a step, its fingerprint, and that of the recomputed step.
         dtype: the narrowest that they are made of.
     """
     before, after = torch.stack([x[1] for x in pairs]), torch.stack([x[2] for x in pairs])
@@ -135,9 +135,9 @@ def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> No
 
 
 def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
-    """Raise unless the steps have the training losses that they had the first time, but for ``eps ** power``.
+    """Raise unless the steps have the training losses of their first run, up to ``eps ** power``.
 
-    ``steps`` are their numbers, else they are all. Under vmap nobody looks.
+    ``steps`` are their numbers; ``None``: all. Under vmap nothing is checked.
     """
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape:

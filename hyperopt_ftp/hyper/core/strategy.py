@@ -100,7 +100,7 @@ def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]
 
 
 def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> list[Tensor | None]:
-    """The leaves of what ``pullback`` returned in the order of the inputs', each of its shape or ``None``."""
+    """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
     name = type(strategy).__name__
     if not isinstance(found, TrainInputs):
         raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got {_kind(found)}")

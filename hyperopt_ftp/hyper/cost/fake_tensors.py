@@ -1,4 +1,4 @@
-"""Tensors without values in place of those that are given: shapes and bytes are all that is looked at."""
+"""Tensors without values, for shapes and bytes."""
 
 from __future__ import annotations
 

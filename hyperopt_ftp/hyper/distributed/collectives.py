@@ -1,4 +1,4 @@
-"""What is the same on all processes, what is each one's own, and the collectives between them, differentiable."""
+"""Differentiable collectives between what is the same on all processes and what is each one's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Team:
     group: dist.ProcessGroup | None  # None: all
 
     def most(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number over the processes: what is decided by them is decided alike."""
+        """The maximum of each number over the processes, so that all decide alike."""
         self.check()
         place = None if dist.get_backend(self.group) == "gloo" else torch.accelerator.current_accelerator()
         with temporarily_clear_interpreter_stack():
@@ -38,7 +38,7 @@ class Team:
         return mine.tolist()
 
     def total(self, vector: Tensor) -> Tensor:
-        """A vector becomes the sum of those of all processes, in place."""
+        """Replace a vector by its sum over all processes, in place."""
         self._together("adding up a derivative", lambda: dist.all_reduce(vector, group=self.group))
         return vector
 
@@ -70,7 +70,7 @@ class Team:
 
 
 def zero_like(tensors: Sequence[Tensor], *more: Tensor) -> Tensor:
-    """Of the first one's dtype. Under vmap it has a batch wherever one of them has: all processes have to agree."""
+    """A zero in the dtype of the first one. It has a vmap batch if any has, so that all processes agree."""
     zero = tensors[0].new_zeros(())
     if under_transform():
         zero = sum((x.new_zeros((), dtype=zero.dtype) for x in (*tensors, *more)), start=zero)
@@ -202,7 +202,7 @@ def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:
 
 
 def _print_of(tensors: Sequence[Tensor]) -> Tensor:
-    """A number that depends on every bit of them."""
+    """A number that depends on every bit of the params."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [x.detach().view(kinds[x.element_size()]).sum() for x in tensors]
     return torch.stack([(2 * i + 1) * x.to(sums[0].device) for i, x in enumerate(sums)]).sum()

@@ -1,4 +1,4 @@
-"""A loss on one process's shard of each batch, as the loss on the whole batch: to any order of derivatives."""
+"""The loss on the whole batch, differentiable to any order, from a loss on one process's shard."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class DataParallel:
 
 
 def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
-    """Numbers that all processes have in common: the largest of each; of a loss in one process, those that it has."""
+    """The maximum of each number over all processes; for a loss in one process, the numbers themselves."""
     return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
 
 
@@ -194,7 +194,7 @@ def shards_differ(who: str) -> ValueError:
 
 
 def check_steps(loss: Any, count: int) -> None:
-    """Raise where a data-parallel loss is to be trained for another number of steps in another process."""
+    """Raise if processes train a data-parallel loss for different numbers of steps."""
     most, least = agreed(loss, [count, -count])
     if most != -least:
         raise ValueError(
@@ -204,7 +204,7 @@ def check_steps(loss: Any, count: int) -> None:
 
 
 def check_value(loss: Any, value: Tensor) -> None:
-    """Raise where, beside a data-parallel training loss, the outer loss is another number in another process."""
+    """Raise if the outer loss beside a data-parallel training loss differs between processes."""
     if isinstance(loss, DataParallel):
         numbers = values_of(value).double().nan_to_num() + 0.0  # of the two zeros one
         bits = numbers.reshape(-1).view(torch.int64).tolist()
@@ -217,5 +217,5 @@ def check_value(loss: Any, value: Tensor) -> None:
 
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
-    """The loss of an empty shard: zero, with a batch of vmap wherever that of another process may have one."""
+    """The loss of an empty shard: zero, with a vmap batch if another process may have one."""
     return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))

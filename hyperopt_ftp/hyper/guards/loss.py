@@ -1,4 +1,4 @@
-"""The training loss, looked at while it runs: some would give a wrong derivative."""
+"""The training loss, checked while it runs: some losses would give a wrong derivative."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class GuardedLoss:
                 return self._looked_at(tensors, arguments, made.found, rng, params, batch, *own)
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
-        """An evaluation at the level of the step itself, where tensors of transforms further out stand out."""
+        """An evaluation at the level of the step itself, where tensors of outer transforms can be detected."""
         if under_transform():
             with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
                 self._replay.run(self._replay.now(), lambda: loss_at(self.bare, params, batch, hparams))

@@ -1,4 +1,4 @@
-"""The update of an optimizer, looked at when it is first made: some would give a wrong derivative."""
+"""The update of an optimizer, checked when it first runs: some updates would give a wrong derivative."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ _MOST = 20_000
 
 
 def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
-    """What the outcome of functions may depend on beside their arguments; ``None`` where not all of it can be seen."""
+    """What functions depend on beside their arguments; ``None`` if not all of it is visible."""
     state: list[Any] = []
     objects: list[ref[Any]] = []
     seen: set[int] = set()
@@ -155,7 +155,7 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Globals that code, and that of the functions in it, may read."""
+    """Globals that code, and the functions in it, may read."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,4 +1,4 @@
-"""What a loss or an update may not do: write into tensors it has not made; a step made twice would write twice."""
+"""Writes in place into tensors that a loss or an update has not made: a recomputed step would write twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
 
 class refuse_writes(TorchDispatchMode):  # a context manager
-    """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
+    """Raise if the code inside writes in place into a tensor that it has not made, or reads the number of a knob."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class refuse_writes(TorchDispatchMode):  # a context manager
 
 
 class NewHooks(Exception):
-    """The code inside has given saved tensors hooks, as activation checkpointing does."""
+    """The code inside sets hooks on saved tensors, as activation checkpointing does."""
 
 
 @contextmanager
 def no_new_hooks() -> Iterator[None]:
-    """:class:`NewHooks` where the code inside sets hooks on what is saved for the backward pass."""
+    """:class:`NewHooks` if the code inside sets hooks on saved tensors."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
             yield

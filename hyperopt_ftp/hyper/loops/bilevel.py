@@ -233,7 +233,7 @@ class _Rounds:
         return lambda params: self.outer_loss(params, batch)
 
     def _settled(self, given: dict[str, Any], tuned: dict[str, Any], inner: State) -> dict[str, Any]:
-        """As the optimizer wants them after an update: a radius is at most the largest norm."""
+        """The hyperparameters as ``settle`` of the optimizer leaves them: a radius is at most the largest norm."""
         ours = tuple(name for name in self.names if name.split(".")[0] in self.optimizer.hparams)
         if self.optimizer.settle is None or not ours:
             return tuned
@@ -276,12 +276,12 @@ def _check_state(
 
 
 def _shape_of(values: Any) -> Any:
-    """What two trees of one kind have in common."""
+    """The structure of a tree and the shapes of its tensors."""
     return tree.structure(values), [tuple(x.shape) if isinstance(x, Tensor) else None for x in tree.leaves(values)]
 
 
 def _kind_of(outer: State) -> Any:
-    """Of a ``state_dict`` of torch.optim, which is empty before its first step, the options; else all."""
+    """For a ``state_dict`` of torch.optim, which is empty before its first step, the options; else everything."""
     if isinstance(outer, dict) and "param_groups" in outer:
         return [sorted(group) for group in outer["param_groups"]]
     return _shape_of(outer)

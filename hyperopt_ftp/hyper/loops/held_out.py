@@ -38,5 +38,5 @@ def learned(
 
 
 def still(params: Params, batch: Any) -> Tensor:
-    """A training loss that moves nothing: a step is what the optimizer does by itself, such as its projection."""
+    """A training loss with zero gradients: a step is then only what the optimizer itself does, such as a projection."""
     return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

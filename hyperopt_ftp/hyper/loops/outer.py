@@ -1,4 +1,4 @@
-"""The optimizer outside: pure, or of torch.optim, which is given the functions of a pure one."""
+"""The outer optimizer: a pure one, or one of torch.optim as a pure one."""
 
 from __future__ import annotations
 

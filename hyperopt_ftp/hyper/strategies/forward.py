@@ -1,4 +1,4 @@
-"""Exact forward mode: the derivative of params and state is carried along."""
+"""Exact forward mode: the derivatives of params and state are computed along with them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Forward(Strategy):
 
 
 def _carry(problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
-    """Train, with the tangents of the scalars a to b: each tensor's have a first dimension that counts them."""
+    """Train, with the tangents of the scalars a to b; their first dimension counts them."""
     rows, units, asked = b - a, _Units(a, b), problem.needs_grad
     knobs, hparams = detached_leaves(inputs.hparams, asked.hparams)
     d_knobs = units.of(inputs.hparams, asked.hparams)

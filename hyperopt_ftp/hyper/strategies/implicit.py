@@ -149,7 +149,7 @@ class Implicit(Strategy):
         last = [inputs.batches[k] for k in range(count - self.batches, count)]
 
         def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
-            """F, what a step, averaged over the last batches, would still move; and the state after it."""
+            """F, the change by a step averaged over the last batches, and the state after it."""
             whole, constants = iter((*p, *h, *b, *s)), iter(rest)
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)

@@ -1,4 +1,4 @@
-"""Exact reverse mode through K steps, with as much kept of them as was asked for."""
+"""Exact reverse mode through K steps, with a choice of what is kept of them."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class Unroll(Strategy):
         return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
 
     def planned(self, steps: int) -> Plan:
-        """What is kept of so many steps, as far as that does not depend on what the first of them takes."""
+        """What is kept of so many steps, if the size of the first does not decide it."""
         if self.checkpoint == "log":
             return points_of_tree()
         if self.checkpoint == "auto":

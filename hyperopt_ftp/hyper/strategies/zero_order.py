@@ -1,4 +1,4 @@
-"""Evolution strategies: a derivative from differences of whole trainings, no gradient of the way there."""
+"""Evolution strategies: a derivative from differences of whole trainings."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ZeroOrder(Strategy):
 
 
 def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, rng: RngState) -> Tensor:
-    """Values at all points: by vmap, or one after the other where it cannot be."""
+    """Values at all points, by vmap, or one after the other if vmap fails."""
 
     def together() -> Tensor:
         columns = [torch.stack(column) for column in zip(*points, strict=True)]

@@ -84,17 +84,17 @@ class Constraints:
 
 
 def _exp(u: Tensor) -> Tensor:
-    """Above 0 and finite, so that its logarithm is finite too."""
+    """Positive and finite, so that its logarithm is finite too."""
     return u.exp().clamp(min=torch.finfo(u.dtype).tiny, max=torch.finfo(u.dtype).max)
 
 
 def _sigmoid(u: Tensor) -> Tensor:
-    """Inside (0, 1) also where rounding would end at 0 or 1."""
+    """In (0, 1) even where rounding would give 0 or 1."""
     return u.sigmoid().clamp(min=torch.finfo(u.dtype).tiny, max=1 - torch.finfo(u.dtype).eps / 2)
 
 
 def _clip(domains: Any, value: Any) -> Any:
-    """``value`` inside its domain, or each part of a tree of hparams inside its own."""
+    """``value``, or each part of a tree of hparams, clipped to its domain."""
     if isinstance(domains, Domain):
         return tree.map_tree(domains.clip, value)
     if isinstance(domains, Mapping) and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where steps began: kept for some, found again for the others by running from those."""
+"""Where steps began: points that are kept, and points that are recomputed from those."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Checkpoints:
         self._replay = Replay()
 
     def for_retained_backward(self) -> Checkpoints:
-        """These points for a way back that leaves them as they are."""
+        """A copy for a backward pass that may run again."""
         other = copy(self)
         other._kept = dict(self._kept)
         return other
@@ -49,7 +49,7 @@ class Checkpoints:
             self._kept[k] = self.stored(params, state)
 
     def at(self, k: int, step: Step) -> Checkpoint:
-        """Where step k began; points after it are dropped. ``step(k, params, state)`` is what follows on a step."""
+        """Where step k began; points after it are dropped. ``step(k, params, state)`` gives the next point."""
         while (last := next(reversed(self._kept))) > k:
             del self._kept[last]
         if last < k:
@@ -82,5 +82,5 @@ class Checkpoints:
 
 
 def _back(values: Any, like: Any) -> Any:
-    """Each tensor on the device of the one that training started with in its place."""
+    """Each tensor on the device that it had at the start."""
     return tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, values, like)

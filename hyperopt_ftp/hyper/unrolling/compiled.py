@@ -29,7 +29,7 @@ SHAPES = 3
 
 
 class Stretch(NamedTuple):
-    """Consecutive steps with batches of one shape: a program runs them at once."""
+    """Consecutive steps with batches of one shape, run by one program."""
 
     steps: range
     planned: bool  # whether the run has met other shapes: that a program is compiled for each is no surprise
@@ -188,7 +188,7 @@ class CompiledSteps:
         return len(self._shapes) - 1
 
     def _asked(self, stretch: Stretch) -> tuple[Any, Any]:
-        """What a derivative is asked for, of hparams and of any of a stretch's batches."""
+        """What a derivative is asked for, in hparams and in any of a stretch's batches."""
         asked = self._problem.needs_grad
         if not self._asks_batches:
             return asked.hparams, tree.map_tree(lambda _: False, self._problem.batch_needs_grad(stretch.steps[0]))
@@ -196,7 +196,7 @@ class CompiledSteps:
         return asked.hparams, tree.map_tree(lambda *flags: any(flags), *of_batches)
 
     def _as_written(self, stretch: Stretch, params: Params, state: State) -> None:
-        """A stretch's first step as it is written, of which nothing remains: its errors are the program's."""
+        """Runs a stretch's first step uncompiled and drops the result: its errors are those of the program."""
         problem, k, replay = self._problem, stretch.steps[0], Replay()
         knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
         batch, asked = detached(self._batches[k]), problem.batch_needs_grad(k)
@@ -218,7 +218,7 @@ def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) 
 
 @contextmanager
 def _compiling(cotangents: Sequence[Tensor | None] = ()) -> Iterator[None]:
-    """Where programs run; an error where torch.compile would fail, with words about something else."""
+    """A context for running programs; a clear error where torch.compile would fail with an unrelated one."""
     where = None
     if _get_current_dispatch_mode_stack():
         where = "inside a dispatch mode, such as the loss of another train that is being looked at"
@@ -237,14 +237,14 @@ def _kind(x: Any) -> Any:
 
 
 def _stacked(batches: Sequence[Any]) -> Any:
-    """Batches of one shape as one, each tensor with a first dimension that counts them."""
+    """Batches of one shape, stacked along a new first dimension."""
     rebuild = tree.flatten(batches[0])[1]
     leaves = map(rebuild.aligned, batches)
     return rebuild([_rows(xs) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*leaves, strict=True)])
 
 
 def _rows(xs: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``, without a copy where they lie one after the other, or are all the same."""
+    """``torch.stack``, without a copy if the tensors are contiguous in memory, or all the same."""
     first = xs[0]
     places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.is_contiguous()) for x in xs]
     for step in (0, first.numel()):
@@ -254,7 +254,7 @@ def _rows(xs: Sequence[Tensor]) -> Tensor:
 
 
 def _apart(*parts: Any) -> Any:
-    """The same trees, no tensor in two places: torch compiles anew where other ones of its inputs are one."""
+    """The same trees without shared tensors: torch recompiles when other inputs are shared."""
     rows, rebuild = tree.flatten(parts)
     seen: set[int] = set()
     for i, x in enumerate(rows):
@@ -338,8 +338,8 @@ def _step_of_floats(
 ) -> tuple[Any, tuple[list[Tensor], ...]]:  # fmt: skip
     """A step as a function of the floats of params and state, and of what needs a gradient of hparams and batch.
 
-    It gives the floats of params and state, and beside them the loss and the gradient; and the point at which it is
-    that step. 16-bit params and state go in and out in 32 bits.
+    It gives the floats of params and state, the loss and the gradient, and the point of the step. 16-bit params and
+    state go in and out in 32 bits.
     """
 
     def step(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Any]:

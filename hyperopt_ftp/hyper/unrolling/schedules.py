@@ -1,4 +1,4 @@
-"""Which points of a run are kept on the way forward, and which are found again on the way back."""
+"""Which points of a run are kept in the forward pass, and which are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Plan(NamedTuple):
 
 
 def every(n: int) -> Parts:
-    """Every n-th step, and within n steps each: at most ``ceil(K / n) + n - 1`` points, fewer than K steps again."""
+    """Every n-th step, and all within n steps: at most ``ceil(K / n) + n - 1`` points, fewer than K recomputations."""
     return lambda lo, hi: range(lo, hi, n if hi - lo > n else 1)
 
 
@@ -44,7 +44,7 @@ def kept(parts: Parts, lo: int, hi: int) -> list[int]:
 
 
 def backward_schedule(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
-    """Back through ``[lo, hi)``: the step, how many points live when it is used, how many steps were made for it."""
+    """Back through ``[lo, hi)``: the step, the number of points when it is used, and of steps recomputed for it."""
     live = kept(parts, lo, hi)
     for k in range(hi - 1, lo - 1, -1):
         while live[-1] > k:

@@ -1,4 +1,4 @@
-"""Bases with two modes, such as schedule-free ones: ``train()`` sets the weights to train, ``eval()`` those to deploy."""
+"""Bases with two modes, such as schedule-free: ``train()`` sets the weights to train, ``eval()`` those to deploy."""
 
 from __future__ import annotations
 
