@@ -181,6 +181,10 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
 
     A value may also be a tree of numbers or 0-d tensors in the structure of the parameters, one for each parameter.
     ``domains`` are those of an optimizer whose names have their own meaning.
+
+    >>> from hyperopt_ftp.optimizers import to_tensors
+    >>> to_tensors(lr=0.1)
+    {'lr': tensor(0.1000, dtype=torch.float64)}
     """
     for name, value in values.items():
         _check_place(name, value)

@@ -225,7 +225,9 @@ def small_training(opt: Optimizer, hparams: Any, params: Any, data: list[Tensor]
 
 
 def central_differences(f: Callable[[Any], Tensor], values: Any, h: float = 1e-4) -> list[Tensor]:
-    """The derivative of ``f`` in each entry of each leaf, extrapolated from ``h`` and ``h / 2``: error h^4 + 1e-16 / h.
+    """The derivative of ``f(values) -> scalar`` in each entry of each leaf, by differences with ``h`` and ``h / 2``.
+
+    The extrapolated error is about h^4 + 1e-16 / h.
 
     >>> import torch
     >>> from hyperopt_ftp.testing import central_differences

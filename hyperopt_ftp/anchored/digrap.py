@@ -45,7 +45,7 @@ def digrap(
         g     <- g - omega * p      where <g, d> >= 0, else g
 
     ``h`` is the one-step hypergradient of an SGD step (``dW/domega = lr * p``), also for other bases. omega starts at
-    0. The first h is 0, since there is no previous step, so omega moves from the second step on.
+    0. The first h is 0, since there is no previous step, so omega can move from the second step on.
 
     Args:
         base: any optimizer with an ``lr``; it gets the projected gradient. Put :func:`scheduled` around the result.

@@ -95,7 +95,7 @@ def train(
             a transform; frozen parameters of a module among params that require grad; warnings of the strategy.
 
     If a derivative is asked for, attention runs by its formula, because the fused kernels have no second derivative.
-    Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process during the call.
+    Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process meanwhile.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()

@@ -22,14 +22,15 @@ def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tens
 
         W[:, j] <- W0[:, j] + m_j (W[:, j] - W0[:, j]) / (1 - p)
 
-    The mean over draws is ``W``. Inputs are dim 1, but dim 0 of a depthwise convolution, where each channel has its own
-    input (dim 1 has size 1). Weights that are replaced by the anchor get no gradient in this step.
+    The mean over draws is ``W``. Inputs are dim 1. In a depthwise convolution they are dim 0, since each channel has
+    its own input there (dim 1 has size 1). Weights that are replaced by the anchor get no gradient in this step.
+    Tensors with fewer than two dims (biases, norms) do not change.
 
     Args:
         weights: trained weights by name: ``dict(model.named_parameters())``. Give the result to
             ``torch.func.functional_call``, in training only; evaluate with the trained weights themselves.
         anchor: pre-trained weights by name, detached. A name that is absent (a new head) is not mixed.
-        p: probability of an input's weights to be replaced, in [0, 1). The paper uses up to 0.9. It may be a 0-d tensor
+        p: probability that an input's weights are replaced, in [0, 1). The paper uses up to 0.9. It may be a 0-d tensor
             (for ``vmap``), but has no derivative.
 
     Returns:
@@ -39,8 +40,8 @@ def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tens
     Raises:
         TypeError, ValueError: as :func:`wise`; p outside [0, 1), or one that requires grad.
 
-    The authors' code mixes only the weights of linear layers. Here too, tensors with fewer than two dims (biases,
-    norms) do not change. Differs from the authors' code, which leaves ``1 / (1 - p)`` out of the gradient.
+    Differs from the authors' code, which mixes the weights of linear layers only, and leaves ``1 / (1 - p)`` out of the
+    gradient.
 
     >>> import torch, hyperopt_ftp as hft
     >>> _ = torch.manual_seed(0)

@@ -30,8 +30,8 @@ def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Numb
             paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
 
     Returns:
-        New tensors by name, in the dtypes of ``weights``, differentiable. Entries that are not floating-point (counts
-        of batches) are those of ``weights``. Equal entries do not change, infinite ones too.
+        New tensors by name, in the dtypes of ``weights``; those that are mixed can be differentiated. Entries that are
+        not floating-point (counts of batches) are those of ``weights``. Equal entries do not change, infinite ones too.
 
     Raises:
         TypeError: something that is not a dict; pass ``module.state_dict()``.

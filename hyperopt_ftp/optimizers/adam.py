@@ -47,8 +47,8 @@ def adam(
         lr, betas, eps, weight_decay: the hparams: numbers, 0-d tensors, or trees of them (one for each parameter).
         amsgrad: use the largest ``v`` so far (not an hparam).
         maximize: maximize the loss: ``g <- -g`` first (not an hparam).
-        eps_root: a number inside the root, for hypergradients near a zero second moment. Without it, the root's
-            derivative at exactly 0 is defined as 0, so a dead unit gives 0 and not NaN.
+        eps_root: a number added inside the root, for hypergradients near a zero second moment (not an hparam). The
+            root's derivative at exactly 0 is defined as 0 in any case, so a dead unit gives 0 and not NaN.
 
     Raises:
         ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).

@@ -84,8 +84,8 @@ def averages(params: TreeT, state: State) -> TreeT:
     """The averaged weights of a state: ``params``, with the average in place of each leaf that has one.
 
     It finds the field ``average`` in the state, and in the states of optimizers inside it (fields ``base`` and
-    ``parts``, to any depth). So it works around :func:`averaged` too: with :func:`projected`, :func:`hyper`, or a
-    :func:`partition`, of which only averaged parts are replaced. A :class:`PureOptimizer` has it as ``opt.averages()``.
+    ``parts``, to any depth). So :func:`averaged` may be inside :func:`projected`, :func:`hyper` or a :func:`partition`.
+    A :class:`PureOptimizer` has it as ``opt.averages()``.
 
     Args:
         params: the present params. They give the structure, the dtypes, and the leaves without an average.

@@ -38,7 +38,8 @@ def by_rule(
     """The optimizer that applies ``rule`` to each tensor. 16-bit weights are computed in float32.
 
     Args:
-        rule: a pure function that acts entry by entry, unless ``whole``.
+        rule: ``rule(w, g, s, h, t) -> (w, s)``, pure: weights, gradient, state and hparams by name, number of this
+            update. It acts entry by entry, unless ``whole``.
         kind: class of the state, a NamedTuple: the trees of ``keeps``, ``step`` if updates are counted, ``()`` for
             other fields.
         hparams: the defaults by name, from :func:`~hyperopt_ftp.optimizers.to_tensors`.
@@ -48,6 +49,15 @@ def by_rule(
         domains: of the hparams; ``None``: those in ``DOMAINS``.
         maximize: negate the gradient first.
         whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
+
+    >>> import torch
+    >>> from typing import Any, NamedTuple
+    >>> from hyperopt_ftp.optimizers import by_rule, to_tensors
+    >>> class Count(NamedTuple):
+    ...     step: Any
+    >>> opt = by_rule(lambda w, g, s, h, t: (w - h["lr"] * g / t, {}), Count, to_tensors(lr=0.5))
+    >>> opt.update(torch.ones(1), opt.init(torch.ones(1)), torch.ones(1))
+    (tensor([0.5000]), Count(step=tensor(1)))
     """
     check_flag("maximize", maximize)
     domains = domains_of(hparams) if domains is None else domains

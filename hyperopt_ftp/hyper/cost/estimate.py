@@ -121,7 +121,7 @@ def estimate(
             ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
 
     Not included: the outer loss, larger later batches, workspace inside kernels, a state that training makes itself,
-    the time of updates and of ``offload``, and the speed of a network.
+    the time of updates and of ``offload``, and the speed of the interconnect.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return (torch.tanh(x @ p["a"]) @ p["b"]).square().mean()

@@ -65,8 +65,8 @@ def data_parallel(
         ValueError: a loss of the params alone, whose weight is unknown; an unknown ``reduction``. When called: a batch
             without one length; a loss that closes over a tensor that requires grad (under a ``torch.func`` transform it
             counts as a constant). In :func:`train`: numbers of batches that differ between processes.
-        RuntimeError: when called, no process group; params that differ between processes; on all other processes, one
-            that failed in its loss or ended.
+        RuntimeError: when called, no process group; params that differ between processes; another process has failed in
+            its loss, or has ended.
 
     Warns:
         UserWarning: the loss of a process, named by its rank, is not finite.

@@ -81,8 +81,8 @@ def bilevel(
             ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
             default, it gets ``hparams["loss"]`` there.
-        params: the starting point. If ``state`` is given and ``reset`` is not, only their structure and shapes are
-            used.
+        params: the starting point. With ``state`` only their structure and shapes are used; if ``over`` names parts of
+            them (``"params.head"``), also the values of the other parts.
         train_batches, outer_batches: a sequence is repeated, and ``state`` keeps the position. Any other iterable (a
             loader) is restarted when it ends. A resumed run continues at the same batch if the loader reads in order or
             shuffles with its own ``torch.Generator``. Any other loader is restarted, with a warning.

@@ -48,8 +48,8 @@ class Implicit(Strategy):
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
             conjugate gradients, for a symmetric positive ``dF/dp`` (SGD, with or without momentum). ``"identity"``:
-            ``x = dL/dp``, as if ``dF/dp`` were I, which costs one step (T1-T2, arXiv 1511.06727; SAMA, arXiv
-            2310.05674).
+            ``x = dL/dp``, as if ``dF/dp`` were I: the derivative of one step, at its cost (T1-T2, arXiv 1511.06727;
+            SAMA, arXiv 2310.05674).
         iterations: maximal number of products with ``dF/dp``.
         damping: added to the diagonal, in units of ``dF/dp``.
         tolerance: relative residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns. ``None``:

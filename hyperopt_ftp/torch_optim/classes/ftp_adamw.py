@@ -53,10 +53,10 @@ class FTPAdamW(DropIn):
             tensor.
         gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: only clipped rows, the
             true derivative of the step.
-        radius_start: the first radius, finite, >= 0. ``None``: the largest row norm of ``W - W0`` at the start, at
-            least 1e-8, so the first step from the anchor moves almost nothing. 1e-8 or less: 1e-8 always, as in the
-            authors' code; weights that start off the anchor are then reset to it. A large number leaves the first step
-            unconstrained, since a radius is clipped after the step.
+        radius_start: the first radius, finite, >= 0, if it is larger than the default. ``None``: the largest row norm
+            of ``W - W0`` at the start, at least 1e-8, so the first step from the anchor moves almost nothing. 1e-8 or
+            less: 1e-8 always, as in the authors' code; weights that start off the anchor are then reset to it. A large
+            number leaves the first step unconstrained, since a radius is clipped after the step.
         anchor_dtype: store each anchor in this dtype if that changes none of its values, else as it is. Weights that
             were loaded from 16 bits then take 2 bytes.
         anchor_device: ``"cpu"`` stores the anchors there; each step copies them.
