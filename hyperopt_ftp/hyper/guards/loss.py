@@ -35,11 +35,6 @@ class GuardedLoss:
 
     The first step checks each operation, and so does any later step whose loss has another graph. All other steps check
     only for writes in place.
-
-    Args:
-        bare: the loss.
-        verified: the results of earlier checks.
-        asked: what is asked of the training.
     """
 
     def __init__(self, bare: Callable[..., Tensor], verified: Verified, asked: Asked) -> None:
@@ -85,15 +80,6 @@ class GuardedLoss:
         self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], made: Sequence[Tensor], rng: RngState,
         params: Params, batch: Any, *own: Any,
     ) -> Tensor:  # fmt: skip
-        """The loss.
-
-        Args:
-            tensors: that it is given.
-            arguments: those of them that require grad.
-            made: leaves of its own, as they come.
-            rng: when it began.
-            params, batch, own: its arguments.
-        """
         if not self._asked.derived:
             loss = self._value(params, batch, *own)
             refuse_captured(loss, arguments, made)

@@ -33,11 +33,6 @@ class GuardedUpdate:
     It must not use a tensor that a derivative is taken in and that it is not given. If anything is differentiated, it
     must not write into its arguments, nor read the number of an hparam that a derivative is asked for. The first update
     of each kind is checked: plain, with a graph, and under a transform.
-
-    Args:
-        bare: the update.
-        verified: the results of earlier checks.
-        asked: what is asked of the training.
     """
 
     def __init__(self, bare: Update, verified: Verified, asked: Asked) -> None:

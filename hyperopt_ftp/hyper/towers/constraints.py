@@ -23,11 +23,6 @@ class Constraints:
     times ``dx/du`` (1, x or x (1 - x)). Every x is then clipped to its domain, and the hypergradient is taken at the
     clipped x.
 
-    Args:
-        names: paths of the tuned hparams.
-        given: maps by path.
-        domains: of the optimizer that has these hparams.
-
     Raises:
         ValueError: a path that is not tuned, an unknown map, or one that leads out of the domain.
         TypeError: maps that are not given by path.

@@ -53,8 +53,7 @@ class CompiledSteps:
     closes over recompile.
 
     Args:
-        problem: what is run.
-        inputs: of the training.
+        problem, inputs: of the training.
         compile: as in :class:`~hyperopt_ftp.Unroll`.
         first: the first step that is differentiated.
         every: keep the points (params and state at the start) of every n-th step, from which a program recomputes the

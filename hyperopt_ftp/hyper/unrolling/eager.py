@@ -32,11 +32,10 @@ class _Graph(NamedTuple):
 
 
 class EagerSteps:
-    """K steps forward, and back from the last to step ``first``, run as they are written.
+    """K uncompiled steps forward, and back from the last to step ``first``.
 
     Args:
-        problem: what is run.
-        inputs: of the training; hparams that need a gradient are replaced by leaves.
+        problem, inputs: of the training; hparams that need a gradient are replaced by leaves.
         knobs: these leaves.
         first: the first step that is differentiated.
         whole: whether what comes before it counts too.

@@ -143,13 +143,7 @@ class AnchorSource:
         return p if self._given is None else self._given[unwrapped(str(name))]
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
-        """Complete loaded state by the anchor that its checkpoint leaves out.
-
-        Args:
-            p: the parameter.
-            name: its name or index.
-            state: what was loaded.
-            live: the state that it will replace.
+        """Complete loaded state by the anchor that its checkpoint leaves out; ``live`` is the state that it replaces.
 
         Raises:
             ValueError: there is no anchor for it, or another one than in the run that saved it.
