@@ -21,8 +21,8 @@ def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None =
     """What the radii do now, in words, and what to change if that is not wanted: one line for each case.
 
     A layer is *at the anchor* if it has the smallest radius, 1e-8. It is *held* if the last step clipped at least nine
-    of ten of its rows, so the radius limits it. It is *free* if that step clipped at most one of ten, so it moves as
-    with the base alone. Otherwise it is *partly held*.
+    of ten of its rows, so the radius limits it. It is *free* if the last step clipped at most one of ten, so it moves
+    as with the base alone. Otherwise it is *partly held*.
 
     Args:
         optimizer: ``FTPAdamW``, ``FTPSGD``, ``FTP`` or ``MARSSP``, also wrapped by Accelerate or timm's Lookahead.

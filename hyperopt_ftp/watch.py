@@ -19,8 +19,7 @@ from .torch_optim.drop_in import DropIn, floats
 from .tree import working
 from .types import Field
 
-#: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
-#: the rows that the last step scaled down. ``omega``: DiGraP's strength.
+#: What :func:`measure` gives for a layer.
 FIELDS: tuple[str, ...] = get_args(Field)
 
 Measured = dict[Any, dict[str, float]]
@@ -58,14 +57,15 @@ class Watch:
 @explained()
 @torch.no_grad()
 def measure(optimizer: torch.optim.Optimizer) -> Measured:
-    """Measured numbers of each constrained parameter that has made a step, by name (or index).
+    """What the last step did to each constrained parameter, by name (or index).
 
     Args:
         optimizer: one of the drop-in classes, also wrapped by Accelerate or timm's Lookahead.
 
     Returns:
-        For each parameter a dict of Python floats, by those of ``FIELDS`` that exist. They are fetched in one transfer
-        for each device and dtype.
+        For each parameter that has made a step a dict of Python floats: ``"distance"``, ``||W - W0||_2``. With a radius
+        also ``"radius"``, in units of row norm, and ``"clipped"``, the share of rows that the last step scaled down.
+        For DiGraP also ``"omega"``. They are fetched in one transfer for each device and dtype.
 
     Raises:
         TypeError: an optimizer of another package.
