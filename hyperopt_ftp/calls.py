@@ -29,12 +29,12 @@ ELSEWHERE = {
 
 
 def explained(hint: str | None = None) -> Callable[[F], F]:
-    """A decorator: where the arguments of a call do not fit, the ``TypeError`` has a near miss, or else ``hint``.
+    """A decorator: if the arguments of a call do not fit, the ``TypeError`` names a close match, or else ``hint``.
 
     Args:
-        hint: how the function is called. Where an argument is unknown, the names of all come before it.
+        hint: how the function is called. For an unknown argument, the names of all arguments come before it.
 
-    The signature stays as it is, and a call that fits is only passed on. Of a class its ``__init__`` is decorated.
+    The signature does not change, and a call that fits is only passed on. For a class, ``__init__`` is decorated.
 
     >>> from hyperopt_ftp.calls import explained
     >>> @explained("halve(what=3)")
@@ -84,7 +84,6 @@ def check_fit(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Non
 
 
 def _misfit(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], hint: str | None) -> str | None:
-    """Why the arguments do not fit; ``None`` where they do, and an error came later."""
     signature = inspect.signature(function)
     try:
         signature.bind(*args, **kwargs)
@@ -117,7 +116,6 @@ def did_you_mean(name: Any, names: Iterable[Any], cutoff: float = 0.6) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error: as it is where that is short."""
     text = repr(value)
     return text if len(text) < 80 else f"an object of the class {type(value).__name__}"
 

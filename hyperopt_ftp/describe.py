@@ -18,15 +18,15 @@ FREE = 0.1
 
 @explained()
 def describe(optimizer: torch.optim.Optimizer, steps: Mapping[Any, int] | None = None) -> str:
-    """What the radii do now, and what to change where that is not wanted; a line for each case.
+    """What the radii do now, in words, and what to change if that is not wanted: one line for each case.
 
-    A layer is *at the anchor* with the smallest radius, 1e-8; *held* where the last step scaled down at least nine of
-    ten of its rows, so that the ball decides how far it goes; *free* where it scaled down at most one of ten, so that
-    the layer goes as the base alone would; *partly held* between.
+    A layer is *at the anchor* if it has the smallest radius, 1e-8. It is *held* if the last step clipped at least nine
+    of ten of its rows, so the radius limits it. It is *free* if the last step clipped at most one of ten, so it moves
+    as with the base alone. Otherwise it is *partly held*.
 
     Args:
-        optimizer: ``FTPAdamW``, ``FTPSGD``, ``FTP`` or ``MARSSP``, or what Accelerate or timm's Lookahead made of it.
-        steps: for how many steps layers have been held, by name: ``hft.watch(...).held`` counts them.
+        optimizer: ``FTPAdamW``, ``FTPSGD``, ``FTP`` or ``MARSSP``, also wrapped by Accelerate or timm's Lookahead.
+        steps: number of steps for which layers have been held, by name: ``hft.watch(...).held``.
 
     Raises:
         TypeError: an optimizer without radii.

@@ -1,4 +1,4 @@
-"""DTensors beside plain tensors: one made like the other, differentiable to any order, which torch's own ways are not.
+"""DTensors beside plain tensors: conversions that are differentiable to any order, which torch's own are not.
 
 The backward of ``DTensor.from_local`` cuts the graph where a derivative is a sum over processes, and ``item()`` of such
 a sum gives each process its own part (torch 2.13).
@@ -20,7 +20,6 @@ class Layout(NamedTuple):
 
 
 def is_dtensor(x: Any) -> bool:
-    """Whether ``x`` is a DTensor."""
     if type(x) in (Tensor, torch.nn.Parameter) or not isinstance(x, Tensor) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor

@@ -74,7 +74,6 @@ DOMAINS: dict[str, Domain] = {
 
 
 def domains_of(names: Iterable[str]) -> dict[str, Domain]:
-    """Rows of :data:`DOMAINS`, for the ``domains`` of an optimizer whose hparams mean what they mean there."""
     return {name: DOMAINS[name] for name in names if name in DOMAINS}
 
 
@@ -117,7 +116,6 @@ def _as_a_number(value: Any) -> str:
 
 
 def check_hparam(name: str, value: Any) -> None:
-    """:func:`check_number`, also of a pair of betas."""
     domain = DOMAINS[name]
     check_parts(name, value, domain)
     for x in value if domain.parts else [value]:
@@ -180,10 +178,14 @@ def first_outside(x: Tensor, low: float, high: float) -> float | None:
 
 
 def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dict[str, Any]:
-    """Each value checked against its domain, plain numbers as float64 0-d tensors (float32 would move lr by 5e-8).
+    """Each value checked against its domain, plain numbers as 0-d float64 tensors (float32 would move lr by 5e-8).
 
-    A value may also be a tree of numbers or 0-d tensors in the structure of the parameters: one value per layer.
-    ``domains`` are those of an optimizer whose names mean something of its own; a name without one may have any value.
+    A value may also be a tree of numbers or 0-d tensors in the structure of the parameters, one for each parameter.
+    ``domains`` are those of an optimizer whose names have their own meaning. A name without a domain takes any value.
+
+    >>> from hyperopt_ftp.optimizers import to_tensors
+    >>> to_tensors(lr=0.1)
+    {'lr': tensor(0.1000, dtype=torch.float64)}
     """
     for name, value in values.items():
         domain = domains.get(name, _ANY)

@@ -27,18 +27,19 @@ __all__ = ["distances", "history", "radii", "traces"]
 def history(path: str | os.PathLike[str], field: Field = "radius") -> tuple[list[int], list[str], list[list[float]]]:
     """Steps, layers and values of one field of a CSV file that :func:`hyperopt_ftp.watch` has written.
 
-    Where the steps go back, a run began again from there, and what an earlier one had written from that step on does
-    not count. A line that was cut does not count either.
+    If the steps go back, a run was resumed there, and the earlier rows from that step on are ignored. A truncated line
+    is ignored too.
 
     Args:
         path: of the file.
         field: ``"radius"``, ``"distance"``, ``"clipped"`` or ``"omega"``.
 
     Returns:
-        ``steps``, ``layers`` and ``values[step][layer]``; NaN where a layer had not begun.
+        ``steps``, ``layers`` and ``values[step][layer]``; NaN before a layer's first step. Three empty lists for a file
+        without rows.
 
     Raises:
-        ValueError: a file without that column. A file with no row gives three empty lists.
+        ValueError: a file without that column.
     """
     known: dict[int, dict[str, float]] = {}
     with open(path, newline="") as file:
@@ -68,8 +69,8 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
     Args:
         steps: when it was measured.
         layers: names, from the first layer down.
-        values: ``values[step][layer]``, as :func:`history` returns them. Below 1e-4 of the largest all are one colour;
-            what is not finite is left white.
+        values: ``values[step][layer]``, as :func:`history` returns them. All below 1e-4 of the largest have one colour;
+            values that are not finite are white.
         label: of the colour bar.
 
     Returns:
@@ -105,16 +106,16 @@ def radii(steps: Sequence[int], layers: Sequence[str], values: Any, label: str =
 
 
 def distances(measured: Mapping[Any, Mapping[str, float]], field: Field = "distance") -> Figure:
-    """Bars of a number of each layer, as :func:`hyperopt_ftp.measure` gives it.
+    """Bars of a number of each layer, from :func:`hyperopt_ftp.measure`.
 
     Args:
-        measured: by layer; those without the field are left out, and what is not finite has no bar.
+        measured: by layer. Layers without the field, and values that are not finite, have no bar.
         field: ``"distance"``, ``"radius"``, ``"clipped"`` or ``"omega"``.
 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: no layer has the field.
-        TypeError: another thing than :func:`hyperopt_ftp.measure` gives.
+        TypeError: anything but the result of :func:`hyperopt_ftp.measure`.
     """
     if not isinstance(measured, Mapping) or not all(isinstance(layer, Mapping) for layer in measured.values()):
         raise TypeError("measured must be what hft.measure(opt) gives: a dict of numbers for each layer")
@@ -135,12 +136,13 @@ def distances(measured: Mapping[Any, Mapping[str, float]], field: Field = "dista
 def traces(states: Iterable[Any], steps: Sequence[int] | None = None) -> Figure:
     """The tuned hyperparameters of a tower over the steps, one panel for each level.
 
-    One that holds several numbers (a table of :func:`hyperopt_ftp.per_step`) has a line for each, of one colour.
+    A hyperparameter that holds several numbers (a table of :func:`hyperopt_ftp.per_step`) has a line for each, of one
+    colour.
 
     Args:
         states: of an optimizer made by :func:`hyperopt_ftp.hyper`, one after each step, or the records of
-            :func:`hyperopt_ftp.bilevel`. The level above is where ``state.by`` is itself tuned.
-        steps: of the states, where they are not 1, 2, 3 and so on.
+            :func:`hyperopt_ftp.bilevel`. If ``state.by`` is itself tuned, it is the next level.
+        steps: of the states; ``None``: 1, 2, 3 and so on.
 
     Raises:
         ImportError: matplotlib is not installed.

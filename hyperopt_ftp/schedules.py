@@ -34,18 +34,18 @@ _SHARE = Domain(0.0, 1.0)
 
 
 class Schedule(NamedTuple):
-    """A number that changes with the count of updates: what an hparam of an optimizer is multiplied by.
+    """A factor that changes with the count of updates, for an hparam of an optimizer (:func:`~hyperopt_ftp.scheduled`).
 
-    The peak of a schedule is the hparam itself: of ``scheduled(sgd(lr=0.1), lr=cosine(100))`` it is ``lr``, 0.1.
+    The peak is the hparam itself: that of ``scheduled(sgd(lr=0.1), lr=cosine(100))`` is ``lr``, 0.1.
 
     Attributes:
-        factor: ``factor(count, hparams)``; ``count`` is the number of updates done (0 at the first): a number, a 0-d
-            tensor, or a tensor of any shape, for a factor each. It need not be whole: inside :func:`warm_up` it is not.
-        hparams: the schedule's own numbers, a dict of 0-d tensors: a schedule inside another has a dict in it.
+        factor: ``factor(count, hparams)``. ``count`` is the number of updates done (0 at the first): a number or a
+            tensor of any shape. It need not be whole: inside :func:`warm_up` it is not.
+        hparams: the schedule's own numbers, a dict of 0-d tensors. A schedule inside another has a dict in it.
         domains: of the hparams, by the same names.
-        steps: its length; ``None``: without an end. After its end a schedule stays as it is there.
+        steps: its length, after which the factor does not change; ``None``: no end.
 
-    One of your own needs no more than these four, and torch functions without a Python branch on a tensor:
+    Your own schedule needs these four fields, and torch functions without a Python branch on a tensor:
 
     >>> import torch, hyperopt_ftp as hft
     >>> root = hft.schedules.Schedule(
@@ -70,7 +70,7 @@ def constant(factor: Number, steps: int | None = None) -> Schedule:
 
     Args:
         factor: an hparam >= 0.
-        steps: how long; ``None``: always.
+        steps: number of updates; ``None``: no end.
 
     Raises:
         ValueError: a factor outside its domain, or steps below 1.
@@ -92,7 +92,7 @@ def linear(start: Number, end: Number, steps: int) -> Schedule:
     """``start + (end - start) * min(t / steps, 1)``; :class:`torch.optim.lr_scheduler.LinearLR`.
 
     Args:
-        start, end: hparams >= 0. Either may be above 1, which torch does not allow.
+        start, end: hparams >= 0. Unlike in torch, either may be above 1.
         steps: from start to end.
 
     Raises:
@@ -115,7 +115,7 @@ def polynomial(steps: int, power: Number = 1.0) -> Schedule:
     """``(1 - t / steps) ** power``, and 0 from ``steps`` on; :class:`torch.optim.lr_scheduler.PolynomialLR`.
 
     Args:
-        steps: until 0.
+        steps: number of updates until 0.
         power: an hparam >= 0.
 
     Raises:
@@ -156,11 +156,12 @@ def exponential(decay: Number) -> Schedule:
 def cosine(steps: int, floor: Number = 0.0) -> Schedule:
     """``floor + (1 - floor) * (1 + cos(pi * min(t / steps, 1))) / 2``, from 1 down to ``floor`` (arXiv 1608.03983).
 
-    :class:`torch.optim.lr_scheduler.CosineAnnealingLR` with ``T_max = steps`` and ``eta_min = floor * lr``, up to its
-    end. After that torch's rises again; this one stays at its floor. :func:`joined` ones are warm restarts.
+    Up to ``steps`` it is :class:`torch.optim.lr_scheduler.CosineAnnealingLR` with ``T_max = steps`` and
+    ``eta_min = floor * lr``. After that torch's rises again, and this one stays at its floor. For warm restarts use
+    :func:`joined`.
 
     Args:
-        steps: until the floor.
+        steps: number of updates until the floor.
         floor: an hparam >= 0.
 
     Raises:
@@ -185,23 +186,23 @@ def one_cycle(
 ) -> Schedule:
     """From ``start`` up to 1, then down to ``floor`` (arXiv 1708.07120); :class:`torch.optim.lr_scheduler.OneCycleLR`.
 
-    The peak is at the count ``w = share * steps - 1``, the floor at the last of the ``steps`` updates, and both ways
-    are halves of a cosine. ``share`` moves the peak continuously, so it has a derivative.
+    The peak is at the count ``w = share * steps - 1``, the floor at the last of the ``steps`` updates. Both slopes are
+    halves of a cosine. ``share`` moves the peak continuously, so it has a derivative.
 
     Args:
-        steps: torch's ``total_steps``. After them torch's raises an error; this one stays as it is.
+        steps: torch's ``total_steps``. After them torch raises an error; here the factor does not change.
         share: an hparam in [0, 1]; ``pct_start``.
         start: an hparam >= 0: 1 / ``div_factor``.
         floor: an hparam >= 0: 1 / ``(div_factor * final_div_factor)``.
-        linear: straight lines in place of cosines (structure).
-        three_phase: down to ``start`` as fast as up, then to ``floor`` (structure).
+        linear: straight lines instead of cosines (not an hparam).
+        three_phase: down to ``start`` as fast as up, then to ``floor`` (not an hparam).
 
-    The peak is the base's own hparam: torch's ``max_lr`` is ``lr``. Other hparams, momentum for instance, have
-    schedules of their own; torch's ``cycle_momentum`` is one with ``start`` and ``floor`` above 1.
+    Torch's ``max_lr`` is the base's ``lr``. For its ``cycle_momentum`` give the momentum its own schedule, with
+    ``start`` and ``floor`` above 1.
 
     Raises:
         ValueError: a number outside its domain, or steps below 1.
-        TypeError: a flag that is none.
+        TypeError: a flag that is not a bool.
 
     >>> import torch, hyperopt_ftp as hft
     >>> s = hft.schedules.one_cycle(10, share=0.3, start=0.5, floor=0.0, linear=True)
@@ -232,10 +233,10 @@ def piecewise(at: Sequence[int], factors: Sequence[Number]) -> Schedule:
 
     Args:
         at: counts of updates, in increasing order.
-        factors: hparams >= 0, one for each; they are factors of the hparam itself, not of the one before.
+        factors: hparams >= 0, one for each count. Each multiplies the hparam itself, not the value before.
 
     Raises:
-        ValueError: a factor outside its domain, counts that do not increase, or not as many of both.
+        ValueError: a factor outside its domain, counts that do not increase, or other numbers of counts and factors.
 
     >>> import torch, hyperopt_ftp as hft
     >>> s = hft.schedules.piecewise(at=(2, 3), factors=(0.5, 0.1))
@@ -256,27 +257,27 @@ def piecewise(at: Sequence[int], factors: Sequence[Number]) -> Schedule:
 
 
 def warm_up(then: Schedule, share: Number = 0.1, start: Number = 0.0, steps: int | None = None) -> Schedule:
-    """Rise in a line from ``start`` to 1, then follow another schedule.
+    """Rise linearly from ``start`` to 1, then follow another schedule.
 
     With ``w = share * steps``::
 
         start + (1 - start) * t / w                          for t < w
-        then at (t - w) * steps / (steps - w)                 after that, where ``then`` has a length: it ends in time
-        then at t - w                                         where it has none
+        then at (t - w) * steps / (steps - w)                 after that, if ``then`` has a length
+        then at t - w                                         if it has none
 
-    ``share`` moves ``w`` continuously, so it has a derivative. Where ``w`` is whole, ``warm_up(cosine(T))`` equals
-    torch's ``SequentialLR`` of ``LinearLR`` over w and ``CosineAnnealingLR`` over T - w updates (``start`` above 0,
-    which torch's ``start_factor`` has to be).
+    ``share`` moves ``w`` continuously, so it has a derivative. For a whole ``w`` and ``start`` above 0,
+    ``warm_up(cosine(T))`` equals torch's ``SequentialLR`` of ``LinearLR`` over w and ``CosineAnnealingLR`` over T - w
+    updates.
 
     Args:
-        then: any schedule; its hparams are in the entry ``"then"`` of the result's.
-        share: an hparam in [0, 1]; a warm-up of w updates is ``share=w / then.steps``.
-        start: an hparam >= 0. At 0 the first update does nothing to what is scheduled.
-        steps: of which the share is taken: ``then.steps``, so it is given only where ``then`` has no end.
+        then: any schedule; its hparams are the entry ``"then"`` of the result's.
+        share: an hparam in [0, 1]. For a warm-up of w updates use ``share=w / then.steps``.
+        start: an hparam >= 0. With 0 the first update does nothing.
+        steps: the length that ``share`` refers to. Give it only if ``then`` has no end; else it is ``then.steps``.
 
     Raises:
         ValueError: a number outside its domain; steps that are missing, or not those of ``then``.
-        TypeError: what is no schedule.
+        TypeError: something that is not a schedule.
 
     >>> import torch, hyperopt_ftp as hft
     >>> s = hft.schedules.warm_up(hft.schedules.cosine(6), share=1 / 3)
@@ -313,12 +314,12 @@ def joined(schedules: Sequence[Schedule], at: Sequence[int]) -> Schedule:
     """One schedule after the other, each from its own beginning; :class:`torch.optim.lr_scheduler.SequentialLR`.
 
     Args:
-        schedules: two or more; the hparams of the i-th are in the entry ``"i"`` of the result's, from ``"0"`` on.
+        schedules: two or more. The hparams of the i-th are the entry ``"i"`` of the result's, from ``"0"`` on.
         at: counts of updates at which the second and later ones begin, in increasing order.
 
     Raises:
         ValueError: counts that do not increase, or not one fewer than schedules.
-        TypeError: what is no schedule.
+        TypeError: something that is not a schedule.
 
     >>> import torch, hyperopt_ftp as hft
     >>> s = hft.schedules.joined([hft.schedules.cosine(2), hft.schedules.cosine(4)], at=[2])

@@ -24,25 +24,25 @@ def check_optimizer(optimizer: Optimizer, *, without: Collection[str] = ()) -> N
     """Check on a small problem what ``train``, ``hyper``, the combinators and ``PureOptimizer`` rely on.
 
     ===============  ===============================================================================================
-    ``pure``         ``update`` changes none of its inputs, gives the same again for the same inputs, moves the params
+    ``pure``         ``update`` changes no argument, returns the same for the same arguments, and moves the params
     ``kept``         shapes, dtypes and structures of params and state stay, in float64, float32 and both 16 bits
     ``derivatives``  the derivative of four steps in each hparam is that of central differences
     ``zeros``        that derivative is finite where an entry's gradient is always 0, as of a dead unit
     ``vmap``         ``torch.func.vmap`` over the hparams gives what a loop over them gives
-    ``resume``       a state that was saved and loaded goes on to the last bit
-    ``gaps``         a parameter whose gradient is ``None`` stays as it is
+    ``resume``       a state that was saved and loaded continues to the last bit
+    ``gaps``         a parameter whose gradient is ``None`` does not change
     ``apart``        the step of a tensor does not depend on the gradients of others
     ===============  ===============================================================================================
 
     Args:
         optimizer: with hparams at which its rule is smooth and well conditioned: an ``eps`` of 1e-2, not 1e-8.
-        without: checks to leave out: ``derivatives`` where a rule jumps (a sign, a threshold), ``gaps`` and ``apart``
-            where it refuses such a gradient, ``apart`` where it needs all gradients (their norm).
+        without: checks to leave out: ``derivatives`` if a rule jumps (a sign, a threshold), ``gaps`` and ``apart`` if
+            it refuses a gradient that is ``None``, ``apart`` if it needs all gradients (their norm).
 
     Raises:
         AssertionError: the first check that fails, and what differs, or what an update raised.
-        ValueError: a check that there is not.
-        TypeError: no pure optimizer.
+        ValueError: an unknown check.
+        TypeError: not a pure optimizer.
 
     >>> import hyperopt_ftp as hft
     >>> from hyperopt_ftp.testing import check_optimizer
@@ -277,7 +277,9 @@ def small_training(opt: Optimizer, hparams: Any, params: Any, data: list[Tensor]
 
 
 def central_differences(f: Callable[[Any], Tensor], values: Any, h: float = 1e-4) -> list[Tensor]:
-    """The derivative of ``f`` in each entry of each leaf, extrapolated from ``h`` and ``h / 2``: error h^4 + 1e-16 / h.
+    """The derivative of ``f(values) -> scalar`` in each entry of each leaf, by differences with ``h`` and ``h / 2``.
+
+    The extrapolated error is about h^4 + 1e-16 / h.
 
     >>> import torch
     >>> from hyperopt_ftp.testing import central_differences

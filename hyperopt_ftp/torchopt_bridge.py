@@ -28,17 +28,17 @@ class BridgeState(NamedTuple):
 def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[BridgeState]:
     """An optimizer of TorchOpt as an :class:`Optimizer`: ``from_torchopt(torchopt.adam, lr=1e-3)``.
 
-    ``update`` calls ``factory`` anew with the hyperparameters it is given, and TorchOpt's ``update`` with
-    ``inplace=False``: it is pure, and differentiable where TorchOpt is.
+    ``update`` calls ``factory`` anew with the hyperparameters it gets, and TorchOpt's ``update`` with
+    ``inplace=False``. So it is pure, and differentiable where TorchOpt is.
 
     Args:
         factory: ``torchopt.adam``, ``torchopt.sgd``, ... or any function that returns a gradient transformation.
-        hparams: its keyword arguments. Numbers (and pairs of numbers) become hparams, the defaults of the factory
-            included; the rest (booleans, schedules, masks) is structure.
+        hparams: its keyword arguments. Numbers and pairs of numbers become hparams, including the factory's defaults.
+            Everything else (booleans, schedules, masks) does not.
 
     Raises:
-        TypeError: differentiating in (or vmapping over) a hyperparameter that TorchOpt takes as a plain number only;
-            the message names it. Which ones these are is found by trying each, when the optimizer is made.
+        TypeError: a derivative in, or a vmap over, a hyperparameter that TorchOpt takes as a plain number only; the
+            message names it. Construction finds these by trying each.
 
     >>> import torch, torchopt, hyperopt_ftp as hft
     >>> opt = hft.from_torchopt(torchopt.sgd, lr=0.5)
@@ -105,22 +105,22 @@ def from_torchopt(factory: Callable[..., Any], **hparams: Any) -> Optimizer[Brid
 def to_torchopt(optimizer: Optimizer) -> Any:
     """An :class:`Optimizer` as TorchOpt's ``GradientTransformation``, for ``torchopt.chain`` and its wrappers.
 
-    Its ``update(grads, state, params=None, inplace=True)`` returns ``new params - params``, to be added by
-    ``torchopt.apply_updates``; of a leaf whose gradient is ``None``, or that is ``None`` itself, it returns ``None``.
-    Nothing is changed in place.
+    Its ``update(grads, state, params=None, inplace=True)`` returns ``new params - params``, for
+    ``torchopt.apply_updates``. A leaf that is ``None``, or whose gradient is, gives ``None``. Nothing is changed in
+    place.
 
-    As in TorchOpt, ``params`` may be left out where the optimizer does not look at their values: without weight decay,
-    an anchor, or a memory of them. Each such update finds that out by itself, which takes some time.
+    As in TorchOpt, ``params`` may be left out if the optimizer does not need their values (no weight decay, no anchor,
+    no copy of them). Each such update checks this, which takes some time.
 
-    With ``inplace=True``, TorchOpt's default, and gradients that have no graph, params are taken as values, as TorchOpt
-    takes them. Otherwise the state of a ``torchopt.Optimizer`` would keep the graphs of all steps. The new state shares
-    no memory with them then, since that class writes into both.
+    With ``inplace=True``, TorchOpt's default, and gradients without a graph, params are detached, as in TorchOpt.
+    Otherwise the state of a ``torchopt.Optimizer`` would keep the graphs of all steps. The new state then shares no
+    memory with the params, since that class writes into both.
 
     Args:
         optimizer: any optimizer of the package, with its own hparams.
 
     Raises:
-        ValueError: an update without ``params`` of an optimizer that looks at them.
+        ValueError: an update without ``params`` of an optimizer that needs their values.
 
     >>> import torch, torchopt, hyperopt_ftp as hft
     >>> chained = torchopt.chain(torchopt.clip.clip_grad_norm(1.0), hft.to_torchopt(hft.sgd(lr=1.0)))
@@ -167,7 +167,6 @@ def _difference(new: Tensor, p: Tensor, g: Tensor | None) -> Tensor | None:
 
 
 def _has_graph(grads: Any, params: Any) -> bool:
-    """Whether a gradient is differentiated, or all is under a torch.func transform."""
     given, known = ([x for x in tree.leaves(values) if x is not None] for values in (grads, params))
     return any(g.requires_grad for g in given) or not all(map(concrete, [*given, *known]))
 

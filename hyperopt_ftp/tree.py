@@ -126,17 +126,18 @@ _LEAVES = (Tensor, bool, int, float, str)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
-    """Leaves of ``tree`` and the function that puts a list of leaves back into its structure."""
+    """Leaves of ``tree``, and a function that builds the same structure from a list of leaves."""
     found = Structure(tree)
     return found.leaves, found
 
 
 def leaves(tree: Any) -> list[Any]:
+    """Leaves of ``tree``, in order."""
     return Structure(tree).leaves
 
 
 def structure(tree: Any) -> Any:
-    """What is equal for two trees of one structure, whatever their leaves: pytree's, to be compared."""
+    """The structure of a tree, for comparisons."""
     return pytree.tree_structure(tree)
 
 
@@ -154,7 +155,7 @@ def fitted(tree: Any, like: Structure) -> list[Any] | None:
 
 
 def map_tree(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """``function`` leaf by leaf over trees of one structure."""
+    """``function(leaf, *others)`` for each leaf of ``tree`` and those of ``rest`` in its place."""
     values, rebuild = flatten(tree)
     return rebuild([function(*row) for row in zip(values, *map(rebuild.aligned, rest), strict=True)])
 
@@ -178,7 +179,12 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-    """Path and value of each leaf."""
+    """Pairs of the dotted path and the value of each leaf.
+
+    >>> from hyperopt_ftp import tree
+    >>> tree.named({"a": [1.0, 2.0]})
+    [('a.0', 1.0), ('a.1', 2.0)]
+    """
     return [(name_of(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
 
 

@@ -1,4 +1,4 @@
-"""The one concept of the library, an optimizer, and the types that signatures have in common."""
+"""The central type of the library, an optimizer, and the types that signatures have in common."""
 
 from __future__ import annotations
 
@@ -140,20 +140,17 @@ else:
             init: ``init(params, hparams=None) -> state``.
             update: ``update(grads, state, params, hparams=None) -> (params, state)``.
             hparams: pytree of 0-d tensors; the defaults of the last argument.
-            start: optional ``start(params, hparams) -> hparams``; first values of hyperparameters that depend on the
-                parameters (the first radius of :func:`~hyperopt_ftp.projected`). Read by an optimizer that tunes this
-                one.
-            settle: optional ``settle(hparams, new_state) -> hparams``; applied by a tuner AFTER the update. Its result
-                is stored, and it is the point where the next pullback linearises.
-            domains: by hparam name, the :class:`~hyperopt_ftp.hparams.Domain` in which a tuner keeps its values; an
-                optimizer that holds others nests theirs as its hparams are nested. What is absent is bounded by
-                nothing.
-            tunes: paths into ``hparams`` of those that the optimizer itself tunes: ``init`` alone reads them.
-            parts: optional ``parts(params) -> {path of a parameter: path into hparams}``: where the numbers of each
-                parameter lie (``"head"``, ``"base.head"``), in an optimizer that has different rules for different
-                parts.
-            weights_in_state: whether ``update`` goes on from weights that its state keeps (schedule-free), not from the
-                params that it gets: what is done to these in between is lost.
+            start: optional ``start(params, hparams) -> hparams``; first values of tuned hyperparameters that depend on
+                the parameters (the first radius of :func:`~hyperopt_ftp.projected`).
+            settle: optional ``settle(hparams, new_state) -> hparams``; a tuner calls it AFTER the update. It stores the
+                result, and takes the next hypergradient at it.
+            domains: by hparam name, the :class:`~hyperopt_ftp.hparams.Domain` in which a tuner keeps its values. They
+                are nested as the hparams are. An hparam that is absent is not bounded.
+            tunes: paths into ``hparams`` of those that the optimizer itself tunes; only ``init`` reads them.
+            parts: optional ``parts(params) -> {path of a parameter: path into hparams}``: where each parameter's
+                hparams are (``"head"``, ``"base.head"``), if there are different rules for different parts.
+            weights_in_state: whether ``update`` continues from weights in its state (schedule-free) instead of the
+                params that it gets. Changes of the params in between are then lost.
 
         >>> import torch, hyperopt_ftp as hft
         >>> opt = hft.sgd(lr=0.5)

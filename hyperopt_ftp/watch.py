@@ -19,8 +19,7 @@ from .torch_optim.drop_in import DropIn, floats
 from .tree import working
 from .types import Field
 
-#: What may be known of a layer. ``distance``: ``||W - W0||_2``. ``radius``: in units of row norm. ``clipped``: share of
-#: the rows that the last step scaled down. ``omega``: DiGraP's strength.
+#: What :func:`measure` gives for a layer.
 FIELDS: tuple[str, ...] = get_args(Field)
 
 Measured = dict[Any, dict[str, float]]
@@ -30,10 +29,10 @@ HELD = 0.9
 
 
 class Watch:
-    """A watching: how long layers have been held, and its end.
+    """The handle that :func:`watch` returns.
 
     Attributes:
-        held: steps for which at least nine of ten rows of a layer have been clipped, by name, as they were measured.
+        held: by name, the number of steps for which at least nine of ten rows of a layer have been clipped.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Watch:
         self._handle: RemovableHandle | None = None
 
     def remove(self) -> None:
-        """End it."""
+        """Stop watching."""
         assert self._handle is not None
         self._handle.remove()
 
@@ -58,13 +57,15 @@ class Watch:
 @explained()
 @torch.no_grad()
 def measure(optimizer: torch.optim.Optimizer) -> Measured:
-    """Each constrained parameter that has made a step, by name (or index): its ``FIELDS``, where they exist.
+    """What the last step did to each constrained parameter, by name (or index).
 
     Args:
-        optimizer: one of the drop-in classes, or what Accelerate or timm's Lookahead made of it.
+        optimizer: one of the drop-in classes, also wrapped by Accelerate or timm's Lookahead.
 
     Returns:
-        Python floats. They are fetched in one transfer for each device and dtype.
+        For each parameter that has made a step a dict of Python floats: ``"distance"``, ``||W - W0||_2``. With a radius
+        also ``"radius"``, in units of row norm, and ``"clipped"``, the share of rows that the last step scaled down.
+        For DiGraP also ``"omega"``. They are fetched in one transfer for each device and dtype.
 
     Raises:
         TypeError: an optimizer of another package.
@@ -101,22 +102,22 @@ def watch(
     every: int = 1,
     first: int = 0,
 ) -> Watch:
-    """Write down :func:`measure` after every so many steps.
+    """Write the result of :func:`measure` after every ``every`` steps.
 
-    A step that GradScaler skips is no step. Where several processes train, all of them measure (call it in each) and
+    A step that GradScaler skips does not count. If several processes train, call it in each: all of them measure, and
     the first one writes.
 
     Args:
-        optimizer: one of the drop-in classes, or what Accelerate or timm's Lookahead made of it.
+        optimizer: as in :func:`measure`.
         to: the path of a CSV file (a row for each step and layer, appended), a TensorBoard ``SummaryWriter`` (anything
-            with ``add_scalar``; tags ``radius/NAME``), or a function of the step and what was measured.
-        every: steps between two measurements, >= 1. A measurement waits for the device; under a GradScaler that a fused
-            step obeys, every step does.
-        first: number of steps that an earlier run has done, for the count, >= 0.
+            with ``add_scalar``; tags ``radius/NAME``), or a function of the step and of what was measured.
+        every: steps between two measurements, >= 1. A measurement waits for the device. If a fused step obeys a
+            GradScaler, every step waits.
+        first: number of steps that an earlier run has done, >= 0.
 
     Returns:
-        A :class:`Watch`; its ``remove()`` ends it, and :func:`describe` takes its ``held``. Copies and pickles of the
-        optimizer are not watched.
+        A :class:`Watch`. Its ``remove()`` stops watching, and :func:`describe` takes its ``held``. Copies and pickles
+        of the optimizer are not watched.
 
     Raises:
         TypeError: an optimizer of another package, or a ``to`` of another kind.

@@ -12,7 +12,6 @@ from ..hparams import check_zero_d
 
 
 def anchors(anchor: Any) -> dict[str, Tensor]:
-    """The constrained tensors' anchors by path."""
     fixed = tree.by_path(anchor)
     if anchor is None:
         raise TypeError("anchor must be the weights to stay near, a tensor or a tree of tensors, got None")
@@ -43,13 +42,11 @@ def check_anchor(fixed: dict[str, Tensor], params: Any) -> None:
 
 
 def check_same_names(key: str, names: Any, fixed: dict[str, Tensor]) -> None:
-    """The hparam ``key`` has an entry for each constrained tensor, and no other."""
     if names != fixed.keys():
         raise ValueError(f"{key} must have the names of the anchor {list(fixed)}, got {list(names)}")
 
 
 def numbers(key: str, value: Any, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The hparam ``key`` of each constrained tensor, 0-d."""
     found = by_name(key, value, fixed)
     for x in found.values():
         check_zero_d(key, x)

@@ -18,23 +18,21 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored
 def cautious_decay(base: Optimizer, anchor: Params, strength: HParam = 1e-2) -> Optimizer[AnchoredState]:
     """Cautious weight decay (arXiv 2510.12402, Algorithm 1) toward an anchor instead of toward zero.
 
-    With the displacement ``u`` of ``base`` (learning rate inside), weights ``W`` and anchor ``W0``, entry by entry::
+    With the displacement ``u`` of ``base`` (learning rate included), weights ``W`` and anchor ``W0``, entry by entry::
 
         W <- (W - u) - lr * strength * 1[u * (W - W0) >= 0] * (W - W0)
 
-    An entry decays only where the base's own step leads it back toward the anchor (or does not move it).
+    An entry decays only if the base's own step moves it toward the anchor, or does not move it.
 
     Args:
-        base: any optimizer with an ``lr`` but a schedule-free one; leave its weight decay at 0, it would be a part of
-            ``u``. A schedule goes around the result, not inside.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
-        strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
-            base; ``lr * strength = 1`` makes the entries that decay start each step at the anchor.
+        base: any optimizer with an ``lr``, except schedule-free ones, and with weight decay 0 (decay would be part of
+            ``u``). Put :func:`scheduled` around the result, not inside.
+        anchor: as in :func:`ftp`. Zeros are the paper's decay.
+        strength: number, 0-d tensor, or dict by path of them, >= 0; the hparam ``"strength"``. 0 is the base. With
+            ``lr * strength = 1``, entries that decay start each step at the anchor.
 
     Raises:
         ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``), a base without lr.
-
-    Differs from the paper: that decays toward zero, which is ``anchor`` = zeros here.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.cautious_decay(hft.sgd(lr=0.1), torch.zeros(2), strength=1.0)
@@ -46,8 +44,6 @@ def cautious_decay(base: Optimizer, anchor: Params, strength: HParam = 1e-2) -> 
 
 
 def cautious_decay_rule(strength: HParam) -> Rule:
-    """The rule of :func:`cautious_decay`."""
-
     def after(
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
     ) -> tuple[Tensor, RuleState]:

@@ -44,22 +44,21 @@ def digrap(
         p     = (<g, d> / ||d||^2) d
         g     <- g - omega * p      where <g, d> >= 0, else g
 
-    ``h`` is the one-step hypergradient of an SGD step, ``dW/domega = lr * p``, whatever the base is. omega starts at 0;
-    Adam's first gradient is 0 (there is no previous step), so it may move from the second step on.
+    ``h`` is the one-step hypergradient of an SGD step (``dW/domega = lr * p``), also for other bases. omega starts at
+    0. The first h is 0, since there is no previous step, so omega can move from the second step on.
 
     Args:
-        base: any optimizer with an ``lr``; it gets the projected gradient. A schedule goes around the result.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
-        omega_lr: step of omega, >= 0; added to the hparams as ``"omega_lr"``. 0 is the base.
-        gradient: ``"paper"`` or ``"exact"``: the derivative of the projection also where the previous step made none,
-            as in Algorithm 1, or of the step as it was.
+        base: any optimizer with an ``lr``; it gets the projected gradient. Put :func:`scheduled` around the result.
+        anchor: as in :func:`ftp`.
+        omega_lr: learning rate of omega, >= 0; the hparam ``"omega_lr"``. 0 is the base.
+        gradient: ``"paper"``: h is the derivative of the projection even if the previous step did not project, as in
+            Algorithm 1. ``"exact"``: the derivative of the step.
 
     Raises:
         ValueError: an omega_lr that is negative or NaN, an unknown gradient, an anchor that does not fit (at ``init``),
             a base without lr.
 
-    Differs from the paper: Algorithm 1 normalises h before Adam; here Adam does it alone, scale-free down to its eps,
-    1e-16.
+    Differs from the paper: Algorithm 1 normalises h before Adam. Here Adam alone does it, with an eps of 1e-16.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.digrap(hft.sgd(lr=0.1), torch.zeros(2), omega_lr=0.1)
@@ -73,7 +72,6 @@ def digrap(
 
 
 def digrap_rule(omega_lr: HParam, gradient: PaperOrExact) -> Rule:
-    """The rule of :func:`digrap`."""
     check_choice("gradient", gradient, GRADIENTS)
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:

@@ -20,15 +20,14 @@ def directed(base: Optimizer, anchor: Params, omega: HParam = 0.0) -> Optimizer[
         p = (<g, d> / ||d||^2) d                    the component of g along the deviation; 0 at the anchor
         g <- g - omega * p      where <g, d> >= 0, else g
 
-    Where the condition holds, plain descent would lead back along the deviation; at omega = 1 the gradient has no part
-    of it left. DiGraP learns omega for each tensor, ``hyper(directed(base, anchor), by=adam(lr=mu), over="omega")``:
-    see :func:`~hyperopt_ftp.digrap`.
+    ``<g, d> >= 0`` means that plain descent would move back toward the anchor. With omega = 1 the whole component is
+    removed. DiGraP learns omega: ``hyper(directed(base, anchor), by=adam(lr=mu), over="omega")``, see
+    :func:`~hyperopt_ftp.digrap`.
 
     Args:
         base: any optimizer.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
-        omega: strength of the projection: number, 0-d tensor, or dict by path of them, in [0, 1]; added to the hparams
-            as ``"omega"``. 0 is the base.
+        anchor: as in :func:`ftp`.
+        omega: number, 0-d tensor, or dict by path of them, in [0, 1]; the hparam ``"omega"``. 0 is the base.
 
     Raises:
         ValueError: an omega outside [0, 1], an anchor that does not fit (at ``init``).

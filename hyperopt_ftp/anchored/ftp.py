@@ -66,41 +66,41 @@ def ftp(
     """Fast Trainable Projection (arXiv 2310.19182, Algorithm 1) around any optimizer.
 
     For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` at W, the displacement ``d`` of
-    ``base``, and ``mu`` = ``radius_lr``::
+    ``base``, radius ``gamma``, and ``mu`` = ``radius_lr``::
 
         h     = sum_i <g_i, c_i> / n_i           c, n of the PREVIOUS step; "exact": over rows with gamma <= n_i
         h     <- kappa * h where h > 0
         gamma <- max(gamma - mu * AdamDirection(h), 1e-8)
         c     <- (W - d) - W0,   n_i <- sum_j |c_ij| + 1e-8
-        gamma <- min(gamma, max_i n_i)           does not touch Adam's moments
+        gamma <- min(gamma, max_i n_i)           does not change Adam's moments
         W     <- W0 + min(gamma / n_i, 1) * c_i
 
-    Adam on gamma has betas (0.9, 0.999) and eps 1e-8. Its first gradient is 0 (there is no previous step), so its
-    first move comes at the second step, with bias exponent 2: 0.744 mu.
+    Adam on gamma has betas (0.9, 0.999) and eps 1e-8. The first h is 0, since there is no previous step. So gamma first
+    moves at the second step, by 0.744 mu (bias exponent 2).
 
     Args:
-        base: any optimizer but a schedule-free one; it sees the raw gradient, and only its displacement is projected.
-        anchor: pytree like the parameters, or a part of it: a tensor whose name is absent is unconstrained.
-        norm: ``"mars"`` (rows in L1) or ``"l2"`` (the whole tensor). 0-d and 1-D tensors are one row.
-        kappa: in [0, 1]; see :func:`damped`. 1 keeps the hypergradient, 0 lets a radius shrink only by the clip.
-        radius_lr: step of the radius, in units of row norm. A radius grows by about radius_lr a step whatever
-            the learning rate is, so training warms up for max_i n_i / radius_lr steps.
+        base: any optimizer, except schedule-free ones. It gets the raw gradient; only its displacement is projected.
+        anchor: pytree like the parameters, or a part of it. A tensor that is absent is unconstrained.
+        norm: ``"mars"`` (L1 norm of each row, dim 0) or ``"l2"`` (norm of the whole tensor). 0-d and 1-D tensors are
+            one row.
+        kappa: in [0, 1]; see :func:`damped`. With 0 a radius shrinks only by the clip.
+        radius_lr: learning rate of the radius, in units of row norm. A radius grows by about radius_lr a step, whatever
+            ``lr`` is, so it needs n / radius_lr steps to reach a row norm n.
         gradient: ``"paper"``: all rows contribute (the authors' code). ``"exact"``: only clipped rows, the true
             derivative of the step.
-        radius_start: the first radius of each tensor, a finite number >= 0 (structure, not an hparam), where it is
-            larger than what holds the weights that training starts with: the first step goes so far, after which the
-            clip holds. ``None``: as below. 1e-8, or less: 1e-8 wherever training starts, as in the authors' code.
+        radius_start: the first radius of each tensor, finite, >= 0 (not an hparam), if it is larger than the default.
+            ``None``: the largest row norm of ``params - anchor`` at the start, at least 1e-8. 1e-8 or less: always
+            1e-8.
 
     Returns:
-        An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. The radius starts at 1e-8, or at the
-        largest row norm of ``params - anchor`` when training starts elsewhere. 16-bit weights are computed in float32,
-        with ``c`` as their master copy: ``W0 + s c`` where that rounds to the stored W, else the stored W.
+        An optimizer with hparams ``{**base.hparams, "radius_lr", "kappa"}``. 16-bit weights are computed in float32,
+        with ``c`` as their master copy: ``W0 + s c`` if that rounds to the stored W, else the stored W.
 
     Raises:
         ValueError: a number outside its domain, an unknown norm or gradient, an anchor that does not fit (at ``init``).
 
-    Differs from the paper: the authors start every radius at 1e-8, which throws a run that starts off the anchor back
-    onto it; ``radius_start=1e-8`` does so too.
+    Differs from the paper: the authors start every radius at 1e-8, which resets weights that start off the anchor to
+    it. ``radius_start=1e-8`` does the same.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(1, 2)}
@@ -139,7 +139,6 @@ def _apart(state: FTPState) -> bool:
 def ftp_rule(
     radius_lr: HParam, kappa: HParam, norm: Norm, gradient: PaperOrExact, radius_start: float | None = None
 ) -> Rule:
-    """The rule of :func:`ftp`."""
     check_norm(norm)
     check_choice("gradient", gradient, GRADIENTS)
     if radius_start is not None:
@@ -185,7 +184,7 @@ def ftp_rule(
 def radius_gradient(
     grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, gradient: PaperOrExact = "paper"
 ) -> Tensor:
-    """Derivative of the loss with respect to the radius of the step that made the weights, in closed form.
+    """Derivative of the loss in the radius of the step that made the weights, in closed form.
 
     ``W = W0 + min(radius / n_i, 1) * c_i`` gives ``h = sum_i <g_i, c_i> / n_i`` over the clipped rows
     (``radius <= n_i``; a tie counts as clipped). ``"paper"`` sums over all rows, as the authors' code does.
@@ -193,15 +192,15 @@ def radius_gradient(
     Args:
         grad: gradient g at the projected weights.
         deviation: c of the step that made them, same shape.
-        norms: its row norms n, shape (rows,).
-        radius: its radius, 0-d.
+        norms: row norms n of c, shape (rows,).
+        radius: radius of that step, 0-d.
         gradient: ``"paper"`` or ``"exact"``.
 
     Returns:
         0-d tensor.
 
     Raises:
-        ValueError: another ``gradient``.
+        ValueError: an unknown ``gradient``.
 
     >>> import torch
     >>> from hyperopt_ftp.anchored import radius_gradient

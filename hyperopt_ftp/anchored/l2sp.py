@@ -19,24 +19,24 @@ def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bo
 
     With weights ``W``, anchor ``W0``, gradient ``g`` and the displacement ``d`` of ``base``::
 
-        g <- g + strength * (W - W0)                       coupled: the base sees the penalty's gradient
-        W <- (W - d) - lr * strength * (W - W0)            decoupled, as AdamW decays (arXiv 1711.05101)
+        g <- g + strength * (W - W0)                       coupled: the base gets the penalty's gradient
+        W <- (W - d) - lr * strength * (W - W0)            decoupled, as in AdamW (arXiv 1711.05101)
 
     Args:
-        base: any optimizer; decoupled, one with an ``lr`` that is not schedule-free, and a schedule goes around the
-            result, not inside.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
-        strength: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as ``"strength"``. 0 is the
-            base. Decoupled, ``lr * strength = 1`` makes each step start at the anchor.
-        decoupled: leave the gradient alone and move the weights.
+        base: any optimizer. If decoupled, one with an ``lr``, except schedule-free ones, with :func:`scheduled` around
+            the result, not inside.
+        anchor: as in :func:`ftp`.
+        strength: number, 0-d tensor, or dict by path of them, >= 0; the hparam ``"strength"``. 0 is the base. If
+            decoupled, ``lr * strength = 1`` makes each step start at the anchor.
+        decoupled: move the weights instead of changing the gradient.
 
     Raises:
         ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``); decoupled, a base
             without lr.
-        TypeError: ``decoupled`` is no bool.
+        TypeError: ``decoupled`` is not a bool.
 
-    The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. Differs from the paper: that
-    has no decoupled form.
+    The paper's second penalty, plain L2 on the new head, is the base's ``weight_decay``. The paper has no decoupled
+    form.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(2)}
@@ -49,7 +49,6 @@ def l2sp(base: Optimizer, anchor: Params, strength: HParam = 1e-2, decoupled: bo
 
 
 def l2sp_rule(strength: HParam, decoupled: bool) -> Rule:
-    """The rule of :func:`l2sp`."""
     check_flag("decoupled", decoupled)
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:

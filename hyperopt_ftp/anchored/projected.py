@@ -36,18 +36,18 @@ def projected(
 
         c = (W - d) - W0,   n_i = row_norm(c)_i,   W <- W0 + min(radius / n_i, 1) * c_i
 
-    With a fixed radius this is MARS-SP (arXiv 2002.08253) or L2 projection; with a radius tuned by one-step
+    With a fixed radius this is MARS-SP (arXiv 2002.08253) or L2 projection. With a radius tuned by one-step
     hypergradients (``hyper(projected(...), over="radius")``) it is FTP (arXiv 2310.19182).
 
     Args:
-        base: any optimizer but a schedule-free one.
-        anchor: pytree like the parameters, or a part of it: tensors that are absent (or ``None``) are unconstrained.
+        base: any optimizer, except schedule-free ones.
+        anchor: as in :func:`ftp`; ``None`` for a tensor means absent, too.
         norm: ``"mars"`` (each row in its L1 ball) or ``"l2"`` (the whole tensor in its Frobenius ball).
         radius: ``None`` (infinity), a number, or a dict by path of numbers or 0-d tensors, >= 0, in units of row norm.
-            The hparam ``"radius"`` is a dict by path of 0-d tensors. With ``None``, a tuner starts from
-            ``start``: the largest row norm of ``params - anchor``.
-        bounded: ``False`` leaves out the min (``W0 + (radius / n_i) c_i``): the map through which FTP's "paper"
-            hypergradient is pulled back. Not a projection.
+            The hparam ``"radius"`` is a dict by path of 0-d tensors. With ``None``, a tuner starts from the largest row
+            norm of ``params - anchor``.
+        bounded: ``False`` leaves out the min: ``W0 + (radius / n_i) c_i``, which is not a projection. FTP's "paper"
+            hypergradient is the derivative of this map.
 
     Raises:
         ValueError: an unknown norm, a radius that is negative or NaN, an anchor whose entries are not parameters or

@@ -33,16 +33,16 @@ def rows(x: Tensor, norm: Norm) -> torch.Size:
 def row_norm(deviation: Tensor, norm: Norm = "mars") -> Tensor:
     """Norm of each row of a deviation from the anchor, plus 1e-8.
 
-    ``"mars"``: ``n_i = sum_j |d_ij| + 1e-8`` where rows are dim 0 and columns all the rest (arXiv 2002.08253); the
-    operator norm induced by the maximum norm is the largest of them. ``"l2"``: ``n = ||d||_F + 1e-8``, one row (the
-    option of TPGM, arXiv 2303.10720).
+    ``"mars"``: ``n_i = sum_j |d_ij| + 1e-8``. Rows are dim 0, columns all other dims (arXiv 2002.08253). The largest
+    n_i is the operator norm induced by the maximum norm. ``"l2"``: ``n = ||d||_F + 1e-8`` as one row (TPGM, arXiv
+    2303.10720).
 
     Args:
         deviation: any shape. 0-d and 1-D tensors are ONE row.
         norm: ``"mars"`` or ``"l2"``.
 
     Returns:
-        Shape (rows,), the dtype of ``deviation``. Its derivative at a zero row is 0.
+        Shape (rows,), the dtype of ``deviation``. The derivative at a zero row is 0.
 
     Raises:
         ValueError: an unknown norm.
@@ -78,18 +78,18 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 def project(weights: Tensor, anchor: Tensor, radius: Tensor, norm: Norm = "mars") -> Tensor:
     """Scale each row of ``weights - anchor`` down to the ball of a radius.
 
-    With ``c = weights - anchor`` and ``n`` = :func:`row_norm`\\ (c)::
+    With ``c = weights - anchor`` and its row norms ``n`` (:func:`row_norm`)::
 
         project(weights)_i = anchor_i + min(radius / n_i, 1) * c_i
 
     For ``"l2"`` this is ``argmin_x ||x - weights||_2`` subject to ``||x - anchor||_2 <= radius`` (up to the 1e-8 in n).
-    For ``"mars"`` it is the radial map of arXiv 2002.08253 and 2310.19182, eq. 3: feasible, idempotent up to a
-    relative ``1e-8 / (radius + 1e-8)``, and not the nearest point of the L1 ball. ``radius = inf`` gives ``weights``
-    up to the rounding of ``anchor + c``, ``radius = 0`` the anchor exactly.
+    For ``"mars"`` it is the radial map of arXiv 2002.08253 and 2310.19182, eq. 3. That map is feasible and idempotent
+    up to a relative ``1e-8 / (radius + 1e-8)``, but does not give the nearest point of the L1 ball. ``radius = inf``
+    gives ``weights`` up to the rounding of ``anchor + c``; ``radius = 0`` gives the anchor exactly.
 
     Args:
-        weights, anchor: one shape and dtype.
-        radius: 0-d tensor, the largest norm of a row, in units of the weights.
+        weights, anchor: same shape and dtype.
+        radius: 0-d tensor, the largest allowed norm of a row, in units of the weights.
         norm: ``"mars"`` or ``"l2"``.
 
     Returns:

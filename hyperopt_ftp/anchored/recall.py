@@ -1,4 +1,4 @@
-"""Recall: the task's share of a step grows while the pull toward the anchor fades."""
+"""Recall: the task's share of a step grows, and the pull toward the anchor falls."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def recall(
 ) -> Optimizer[AnchoredState]:
     """RecAdam's recall (arXiv 2004.12651, Algorithm 1) around any optimizer.
 
-    For each constrained tensor with anchor ``W0``, weights ``W``, the displacement ``u`` of ``base`` and the number
-    ``t`` of steps with this one::
+    For each constrained tensor with anchor ``W0``, weights ``W``, the displacement ``u`` of ``base`` and ``t`` = number
+    of this step, from 1::
 
         s = 1 / (1 + exp(-rate * (t - midpoint)))                  the task's share, from about 0 to 1
         W <- W - s * u - lr * (1 - s) * strength * (W - W0)
 
-    Early steps recall the pre-trained weights, late ones are those of ``base``: a schedule from holding to free.
+    Early steps pull the weights toward the anchor; late steps are those of ``base``.
 
     Args:
-        base: any optimizer with an ``lr`` but a schedule-free one; leave its weight decay at 0. A schedule goes around
-            the result.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
-        strength: the paper's gamma: number, 0-d tensor, or dict by path of them, >= 0. ``lr * strength`` above 1 would
-            throw weights over the anchor.
+        base: any optimizer with an ``lr``, except schedule-free ones, and with weight decay 0. Put :func:`scheduled`
+            around the result.
+        anchor: as in :func:`ftp`.
+        strength: the paper's gamma: number, 0-d tensor, or dict by path of them, >= 0. With ``lr * strength`` above 1
+            the weights overshoot the anchor.
         rate: the paper's k, >= 0, per step.
         midpoint: the paper's t0, the step at which both have the same share.
 
@@ -53,7 +53,7 @@ def recall(
     Raises:
         ValueError: a number outside its domain, an anchor that does not fit (at ``init``), a base without lr.
 
-    Differs from the paper: its base is Adam.
+    Differs from the paper, whose base is Adam.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.recall(hft.sgd(lr=0.5), torch.zeros(1), strength=1.0, rate=1.0, midpoint=2.0)
@@ -67,8 +67,6 @@ def recall(
 
 
 def recall_rule(strength: HParam, rate: HParam, midpoint: HParam) -> Rule:
-    """The rule of :func:`recall`."""
-
     def after(
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
     ) -> tuple[Tensor, RuleState]:
@@ -80,7 +78,6 @@ def recall_rule(strength: HParam, rate: HParam, midpoint: HParam) -> Rule:
 
 
 def shares(state: RuleState, h: Numbers) -> RuleState:
-    """The task's share of a step, and the pull toward the anchor."""
     step = state["recall_step"] + 1
     share = (h["rate"] * (step - h["midpoint"])).sigmoid()
     return {"recall_step": step, "share": share, "pull": h["lr"] * (1 - share) * h["strength"]}

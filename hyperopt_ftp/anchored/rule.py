@@ -34,24 +34,25 @@ class Spec(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How one tensor is held near its anchor: what happens before and after the base's step. All parts are pure.
+    """How one tensor is kept near its anchor: what happens before and after the base's step. All functions are pure.
 
-    In all of them ``w`` are the weights before the step and ``w0`` is the anchor, both in working precision, ``g`` is
-    the raw gradient, ``state`` the tensor's own by the names of ``specs``, and ``h`` the hparams: 0-d tensors by name.
+    In all of them ``w`` are the weights before the step and ``w0`` is the anchor, both in working precision. ``g`` is
+    the raw gradient, ``state`` the tensor's own state by the names of ``specs``, and ``h`` the hparams, 0-d tensors by
+    name.
 
     Attributes:
-        hparams: the rule's own, by name; one for all tensors, or a dict by path.
-        before: ``before(g, w, w0, state, h) -> (g, state)``; the gradient that the base gets.
-        after: ``after(moved, w, w0, g, state, h) -> (W, state)``; the new weights, from those that the base has made.
-        specs: the state, entry by entry, in the order in which kernels take it.
+        hparams: the rule's own hparams by name: one value for all tensors, or a dict by path.
+        before: ``before(g, w, w0, state, h) -> (g, state)``: the gradient that the base gets.
+        after: ``after(moved, w, w0, g, state, h) -> (W, state)``: the new weights, from those that the base has made.
+        specs: the entries of the state, in the order in which kernels take them.
         norm: what a row is, ``"mars"`` or ``"l2"``.
-        off: ``off(c) -> state``; entries that differ from their fill where training starts at W0 + c.
-        master: ``master(stored, w0, state) -> w``; what stands behind stored 16-bit weights. Without it, they do.
-        start, settle: ``start(w, w0, h) -> h`` and ``settle(h, state) -> h``, for one tensor; those of
+        off: ``off(c) -> state``: entries that differ from their fill if training starts at W0 + c.
+        master: ``master(stored, w0, state) -> w``: the master copy of 16-bit weights. ``None``: the stored weights.
+        start, settle: ``start(w, w0, h) -> h`` and ``settle(h, state) -> h``, for one tensor, as in
             :class:`~hyperopt_ftp.Optimizer`.
         reads: hparams of the base that ``h`` has too.
-        keeps: which of ``w`` and ``g`` ``after`` looks at; copies of them are kept while a base works in place.
-        domains: of the own hparams; ``None``: those that :data:`~hyperopt_ftp.hparams.DOMAINS` has.
+        keeps: which of ``w`` and ``g`` ``after`` reads; they are copied if a base works in place.
+        domains: of the rule's hparams; ``None``: those in :data:`~hyperopt_ftp.hparams.DOMAINS`.
     """
 
     hparams: dict[str, Any]
@@ -76,14 +77,14 @@ class AnchoredState(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the base's state and those of the tensors, by path, make the state that a user sees.
+    """How the base's state and those of the tensors, by path, make up the public state.
 
     Attributes:
-        kind: the class of that.
-        pack: ``pack(base's, tensors', apart) -> state``. Tensors make their steps together, and may share a count; they
-            are ``apart`` from the first gradient that was ``None`` on.
+        kind: the class of the public state.
+        pack: ``pack(base's, tensors', apart) -> state``. Tensors that step together may share a count; from the first
+            gradient that was ``None`` on they are ``apart``.
         unpack: ``unpack(state) -> (base's, tensors')``.
-        apart: whether they are, in a state.
+        apart: whether they are apart, in a state.
     """
 
     kind: type
@@ -105,25 +106,25 @@ _INSTEAD = (
 
 
 def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PATH) -> Optimizer:
-    """``base`` held near ``anchor`` by ``rule``; 16-bit weights are computed in float32.
+    """``base`` kept near ``anchor`` by ``rule``. 16-bit weights are computed in float32.
 
-    The rule's hparams are numbers for all constrained tensors, or dicts by path of one for each. What a rule reads of
-    the base is the hparam of ``base``: a schedule goes around the result, ``scheduled(anchored(...))``, not inside.
+    The rule's hparams are numbers for all constrained tensors, or dicts by path. An hparam of the base that the rule
+    reads must not be scheduled inside: put :func:`scheduled` around the result.
 
     Args:
-        base: any optimizer that has the hparams that the rule reads; no schedule-free one where the rule has an
-            ``after``.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained.
+        base: any optimizer that has the hparams that the rule reads. If the rule has an ``after``, not a schedule-free
+            one.
+        anchor: as in :func:`ftp`.
         rule: what happens to the gradient, or to the moved weights, of each constrained tensor.
-        layout: the form of the state, where it is not :class:`AnchoredState`.
+        layout: the form of the state; ``None``: :class:`AnchoredState`.
 
     Returns:
-        An optimizer whose hparams are those of ``base`` and the rule's; one of a name that ``base`` has gets a number.
+        An optimizer whose hparams are those of ``base`` and the rule's. A name that ``base`` has already gets a number.
 
     Raises:
         ValueError: an hparam by path whose paths are not the anchor's; a base without an hparam that the rule reads, or
-            with a table of it; a schedule-free base of a rule that moves weights; at ``init``, an anchor that does not
-            fit the params.
+            with a table of it; a schedule-free base, if the rule moves weights; at ``init``, an anchor that does not
+            fit.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from hyperopt_ftp.anchored import Rule, anchored
@@ -141,7 +142,6 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
             check_same_names(key, tree.by_path(value).keys(), fixed)
 
     def numbers_of(owns: dict[str, Any], read: dict[str, Any]) -> dict[str, Numbers]:
-        """The own hparams of each tensor, and what is read of the base's."""
         columns = {key: numbers(key, value, fixed) for key, value in owns.items()}
         columns |= {key: by_name(key, value, fixed) for key, value in read.items()}
         return {name: {key: column[name] for key, column in columns.items()} for name in fixed}
@@ -213,7 +213,6 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
 
 
 def _first(rule: Rule, w: Tensor, w0: Tensor) -> RuleState:
-    """The state before a tensor's first step."""
     shapes = {"weights": w.shape, "rows": rows(w, rule.norm), "scalar": (), "count": ()}
     state = {}
     for name, kind, fill in rule.specs:
@@ -223,10 +222,8 @@ def _first(rule: Rule, w: Tensor, w0: Tensor) -> RuleState:
 
 
 def _columns(h: dict[str, Numbers], keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Numbers of each tensor as hparams by path."""
     return {key: {name: values[key] for name, values in h.items()} for key in keys}
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over all entries, 0-d."""
     return (a * b).sum()

@@ -19,21 +19,20 @@ from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[AnchoredState]:
     """Selective Projection Decay (arXiv 2411.01713, Algorithm 1) around any optimizer.
 
-    For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` and ``V`` = what the base's step
-    makes of W::
+    For each constrained tensor with anchor ``W0``, weights ``W``, raw gradient ``g`` and ``V``, the weights after the
+    base's step::
 
         r = max(0, (||V - W0|| - ||W - W0||) / ||V - W0||)         the deviation ratio
         W <- V - strength * r * (V - W0)     where <g, W - W0> > 0, else V
 
-    The condition says that descent would lead back toward the anchor: the layer's progress so far no longer lowers the
-    loss. ``strength = 1`` projects V onto the ball of the previous deviation; the learning rate is not in it.
+    ``<g, W - W0> > 0`` means that descent would move back toward the anchor. ``strength = 1`` then projects V onto the
+    ball of the previous deviation. The learning rate does not enter.
 
     Args:
-        base: any optimizer but a schedule-free one.
-        anchor: pytree like the parameters, or a part of it: a tensor that is absent is unconstrained. Zeros for
-            adapters (LoRA), whose deviation is the adapter itself.
-        strength: the paper's lambda: number, 0-d tensor, or dict by path of them, >= 0; added to the hparams as
-            ``"strength"``. 0 is the base.
+        base: any optimizer, except schedule-free ones.
+        anchor: as in :func:`ftp`. Use zeros for adapters (LoRA).
+        strength: the paper's lambda: number, 0-d tensor, or dict by path of them, >= 0; the hparam ``"strength"``. 0 is
+            the base.
 
     Raises:
         ValueError: a strength that is negative or NaN, an anchor that does not fit (at ``init``).
@@ -50,8 +49,6 @@ def spd(base: Optimizer, anchor: Params, strength: HParam = 1.0) -> Optimizer[An
 
 
 def spd_rule(strength: HParam) -> Rule:
-    """The rule of :func:`spd`."""
-
     def after(
         moved: Tensor, w: Tensor, w0: Tensor, g: Tensor, state: RuleState, h: Numbers
     ) -> tuple[Tensor, RuleState]:

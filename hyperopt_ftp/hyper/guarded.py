@@ -29,7 +29,6 @@ def guarded_problem(
     verified: Verified,
     asked: Asked,
 ) -> InnerProblem:
-    """See :class:`GuardedLoss` and :class:`GuardedUpdate`."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     update, local = optimizer.update, train_loss if processes is None else processes.loss
     if any(map(is_dtensor, tree.leaves(params))):

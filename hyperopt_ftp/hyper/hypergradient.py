@@ -49,40 +49,34 @@ def hypergradient(
     state: StateT | None = None,
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
-    """Train for ``len(batches)`` steps, and differentiate the outer loss at the end in the hyperparameters.
+    """The gradient of an outer loss in the hyperparameters, through ``len(batches)`` steps of training.
 
-    ``d outer_loss(train(...).params) / d over`` in one call; see :func:`train`.
+    Computes ``d outer_loss(train(...).params) / d over`` in one call.
 
     Args:
-        optimizer: any optimizer of the package, tuned ones included.
-        train_loss: ``train_loss(params, batch) -> scalar``; with ``hparams["loss"]`` given,
-            ``train_loss(params, batch, hparams["loss"])``.
-        outer_loss: ``outer_loss(params) -> scalar``, for instance the loss on validation data. One that has a second
-            argument without a default gets ``hparams["loss"]`` there, and its direct derivative counts (DARTS).
-        params: pytree of floating-point tensors; where training starts.
-        batches: a sequence (it is read again), one entry for each step.
-        over: paths of what to differentiate in: a name, a tuple of names, dotted inside trees
-            (``"betas.0"``, ``"by.lr"``, ``"radius.fc.weight"``, ``"loss.l2"``); also ``"params"``, where training
-            starts (MAML), and ``"batches"`` (distillation), or parts of them (``"batches.0.x"``). ``None``: all
-            hparams.
-        hparams: any of ``optimizer.hparams``, whose values the others have; and optionally ``"loss"``: a tree of the
-            loss's own. A value may be a tree of 0-d tensors in the structure of the params: one for each layer.
-        state: the optimizer's state to start from; ``None``: ``optimizer.init``, which is differentiated too.
-        strategy: how; :class:`Unroll` by default.
+        optimizer, train_loss, params, batches, hparams, state, strategy: as in :func:`train`. ``batches`` needs a
+            length. A value in ``hparams`` may be a tree of 0-d tensors in the structure of the params, one for each
+            parameter.
+        outer_loss: ``outer_loss(params) -> scalar``, such as the loss on validation data. If it has a second argument
+            without a default, it gets ``hparams["loss"]`` there, and its direct derivative counts (DARTS).
+        over: what to differentiate in: a path, or a tuple of paths. Dots lead into trees (``"betas.0"``, ``"by.lr"``,
+            ``"radius.fc.weight"``, ``"loss.l2"``). ``"params"`` is the starting point (MAML), ``"batches"`` the data
+            (distillation), ``"batches.0.x"`` a part of it. ``None``: all hparams.
 
     Returns:
-        ``(value, grads, (params, state))``: the outer loss, its gradient as a dict by the names in ``over`` (all
-        hparams for ``None``), and where training ended. Under a ``torch.func`` transform all of it can be
-        differentiated again; otherwise it carries no graph.
+        ``(value, grads, (params, state))``: the outer loss, its gradients as a dict by the paths in ``over``, and the
+        result of training. Under a ``torch.func`` transform all of it can be differentiated again. Otherwise it carries
+        no graph.
 
     Raises:
-        ValueError: ``over`` names what does not exist or integers, a loss that is no scalar, no batches.
-        TypeError: integer parameters, batches without a length, a strategy without ``run`` and ``pullback``.
+        ValueError: a path in ``over`` that does not exist or leads to integers; an outer loss that is not a scalar; as
+            :func:`train`.
+        TypeError: batches without a length, a strategy without ``run`` and ``pullback``; as :func:`train`.
         RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter: its gradient is exactly zero. The outer loss or
-            a gradient is not finite. Frozen parameters, as :func:`train`.
+        UserWarning: the outer loss does not depend on a hyperparameter, so its gradient is exactly zero; the outer loss
+            or a gradient is not finite; frozen parameters, as in :func:`train`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()
@@ -111,7 +105,6 @@ def value_and_grad(
     state: StateT | None = None,
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
-    """:func:`hypergradient`, where zeros are nothing to warn of."""
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
     whole = with_start(full, params, check_batches(batches))
     names = tuple(full) if over is None else paths.normalise(over, whole)
@@ -155,9 +148,9 @@ def value_and_grad(
 
 
 def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
-    """The outer loss's derivatives in leaves.
+    """The derivatives of the outer loss in leaves.
 
-    In float16 what the outer loss hands to the params would vanish: it is scaled by the largest power that fits.
+    float16 cotangents of the params would underflow, so the outer loss is scaled by the largest power of two that fits.
     """
     if not value.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
@@ -175,7 +168,6 @@ def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
 def _from_values(
     objective: Callable[..., tuple[Tensor, TrainOutputs]], leaves: list[Tensor], strategy: Strategy, train_loss: Any
 ) -> tuple[Tensor, list[Tensor], TrainOutputs]:
-    """By a strategy that needs values of the outer loss alone."""
     replay, plain = Replay(), Unroll()
     rng = replay.now()
     # Under a transform somebody may differentiate the value, and the estimate.
@@ -200,7 +192,7 @@ def check_floats(tuned: dict[str, Any]) -> None:
 
 
 def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:
-    """Raise where a data-parallel loss would not get its shard, or would give a derivative in one that is no such."""
+    """Raise if a data-parallel loss would not get its shard, or if its derivative would be wrong."""
     if isinstance(outer_loss, DataParallel):
         raise ValueError(
             "outer_loss is data-parallel and needs its shard of a batch: give lambda p: whole(p, held_out), or "
@@ -215,7 +207,6 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
 
 
 def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:
-    """Of the outer loss, or the first gradient, that is not finite."""
     for what, x in (("outer loss", value), *((f"hypergradient of {name!r}", grad) for name, grad in grads.items())):
         parts = tree.leaves(x)
         if all(map(concrete, parts)) and not all(bool(part.isfinite().all()) for part in parts):

@@ -55,48 +55,47 @@ def train(
     state: StateT | None = None,
     strategy: Strategy | None = None,
 ) -> TrainOutputs[TreeT, StateT]:
-    """Train for ``len(batches)`` steps, as one differentiable function of all that goes in.
+    """Train for ``len(batches)`` steps, as one function that can be differentiated.
 
     With ``g = d train_loss(params, batches[k]) / d params``, step k is
-    ``params, state <- optimizer.update(g, state, params, hparams)``.
-    The result can be differentiated in the hparams (those of the loss as well), the params, the state and the
-    floating-point tensors of the batches: by ``backward``, by ``torch.autograd.grad`` and, in any nesting, by the
-    transforms of ``torch.func``. How, and at what cost, is for the strategy to say; the values are always those of the
-    plain loop. What requires no gradient costs nothing.
+    ``params, state <- optimizer.update(g, state, params, hparams)``. Differentiate the result in the hparams, the
+    params, the state or the floating-point tensors of the batches. Use ``backward``, ``torch.autograd.grad`` or the
+    transforms of ``torch.func``, nested as you like. The strategy decides how the derivative is computed and what it
+    costs. The values are always those of the plain loop.
 
     Args:
-        optimizer: a pure optimizer of the package, tuned ones and combinations included.
-        train_loss: ``train_loss(params, batch) -> scalar``; with ``hparams["loss"]`` given,
-            ``train_loss(params, batch, hparams["loss"])``. All that a derivative is taken in has to be an argument.
-        params: pytree of floating-point tensors; where training starts.
-        batches: a list or tuple, one entry for each step, or a tensor whose first dimension is the steps. Any other
-            sequence is read entry by entry, more than once, and is constant.
-        hparams: any of ``optimizer.hparams``, whose values the others have; and optionally ``"loss"``: a tree of the
-            loss's own.
-        state: the optimizer's, to train on; ``None``: ``optimizer.init(params, hparams)``, which is differentiated too.
-        strategy: :class:`Unroll` by default; :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or an object of
-            one's own (:class:`~hyperopt_ftp.hyper.Strategy`).
+        optimizer: a pure optimizer of the package.
+        train_loss: ``train_loss(params, batch) -> scalar``, or ``train_loss(params, batch, hparams["loss"])`` if
+            ``hparams["loss"]`` is given. It must take every tensor that a derivative is asked for as an argument.
+        params: pytree of floating-point tensors, the starting point.
+        batches: a list or tuple with one entry for each step, or a tensor whose first dimension counts the steps. Any
+            other sequence is read entry by entry, more than once, and counts as constant.
+        hparams: values that replace some of ``optimizer.hparams``. The entry ``"loss"`` is optional: a tree of tensors
+            that the training loss takes as its third argument.
+        state: the optimizer's state at the start. ``None``: ``optimizer.init(params, hparams)``, which is
+            differentiated too.
+        strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit`, :class:`ZeroOrder`, or your own
+            :class:`~hyperopt_ftp.hyper.Strategy`.
 
     Returns:
-        ``(params, state, losses)``: where training ended, and the training loss before each step, shape ``(K,)``, which
-        carries no graph.
+        ``(params, state, losses)``: the params and state after the last step, and the training loss before each step,
+        shape ``(K,)``, without a graph.
 
     Raises:
-        TypeError: an optimizer that is not pure, integer params, batches that are no sequence, no strategy, entries of
-            ``hparams["loss"]`` that are no tensors.
-        ValueError: no batches, a loss that is no scalar or has no graph or no place for ``hparams["loss"]``, one that
-            uses a tensor which requires grad and is no argument of ``train`` (its derivative would be lost); tensors on
-            the meta device, of inference mode, or complex where a derivative is asked for.
-        RuntimeError: inference mode; what the strategy raises; in the backward pass, a tensor that was changed in place
-            since, and ``create_graph=True`` with a strategy that is not exact.
+        TypeError: an optimizer that is not pure, integer params, batches that are not a sequence, an unknown strategy,
+            entries of ``hparams["loss"]`` that are not tensors.
+        ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
+            that closes over a tensor that requires grad, whose derivative would be lost; tensors on the meta device or
+            of inference mode; complex tensors, if a derivative is asked for.
+        RuntimeError: inference mode; errors of the strategy; in the backward pass, a tensor that was changed in place,
+            or ``create_graph=True`` with a strategy that is not exact.
 
     Warns:
         UserWarning: a training loss that is not finite (once, at the end; not under a transform); float16 params under
-            a transform; frozen parameters of a module among the params, beside others that require grad; what the
-            strategy warns of.
+            a transform; frozen parameters of a module among params that require grad; warnings of the strategy.
 
-    Where something is differentiated, attention runs by its formula, since the fused kernels have no second
-    derivatives, and functions compiled by ``torch.compile`` run as they are written: in all threads while one is here.
+    If a derivative is asked for, attention runs by its formula, because the fused kernels have no second derivative.
+    Functions compiled by ``torch.compile`` run uncompiled. Both hold for all threads of the process meanwhile.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -118,7 +117,6 @@ def train(
 def checked(
     optimizer: Optimizer, train_loss: Any, params: Params, hparams: HParams | None, strategy: Any
 ) -> tuple[HParams, Strategy]:
-    """Complete hparams and the strategy, or an error where training cannot begin."""
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
@@ -142,7 +140,6 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
 ) -> TrainOutputs[TreeT, StateT]:
-    """:func:`train` of what :func:`checked` gives; losses that are not finite are looked for elsewhere."""
     if state is None:
         state = optimizer.init(params, without_loss(full))
     check_steps(train_loss, len(batches))
@@ -183,7 +180,6 @@ def trained(
 
 
 def _runnable(strategy: Strategy, params: Params) -> Strategy:
-    """The strategy, without ``compile`` where nothing can be compiled."""
     device = next((x.device for x in tree.leaves(params) if isinstance(x, Tensor)), None)
     why = why_not(strategy.compile, device) if strategy.compile and device else None
     if why is None:
@@ -193,7 +189,6 @@ def _runnable(strategy: Strategy, params: Params) -> Strategy:
 
 
 def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:
-    """Raise where a strategy cannot do what a data-parallel loss needs."""
     if not isinstance(train_loss, DataParallel):
         return
     if strategy.compile:
@@ -206,7 +201,6 @@ def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInput
 
 
 def _warn_of_nan(losses: Tensor) -> None:
-    """Of the first loss that is not finite; by the numbers, which are waited for once, at the end."""
     if not concrete(losses) or bool(losses.isfinite().all()):
         return
     k = int((~losses.isfinite()).nonzero()[0])

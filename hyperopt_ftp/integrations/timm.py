@@ -1,4 +1,4 @@
-"""timm: FTP's optimizers in its registry, and the head of a model left free."""
+"""timm: FTP's optimizers in its registry, and the head of a model unconstrained."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _GROUPING = ("weight_decay", "filter_bias_and_bn", "layer_decay", "layer_decay_m
 
 
 def register() -> None:
-    """Put ``ftpadamw`` and ``ftpsgd`` into timm's registry; a second call does nothing.
+    """Put ``ftpadamw`` and ``ftpsgd`` into timm's registry. A second call does nothing.
 
     Then ``timm.optim.create_optimizer_v2(model, opt="ftpadamw", lr=1e-3, exclude=model.get_classifier())`` works, with
-    weight decay that spares biases and norms, ``layer_decay``, and every option of the class as a keyword. timm shows
-    no model to an optimizer, so the head is left free only if ``exclude`` says so; :func:`create_optimizer` says it.
+    ``layer_decay``, weight decay that spares biases and norms, and every option of the class as a keyword. The head is
+    unconstrained only if ``exclude`` says so; :func:`create_optimizer` does this for you.
 
-    ``ftpsgd`` has timm's momentum of 0.9 and Nesterov's, as ``sgd`` has there.
+    ``ftpsgd`` has momentum 0.9 and Nesterov by default, as timm's ``sgd``.
 
     Raises:
         ImportError: timm is not installed.
@@ -57,10 +57,9 @@ def register() -> None:
 
 
 def classifier(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters of the head: of ``model.get_classifier()``, one module or (distilled models) several.
+    """The trainable parameters of the head, ``model.get_classifier()``: one module, or several for distilled models.
 
-    With them those of ``model.aux_head``, which VOLO's models have. Empty where there is no head (``num_classes=0``) or
-    where it is frozen.
+    VOLO's ``model.aux_head`` is included. The list is empty if there is no head (``num_classes=0``) or if it is frozen.
 
     Raises:
         TypeError: ``model`` has no ``get_classifier``, or one that fails.
@@ -96,19 +95,18 @@ def classifier(model: nn.Module) -> list[nn.Parameter]:
 def create_optimizer(
     model: nn.Module, opt: str = "ftpadamw", *, exclude: Excludes = None, **options: Any
 ) -> FTPAdamW | FTPSGD:
-    """``timm.optim.create_optimizer_v2`` with the head left free.
+    """``timm.optim.create_optimizer_v2`` with an unconstrained head.
 
     Args:
         model: a model of timm, without the wrappers of DDP or ``torch.compile``.
         opt: ``"ftpadamw"`` or ``"ftpsgd"``.
-        exclude: parameters that are not held near their anchors: patterns of names, tensors or modules. ``None``:
-            :func:`classifier`. ``()``: none, for a head that was trained for these very classes.
+        exclude: as in :class:`~hyperopt_ftp.FTPAdamW`, but ``None`` excludes :func:`classifier`. Use ``()`` for a head
+            that was trained for the same classes.
         options: of ``create_optimizer_v2`` (``lr``, ``weight_decay``, ``layer_decay``, ...) and of the class.
 
     Returns:
         The optimizer, with timm's groups and the names of their parameters. With ``layer_decay`` the groups have an
-        ``lr_scale``, which timm's schedulers multiply in, with FTP as with every optimizer; without such a scheduler it
-        does nothing.
+        ``lr_scale``, which only timm's schedulers apply, as with every optimizer.
 
     Raises:
         ValueError: another ``opt``, an option outside its domain, an ``exclude`` that matches nothing.
@@ -132,7 +130,6 @@ def create_optimizer(
 
 
 def _named(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What timm says of its groups, with the names of the parameters."""
     names = {p: name for name, p in model.named_parameters()}
     return [
         {"params": [(names[p], p) for p in group["params"]]}

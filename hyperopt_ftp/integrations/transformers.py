@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: optimizers that see the model and the names of its parameters. Needs nothing imported."""
+"""Hugging Face's Trainer: optimizers that get the model and the names of its parameters. Imports nothing of it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _BIAS_OR_NORM = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Trainable parameters with their names, in two groups: decayed and not, as the Trainer splits them.
+    """Trainable parameters with their names, in two groups, with and without weight decay, as the Trainer splits them.
 
-    For ``Trainer(optimizers=(hft.FTPAdamW(parameter_groups(model, 0.01), lr=1e-4, exclude="classifier.*"), None))``.
+    Use: ``Trainer(optimizers=(hft.FTPAdamW(parameter_groups(model, 0.01), lr=1e-4, exclude="classifier.*"), None))``.
 
     Args:
         model: the model, or a wrapper of it.
-        weight_decay: finite. Not of ``nn.LayerNorm``, nor where the name speaks of a bias or a norm.
+        weight_decay: finite. It is 0 for ``nn.LayerNorm``, and for names of biases and norms.
 
     Raises:
-        ValueError: a ``weight_decay`` that is negative or not finite, a model without trainable parameters. Frozen
-            parameters are left out, so an ``exclude`` that names only such ones matches nothing.
-        TypeError: ``weight_decay`` is no number, or ``model`` no module.
+        ValueError: a ``weight_decay`` that is negative or not finite, a model without trainable parameters.
+        TypeError: ``weight_decay`` is not a number, or ``model`` not a module.
+
+    Frozen parameters are left out, so an ``exclude`` that names only frozen ones matches nothing.
 
     >>> groups = parameter_groups(nn.Linear(4, 2), weight_decay=0.01)
     >>> [(group["weight_decay"], [name for name, _ in group["params"]]) for group in groups]
@@ -60,24 +61,24 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
 def optimizer_cls_and_kwargs(
     build: Callable[..., Optimizer] = FTPAdamW, *, weight_decay: float = 0.0, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, for an optimizer that is built of named parameters.
+    """The argument of ``Trainer(optimizer_cls_and_kwargs=...)``, for an optimizer that is built from named parameters.
 
-    The Trainer's own groups come without names, so ``exclude`` could only be given tensors or modules. Here the
-    optimizer is built when the Trainer asks for it, of the model it then has: this also works with ``model_init`` and
-    under FSDP, where ``Trainer(optimizers=...)`` is refused.
+    The Trainer's own groups have no names, so ``exclude`` could not take patterns. This optimizer is built when the
+    Trainer asks for it, from the model it has then. So it also works with ``model_init`` and under FSDP, which refuse
+    ``Trainer(optimizers=...)``.
 
     Args:
         build: called as ``build(parameter_groups(model, weight_decay), **options)``: a class of this package that takes
-            parameters, or a function, say ``lambda groups: hft.SPD(torch.optim.AdamW(groups, lr=1e-4))``.
-        weight_decay: as in :func:`parameter_groups`. The Trainer's ``args`` are not seen here, and neither are its
-            ``learning_rate`` and ``weight_decay``.
+            parameters, or a function such as ``lambda groups: hft.SPD(torch.optim.AdamW(groups, lr=1e-4))``.
+        weight_decay: as in :func:`parameter_groups`. ``learning_rate`` and ``weight_decay`` in the Trainer's ``args``
+            are not used.
         options: keywords of ``build``: ``lr``, ``exclude``, ...
 
     Raises:
-        TypeError: ``build`` is not callable, or a module, or does not take one of the ``options``; ``weight_decay`` is
-            no number; ``model`` is no module.
-        ValueError: no ``lr`` for our classes, a ``weight_decay`` that is not finite. What ``build`` raises comes when
-            the training starts.
+        TypeError: ``build`` is not callable, or is a module, or does not take one of the ``options``; ``weight_decay``
+            is not a number; ``model`` is not a module.
+        ValueError: no ``lr`` for our classes, a ``weight_decay`` that is not finite. Errors of ``build`` are raised
+            when training starts.
 
     >>> make, options = optimizer_cls_and_kwargs(lr=1e-4, exclude="1.*")
     >>> opt = make()(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), **options)  # as the Trainer does

@@ -24,7 +24,7 @@ def lerped(w: Tensor, w0: Tensor, share: Any) -> Tensor:
 
 
 def copied(x: Any) -> Any:
-    """Also of what a module keeps beside tensors."""
+    """A copy, also of a module's extra state that is not a tensor."""
     return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
 
 

@@ -16,25 +16,23 @@ _SCALE = Domain(0.0, float("inf"), open_high=True)
 def lines(
     weights: Weights, anchor: Weights, layers: Layers, *, alpha: float = 0.5, beta: float = 0.5
 ) -> dict[str, Tensor]:
-    """LiNeS (arXiv 2410.17146), after training: the deeper a layer, the more of its fine-tuning is kept.
+    """LiNeS (arXiv 2410.17146), after training: deeper layers keep more of their fine-tuning.
 
     For layer k of L, counted from 1 at the input::
 
         W <- W0 + (alpha + beta (k - 1) / (L - 1)) (W - W0)
 
     Args:
-        weights: fine-tuned, by name: a whole ``module.state_dict()``.
-        anchor: pre-trained, by name; an entry that is absent (a new head) stays as it was fine-tuned.
-        layers: as in :func:`by_depth`. Entries with an anchor that are in no layer are scaled by ``alpha``, like the
-            first one, as in the authors' code; so name a head that has an anchor in the last layer.
+        weights, anchor: as in :func:`wise`.
+        layers: as in :func:`by_depth`. Entries in no layer are scaled by ``alpha``, like the first layer, as in the
+            authors' code. So put a head that has an anchor into the last layer.
         alpha: share that the first layer keeps, >= 0.
-        beta: what the last one keeps beyond that, >= 0. The paper tunes one number where a single model is fine-tuned,
-            with ``beta = 1 - alpha``, so that the last layer stays as it is. The default is halfway.
+        beta: what the last layer keeps beyond ``alpha``, >= 0. For a single fine-tuned model the paper tunes one
+            number, with ``beta = 1 - alpha``, so that the last layer does not change.
 
     Returns:
-        New tensors by name, in the dtypes of ``weights``, differentiable as those of :func:`wise`. What is not
-        floating-point stays that of ``weights``.
-        ``alpha=1, beta=0`` gives ``weights``; ``alpha=s, beta=0`` is :func:`wise` with ``strength = 1 - s``.
+        New tensors by name, as :func:`wise`. ``alpha=1, beta=0`` gives ``weights``; ``alpha=s, beta=0`` is :func:`wise`
+        with ``strength = 1 - s``.
 
     Raises:
         TypeError, ValueError: as :func:`wise` and :func:`by_depth`; alpha or beta below 0.

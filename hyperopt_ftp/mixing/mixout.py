@@ -16,31 +16,32 @@ _SHARE = Domain(0.0, 1.0, open_high=True)
 
 @explained()
 def mixout(weights: Weights, anchor: Weights, p: Number = 0.5) -> dict[str, Tensor]:
-    """Mixout (arXiv 1909.11299): for one forward pass of training, some weights are those of the anchor.
+    """Mixout (arXiv 1909.11299): in each forward pass of training, some weights are those of the anchor.
 
     For each input j of a tensor, with ``m_j`` = 0 with probability ``p``, else 1::
 
         W[:, j] <- W0[:, j] + m_j (W[:, j] - W0[:, j]) / (1 - p)
 
-    so that the mean over draws is ``W``. Inputs are dim 1, or dim 0 of a depthwise convolution, which has an input of
-    its own for each channel (dim 1 is 1 there). It is dropout toward the anchor: an input whose weights are set back
-    gets no gradient in this step.
+    The mean over draws is ``W``. Inputs are dim 1. In a depthwise convolution they are dim 0, since each channel has
+    its own input there (dim 1 has size 1). Weights that are replaced by the anchor get no gradient in this step.
+    Tensors with fewer than two dims (biases, norms) do not change.
 
     Args:
-        weights: as they are trained, by name: ``dict(model.named_parameters())``. Give the result to
-            ``torch.func.functional_call``, in training alone; the trained weights are used as they are.
-        anchor: pre-trained, by name, detached; a name that is absent (a new head) stays free.
-        p: probability with which an input's weights are set back, in [0, 1). The paper uses up to 0.9. It may be a 0-d
-            tensor (for ``vmap``), but there is no derivative in it: which weights are set back depends on it.
+        weights: trained weights by name: ``dict(model.named_parameters())``. Give the result to
+            ``torch.func.functional_call``, in training only; evaluate with the trained weights themselves.
+        anchor: pre-trained weights by name, detached. A name that is absent (a new head) is not mixed.
+        p: probability that an input's weights are replaced, in [0, 1). The paper uses up to 0.9. It may be a 0-d tensor
+            (for ``vmap``), but has no derivative.
 
     Returns:
-        The weights by name, differentiable in ``weights``. Tensors with fewer than two dims (biases, norms) stay as
-        they are, as in the authors' code, which mixes the weights of linear layers alone. Theirs leaves ``1 / (1 - p)``
-        out of the gradient; here it is that of the formula. The draws are torch's default generator's, so ``train``
-        makes the same ones where it makes a step again.
+        The weights by name, differentiable in ``weights``. The draws come from torch's default generator, so ``train``
+        repeats them when it recomputes a step.
 
     Raises:
         TypeError, ValueError: as :func:`wise`; p outside [0, 1), or one that requires grad.
+
+    Differs from the authors' code, which mixes the weights of linear layers only, and leaves ``1 / (1 - p)`` out of the
+    gradient.
 
     >>> import torch, hyperopt_ftp as hft
     >>> _ = torch.manual_seed(0)

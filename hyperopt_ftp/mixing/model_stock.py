@@ -23,23 +23,23 @@ def model_stock(models: Sequence[Weights], anchor: Weights) -> tuple[dict[str, T
         t = K cos / ((K - 1) cos + 1)
         W = t mean(W_i) + (1 - t) W0
 
-    Models that left the anchor in one direction are averaged; where they disagree, the anchor comes back.
+    Models that moved in one direction are averaged; the less they agree, the larger the share of the anchor.
 
     Args:
-        models: state_dicts by name, at least two: other seeds, orders of the data or hyperparameters.
-        anchor: pre-trained, by name; an entry that is absent (a new head) becomes the mean of the models.
+        models: state_dicts by name, at least two, from other seeds, orders of the data or hyperparameters.
+        anchor: pre-trained, by name. An entry that is absent (a new head) becomes the mean of the models.
 
     Returns:
-        New weights by name, in the dtypes of the first model, and ``t`` by name. What is not floating-point (counts of
-        batches) is that of the first model. BatchNorm's statistics are averaged like weights; better recompute them
-        (``torch.optim.swa_utils.update_bn``).
+        New weights by name, in the dtypes of the first model, and ``t`` by name. Entries that are not floating-point
+        (counts of batches) are those of the first model. BatchNorm's statistics are averaged like weights; better
+        recompute them (``torch.optim.swa_utils.update_bn``).
 
     Raises:
-        TypeError: what is no dict, one dict in place of a list.
+        TypeError: something that is not a dict, one dict instead of a list.
         ValueError: fewer than two models, models with other names or shapes; as :func:`wise`.
 
-    The paper leaves open what happens where the mean cosine is negative, where its ``t`` is negative or infinite: here
-    t = 0, the anchor. The paper also averages during training; this is its average at the end.
+    If the mean cosine is negative, t = 0 gives the anchor: the paper leaves this case open, and its ``t`` would be
+    negative or infinite. The paper also averages during training; this is its average at the end.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w0 = {"w": torch.zeros(2)}
@@ -80,7 +80,6 @@ def _shape(x: Any) -> torch.Size | None:
 
 
 def _ratio(weights: list[Tensor], w0: Tensor) -> Tensor:
-    """In the precision of the first model, and on its device."""
     wide = working(weights[0])
     away = [w.detach().to(wide).flatten() - w0.detach().to(wide).flatten() for w in weights]
     pairs = list(combinations(away, 2))

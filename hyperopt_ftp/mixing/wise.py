@@ -25,16 +25,16 @@ def wise(weights: Weights, anchor: Weights, strength: Number | Mapping[str, Numb
 
     Args:
         weights: fine-tuned, by name: a whole ``module.state_dict()``, so that BatchNorm's statistics are mixed too.
-        anchor: pre-trained, by name; an entry that is absent (a new head) stays as it was fine-tuned.
+        anchor: pre-trained, by name. An entry that is absent (a new head) does not change.
         strength: share of the anchor: number or 0-d tensor in [0, 1], or a dict of them by name (absent: 0). The
             paper's alpha is ``1 - strength``. 0 gives ``weights``, 1 the anchor, both exactly.
 
     Returns:
-        New tensors by name, in the dtypes of ``weights``. What is not floating-point (counts of batches) stays that of
-        ``weights``, and so do entries that are equal, infinite ones too.
+        New tensors by name, in the dtypes of ``weights``; those that are mixed can be differentiated. Entries that are
+        not floating-point (counts of batches) are those of ``weights``. Equal entries do not change, infinite ones too.
 
     Raises:
-        TypeError: what is no dict; pass ``module.state_dict()``.
+        TypeError: something that is not a dict; pass ``module.state_dict()``.
         ValueError: a strength outside [0, 1] or for a name that is in neither, an anchor entry that is not in
             ``weights`` or has another shape.
 
@@ -65,30 +65,30 @@ def learned_wise(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """WiSE-FT with a share for each tensor, learned on held-out batches after fine-tuning.
 
-    For each batch, one step of Adam on all shares ``s``, with the weights and the anchor fixed::
+    Weights and anchor are fixed. For each batch, Adam moves all shares ``s``::
 
         s <- clamp(s - strength_lr * AdamDirection(d outer_loss((1 - s) W + s W0) / d s), 0, 1)
 
-    Coefficients by layer that are learned are those of AdaMerging (arXiv 2310.02575, section 3.2), which merges
-    several tasks by the entropy of predictions; here one model and its anchor are mixed, by any loss.
+    AdaMerging (arXiv 2310.02575, section 3.2) learns coefficients by layer, too, for merging several tasks, by the
+    entropy of predictions. Here one model and its anchor are mixed, by any loss.
 
     Args:
         weights, anchor: as in :func:`wise`.
         outer_loss: ``outer_loss(mixed, batch) -> scalar`` on held-out data, such as the loss of
             ``torch.func.functional_call(model.eval(), mixed, (x,))``; with tied weights, ``tie_weights=False``.
         batches: one for each step.
-        statistics: names that no derivative is taken for, since torch has none for them: BatchNorm's, that is
-            ``[name for name, _ in model.named_buffers()]``; names that are not in ``weights`` say nothing. Their share
-            is the mean of those of their module's weights, or of all where it has none.
+        statistics: names without a derivative, BatchNorm's statistics: ``[name for name, _ in model.named_buffers()]``.
+            Names that are not in ``weights`` are ignored. Their share is the mean of the shares of their module's
+            weights, or of all if it has none.
         strength: first share of the anchor, in [0, 1].
-        strength_lr: step of Adam on a share.
+        strength_lr: learning rate of Adam on a share.
 
     Returns:
-        The mixed weights and the shares by name.
+        The mixed weights, and the shares by name.
 
     Raises:
-        ValueError: as :func:`wise`, or a strength_lr outside its domain, or no batches.
-        TypeError: as :func:`wise`, or statistics that are one string.
+        ValueError: as :func:`wise`; a strength_lr outside its domain; no batches.
+        TypeError: as :func:`wise`; statistics that are one string.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
@@ -145,6 +145,5 @@ def _mixing(anchor: Mapping[str, Tensor], shares: dict[str, Tensor]) -> Optimize
 
 
 def _like(name: str, learned: list[str]) -> list[str]:
-    """Those of the same module, or all."""
     module = name.rpartition(".")[0]
     return [other for other in learned if other.rpartition(".")[0] == module] or learned

@@ -24,7 +24,7 @@ class AccumulatedState(NamedTuple):
 
 @explained("accumulated(adam(lr=1e-3), every=4)")
 def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
-    """One update of ``base`` by the mean of ``every`` gradients; in between nothing moves.
+    """One update of ``base`` by the mean of ``every`` gradients. In between nothing moves.
 
     With the sum ``G``, n = ``every``, and t counting from 1::
 
@@ -33,17 +33,16 @@ def accumulated(base: Optimizer, every: int) -> Optimizer[AccumulatedState]:
 
     Args:
         base: any optimizer.
-        every: gradients of one update (structure, not an hparam).
+        every: number of gradients for one update (not an hparam).
 
     Raises:
-        ValueError: an ``every`` that is no whole number of at least 1; a gradient that is ``None``: whether its leaf
-            would be left alone depends on the other gradients of its window. Give zeros, or put it into the parts of
-            a :func:`partition`, with :func:`frozen` for what has no gradients.
+        ValueError: an ``every`` that is not a whole number of at least 1; a gradient that is ``None``. Give zeros
+            instead, or use :func:`partition` with :func:`frozen` for parameters that have no gradients.
 
-    There is no branch: the update of ``base`` is computed each time, and taken where it is due. A loss that is a mean
-    over its batch gives the update of the joined batch, if all batches have one size. What is put around sees every
-    gradient, and what is inside every update: ``accumulated(scheduled(...))`` counts updates, and a tuner goes inside
-    (``accumulated(hyper(...))``), since around it most steps have nothing to tell.
+    If the loss is a mean over its batch and all batches have one size, the update is that of the joined batch. The
+    update of ``base`` is computed at each step, and used at every n-th. ``accumulated(scheduled(...))`` counts updates,
+    ``scheduled(accumulated(...))`` counts gradients. Put a tuner inside (``accumulated(hyper(...))``): around it, most
+    of its hypergradients would be 0.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.accumulated(hft.sgd(lr=1.0), every=2)

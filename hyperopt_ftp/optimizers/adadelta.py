@@ -43,13 +43,10 @@ def adadelta(
         W <- W - lr * d
 
     Args:
-        lr, rho, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, rho, eps, weight_decay, maximize: as in :func:`adam`. The paper has no ``lr`` and ``weight_decay``.
 
     Raises:
         ValueError: a number outside its domain (``rho`` in [0, 1], the others >= 0).
-
-    ``lr`` and ``weight_decay`` are torch's; the paper has neither.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adadelta(rho=0.0, eps=0.25)

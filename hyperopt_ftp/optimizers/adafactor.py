@@ -44,7 +44,7 @@ def adafactor(
     *,
     maximize: bool = False,
 ) -> Optimizer[AdafactorState]:
-    """Adafactor (arXiv 1804.04235): a second moment of two factors; as :class:`torch.optim.Adafactor`.
+    """Adafactor (arXiv 1804.04235): a factored second moment; as :class:`torch.optim.Adafactor`.
 
     With weights ``W`` of the shape (..., n, m), gradient ``g``, ``(eps1, eps2)`` = ``eps``, t counting from 1, and
     ``rms(x)`` = sqrt(mean of x^2) over the whole tensor::
@@ -61,21 +61,19 @@ def adafactor(
     A tensor of fewer than two dimensions keeps ``V <- (1 - q) * V + q * g^2`` itself.
 
     Args:
-        lr: the largest size of a step relative to the weights, and the factor of the decay: a number, a 0-d tensor, or
-            a tree of them (one for each parameter).
-        beta2_decay, d, weight_decay: each like ``lr``.
-        eps: ``(eps1, eps2)``, each like ``lr``. ``eps1`` may be ``None``: the machine epsilon of the precision that
-            is computed in, which is no hparam, and the hparam ``"eps"`` is ``eps2`` alone.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, beta2_decay, d, weight_decay, maximize: as in :func:`adam`. ``lr`` is the largest step size relative to the
+            weights.
+        eps: ``(eps1, eps2)``, each like ``lr``. ``eps1 = None`` is the machine epsilon of the dtype of the computation;
+            the hparam ``"eps"`` is then ``eps2`` alone.
 
     Raises:
         ValueError: a number outside its domain (``beta2_decay`` <= 0, ``d`` >= 1, the others >= 0), or ``eps`` that is
-            no pair.
+            not a pair.
 
-    Differs from torch: 16-bit weights are computed in float32, so ``None`` is the epsilon of float32 there. How torch
-    differs from the paper is in its documentation: ``lr``, and where ``eps1`` acts.
+    Differs from torch: 16-bit weights are computed in float32, so ``eps1 = None`` is the epsilon of float32 there.
+    torch's documentation says how torch differs from the paper (``lr``, and where ``eps1`` acts).
 
-    Each ``max`` and ``min`` has the derivative of the side that it takes: the hypergradient of ``eps2`` is 0 while the
+    A ``max`` or ``min`` has the derivative of the side that it takes: the hypergradient of ``eps2`` is 0 while the
     weights are larger, and that of ``d`` while nothing is clipped.
 
     >>> import torch, hyperopt_ftp as hft

@@ -40,9 +40,8 @@ def adagrad(
         W <- W - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
 
     Args:
-        lr, lr_decay, weight_decay, initial_accumulator_value, eps: numbers, 0-d tensors, or trees of them.
-            ``initial_accumulator_value`` is read by ``init`` only.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, lr_decay, weight_decay, eps, maximize: as in :func:`adam`.
+        initial_accumulator_value: like ``lr``; read by ``init`` only.
 
     Raises:
         ValueError: a number below 0, infinite or NaN.

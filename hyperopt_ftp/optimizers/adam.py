@@ -44,11 +44,11 @@ def adam(
         W <- W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t) + eps_root) + eps)
 
     Args:
-        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        amsgrad: use the largest ``v`` so far (structure, not an hparam).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
-        eps_root: a number added inside the root, for hypergradients near a zero second moment. The root's
-            derivative at exactly 0 is defined as 0 in any case, so one dead unit gives 0 and not NaN.
+        lr, betas, eps, weight_decay: the hparams: numbers, 0-d tensors, or trees of them (one for each parameter).
+        amsgrad: use the largest ``v`` so far (not an hparam).
+        maximize: maximize the loss: ``g <- -g`` first (not an hparam).
+        eps_root: a number added inside the root, for hypergradients near a zero second moment (not an hparam). The
+            root's derivative at exactly 0 is defined as 0 in any case, so a dead unit gives 0 and not NaN.
 
     Raises:
         ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).
@@ -75,7 +75,7 @@ def adamw(
 ) -> Optimizer[AdamState]:
     """AdamW (arXiv 1711.05101): Adam with decoupled weight decay; rule and defaults of :class:`torch.optim.AdamW`.
 
-    As :func:`adam`, but the decay acts on the weights and not on the gradient::
+    As :func:`adam`, but the decay acts on the weights instead of the gradient::
 
         W <- W - lr * weight_decay * W - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t) + eps_root) + eps)
 

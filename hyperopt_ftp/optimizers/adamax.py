@@ -41,13 +41,12 @@ def adamax(
         W <- W - lr * (m / (1 - b1^t)) / u
 
     Args:
-        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, betas, eps, weight_decay, maximize: as in :func:`adam`. The paper has no ``eps`` and ``weight_decay``.
 
     Raises:
-        ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).
+        ValueError: as :func:`adam`.
 
-    ``eps`` and ``weight_decay`` are torch's; the paper has neither. A hypergradient follows the larger side of the max.
+    A hypergradient follows the larger side of the max.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adamax(lr=0.1)

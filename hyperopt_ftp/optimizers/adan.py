@@ -40,8 +40,8 @@ def adan(
 ) -> Optimizer[AdanState]:
     """Adan (arXiv 2208.06677, Algorithm 1): Nesterov momentum from differences of gradients.
 
-    With weights ``W``, gradient ``g``, ``p`` the one of the last update (``g`` itself at the first), ``(b1, b2, b3)`` =
-    ``betas`` and t counting from 1::
+    With weights ``W``, gradient ``g``, ``p`` the gradient of the last update (``g`` itself at the first),
+    ``(b1, b2, b3)`` = ``betas`` and t counting from 1::
 
         d = g - p
         m <- b1 * m + (1 - b1) * g
@@ -51,15 +51,14 @@ def adan(
         W <- (W - lr * u) / (1 + lr * weight_decay)
 
     Args:
-        lr, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        betas: ``(b1, b2, b3)``, each like ``lr``: the shares that are kept, one minus those of the paper.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, eps, weight_decay, maximize: as in :func:`adam`.
+        betas: ``(b1, b2, b3)``, each like ``lr``. They are one minus the paper's betas.
 
     Raises:
         ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
 
-    Differs from the paper as the authors' code does: averages start at 0 and are corrected, as in Adam. The decay is
-    the paper's proximal one.
+    Differs from the paper, as the authors' code does: averages start at 0 and are bias-corrected, as in Adam. The decay
+    is the paper's proximal one.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adan(lr=0.1)

@@ -39,7 +39,7 @@ def adopt(
     decoupled: bool = False,
     maximize: bool = False,
 ) -> Optimizer[AdoptState]:
-    """ADOPT (arXiv 2411.02853, Algorithm 2): Adam that normalizes a gradient by the second moment before it.
+    """ADOPT (arXiv 2411.02853, Algorithm 2): Adam that normalizes a gradient by the previous second moment.
 
     With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and n, the number of updates before this one::
 
@@ -52,16 +52,15 @@ def adopt(
         v <- b2 * v + (1 - b2) * g^2
 
     Args:
-        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        clip_power: like ``lr``; ``None``: no clipping, as in the first version of the paper, and no such hparam.
-        decoupled: the decay acts on the weights and not on the gradient (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, betas, eps, weight_decay, maximize: as in :func:`adam`.
+        clip_power: like ``lr``. ``None``: no clipping, as in the first version of the paper, and no such hparam.
+        decoupled: the decay acts on the weights instead of the gradient (not an hparam).
 
     Raises:
         ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
 
-    The first update moves no weight. The paper has no decay; both kinds, the names and the defaults are those of the
-    authors' code, where ``clip_power`` is a function ``clip_lambda``.
+    The paper has no decay. Both kinds, the names and the defaults are those of the authors' code, which has a function
+    ``clip_lambda`` instead of ``clip_power``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.adopt(lr=0.1, betas=(0.0, 0.9))

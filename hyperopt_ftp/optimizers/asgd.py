@@ -48,19 +48,17 @@ def asgd(
         W <- W - lambd * eta * W - eta * g
         ax <- ax + mu * (W - ax)
 
+    The average ``ax`` is part of the state. It does not act on the weights.
+
     Args:
-        lr, lambd, alpha, t0, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-            ``t0`` is the update after which ``ax`` becomes an average; until then it is the weights.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, lambd, alpha, weight_decay, maximize: as in :func:`adam`.
+        t0: like ``lr``: the update after which ``ax`` becomes an average. Until then it is the weights.
 
     Raises:
         ValueError: a number outside its domain (all >= 0; ``t0`` may be infinite).
 
-    The average is ``ax`` of the state; the weights depend neither on it nor on ``t0``.
-
-    Differs from torch, which computes ``eta`` and ``mu`` after an update and keeps them for the next: here they follow
-    from ``step``, so an ``lr`` acts in the update that gets it, and has a hypergradient there. With hparams that stay
-    the same, both are equal.
+    Differs from torch, which computes ``eta`` and ``mu`` after an update for the next one. Here an ``lr`` acts in the
+    update that gets it, and has a hypergradient there. With constant hparams both are equal.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.asgd(lr=0.5, lambd=0.0, t0=0.0)

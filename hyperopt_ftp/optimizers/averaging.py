@@ -25,25 +25,25 @@ class AveragedState(NamedTuple):
 
 @explained("averaged(adam(lr=1e-3), decay=0.999)")
 def averaged(base: Optimizer, decay: Number | None = 0.999) -> Optimizer[AveragedState]:
-    """Keep the average of the weights that ``base`` makes; the training itself is that of ``base``.
+    """Keep the average of the weights. The training itself is that of ``base``.
 
     With ``A``, which starts at the params of ``init``, and t counting from 1, after each step of ``base``::
 
         A <- decay * A + (1 - decay) * W       the exponential moving average
         A <- A + (W - A) / t                   decay=None: the mean of all W so far (SWA, arXiv 1803.05407)
 
-    :func:`averages` reads it.
+    :func:`averages` reads ``A``.
 
     Args:
         base: any optimizer.
-        decay: number or 0-d tensor in [0, 1], added to the hparams as ``"decay"``; ``None`` for the mean.
+        decay: number or 0-d tensor in [0, 1], the hparam ``"decay"``; ``None`` for the mean.
 
     Raises:
         ValueError: decay outside [0, 1].
 
-    As :class:`torch.optim.swa_utils.AveragedModel` does with ``get_ema_multi_avg_fn(decay)`` whose
-    ``update_parameters`` is called before the first step and after each; with ``decay=None`` as its default, after
-    each. The average of 16-bit weights is kept in float32. Buffers, such as BatchNorm's statistics, are not params.
+    Equals :class:`torch.optim.swa_utils.AveragedModel`, updated after each step: with ``decay=None`` its default, else
+    ``get_ema_multi_avg_fn(decay)``, updated once before the first step, too. The average of 16-bit weights is float32.
+    Buffers, such as BatchNorm's statistics, are not params.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.averaged(hft.sgd(lr=1.0), decay=None)
@@ -81,17 +81,15 @@ def averaged(base: Optimizer, decay: Number | None = 0.999) -> Optimizer[Average
 
 @explained()
 def averages(params: TreeT, state: State) -> TreeT:
-    """The averaged weights that a state keeps: ``params`` with the average in the place of each leaf that has one.
+    """The averaged weights of a state: ``params``, with the average in place of each leaf that has one.
 
-    It looks for a field ``average`` in the state and in those of the optimizers inside: in the fields ``base`` and
-    ``parts``, to any depth. So it finds what :func:`averaged` keeps, also inside of :func:`projected`, :func:`hyper`
-    or a :func:`partition`, where only the averaged parts are replaced.
+    It finds the field ``average`` in the state, and in the states of optimizers inside it (fields ``base`` and
+    ``parts``, to any depth). So :func:`averaged` may be inside :func:`projected`, :func:`hyper` or a :func:`partition`.
+    A :class:`PureOptimizer` has it as ``opt.averages()``.
 
     Args:
-        params: the present params; they give the structure, the dtypes, and the leaves without an average.
-        state: of an optimizer that has made them.
-
-    Of a :class:`PureOptimizer` it is ``opt.averages()``.
+        params: the present params. They give the structure, the dtypes, and the leaves without an average.
+        state: of the optimizer that made them.
 
     Raises:
         ValueError: no average, more than one for a parameter, or one of something that is not in ``params``.

@@ -35,19 +35,29 @@ def by_rule(
     maximize: bool = False,
     whole: bool = False,
 ) -> Optimizer[StateT]:
-    """The optimizer that applies ``rule`` to each tensor; 16-bit weights are computed in float32.
+    """The optimizer that applies ``rule`` to each tensor. 16-bit weights are computed in float32.
 
     Args:
-        rule: pure; acts entry by entry, or else is ``whole``.
-        kind: of the state, a NamedTuple: the trees of ``keeps``, ``step`` where updates are counted, ``()`` for the
+        rule: ``rule(w, g, s, h, t) -> (w, s)``, pure: weights, gradient, state and hparams by name, number of this
+            update. It acts entry by entry, unless ``whole``.
+        kind: class of the state, a NamedTuple: the trees of ``keeps``, ``step`` if updates are counted, ``()`` for
             other fields.
-        hparams: the defaults by name, from :func:`~hyperopt_ftp.hparams.to_tensors`.
-        keeps: the rule's state by name, in working precision.
-        first: ``first(w, h)``: first values that are not zeros in the shape of w, by name. An entry that a tensor does
-            not have is an empty tensor.
-        domains: of the hparams; ``None``: those that ``DOMAINS`` has.
-        maximize: go along the gradient, not against it.
-        whole: the rule looks at a tensor as a whole (its shape, its norm), so tensors are never put together.
+        hparams: the defaults by name, from :func:`~hyperopt_ftp.optimizers.to_tensors`.
+        keeps: names of the rule's state, in working precision.
+        first: ``first(w, h)``: first values by name, where they are not zeros in the shape of w. A tensor that lacks an
+            entry has an empty one.
+        domains: of the hparams; ``None``: those in ``DOMAINS``.
+        maximize: negate the gradient first.
+        whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
+
+    >>> import torch
+    >>> from typing import Any, NamedTuple
+    >>> from hyperopt_ftp.optimizers import by_rule, to_tensors
+    >>> class Count(NamedTuple):
+    ...     step: Any
+    >>> opt = by_rule(lambda w, g, s, h, t: (w - h["lr"] * g / t, {}), Count, to_tensors(lr=0.5))
+    >>> opt.update(torch.ones(1), opt.init(torch.ones(1)), torch.ones(1))
+    (tensor([0.5000]), Count(step=tensor(1)))
     """
     check_flag("maximize", maximize)
     domains = domains_of(hparams) if domains is None else domains
@@ -55,7 +65,6 @@ def by_rule(
     counted = "step" in kind._fields  # pyright: ignore[reportAttributeAccessIssue]
 
     def flat(h: dict[str, Any]) -> list[Any]:
-        """Hparams one after the other, those of several numbers too."""
         for name, value in h.items():
             if counts[name]:
                 check_parts(name, value, domains[name])

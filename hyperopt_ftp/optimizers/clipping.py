@@ -26,7 +26,7 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
 
     Args:
         base: any optimizer.
-        max_norm: number or 0-d tensor >= 0; added to the hparams as ``"max_norm"``.
+        max_norm: number or 0-d tensor >= 0; the hparam ``"max_norm"``.
 
     Raises:
         ValueError: max_norm negative or NaN.
@@ -53,12 +53,12 @@ def clipped(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
 def clipped_per_layer(base: Optimizer[StateT], max_norm: Number) -> Optimizer[StateT]:
     """Clip the norm of each tensor's gradient by itself: ``g <- g * min(1, max_norm / (||g|| + 1e-6))`` leaf by leaf.
 
-    The rule of :func:`torch.nn.utils.clip_grad_norm_` with ``norm_type=2``, called for one parameter after the other:
-    a layer with a large gradient does not shrink the others' steps, as it does with :func:`clipped`.
+    The rule of :func:`torch.nn.utils.clip_grad_norm_` with ``norm_type=2``, for one parameter at a time. Unlike with
+    :func:`clipped`, a large gradient of one layer does not shrink the steps of the others.
 
     Args:
         base: any optimizer.
-        max_norm: number or 0-d tensor >= 0, the same for all tensors; added to the hparams as ``"max_norm"``.
+        max_norm: number or 0-d tensor >= 0, the same for all tensors; the hparam ``"max_norm"``.
 
     Raises:
         ValueError: max_norm negative or NaN.
@@ -84,7 +84,7 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
 
     Args:
         base: any optimizer.
-        max_value: number or 0-d tensor >= 0; added to the hparams as ``"max_value"``.
+        max_value: number or 0-d tensor >= 0; the hparam ``"max_value"``.
 
     Raises:
         ValueError: max_value negative or NaN.
@@ -109,23 +109,23 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
 
 @explained("clipped_adaptively(sgd(lr=0.1), ratio=0.01)")
 def clipped_adaptively(base: Optimizer[StateT], ratio: Number = 1e-2) -> Optimizer[StateT]:
-    """Adaptive gradient clipping (arXiv 2102.06171, equation 3): a unit's gradient in proportion to its weights.
+    """Adaptive gradient clipping (arXiv 2102.06171, equation 3): limits a unit's gradient relative to its weights.
 
     For each unit i, with weights ``W_i`` and gradient ``g_i``::
 
         g_i <- g_i * ratio * max(||W_i||, 1e-3) / ||g_i||     where ||g_i|| > ratio * max(||W_i||, 1e-3)
 
-    A unit is a row (dim 0) of a tensor of two or more dimensions, and all of a smaller one; norms are L2.
+    A unit is a row (dim 0) of a tensor with two or more dimensions, and the whole of a smaller tensor. Norms are L2. As
+    in the authors' code, the divisor ``||g_i||`` is at least 1e-6.
 
     Args:
         base: any optimizer.
-        ratio: number or 0-d tensor >= 0, the paper's lambda; added to the hparams as ``"ratio"``.
+        ratio: number or 0-d tensor >= 0, the paper's lambda; the hparam ``"ratio"``.
 
     Raises:
         ValueError: ratio negative or NaN.
 
-    The paper leaves the last linear layer out: :func:`partition` does. As in the authors' code, ``||g_i||`` is at least
-    1e-6 where it divides.
+    The paper leaves out the last linear layer; use :func:`partition` for that.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.clipped_adaptively(hft.sgd(lr=1.0), ratio=0.1)
@@ -151,7 +151,6 @@ def clipped_adaptively(base: Optimizer[StateT], ratio: Number = 1e-2) -> Optimiz
 
 
 def _square(g: Tensor) -> Tensor:
-    """Squared L2 norm, 0-d, in working precision."""
     return (tree.working(g) ** 2).sum()
 
 
@@ -161,6 +160,5 @@ def _factor(max_norm: Tensor, square: Tensor) -> Tensor:
 
 
 def _unit_norm(x: Tensor) -> Tensor:
-    """L2 norm of each unit, in the shape that broadcasts over ``x``."""
     square = tree.working(x) ** 2
     return safe_sqrt(square.sum(tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else square.sum())

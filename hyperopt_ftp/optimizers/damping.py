@@ -15,16 +15,16 @@ from .on_gradients import on_gradients
 
 @explained("damped(adam(lr=1e-3), kappa=0.5)")
 def damped(by: Optimizer[StateT], kappa: Number = 1.0) -> Optimizer[StateT]:
-    """Scale positive gradients by ``kappa`` before ``by`` sees them: ``h <- kappa * h where h > 0``.
+    """Scale positive gradients by ``kappa`` before ``by`` gets them: ``h <- kappa * h where h > 0``.
 
-    FTP (arXiv 2310.19182, section 3.3) calls this "positive gradient annealing". It is for the optimizer of a radius: a
-    positive hypergradient asks for a smaller radius. ``kappa`` is no strength knob when ``by`` is scale-free: under
-    Adam, with positive h only, kappa = 1, 0.5 and 0.1 give the same radii; kappa = 0 means that a radius never shrinks
-    by its gradient.
+    FTP (arXiv 2310.19182, section 3.3) calls this "positive gradient annealing". It is for the optimizer of a radius,
+    whose positive hypergradients ask for a smaller radius. If ``by`` is scale-free, ``kappa`` hardly acts as a
+    strength: under Adam, with positive h only, kappa = 1, 0.5 and 0.1 give the same radii. With kappa = 0 a radius
+    never shrinks by its gradient.
 
     Args:
         by: any optimizer.
-        kappa: number or 0-d tensor in [0, 1]; added to the hparams as ``"kappa"``.
+        kappa: number or 0-d tensor in [0, 1]; the hparam ``"kappa"``.
 
     Raises:
         ValueError: kappa outside [0, 1].

@@ -18,7 +18,7 @@ from .wrap import check_goes_on, check_no_table, wrapped
 def decayed(
     base: Optimizer[StateT], weight_decay: HParam, exclude: str | Iterable[str] | Callable[[str], bool] = ()
 ) -> Optimizer[StateT]:
-    """Decoupled weight decay (arXiv 1711.05101) before each step of ``base``, whichever that is.
+    """Decoupled weight decay (arXiv 1711.05101) before each step of ``base``.
 
     With weights ``W`` and the ``lr`` of ``base``, for each parameter that is not excluded::
 
@@ -28,20 +28,20 @@ def decayed(
     :func:`adamw` is ``decayed(adam(weight_decay=0), weight_decay)``.
 
     Args:
-        base: any optimizer with an ``lr``, but a schedule-free one, whose own ``weight_decay`` decays; a schedule goes
-            around the result, not inside.
-        weight_decay: number, 0-d tensor, or tree of them (one for each parameter), >= 0; added to the hparams as
-            ``"weight_decay"``, or as ``"weight_decay_2"`` where ``base`` has one of its own.
+        base: any optimizer with an ``lr``, except schedule-free ones, which have a ``weight_decay``. Put
+            :func:`scheduled` around the result, not inside.
+        weight_decay: number, 0-d tensor, or tree of them (one for each parameter), >= 0; the hparam ``"weight_decay"``,
+            or ``"weight_decay_2"`` if ``base`` has one already.
         exclude: parameters that do not decay: paths, parents of paths or glob patterns (``("*.bias", "norm")``), or a
             function ``path -> bool``.
 
     Raises:
-        ValueError: a weight_decay that is negative or NaN; a base without lr, or with a table of them, or a
-            schedule-free one; an entry of ``exclude`` that matches no parameter (at ``init``).
+        ValueError: a weight_decay that is negative or NaN; a base without lr, with a table of it, or schedule-free; an
+            entry of ``exclude`` that matches no parameter (at ``init``).
         TypeError: an ``exclude`` that is neither strings nor a function.
 
-    A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once;
-    :func:`ftp` goes around the result, not inside, where it would find no 16-bit weights and keep no master copy.
+    A parameter without a gradient (``None``) does not decay. 16-bit weights are computed in float32, and rounded once.
+    Put :func:`ftp` around the result, not inside: inside it would keep no master copy of 16-bit weights.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.decayed(hft.sgd(lr=0.1), weight_decay=0.5, exclude="b")

@@ -25,24 +25,24 @@ def by_depth(names: Iterable[str], layers: Layers, first: float, last: float) ->
 
         number = first + (last - first) (k - 1) / (L - 1)
 
-    The schedules of MAPS (arXiv 2511.19878: a strength that falls to 0, ``by_depth(names, layers, strength, 0.0)``)
-    and of LiNeS (arXiv 2410.17146; :func:`lines`) have this form.
+    MAPS (arXiv 2511.19878) is a strength that falls to 0: ``by_depth(names, layers, strength, 0.0)``. LiNeS (arXiv
+    2410.17146; :func:`lines`) has this form, too.
 
     Args:
         names: of the parameters, such as ``dict(model.named_parameters())``.
-        layers: at least two, from the input to the output; each the name of a module (``"blocks.0"``) or parameter, a
-            glob pattern, or a list of them.
-        first, last: the numbers of the first and of the last layer, finite; these two have exactly them.
+        layers: at least two, from the input to the output. Each is the name of a module (``"blocks.0"``) or parameter,
+            a glob pattern, or a list of them.
+        first, last: the numbers of the first and of the last layer, finite.
 
     Returns:
-        The numbers by name. What belongs to no layer is absent. For a pure optimizer of the family that is an hparam
-        (``hft.spd(base, anchor, strength=...)``, where all parameters have one); for the drop-in classes see
+        The numbers by name, without parameters in no layer. Use them as an hparam by path
+        (``hft.spd(base, anchor, strength=...)``) if every constrained parameter has one. For the drop-in classes use
         :func:`depth_groups`.
 
     Raises:
-        ValueError: fewer than two layers, a layer that names nothing, a parameter in two layers, a number that is not
+        ValueError: fewer than two layers, a layer that matches nothing, a parameter in two layers, a number that is not
             finite.
-        TypeError: layers that are one string or have no order (a set), what is no number.
+        TypeError: layers that are one string or have no order (a set), something that is not a number.
 
     >>> import hyperopt_ftp as hft
     >>> hft.by_depth(["stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"],

@@ -12,9 +12,9 @@ from .leafwise import check_grads, check_params
 
 @explained()
 def frozen() -> Optimizer[tuple[()]]:
-    """Leave the weights as they are: ``W <- W``. It has no hparams and no state.
+    """Leave the weights as they are: ``W <- W``. It has no hparams and no state, and ignores gradients.
 
-    It is for a part of the parameters (:func:`partition`); their gradients are not looked at.
+    Use it for a part of a :func:`partition`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.partition({"train": hft.sgd(lr=1.0), "keep": hft.frozen()}, {"head.*": "train", "*": "keep"})

@@ -33,10 +33,10 @@ def leafwise(
 ) -> tuple[Any, ...]:
     """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf that has a gradient.
 
-    A leaf whose gradient is ``None`` stays as it is, and so do its moments. 16-bit weights are computed in float32, and
-    their moments are kept there; the new weight has the dtype of the old one. An hparam is one 0-d tensor for all
-    leaves, or a tree of the parameters' structure, see :func:`for_each`. Small leaves that have dtypes, device and
-    hparams in common are computed as one tensor, unless the rule is said to need them ``whole``.
+    A leaf whose gradient is ``None`` does not change, nor do its moments. 16-bit weights are computed in float32, with
+    moments in float32. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure (see
+    :func:`for_each`). Small leaves with the same dtypes, device and hparams are joined, unless the rule needs them
+    ``whole``.
     """
     leaves, rebuild = tree.flatten(params)
     own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
@@ -175,10 +175,10 @@ def check_params(params: Any) -> None:
 
 
 def advanced(step: Any, grads: Any, params: Any) -> Any:
-    """Updates done after this one.
+    """Number of updates after this one.
 
-    One number for all leaves; from the first gradient that is ``None`` on, a tree of them in the structure of the
-    parameters, since a leaf without a gradient makes no update.
+    One number for all leaves. From the first gradient that is ``None`` on, a tree of numbers, since a leaf without a
+    gradient makes no update.
     """
     leaves, rebuild = tree.flatten(params)
     values = rebuild.aligned(grads, "grads")
@@ -223,7 +223,6 @@ def _wrong_gradient(values: list[Any], params: Any) -> Exception:
 
 
 def each_gradient(function: Callable[[Tensor], Tensor], grads: Any) -> Any:
-    """``function`` of each gradient that there is."""
     return tree.map_tree(lambda g: None if g is None else function(g), grads)
 
 
@@ -242,6 +241,6 @@ def no_steps() -> Tensor:
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is defined as 0: one dead unit must not turn every hypergradient into NaN."""
+    """Square root whose derivative at 0 is defined as 0, so that a dead unit does not turn hypergradients into NaN."""
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())

@@ -28,7 +28,7 @@ def lion(
     *,
     maximize: bool = False,
 ) -> Optimizer[LionState]:
-    """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, decoupled weight decay.
+    """Lion (arXiv 2302.06675, Algorithm 2): the sign of an interpolated momentum, with decoupled weight decay.
 
     With weights ``W``, gradient ``g`` and ``(b1, b2)`` = ``betas``::
 
@@ -37,14 +37,12 @@ def lion(
         m <- b2 * m + (1 - b2) * g
 
     Args:
-        lr, betas, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, betas, weight_decay, maximize: as in :func:`adam`.
 
     Raises:
         ValueError: a number outside its domain (betas in [0, 1), the others >= 0).
 
-    The sign has derivative 0: hypergradients with respect to ``betas`` are 0, those of ``lr`` and ``weight_decay``
-    are exact.
+    The sign has derivative 0, so hypergradients of ``betas`` are 0. Those of ``lr`` and ``weight_decay`` are exact.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.lion(lr=0.1)

@@ -25,7 +25,7 @@ class LookaheadState(NamedTuple):
 
 @explained("lookahead(adam(lr=1e-3), every=5, alpha=0.5)")
 def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer[LookaheadState]:
-    """Lookahead (arXiv 1907.08610, Algorithm 1): k steps forward, one step back.
+    """Lookahead (arXiv 1907.08610, Algorithm 1): slow weights that follow those of ``base``.
 
     With the slow weights ``phi``, which start at the params, k = ``every``, and t counting from 1::
 
@@ -33,16 +33,16 @@ def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer
         phi <- phi + alpha * (W - phi),   W <- phi      where t is a multiple of k
 
     Args:
-        base: any optimizer but a schedule-free one. Its state goes on at each synchronisation, the paper's default.
-        every: updates of ``base`` from one synchronisation to the next (structure, not an hparam).
-        alpha: step of the slow weights, number or 0-d tensor in [0, 1]; added to the hparams as ``"alpha"``. 1 is
-            ``base``, with 0 the slow weights never move.
+        base: any optimizer, except schedule-free ones. A synchronisation does not reset its state, the paper's default.
+        every: number of updates of ``base`` between synchronisations (not an hparam).
+        alpha: step of the slow weights, number or 0-d tensor in [0, 1]; the hparam ``"alpha"``. 1 is ``base``; with 0
+            the slow weights never move.
 
     Raises:
-        ValueError: alpha outside [0, 1], an ``every`` that is no whole number of at least 1, a schedule-free base.
+        ValueError: alpha outside [0, 1], an ``every`` that is not a whole number of at least 1, a schedule-free base.
 
-    Between two synchronisations the params are the fast weights; what to evaluate is in ``state.slow``. A parameter
-    without a gradient (``None``) is left alone at a synchronisation too.
+    Evaluate with ``state.slow``: between synchronisations the params are the fast weights. A parameter without a
+    gradient (``None``) does not change, at a synchronisation too.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.lookahead(hft.sgd(lr=1.0), every=2, alpha=0.5)

@@ -41,7 +41,7 @@ def muon(
     maximize: bool = False,
     ns_dtype: torch.dtype | None = None,
 ) -> Optimizer[MuonState]:
-    """Muon (Jordan et al., 2024): the momentum of a matrix, made nearly orthogonal; as :class:`torch.optim.Muon`.
+    """Muon (Jordan et al., 2024): nearly orthogonal momentum of a matrix; as :class:`torch.optim.Muon`.
 
     With weights ``W`` of the shape (n, m), gradient ``g``, ``mu`` = ``momentum`` and ``(a, b, c)`` =
     ``ns_coefficients``::
@@ -53,27 +53,25 @@ def muon(
         X = a * X + (b * A + c * A @ A) @ X         these two lines ns_steps times (Newton-Schulz)
         W <- W - lr * weight_decay * W - lr * s * X
 
-    where ``s`` is sqrt(max(1, n / m)), or 0.2 * sqrt(max(n, m)) for ``adjust_lr_fn="match_rms_adamw"``.
+    where ``s`` is sqrt(max(1, n / m)), or 0.2 * sqrt(max(n, m)) for ``adjust_lr_fn="match_rms_adamw"``. Use it for the
+    matrices of hidden layers only, and another optimizer for the other tensors (:func:`partition`).
 
     Args:
-        lr, weight_decay, momentum, eps: numbers, 0-d tensors, or trees of them (one for each parameter).
-        nesterov: look ahead along the gradient (structure).
+        lr, weight_decay, momentum, eps, maximize: as in :func:`adam`.
+        nesterov: Nesterov momentum (not an hparam).
         ns_coefficients: ``(a, b, c)``, each like ``lr``.
-        ns_steps: a number of steps >= 1 (structure).
-        adjust_lr_fn: ``"original"`` (``None`` is the same), or ``"match_rms_adamw"``, with which an ``lr`` and
-            ``weight_decay`` that were tuned for AdamW can be kept (arXiv 2502.16982) (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
-        ns_dtype: what the Newton-Schulz steps are rounded to; ``None``: they are not (structure).
+        ns_steps: a whole number >= 1 (not an hparam).
+        adjust_lr_fn: ``"original"``, which is ``None`` too, or ``"match_rms_adamw"``, which keeps ``lr`` and
+            ``weight_decay`` that were tuned for AdamW (arXiv 2502.16982) (not an hparam).
+        ns_dtype: the dtype to which the Newton-Schulz steps are rounded; ``None``: no rounding (not an hparam).
 
     Raises:
-        ValueError: a number outside its domain (coefficients may be any, the others >= 0); a tensor that is no matrix,
-            at ``init``.
+        ValueError: a number outside its domain (coefficients may be any, the others >= 0); a tensor that is not a
+            matrix, at ``init``.
 
-    Muon is for the matrices of hidden layers; give it those alone, and the other tensors to another optimizer.
-
-    Differs from torch: torch computes the Newton-Schulz steps in bfloat16, here they have the precision of the update,
-    because the derivative of rounded numbers is no derivative of the rule. ``ns_dtype=torch.bfloat16`` rounds where
-    torch does, and is equal to it step by step; hypergradients are then rounded as well.
+    Differs from torch, which computes the Newton-Schulz steps in bfloat16. Here they have the precision of the update,
+    since rounding has no useful derivative. ``ns_dtype=torch.bfloat16`` rounds as torch does, and equals it step by
+    step; hypergradients are then rounded, too.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.muon(lr=0.1, weight_decay=0.0)

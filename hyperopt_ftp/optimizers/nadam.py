@@ -53,10 +53,9 @@ def nadam(
         W <- W - lr * n / (sqrt(v / (1 - b2^t)) + eps)
 
     Args:
-        lr, betas, eps, weight_decay, momentum_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-            ``P`` has the shape of ``betas[0]`` and ``momentum_decay`` as ``init`` gets them.
-        decoupled_weight_decay: the decay acts on the weights and not on the gradient (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, betas, eps, weight_decay, momentum_decay, maximize: as in :func:`adam`. ``init`` gives ``P`` the shape of
+            ``betas[0]`` and ``momentum_decay``.
+        decoupled_weight_decay: the decay acts on the weights instead of the gradient (not an hparam).
 
     Raises:
         ValueError: a number outside its domain (betas in [0, 1), the others >= 0).

@@ -29,7 +29,7 @@ class NoisyState(NamedTuple):
 
 @explained("noisy(sgd(lr=0.1), scale=0.01, decay=0.55)")
 def noisy(base: Optimizer, scale: Number, decay: Number = 0.55, *, seed: int = 0) -> Optimizer[NoisyState]:
-    """Gaussian noise on the gradients, less and less of it (arXiv 1511.06807, equation 1).
+    """Gaussian noise on the gradients, with a falling variance (arXiv 1511.06807, equation 1).
 
     With t counting the updates from 0, and an independent ``z`` for each entry of each gradient::
 
@@ -37,19 +37,19 @@ def noisy(base: Optimizer, scale: Number, decay: Number = 0.55, *, seed: int = 0
 
     Args:
         base: any optimizer.
-        scale: number or 0-d tensor >= 0, the variance at the first update; added to the hparams as ``"scale"``.
-        decay: number or 0-d tensor >= 0, how fast the variance falls; added to the hparams as ``"decay"``.
-        seed: a whole number in [0, 2^32) (structure). Two that noise the same entries, one around the other, need
-            different ones, and so do the parts of a :func:`partition`.
+        scale: number or 0-d tensor >= 0, the variance at the first update; the hparam ``"scale"``.
+        decay: number or 0-d tensor >= 0, how fast the variance falls; the hparam ``"decay"``.
+        seed: a whole number in [0, 2^32) (not an hparam). Nested ones, and the parts of a :func:`partition`, need
+            different seeds.
 
     Raises:
         ValueError: a number outside its domain.
-        TypeError: a seed that is no whole number.
+        TypeError: a seed that is not a whole number.
 
-    ``z`` is a function of ``seed``, t, the place of the leaf in the tree, and that of the entry in the leaf
-    (:func:`~hyperopt_ftp.optimizers.noise.normal`). No random state is read or changed: the same training has the same
-    noise when it is resumed, run again for its derivative, or compiled, and all trainings of a ``vmap`` share it. Not
-    compiled, it takes some ten times as long as ``torch.randn``.
+    ``z`` depends only on ``seed``, t, the place of the leaf in the tree, and the place of the entry in the leaf
+    (:func:`~hyperopt_ftp.optimizers.noise.normal`). No random state is read or changed. A run has the same noise when
+    it is resumed, repeated for its derivative, or compiled, and all trainings of a ``vmap`` share it. Uncompiled, it
+    takes about ten times as long as ``torch.randn``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.noisy(hft.sgd(lr=1.0), scale=0.01)
@@ -97,9 +97,9 @@ def normal(x: Tensor, seed: int, leaf: int, step: Tensor) -> Tensor:
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Threefry-2x32 with 13 rounds (Salmon et al., SC 2011): two words of 32 bits, a function of two and two.
+    """Threefry-2x32 with 13 rounds (Salmon et al., SC 2011): two words from a key and a counter of two words each.
 
-    All are whole numbers in [0, 2^32), or int64 tensors of them. For one key, different counters have different
+    Words are whole numbers in [0, 2^32), or int64 tensors of them. For one key, different counters give different
     results. 13 is the least number of rounds that passes the authors' tests (BigCrush).
 
     >>> [hex(x) for x in threefry((0, 0), (0, 0))]

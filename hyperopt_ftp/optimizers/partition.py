@@ -27,34 +27,34 @@ class PartitionState(NamedTuple):
 
 @explained('partition({"head": adamw(lr=1e-3), "body": sgd(lr=1e-2)}, {"head.*": "head", "*": "body"})')
 def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optimizer[PartitionState]:
-    """Each parameter by the optimizer that its label names.
+    """Each parameter is updated by the optimizer that its label names.
 
     With ``label`` of a parameter's path::
 
         W, s <- optimizers[label].update(g, s, W, hparams[label])     on all parameters of one label together
 
-    Each optimizer gets its part as a flat dict by path, ``{"head.weight": ...}``. So the anchors of :func:`projected`
-    or :func:`ftp` inside a part are by the paths of the whole, and an hparam that is a tree has them as names.
+    Each optimizer gets its parameters as a flat dict by path, ``{"head.weight": ...}``. So an anchor, or an hparam that
+    is a tree, is by these paths inside a part as well.
 
     Args:
-        optimizers: by label, which may have no dot.
-        labels: a function ``path -> label``, or entries ``{pattern: label}``. A path joins the keys of a leaf by dots.
-            An entry names a path, a parent of paths (``"head"``), or a glob pattern (``"*.bias"``, where ``*`` matches
-            dots too), and the first one that fits gives the label: ``{"head.*": "fast", "*": "slow"}``. A nested dict
-            stands for the joined paths, so a tree of labels like the parameters, or like their upper levels, will do.
+        optimizers: by label. Labels must not contain dots.
+        labels: a function ``path -> label``, or a dict ``{pattern: label}``. A path joins the keys of a leaf by dots. A
+            pattern is a path, a parent of paths (``"head"``), or a glob pattern (``"*.bias"``, where ``*`` matches dots
+            too). The first pattern that matches gives the label: ``{"head.*": "fast", "*": "slow"}``. Keys of a nested
+            dict are joined to paths, so a tree of labels like the parameters works too.
 
     Returns:
         An optimizer with hparams ``{label: optimizers[label].hparams}``: ``over="head.lr"`` tunes one of them.
-        Parameters without a gradient (``None``) are passed on as such.
+        Gradients that are ``None`` are passed on.
 
     Raises:
-        ValueError: no optimizers; a label with a dot, or one that is no optimizer's. When it is called, also: a
-            parameter without a label, an entry that gives none (nothing matches, or earlier entries take it all), an
-            optimizer without a parameter, which could only be a mistake.
-        TypeError: an optimizer that is not pure, labels that are no strings.
+        ValueError: no optimizers; a label with a dot, or without an optimizer. When it is called, also: a parameter
+            without a label, a pattern that gives no label (nothing matches, or earlier patterns match first), an
+            optimizer without a parameter.
+        TypeError: an optimizer that is not pure, labels that are not strings.
 
-    What goes around the result sees all parameters and hparams by part: a rule that reads ``lr`` (``l2sp``,
-    ``decayed``) has to go inside, around the optimizer of a part; ``projected``, ``ftp``, ``clipped`` go either way.
+    A rule that reads ``lr`` (``l2sp``, ``decayed``) has to go around the optimizer of a part. ``projected``, ``ftp``
+    and ``clipped`` may also go around the whole partition.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.partition({"fast": hft.sgd(lr=1.0), "slow": hft.sgd(lr=0.1)}, {"head": "fast", "*": "slow"})
@@ -70,7 +70,6 @@ def partition(optimizers: Mapping[str, Optimizer[Any]], labels: Labels) -> Optim
     default = {label: opt.hparams for label, opt in optimizers.items()}
 
     def parted(params: Any) -> dict[str, dict[str, Any]]:
-        """The leaves by label and path."""
         leaves = tree.by_path(params)
         parts: dict[str, dict[str, Any]] = {label: {} for label in optimizers}
         for (path, leaf), label in zip(leaves.items(), labels_of(list(leaves)), strict=True):
@@ -146,7 +145,6 @@ def _by_function(labels: Callable[[str], str]) -> Callable[[list[str]], list[str
 
 
 def _by_entries(labels: Any, known: Mapping[str, Any]) -> Callable[[list[str]], list[str]]:
-    """The labels of all paths, by the first entry that fits each."""
     entries = tree.named(dict(labels) if isinstance(labels, Mapping) else labels)
     for entry, label in entries:
         if not isinstance(label, str):

@@ -32,7 +32,7 @@ def radam(
     *,
     maximize: bool = False,
 ) -> Optimizer[RAdamState]:
-    """RAdam (arXiv 1908.03265, Algorithm 2): Adam, rectified; rule and defaults of :class:`torch.optim.RAdam`.
+    """RAdam (arXiv 1908.03265, Algorithm 2): rectified Adam; rule and defaults of :class:`torch.optim.RAdam`.
 
     With weights ``W``, gradient ``g``, ``(b1, b2)`` = ``betas`` and t counting from 1::
 
@@ -48,15 +48,14 @@ def radam(
             W <- W - lr * (m / (1 - b1^t))
 
     Args:
-        lr, betas, eps, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        decoupled_weight_decay: the decay acts on the weights and not on the gradient (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, betas, eps, weight_decay, maximize: as in :func:`adam`.
+        decoupled_weight_decay: the decay acts on the weights instead of the gradient (not an hparam).
 
     Raises:
-        ValueError: a number outside its domain (``lr``, ``eps``, ``weight_decay`` >= 0, betas in [0, 1)).
+        ValueError: as :func:`adam`.
 
     ``rho`` is at most t, so the first five updates are never rectified. The paper's bound is 4; 5 is torch's. The rule
-    jumps where ``rho`` passes 5; a hypergradient is the derivative on the side where ``rho`` is.
+    jumps where ``rho`` passes 5. There a hypergradient is the derivative of the branch that is taken.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.radam(lr=0.1)

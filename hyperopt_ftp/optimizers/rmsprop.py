@@ -44,10 +44,9 @@ def rmsprop(
         W <- W - lr * b                             or W - lr * (g / (sqrt(v) + eps) + mu * b) with nesterov
 
     Args:
-        lr, alpha, eps, weight_decay, momentum: numbers, 0-d tensors, or trees of them (one for each parameter).
-        centered: normalise by the estimated variance (structure, not an hparam).
-        nesterov: as TorchOpt has it, which torch has not; needs ``momentum > 0`` (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, alpha, eps, weight_decay, momentum, maximize: as in :func:`adam`.
+        centered: normalise by the estimated variance (not an hparam).
+        nesterov: as in TorchOpt (torch has none); needs ``momentum > 0`` (not an hparam).
 
     Raises:
         ValueError: a number outside its domain (``alpha`` in [0, 1], the others >= 0), or nesterov without momentum.

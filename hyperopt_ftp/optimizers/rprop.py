@@ -41,8 +41,8 @@ def rprop(
 ) -> Optimizer[RpropState]:
     """Rprop (Riedmiller and Braun, 1993): steps by the sign; rule and defaults of :class:`torch.optim.Rprop`.
 
-    With weights ``W``, gradient ``g``, ``p`` the ``g`` of the last update (0 before the first), ``s`` = ``lr`` before
-    the first, and ``low, high`` = ``step_sizes``, entry by entry::
+    With weights ``W``, gradient ``g``, ``p`` the ``g`` of the last update (0 at first), step sizes ``s`` (``lr`` at
+    first), and ``low, high`` = ``step_sizes``, entry by entry::
 
         s <- clamp(s * etaplus, low, high)                  where g * p > 0
         s <- clamp(s * etaminus, low, high) and g <- 0      where g * p < 0
@@ -50,19 +50,19 @@ def rprop(
         W <- W - s * sign(g)
 
     Args:
-        lr: a number, a 0-d tensor, or a tree of them: the first step size. It is read by ``init`` only, so its
-            derivative through one update is 0.
+        lr: the first step size, as in :func:`adam`. It is read by ``init`` only, so its derivative through one update
+            is 0.
         etas: ``(etaminus, etaplus)``, each like ``lr``.
         step_sizes: the smallest and the largest step size, each like ``lr``.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        maximize: as in :func:`adam`.
 
     Raises:
         ValueError: a number outside its domain (``lr`` and ``step_sizes`` >= 0, etaminus in [0, 1), etaplus >= 1).
 
     Signs have derivative 0: only step sizes carry a hypergradient, which is exact where no sign changes.
 
-    Differs from the paper as torch does: where the gradient turns, the weight stays, and the last step is not taken
-    back. Differs from torch: the limits ``etaminus = 0`` and ``etaplus = 1`` are allowed.
+    Differs from the paper, as torch does: where the sign of the gradient changes, the last step is not undone. Differs
+    from torch: the limits ``etaminus = 0`` and ``etaplus = 1`` are allowed.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.rprop(lr=0.1)

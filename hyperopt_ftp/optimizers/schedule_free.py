@@ -52,10 +52,10 @@ def schedule_free_sgd(
     *,
     maximize: bool = False,
 ) -> Optimizer[ScheduleFreeSGDState]:
-    """Schedule-free SGD (arXiv 2405.15682): SGD at a point between a fast sequence and its average.
+    """Schedule-free SGD (arXiv 2405.15682): gradients are taken between a fast sequence and its average.
 
-    The params are ``y``, where gradients are taken. The state has ``z``, and their average ``x`` as ``average``: the
-    weights to validate and to deploy. With gradient ``g``, ``beta`` = ``momentum`` and t counting from 1::
+    The params are ``y``, where gradients are taken. The state has ``z``, and its average ``x`` as ``average``: the
+    weights to evaluate and to deploy. With gradient ``g``, ``beta`` = ``momentum`` and t counting from 1::
 
         gamma = lr * min(1, t / warmup_steps)       lr without a warm-up
         g <- g + weight_decay * y
@@ -66,21 +66,20 @@ def schedule_free_sgd(
         y = (1 - beta) * z + beta * x
 
     Args:
-        lr, weight_decay, r, weight_lr_power: numbers, 0-d tensors, or trees of them (one for each parameter).
-            ``S`` has the shape of ``lr``, ``r`` and ``weight_lr_power`` as ``init`` gets them.
-        momentum: how near to the average gradients are taken, from 0 to 1; like ``lr``.
-        warmup_steps: a number of updates >= 0 (structure).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, weight_decay, r, weight_lr_power, maximize: as in :func:`adam`. ``init`` gives ``S`` the shape of ``lr``,
+            ``r`` and ``weight_lr_power``.
+        momentum: place between ``z`` (0) and the average (1) where gradients are taken; like ``lr``.
+        warmup_steps: a number of updates >= 0 (not an hparam).
 
     Raises:
         ValueError: a number outside its domain (all >= 0).
 
-    Names and defaults are those of the authors' package. Its weights ``p`` have the largest ``gamma`` so far where
-    these have the present one, as in the paper: the same while ``gamma`` does not fall.
+    Names and defaults are those of the authors' package. The package computes ``p`` from the largest ``gamma`` so far,
+    here it is the present one, as in the paper. Both are equal while ``gamma`` does not fall.
 
-    ``z`` and ``x`` start at the params, and gradients alone move them: what is done to the params from outside would be
-    lost. So :func:`decayed`, :func:`lookahead`, and the rules around an anchor that move weights (:func:`projected`,
-    :func:`ftp`, :func:`spd` and others) refuse this optimizer; what acts on gradients or hparams goes around it.
+    Only gradients move ``z`` and ``x``, so changes of the params from outside are lost. :func:`decayed`,
+    :func:`lookahead`, and rules around an anchor that move weights (:func:`projected`, :func:`ftp`, :func:`spd` and
+    others) therefore refuse this optimizer. Combinators that act on gradients or hparams accept it.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.schedule_free_sgd(lr=0.5, momentum=0.5)
@@ -116,7 +115,7 @@ def schedule_free_adamw(
     *,
     maximize: bool = False,
 ) -> Optimizer[ScheduleFreeAdamWState]:
-    """Schedule-free AdamW (arXiv 2405.15682, Algorithm 1), as the authors' package has it.
+    """Schedule-free AdamW (arXiv 2405.15682, Algorithm 1), as in the authors' package.
 
     As :func:`schedule_free_sgd`, with ``(b1, b2)`` = ``betas``, ``b1`` for ``beta``, and for the step of ``z``::
 
@@ -126,8 +125,8 @@ def schedule_free_adamw(
     Arguments, errors and the average are those of :func:`schedule_free_sgd`; ``betas`` and ``eps`` are as in
     :func:`adamw`.
 
-    Differs from the paper as the package does: there sqrt(1 - b2^t) is a factor of ``gamma``, and so it also enters the
-    decay and the weights of the average.
+    Differs from the paper, as the package does: in the paper sqrt(1 - b2^t) is a factor of ``gamma``, so it also enters
+    the decay and the weights of the average.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.schedule_free_adamw(lr=0.5, betas=(0.5, 0.999))

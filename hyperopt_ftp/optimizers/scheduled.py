@@ -48,23 +48,23 @@ def scheduled(
 ) -> Optimizer[ScheduledState]:
     """Multiply hyperparameters by functions of the count of updates.
 
-    At the update with the count t, which is 0 at the first, ``base`` gets ``factor(t) * lr`` in place of ``lr``. Its
-    ``init`` gets the value of the first update, the only one that :func:`rprop` reads.
+    At the update with the count t, from 0, ``base`` gets ``factor(t) * lr`` instead of ``lr``. Its ``init`` gets the
+    value at t = 0.
 
     Args:
-        base: any optimizer; its hparams stay the same and are the values before scaling.
-        schedules: by the path of an hparam, where it is no name: ``{"by.lr": schedule}``.
-        by_name: by the name of an hparam: ``lr=schedule``. It may hold several numbers (betas, a number for each
-            layer), which are all multiplied.
+        base: any optimizer. Its hparams are the values before scaling.
+        schedules: a dict by path, for hparams inside a tree: ``{"by.lr": schedule}``.
+        by_name: schedules by name: ``lr=schedule``. All numbers of an hparam that holds several (betas, a number for
+            each layer) are multiplied.
 
-    A schedule is one of ``hft.schedules``, whose own numbers become hparams: those of ``lr=cosine(100)`` are the entry
-    ``"lr_schedule"``, so ``over="lr_schedule.floor"`` tunes its floor. Or it is a function ``schedule(count) ->
-    factor`` of a 0-d int64 tensor: use torch functions and no Python branch, so that it compiles. Scaled values are not
-    held to the domain of their hparam.
+    A schedule is one of ``hft.schedules``, whose numbers become hparams: those of ``lr=cosine(100)`` are in the entry
+    ``"lr_schedule"``, so ``over="lr_schedule.floor"`` tunes its floor. Or it is a function
+    ``schedule(count) -> factor`` of a 0-d int64 tensor, of torch functions without a Python branch, so that it
+    compiles. Scaled values are not clipped to the domain of their hparam.
 
     Raises:
-        ValueError: a path that is not an hparam of ``base``, that holds several, or that ``base`` itself tunes.
-        TypeError: what is no schedule.
+        ValueError: a path that is not an hparam of ``base``, that leads to several, or that ``base`` itself tunes.
+        TypeError: something that is not a schedule.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.scheduled(hft.sgd(lr=1.0), lr=hft.schedules.linear(1.0, 0.0, steps=4))
@@ -109,22 +109,22 @@ def scheduled(
 
 @explained()
 def per_step(base: Optimizer, tables: Mapping[str, Any] | None = None, **by_name: Any) -> Optimizer[ScheduledState]:
-    """Hyperparameters with a value of their own at each update: ``table[t]`` at the update with the count t, from 0.
+    """Hyperparameters with a value for each update: ``table[t]`` at the update with the count t, from 0.
 
     Args:
         base: any optimizer. Its own values of these hparams are not used.
-        tables: by the path of an hparam, where it is no name: ``{"by.lr": table}``.
-        by_name: by the name of an hparam, ``lr=table``: a tensor of shape (K,), which is the hparam from now on. Of an
-            hparam that holds several numbers, a tree of such tensors: ``betas=(table, table)``. After K updates the
-            last entry stays in use.
+        tables: a dict by path, for hparams inside a tree: ``{"by.lr": table}``.
+        by_name: tables by name, ``lr=table``: a tensor of shape (K,), which becomes the hparam. For an hparam that
+            holds several numbers, a tree of such tensors: ``betas=(table, table)``. After K updates the last entry is
+            used.
 
-    A hypergradient is that of the whole table. :func:`hyper` takes one-step ones, which are 0 but for the entry that
-    was used last: through whole trainings, tables are tuned by :func:`bilevel` and :func:`hypergradient`.
+    Tune tables with :func:`bilevel` or :func:`hypergradient`, which differentiate the whole table. The one-step
+    hypergradients of :func:`hyper` are 0 except for the entry that was used last.
 
     Raises:
-        ValueError: a path that is not an hparam of ``base``, that holds several, or that ``base`` itself tunes; a value
-            outside the hparam's domain; an empty table.
-        TypeError: a table that is no tensor.
+        ValueError: a path that is not an hparam of ``base``, that leads to several, or that ``base`` itself tunes; a
+            value outside the hparam's domain; an empty table.
+        TypeError: a table that is not a tensor.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.per_step(hft.sgd(), lr=torch.tensor([1.0, 0.5, 0.25]))
@@ -147,7 +147,6 @@ def per_step(base: Optimizer, tables: Mapping[str, Any] | None = None, **by_name
         default = tree.replaced(default, path, table)
 
     def at(count: Tensor, hparams: Any) -> Any:
-        """The hparams of ``base`` at an update."""
         for path in entries:
             hparams = _changed(hparams, path, lambda table, path=path: _row(path, table, count))
         return hparams
@@ -187,12 +186,10 @@ def per_step(base: Optimizer, tables: Mapping[str, Any] | None = None, **by_name
 
 
 def _own(path: str) -> str:
-    """The name of a schedule's numbers among the hparams."""
     return f"{path}_schedule"
 
 
 def _numbers(given: Any, default: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a schedule, and of those inside it, all of them."""
     h = complete(given, default)
     return {name: _numbers(x, default[name]) if isinstance(default[name], dict) else x for name, x in h.items()}
 

@@ -32,9 +32,9 @@ def sgd(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> Optimizer[SGDState]:
-    """Stochastic gradient descent; the rule and the defaults of :class:`torch.optim.SGD`.
+    """Stochastic gradient descent; rule and defaults of :class:`torch.optim.SGD`.
 
-    With weights ``W``, gradient ``g``, learning rate ``lr``, ``mu`` = ``momentum``, ``tau`` = ``dampening``::
+    With weights ``W``, gradient ``g``, ``mu`` = ``momentum``, ``tau`` = ``dampening``::
 
         g <- g + weight_decay * W
         b <- g                          first step
@@ -42,15 +42,14 @@ def sgd(
         W <- W - lr * b                 or W - lr * (g + mu * b) with nesterov
 
     Args:
-        lr, momentum, dampening, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        nesterov: structure, not an hparam; needs ``momentum > 0`` and ``dampening = 0``.
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, momentum, dampening, weight_decay, maximize: as in :func:`adam`.
+        nesterov: needs ``momentum > 0`` and ``dampening = 0`` (not an hparam).
 
     Raises:
         ValueError: a number outside its domain, or nesterov without momentum or with dampening.
 
-    Differs from torch: the buffer is kept also when momentum is 0, so that a hypergradient at momentum 0 is right.
-    There, as in torch, dampening has no effect.
+    Differs from torch: the buffer is kept also if momentum is 0, so that the hypergradient at momentum 0 is right.
+    Dampening has no effect then, as in torch.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.sgd(lr=0.1, momentum=0.9)

@@ -32,16 +32,16 @@ def signum(
         W <- W - lr * (sign(m) + weight_decay * W)
 
     Args:
-        lr, momentum, weight_decay: numbers, 0-d tensors, or trees of them (one for each parameter).
-        maximize: go along the gradient: ``g <- -g`` first (structure).
+        lr, momentum, weight_decay, maximize: as in :func:`adam`.
 
     Raises:
         ValueError: a number outside its domain (all >= 0).
 
-    The decay is decoupled, as in the authors' next paper (arXiv 1810.05291, Algorithm 1); this one has none. For a
-    coupled one add it to the loss.
+    The paper has no decay; this one is decoupled, as in arXiv 1810.05291, Algorithm 1. For a coupled one add it to the
+    loss.
 
-    The sign has derivative 0: the hypergradient of ``momentum`` is 0, those of ``lr`` and ``weight_decay`` are exact.
+    The sign has derivative 0, so the hypergradient of ``momentum`` is 0. Those of ``lr`` and ``weight_decay`` are
+    exact.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.signum(lr=0.1)

@@ -1,4 +1,4 @@
-"""Weights whose values are not known: how far a rule comes without looking at them."""
+"""Whether a rule needs the values of the weights: it is run without them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _COPIES = frozenset(("to", "float", "double", "clone", "contiguous"))
 
 
 class Unread(Tensor):
-    """``W + moved`` for one leaf ``W`` of the params, where ``W`` is not known.
+    """``W + moved`` for one leaf ``W`` of the params whose value is not known.
 
-    A rule may move it, cast it, ask for its shape, multiply it by a number that is 0 (a weight decay that is off) or 1,
-    and choose between two places of one leaf. Any other operation needs to know ``W``, and is an error. The tensor
-    itself lies on the meta device: what does not ask this class finds no values there either.
+    A rule may move it, cast it, ask for its shape, multiply it by 0 (a weight decay that is off) or 1, and choose
+    between two places of one leaf. Any other operation is an error. The tensor lies on the meta device, so operations
+    that bypass this class find no values either.
     """
 
     moved: Tensor
@@ -82,9 +82,9 @@ _MOVES = (
 
 
 def moves(update: Callable[[Any, Any, Any], tuple[Any, Any]], grads: Any, state: Any) -> tuple[Any, Any]:
-    """By how much ``update(grads, state, params)`` moves the params, and the new state, whatever the params are.
+    """The change of the params in ``update(grads, state, params)``, and the new state, whatever the params are.
 
-    A leaf without a gradient has the move ``None``. Params are taken to have the dtypes of their gradients.
+    A leaf without a gradient has the move ``None``. Params get the dtypes of their gradients.
 
     Raises:
         ValueError: the result depends on the params.

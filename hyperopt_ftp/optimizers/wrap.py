@@ -26,14 +26,14 @@ def wrapped(
     """``base`` with the hparams ``own`` beside its own.
 
     Args:
-        base: any optimizer whose hparams are a dict. Its domains and what it tunes stay in force.
-        own: hparams by name. Where ``base`` has the name too, because it is of the same kind, the new one is numbered:
-            ``"max_norm_2"``; ``init``, ``update`` and the others see it by its own name.
+        base: any optimizer whose hparams are a dict. Its domains and ``tunes`` are forwarded.
+        own: hparams by name. A name that ``base`` has already is numbered (``"max_norm_2"``); ``init``, ``update`` and
+            the others see it without the number.
         init: ``init(params, base's hparams, own hparams) -> state``.
         update: ``update(grads, state, params, base's hparams, own hparams) -> (params, state)``.
-        start, settle: of :class:`~hyperopt_ftp.Optimizer`, for the own hparams alone.
+        start, settle: as in :class:`~hyperopt_ftp.Optimizer`, for the own hparams alone.
         inner: the state of ``base`` in a state of the result, for its ``settle``.
-        domains: of the own hparams, nested as they are; ``None``: those that ``DOMAINS`` has.
+        domains: of the own hparams, nested as they are; ``None``: those in ``DOMAINS``.
 
     Raises:
         TypeError: a base that is not pure.

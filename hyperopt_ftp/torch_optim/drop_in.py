@@ -44,16 +44,15 @@ PICKLED = ("_mover", "_exclude", "_ran")
 
 
 class DropIn(torch.optim.Optimizer):
-    """A :class:`torch.optim.Optimizer` of parts.
+    """A :class:`torch.optim.Optimizer` made of parts.
 
     Args:
-        mover: what moves the weights, and holds them near their anchors.
+        mover: moves the weights, and holds them near their anchors.
         exclude: parameters that are not held.
-        params, defaults: as torch takes them; those of a base that is given are its own.
+        params, defaults: as in torch; those of a given base are its own.
 
-    State of a constrained parameter, made at its first step: what the hold's specs name, and ``anchor`` (in its own
-    dtype; none for a zero anchor or one in a file; without an anchor, ``anchor_fingerprint``). Nothing enters ``state``
-    before.
+    State of a constrained parameter, made at its first step: the entries of the hold's specs, and ``anchor`` in its own
+    dtype (none for a zero anchor or one in a file; with ``save_anchor=False``, ``anchor_fingerprint``).
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class DropIn(torch.optim.Optimizer):
 
     @property
     def execution(self) -> str:
-        """Which backend ran last, before the first step the one that would.
+        """The backend of the last step; before the first step, the one that would run.
 
         ``"single"`` (the pure function, one parameter at a time), ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or
         ``"triton"``.
@@ -178,15 +177,14 @@ class DropIn(torch.optim.Optimizer):
         return loss
 
     def train(self) -> None:
-        """To the weights that are trained, where the base has two modes (schedule-free); elsewhere nothing."""
+        """Switch to the training weights, if the base has two modes (schedule-free); else do nothing."""
         self._mover.switch(self, "train")
 
     def eval(self) -> None:
-        """To the weights that are deployed, where the base has two modes: these are held. Elsewhere nothing."""
+        """Switch to the weights to deploy, which the constraint acts on, if the base has two modes; else do nothing."""
         self._mover.switch(self, "eval")
 
     def _check_step(self) -> None:
-        """All that can be wrong with a step."""
         for i, group in enumerate(self.param_groups):
             if len(group.get("constrained", ())) != len(group["params"]):
                 raise RuntimeError(
@@ -292,13 +290,13 @@ class DropIn(torch.optim.Optimizer):
         return found if anchors.saved else checkpoints.without_anchors(found)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`torch.optim.Optimizer.load_state_dict`, but a tensor keeps the dtype it was saved in.
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, but a tensor keeps the dtype in which it was saved.
 
-        The state of a base that is torch's gets the dtype of the weights, without which it cannot step.
+        The state of a base from torch gets the dtype of the weights, which its step needs.
 
         Raises:
-            ValueError: state of another shape, an incomplete one, parameters in another order, options outside their
-                domain, an anchor that is left out and not given or not the same. Nothing has changed then.
+            ValueError: state of another shape, incomplete state, parameters in another order, options outside their
+                domain, an anchor that was left out and is not given or not the same. Nothing has changed then.
         """
         if not isinstance(state_dict, Mapping):
             check_checkpoint(state_dict)

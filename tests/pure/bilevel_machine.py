@@ -394,7 +394,7 @@ class Machine(RuleBasedStateMachine):
         doubled = {"params": tree.map_tree(twice, state.params), "inner": tree.map_tree(twice, state.inner)}
         tuned = {**state.tuned, "loss.weights": torch.ones(ROWS + 1, dtype=F64)}
         smaller = tree.map_tree(lambda x: x if x.ndim == 0 else x[:1], state.inner)
-        record = Record(1, 0.0, {}, {}, (), state)
+        record = Record(1, 0.0, {}, {}, {}, (), state)
         changes: dict[str, Any] = {
             "optimizer": lambda: {"optimizer": self._optimizer(other), "over": ("lr",), "constrain": {}},
             "over": lambda: {"over": (*self.maps, "loss")} if len(self.maps) < 2 else {"over": tuple(self.maps)[1:]},

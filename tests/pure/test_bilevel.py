@@ -101,7 +101,22 @@ def test_not_finite_hypergradients():
         list(hft.bilevel(*args, inner_steps=2, outer_steps=2))
     record = list(hft.bilevel(*args, inner_steps=2, outer_steps=2, not_finite="skip"))[-1]
     assert record.skipped == ("lr",)
-    assert record.tuned["lr"].item() == 0.1
+    assert record.tuned["lr"].item() == record.hparams["lr"].item() == 0.1
+
+
+def test_a_record_has_the_hparams_of_the_next_training():
+    numbers = {"lr": torch.tensor(0.05, dtype=torch.float64), "loss": {"l2": torch.tensor(0.1, dtype=torch.float64)}}
+    ridge = lambda p, x, h: loss(p, x) + h["l2"] * p["w"].square().sum()  # noqa: E731
+    opt = hft.sgd(momentum=0.5)
+    for over in ("lr", ("lr", "loss.l2"), ("params", "lr")):
+        steps = {"inner_steps": 2, "outer_steps": 2, "hparams": numbers}
+        record = list(hft.bilevel(opt, hft.sgd(lr=0.01), over, ridge, loss, start(), DATA, HELD_OUT, **steps))[-1]
+        want = opt.hparams | numbers
+        for path, value in record.tuned.items():
+            want = want if path == "params" else tree.replaced(want, path, value)
+        assert record.hparams.keys() == want.keys()
+        assert largest_difference(record.hparams, want) == 0
+        hft.train(opt, ridge, start(), DATA[:1], hparams=record.hparams)
 
 
 def test_loaders_are_started_anew():

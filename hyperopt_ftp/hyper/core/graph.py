@@ -9,7 +9,7 @@ from torch.autograd.graph import Node
 
 
 def nodes_below(*nodes: Node | None, until: Sequence[Tensor] = ()) -> list[Node]:
-    """Nodes of a graph and all below them, each once, as far as some tensors that they are made of."""
+    """Some nodes of a graph and all below them, each once, down to the nodes of ``until``."""
     seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
     stack, found = [*nodes], []
     while stack:
@@ -29,7 +29,7 @@ def leaf_of(node: Node) -> Tensor | None:
 
 
 def leaves_of(x: Tensor) -> list[Tensor]:
-    """The leaves that a tensor's graph ends in; a leaf's own is itself."""
+    """The leaves that a tensor's graph ends in; for a leaf, itself."""
     return [x] if x.grad_fn is None else leaves_below(x.grad_fn)
 
 

@@ -8,7 +8,7 @@ from ...types import HParams, Params, State, StateT, TreeT
 
 
 class TrainInputs(NamedTuple):
-    """Everything that K steps of training are a function of; also a tree of its cotangents, by part."""
+    """All arguments of K steps of training; also a tree of their cotangents, by part."""
 
     hparams: HParams  # the optimizer's by name, and under "loss" the loss's own
     params: Params

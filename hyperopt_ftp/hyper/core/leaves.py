@@ -1,4 +1,4 @@
-"""Trees and their floating-point tensors: new leaves in their place, and back."""
+"""Floating-point tensors of trees, replaced by new leaves, and back."""
 
 from __future__ import annotations
 
@@ -34,23 +34,21 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
 
 
 def detached(values: Any) -> Any:
-    """A tree without its graphs."""
     return detached_leaves(values, False)[1]
 
 
 def select_floats(values: Any, needs_grad: Any) -> list[Tensor]:
-    """The floating-point tensors that need a gradient; ``needs_grad`` as of :func:`detached_leaves`."""
     rows = tree.leaves(values)
     return [x for x, chosen in zip(rows, _mask(rows, needs_grad), strict=True) if chosen and is_float(x)]
 
 
 def combine(values: Any, new: Sequence[Any], needs_grad: Any = True) -> Any:
-    """``values`` with ``new`` in the places of :func:`detached_leaves`'s leaves."""
+    """``values`` with ``new`` in place of the leaves of :func:`detached_leaves`."""
     return _filled(values, new, needs_grad, keep=True)
 
 
 def cotangents_of(values: Any, found: Sequence[Any], needs_grad: Any = True) -> Any:
-    """``values`` with ``found`` in the places of :func:`detached_leaves`'s leaves, and ``None`` elsewhere."""
+    """``values`` with ``found`` in place of the leaves of :func:`detached_leaves`, and ``None`` elsewhere."""
     return _filled(values, found, needs_grad, keep=False)
 
 
@@ -66,7 +64,6 @@ def _mask(rows: Sequence[Any], needs_grad: Any) -> list[Any]:
 
 
 def floats(values: Any) -> list[Tensor]:
-    """The floating-point tensors of a tree."""
     return [x for x in tree.leaves(values) if is_float(x)]
 
 
@@ -80,10 +77,9 @@ def is_float(x: Any) -> bool:
 
 
 def is_narrow(params: Any) -> bool:
-    """Whether there are 16-bit params: their adjoints are kept in float32, and go through the loss scaled."""
+    """Whether there are 16-bit params: their adjoints are float32, and are scaled before they go through the loss."""
     return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
 
 
 def added(row: OptionalTensors, more: OptionalTensors) -> OptionalTensors:
-    """The sum of two rows of tensors."""
     return [b if a is None else a if b is None else a + b for a, b in zip(row, more, strict=True)]

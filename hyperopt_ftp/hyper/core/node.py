@@ -24,7 +24,7 @@ from .vjp import transposed
 
 @dataclass
 class TrainJob:
-    """What a node of the graph has to know beside the tensors that it is a function of."""
+    """What a node of the graph needs beside its input tensors."""
 
     strategy: Strategy
     problem: InnerProblem
@@ -50,7 +50,6 @@ class TrainJob:
         return [x for x in tree.leaves((trained.params, trained.state)) if isinstance(x, Tensor)]
 
     def trained(self, outputs: Sequence[Tensor]) -> TrainOutputs:
-        """The node's outputs as what was trained."""
         rows, rebuild = tree.flatten(self.end)
         values = iter(outputs)
         params, state = rebuild([next(values) if isinstance(x, torch.dtype) else x for x in rows])
@@ -69,7 +68,6 @@ class TrainJob:
         return [_as(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
 
     def residual_again(self, tensors: Sequence[Tensor]) -> Any:
-        """That of a run which is differentiable in the node's inputs."""
         run = self.strategy.run
         found = self.replay.run(self.rng, lambda: run(self.problem, self.inputs(tensors)))
         trained, residual = checked_outputs(self.strategy, found)
@@ -77,7 +75,7 @@ class TrainJob:
         return residual
 
     def pullback_with_graph(self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """As ``create_graph=True`` asks for: the steps are made again, and differentiated as they are."""
+        """For ``create_graph=True``: the steps are repeated, and differentiated as they are."""
         if not self.strategy.exact:
             raise RuntimeError(
                 f"a derivative of the derivative by {type(self.strategy).__name__} was asked for (create_graph=True), "

@@ -19,7 +19,7 @@ from .transforms import under_transform
 
 
 class Gradient(NamedTuple):
-    """A training gradient at leaves of its own, with its graph where that was asked for."""
+    """A training gradient at new leaves, with its graph if that was asked for."""
 
     loss: Tensor
     grads: list[Tensor]
@@ -34,13 +34,13 @@ class InnerProblem:
 
     Attributes:
         update_fn: of a pure optimizer.
-        train_loss: ``train_loss(params, batch) -> scalar``, or with a third argument where hparams has ``"loss"``.
-        needs_grad: in place of every tensor of the inputs, whether a derivative in it is asked for. ``False`` in the
-            place of batches that are not a list or tuple.
-        agreed: numbers that a decision depends on, as all processes have them: who makes a step again needs the others.
-        before_step: is called with params, batch and hparams before each step that :meth:`step` makes.
-        during_gradient: a context in which :meth:`gradient` goes back, made of the leaves that it has given the loss.
-        made: gives the bytes of all tensors that the training loss has been seen to make in a step.
+        train_loss: ``train_loss(params, batch) -> scalar``, or with a third argument if hparams has ``"loss"``.
+        needs_grad: for every tensor of the inputs, whether a derivative in it is asked for. ``False`` for batches that
+            are not a list or tuple.
+        agreed: makes the numbers that a decision depends on the same on all processes, which recompute steps together.
+        before_step: called with params, batch and hparams before each step of :meth:`step`.
+        during_gradient: a context for the backward pass of :meth:`gradient`, made from the leaves given to the loss.
+        made: gives the bytes of all tensors that the training loss makes in a step.
     """
 
     update_fn: UpdateFn[Any]
@@ -54,11 +54,10 @@ class InnerProblem:
 
     @property
     def bare(self) -> InnerProblem:
-        """The same for a step that is made again: nothing is looked at a second time."""
+        """The problem without checks, for steps that are recomputed."""
         return self._bare or self
 
     def batch_needs_grad(self, k: int) -> Any:
-        """What a derivative is asked for of the batch of step k."""
         asked = self.needs_grad.batches
         return asked[k] if isinstance(asked, (list, tuple)) else False
 
@@ -69,7 +68,7 @@ class InnerProblem:
         return self.update_fn(grads, state, params, without_loss(hparams))
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
-        """One step and its training loss, differentiable in all arguments, under ``torch.func`` and without."""
+        """One step and its training loss, differentiable in all arguments, with and without ``torch.func``."""
         if self.before_step:
             self.before_step(params, batch, hparams)
         if under_transform():
@@ -86,7 +85,7 @@ class InnerProblem:
         return params, state, loss
 
     def loop(self, inputs: TrainInputs) -> TrainOutputs:
-        """The plain loop: differentiable under a transform or where grad mode is on, else without any graph."""
+        """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
         hparams, params, state, batches = inputs
         losses, graph = [], under_transform() or torch.is_grad_enabled()
         for k in range(len(batches)):  # a sequence of somebody's own may not know where it ends
@@ -122,12 +121,10 @@ class InnerProblem:
 
 
 def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:
-    """The training loss, which gets hparams of its own where there are some."""
     return train_loss(params, batch, *((hparams["loss"],) if "loss" in hparams else ()))
 
 
 def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer's hparams alone."""
     return {name: value for name, value in hparams.items() if name != "loss"}
 
 

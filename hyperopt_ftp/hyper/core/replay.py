@@ -1,4 +1,4 @@
-"""What it takes to make a step a second time: the random numbers and the autocast of the first."""
+"""What a recomputed step needs: the random numbers and the autocast of the first run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RngState(NamedTuple):
 
 
 class Replay:
-    """Default generators of the CPU and of every accelerator, other ones, and the autocast of when it was made."""
+    """States of the default generators of the CPU and of every accelerator, of other generators, and the autocast."""
 
     def __init__(self, *others: torch.Generator) -> None:
         self._others = others
@@ -39,17 +39,15 @@ class Replay:
 
     @property
     def autocasts(self) -> bool:
-        """Whether autocast was on somewhere."""
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        """The random state now."""
         devices = [self._module.get_rng_state(i) for i in range(self._count)]
         return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
-        """A backward pass has its dtypes from the forward pass, whatever autocast it is called under."""
+        """For a backward pass, whose dtypes are those of the forward pass."""
         with ExitStack() as stack:
             for kind, _, _ in self._autocast:
                 if torch.is_autocast_enabled(kind):
@@ -57,7 +55,7 @@ class Replay:
             yield
 
     def run(self, rng: RngState, function: Callable[[], T]) -> T:
-        """``function()`` with that random state, under the autocast of then; outside, all stays as it is."""
+        """``function()`` with the saved random state and autocast; both are restored afterwards."""
         with self._kept(), ExitStack() as stack:
             self.rewind(rng)
             for kind, dtype, enabled in self._autocast:
@@ -66,7 +64,6 @@ class Replay:
             return function()
 
     def rewind(self, rng: RngState) -> None:
-        """Set that random state."""
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
@@ -83,10 +80,10 @@ class Replay:
 
 
 def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    """What a step is known by when it is made again: its loss and the norm of each gradient, as float64 if one is.
+    """The loss and the norm of each gradient of a step, as float64 if one is: compared when the step is recomputed.
 
-    Of sharded gradients this process's part: nothing is sent. Results are not in it: where a gradient is 0 but for
-    rounding, the sign of that may be another, and the results of some optimizers with it.
+    For sharded gradients this process's part, so nothing is sent. Results of the update are left out: a gradient that
+    is 0 up to rounding may change its sign, and with it the results of some optimizers.
     """
     some = [local(g.detach()) for g in grads if g.numel()]
     some = [g.coalesce().values() if g.is_sparse else g for g in some]
@@ -99,10 +96,10 @@ def fingerprint(loss: Tensor, grads: Sequence[Tensor]) -> Tensor:
 
 
 def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch.dtype) -> None:
-    """Raise unless each step that was made again has the fingerprint that it had the first time.
+    """Raise unless each recomputed step has the fingerprint of its first run.
 
     Args:
-        pairs: the number of a step, its fingerprint, and that of the step made again.
+        pairs: the number of a step, its fingerprint, and that of the recomputed step.
         dtype: the narrowest that they are made of.
     """
     before, after = torch.stack([x[1] for x in pairs]), torch.stack([x[2] for x in pairs])
@@ -124,7 +121,6 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
 
 
 def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
-    """Raise where an update of the same arguments has another result."""
     for x, y in zip(map(local, first), map(local, again), strict=True):
         if not concrete(x):  # fake tensors
             return
@@ -139,9 +135,9 @@ def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> No
 
 
 def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
-    """Raise unless the steps have the training losses that they had the first time, but for ``eps ** power``.
+    """Raise unless the steps have the training losses of their first run, up to ``eps ** power``.
 
-    ``steps`` are their numbers, else they are all. Under vmap nobody looks.
+    ``steps`` are their numbers; ``None``: all. Under vmap nothing is checked.
     """
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape:

@@ -1,4 +1,4 @@
-"""What second derivatives need of the process: attention by its formula, and functions as they are written."""
+"""Process-wide settings for second derivatives: attention by its formula, and uncompiled functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _FUSED = ("flash", "mem_efficient", "cudnn")
 
 
 class _Shared:
-    """Settings of the whole process: entered by the first thread that needs them and left by the last.
+    """Process-wide settings: entered by the first thread that needs them and left by the last.
 
-    Attention goes by its formula. Functions that torch.compile has made run as written, but while one of our own
-    programs runs; a program that another thread's loss uses then fails at its second derivative, with an error.
+    Attention goes by its formula. Functions compiled by torch.compile run uncompiled, except while one of our own
+    programs runs. A compiled function that another thread's loss calls meanwhile fails at its second derivative, with
+    an error.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class _Shared:
 
 @contextmanager
 def _attention_by_formula() -> Iterator[None]:
-    """By the flags themselves: from torch 2.15 on, sdpa_kernel can be left only by the thread that has entered it."""
+    """Sets the flags directly: from torch 2.15 on, only the thread that entered sdpa_kernel can leave it."""
     switches = [(getattr(attention, f"{k}_sdp_enabled"), getattr(attention, f"enable_{k}_sdp")) for k in _FUSED]
     if hasattr(torch._C, "_set_sdp_use_overrideable"):  # of devices that bring kernels of their own
         switches.append((torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable))
@@ -72,21 +73,21 @@ _shared = _Shared()
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by its formula, since fused kernels have no second derivative; compiled functions run as written."""
+    """Attention by its formula, since fused kernels have no second derivative; compiled functions run uncompiled."""
     with _shared.entered("force_eager"), _without_autocast_cache():
         yield
 
 
 @contextmanager
 def compiled_steps() -> Iterator[None]:
-    """For programs of our own, which have the second derivative inside: they run compiled wherever they are called."""
+    """For our own programs, which contain the second derivative: they always run compiled."""
     with _shared.entered("default"), _without_autocast_cache(), torch.no_grad():
         yield
 
 
 @contextmanager
 def _without_autocast_cache() -> Iterator[None]:
-    """It would hold a copy of every step's params, with their graphs; where it changes, torch compiles anew."""
+    """The cache would hold a copy of every step's params with their graphs; if it changes, torch recompiles."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -21,18 +21,18 @@ class Strategy(ABC):
     """How K steps of training are differentiated.
 
     ``run`` trains, and keeps what ``pullback`` needs. ``pullback`` is linear in the cotangents. Without a
-    ``torch.func`` transform both run under ``no_grad`` and may use ``torch.autograd`` on leaves of their own. Under a
-    transform a strategy that is not exact is run again in each backward pass, and has to be made of ``torch.func`` or
-    of plain tensor functions; an exact one is left out, and the steps are differentiated as they are.
+    ``torch.func`` transform both run under ``no_grad`` and may use ``torch.autograd`` on their own leaves. Under a
+    transform an exact strategy is not called: the steps are differentiated as they are. A strategy that is not exact
+    runs again in each backward pass, so it must use ``torch.func`` or plain tensor functions only.
 
     Attributes:
         exact: whether its derivative is that of the steps themselves.
-        takes_shards: whether it can differentiate in batches of which each process has a part of its own.
-        needs_values_only: whether :func:`~hyperopt_ftp.hypergradient` calls ``from_values``, with the whole function
-            from hyperparameters to the outer loss, in place of ``run`` and ``pullback``.
-        twice: whether it differentiates the training gradient again in all that it is taken in: forward mode does.
-        compile: as of :class:`~hyperopt_ftp.Unroll`.
-        generators: random generators of its own, which are put back where a run is made again.
+        takes_shards: whether it can differentiate in batches of which each process has its own part.
+        needs_values_only: whether :func:`~hyperopt_ftp.hypergradient` calls ``from_values``, with the function from
+            hyperparameters to the outer loss, instead of ``run`` and ``pullback``.
+        twice: whether it differentiates the training gradient again in all that it is taken in, as forward mode does.
+        compile: as in :class:`~hyperopt_ftp.Unroll`.
+        generators: its own random generators, which are reset when a run is repeated.
     """
 
     takes_shards: ClassVar[bool] = True
@@ -50,22 +50,21 @@ class Strategy(ABC):
 
     @abstractmethod
     def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
-        """Where training ends (``problem.loop(inputs)`` is the plain way), and what ``pullback`` is to be given."""
+        """The params, state and losses (``problem.loop(inputs)`` is the plain way), and a residual for ``pullback``."""
 
     @abstractmethod
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
         """Derivatives of ``<cotangents, (params, state)>`` in the inputs; ``None`` for a part, or a tensor, is zero.
 
-        ``cotangents.params`` and ``cotangents.state`` have the structure of what was trained, with ``None`` in place of
-        integers; ``cotangents.losses`` is ``None``. Where ``problem.needs_grad`` is False nothing is asked for.
+        ``cotangents.params`` and ``cotangents.state`` have the structure of the trained ones, with ``None`` in place of
+        integers. ``cotangents.losses`` is ``None``. Inputs whose ``problem.needs_grad`` is False need no derivative.
         """
 
     def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        """Where training ends, with no derivative asked for."""
         return problem.loop(inputs)
 
     def draw(self) -> int:
-        """A number that all processes are to have in common, for ``from_values``."""
+        """A number that all processes must have in common, for ``from_values``."""
         raise NotImplementedError
 
     def from_values(
@@ -94,7 +93,6 @@ def check_strategy(strategy: Any) -> None:
 
 
 def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]:
-    """What ``run`` returned, or a ``TypeError``."""
     name = type(strategy).__name__
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
         raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got {_kind(result)}")
@@ -102,7 +100,7 @@ def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]
 
 
 def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> list[Tensor | None]:
-    """The leaves of what ``pullback`` returned in the order of the inputs', each of its shape or ``None``."""
+    """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
     name = type(strategy).__name__
     if not isinstance(found, TrainInputs):
         raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got {_kind(found)}")

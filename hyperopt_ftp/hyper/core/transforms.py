@@ -1,4 +1,4 @@
-"""What the wrappers of ``torch.func``'s transforms, and autograd's tasks, tell: torch has no public way to ask."""
+"""What active ``torch.func`` transforms and autograd tasks reveal; torch has no public way to ask."""
 
 from __future__ import annotations
 
@@ -12,34 +12,31 @@ _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIs
 
 
 def under_transform() -> bool:
-    """Whether a ``torch.func`` transform is active: there, leaves of our own would cut its graph."""
     return _functorch.peek_interpreter_stack() is not None
 
 
 def keeps_graph() -> bool:
-    """Whether the backward pass that runs was asked to keep what it has saved; so too where none runs."""
+    """Whether the running backward pass retains the graph; true if none runs."""
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def unwrap_dead(x: Tensor) -> Tensor:
-    """Without the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` meets it."""
+    """The tensor inside the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` gets it."""
     return _functorch.unwrap_if_dead(x)
 
 
 def values_of(x: Tensor) -> Tensor:
-    """The numbers inside the wrappers of transforms."""
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.detach()
 
 
 def is_batched(x: Tensor) -> bool:
-    """Whether it is one of vmap's, also outside ``torch.func``."""
     return _functorch.is_batchedtensor(x) or _functorch.is_legacy_batchedtensor(x)
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Whether what is saved for the backward pass goes through hooks, as activation checkpointing sets them."""
+    """Whether saved tensors go through hooks, as activation checkpointing sets them."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
 
 
@@ -51,7 +48,7 @@ def tracked(x: Any) -> bool:
 
 
 def differentiated(x: Tensor) -> bool:
-    """Whether more than its batch is of interest: constants that are made under a transform have its wrapper too."""
+    """Whether a derivative may be asked for; constants made under a transform have its wrapper too."""
     stack = _functorch.get_interpreter_stack() or []
     if any(level.key() == _functorch.TransformType.Jvp for level in stack):
         # A tangent cannot be seen from every level.
@@ -62,11 +59,9 @@ def differentiated(x: Tensor) -> bool:
 
 
 def top_level() -> int:
-    """The innermost transform's number; -1 where there is none."""
     top = _functorch.peek_interpreter_stack()
     return -1 if top is None else top.level()
 
 
 def level_of(x: Tensor) -> int:
-    """That of the transform which has wrapped a tensor; -1 where none has."""
     return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else -1

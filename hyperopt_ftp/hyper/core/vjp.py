@@ -53,7 +53,6 @@ def pull_columns(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], columns: Sequence[Sequence[Tensor]],
     retain_graph: bool,
 ) -> list[OptionalTensors]:  # fmt: skip
-    """:func:`pull` in several lists of tensors."""
     found = iter(pull(outputs, cotangents, [x for column in columns for x in column], retain_graph=retain_graph))
     return [[next(found) for _ in column] for column in columns]
 
@@ -61,7 +60,7 @@ def pull_columns(
 def pull_rows(
     outputs: Sequence[Tensor], cotangents: OptionalTensors, inputs: Sequence[Tensor], rows: int
 ) -> OptionalTensors:
-    """Several products at once, by vmap where there is one: not for DTensors."""
+    """Several products at once; by vmap, except for DTensors."""
     if rows > 1 and not any(map(is_dtensor, inputs)):
         return pull(outputs, cotangents, inputs, rows=True)
     found = [
@@ -73,7 +72,7 @@ def pull_rows(
 
 
 def _by_rows(back: Callable[..., Sequence[Tensor | None]], vs: Sequence[Tensor]) -> OptionalTensors:
-    """``back`` of each row of ``vs``, by vmap: that of ``is_grads_batched`` knows fewer operations."""
+    """``back`` of each row of ``vs``, by vmap, which supports more operations than ``is_grads_batched``."""
     used: list[bool] = []
 
     def one(vs: Sequence[Tensor]) -> list[Tensor]:
@@ -99,7 +98,7 @@ def _explained(error: RuntimeError, rows: bool) -> str | None:
 
 
 def _power_of_two(vs: Sequence[Tensor]) -> Tensor:
-    """What brings the largest entry between 8 and 16: far from both ends of float16."""
+    """A factor that brings the largest entry between 8 and 16, far from both limits of float16."""
     tops = [tree.working(v).abs().amax().to(vs[0].device).double() for v in vs if v.numel()]
     top = torch.stack(tops or [torch.ones((), dtype=torch.float64)]).amax()
     usable = top.isfinite() & (top > 0)
@@ -131,7 +130,6 @@ class Linearized:
 
 
 def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any], Vector]:
-    """The transpose of a linear function of tensors like ``zeros``, by ``torch.func``."""
     back = torch.func.vjp(linear, zeros)[1]
     return lambda cotangents: back(cotangents)[0]
 
@@ -139,7 +137,7 @@ def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any]
 def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Callable[[Vector], list[Any]]]:
     """Values of a function of lists of tensors, and its vector-Jacobian product, which can be called many times.
 
-    By ``torch.func`` under a transform, and by ``torch.autograd`` without: there, more kinds of losses are possible.
+    Under a transform by ``torch.func``, else by ``torch.autograd``, which supports more kinds of losses.
     """
     if under_transform():
         values, pulled = torch.func.vjp(function, *columns)[:2]
@@ -178,5 +176,4 @@ def _or_zeros(found: Tensor | None, x: Tensor) -> Tensor:
 
 
 def dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """Inner product of two lists of tensors."""
     return torch.stack([(u * v).sum().to(x[0].device) for u, v in zip(x, y, strict=True)]).sum()

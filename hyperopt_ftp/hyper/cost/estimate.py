@@ -38,17 +38,17 @@ VALUE = 32
 
 
 class Estimate(NamedTuple):
-    """What a hypergradient will take, the outer loss apart: the result of :func:`estimate`.
+    """What a hypergradient will take, without the outer loss: the result of :func:`estimate`.
 
     Attributes:
-        memory: bytes of tensors at the peak, above what is held when training begins, on the device of the params.
-        gradients: how many gradients of the training loss are evaluated (a forward and a backward pass each), steps
-            that are made again included.
-        products: how many products with its second derivatives (a backward pass through a gradient each).
-        time: of the gradients and the products, in units of one gradient: a product counts as two.
-        collectives: how many there are among data-parallel processes; 0 for one process.
-        traffic: bytes that each of these processes sends.
-        plan: what is kept, or carried along, in words.
+        memory: peak bytes of tensors on the device of the params, above what is held when training begins.
+        gradients: number of gradients of the training loss (a forward and a backward pass each), recomputed steps
+            included.
+        products: number of products with its second derivatives (a backward pass through a gradient each).
+        time: of gradients and products, in units of one gradient. A product counts as two.
+        collectives: number of collectives among data-parallel processes; 0 for one process.
+        traffic: bytes that each process sends.
+        plan: what is stored, in words.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -80,10 +80,10 @@ def estimate(
     strategy: Strategy | None = None,
     processes: int | None = None,
 ) -> Estimate:
-    """Predict what :func:`hypergradient` will take with a strategy, from a few of its steps.
+    """Predict the memory, time and traffic of :func:`hypergradient`, from a few of its steps.
 
-    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of a step's gradient, N numbers in ``over``
-    of which T = min(N, chunk) have tangents at once, and n = ``processes``::
+    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of one gradient, N numbers in ``over``, of
+    which T = min(N, chunk) have tangents at once, and n = ``processes``::
 
         strategy                   gradients          products        memory, about
         Unroll(checkpoint=False)   K                  K               (K - 1) (P + S) + K G
@@ -93,36 +93,35 @@ def estimate(
         Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
-    These are the leading terms; what is returned is counted and measured. ``Unroll()`` is the first of these where all
-    graphs are small, else the second. A step is made once (of ``Forward``, ``Implicit`` and ``ZeroOrder`` at most
-    three), and its tensors are counted while they live. Random numbers stay as they were. With n > 1 each gradient,
-    product, and gradient in the loss's hparams is an all-reduce, of which each process sends
-    ``2 (n - 1) / n (P + P_loss)`` bytes, and each value of the loss an all-gather of 32 bytes.
+    The table shows the leading terms. The result itself is counted and measured: one step is run (at most three for
+    ``Forward``, ``Implicit`` and ``ZeroOrder``), and the bytes of its tensors are counted. The random state does not
+    change. ``Unroll()`` is the first row if all graphs are small, else the second. With n > 1, each gradient, each
+    product and each gradient in the loss's hparams is an all-reduce, of which a process sends
+    ``2 (n - 1) / n (P + P_loss)`` bytes. Each value of the loss is an all-gather of 32 bytes.
 
-    **On paper.** Params on the meta device, or fake tensors (``torch._subclasses.FakeTensorMode``), stand for a model
-    that nobody has the memory for: nothing is computed then, state and batches lose their values too, the params'
-    device is taken for an accelerator, which points leave with ``offload``.
+    **Models too large for this machine.** Put the params on the meta device, or use fake tensors
+    (``torch._subclasses.FakeTensorMode``). Then nothing is computed. The params' device counts as an accelerator, so
+    ``offload`` moves points off it.
 
     Args:
-        optimizer, train_loss, params, batches, over, hparams, state: as of :func:`hypergradient`. Only the first
-            batches are used. Of a loss by :func:`data_parallel` it is this process's part that is run, and nobody else
-            has to call.
-        strategy: :class:`Unroll` by default, with any option but ``compile``; :class:`Forward`, :class:`Implicit` (as
-            if it took all iterations) or :class:`ZeroOrder`.
-        processes: that train data-parallel, each on its part of every batch. ``None``: those of the group of a loss by
-            :func:`data_parallel`, else one.
+        optimizer, train_loss, params, batches, over, hparams, state: as in :func:`hypergradient`. Only the first
+            batches are used. For a loss by :func:`data_parallel`, only this process's part is run; other processes need
+            not call.
+        strategy: :class:`Unroll` (default) with any option but ``compile``, :class:`Forward`, :class:`Implicit` (all
+            iterations are counted) or :class:`ZeroOrder`.
+        processes: number of data-parallel processes. ``None``: the size of the group of a loss by
+            :func:`data_parallel`, else 1.
 
     Returns:
-        An :class:`Estimate`: memory, gradients, products, time, collectives, traffic, plan.
+        An :class:`Estimate`.
 
     Raises:
-        TypeError: a strategy of one's own; params that are DTensors; as :func:`hypergradient`.
-        ValueError: ``compile=True``, whose programs a step as it is written says nothing of; ``processes`` below 1; too
-            little ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
+        TypeError: your own strategy; params that are DTensors; as :func:`hypergradient`.
+        ValueError: ``compile=True``, which one uncompiled step cannot predict; ``processes`` below 1; too little
+            ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
 
-    It does not know: the outer loss; what the later batches take, where they are larger; the workspace inside a kernel;
-    the state, where ``state`` is ``None`` and training makes it; what an update takes of time, and what it costs to
-    move points with ``offload``; and how fast a network is.
+    Not included: the outer loss, larger later batches, workspace inside kernels, a state that training makes itself,
+    the time of updates and of ``offload``, and the speed of the interconnect.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return (torch.tanh(x @ p["a"]) @ p["b"]).square().mean()
@@ -179,7 +178,6 @@ def estimate(
 def _begin(
     optimizer: Optimizer, train_loss: Callable[..., Tensor], given: dict[str, Any], names: tuple[str, ...], state: Any
 ) -> tuple[InnerProblem, TrainInputs]:
-    """The problem and the inputs that :func:`~hyperopt_ftp.hypergradient` would hand to a strategy."""
     tuned = paths.select(given, names)
     check_floats(tuned)
     whole = paths.merge(detached(given), combine(tuned, detached_leaves(tuned)[0]))

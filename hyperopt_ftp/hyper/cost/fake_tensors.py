@@ -1,4 +1,4 @@
-"""Tensors without values in place of those that are given: shapes and bytes are all that is looked at."""
+"""Tensors without values, for shapes and bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ... import tree
 
 
 class FakeParams:
-    """Whether params have values; where they have none (the meta device, or fake tensors), all goes without.
+    """Whether params have values; if not (the meta device, or fake tensors), everything runs without values.
 
-    Fake tensors do what meta tensors cannot: go to another device, meet tensors with values, and have random numbers.
+    Fake tensors can do more than meta tensors: move to another device, combine with real tensors, and draw random
+    numbers.
     """
 
     def __init__(self, params: Any) -> None:
@@ -27,7 +28,6 @@ class FakeParams:
         self._memo: dict[int, tuple[Tensor, Tensor]] = {}  # the given one lives as long as its number
 
     def mode(self) -> AbstractContextManager[Any]:
-        """In which everything runs."""
         return self._mode if self.used else nullcontext()
 
     def of(self, values: Any) -> Any:

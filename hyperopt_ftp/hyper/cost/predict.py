@@ -1,4 +1,4 @@
-"""The memory and the work of each strategy: the work is counted, the memory is that of a few steps that are run."""
+"""The memory and the work of each strategy: the work is counted, the memory measured in a few steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEADY = 3
 
 
 class Found(NamedTuple):
-    """What a strategy will take; evaluations of the outer loss are not among it."""
+    """What a strategy will take, without evaluations of the outer loss."""
 
     memory: int  # bytes at the peak
     plan: str
@@ -60,7 +60,6 @@ def check_known(strategy: Strategy) -> None:
 
 
 def predicted(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Found:
-    """What a run of all steps would take."""
     with twice_differentiable():
         return _FINDERS[type(strategy)](strategy, problem, inputs)
 
@@ -115,7 +114,7 @@ def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> F
 
 
 def _kinds(problem: InnerProblem, inputs: TrainInputs, tangents: range) -> set[str | int]:
-    """What these tangents are of: "hparam", "loss", "param", "state", or the step of a batch."""
+    """What tangents belong to: "hparam", "loss", "param", "state", or the step of a batch."""
     asked, at, kinds = problem.needs_grad, 0, set[str | int]()
     parts: list[tuple[str | int, Any, Any]] = []
     parts += [("loss" if x == "loss" else "hparam", inputs.hparams[x], asked.hparams[x]) for x in inputs.hparams]
@@ -188,19 +187,18 @@ def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs)
 
 
 def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[InnerProblem, TrainInputs]:
-    """The first steps of a run."""
     batches, asked = [inputs.batches[k] for k in range(count)], problem.needs_grad.batches
     mask = tree.map_tree(lambda _: False, batches) if asked is False else asked[:count]
     return replace(problem, needs_grad=problem.needs_grad._replace(batches=mask)), inputs._replace(batches=batches)
 
 
 def _cotangents_of_end(end: TrainOutputs) -> list[Tensor]:
-    """What the backward pass of an outer loss hands over; zeros for the state take no memory."""
+    """Cotangents from the outer loss; zeros for the state take no memory."""
     return [torch.ones_like(x) for x in floats(end.params)]
 
 
 def _peak_of(inputs: TrainInputs, trial: Callable[[], Any]) -> int:
-    """The most bytes of tensors on the params' kind of device that live at once."""
+    """The largest number of bytes of tensors on the params' kind of device at once."""
     with Meter(tree.leaves(inputs.params)[0].device.type) as meter:
         trial()
         return meter.peak()

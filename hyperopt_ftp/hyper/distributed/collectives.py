@@ -1,4 +1,4 @@
-"""What is the same on all processes, what is each one's own, and the collectives between them, differentiable."""
+"""Differentiable collectives between what is the same on all processes and what is each one's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Team:
     group: dist.ProcessGroup | None  # None: all
 
     def most(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number over the processes: what is decided by them is decided alike."""
+        """The maximum of each number over the processes, so that all decide alike."""
         self.check()
         place = None if dist.get_backend(self.group) == "gloo" else torch.accelerator.current_accelerator()
         with temporarily_clear_interpreter_stack():
@@ -38,12 +38,11 @@ class Team:
         return mine.tolist()
 
     def total(self, vector: Tensor) -> Tensor:
-        """A vector becomes the sum of those of all processes, in place."""
+        """Replace a vector by its sum over all processes, in place."""
         self._together("adding up a derivative", lambda: dist.all_reduce(vector, group=self.group))
         return vector
 
     def table(self, row: Tensor) -> Tensor:
-        """Each process's row."""
         rows = row.new_empty((dist.get_world_size(self.group) * row.numel(),))
         # Named anew by torch 2.13.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -71,7 +70,7 @@ class Team:
 
 
 def zero_like(tensors: Sequence[Tensor], *more: Tensor) -> Tensor:
-    """Of the first one's dtype. Under vmap it has a batch wherever one of them has: all processes have to agree."""
+    """A zero in the dtype of the first one. It has a vmap batch if any has, so that all processes agree."""
     zero = tensors[0].new_zeros(())
     if under_transform():
         zero = sum((x.new_zeros((), dtype=zero.dtype) for x in (*tensors, *more)), start=zero)
@@ -79,7 +78,7 @@ def zero_like(tensors: Sequence[Tensor], *more: Tensor) -> Tensor:
 
 
 class Copy(torch.autograd.Function):
-    """What is the same on all processes, as each one's own; the transpose is the total."""
+    """The copy of what is the same on all processes to each one's own; its transpose is :class:`Total`."""
 
     @staticmethod
     def forward(team: Team, *shared: Tensor) -> tuple[Tensor, ...]:
@@ -109,11 +108,10 @@ class Copy(torch.autograd.Function):
 
 
 class Total(torch.autograd.Function):
-    """The sums over processes of what is each one's own, the same on all; the transpose is the copy.
+    """The sum over processes of what is each one's own; its transpose is :class:`Copy`.
 
-    The second argument has no part in the sums. It is one of the copies that the summands are derivatives in, and makes
-    the sums a function of it on every process: also on one whose own derivative is constant, and which would else
-    leave the others alone in the next collective.
+    The second argument, one of the copies, has no part in the sum. It makes the sum depend on the copies on every
+    process. Otherwise a process whose own derivative is constant would not take part in the next collective.
     """
 
     @staticmethod
@@ -148,9 +146,8 @@ class Total(torch.autograd.Function):
 class Whole(torch.autograd.Function):
     """The weighted sum of the processes' losses, and this one's weight; checks that all have the same params.
 
-    ``size`` is ``None`` where the loss has failed: that is an error in all processes. ``copy`` has no part in the sum.
-    It is one of the copies, and makes the sum a function of them on every process: also on one whose loss is constant,
-    or that has no examples, and which would else leave the others alone in the next collective.
+    ``size`` is ``None`` if the loss has failed, which is an error in all processes. ``copy`` has no part in the sum;
+    see :class:`Total`.
     """
 
     @staticmethod
@@ -205,7 +202,7 @@ def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:
 
 
 def _print_of(tensors: Sequence[Tensor]) -> Tensor:
-    """A number that depends on every bit of them."""
+    """A number that depends on every bit of the params."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [x.detach().view(kinds[x.element_size()]).sum() for x in tensors]
     return torch.stack([(2 * i + 1) * x.to(sums[0].device) for i, x in enumerate(sums)]).sum()

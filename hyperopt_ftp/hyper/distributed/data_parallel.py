@@ -1,4 +1,4 @@
-"""A loss on one process's shard of each batch, as the loss on the whole batch: to any order of derivatives."""
+"""The loss on the whole batch, differentiable to any order, from a loss on one process's shard."""
 
 from __future__ import annotations
 
@@ -37,48 +37,42 @@ def data_parallel(
 ) -> DataParallel:
     """The loss on the whole batch, from a loss on this process's shard of it.
 
-    With ``L_r`` the loss of process r on its shard and ``n_r`` the size of that::
+    With ``L_r`` the loss of process r on its shard and ``n_r`` the size of that shard::
 
         L = sum_r w_r L_r,   w_r = n_r / sum_q n_q   (reduction "mean"),   w_r = 1   ("sum")
 
-    Params and the loss's hparams are the same on all processes, batches are not. What comes out, and all of its
-    derivatives in params and hparams, to any order, is the same on all processes, to the last bit: so whatever is
-    computed from them is too (an optimizer's step, a hypergradient, tuned hyperparameters, the records of
-    :func:`bilevel`). The derivative in a batch is that of ``L`` in this process's own shard. It is made of two
-    functions that are each other's transpose: Copy, from what is the same everywhere to what is each process's own,
-    and Total, the sum over processes.
+    Params and the loss's hparams must be the same on all processes. The value, and all derivatives in params and
+    hparams, are then equal on all processes to the last bit, and so is everything computed from them: optimizer steps,
+    hypergradients, the records of :func:`bilevel`. The derivative in a batch is that of ``L`` in this process's shard.
+    Unlike the gradients of ``DistributedDataParallel``, these can be differentiated again, to any order.
 
     Args:
         loss: ``loss(params, batch) -> scalar`` or ``loss(params, batch, loss_hparams) -> scalar``: a training loss, or
-            the outer loss of :func:`bilevel` or :func:`tpgm`. It is called with this process's shard, which may be
-            empty (of size 0): then it is not called at all.
+            the outer loss of :func:`bilevel` or :func:`tpgm`. It gets this process's shard. For an empty shard (size 0)
+            it is not called.
         group: of ``torch.distributed``; ``None``: all processes.
-        reduction: ``"mean"``: the loss is a mean over the examples of a batch (a penalty on the params may be added
-            to it). ``"sum"``: it is a sum over them.
-        size: ``size(batch) -> number``, for ``"mean"``: how many examples, or tokens, a shard's mean is over. ``None``:
-            the length of its tensors, which has to be one.
+        reduction: ``"mean"``: the loss is a mean over the examples of a batch, plus a penalty on the params if you
+            like. ``"sum"``: it is a sum over them.
+        size: for ``"mean"``: ``size(batch) -> number`` of examples (or tokens) in the shard. ``None``: the length of
+            its tensors, which must be the same for all.
 
     Returns:
-        A function with the arguments of ``loss``, to be passed itself as ``train_loss`` or ``outer_loss``: terms that
-        are added to it belong inside. All processes have to call it equally often, and differentiate it alike.
+        A function with the arguments of ``loss``. Pass it directly as ``train_loss`` or ``outer_loss``; added terms
+        belong inside ``loss``. All processes must call it equally often and differentiate it alike.
 
     Raises:
         TypeError: a loss that cannot be called.
-        ValueError: a loss of the params alone (its batch tells its weight); a ``reduction`` that does not exist. When
-            called: a batch without one length; a loss that uses a tensor which requires grad and is no argument. Of
-            :func:`train`: another number of batches in another process.
-        RuntimeError: when called, no process group; params that differ between processes; a process that has failed in
-            its loss, or has ended: on all others.
-
-    Under a ``torch.func`` transform a tensor that the loss closes over counts as a constant of each process; elsewhere
-    one that requires grad is refused.
+        ValueError: a loss of the params alone, whose weight is unknown; an unknown ``reduction``. When called: a batch
+            without one length; a loss that closes over a tensor that requires grad (under a ``torch.func`` transform it
+            counts as a constant). In :func:`train`: numbers of batches that differ between processes.
+        RuntimeError: when called, no process group; params that differ between processes; another process has failed in
+            its loss, or has ended.
 
     Warns:
         UserWarning: the loss of a process, named by its rank, is not finite.
 
-    Collectives: a value of the loss is one all-gather of 32 bytes for each process; a gradient, of any number of
-    params and hparams, one all-reduce of them as one vector, and so is a Hessian-vector product. 16-bit numbers are
-    summed in float32. It differs from ``DistributedDataParallel``, whose gradients cannot be differentiated.
+    Collectives: a value is one all-gather of 32 bytes for each process. A gradient in params and hparams is one
+    all-reduce of all of them, and so is a Hessian-vector product. 16-bit numbers are summed in float32.
 
     >>> import torch, torch.distributed as dist, hyperopt_ftp as hft
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -126,7 +120,6 @@ class DataParallel:
         return self.loss
 
     def count(self) -> int:
-        """Of the processes."""
         Team(self.group).check()
         return dist.get_world_size(self.group)
 
@@ -189,7 +182,7 @@ class DataParallel:
 
 
 def agreed(loss: Any, numbers: Sequence[int]) -> list[int]:
-    """Numbers that all processes have in common: the largest of each; of a loss in one process, those that it has."""
+    """The maximum of each number over all processes; for a loss in one process, the numbers themselves."""
     return Team(loss.group).most(numbers) if isinstance(loss, DataParallel) else list(numbers)
 
 
@@ -201,7 +194,7 @@ def shards_differ(who: str) -> ValueError:
 
 
 def check_steps(loss: Any, count: int) -> None:
-    """Raise where a data-parallel loss is to be trained for another number of steps in another process."""
+    """Raise if processes train a data-parallel loss for different numbers of steps."""
     most, least = agreed(loss, [count, -count])
     if most != -least:
         raise ValueError(
@@ -211,7 +204,7 @@ def check_steps(loss: Any, count: int) -> None:
 
 
 def check_value(loss: Any, value: Tensor) -> None:
-    """Raise where, beside a data-parallel training loss, the outer loss is another number in another process."""
+    """Raise if the outer loss beside a data-parallel training loss differs between processes."""
     if isinstance(loss, DataParallel):
         numbers = values_of(value).double().nan_to_num() + 0.0  # of the two zeros one
         bits = numbers.reshape(-1).view(torch.int64).tolist()
@@ -224,5 +217,5 @@ def check_value(loss: Any, value: Tensor) -> None:
 
 
 def _nothing(copies: Sequence[Tensor], batch: Any) -> Tensor:
-    """The loss of an empty shard: zero, with a batch of vmap wherever that of another process may have one."""
+    """The loss of an empty shard: zero, with a vmap batch if another process may have one."""
     return zero_like(copies, *copies, *(x for x in tree.leaves(batch) if isinstance(x, Tensor)))

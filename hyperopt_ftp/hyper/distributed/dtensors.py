@@ -1,4 +1,4 @@
-"""Training of sharded params (DTensors): what has to be a DTensor beside them, and the same on each process."""
+"""Training of sharded params (DTensors): what must be a DTensor, and what must be the same on each process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..core.transforms import under_transform
 
 
 def on_mesh(inputs: TrainInputs, strategy: Strategy) -> TrainInputs:
-    """The inputs with hparams and state as DTensors where params are: torch does not add the two kinds.
+    """The inputs, with hparams and state as DTensors if params are: torch does not combine the two kinds.
 
-    Batches are for the loss, and stay as they are.
+    Batches are for the loss, and do not change.
     """
     at = _mesh_of(inputs.params)
     if at is None:
@@ -41,7 +41,7 @@ def on_mesh(inputs: TrainInputs, strategy: Strategy) -> TrainInputs:
 
 
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:
-    """``run``, or an error where losses or hparams are not the same on each process."""
+    """``run``, or an error if losses or hparams differ between processes."""
     at = _mesh_of(inputs.params)
     if at is not None:
         _check_same(run.losses, at, "the training losses are", _LOSS)
@@ -52,7 +52,7 @@ def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutpu
 
 
 def same_everywhere(value: Tensor, params: Params) -> Tensor:
-    """The outer loss, or an error where params are sharded and it is not the same on each process."""
+    """The outer loss, or an error if params are sharded and it differs between processes."""
     at = layout(tree.leaves(params)[0])
     if at is not None:
         _check_same(value.detach().reshape(1), at, "the outer loss is", _LOSS)
@@ -60,11 +60,11 @@ def same_everywhere(value: Tensor, params: Params) -> Tensor:
 
 
 class refuse_operations(TorchDispatchMode):  # a context manager
-    """Raise where the code inside computes with DTensors, if params are some.
+    """Raise if the code inside computes with DTensors, if some params are DTensors.
 
-    Torch 2.13 has derivatives of such operations wrong, and says nothing: those of mse_loss and smooth_l1_loss of
-    shards, and of amax, for instance; and means over shards of different sizes. Updates go through them too: those of
-    the package are held to plain tensors by its tests.
+    Torch 2.13 computes wrong derivatives of such operations without an error: those of mse_loss and smooth_l1_loss of
+    shards, and of amax, for instance; and means over shards of different sizes. Updates use them too: tests compare
+    those of the package with plain tensors.
     """
 
     def __init__(self, what: str) -> None:
@@ -84,7 +84,7 @@ _HARMLESS = (torch.ops.aten.detach.default, torch.ops.aten.view.default, torch.o
 
 
 def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
-    """An update of DTensors that leaves params and state laid out as they were."""
+    """An update of DTensors that keeps the layout of params and state."""
 
     def settling(grads: Params, state: State, params: Params, hparams: Any = None) -> tuple[Params, State]:
         new, after = update(grads, state, params, hparams)
@@ -94,8 +94,6 @@ def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
 
 
 def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss that may not compute with DTensors."""
-
     def whole_only(params: Params, batch: Any, *own: Any) -> Tensor:
         with of_whole(params, "train_loss"):
             return train_loss(params, batch, *own)
@@ -104,7 +102,6 @@ def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def of_whole(params: Params, what: str) -> AbstractContextManager[Any]:
-    """To be entered around a loss."""
     return refuse_operations(what) if any(map(is_dtensor, tree.leaves(params))) else nullcontext()
 
 

@@ -1,1 +1,1 @@
-"""What is refused: arguments that do not fit, and losses and updates whose derivative would be wrong."""
+"""Errors for arguments that do not fit, and for losses and updates whose derivative would be wrong."""

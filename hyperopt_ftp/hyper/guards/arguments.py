@@ -1,4 +1,4 @@
-"""What train and those around it are given: checked before anything runs."""
+"""Checks of the arguments of train and related functions, before anything runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START = ("params", "batches")  # what ``over`` can name beside hparams
 
 
 def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
-    """The optimizer's hparams, completed, and the loss's where they are given."""
+    """The complete hparams of the optimizer, and those of the loss, if given."""
     if not isinstance(hparams, dict) or "loss" not in hparams:
         return complete(hparams, optimizer.hparams)
     own = without_loss(hparams)
@@ -36,7 +36,7 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
 
 
 def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
-    """The hparams, and beside them what else ``over`` can name."""
+    """The hparams, and what else ``over`` can name."""
     taken = [name for name in START if name in full]
     if taken:
         raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
@@ -44,12 +44,10 @@ def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, 
 
 
 def without_start(whole: dict[str, Any]) -> dict[str, Any]:
-    """The hparams of what :func:`with_start` gives."""
     return {name: value for name, value in whole.items() if name not in START}
 
 
 def check_loss(name: str, value: Any) -> None:
-    """``TypeError`` unless it is a function, and none of outputs and targets."""
     if type(value).__module__ == "torch.nn.modules.loss":
         raise TypeError(
             f"{name} is called with params, not with outputs and targets as {type(value).__name__}() is: write a "
@@ -60,7 +58,7 @@ def check_loss(name: str, value: Any) -> None:
 
 
 def check_arguments(name: str, function: Callable[..., Any], count: int, own: bool) -> None:
-    """Raise where a loss has no place for the loss's hparams that are given, or one for those that are not."""
+    """Raise if a loss cannot take the given ``hparams["loss"]``, or needs them and they are missing."""
     check_loss(name, function)
     least, most = argument_counts(function)
     if most < count:
@@ -74,7 +72,7 @@ def check_arguments(name: str, function: Callable[..., Any], count: int, own: bo
 
 
 def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
-    """How many arguments a function takes by position, at least and at most."""
+    """The smallest and the largest number of positional arguments of a function."""
     if type(function) is not FunctionType:
         return _counted(function)
     if function not in _COUNTS:  # inspect takes as long as a small training step
@@ -96,7 +94,6 @@ def _counted(function: Callable[..., Any]) -> tuple[float, float]:
 
 
 def check_protocol(optimizer: Optimizer) -> None:
-    """Raise where an optimizer of one's own cannot be called as one is."""
     for name, count, call in (
         ("init", 2, "init(params, hparams)"),
         ("update", 4, "update(grads, state, params, hparams)"),
@@ -108,7 +105,6 @@ def check_protocol(optimizer: Optimizer) -> None:
 
 
 def check_batches(batches: Any) -> Any:
-    """``batches``, or its parts where it is one tensor."""
     if isinstance(batches, Tensor) and batches.ndim > 0:
         return check_batches(list(batches.unbind()))
     tensors = isinstance(batches, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in batches)
@@ -155,7 +151,6 @@ def refuse_complex(leaves: Sequence[Any]) -> None:
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
-    """Warn if frozen parameters of a module would be trained beside others of it."""
     flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
     if flags != {True, False}:  # all frozen: they are given on purpose
         return
@@ -189,7 +184,7 @@ def check_scalar(name: str, value: Any) -> Tensor:
 
 
 class ConstantBatches:
-    """A sequence of batches of somebody's own, which is read one by one: no derivative can be taken in them."""
+    """The user's own sequence of batches, which is read one by one; no derivative can be taken in them."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches

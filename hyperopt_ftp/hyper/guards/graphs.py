@@ -1,4 +1,4 @@
-"""Refused by a graph: captured tensors that a derivative is taken in, and functions that can be differentiated once."""
+"""Checks of a graph: captured tensors that a derivative is taken in, and once-differentiable functions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .subjects import LOSS, Subject, captured
 
 
 def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
-    """Raise where the graph of a loss ends in a leaf that is none of its arguments.
+    """Raise if the graph of a loss ends in a leaf that is none of its arguments.
 
     Args:
         loss: of a step.
-        arguments: tensors that it was given; what these are made of is not looked at.
+        arguments: tensors that it was given; their own graphs are not searched.
         own: leaves that the loss has made itself.
 
     Returns:
-        A number that tells graphs of different operations, or of the same on other leaves, apart.
+        A number that differs for graphs of other operations, or of other leaves.
     """
     names = {id(x): i for i, x in enumerate((*arguments, *own))}
     if loss.is_leaf and id(loss) not in names:
@@ -42,7 +42,7 @@ def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Ten
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
-    """A leaf that some tensors are, or are made of by their graphs up to what was ``given``, and that was not given."""
+    """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
     known = {id(x) for x in given}
     below = map(leaf_of, nodes_below(*(x.grad_fn for x in outputs), until=given))
     leaves = [*(x for x in outputs if x.is_leaf and x.requires_grad), *(x for x in below if x is not None)]
@@ -54,15 +54,15 @@ _ONCE: Any = once_differentiable(lambda ctx: None)  # pyright: ignore[reportArgu
 
 
 def refuse_once_differentiable(loss: Tensor, params: Sequence[Tensor] | None = None) -> None:
-    """Raise where a loss goes through a ``torch.autograd.Function`` whose backward is marked ``once_differentiable``.
+    """Raise if a loss uses a ``torch.autograd.Function`` whose backward is marked ``once_differentiable``.
 
-    torch raises only where it meets the mark on the way back, and takes the function for linear where the way ends
-    before it (torch 2.13). Its own are among them: ``rsample`` of Beta and Dirichlet.
+    torch raises only if the backward pass reaches the mark; otherwise it takes the function for linear (torch 2.13).
+    Functions of torch are among them: ``rsample`` of Beta and Dirichlet.
 
     Args:
         loss: of a step.
-        params: functions of none of these are left alone: a gradient in the params does not go through them, and its
-            derivative once. ``None``: all are refused, as where a backward pass is differentiated again.
+        params: functions of none of these are allowed: no gradient in the params goes through them, and their
+            derivative is taken once. ``None``: all are refused, for a backward pass that is differentiated again.
     """
     ids = {id(x) for x in params or ()}
     for node in nodes_below(loss.grad_fn):
@@ -76,14 +76,14 @@ def refuse_once_differentiable(loss: Tensor, params: Sequence[Tensor] | None = N
 
 
 def _is_once(backward: Any) -> bool:
-    """Whether it is marked, below other decorators too."""
+    """Whether it is marked, also below other decorators."""
     while backward is not None and getattr(backward, "__code__", None) is not _ONCE.__code__:
         backward = getattr(backward, "__wrapped__", None)
     return backward is not None
 
 
 def _functions_of(node: Node) -> list[Any]:
-    """The ``Function`` of a node; under a transform, that which torch has wrapped: its backward calls it."""
+    """The ``Function`` of a node; under a transform, the wrapped one, which its backward calls."""
     function = getattr(node, "_forward_cls", None)
     if function is None:
         return []
@@ -92,10 +92,10 @@ def _functions_of(node: Node) -> list[Any]:
 
 
 def refuse_own_backwards(loss: Tensor) -> None:
-    """Raise where a loss goes through a ``torch.autograd.Function``.
+    """Raise if a loss uses a ``torch.autograd.Function``.
 
-    In a program torch may derive such a function from its forward, or take its backward for a constant, and says
-    nothing (torch 2.13).
+    In a program torch may differentiate its forward instead of calling its backward, or take the backward for a
+    constant, without an error (torch 2.13).
     """
     for node in nodes_below(loss.grad_fn):
         if isinstance(node, BackwardCFunction):
@@ -108,7 +108,7 @@ def refuse_own_backwards(loss: Tensor) -> None:
 
 
 class leaves_made_by_loss(TorchFunctionMode):  # a context manager
-    """Notes what the code inside lets require grad, as a gradient penalty does: a derivative in it is nobody's."""
+    """Records tensors that the code inside makes require grad, as a gradient penalty does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ _LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # py
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager
-    """Raise where the code inside uses a tensor of a transform further out.
+    """Raise if the code inside uses a tensor of an outer transform.
 
     ``leaves_too``: or one that requires grad and is none of the ``known``.
 
-    Inside an ``autograd.Function`` the transforms around it are switched off: such a tensor would count as a constant.
+    Inside an ``autograd.Function`` outer transforms are switched off, so such a tensor would count as a constant.
     """
 
     def __init__(self, who: Subject, leaves_too: bool = False, known: Sequence[Tensor] = ()) -> None:

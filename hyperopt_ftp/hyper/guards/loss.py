@@ -1,4 +1,4 @@
-"""The training loss, looked at while it runs: some would give a wrong derivative."""
+"""The training loss, checked while it runs: some losses would give a wrong derivative."""
 
 from __future__ import annotations
 
@@ -33,13 +33,8 @@ from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes,
 class GuardedLoss:
     """``train_loss(params, batch[, own])``, or an error where a derivative through it would be wrong.
 
-    Each operation is looked at in the first step, and again where the loss has another graph. In the other steps it is
-    enough to see that nothing has been written into.
-
-    Args:
-        bare: the loss.
-        verified: what has been seen so far.
-        asked: of the training.
+    The first step checks each operation, and so does any later step whose loss has another graph. All other steps check
+    only for writes in place.
     """
 
     def __init__(self, bare: Callable[..., Tensor], verified: Verified, asked: Asked) -> None:
@@ -73,7 +68,7 @@ class GuardedLoss:
                 return self._looked_at(tensors, arguments, made.found, rng, params, batch, *own)
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
-        """An evaluation at the level of the step itself, where tensors of transforms further out stand out."""
+        """An evaluation at the level of the step itself, where tensors of outer transforms can be detected."""
         if under_transform():
             with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
                 self._replay.run(self._replay.now(), lambda: loss_at(self.bare, params, batch, hparams))
@@ -85,15 +80,6 @@ class GuardedLoss:
         self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], made: Sequence[Tensor], rng: RngState,
         params: Params, batch: Any, *own: Any,
     ) -> Tensor:  # fmt: skip
-        """The loss.
-
-        Args:
-            tensors: that it is given.
-            arguments: those of them that require grad.
-            made: leaves of its own, as they come.
-            rng: when it began.
-            params, batch, own: its arguments.
-        """
         if not self._asked.derived:
             loss = self._value(params, batch, *own)
             refuse_captured(loss, arguments, made)

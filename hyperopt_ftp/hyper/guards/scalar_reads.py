@@ -1,4 +1,4 @@
-"""Numbers made of what a derivative is taken in, by a loss or an update: what is computed from them has none there."""
+"""Python numbers that a loss or an update reads from tensors: no derivative goes through them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NUMBERS = ("alpha", "beta")
 
 
 class refuse_scalar_reads(TorchFunctionMode):  # a context manager
-    """Raise where the code inside takes a number that is made of knobs alone; warn where params are in it too.
+    """Raise if the code inside reads a number that is computed from knobs alone; warn if params are in it too.
 
-    The latter may be a log, which does no harm. :class:`~.writes.refuse_writes` sees a knob itself, wherever torch
-    takes its number. Under a transform there are no leaves to tell them apart by, and both are warned of.
+    The latter may be a log, which is harmless. :class:`~.writes.refuse_writes` finds reads of a knob itself. Under a
+    transform the two cannot be told apart, so both warn.
     """
 
     def __init__(self, who: Subject, knobs: Sequence[Tensor], known: Sequence[Tensor]) -> None:

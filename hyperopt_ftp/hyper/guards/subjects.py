@@ -1,4 +1,4 @@
-"""Whose code is guarded, and the errors of it that several guards raise."""
+"""Whose code is checked, and the errors that several guards raise."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reads_number(who: Subject) -> RuntimeError:
 
 
 def writes(who: Subject, how: str, target: Tensor | None) -> RuntimeError:
-    """The error of code that writes into a tensor that it has not made."""
+    """The error for code that writes into a tensor that it has not made."""
     shape = "" if target is None else f" of shape {tuple(target.shape)}"
     return RuntimeError(f"{who.name} writes in place{how} into a tensor{shape} that it has not made, {who.on_write}")
 

@@ -1,4 +1,4 @@
-"""The update of an optimizer, looked at when it is first made: some would give a wrong derivative."""
+"""The update of an optimizer, checked when it first runs: some updates would give a wrong derivative."""
 
 from __future__ import annotations
 
@@ -30,15 +30,9 @@ LOOKS = 2
 class GuardedUpdate:
     """``update(grads, state, params, hparams)``, or an error where it is no update, or a derivative would be wrong.
 
-    It may not use a tensor that a derivative is taken in and that it is not given; where anything is differentiated,
-    nor write into what it is given, nor take the number of an hparam that a derivative is asked for. No graph is made
-    for the look: what only a graph shows is seen where a step is made with one. So the first updates of each kind are
-    looked at: plain, with a graph, and under a transform.
-
-    Args:
-        bare: the update.
-        verified: what has been seen so far.
-        asked: of the training.
+    It must not use a tensor that a derivative is taken in and that it is not given. If anything is differentiated, it
+    must not write into its arguments, nor read the number of an hparam that a derivative is asked for. The first update
+    of each kind is checked: plain, with a graph, and under a transform.
     """
 
     def __init__(self, bare: Update, verified: Verified, asked: Asked) -> None:
@@ -83,7 +77,6 @@ class GuardedUpdate:
 def _explained(
     update: Update, grads: Params, state: State, params: Params, hparams: dict[str, Any]
 ) -> tuple[Params, State]:
-    """The update, with errors that say what it is called with."""
     try:
         return update(grads, state, params, hparams)
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""What a training loss and an update have been seen to do by looking at each of their operations."""
+"""The results of checking each operation of a training loss and an update."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Asked(NamedTuple):
 
 @dataclass
 class Verified:
-    """Guards look again at what is not in it.
+    """What checks of a training loss and an update have found; guards check again what is not in it.
 
     Attributes:
         graphs: of the loss, by numbers that tell them apart, for each way in which it is called.
         outside: tensors that the loss uses beside its arguments.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
-        makes_leaves: whether the loss lets tensors require grad itself.
-        updates: how many of each kind have been looked at.
-        warned: whether there was a warning, which the next call is to give again.
+        makes_leaves: whether the loss itself makes tensors require grad.
+        updates: how many of each kind have been checked.
+        warned: whether there was a warning, which the next call repeats.
         bytes: of all tensors that the loss makes in a step.
     """
 
@@ -63,11 +63,11 @@ class Verified:
 
 
 def verified(train_loss: Callable[..., Any], update: Callable[..., Any], asked: Sequence[Any]) -> Verified:
-    """What is known of these functions from an earlier call, if all that they depend on is as it was.
+    """The results of earlier checks of these functions, if all that they depend on is unchanged.
 
-    That is what is ``asked`` of them, and what they close over and name in their modules: numbers and words by value,
-    tensors with whether they require grad, modules with all their attributes. Where something else is among it, under a
-    transform, and of callables that are no functions, nothing is remembered.
+    That is what is ``asked`` of them, what they close over, and the globals they name: numbers and strings by value,
+    tensors by whether they require grad, modules with all their attributes. Nothing is remembered if anything else is
+    among it, under a transform, or for callables that are no functions.
     """
     if under_transform() or type(train_loss) is not FunctionType or type(update) is not FunctionType:
         return Verified()
@@ -95,7 +95,7 @@ _MOST = 20_000
 
 
 def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
-    """What the outcome of functions may depend on beside their arguments; ``None`` where not all of it can be seen."""
+    """What functions depend on beside their arguments; ``None`` if not all of it is visible."""
     state: list[Any] = []
     objects: list[ref[Any]] = []
     seen: set[int] = set()
@@ -155,7 +155,7 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Globals that code, and that of the functions in it, may read."""
+    """Globals that code, and the functions in it, may read."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

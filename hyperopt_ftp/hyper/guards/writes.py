@@ -1,4 +1,4 @@
-"""What a loss or an update may not do: write into tensors it has not made; a step made twice would write twice."""
+"""Writes in place into tensors that a loss or an update has not made: a recomputed step would write twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_HOOKS = "hooks on saved tensors in a training loss that had none"
 
 
 class refuse_writes(TorchDispatchMode):  # a context manager
-    """Raise where the code inside writes in place into a tensor that it has not made, or takes the number of a knob."""
+    """Raise if the code inside writes in place into a tensor that it has not made, or reads the number of a knob."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class refuse_writes(TorchDispatchMode):  # a context manager
 
 
 class NewHooks(Exception):
-    """The code inside has given saved tensors hooks, as activation checkpointing does."""
+    """The code inside sets hooks on saved tensors, as activation checkpointing does."""
 
 
 @contextmanager
 def no_new_hooks() -> Iterator[None]:
-    """:class:`NewHooks` where the code inside sets hooks on what is saved for the backward pass."""
+    """:class:`NewHooks` if the code inside sets hooks on saved tensors."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
             yield
@@ -93,10 +93,10 @@ def no_new_hooks() -> Iterator[None]:
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager
-    """Raise where activation checkpointing runs again, in a backward pass, with other weights than the forward pass.
+    """Raise if activation checkpointing recomputes with other weights in the backward pass than in the forward pass.
 
-    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is computed
-    again after that, with the module's own.
+    ``functional_call`` puts params into a module for the time of the call. A checkpoint inside the module is recomputed
+    after that, with the module's own weights.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
@@ -116,7 +116,6 @@ class refuse_other_weights(TorchDispatchMode):  # a context manager
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors that an op writes into."""
     name = func._schema.name
     if "batch_norm" in name and "backward" not in name:  # its schema does not tell
         given = _by_name(func, args, kwargs)

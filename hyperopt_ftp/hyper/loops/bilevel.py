@@ -27,7 +27,7 @@ from .resumable_loader import ResumableLoader, is_sequence
 
 
 class BilevelState(NamedTuple):
-    """Everything that a run goes on from; a pytree of tensors, saved as docs/checkpoints.md shows."""
+    """All that a resumed run needs: a pytree of tensors, saved as docs/checkpoints.md shows."""
 
     step: Tensor  # shape (), int64: outer steps done
     params: Params
@@ -43,7 +43,8 @@ class Record(NamedTuple):
     step: int  # counts from 1
     value: float  # outer loss before the hyperparameters moved
     hypergradient: dict[str, Any]
-    tuned: dict[str, Any]  # after the step
+    tuned: dict[str, Any]  # after the step, by path
+    hparams: dict[str, Any]  # all of them, with the tuned ones: train(..., hparams=record.hparams)
     skipped: tuple[str, ...]  # names whose hypergradient was not finite, where that is allowed
     state: BilevelState
 
@@ -68,45 +69,46 @@ def bilevel(
     reset: Params | Callable[[int], Params] | None = None,
     not_finite: NotFinite = "error",
 ) -> Iterator[Record]:
-    """Tune hyperparameters on validation data while training: K inner steps, one outer step, and so on.
+    """Tune hyperparameters on validation data while training: K inner steps, then one outer step, repeated.
 
-    Each outer step trains on for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the
-    end by ``strategy``, and moves the hyperparameters by ``by``; training goes on from where it ended, or starts anew.
+    A round trains for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the end, and
+    moves the hyperparameters with ``by``. The next round continues from the trained params, or restarts (``reset``).
 
     Args:
         optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
-        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a ``functools.partial`` of
-            one (any function from a list of tensors to an optimizer).
-        over: as in :func:`hypergradient`. ``"params"``: each round starts from the tuned params (MAML). ``"batches"``:
-            the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
-        outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches; one with a third argument without a
-            default gets ``hparams["loss"]`` there.
-        params: where training starts. With ``state``, which has its own: their structure and shapes alone, but for
-            ``reset``.
-        train_batches, outer_batches: a sequence is read round and round, at the place that ``state`` tells; any other
-            iterable (a loader) is started anew when it ends. After a resume a loader that shuffles by a
-            ``torch.Generator`` of its own, and one that reads in order, go on where they were; any other is started
-            anew, with a warning.
-        inner_steps: K. outer_steps: in all, those of ``state`` included.
+        by: the optimizer of the hyperparameters: a pure one, a class of ``torch.optim``, or a function from a list of
+            tensors to an optimizer (such as a ``functools.partial`` of a class).
+        over: as in :func:`hypergradient`. With ``"params"`` each round starts from the tuned params (MAML). With
+            ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
+        outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
+            default, it gets ``hparams["loss"]`` there.
+        params: the starting point. With ``state`` only their structure and shapes are used; if ``over`` names parts of
+            them (``"params.head"``), also the values of the other parts.
+        train_batches, outer_batches: a sequence is repeated, and ``state`` keeps the position. Any other iterable (a
+            loader) is restarted when it ends. A resumed run continues at the same batch if the loader reads in order or
+            shuffles with its own ``torch.Generator``. Any other loader is restarted, with a warning.
+        inner_steps: K.
+        outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
-        state: go on from ``record.state`` of an earlier run. Torch's default generators are not in it.
-        reset: params that each round starts from, with a new state of the optimizer; or a function of the outer step
-            (from 1) that gives them. ``None``: train on.
-        not_finite: ``"error"``, or ``"skip"``: a hyperparameter with a NaN or infinite hypergradient stays where it is
-            for this outer step (its optimizer sees 0), and is named in ``record.skipped``. Where the params or the
-            optimizer's state came out not finite, the whole round is taken back.
+        state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
+        reset: params that each round starts from, with a new optimizer state, or a function from the number of the
+            outer step (from 1) to them. ``None``: continue from the trained params.
+        not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value in
+            this outer step (``by`` sees 0), and is named in ``record.skipped``. If the params or the optimizer's state
+            are not finite, the whole round is undone.
 
     Yields:
         A :class:`Record` after each outer step.
 
     Raises:
-        FloatingPointError: a hypergradient, or params, that are not finite; names the hyperparameter and the outer
-            step.
-        ArithmeticError: as :class:`Implicit`. TypeError: an optimizer, strategy or batches of another kind.
+        FloatingPointError: a hypergradient or params that are not finite. The error names the hyperparameter and the
+            outer step.
+        ArithmeticError: as :class:`Implicit`.
+        TypeError: an optimizer, strategy or batches of another kind.
         ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
 
     Warns:
-        UserWarning: as :func:`hypergradient`; a loader that is started anew.
+        UserWarning: as :func:`hypergradient`; a loader that is restarted on resume.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -158,8 +160,6 @@ def bilevel(
 
 @dataclass(frozen=True)
 class _Rounds:
-    """What stays the same from one outer step to the next."""
-
     optimizer: Optimizer
     by: Optimizer
     names: tuple[str, ...]
@@ -186,7 +186,6 @@ class _Rounds:
             yield record._replace(state=state)
 
     def _round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
-        """Train, differentiate, move the hyperparameters."""
         step = int(state.step) + 1
         whole, params, inner = self.whole, state.params, state.inner
         if self.reset is not None:
@@ -218,13 +217,16 @@ class _Rounds:
                 "not_finite='skip'"
             )
         if lost:
-            return Record(step, value.item(), slopes, state.tuned, self.names, state._replace(step=count))
+            back = state._replace(step=count)
+            return Record(step, value.item(), slopes, state.tuned, without_start(given), self.names, back)
         seen = {n: tree.map_tree(torch.zeros_like, h) if n in skipped else h for n, h in slopes.items()}
         free = self.constraints.free(state.tuned)
         moved, outer = self.by.update(self.constraints.chain(seen, state.tuned), state.outer, free)
         tuned = self.constraints.natural(moved) | {name: state.tuned[name] for name in skipped}
         tuned = self._settled(given, tuned, inner)
-        return Record(step, value.item(), slopes, tuned, skipped, BilevelState(count, params, inner, tuned, outer))
+        hparams = without_start(paths.merge(whole, tuned))
+        state = BilevelState(count, params, inner, tuned, outer)
+        return Record(step, value.item(), slopes, tuned, hparams, skipped, state)
 
     def _tunes(self, part: str) -> bool:
         return any(name.split(".")[0] == part for name in self.names)
@@ -235,7 +237,7 @@ class _Rounds:
         return lambda params: self.outer_loss(params, batch)
 
     def _settled(self, given: dict[str, Any], tuned: dict[str, Any], inner: State) -> dict[str, Any]:
-        """As the optimizer wants them after an update: a radius is at most the largest norm."""
+        """The hyperparameters as ``settle`` of the optimizer leaves them: a radius is at most the largest norm."""
         ours = tuple(name for name in self.names if name.split(".")[0] in self.optimizer.hparams)
         if self.optimizer.settle is None or not ours:
             return tuned
@@ -263,7 +265,6 @@ def _check_rounds(
 def _check_state(
     state: BilevelState, optimizer: Optimizer, own: dict[str, Any], params: Params, tuned: dict[str, Any], outer: State
 ) -> None:
-    """Whether a state to go on from is one of this optimizer, ``over`` and kind of params."""
     if state.tuned.keys() != tuned.keys():
         raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
     if _shape_of(state.params) != _shape_of(params):
@@ -279,12 +280,12 @@ def _check_state(
 
 
 def _shape_of(values: Any) -> Any:
-    """What two trees of one kind have in common."""
+    """The structure of a tree and the shapes of its tensors."""
     return tree.structure(values), [tuple(x.shape) if isinstance(x, Tensor) else None for x in tree.leaves(values)]
 
 
 def _kind_of(outer: State) -> Any:
-    """Of a ``state_dict`` of torch.optim, which is empty before its first step, the options; else all."""
+    """For a ``state_dict`` of torch.optim, which is empty before its first step, the options; else everything."""
     if isinstance(outer, dict) and "param_groups" in outer:
         return [sorted(group) for group in outer["param_groups"]]
     return _shape_of(outer)

@@ -23,8 +23,8 @@ def learned(
 
     Args:
         numbers: the first ones.
-        slopes: ``slopes(numbers, batch)`` gives the outer loss's derivatives, and what ``keep`` needs to know.
-        keep: ``keep(numbers, known)`` brings moved numbers back into their range.
+        slopes: ``slopes(numbers, batch)`` gives the derivatives of the outer loss, and a value for ``keep``.
+        keep: ``keep(numbers, value)`` brings moved numbers back into their range.
     """
     by = adam(lr=lr)
     state = by.init(numbers)
@@ -38,5 +38,5 @@ def learned(
 
 
 def still(params: Params, batch: Any) -> Tensor:
-    """A training loss that moves nothing: a step is what the optimizer does by itself, such as its projection."""
+    """A training loss with zero gradients: a step is then only what the optimizer itself does, such as a projection."""
     return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -1,4 +1,4 @@
-"""The optimizer outside: pure, or of torch.optim, which is given the functions of a pure one."""
+"""The outer optimizer: a pure one, or one of torch.optim as a pure one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from ...types import Optimizer, check_optimizer
 
 
 def pure_outer(name: str, by: Any) -> Optimizer:
-    """``by`` where it is pure; else one whose state is the ``state_dict`` of what the factory ``by`` makes.
+    """``by`` if it is pure, else a pure optimizer whose state is the ``state_dict`` of what the factory ``by`` makes.
 
-    A factory is a class of ``torch.optim``, a ``functools.partial`` of one, or any function that takes a list of
-    tensors and returns an object with ``step``, ``state_dict`` and ``load_state_dict``. It is called anew for every
-    step, so all that an optimizer remembers has to be in its ``state_dict``.
+    The factory is called anew for every step, so the ``state_dict`` must hold all that the optimizer remembers.
     """
     if not callable(by):
         if isinstance(by, torch.optim.Optimizer):

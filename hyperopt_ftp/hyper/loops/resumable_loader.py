@@ -1,4 +1,4 @@
-"""Batches one after the other, without end, from a place that can be saved."""
+"""Batches without end, from a position that can be saved."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..core.replay import Replay
 
 
 def is_sequence(batches: Any) -> bool:
-    """Whether it can be read at any place: a list, a tensor, a data set by index."""
+    """Whether it can be indexed: a list, a tensor, a data set."""
     return hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
 
 
 class ResumableLoader:
-    """Reads a sequence round and round; any other iterable is started anew when it ends.
+    """Repeats a sequence, or restarts any other iterable when it ends.
 
-    A loader that shuffles by a ``torch.Generator`` of its own (``loader.generator``, or those of its samplers) goes on
-    after a resume where it was: the states of the generators when the pass began are saved, and the batches since then
-    are read again. That leaves torch's default generators as they are: what a loader draws from them (a seed, noise on
-    examples) it has drawn the first time. One that reads in order goes on too; any other begins a pass, with a warning.
+    After a resume, a loader that shuffles with its own ``torch.Generator`` (``loader.generator``, or those of its
+    samplers) continues at the same batch: the generators' states at the start of the pass are saved, and the batches
+    since then are read again. Torch's default generators keep their state meanwhile. A loader that reads in order
+    continues too. Any other loader begins a new pass, with a warning.
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
@@ -62,7 +62,7 @@ class ResumableLoader:
             self.next()
 
     def catch_up(self, saved: dict[str, Tensor]) -> None:
-        """Generators in the state that they had, whoever else has read by them."""
+        """Restore the generators' states, even if others have drawn from them."""
         for i, generator in enumerate(self._generators):
             if f"{self._name}.now.{i}" in saved:
                 generator.set_state(saved[f"{self._name}.now.{i}"])
@@ -78,7 +78,7 @@ class ResumableLoader:
         return batch
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed reader needs; nothing where the number of batches says it all, or where nothing can."""
+        """What a resumed reader needs beside the number of batches; empty if that is enough, or if it cannot resume."""
         if self._began is None or not self._goes_on:
             return {}
         found = {f"{self._name}.position": torch.tensor(self._position)}
@@ -99,7 +99,7 @@ _END = object()
 
 
 def _reads_in_order(loader: Any) -> bool:
-    """Whether a loader gives the same batches in each pass, as far as their order goes."""
+    """Whether a loader gives the batches in the same order in each pass."""
     from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
     batched = getattr(loader, "batch_sampler", None)
@@ -108,7 +108,7 @@ def _reads_in_order(loader: Any) -> bool:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """A loader's own, that of its sampler, and those of its batch sampler, each once."""
+    """The generators of a loader, its sampler and its batch samplers, each once."""
     batched = getattr(loader, "batch_sampler", None)
     places = (loader, getattr(loader, "sampler", None), batched, getattr(batched, "sampler", None))
     found = [getattr(place, "generator", None) for place in places]

@@ -27,7 +27,7 @@ def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str
     """TPGM's first radius of each constrained tensor: half the smallest row norm of ``params - anchor``.
 
     Args:
-        params: pytree of tensors, after some unconstrained steps (at the anchor itself every radius would be 0).
+        params: pytree of tensors, after some unconstrained steps. At the anchor itself every radius would be 0.
         anchor: as in :func:`projected`.
         norm: ``"mars"`` or ``"l2"``.
 
@@ -58,31 +58,31 @@ def tpgm(
     norm: Norm = "l2",
     radius_lr: float = 1e-2,
 ) -> tuple[TreeT, dict[str, Tensor]]:
-    """TPGM once, after fine-tuning: learn how far each tensor may keep its distance from the anchor.
+    """TPGM after training (arXiv 2303.10720): learn how far each tensor may stay from the anchor.
 
-    The fine-tuned weights stay as they are; only the radii move, by Adam, along
+    The fine-tuned weights are fixed. Adam moves the radii along
     ``d outer_loss(project(params, anchor, radius)) / d radius``, one step for each batch. With ``norm="l2"`` a
-    projected tensor is ``W0 + s (W - W0)`` with one learned ``s = min(radius / n, 1)``: an interpolation for each
-    layer. No copy of a model is made. In training, TPGM is :func:`bilevel` over ``projected(...)``'s ``radius``; see
-    ``examples/tpgm.py``.
+    projected tensor is ``W0 + s (W - W0)`` with ``s = min(radius / n, 1)``, an interpolation with one learned ``s`` for
+    each tensor. The model is not copied. For TPGM during training use :func:`bilevel` over the ``radius`` of
+    :func:`projected` (``examples/tpgm.py``).
 
     Args:
         params: fine-tuned weights, a pytree of tensors.
-        anchor: as in :func:`projected`; what is absent stays as it is.
+        anchor: as in :func:`projected`. Tensors that are absent do not change.
         outer_loss: ``outer_loss(params, batch) -> scalar`` on validation batches.
         batches: validation batches, one for each step.
         norm: ``"l2"`` or ``"mars"``.
-        radius_lr: step of Adam on a radius, in units of row norm.
+        radius_lr: learning rate of Adam on a radius, in units of row norm.
 
     Returns:
-        The projected weights and the radii by path.
+        The projected weights, and the radii by path.
 
     Raises:
         ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
-    After each step a radius is clipped to ``[1e-8, largest row norm]``, as the authors do: above it a radius would have
-    no derivative, and stay there. Differs from the paper: a radius starts at half the smallest row norm, as in the
-    authors' code; the paper leaves it open.
+    After each step a radius is clipped to ``[1e-8, largest row norm]``, as in the authors' code. Above the largest row
+    norm its derivative would be 0. The first radius is that of :func:`tpgm_radius`, as in the authors' code; the paper
+    does not give one.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}

@@ -28,7 +28,7 @@ class System:
     transposed: bool = False  # dF/dp itself
 
     def solve(self, b: Vector, p: Vector, *theta: Vector) -> Solved:
-        """At most ``iterations`` products; under a transform, where none can look, all of them."""
+        """At most ``iterations`` products; under a transform, which hides the residual, all of them."""
         size = norm(b)
         if not bool(values_of(size).isfinite().all()):
             return Solved([u * torch.nan for u in b], 0, size)  # of no use to anybody: nothing to judge
@@ -47,8 +47,6 @@ class System:
         return found
 
     def product(self, p: Vector, *theta: Vector) -> Callable[[Vector], Vector]:
-        """The matrix of the system as a function."""
-
         def at(q: Vector) -> Vector:
             return self.function(q, *theta)[: len(q)]
 
@@ -63,7 +61,7 @@ class System:
 
 
 def solution(system: System, b: Vector, *point: Vector) -> Vector:
-    """The solution as a function of ``b`` and of the point: differentiable as such, whatever the solver does."""
+    """The solution as a differentiable function of ``b`` and of the point, whatever the solver does."""
     if not under_transform():
         return system.solve(b, *point).x
     call = _Call(system, [len(column) for column in (b, *point)])
@@ -72,14 +70,14 @@ def solution(system: System, b: Vector, *point: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class _Call:
-    """What the node of a solution has to know beside its tensors."""
+    """What the node of a solution needs beside its tensors."""
 
     system: System
     counts: list[int]  # of b, of each column of the point, and of its constants
 
 
 class _Solution(torch.autograd.Function):
-    """The iterations of a solver are not differentiated: their derivative is another one, or none, where they end."""
+    """The solution as a node: the solver's iterations are not differentiated."""
 
     generate_vmap_rule = True
 
@@ -126,6 +124,6 @@ def _columns(counts: list[int], rows: Sequence[Tensor]) -> list[Vector]:
 
 
 def at_point(system: System, point: list[Vector]) -> tuple[Vector, Callable[[Vector], list[Any]]]:
-    """The values of F and its vector-Jacobian product in all that it is a function of, but the constants."""
+    """The values of F, and its vector-Jacobian product in all its arguments except the constants."""
     *variables, constants = point
     return vjp(lambda *columns: system.function(*columns, constants), *variables)

@@ -1,4 +1,4 @@
-"""Exact forward mode: the derivative of params and state is carried along."""
+"""Exact forward mode: the derivatives of params and state are computed along with them."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ from ..unrolling.compiled import CompiledSteps, compiled_loop
 @explained()
 @dataclass(frozen=True)
 class Forward(Strategy):
-    """Forward mode through all steps: memory does not depend on their number.
+    """Forward mode through all steps. Memory does not depend on their number.
 
     With ``z = (params, state)`` and one tangent for each scalar x that a derivative is asked for::
 
         dg/dx   = d/dp ( <dL/dp, dp/dx> + <dL/dh, dh/dx> + <dL/db, db/dx> )       L: the training loss, b: the batch
         dz/dx  <- d update(g, z, h) . (dg/dx, dz/dx, dh/dx)
 
-    Both are taken in reverse mode (the second as the transpose of a transpose), so every operation with a second
-    derivative will do. A tangent costs about as much as the training itself and one copy of params and state: the
-    choice for a handful of hyperparameters and many steps. Under a ``torch.func`` transform the steps themselves are
+    Use it for a few hyperparameters and many steps: a tangent costs about as much time as training, and the memory of
+    one copy of params and state. Both lines are computed in reverse mode, the second as the transpose of a transpose,
+    so every operation with a second derivative works. Under a ``torch.func`` transform the steps themselves are
     differentiated.
 
     Args:
-        chunk: how many tangents live at once. ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for
-            losses that it cannot take. With more tangents than that the training is run again for each chunk.
-        compile: run each step, its tangents included, as one program; as in :class:`Unroll`, without effect where the
-            steps themselves are differentiated.
+        chunk: number of tangents that are computed at once. More tangents than that repeat the training for each chunk.
+            ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for losses that ``vmap`` cannot take.
+        compile: compile each step with its tangents, as in :class:`Unroll`. No effect under a ``torch.func`` transform.
 
     Raises:
         ValueError: a chunk below 1; as :class:`Unroll` with ``compile``.
@@ -114,7 +113,7 @@ class Forward(Strategy):
 
 
 def _carry(problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
-    """Train, with the tangents of the scalars a to b: each tensor's have a first dimension that counts them."""
+    """Train, with the tangents of the scalars a to b; their first dimension counts them."""
     rows, units, asked = b - a, _Units(a, b), problem.needs_grad
     knobs, hparams = detached_leaves(inputs.hparams, asked.hparams)
     d_knobs = units.of(inputs.hparams, asked.hparams)
@@ -164,7 +163,6 @@ def _update(
 def _carry_compiled(
     problem: InnerProblem, inputs: TrainInputs, a: int, b: int, compile: Compile
 ) -> tuple[TrainOutputs, list[Tensor]]:
-    """:func:`_carry` by a program: all tangents are there from the start, most of them zero."""
     rows, units, asked = b - a, _Units(a, b), problem.needs_grad
     d_hparams = _filled(select_floats(inputs.hparams, asked.hparams), units.of(inputs.hparams, asked.hparams), rows)
     d_params = _filled(floats(inputs.params), units.of_all(inputs.params, asked.params), rows)
@@ -178,7 +176,6 @@ def _carry_compiled(
 
 
 def _filled(values: list[Tensor], tangents: OptionalTensors, rows: int) -> list[Tensor]:
-    """Tangents of tensors, zeros among them."""
     pairs = zip(map(tree.working, values), tangents, strict=True)
     return [_zeros(x, rows) if t is None else t for x, t in pairs]
 
@@ -194,7 +191,6 @@ class _Units:
         self._from, self._to, self._at = a, b, 0
 
     def of(self, values: Any, needs_grad: Any) -> OptionalTensors:
-        """For the tensors that need a gradient."""
         return [self._of(x) for x in select_floats(values, needs_grad)]
 
     def of_all(self, values: Any, needs_grad: Any) -> OptionalTensors:
@@ -220,7 +216,6 @@ def _count(problem: InnerProblem, inputs: TrainInputs) -> int:
 
 
 def _contract(cotangents: list[Tensor], tangents: list[Tensor]) -> Tensor:
-    """``<cotangents, tangent>`` for each tangent."""
     pairs = [(v, t) for v, t in zip(cotangents, tangents, strict=True) if v.numel()]
     if not pairs:
         return torch.zeros(len(tangents[0]) if tangents else 0)
@@ -235,7 +230,6 @@ def _along(cotangent: Tensor, tangents: Tensor) -> Tensor:
 
 
 def _by_input(problem: InnerProblem, inputs: TrainInputs, slopes: Tensor) -> TrainInputs:
-    """One number for each scalar that needs a gradient, as cotangents of the inputs."""
     asked = select_floats(inputs, problem.needs_grad)
     rows = slopes.split([x.numel() for x in asked])
     new = [row.reshape(x.shape) for row, x in zip(rows, asked, strict=True)]

@@ -1,8 +1,8 @@
-"""Whether an optimizer's state may be held at a fixed point, as :class:`~hyperopt_ftp.Implicit` does.
+"""Whether an optimizer's state may be held fixed at a fixed point, as :class:`~hyperopt_ftp.Implicit` does.
 
-Let F be what a step still moves, and S the state after it. To hold the state is right where dS = M dF for some M: then
-params and hparams that leave F at 0 leave S alone. So it is where both go through the gradient alone. Decoupled weight
-decay moves the params beside the momentum, and no M is there.
+Let F be what a step still moves, and S the state after it. Holding the state is right if dS = M dF for some M: params
+and hparams that keep F at 0 then do not change S. That is so if both enter through the gradient alone. Decoupled weight
+decay moves the params without the momentum, so there is no such M.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SOLVED = LIMIT / 10
 
 
 def is_checked(solver: str, params: Vector, state: Vector, replay: Replay) -> bool:
-    """Whether :func:`mismatch` can tell: in 16 bits products are too rough. ``"identity"`` is no solution anyway."""
+    """Whether :func:`mismatch` works: products are too inexact in 16 bits, and ``"identity"`` gives no solution."""
     narrow = replay.autocasts or any(x.dtype in (torch.float16, torch.bfloat16) for x in params)
     return bool(state) and solver != "identity" and not narrow
 
@@ -38,15 +38,15 @@ def mismatch(
     small: Tensor,
     needs_grad: list[bool],
 ) -> float:
-    """How far dS is from M dF, along one direction in which the state counts, as a part of dF.
+    """How far dS is from M dF relative to dF, along one direction in which the state counts.
 
     Args:
         system: the linear system of F; values of the function after F are S.
         point: params, hparams, batches, state, constants.
         direct: ``v^T dF`` in each of these, for the v that gives the result.
         there: ``w^T dS`` in each of these, for the w that ``direct`` has for the state.
-        small: how large products may be that should be 0, for a number of 1.
-        needs_grad: of the hparams and batches that a derivative is asked of.
+        small: limit for products that should be 0, for a number of 1.
+        needs_grad: of the hparams and batches that a derivative is asked for.
     """
     size = dot(direct[0], direct[0])
     size = torch.where(size == 0, 1.0, size)

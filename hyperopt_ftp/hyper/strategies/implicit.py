@@ -29,46 +29,44 @@ from .solvers import SOLVERS, Solved, diverges, tolerance_of
 @explained()
 @dataclass(frozen=True)
 class Implicit(Strategy):
-    """Derivative at the end of training, without the way there (arXiv 1911.02590).
+    """The derivative at a stationary point, by the implicit function theorem (arXiv 1911.02590).
 
-    The steps are run, and their end ``p`` is taken for a fixed point of the last one. With the optimizer's state held,
-    ``F(p, h) = p - update(p; h) = 0`` defines p(h), so for a loss L of p::
+    All steps are run, and their end ``p`` is taken for a fixed point of the last step. With the optimizer's state held,
+    ``F(p, h) = p - update(p; h) = 0`` defines p(h). For a loss L of p::
 
         dL/dh = -(d F / dh)^T x,    ((dF/dp)^T + damping I) x = dL/dp
 
-    For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss, which is never formed: a
-    product with it costs two gradients. Memory is that of one step, whatever the number of steps. Hyperparameters
-    that do not move the fixed point (lr, momentum, betas) have derivative 0; weight decay and those of the loss do not.
-    So have the params and the state that training starts from: to a fixed point all ways are alike.
+    For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss. A product with H costs two
+    gradients; H is never formed. Memory is that of one step. The derivative is 0 in hyperparameters that do not move
+    the fixed point (lr, momentum, betas) and in the params and state at the start.
 
-    To hold the state is right where params and hparams reach it by the gradient alone: SGD and Adam with momentum, with
-    decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled decay or
-    pulls beside momentum (AdamW), where lookahead synchronises, and for schedule-free: one more product checks this
-    and warns, once training has converged, but not with params in 16 bits or under autocast.
+    Holding the state is right if params and hparams act on it through the gradient alone: SGD and Adam with momentum,
+    with decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled
+    decay or a pull toward an anchor beside momentum (AdamW), for lookahead and for schedule-free. One extra product
+    checks this after convergence, and warns. The check is left out for 16-bit params and under autocast.
 
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:
-            conjugate gradients, for a symmetric positive ``dF/dp``: SGD, with or without momentum. ``"identity"``:
-            ``x = dL/dp``, as if ``dF/dp`` were I: one step's derivative for the cost of one (T1-T2, arXiv 1511.06727;
+            conjugate gradients, for a symmetric positive ``dF/dp`` (SGD, with or without momentum). ``"identity"``:
+            ``x = dL/dp``, as if ``dF/dp`` were I: the derivative of one step, at its cost (T1-T2, arXiv 1511.06727;
             SAMA, arXiv 2310.05674).
-        iterations: products with ``dF/dp``, at most.
+        iterations: maximal number of products with ``dF/dp``.
         damping: added to the diagonal, in units of ``dF/dp``.
-        tolerance: a residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns; ``None``:
-            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform, where none can look,
-            all iterations are made.
-        batches: how many of the last batches ``update`` is averaged over: more of them are closer to the whole
-            training loss than the last one alone.
+        tolerance: relative residual ``|b - A x| / |b|`` at which the solver stops, and above which it warns. ``None``:
+            ``eps ** (2/3)`` of the dtype (4e-11 for float64, 2e-5 for float32). Under a transform all iterations are
+            run.
+        batches: ``update`` is averaged over this many of the last batches, to approximate the whole training loss.
         report: a function that is called with each :class:`~hyperopt_ftp.hyper.Solved` (x, iterations, residual).
 
     Raises:
         ValueError: an unknown solver, iterations or batches below 1, damping or tolerance below 0, fewer steps than
-            ``batches``, a derivative asked of the state at the end.
-        ArithmeticError: the residual grows: the result would be meaningless.
+            ``batches``, a derivative of the state at the end.
+        ArithmeticError: the residual grows, so the result would be meaningless.
 
     Warns:
-        UserWarning: the solver stopped above the tolerance, or training stopped so far from a fixed point that the
-            rest of the way would change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``; holding the state is
-            wrong: derivatives of the state and of the step do not fit each other by more than 0.5 %.
+        UserWarning: the solver stopped above the tolerance; training has not converged (the remaining steps would
+            change ``<dL/dp, p>`` by more than 1 % of ``|dL/dp| |p|``); holding the state is wrong (the derivatives of
+            state and step differ by more than 0.5 %).
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x, h): return ((p - x) ** 2).sum() + h["l2"] * (p**2).sum()
@@ -151,7 +149,7 @@ class Implicit(Strategy):
         last = [inputs.batches[k] for k in range(count - self.batches, count)]
 
         def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
-            """F, what a step, averaged over the last batches, would still move; and the state after it."""
+            """F, the change by a step averaged over the last batches, and the state after it."""
             whole, constants = iter((*p, *h, *b, *s)), iter(rest)
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)
@@ -169,7 +167,6 @@ class Implicit(Strategy):
         return System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
 
     def _judge(self, found: Solved) -> None:
-        """Report, warn or raise by what the solver has come to; under vmap, by the worst of all."""
         if self.report is not None:
             self.report(found)
         residual = values_of(found.residual).max().item()
@@ -186,7 +183,6 @@ class Implicit(Strategy):
             )
 
     def _judge_training(self, x: Vector, slope: Vector, params: Vector, distance: Vector) -> bool:
-        """Whether training has converged; warn if not."""
         size = (dot(slope, slope) * dot(params, params)).sqrt()
         if not bool(values_of(size).isfinite().all()):
             return False

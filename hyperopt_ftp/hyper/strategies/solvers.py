@@ -19,7 +19,7 @@ class Solved(NamedTuple):
 
 
 def tolerance_of(residual: Tensor, given: float | None) -> float:
-    """The tolerance that was given, or what rounding allows in the dtype of a residual."""
+    """The given tolerance, or the limit of rounding in the dtype of a residual."""
     return torch.finfo(residual.dtype).eps ** (2 / 3) if given is None else given
 
 
@@ -45,7 +45,7 @@ def neumann(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> So
 
 
 def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
-    """For a symmetric positive A; a residual of exactly 0 stays where it is."""
+    """For a symmetric positive A; an exact solution does not change."""
     x, r, p = [torch.zeros_like(u) for u in b], b, b
     rr = dot(r, r)
     eps = torch.finfo(rr.dtype).eps
@@ -68,7 +68,7 @@ def conjugate_gradients(matvec: Any, b: Vector, iterations: int, size: Any, done
 
 
 def identity(matvec: Any, b: Vector, iterations: int, size: Any, done: Any) -> Solved:
-    """A taken for the identity: no product at all, and nothing that could converge."""
+    """A taken for the identity: no products and no residual."""
     return Solved(b, 0, torch.zeros_like(size(b)))
 
 

@@ -1,4 +1,4 @@
-"""Exact reverse mode through K steps, with as much kept of them as was asked for."""
+"""Exact reverse mode through K steps, with a choice of what is kept of them."""
 
 from __future__ import annotations
 
@@ -41,61 +41,54 @@ from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_gr
 class Unroll(Strategy):
     """Reverse mode through all steps, second-order terms included (backpropagation through the optimizer).
 
-    With ``p_{k+1}, s_{k+1} = update(g_k, s_k, p_k; h)`` and ``g_k = d train_loss / d p_k``, the adjoints walk back::
+    With ``p_{k+1}, s_{k+1} = update(g_k, s_k, p_k; h)`` and ``g_k = d train_loss / d p_k``, the adjoints go back by::
 
         (gbar, sbar, pbar, hbar) = vjp of update at step k with (lambda_p, lambda_s)
         lambda_p <- pbar + H_k gbar,   lambda_s <- sbar,   dL/dh += hbar + (d^2 train_loss / dh dp)^T gbar
 
-    where ``H_k gbar`` is a Hessian-vector product; a batch's cotangent is ``(d^2 train_loss / db dp)^T gbar``.
+    ``H_k gbar`` is a Hessian-vector product. The cotangent of a batch is ``(d^2 train_loss / db dp)^T gbar``.
 
-    Memory is traded for time. Where a step's graph is kept, its gradient is computed once. Where only its point is (the
-    params and state that it begins with), its gradient is computed a second time, and one such graph lives at a time.
-    Small graphs are all kept, unasked. Under a ``torch.func`` transform, and for a derivative of the derivative
-    (``create_graph=True``), the steps themselves are differentiated, which keeps the graphs of all: ``checkpoint``,
-    ``offload``, ``memory`` and ``compile`` then have no effect.
+    The options trade memory for time. A step whose graph is kept computes its gradient once. A step of which only the
+    point is kept (the params and state at its start) computes its gradient again in the backward pass, with one graph
+    at a time. Under a ``torch.func`` transform, and with ``create_graph=True``, the graphs of all steps are kept, and
+    ``checkpoint``, ``offload``, ``memory`` and ``compile`` have no effect.
 
     Args:
-        truncate: differentiate the last ``truncate`` steps only; the start's params and state count as constants.
-            ``None``: all.
-        checkpoint: keep the point of every n-th step and recompute those between (``"sqrt"``: n = sqrt(K)); 1 keeps
-            every point. ``"log"``: keep them in a tree of arity 4, for thousands of steps: with
-            ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points live at once, and ``K (3 d / 4 - 1) + 1`` steps are made
-            again (K = 1000: 16 points, 2.75 K steps). ``False``: keep the graphs of all gradients and recompute
-            nothing: fastest, most memory. ``"auto"``: what recomputes least within ``memory``: all graphs; else every
-            point, and the graphs of the last steps; else the points of every n-th step; else those of the tree.
-            ``None``: all graphs where they are small, at most 128 MiB by an estimate from the first step, and batches
-            are a list or tuple; else 1.
-        offload: points lie on the CPU, and ``checkpoint=None`` is 1; graphs stay where they are.
-        memory: for ``"auto"``, bytes of tensors above what is held when the steps begin, on the devices that the params
-            are on. The first step that is differentiated is made once more to measure it, with the random numbers put
-            back. The peak that this predicts is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). Later steps
-            may take more, by larger batches; the outer loss, and what a kernel takes for itself (a convolution's
-            workspace), come on top.
-        compile: run all steps as one program, and the way back through them as another, by ``torch.compile`` (``True``:
-            inductor; or the name of another backend). Points are kept, and no graphs: ``"auto"`` counts points alone.
-            Small networks run several times as fast, after about 20 seconds of compilation, whatever the number of
-            steps (a transformer: a minute or two), which is logged. Programs are kept for the process, by the code of
-            optimizer and loss; another shape, dtype or value that the loss closes over compiles anew, with a warning
-            that says what has changed. Batches of one shape are stacked; up to three shapes have programs of their own.
-            Results are those of the steps as they are written, to rounding. Random numbers are others: functions of a
-            seed for each step, which torch's default generator gives. Without a derivative asked for, ``train`` runs by
-            the program too. Where nothing can be compiled (no C++ compiler, torch before 2.13), a warning says why, and
-            steps run as they are written.
+        truncate: differentiate the last ``truncate`` steps only, with constant params and state at their start.
+            ``None``: all steps.
+        checkpoint: what is kept. ``False``: the graphs of all steps, the fastest. n: the point of every n-th step;
+            those between are recomputed. 1: every point. ``"sqrt"``: n = sqrt(K). ``"log"``: points in a tree of arity
+            4, for thousands of steps. With ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and
+            ``K (3 d / 4 - 1) + 1`` steps are recomputed (K = 1000: 16 points, 2.75 K steps). ``"auto"``: the plan that
+            recomputes least within ``memory``. ``None``: ``False`` if all graphs take at most 128 MiB, estimated from
+            the first step, and the batches are a list or tuple; else 1.
+        offload: keep points on the CPU. ``checkpoint=None`` is then 1. Graphs are not moved.
+        memory: for ``"auto"``: bytes of tensors on the params' devices, above what is held at the start. One extra step
+            measures what a step takes; random numbers are put back. The predicted peak is logged
+            (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss, workspace inside kernels,
+            and larger later batches.
+        compile: compile all steps into one program, and the backward pass into another, by ``torch.compile``. ``True``:
+            inductor, or the name of another backend. Small networks run several times as fast, after about 20 seconds
+            of compilation for any number of steps (a transformer: one or two minutes; logged). Only points are kept.
+            Programs are cached in the process. Another shape, dtype or value that the loss closes over recompiles, with
+            a warning. Batches may have up to three different shapes. Results equal those of uncompiled steps up to
+            rounding, but random numbers differ: they come from one seed for each step, drawn from torch's default
+            generator. ``train`` uses the program also if no derivative is asked for. Without a C++ compiler, or with
+            torch before 2.13, steps run uncompiled, with a warning.
 
     Raises:
-        ValueError: an option outside what is listed, fewer batches than ``truncate``, or too little ``memory``: the
-            error says how much is needed; float16 params with ``compile``, which does not scale adjoints; batches of
-            more than three shapes with it.
-        RuntimeError: a step that cannot be compiled, a loss with a ``torch.autograd.Function`` in it among them, whose
-            backward torch would not differentiate; ``compile`` under autocast; a training loss that writes into
-            tensors in place (BatchNorm's statistics), or that differs when a step is computed again; one without a
-            second derivative.
+        ValueError: an option outside what is listed; fewer batches than ``truncate``; too little ``memory`` (the error
+            says how much is needed); with ``compile``, float16 params, whose adjoints it does not scale, or batches of
+            more than three shapes.
+        RuntimeError: a step that cannot be compiled, such as one with a ``torch.autograd.Function``, whose backward
+            torch would not differentiate; ``compile`` under autocast; a training loss that writes into tensors in place
+            (BatchNorm's statistics), that differs when a step is recomputed, or that has no second derivative.
 
     Warns:
-        UserWarning: something was compiled anew, or cannot be compiled here.
+        UserWarning: something was recompiled, or cannot be compiled here.
 
-    Random numbers (dropout) are drawn as in a plain loop, and are the same where a step is computed again. Adjoints of
-    16-bit weights are kept in float32.
+    Random numbers (dropout) are drawn as in a plain loop. Recomputed steps draw the same ones. Adjoints of 16-bit
+    weights are float32.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -211,7 +204,7 @@ class Unroll(Strategy):
         return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
 
     def planned(self, steps: int) -> Plan:
-        """What is kept of so many steps, as far as that does not depend on what the first of them takes."""
+        """What is kept of so many steps, if the size of the first does not decide it."""
         if self.checkpoint == "log":
             return points_of_tree()
         if self.checkpoint == "auto":
@@ -229,7 +222,6 @@ class Unroll(Strategy):
         return stride_within(self.memory, steps, point)
 
     def _every(self, steps: int) -> int:
-        """Of how many steps one point is kept."""
         return max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
 
     def _plan_within(
@@ -245,7 +237,6 @@ class Unroll(Strategy):
     def _pullback_under_transform(
         self, problem: InnerProblem, inputs: TrainInputs, cotangents: TrainOutputs
     ) -> TrainInputs:
-        """Of the last steps, in one piece, from where they begin."""
         count = len(inputs.batches)
         first = count - (self.truncate or count)
         batches = [inputs.batches[k] for k in range(count)]

@@ -1,4 +1,4 @@
-"""Evolution strategies: a derivative from differences of whole trainings, no gradient of the way there."""
+"""Evolution strategies: a derivative from differences of whole trainings."""
 
 from __future__ import annotations
 
@@ -29,32 +29,31 @@ Function = Callable[[list[Tensor]], Tensor]
 @explained("ZeroOrder(samples=16, sigma=0.01)")
 @dataclass(frozen=True)
 class ZeroOrder(Strategy):
-    """The derivative of a smoothed function, from its values at random points (evolution strategies, arXiv 1703.03864).
+    """The gradient of a smoothed function, from its values at random points (evolution strategies, arXiv 1703.03864).
 
-    For all that a derivative is asked for as one vector x, and N = ``samples`` draws e of normal numbers::
+    With x the vector of all numbers that a derivative is asked for, and N = ``samples`` draws e of normal numbers::
 
         grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x - sigma e_i)) / (2 sigma)      antithetic
         grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x)) / sigma                      else
 
-    which estimates, without bias, the gradient of ``E f(x + sigma e)``. In :func:`hypergradient` and :func:`bilevel` f
-    is the outer loss after training: it needs no derivative at all (an error rate will do). In :func:`train` the loss
-    outside is somebody else's: f is ``<cotangent, (params, state)>``. The training loss needs its gradient only, for
-    the steps themselves, and no second derivative. Good for few numbers, and for long runs whose exact derivative
-    explodes (arXiv 1810.10180). The error falls as ``sqrt(numbers / samples)``.
+    This is an unbiased estimate of the gradient of ``E f(x + sigma e)``. Its error falls as
+    ``sqrt(numbers / samples)``. In :func:`hypergradient` and :func:`bilevel`, f is the outer loss after training, which
+    needs no derivative (an error rate works). In :func:`train`, f is ``<cotangent, (params, state)>``. The training
+    loss needs no second derivative. Use it for few numbers, and for long runs whose exact derivative explodes (arXiv
+    1810.10180).
 
     Args:
-        samples: N; each costs two trainings (one, if not antithetic).
-        sigma: standard deviation, in the units of what is perturbed. Values leave their domain where it is too large:
-            a negative lr is not caught.
-        antithetic: pairs of opposite points: the value at x, and all even terms, cancel.
-        generator: of the random directions; torch's default one otherwise. On the CPU.
+        samples: N. Each costs two trainings, or one if not antithetic.
+        sigma: standard deviation, in units of x. A large one leaves the domain: a negative lr is not caught.
+        antithetic: use pairs of opposite points, in which f(x) and all even terms cancel.
+        generator: CPU generator of the random directions. ``None``: torch's default one.
 
-    All trainings see the same random numbers (dropout). They run together by ``vmap``; where the loss does not allow
-    it, one after the other, with a warning.
+    All trainings draw the same random numbers (dropout). They run together by ``vmap``.
 
     Raises:
-        ValueError: samples below 1, a sigma that is not above 0. TypeError: a generator of another kind.
-        RuntimeError: losses that write in place, or that are another function each time.
+        ValueError: samples below 1, a sigma that is not above 0.
+        TypeError: a generator of another kind.
+        RuntimeError: losses that write in place, or that change from call to call.
 
     Warns:
         UserWarning: vmap cannot take the loss, so the samples run one after the other.
@@ -127,7 +126,6 @@ class ZeroOrder(Strategy):
         return [torch.tensordot(slopes.to(e), e, dims=1).to(u) for u, e in zip(x, columns, strict=True)]
 
     def draw(self) -> int:
-        """The number that all directions come from."""
         with temporarily_clear_interpreter_stack():  # one draw, also under vmap
             return int(torch.randint(2**62, (), generator=self.generator))
 
@@ -139,7 +137,7 @@ class ZeroOrder(Strategy):
 
 
 def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, rng: RngState) -> Tensor:
-    """Values at all points: by vmap, or one after the other where it cannot be."""
+    """Values at all points, by vmap, or one after the other if vmap fails."""
 
     def together() -> Tensor:
         columns = [torch.stack(column) for column in zip(*points, strict=True)]

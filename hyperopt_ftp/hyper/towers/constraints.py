@@ -19,19 +19,12 @@ MAPS: tuple[str, ...] = get_args(Constraint)
 class Constraints:
     """Named maps between a hyperparameter x in its domain and the free value u that the hyper-optimizer moves.
 
-    ``"clip"`` (default): u = x, and x is the nearest value of the domain. ``"log"``: x = exp(u), for positive ones such
-    as learning rates and eps: a step of u is a relative step of x. ``"logit"``: x = 1 / (1 + exp(-u)), for those in
-    (0, 1) such as betas. By the chain rule the hypergradient of u is that of x times ``dx/du`` (1, x or x (1 - x)), and
-    that of a clipped value is taken at the clipped one. What a map leaves of the domain (an exp above 1, a sigmoid that
-    rounds to 1) is clipped too.
-
-    Args:
-        names: paths of the tuned hparams.
-        given: maps by path.
-        domains: of the optimizer that has these hparams.
+    ``"clip"``: u = x. ``"log"``: x = exp(u). ``"logit"``: x = 1 / (1 + exp(-u)). The hypergradient of u is that of x
+    times ``dx/du`` (1, x or x (1 - x)). Every x is then clipped to its domain, and the hypergradient is taken at the
+    clipped x.
 
     Raises:
-        ValueError: a path that is not tuned, a map that does not exist, or that leads out of the domain.
+        ValueError: a path that is not tuned, an unknown map, or one that leads out of the domain.
         TypeError: maps that are not given by path.
     """
 
@@ -56,7 +49,6 @@ class Constraints:
         self._kinds = {name: given.get(name, "clip") for name in names}
 
     def check(self, values: dict[str, Any]) -> None:
-        """Whether the maps can take the first values, where these are known."""
         for name, value in values.items():
             kind = self._kinds[name]
             if kind == "clip":
@@ -71,17 +63,14 @@ class Constraints:
                 )
 
     def free(self, values: dict[str, Any]) -> dict[str, Any]:
-        """x as u."""
         inverse = {"clip": lambda x: x, "log": torch.log, "logit": torch.logit}
         return {name: tree.map_tree(inverse[self._kinds[name]], x) for name, x in values.items()}
 
     def natural(self, free: dict[str, Any]) -> dict[str, Any]:
-        """u as x."""
         maps = {"clip": lambda u: u, "log": _exp, "logit": _sigmoid}
         return {name: _clip(self._domains[name], tree.map_tree(maps[self._kinds[name]], u)) for name, u in free.items()}
 
     def chain(self, slopes: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        """Hypergradients of u from those of x."""
         factor = {"clip": torch.ones_like, "log": lambda x: x, "logit": lambda x: x * (1 - x)}
         return {
             name: tree.map_tree(lambda h, x, n=name: h * factor[self._kinds[n]](x), h, values[name])
@@ -90,17 +79,17 @@ class Constraints:
 
 
 def _exp(u: Tensor) -> Tensor:
-    """Above 0 and finite, so that its logarithm is finite too."""
+    """Positive and finite, so that its logarithm is finite too."""
     return u.exp().clamp(min=torch.finfo(u.dtype).tiny, max=torch.finfo(u.dtype).max)
 
 
 def _sigmoid(u: Tensor) -> Tensor:
-    """Inside (0, 1) also where rounding would end at 0 or 1."""
+    """In (0, 1) even where rounding would give 0 or 1."""
     return u.sigmoid().clamp(min=torch.finfo(u.dtype).tiny, max=1 - torch.finfo(u.dtype).eps / 2)
 
 
 def _clip(domains: Any, value: Any) -> Any:
-    """``value`` inside its domain, or each part of a tree of hparams inside its own."""
+    """``value``, or each part of a tree of hparams, clipped to its domain."""
     if isinstance(domains, Domain):
         return tree.map_tree(domains.clip, value)
     if isinstance(domains, Mapping) and isinstance(value, dict):

@@ -37,7 +37,7 @@ def hyper(
     strategy: GradientStrategy | None = None,
     constrain: Mapping[str, Constraint] | None = None,
 ) -> Optimizer[TunedState]:
-    """Tune hyperparameters of ``base`` by the optimizer ``by``, along hypergradients: the result is an optimizer again.
+    """Tune hyperparameters of ``base`` with the optimizer ``by``, by hypergradients. The result is again an optimizer.
 
     At each update, with ``g`` the gradient at the present params::
 
@@ -46,31 +46,29 @@ def hyper(
         params  <- base.update(g, params; tuned)
         tuned   <- base.settle(tuned, new state)                     where base has one
 
-    The first update hands ``by`` a zero hypergradient: its counts advance and nothing moves. Since ``by`` may itself be
-    tuned, or ``base``, towers of any height are built by nesting (arXiv 1909.13371), and every level is exact.
+    The hypergradient of the first update is zero: the counts of ``by`` advance, and nothing moves. Both ``base`` and
+    ``by`` may be tuned themselves, so nesting builds towers of any height (arXiv 1909.13371). Every level is exact.
 
     Args:
         base: the optimizer whose hparams are tuned.
-        by: the optimizer that tunes them; level n's hparams are its params.
-        over: a name of ``base.hparams`` or a tuple of names; dotted where base is itself tuned (``"by.lr"``).
-            What ``base`` settles after a step (``projected`` clips a radius to the largest norm) is differentiated at
-            its settled value. Where a radius is tuned, a row whose norm equals it counts as clipped, also in the
-            derivatives of the other tuned hparams.
-        strategy: how the hypergradient is taken; :class:`OneStep` by default. Only strategies that need gradients
-            alone can run inside an update.
-        constrain: by path, how a value stays in its domain: ``"clip"`` (default): ``by`` moves the value itself, and it
-            is then clipped. ``"log"``: ``by`` moves its logarithm (learning rates, eps). ``"logit"``: ``by`` moves
-            ``log(x / (1 - x))`` (betas, momentum). What has no domain in ``base.domains`` is not
-            clipped.
+        by: the optimizer that tunes them.
+        over: a path into ``base.hparams``, or a tuple of paths (``"lr"``; ``"by.lr"`` if base is itself tuned). Values
+            that ``base.settle`` clips after a step (the radius of ``projected``) are differentiated at the clipped
+            value. A row whose norm equals a tuned radius counts as clipped, also for the other tuned hparams.
+        strategy: how the hypergradient is taken: :class:`OneStep` (default), or another strategy that needs gradients
+            only.
+        constrain: by path, how a value stays in its domain. ``"clip"`` (default): ``by`` moves the value, which is then
+            clipped. ``"log"``: ``by`` moves the logarithm (learning rates, eps). ``"logit"``: ``by`` moves
+            ``log(x / (1 - x))`` (betas, momentum). Values without an entry in ``base.domains`` are not clipped.
 
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
-        values, read by ``init`` only; the current ones are ``state.tuned``. Its state holds the base's state twice,
-        params and gradients once: for AdamW 6 parameter-sized tensors, 4 more than AdamW has.
+        values, read by ``init`` only. The current values are in ``state.tuned``. The state holds the base's state
+        twice, and params and gradients once: for AdamW 6 tensors of the size of the params, 4 more than AdamW alone.
 
     Raises:
-        ValueError: ``over`` names what is not a hyperparameter, or one that ``base`` already tunes; at ``init``, a
-            first value that ``"log"`` or ``"logit"`` cannot take.
+        ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; at ``init``, a
+            first value outside the range of ``"log"`` or ``"logit"``.
         TypeError: a strategy that needs the loss; a ``base`` or ``by`` that is not pure.
 
     >>> import torch, hyperopt_ftp as hft

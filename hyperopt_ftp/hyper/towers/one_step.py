@@ -14,7 +14,7 @@ from . import paths
 
 
 class Previous(NamedTuple):
-    """All that went into an update of the base: what it takes to do it again."""
+    """The arguments of the base's previous update."""
 
     grads: Params
     state: State
@@ -23,7 +23,7 @@ class Previous(NamedTuple):
 
 
 class GradientStrategy(Protocol):
-    """A way to take a hypergradient that needs gradients only, no loss: it can run inside an optimizer's update."""
+    """A way to take a hypergradient from gradients alone, without the loss: it can run inside an optimizer's update."""
 
     def pullback(self, base: Optimizer, previous: Previous, cotangent: Params, over: tuple[str, ...]) -> HParams:
         """Derivative of the loss whose gradient at the present params is ``cotangent``, for the hparams in ``over``."""
@@ -34,15 +34,14 @@ class GradientStrategy(Protocol):
 class OneStep:
     """Hypergradient of one step: ``h = (d W_t / d hparams)^T g``, where ``g`` is the gradient at ``W_t``.
 
-    The vector-Jacobian product of the previous update with respect to the tuned hyperparameters alone; what came
-    before that update is held fixed (hypergradient descent, arXiv 1703.04782; towers, arXiv 1909.13371). It needs
-    gradients only, so a tuned optimizer is itself a plain optimizer. Nothing is detached: it is differentiable in
-    turn, and towers are exact at every level.
+    This is the vector-Jacobian product of the previous update in the tuned hyperparameters. Everything before that
+    update is held fixed (hypergradient descent, arXiv 1703.04782; towers, arXiv 1909.13371). Nothing is detached, so
+    the result can be differentiated again.
 
     Args:
-        through: pull back through the update of this optimizer in place of the base's own. Its state and hparams must
-            be built like the base's. FTP's "paper" gradient is ``OneStep(through=projected(base, anchor,
-            bounded=False))``.
+        through: differentiate the update of this optimizer instead of the base's. Its state and hparams must have the
+            structure of the base's. FTP's "paper" gradient is
+            ``OneStep(through=projected(base, anchor, bounded=False))``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.01), over="lr", strategy=hft.OneStep())
@@ -66,5 +65,4 @@ class OneStep:
 
 
 def _or_zeros(w: Tensor, g: Tensor | None) -> Tensor:
-    """A gradient, zeros where it is ``None``: a loss that a tensor has no part in."""
     return torch.zeros_like(w) if g is None else g

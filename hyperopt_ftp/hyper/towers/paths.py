@@ -37,12 +37,10 @@ def merge(hparams: Any, values: dict[str, Any]) -> Any:
 
 
 def overlap(hparams: Any, a: str, b: str) -> bool:
-    """Whether two paths lead to one place, or one of them into the other's."""
     return all(x == y for x, y in zip(_walk(hparams, a)[0], _walk(hparams, b)[0], strict=False))
 
 
 def _walk(tree: Any, path: str) -> tuple[list[Any], Any]:
-    """The keys along a path as far as there are some, and what these lead to."""
     keys = []
     while path:
         try:
@@ -54,7 +52,6 @@ def _walk(tree: Any, path: str) -> tuple[list[Any], Any]:
 
 
 def _meant(hparams: Any, name: str) -> str:
-    """What may have been meant by a path that leads nowhere."""
     leaves = [path for path, _ in named(hparams)]
     inside = [path for path in leaves if path.endswith(f".{name}")]
     if inside:
@@ -63,7 +60,6 @@ def _meant(hparams: Any, name: str) -> str:
 
 
 def _there(hparams: Any, path: str) -> str:
-    """What there is where a path first goes wrong."""
     keys, tree = _walk(hparams, path)
     if not keys:
         return f"the hyperparameters are {_names(hparams)}"

@@ -1,1 +1,1 @@
-"""Steps forward and back: what is kept of them, and how they are run."""
+"""Steps forward and back: what is kept of them, and how they run."""

@@ -1,4 +1,4 @@
-"""Which plan keeps a run within so many bytes: from what one step takes."""
+"""The plan that keeps a run within so many bytes, from the sizes of one step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def peak_of(sizes: Sizes, plan: Plan) -> int:
 
 
 def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
-    """The plan that makes the fewest steps again within ``memory`` bytes, and what it takes."""
+    """The plan that recomputes least within ``memory`` bytes, and its peak."""
     steps = sizes.steps
     fitting = bisect_right(range(steps + 1), memory, key=lambda n: peak_of(sizes, with_graphs(steps, n)))
     if fitting:
@@ -61,7 +61,7 @@ def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
 
 
 def stride_within(memory: int, steps: int, point: int) -> int:
-    """The n such that a compiled run, which keeps every n-th point and those between for n steps at once, fits."""
+    """The n for which a compiled run fits, which keeps every n-th point, and those between for n steps at once."""
     if steps * point <= memory:
         return 1
     n = max(1, math.isqrt(steps))

@@ -1,4 +1,4 @@
-"""Where steps began: kept for some, found again for the others by running from those."""
+"""Where steps began: points that are kept, and points that are recomputed from those."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Where the steps from ``first`` on began: kept by a plan, on the CPU with ``offload``; the others are found again.
+    """Where the steps from ``first`` on began: points kept by a plan, on the CPU with ``offload``.
 
-    The way back goes through the steps from the last to the first. It drops the points behind it; one that is not there
-    is found by running from the last one before it, and that run keeps points by the same plan.
+    The backward pass goes from the last step to the first, and drops the points behind it. A point that was not kept is
+    recomputed from the last one before it; that run keeps points by the same plan.
     """
 
     def __init__(self, inputs: TrainInputs, parts: Parts, first: int, offload: bool) -> None:
@@ -39,18 +39,17 @@ class Checkpoints:
         self._replay = Replay()
 
     def for_retained_backward(self) -> Checkpoints:
-        """These points for a way back that leaves them as they are."""
+        """A copy for a backward pass that may run again."""
         other = copy(self)
         other._kept = dict(self._kept)
         return other
 
     def visit(self, k: int, params: Params, state: State) -> None:
-        """Step k begins here, the first time."""
         if k in self._planned:
             self._kept[k] = self.stored(params, state)
 
     def at(self, k: int, step: Step) -> Checkpoint:
-        """Where step k began; points after it are dropped. ``step(k, params, state)`` is what follows on a step."""
+        """Where step k began; points after it are dropped. ``step(k, params, state)`` gives the next point."""
         while (last := next(reversed(self._kept))) > k:
             del self._kept[last]
         if last < k:
@@ -71,7 +70,6 @@ class Checkpoints:
         self._replay.run(rng, run)
 
     def stored(self, params: Params, state: State) -> Checkpoint:
-        """What is kept of a step that begins here."""
         if self._offload:
             params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
         return Checkpoint(params, state, self._replay.now())
@@ -84,5 +82,5 @@ class Checkpoints:
 
 
 def _back(values: Any, like: Any) -> Any:
-    """Each tensor on the device of the one that training started with in its place."""
+    """Each tensor on the device that it had at the start."""
     return tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, values, like)

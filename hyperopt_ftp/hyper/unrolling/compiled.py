@@ -29,7 +29,7 @@ SHAPES = 3
 
 
 class Stretch(NamedTuple):
-    """Consecutive steps with batches of one shape: a program runs them at once."""
+    """Consecutive steps with batches of one shape, run by one program."""
 
     steps: range
     planned: bool  # whether the run has met other shapes: that a program is compiled for each is no surprise
@@ -47,18 +47,17 @@ class Ran(NamedTuple):
 
 
 class CompiledSteps:
-    """K steps, the way back through them, and the steps with tangents: each a program for any number of steps.
+    """K steps, the backward pass through them, and the steps with tangents: each a program for any number of steps.
 
-    Programs are kept for the process, by the code of loss and update, and compiled anew where anything else that they
-    depend on has changed: shapes, dtypes, what the loss closes over.
+    Programs are cached in the process, by the code of loss and update. Other shapes, dtypes or values that the loss
+    closes over recompile.
 
     Args:
-        problem: what is run.
-        inputs: from where.
-        compile: as of :class:`~hyperopt_ftp.Unroll`.
+        problem, inputs: of the training.
+        compile: as in :class:`~hyperopt_ftp.Unroll`.
         first: the first step that is differentiated.
-        every: keep the points (params and state that a step begins with) of every n-th step, from which a program finds
-            the others again; 1: keep all.
+        every: keep the points (params and state at the start) of every n-th step, from which a program recomputes the
+            others; 1: keep all.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class CompiledSteps:
         self._kept: list[tuple[Stretch, Ran]] = []
 
     def forward(self) -> TrainOutputs:
-        """Where training ends."""
         begin, count = self.inputs, len(self.inputs.batches)
         params, state = detached((begin.params, begin.state))
         losses, size = [], self._every if self._every > 1 else count
@@ -157,7 +155,6 @@ class CompiledSteps:
         self, function: Any, stretch: Stretch, point: tuple[Params, State], look: Any, *more: Any,
         seeds: Tensor | None = None,
     ) -> tuple[Any, Tensor | None]:  # fmt: skip
-        """A function of below as a program, with what they all take."""
         batches = stretch.batches
         if batches is None:
             batches = _stacked([self._batches[k] for k in stretch.steps])
@@ -167,7 +164,6 @@ class CompiledSteps:
         return what.run(given, steps, seeds, look=look, planned=stretch.planned)
 
     def _stretches(self, first: int, last: int, size: int) -> Iterator[Stretch]:
-        """Of ``[first, last)``, at most so many steps each."""
         parts = max(1, math.ceil((last - first) / size))
         for a, b in pairwise(first + (last - first) * i // parts for i in range(parts + 1)):
             batches = [self._batches[k] for k in range(a, b)]
@@ -176,7 +172,6 @@ class CompiledSteps:
                 yield Stretch(range(steps[0], steps[-1] + 1), len(self._shapes) > 1, _stacked(some))
 
     def _shape(self, batch: Any) -> int:
-        """The number of a batch's shape in this run."""
         for i, (like, kinds) in enumerate(self._shapes):
             leaves = tree.fitted(batch, like)
             if leaves is not None and [_kind(x) for x in leaves] == kinds:
@@ -192,7 +187,7 @@ class CompiledSteps:
         return len(self._shapes) - 1
 
     def _asked(self, stretch: Stretch) -> tuple[Any, Any]:
-        """What a derivative is asked for, of hparams and of any of a stretch's batches."""
+        """What a derivative is asked for, in hparams and in any of a stretch's batches."""
         asked = self._problem.needs_grad
         if not self._asks_batches:
             return asked.hparams, tree.map_tree(lambda _: False, self._problem.batch_needs_grad(stretch.steps[0]))
@@ -200,7 +195,7 @@ class CompiledSteps:
         return asked.hparams, tree.map_tree(lambda *flags: any(flags), *of_batches)
 
     def _as_written(self, stretch: Stretch, params: Params, state: State) -> None:
-        """A stretch's first step as it is written, of which nothing remains: its errors are the program's."""
+        """Runs a stretch's first step uncompiled and drops the result: its errors are those of the program."""
         problem, k, replay = self._problem, stretch.steps[0], Replay()
         knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
         batch, asked = detached(self._batches[k]), problem.batch_needs_grad(k)
@@ -217,13 +212,12 @@ class CompiledSteps:
 
 
 def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) -> TrainOutputs:
-    """Where training ends, with no derivative asked for."""
     return CompiledSteps(problem, inputs, compile, first=len(inputs.batches)).forward()
 
 
 @contextmanager
 def _compiling(cotangents: Sequence[Tensor | None] = ()) -> Iterator[None]:
-    """Where programs run; an error where torch.compile would fail, with words about something else."""
+    """A context for running programs; a clear error where torch.compile would fail with an unrelated one."""
     where = None
     if _get_current_dispatch_mode_stack():
         where = "inside a dispatch mode, such as the loss of another train that is being looked at"
@@ -242,14 +236,14 @@ def _kind(x: Any) -> Any:
 
 
 def _stacked(batches: Sequence[Any]) -> Any:
-    """Batches of one shape as one, each tensor with a first dimension that counts them."""
+    """Batches of one shape, stacked along a new first dimension."""
     rebuild = tree.flatten(batches[0])[1]
     leaves = map(rebuild.aligned, batches)
     return rebuild([_rows(xs) if isinstance(xs[0], Tensor) else xs[0] for xs in zip(*leaves, strict=True)])
 
 
 def _rows(xs: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``, without a copy where they lie one after the other, or are all the same."""
+    """``torch.stack``, without a copy if the tensors are contiguous in memory, or all the same."""
     first = xs[0]
     places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.is_contiguous()) for x in xs]
     for step in (0, first.numel()):
@@ -259,7 +253,7 @@ def _rows(xs: Sequence[Tensor]) -> Tensor:
 
 
 def _apart(*parts: Any) -> Any:
-    """The same trees, no tensor in two places: torch compiles anew where other ones of its inputs are one."""
+    """The same trees without shared tensors: torch recompiles when other inputs are shared."""
     rows, rebuild = tree.flatten(parts)
     seen: set[int] = set()
     for i, x in enumerate(rows):
@@ -343,8 +337,8 @@ def _step_of_floats(
 ) -> tuple[Any, tuple[list[Tensor], ...]]:  # fmt: skip
     """A step as a function of the floats of params and state, and of what needs a gradient of hparams and batch.
 
-    It gives the floats of params and state, and beside them the loss and the gradient; and the point at which it is
-    that step. 16-bit params and state go in and out in 32 bits.
+    It gives the floats of params and state, the loss and the gradient, and the point of the step. 16-bit params and
+    state go in and out in 32 bits.
     """
 
     def step(p: list[Tensor], s: list[Tensor], h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], Any]:

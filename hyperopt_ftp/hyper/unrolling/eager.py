@@ -1,4 +1,4 @@
-"""Steps that are run as they are written, and the way back through each by autograd."""
+"""Uncompiled steps, and the backward pass through each by autograd."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = 2**27
 
 
 class _Graph(NamedTuple):
-    """A step at leaves of its own, with its graph."""
+    """A step at new leaves, with its graph."""
 
     gradient: Gradient
     state: list[Tensor]  # its leaves
@@ -32,13 +32,10 @@ class _Graph(NamedTuple):
 
 
 class EagerSteps:
-    """K steps forward, and back from the last to step ``first``.
-
-    :class:`~hyperopt_ftp.hyper.unrolling.compiled.CompiledSteps` is the same by programs.
+    """K uncompiled steps forward, and back from the last to step ``first``.
 
     Args:
-        problem: what is run.
-        inputs: from where; hparams with leaves of their own in place of those that need a gradient.
+        problem, inputs: of the training; hparams that need a gradient are replaced by leaves.
         knobs: these leaves.
         first: the first step that is differentiated.
         whole: whether what comes before it counts too.
@@ -62,21 +59,20 @@ class EagerSteps:
         self._first_needs_hvp |= whole and any(tree.leaves(asked.params))
 
     def beginning(self, first: int) -> EagerSteps:
-        """Other ones, from that step on."""
         return EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
 
     def for_retained_backward(self) -> EagerSteps:
-        """These for a way back that leaves them as they are."""
+        """A copy for a backward pass that may run again."""
         other = copy(self)
         other._retains, other._pairs = True, []
         return other
 
     def needs_hvp(self, k: int) -> bool:
-        """Whether step k's gradient is differentiated: at the first one, only for what is asked of it."""
+        """Whether step k's gradient is differentiated; at the first step, only in what is asked for."""
         return k > self.first or self._first_needs_hvp or any(tree.leaves(self._problem.batch_needs_grad(k)))
 
     def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
-        """Params and state after step k, and its loss; ``keep``: with the graph, so that it is not made again."""
+        """Params and state after step k, and its loss; ``keep``: keep the graph too."""
         problem, keep = self._problem, keep and k >= self.first
         batch, asked = self._inputs.batches[k], problem.batch_needs_grad(k)
         found = problem.gradient(params, batch, self._inputs.hparams, asked, graph=keep and self.needs_hvp(k))
@@ -97,7 +93,7 @@ class EagerSteps:
         return *new, loss
 
     def small(self, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs are small enough to be kept unasked, by what the loss has made in a step so far.
+        """Whether ``count`` graphs are small enough to be kept by default, from what the loss made in a step so far.
 
         A gradient with its graph takes about four times that, and an update about eight tensors for each param.
         """
@@ -107,7 +103,7 @@ class EagerSteps:
         return count * each <= SMALL and isinstance(self._inputs.batches, (list, tuple))
 
     def keep_if_small(self, k: int, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs like that of step k are :meth:`small`; if not, it is dropped."""
+        """Whether ``count`` graphs like that of step k are :meth:`small`; if not, drop it."""
         if self.small(params, count):
             return True
         found = self._gradients.pop(k)[0] if k in self._gradients else self._graphs.pop(k).gradient
@@ -115,7 +111,6 @@ class EagerSteps:
         return False
 
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
-        """Params and state after step k, made once more."""
         problem = self._problem.bare
         found = problem.gradient(params, self._inputs.batches[k], self._inputs.hparams)
         new = self._update(problem, found, params, state)
@@ -125,7 +120,7 @@ class EagerSteps:
     def back(
         self, k: int, point: Checkpoint, back_p: OptionalTensors, back_s: OptionalTensors
     ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, OptionalTensors]:
-        """Adjoints before step k from those after it, its part of those of the knobs, and its batch's."""
+        """Adjoints before step k from those after it, and the step's part of the cotangents of knobs and batch."""
         retain = self._retains and (k in self._graphs or k in self._gradients)
         graph = self._graphs.get(k) or self._made_again(k, point)
         if not self._retains:
@@ -141,7 +136,6 @@ class EagerSteps:
         return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
 
     def compare(self) -> None:
-        """Raise where a step was another one when it was made again."""
         if self._pairs:
             refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
@@ -161,7 +155,7 @@ class EagerSteps:
         return graph
 
     def _step(self, found: Gradient, params: Params, state: State) -> tuple[_Graph, tuple[Params, State]]:
-        """The step that goes on from a gradient, with its graph, and what comes out of it, without."""
+        """The step after a gradient, with its graph, and its results without."""
         leaves, before = detached_leaves(state, wide=True)
         cut = None
         if self._narrow:

@@ -1,4 +1,4 @@
-"""Bytes of tensors: of a tree, and those that some code makes, now and at its peak."""
+"""Bytes of tensors: of a tree, and of those that some code makes, now and at the peak."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
 
 
 def bytes_of(values: Any, kind: str) -> int:
-    """What the tensors of a tree take on devices of that kind; what two of them share counts once."""
+    """Bytes of a tree's tensors on devices of that kind; shared memory counts once."""
     storages = [local(x).untyped_storage() for x in tree.leaves(values) if _counts(x) and x.device.type == kind]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 class Meter(TorchDispatchMode):  # a context manager
-    """Counts the tensors on devices of a kind that the code inside makes, while they live.
+    """Counts the tensors that the code inside makes on devices of a kind, while they live.
 
-    What an operation takes for itself, within a kernel, is not seen.
+    Workspace inside kernels is not seen.
     """
 
     def __init__(self, kind: str) -> None:
@@ -57,13 +57,12 @@ class Meter(TorchDispatchMode):  # a context manager
         return result
 
     def live(self) -> int:
-        """Bytes of what was made inside and lives now."""
         self._seen = {key: row for key, row in self._seen.items() if not row[0].expired()}
         self._bound = sum(size for _, size in self._seen.values())
         return self._bound
 
     def peak(self) -> int:
-        """The largest number of bytes that lived at once since this was asked for the last time."""
+        """The largest number of bytes at once since the last call."""
         peak, self._peak = self._peak, self.live()
         return peak
 

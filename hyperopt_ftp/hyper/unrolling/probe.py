@@ -1,4 +1,4 @@
-"""What a step takes of memory: measured by making it once, as if it were in the middle of others."""
+"""The memory that a step takes, measured by running it once as if it were in the middle of others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .schedules import every
 
 
 def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, state: State, offload: bool) -> Sizes:
-    """Bytes by step k, which is made with its graph and walked back; random numbers stay as they were."""
+    """Bytes of step k, which is run forward with its graph and back; the random state is restored."""
     count = len(inputs.batches) - k
     hvps = count if steps.needs_hvp(k) else count - 1
     kind = tree.leaves(params)[0].device.type

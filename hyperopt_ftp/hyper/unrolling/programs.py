@@ -1,4 +1,4 @@
-"""Programs that torch.compile makes, kept for the process: what is compiled, and when anew, is said."""
+"""Programs of torch.compile, cached in the process; compilations and their reasons are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Look = Callable[[], Any]  # makes a step as it is written, and raises where its 
 
 @functools.lru_cache(maxsize=64)
 def program(function: Callable[..., Any], backend: Compile, single: bool, *code: Any) -> Program:
-    """The one program that there is of a function, for arguments that are made of that code.
+    """The cached program of a function, for arguments made of the same code.
 
     ``single``: for one step, since torch takes a size of 1 for a constant.
     """
@@ -39,7 +39,7 @@ class Program:
     """A function of (train_loss, update, params, state, batches, hparams, ..., rows), compiled at its first run.
 
     Args:
-        function: reads nothing but its arguments: torch looks at all of these in each call.
+        function: reads nothing but its arguments, which torch checks in each call.
         backend: ``True`` for inductor, or the name of one of torch.compile's backends.
     """
 
@@ -52,7 +52,6 @@ class Program:
         self._begin()
 
     def _begin(self) -> None:
-        """Forget all that was compiled."""
         # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
         code = self._function.__code__.replace()
         own = types.FunctionType(code, self._function.__globals__, self._function.__name__)
@@ -64,14 +63,14 @@ class Program:
         self, given: tuple[Any, ...], steps: range, seeds: Tensor | None = None, look: Look | None = None,
         planned: bool = False,
     ) -> tuple[Any, Tensor | None]:  # fmt: skip
-        """The function's value, and the seeds of its random numbers, where it has some.
+        """The function's value, and the seeds of its random numbers, if it has some.
 
         Args:
-            given: the function's arguments but for the last, which is made here: rows of the loop.
+            given: the function's arguments except the last, which is made here: rows of the loop.
             steps: of the loop; downwards, from the last to the first.
-            seeds: of an earlier run. ``None``: they are drawn, if they are needed.
-            look: is called wherever something was compiled, the first time beforehand.
-            planned: nothing is said where it is compiled anew.
+            seeds: of an earlier run. ``None``: drawn if needed.
+            look: called before the first compilation and after each.
+            planned: a recompilation is expected, so nothing is said.
         """
         with self._lock:
             first = not self._is
@@ -165,9 +164,9 @@ def _failures() -> tuple[type[BaseException], ...]:
 
 
 def codes_of(value: Any, constants: bool = False) -> tuple[Any, ...]:
-    """The code that functions are made of: their own, and that of the functions they close over.
+    """The code of functions and of the functions that they close over.
 
-    ``constants``: and the numbers and words that they close over, which choose between branches.
+    ``constants``: also the numbers and strings that they close over, which choose between branches.
     """
     return tuple(_codes(value, set(), constants))
 

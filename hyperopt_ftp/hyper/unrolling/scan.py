@@ -1,4 +1,4 @@
-"""Torch's ``scan``, which is not public yet: loops inside a program, whose random numbers can be drawn again."""
+"""Torch's ``scan``, not public yet: loops inside a program, whose random numbers can be repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST = (2, 13)
 
 
 def why_not(compile: Compile, device: torch.device) -> str | None:
-    """Why no program can be made here; ``None`` where nothing is known against it."""
+    """Why no program can be made here; ``None`` if nothing is known against it."""
     version = torch.__version__
     if tuple(int(x) for x in version.split(".")[:2]) < FIRST:
         return f"torch {version} cannot compile a loop of steps; {FIRST[0]}.{FIRST[1]} can"
@@ -57,7 +57,7 @@ def loop(
 
 
 def entry(values: Any, k: Tensor) -> Any:
-    """Entry k of each tensor of a tree, in a body; where all are the same it is not copied."""
+    """Entry k of each tensor of a tree, in a body; not copied if all entries are the same."""
 
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -68,7 +68,7 @@ def entry(values: Any, k: Tensor) -> Any:
 
 
 def rows(steps: range, seeds: Tensor | None, place: torch.device) -> tuple[Tensor, Tensor]:
-    """Places of the steps in what is stacked, and their seeds, in the order of the loop."""
+    """Positions of the steps in stacked tensors, and their seeds, in the order of the loop."""
     seeds = torch.zeros(len(steps), dtype=torch.int64) if seeds is None else seeds
     places = torch.arange(len(steps))
     if steps.step < 0:
@@ -112,7 +112,7 @@ def compiled(function: Callable[..., Any], backend: Compile, begins: Callable[[]
 
 
 def _own(x: Tensor) -> Tensor:
-    """What comes out of a body may be nothing that went in, with the same strides as what goes in."""
+    """A contiguous copy: a body may not return its inputs, and strides must match."""
     return x.clone(memory_format=torch.contiguous_format)
 
 

@@ -1,4 +1,4 @@
-"""Which points of a run are kept on the way forward, and which are found again on the way back."""
+"""Which points of a run are kept in the forward pass, and which are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Plan(NamedTuple):
 
 
 def every(n: int) -> Parts:
-    """Every n-th step, and within n steps each: at most ``ceil(K / n) + n - 1`` points, fewer than K steps again."""
+    """Every n-th step, and all within n steps: at most ``ceil(K / n) + n - 1`` points, fewer than K recomputations."""
     return lambda lo, hi: range(lo, hi, n if hi - lo > n else 1)
 
 
 def tree_of(arity: int) -> Parts:
-    """``arity`` equal parts, each of which is divided likewise.
+    """A tree of points: ``arity`` equal parts, each of which is divided likewise.
 
-    With ``d = ceil(log_a K)``, at most ``1 + (a - 1) d`` points live at once, and at most
-    ``K ((a - 1) / a d - 1) + 1`` steps are made again: on each level all parts but the last, whose points the run
-    before has left, and of a part all steps but its last.
+    With ``d = ceil(log_a K)``, at most ``1 + (a - 1) d`` points exist at once, and at most
+    ``K ((a - 1) / a d - 1) + 1`` steps are recomputed. Each level recomputes all parts but the last, whose points the
+    run before has kept, and of each part all steps but the last.
     """
     return lambda lo, hi: sorted({lo + (hi - lo) * i // arity for i in range(arity)})
 
@@ -44,7 +44,7 @@ def kept(parts: Parts, lo: int, hi: int) -> list[int]:
 
 
 def backward_schedule(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
-    """Back through ``[lo, hi)``: the step, how many points live when it is used, how many steps were made for it."""
+    """Back through ``[lo, hi)``: the step, the number of points when it is used, and of steps recomputed for it."""
     live = kept(parts, lo, hi)
     for k in range(hi - 1, lo - 1, -1):
         while live[-1] > k:
@@ -56,16 +56,13 @@ def backward_schedule(parts: Parts, lo: int, hi: int) -> Iterator[tuple[int, int
 
 
 def with_graphs(steps: int, n: int) -> Plan:
-    """Every point of so many steps, and the graphs of the last n of them."""
     words = "every point" if n == 0 else f"every point, and the graphs of the last {n}" if n < steps else "all graphs"
     return Plan(every(1), n, words)
 
 
 def points_of_every(n: int) -> Plan:
-    """No graph, and the points of every n-th step."""
     return Plan(every(n), 0, "every point" if n == 1 else f"the points of every n-th step, n = {n}")
 
 
 def points_of_tree() -> Plan:
-    """No graph, and the points of a tree."""
     return Plan(tree_of(ARITY), 0, "the points of a tree")

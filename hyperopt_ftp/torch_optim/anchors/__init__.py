@@ -1,1 +1,1 @@
-"""Where anchors come from, and how they are known again."""
+"""Where anchors come from, and how they are identified."""

@@ -1,4 +1,4 @@
-"""A number by which an anchor that is not in a checkpoint is known again."""
+"""A number that identifies an anchor that is not in a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CHUNK = 2**16
 def fingerprint(values: Tensor) -> int:
     """64 bits that depend on the numbers and their places, and not on dtype, memory format or shards.
 
-    ``sum_i mix(mix(bits of x_i) * (2 i + 1))`` modulo 2^64, so processes add up their shards'. Zeros have 0. It tells
-    mistakes apart, not forgeries: anybody can make another tensor with the same number.
+    ``sum_i mix(mix(bits of x_i) * (2 i + 1))`` modulo 2^64, so processes add up their shards'. Zeros have 0. It finds
+    mistakes, not forgeries: another tensor with the same number is easy to make.
 
     >>> import torch
     >>> from hyperopt_ftp.torch_optim.anchors.fingerprint import fingerprint

@@ -25,10 +25,10 @@ class AnchorSource:
 
     Args:
         anchor: ``None``, ``"zero"``, a dict of tensors by parameter name, or the path of a ``.safetensors`` file, which
-            is mapped into memory, not read, and takes no room in the optimizer's state.
-        dtype: keep anchors in this dtype where that changes no value, else as they are.
+            is mapped into memory and takes no room in the optimizer's state.
+        dtype: store anchors in this dtype if that changes no value, else as they are.
         saved: whether checkpoints hold the anchors, or a fingerprint of each.
-        device: keep anchors on this device (``"cpu"``); a step fetches them. ``None``: beside their parameters.
+        device: store anchors on this device; ``None``: beside their parameters.
     """
 
     def __init__(self, anchor: Anchor, dtype: torch.dtype | None, device: Device, saved: bool) -> None:
@@ -143,13 +143,7 @@ class AnchorSource:
         return p if self._given is None else self._given[unwrapped(str(name))]
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
-        """Complete loaded state by the anchor that its checkpoint leaves out.
-
-        Args:
-            p: the parameter.
-            name: its name or index.
-            state: what was loaded.
-            live: the state that it will replace.
+        """Complete loaded state by the anchor that its checkpoint leaves out; ``live`` is the state that it replaces.
 
         Raises:
             ValueError: there is no anchor for it, or another one than in the run that saved it.
@@ -216,7 +210,7 @@ class AnchorSource:
         return state.get("anchor", ABSENT)
 
     def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
-        """The same for those who only look: as it is kept, in whatever dtype, and nothing is put into the state."""
+        """The anchor of an initialized parameter for reading only: as it is stored, in whatever dtype."""
         if "anchor" in state or self._given is None:
             return state.get("anchor", ABSENT)
         return self._given[unwrapped(str(name))]

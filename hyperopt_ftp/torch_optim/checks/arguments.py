@@ -83,7 +83,7 @@ def check_goes_on(base: torch.optim.Optimizer, title: str) -> None:
 
 
 def listed(title: str, params: Any) -> Any:
-    """Parameters as torch takes them, but a generator as a list; what is no such thing is said by name."""
+    """The parameters as a list if they come as a generator; a ``TypeError`` for anything that torch would not take."""
     if isinstance(params, torch.nn.Module):
         raise TypeError(f"{title} takes parameters, got a {type(params).__name__}; pass model.named_parameters()")
     if callable(params) and not isinstance(params, Tensor):
@@ -102,7 +102,7 @@ def listed(title: str, params: Any) -> Any:
 
 
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
-    """A misspelt option would count for nothing. Schedulers and others put keys of their own into a group."""
+    """Raise for a misspelt option, which would have no effect. Keys of schedulers and others are allowed."""
     for key in sorted(group.keys() - set(known) - {"params", "param_names"}, key=str):
         if key in ("exclude", "anchor"):
             raise ValueError(f"a group has no {key}, the optimizer has; in a group say constrained=False, or True")
@@ -112,7 +112,7 @@ def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> Non
 
 
 def check_no_gradient(title: str, numbers: Mapping[str, Any]) -> None:
-    """A step writes in place and has no derivative, in a number neither."""
+    """A step writes in place, so it has no derivative in numbers either."""
     for name, value in numbers.items():
         parts = value if isinstance(value, (tuple, list)) else [value]
         if any(isinstance(x, Tensor) and x.requires_grad for x in parts):

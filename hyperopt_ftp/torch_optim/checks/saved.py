@@ -17,7 +17,6 @@ FORMAT = ", format 1"
 
 
 def check_checkpoint(saved: Any) -> None:
-    """It looks like what ``state_dict`` of an optimizer returns."""
     if not _is_checkpoint(saved):
         got = type(saved).__name__
         if isinstance(saved, Mapping):
@@ -46,7 +45,7 @@ def _is_checkpoint(saved: Any) -> bool:
 
 
 def check_order(here: list[str], there: list[str]) -> None:
-    """torch loads by position, whatever the names are."""
+    """Raise if parameters are in another order: torch loads by position, whatever the names are."""
     mine, theirs = [unwrapped(name) for name in here], [unwrapped(str(name)) for name in there]
     if mine != theirs and set(mine) == set(theirs):
         first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])

@@ -22,8 +22,8 @@ class CautiousDecay(DropIn):
     """Cautious weight decay (arXiv 2510.12402) toward the anchor: the rule of :func:`~hyperopt_ftp.cautious_decay`.
 
     Args:
-        base: as in :class:`L2SP`; leave its weight decay at 0.
-        strength: decay toward the anchor, times the learning rate, >= 0; a group may have its own.
+        base: as in :class:`L2SP`, with weight decay 0.
+        strength: decay toward the anchor, times the learning rate, >= 0; a group may override it.
         anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. ``anchor="zero"`` is the
             paper's decay.
 

@@ -22,25 +22,25 @@ def depth_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups, one for each layer, with numbers that are linear in its depth (:func:`by_depth`).
 
-    With a strength that falls to 0 this is MAPS (arXiv 2511.19878: ``strength (1 - (k - 1) / (L - 1))`` for
-    layer k of L), for any class that keeps the number in its groups: ``strength`` of :class:`SPD`, which the paper
-    uses, :class:`L2SP` and :class:`CautiousDecay`, ``radius`` of :class:`MARSSP`, ``lr`` of any optimizer. The paper
-    schedules over the modules of a vision-language-action model; here over whatever ``layers`` names.
+    A strength that falls to 0 is MAPS (arXiv 2511.19878: ``strength (1 - (k - 1) / (L - 1))`` for layer k of L). The
+    paper uses it with SPD, over the modules of a vision-language-action model. It works for every number that groups
+    may override: ``strength`` of :class:`SPD`, :class:`L2SP` and :class:`CautiousDecay`, ``radius`` of :class:`MARSSP`,
+    ``lr`` of any optimizer.
 
     Args:
         named_parameters: ``model.named_parameters()``.
         layers: as in :func:`by_depth`.
-        rest: options of one more group, for the parameters that are in no layer: ``{"constrained": False}`` for a new
-            head. Without it there may be none.
-        numbers: an option of the groups and its values at the first and the last layer, both finite, as in
+        rest: options of one more group, for parameters in no layer: ``{"constrained": False}`` for a new head. If it is
+            not given, every parameter must be in a layer.
+        numbers: for each option of the groups its values at the first and the last layer, finite:
             ``strength=(1.0, 0.0)``.
 
     Returns:
-        Groups for an optimizer, in the order of the layers; give them to the base, and the base to the class.
+        Groups for an optimizer, in the order of the layers. Give them to the base, and the base to the class.
 
     Raises:
         ValueError: as :func:`by_depth`; parameters in no layer and no ``rest``.
-        TypeError: no numbers, one that is no pair of numbers, ``params`` among the options, parameters without names.
+        TypeError: no numbers, or not a pair of them; ``params`` among the options; parameters without names.
 
     >>> import torch, hyperopt_ftp as hft
     >>> from torch.nn import Linear, ReLU, Sequential

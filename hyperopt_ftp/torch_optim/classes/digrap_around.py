@@ -22,18 +22,18 @@ from ..movers.given import Given
 class DiGraP(DropIn):
     """Directional Gradient Projection (arXiv 2502.15895) around an optimizer: the rule of :func:`~hyperopt_ftp.digrap`.
 
-    State beside the anchor: ``slope`` (the derivative of the last step with respect to omega), ``omega``, its Adam
-    moments ``omega_exp_avg`` and ``omega_exp_avg_sq``, and ``omega_step``.
-
     Args:
-        base: as in :class:`L2SP`; it sees the projected gradient.
-        omega_lr: step of omega, the strength of a tensor's projection, which is learned in [0, 1]; a group may have
-            its own.
-        gradient: ``"paper"`` or ``"exact"``, see :func:`~hyperopt_ftp.digrap`.
+        base: as in :class:`L2SP`; it gets the projected gradient.
+        omega_lr: learning rate of omega, the learned strength of a tensor's projection, in [0, 1]; a group may override
+            it.
+        gradient: ``"paper"`` or ``"exact"``, as in :func:`~hyperopt_ftp.digrap`.
         anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
 
     Raises:
         TypeError, ValueError: as :class:`L2SP`.
+
+    State beside the anchor: ``slope`` (the derivative of the last step in omega), ``omega``, its Adam moments
+    ``omega_exp_avg`` and ``omega_exp_avg_sq``, and ``omega_step``.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -64,7 +64,7 @@ class DiGraP(DropIn):
         super().__init__(Given(base, Hold(options, _rule, source, DIGRAP_SPECS, many=_many)), exclude)
 
     def omegas(self) -> dict[Any, float]:
-        """Strength of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
+        """Omega of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
         return scalars(self, "omega")
 
 

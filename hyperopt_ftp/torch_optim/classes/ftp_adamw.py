@@ -20,11 +20,11 @@ from .radius_warnings import watch_radii
 
 
 class FTPAdamW(DropIn):
-    """AdamW whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182, Algorithm 1).
+    """AdamW that keeps weights within a learned radius of pre-trained values (FTP, arXiv 2310.19182, Algorithm 1).
 
-    For each constrained parameter with anchor ``W0``, weights ``W`` and gradient ``g``; ``d`` is AdamW's displacement
-    (learning rate and decoupled weight decay inside), ``mu`` = ``radius_lr``, and c, n on the right of ``h`` are those
-    of the previous step::
+    Each constrained parameter has an anchor ``W0``, weights ``W``, a gradient ``g`` and a radius ``gamma``. ``d`` is
+    AdamW's displacement (learning rate and decoupled weight decay included), and ``mu`` = ``radius_lr``. The c and n in
+    ``h`` are those of the previous step::
 
         h     = sum_i <g_i, c_i> / n_i                  h <- kappa * h where h > 0
         gamma = max(gamma - mu * AdamDirection(h), 1e-8)
@@ -34,54 +34,56 @@ class FTPAdamW(DropIn):
 
     Args:
         params: tensors, ``(name, tensor)`` pairs such as ``model.named_parameters()``, or groups of either. A group may
-            override any option and say ``constrained=False``.
+            override any option, and may set ``constrained=False``.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in :class:`torch.optim.AdamW`; weight decay is 0 by default.
-        anchor: ``None``: the values just before a parameter's first step. A dict or ``state_dict`` of tensors by name,
-            as they are now, or the path of a ``.safetensors`` file. ``"zero"``: zero, without memory for it (LoRA).
-        exclude: unconstrained parameters: glob patterns on names (``"head.*"``), tensors, or modules; ``()`` or
-            ``None``: all are held. Components that ``torch.compile``, checkpointing, FSDP and DDP put into names are
-            ignored. A warning says so where nothing is held.
-        radius_lr: step of the radius, in units of row norm (sum of absolute deviations in a row). A radius grows by at
-            most about ``radius_lr`` a step whatever ``lr`` is: the first ``n / radius_lr`` steps warm up. At
-            ``columns * lr`` the ball would follow every step of AdamW, at a tenth of it it limits nearly all.
-        kappa: in [0, 1]. Not a strength: Adam is scale-free, so kappa = 1, 0.5 and 0.1 act alike while h > 0. With
-            kappa = 0 a radius shrinks only when it is clipped to the largest row norm.
-        norm: ``"mars"``: rows (dim 0) in L1; 0-d and 1-D tensors are one row. ``"l2"``: whole tensors.
-        gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: clipped rows only, which
-            is the true derivative of the step.
-        radius_start: the first radius, finite, >= 0. ``None``: 1e-8, or what holds the weights that a run starts with,
-            so the first step from the anchor moves almost nothing. 1e-8, or less: 1e-8 off the anchor too, which throws
-            the weights back onto it, as the authors' code does. After a step a radius is at most the largest row
-            norm: any large number leaves the first step to the base, which at a large ``lr`` is far.
-        anchor_dtype: keep each anchor in this dtype if that changes none of its values (weights that were loaded from
-            16 bits take 2 bytes), else as it is.
-        anchor_device: ``"cpu"`` keeps the anchors there; a step fetches them.
-        save_anchor: ``False`` leaves the anchors out of ``state_dict``, which then has a fingerprint of each: to load
+        anchor: ``None``: the values just before a parameter's first step. Or a dict or ``state_dict`` of tensors by
+            name, with their present values. Or the path of a ``.safetensors`` file. ``"zero"``: zero, which takes no
+            memory (LoRA).
+        exclude: parameters that are not constrained: glob patterns on names (``"head.*"``), tensors, or modules. ``()``
+            or ``None``: all are constrained. Parts of names that ``torch.compile``, checkpointing, FSDP and DDP insert
+            are ignored. A warning is given if nothing is constrained.
+        radius_lr: learning rate of the radius, in units of row norm (sum of absolute deviations in a row). A radius
+            grows by at most about ``radius_lr`` a step, whatever ``lr`` is, so it needs ``n / radius_lr`` steps to
+            reach a row norm n. With ``radius_lr = columns * lr`` the radius keeps up with AdamW and limits nothing;
+            with a tenth of that it limits nearly every step.
+        kappa: factor of positive h, in [0, 1]. It hardly acts as a strength: Adam is scale-free, so kappa = 1, 0.5 and
+            0.1 give the same while h > 0. With kappa = 0 a radius shrinks only when it is clipped to the largest row
+            norm.
+        norm: ``"mars"``: L1 norm of each row (dim 0); 0-d and 1-D tensors are one row. ``"l2"``: norm of the whole
+            tensor.
+        gradient: ``"paper"``: all rows contribute to h, as in the authors' code. ``"exact"``: only clipped rows, the
+            true derivative of the step.
+        radius_start: the first radius, finite, >= 0, if it is larger than the default. ``None``: the largest row norm
+            of ``W - W0`` at the start, at least 1e-8, so the first step from the anchor moves almost nothing. 1e-8 or
+            less: 1e-8 always, as in the authors' code; weights that start off the anchor are then reset to it. A large
+            number leaves the first step unconstrained, since a radius is clipped after the step.
+        anchor_dtype: store each anchor in this dtype if that changes none of its values, else as it is. Weights that
+            were loaded from 16 bits then take 2 bytes.
+        anchor_device: ``"cpu"`` stores the anchors there; each step copies them.
+        save_anchor: ``False`` leaves the anchors out of ``state_dict``, which then has a fingerprint of each. To load
             it, build the optimizer with the same anchor.
-        lean: keep c in bfloat16: 3.5 instead of 4 buffers of the weights' size. W and n are as ever; the radius's
-            gradient, which alone reads the stored c, is off by at most ``2^-8 sum_i <|g_i|, |c_i|> / n_i``.
+        lean: store c in bfloat16: 3.5 instead of 4 buffers of the weights' size. W and n do not change. Only h is
+            computed from the stored c; its error is at most ``2^-8 sum_i <|g_i|, |c_i|> / n_i``.
         foreach: ``True``: multi-tensor ops; ``False``: the pure function, one parameter at a time.
-        fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None`` the
-            best that can run does: on a CPU fused, else multi-tensor, else (tensor subclasses) the pure function. A
-            large model on a CPU without Numba warns. On a GPU fused has to be asked for, since its kernels have never
-            run on one.
-        capturable: keep step counts on the device and do without Python numbers in a step (CUDA graphs).
-        differentiable: only ``False``: a step works in place. :func:`~hyperopt_ftp.ftp` is the differentiable rule.
+        fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None``, a
+            CPU uses fused kernels, else multi-tensor ops, else (tensor subclasses) the pure function. Large models on a
+            CPU without Numba warn. A GPU uses fused kernels only with ``fused=True``, since they have never run on one.
+        capturable: keep step counts on the device, and use no Python numbers in a step (CUDA graphs).
+        differentiable: only ``False``, since a step works in place. Use :func:`~hyperopt_ftp.ftp` to differentiate.
 
     Raises:
         ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
             finite, two parameters of one name, ``lean`` with weights that are not float32.
         TypeError: parameters that are not float16, bfloat16, float32 or float64, a flag that is no bool.
         RuntimeError: ``fused=True`` where it cannot run; at a step, sparse or complex gradients, resized weights.
-            Options that were changed in a group are checked at the next step. docs/errors.md has each error's text;
-            after one, nothing has changed.
 
-    Weights changed from outside between steps are respected. An infinite or NaN gradient makes its layer NaN, the
-    radius included (it is in h), and no other. Under a GradScaler a step with ``fused=True`` unscales gradients
-    itself, and is skipped on the device. 16-bit weights: all state is float32, with c as the master copy of the
-    weights. State: m, v, c and the anchor, each the size of the weights.
+    Options that were changed in a group are checked at the next step. After an error nothing has changed.
+    docs/errors.md has each error's text.
 
-    Differs from the authors' code: a run that starts off the anchor starts from the radius that holds it.
+    You may change weights between steps. An infinite or NaN gradient makes the weights and the radius of its parameter
+    NaN, and no others. With a GradScaler and ``fused=True``, a step unscales gradients itself, and is skipped on the
+    device. State: m, v, c and the anchor, each of the weights' size. For 16-bit weights all state is float32, and c
+    holds their master copy.
 
     >>> import torch, hyperopt_ftp as hft
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -135,8 +137,8 @@ class FTPAdamW(DropIn):
     def radii(self) -> dict[Any, float]:
         """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
 
-        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
-        agree from one step to the next.
+        The smallest radius, 1e-8, holds a parameter at its anchor, as in its first step. It grows when the gradients of
+        successive steps agree.
         """
         return scalars(self, "radius")
 

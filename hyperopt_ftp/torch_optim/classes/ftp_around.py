@@ -23,23 +23,23 @@ FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
 
 
 class FTP(DropIn):
-    """Fast Trainable Projection (arXiv 2310.19182) around an optimizer that is given, whatever its rule is.
+    """Fast Trainable Projection (arXiv 2310.19182) around any optimizer.
 
-    The rule of :class:`FTPAdamW`, where the displacement ``d`` is what ``base.step()`` does to the weights. Groups and
-    state are shared with ``base``: LR schedulers and ``state_dict`` work on the wrapper. Step the wrapper alone.
+    The rule is that of :class:`FTPAdamW`, with the change of the weights in ``base.step()`` as the displacement ``d``.
+    The wrapper shares groups and state with ``base``, so LR schedulers and ``state_dict`` work on it. Call ``step`` of
+    the wrapper only.
 
     Args:
-        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
-            ``model.named_parameters()`` to exclude by name.
+        base: as in :class:`L2SP`.
         anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
-        anchor_dtype, anchor_device, save_anchor: as there.
+        anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
 
     Raises:
-        TypeError: ``base`` is no optimizer, or LBFGS (which evaluates the loss several times a step), or FTP already.
+        TypeError: ``base`` is not an optimizer, or is LBFGS or already anchored.
         ValueError: as :class:`FTPAdamW`.
 
-    The closure is evaluated by the wrapper, before the base's step. 16-bit weights are moved by ``base`` in its own
-    precision: a move smaller than their last bit is lost. c stays the master copy of weights that were not moved.
+    The wrapper evaluates the closure, before the base's step. ``base`` moves 16-bit weights in their own precision, so
+    a move smaller than their last bit is lost. For weights that were not moved, c stays the master copy.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 3))
@@ -76,11 +76,7 @@ class FTP(DropIn):
         watch_radii(self)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
-
-        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
-        agree from one step to the next.
-        """
+        """As :meth:`FTPAdamW.radii`."""
         return scalars(self, "radius")
 
 

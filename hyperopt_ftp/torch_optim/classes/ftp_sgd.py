@@ -21,10 +21,10 @@ from .radius_warnings import watch_radii
 
 
 class FTPSGD(DropIn):
-    """SGD whose weights stay in learned balls around their pre-trained values (FTP, arXiv 2310.19182).
+    """SGD that keeps the weights within a learned radius of their pre-trained values (FTP, arXiv 2310.19182).
 
-    The rule of :class:`FTPAdamW`, where the displacement ``d`` is that of :class:`torch.optim.SGD`. Weight decay is
-    coupled, as there: it enters d, and not the gradient g of the radius.
+    The rule is that of :class:`FTPAdamW`, with the displacement ``d`` of :class:`torch.optim.SGD`. Weight decay is
+    coupled: it is part of d, but not of the gradient g in ``h``.
 
     Args:
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
@@ -36,7 +36,7 @@ class FTPSGD(DropIn):
         ValueError: as :class:`FTPAdamW`; nesterov without momentum or with dampening.
         TypeError, RuntimeError: as :class:`FTPAdamW`.
 
-    State: the momentum buffer (where momentum is used), c and the anchor, each the size of the weights.
+    State: the momentum buffer (if momentum is used), c and the anchor, each of the weights' size.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 3))
@@ -88,11 +88,7 @@ class FTPSGD(DropIn):
         watch_radii(self)
 
     def radii(self) -> dict[Any, float]:
-        """Radius of each constrained parameter that has made a step, by name (or index), in units of row norm.
-
-        1e-8 is the smallest: the layer is held at its anchor, as in its first step, and comes back when its gradients
-        agree from one step to the next.
-        """
+        """As :meth:`FTPAdamW.radii`."""
         return scalars(self, "radius")
 
 

@@ -23,13 +23,13 @@ class L2SP(DropIn):
 
     Args:
         base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
-            ``model.named_parameters()`` to exclude by name. Step the wrapper alone.
-        strength: pull toward the anchor, >= 0; a group may have its own.
-        decoupled: move the weights, by ``lr * strength``, and leave the gradient that ``base`` sees alone.
+            ``model.named_parameters()`` to exclude by name. Call ``step`` of the wrapper only.
+        strength: pull toward the anchor, >= 0; a group may override it.
+        decoupled: move the weights by ``lr * strength`` instead of changing the gradient that ``base`` gets.
         anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
 
     Raises:
-        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        TypeError: ``base`` is not an optimizer, or is LBFGS or already anchored.
         ValueError: a strength outside its domain; as :class:`FTPAdamW`.
 
     >>> import torch, hyperopt_ftp as hft

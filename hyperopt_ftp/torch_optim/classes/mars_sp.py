@@ -20,27 +20,25 @@ from ..movers.given import Given
 
 
 class MARSSP(DropIn):
-    """MARS-SP (arXiv 2002.08253) around an optimizer: rows stay in balls of a fixed radius around the anchor.
+    """MARS-SP (arXiv 2002.08253) around an optimizer: rows stay within a fixed radius of the anchor.
 
-    The rule of :func:`~hyperopt_ftp.projected` with ``radius``; :class:`FTP` learns it instead. The projection runs in
-    the same executions (``opt.execution``), and the state is FTP's. ``opt.radii()`` shows the radius in effect: the
-    given one, or the largest row norm where that is smaller.
-
-    The authors' code (henrygouk/mars-finetuning) constrains other things: the weights of convolutions and dense
-    layers, but no biases; of a BatchNorm gamma / sqrt(moving variance + 1e-6), entry by entry, around the pre-trained
-    one, and not beta; the new classifier within a radius of its own around 0. Here every parameter that is not excluded
-    is held around its anchor as it is, one with a single dimension as one row; ``exclude="*.bias"`` frees biases.
+    The rule is that of :func:`~hyperopt_ftp.projected`; :class:`FTP` learns the radius instead. State and executions
+    (``opt.execution``) are those of FTP.
 
     Args:
-        base: any :class:`torch.optim.Optimizer` that steps once for each gradient (not LBFGS). Give it
-            ``model.named_parameters()`` to exclude by name. Step the wrapper alone.
-        radius: in units of row norm, >= 0; infinity is ``base``, 0 the anchor. A group may have its own.
+        base: as in :class:`L2SP`.
+        radius: in units of row norm, >= 0. Infinity is ``base``, 0 the anchor. A group may override it.
         norm: ``"mars"`` or ``"l2"``, as in :class:`FTPAdamW`.
         anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
 
     Raises:
-        TypeError: ``base`` is no optimizer, or LBFGS, or an anchored one.
+        TypeError: as :class:`L2SP`.
         ValueError: a radius that is negative or NaN; as :class:`FTPAdamW`.
+
+    Differs from the authors' code (henrygouk/mars-finetuning), which constrains the weights of convolutions and dense
+    layers, but no biases. Of a BatchNorm it constrains gamma / sqrt(moving variance + 1e-6), entry by entry, and not
+    beta. It keeps the new classifier within its own radius around 0. Here every parameter that is not excluded is kept
+    near its anchor as it is; one with a single dimension is one row. ``exclude="*.bias"`` frees biases.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.zeros(2, 2))
@@ -69,10 +67,9 @@ class MARSSP(DropIn):
         super().__init__(Given(base, Hold({"radius": radius, "norm": norm}, _rule, source, FTP_SPECS, _ball)), exclude)
 
     def radii(self) -> dict[Any, float]:
-        """Radius in effect of each constrained parameter that has made a step, by name (or index).
+        """Radius in effect of each constrained parameter that has made a step, by name (or index), in row norms.
 
-        In units of row norm: the given one, or the largest row norm where that is smaller, 1e-8 for a layer that is at
-        its anchor.
+        It is the given radius, or the largest row norm if that is smaller: 1e-8 for a parameter at its anchor.
         """
         return scalars(self, "radius")
 

@@ -1,4 +1,4 @@
-"""A word where a network has not left its anchor, and where a radius is no number any more."""
+"""Warnings: no layer has left its anchor, or a radius is not finite."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ EARLY = 256
 
 
 def watch_radii(optimizer: DropIn) -> None:
-    """Warn once where a radius is NaN or infinite, or where after LONG steps every radius is the smallest one.
+    """Warn once if a radius is NaN or infinite, or if after LONG steps every radius is the smallest one.
 
-    Radii are looked at after steps 1, 2, 4, 8, ... and LONG alone.
+    Radii are read after steps 1, 2, 4, 8, ... and LONG only.
     """
     steps, done = 0, False
 

@@ -22,10 +22,10 @@ class Recall(DropIn):
     """RecAdam's recall (arXiv 2004.12651) around an optimizer: the rule of :func:`~hyperopt_ftp.recall`.
 
     Args:
-        base: as in :class:`L2SP`; leave its weight decay at 0.
-        strength: pull toward the anchor, times the learning rate, >= 0; a group may have its own, as of the next two.
-        rate: how fast the task takes over, per step, >= 0.
-        midpoint: the step at which task and recall have the same share.
+        base: as in :class:`L2SP`, with weight decay 0.
+        strength: pull toward the anchor, times the learning rate, >= 0.
+        rate: how fast the task's share grows, per step, >= 0.
+        midpoint: the step at which task and recall have the same share. A group may override this, rate and strength.
         anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`.
 
     Raises:

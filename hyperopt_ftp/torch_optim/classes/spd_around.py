@@ -23,9 +23,9 @@ class SPD(DropIn):
 
     Args:
         base: as in :class:`L2SP`.
-        strength: the paper's lambda, not times the learning rate, >= 0; a group may have its own.
-        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. For adapters (LoRA)
-            ``anchor="zero"``, which takes no memory.
+        strength: the paper's lambda, not multiplied by the learning rate, >= 0; a group may override it.
+        anchor, exclude, anchor_dtype, anchor_device, save_anchor: as in :class:`FTPAdamW`. For adapters (LoRA) use
+            ``anchor="zero"``.
 
     Raises:
         TypeError, ValueError: as :class:`L2SP`.

@@ -44,7 +44,7 @@ class Backend(ABC):
 
     @abstractmethod
     def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
-        """Why it does not step these parameters, ``None`` where it does; ``asked``: by ``fused=True``."""
+        """Why it does not step these parameters, ``None`` if it does; ``asked``: by ``fused=True``."""
 
     @abstractmethod
     def step_(self, parts: list[Part]) -> None:
@@ -158,14 +158,14 @@ BACKENDS: dict[str, Backend] = {
 
 
 def pick(group: dict[str, Any], strict: bool) -> Backend:
-    """The backend of a group whose rule has kernels: what its flags ask for, else the best that needs no asking.
+    """The backend of a group whose rule has kernels: as its flags ask, else the best default.
 
     Args:
         group: with its parameters and flags.
-        strict: the flags are the optimizer's own. Those of a base that is given ask for the base's kernels, not ours.
+        strict: the flags are the optimizer's own. Those of a given base ask for the base's kernels, not ours.
 
     Raises:
-        RuntimeError: where ``strict``, for ``fused=True`` that cannot run.
+        RuntimeError: with ``strict``, for ``fused=True`` that cannot run.
     """
     params, fused, multi = group["params"], group.get("fused"), group.get("foreach")
     if params and (fused or (fused is None and multi is None)):
@@ -186,7 +186,7 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
 def pick_many(group: dict[str, Any]) -> Backend:
     """The backend of a group whose rule has an execution on many tensors.
 
-    What has never run on a GPU is no default there: it takes the base's ``foreach=True``.
+    It has never run on a GPU, so there it needs the base's ``foreach=True``.
     """
     params, multi = group["params"], group.get("foreach")
     wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
@@ -194,7 +194,7 @@ def pick_many(group: dict[str, Any]) -> Backend:
 
 
 def why_slow(group: dict[str, Any]) -> str | None:
-    """What a CPU lacks for the fused step of many weights that nobody has decided against; ``None``: nothing."""
+    """What a CPU lacks for the fused step of many weights, if no flag decides against it; ``None``: nothing."""
     params = group["params"]
     undecided = group.get("fused") is None and group.get("foreach") is None
     if not undecided or sum(p.numel() for p in params) < MANY:
@@ -223,7 +223,6 @@ def _for_kernels(part: Part) -> sharded.Part:
 
 
 def _all(layers: Layers, radius: float) -> Tensor:
-    """One radius for all layers."""
     return torch.full_like(torch.stack(layers.radii), radius)
 
 

@@ -59,7 +59,7 @@ class Hold:
 
     @property
     def is_flat(self) -> bool:
-        """Whether an execution takes it for granted that state lies as the weights."""
+        """Whether an execution assumes that state has the memory layout of the weights."""
         return self.has_kernels or self.many is not None
 
     def ball_of(self, group: dict[str, Any]) -> Ball | None:

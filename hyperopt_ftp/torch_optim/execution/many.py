@@ -1,8 +1,8 @@
-"""The second execution of a rule: on many tensors in one go, in place, in pieces that stay in the cache.
+"""The second execution of a rule: on many tensors at once, in place, in pieces that fit into the cache.
 
-A step is bound by memory where tensors are big and by Python where they are small. So a rule says what it does to flat
-pieces of tensors, in few passes and with temporaries that serve again; what it makes of inner products it says in the
-function of its pure definition, here on vectors with an entry for each tensor.
+Big tensors are bound by memory, small ones by Python. So a rule processes flat pieces of tensors in few passes, with
+temporaries that are reused. Inner products go to the function of its pure definition, on vectors with an entry for each
+tensor.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ class Bucket:
 
 
 class Phase(NamedTuple):
-    """What a rule does before the base's step or after it: first inner products, then numbers, then tensors.
+    """What a rule does before or after the base's step: first inner products, then numbers, then tensors.
 
     Attributes:
         apply: ``apply(bucket, numbers)`` writes ``bucket.new``.
         sums: ``sums(bucket) -> {name: products}``, 0-d and one for each piece; those of a tensor are added up.
         numbers: ``numbers(sums, state, h) -> {name: values}`` of all sums so far, the state's scalars and counts, and
-            the hparams: new state under the names of the rule's specs, else what ``apply`` takes, as Python's numbers.
-        makes: ``"g"`` for gradients that the base is to see, names of specs for new state of full size. ``sums`` may
-            begin to write them.
+            the hparams: new state under the names of the rule's specs, else Python numbers for ``apply``.
+        makes: ``"g"`` for gradients that the base gets, names of specs for new state of full size. ``sums`` may begin
+            to write them.
     """
 
     apply: Callable[[Bucket, dict[str, list[float]]], None] | None = None
@@ -193,7 +193,6 @@ def _vector(values: Tensors) -> Tensor:
 
 
 def _summed(products: Callable[[Bucket], dict[str, Tensors]], buckets: Iterator[Bucket], count: int) -> Vectors:
-    """The sums over each tensor."""
     owners: list[int] = []
     found: dict[str, Tensors] = {}
     for bucket in buckets:

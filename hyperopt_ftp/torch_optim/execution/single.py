@@ -20,7 +20,7 @@ from .store import Columns
 
 
 class Kept(NamedTuple):
-    """What a step keeps of a parameter from before the base, whole where that is sharded; all is written at its end."""
+    """What a step keeps of a parameter from before the base, unsharded; all is written at its end."""
 
     g: Tensor  # raw gradient
     w: Tensor  # weights, what stands behind 16 bits

@@ -28,7 +28,6 @@ class Columns(NamedTuple):
 
 
 def choose(columns: Columns, which: Sequence[int]) -> Columns:
-    """The parameters at positions ``which``."""
     first = [[column[i] for i in which] for column in columns[:4]]
     rest = [[[column[i] for i in which] for column in many] for many in columns[4:]]
     return Columns._make([*first, *rest])
@@ -40,7 +39,6 @@ def is_plain(p: Tensor) -> bool:
 
 
 def shapes(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, torch.Size]:
-    """Shape of each entry for a parameter."""
     by_kind = {"weights": p.shape, "rows": rows(p, norm), "scalar": torch.Size(()), "count": torch.Size(())}
     return {spec.name: by_kind[spec.kind] for spec in specs}
 
@@ -61,7 +59,7 @@ def blank(specs: Iterable[Spec], p: Tensor, norm: Norm) -> dict[str, Tensor]:
 
 
 def off(rule: Rule, p: Tensor, w0: Tensor) -> RuleState:
-    """Entries that differ from their fill, since the parameter starts off its anchor (empty: zero)."""
+    """Entries that differ from their fill because the parameter starts off its anchor (empty: zero)."""
     w = working(p.detach())
     found = rule.off(whole(w - w0.to(w) if w0.numel() else w)) if rule.off else {}
     kinds = {spec.name: spec.kind for spec in rule.specs}

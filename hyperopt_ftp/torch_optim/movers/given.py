@@ -24,9 +24,9 @@ TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 class Given(Mover):
     """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are those of the base.
 
-    A step reads nothing of the base's state. What the base writes or reads by methods of its own, ``state_dict`` and
-    ``load_state_dict``, goes through them. A base with two modes (schedule-free: the weights that it trains, and those
-    that ``eval()`` deploys) is held where it is deployed.
+    A step reads nothing of the base's state. What the base writes or reads with its own ``state_dict`` and
+    ``load_state_dict`` goes through them. A base with two modes (schedule-free) is held in the mode that ``eval()``
+    deploys.
     """
 
     own: bool = False
@@ -74,7 +74,7 @@ class Given(Mover):
             theirs.update((key, value) for key, value in mine.items() if key != "params")
 
     def add(self, opt: Optimizer, group: Any, add_checked: Callable[[Any], None]) -> None:
-        """A base may make state for what is added, or hand the group on: so it gets one that is checked already."""
+        """Add a checked group: a base may make state for it, or pass the group on."""
         if isinstance(group, dict) and isinstance(group.get("params"), Iterator):
             group["params"] = list(group["params"])
         shared = opt.param_groups
@@ -240,9 +240,9 @@ class Given(Mover):
                 BACKENDS[execution].after_(parts, before[execution])
 
     def _step_base(self, first: Collection[Tensor]) -> None:
-        """The base alone. It knows a first step by its state: there, and where it has none of its own, ours is hidden.
+        """The base alone. It detects a first step by its state, so ours is hidden if it has none of its own.
 
-        So it may leave a parameter out at first, for instance where gradients are not finite.
+        So it may skip a parameter at first, for instance if gradients are not finite.
         """
         if self._columns is not None:
             self.optimizer.step()
@@ -269,7 +269,7 @@ class Given(Mover):
 
 
 def _roll_back(state: dict[Any, Any], fresh: dict[Tensor, dict[str, Any]]) -> None:
-    """A base has refused its step: what was made for it is undone."""
+    """Undo what was made for a step that the base refused."""
     for p, before in fresh.items():
         state[p].clear()
         state[p].update(before)

@@ -1,5 +1,4 @@
-"""Bases with two modes, such as schedule-free ones: ``train()`` has the weights that gradients are taken at, ``eval()``
-those that are deployed. What is deployed is what is held."""
+"""Bases with two modes, such as schedule-free: ``train()`` sets the weights to train, ``eval()`` those to deploy."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from ...dtensors import whole
 class Modes:
     """The two modes of a base, if it has them.
 
-    A schedule-free base trains ``y = (1 - b) z + b x`` and deploys the average ``x`` (arXiv 2405.15682); ``train()``
-    and ``eval()`` turn one into the other. A rule acts on ``x``, so that this is what stays in a ball; ``y`` follows.
-    The gradient at ``y`` is ``b`` times smaller along ``x``, a factor that FTP's scale-free radius does not see.
+    A schedule-free base trains ``y = (1 - b) z + b x`` and deploys the average ``x`` (arXiv 2405.15682). A rule acts on
+    ``x``, which therefore stays in its ball. The gradient at ``y`` is ``b`` times smaller along ``x``, which does not
+    matter for FTP's scale-free radius.
     """
 
     def __init__(self, base: Any) -> None:
@@ -42,8 +41,10 @@ class Modes:
 
     @contextmanager
     def deployed(self, moving: Collection[Tensor] = ()) -> Iterator[None]:
-        """Meanwhile the parameters are the deployed weights. Those that are not ``moving`` are the same afterwards, to
-        the last bit: to go to and fro rounds."""
+        """A context in which the parameters are the deployed weights.
+
+        Those that are not ``moving`` are restored to the last bit, since switching modes rounds.
+        """
         if not self.exist:
             yield
             return
@@ -65,10 +66,10 @@ class Modes:
                 _put_back(params, trained)
 
     def check_follows(self, params: list[Tensor]) -> None:
-        """``RuntimeError`` unless the trained weights follow the deployed ones: else to hold these holds nothing.
+        """``RuntimeError`` unless the trained weights follow the deployed ones; else the constraint has no effect.
 
-        Looked at once, after the first step of the base, by moving one parameter that has finite values, farther than
-        any dtype rounds away. It is put back.
+        Checked once, after the first step of the base, by moving one parameter with finite values by more than any
+        dtype rounds. It is put back.
         """
         if not self.exist or self._trusted:
             return

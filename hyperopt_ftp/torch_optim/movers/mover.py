@@ -29,12 +29,12 @@ class Mover(ABC):
         specs: state that is made and read for the mover, beside the hold's.
 
     Attributes:
-        own: whether the whole step is ours: flags of a group are meant for our backends, and what is not held takes
-            part too.
-        flagged: whether a group's ``foreach`` and ``fused`` are torch's, which choose a backend where it is not ours.
-        whole: whether a checkpoint has all that a group uses of ``specs`` or none.
-        kinds: of the entries of a parameter's state that are made by specs, by name.
-        ours: names of all entries that are not those of a given base.
+        own: whether the whole step is ours: a group's flags choose our backends, and unconstrained parameters take
+            part.
+        flagged: whether a group's ``foreach`` and ``fused`` are torch's, which choose a backend if it is not ours.
+        whole: whether a checkpoint has all that a group uses of ``specs``, or none.
+        kinds: by name, of the entries of a parameter's state that specs make.
+        ours: names of all entries that do not belong to a given base.
     """
 
     own: bool

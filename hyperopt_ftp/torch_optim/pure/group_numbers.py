@@ -17,7 +17,6 @@ _ROUNDING = 1e-12  # torch's LinearLR down to 0 may end at -1e-18
 
 
 def domain_or_any(domains: Any, path: str) -> Domain:
-    """The domain of an hparam; that of all numbers where it has none."""
     found = domain_at(domains, path)
     return found if isinstance(found, Domain) else _ANY
 
@@ -42,7 +41,6 @@ def checked(key: str, value: Any, domain: Domain, is_tuned: bool = False) -> Any
 
 
 def flat(hparams: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each hparam with its keys: numbers, tuples of numbers, and whatever else is no dict."""
     for key, value in hparams.items():
         if isinstance(value, dict):
             yield from flat(value, (*path, str(key)))
@@ -98,11 +96,9 @@ def copied(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """NaN is equal to NaN."""
     pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
     return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in pairs)
 
 
 def as_number(value: Any) -> Any:
-    """A hyperparameter as one reads it."""
     return tree.map_tree(lambda x: x.tolist() if isinstance(x, Tensor) else x, value)

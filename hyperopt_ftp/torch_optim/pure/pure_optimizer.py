@@ -37,40 +37,42 @@ _STATE, _STARTING = "pure", "starting"
 
 
 class PureOptimizer(torch.optim.Optimizer):
-    """Run a pure optimizer in place on a model's parameters: a tower, a partition, a schedule, ``ftp`` around anything.
+    """A ``torch.optim`` class that runs any pure optimizer in place on a model's parameters.
 
-    ``step()`` is ``params, state = optimizer.update(grads, state, params, hparams)``, with the hparams that stand in
-    the groups at the time, written into the parameters. Those without a gradient stay as they are.
+    ``step()`` computes ``params, state = optimizer.update(grads, state, params, hparams)`` with the hparams in the
+    groups, and writes the result into the parameters. Parameters without a gradient do not change.
 
     Args:
-        params: as for torch.optim: parameters, named parameters, or dicts of them (groups) with hparams of their own.
-            The optimizer sees a dict by name, without wrappers' prefixes, or by number (``"0"``) without names.
+        params: as in torch.optim: parameters, named parameters, or groups (dicts), which may set hparams. The optimizer
+            gets a dict by name, without wrappers' prefixes, or by number (``"0"``) if there are no names.
         optimizer: any pure optimizer.
-        compile: compile the update by :func:`torch.compile`: by inductor, or by another backend by its name. A gradient
-            that is ``None`` now and was not before compiles it again.
+        compile: compile the update by :func:`torch.compile`: ``True`` for inductor, or the name of another backend. If
+            another set of gradients is ``None``, the update is recompiled.
 
-    Groups: one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
-    ``params`` are made the parts of a partition, each with ``optimizer`` as its rule: what looks at all parameters
-    (clipping by the global norm) looks at those of its group. A group holds its part's hparams as 0-d tensors, float64,
-    on the CPU, by name: ``"lr"``, ``"betas"``, ``"by.lr"`` of a tuned optimizer (``"base."`` is left out, unless two
-    would have one name). Hparams that belong to no part are in the first group; a part without any of its own
-    (:func:`frozen`) shows an lr of 0, and no momentum: ``OneCycleLR`` wants ``cycle_momentum=False`` there. LR
-    schedulers of torch, and your own writes, change the numbers in the groups. A tree of rates (``lr={"w": 0.1}``) or
-    a table of them (:func:`per_step`) takes no LR scheduler of torch: put :func:`scheduled` around the optimizer.
+    Groups: there is one, or one for each part of a :func:`partition`, in the order of its labels. Several groups in
+    ``params`` become the parts of a partition, each with ``optimizer`` as its rule. A rule over all parameters
+    (clipping by the global norm) then sees the parameters of one group.
 
-    A hyperparameter that the optimizer tunes itself lies in its state. Its entry in the group shows the present value,
-    and is the starting value before the first step; a scheduler that only writes the starting value again (a constant
-    one) changes nothing, any other write is an error.
+    A group holds its part's hparams by name, as 0-d float64 tensors on the CPU: ``"lr"``, ``"betas"``, ``"by.lr"``. The
+    prefix ``"base."`` is left out, unless two names would collide. The first group also holds hparams that belong to no
+    part. A part without hparams (:func:`frozen`) shows an lr of 0 and no momentum, so ``OneCycleLR`` needs
+    ``cycle_momentum=False`` there. LR schedulers of torch, and your own writes, change the numbers in the groups. A
+    tree of rates (``lr={"w": 0.1}``) or a table (:func:`per_step`) takes no LR scheduler of torch; use
+    :func:`scheduled`.
 
-    State lies in ``state["pure"]``, by path, with all that is tuned, and starting values in ``state["starting"]``:
-    ``state_dict`` is complete, and a resumed run goes on bit for bit. It does not hold what an optimizer has been made
-    from, such as an anchor.
+    An hparam that the optimizer tunes itself is part of the state. Its entry in the group is the starting value before
+    the first step, and shows the present value afterwards. Writing the starting value again is ignored (a constant
+    scheduler does so); any other write is an error.
+
+    State: ``state["pure"]`` by path, tuned hparams included, and starting values in ``state["starting"]``. A run
+    resumed from ``state_dict`` continues bit for bit. The ``state_dict`` does not hold arguments of the optimizer, such
+    as an anchor.
 
     Raises:
-        TypeError: an optimizer that is not pure; parameters that are none.
-        ValueError: a group's option that is no hparam; several groups for a partition; tensors inside the optimizer (an
-            anchor) that share memory with the parameters, and would move along.
-        RuntimeError: in ``step``, a write to a hyperparameter that the optimizer tunes itself.
+        TypeError: an optimizer that is not pure; something that is not a parameter.
+        ValueError: a group's option that is not an hparam; several groups for a partition; tensors inside the optimizer
+            (an anchor) that share memory with the parameters, and would change with them.
+        RuntimeError: in ``step``, a write to an hparam that the optimizer tunes itself.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w = torch.nn.Parameter(torch.ones(1))
@@ -119,7 +121,6 @@ class PureOptimizer(torch.optim.Optimizer):
     # -- groups -------------------------------------------------------------------------------------------------------
 
     def _divide(self, given: dict[Tensor, str]) -> None:
-        """Make the groups anew: one for each part, with its hparams, and the names as they were given."""
         weights = {name: p.detach() for p, name in self._names.items()}
         part_of = self._optimizer.parts(weights) if self._optimizer.parts else dict.fromkeys(weights, "")
         parts = list(dict.fromkeys(part_of.values()))
@@ -143,7 +144,7 @@ class PureOptimizer(torch.optim.Optimizer):
         self._reported: dict[tuple[str, ...], Any] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only while it is made: the optimizer is given all its parameters at once."""
+        """Raises after construction: the optimizer gets all its parameters at once."""
         if hasattr(self, "_optimizer"):
             raise RuntimeError(
                 "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
@@ -156,29 +157,27 @@ class PureOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
-        """The hyperparameters in use, by name: numbers, and tuples of them; of a part with its label (``"head.lr"``).
+        """The present hyperparameters by name, as numbers or tuples; those of a part with its label (``"head.lr"``).
 
-        What the optimizer tunes is as it was tuned. Labels of groups that were given are ``"0"``, ``"1"`` and so on.
+        Tuned hparams have their tuned values. Groups in ``params`` have the labels ``"0"``, ``"1"`` and so on.
         """
         values = dict(flat(self._current()))
         return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
 
     def averages(self) -> dict[str, Tensor]:
-        """The weights to evaluate with, by name: :func:`averages`, of an optimizer that keeps some.
+        """The averaged weights by name, if the optimizer keeps some: :func:`averages`.
 
-        ``torch.func.functional_call(model, opt.averages(), (x,))`` is the model with them.
+        ``torch.func.functional_call(model, opt.averages(), (x,))`` evaluates the model with them.
         """
         weights = self._weights()
         return averages(weights, self._tree(weights, self._given()))
 
     def _places(self) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
-        """Group, key in it and path of each hparam."""
         for group, keys in zip(self.param_groups, self._keys, strict=True):
             for key, path in keys.items():
                 yield group, key, path
 
     def _given(self) -> dict[str, Any]:
-        """The hparams that stand in the groups, checked, as the optimizer takes them."""
         values = {}
         for group, key, path in self._places():
             domain = domain_or_any(self._optimizer.domains, ".".join(path))
@@ -218,7 +217,6 @@ class PureOptimizer(torch.optim.Optimizer):
         return {name: p.detach() for name, p in self._params().items()}
 
     def _tree(self, weights: dict[str, Tensor], hparams: Any) -> Any:
-        """The optimizer's state: that of the last step, or of a checkpoint, or else the first."""
         if not self._started:
             return self._optimizer.init(weights, hparams)
         found = self._state[_STATE]
@@ -232,7 +230,6 @@ class PureOptimizer(torch.optim.Optimizer):
         self._state[_STATE], self._seen = found, (found, state)
 
     def _current(self) -> Any:
-        """The hparams, with those that are tuned as they are now."""
         given = self._given()
         if not self._started or not self._tuned:
             return given
@@ -269,14 +266,13 @@ class PureOptimizer(torch.optim.Optimizer):
         return loss
 
     def _report(self, hparams: Any) -> None:
-        """Show what is tuned in the groups."""
         values = dict(flat(hparams))
         for group, key, path in self._places():
             if path in self._tuned:
                 self._reported[path], group[key] = copied(values[path]), copied(values[path])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of an optimizer that was made alike; checked first, so an error changes nothing."""
+        """The state of an optimizer with the same arguments. It is checked first, so an error changes nothing."""
         if not isinstance(state_dict, Mapping):
             check_checkpoint(state_dict)
 
