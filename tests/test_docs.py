@@ -64,7 +64,7 @@ def test_the_readme_is_short_and_has_both_quick_starts():
 
 
 BY_HAND = [page for page in PAGES if page.parent.name in ("docs", "concepts")]
-GENERATED = {"results.md", "errors.md", "bases.md", "coming-from-optax.md", "coming-from-torchopt.md"}
+GENERATED = {"errors.md", "bases.md", "coming-from-optax.md", "coming-from-torchopt.md"}
 OTHERS = {"index.md", "licences.md"}  # the landing page, a list
 
 
