@@ -363,7 +363,7 @@ For users of TorchOpt {version}: each public name and its equivalent here, or wh
 - **Every number is a tensor argument** of each `update`: it can be differentiated, batched by `vmap` and tuned. Names
   and defaults are those of `torch.optim`. TorchOpt has other defaults in `adadelta` (`lr`), `adamax` (`lr`, `eps`) and
   `radam` (`eps`).
-- **Migrate step by step**: `hft.to_torchopt` makes a `GradientTransformation` of an optimizer of this package, for
+- **Migrate step by step**: `hft.to_torchopt` turns an optimizer of this package into a `GradientTransformation`, for
   `chain`, `FuncOptimizer`, `Optimizer` and `MetaOptimizer`. `hft.from_torchopt` converts back. Tests compare the
   optimizers of this package with `torch.optim` in each of these forms.
 
