@@ -10,7 +10,7 @@ import jupytext
 PAGES = ("docs/quick-start.md", "docs/differentiate.md", "docs/stories.md")
 FIGURE = re.compile(r"^\[!\[.*\n\n\*(?:.|\n)*?\*\n\n", flags=re.M)  # with its caption: a notebook is one file
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
-LINE = "\n\n[This page as a notebook]({name}), to run and to change.\n"
+LINE = "[This page as a notebook]({name}), to run and to change."
 
 
 def as_notebook(page: str) -> str:
@@ -21,9 +21,9 @@ def as_notebook(page: str) -> str:
 
 
 def add_notebooks(pages: Path) -> None:
-    """Write the notebooks beside their pages; a line below a page's title leads to its own."""
+    """Write the notebooks beside their pages; a line below a page's first paragraph leads to its own."""
     for page in (pages / name for name in PAGES):
         text, notebook = page.read_text(encoding="utf-8"), page.with_suffix(".ipynb")
         notebook.write_text(as_notebook(text), encoding="utf-8")
-        title, rest = text.split("\n", 1)
-        page.write_text(title + LINE.format(name=notebook.name) + rest, encoding="utf-8")
+        title, first, rest = text.split("\n\n", 2)
+        page.write_text("\n\n".join([title, first, LINE.format(name=notebook.name), rest]), encoding="utf-8")
