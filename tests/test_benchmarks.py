@@ -56,7 +56,7 @@ def test_who_is_off_is_named():
 
 
 def test_a_contender_in_a_process_of_its_own():
-    worker = Worker("mlp", 2, "by hand", "time", threads=1, malloc={})
+    worker = Worker("mlp", 2, "by hand", "time", threads=1)
     try:
         assert worker.answer() == "ready"
         assert worker.ask("value") == pytest.approx(by_hand(PROBLEMS["mlp"](2))().tolist(), rel=1e-5)

@@ -19,8 +19,6 @@ from .reference import distance
 
 #: glibc gives what is freed back at once: the peak is that of live memory, not of a fragmented heap.
 HEAP_RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-#: glibc gives nothing back (32 MiB is the most that it takes for the first): no page is cleared twice.
-HEAP_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def environment(threads: int, malloc: dict[str, str]) -> dict[str, str]:
@@ -36,9 +34,7 @@ def environment(threads: int, malloc: dict[str, str]) -> dict[str, str]:
 class Worker:
     """A process with one contender."""
 
-    def __init__(
-        self, problem: str, steps: int | None, contender: str, mode: str, threads: int, malloc: dict[str, str]
-    ) -> None:
+    def __init__(self, problem: str, steps: int | None, contender: str, mode: str, threads: int, **malloc: str) -> None:
         self.what = f"{contender} on {problem}"
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         words = [problem, str(steps or 0), contender, mode]
@@ -71,17 +67,15 @@ class Worker:
         self.errors.close()
 
 
-def measure(
-    name: str, steps: int | None, threads: int | None, names: list[str], rounds: int, memory: bool
-) -> dict[str, Any]:
+def measure(name: str, steps: int | None, names: list[str], rounds: int) -> dict[str, Any]:
     """All figures of one problem; an error where a contender's hypergradient is not the one in float64."""
     problem = PROBLEMS[name](steps)
-    threads = threads or problem.threads
-    worker = Worker(name, steps, "-", "reference", threads, malloc={})
+    threads = problem.threads
+    worker = Worker(name, steps, "-", "reference", threads)
     found = worker.answer()
     worker.close()
     right, tolerance = np.array(found["right"]), found["tolerance"]
-    rows, share = _in_turns(name, steps, names, rounds, threads, {}, right)
+    rows, share = _in_turns(name, steps, names, rounds, threads, right)
     record: dict[str, Any] = {
         "what": problem.what,
         "steps": problem.steps,
@@ -92,13 +86,8 @@ def measure(
         "tolerance": tolerance,
         "contenders": rows,
     }
-    if problem.heap_kept:
-        kept, share = _in_turns(name, steps, names, rounds, threads, HEAP_KEPT)
-        for row_name, row in kept.items():
-            rows[row_name]["heap_kept"] = {key: row[key] for key in ("median_seconds", "time_over_unroll")}
-        record["share_of_other_processes_heap_kept"] = share
-    for row_name in names if memory else []:
-        worker = Worker(name, steps, row_name, "memory", threads, HEAP_RETURNED)
+    for row_name in names:
+        worker = Worker(name, steps, row_name, "memory", threads, **HEAP_RETURNED)
         rows[row_name] |= worker.answer()
         worker.close()
     record["off"] = off(rows, tolerance)
@@ -106,21 +95,19 @@ def measure(
 
 
 def _in_turns(
-    name: str, steps: int | None, names: list[str], rounds: int, threads: int, malloc: dict[str, str],
-    right: np.ndarray | None = None,
-) -> tuple[dict[str, Any], float]:  # fmt: skip
+    name: str, steps: int | None, names: list[str], rounds: int, threads: int, right: np.ndarray
+) -> tuple[dict[str, Any], float]:
     """Rows by contender, and the share of the machine that others used meanwhile (the median over rounds)."""
     workers: dict[str, Worker] = {}
     try:
         rows: dict[str, Any] = {}
         for n in names:
-            workers[n] = Worker(name, steps, n, "time", threads, malloc)
+            workers[n] = Worker(name, steps, n, "time", threads)
         for n in names:
             assert workers[n].answer() == "ready"
         for n in names:
             rows[n] = {"kind": CONTENDERS[n].kind, "first_call_seconds": workers[n].ask("once")["seconds"]}
-            if right is not None:
-                rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
+            rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
         answers: dict[str, list[dict[str, float]]] = {n: [] for n in names}
         shares = []
         for k in range(rounds + 1):  # the first is for warming up

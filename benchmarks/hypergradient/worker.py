@@ -7,19 +7,18 @@ Mode ``time`` answers each line on stdin by the seconds of a call; ``memory`` sa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..measure import Peak
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import reference
@@ -38,21 +37,12 @@ def timed(call: Any, once: bool) -> dict[str, float]:
     return {"seconds": seconds / count, "busy": time.process_time() - cpu, "wall": seconds}
 
 
-def status(field: str) -> float:
-    """A memory figure of this process in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
 def peak(call: Any) -> dict[str, float]:
     """MiB above what the process holds before a call that is not the first: compiled code is there already."""
     call()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    peak = Peak()
     call()
-    return {"peak_mib": status("VmHWM") - held, "held_mib": held}
+    return {"peak_mib": peak.bytes() / 2**20, "held_mib": peak.held / 2**20}
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ CONTENDERS = {
 }
 
 
-def call_of(name: str, net: Encoder, data: Data, over: tuple[str, ...], memory: int) -> Call:
+def call_of(name: str, net: Encoder, data: Data, memory: int) -> Call:
     """A call that gives the hypergradient, by kinds of numbers."""
     contender = CONTENDERS[name]
     make = by_hand if contender.strategy is None else partial(by_library, strategy=contender.strategy(memory))
-    return make(net, data, over, again=contender.again, narrow=contender.narrow)
+    return make(net, data, again=contender.again, narrow=contender.narrow)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,14 +52,11 @@ def _of_children() -> float:
 
 
 def compare(rows: dict[str, dict[str, Any]]) -> None:
-    """Medians, and what each takes of the plain loop's; values are too many to be kept."""
+    """What each takes of the plain loop's; values are too many to be kept."""
     values = {name: row.pop("value") for name, row in rows.items() if "value" in row}
-    for row in rows.values():
-        if "seconds" in row:
-            row["median_seconds"] = statistics.median(row["seconds"])
     plain = rows.get(PLAIN, {})
     for name, row in rows.items():
-        if "seconds" in row and "seconds" in plain:
+        if name in values and PLAIN in values:
             row["time_over_plain"] = row["median_seconds"] / plain["median_seconds"]
             row["cpu_over_plain"] = row["cpu_seconds"] / plain["cpu_seconds"]
             row["peak_over_plain"] = row["peak_bytes"] / plain["peak_bytes"]
