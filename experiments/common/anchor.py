@@ -69,4 +69,4 @@ def make_anchor(trainer: Trainer[Task], options: AnchorOptions, cache: Path) -> 
     saved = checkpoint.load(file)
     model.load_state_dict(saved["model"])
     scores = task.test(model)
-    return saved["model"], saved["about"] | {"scores": scores, **summed_up(task, scores)}
+    return saved["model"], saved["about"] | {"scores": scores, **summed_up(task.columns, scores)}

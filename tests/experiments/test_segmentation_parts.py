@@ -241,7 +241,7 @@ def test_every_column_has_its_scores(task):
     scores = task.test(model)
     assert len(scores) == 23
     assert {name for names in task.columns.values() for name in names} == set(scores)
-    assert summed_up(task, dict.fromkeys(scores, 50.0)) == dict.fromkeys(task.columns, 50.0)
+    assert summed_up(task.columns, dict.fromkeys(scores, 50.0)) == dict.fromkeys(task.columns, 50.0)
     assert list(task.columns) == [
         "id", "OpenMoji", "Noto outline", "ood", "fog", "defocus blur", "gaussian noise", "brightness", "corrupted"
     ]  # fmt: skip
