@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
-from experiments.common.loop import STEP, Training
+from experiments.common.loop import Training
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
 from experiments.common.options import AnchorOptions
@@ -134,9 +134,6 @@ class Comparison:
             description=name,
             on_step=count,
         )
-        for step, *values in outcome.log:
-            known = {what: value for what, value in zip(STEP[1:], values, strict=True) if math.isfinite(value)}
-            trainer.board.add(name, int(step), known)
         return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
 
     def choose(

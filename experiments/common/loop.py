@@ -98,7 +98,7 @@ def fit(
     progress: Progress,
     description: str,
     on_epoch: Callable[[], None],
-    on_step: Callable[[int, dict[str, float]], None],
+    on_step: Callable[[int], None],
     observe: Callable[[], Any] | None = None,
     observe_every: int = 1,
 ) -> None:
@@ -107,7 +107,7 @@ def fit(
     Args:
         forward: gives the outputs of a step; the model itself, or its pass with other weights.
         on_epoch: called after every epoch, to save a checkpoint.
-        on_step: called after every step with the number of steps so far, and what is known of the step (STEP).
+        on_step: called after every step with the number of steps so far.
         observe: called after every `observe_every`-th step; its results are kept in `training.observed`.
     """
     device = next(training.model.parameters()).device
@@ -139,7 +139,7 @@ def fit(
                     training.observed.append(observe())
                     training.observed_at.append(training.step)
                 bar.advance(note=f"loss {value:.3f}, {100 * right:3.0f} % right")
-                on_step(training.step, dict(zip(STEP, row, strict=True)))
+                on_step(training.step)
                 begin = time.perf_counter()
             training.epoch += 1
             training.losses.append(total / part.count if math.isfinite(total) else None)

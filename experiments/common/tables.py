@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.common import checkpoint, heat_maps
@@ -93,14 +92,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def in_terminal(console: Console, title: str, header: list[str], rows: list[list[str]], labels: int = 1) -> None:
-    """A table whose first columns, as many as `labels`, are words."""
+def in_terminal(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column are words."""
     table = Table(title=title)
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < labels else "right")
+        table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    return table
 
 
 def where(record: RunRecord) -> str:

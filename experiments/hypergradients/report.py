@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
-from rich.console import Console
+from rich.table import Table as RichTable
 
 from experiments.common import heat_maps
 from experiments.common.estimate import estimate
@@ -15,7 +15,7 @@ from experiments.common.heat_maps import Observed
 from experiments.common.looks import BLUE
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, fixed, write
-from experiments.common.tables import in_terminal, where
+from experiments.common.tables import in_terminal
 from experiments.hypergradients.config import WAYS
 from experiments.hypergradients.gradients import Agreement, agreement
 
@@ -124,16 +124,13 @@ def costs(content: dict) -> Table:
     return ["strategy", "K", "seconds", "MiB", "differs by"], rows
 
 
-def show(record: RunRecord, console: Console) -> None:
-    """The tables in the terminal."""
-    for heading, (header, rows) in (
-        ("Gradients of the radii", compared(record.content)),
-        ("What a full hypergradient costs", costs(record.content)),
-        ("Fine-tuned with each, accuracy (%)", fine_tuned(record.content)),
-    ):
-        if rows:
-            in_terminal(console, heading, header, rows)
-    console.print(where(record))
+def tables_below(content: dict) -> list[RichTable]:
+    """In the terminal, below that of the gradients."""
+    found = {
+        "What a full hypergradient costs": costs(content),
+        "Fine-tuned with each, accuracy (%)": fine_tuned(content),
+    }
+    return [in_terminal(heading, header, rows) for heading, (header, rows) in found.items() if rows]
 
 
 def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> None:

@@ -131,7 +131,7 @@ def work(config: Config, found: Found, session: Session) -> None:
         torch.manual_seed(config.seed)  # of the head
         head = None if config.head is None else Path(config.head)
         model = build(recipe, Path(config.checkpoint or ""), benchmark.metric != ACCURACY, head).to(config.device)
-        trainer = Trainer(Recognise(), session.progress, session.board, session.on_step)
+        trainer = Trainer(Recognise(), session.progress, session.on_step)
         learner = Learner(recipe, benchmark, method, config.seed, config.workers, trainer)
         identity = {"method": method, "seed": config.seed, "data": found.fingerprint()}
         done = learner.run(model, record.folder / "checkpoint.pt", identity)
