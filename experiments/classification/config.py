@@ -19,8 +19,6 @@ class Config(AnchorOptions):
     data_root: str | None = None
     id_domain: str | None = None  # to fine-tune on, not for emoji; None: the first in the alphabet
     limit: int | None = None  # use only so many items, for a quick try
-    dropout: float = 0.2  # before the head
-    shift: int = 6  # pixels, augmentation
 
     def check(self) -> None:
         super().check()

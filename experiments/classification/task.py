@@ -9,23 +9,18 @@ from torch import Tensor, nn
 
 from experiments.classification.data import Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, accuracy
-from experiments.common.options import digest
+from experiments.common.options import VALIDATION, digest
 from experiments.common.task import Part
 
+DROPOUT = 0.2  # before the head
+SHIFT = 6  # pixels, augmentation
 
-def with_validation(
-    parts: dict[str, Pictures], id_domain: int, *, labels: float, validation: float, seed: int
-) -> dict[str, Pictures]:
-    """`finetune` in the domain that is fine-tuned on, cut to a share of its items.
 
-    Of it, `validation` is the share that is held out from `train`; with 0 there are no such parts.
-    """
-    finetune = parts["finetune"].of_domain(id_domain)
-    if labels < 1:
-        finetune = hold_out(finetune, 1 - labels, seed)[0]
-    parts = {**parts, "finetune": finetune}
-    if validation:
-        parts["train"], parts["validation"] = hold_out(finetune, validation, seed + 1)
+def with_validation(parts: dict[str, Pictures], id_domain: int, holds_out: bool, seed: int) -> dict[str, Pictures]:
+    """`finetune` in the domain that is fine-tuned on; and its parts `train` and `validation`, if any is held out."""
+    parts = {**parts, "finetune": parts["finetune"].of_domain(id_domain)}
+    if holds_out:
+        parts["train"], parts["validation"] = hold_out(parts["finetune"], VALIDATION, seed + 1)
     return parts
 
 
@@ -39,15 +34,14 @@ class ClassificationTask:
         pictures: dict[str, Pictures],
         id_domain: int,
         *,
-        dropout: float,
-        shift: int,
         device: torch.device,
+        dropout: float = DROPOUT,
         by_class: bool = False,
     ) -> None:
         self.by_class = by_class
         self.metric = "balanced accuracy" if by_class else "accuracy"
         self.pictures, self.id_domain = pictures, id_domain
-        self.dropout, self.shift, self.device = dropout, shift, device
+        self.dropout, self.device = dropout, device
         names = pictures["test"].domain_names
         others = tuple(name for number, name in enumerate(names) if number != id_domain)
         self.columns: Mapping[str, tuple[str, ...]] = {
@@ -59,13 +53,13 @@ class ClassificationTask:
         }
 
     def _draw(self, pictures: Pictures, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return flip_and_shift(pictures.images[chosen], generator, self.shift), pictures.labels[chosen]
+        return flip_and_shift(pictures.images[chosen], generator, SHIFT), pictures.labels[chosen]
 
     def fingerprint(self) -> str:
         return "-".join(part.fingerprint() for part in self.pictures.values())
 
     def pretrain_fingerprint(self) -> str:
-        drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": self.shift}
+        drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": SHIFT}
         return digest(drawn)
 
     def new_model(self) -> Classifier:

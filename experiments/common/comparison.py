@@ -65,7 +65,6 @@ class Comparison:
         make = METHODS[method].make(strength)
         if make is None:
             return self._fit_radii(model, method, seed, lr, name, choosing)
-        torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
         radii = getattr(optimizer, "radii", None)
         training = self.trainer.train(
@@ -118,7 +117,7 @@ class Comparison:
         outcome = fit_radii(
             model,
             self.task,
-            Radii(radius_lr=options.radius_lr),
+            Radii(),
             free=free,
             train=self._part(method, choosing),
             outer=self.task.parts["validation"],

@@ -14,7 +14,6 @@ class Network(nn.Module):
 
     head: str  # glob pattern of the names of the task's own parameters
     layers: Sequence[str | Sequence[str]]  # all others, from the input to the head, for rules that go by depth
-    adapted: Sequence[str] = ()  # names of the linear layers that LoRA goes around; there are none in convolutions
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)

@@ -101,7 +101,7 @@ def compare_on_the_way(setting: Setting) -> None:
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
     anchor = {name: p.clone() for name, p in held(model, config, params).items()}
     base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
-    optimizer = hft.ftp(base, anchor, radius_lr=config.radius_lr, kappa=config.kappa, gradient=config.gradient)
+    optimizer = hft.ftp(base, anchor)
     state, steps, radii, log = optimizer.init(params), [], [], []
     with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
         for step in range(1, setting.steps + 1):
@@ -149,8 +149,8 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
     free = [n for n, _ in model.named_parameters() if n not in layers]
     if kind.gradient is not None:
         optimizer = hft.FTPAdamW(
-            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, radius_lr=config.radius_lr,
-            kappa=config.kappa, gradient=kind.gradient, exclude=free_parameters(model, config),
+            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, gradient=kind.gradient,
+            exclude=free_parameters(model, config),
         )  # fmt: skip
         trained = trainer.train(
             name, model, optimizer, part,
@@ -164,7 +164,7 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
             trainer.on_step(name, done[0])
 
         trained = fit_radii(
-            model, task, kind.radii(config.radius_lr),
+            model, task, kind.radii(),
             free=free, train=part, outer=task.parts["validation" if kind.on_validation else "train"],
             lr=config.lr, weight_decay=config.weight_decay, steps=steps, batch_size=config.batch_size, seed=seed,
             file=file, identity=identity, save_every=math.ceil(16 / kind.depth), progress=trainer.progress,

@@ -6,7 +6,7 @@ import torch
 
 from experiments.classification.emoji import PACKAGES
 from experiments.classification.study import about, load_parts
-from experiments.classification.task import ClassificationTask
+from experiments.classification.task import DROPOUT, ClassificationTask
 from experiments.common.progress import Progress
 from experiments.hypergradients.comparing import Tasks, gradient_study
 from experiments.hypergradients.config import Config
@@ -16,8 +16,7 @@ from experiments.hypergradients.report import Subject
 def make_tasks(config: Config, cache: Path, progress: Progress) -> Tasks:
     parts, id_domain = load_parts(config, cache, progress)
     device = torch.device(config.device)
-    rates = (config.dropout, 0.0)
-    return Tasks(*(ClassificationTask(parts, id_domain, dropout=x, shift=config.shift, device=device) for x in rates))
+    return Tasks(*(ClassificationTask(parts, id_domain, device=device, dropout=rate) for rate in (DROPOUT, 0.0)))
 
 
 SUBJECT = Subject(

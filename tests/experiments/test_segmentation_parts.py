@@ -40,7 +40,7 @@ def emoji(cache):
 
 @pytest.fixture(scope="module")
 def parts(emoji):
-    return with_validation(split(limit_items(emoji, 96, 0), 0), 0, labels=1.0, validation=0.4, seed=0)
+    return with_validation(split(limit_items(emoji, 96, 0), 0), 0, holds_out=True, seed=0)
 
 
 @pytest.fixture(scope="module")
