@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from ..measure import Others
+from ..worker import Worker
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import distance
@@ -21,59 +17,23 @@ from .reference import distance
 HEAP_RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def environment(threads: int, malloc: dict[str, str]) -> dict[str, str]:
-    """The same number of threads for every library; XLA has two pools, and looks at NPROC for one of them."""
+def worker(problem: str, steps: int | None, contender: str, mode: str, threads: int, **malloc: str) -> Worker:
+    """With the same number of threads for every library; XLA has two pools, and looks at NPROC for one of them."""
     count = str(threads)
-    found = {**os.environ, **malloc, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "NPROC": count}
-    found["JAX_PLATFORMS"] = "cpu"
+    environment = {**malloc, "MKL_NUM_THREADS": count, "NPROC": count, "JAX_PLATFORMS": "cpu"}
     if threads == 1:
-        found["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    return found
-
-
-class Worker:
-    """A process with one contender."""
-
-    def __init__(self, problem: str, steps: int | None, contender: str, mode: str, threads: int, **malloc: str) -> None:
-        self.what = f"{contender} on {problem}"
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
-        words = [problem, str(steps or 0), contender, mode]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.hypergradient.worker", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=environment(threads, malloc),
-        )
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            self.errors.seek(0)
-            raise RuntimeError(f"{self.what} ended with {self.process.returncode}:\n{self.errors.read()[-3000:]}")
-        return json.loads(line)
-
-    def ask(self, what: str) -> Any:
-        assert self.process.stdin
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.communicate()  # closes stdin, where it stops reading
-        self.errors.close()
+        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    words = (problem, str(steps or 0), contender, mode)
+    return Worker("benchmarks.hypergradient.worker", *words, threads=threads, **environment)
 
 
 def measure(name: str, steps: int | None, names: list[str], rounds: int) -> dict[str, Any]:
     """All figures of one problem; an error where a contender's hypergradient is not the one in float64."""
     problem = PROBLEMS[name](steps)
     threads = problem.threads
-    worker = Worker(name, steps, "-", "reference", threads)
-    found = worker.answer()
-    worker.close()
+    of_reference = worker(name, steps, "-", "reference", threads)
+    found = of_reference.answer()
+    of_reference.close()
     right, tolerance = np.array(found["right"]), found["tolerance"]
     rows, share = _in_turns(name, steps, names, rounds, threads, right)
     record: dict[str, Any] = {
@@ -87,9 +47,9 @@ def measure(name: str, steps: int | None, names: list[str], rounds: int) -> dict
         "contenders": rows,
     }
     for row_name in names:
-        worker = Worker(name, steps, row_name, "memory", threads, **HEAP_RETURNED)
-        rows[row_name] |= worker.answer()
-        worker.close()
+        of_memory = worker(name, steps, row_name, "memory", threads, **HEAP_RETURNED)
+        rows[row_name] |= of_memory.answer()
+        of_memory.close()
     record["off"] = off(rows, tolerance)
     return record
 
@@ -102,7 +62,7 @@ def _in_turns(
     try:
         rows: dict[str, Any] = {}
         for n in names:
-            workers[n] = Worker(name, steps, n, "time", threads)
+            workers[n] = worker(name, steps, n, "time", threads)
         for n in names:
             assert workers[n].answer() == "ready"
         for n in names:
@@ -120,8 +80,8 @@ def _in_turns(
             if k:
                 shares.append(others.share(busy))
     finally:
-        for worker in workers.values():
-            worker.close()
+        for started in workers.values():
+            started.close()
     for n in names:
         rows[n]["median_seconds"] = statistics.median(a["seconds"] for a in answers[n])
         rows[n]["seconds"] = [a["seconds"] for a in answers[n]]

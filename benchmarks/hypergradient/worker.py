@@ -6,19 +6,15 @@ Mode ``time`` answers each line on stdin by the seconds of a call; ``memory`` sa
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import json
-import os
 import sys
 import time
-import warnings
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..measure import Peak
+from ..worker import answering
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import reference
@@ -47,25 +43,22 @@ def peak(call: Any) -> dict[str, float]:
 
 def main() -> None:
     name, steps, contender, mode = sys.argv[1:]
-    warnings.simplefilter("ignore")  # the peers' own
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+    with answering() as say:
         problem = PROBLEMS[name](int(steps) or None)
         if mode == "reference":
             right, tolerance = reference(problem)
-            print(json.dumps({"right": right.tolist(), "tolerance": tolerance}), file=answers)
+            say({"right": right.tolist(), "tolerance": tolerance})
             return
         call = CONTENDERS[contender].make(problem)
         if mode == "memory":
-            print(json.dumps(peak(call)), file=answers)
+            say(peak(call))
             return
-        print(json.dumps("ready"), file=answers)
+        say("ready")
         for asked in sys.stdin:
             if asked.strip() == "value":
-                print(json.dumps(np.asarray(call()).astype(np.float64).tolist()), file=answers)
+                say(np.asarray(call()).astype(np.float64).tolist())
             else:
-                print(json.dumps(timed(call, once=asked.strip() == "once")), file=answers)
+                say(timed(call, once=asked.strip() == "once"))
 
 
 if __name__ == "__main__":

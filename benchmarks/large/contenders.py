@@ -35,7 +35,6 @@ def _unroll(**options: object) -> Callable[[int], Strategy]:
 _SQRT = _unroll(checkpoint="sqrt")
 CONTENDERS = {
     PLAIN: Contender(None),
-    "Unroll()": Contender(_unroll()),
     "Unroll(1)": Contender(_unroll(checkpoint=1)),
     "Unroll(sqrt)": Contender(_SQRT),
     "Unroll(log)": Contender(_unroll(checkpoint="log")),
@@ -43,7 +42,6 @@ CONTENDERS = {
     "Unroll(sqrt, offload)": Contender(_unroll(checkpoint="sqrt", offload=True)),
     "Unroll(sqrt), activations again": Contender(_SQRT, again=True),
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
-    f"{PLAIN}, activations again": Contender(None, again=True),
 }
 
 

@@ -7,18 +7,14 @@ as on a machine with so much memory, and the answer is ``{"died": why}``.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import resource
 import sys
 import time
-import warnings
 from typing import Any, NamedTuple
 
-import torch
-
 from ..measure import Peak, status
+from ..worker import answering
 from .contenders import call_of
 from .network import minilm
 from .sentences import reviews
@@ -67,11 +63,8 @@ def _too_few(error: Exception, job: Job) -> int | None:
 
 def main() -> None:
     name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
-    warnings.simplefilter("ignore")  # those of other libraries
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    answer = os.fdopen(os.dup(1), "w", buffering=1)
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
-        print(json.dumps(measured(name, job)), file=answer)
+    with answering() as say:
+        say(measured(name, job))
 
 
 if __name__ == "__main__":
