@@ -1,10 +1,8 @@
-"""What all benchmarks share: options, interleaved timing, peaks of memory, and the file with the figures."""
+"""What all benchmarks share: options, interleaved timing, the rows of steps, and the file with the figures."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -17,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from experiments.common.record import processor
 
 RESULTS = Path("benchmarks/results")
 #: Share of the machine that other processes may use in a round before it is dropped.
@@ -109,25 +109,6 @@ def allocated(action: Callable[[], Any]) -> tuple[int, Any]:
     return peak, found
 
 
-class Peak:
-    """The largest resident set of this process since it was made, above what the process held then (Linux)."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.held = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-
-    def bytes(self) -> int:
-        return status("VmHWM") - self.held
-
-
-def status(field: str) -> int:
-    """A memory figure of this process in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def of_steps(optimizers: dict[str, Any], rounds: int, weights: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each optimizer's steps, in rounds without other load; and their median, execution and state."""
     seconds = interleaved({name: opt.step for name, opt in optimizers.items()}, rounds, quiet=True)
@@ -163,14 +144,8 @@ def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What a figure needs beside it: hardware, versions and the day."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

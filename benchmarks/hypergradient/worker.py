@@ -12,8 +12,10 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..measure import Peak
+from experiments.common.memory import peak_above
+
 from ..worker import answering
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
@@ -36,9 +38,7 @@ def timed(call: Any, once: bool) -> dict[str, float]:
 def peak(call: Any) -> dict[str, float]:
     """MiB above what the process holds before a call that is not the first: compiled code is there already."""
     call()
-    peak = Peak()
-    call()
-    return {"peak_mib": peak.bytes() / 2**20, "held_mib": peak.held / 2**20}
+    return {"peak_mib": peak_above(torch.device("cpu"), call)[1]}
 
 
 def main() -> None:

@@ -11,9 +11,14 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..measure import Peak, status
+import torch
+from torch import Tensor
+
+from experiments.common.memory import peak_above
+
 from ..worker import answering
 from .contenders import call_of
 from .network import minilm
@@ -37,19 +42,23 @@ def measured(name: str, job: Job) -> dict[str, Any]:
         for steps, memory in ((job.steps, job.memory), (1, 2**40))
     )
     warm_up()
-    peak = Peak()
-    resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + job.limit, resource.RLIM_INFINITY))
-    begin, busy = time.perf_counter(), time.process_time()
+
+    def limited() -> tuple[dict[str, Tensor], float, float]:
+        resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + job.limit, resource.RLIM_INFINITY))
+        begin, busy = time.perf_counter(), time.process_time()
+        return call(), time.perf_counter() - begin, time.process_time() - busy
+
+    begin = time.perf_counter()
     try:
-        value = call()
+        (value, seconds, cpu_seconds), mib = peak_above(torch.device("cpu"), limited)
     except (RuntimeError, MemoryError, ValueError) as error:
         if (bytes_ := _too_few(error, job)) is None:
             raise
         return {"died": f"{bytes_ / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
     return {
-        "median_seconds": time.perf_counter() - begin,
-        "cpu_seconds": time.process_time() - busy,
-        "peak_bytes": peak.bytes(),
+        "median_seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": int(2**20 * mib),
         "value": {kind: x.tolist() for kind, x in value.items()},
     }
 
@@ -59,6 +68,12 @@ def _too_few(error: Exception, job: Job) -> int | None:
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return job.limit
     return job.memory if "bytes are too few" in str(error) else None
+
+
+def status(field: str) -> int:
+    """A memory figure of this process in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def main() -> None:
