@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.common.tables import markdown
+from experiments.common.report_kit import markdown
 
 
 def table(record: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.common.tables import markdown
+from experiments.common.report_kit import markdown
 
 HEAD = ["", "peak", "of the plain loop's", "time", "of the plain loop's", "difference"]
 

@@ -21,12 +21,10 @@ from experiments.common.errors import InputError
 from experiments.common.options import digest, plain_values
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.tables import in_terminal, where
+from experiments.common.report_kit import Table, in_terminal, where
 from experiments.common.trainer import OnStep
 
 RUNS = Path("runs")
-Header = list[str]
-Rows = list[list[str]]
 
 
 class StudyConfig(Protocol):
@@ -77,7 +75,7 @@ class Study(Generic[C, D]):
     config: type[C]
     load: Callable[[C, Path, Progress], D]  # the folder is that of what is expensive, and kept
     report: Callable[[RunRecord], None]  # fills content["summary"]; report.md and its figures from the content alone
-    table: Callable[[dict], tuple[Header, Rows]]  # of the content: what the terminal shows
+    table: Callable[[dict], Table]  # of the content: what the terminal shows
     pieces: Callable[[C, D], Mapping[str, Callable[[], dict]]] | None = None  # by name, in order; each result is kept
     work: Callable[[C, D, Session], None] | None = None  # in place of pieces
     facts: Callable[[D], dict[str, Any]] = methodcaller("about")  # what of the data goes into the record

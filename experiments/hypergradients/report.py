@@ -14,8 +14,7 @@ from experiments.common.figures import SMALL, Curve, curves, panels, save
 from experiments.common.heat_maps import Observed
 from experiments.common.looks import BLUE
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, write
-from experiments.common.tables import in_terminal
+from experiments.common.report_kit import Table, fixed, in_terminal, write
 from experiments.hypergradients.config import RADIUS_LR, WAYS
 from experiments.hypergradients.gradients import Agreement, agreement
 

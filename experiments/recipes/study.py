@@ -13,8 +13,8 @@ from experiments.common.errors import InputError
 from experiments.common.options import digest
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import write
-from experiments.common.study import Header, Rows, Session, Study
+from experiments.common.report_kit import Table, write
+from experiments.common.study import Session, Study
 from experiments.common.task import summed_up
 from experiments.common.trainer import Trainer
 from experiments.recipes.domainnet import domainnet
@@ -139,7 +139,7 @@ def work(config: Config, found: Found, session: Session) -> None:
         record.save()
 
 
-def table(content: dict) -> tuple[Header, Rows]:
+def table(content: dict) -> Table:
     """A row for each method."""
     results = content["results"]
     columns = list(next(iter(results.values()))["columns"])

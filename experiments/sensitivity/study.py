@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from experiments.common.estimate import estimate, shown
+from experiments.common.estimate import estimate
 from experiments.common.figures import curves, mean_curve
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import write
+from experiments.common.report_kit import fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.sensitivity.summary import (
@@ -73,7 +73,7 @@ def setting(content: dict) -> str:
 def _anchors(content: dict) -> str | None:
     """What the anchors score where they have a head."""
     anchors = content["data"]["anchors"]
-    means = [shown(estimate([anchor[which] for anchor in anchors])) for which in ("id", "ood") if anchors]
+    means = [fixed(estimate([anchor[which] for anchor in anchors])) for which in ("id", "ood") if anchors]
     return f"The anchors, not fine-tuned: {' / '.join(means)}." if means else None
 
 

@@ -82,11 +82,11 @@ def test_cells_are_those_of_which_the_experts_were_sure(tmp_path, monkeypatch):
         Image.new("L", (300, 300), 60 * i).save(folder / "images" / f"cell{i}.png")
         rows.append(f"images/cell{i}.png  {share}   {kind}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    monkeypatch.setattr("experiments.classification.cells.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.common.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'hyperopt_ftp\[cells\]'"):
         cell_pictures()
     found = type("Spec", (), {"submodule_search_locations": [str(folder.parent)]})
-    monkeypatch.setattr("experiments.classification.cells.find_spec", lambda name: found)
+    monkeypatch.setattr("experiments.common.errors.find_spec", lambda name: found)
     read = cell_pictures()
     assert read.items == read.groups == ("cell0", "cell1", "cell3")
     assert (read.labels.tolist(), read.domains.tolist()) == ([0, 1, 1], [0, 1, 0])
