@@ -13,7 +13,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from experiments.common.errors import InputError, folder_of
+from experiments.common.errors import folder_of
 from experiments.common.examples import Examples, split
 
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -36,15 +36,6 @@ class Tweets:
     texts: tuple[str, ...]
     labels: Tensor  # [N] int64, index into SENTIMENTS
     topics: tuple[str, ...]
-
-    def about(self, *topics: str) -> "Tweets":
-        """Those of some topics."""
-        if unknown := set(topics) - TOPICS.keys():
-            raise InputError(f"topics {', '.join(sorted(unknown))}: there are {', '.join(TOPICS)}")
-        index = [i for i, topic in enumerate(self.topics) if topic in topics]
-        return Tweets(
-            tuple(self.texts[i] for i in index), self.labels[torch.tensor(index)], tuple(self.topics[i] for i in index)
-        )
 
     def fingerprint(self) -> str:
         """A digest of texts, labels and topics."""

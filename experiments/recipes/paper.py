@@ -46,10 +46,9 @@ class Recipe:
     percent: int = 100  # of DomainNet's training pictures
 
     def changed(self, **given: int) -> "Recipe":
-        """With values of the command line. They count as chosen, and so does what goes with a share of the pictures."""
+        """With values of the command line, which count as chosen."""
         own = {name: value for name, value in given.items() if value != getattr(self, name)}
-        names = (*own, *(("lr", "plain_lr", "epochs") if "percent" in own else ()))
-        return replace(self, **own, chosen=tuple(dict.fromkeys((*self.chosen, *names))))
+        return replace(self, **own, chosen=tuple(dict.fromkeys((*self.chosen, *own))))
 
     def factor(self, steps: int, step: int) -> float:
         """Of the learning rate at `step`, counted from 0, where an epoch has `steps`."""

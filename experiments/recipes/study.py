@@ -49,7 +49,6 @@ class Config:
         "linear",
     )
     seed: int = 0  # of head, order and augmentation
-    percent: Literal[1, 5, 10, 20, 50, 100] | None = None  # of DomainNet's training pictures
     epochs: int | None = None  # instead of the recipe's
     batch_size: int | None = None  # instead of the recipe's
     workers: int = 4  # processes that read pictures
@@ -60,7 +59,7 @@ class Config:
         return (self.seed,)
 
     def recipe(self) -> Recipe:
-        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "percent")}
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size")}
         return RECIPES[self.name].changed(**{name: value for name, value in given.items() if value is not None})
 
     def check(self) -> None:
@@ -77,8 +76,6 @@ class Config:
         ):
             if value < least:
                 raise InputError(f"{option} {value}: must be an integer of at least {least}")
-        if recipe.percent != 100 and recipe.data != "domainnet":
-            raise InputError(f"--percent is for the recipes of DomainNet; {self.name} has all of its pictures")
         for option, file in (("--root", self.root), ("--checkpoint", self.checkpoint)):
             if file is None:
                 raise InputError(f"{option} is needed: nothing is downloaded (see experiments/recipes/README.md)")

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -33,14 +34,8 @@ def test_tweets_have_a_sentiment_and_a_topic_and_no_copy():
     assert len(read.texts) == len(set(read.texts)) == len(read.labels) == len(read.topics) > 30_000
     assert set(read.topics) == set(TOPICS)
     assert read.labels.bincount().min() > 5_000
-    cars = read.about("self-driving cars")
-    assert set(cars.topics) == {"self-driving cars"}
-    assert cars.labels.tolist() == [
-        label for label, t in zip(read.labels.tolist(), read.topics, strict=True) if t == "self-driving cars"
-    ]
-    assert read.fingerprint() == tweets().fingerprint() != cars.fingerprint()
-    with pytest.raises(InputError, match="there are airlines"):
-        read.about("trains")
+    assert read.fingerprint() == tweets().fingerprint()
+    assert read.fingerprint() != replace(read, topics=read.topics[::-1]).fingerprint()
 
 
 def archive(path: Path, rows: dict[str, str]) -> Path:
@@ -145,5 +140,3 @@ def test_frozen_blocks_and_tail_are_the_whole_network(tmp_path, monkeypatch):
         again = frozen.frozen_features(tmp_path, Progress(Console(file=StringIO())), block)
         assert torch.equal(again.x, features.x)
         assert again.fingerprint() == features.fingerprint()
-    with pytest.raises(InputError, match="block 17: the network has the blocks 1 to 16"):
-        frozen.frozen_features(tmp_path, Progress(Console(file=StringIO())), 17)

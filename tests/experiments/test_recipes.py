@@ -54,11 +54,8 @@ def test_a_network_learns_what_is_there(tmp_path):
 
 def test_values_of_the_command_line_count_as_chosen():
     recipe = RECIPES["domainnet-clip-resnet50"]
-    assert recipe.changed(percent=100, epochs=50) == recipe
+    assert recipe.changed(epochs=50) == recipe
     assert recipe.changed(batch_size=64).chosen == ("radius_lr", "batch_size")
-    five = recipe.changed(percent=5)
-    assert (five.percent, five.epochs) == (5, 50)
-    assert five.chosen == ("radius_lr", "percent", "lr", "plain_lr", "epochs")
 
 
 def test_the_epoch_that_is_best_on_validation_pictures_is_tested(tmp_path, monkeypatch):
@@ -190,7 +187,6 @@ GIVEN = ["pascal-context", "--root", ".", "--checkpoint", __file__]
         (["imagenet-clip-vit", *GIVEN[1:]], "--head is needed: imagenet-clip-vit"),
         (["imagenet-clip-vit", *GIVEN[1:], "--head", "h.pt"], "--head h.pt is not a file"),
         ([*GIVEN, "--head", __file__], "has a new head"),
-        ([*GIVEN, "--percent", "5"], "--percent is for the recipes"),
         ([*GIVEN, "--epochs", "0"], "--epochs 0: must be"),
         ([*GIVEN, "--seed", "-1"], "--seeds -1: give"),
         ([*GIVEN, "--method", "ftp", "ftp"], "each once"),

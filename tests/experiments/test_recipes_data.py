@@ -29,7 +29,7 @@ PASCAL_MASK = "semseg/pascal-context/a.png"
 def test_every_share_of_domainnet_has_its_lists(tmp_path):
     """And pictures that are held out to choose the epoch by."""
     root = tiny.domainnet(tmp_path, classes=1, train=6)
-    percents = (1, 5, 10, 20, 50, 100)
+    percents = (10, 100)
     for number, percent in enumerate(percents):
         (root / f"real_train_{percent}_percent_split.txt").write_text(f"real/class_0/{number}.jpg 0\n")
         (root / f"real_val_{percent}_percent_split.txt").write_text("real/class_0/50.jpg 0\n")
