@@ -49,7 +49,7 @@ class Comparison:
     def _part(self, method: str, choosing: bool) -> Part:
         return self.task.parts["train" if choosing or METHODS[method].validates else "finetune"]
 
-    def steps(self, method: str, choosing: bool = False) -> int:
+    def steps(self, choosing: bool) -> int:
         """Equal for all methods, whatever part they train on; fewer while a learning rate is chosen."""
         part = self.task.parts["train" if choosing else "finetune"]
         return steps_of(part, self.options.epochs, self.options.batch_size)
@@ -123,7 +123,7 @@ class Comparison:
             outer=self.task.parts["validation"],
             lr=lr,
             weight_decay=options.weight_decay,
-            steps=self.steps(method, choosing),
+            steps=self.steps(choosing),
             batch_size=options.batch_size,
             seed=seed,
             file=self.folder / "checkpoint.pt",

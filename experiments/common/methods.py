@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def held(model: Network, options: Options, entries: Mapping[str, T]) -> dict[str
     return {name: entry for name, entry in entries.items() if not any(fnmatchcase(name, head) for head in free)}
 
 
-def _ftp(**fixed: float | str) -> Make:
+def _ftp(**fixed: Any) -> Make:
     def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
             model.named_parameters(),

@@ -47,7 +47,6 @@ class Trainer(Generic[T_co]):
         warm_up: float = 0.0,
         forward: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[], Any] | None = None,
-        observe_every: int | None = None,
         schedule: LRScheduler | None = None,
         after_epoch: Callable[[Training], None] | None = None,
     ) -> Training:
@@ -81,7 +80,7 @@ class Trainer(Generic[T_co]):
             on_epoch=save,
             on_step=lambda step: self.on_step(name, step),
             observe=observe,
-            observe_every=math.ceil(steps / OBSERVATIONS) if observe_every is None else observe_every,
+            observe_every=math.ceil(steps / OBSERVATIONS),
         )
         return training
 
