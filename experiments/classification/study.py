@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 
 from experiments.classification.cells import cell_pictures
-from experiments.classification.config import Config
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
 from experiments.classification.folders import folder_pictures
-from experiments.classification.task import ClassificationTask, with_validation
+from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common.errors import InputError
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy

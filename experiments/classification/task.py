@@ -1,7 +1,9 @@
 """Which class is in the picture? Trained on one domain, tested in all."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,35 @@ from torch import Tensor, nn
 
 from experiments.classification.data import Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, accuracy
-from experiments.common.options import VALIDATION, digest
+from experiments.common.errors import InputError
+from experiments.common.options import VALIDATION, AnchorOptions, digest
 from experiments.common.task import Part
 
 DROPOUT = 0.2  # before the head
 SHIFT = 6  # pixels, augmentation
+
+
+@dataclass(frozen=True)
+class Config(AnchorOptions):
+    """The defaults compare at one learning rate; `make demo` has three."""
+
+    # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
+    anchor: Literal["styles", "imagenet"] = "styles"
+    pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
+    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of these; files of one
+    # class with the same stem are one item, and all of an item is in one part of the split.
+    data_root: str | None = None
+    id_domain: str | None = None  # to fine-tune on, not for emoji; None: the first in the alphabet
+    limit: int | None = None  # use only so many items, for a quick try
+
+    def check(self) -> None:
+        super().check()
+        if self.id_domain is not None and self.data_root is None and self.pictures == "emoji":
+            raise InputError(
+                "--id-domain goes with --data-root or --pictures cells; the emoji are always fine-tuned on Twemoji"
+            )
+        if self.pictures == "cells" and self.data_root is not None:
+            raise InputError("--pictures cells and --data-root: give one of them")
 
 
 def with_validation(parts: dict[str, Pictures], id_domain: int, holds_out: bool, seed: int) -> dict[str, Pictures]:

@@ -15,12 +15,11 @@ import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
-from experiments.common.loop import Training
+from experiments.common.loop import Training, write_steps
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
 from experiments.common.options import AnchorOptions
 from experiments.common.record import RunRecord
-from experiments.common.step_log import write_steps
 from experiments.common.task import Network, Part, Task, tested
 from experiments.common.trainer import Trainer, steps_of
 

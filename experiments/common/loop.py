@@ -1,8 +1,10 @@
 """The training loop: epochs of shuffled batches, a checkpoint after each, and going on from it."""
 
+import csv
+import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -81,6 +83,18 @@ class Training:
             saved = checkpoint.load(file)
             if saved["identity"] == identity:
                 self.load_state_dict(saved["training"])
+
+
+def write_steps(file: Path, log: Sequence[Sequence[float]]) -> None:
+    """What was measured at each step, as CSV.
+
+    Columns: step, loss, share of the batch that was right (nan: not known), lr, seconds.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(STEP)
+    rows.writerows([int(step), *(f"{value:.6g}" for value in values)] for step, *values in log)
+    checkpoint.write_text(file, text.getvalue())
 
 
 #: A loop, as `fit` is one.

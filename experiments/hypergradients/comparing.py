@@ -15,12 +15,11 @@ import hyperopt_ftp as hft
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
 from experiments.common.errors import InputError
-from experiments.common.loop import Fit, fit
+from experiments.common.loop import Fit, fit, write_steps
 from experiments.common.methods import free_parameters, held
 from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.step_log import write_steps
 from experiments.common.study import Session, Study
 from experiments.common.task import Task, tested
 from experiments.common.trainer import Trainer, steps_of

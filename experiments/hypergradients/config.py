@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Fixed
 
-from experiments.classification.config import Config as Classification
+from experiments.classification.task import Config as Classification
 from experiments.common.bilevel_loop import Radii
 from experiments.common.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from experiments.classification import study as classification
-from experiments.classification.config import Config as ClassificationConfig
+from experiments.classification.task import Config as ClassificationConfig
 from experiments.common.anchor import make_anchor
 from experiments.common.comparison import Comparison
 from experiments.common.errors import InputError

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from experiments.classification.config import Config
 from experiments.classification.data import Pictures
 from experiments.classification.study import load_parts, make_task
-from experiments.classification.task import ClassificationTask
+from experiments.classification.task import ClassificationTask, Config
 from experiments.common import checkpoint, comparison, figures
 from experiments.common.comparison import Comparison
 from experiments.common.memory import peak, reset_peak

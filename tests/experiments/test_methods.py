@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from experiments.classification.config import Config
+from experiments.classification.task import Config
 from experiments.common.methods import FOLLOWS, METHODS
 from experiments.common.task import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW

@@ -12,11 +12,10 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from experiments.classification.config import Config
 from experiments.classification.data import PARTS, SHARES, Pictures, flip_and_shift, hold_out, limit_items, split
 from experiments.classification.emoji import CLASSES, STYLES, emoji_pictures, group_name
 from experiments.classification.model import Classifier
-from experiments.classification.task import ClassificationTask, with_validation
+from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, recipe
 from experiments.common.errors import InputError
