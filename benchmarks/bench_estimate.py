@@ -5,8 +5,6 @@ By the events of torch's allocator on the CPU. The table goes into docs/concepts
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .measure import allocated, machine
+from .measure import allocated, machine, options, write
 from .nets import NETS, Problem
 
 STRATEGIES = {
@@ -54,11 +52,10 @@ def published(page: str, record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "estimate_cpu.json")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--steps", type=int, default=32, help="of training (default: 32)")
     parser.add_argument("--size", type=int, default=2, help="factor of the widths (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/estimate_cpu.json"), help="the JSON file")
     parser.add_argument("--page", type=Path, default=Path("docs/concepts/cost.md"), help="that gets the table")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="Implicit")  # nothing has converged
@@ -72,14 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
                 problem = problem._replace(over="lr")  # not 20,000 tangents
             rows.append({"network": name, "strategy": how, **measured(problem, strategy)})
             print(table({"rows": rows[-1:]}).splitlines()[-1], flush=True)
-    record = {
-        "machine": machine(),
-        "steps": args.steps,
-        "size": args.size,
-        "rows": rows,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = {"machine": machine(), "steps": args.steps, "size": args.size, "rows": rows}
+    write(args.out, record)
     args.page.write_text(published(args.page.read_text(), record))
 
 

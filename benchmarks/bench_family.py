@@ -4,26 +4,21 @@ load are dropped."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import io
-import json
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.torch_optim.drop_in import DropIn
 
-from .measure import interleaved, machine, ratio
+from .measure import RESULTS, machine, of_steps, options, ratio, write
 from .shapes import SHAPES
 
 GIVEN = {"radius": 0.1}  # options without a default
@@ -92,45 +87,26 @@ def measure(candidates: Callable[[Params, str], dict[str, torch.optim.Optimizer]
             p.grad = g
         return found
 
+    count = sum(w.numel() for w in first)
     with tempfile.TemporaryDirectory() as folder:
-        found = candidates(params, folder)
-        seconds = interleaved({name: opt.step for name, opt in found.items()}, rounds, quiet=True)
-    count, rows = sum(w.numel() for w in first), {}
-    for name, opt in found.items():
-        unique = {t.data_ptr(): t.numel() * t.element_size() for state in opt.state.values() for t in tensors(state)}
-        rows[name] = {
-            "median_ms": 1e3 * statistics.median(seconds[name]),
-            "ratio": ratio(seconds, name, "AdamW(fused)"),
-            "state_bytes_per_weight": sum(unique.values()) / count,
-            "execution": getattr(opt, "execution", None),
-        }
+        seconds, rows = of_steps(candidates(params, folder), rounds, count)
+    for name, row in rows.items():
+        row["ratio"] = ratio(seconds, name, "AdamW(fused)")
     return {"parameters": count, "tensors": len(first), "rounds": len(seconds["AdamW(fused)"]), "steps": rows}
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Of a state, those inside a tensor that is kept in 8 bits for the tensor."""
-    if isinstance(value, Tensor):
-        inside = getattr(value, "__tensor_flatten__", lambda: ([], None))()[0]
-        yield from (getattr(value, name) for name in inside) if inside else (value,)
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from tensors(one)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, None, rounds=9)
     parser.add_argument("--model", default="resnet50", choices=list(SHAPES))
     parser.add_argument("--eight-bits", action="store_true", help="optimizers with states of 8 bits (extra bases)")
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each optimizer (default: 9)")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/family_cpu.json or bases_cpu.json")
     args = parser.parse_args()
     found = measure(of_eight_bits if args.eight_bits else of_family, args.model, args.rounds)
     print(f"{args.model}, {found['parameters']:,} weights")
     for name, row in found["steps"].items():
         bytes_ = f"{row['state_bytes_per_weight']:5.2f} bytes of state a weight"
         print(f"  {name:28} {row['median_ms']:9.2f} ms   {row['ratio']:6.2f} x AdamW(fused)   {bytes_}")
-    out = args.out or Path(f"benchmarks/results/{'bases' if args.eight_bits else 'family'}_cpu.json")
-    out.write_text(json.dumps({"machine": machine(), "model": args.model, **found}, indent=1) + "\n")
+    out = args.out or RESULTS / f"{'bases' if args.eight_bits else 'family'}_cpu.json"
+    write(out, {"machine": machine(), "model": args.model, **found})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ not run stay in it) and a figure.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from .hypergradient.contenders import CONTENDERS, contenders_of
@@ -21,32 +19,25 @@ from .hypergradient.figure import draw
 from .hypergradient.problems import PROBLEMS
 from .hypergradient.processes import measure
 from .hypergradient.table import table
-from .measure import machine
+from .measure import machine, options, write
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "hypergradient.json", rounds=7)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS), help="default: all")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these only")
-    parser.add_argument("--skip", nargs="+", default=[], choices=list(CONTENDERS), metavar="NAME", help="not these")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contender (default: 7)")
     parser.add_argument("--steps", type=int, help="training steps (default: those of the problem)")
-    parser.add_argument("--threads", type=int, help="of every contender (default: those of the problem)")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--show", action="store_true", help="measure nothing: tables and figure of what is in the file")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hypergradient.json"), help="the JSON file")
     args = parser.parse_args(arguments)
     problems: dict[str, Any] = json.loads(args.out.read_text())["problems"] if args.out.exists() else {}
     off = []
     for name in [] if args.show else args.problems:
-        names = [n for n in contenders_of(PROBLEMS[name](args.steps)) if n not in args.skip]
-        names = [n for n in names if args.contenders is None or n in args.contenders]
-        record = measure(name, args.steps, args.threads, names, args.rounds, memory=not args.no_memory)
+        names = [n for n in contenders_of(PROBLEMS[name](args.steps)) if n in (args.contenders or CONTENDERS)]
+        record = measure(name, args.steps, names, args.rounds)
         peers = {peer: version(peer) for peer in ("torchopt", "higher", "jax", "optax")}
         problems[name] = {"machine": {**machine(), "threads": record["threads"], **peers}, **record}
         off += [f"{n} on {name}" for n in record["off"]]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"problems": problems}, indent=1) + "\n")
+        write(args.out, {"problems": problems})
         print(table(record), end="\n\n", flush=True)
     if args.show:
         print(*map(table, problems.values()), sep="\n\n")

@@ -5,17 +5,15 @@ Each process imports torch, then the package, and times the two apart, so that d
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from .measure import machine
+from .measure import machine, options, write
 
 CODE = """
 import json, sys, time
@@ -50,15 +48,11 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=21, help="processes (default: 21)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/import.json"))
-    args = parser.parse_args()
+    args = options(__doc__, "import.json", rounds=21).parse_args()
     found = measure(args.rounds)
     print(f"import torch {found['torch_ms']:.0f} ms, then import hyperopt_ftp {found['hyperopt_ftp_ms']:.1f} ms")
     print(f"new modules: {found['new_modules']}; of the optional libraries: {found['optional_imported'] or 'none'}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    write(args.out, {"machine": machine(), **found})
 
 
 if __name__ == "__main__":

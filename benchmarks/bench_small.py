@@ -5,11 +5,8 @@ An MLP 20-64-64-5 and batches of 32, in float32: what it costs that a training i
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +14,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
-from .measure import Others, interleaved, machine, ratio
+from .measure import Others, interleaved, machine, options, ratio, write
 
 Params = dict[str, Tensor]
 
@@ -111,10 +108,7 @@ def problems() -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=41, help="timed calls of each (default: 41)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/small.json"), help="the JSON file")
-    args = parser.parse_args()
+    args = options(__doc__, "small.json", rounds=41).parse_args()
     torch.set_num_threads(1)
     others, found = Others(), {}
     print("| problem | ms by hand | ours / by hand |\n|---|---|---|")
@@ -124,14 +118,8 @@ def main() -> None:
         milliseconds = 1e3 * sorted(seconds["by hand"])[len(seconds["by hand"]) // 2]
         found[name] = {"by_hand_ms": milliseconds, "ratio": ratio(seconds, "ours", "by hand")}
         print(f"| {name} | {milliseconds:.2f} | {found[name]['ratio']:.2f} |", flush=True)
-    record = {
-        "machine": machine(),
-        "rounds": args.rounds,
-        "share_of_other_processes": others.share(),
-        "problems": found,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings = {"machine": machine(), "rounds": args.rounds, "share_of_other_processes": others.share()}
+    write(args.out, {**settings, "problems": found})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost of a whole optimizer step, and of the optimizer in a training step.
+"""Cost of a whole optimizer step.
 
 For the shapes of real models: FTPAdamW in each execution, FTPSGD, the wrapper, against torch's AdamW and SGD;
 interleaved, medians, ratios, GB/s of the words that a step has to move, memory of the optimizer. Rounds with other load
@@ -7,10 +7,6 @@ are dropped.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +16,9 @@ import torchvision
 
 import hyperopt_ftp as hft
 
-from .measure import bandwidth, interleaved, machine, ratio
+from .measure import RESULTS, bandwidth, machine, of_steps, options, ratio, write
 from .plain_ftp import PlainFTPAdamW
 from .shapes import SHAPES
-
-RESULTS = Path("benchmarks/results")
 
 #: Full-size words (4 bytes) that a step has to move, by candidate: what is read and written once each.
 WORDS = {
@@ -64,68 +58,22 @@ def candidates(device: torch.device, shapes: list[torch.Size]) -> dict[str, Any]
 def measure(model: str, device: torch.device, rounds: int) -> dict[str, Any]:
     shapes = SHAPES[model]()
     found = candidates(device, shapes)
-    steps: dict[str, Callable[[], Any]] = {name: opt.step for name, opt in found.items()}
-    seconds = interleaved(steps, rounds, quiet=True)
+    count = sum(shape.numel() for shape in shapes)
+    seconds, rows = of_steps(found, rounds, count)
     best = "triton" if device.type == "cuda" else "fused_cpu"
     assert {opt.execution for n, opt in found.items() if n.startswith(("FTPAdamW(fused", "FTPSGD(fused"))} == {best}
-    count = sum(shape.numel() for shape in shapes)
-    rows = {}
     for name, opt in found.items():
-        median = statistics.median(seconds[name])
-        rows[name] = {
-            "median_ms": 1e3 * median,
-            "ratio_to_adamw_fused": ratio(seconds, name, "AdamW(fused)"),
-            "ratio_to_adamw_foreach": ratio(seconds, name, "AdamW(foreach)"),
-            "execution": getattr(opt, "execution", None),
-        }
+        for to in ("fused", "foreach"):
+            rows[name][f"ratio_to_adamw_{to}"] = ratio(seconds, name, f"AdamW({to})")
         if name in WORDS:
-            rows[name] |= {"words": WORDS[name], "gb_per_s": 4 * WORDS[name] * count / median / 1e9}
-        if isinstance(opt, torch.optim.Optimizer):
-            state = [t for s in opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-            rows[name]["state_bytes_per_weight"] = sum(t.numel() * t.element_size() for t in state) / count
+            moved = 4 * WORDS[name] * count
+            rows[name] |= {"words": WORDS[name], "gb_per_s": moved / rows[name]["median_ms"] / 1e6}
         if device.type == "cuda":  # what a step needs beside the state
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
             opt.step()
             rows[name]["transient_bytes_per_weight"] = (torch.cuda.max_memory_allocated() - held) / count
     return {"parameters": count, "tensors": len(shapes), "rounds": len(seconds["AdamW(fused)"]), "steps": rows}
-
-
-def training(device: torch.device, rounds: int, batch: int = 32) -> dict[str, Any]:
-    """Forward, backward and step of EfficientNet-Lite0 at 224 x 224 with AdamW and with FTPAdamW."""
-    from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
-
-    torch.manual_seed(0)
-    model = EfficientNet.from_name("efficientnet-lite0", num_classes=100).to(device).train()
-    x, y = torch.randn(batch, 3, 224, 224, device=device), torch.randint(100, (batch,), device=device)
-
-    def backward() -> None:
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-
-    backward()
-    # Each after a backward pass, so that the caches are as in training.
-    opts = {
-        "AdamW(fused)": torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
-        "FTPAdamW(fused)": hft.FTPAdamW(model.parameters(), lr=1e-6, fused=True),
-    }
-    parts: dict[str, list[float]] = {name: [] for name in (*opts, "forward and backward")}
-    for k in range(rounds + 1):
-        for name, opt in opts.items():
-            seconds = interleaved({"forward and backward": backward, name: opt.step}, rounds=1, warmup=0)
-            if k:
-                for part, times in seconds.items():
-                    parts[part] += times
-    median = {name: statistics.median(times) for name, times in parts.items()}
-    extra = median["FTPAdamW(fused)"] - median["AdamW(fused)"]
-    base = median["forward and backward"]
-    return {
-        "model": "EfficientNet-Lite0",
-        "batch": batch,
-        "median_ms": {name: 1e3 * value for name, value in median.items()},
-        "images_per_s": {name: batch / (base + median[name]) for name in opts},
-        "extra_share_of_training_step": extra / (base + median["AdamW(fused)"]),
-    }
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -156,16 +104,12 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, None, rounds=15)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="default: all")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each optimizer (default: 15)")
-    parser.add_argument("--no-training", action="store_true", help="leave the training step out")
-    parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/step_DEVICE.json)")
     args = parser.parse_args()
     device = torch.device(args.device)
     out = args.out or RESULTS / f"step_{device.type}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"machine": machine(), "bandwidth_gb_per_s": bandwidth(device), "models": {}}
     record["machine"]["torchvision"] = torchvision.__version__
     for model in args.models:
@@ -173,10 +117,7 @@ def main() -> None:
         print(f"{model}, {record['models'][model]['parameters']:,} weights")
         for name, row in record["models"][model]["steps"].items():
             print(f"  {name:24} {row['median_ms']:9.2f} ms   {row['ratio_to_adamw_fused']:6.2f} x AdamW(fused)")
-    if not args.no_training:
-        record["training"] = training(device, args.rounds)
-        print(json.dumps(record["training"], indent=1))
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write(out, record)
     if "vit_b_16" in args.models:
         plot(record, out.with_suffix(".png"))
 

@@ -3,12 +3,9 @@ interleaved, medians with quartiles, as multiples of AdamW's. Rounds with other 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from .measure import interleaved, machine, ratio
+from .measure import interleaved, machine, options, ratio, write
 from .plain_ftp import PlainFTPAdamW
 from .plain_tpgm import PlainTPGM
 
@@ -105,11 +102,9 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "training_cpu.json", rounds=9)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=8, help="pictures in a step (default: 8)")
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: 9)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_cpu.json"))
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error(f"--rounds {args.rounds}: must be at least 2, to have quartiles")
@@ -120,7 +115,7 @@ def main() -> None:
         for which, row in found["steps"].items():
             spread = "computed" if "computed" in row else "{:.2f} to {:.2f}".format(*row["quartiles"])
             print(f"  {which:24} {row['steps_per_second']:7.3f} steps/s   {row['ratio']:5.2f} x AdamW   ({spread})")
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(args.out, record)
 
 
 if __name__ == "__main__":

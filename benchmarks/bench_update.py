@@ -6,18 +6,15 @@ Adam over 200 tensors of 64 numbers, one thread, and over ResNet50's shapes, two
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import hyperopt_ftp as hft
 
-from .measure import Others, interleaved, machine, ratio
+from .measure import Others, interleaved, machine, options, ratio, write
 from .shapes import SHAPES
 
 OURS, CLASS = "hft.adam().update", "hft.PureOptimizer(params, hft.adam()).step"
@@ -83,18 +80,13 @@ def measured(what: str, shapes: Sequence[Sequence[int]], threads: int, rounds: i
     return record
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=101, help="timed calls of each on small tensors (default: 101)")
-    parser.add_argument("--large", type=int, default=11, help="timed calls of each on ResNet50 (default: 11)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/update.json"), help="the JSON file")
-    args = parser.parse_args(arguments)
+def main() -> None:
+    args = options(__doc__, "update.json", rounds=101, large=11).parse_args()
     records = [
         measured("200 tensors of 64 numbers", [(64,)] * 200, 1, args.rounds),
         measured("ResNet50", SHAPES["resnet50"](), 2, args.large),
     ]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine(), "updates": records}, indent=1) + "\n")
+    write(args.out, {"machine": machine(), "updates": records})
 
 
 if __name__ == "__main__":

@@ -1,19 +1,40 @@
-"""Interleaved timing: every candidate once a round, so that drift of the machine hits all alike."""
+"""What all benchmarks share: options, interleaved timing, the rows of steps, and the file with the figures."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from experiments.common.record import processor
+
+RESULTS = Path("benchmarks/results")
 #: Share of the machine that other processes may use in a round before it is dropped.
 FOREIGN = 0.05
+
+
+def options(about: str | None, out: str | None, **rounds: int) -> argparse.ArgumentParser:
+    """``--out`` with its default in the folder of results, and ``--rounds`` with its own."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out and RESULTS / out, help="the JSON file")
+    for name, count in rounds.items():
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"timed calls of each (default: {count})")
+    return parser
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def interleaved(
@@ -23,7 +44,8 @@ def interleaved(
     quiet: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by name, at most ``rounds`` of them; the order turns round by round.
+    """Seconds of each call, by name, at most ``rounds`` of them; the order turns round by round, so that drift of the
+    machine hits all alike.
 
     With ``quiet``, rounds in which other processes were busy are dropped, and one in three of ``rounds`` has to remain.
     """
@@ -87,6 +109,31 @@ def allocated(action: Callable[[], Any]) -> tuple[int, Any]:
     return peak, found
 
 
+def of_steps(optimizers: dict[str, Any], rounds: int, weights: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each optimizer's steps, in rounds without other load; and their median, execution and state."""
+    seconds = interleaved({name: opt.step for name, opt in optimizers.items()}, rounds, quiet=True)
+    rows = {}
+    for name, opt in optimizers.items():
+        states = getattr(opt, "state", {}).values()
+        unique = {t.data_ptr(): t.numel() * t.element_size() for state in states for t in tensors(state)}
+        rows[name] = {
+            "median_ms": 1e3 * statistics.median(seconds[name]),
+            "state_bytes_per_weight": sum(unique.values()) / weights,
+            "execution": getattr(opt, "execution", None),
+        }
+    return seconds, rows
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Of a state, those inside a tensor that is kept in 8 bits for the tensor."""
+    if isinstance(value, Tensor):
+        inside = getattr(value, "__tensor_flatten__", lambda: ([], None))()[0]
+        yield from (getattr(value, name) for name in inside) if inside else (value,)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from tensors(one)
+
+
 def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
     """GB/s of reading and of copying float32 numbers (a copy counts what is read and what is written)."""
     x, y = torch.randn(elements, device=device), torch.empty(elements, device=device)
@@ -97,14 +144,8 @@ def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What a figure needs beside it: hardware, versions and the day."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

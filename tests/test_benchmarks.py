@@ -21,7 +21,7 @@ from benchmarks import bench_estimate, bench_hypergradient, bench_training, benc
 from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
 from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
 from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
-from benchmarks.hypergradient.processes import Worker, off  # noqa: E402
+from benchmarks.hypergradient.processes import off, worker  # noqa: E402
 from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
 from benchmarks.nets import NETS  # noqa: E402
 from benchmarks.plain_tpgm import PlainTPGM  # noqa: E402
@@ -56,14 +56,14 @@ def test_who_is_off_is_named():
 
 
 def test_a_contender_in_a_process_of_its_own():
-    worker = Worker("mlp", 2, "by hand", "time", threads=1, malloc={})
+    own = worker("mlp", 2, "by hand", "time", threads=1)
     try:
-        assert worker.answer() == "ready"
-        assert worker.ask("value") == pytest.approx(by_hand(PROBLEMS["mlp"](2))().tolist(), rel=1e-5)
-        assert worker.ask("once")["seconds"] > 0
+        assert own.answer() == "ready"
+        assert own.ask("value") == pytest.approx(by_hand(PROBLEMS["mlp"](2))().tolist(), rel=1e-5)
+        assert own.ask("once")["seconds"] > 0
     finally:
-        worker.close()
-    assert worker.process.returncode == 0
+        own.close()
+    assert own.process.returncode == 0
 
 
 def test_table_and_figure_of_what_was_measured(tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hyperopt_ftp as hft
 from benchmarks.large import hypergradients
 from benchmarks.large.contenders import CONTENDERS, PLAIN
-from benchmarks.large.hypergradients import OVER, by_hand, by_library
+from benchmarks.large.hypergradients import by_hand, by_library
 from benchmarks.large.losses import losses_of
 from benchmarks.large.network import Encoder, part_of
 from benchmarks.large.processes import compare, distance
@@ -50,9 +50,9 @@ def tiny(training: bool) -> tuple[Encoder, Data]:
     return net, reviews(tokenize, STEPS, size=3, length=26)
 
 
-def right(training: bool, over: tuple[str, ...] = OVER) -> dict[str, Tensor]:
+def right(training: bool) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    return by_hand(*tiny(training), over)()
+    return by_hand(*tiny(training))()
 
 
 STRATEGIES = {
@@ -72,7 +72,7 @@ STRATEGIES = {
 )
 def test_hypergradient_is_that_of_the_plain_loop(strategy, training, again):
     torch.manual_seed(1)
-    found = by_library(*tiny(training), OVER, strategy, again=again)()
+    found = by_library(*tiny(training), strategy, again=again)()
     expected = right(training)
     assert {kind: x.numel() for kind, x in found.items()} == {"lr": 4, "weight": 3 * STEPS}
     for kind, value in expected.items():
@@ -86,19 +86,20 @@ def test_dropout_counts():
 
 def test_plain_loop_with_activations_made_again_is_the_same():
     torch.manual_seed(1)
-    found = by_hand(*tiny(True), OVER, again=True)()
+    found = by_hand(*tiny(True), again=True)()
     for kind, value in right(True).items():
         torch.testing.assert_close(found[kind], value, rtol=1e-8, atol=1e-9 * float(value.abs().max()))
 
 
-@pytest.mark.parametrize("kind", OVER)
+@pytest.mark.parametrize("kind", ["lr", "weight"])
 def test_plain_loop_has_the_derivative_by_central_differences(kind):
     """Of the first number of a kind; the differences are those of the library's trainings."""
     net, data = tiny(False)
     train_loss, held_out_loss = losses_of(net)
 
+    @torch.no_grad()
     def value(shift: float) -> float:
-        params, numbers = hypergradients.start(net, data, ())
+        params, numbers = hypergradients.start(net, data)
         if kind == "lr":
             numbers.lr["embed"] += shift
         else:
@@ -119,7 +120,7 @@ def test_bfloat16_is_autocast():
     narrow, wide = (losses_of(net, narrow=on)[1](params, data.held_out) for on in (True, False))
     assert narrow.dtype == torch.float32
     assert 0 < abs(narrow - wide) < 2**-6 * wide
-    found = by_library(net.float(), data, OVER, hft.Unroll(), narrow=True)()
+    found = by_library(net.float(), data, hft.Unroll(), narrow=True)()
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in found.values())
 
 
@@ -141,7 +142,7 @@ def test_some_labels_are_wrong_and_batches_come_again():
 
 def test_each_is_compared_with_the_plain_loop():
     rows = {
-        name: {"seconds": [1.0, 4.0, 2.0 * n], "cpu_seconds": 1.0, "peak_bytes": n * 2**30, "value": {"lr": [n, 8.0]}}
+        name: {"median_seconds": 2.0 * n, "cpu_seconds": 1.0, "peak_bytes": n * 2**30, "value": {"lr": [n, 8.0]}}
         for n, name in enumerate((PLAIN, "Unroll(1)"), 1)
     }
     rows["Unroll(log)"] = {"died": "1 GiB was too few"}

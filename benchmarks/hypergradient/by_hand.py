@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .problems import Problem
-from .torch_losses import Ends, flat, loss_of, penalised, tensors, together, trainings
+from .torch_losses import Ends, by_vmap, loss_of, penalised, tensors, trainings
 
 BETAS = (0.9, 0.999)
 
@@ -48,19 +48,13 @@ def _adam(params: Any, grads: Any, m: Any, v: Any, t: int, lr: Tensor, eps: floa
 
 
 def by_hand_vmap(problem: Problem) -> Callable[[], Tensor]:
-    """SGD for all tasks at once, by ``torch.func``."""
-    start = tensors(problem)[0]
-    data, loss = together(problem), loss_of(problem)
-    learned, held_out = data.batches[0], data.held_out
+    """SGD for all tasks at once."""
+    loss = loss_of(problem)
 
-    def outer(params: dict[str, Tensor]) -> Tensor:
-        def of_one(batch: Any, test: Any) -> Tensor:
-            p = params
-            for _ in range(problem.steps):
-                grads = torch.func.grad(loss)(p, batch)
-                p = {name: x - problem.lr * grads[name] for name, x in p.items()}
-            return loss(p, test)
+    def trained(p: dict[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        for _ in range(problem.steps):
+            grads = torch.func.grad(loss)(p, batch)
+            p = {name: x - problem.lr * grads[name] for name, x in p.items()}
+        return p
 
-        return torch.func.vmap(of_one)(learned, held_out).mean()
-
-    return lambda: flat(torch.func.grad(outer)(start))
+    return by_vmap(problem, trained, torch.float32)

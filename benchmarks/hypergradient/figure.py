@@ -27,7 +27,6 @@ def _panel(panel: Any, record: dict[str, Any]) -> None:
     points = sorted(
         (1e3 * row["median_seconds"], max(row["peak_mib"], 0.1), name, LOOKS[name])
         for name, row in record["contenders"].items()
-        if "peak_mib" in row
     )
     panel.set_xscale("log")
     panel.set_yscale("log")
@@ -37,8 +36,6 @@ def _panel(panel: Any, record: dict[str, Any]) -> None:
     panel.set_ylabel("time, ms", fontsize=SMALL)
     panel.tick_params(which="both", labelsize=SMALL)
     panel.grid(True, alpha=0.3, linewidth=0.5)
-    if not points:
-        return
     for time, peak, _, look in points:
         panel.plot(peak, time, look.marker, color=look.colour, markersize=6)
     low, high = min(p[1] for p in points), max(p[1] for p in points)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 import hyperopt_ftp as hft
 
 from .problems import Problem
-from .torch_losses import Training, flat, loss_of, penalised, tensors, together
+from .torch_losses import Training, by_vmap, flat, loss_of, penalised, tensors, together
 
 
 def optimizer_of(problem: Problem) -> hft.Optimizer[Any]:
@@ -32,9 +32,14 @@ def ours(
     opt, how = optimizer or optimizer_of(problem), strategy()
     params, l2 = tensors(problem, dtype)
     data, loss = together(problem, dtype), loss_of(problem)
+    if problem.tasks is not None and getattr(how, "compile", False):
+        return lambda: flat(_at_once(opt, loss, params, data, how))
     if problem.tasks is not None:
-        over_tasks = _at_once if getattr(how, "compile", False) else _over_tasks
-        return lambda: flat(over_tasks(opt, loss, params, data, how))
+
+        def trained(p: Any, batch: Any) -> Any:
+            return hft.train(opt, loss, p, [batch] * problem.steps, strategy=how).params
+
+        return by_vmap(problem, trained, dtype)
     hparams, train_loss = opt.hparams, loss
     if l2 is not None:
         hparams, train_loss = {**opt.hparams, "loss": {"l2": l2}}, _with_l2
@@ -51,18 +56,6 @@ def ours(
 
 def _with_l2(params: dict[str, Tensor], batch: Any, extra: dict[str, Tensor]) -> Tensor:
     return penalised(params, batch, extra["l2"])
-
-
-def _over_tasks(opt: hft.Optimizer[Any], loss: Any, params: dict[str, Tensor], data: Training, how: Any) -> Any:
-    learned, held_out, steps = data.batches[0], data.held_out, len(data.batches)
-
-    def outer(start: dict[str, Tensor]) -> Tensor:
-        def of_one(batch: Any, test: Any) -> Tensor:
-            return loss(hft.train(opt, loss, start, [batch] * steps, strategy=how).params, test)
-
-        return torch.func.vmap(of_one)(learned, held_out).mean()
-
-    return torch.func.grad(outer)(params)
 
 
 def _at_once(opt: hft.Optimizer[Any], loss: Any, params: dict[str, Tensor], data: Training, how: Any) -> Any:

@@ -30,7 +30,6 @@ class Problem:
     eps: float = 1e-4
     l2: np.ndarray | None = None  # one coefficient for each weight
     tasks: int | None = None  # the first dimension of all data, where there are many trainings
-    heap_kept: bool = False  # time it a second time, with a heap that gives nothing back
     long: bool = False  # the graphs of all steps take gigabytes: of those that keep them, TorchOpt alone takes part
 
     def batch(self, step: int) -> Batch:
@@ -75,8 +74,7 @@ def _conv(steps: int) -> Problem:
     params |= draws.linear("out", 128 * 16, 10)
     data = [(draws.normal(64, 3, 32, 32), draws.classes(10, 64)) for _ in range(steps + 1)]
     what = f"conv net 32-64-128 (tanh), 64 pictures of 32 x 32, {steps} steps of Adam, d/d lr"
-    start = (what, "conv", "adam", "lr", 1e-3, steps, 2, params, data[:-1], data[-1])
-    return Problem(*start, heap_kept=True, long=steps > 32)
+    return Problem(what, "conv", "adam", "lr", 1e-3, steps, 2, params, data[:-1], data[-1], long=steps > 32)
 
 
 def transformer(steps: int | None) -> Problem:

@@ -2,86 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from ..measure import Others
+from ..worker import Worker
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import distance
 
 #: glibc gives what is freed back at once: the peak is that of live memory, not of a fragmented heap.
 HEAP_RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-#: glibc gives nothing back (32 MiB is the most that it takes for the first): no page is cleared twice.
-HEAP_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
-def environment(threads: int, malloc: dict[str, str]) -> dict[str, str]:
-    """The same number of threads for every library; XLA has two pools, and looks at NPROC for one of them."""
+def worker(problem: str, steps: int | None, contender: str, mode: str, threads: int, **malloc: str) -> Worker:
+    """With the same number of threads for every library; XLA has two pools, and looks at NPROC for one of them."""
     count = str(threads)
-    found = {**os.environ, **malloc, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "NPROC": count}
-    found["JAX_PLATFORMS"] = "cpu"
+    environment = {**malloc, "MKL_NUM_THREADS": count, "NPROC": count, "JAX_PLATFORMS": "cpu"}
     if threads == 1:
-        found["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    return found
+        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    words = (problem, str(steps or 0), contender, mode)
+    return Worker("benchmarks.hypergradient.worker", *words, threads=threads, **environment)
 
 
-class Worker:
-    """A process with one contender."""
-
-    def __init__(
-        self, problem: str, steps: int | None, contender: str, mode: str, threads: int, malloc: dict[str, str]
-    ) -> None:
-        self.what = f"{contender} on {problem}"
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
-        words = [problem, str(steps or 0), contender, mode]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.hypergradient.worker", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=environment(threads, malloc),
-        )
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            self.errors.seek(0)
-            raise RuntimeError(f"{self.what} ended with {self.process.returncode}:\n{self.errors.read()[-3000:]}")
-        return json.loads(line)
-
-    def ask(self, what: str) -> Any:
-        assert self.process.stdin
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.communicate()  # closes stdin, where it stops reading
-        self.errors.close()
-
-
-def measure(
-    name: str, steps: int | None, threads: int | None, names: list[str], rounds: int, memory: bool
-) -> dict[str, Any]:
+def measure(name: str, steps: int | None, names: list[str], rounds: int) -> dict[str, Any]:
     """All figures of one problem; an error where a contender's hypergradient is not the one in float64."""
     problem = PROBLEMS[name](steps)
-    threads = threads or problem.threads
-    worker = Worker(name, steps, "-", "reference", threads, malloc={})
-    found = worker.answer()
-    worker.close()
+    threads = problem.threads
+    of_reference = worker(name, steps, "-", "reference", threads)
+    found = of_reference.answer()
+    of_reference.close()
     right, tolerance = np.array(found["right"]), found["tolerance"]
-    rows, share = _in_turns(name, steps, names, rounds, threads, {}, right)
+    rows, share = _in_turns(name, steps, names, rounds, threads, right)
     record: dict[str, Any] = {
         "what": problem.what,
         "steps": problem.steps,
@@ -92,35 +46,28 @@ def measure(
         "tolerance": tolerance,
         "contenders": rows,
     }
-    if problem.heap_kept:
-        kept, share = _in_turns(name, steps, names, rounds, threads, HEAP_KEPT)
-        for row_name, row in kept.items():
-            rows[row_name]["heap_kept"] = {key: row[key] for key in ("median_seconds", "time_over_unroll")}
-        record["share_of_other_processes_heap_kept"] = share
-    for row_name in names if memory else []:
-        worker = Worker(name, steps, row_name, "memory", threads, HEAP_RETURNED)
-        rows[row_name] |= worker.answer()
-        worker.close()
+    for row_name in names:
+        of_memory = worker(name, steps, row_name, "memory", threads, **HEAP_RETURNED)
+        rows[row_name] |= of_memory.answer()
+        of_memory.close()
     record["off"] = off(rows, tolerance)
     return record
 
 
 def _in_turns(
-    name: str, steps: int | None, names: list[str], rounds: int, threads: int, malloc: dict[str, str],
-    right: np.ndarray | None = None,
-) -> tuple[dict[str, Any], float]:  # fmt: skip
+    name: str, steps: int | None, names: list[str], rounds: int, threads: int, right: np.ndarray
+) -> tuple[dict[str, Any], float]:
     """Rows by contender, and the share of the machine that others used meanwhile (the median over rounds)."""
     workers: dict[str, Worker] = {}
     try:
         rows: dict[str, Any] = {}
         for n in names:
-            workers[n] = Worker(name, steps, n, "time", threads, malloc)
+            workers[n] = worker(name, steps, n, "time", threads)
         for n in names:
             assert workers[n].answer() == "ready"
         for n in names:
             rows[n] = {"kind": CONTENDERS[n].kind, "first_call_seconds": workers[n].ask("once")["seconds"]}
-            if right is not None:
-                rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
+            rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
         answers: dict[str, list[dict[str, float]]] = {n: [] for n in names}
         shares = []
         for k in range(rounds + 1):  # the first is for warming up
@@ -133,8 +80,8 @@ def _in_turns(
             if k:
                 shares.append(others.share(busy))
     finally:
-        for worker in workers.values():
-            worker.close()
+        for started in workers.values():
+            started.close()
     for n in names:
         rows[n]["median_seconds"] = statistics.median(a["seconds"] for a in answers[n])
         rows[n]["seconds"] = [a["seconds"] for a in answers[n]]

@@ -137,6 +137,20 @@ def flat(grads: Any) -> Tensor:
     return torch.cat([grads[name].detach().reshape(-1) for name in sorted(grads)])
 
 
+def by_vmap(problem: Problem, trained: Callable[[Params, Batch], Params], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Of problems with tasks, by ``torch.func``: ``trained(start, batch)`` is the end of one of the trainings."""
+    start = tensors(problem, dtype)[0]
+    data, loss = together(problem, dtype), loss_of(problem)
+
+    def outer(params: Params) -> Tensor:
+        def of_one(batch: Batch, test: Batch) -> Tensor:
+            return loss(trained(params, batch), test)
+
+        return torch.func.vmap(of_one)(data.batches[0], data.held_out).mean()
+
+    return lambda: flat(torch.func.grad(outer)(start))
+
+
 class Ends:
     """What a loop by ``torch.autograd`` differentiates in: leaves of one call, and the mean over its trainings."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .problems import Problem
-from .torch_losses import Ends, Holder, flat, loss_of, tensors, together, trainings
+from .torch_losses import Ends, Holder, by_vmap, loss_of, tensors, trainings
 
 
 def with_torchopt(problem: Problem) -> Callable[[], Tensor]:
@@ -38,19 +38,13 @@ def with_torchopt(problem: Problem) -> Callable[[], Tensor]:
 def with_torchopt_vmap(problem: Problem) -> Callable[[], Tensor]:
     import torchopt
 
-    start = tensors(problem)[0]
-    data, loss, opt = together(problem), loss_of(problem), torchopt.sgd(problem.lr)
-    learned, held_out = data.batches[0], data.held_out
+    loss, opt = loss_of(problem), torchopt.sgd(problem.lr)
 
-    def outer(params: dict[str, Tensor]) -> Tensor:
-        def of_one(batch: Any, test: Any) -> Tensor:
-            p: Any = params
-            state = opt.init(p)
-            for _ in range(problem.steps):
-                updates, state = opt.update(torch.func.grad(loss)(p, batch), state, params=p, inplace=False)
-                p = torchopt.apply_updates(p, updates, inplace=False)
-            return loss(p, test)
+    def trained(p: Any, batch: Any) -> Any:
+        state = opt.init(p)
+        for _ in range(problem.steps):
+            updates, state = opt.update(torch.func.grad(loss)(p, batch), state, params=p, inplace=False)
+            p = torchopt.apply_updates(p, updates, inplace=False)
+        return p
 
-        return torch.func.vmap(of_one)(learned, held_out).mean()
-
-    return lambda: flat(torch.func.grad(outer)(start))
+    return by_vmap(problem, trained, torch.float32)

@@ -6,20 +6,17 @@ Mode ``time`` answers each line on stdin by the seconds of a call; ``memory`` sa
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import json
-import os
 import sys
 import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.common.memory import peak_above
+
+from ..worker import answering
 from .contenders import CONTENDERS
 from .problems import PROBLEMS
 from .reference import reference
@@ -38,44 +35,30 @@ def timed(call: Any, once: bool) -> dict[str, float]:
     return {"seconds": seconds / count, "busy": time.process_time() - cpu, "wall": seconds}
 
 
-def status(field: str) -> float:
-    """A memory figure of this process in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
 def peak(call: Any) -> dict[str, float]:
     """MiB above what the process holds before a call that is not the first: compiled code is there already."""
     call()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    call()
-    return {"peak_mib": status("VmHWM") - held, "held_mib": held}
+    return {"peak_mib": peak_above(torch.device("cpu"), call)[1]}
 
 
 def main() -> None:
     name, steps, contender, mode = sys.argv[1:]
-    warnings.simplefilter("ignore")  # the peers' own
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+    with answering() as say:
         problem = PROBLEMS[name](int(steps) or None)
         if mode == "reference":
             right, tolerance = reference(problem)
-            print(json.dumps({"right": right.tolist(), "tolerance": tolerance}), file=answers)
+            say({"right": right.tolist(), "tolerance": tolerance})
             return
         call = CONTENDERS[contender].make(problem)
         if mode == "memory":
-            print(json.dumps(peak(call)), file=answers)
+            say(peak(call))
             return
-        print(json.dumps("ready"), file=answers)
+        say("ready")
         for asked in sys.stdin:
             if asked.strip() == "value":
-                print(json.dumps(np.asarray(call()).astype(np.float64).tolist()), file=answers)
+                say(np.asarray(call()).astype(np.float64).tolist())
             else:
-                print(json.dumps(timed(call, once=asked.strip() == "once")), file=answers)
+                say(timed(call, once=asked.strip() == "once"))
 
 
 if __name__ == "__main__":

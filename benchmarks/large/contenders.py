@@ -35,7 +35,6 @@ def _unroll(**options: object) -> Callable[[int], Strategy]:
 _SQRT = _unroll(checkpoint="sqrt")
 CONTENDERS = {
     PLAIN: Contender(None),
-    "Unroll()": Contender(_unroll()),
     "Unroll(1)": Contender(_unroll(checkpoint=1)),
     "Unroll(sqrt)": Contender(_SQRT),
     "Unroll(log)": Contender(_unroll(checkpoint="log")),
@@ -43,12 +42,11 @@ CONTENDERS = {
     "Unroll(sqrt, offload)": Contender(_unroll(checkpoint="sqrt", offload=True)),
     "Unroll(sqrt), activations again": Contender(_SQRT, again=True),
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
-    f"{PLAIN}, activations again": Contender(None, again=True),
 }
 
 
-def call_of(name: str, net: Encoder, data: Data, over: tuple[str, ...], memory: int) -> Call:
+def call_of(name: str, net: Encoder, data: Data, memory: int) -> Call:
     """A call that gives the hypergradient, by kinds of numbers."""
     contender = CONTENDERS[name]
     make = by_hand if contender.strategy is None else partial(by_library, strategy=contender.strategy(memory))
-    return make(net, data, over, again=contender.again, narrow=contender.narrow)
+    return make(net, data, again=contender.again, narrow=contender.narrow)

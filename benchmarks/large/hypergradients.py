@@ -16,7 +16,6 @@ from .losses import Params, losses_of
 from .network import Encoder, part_of
 from .sentences import Data
 
-OVER = ("lr", "weight")  # the kinds
 LR, BETAS, EPS, DECAY = 5e-5, (0.9, 0.999), 1e-6, 0.01
 #: Rows of the embeddings that no batch has used have a second moment of zero, where a root has no derivative.
 EPS_ROOT = 1e-12
@@ -29,19 +28,17 @@ class Numbers(NamedTuple):
     weight: Tensor  # of each example, before the sigmoid
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
-        """Of a loss, in each kind of number that requires grad, as a vector."""
-        kinds = {"lr": [*self.lr.values()], "weight": [self.weight]}
-        kinds = {kind: leaves for kind, leaves in kinds.items() if leaves[0].requires_grad}
-        found = iter(torch.autograd.grad(loss, [x for leaves in kinds.values() for x in leaves]))
-        return {kind: torch.cat([next(found).reshape(-1) for _ in leaves]) for kind, leaves in kinds.items()}
+        """Of a loss, in each kind of number, as a vector."""
+        *lr, weight = torch.autograd.grad(loss, [*self.lr.values(), self.weight])
+        return {"lr": torch.stack(lr), "weight": weight}
 
 
-def start(net: Encoder, data: Data, over: tuple[str, ...]) -> tuple[Params, Numbers]:
-    """Params, and the numbers, of which those in ``over`` require grad."""
+def start(net: Encoder, data: Data) -> tuple[Params, Numbers]:
+    """Params, and the numbers."""
     params = {name: p.detach() for name, p in net.named_parameters()}
-    options: dict[str, Any] = {"dtype": params["head.bias"].dtype}
-    lr = {part: torch.tensor(LR, **options, requires_grad="lr" in over) for part in net.parts()}
-    return params, Numbers(lr, torch.zeros(data.examples, **options, requires_grad="weight" in over))
+    options: dict[str, Any] = {"dtype": params["head.bias"].dtype, "requires_grad": True}
+    lr = {part: torch.tensor(LR, **options) for part in net.parts()}
+    return params, Numbers(lr, torch.zeros(data.examples, **options))
 
 
 def optimizer() -> hft.Optimizer:
@@ -53,15 +50,13 @@ def of_each(params: Params, numbers: Numbers) -> dict[str, Tensor]:
     return {name: numbers.lr[part_of(name)] for name in params}
 
 
-def by_library(
-    net: Encoder, data: Data, over: tuple[str, ...], strategy: Strategy, **loss: bool
-) -> Callable[[], dict[str, Tensor]]:
+def by_library(net: Encoder, data: Data, strategy: Strategy, **loss: bool) -> Callable[[], dict[str, Tensor]]:
     """``loss`` has the options of :func:`losses_of`."""
     train_loss, held_out_loss = losses_of(net, **loss)
     opt = optimizer()
 
     def run() -> dict[str, Tensor]:
-        params, numbers = start(net, data, over)
+        params, numbers = start(net, data)
         hparams = {**opt.hparams, "lr": of_each(params, numbers), "loss": {"weight": numbers.weight}}
         end = hft.train(opt, train_loss, params, data.batches, hparams=hparams, strategy=strategy).params
         return numbers.gradient(held_out_loss(end, data.held_out))
@@ -69,13 +64,13 @@ def by_library(
     return run
 
 
-def by_hand(net: Encoder, data: Data, over: tuple[str, ...], **loss: bool) -> Callable[[], dict[str, Tensor]]:
+def by_hand(net: Encoder, data: Data, **loss: bool) -> Callable[[], dict[str, Tensor]]:
     """``torch.autograd.grad(create_graph=True)`` and AdamW written down: the graphs of all steps are kept."""
     train_loss, held_out_loss = losses_of(net, **loss)
 
     @sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
     def run() -> dict[str, Tensor]:
-        params, numbers = start(net, data, over)
+        params, numbers = start(net, data)
         lr = of_each(params, numbers)
         params = {name: p.requires_grad_() for name, p in params.items()}
         m, v = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))

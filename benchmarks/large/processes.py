@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
 import torch
 
 from ..measure import Others
+from ..worker import Killed, Worker
 from .contenders import PLAIN
 from .worker import Job
 
@@ -22,16 +19,14 @@ SHARE = 0.3
 
 def run(name: str, job: Job, threads: int) -> dict[str, Any]:
     """A worker's answer; one that the system has killed has died too."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "benchmarks.large.worker", name, json.dumps(job._asdict())]
-    with tempfile.TemporaryFile("w+") as errors:
-        found = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-        if found.returncode < 0:
-            return {"died": f"killed by signal {-found.returncode}"}
-        if found.returncode:
-            errors.seek(0)
-            raise RuntimeError(f"{name} ended with {found.returncode}:\n{errors.read()[-3000:]}")
-    return json.loads(found.stdout)
+    words = (name, json.dumps(job._asdict()))
+    worker = Worker("benchmarks.large.worker", *words, threads=threads, HF_HUB_OFFLINE="1")
+    try:
+        return worker.answer()
+    except Killed as killed:
+        return {"died": str(killed)}
+    finally:
+        worker.close()
 
 
 def measure(names: list[str], job: Job, threads: int) -> dict[str, Any]:
@@ -53,14 +48,11 @@ def _of_children() -> float:
 
 
 def compare(rows: dict[str, dict[str, Any]]) -> None:
-    """Medians, and what each takes of the plain loop's; values are too many to be kept."""
+    """What each takes of the plain loop's; values are too many to be kept."""
     values = {name: row.pop("value") for name, row in rows.items() if "value" in row}
-    for row in rows.values():
-        if "seconds" in row:
-            row["median_seconds"] = statistics.median(row["seconds"])
     plain = rows.get(PLAIN, {})
     for name, row in rows.items():
-        if "seconds" in row and "seconds" in plain:
+        if name in values and PLAIN in values:
             row["time_over_plain"] = row["median_seconds"] / plain["median_seconds"]
             row["cpu_over_plain"] = row["cpu_seconds"] / plain["cpu_seconds"]
             row["peak_over_plain"] = row["peak_bytes"] / plain["peak_bytes"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.common.report_kit import markdown
+
 HEAD = ["", "peak", "of the plain loop's", "time", "of the plain loop's", "difference"]
 
 
@@ -15,10 +17,9 @@ def table(record: dict[str, Any]) -> str:
         f"thread{'s' if threads > 1 else ''}, at most {record['limit'] / 2**30:.1f} GiB, other processes at most "
         f"{100 * busy:.0f} % of the machine)",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---" + "|--:" * (len(HEAD) - 1) + "|",
+        *markdown(HEAD, [[name, *_cells(row)] for name, row in rows.items()]),
     ]
-    return "\n".join([*lines, *("| " + " | ".join([name, *_cells(row)]) + " |" for name, row in rows.items())])
+    return "\n".join(lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -7,20 +7,19 @@ as on a machine with so much memory, and the answer is ``{"died": why}``.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
-import os
 import resource
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from experiments.common.memory import peak_above
+
+from ..worker import answering
 from .contenders import call_of
 from .network import minilm
 from .sentences import reviews
@@ -32,39 +31,36 @@ class Job(NamedTuple):
     steps: int
     size: int  # examples of a batch
     length: int  # tokens of an example
-    over: list[str]
     limit: int  # bytes
     memory: int  # bytes that checkpoint="auto" is given
-    repeats: int
 
 
 def measured(name: str, job: Job) -> dict[str, Any]:
     net, tokenize = minilm()
     call, warm_up = (
-        call_of(name, net, reviews(tokenize, steps, job.size, job.length), tuple(job.over), memory)
+        call_of(name, net, reviews(tokenize, steps, job.size, job.length), memory)
         for steps, memory in ((job.steps, job.memory), (1, 2**40))
     )
     warm_up()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = status("VmRSS")
-    resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + job.limit, resource.RLIM_INFINITY))
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    seconds, value, busy = [], None, time.process_time()
-    for _ in range(job.repeats):
-        begin = time.perf_counter()
-        try:
-            value = call()
-        except (RuntimeError, MemoryError, ValueError) as error:
-            if (bytes_ := _too_few(error, job)) is None:
-                raise
-            return {"died": f"{bytes_ / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
-        seconds.append(time.perf_counter() - begin)
-    assert value is not None
-    busy = (time.process_time() - busy) / job.repeats
-    peak = status("VmHWM") - held
-    value = {kind: x.tolist() for kind, x in value.items()}
-    return {"seconds": seconds, "cpu_seconds": busy, "peak_bytes": peak, "value": value}
+
+    def limited() -> tuple[dict[str, Tensor], float, float]:
+        resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + job.limit, resource.RLIM_INFINITY))
+        begin, busy = time.perf_counter(), time.process_time()
+        return call(), time.perf_counter() - begin, time.process_time() - busy
+
+    begin = time.perf_counter()
+    try:
+        (value, seconds, cpu_seconds), mib = peak_above(torch.device("cpu"), limited)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if (bytes_ := _too_few(error, job)) is None:
+            raise
+        return {"died": f"{bytes_ / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
+    return {
+        "median_seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": int(2**20 * mib),
+        "value": {kind: x.tolist() for kind, x in value.items()},
+    }
 
 
 def _too_few(error: Exception, job: Job) -> int | None:
@@ -82,11 +78,8 @@ def status(field: str) -> int:
 
 def main() -> None:
     name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
-    warnings.simplefilter("ignore")  # those of other libraries
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    answer = os.fdopen(os.dup(1), "w", buffering=1)
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
-        print(json.dumps(measured(name, job)), file=answer)
+    with answering() as say:
+        say(measured(name, job))
 
 
 if __name__ == "__main__":

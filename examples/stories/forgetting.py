@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 
 import hyperopt_ftp as hft
-from experiments.common.estimate import estimate, shown
+from experiments.common.estimate import estimate
 from experiments.common.figures import curves, mean_curve
+from experiments.common.report_kit import fixed
 
 from .folder import tell
 from .styles import VALIDATION, Weights, accuracies, fine_tuning, pre_trained
@@ -68,7 +69,7 @@ def main(
     for name, by_lr in runs.items():
         chosen = max(by_lr, key=lambda lr: sum(run[-1].validation for run in by_lr[lr]))
         for lr, found in by_lr.items():
-            ends = [shown(estimate([run[-1][i] for run in found])) for i in (0, 1)]
+            ends = [fixed(estimate([run[-1][i] for run in found])) for i in (0, 1)]
             print(f"{name:>22} {lr:6g} {ends[0]:>14} {ends[1]:>14}{'  chosen' if lr == chosen else ''}")
         for i, panel in enumerate(panels.values()):
             places = range(0, steps + 1, EVERY)

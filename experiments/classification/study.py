@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 
 from experiments.classification.cells import cell_pictures
-from experiments.classification.config import Config
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
 from experiments.classification.folders import folder_pictures
-from experiments.classification.task import ClassificationTask, with_validation
+from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common.errors import InputError
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
@@ -29,14 +28,13 @@ def load_parts(config: Config, cache: Path, progress: Progress) -> tuple[dict[st
         pictures = limit_items(pictures, config.limit, config.split_seed)
     id_domain = names.index(config.id_domain) if config.id_domain else 0
     parts = split(pictures, config.split_seed)
-    shares = {"labels": config.labels, "validation": config.validation if config.holds_out else 0.0}
-    return with_validation(parts, id_domain, **shares, seed=config.split_seed), id_domain
+    return with_validation(parts, id_domain, config.holds_out, config.split_seed), id_domain
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:
     parts, id_domain = load_parts(config, cache, progress)
-    given = {"dropout": config.dropout, "shift": config.shift, "device": torch.device(config.device)}
-    return ClassificationTask(parts, id_domain, **given, by_class=config.pictures == "cells")
+    by_class = config.pictures == "cells"
+    return ClassificationTask(parts, id_domain, device=torch.device(config.device), by_class=by_class)
 
 
 def about(task: ClassificationTask) -> dict:

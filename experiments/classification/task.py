@@ -1,7 +1,9 @@
 """Which class is in the picture? Trained on one domain, tested in all."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +11,42 @@ from torch import Tensor, nn
 
 from experiments.classification.data import Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, accuracy
-from experiments.common.options import digest
+from experiments.common.errors import InputError
+from experiments.common.options import VALIDATION, AnchorOptions, digest
 from experiments.common.task import Part
 
+DROPOUT = 0.2  # before the head
+SHIFT = 6  # pixels, augmentation
 
-def with_validation(
-    parts: dict[str, Pictures], id_domain: int, *, labels: float, validation: float, seed: int
-) -> dict[str, Pictures]:
-    """`finetune` in the domain that is fine-tuned on, cut to a share of its items.
 
-    Of it, `validation` is the share that is held out from `train`; with 0 there are no such parts.
-    """
-    finetune = parts["finetune"].of_domain(id_domain)
-    if labels < 1:
-        finetune = hold_out(finetune, 1 - labels, seed)[0]
-    parts = {**parts, "finetune": finetune}
-    if validation:
-        parts["train"], parts["validation"] = hold_out(finetune, validation, seed + 1)
+@dataclass(frozen=True)
+class Config(AnchorOptions):
+    """The defaults compare at one learning rate; `make demo` has three."""
+
+    # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
+    anchor: Literal["styles", "imagenet"] = "styles"
+    pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
+    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of these; files of one
+    # class with the same stem are one item, and all of an item is in one part of the split.
+    data_root: str | None = None
+    id_domain: str | None = None  # to fine-tune on, not for emoji; None: the first in the alphabet
+    limit: int | None = None  # use only so many items, for a quick try
+
+    def check(self) -> None:
+        super().check()
+        if self.id_domain is not None and self.data_root is None and self.pictures == "emoji":
+            raise InputError(
+                "--id-domain goes with --data-root or --pictures cells; the emoji are always fine-tuned on Twemoji"
+            )
+        if self.pictures == "cells" and self.data_root is not None:
+            raise InputError("--pictures cells and --data-root: give one of them")
+
+
+def with_validation(parts: dict[str, Pictures], id_domain: int, holds_out: bool, seed: int) -> dict[str, Pictures]:
+    """`finetune` in the domain that is fine-tuned on; and its parts `train` and `validation`, if any is held out."""
+    parts = {**parts, "finetune": parts["finetune"].of_domain(id_domain)}
+    if holds_out:
+        parts["train"], parts["validation"] = hold_out(parts["finetune"], VALIDATION, seed + 1)
     return parts
 
 
@@ -39,15 +60,14 @@ class ClassificationTask:
         pictures: dict[str, Pictures],
         id_domain: int,
         *,
-        dropout: float,
-        shift: int,
         device: torch.device,
+        dropout: float = DROPOUT,
         by_class: bool = False,
     ) -> None:
         self.by_class = by_class
         self.metric = "balanced accuracy" if by_class else "accuracy"
         self.pictures, self.id_domain = pictures, id_domain
-        self.dropout, self.shift, self.device = dropout, shift, device
+        self.dropout, self.device = dropout, device
         names = pictures["test"].domain_names
         others = tuple(name for number, name in enumerate(names) if number != id_domain)
         self.columns: Mapping[str, tuple[str, ...]] = {
@@ -59,13 +79,13 @@ class ClassificationTask:
         }
 
     def _draw(self, pictures: Pictures, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return flip_and_shift(pictures.images[chosen], generator, self.shift), pictures.labels[chosen]
+        return flip_and_shift(pictures.images[chosen], generator, SHIFT), pictures.labels[chosen]
 
     def fingerprint(self) -> str:
         return "-".join(part.fingerprint() for part in self.pictures.values())
 
     def pretrain_fingerprint(self) -> str:
-        drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": self.shift}
+        drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": SHIFT}
         return digest(drawn)
 
     def new_model(self) -> Classifier:

@@ -13,7 +13,8 @@ from experiments.common.task import Network, Task, summed_up
 from experiments.common.trainer import Trainer
 
 VERSION = 3  # raise when the training below changes, so that kept anchors are trained again
-USED = ("anchor_epochs", "anchor_lr", "anchor_head", "anchor_weight_decay", "anchor_batch_size", "device")
+USED = ("anchor_epochs", "anchor_lr", "device")
+WEIGHT_DECAY = 0.01
 
 
 def recipe(options: AnchorOptions, task: Task) -> dict:
@@ -36,7 +37,7 @@ def _optimizer(model: Network, options: AnchorOptions) -> torch.optim.Optimizer:
     head = dict(model.head_parameters())
     body = [parameter for name, parameter in model.named_parameters() if name not in head]
     groups = [{"params": body}, {"params": list(head.values()), "lr": options.anchor_lr * options.anchor_head}]
-    return torch.optim.AdamW(groups, lr=options.anchor_lr, weight_decay=options.anchor_weight_decay)
+    return torch.optim.AdamW(groups, lr=options.anchor_lr, weight_decay=WEIGHT_DECAY)
 
 
 def make_anchor(trainer: Trainer[Task], options: AnchorOptions, cache: Path) -> tuple[dict[str, Tensor], dict]:
@@ -69,4 +70,4 @@ def make_anchor(trainer: Trainer[Task], options: AnchorOptions, cache: Path) -> 
     saved = checkpoint.load(file)
     model.load_state_dict(saved["model"])
     scores = task.test(model)
-    return saved["model"], saved["about"] | {"scores": scores, **summed_up(task, scores)}
+    return saved["model"], saved["about"] | {"scores": scores, **summed_up(task.columns, scores)}

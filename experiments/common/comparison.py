@@ -15,12 +15,11 @@ import hyperopt_ftp as hft
 from experiments.common import checkpoint
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
-from experiments.common.loop import STEP, Training
+from experiments.common.loop import Training, write_steps
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
 from experiments.common.options import AnchorOptions
 from experiments.common.record import RunRecord
-from experiments.common.step_log import write_steps
 from experiments.common.task import Network, Part, Task, tested
 from experiments.common.trainer import Trainer, steps_of
 
@@ -49,7 +48,7 @@ class Comparison:
     def _part(self, method: str, choosing: bool) -> Part:
         return self.task.parts["train" if choosing or METHODS[method].validates else "finetune"]
 
-    def steps(self, method: str, choosing: bool = False) -> int:
+    def steps(self, choosing: bool) -> int:
         """Equal for all methods, whatever part they train on; fewer while a learning rate is chosen."""
         part = self.task.parts["train" if choosing else "finetune"]
         return steps_of(part, self.options.epochs, self.options.batch_size)
@@ -65,7 +64,6 @@ class Comparison:
         make = METHODS[method].make(strength)
         if make is None:
             return self._fit_radii(model, method, seed, lr, name, choosing)
-        torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
         radii = getattr(optimizer, "radii", None)
         training = self.trainer.train(
@@ -118,13 +116,13 @@ class Comparison:
         outcome = fit_radii(
             model,
             self.task,
-            Radii(radius_lr=options.radius_lr),
+            Radii(),
             free=free,
             train=self._part(method, choosing),
             outer=self.task.parts["validation"],
             lr=lr,
             weight_decay=options.weight_decay,
-            steps=self.steps(method, choosing),
+            steps=self.steps(choosing),
             batch_size=options.batch_size,
             seed=seed,
             file=self.folder / "checkpoint.pt",
@@ -134,9 +132,6 @@ class Comparison:
             description=name,
             on_step=count,
         )
-        for step, *values in outcome.log:
-            known = {what: value for what, value in zip(STEP[1:], values, strict=True) if math.isfinite(value)}
-            trainer.board.add(name, int(step), known)
         return Fitted(model, outcome, {"layers": layers, "steps": outcome.observed_at, "radii": outcome.observed})
 
     def choose(

@@ -37,8 +37,3 @@ def chance_above(values: Sequence[float]) -> float | None:
 
     middle, error = estimate(list(values))
     return float(t.cdf(middle / error, len(values) - 1)) if error else None
-
-
-def shown(value: Estimate, signed: bool = False) -> str:
-    number = f"{value[0]:+.1f}" if signed else f"{value[0]:.1f}"
-    return number if value[1] is None else f"{number} ± {value[1]:.1f}"

@@ -1,4 +1,4 @@
-"""Examples as two tensors, and their split into parts."""
+"""Examples as two tensors, their split into parts, wrong labels, and random draws."""
 
 import hashlib
 from collections.abc import Mapping
@@ -52,3 +52,29 @@ def split(examples: Examples, sizes: Mapping[str, int], seed: int) -> dict[str, 
         parts[name] = examples.take(chosen[torch.randperm(size, generator=generator)])
         first += size
     return parts
+
+
+def digits() -> Examples:
+    """1,797 hand-written digits of 8 x 8 pixels, which scikit-learn ships: pixels in [0, 1], float32 [1797, 64], and
+    labels 0 to 9."""
+    from sklearn.datasets import load_digits  # of the extra `studies`
+
+    pictures, labels = load_digits(return_X_y=True)
+    return Examples(torch.from_numpy(pictures).float() / 16, torch.from_numpy(labels).long())
+
+
+def flipped(labels: Tensor, classes: int, share: float, drawn: torch.Generator) -> Tensor:
+    """Labels of which round(share * n) are replaced by another class, by chance."""
+    wrong = torch.randperm(len(labels), generator=drawn)[: round(share * len(labels))]
+    away = torch.randint(1, classes, wrong.shape, generator=drawn)
+    return labels.index_put((wrong,), (labels[wrong] + away) % classes)
+
+
+def generator(*what: object) -> torch.Generator:
+    """Of its own for each use, though a study has one seed: two that begin with the same seed draw the same order.
+
+    >>> [generator("labels", 3).initial_seed() == generator(name, 3).initial_seed() for name in ("labels", "order")]
+    [True, False]
+    """
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from experiments.classification.emoji import DRAWING, emoji_pictures
 from experiments.common import checkpoint
 from experiments.common.efficientnet import lite0, scaled
-from experiments.common.errors import InputError
 from experiments.common.progress import Progress
 
 BLOCKS = 16  # of EfficientNet-Lite0
@@ -59,8 +58,6 @@ class Tail(nn.Module):
 @torch.no_grad()
 def frozen_features(cache: Path, progress: Progress, block: int) -> Features:
     """What goes into block number `block` of the pre-trained network (16: the last convolution); kept in `cache`."""
-    if not 0 < block <= BLOCKS:
-        raise InputError(f"block {block}: the network has the blocks 1 to {BLOCKS}")
     pictures = emoji_pictures(cache, progress)
     recipe = repr((DRAWING, block, SIZE, pictures.items))
     file = cache / f"features-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"

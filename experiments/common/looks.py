@@ -64,8 +64,6 @@ _FINE_TUNING = {
     # other gradients, other weights in a step, fewer weights
     "DiGraP": Look(RED, "o"),
     "Mixout": Look(RED, "s", "--"),
-    "LoRA": Look(RED, "^"),
-    "LoRA + SPD": Look(RED, "v", "--"),
 }
 
 _KNOBS = {

@@ -1,8 +1,10 @@
 """The training loop: epochs of shuffled batches, a checkpoint after each, and going on from it."""
 
+import csv
+import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -83,6 +85,18 @@ class Training:
                 self.load_state_dict(saved["training"])
 
 
+def write_steps(file: Path, log: Sequence[Sequence[float]]) -> None:
+    """What was measured at each step, as CSV.
+
+    Columns: step, loss, share of the batch that was right (nan: not known), lr, seconds.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(STEP)
+    rows.writerows([int(step), *(f"{value:.6g}" for value in values)] for step, *values in log)
+    checkpoint.write_text(file, text.getvalue())
+
+
 #: A loop, as `fit` is one.
 Fit: TypeAlias = Callable[..., None]
 
@@ -98,7 +112,7 @@ def fit(
     progress: Progress,
     description: str,
     on_epoch: Callable[[], None],
-    on_step: Callable[[int, dict[str, float]], None],
+    on_step: Callable[[int], None],
     observe: Callable[[], Any] | None = None,
     observe_every: int = 1,
 ) -> None:
@@ -107,7 +121,7 @@ def fit(
     Args:
         forward: gives the outputs of a step; the model itself, or its pass with other weights.
         on_epoch: called after every epoch, to save a checkpoint.
-        on_step: called after every step with the number of steps so far, and what is known of the step (STEP).
+        on_step: called after every step with the number of steps so far.
         observe: called after every `observe_every`-th step; its results are kept in `training.observed`.
     """
     device = next(training.model.parameters()).device
@@ -139,7 +153,7 @@ def fit(
                     training.observed.append(observe())
                     training.observed_at.append(training.step)
                 bar.advance(note=f"loss {value:.3f}, {100 * right:3.0f} % right")
-                on_step(training.step, dict(zip(STEP, row, strict=True)))
+                on_step(training.step)
                 begin = time.perf_counter()
             training.epoch += 1
             training.losses.append(total / part.count if math.isfinite(total) else None)

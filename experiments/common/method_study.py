@@ -52,7 +52,7 @@ class MethodStudy(Generic[C, T]):
 
     def _work(self, config: C, task: T, session: Session) -> None:
         record = session.record
-        trainer = Trainer(task, session.progress, session.board, session.on_step, self.fit)
+        trainer = Trainer(task, session.progress, session.on_step, self.fit)
         run_comparison(trainer, config, record, session.cache)
         record.content |= summarise(record.content, task)
         if self.pictures is not None:

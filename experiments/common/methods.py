@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,25 +19,26 @@ T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Numbers:
+STRONG_DECAY = 0.1  # weight decay of adamw_decay
+WISE = 0.5  # share of the fine-tuned weights in WiSE-FT's means
+
+
+class Options(Protocol):
     """What methods read of a study's options."""
 
-    weight_decay: float = 0.01  # decoupled, as in AdamW
-    strong_decay: float = 0.1  # weight decay of adamw_decay
-    kappa: float = 1.0  # factor, 0 to 1, on hypergradients that would shrink a radius
-    radius_lr: float = 1e-2  # learning rate of the radii
-    gradient: Literal["paper", "exact"] = "paper"  # hypergradient of the radii: over all rows, or the projected ones
-    wise: float = 0.5  # share of the fine-tuned weights in WiSE-FT's means
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled, as in AdamW."""
+        ...
 
     @property
     def head_is_new(self) -> bool:
         """The anchor has no head for the task."""
-        return True
+        ...
 
 
-Make = Callable[[Network, Numbers, float], torch.optim.Optimizer]
-Mix = Callable[[Numbers, Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
+Make = Callable[[Network, Options, float], torch.optim.Optimizer]
+Mix = Callable[[Options, Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
 
 
 @dataclass(frozen=True)
@@ -72,38 +73,38 @@ class Method:
         return self.strengths[0] if strength is None else strength
 
 
-def adamw(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+def adamw(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def adamw_decay(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=options.strong_decay)
+def adamw_decay(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=STRONG_DECAY)
 
 
-def linear(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+def linear(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
     model.freeze_backbone()
     return torch.optim.AdamW(model.head_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def free_parameters(model: Network, options: Numbers) -> tuple[str, ...]:
+def free_parameters(model: Network, options: Options) -> tuple[str, ...]:
     """The head of an anchor that was trained is constrained with the rest; a new one knows nothing worth keeping."""
     return (model.head,) if options.head_is_new else ()
 
 
-def held(model: Network, options: Numbers, entries: Mapping[str, T]) -> dict[str, T]:
+def held(model: Network, options: Options, entries: Mapping[str, T]) -> dict[str, T]:
     """Those of the entries, by name, that have an anchor: all but a new head."""
     free = free_parameters(model, options)
     return {name: entry for name, entry in entries.items() if not any(fnmatchcase(name, head) for head in free)}
 
 
-def _ftp(**fixed: float | str) -> Make:
-    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+def _ftp(**fixed: Any) -> Make:
+    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
             model.named_parameters(),
             lr=lr,
             weight_decay=options.weight_decay,
             exclude=free_parameters(model, options),
-            **{"radius_lr": options.radius_lr, "kappa": options.kappa, "gradient": options.gradient, **fixed},
+            **fixed,
         )
 
     return make
@@ -112,7 +113,7 @@ def _ftp(**fixed: float | str) -> Make:
 def _ftp_share(share: float) -> Make:
     """FTP whose radii move by a share of what AdamW can move a row in a step, its width times the learning rate."""
 
-    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         widths: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in model.named_parameters():
             rows = parameter.shape[0] if parameter.ndim > 1 else 1
@@ -135,7 +136,7 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
     def of(strength: float) -> Make:
-        def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+        def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
             free = {"exclude": free_parameters(model, options)}
             return kind(adamw(model, options, lr), **{name: strength, **free, **fixed})
 
@@ -147,7 +148,7 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
 def _hypergradient_descent(lr_lr: float) -> Make:
     """AdamW whose learning rate follows its hypergradient (arXiv 1703.04782, eq. 8), and is scheduled beside that."""
 
-    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         optimizer = adamw(model, options, lr)
         state, before = optimizer.state, {}
 
@@ -175,7 +176,7 @@ def _hypergradient_descent(lr_lr: float) -> Make:
 def _by_depth(strength: float) -> Make:
     """SPD with a strength that falls to 0 at the last layer before the head, as in MAPS."""
 
-    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         head = {"constrained": False} if free_parameters(model, options) else {"strength": 0.0}
         groups = hft.depth_groups(model.named_parameters(), model.layers, head, strength=(strength, 0.0))
         return hft.SPD(torch.optim.AdamW(groups, lr=lr, weight_decay=options.weight_decay))
@@ -183,28 +184,11 @@ def _by_depth(strength: float) -> Make:
     return make
 
 
-def _lora(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
-    """Adapters of rank 8, which begin at zero, and the head."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=list(model.adapted)), model)
-    for _, parameter in model.head_parameters():
-        parameter.requires_grad_(True)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, weight_decay=options.weight_decay)
-
-
-def _lora_spd(strength: float) -> Make:
-    return lambda model, options, lr: hft.SPD(
-        _lora(model, options, lr), strength=strength, anchor="zero", exclude=model.head
-    )
-
-
 def _muon(within_radius: bool) -> Make:
     """Muon for the matrices between the first layer and the head, AdamW for the rest; Muon's steps are made as long as
     AdamW's, so that the same learning rates do."""
 
-    def make(model: Network, options: Numbers, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
         params = dict(model.named_parameters())
         inner = hft.by_depth(params, model.layers, 0.0, 1.0)
         matrices = {name for name, depth in inner.items() if depth > 0 and params[name].ndim == 2}
@@ -216,38 +200,36 @@ def _muon(within_radius: bool) -> Make:
         optimizer = hft.partition(parts, lambda path: "matrices" if path in matrices else "rest")
         if within_radius:
             anchor = {name: value.detach().clone() for name, value in held(model, options, params).items()}
-            optimizer = hft.ftp(
-                optimizer, anchor, kappa=options.kappa, radius_lr=options.radius_lr, gradient=options.gradient
-            )
+            optimizer = hft.ftp(optimizer, anchor)
         return hft.PureOptimizer(list(params.items()), optimizer)
 
     return make
 
 
-def _wise(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
-    return hft.wise(ends[0], anchor, 1 - options.wise)
+def _wise(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+    return hft.wise(ends[0], anchor, 1 - WISE)
 
 
-def _lines(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _lines(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
     """The head, where the anchor has one, is the last layer."""
     layers = [*model.layers, model.head] if any(fnmatchcase(name, model.head) for name in anchor) else model.layers
     return hft.lines(ends[0], anchor, layers)
 
 
-def _model_stock(options: Numbers, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _model_stock(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
     return hft.model_stock(ends, anchor)[0]
 
 
 METHODS: Mapping[str, Method] = {
     "linear": Method("linear probe", "only the head moves", linear),
     "adamw": Method("AdamW", "every weight moves freely", adamw),
-    "adamw_decay": Method("AdamW, weight decay", "AdamW with --strong-decay", adamw_decay),
+    "adamw_decay": Method("AdamW, weight decay", f"AdamW with a weight decay of {STRONG_DECAY:g}", adamw_decay),
     "adamw_warmup": Method(
         "AdamW, warm-up", "AdamW whose learning rate rises in the first fifth of the steps", adamw, warm_up=0.2
     ),
     "ftp": Method("FTPAdamW", "every weight stays within a learned radius of the anchor", _ftp()),
-    "ftp_exact": Method("FTPAdamW exact", "ftp with --gradient exact", _ftp(gradient="exact")),
-    "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with --kappa 0", _ftp(kappa=0.0)),
+    "ftp_exact": Method("FTPAdamW exact", "ftp by the true hypergradient of its radii", _ftp(gradient="exact")),
+    "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with kappa 0: a hypergradient shrinks no radius", _ftp(kappa=0.0)),
     "ftp_exact_kappa0": Method("FTPAdamW exact, kappa 0", "ftp with both", _ftp(gradient="exact", kappa=0.0)),
     "ftp_share": Method(
         "FTPAdamW exact, share", "ftp_exact whose radii move by 0.2 of width x lr a step", _ftp_share(0.2)
@@ -316,14 +298,6 @@ METHODS: Mapping[str, Method] = {
         "every weight stays within a fixed radius of the anchor",
         strong=_around(hft.MARSSP, "radius"),
         strengths=(0.1, 0.5),
-    ),
-    "lora": Method("LoRA", "adapters of rank 8 and the head", _lora, linear_layers=True),
-    "lora_spd": Method(
-        "LoRA + SPD",
-        "the same adapters, held near zero by SPD",
-        strong=_lora_spd,
-        strengths=(1.0, 0.3),
-        linear_layers=True,
     ),
     "muon": Method("Muon", "Muon for the matrices, AdamW for the rest", _muon(within_radius=False), linear_layers=True),
     "ftp_muon": Method(

@@ -1,30 +1,32 @@
-"""Everything that decides the result of a comparison of methods, in one place."""
+"""The options of a comparison of methods, and the checks that options of many studies share."""
 
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from experiments.common.errors import InputError
-from experiments.common.methods import FOLLOWS, METHODS, Numbers
+from experiments.common.methods import FOLLOWS, METHODS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TRAINED_ANCHORS = ("styles", "topics")
 WITHOUT_EFFECT = ("workers",)  # processes that read pictures
-DECAYS = ("weight_decay", "strong_decay", "radius_lr", "anchor_weight_decay")
+VALIDATION = 0.2  # share of the fine-tuning examples held out, for learning rates and the radii of tpgm
 
 
 @dataclass(frozen=True)
-class AnchorOptions(Numbers):
+class AnchorOptions:
     """What every comparison has; the anchor is trained beforehand, once, and kept in runs/cache. Two runs with equal
     options give equal numbers on one machine."""
 
     linear_layers: ClassVar[bool] = False  # whether the network is made of these
+    anchor_head: ClassVar[float] = 1.0  # the head is new: its learning rate is so many times anchor_lr
+    anchor_batch_size: ClassVar[int] = 32
 
     methods: Annotated[
         tuple[str, ...],
@@ -36,39 +38,29 @@ class AnchorOptions(Numbers):
     lrs: tuple[float, ...] = ()  # to choose from, for each method on held-out examples in distribution; none: lr
     wider: tuple[tuple[str, float], ...] = ()  # methods, each with one more rate: `--wider adamw 2e-5 ftp 1e-2`
     batch_size: int = 32  # examples in one step
-    validation: float = 0.2  # share of the fine-tuning examples held out, for learning rates and the radii of tpgm
+    weight_decay: float = 0.01  # decoupled, as in AdamW
     device: str = "cpu"  # cpu, cuda, mps, or auto, which is cuda where there is one
     split_seed: int = 0  # of the split into parts
-    labels: float = 1.0  # share of the fine-tuning examples that is used
     anchor: str = "styles"  # where fine-tuning starts; each study says which there are
     anchor_epochs: int = 10  # passes over the pre-training examples
     anchor_lr: float = 5e-4  # first learning rate of the anchor
-    anchor_head: float = 1.0  # the head is new: its learning rate is so many times anchor_lr
-    anchor_weight_decay: float = 0.01  # of the anchor's training
-    anchor_batch_size: int = 32  # the same
 
     def check(self) -> None:
         """Refuse what cannot run, before any work starts."""
         self._check_methods()
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "shift" else 1
             counts = isinstance(value, int) and not isinstance(value, bool) and field.name != "split_seed"
-            if counts and value < least:
-                raise InputError(f"{option(field.name)} {value}: must be an integer of at least {least}")
+            if counts and value < 1:
+                raise InputError(f"{option(field.name)} {value}: must be an integer of at least 1")
         for lrs in map(self.rates_of, self.methods):
             if not all(math.isfinite(lr) and lr > 0 for lr in lrs) or len(set(lrs)) < len(lrs):
                 raise InputError(f"--lrs {' '.join(map(str, lrs))}: give different numbers above 0")
-        for names, allowed, fits in (
-            (("lr", "anchor_lr", "anchor_head"), "be a number above 0", lambda x: 0 < x < math.inf),
-            (DECAYS, "be a number of at least 0", lambda x: 0 <= x < math.inf),
-            (("kappa", "wise", "dropout"), "lie between 0 and 1", lambda x: 0 <= x <= 1),
-            (("validation",), "lie between 0 and 1, both excluded", lambda x: 0 < x < 1),
-            (("labels",), "be above 0 and at most 1", lambda x: 0 < x <= 1),
-        ):
-            for name in names:
-                if not fits(value := getattr(self, name, 0.0)):
-                    raise InputError(f"{option(name)} {value}: must {allowed}")
+        for name in ("lr", "anchor_lr"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{option(name)} {value}: must be a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"--weight-decay {self.weight_decay}: must be a number of at least 0")
 
     def _check_methods(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
@@ -113,3 +105,29 @@ def option(name: str) -> str:
 def digest(recipe: dict) -> str:
     """A short name for a recipe: equal recipes, equal names."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_fields(config: Any, **least: int) -> None:
+    """Refuse numbers that cannot be sizes or rates, in any field of a config but its seeds, which `Study` checks.
+
+    Whole numbers are at least 1, others above 0, or what `least` says; all are finite. Of several values there is at
+    least one, and each once.
+    """
+    for name in (field.name for field in fields(config) if field.name != "seeds"):
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        given = f"{option(name)} {' '.join(map(str, values))}"
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"{given}: give at least one, each once")
+        for number in values:
+            if isinstance(number, int) or name in least:
+                if not least.get(name, 1) <= number < math.inf:
+                    raise InputError(f"{given}: must be at least {least.get(name, 1)}")
+            elif isinstance(number, float) and not 0 < number < math.inf:
+                raise InputError(f"{given}: must be a finite number above 0")
+
+
+def check_names(name: str, given: tuple[str, ...], known: Any) -> None:
+    """Refuse names that there are not."""
+    if unknown := [x for x in given if x not in known]:
+        raise InputError(f"{option(name)} {' '.join(unknown)}: there are {', '.join(known)}")

@@ -19,7 +19,7 @@ def environment(packages: tuple[str, ...]) -> dict:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor() + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in ("torch", "hyperopt_ftp", *packages)},
         "git_commit": _git("rev-parse", "--verify", "HEAD"),
@@ -27,14 +27,14 @@ def environment(packages: tuple[str, ...]) -> dict:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         name = ""
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (name or platform.processor() or platform.machine()) + device
+    return name or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
+from rich.table import Table as RichTable
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate
 from experiments.common.figures import Curve
 from experiments.common.record import RunRecord
-from experiments.common.tables import markdown, provenance
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
@@ -53,6 +53,48 @@ def over(seeds: Sequence[int]) -> str:
 
 def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|---" + "|--:" * (len(header) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def in_terminal(title: str, header: list[str], rows: list[list[str]]) -> RichTable:
+    """A table whose first column are words."""
+    table = RichTable(title=title)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def where(record: RunRecord) -> str:
+    return f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)"
+
+
+def provenance(content: dict) -> list[str]:
+    """Config, versions, commit; those of later sessions too, where they are others."""
+    first, *later = (_made_with(about) for about in (content["environment"], *content.get("resumed_with", [])))
+    return [
+        "Config: " + ", ".join(f"{name} {value}" for name, value in content["config"].items()) + ".",
+        "",
+        first,
+        *(f"Gone on with: {made}" for made in later),
+    ]
+
+
+def _made_with(about: dict) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
+    changes = " with uncommitted changes" if about["git_changes"] else ""
+    return (
+        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {packages}; commit "
+        f"{about['git_commit'] or 'unknown'}{changes}."
+    )
 
 
 def write(record: RunRecord, title: str, *blocks: str | Table | None) -> None:

@@ -1,12 +1,15 @@
-"""Fully connected networks as functions of their weights, and the batches that they and others are trained on."""
+"""Fully connected networks as functions of their weights, and how they and others are trained."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import hyperopt_ftp as hft
 
 Params = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -46,3 +49,17 @@ def passes(examples: int, steps: int, size: int, generator: torch.Generator) -> 
     while len(found) < steps:
         found += [part for part in torch.randperm(examples, generator=generator).split(size) if len(part) == size]
     return found[:steps]
+
+
+def stretches(
+    optimizer: hft.Optimizer, loss: Callable[..., Any], params: Any, batches: Sequence[Any], stops: Sequence[int],
+    hparams: Any = None,
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
+    """A training that is looked at on its way: each of so many steps, in rising order, with the params after it; 0 is
+    before the training."""
+    state, done = None, 0
+    for stop in stops:
+        if stop > done:
+            run = hft.train(optimizer, loss, params, batches[done:stop], hparams=hparams, state=state)
+            params, state, done = run.params, run.state, stop
+        yield stop, params

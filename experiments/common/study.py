@@ -1,23 +1,45 @@
-"""A study: its data, the work on them, which is kept as it is done, and a report that is made from what is kept."""
+"""A study: its command, its data, the work on them, which is kept as it is done, and a report that is made from what
+is kept."""
 
+# The config's class is known at run time alone, and a comment beside it would show up in --help.
+# pyright: reportInvalidTypeForm=false
+
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from rich.console import Console
+import torch
+import tyro
+from rich.console import Console, RenderableType
+from tyro.conf import Fixed, FlagCreatePairsOff, SuppressFixed
 
-from experiments.common.cli import Command, StudyConfig
-from experiments.common.options import plain_values
+from experiments.common.cli import find_device, guarded
+from experiments.common.errors import InputError
+from experiments.common.options import digest, plain_values
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.step_log import Board
-from experiments.common.tables import in_terminal, where
+from experiments.common.report_kit import Table, in_terminal, where
 from experiments.common.trainer import OnStep
 
-Header = list[str]
-Rows = list[list[str]]
+RUNS = Path("runs")
+
+
+class StudyConfig(Protocol):
+    """A frozen dataclass in which every field has a default, and a comment that `--help` shows."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the repetitions."""
+        ...
+
+    def check(self) -> None:
+        """Raise InputError for what cannot run."""
+        ...
 
 
 class Data(Protocol):
@@ -39,13 +61,13 @@ class Session:
     record: RunRecord
     cache: Path  # for what is expensive
     progress: Progress
-    board: Board
     on_step: OnStep
 
 
 @dataclass(frozen=True)
 class Study(Generic[C, D]):
-    """All that its command needs. The work is either a list of pieces, or a function that keeps its results itself."""
+    """`python -m PROG`: the options are the fields of `config`, and what `--help` says of them the comments there. The
+    work is either a list of pieces, or a function that keeps its results itself."""
 
     name: str  # of the record, and of its folder in runs
     prog: str  # the package: "experiments.meta.noise"
@@ -53,12 +75,12 @@ class Study(Generic[C, D]):
     config: type[C]
     load: Callable[[C, Path, Progress], D]  # the folder is that of what is expensive, and kept
     report: Callable[[RunRecord], None]  # fills content["summary"]; report.md and its figures from the content alone
-    table: Callable[[dict], tuple[Header, Rows]]  # of the content: what the terminal shows
+    table: Callable[[dict], Table]  # of the content: what the terminal shows
     pieces: Callable[[C, D], Mapping[str, Callable[[], dict]]] | None = None  # by name, in order; each result is kept
     work: Callable[[C, D, Session], None] | None = None  # in place of pieces
     facts: Callable[[D], dict[str, Any]] = methodcaller("about")  # what of the data goes into the record
     fast: C | None = None  # what --fast runs
-    lines: Callable[[dict], Sequence[str]] = lambda content: ()  # what the terminal shows below the table
+    lines: Callable[[dict], Sequence[RenderableType]] = lambda content: ()  # what the terminal shows below the table
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
     threads: int | None = 1  # of PyTorch, where --threads says nothing; None: as many as it takes
 
@@ -70,37 +92,62 @@ class Study(Generic[C, D]):
     ) -> int:
         """The exit status: 0, 2 for unusable options or data, 130 after Ctrl-C. `on_step` is called with 0 before a
         piece, and after the steps of a training."""
-        return self._command().main(arguments, console, on_step)
+
+        def work() -> None:
+            given = self.read(arguments)
+            given.config.check()
+            _check(given)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(given.threads or threads)
+            config, out = given.config, given.out or self._folder(given.config)
+            if hasattr(config, "device"):
+                config = replace(config, device=find_device(config.device))
+            try:
+                self.run(config, out, RUNS / "cache", console or Console(), on_step)
+            finally:
+                torch.set_num_threads(threads)
+
+        return guarded(work)
 
     def read(self, arguments: Sequence[str] | None) -> Any:
         """Options on top of the defaults, or of those of --fast."""
-        return self._command().read(arguments)
+        kind, device = self.config, {"device": "auto"} if hasattr(self.config, "device") else {}
 
-    def _command(self) -> Command[C]:
-        return Command(
-            self.prog, self.about, self.config, self.run, self.report,
-            fast=self.fast, name=self.name, threads=self.threads, boards=self.work is not None,
-        )  # fmt: skip
+        @dataclass(frozen=True)
+        class Run:
+            config: tyro.conf.OmitArgPrefixes[kind]
+            # a quick look: one seed, little of everything; other options change what it does
+            fast: bool if self.fast is not None else Fixed[bool] = False
+            out: Path | None = None  # folder of the run; the same run in it is gone on with; the default is runs/NAME
+            threads: int | None = self.threads  # threads of PyTorch
 
-    def run(
-        self,
-        config: C,
-        out: Path,
-        cache: Path,
-        console: Console,
-        tensorboard: bool = False,
-        on_step: OnStep | None = None,
-    ) -> None:
+        def parse(default: Any) -> Any:
+            return tyro.cli(
+                Run, args=arguments, prog=f"python -m {self.prog}", description=self.about,
+                default=Run(replace(default, **device)), config=(FlagCreatePairsOff, SuppressFixed),
+            )  # fmt: skip
+
+        run = parse(kind())
+        return parse(self.fast) if run.fast else run
+
+    def _folder(self, config: C) -> Path:
+        """`runs/NAME`, with a digest of what differs from the defaults; without the device: the default run is that on
+        any machine."""
+        usual = plain_values(self.config())
+        changed = {k: v for k, v in plain_values(config).items() if v != usual[k] and k != "device"}
+        return RUNS / (self.name + (f"-{digest(changed)[:8]}" if changed else ""))
+
+    def run(self, config: C, out: Path, cache: Path, console: Console, on_step: OnStep | None = None) -> None:
         """Do what is left of a run, then show its table."""
         record = RunRecord(out, self.name, plain_values(config))
         if not record.finished:
-            with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
+            with Progress(console) as progress:
                 data = self.load(config, cache, progress)
                 record.check_data(data.fingerprint())
                 record.content["data"] |= self.facts(data)
                 record.note_environment(self.packages)
                 record.save()  # before the work, should it not be allowed
-                session = Session(record, cache, progress, board, on_step or (lambda name, step: None))
+                session = Session(record, cache, progress, on_step or (lambda name, step: None))
                 if self.work is not None:
                     self.work(config, data, session)
                 elif self.pieces is not None:
@@ -108,7 +155,7 @@ class Study(Generic[C, D]):
             self.report(record)
             record.content["status"] = "finished"
             record.save()
-        in_terminal(console, self.name, *self.table(record.content))
+        console.print(in_terminal(self.name, *self.table(record.content)))
         for line in self.lines(record.content):
             console.print(line)
         console.print(where(record))
@@ -124,3 +171,11 @@ def work_off(name: str, pieces: Mapping[str, Callable[[], dict]], session: Sessi
             record.results[piece] = work()
             record.save()
             bar.advance(note=piece)
+
+
+def _check(given: Any) -> None:
+    seeds, cores = given.config.seeds, os.cpu_count() or 1
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise InputError(f"--seeds {' '.join(map(str, seeds))}: give different integers from 0 to 2147483647")
+    if given.threads is not None and not 1 <= given.threads <= cores:
+        raise InputError(f"--threads {given.threads}: must be from 1 to {cores}, the cores of this machine")

@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
-from rich.console import Console
-from rich.table import Table
-
 from experiments.common import checkpoint, heat_maps
 from experiments.common.comparison import best
-from experiments.common.estimate import Estimate, estimate, shown
+from experiments.common.estimate import Estimate, estimate
 from experiments.common.heat_maps import Observed
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
+from experiments.common.report_kit import Table, fixed, markdown, provenance
 from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 from experiments.common.task import Task
 
@@ -60,7 +58,7 @@ def summarise(content: dict, task: Task) -> dict:
     return {"summary": {"methods": rows, "minus_adamw": differences, **shared}}
 
 
-def table_of(summary: Mapping, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+def table_of(summary: Mapping, narrow: bool = False) -> Table:
     """Header and rows as text; `narrow`: of many columns those alone that sum up others."""
     columns, titles = summary["columns"], summary["titles"]
     if narrow and len(columns) > 5:
@@ -73,38 +71,16 @@ def table_of(summary: Mapping, narrow: bool = False) -> tuple[list[str], list[li
         facts = ["", "", ""]
         if method != ANCHOR:
             facts = [f"{row['lr']:g}", f"{row['images_per_second']:.0f}", f"{row['peak_mib']:.0f}"]
-        rows.append([name, *(shown(row["columns"][c]) for c in columns), *facts])
+        rows.append([name, *(fixed(row["columns"][c]) for c in columns), *facts])
     return header, rows
 
 
 def differences(summary: Mapping) -> list[str]:
     return [
-        f"{title(method)} minus AdamW, seed by seed: OOD {shown(difference['ood'], signed=True)}, "
-        f"ID {shown(difference['id'], signed=True)} points."
+        f"{title(method)} minus AdamW, seed by seed: OOD {fixed(difference['ood'], signed=True)}, "
+        f"ID {fixed(difference['id'], signed=True)} points."
         for method, difference in summary["minus_adamw"].items()
     ]
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|---" + "|--:" * (len(header) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
-def in_terminal(console: Console, title: str, header: list[str], rows: list[list[str]], labels: int = 1) -> None:
-    """A table whose first columns, as many as `labels`, are words."""
-    table = Table(title=title)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < labels else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def where(record: RunRecord) -> str:
-    return f"Report, figures and numbers: {record.folder} (in all {record.content['wall_seconds']:.0f} s)"
 
 
 def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -> None:
@@ -203,23 +179,3 @@ def strengths_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> li
             lines.append(f"- {title(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
     about = f"Strengths that were tried at the chosen learning rate, with the same {metric}:"
     return [about, "", *lines, ""] if lines else []
-
-
-def provenance(content: dict) -> list[str]:
-    """Config, versions, commit; those of later sessions too, where they are others."""
-    first, *later = (_made_with(about) for about in (content["environment"], *content.get("resumed_with", [])))
-    return [
-        "Config: " + ", ".join(f"{name} {value}" for name, value in content["config"].items()) + ".",
-        "",
-        first,
-        *(f"Gone on with: {made}" for made in later),
-    ]
-
-
-def _made_with(about: dict) -> str:
-    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
-    changes = " with uncommitted changes" if about["git_changes"] else ""
-    return (
-        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {packages}; commit "
-        f"{about['git_commit'] or 'unknown'}{changes}."
-    )

@@ -14,7 +14,6 @@ class Network(nn.Module):
 
     head: str  # glob pattern of the names of the task's own parameters
     layers: Sequence[str | Sequence[str]]  # all others, from the input to the head, for rules that go by depth
-    adapted: Sequence[str] = ()  # names of the linear layers that LoRA goes around; there are none in convolutions
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
@@ -108,12 +107,12 @@ class Task(Learnable, Protocol):
         ...
 
 
-def summed_up(task: Task, scores: Mapping[str, float]) -> dict[str, float]:
-    """A value for each column of the task."""
-    return {title: sum(scores[name] for name in names) / len(names) for title, names in task.columns.items()}
+def summed_up(columns: Mapping[str, tuple[str, ...]], scores: Mapping[str, float]) -> dict[str, float]:
+    """A value for each column: the mean of its scores."""
+    return {title: sum(scores[name] for name in names) / len(names) for title, names in columns.items()}
 
 
 def tested(task: Task, model: nn.Module) -> dict[str, Any]:
     """Scores of a model, and a value for each column of the task."""
     scores = task.test(model)
-    return {"scores": scores, **summed_up(task, scores)}
+    return {"scores": scores, **summed_up(task.columns, scores)}

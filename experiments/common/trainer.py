@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.common.loop import Fit, Training, fit
 from experiments.common.progress import Progress
-from experiments.common.step_log import Board
 from experiments.common.task import Batched, Learnable
 
 OBSERVATIONS = 200  # of the radii, at most, in one training
@@ -27,12 +26,9 @@ def steps_of(part: Batched, epochs: int, batch_size: int) -> int:
 class Trainer(Generic[T_co]):
     """`on_step` is called after every step of every training with its name and its steps so far; `fit` is the loop."""
 
-    def __init__(
-        self, task: T_co, progress: Progress, board: Board, on_step: OnStep | None = None, fit: Fit = fit
-    ) -> None:
+    def __init__(self, task: T_co, progress: Progress, on_step: OnStep | None = None, fit: Fit = fit) -> None:
         self.task = task
         self.progress = progress
-        self.board = board
         self.on_step = on_step or (lambda name, step: None)
         self.fit = fit
 
@@ -51,7 +47,6 @@ class Trainer(Generic[T_co]):
         warm_up: float = 0.0,
         forward: Callable[[Tensor], Tensor] | None = None,
         observe: Callable[[], Any] | None = None,
-        observe_every: int | None = None,
         schedule: LRScheduler | None = None,
         after_epoch: Callable[[Training], None] | None = None,
     ) -> Training:
@@ -68,10 +63,6 @@ class Trainer(Generic[T_co]):
         training = Training(model, optimizer, schedule, torch.Generator().manual_seed(seed))
         training.resume(file, identity)
 
-        def count(step: int, values: dict[str, float]) -> None:
-            self.board.add(name, step, values)
-            self.on_step(name, step)
-
         def save() -> None:
             if after_epoch is not None:
                 after_epoch(training)
@@ -87,9 +78,9 @@ class Trainer(Generic[T_co]):
             progress=self.progress,
             description=name,
             on_epoch=save,
-            on_step=count,
+            on_step=lambda step: self.on_step(name, step),
             observe=observe,
-            observe_every=math.ceil(steps / OBSERVATIONS) if observe_every is None else observe_every,
+            observe_every=math.ceil(steps / OBSERVATIONS),
         )
         return training
 

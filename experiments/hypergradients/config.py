@@ -6,9 +6,11 @@ from typing import Literal
 
 from tyro.conf import Fixed
 
-from experiments.classification.config import Config as Classification
+from experiments.classification.task import Config as Classification
 from experiments.common.bilevel_loop import Radii
 from experiments.common.errors import InputError
+
+RADIUS_LR = 1e-2  # FTP's default
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Way:
     depth: int = 1
     on_validation: bool = False
 
-    def radii(self, radius_lr: float) -> Radii:
+    def radii(self) -> Radii:
         """From the anchor, as FTP; a move in K steps is K times as large, so that radii can grow as fast."""
-        return Radii(self.depth, self.on_validation, free_steps=0, radius_lr=self.depth * radius_lr)
+        return Radii(self.depth, self.on_validation, free_steps=0, radius_lr=self.depth * RADIUS_LR)
 
 
 WAYS: Mapping[str, Way] = {
@@ -43,10 +45,6 @@ class Plan:
     methods: Fixed[tuple[str, ...]] = ("ftp",)
     lrs: Fixed[tuple[float, ...]] = ()
     wider: Fixed[tuple[tuple[str, float], ...]] = ()
-    strong_decay: Fixed[float] = 0.1
-    wise: Fixed[float] = 0.5
-    kappa: Fixed[float] = 1.0
-    gradient: Fixed[Literal["paper", "exact"]] = "paper"
     points: tuple[int, ...] = (4, 16, 40, 72, 104)  # steps of the run after which gradients are compared
     depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps K that full gradients go back through; the last is the measure
     costs: bool = False  # also measure every strategy, at the middle point; nothing else should run then
@@ -72,9 +70,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Config(Plan, Classification):
-    """Emoji, as in experiments.classification."""
-
-    dropout: float = 0.2  # of the anchor's training alone
+    """Emoji, as in experiments.classification; dropout is of the anchor's training alone."""
 
     def check(self) -> None:
         super().check()

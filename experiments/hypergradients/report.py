@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
-from rich.console import Console
+from rich.table import Table as RichTable
 
 from experiments.common import heat_maps
 from experiments.common.estimate import estimate
@@ -14,9 +14,8 @@ from experiments.common.figures import SMALL, Curve, curves, panels, save
 from experiments.common.heat_maps import Observed
 from experiments.common.looks import BLUE
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, write
-from experiments.common.tables import in_terminal, where
-from experiments.hypergradients.config import WAYS
+from experiments.common.report_kit import Table, fixed, in_terminal, write
+from experiments.hypergradients.config import RADIUS_LR, WAYS
 from experiments.hypergradients.gradients import Agreement, agreement
 
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
@@ -101,7 +100,7 @@ def setting(content: dict, subject: Subject) -> str:
     config, (trained_on, held_out) = content["config"], subject.examples(content["data"])
     deepest = config["depths"][-1]
     return (
-        f"{subject.network} is fine-tuned with FTPAdamW ({config['gradient']}) on {trained_on}, from "
+        f"{subject.network} is fine-tuned with FTPAdamW (paper) on {trained_on}, from "
         f"{subject.anchors[config['anchor']]}. After {', '.join(map(str, config['points']))} steps the run pauses: "
         f"{deepest} training steps are made from there with the radii held, and at their end the derivative of a loss "
         f"in every layer's radius is taken in several ways. The loss is that of the next training batch, or of a batch "
@@ -124,16 +123,13 @@ def costs(content: dict) -> Table:
     return ["strategy", "K", "seconds", "MiB", "differs by"], rows
 
 
-def show(record: RunRecord, console: Console) -> None:
-    """The tables in the terminal."""
-    for heading, (header, rows) in (
-        ("Gradients of the radii", compared(record.content)),
-        ("What a full hypergradient costs", costs(record.content)),
-        ("Fine-tuned with each, accuracy (%)", fine_tuned(record.content)),
-    ):
-        if rows:
-            in_terminal(console, heading, header, rows)
-    console.print(where(record))
+def tables_below(content: dict) -> list[RichTable]:
+    """In the terminal, below that of the gradients."""
+    found = {
+        "What a full hypergradient costs": costs(content),
+        "Fine-tuned with each, accuracy (%)": fine_tuned(content),
+    }
+    return [in_terminal(heading, header, rows) for heading, (header, rows) in found.items() if rows]
 
 
 def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> None:
@@ -225,7 +221,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         "## Fine-tuning with each",
         f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
         f"{config['ways_epochs']} epochs. A full hypergradient moves the radii once in K steps, K times as far "
-        f"(`radius_lr` = K x {config['radius_lr']:g}). Radii begin at the anchor, where the weights stay "
+        f"(`radius_lr` = K x {RADIUS_LR:g}). Radii begin at the anchor, where the weights stay "
         "until the first move, for K steps: the deeper, the shorter is what remains. Equal time: as many steps as "
         "fit into FTP's seconds, the schedule shortened with them; none is listed where they would be fewer than "
         "2 K. The ways with validation use labels that FTP never sees.",

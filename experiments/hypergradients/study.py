@@ -6,22 +6,17 @@ import torch
 
 from experiments.classification.emoji import PACKAGES
 from experiments.classification.study import about, load_parts
-from experiments.classification.task import ClassificationTask
-from experiments.common.cli import Command
+from experiments.classification.task import DROPOUT, ClassificationTask
 from experiments.common.progress import Progress
-from experiments.hypergradients.comparing import GradientStudy
+from experiments.hypergradients.comparing import Tasks, gradient_study
 from experiments.hypergradients.config import Config
-from experiments.hypergradients.report import Subject, write_report
+from experiments.hypergradients.report import Subject
 
 
-def make_tasks(config: Config, cache: Path, progress: Progress) -> tuple[ClassificationTask, ClassificationTask]:
+def make_tasks(config: Config, cache: Path, progress: Progress) -> Tasks:
     parts, id_domain = load_parts(config, cache, progress)
     device = torch.device(config.device)
-    with_dropout, without = (
-        ClassificationTask(parts, id_domain, dropout=dropout, shift=config.shift, device=device)
-        for dropout in (config.dropout, 0.0)
-    )
-    return with_dropout, without
+    return Tasks(*(ClassificationTask(parts, id_domain, device=device, dropout=rate) for rate in (DROPOUT, 0.0)))
 
 
 SUBJECT = Subject(
@@ -30,15 +25,7 @@ SUBJECT = Subject(
     anchors={"styles": "an anchor trained on all styles", "imagenet": "ImageNet's weights with a new head"},
 )
 
-COMPARED = GradientStudy(make_tasks, about, PACKAGES, lambda record: write_report(record, SUBJECT))
-
-STUDY = Command(
-    "experiments.hypergradients",
-    "Compare FTP's one-step radius gradients with full ones through K steps, on the way of a real fine-tuning; then "
-    "fine-tune with each of them. Stop it at any time; the same command goes on from there.",
-    Config,
-    COMPARED.run,
-    COMPARED.report,
+STUDY = gradient_study(
+    "hypergradients", "experiments.hypergradients", "a real fine-tuning", Config, make_tasks, about, PACKAGES, SUBJECT
 )
-
 main = STUDY.main

@@ -12,6 +12,8 @@ class Config(AnchorOptions):
     """Tweets about airlines; as many of each sentiment to fine-tune on, elsewhere as many as there are."""
 
     linear_layers = True
+    anchor_head = 10.0
+    anchor_batch_size = 16
 
     # Trained beforehand on other tweets about all topics, head included; or MiniLM as it comes with a new head.
     anchor: Literal["topics", "minilm"] = "topics"
@@ -20,8 +22,6 @@ class Config(AnchorOptions):
     lr: float = 2e-4  # first learning rate; it falls to 0 as a cosine
     anchor_epochs: int = 2  # passes over the tweets about all topics
     anchor_lr: float = 1e-4  # first learning rate of the anchor
-    anchor_head: float = 10.0  # the head is new: its learning rate is so many times anchor_lr
-    anchor_batch_size: int = 16  # of the anchor's training
     tweets: int = 500  # of each sentiment to fine-tune on, at most
     pretrain_tweets: int = 320  # of each topic and sentiment to train the anchor on, at most
     test_tweets: int = 300  # of each topic and sentiment in the tests, at most

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.draws import generator
 from experiments.common.errors import InputError
+from experiments.common.examples import generator
 from experiments.common.opinions import FILES, opinions
+from experiments.common.options import VALIDATION
 from experiments.common.tweets import SENTIMENTS, Tweets, tweets
 from experiments.language.config import Config
 
@@ -92,12 +93,11 @@ def load(config: Config, tokenizer: Any) -> dict[str, Texts]:
         parts[name] = Texts(made["input_ids"], found.labels[index])
     count = len(parts["finetune"].labels)
     order = torch.randperm(count, generator=generator("finetune", config.split_seed))
-    order = order[: max(1, round(config.labels * count))]
     parts["finetune"] = parts["finetune"].take(order)
     if config.holds_out:
-        held = round(config.validation * len(order))
-        if not 0 < held < len(order):
-            raise InputError(f"too few tweets to hold out a share of {config.validation} of {len(order)}")
+        held = round(VALIDATION * count)
+        if not 0 < held < count:
+            raise InputError(f"too few tweets to hold out a share of {VALIDATION} of {count}")
         parts["validation"] = parts["finetune"].take(torch.arange(held))
-        parts["train"] = parts["finetune"].take(torch.arange(held, len(order)))
+        parts["train"] = parts["finetune"].take(torch.arange(held, count))
     return parts

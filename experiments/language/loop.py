@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from experiments.common.draws import generator
-from experiments.common.loop import STEP, Training
+from experiments.common.examples import generator
+from experiments.common.loop import Training
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task
 
@@ -120,7 +120,7 @@ def fit(
     progress: Progress,
     description: str,
     on_epoch: Callable[[], None],
-    on_step: Callable[[int, dict[str, float]], None],
+    on_step: Callable[[int], None],
     observe: Callable[[], Any] | None = None,
     observe_every: int = 1,
 ) -> None:
@@ -138,7 +138,7 @@ def fit(
                 training.observed.append(observe())
                 training.observed_at.append(training.step)
             bar.advance(note=f"loss {row[1]:.3f}, {100 * row[2]:3.0f} % right")
-            on_step(training.step, dict(zip(STEP, row, strict=True)))
+            on_step(training.step)
 
         arguments = TrainingArguments(
             folder,

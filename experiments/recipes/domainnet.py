@@ -2,7 +2,7 @@
 
 from pathlib import Path, PurePosixPath
 
-from experiments.recipes.examples import Benchmark, Examples, Stage, check_in_root, lines_of, wrong
+from experiments.recipes.examples import Benchmark, Examples, check_in_root, lines_of, wrong
 from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "real", ("sketch", "painting", "infograph", "clipart")
@@ -74,14 +74,13 @@ def _class_names(lists: dict[str, Examples], recipe: Recipe, root: Path) -> None
                 )
 
 
-def domainnet(root: Path, recipe: Recipe, seed: int) -> Benchmark:
-    """The lists decide everything, whatever the seed."""
+def domainnet(root: Path, recipe: Recipe) -> Benchmark:
     train, held_out = (split_list(root, part, recipe.percent) for part in ("train", "val"))
     tests = {domain: f"{domain}_test.txt" for domain in (ID, *OTHERS)}
     lists = {name: read_list(root, name, recipe) for name in (train, held_out, *tests.values())}
     _class_names(lists, recipe, root)
     if both := set(lists[train].files) & set(lists[held_out].files):
         raise wrong(root, layout(recipe), f"{min(both)} is both in {train} and in {held_out}")
-    stage = Stage(lists[train], {domain: lists[name] for domain, name in tests.items()}, lists[held_out])
     columns = {f"ID: {ID}": (ID,), **{name: (name,) for name in OTHERS}, "OOD mean": OTHERS}
-    return Benchmark("accuracy", (stage,), columns)
+    found = {domain: lists[name] for domain, name in tests.items()}
+    return Benchmark("accuracy", lists[train], found, columns, lists[held_out])

@@ -18,49 +18,31 @@ def check_in_root(paths: list[Path], root: Path) -> None:
 class Examples:
     root: Path
     files: tuple[str, ...]  # below the root
-    targets: tuple[int, ...] | tuple[str, ...]  # the class, or the file of the mask or of the normals
+    targets: tuple[int, ...] | tuple[str, ...]  # the class, or the file of the mask
     classes: tuple[int, ...] | None = None  # the only classes that are asked for; None: all
     corruption: tuple[str, int] | None = None  # kind and severity
-    normals: bool = False  # files of targets hold normals, not masks
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is trained on at once. A continual benchmark has several, and its tests grow with them."""
-
-    examples: Examples
-    tests: Mapping[str, Examples]
-    validation: Examples | None = None  # the epoch that is best on it is tested; None: the last one
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    metric: str  # a key of `meters.METERS`
-    stages: tuple[Stage, ...]
-    columns: Mapping[str, tuple[str, ...]]  # title to the tests of the last stage whose mean it shows
-    errors: tuple[str, ...] = ()  # what is measured besides, the lower the better: a table of the same columns for each
+    metric: str  # "accuracy" or "mIoU"
+    train: Examples
+    tests: Mapping[str, Examples]
+    columns: Mapping[str, tuple[str, ...]]  # title to the tests whose mean it shows
+    validation: Examples | None = None  # the epoch that is best on it is tested; None: the last one
 
     def counts(self) -> dict[str, int]:
-        """Of pictures, over all stages."""
-        held_out = [stage.validation for stage in self.stages if stage.validation is not None]
-        return {
-            "train": sum(len(stage.examples.files) for stage in self.stages),
-            "validation": sum(len(some.files) for some in held_out),
-        }
+        """Of pictures."""
+        held_out = () if self.validation is None else self.validation.files
+        return {"train": len(self.train.files), "validation": len(held_out)}
 
     def fingerprint(self) -> str:
         """A digest of names and targets; the pictures themselves are too many to be read for it."""
         digest = hashlib.sha256()
-        for stage in self.stages:
-            held_out = () if stage.validation is None else (("validation", stage.validation),)
-            for name, some in (("train", stage.examples), *held_out, *stage.tests.items()):
-                digest.update(repr((name, some.files, some.targets, some.classes, some.corruption)).encode())
+        held_out = () if self.validation is None else (("validation", self.validation),)
+        for name, some in (("train", self.train), *held_out, *self.tests.items()):
+            digest.update(repr((name, some.files, some.targets, some.classes, some.corruption)).encode())
         return digest.hexdigest()[:16]
-
-
-def named(test: str, error: str) -> str:
-    """What is measured in a test besides the metric, which goes by the name of the test alone."""
-    return f"{test}, {error}"
 
 
 def wrong(root: Path, layout: str, problem: str) -> InputError:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.recipes.examples import Benchmark, Stage, by_class, labelled, wrong
+from experiments.recipes.examples import Benchmark, by_class, labelled, wrong
 from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "val", ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch")
@@ -17,8 +17,7 @@ LAYOUT = """\
 """
 
 
-def imagenet(root: Path, recipe: Recipe, seed: int) -> Benchmark:
-    """All pictures, whatever the seed."""
+def imagenet(root: Path, recipe: Recipe) -> Benchmark:
     found = by_class(root, "train", LAYOUT)
     if len(found) != recipe.classes:
         raise wrong(root, LAYOUT, f"{root / 'train'} has {len(found)} class folders, not {recipe.classes}")
@@ -34,4 +33,4 @@ def imagenet(root: Path, recipe: Recipe, seed: int) -> Benchmark:
         present = tuple(sorted({known[label] for label in own}))
         tests[name] = replace(examples, classes=present if len(present) < recipe.classes else None)
     columns = {"ID: val": (ID,), **{name: (name,) for name in OTHERS}, "OOD mean": OTHERS}
-    return Benchmark("accuracy", (Stage(labelled(root, found, number), tests),), columns)
+    return Benchmark("accuracy", labelled(root, found, number), tests, columns)

@@ -1,10 +1,9 @@
 """The paper's benchmarks (FTP, NeurIPS 2023, arXiv 2310.19182).
 
 Read for it: README, code and lists of github.com/GT-RIPL/FTP; READMEs and code of its forerunner,
-github.com/PotatoTian/TPGM; README, code and issues of github.com/mlfoundations/wise-ft; configurations and code of
-github.com/GT-RIPL/CODA-Prompt; loader, mirror images and measures of normals in github.com/facebookresearch/astmt. The
-texts of the papers were not at hand: a value that stands only in them counts as not stated and is named in `chosen`.
-Table numbers: the FTP paper's figure 1.
+github.com/PotatoTian/TPGM; README, code and issues of github.com/mlfoundations/wise-ft. The texts of the papers were
+not at hand: a value that stands only in them counts as not stated and is named in `chosen`. Table numbers: the FTP
+paper's figure 1.
 """
 
 import math
@@ -21,10 +20,10 @@ class Recipe:
     title: str
     data: str  # a key of `study.DATA`
     model: str  # timm's name of the network
-    classes: int  # of normals: the three components
+    classes: int
     optimizer: str  # "sgd", with Nesterov momentum, or "adamw"
     lr: float  # of ftp
-    epochs: int  # per task, where there are several
+    epochs: int
     batch_size: int
     plain_lr: float  # of finetune and linear
     source: str
@@ -36,24 +35,20 @@ class Recipe:
     radius_lr: float = 1e-2
     warmup: int | None = None  # linear over so many steps, then the cosine falls at each; None: it falls by epoch
     clip: float | None = None  # largest norm of all gradients together; None: any
-    drop_last: bool = False  # of an epoch's batches, if it is not full
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    resize: int | None = 256  # shorter side of a test picture whose centre is cut out; None: squeezed into a square
+    resize: int = 256  # shorter side of a test picture whose centre is cut out
     interpolation: str = "bilinear"
     image_size: int = 224
     fixed_size: bool = False  # the network is built for one image size, as transformers are
     projection: int = 0  # features of CLIP's last layer, which is kept and constrained; 0: no such layer
     zero_shot: bool = False  # the head starts as CLIP's zero-shot classifier and is constrained; else new and free
     percent: int = 100  # of DomainNet's training pictures
-    tasks: int = 1
-    anchor_moves: bool = False  # to the weights at the end of the previous task
 
     def changed(self, **given: int) -> "Recipe":
-        """With values of the command line. They count as chosen, and so does what goes with a share of the pictures."""
+        """With values of the command line, which count as chosen."""
         own = {name: value for name, value in given.items() if value != getattr(self, name)}
-        names = (*own, *(("lr", "plain_lr", "epochs") if "percent" in own else ()))
-        return replace(self, **own, chosen=tuple(dict.fromkeys((*self.chosen, *names))))
+        return replace(self, **own, chosen=tuple(dict.fromkeys((*self.chosen, *own))))
 
     def factor(self, steps: int, step: int) -> float:
         """Of the learning rate at `step`, counted from 0, where an epoch has `steps`."""
@@ -190,49 +185,10 @@ HUMAN_PARTS = replace(
     data="human_parts",
     classes=7,  # six parts and the background
 )
-SURFACE_NORMALS = replace(
-    PASCAL,
-    name="surface-normals",
-    title="PASCAL-Context surface normals, Swin-T",
-    data="surface_normals",
-    classes=3,  # the components of a normal
-    source="benchmark: the paper's surface normals; files, which pixels count, the sign in mirror images: "
-    "facebookresearch/astmt; no option of this training was found in text; loss: one minus the cosine, as is usual",
-    chosen=tuple(name for name in PASCAL.chosen if name != "classes"),
-)
-CONTINUAL = Recipe(
-    name="imagenet-r-continual",
-    title="ImageNet-R in 10 tasks, ViT-B/16",
-    data="continual",
-    model="vit_base_patch16_224",
-    classes=200,
-    optimizer="adamw",  # Adam, as weight decay is 0
-    lr=5e-5,
-    epochs=50,
-    batch_size=128,
-    plain_lr=5e-5,  # theirs for CIFAR-100; 1e-3, for prompts, on ImageNet-R
-    drop_last=True,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-    resize=None,
-    fixed_size=True,
-    tasks=10,
-    anchor_moves=True,
-    source="benchmark: the paper's ImageNet-R; lists, order of classes, network, Adam, epochs, batch_size, drop_last, "
-    "weight decay, scaling and resize: another paper of an author (GT-RIPL/CODA-Prompt, imnet-r_prompt.yaml and code)",
-    chosen=("lr", "plain_lr", "kappa", "radius_lr", "anchor_moves"),
-)
-CONTINUAL_KEPT = replace(
-    CONTINUAL,
-    name="imagenet-r-continual-kept",
-    title="ImageNet-R in 10 tasks, ViT-B/16, one anchor throughout",
-    anchor_moves=False,
-)
-
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(CLIP_RESNET50, CLIP_RESNET50_ADAM, CLIP_RESNET50_10, MOCO_RESNET50, MOCO_RESNET50_10, CLIP_VIT),
-        *(IMAGENET, PASCAL, HUMAN_PARTS, SURFACE_NORMALS, CONTINUAL, CONTINUAL_KEPT),
+        *(IMAGENET, PASCAL, HUMAN_PARTS),
     )
 }

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from experiments.common.errors import InputError
 from experiments.common.pictures import open_picture, read_picture
 from experiments.recipes.examples import Examples, check_in_root
-from experiments.recipes.normals import directions, mirrored, read_normals
 from experiments.recipes.paper import Recipe
 
 IGNORED = 255  # in masks
@@ -51,7 +50,7 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
             picture = read_picture(file)
             if isinstance(target, str):
                 check_in_root([root / target], root)
-                return self._squeezed(picture, self._read_target(root / target, file, picture.size))
+                return self._squeezed(picture, self._read_mask(root / target, file, picture.size))
             return self._cut(picture), target
 
     def _cut(self, picture: Image.Image) -> Tensor:
@@ -60,37 +59,25 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
         size, way = self.recipe.image_size, v2.InterpolationMode(self.recipe.interpolation)
         if self.seed is not None:
             steps = [v2.RandomResizedCrop(size, interpolation=way), v2.RandomHorizontalFlip(FLIPPED)]
-        elif self.recipe.resize is None:
-            steps = [v2.Resize((size, size), way)]
         else:
             steps = [v2.Resize(self.recipe.resize, way), v2.CenterCrop(size)]
         return v2.Compose([*steps, v2.PILToTensor()])(picture)
 
-    def _read_target(self, target: Path, file: Path, size: tuple[int, int]) -> Image.Image:
-        read = read_normals(target) if self.examples.normals else read_mask(target, self.recipe.classes)
+    def _read_mask(self, mask: Path, file: Path, size: tuple[int, int]) -> Image.Image:
+        read = read_mask(mask, self.recipe.classes)
         if read.size != size:
-            kind = "normals" if self.examples.normals else "mask"
-            raise InputError(f"{file} has {size} pixels and its {kind} {target} {read.size}")
+            raise InputError(f"{file} has {size} pixels and its mask {mask} {read.size}")
         return read
 
-    def _squeezed(self, picture: Image.Image, target: Image.Image) -> tuple[Tensor, Tensor]:
-        """The whole picture in a square, and the classes [h, w] or normals [3, h, w] of its pixels."""
+    def _squeezed(self, picture: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+        """The whole picture in a square, and the classes [h, w] of its pixels."""
         size = (self.recipe.image_size, self.recipe.image_size)
         image = torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BILINEAR)))
         image = image.permute(2, 0, 1).contiguous()
-        target = target.resize(size, Image.Resampling.NEAREST)  # neither classes nor normals can be mixed
+        mask = mask.resize(size, Image.Resampling.NEAREST)  # classes cannot be mixed
         flipped = self.seed is not None and bool(torch.rand(()) < FLIPPED)
-        if self.examples.normals:
-            normals = directions(target)
-            return (image.flip(-1), mirrored(normals)) if flipped else (image, normals)
-        labels = torch.from_numpy(np.array(target)).long()
+        labels = torch.from_numpy(np.array(mask)).long()
         return (image.flip(-1), labels.flip(-1)) if flipped else (image, labels)
-
-
-def steps_of(examples: Examples, recipe: Recipe) -> int:
-    """In an epoch of training."""
-    whole, rest = divmod(len(examples.files), recipe.batch_size)
-    return whole + (rest > 0 and not recipe.drop_last)
 
 
 def batches(
@@ -98,15 +85,8 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """In the order of the list, or with a seed shuffled and augmented."""
     order = None if seed is None else torch.Generator().manual_seed(seed)
-    training = seed is not None
-    loader = DataLoader(
-        Pictures(examples, recipe, seed),
-        recipe.batch_size,
-        shuffle=training,
-        generator=order,
-        num_workers=workers,
-        drop_last=training and recipe.drop_last,
-    )
+    pictures = Pictures(examples, recipe, seed)
+    loader = DataLoader(pictures, recipe.batch_size, shuffle=seed is not None, generator=order, num_workers=workers)
     try:
         yield from loader
     except InputError as error:  # torch puts the trace of another process before the message

@@ -9,33 +9,28 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from experiments.common import checkpoint
 from experiments.common.errors import InputError
 from experiments.common.options import digest
 from experiments.common.progress import Progress
 from experiments.common.record import RunRecord
-from experiments.common.study import Header, Rows, Session, Study
-from experiments.common.tables import markdown, provenance
+from experiments.common.report_kit import Table, write
+from experiments.common.study import Session, Study
+from experiments.common.task import summed_up
 from experiments.common.trainer import Trainer
 from experiments.recipes.domainnet import domainnet
-from experiments.recipes.examples import Benchmark, named
+from experiments.recipes.examples import Benchmark
 from experiments.recipes.imagenet import imagenet
-from experiments.recipes.imagenet_r import continual
 from experiments.recipes.model import build
 from experiments.recipes.paper import RECIPES, Recipe
-from experiments.recipes.pascal import human_parts, pascal, surface_normals
-from experiments.recipes.pictures import steps_of
+from experiments.recipes.pascal import human_parts, pascal
 from experiments.recipes.scores import ACCURACY
-from experiments.recipes.train import METHODS, Learner
+from experiments.recipes.train import METHODS, Learner, Recognise
 
-#: From a folder, a recipe and a seed, which decides the order of ImageNet-R's classes.
-DATA: Mapping[str, Callable[[Path, Recipe, int], Benchmark]] = {
+DATA: Mapping[str, Callable[[Path, Recipe], Benchmark]] = {
     "domainnet": domainnet,
     "imagenet": imagenet,
     "pascal": pascal,
     "human_parts": human_parts,
-    "surface_normals": surface_normals,
-    "continual": continual,
 }
 
 
@@ -54,7 +49,6 @@ class Config:
         "linear",
     )
     seed: int = 0  # of head, order and augmentation
-    percent: Literal[1, 5, 10, 20, 50, 100] | None = None  # of DomainNet's training pictures
     epochs: int | None = None  # instead of the recipe's
     batch_size: int | None = None  # instead of the recipe's
     workers: int = 4  # processes that read pictures
@@ -65,7 +59,7 @@ class Config:
         return (self.seed,)
 
     def recipe(self) -> Recipe:
-        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "percent")}
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size")}
         return RECIPES[self.name].changed(**{name: value for name, value in given.items() if value is not None})
 
     def check(self) -> None:
@@ -82,8 +76,6 @@ class Config:
         ):
             if value < least:
                 raise InputError(f"{option} {value}: must be an integer of at least {least}")
-        if recipe.percent != 100 and recipe.data != "domainnet":
-            raise InputError(f"--percent is for the recipes of DomainNet; {self.name} has all of its pictures")
         for option, file in (("--root", self.root), ("--checkpoint", self.checkpoint)):
             if file is None:
                 raise InputError(f"{option} is needed: nothing is downloaded (see experiments/recipes/README.md)")
@@ -113,18 +105,10 @@ class Found:
         return counts | {"recipe": asdict(self.recipe), "weights": self.weights}
 
 
-def find(root: Path, recipe: Recipe, seed: int = 0) -> Benchmark:
+def find(root: Path, recipe: Recipe) -> Benchmark:
     if not root.is_dir():
         raise InputError(f"--root {root} is not a folder; give the one that holds the data set of {recipe.name}")
-    benchmark = DATA[recipe.data](root, recipe, seed)
-    for number, stage in enumerate(benchmark.stages, 1):
-        if steps_of(stage.examples, recipe) == 0:
-            count = len(stage.examples.files)
-            raise InputError(
-                f"--batch-size {recipe.batch_size}: task {number} has {count} pictures, and a batch that is not "
-                f"full is dropped; give at most {count}"
-            )
-    return benchmark
+    return DATA[recipe.data](root, recipe)
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Found:
@@ -133,7 +117,7 @@ def load(config: Config, cache: Path, progress: Progress) -> Found:
         if name is not None:
             file = Path(name)
             weights[option] = f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
-    return Found(recipe, find(Path(config.root or ""), recipe, config.seed), weights)
+    return Found(recipe, find(Path(config.root or ""), recipe), weights)
 
 
 def work(config: Config, found: Found, session: Session) -> None:
@@ -144,56 +128,25 @@ def work(config: Config, found: Found, session: Session) -> None:
         torch.manual_seed(config.seed)  # of the head
         head = None if config.head is None else Path(config.head)
         model = build(recipe, Path(config.checkpoint or ""), benchmark.metric != ACCURACY, head).to(config.device)
+        trainer = Trainer(Recognise(), session.progress, session.on_step)
+        learner = Learner(recipe, benchmark, method, config.seed, config.workers, trainer)
         identity = {"method": method, "seed": config.seed, "data": found.fingerprint()}
-        learner = Learner(recipe, method, config.seed, config.workers, record.folder, identity)
-        done = learner.run(
-            model, benchmark, lambda task: Trainer(task, session.progress, session.board, session.on_step)
-        )
-        scores = done.pop("scores")
-        record.results[method] = done | {
-            "columns": summed_up(benchmark, scores),
-            "errors": errors_of(benchmark, scores[-1]),
-            "scores": scores if recipe.tasks > 1 else scores[0],
-            "diverged": None in done["losses"],
-            "seconds": round(done["seconds"], 1),
-        }
+        done = learner.run(model, record.folder / "checkpoint.pt", identity)
+        record.results[method] = done | {"columns": summed_up(benchmark.columns, done["scores"])}
         record.save()
 
 
-def errors_of(benchmark: Benchmark, scores: dict[str, float]) -> dict[str, dict[str, float]]:
-    """What is measured besides, by its name: a value for each column of its table."""
-    return {
-        error: {
-            title: sum(scores[named(name, error)] for name in names) / len(names)
-            for title, names in benchmark.columns.items()
-        }
-        for error in benchmark.errors
-    }
-
-
-def summed_up(benchmark: Benchmark, scores: list[dict[str, float]]) -> dict[str, float]:
-    """A value of the metric for each column of the table."""
-    last = scores[-1]
-    columns = {title: sum(last[name] for name in names) / len(names) for title, names in benchmark.columns.items()}
-    if len(scores) > 1:  # tasks 1 ... N
-        columns["mean after each task"] = sum(after["all so far"] for after in scores) / len(scores)
-        lost = [scores[task][f"task {task + 1}"] - last[f"task {task + 1}"] for task in range(len(scores) - 1)]
-        columns["forgetting"] = sum(lost) / len(lost)
-    return columns
-
-
-def table(content: dict, error: str | None = None) -> tuple[Header, Rows]:
-    """A row for each method: of the metric, or of what is measured besides."""
+def table(content: dict) -> Table:
+    """A row for each method."""
     results = content["results"]
-    of_method = {method: one["columns"] if error is None else one["errors"][error] for method, one in results.items()}
-    columns = list(next(iter(of_method.values())))
+    columns = list(next(iter(results.values()))["columns"])
     rows = [
         [
-            method + (" (diverged)" if results[method]["diverged"] else ""),
-            *(f"{values[name]:.1f}" for name in columns),
-            f"{results[method]['seconds']:.0f}",
+            method + (" (diverged)" if one["diverged"] else ""),
+            *(f"{one['columns'][name]:.1f}" for name in columns),
+            f"{one['seconds']:.0f}",
         ]
-        for method, values in of_method.items()
+        for method, one in results.items()
     ]
     return ["method", *columns, "seconds"], rows
 
@@ -211,13 +164,7 @@ def lines(content: dict) -> list[str]:
 
 def write_report(record: RunRecord) -> None:
     content = record.content
-    text = [f"# {content['data']['recipe']['title']}", ""]
-    for line in lines(content):
-        text += [line, ""]
-    text += [*markdown(*table(content)), ""]
-    for error in next(iter(content["results"].values()))["errors"]:
-        text += [f"{error.capitalize()}; lower is better:", "", *markdown(*table(content, error)), ""]
-    checkpoint.write_text(record.folder / "report.md", "\n".join([*text, *provenance(content)]) + "\n")
+    write(record, content["data"]["recipe"]["title"], *lines(content), table(content))
 
 
 STUDY = Study(

@@ -6,8 +6,6 @@ CC0, or, those of NASA and SpaceX, in the public domain.
 """
 
 import math
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from experiments.common.corruptions import plasma
-from experiments.common.errors import InputError
+from experiments.common.errors import folder_of
 
 PHOTOGRAPHS = {
     "train": ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "brick.png", "grass.png"),
@@ -32,11 +30,8 @@ def backgrounds(part: str, side: int) -> Tensor:
 
 
 def _photographs(names: tuple[str, ...], side: int) -> Tensor:
-    """The middle square of each. The package is located without importing it: only its files are wanted."""
-    package = find_spec("skimage")
-    if package is None or not package.submodule_search_locations:
-        raise InputError("the package scikit-image is missing: pip install 'hyperopt_ftp[studies]'")
-    folder = Path(package.submodule_search_locations[0], "data")
+    """The middle square of each."""
+    folder = folder_of("skimage", "studies") / "data"
     squares = []
     for name in names:
         with Image.open(folder / name) as image:

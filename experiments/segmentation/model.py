@@ -43,8 +43,6 @@ class Segmenter(Network):
     head = "decoder.*"
 
     def __init__(self, classes: int, image_size: int) -> None:
-        if image_size % 32:
-            raise ValueError(f"image_size must be a multiple of 32, the encoder's stride, not {image_size}")
         super().__init__()
         self.encoder: Any = lite0(image_size, dropout=0.0)
         for unused in ("_conv_head", "_bn1", "_fc"):  # behind the last features: they would have no gradient

@@ -22,9 +22,8 @@ def make_task(config: Config, cache: Path, progress: Progress) -> SegmentationTa
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
     parts = split(pictures, config.split_seed)
-    shares = {"labels": config.labels, "validation": config.validation if config.holds_out else 0.0}
     return SegmentationTask(
-        with_validation(parts, ID_DOMAIN, **shares, seed=config.split_seed),
+        with_validation(parts, ID_DOMAIN, config.holds_out, config.split_seed),
         ID_DOMAIN,
         size=config.size,
         train_scenes=config.scenes,

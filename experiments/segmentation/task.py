@@ -25,6 +25,9 @@ BACKGROUND = 0.2  # weight of a pixel of the background in the loss, against 1 f
 class Config(AnchorOptions):
     """Scenes of emoji, drawn anew for each epoch: it is no pass over the same examples but a number of new ones."""
 
+    anchor_head = 10.0
+    anchor_batch_size = 16
+
     # Trained beforehand on scenes of other emoji in all styles, head included; or ImageNet's encoder with a new head.
     anchor: Literal["styles", "imagenet"] = "styles"
     limit: int | None = None  # use only so many emoji, for a quick try
@@ -32,8 +35,6 @@ class Config(AnchorOptions):
     lr: float = 6e-4  # first learning rate; it falls to 0 as a cosine
     batch_size: int = 16  # scenes in one step
     anchor_lr: float = 5e-4  # first learning rate of the anchor
-    anchor_head: float = 10.0  # the head is new: its learning rate is so many times anchor_lr
-    anchor_batch_size: int = 16  # of the anchor's training
     size: int = 96  # height and width of a scene, in pixels
     scenes: int = 320  # in an epoch of fine-tuning
     pretrain_scenes: int = 960  # in an epoch of the anchor's training

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from experiments.common import checkpoint
-from experiments.common.estimate import estimate, shown
+from experiments.common.estimate import estimate
 from experiments.common.figures import curves, mean_curve
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
+from experiments.common.report_kit import fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
-from experiments.common.tables import markdown, provenance
 from experiments.sensitivity.summary import (
     AS_GOOD,
     ENOUGH,
@@ -71,11 +70,11 @@ def setting(content: dict) -> str:
     )
 
 
-def _anchors(content: dict) -> list[str]:
+def _anchors(content: dict) -> str | None:
     """What the anchors score where they have a head."""
     anchors = content["data"]["anchors"]
-    means = [shown(estimate([anchor[which] for anchor in anchors])) for which in ("id", "ood") if anchors]
-    return [f"The anchors, not fine-tuned: {' / '.join(means)}.", ""] if means else []
+    means = [fixed(estimate([anchor[which] for anchor in anchors])) for which in ("id", "ood") if anchors]
+    return f"The anchors, not fine-tuned: {' / '.join(means)}." if means else None
 
 
 def write_report(record: RunRecord) -> None:
@@ -96,25 +95,17 @@ def write_report(record: RunRecord) -> None:
         points[title(method)] = (minus_adamw(scores, method, best, "id"), minus_adamw(scores, method, best, "ood"))
     axes = (f"in distribution, {metric} minus AdamW's", f"out of distribution, {metric} minus AdamW's")
     trade_off(folder / "trade-off.png", points, axes)
-    lines = [
-        "# Scores over the learning rate",
-        "",
+    write(
+        record,
+        "Scores over the learning rate",
         setting(content),
-        "",
-        *_anchors(content),
-        *markdown(*table(content)),
-        "",
+        _anchors(content),
+        table(content),
         "![Scores by learning rate, mean and standard error over splits](rates.png)",
-        "",
         "![Every method at its best rate minus AdamW at its own, with 95 % intervals over splits](trade-off.png)",
-        "",
         "Means by learning rate, ID / OOD:",
-        "",
-        *markdown(*all_scores(content)),
-        "",
-        *provenance(content),
-    ]
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+        all_scores(content),
+    )
 
 
 STUDY = Study(

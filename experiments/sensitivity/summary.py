@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.common.estimate import Estimate, chance_above, estimate, interval, shown
+from experiments.common.estimate import Estimate, chance_above, estimate, interval
 from experiments.common.methods import title
+from experiments.common.report_kit import Table, fixed
 
 WITHIN = 10.0  # the width of the window around the best rate: a factor of its root each way
 ENOUGH = 0.5  # points below AdamW's best, within which a method learns as much
@@ -68,7 +69,7 @@ def at_equal_id(scores: Scores, method: str) -> float | None:
     return max(enough, key=lambda lr: mean_of(scores, method, lr, "ood"), default=None)
 
 
-def table(content: dict) -> tuple[list[str], list[list[str]]]:
+def table(content: dict) -> Table:
     """A row for each method."""
     scores = scores_of(content)
     header = [
@@ -85,22 +86,22 @@ def table(content: dict) -> tuple[list[str], list[list[str]]]:
         for which in ("id", "ood"):
             chance = chance_above(differences(scores, method, best, which))
             percent = "" if chance is None else f"{100 * chance:.0f} %"
-            ahead += [shown(minus_adamw(scores, method, best, which), signed=True), percent]
-        at_equal = "none" if equal is None else shown(minus_adamw(scores, method, equal, "ood"), signed=True)
-        falls = [shown(worst(scores, method, which), signed=True) for which in ("id", "ood")]
+            ahead += [fixed(minus_adamw(scores, method, best, which), signed=True), percent]
+        at_equal = "none" if equal is None else fixed(minus_adamw(scores, method, equal, "ood"), signed=True)
+        falls = [fixed(worst(scores, method, which), signed=True) for which in ("id", "ood")]
         of_use = good(scores, method)
         rates = f"{of_use[0]:g} to {of_use[-1]:g}" if of_use else "none"
         rows.append([title(method), f"{best:g}{edge}", both, *ahead, at_equal, *falls, rates])
     return header, rows
 
 
-def in_brief(content: dict) -> tuple[list[str], list[list[str]]]:
+def in_brief(content: dict) -> Table:
     """What a terminal has room for."""
     header, rows = table(content)
     return header[:7], [row[:7] for row in rows]
 
 
-def all_scores(content: dict) -> tuple[list[str], list[list[str]]]:
+def all_scores(content: dict) -> Table:
     """Every mean, ID / OOD, by rate."""
     scores = scores_of(content)
     lrs = sorted({lr for rates in scores.values() for lr in rates})

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from experiments.classification import study as classification
-from experiments.classification.config import Config as ClassificationConfig
+from experiments.classification.task import Config as ClassificationConfig
 from experiments.common.anchor import make_anchor
 from experiments.common.comparison import Comparison
 from experiments.common.errors import InputError
@@ -17,7 +17,6 @@ from experiments.common.method_study import MethodStudy
 from experiments.common.methods import FOLLOWS
 from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
-from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer
 
 #: Weights that two of them start from.
@@ -112,7 +111,7 @@ class Splits:
     def _of(self, seed: int) -> tuple[Trainer, dict[str, Tensor], dict]:
         options, study = self._config.options(seed, self._config.lrs[0]), self._study()
         task = study.make_task(options, self._folder, self._progress)
-        trainer = Trainer(task, self._progress, Board(None), fit=study.fit)
+        trainer = Trainer(task, self._progress, fit=study.fit)
         return trainer, *make_anchor(trainer, options, self._folder)
 
     def scores(self, seed: int, method: str, lr: float) -> dict[str, dict[str, float]]:

@@ -12,15 +12,13 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from experiments.classification.config import Config
 from experiments.classification.data import Pictures
 from experiments.classification.study import load_parts, make_task
-from experiments.classification.task import ClassificationTask
+from experiments.classification.task import ClassificationTask, Config
 from experiments.common import checkpoint, comparison, figures
 from experiments.common.comparison import Comparison
 from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS
-from experiments.common.step_log import Board
 from experiments.common.trainer import Trainer, schedule_of
 
 from ..support.measured import numbers
@@ -169,7 +167,7 @@ def test_a_choice_that_was_stopped_ends_with_the_same_numbers(workplace):
 @pytest.mark.parametrize(("follower", "of"), [("wise", "adamw"), ("wise_ftp", "ftp")])
 def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch, follower, of):
     folder = Path(f"runs/{follower}")
-    arguments = ("--method", follower, of, "--wise", "0.3", "--seeds", "4")
+    arguments = ("--method", follower, of, "--seeds", "4")
     done = workplace.command(*arguments, "--out", str(folder))
     assert (done.status, [name for name in done.trainings if name != "anchor"]) == (0, [f"{of}, seed 4"])
     anchor, tuned, mixed = watch.tested
@@ -179,7 +177,7 @@ def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch,
     moved = 0
     for name, value in mixed.items():
         if value.is_floating_point():
-            expected = 0.7 * anchor[name].double() + 0.3 * tuned[name].double()
+            expected = (anchor[name].double() + tuned[name].double()) / 2
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
             moved += not torch.equal(value, tuned[name])
         else:
@@ -216,7 +214,7 @@ def test_a_step_of_mixout_is_made_with_mixed_weights(cache, quiet, workplace, an
     task = make_task(config, cache, quiet)
     model = task.new_model()
     start = {name: value + 0.1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    forward = Comparison(Trainer(task, quiet, Board(None)), config, start, Path())._forward(model, "mixout", 0.5)
+    forward = Comparison(Trainer(task, quiet), config, start, Path())._forward(model, "mixout", 0.5)
     assert forward is not None
     images = task.parts["finetune"].draw(torch.arange(2), torch.Generator())[0]
     names = [name for name, _ in model.named_parameters() if anchor == "styles" or not name.startswith(model.head[:-1])]
@@ -339,40 +337,6 @@ def test_tpgm_leaves_a_new_head_free(workplace):
     assert not any(name.startswith("network._fc.") for name in layers)
 
 
-def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = reader.EventAccumulator(str(folder)).Reload()
-    return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]}
-
-
-@pytest.mark.filterwarnings("default")  # TensorBoard's own imports
-def test_tensorboard(workplace):
-    pytest.importorskip("tensorboard")
-    arguments = ("--method", "adamw", "tpgm", "--anchor-lr", "0.0006", "--tensorboard", "--out", "runs/board")
-    # what lies in the folder after the anchor was stopped is known to be this run's
-    assert workplace.command(*arguments, interrupt=("anchor", 1)).status == 130
-    assert workplace.command(*arguments).status == 0
-    folder = Path("runs/board/tensorboard")
-    assert {file.name for file in folder.iterdir()} == {"anchor", "adamw, seed 0", "tpgm, seed 0"}
-    for method in ("adamw", "tpgm"):
-        rows = steps_of(Path("runs/board"), method)
-        events = events_of(folder / f"{method}, seed 0")
-        assert events.keys() == {"loss", "right", "lr", "seconds"} - ({"right"} if method == "tpgm" else set())
-        for name, seen in events.items():
-            assert [step for step, _ in seen] == [1, 2]
-            assert [value for _, value in seen] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
-
-
-def test_tensorboard_that_is_missing(workplace, capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    done = workplace.command("--tensorboard", "--method", "linear", "--out", "runs/no-board")
-    assert (done.status, done.trainings) == (2, [])
-    assert capsys.readouterr().err == ("error: --tensorboard needs the package tensorboard: pip install tensorboard\n")
-    assert not Path("runs/no-board").exists()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be forgotten")
 def test_the_peak_of_memory_is_that_since_the_reset():
     size = 256
@@ -396,7 +360,7 @@ def test_the_peak_is_that_of_the_device_that_trains(workplace, monkeypatch, cach
     monkeypatch.setattr(comparison, "reset_peak", seen.append)
     with quiet as progress:
         task = make_task(config, cache, progress)
-        trainer = Trainer(task, progress, Board(None))
+        trainer = Trainer(task, progress)
         start = {name: value.cpu() for name, value in task.new_model().state_dict().items()}
         comparison.Comparison(trainer, config, start, tmp_path).fine_tune("linear", 0, 1e-3)
     assert seen == [torch.device("cpu:0")] * 2

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.common.draws import generator
-from experiments.common.examples import Examples
+from experiments.common.examples import Examples, flipped, generator
 from experiments.meta.noise.config import BATCH, CLEAN_BATCH, CLEAN_SHARE, HIDDEN, Config
-from experiments.meta.noise.data import Data, Problem, flipped
+from experiments.meta.noise.data import Data, Problem
 from experiments.meta.noise.methods import METHODS, Batch, Seen, logits, net_weights, network
 from experiments.meta.noise.report import summarise
 from experiments.meta.noise.study import STUDY

@@ -12,11 +12,10 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from experiments.classification.config import Config
 from experiments.classification.data import PARTS, SHARES, Pictures, flip_and_shift, hold_out, limit_items, split
 from experiments.classification.emoji import CLASSES, STYLES, emoji_pictures, group_name
 from experiments.classification.model import Classifier
-from experiments.classification.task import ClassificationTask, with_validation
+from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common import checkpoint
 from experiments.common.anchor import anchor_file, recipe
 from experiments.common.errors import InputError
@@ -109,25 +108,19 @@ def test_cached_emoji_equal_drawn_ones(emoji, cache, quiet, monkeypatch):
 CHANGES = {
     "anchor_epochs": 3,
     "anchor_lr": 1e-3,
-    "anchor_head": 2.0,
-    "anchor_weight_decay": 0.0,
-    "anchor_batch_size": 8,
-    "dropout": 0.0,
-    "shift": 1,
     "device": "cuda",
 }
 
 
 def task_of(parts: dict[str, Pictures], config: Config) -> ClassificationTask:
-    device = torch.device(config.device)
-    return ClassificationTask(parts, 0, dropout=config.dropout, shift=config.shift, device=device)
+    return ClassificationTask(parts, 0, device=torch.device(config.device))
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Config)])
 def test_the_digest_changes_with_the_recipe_alone(emoji, name, tmp_path):
     parts = split(limit_items(emoji, 24, seed=0), seed=0)
     base = Config()
-    others = {"methods": ("ftp",), "seeds": (7,), "anchor": "imagenet", "gradient": "exact"}
+    others = {"methods": ("ftp",), "seeds": (7,), "anchor": "imagenet"}
     value = CHANGES.get(name, others.get(name, 5))
     one, other = (
         anchor_file(config, task_of(parts, config), tmp_path) for config in (base, replace(base, **{name: value}))
@@ -179,7 +172,7 @@ def test_small_parts_are_held_out_of_as_well(emoji):
 
 
 def test_train_and_validation_are_two_parts_of_finetune(emoji):
-    parts = with_validation(split(emoji, seed=0), 0, labels=0.5, validation=0.2, seed=0)
+    parts = with_validation(split(emoji, seed=0), 0, holds_out=True, seed=0)
     train, validation, finetune = (parts[part] for part in ("train", "validation", "finetune"))
     assert sorted(train.items + validation.items) == sorted(finetune.items)
     for other in ("train", "pretrain", "test"):
@@ -268,19 +261,6 @@ def test_an_interrupt_in_the_middle_of_a_checkpoint_is_an_interrupt(tmp_path, mo
     monkeypatch.setattr(torch, "save", failing)
     with pytest.raises(RuntimeError, match="another"):
         checkpoint.save(file, {"step": 2})
-
-
-@pytest.mark.parametrize(("limit", "labels", "count"), [(48, 0.5, 8), (48, 0.1, 8), (96, 0.75, 24), (96, 0.9, 29)])
-def test_fewer_labels_of_every_class(emoji, limit, labels, count):
-    parts = split(limit_items(emoji, limit, seed=0), seed=0)
-    cut = with_validation(parts, 1, labels=labels, validation=0, seed=0)
-    assert cut.keys() == parts.keys()
-    assert len(cut["finetune"].items) == count
-    assert set(cut["finetune"].labels.tolist()) == set(range(8))
-    assert set(cut["finetune"].domains.tolist()) == {1}
-    assert set(cut["finetune"].items) < set(parts["finetune"].items)
-    assert cut["pretrain"] is parts["pretrain"]
-    assert cut["test"] is parts["test"]
 
 
 def test_a_file_and_then_its_name_are_forced_to_the_disk(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_zero_shot_head_is_where_training_starts_and_is_constrained(tmp_path):
     features = model.eval().backbone((pictures.float() / 255 - model.mean) / model.std)
     expected = features / features.norm(dim=-1, keepdim=True) @ given.T
     assert torch.allclose(model(pictures), expected, atol=1e-5)  # 5 products of about 1 in float32
-    assert anchored(METHODS["ftp"](model, recipe, None)) == {name for name, _ in model.named_parameters()}
+    assert anchored(METHODS["ftp"](model, recipe)) == {name for name, _ in model.named_parameters()}
     other = torch.nn.Linear(tiny.FEATURES, recipe.classes)
     torch.save(other.state_dict(), tmp_path / "other.pt")
     again = build(recipe, setting.checkpoint, dense=False, head=tmp_path / "other.pt")
@@ -61,16 +61,16 @@ def test_a_linear_probe_leaves_the_backbone_as_it_is(tmp_path):
     setting = prepare(recipe, tmp_path, methods=("linear",))
     before = build(recipe, setting.checkpoint, dense=False).backbone.state_dict()
     finished(setting)
-    after = torch.load(setting.out / "stages.pt", weights_only=True)["model"]
+    after = torch.load(setting.out / "checkpoint.pt", weights_only=True)["training"]["model"]
     assert all(torch.equal(after[f"backbone.{name}"], value) for name, value in before.items())
 
 
-def test_pictures_without_normalisation():
-    recipe = small("imagenet-r-continual")
-    assert recipe.mean == RECIPES[recipe.name].mean
+def test_pictures_are_scaled_as_the_recipe_says():
+    recipe = small("domainnet-moco-resnet50")
     network = Network(torch.nn.Flatten(), replace(recipe, projection=12), dense=False)
     pictures = torch.randint(256, (2, 3, 2, 2), dtype=torch.uint8)
-    assert torch.equal(network(pictures), network.head(pictures.flatten(1) / 255))
+    mean, std = (torch.tensor(given).view(3, 1, 1) for given in (RECIPES[recipe.name].mean, recipe.std))
+    assert torch.equal(network(pictures), network.head(((pictures / 255 - mean) / std).flatten(1)))
 
 
 def save(content, file: Path) -> Path:

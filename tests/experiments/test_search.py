@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import hyperopt_ftp as hft
-from experiments.common.digits import digits
-from experiments.common.examples import Examples
+from experiments.common.examples import Examples, digits
 from experiments.common.small_networks import cross_entropy, mlp
 from experiments.common.tweets import Tweets
 from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report

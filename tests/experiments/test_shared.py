@@ -7,13 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.common.bags import bags
-from experiments.common.checks import check_fields, check_names
 from experiments.common.errors import InputError
+from experiments.common.options import check_fields, check_names
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import curve, fixed, over, packed, paired, significant, unpacked, write
 from experiments.common.small_networks import accuracy, mlp, mlp_params, passes
-from experiments.common.tweets import Tweets
+from experiments.common.tweets import Tweets, bags
 
 
 @pytest.mark.parametrize("known", [1, 2])

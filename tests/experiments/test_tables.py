@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.common.tables import differences, markdown, summarise, table_of
+from experiments.common.report_kit import markdown
+from experiments.common.tables import differences, summarise, table_of
 
 
 class FakeTask:

@@ -16,7 +16,7 @@ from benchmarks.large.contenders import PLAIN
 
 
 def command(path, *words: str) -> dict:
-    main(["--fast", "--threads", "1", "--json", str(path), *words])
+    main(["--fast", "--threads", "1", "--out", str(path), *words])
     return json.loads(path.read_text())["steps"]["2"]
 
 

@@ -64,49 +64,16 @@ def imagenet(root: Path) -> Path:
     return root
 
 
-def imagenet_r(root: Path, count: int = 5) -> Path:
-    """The numbers of the classes are not in the order of the folders, and the paths are longer than they are here."""
-    by_class(root / "imagenet-r", WNIDS, count)
-    for part, numbers in (("train", range(count - 1)), ("test", (count - 1,))):
-        rows = [
-            (f"data/imagenet-r/test/{wnid}/{number}.JPEG", 3 - label)
-            for number in numbers
-            for label, wnid in enumerate(WNIDS)
-        ]
-        pictures, classes = ("".join(f"- {row[place]}\n" for row in rows) for place in (0, 1))
-        (root / f"imagenet-r_{part}.yaml").write_text(f"data:\n{pictures}targets:\n{classes}")
-    return root
-
-
-def _listed(root: Path, lists: str) -> Iterable[tuple[int, str]]:
-    """The lists and pictures of PASCAL; of each picture its number and name."""
+def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
     for part, names in (("train", "abcd"), ("val", "ef")):
         file = root / "ImageSets" / lists / f"{part}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{name}\n" for name in names))
         for number, name in enumerate(names):
             picture(root / "JPEGImages" / f"{name}.jpg", number)
-            yield number, name
-
-
-def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
-    for number, name in _listed(root, lists):
-        values = np.full((40, 40), number % classes)
-        values[:, 20:], values[0] = (number + 1) % classes, 255
-        mask(root / masks / f"{name}.png", values)
-    return root
-
-
-# To the camera, up, down: the same in a mirror.
-NORMALS = ((128, 128, 255), (128, 238, 191), (128, 17, 191))
-
-
-def surface_normals(root: Path) -> Path:
-    """The colour of a picture tells its normal; rows at the top and the whole of one picture have none."""
-    for number, name in _listed(root, "Context"):
-        values = np.full((40, 40, 3), NORMALS[number % 3])
-        values[: 40 if name == "d" else 4] = 0
-        mask(root / "normals_masked" / f"{name}.png", values)
+            values = np.full((40, 40), number % classes)
+            values[:, 20:], values[0] = (number + 1) % classes, 255
+            mask(root / masks / f"{name}.png", values)
     return root
 
 

@@ -24,8 +24,6 @@ DATA = {
     "imagenet": (tiny.imagenet, {"classes": 4}),
     "pascal": (lambda root: tiny.pascal(root, "Context", "semseg/pascal-context"), {"classes": 3}),
     "human_parts": (lambda root: tiny.pascal(root, "Parts", "human_parts"), {"classes": 3}),
-    "surface_normals": (tiny.surface_normals, {}),
-    "continual": (tiny.imagenet_r, {"classes": 4, "tasks": 2}),
 }
 
 
@@ -33,8 +31,6 @@ def small(name: str, **changes) -> Recipe:
     recipe = RECIPES[name]
     network = VIT if "vit" in recipe.model else RESNET
     sizes: dict[str, Any] = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
-    if recipe.resize is None:
-        sizes["resize"] = None
     return replace(recipe, **{**network, **DATA[recipe.data][1], **sizes, **changes})
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.common.cli import Command
 from experiments.common.progress import Progress
-from experiments.hypergradients.comparing import GradientStudy
+from experiments.hypergradients.comparing import Tasks, gradient_study
 from experiments.hypergradients.config import Plan
-from experiments.hypergradients.report import Subject, write_report
+from experiments.hypergradients.report import Subject
 from experiments.language.config import Config as Language
 from experiments.language.data import ID_TOPIC, load
 from experiments.language.loop import fit
@@ -30,12 +29,10 @@ class Config(Plan, Language):
         self.check_plan()
 
 
-def make_tasks(config: Config, cache: Path, progress: Progress) -> tuple[LanguageTask, LanguageTask]:
+def make_tasks(config: Config, cache: Path, progress: Progress) -> Tasks:
     texts, device = load(config, tokenizer()), torch.device(config.device)
-    with_dropout, without = (
-        LanguageTask(texts, encoder, device, config.bf16) for encoder in (minilm, partial(minilm, dropout=0.0))
-    )
-    return with_dropout, without
+    encoders = (minilm, partial(minilm, dropout=0.0))
+    return Tasks(*(LanguageTask(texts, encoder, device, config.bf16) for encoder in encoders))
 
 
 SUBJECT = Subject(
@@ -47,15 +44,15 @@ SUBJECT = Subject(
     anchors={"topics": "an anchor trained on all topics", "minilm": "MiniLM as it comes, with a new head"},
 )
 
-COMPARED = GradientStudy(make_tasks, facts, COMPARISON.packages, lambda record: write_report(record, SUBJECT), fit)
-
-STUDY = Command(
+STUDY = gradient_study(
+    "hypergradients-language",
     "experiments.hypergradients.language",
-    "Compare FTP's one-step radius gradients with full ones through K steps, on the way of a fine-tuning of MiniLM; "
-    "then fine-tune with each of them. Stop it at any time; the same command goes on from there.",
+    "a fine-tuning of MiniLM",
     Config,
-    COMPARED.run,
-    COMPARED.report,
+    make_tasks,
+    facts,
+    COMPARISON.packages,
+    SUBJECT,
+    fit,
 )
-
 main = STUDY.main

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from experiments.common.checks import check_fields, check_names
 from experiments.common.errors import InputError
-from experiments.common.options import option
+from experiments.common.options import check_fields, check_names, option
 from experiments.meta.distillation.data import NAMES
 
 OWN, OTHER = "mlp", "convolutional"  # networks: that pictures are distilled with, and one that is tested too

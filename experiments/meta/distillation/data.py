@@ -15,8 +15,7 @@ from torch import Generator, Tensor
 
 from experiments.classification import data as styles
 from experiments.classification.emoji import emoji_pictures
-from experiments.common.digits import digits
-from experiments.common.examples import Examples, split
+from experiments.common.examples import Examples, digits, split
 from experiments.common.progress import Progress
 
 NAMES = ("digits", "emoji")

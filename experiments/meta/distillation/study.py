@@ -8,8 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from experiments.classification.emoji import PACKAGES
-from experiments.common.draws import generator
-from experiments.common.examples import Examples
+from experiments.common.examples import Examples, generator
 from experiments.common.report_kit import packed
 from experiments.common.study import Study
 from experiments.meta.distillation.config import OTHER, OWN, WHOLE_BATCH, Config

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.draws import generator
-from experiments.common.examples import Examples
-from experiments.common.stretches import stretches
+from experiments.common.examples import Examples, generator
+from experiments.common.small_networks import stretches
 from experiments.meta.distillation.config import CHOICE_INITS, TEST_INITS
 from experiments.meta.distillation.data import Task
 

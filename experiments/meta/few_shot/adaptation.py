@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.stretches import stretches
+from experiments.common.small_networks import stretches
 from experiments.meta.few_shot.config import WAYS
 from experiments.meta.few_shot.episodes import Batch, Both
 from hyperopt_ftp import tree

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from experiments.common.checks import check_fields
 from experiments.common.errors import InputError
+from experiments.common.options import check_fields
 
 WAYS = 5  # classes of an episode
 SMALLEST = 8  # emoji of a class, at least

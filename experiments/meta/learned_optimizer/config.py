@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from experiments.common.checks import check_fields, check_names
 from experiments.common.errors import InputError
+from experiments.common.options import check_fields, check_names
 from experiments.meta.learned_optimizer.problems import PROBLEMS
 
 HIDDEN = 16  # units of the rule

@@ -10,8 +10,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
-from experiments.common.small_networks import Batch, Params, cross_entropy
-from experiments.common.stretches import stretches
+from experiments.common.small_networks import Batch, Params, cross_entropy, stretches
 from experiments.meta.learned_optimizer.config import HIDDEN, META_LR, SEGMENT, Config
 from experiments.meta.learned_optimizer.rule import Net, first_net, learned, over_tasks
 from experiments.meta.learned_optimizer.tasks import BATCH, Group, new_group

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, linear
 
-from experiments.common.bags import bags
-from experiments.common.digits import digits
-from experiments.common.examples import Examples, split
+from experiments.common.examples import Examples, digits, split
 from experiments.common.small_networks import Batch, Params, mlp, mlp_params, passes
-from experiments.common.tweets import tweets
+from experiments.common.tweets import bags, tweets
 
 WORDS = 200  # that tweets are described by
 Forward = Callable[[Params, Tensor], Tensor]

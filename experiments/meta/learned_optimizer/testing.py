@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.small_networks import Params, cross_entropy
-from experiments.common.stretches import stretches
+from experiments.common.small_networks import Params, cross_entropy, stretches
 from experiments.meta.learned_optimizer.config import POINTS
 from experiments.meta.learned_optimizer.problems import PROBLEMS, Parts, batches
 from experiments.meta.learned_optimizer.tasks import BATCH

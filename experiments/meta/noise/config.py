@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from experiments.common.checks import check_fields
 from experiments.common.errors import InputError
+from experiments.common.options import check_fields
 
 DataSet = Literal["digits", "tweets"]
 MethodName = Literal["noisy", "clean", "both", "smoothing", "small", "each_outer", "each", "net_outer", "net", "oracle"]

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from experiments.common.bags import bags
-from experiments.common.digits import digits
-from experiments.common.draws import generator
-from experiments.common.examples import Examples, split
+from experiments.common.examples import Examples, digits, flipped, generator, split
 from experiments.common.progress import Progress
-from experiments.common.tweets import Tweets, tweets
+from experiments.common.tweets import Tweets, bags, tweets
 from experiments.meta.noise.config import NOISE, SIZES, WORDS, Config, DataSet
 
 
@@ -51,13 +47,6 @@ class Data:
         classes = int(true.max()) + 1
         given = flipped(true, classes, NOISE, generator("labels", seed))
         return Problem(Examples(x, given), given == true, **parts, classes=classes)
-
-
-def flipped(labels: Tensor, classes: int, share: float, drawn: torch.Generator) -> Tensor:
-    """Labels of which round(share * n) are replaced by another class, by chance."""
-    wrong = torch.randperm(len(labels), generator=drawn)[: round(share * len(labels))]
-    away = torch.randint(1, classes, wrong.shape, generator=drawn)
-    return labels.index_put((wrong,), (labels[wrong] + away) % classes)
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:

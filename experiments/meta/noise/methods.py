@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.common.draws import generator
+from experiments.common.examples import generator
 
 NET = 100  # hidden units of the Meta-Weight-Net, as in its paper
 Params = dict[str, Tensor]

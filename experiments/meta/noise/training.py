@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
-from experiments.common.draws import generator
-from experiments.common.examples import Examples
-from experiments.common.small_networks import accuracy
-from experiments.common.stretches import stretches
+from experiments.common.examples import Examples, generator
+from experiments.common.small_networks import accuracy, stretches
 from experiments.meta.noise.config import BATCH, CLEAN_BATCH, CLEAN_SHARE, HIDDEN, MOMENTUM, NOISE, RAMP, Config
 from experiments.meta.noise.data import Problem
 from experiments.meta.noise.methods import (

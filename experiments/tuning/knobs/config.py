@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from experiments.common.checks import check_fields
 from experiments.common.errors import InputError
-from experiments.common.options import option
+from experiments.common.options import check_fields, option
 
 
 class Knobs(NamedTuple):

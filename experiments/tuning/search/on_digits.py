@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.examples import Examples, split
+from experiments.common.examples import Examples, flipped, split
 from experiments.common.small_networks import Params, cross_entropy, mlp, mlp_params, passes
-from experiments.meta.noise.data import flipped
 from experiments.tuning.search.problem import ADAM, LR, Box, Knob, Problem, Values, as_it_is, one
 
 SIZES = {"train": 1000, "validation": 300, "test": 497}

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.bags import bags
 from experiments.common.examples import Examples
 from experiments.common.small_networks import Params, cross_entropy, mlp, mlp_params, passes
-from experiments.common.tweets import Tweets
+from experiments.common.tweets import Tweets, bags
 from experiments.tuning.search.problem import ADAM, LR, Box, Knob, Problem, as_it_is, one
 
 SIZES = {"train": 1000, "validation": 1000, "test": 2000}

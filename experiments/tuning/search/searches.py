@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import optuna
 import torch
 
-from experiments.common.stretches import stretches
+from experiments.common.small_networks import stretches
 from experiments.tuning.search.problem import Box, Problem, Trial, Values
 from experiments.tuning.search.race import Clock
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.common.checks import check_fields
 from experiments.common.errors import InputError
+from experiments.common.options import check_fields
 
 TaskName = Literal["digits", "tweets"]
 Base = Literal["sgd", "adam"]

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.common.digits import digits
-from experiments.common.examples import Examples, split
+from experiments.common.examples import Examples, digits, split
 from experiments.common.progress import Progress
+from experiments.common.small_networks import Params, mlp, mlp_params
 from experiments.common.tweets import tweets
 from experiments.tuning.towers.config import Config, TaskName
-
-Params = dict[str, Tensor]
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz0@#.,!?'\"-:"  # the rest is one more character
 CONTEXT = 8  # characters that the next one is predicted from
@@ -35,19 +33,11 @@ class Task:
     classes: int
 
     def network(self, seed: int) -> Params:
-        """Weights of variance 1 / inputs, biases 0."""
-        g = torch.Generator().manual_seed(seed)
-        return {
-            "hidden.weight": torch.randn(self.hidden, self.inputs, generator=g) / self.inputs**0.5,
-            "hidden.bias": torch.zeros(self.hidden),
-            "out.weight": torch.randn(self.classes, self.hidden, generator=g) / self.hidden**0.5,
-            "out.bias": torch.zeros(self.classes),
-        }
+        return mlp_params((self.inputs, self.hidden, self.classes), torch.Generator().manual_seed(seed))
 
     def loss(self, params: Params, batch: Examples) -> Tensor:
         """Mean cross-entropy."""
-        hidden = torch.tanh(F.linear(self.features(batch.x), params["hidden.weight"], params["hidden.bias"]))
-        return F.cross_entropy(F.linear(hidden, params["out.weight"], params["out.bias"]), batch.y)
+        return F.cross_entropy(mlp(params, self.features(batch.x), torch.tanh), batch.y)
 
 
 def of_digits() -> Task:

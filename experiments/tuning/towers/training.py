@@ -9,8 +9,9 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from experiments.common.examples import Examples
+from experiments.common.small_networks import Params
 from experiments.tuning.towers.config import BATCH_SIZE, HYPER_LR, HYPER_RATIO, TIMED_STEPS, Base, Config, Way
-from experiments.tuning.towers.tasks import Params, Task
+from experiments.tuning.towers.tasks import Task
 from hyperopt_ftp import tree
 from hyperopt_ftp.types import Constraint
 
