@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 Tensors = list[Tensor]
 
@@ -18,7 +18,7 @@ CPU_BUCKET = 2**22
 FLOOR = 1e-8
 
 
-def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> None:  # noqa: B008 (immutable)
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
     """A whole step: radii, the base's move, projection; executes :func:`hyperopt_ftp.ftp` around the base.
 
     Reads g, c; then g, the moments and W, writes the moments and W; then W, W0 to c, and W0, c to W.
@@ -35,7 +35,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         settle_(inside, packed)
 
 
-def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
+def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     """Hypergradients and the Adam step of all radii, before a base moves the weights.
 
     Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
