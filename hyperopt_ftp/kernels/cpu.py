@@ -92,20 +92,12 @@ class _Call:
         self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
         self.sums, self.packed = np.zeros(len(table)), np.zeros(len(table))
 
-        self.rule = kernels.NOTHING
-        self.numbers: Any = np.zeros(kernels.NUMBERS)
-        given: dict[int, Any] = {kernels.RADIUS_LR: ball.radius_lr, kernels.KAPPA: ball.kappa}
         scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
-        given[kernels.SCALE] = -scale if amp.maximize else scale
-        if isinstance(base, AdamW):
-            self.rule = kernels.ADAMW
-            columns = (kernels.LR, kernels.BETA1, kernels.BETA2, kernels.EPS, kernels.DECAY)
-            given |= dict(zip(columns, base, strict=True))
-        elif base is not None:
-            self.rule = kernels.SGD
-            columns = (kernels.LR, kernels.MOMENTUM, kernels.DAMPENING, kernels.DECAY, kernels.NESTEROV)
-            given |= dict(zip(columns, base, strict=True))
-        self.numbers[list(given)] = [float(value) for value in given.values()]
+        given = {"radius_lr": ball.radius_lr, "kappa": ball.kappa, "scale": -scale if amp.maximize else scale}
+        given |= {} if base is None else base._asdict()
+        self.rule = kernels.NOTHING if base is None else kernels.ADAMW if isinstance(base, AdamW) else kernels.SGD
+        self.numbers: Any = np.zeros(kernels.NUMBERS)
+        self.numbers[[getattr(kernels, name.upper()) for name in given]] = [float(value) for value in given.values()]
         self.exact, self.square = ball.exact, ball.norm == "l2"
 
     def run(self, parts: int) -> None:

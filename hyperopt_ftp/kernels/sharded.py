@@ -80,7 +80,7 @@ def _new_radii(shards: list[_Shards]) -> list[Tensor]:
             for bucket in foreach.buckets(s.inside)
         ]
         found.append(torch.cat(rows) if rows else torch.empty(0))
-    whole = _joined([s.groups for s in shards], found, lambda every, _: every.sum(0))
+    whole = _joined(shards, found, lambda every, _: every.sum(0))
     packed = []
     for s, h in zip(shards, whole, strict=True):
         if s.inside.radius_steps:
@@ -91,8 +91,7 @@ def _new_radii(shards: list[_Shards]) -> list[Tensor]:
 
 def _settle(shards: list[_Shards], packed: Sequence[Tensor]) -> None:
     """The second collective: the largest norm of rows, or the norm of pieces."""
-    tops = _joined_tops([(s.groups, s.kinds, s.ball.norm, s.inside.norms) for s in shards])
-    for s, gammas, top in zip(shards, packed, tops, strict=True):
+    for s, gammas, top in zip(shards, packed, _joined_tops(shards), strict=True):
         for n, kind, whole in zip(s.inside.norms, s.kinds, top, strict=True):
             if kind == PIECES:
                 n.fill_(whole)
@@ -102,37 +101,31 @@ def _settle(shards: list[_Shards], packed: Sequence[Tensor]) -> None:
 # Joining
 
 
-def _joined_tops(parts: Sequence[tuple[list[Any], list[int], str, list[Tensor]]]) -> list[Tensor]:
-    """The largest norm of each layer of each part, from its groups, kinds, norm and row norms (without 1e-8)."""
+def _joined_tops(shards: list[_Shards]) -> list[Tensor]:
+    """The largest norm of each constrained layer (without 1e-8)."""
     values, rows = [], []
-    for _, kinds, norm, norms in parts:
-        top = foreach.largest(norms)
-        cut = torch.tensor([kind == PIECES for kind in kinds], dtype=torch.bool).to(top.device, non_blocking=True)
+    for s in shards:
+        top = foreach.largest(s.inside.norms)
+        cut = torch.tensor([kind == PIECES for kind in s.kinds], dtype=torch.bool).to(top.device, non_blocking=True)
         rows.append(~cut)
-        values.append(torch.where(cut, top**2, top) if norm == "l2" else top)
+        values.append(torch.where(cut, top**2, top) if s.ball.norm == "l2" else top)
     is_row = torch.cat([row for row in rows if len(row)] or rows)
-    joined = _joined(
-        [groups for groups, *_ in parts],
-        values,
-        lambda every, at: torch.where(is_row[at], every.amax(0), every.sum(0)),
-    )
+    joined = _joined(shards, values, lambda every, at: torch.where(is_row[at], every.amax(0), every.sum(0)))
     return [
-        torch.where(row, top, top.sqrt()) if norm == "l2" else top
-        for (_, _, norm, _), row, top in zip(parts, rows, joined, strict=True)
+        torch.where(row, top, top.sqrt()) if s.ball.norm == "l2" else top
+        for s, row, top in zip(shards, rows, joined, strict=True)
     ]
 
 
-def _joined(
-    groups: Sequence[list[Any]], values: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor]
-) -> list[Tensor]:
-    """Each layer's value joined over its group; that of a whole layer as it is.
+def _joined(shards: list[_Shards], values: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Each constrained layer's value joined over its group; that of a whole layer as it is.
 
     Args:
-        groups: of the layers of each part; ``None`` for a whole layer.
+        shards: of the parts.
         values: of each part, shape (layers,).
         join: from values of shape (processes, some layers), and these layers' positions among all, to (some layers,).
     """
-    flat = [group for part in groups for group in part]
+    flat = [group for s in shards for group in s.groups]
     if not flat:
         return list(values)
     packed = torch.cat([value.double() for value in values if len(value)])
