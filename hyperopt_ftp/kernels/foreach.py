@@ -205,7 +205,7 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
     t, like = _counts(layers.steps), weights[0]
     root = (1 - b2**t).sqrt()
     denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
-    if t.device == like.device and like.device.type == "cpu" and not torch.compiler.is_compiling():
+    if like.device.type == "cpu" and not torch.compiler.is_compiling():
         sizes = (-lr * root / (1 - b1**t)).tolist()
         torch._foreach_add_(denominators, (eps * root).tolist())
         torch._foreach_addcdiv_(weights, m, denominators, sizes)

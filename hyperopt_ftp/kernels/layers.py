@@ -111,8 +111,6 @@ def three_moments(layers: Layers, base: AdamW | SGD | None) -> list[list[Tensor]
 
 def check(layers: Layers, base: AdamW | SGD | None = None) -> None:
     """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides."""
-    if not layers.weights:
-        return
     moments = layers.moments if isinstance(base, AdamW) else layers.moments[: base is not None]
     real = working_dtype(layers.weights[0])
     same_shape = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)

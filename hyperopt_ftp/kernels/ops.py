@@ -85,8 +85,6 @@ def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
     Args:
         asked: by ``fused=True``. It lets kernels run that are no default on their device.
     """
-    if not params:
-        return "the group is empty"
     devices = sorted({p.device.type for p in params})
     if len(devices) > 1 or devices[0] not in BEST:
         return f"the parameters are on {devices}, and it needs all on the CPU, or all on a GPU with Triton"

@@ -87,8 +87,6 @@ class _Run:
         weight, count = layers.weights[0], len(layers.weights)
         real, device = working_dtype(weight), weight.device
         anchor, deviation = (next((x.dtype for x in c if x.numel()), real) for c in (layers.anchors, layers.deviations))
-        if deviation != real and (deviation, weight.dtype) != (torch.bfloat16, torch.float32):
-            raise ValueError(f"deviations of {weight.dtype} weights must be {real}, got {deviation}")
         check(layers, base)
         self.kernels, self.real, self.device, self.weight = kernels, real, device, weight
         self.packed = torch.empty(count, dtype=real, device=device) if packed is None else packed
@@ -216,8 +214,6 @@ def _shapes(
         held = radius.numel() > 0
         rows = 1 if square or not held or w.ndim < 2 else w.shape[0]
         cols = w.numel() // max(rows, 1)
-        if cols and rows > 1 and w.stride(0) != cols:
-            raise ValueError(f"rows must be runs of memory, got shape {tuple(w.shape)} with strides {w.stride()}")
         aligned = cols % ALIGNMENT == 0 and all(row[column] % 16 == 0 for column in full)
         shapes.append(_Shape(rows, cols, held, aligned))
     return tuple(shapes)

@@ -163,11 +163,12 @@ def move(
             w = tl.load(weights + offsets, mask=mask, other=0.0).to(T)
             w0 = tl.load(_elements(layer, W0, W0_T, at, k) + offsets, mask=anchored, other=0.0).to(T)
             if W_T != T:
-                # Unconstrained: 0 + s * 0 rounds to W where W is 0.
+                # Working weights: W0 + s c where that rounds to W. Unconstrained: 0 + s * 0 does so where W is 0.
                 old = tl.load(deviations + offsets, mask=constrained, other=0.0).to(T)
                 n = tl.load(norms, mask=rows < count * held, other=1.0)
                 radius = tl.load(_pointer(layer, RADIUS, T) + rows * 0, mask=rows < count * held, other=1.0)
-                w = _master(w, w0, old, _scale(radius, n, T)[:, None], W_T)
+                kept = tl.fma(old, _scale(radius, n, T)[:, None], w0)
+                w = tl.where(_rounded(kept, W_T) == w, kept, w)
             w = _moved(layer, numbers + index * NUMBERS, w, factor, at, offsets, mask, T, G_T, RULE, k)
 
             c = w - w0
@@ -281,13 +282,6 @@ def _moved(
     if RULE == NESTEROV:
         b = g + mu * b
     return w - size * b
-
-
-@triton.jit
-def _master(stored, w0, c, s, W_T: tl.constexpr):
-    """Working weights behind 16-bit ones: W0 + s c where that rounds to the stored W."""
-    kept = tl.fma(c, s, w0)
-    return tl.where(_rounded(kept, W_T) == stored, kept, stored)
 
 
 @triton.jit

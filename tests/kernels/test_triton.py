@@ -180,15 +180,6 @@ def test_the_classes_match_the_reference_runs(index: int, dtype: torch.dtype, mo
     assert opt.execution == "triton"
 
 
-def test_what_the_kernels_cannot_do_is_refused():
-    case = Case([(4, 8)], layout=lambda i, x: x.t().contiguous().t())
-    with pytest.raises(ValueError, match="rows must be runs of memory"):
-        execution.step_(case.layers, case.base, case.ball)
-    case = Case([(4, 8)], torch.float16, lean=True)
-    with pytest.raises(ValueError, match="deviations of torch.float16 weights"):
-        execution.step_(case.layers, case.base, case.ball)
-
-
 def test_the_kernels_find_each_column_of_layers():
     """The launcher's table by the positions that the kernels read; the moments are its last columns."""
     columns = {
