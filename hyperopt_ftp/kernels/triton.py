@@ -168,11 +168,10 @@ class _Run:
             return self._send(table())
 
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if not capturing:
-            return _recent(_tables, key, make)
         # What a graph fills is there after a replay only, so it is not kept for others.
-        found = _recent(_tables, key, make) if key in _tables else make()
-        _hold(self.weight, found)  # replays read it, whatever is dropped from the tables
+        found = make() if capturing and key not in _tables else _recent(_tables, key, make)
+        if capturing:
+            _hold(self.weight, found)  # replays read it, whatever is dropped from the tables
         return found
 
 
