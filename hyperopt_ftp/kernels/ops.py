@@ -51,7 +51,7 @@ class Fused(NamedTuple):
         tensor_lr = base.lr if base is not None and isinstance(base.lr, Tensor) else None
         numbers = [0.0 if isinstance(x, Tensor) else float(x) for x in (ball.radius_lr, ball.kappa, *(base or ()))]
         weights, grads, steps, anchors, *state, moments = layers
-        return _ops().run(
+        return _run(
             self.name, what, weights, grads, _apart(steps), _apart(anchors),
             [x for column in (*state, *moments) for x in _apart(column)], isinstance(base, AdamW), tensor_lr, packed,
             numbers, ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
@@ -113,18 +113,8 @@ def no_compiler(device: str) -> str | None:
 
 def _rows_are_dense(p: Tensor) -> bool:
     """Whether each row of ``p`` is one piece of memory and the rows follow each other, whatever the columns' order."""
-    if p.is_contiguous() or p.numel() == 0:
-        return True
-    expected = 1
-    for stride, size in sorted((st, sz) for st, sz in zip(p.stride(), p.shape, strict=True) if sz > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return p.shape[0] <= 1 or p.stride(0) == max(p.stride())
-
-
-def _ops():
-    return torch.ops.hyperopt_ftp
+    order = sorted(range(1, p.ndim), key=lambda d: -p.stride(d))
+    return p.is_contiguous() or p.permute(0, *order).is_contiguous()
 
 
 def _apart(column: list[Tensor]) -> list[Tensor]:

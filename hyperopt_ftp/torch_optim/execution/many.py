@@ -160,14 +160,14 @@ def _execute(
     phase: Phase, rule: Rule, h: Numbers, columns: Columns, given: dict[str, Tensors], amp: Amp, sums: Vectors
 ) -> tuple[Vectors, dict[str, Any]]:
     """Returns the sums so far, and what is new: gradients and state."""
+    if phase == Phase():
+        return sums, {}
     count, state = len(columns.weights), _by_name(columns, rule)
     full = {spec.name: state[spec.name] for spec in rule.specs if spec.kind == "weights"}
     new: dict[str, Any] = {
         name: list(map(torch.empty_like, columns.grads if name == "g" else full[name])) for name in phase.makes
     }
     numbers: dict[str, list[float]] = {}
-    if phase.apply is None and phase.sums is None and phase.numbers is None:
-        return sums, new
     run = _Run({**given, **full}, dict(new), amp.maximize)
     if phase.sums is not None:
         sums = {**sums, **_summed(phase.sums, run.buckets(), count)}
