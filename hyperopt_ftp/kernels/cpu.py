@@ -101,24 +101,18 @@ class _Call:
         self.exact, self.square = ball.exact, ball.norm == "l2"
 
     def run(self, parts: int) -> None:
+        """Layers in one piece go through all parts at once; what is cut waits between them."""
         from .cpu_notice import announced
 
-        with announced(self.weights):
-            self._run_all(parts)
-
-    def _run_all(self, parts: int) -> None:
-        """Layers in one piece go through all parts at once; what is cut waits between them."""
         k = self.kernels
-        cut = self.table[:, k.COUNT] != 1
-        if not cut.any():
-            self._share_out((~cut).nonzero()[0], parts)
-            return
-        firsts = self.first[cut[self.first]]
-        self._share_out(cut.nonzero()[0], parts & k.SUM_PART)
-        self._share_out(firsts, parts & k.RADIUS_PART)
-        self._share_out(cut.nonzero()[0], parts & k.MOVE_PART)
-        self._share_out((~cut).nonzero()[0], parts)
-        self._share_out(firsts, parts & k.CLIP_PART)
+        is_cut = self.table[:, k.COUNT] != 1
+        cut, firsts = is_cut.nonzero()[0], self.first[is_cut[self.first]]
+        with announced(self.weights):
+            self._share_out(cut, parts & k.SUM_PART)
+            self._share_out(firsts, parts & k.RADIUS_PART)
+            self._share_out(cut, parts & k.MOVE_PART)
+            self._share_out((~is_cut).nonzero()[0], parts)
+            self._share_out(firsts, parts & k.CLIP_PART)
 
     def _share_out(self, pieces: Any, parts: int) -> None:
         """Run parts of the pieces on as many threads as torch uses, the largest pieces first."""

@@ -159,7 +159,7 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
     if multi is False:
         return BACKENDS["single"]
     if any(map(is_dtensor, params)):
-        return BACKENDS["single" if any(map(sharded.why_not, params)) else "sharded"]
+        return BACKENDS["sharded" if all(map(sharded.can_step, params)) else "single"]
     if multi is None and not all(map(is_plain, params)):
         return BACKENDS["single"]
     return BACKENDS["foreach"]
@@ -172,7 +172,7 @@ def pick_many(group: dict[str, Any]) -> Backend:
     """
     params, multi = group["params"], group.get("foreach")
     wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
-    return BACKENDS["foreach" if wanted and many.why_not(params) is None else "single"]
+    return BACKENDS["foreach" if wanted and many.can_step(params) else "single"]
 
 
 def why_slow(group: dict[str, Any]) -> str | None:

@@ -124,13 +124,10 @@ def dots(a: Tensors, b: Tensors) -> Tensors:
     return [torch.dot(x, y) for x, y in zip(a, b, strict=True)]
 
 
-def why_not(params: Sequence[Tensor]) -> str | None:
-    """Why parameters cannot be taken in flat pieces; ``None``: they can."""
-    if torch.compiler.is_compiling():
-        return "torch.compile traces the step"
-    if not all(map(is_plain, params)):
-        return "a parameter is a tensor subclass"
-    return None if all(map(_is_dense, params)) else "a parameter's memory has gaps or overlaps"
+def can_step(params: Sequence[Tensor]) -> bool:
+    """Whether parameters can be taken in flat pieces: their memory has neither gaps nor overlaps, and no graph is
+    captured."""
+    return not torch.compiler.is_compiling() and all(is_plain(p) and _is_dense(p) for p in params)
 
 
 def before(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp) -> tuple[Tensors, Known]:
