@@ -165,8 +165,9 @@ def move(
             if W_T != T:
                 # Working weights: W0 + s c where that rounds to W. Unconstrained: 0 + s * 0 does so where W is 0.
                 old = tl.load(deviations + offsets, mask=constrained, other=0.0).to(T)
-                n = tl.load(norms, mask=rows < count * held, other=1.0)
-                radius = tl.load(_pointer(layer, RADIUS, T) + rows * 0, mask=rows < count * held, other=1.0)
+                bounded = rows < count * held
+                n = tl.load(norms, mask=bounded, other=1.0)
+                radius = tl.load(_pointer(layer, RADIUS, T) + rows * 0, mask=bounded, other=1.0)  # once for each row
                 kept = tl.fma(old, _scale(radius, n, T)[:, None], w0)
                 w = tl.where(_rounded(kept, W_T) == w, kept, w)
             w = _moved(layer, numbers + index * NUMBERS, w, factor, at, offsets, mask, T, G_T, RULE, k)
