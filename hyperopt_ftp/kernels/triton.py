@@ -34,10 +34,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, by_anchor_dtype, check, choose, three_moments, working_dtype
 
-#: Elements of a tile, and the columns that it has, by shape: ``triton_kernels`` says why. A row that fits none of them
-#: is cut into pieces of BLOCK columns. The last width is for aligned layers only and has twice the elements.
-BLOCK = 2048
-WIDTHS = (64, 256, 1024, BLOCK, 4096)
 #: Elements that the rows of an aligned layer are a multiple of: 16 bytes in every dtype.
 ALIGNMENT = 16
 
@@ -229,7 +225,13 @@ class _Layout(NamedTuple):
 
 @lru_cache(KEPT)
 def _layout(shapes: tuple[_Shape, ...]) -> _Layout:
-    widths = [next((w for w in WIDTHS if s.cols <= w and (s.aligned or w <= BLOCK)), BLOCK) for s in shapes]
+    from .triton_kernels import BLOCK, WIDTHS
+
+    def width_of(shape: _Shape) -> int:
+        fitting = (w for w in WIDTHS.value if shape.cols <= w and (shape.aligned or w <= BLOCK.value))
+        return next(fitting, BLOCK.value)
+
+    widths = list(map(width_of, shapes))
     tiles = [_tiles(i, shape, width) for i, (shape, width) in enumerate(zip(shapes, widths, strict=True))]
     # 0: unconstrained, 1: whole rows, 2: pieces.
     sorts = [0 if not s.held else 1 if s.cols <= width else 2 for s, width in zip(shapes, widths, strict=True)]
@@ -244,9 +246,11 @@ def _layout(shapes: tuple[_Shape, ...]) -> _Layout:
 
 def _tiles(layer: int, shape: _Shape, width: int) -> Tensor:
     """Rows of the table of tiles."""
-    pieces, row = -(-shape.cols // width), torch.arange(0, shape.rows, max(1, BLOCK // width))
+    from .triton_kernels import BLOCK, WIDTHS
+
+    pieces, row = -(-shape.cols // width), torch.arange(0, shape.rows, max(1, BLOCK.value // width))
     row, piece = row.repeat_interleave(pieces), torch.arange(pieces).repeat(len(row))
-    kind = 2 * WIDTHS.index(width) + (not shape.aligned)
+    kind = 2 * WIDTHS.value.index(width) + (not shape.aligned)
     return torch.stack([torch.full_like(row, layer), row, piece, torch.full_like(row, kind)], dim=1).to(torch.int32)
 
 

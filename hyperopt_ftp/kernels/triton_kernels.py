@@ -15,8 +15,6 @@ by the tile's kind: so one launch serves layers of all shapes.
 import triton
 import triton.language as tl
 
-from . import triton as launcher
-
 # Columns of the table of layers: those of Layers, of which the last, the moments, is three (X: max v, or the number of
 # steps done when b was made). 0: there is none. Then sizes: of the layer, and its first tile and number of tiles.
 W, G, STEP, W0, C, N, RADIUS, RM, RV, RADIUS_STEP, M, V, X, ROWS, COLS, FIRST, TILES = map(tl.constexpr, range(17))
@@ -35,12 +33,12 @@ FLOOR = tl.constexpr(1e-8)
 #: Elements of a tile: 8 a thread with 8 warps. Five tensors of them fit 128 registers, with their addresses where these
 #: do not come in fours: so 2 blocks fit a multiprocessor. 16 elements do so in an aligned row of 4096 only.
 #: tests/kernels/test_triton_compile.py counts.
-BLOCK = tl.constexpr(launcher.BLOCK)
-#: Columns of a tile, by shape.
-WIDTHS = tl.constexpr(launcher.WIDTHS)
-#: Kinds of tiles, 2 * shape + unaligned: the widest is aligned. PIECE: that of aligned pieces, whose width is BLOCK.
-KINDS = tl.constexpr(2 * len(launcher.WIDTHS) - 1)
-PIECE = tl.constexpr(2 * launcher.WIDTHS.index(launcher.BLOCK))
+BLOCK = tl.constexpr(2048)
+#: Columns of a tile, by shape. The last is for aligned layers only. A row that fits none is cut into pieces of BLOCK.
+WIDTHS = tl.constexpr((64, 256, 1024, 2048, 4096))
+#: Kinds of tiles, 2 * shape + unaligned; PIECE: that of aligned pieces.
+KINDS = tl.constexpr(2 * len(WIDTHS.value) - 1)
+PIECE = tl.constexpr(2 * WIDTHS.value.index(BLOCK.value))
 #: Elements of a turn where one program does a layer or a row.
 TURN = tl.constexpr(2048)
 
