@@ -13,21 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, by_anchor_dtype, check, choose, three_moments, working_dtype
 
 #: Elements of a layer above which it is cut, and of its blocks; fewest elements that are worth a thread.
 LARGE, BLOCK, THREAD = 2**22, 2**20, 2**17
 
-_PLAIN = Amp()
 
-
-def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
     """A whole FTP step, in place."""
     from . import cpu_kernels as k
 
     if amp.found_inf is not None and amp.found_inf.item():
         return
-    check(layers, layers.moments if isinstance(base, AdamW) else layers.moments[:1])
+    check(layers, base)
     torch._foreach_add_(layers.steps, 1.0)
     _count_empty(layers)
     for _, part in _parts(layers):
@@ -35,7 +33,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> N
     torch.autograd.graph.increment_version(layers.weights)
 
 
-def radii_(layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
+def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     """Advances the radii's moments and their steps; returns the new radii, shape (layers,), not yet clipped."""
     check(layers)
     _count_empty(layers)
@@ -52,7 +50,7 @@ def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """Projects moved weights: writes c, n, the clipped radii, and W."""
     check(layers)
     for which, part in _parts(layers):
-        call = _Call(part, ball, _PLAIN, None)
+        call = _Call(part, ball, PLAIN, None)
         call.packed[:] = packed[which].numpy()[call.layer]
         call.run(call.kernels.MOVE_PART | call.kernels.CLIP_PART)
     torch.autograd.graph.increment_version(layers.weights)
@@ -66,16 +64,9 @@ def _count_empty(layers: Layers) -> None:
 
 
 def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:
-    """Layers whose tensors have the same dtypes, and their positions."""
-    found: dict[Any, list[int]] = {}
-    for i, (w, g, w0, c) in enumerate(
-        zip(layers.weights, layers.grads, layers.anchors, layers.deviations, strict=True)
-    ):
-        if w.numel():
-            wide = working_dtype(w)
-            key = w.dtype, g.dtype, w0.dtype if w0.numel() else wide, c.dtype if c.numel() else wide
-            found.setdefault(key, []).append(i)
-    return [(which, choose(layers, which)) for which in found.values()]
+    """Layers with elements, whose tensors have the same dtypes, and their positions."""
+    held = [[i for i in which if layers.weights[i].numel()] for which in by_anchor_dtype(layers)]
+    return [(which, choose(layers, which)) for which in held if which]
 
 
 class _Call:
@@ -96,47 +87,32 @@ class _Call:
         self.likes = [np.empty(0, storage[dtype]) for dtype in (real, w, g, w0, c)]
         self.zeros = np.zeros(kernels.LONG, storage[w0])
 
-        moments = _moments(layers, base)
-        table, owner = _table(layers, moments)
+        table, owner = _table(layers, base)
         self.table, self.layer = np.array(table, np.int64), np.array(owner)
         self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
         self.sums, self.packed = np.zeros(len(table)), np.zeros(len(table))
 
-        self.rule = kernels.NOTHING
-        self.numbers: Any = np.zeros(kernels.NUMBERS)
-        given: dict[int, Any] = {kernels.RADIUS_LR: ball.radius_lr, kernels.KAPPA: ball.kappa}
         scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
-        given[kernels.SCALE] = -scale if amp.maximize else scale
-        if isinstance(base, AdamW):
-            self.rule = kernels.ADAMW
-            columns = (kernels.LR, kernels.BETA1, kernels.BETA2, kernels.EPS, kernels.DECAY)
-            given |= dict(zip(columns, base, strict=True))
-        elif base is not None:
-            self.rule = kernels.SGD
-            columns = (kernels.LR, kernels.MOMENTUM, kernels.DAMPENING, kernels.DECAY, kernels.NESTEROV)
-            given |= dict(zip(columns, base, strict=True))
-        self.numbers[list(given)] = [float(value) for value in given.values()]
+        given = {"radius_lr": ball.radius_lr, "kappa": ball.kappa, "scale": -scale if amp.maximize else scale}
+        given |= {} if base is None else base._asdict()
+        self.rule = kernels.NOTHING if base is None else kernels.ADAMW if isinstance(base, AdamW) else kernels.SGD
+        self.numbers: Any = np.zeros(kernels.NUMBERS)
+        self.numbers[[getattr(kernels, name.upper()) for name in given]] = [float(value) for value in given.values()]
         self.exact, self.square = ball.exact, ball.norm == "l2"
 
     def run(self, parts: int) -> None:
+        """Layers in one piece go through all parts at once; what is cut waits between them."""
         from .cpu_notice import announced
 
-        with announced(self.weights):
-            self._run_all(parts)
-
-    def _run_all(self, parts: int) -> None:
-        """Layers in one piece go through all parts at once; what is cut waits between them."""
         k = self.kernels
-        cut = self.table[:, k.COUNT] != 1
-        if not cut.any():
-            self._share_out((~cut).nonzero()[0], parts)
-            return
-        firsts = self.first[cut[self.first]]
-        self._share_out(cut.nonzero()[0], parts & k.SUM_PART)
-        self._share_out(firsts, parts & k.RADIUS_PART)
-        self._share_out(cut.nonzero()[0], parts & k.MOVE_PART)
-        self._share_out((~cut).nonzero()[0], parts)
-        self._share_out(firsts, parts & k.CLIP_PART)
+        is_cut = self.table[:, k.COUNT] != 1
+        cut, firsts = is_cut.nonzero()[0], self.first[is_cut[self.first]]
+        with announced(self.weights):
+            self._share_out(cut, parts & k.SUM_PART)
+            self._share_out(firsts, parts & k.RADIUS_PART)
+            self._share_out(cut, parts & k.MOVE_PART)
+            self._share_out((~is_cut).nonzero()[0], parts)
+            self._share_out(firsts, parts & k.CLIP_PART)
 
     def _share_out(self, pieces: Any, parts: int) -> None:
         """Run parts of the pieces on as many threads as torch uses, the largest pieces first."""
@@ -171,20 +147,9 @@ class _Call:
         )  # fmt: skip
 
 
-#: Columns of the base's state as the kernels name them: first, second, and max v or the step at which b was made.
-Moments = tuple["list[Tensor] | None", "list[Tensor] | None", "list[Tensor] | None"]
-
-
-def _moments(layers: Layers, base: AdamW | SGD | None) -> Moments:
-    first, *rest = layers.moments if base is not None and layers.moments else [None]
-    if isinstance(base, AdamW):
-        return first, rest[0], rest[1] if len(rest) > 1 else None
-    return first, None, rest[0] if rest else None
-
-
-def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]]:
+def _table(layers: Layers, base: AdamW | SGD | None) -> tuple[list[list[int]], list[int]]:
     """Rows of the kernels' table of pieces, and the layer of each."""
-    _, v, _ = moments
+    moments = _, v, _ = three_moments(layers, base)
     wide = working_dtype(layers.weights[0]).itemsize
     widths = [next((t.element_size() for t in column if t.numel()), 0) for column in layers[:2] + layers[3:5]]
     table, owner = [], []
@@ -194,7 +159,7 @@ def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]
         # 0 is the address of a tensor without elements.
         addresses = [
             w.data_ptr(), layers.grads[i].data_ptr(), layers.anchors[i].data_ptr(), layers.deviations[i].data_ptr(),
-            n.data_ptr(), *(0 if column is None else column[i].data_ptr() for column in moments),
+            n.data_ptr(), *(column[i].data_ptr() if column else 0 for column in moments),
         ]  # fmt: skip
         fixed = [column[i].data_ptr() for column in (layers.steps, *layers[6:10])]
         cols = size // count
@@ -203,7 +168,7 @@ def _table(layers: Layers, moments: Moments) -> tuple[list[list[int]], list[int]
             owner.append(i)
             continue
         block = max(1, BLOCK // cols)
-        strides = [*(width * cols for width in widths), wide, wide * cols, wide * cols, 0 if v is None else wide * cols]
+        strides = [*(width * cols for width in widths), wide, wide * cols, wide * cols, wide * cols if v else 0]
         for r in range(0, count, block):
             places = [a and a + r * stride for a, stride in zip(addresses, strides, strict=True)]
             table.append([*places, *fixed, min(block, count - r), cols, -(-count // block), count])

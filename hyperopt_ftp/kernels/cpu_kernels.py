@@ -26,8 +26,8 @@ from . import cpu_lines as lines
 W, G, W0, C, N, M, V, X, STEP, RADIUS, RADIUS_M, RADIUS_V, RADIUS_STEP, ROWS, COLS, COUNT, ALL_ROWS = range(17)
 COLUMNS = 17  # X: max v, or the step at which b was made
 
-# Numbers of the rule.
-LR, BETA1, BETA2, EPS, DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, KAPPA, SCALE = range(11)
+# Numbers of the rule, by the names in ``layers``.
+LR, BETA1, BETA2, EPS, WEIGHT_DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, KAPPA, SCALE = range(11)
 NUMBERS = 11
 
 ADAMW, SGD, NOTHING = range(3)  #: rules
@@ -101,12 +101,12 @@ def _coefficients(rule, numbers, t, fresh, out):
         b1, b2 = numbers[BETA1], numbers[BETA2]
         root = math.sqrt(1 - b2**t)
         out[1], out[2], out[3], out[4] = b1, 1 - b1, b2, 1 - b2
-        out[5] = 1 - numbers[LR] * numbers[DECAY]
+        out[5] = 1 - numbers[LR] * numbers[WEIGHT_DECAY]
         out[6] = numbers[LR] * root / (1 - b1**t)
         out[7] = root * numbers[EPS]
     else:
         out[1], out[2] = numbers[MOMENTUM], 1.0 if fresh else 1 - numbers[DAMPENING]
-        out[3], out[4] = numbers[DECAY], numbers[LR]
+        out[3], out[4] = numbers[WEIGHT_DECAY], numbers[LR]
 
 
 @_compiled

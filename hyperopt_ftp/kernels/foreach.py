@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
 Tensors = list[Tensor]
 
@@ -18,7 +18,7 @@ CPU_BUCKET = 2**22
 FLOOR = 1e-8
 
 
-def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> None:  # noqa: B008 (immutable)
+def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
     """A whole step: radii, the base's move, projection; executes :func:`hyperopt_ftp.ftp` around the base.
 
     Reads g, c; then g, the moments and W, writes the moments and W; then W, W0 to c, and W0, c to W.
@@ -35,7 +35,7 @@ def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = Amp()) -> No
         settle_(inside, packed)
 
 
-def radii_(layers: Layers, ball: Ball, amp: Amp = Amp()) -> Tensor:  # noqa: B008 (immutable)
+def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     """Hypergradients and the Adam step of all radii, before a base moves the weights.
 
     Returns the new radii, shape (layers,), not yet clipped by the largest row norm: :func:`project_` does that.
@@ -134,14 +134,10 @@ def deviate_(layers: Layers, weights: Tensors, ball: Ball) -> None:
             c.copy_(exact)
         else:
             exact = c.copy_(w) if not w0.numel() else torch.sub(w, w0.to(w.dtype), out=c)
-        row_sums(exact, ball.norm, out=n)
-
-
-def row_sums(c: Tensor, norm: str, out: Tensor | None = None) -> Tensor:
-    """Row norms without their 1e-8, shape (rows,)."""
-    if norm == "l2":
-        return torch.linalg.vector_norm(_rows(c).flatten().unsqueeze(0), dim=1, out=out)
-    return torch.sum(_rows(c).abs(), dim=1, out=out)  # vector_norm(ord=1) takes 4 times as long on a CPU
+        if ball.norm == "l2":
+            torch.linalg.vector_norm(_rows(exact).flatten().unsqueeze(0), dim=1, out=n)
+        else:
+            torch.sum(_rows(exact).abs(), dim=1, out=n)  # vector_norm(ord=1) takes 4 times as long on a CPU
 
 
 def largest(norms: Tensors) -> Tensor:
@@ -209,7 +205,7 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
     t, like = _counts(layers.steps), weights[0]
     root = (1 - b2**t).sqrt()
     denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
-    if t.device == like.device and like.device.type == "cpu" and not torch.compiler.is_compiling():
+    if like.device.type == "cpu" and not torch.compiler.is_compiling():
         sizes = (-lr * root / (1 - b1**t)).tolist()
         torch._foreach_add_(denominators, (eps * root).tolist())
         torch._foreach_addcdiv_(weights, m, denominators, sizes)

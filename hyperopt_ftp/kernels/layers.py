@@ -76,6 +76,10 @@ class Amp(NamedTuple):
     found_inf: Tensor | None = None
 
 
+#: Gradients as they are.
+PLAIN = Amp()
+
+
 def working_dtype(w: Tensor) -> torch.dtype:
     """The dtype of arithmetic and state."""
     return torch.float64 if w.dtype == torch.float64 else torch.float32
@@ -87,15 +91,27 @@ def choose(layers: Layers, which: Sequence[int]) -> Layers:
     return Layers._make([*columns, [[column[i] for i in which] for column in layers.moments]])
 
 
-def check(layers: Layers, moments: Sequence[list[Tensor]] = ()) -> None:
-    """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides.
+def by_anchor_dtype(layers: Layers) -> list[list[int]]:
+    """Positions of layers whose anchors have one dtype; those without an anchor go with the first."""
+    kinds = [w0.dtype if w0.numel() else None for w0 in layers.anchors]
+    first = next(filter(None, kinds), None)
+    found: dict[torch.dtype | None, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault(kind or first, []).append(i)
+    return list(found.values())
 
-    Args:
-        layers: what a kernel is about to be given.
-        moments: the full-size columns of its moments.
-    """
-    if not layers.weights:
-        return
+
+def three_moments(layers: Layers, base: AdamW | SGD | None) -> list[list[Tensor]]:
+    """m or b, v, and max v or the step at which b was made; a column that there is not is empty."""
+    moments = [] if base is None else list(layers.moments)
+    if isinstance(base, SGD):
+        moments.insert(1, [])
+    return [*moments, [], [], []][:3]
+
+
+def check(layers: Layers, base: AdamW | SGD | None = None) -> None:
+    """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides."""
+    moments = layers.moments if isinstance(base, AdamW) else layers.moments[: base is not None]
     real = working_dtype(layers.weights[0])
     same_shape = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
     for w, *others in same_shape:

@@ -1,7 +1,7 @@
 """The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
 
-Eager calls go straight to the launchers; the op only carries their arguments, as flat lists without what is absent,
-through a compiled graph. An op that mutates has no derivative.
+Eager calls go straight to the launchers; the op only carries their arguments, as flat lists, through a compiled graph.
+An op that mutates has no derivative.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 
 from . import cpu, triton
-from .layers import ABSENT, SGD, AdamW, Amp, Ball, Layers, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, working_dtype
 
-_PLAIN = Amp()
-_NO_BASE = SGD(0.0, 0.0, 0.0, 0.0, False)
 _LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
-_STATE = list(Layers._fields[4:10])
 
 
 class Fused(NamedTuple):
@@ -30,34 +27,34 @@ class Fused(NamedTuple):
     name: str
     launcher: ModuleType
 
-    def step_(self, layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = _PLAIN) -> None:
+    def step_(self, layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
         if torch.compiler.is_compiling():
             self._through_op("step_", layers, ball, amp, base)
         else:
             self.launcher.step_(layers, base, ball, amp)
 
-    def radii_(self, layers: Layers, ball: Ball, amp: Amp = _PLAIN) -> Tensor:
+    def radii_(self, layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
         if torch.compiler.is_compiling():
             return self._through_op("radii_", layers, ball, amp)
         return self.launcher.radii_(layers, ball, amp)
 
     def project_(self, layers: Layers, packed: Tensor, ball: Ball) -> None:
         if torch.compiler.is_compiling():
-            self._through_op("project_", layers, ball, _PLAIN, packed=packed)
+            self._through_op("project_", layers, ball, PLAIN, packed=packed)
         else:
             self.launcher.project_(layers, packed, ball)
 
     def _through_op(
-        self, what: str, layers: Layers, ball: Ball, amp: Amp,
-        base: AdamW | SGD = _NO_BASE, packed: Tensor | None = None,
+        self, what: str, layers: Layers, ball: Ball, amp: Amp, base: AdamW | SGD | None = None,
+        packed: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        lr, *rest = base
-        tensor_lr = lr if isinstance(lr, Tensor) else None
-        numbers = [*(0.0 if isinstance(x, Tensor) else float(x) for x in (lr, *rest)), ball.radius_lr, ball.kappa]
-        return _ops().run(
-            self.name, what, *_flat(layers), layers.steps if what == "step_" else [],
-            [t for column in layers.moments for t in column], len(layers.moments), isinstance(base, AdamW), tensor_lr,
-            packed, [float(x) for x in numbers], ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
+        tensor_lr = base.lr if base is not None and isinstance(base.lr, Tensor) else None
+        numbers = [0.0 if isinstance(x, Tensor) else float(x) for x in (ball.radius_lr, ball.kappa, *(base or ()))]
+        weights, grads, steps, anchors, *state, moments = layers
+        return _run(
+            self.name, what, weights, grads, _apart(steps), _apart(anchors),
+            [x for column in (*state, *moments) for x in _apart(column)], isinstance(base, AdamW), tensor_lr, packed,
+            numbers, ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
 
@@ -88,8 +85,6 @@ def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
     Args:
         asked: by ``fused=True``. It lets kernels run that are no default on their device.
     """
-    if not params:
-        return "the group is empty"
     devices = sorted({p.device.type for p in params})
     if len(devices) > 1 or devices[0] not in BEST:
         return f"the parameters are on {devices}, and it needs all on the CPU, or all on a GPU with Triton"
@@ -118,55 +113,25 @@ def no_compiler(device: str) -> str | None:
 
 def _rows_are_dense(p: Tensor) -> bool:
     """Whether each row of ``p`` is one piece of memory and the rows follow each other, whatever the columns' order."""
-    if p.is_contiguous() or p.numel() == 0:
-        return True
-    expected = 1
-    for stride, size in sorted((st, sz) for st, sz in zip(p.stride(), p.shape, strict=True) if sz > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return p.shape[0] <= 1 or p.stride(0) == max(p.stride())
+    order = sorted(range(1, p.ndim), key=lambda d: -p.stride(d))
+    return p.is_contiguous() or p.permute(0, *order).is_contiguous()
 
 
-def _ops():
-    return torch.ops.hyperopt_ftp
+def _apart(column: list[Tensor]) -> list[Tensor]:
+    """An empty tensor for each that is absent: what an op changes must not be in its arguments twice."""
+    return [x if x.numel() else torch.empty_like(x) for x in column]
 
 
-def _flat(layers: Layers) -> tuple:
-    """Lists without what is absent, and the positions of what they hold."""
-    held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
-    anchored = [i for i, w0 in enumerate(layers.anchors) if w0.numel()]
-    state = [[column[i] for i in held] for column in layers[4:10]]
-    return layers.weights, layers.grads, anchored, [layers.anchors[i] for i in anchored], held, *state
-
-
-def _layers(weights, grads, anchored, anchors, held, *state, steps=(), moments=(), columns=0) -> Layers:
-    """What :func:`_flat` took apart."""
-
-    def scattered(values: list[Tensor], where: list[int]) -> list[Tensor]:
-        full = [ABSENT] * len(weights)
-        for i, value in zip(where, values, strict=True):
-            full[i] = value
-        return full
-
-    each = [list(moments[k * len(weights) : (k + 1) * len(weights)]) for k in range(columns)]
-    first = (weights, grads, list(steps) or [ABSENT] * len(weights), scattered(anchors, anchored))
-    return Layers._make([*first, *(scattered(s, held) for s in state), each])
-
-
-@torch.library.custom_op("hyperopt_ftp::run", mutates_args=["weights", *_STATE, "steps", "moments"])
+@torch.library.custom_op("hyperopt_ftp::run", mutates_args=["weights", "steps", "state"])
 def _run(
-    execution: str, what: str, weights: list[Tensor], grads: list[Tensor], anchored: list[int],
-    anchors: list[Tensor], held: list[int], deviations: list[Tensor], norms: list[Tensor], radii: list[Tensor],
-    radius_exp_avgs: list[Tensor], radius_exp_avg_sqs: list[Tensor], radius_steps: list[Tensor],
-    steps: list[Tensor], moments: list[Tensor], columns: int, adamw: bool, lr: Tensor | None, packed: Tensor | None,
-    numbers: list[float], norm: str, exact: bool, maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
+    execution: str, what: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchors: list[Tensor],
+    state: list[Tensor], adamw: bool, lr: Tensor | None, packed: Tensor | None, numbers: list[float], norm: str,
+    exact: bool, maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """What a launcher's function ``what`` does; its radii, or nothing."""
-    state = (deviations, norms, radii, radius_exp_avgs, radius_exp_avg_sqs, radius_steps)
-    layers = _layers(weights, grads, anchored, anchors, held, *state, steps=steps, moments=moments, columns=columns)
-    number, *rule, radius_lr, kappa = numbers
-    rate = number if lr is None else lr
+    columns = [state[i : i + len(weights)] for i in range(0, len(state), len(weights))]
+    layers = Layers._make([weights, grads, steps, anchors, *columns[:6], columns[6:]])
+    radius_lr, kappa, *rule = numbers
     ball, amp = Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf)
     launcher = _LAUNCHERS[execution]
     if what == "radii_":
@@ -174,8 +139,8 @@ def _run(
     if packed is not None:
         launcher.project_(layers, packed, ball)
     else:
-        base = AdamW._make([rate, *rule]) if adamw else SGD._make([rate, *rule[:-1], bool(rule[-1])])
-        launcher.step_(layers, base, ball, amp)
+        base = (AdamW if adamw else SGD)._make(rule)
+        launcher.step_(layers, base if lr is None else base._replace(lr=lr), ball, amp)
     return weights[0].new_empty(0)
 
 

@@ -18,9 +18,6 @@ from ..dtensors import is_dtensor, local
 from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
-#: How the shards of a layer make a whole.
-WHOLE, ROWS, PIECES = range(3)  # each process has all of it; each has some rows; each has a piece of the one row
-
 
 class Part(NamedTuple):
     """Layers of one dtype and device, and the numbers of their step."""
@@ -68,7 +65,11 @@ class _Shards:
         held = [i for i, radius in enumerate(layers.radii) if radius.numel()]
         self.inside = choose(self.layers, held)
         self.groups = [_group(layers.weights[i]) for i in held]
-        self.kinds = [_kind(layers.weights[i], self.ball.norm) for i in held]
+        #: Whether each process has a piece of the layer's one row.
+        self.cut = [
+            group is not None and not _has_rows(layers.weights[i], self.ball.norm)
+            for i, group in zip(held, self.groups, strict=True)
+        ]
 
 
 def _new_radii(shards: list[_Shards]) -> list[Tensor]:
@@ -80,7 +81,7 @@ def _new_radii(shards: list[_Shards]) -> list[Tensor]:
             for bucket in foreach.buckets(s.inside)
         ]
         found.append(torch.cat(rows) if rows else torch.empty(0))
-    whole = _joined([s.groups for s in shards], found, lambda every, _: every.sum(0))
+    whole = _joined(shards, found, lambda every, _: every.sum(0))
     packed = []
     for s, h in zip(shards, whole, strict=True):
         if s.inside.radius_steps:
@@ -91,10 +92,9 @@ def _new_radii(shards: list[_Shards]) -> list[Tensor]:
 
 def _settle(shards: list[_Shards], packed: Sequence[Tensor]) -> None:
     """The second collective: the largest norm of rows, or the norm of pieces."""
-    tops = _joined_tops([(s.groups, s.kinds, s.ball.norm, s.inside.norms) for s in shards])
-    for s, gammas, top in zip(shards, packed, tops, strict=True):
-        for n, kind, whole in zip(s.inside.norms, s.kinds, top, strict=True):
-            if kind == PIECES:
+    for s, gammas, top in zip(shards, packed, _joined_tops(shards), strict=True):
+        for n, is_cut, whole in zip(s.inside.norms, s.cut, top, strict=True):
+            if is_cut:
                 n.fill_(whole)
         foreach.settle_(s.inside, gammas, top)
 
@@ -102,37 +102,31 @@ def _settle(shards: list[_Shards], packed: Sequence[Tensor]) -> None:
 # Joining
 
 
-def _joined_tops(parts: Sequence[tuple[list[Any], list[int], str, list[Tensor]]]) -> list[Tensor]:
-    """The largest norm of each layer of each part, from its groups, kinds, norm and row norms (without 1e-8)."""
+def _joined_tops(shards: list[_Shards]) -> list[Tensor]:
+    """The largest norm of each constrained layer (without 1e-8)."""
     values, rows = [], []
-    for _, kinds, norm, norms in parts:
-        top = foreach.largest(norms)
-        cut = torch.tensor([kind == PIECES for kind in kinds], dtype=torch.bool).to(top.device, non_blocking=True)
+    for s in shards:
+        top = foreach.largest(s.inside.norms)
+        cut = torch.tensor(s.cut, dtype=torch.bool).to(top.device, non_blocking=True)
         rows.append(~cut)
-        values.append(torch.where(cut, top**2, top) if norm == "l2" else top)
+        values.append(torch.where(cut, top**2, top) if s.ball.norm == "l2" else top)
     is_row = torch.cat([row for row in rows if len(row)] or rows)
-    joined = _joined(
-        [groups for groups, *_ in parts],
-        values,
-        lambda every, at: torch.where(is_row[at], every.amax(0), every.sum(0)),
-    )
+    joined = _joined(shards, values, lambda every, at: torch.where(is_row[at], every.amax(0), every.sum(0)))
     return [
-        torch.where(row, top, top.sqrt()) if norm == "l2" else top
-        for (_, _, norm, _), row, top in zip(parts, rows, joined, strict=True)
+        torch.where(row, top, top.sqrt()) if s.ball.norm == "l2" else top
+        for s, row, top in zip(shards, rows, joined, strict=True)
     ]
 
 
-def _joined(
-    groups: Sequence[list[Any]], values: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor]
-) -> list[Tensor]:
-    """Each layer's value joined over its group; that of a whole layer as it is.
+def _joined(shards: list[_Shards], values: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Each constrained layer's value joined over its group; that of a whole layer as it is.
 
     Args:
-        groups: of the layers of each part; ``None`` for a whole layer.
+        shards: of the parts.
         values: of each part, shape (layers,).
         join: from values of shape (processes, some layers), and these layers' positions among all, to (some layers,).
     """
-    flat = [group for part in groups for group in part]
+    flat = [group for s in shards for group in s.groups]
     if not flat:
         return list(values)
     packed = torch.cat([value.double() for value in values if len(value)])
@@ -150,31 +144,28 @@ def _joined(
 # DTensors
 
 
-def why_not(p: Any) -> str | None:
-    """Why shards of ``p`` cannot step by themselves; ``None`` where they can."""
+def can_step(p: Any) -> bool:
+    """Whether shards of ``p`` can step by themselves: rows, sharded over one dimension of the mesh, or all of it."""
     if not is_dtensor(p):
-        return None if type(p) in (Tensor, torch.nn.Parameter) else f"a parameter is a {type(p).__name__}"
+        return type(p) in (Tensor, torch.nn.Parameter)
     from torch.distributed.tensor import Replicate, Shard
 
     cut = [placement for placement in p.placements if type(placement) is not Replicate]
-    if not cut or (len(cut) == 1 and type(cut[0]) is Shard and cut[0].dim == 0):
-        return None
-    return f"a parameter has the placements {p.placements}; its rows must be sharded, over one dimension of the mesh"
+    return not cut or (len(cut) == 1 and type(cut[0]) is Shard and cut[0].dim == 0)
 
 
 def _group(p: Any) -> Any:
     """The processes over which ``p`` is cut; ``None`` where each has all of it."""
-    if is_dtensor(p) and why_not(p) is None:
+    if is_dtensor(p) and can_step(p):
         for dim, placement in enumerate(p.placements):
             if placement.is_shard() and p.device_mesh.size(dim) > 1:
                 return p.device_mesh.get_group(dim)
     return None
 
 
-def _kind(p: Tensor, norm: str) -> int:
-    if _group(p) is None:
-        return WHOLE
-    return ROWS if norm == "mars" and p.ndim >= 2 else PIECES
+def _has_rows(p: Tensor, norm: str) -> bool:
+    """Whether a norm is of less than the whole tensor."""
+    return norm == "mars" and p.ndim >= 2
 
 
 def place(source: Any, p: Any) -> Tensor:
@@ -199,7 +190,7 @@ def in_form_of(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) ->
         norm: ``"mars"`` or ``"l2"``.
         is_rows: whether it is row norms.
     """
-    cut = is_dtensor(p) and (not is_rows or _kind(p, norm) == ROWS)
+    cut = is_dtensor(p) and (not is_rows or (_has_rows(p, norm) and _group(p) is not None))
     if cut != is_dtensor(value):
         return place(value, p) if cut else value.full_tensor()
     return value
@@ -207,8 +198,8 @@ def in_form_of(value: Any, p: Any, norm: str = "mars", is_rows: bool = False) ->
 
 def full_rows(p: Any, value: float, norm: str) -> Tensor:
     """A value for each row, sharded like the rows of ``p``; a plain tensor where every process has all of them."""
-    rows = p.shape[0] if norm == "mars" and p.ndim >= 2 else 1
-    if _kind(p, norm) != ROWS:
+    rows = p.shape[0] if _has_rows(p, norm) else 1
+    if not _has_rows(p, norm) or _group(p) is None:
         return torch.full((rows,), value, dtype=working_dtype(p), device=local(p).device)
     from torch.distributed.tensor import DTensor
 

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from hyperopt_ftp.kernels import triton_kernels as kernels
 
 F32, BF16, F64 = kernels.tl.float32, kernels.tl.bfloat16, kernels.tl.float64
-NUMBERS = ("lr", "beta1", "beta2", "eps", "decay", "momentum", "dampening", "radius_lr", "kappa")
+NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "radius_lr", "kappa")
 FP32 = {"T": F32, "W_T": F32, "G_T": F32, "W0_T": F32, "C_T": F32, "EXACT": False, "MAXIMIZE": False, "L2": False}
 MIXED = FP32 | {"W_T": BF16, "G_T": BF16, "W0_T": BF16}  # bfloat16 weights, amp
 LEAN = FP32 | {"C_T": BF16}
@@ -29,7 +29,7 @@ DOUBLE = {name: F64 if name.endswith("T") and name != "EXACT" else value for nam
 AMP = ("grad_scale", "found_inf")
 
 BOTH, ONE = (90, 80), (90,)
-ALL = ("partials", "radii", "move", "finish", "clip")
+ALL = ("partials", "radii", "move", "long_norms", "finish", "clip")
 # "name-kernel-capability": kernel, capability, constants, optional pointers that are given
 VARIANTS = {
     f"{name}-{kernel}-{capability}": (kernel, capability, constants | {"RULE": getattr(kernels, rule).value}, given)
@@ -50,7 +50,7 @@ VARIANTS = {
 def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ...]) -> dict:
     function = getattr(kernels, kernel)
     real = "fp64" if constants["T"] == F64 else "fp32"
-    kinds = dict.fromkeys(("addresses", "sizes"), "*i64") | {"tiles": "*i32", "first": "i32"}
+    kinds = {"layers": "*i64", "tiles": "*i32", "first": "i32"}
     kinds |= dict.fromkeys(("sums", "packed", "numbers"), f"*{real}") | dict.fromkeys(NUMBERS, "fp64")
     signature, values, hints = {}, {}, {}
     for i, name in enumerate(function.arg_names):

@@ -23,13 +23,9 @@ def captured(monkeypatch, call):
     """The op and the arguments that a call makes inside a graph."""
     seen = []
 
-    class Record:
-        def __getattr__(self, name):
-            return lambda *arguments: seen.append((getattr(torch.ops.hyperopt_ftp, name).default, arguments))
-
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setattr(ops, "_ops", Record)
+        patch.setattr(ops, "_run", lambda *arguments: seen.append((torch.ops.hyperopt_ftp.run.default, arguments)))
         call()
     return seen[0]
 

@@ -13,42 +13,47 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
 from hyperopt_ftp.kernels import triton as execution
-from hyperopt_ftp.kernels.layers import SGD, AdamW, Ball, Layers
+from hyperopt_ftp.kernels.layers import SGD, Layers, by_anchor_dtype
 
 from ..support.reference_runs import runs
 from .interpreter import triton_kernels
-from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
+from .problems import ADAMW, FEW, LR, SHAPES, Case, run, tensors
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Names and numbers of programs of the kernels that are launched."""
-    seen: list[tuple[str, int]] = []
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that are launched."""
+    seen: list[str] = []
     launch = execution._Run._launch
 
-    def spy(self: Any, name: str, programs: int, *arguments: Any, **constants: Any) -> None:
-        if programs:
-            seen.append((name, programs))
-        launch(self, name, programs, *arguments, **constants)
+    def spy(self: Any, name: str, first: int | None = None) -> None:
+        if first is None or first < len(self.layout.tiles):
+            seen.append(name)
+        launch(self, name, first)
 
     monkeypatch.setattr(execution._Run, "_launch", spy)
     return seen
 
 
-def test_every_shape_in_one_call_of_five_launches(launches: list):
-    execution._tables.clear()
+def kinds(case: Case) -> set[int | str]:
+    """Kinds of the tiles of whole rows, and of pieces."""
+    addresses = execution._addresses(case.layers, case.base)
+    layout = execution._layout(execution._shapes(case.layers, addresses, case.base, square=False))
+    whole, pieces = layout.tiles[: layout.long, 3], layout.tiles[layout.long :, 3]
+    return {*whole.tolist(), *(f"piece {kind}" for kind in pieces.tolist())}
+
+
+def test_every_shape_in_one_call_of_six_launches(launches: list):
     case = Case(SHAPES, free=(4,), zero=(3,))
     run(execution, case, steps=1)
-    assert [name for name, _ in launches] == ["partials", "radii", "move", "finish", "clip"]
-    layout = next(x for x in execution._tables.values() if isinstance(x, execution._Layout))
-    kinds = set(layout.tiles[:, 3].tolist())
-    assert kinds == {0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11}, "every branch of the kernels has to run"
+    assert launches == ["partials", "radii", "move", "long_norms", "finish", "clip"]
+    assert kinds(case) == {*range(9), "piece 6", "piece 7"}, "every branch of the kernels has to run"
     for t in (2, 3):
         grads = case.draw()
         execution.step_(case.layers, case.base, case.ball)
         case.pure_step(grads)
         case.compare(t)
-    assert len(launches) == 15
+    assert len(launches) == 18
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,18 +61,23 @@ def test_addresses_that_are_no_multiple_of_16_bytes(dtype: torch.dtype):
     def layout(i: int, x: Tensor) -> Tensor:
         return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
 
-    execution._tables.clear()
-    run(execution, Case([(3, 16), (10, 128), (2, 1024), (1, 2048), (1, 4096)], dtype, layout=layout))
-    layout_ = next(x for x in execution._tables.values() if isinstance(x, execution._Layout))
-    assert set(layout_.tiles[:, 3].tolist()) == {1, 3, 5, 7, 11}
+    case = Case([(3, 16), (10, 128), (2, 1024), (1, 2048), (1, 4096)], dtype, layout=layout)
+    run(execution, case)
+    assert kinds(case) == {1, 3, 5, 7, "piece 7"}
 
 
 @pytest.mark.parametrize("options", [{}, {"lean": True}, {"dtype": torch.bfloat16}, {"free": (0,)}])
-def test_pieces_of_several_turns(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "MOST", 2)
-    execution._tables.clear()
+def test_rows_of_more_pieces_than_a_turn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton_kernels, "TURN", triton_kernels.tl.constexpr(2))
     run(execution, Case([(1, 2048 * 3 + 16), (2, 6001)], **options), steps=2)
-    execution._tables.clear()
+
+
+def test_launches_by_the_dtype_of_anchors(launches: list):
+    """Layers without an anchor go with the first that has one."""
+    case = Case([(3, 16)] * 4, anchor_dtypes=(torch.float32, torch.bfloat16), zero=(0,), free=(3,))
+    run(execution, case, steps=1)
+    assert launches.count("move") == 2
+    assert by_anchor_dtype(case.layers) == [[0, 1, 3], [2]]
 
 
 def test_halves_make_a_whole():
@@ -97,10 +107,10 @@ def test_an_unchanged_step_sends_no_table(monkeypatch: pytest.MonkeyPatch):
     execution._tables.clear()
     case = Case([(3, 16)])
     run(execution, case, steps=2)
-    assert len(sent) == 3  # sizes, tiles, addresses
+    assert len(sent) == 2  # layers, tiles
     case.layers.grads[0] = torch.zeros(3, 16)
     run(execution, case, steps=1)
-    assert len(sent) == 4, "new gradients: addresses alone"
+    assert len(sent) == 3, "new gradients: the layers alone"
 
 
 def test_kept_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +148,7 @@ def test_what_a_graph_reads_goes_with_the_weights_that_it_writes(monkeypatch: py
         return case
 
     first = captured()
-    assert len(execution._captured) == 2  # layout, addresses
+    assert len(execution._captured) == 2  # layers, tiles
     assert not execution._tables, "a graph fills them at its replays alone"
     second = captured()
     assert len(execution._captured) == 4
@@ -170,22 +180,6 @@ def test_the_classes_match_the_reference_runs(index: int, dtype: torch.dtype, mo
     assert opt.execution == "triton"
 
 
-def test_no_layers():
-    empty = Layers(*([] for _ in Layers._fields))
-    ball = Ball(RADIUS_LR, 1.0, "mars", False)
-    execution.step_(empty, AdamW(LR, 0.9, 0.99, 1e-8, 0.0), ball)
-    execution.project_(empty, execution.radii_(empty, ball), ball)
-
-
-def test_what_the_kernels_cannot_do_is_refused():
-    case = Case([(4, 8)], layout=lambda i, x: x.t().contiguous().t())
-    with pytest.raises(ValueError, match="rows must be runs of memory"):
-        execution.step_(case.layers, case.base, case.ball)
-    case = Case([(4, 8)], torch.float16, lean=True)
-    with pytest.raises(ValueError, match="deviations of torch.float16 weights"):
-        execution.step_(case.layers, case.base, case.ball)
-
-
 def test_the_kernels_find_each_column_of_layers():
     """The launcher's table by the positions that the kernels read; the moments are its last columns."""
     columns = {
@@ -196,7 +190,7 @@ def test_the_kernels_find_each_column_of_layers():
     layers = Case([(3, 16)]).layers
     expected = {name: getattr(layers, field)[0] for name, field in columns.items()}
     expected |= dict(zip(("M", "V"), (moment[0] for moment in layers.moments), strict=True))
-    (row,) = execution._addresses(layers, adam=True)
+    (row,) = execution._addresses(layers, ADAMW)
     at = {name: getattr(triton_kernels, name).value for name in (*expected, "X")}
     assert {name: row[at[name]] for name in at} == {name: x.data_ptr() for name, x in expected.items()} | {"X": 0}
-    assert len(row) == triton_kernels.ADDRESSES.value
+    assert len(row) == triton_kernels.ROWS.value  # sizes come next

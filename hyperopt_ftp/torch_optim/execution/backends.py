@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,10 +42,6 @@ class Backend(ABC):
     name: str  #: what ``opt.execution`` shows
 
     @abstractmethod
-    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
-        """Why it does not step these parameters, ``None`` if it does; ``asked``: by ``fused=True``."""
-
-    @abstractmethod
     def step_(self, parts: list[Part]) -> None:
         """A whole step, the base's too."""
 
@@ -63,9 +58,6 @@ class Single(Backend):
     """The pure functions, one parameter at a time: any rule, any tensors."""
 
     name: str = "single"
-
-    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
-        return None
 
     def step_(self, parts: list[Part]) -> None:
         for part in parts:
@@ -87,25 +79,18 @@ class Kernel(Backend):
         self.name: str = name
         self._functions: Any = functions
 
-    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
-        if self.name in ops.FUSED:
-            return ops.why_not(params, asked)
-        return None if all(map(is_plain, params)) else "a parameter is a tensor subclass"
-
     def step_(self, parts: list[Part]) -> None:
-        for part in parts:
-            layers, base, ball, amp = _for_kernels(part)
+        for layers, base, ball, amp in map(_for_kernels, parts):
             self._functions.step_(layers, base, ball, amp)
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        return [([], self._radii(*_for_kernels(part))) for part in parts]
-
-    def _radii(self, layers: Layers, base: Any, ball: Ball, amp: Amp) -> Tensor:
-        return self._functions.radii_(layers, ball, amp) if ball.fixed is None else _all(layers, ball.fixed)
+        return [
+            ([], self._functions.radii_(layers, ball, amp) if ball.fixed is None else _fixed(layers, ball))
+            for layers, _, ball, amp in map(_for_kernels, parts)
+        ]
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
-        for part, (_, packed) in zip(parts, before, strict=True):
-            layers, _, ball, _ = _for_kernels(part)
+        for (layers, _, ball, _), (_, packed) in zip(map(_for_kernels, parts), before, strict=True):
             self._functions.project_(layers, packed, ball)
 
 
@@ -132,17 +117,14 @@ class Sharded(Backend):
 
     name: str = "sharded"
 
-    def why_not(self, params: Sequence[Tensor], asked: bool) -> str | None:
-        return next(filter(None, map(sharded.why_not, params)), None)
-
     def step_(self, parts: list[Part]) -> None:
         sharded.step_([_for_kernels(part) for part in parts])
 
     def before_(self, parts: list[Part]) -> list[Before]:
         shards = [_for_kernels(part) for part in parts]
-        learned = [shard for shard in shards if shard.ball.fixed is None]
-        packed = iter(sharded.radii_(learned) if learned else [])
-        return [([], next(packed) if s.ball.fixed is None else _all(s.layers, s.ball.fixed)) for s in shards]
+        learned = shards[0].ball.fixed is None  # so with all: they have one hold
+        packed = sharded.radii_(shards) if learned else [_fixed(layers, ball) for layers, _, ball, _ in shards]
+        return [([], radii) for radii in packed]
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         sharded.project_([_for_kernels(part) for part in parts], [packed for _, packed in before])
@@ -177,8 +159,8 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
     if multi is False:
         return BACKENDS["single"]
     if any(map(is_dtensor, params)):
-        return BACKENDS["single" if BACKENDS["sharded"].why_not(params, False) else "sharded"]
-    if multi is None and BACKENDS["foreach"].why_not(params, False):
+        return BACKENDS["sharded" if all(map(sharded.can_step, params)) else "single"]
+    if multi is None and not all(map(is_plain, params)):
         return BACKENDS["single"]
     return BACKENDS["foreach"]
 
@@ -190,7 +172,7 @@ def pick_many(group: dict[str, Any]) -> Backend:
     """
     params, multi = group["params"], group.get("foreach")
     wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
-    return BACKENDS["foreach" if wanted and many.why_not(params) is None else "single"]
+    return BACKENDS["foreach" if wanted and many.can_step(params) else "single"]
 
 
 def why_slow(group: dict[str, Any]) -> str | None:
@@ -211,19 +193,17 @@ def by_device_and_dtype(columns: Columns) -> list[Columns]:
     return [columns] if len(found) == 1 else [choose(columns, which) for which in found.values()]
 
 
-def layers_of(columns: Columns) -> Layers:
-    """As kernels take it: the state's columns stand in ``Layers`` in the order of FTP's specs."""
-    return Layers._make([*columns[:4], *columns.state, columns.moments])
-
-
 def _for_kernels(part: Part) -> sharded.Part:
-    ball = part.hold.ball_of(part.group)
-    assert ball is not None
-    return sharded.Part(layers_of(part.columns), part.base, ball, part.amp)
+    """The state's columns stand in ``Layers`` in the order of FTP's specs."""
+    columns, hold = part.columns, part.hold
+    assert hold.ball is not None
+    layers = Layers._make([*columns[:4], *columns.state, columns.moments])
+    return sharded.Part(layers, part.base, hold.ball(part.group), part.amp)
 
 
-def _all(layers: Layers, radius: float) -> Tensor:
-    return torch.full_like(torch.stack(layers.radii), radius)
+def _fixed(layers: Layers, ball: Ball) -> Tensor:
+    assert ball.fixed is not None
+    return torch.full_like(torch.stack(layers.radii), ball.fixed)
 
 
 def _many_and_numbers(part: Part) -> tuple[many.Many, Rule, Numbers]:

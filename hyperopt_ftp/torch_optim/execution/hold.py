@@ -41,7 +41,7 @@ class Hold:
         self.rule: Callable[[dict[str, Any]], Rule] = rule
         self.anchors: AnchorSource = anchors
         self.specs: tuple[Spec, ...] = specs or (Spec("anchor_step", "count"),)
-        self._ball: Callable[[dict[str, Any]], Ball] | None = ball
+        self.ball: Callable[[dict[str, Any]], Ball] | None = ball
         self.many: Callable[[dict[str, Any]], Many] | None = many
 
     def check(self, group: dict[str, Any]) -> None:
@@ -55,15 +55,12 @@ class Hold:
 
     @property
     def has_kernels(self) -> bool:
-        return self._ball is not None
+        return self.ball is not None
 
     @property
     def is_flat(self) -> bool:
         """Whether an execution assumes that state has the memory layout of the weights."""
         return self.has_kernels or self.many is not None
-
-    def ball_of(self, group: dict[str, Any]) -> Ball | None:
-        return None if self._ball is None else self._ball(group)
 
     def begin(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Put the state into a parameter's that a first constrained step needs."""

@@ -124,13 +124,10 @@ def dots(a: Tensors, b: Tensors) -> Tensors:
     return [torch.dot(x, y) for x, y in zip(a, b, strict=True)]
 
 
-def why_not(params: Sequence[Tensor]) -> str | None:
-    """Why parameters cannot be taken in flat pieces; ``None``: they can."""
-    if torch.compiler.is_compiling():
-        return "torch.compile traces the step"
-    if not all(map(is_plain, params)):
-        return "a parameter is a tensor subclass"
-    return None if all(map(_is_dense, params)) else "a parameter's memory has gaps or overlaps"
+def can_step(params: Sequence[Tensor]) -> bool:
+    """Whether parameters can be taken in flat pieces: their memory has neither gaps nor overlaps, and no graph is
+    captured."""
+    return not torch.compiler.is_compiling() and all(is_plain(p) and _is_dense(p) for p in params)
 
 
 def before(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp) -> tuple[Tensors, Known]:
@@ -160,14 +157,14 @@ def _execute(
     phase: Phase, rule: Rule, h: Numbers, columns: Columns, given: dict[str, Tensors], amp: Amp, sums: Vectors
 ) -> tuple[Vectors, dict[str, Any]]:
     """Returns the sums so far, and what is new: gradients and state."""
+    if phase == Phase():
+        return sums, {}
     count, state = len(columns.weights), _by_name(columns, rule)
     full = {spec.name: state[spec.name] for spec in rule.specs if spec.kind == "weights"}
     new: dict[str, Any] = {
         name: list(map(torch.empty_like, columns.grads if name == "g" else full[name])) for name in phase.makes
     }
     numbers: dict[str, list[float]] = {}
-    if phase.apply is None and phase.sums is None and phase.numbers is None:
-        return sums, new
     run = _Run({**given, **full}, dict(new), amp.maximize)
     if phase.sums is not None:
         sums = {**sums, **_summed(phase.sums, run.buckets(), count)}
