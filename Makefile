@@ -27,9 +27,10 @@ test-studies: $(VENV)/.demo $(VENV)/.test
 test-compiled: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 -q tests/compiled
 
-# Those of timm run in make test too; one process, because the libraries are slow to import.
+# Those of timm run in make test too.
 test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
-	OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 $(RUN) -m pytest -q tests/integrations hyperopt_ftp/integrations
+	OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/integrations \
+		hyperopt_ftp/integrations
 
 study-fast: $(VENV)/.language
 	$(RUN) -m experiments.studies --fast
