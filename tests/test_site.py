@@ -179,7 +179,9 @@ def test_a_site_with_an_address_replaces_an_earlier_one(tmp_path):
 
 def test_versions_stand_side_by_side_and_the_header_offers_them(built, page, tmp_path):
     (own,) = VERSION.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for earlier in ("0.0.2", "0.0.10"):
+    with pytest.raises(SystemExit, match="is no folder; give a new one"):
+        build_version(Path(__file__))
+    for earlier in ("0.0.2", "0.0.10", "notes"):
         (tmp_path / earlier).mkdir()
         (tmp_path / earlier / "404.html").touch()
         (tmp_path / earlier / "index.html").write_text("earlier")

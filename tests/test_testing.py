@@ -133,6 +133,12 @@ def test_a_mistake_in_a_rule_is_found(rule: Any, said: str):
         check_optimizer(by_rule(rule, M, to_tensors(lr=0.1), ("m",)))
 
 
+@pytest.mark.parametrize(("kind", "got"), [(M, r"M with \['step', 'm'\]"), (dict, r"dict with \[\]")])
+def test_the_state_of_a_rule_has_what_it_keeps(kind: Any, got: str):
+    with pytest.raises(TypeError, match=rf"kind must be .* with the fields \['v'\].*; got {got}"):
+        by_rule(lambda w, g, s, h, t: (w, s), kind, to_tensors(lr=0.1), ("v",))
+
+
 def test_numbers_of_any_name_and_a_rule_for_whole_tensors():
     def rule(w, g, s, h, t):
         m = h["beta"] * s["m"] + g

@@ -98,9 +98,11 @@ def build(site: Path, url: str | None = None, choice: bool = False) -> str:
 
 def build_version(sites: Path, url: str | None = None) -> str:
     """Build into a folder of the version's name; the page of ``sites`` itself leads to the newest version."""
+    if sites.exists() and not sites.is_dir():
+        raise SystemExit(f"{sites} is no folder; give a new one, or that of earlier versions")
     version = VERSION.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]
     said = build(sites / version, f"{url}{version}/" if url else None, choice=True)
-    names = sorted((page.parent.name for page in sites.glob("*/404.html")), key=Version, reverse=True)
+    names = sorted((page.parent.name for page in sites.glob("[0-9]*/404.html")), key=Version, reverse=True)
     entries = [{"version": name, "title": name, "aliases": ["latest"] * (name == names[0])} for name in names]
     (sites / "versions.json").write_text(json.dumps(entries), encoding="utf-8")
     newest = f'<!doctype html><meta http-equiv="refresh" content="0; url={names[0]}/index.html">\n'

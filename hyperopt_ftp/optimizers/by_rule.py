@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..calls import check_flag
+from ..calls import check_flag, shown
 from ..hparams import Domain, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
@@ -60,6 +60,12 @@ def by_rule(
     (tensor([0.5000]), Count(step=tensor(1)))
     """
     check_flag("maximize", maximize)
+    fields = getattr(kind, "_fields", ())
+    if not set(keeps) <= set(fields):
+        raise TypeError(
+            f"kind must be a class of NamedTuple with the fields {list(keeps)} (what keeps names), and step if updates "
+            f"are counted; got {getattr(kind, '__name__', shown(kind))} with {list(fields)}"
+        )
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
     counted = "step" in kind._fields  # pyright: ignore[reportAttributeAccessIssue]
