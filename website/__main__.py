@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from posixpath import normpath
 from urllib.parse import urlsplit
@@ -71,6 +72,9 @@ def build(site: Path, url: str | None = None, choice: bool = False) -> str:
 
     With ``choice`` the header has a menu of the versions that ``../versions.json`` names.
     """
+    missing = [name for name in ("zensical", "mkdocstrings", "jupytext") if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"the site needs {', '.join(missing)}: pip install '.[docs]'")
     if site.exists() and not (site.is_dir() and (not any(site.iterdir()) or (site / "404.html").is_file())):
         raise SystemExit(f"{site} exists and is no earlier site; give a new folder")
     with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import jupytext
-
 PAGES = ("docs/quick-start.md", "docs/differentiate.md", "docs/stories.md")
 FIGURE = re.compile(r"^\[!\[.*\n\n\*(?:.|\n)*?\*\n\n", flags=re.M)  # with its caption: a notebook is one file
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
@@ -15,6 +13,8 @@ LINE = "[This page as a notebook]({name}), to run and to change."
 
 def as_notebook(page: str) -> str:
     """The notebook, as JSON, of a page in Markdown. Links into the site become text."""
+    import jupytext  # of the extra docs
+
     notebook = jupytext.reads(LINK.sub(r"\1", FIGURE.sub("", page)), "md")
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return jupytext.writes(notebook, "ipynb")
