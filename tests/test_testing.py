@@ -121,6 +121,7 @@ class M(NamedTuple):
         ),
         (lambda w, g, s, h, t: w - h["lr"] * g, r"rule must return \(w, s\), s a dict of \['m'\].*, got Tensor"),
         (lambda w, g, s, h, t: (w, s["m"], t), r"got \(Tensor, Tensor, Tensor\)"),
+        (lambda w, g, s, h, t: (w - h["lr"] * g, s["m"]), r"got \(Tensor, Tensor\)"),
         (lambda w, g, s, h, t: (w, {"n": s["m"]}), r"got \(Tensor, a dict of \['n'\]\)"),
         (
             lambda w, g, s, h, t: (w - h["lr"] * g, {"m": g.mean()}),

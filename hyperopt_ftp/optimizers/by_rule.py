@@ -106,10 +106,8 @@ def by_rule(
             t = rest[-1] if counted else None
             numbers = rest[len(keeps) : -1] if counted else rest[len(keeps) :]
             s = dict(zip(keeps, rest, strict=False))
-            moved = rule(w, -g if maximize else g, s, by_name(numbers), t)
-            if not (isinstance(moved, tuple) and len(moved) == 2 and moved[1].keys() == s.keys()):
-                raise _wrong_result(moved, keeps)
-            return (moved[0], *(moved[1][name] for name in keeps))
+            w, s = _checked(rule(w, -g if maximize else g, s, by_name(numbers), t), keeps)
+            return (w, *(s[name] for name in keeps))
 
         numbers = flat(h) + ([step] if counted else [])
         moments = [getattr(state, name) for name in keeps]
@@ -120,9 +118,12 @@ def by_rule(
     return Optimizer(init, update, default, domains=domains)
 
 
-def _wrong_result(moved: Any, keeps: Sequence[str]) -> TypeError:
+def _checked(moved: Any, keeps: Sequence[str]) -> Moved:
+    if isinstance(moved, tuple) and len(moved) == 2 and isinstance(moved[1], dict) and moved[1].keys() == set(keeps):
+        return moved
+
     def form(x: Any) -> str:
         return f"a dict of {sorted(map(str, x))}" if isinstance(x, dict) else type(x).__name__
 
     got = f"({', '.join(map(form, moved))})" if isinstance(moved, tuple) else form(moved)
-    return TypeError(f"rule must return (w, s), s a dict of {sorted(keeps)} (what keeps names), got {got}")
+    raise TypeError(f"rule must return (w, s), s a dict of {sorted(keeps)} (what keeps names), got {got}")
