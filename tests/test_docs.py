@@ -210,7 +210,8 @@ def test_the_speeds_on_the_page_of_performance_are_measured():
     said = " ".join(page.split())
     unrolled = hypergradient_ratios("Unroll()", "mlp", "transformer", "conv16", "conv64", "maml", "l2")
     assert f"`Unroll()` takes {unrolled} times TorchOpt's time, row by row" in said
-    assert f"it takes {hypergradient_ratios('Unroll(compile=True)', 'mlp', 'maml', 'l2')} times TorchOpt's time" in said
+    compiled = hypergradient_ratios("Unroll(compile=True)", "mlp", "transformer", "conv16", "maml", "l2")
+    assert f"it takes {compiled} times TorchOpt's time" in said
 
 
 def hypergradient_ratios(ours: str, *problems: str) -> str:

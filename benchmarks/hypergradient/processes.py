@@ -71,14 +71,14 @@ def _in_turns(
         answers: dict[str, list[dict[str, float]]] = {n: [] for n in names}
         shares = []
         for k in range(rounds + 1):  # the first is for warming up
-            others, busy = Others(), 0.0
+            others, used = Others(), 0.0
             for n in names[k % len(names) :] + names[: k % len(names)]:
                 answer = workers[n].ask("again")
-                busy += answer["busy"]
+                used += answer["used"]
                 if k:
                     answers[n].append(answer)
             if k:
-                shares.append(others.share(busy))
+                shares.append(others.share(used))
     finally:
         for started in workers.values():
             started.close()

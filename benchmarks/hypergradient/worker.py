@@ -26,13 +26,15 @@ SHORT = 0.1
 
 
 def timed(call: Any, once: bool) -> dict[str, float]:
+    started = time.process_time()
     gc.collect()
     count, begin, cpu = 0, time.perf_counter(), time.process_time()
     while not count or (not once and time.perf_counter() - begin < SHORT):
         call()
         count += 1
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds / count, "busy": time.process_time() - cpu, "wall": seconds}
+    ended = time.process_time()
+    return {"seconds": seconds / count, "busy": ended - cpu, "wall": seconds, "used": ended - started}
 
 
 def peak(call: Any) -> dict[str, float]:
