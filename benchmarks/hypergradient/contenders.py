@@ -65,8 +65,9 @@ CONTENDERS = {
     "higher": Contender(with_higher, "torch", _fits),
     "by hand": Contender(by_hand, "torch", _fits),
     "by hand, vmap": Contender(by_hand_vmap, "torch", _tasks),
-    "jax": Contender(partial(with_jax, checkpoint=False), "jax", _fits),
+    "jax": Contender(with_jax, "jax", _fits),
     "jax, checkpoint": Contender(partial(with_jax, checkpoint=True), "jax"),
+    "jax, forward": Contender(partial(with_jax, forward=True), "jax", _one_number),
 }
 
 

@@ -1,4 +1,4 @@
-"""The hypergradients by JAX and optax: ``jit`` of ``grad`` over ``lax.scan``, on the CPU."""
+"""The hypergradients by JAX and optax: ``jit`` of ``grad`` or ``jacfwd`` over ``lax.scan``, on the CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from . import jax_losses
 from .problems import Problem
 
 
-def with_jax(problem: Problem, checkpoint: bool) -> Callable[[], np.ndarray]:
-    """With ``checkpoint``, what a step computes is computed again on the way back."""
+def with_jax(problem: Problem, checkpoint: bool = False, forward: bool = False) -> Callable[[], np.ndarray]:
+    """With ``checkpoint``, what a step computes is computed again on the way back; ``forward``: forward mode."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -47,7 +47,7 @@ def with_jax(problem: Problem, checkpoint: bool) -> Callable[[], np.ndarray]:
     params, held_out = jax.device_put((params, held_out))
     batches = jax.device_put(batches[0] if one_batch else tuple(np.stack(x) for x in zip(*batches, strict=True)))
     over = jax.device_put({"lr": np.float32(problem.lr), "l2": problem.l2, "params": params}[problem.over])
-    run = jax.jit(jax.grad(outer))
+    run = jax.jit(jax.jacfwd(outer) if forward else jax.grad(outer))
 
     def call() -> np.ndarray:
         found = jax.block_until_ready(run(over, params, batches, held_out))

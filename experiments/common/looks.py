@@ -163,6 +163,7 @@ _BENCHMARKS = {
     "by hand, vmap": Look(RED, "v"),
     "jax": Look(GREEN, "o"),
     "jax, checkpoint": Look(GREEN, "s"),
+    "jax, forward": Look(GREEN, "^"),
 }
 
 #: By the name that figures show.
