@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...anchored.cautious_decay import cautious_decay_rule
-from ...anchored.rule import Numbers, Rule
+from ...anchored.rule import Numbers
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
@@ -52,11 +52,7 @@ class CautiousDecay(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return cautious_decay_rule(group["strength"])
+        super().__init__(Given(base, Hold({"strength": strength}, cautious_decay_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:

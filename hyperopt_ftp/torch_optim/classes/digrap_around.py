@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.digrap import DIGRAP_SPECS, digrap_rule, strengths
-from ...anchored.rule import Numbers, Rule
+from ...anchored.digrap import digrap_rule, strengths
+from ...anchored.rule import Numbers
 from ...calls import explained
 from ...types import Anchor, Device, Excludes, PaperOrExact
 from ..anchors.source import AnchorSource
@@ -61,15 +61,11 @@ class DiGraP(DropIn):
     ) -> None:
         options = {"omega_lr": omega_lr, "gradient": gradient}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, DIGRAP_SPECS, many=_many)), exclude)
+        super().__init__(Given(base, Hold(options, digrap_rule, source, many=_many)), exclude)
 
     def omegas(self) -> dict[Any, float]:
         """Omega of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
         return scalars(self, "omega")
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return digrap_rule(group["omega_lr"], group["gradient"])
 
 
 def _many(group: dict[str, Any]) -> Many:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...anchored.l2sp import l2sp_rule
-from ...anchored.rule import Numbers, Rule
+from ...anchored.rule import Numbers
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
@@ -58,11 +58,7 @@ class L2SP(DropIn):
     ) -> None:
         options = {"strength": strength, "decoupled": decoupled}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return l2sp_rule(group["strength"], group["decoupled"])
+        super().__init__(Given(base, Hold(options, l2sp_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:

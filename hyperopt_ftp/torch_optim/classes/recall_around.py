@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.recall import RECALL_SPECS, recall_rule, shares
-from ...anchored.rule import Numbers, Rule
+from ...anchored.recall import recall_rule, shares
+from ...anchored.rule import Numbers
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
@@ -56,11 +56,7 @@ class Recall(DropIn):
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, RECALL_SPECS, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return recall_rule(group["strength"], group["rate"], group["midpoint"])
+        super().__init__(Given(base, Hold(options, recall_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.rule import Numbers, Rule
+from ...anchored.rule import Numbers
 from ...anchored.spd import share, spd_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
@@ -54,11 +54,7 @@ class SPD(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return spd_rule(group["strength"])
+        super().__init__(Given(base, Hold({"strength": strength}, spd_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:
