@@ -217,8 +217,6 @@ class DropIn(torch.optim.Optimizer):
         """What takes part in a step, by its execution. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
-            if not self._fitted:  # a first step
-                self._mover.warn_if_slow(self)
         scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
         executions = [self._mover.pick(group).name for group in self.param_groups]
         work: Work = {}

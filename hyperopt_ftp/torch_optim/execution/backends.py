@@ -17,10 +17,6 @@ from . import many, single
 from .hold import Hold
 from .store import Columns, choose, is_plain
 
-#: Weights above which foreach instead of fused is worth a word: at 3.2 ns a weight it makes a step 13 ms longer
-#: (ViT-B/16 on two cores, benchmarks/results/step_cpu.json: 373 ms for 97 ms).
-MANY = 2**22
-
 
 class Part(NamedTuple):
     """Parameters of one group, device and dtype, and what their step needs."""
@@ -173,16 +169,6 @@ def pick_many(group: dict[str, Any]) -> Backend:
     params, multi = group["params"], group.get("foreach")
     wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
     return BACKENDS["foreach" if wanted and many.can_step(params) else "single"]
-
-
-def why_slow(group: dict[str, Any]) -> str | None:
-    """What a CPU lacks for the fused step of many weights, if no flag decides against it; ``None``: nothing."""
-    params = group["params"]
-    undecided = group.get("fused") is None and group.get("foreach") is None
-    if not undecided or sum(p.numel() for p in params) < MANY:
-        return None
-    missing = ops.no_compiler("cpu")
-    return missing if missing == ops.why_not(params) else None
 
 
 def by_device_and_dtype(columns: Columns) -> list[Columns]:

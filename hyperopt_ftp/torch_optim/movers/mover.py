@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
@@ -11,10 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...anchored.rule import Spec
-from ...calls import callers_level
 from ...kernels.layers import SGD, AdamW
 from ..checks.arguments import check_no_gradient
-from ..execution.backends import BACKENDS, Backend, Part, pick, pick_many, why_slow
+from ..execution.backends import BACKENDS, Backend, Part, pick, pick_many
 from ..execution.hold import Hold
 
 #: What takes part in a step, by the name of its backend.
@@ -56,26 +54,10 @@ class Mover(ABC):
 
     def pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
-        wishes = self.wishes(group)
+        wishes = group if self.flagged else {"params": group["params"]}
         if self.hold.has_kernels:
             return pick(wishes, self.own)
         return BACKENDS["single"] if self.hold.many is None else pick_many(wishes)
-
-    def wishes(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A group as far as it may choose a backend."""
-        return group if self.flagged else {"params": group["params"]}
-
-    def warn_if_slow(self, opt: Optimizer) -> None:
-        """Where a CPU lacks what a fused step needs, and nobody has decided against that."""
-        groups = map(self.wishes, opt.param_groups) if self.hold.has_kernels else ()
-        why = next(filter(None, map(why_slow, groups)), None)
-        if why is not None:
-            meant = "; foreach=True (of a base that is given, its own) says that it is meant, and silences this"
-            warnings.warn(
-                f"{type(opt).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}"
-                + (meant if "foreach" in opt.defaults and self.flagged else ""),
-                stacklevel=callers_level(),
-            )
 
     def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD | None:
         """What kernels need of a group for the weights ``like``; ``None``: they do not move these."""
