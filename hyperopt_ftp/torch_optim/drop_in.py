@@ -33,7 +33,7 @@ from .checks.arguments import (
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
 from .execution import store
-from .execution.backends import Part, by_device_and_dtype
+from .execution.backends import SINGLE, Backend, Part, by_backend, by_device_and_dtype
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
@@ -214,23 +214,22 @@ class DropIn(torch.optim.Optimizer):
         check_gradient(p, name)
 
     def _collect(self) -> Work:
-        """What takes part in a step, by its execution. Every check comes before a change."""
+        """What takes part in a step, by its backend. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
         scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
-        executions = [self._mover.pick(group).name for group in self.param_groups]
-        work: Work = {}
-        for group, execution in zip(self.param_groups, executions, strict=True):
-            for columns in by_device_and_dtype(self._columns(group, execution)):
+        backends = [self._mover.pick(group) for group in self.param_groups]
+        parts: list[tuple[Backend, Part]] = []
+        for group, backend in zip(self.param_groups, backends, strict=True):
+            for columns in by_device_and_dtype(self._columns(group, backend)):
                 like = columns.weights[0]
                 amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
-                part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)
-                work.setdefault(execution, []).append(part)
+                parts.append((backend, Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)))
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
-        return work
+        return by_backend(parts)
 
-    def _columns(self, group: dict[str, Any], execution: str) -> Columns:
+    def _columns(self, group: dict[str, Any], backend: Backend) -> Columns:
         """The parameters of a group that have a gradient; around a given base, those that are held."""
         state: list[list[Tensor]] = [[] for _ in self._mover.hold.specs]
         moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
@@ -238,10 +237,10 @@ class DropIn(torch.optim.Optimizer):
         self._init_group(group, *first, *state, *moments)
         columns = Columns._make([*first, state, moments])
         if columns.weights:
-            self._ran[0] = execution
+            self._ran[0] = backend.name
         if not self._mover.own:
             columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
-        fits = self._mover.hold.has_kernels or execution != "single"
+        fits = self._mover.hold.has_kernels or backend is not SINGLE
         return store.fitting(columns) if fits else columns
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checks.arguments import check_base
-from ..execution.backends import BACKENDS
 from ..execution.hold import Hold
 from .modes import Modes
 from .mover import Mover, Work
@@ -211,15 +210,15 @@ class Given(Mover):
         state, fresh = self.optimizer.state, self._fresh()
         saved: list[tuple[list[Tensor], Tensor]] = []
         raw: dict[Tensor, Any] = {}
-        work: Work = {}
         small = [i for i, spec in enumerate(self.hold.specs) if spec.kind in ("scalar", "count")]
         try:
             with self.modes.deployed():
                 work = collect()
-                for part in chain.from_iterable(work.values()):
-                    saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
-                before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
-            for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
+                parts = [part for _, mine in work for part in mine]
+                for columns in (part.columns.state for part in parts):
+                    saved += [(columns[i], torch.stack(columns[i])) for i in small]
+                before = [backend.before_(mine) for backend, mine in work]
+            for part, (grads, _) in zip(parts, chain(*before), strict=True):
                 for p, grad in zip(part.columns.weights, grads, strict=False):
                     old: Any = p.grad
                     p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
@@ -233,11 +232,11 @@ class Given(Mover):
         finally:
             for p, grad in raw.items():
                 p.grad = grad
-        held = [p for part in chain(*work.values()) for p in part.columns.weights] if self.modes.exist else []
+        held = [p for part in parts for p in part.columns.weights] if self.modes.exist else []
         self.modes.check_follows(held)
         with self.modes.deployed(held):
-            for execution, parts in work.items():
-                BACKENDS[execution].after_(parts, before[execution])
+            for (backend, mine), known in zip(work, before, strict=True):
+                backend.after_(mine, known)
 
     def _step_base(self, first: Collection[Tensor]) -> None:
         """The base alone. It detects a first step by its state, so ours is hidden if it has none of its own.

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from ...anchored.rule import Spec
 from ...kernels.layers import SGD, AdamW
 from ..checks.arguments import check_no_gradient
-from ..execution.backends import BACKENDS, Backend, Part, pick, pick_many
+from ..execution.backends import SINGLE, Backend, Part, pick, pick_many
 from ..execution.hold import Hold
 
-#: What takes part in a step, by the name of its backend.
-Work = dict[str, list[Part]]
+#: What takes part in a step, by its backend.
+Work = list[tuple[Backend, list[Part]]]
 
 
 class Mover(ABC):
@@ -57,7 +57,7 @@ class Mover(ABC):
         wishes = group if self.flagged else {"params": group["params"]}
         if self.hold.has_kernels:
             return pick(wishes, self.own)
-        return BACKENDS["single"] if self.hold.many is None else pick_many(wishes)
+        return SINGLE if self.hold.many is None else pick_many(wishes)
 
     def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD | None:
         """What kernels need of a group for the weights ``like``; ``None``: they do not move these."""
