@@ -306,6 +306,7 @@ class DropIn(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
+            checkpoints.warn_of_another_anchor(self, self._mover, self._title(), self._loading)
         finally:
             handle.remove()
             del self._loading

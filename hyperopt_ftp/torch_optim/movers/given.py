@@ -16,9 +16,6 @@ from ..execution.hold import Hold
 from .modes import Modes
 from .mover import Mover, Work
 
-#: State of torch's optimizers that is one number for a parameter.
-TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
-
 
 class Given(Mover):
     """Any :class:`torch.optim.Optimizer` that steps once for each gradient. Groups and state are those of the base.
@@ -131,16 +128,6 @@ class Given(Mover):
         if self._columns is not None:
             self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        if self._loads:
-            return  # by the base itself, in load
-        twin = object.__new__(type(self.optimizer))
-        twin.__dict__.update(self.optimizer.__dict__)
-        try:
-            twin.__setstate__(dict(state))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise _unsuitable(self.optimizer, error) from error
-
     # -- saving and loading -------------------------------------------------------------------------------------
 
     @property
@@ -169,29 +156,21 @@ class Given(Mover):
         kept = {key: _only(entries, ours) for key, entries in found["state"].items() if isinstance(entries, dict)}
         return {**found, "state": kept, "base": base}
 
-    def check_saved(self, saved: Mapping[str, Any]) -> None:
-        if _overrides(self.optimizer, "state_dict") and "base" not in saved:
-            name = type(self.optimizer).__name__
+    def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        base, ours, name = self.optimizer, self.ours, type(self.optimizer).__name__
+        if _overrides(base, "state_dict") and "base" not in saved:
             raise ValueError(
                 f"the checkpoint has no entry 'base', what {name} writes by its own state_dict. Was it made by {name} "
                 "alone? Then load it into that before it is wrapped. Or rewritten by torch.distributed.checkpoint, "
                 "which keeps state and param_groups alone?"
             )
-
-    def casts(self, key: str) -> bool:
-        # torch's optimizers keep all but numbers in the dtype of the weights, and can do nothing in another. Of others
-        # we do not know: float32 moments of 16-bit weights, for instance.
-        return key not in TORCHS_NUMBERS and self.flagged
-
-    def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        base, ours = self.optimizer, self.ours
-        if not self._loads:
-            base.__setstate__(dict(state))
-            return state
-        own = self._saves and "base" in saved
-        theirs = saved["base"] if own else {**saved, "state": _stripped(saved["state"], ours)}
         before = [(entries, dict(entries)) for entries in _written(base)]
         try:
+            if not self._loads:
+                base.__setstate__(dict(state))
+                return state
+            own = self._saves and "base" in saved
+            theirs = saved["base"] if own else {**saved, "state": _stripped(saved["state"], ours)}
             base.load_state_dict(theirs)
             self._merge(state["param_groups"])
             for p, entries in state["state"].items():
@@ -201,7 +180,9 @@ class Given(Mover):
             for entries, old in before:
                 entries.clear()
                 entries.update(old)
-            raise _unsuitable(base, error) from error
+            raise ValueError(
+                f"the checkpoint does not suit {name}, which cannot load it ({error!r}); was it made around another base?"
+            ) from error
         return {**state, "state": base.state, "param_groups": base.param_groups}
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -307,10 +288,3 @@ def _stripped(state: Mapping[Any, Any], ours: Collection[str]) -> dict[Any, Any]
         if not is_dict or left or not entries:
             found[key] = left
     return found
-
-
-def _unsuitable(base: Optimizer, error: Exception) -> ValueError:
-    return ValueError(
-        f"the checkpoint does not suit {type(base).__name__}, which cannot load it ({error!r}); was it made around "
-        "another base?"
-    )

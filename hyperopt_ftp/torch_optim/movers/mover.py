@@ -96,16 +96,6 @@ class Mover(ABC):
         """A checkpoint: ``found``, in the form that the base's own methods need."""
         return found
 
-    def check_saved(self, saved: Mapping[str, Any]) -> None:
-        """``ValueError`` where a checkpoint lacks what it needs."""
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """``ValueError`` where it cannot load a checkpoint's state."""
-
     def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Take over checked groups and state; returns those that the optimizer is to have."""
+        """Take over checked groups and state, or an error and no change; returns what the optimizer is to have."""
         return state
-
-    def casts(self, key: str) -> bool:
-        """Whether its own entry of a checkpoint takes the dtype of the weights; else it keeps its own."""
-        return False
