@@ -28,7 +28,6 @@ from .checks.arguments import (
     check_lean,
     check_params,
     check_shapes,
-    listed,
 )
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
@@ -66,12 +65,13 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
+        assert params is not None
         assert defaults is not None
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
-        super().__init__(listed(title, params), defaults)
+        super().__init__(params, defaults)
         names = names_in(self.param_groups)
         self._exclude.check_all_matched(names)
         if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):

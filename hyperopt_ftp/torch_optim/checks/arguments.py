@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,25 +80,6 @@ def check_goes_on(base: torch.optim.Optimizer, title: str) -> None:
             "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
             "package schedulefree, which is held where it is deployed"
         )
-
-
-def listed(title: str, params: Any) -> Any:
-    """The parameters as a list if they come as a generator; a ``TypeError`` for anything that torch would not take."""
-    if isinstance(params, torch.nn.Module):
-        raise TypeError(f"{title} takes parameters, got a {type(params).__name__}; pass model.named_parameters()")
-    if callable(params) and not isinstance(params, Tensor):
-        raise TypeError(f"{title} takes parameters, got a function; call it: model.named_parameters()")
-    if isinstance(params, Mapping):
-        whole = "model.named_parameters()" if hasattr(params, "_metadata") else "its items()"  # a module's state_dict
-        raise TypeError(
-            f"{title} takes parameters, got a dict; pass {'a list of groups' if 'params' in params else whole}"
-        )
-    if not isinstance(params, Iterator):
-        return params
-    found = list(params)
-    if not found:
-        raise ValueError(f"{title}: there are no parameters; a generator is empty after its first use, make it anew")
-    return found
 
 
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from ...calls import check_compile, did_you_mean, explained, few
 from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
 from ...types import Compile, Optimizer, check_optimizer
-from ..checks.arguments import check_no_gradient, check_params, listed
+from ..checks.arguments import check_no_gradient, check_params
 from ..checks.names import unwrapped
 from ..checks.saved import check_checkpoint
 from .captured import captured
@@ -90,7 +90,7 @@ class PureOptimizer(torch.optim.Optimizer):
         check_optimizer("optimizer", optimizer)
         check_compile(compile)
         self._names: dict[Tensor, str] = {}
-        super().__init__(listed("PureOptimizer", params), {})
+        super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
         if not everything:
             raise ValueError("PureOptimizer got no parameters: its groups are empty")
