@@ -81,7 +81,6 @@ class DropIn(torch.optim.Optimizer):
                 f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
                 stacklevel=callers_level(),
             )
-        mover.hold.anchors.check_no_extra(names)
         if isinstance(mover, Given):
             if any(mover.hold.rule(group).after for group in self.param_groups):
                 check_goes_on(mover.optimizer, title)
