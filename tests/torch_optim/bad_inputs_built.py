@@ -263,8 +263,7 @@ ANCHORS = [
            "entry '1.bais' meant?"),
     anchor("an anchor whose names lack a prefix", lambda w: {n[2:]: x for n, x in w.items() if n[0] == "0"},
            ValueError, "anchor has no entry for 4 of 4 parameters: its names lack the prefix '0.'; write anchor="
-           "{f\"0.{k}\": v for k, v in state_dict.items()}; ['1.*'] have no entry in it either: give them, or "
-           "exclude=['1.*']"),
+           "{f\"0.{k}\": v for k, v in state_dict.items()}"),
     anchor("an anchor whose names have a prefix too many", lambda w: {f"net.{n}": x for n, x in w.items()}, ValueError,
            "anchor has no entry for 4 of 4 parameters: its names have the prefix 'net.' too many; write anchor="
            "{k.removeprefix(\"net.\"): v for k, v in state_dict.items()}"),
