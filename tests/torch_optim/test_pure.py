@@ -485,7 +485,7 @@ def test_a_loaded_state_comes_to_the_device_of_its_parameters():
         (lambda p: hft.PureOptimizer(p, torch.optim.Adam), TypeError, "must be a pure optimizer such as hft.adam"),
         (lambda p: hft.PureOptimizer(p, hft.adam), TypeError, "got adam itself: call it"),
         (lambda p: hft.PureOptimizer(hft.adam(), p), TypeError, "optimizer must be a pure optimizer"),
-        (lambda p: hft.PureOptimizer(nn.Linear(2, 2), hft.adam()), TypeError, "pass model.named_parameters()"),
+        (lambda p: hft.PureOptimizer(nn.Linear(2, 2), hft.adam()), TypeError, "is not iterable"),
         (lambda p: hft.PureOptimizer([{"params": p, "lrr": 0.1}], hft.adam()), ValueError, "did you mean 'lr'"),
         (lambda p: hft.PureOptimizer([{"params": p, "lr": "0.1"}], hft.adam()), TypeError, "lr must be a number"),
         (
