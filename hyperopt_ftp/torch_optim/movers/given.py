@@ -181,7 +181,8 @@ class Given(Mover):
                 entries.clear()
                 entries.update(old)
             raise ValueError(
-                f"the checkpoint does not suit {name}, which cannot load it ({error!r}); was it made around another base?"
+                f"the checkpoint does not suit {name}, which cannot load it ({error!r}); was it made around another "
+                "base?"
             ) from error
         return {**state, "state": base.state, "param_groups": base.param_groups}
 
