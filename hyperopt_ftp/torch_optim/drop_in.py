@@ -150,7 +150,7 @@ class DropIn(torch.optim.Optimizer):
         for name, p in zip(names_in(self.param_groups), params, strict=True):
             state = self.state.get(p, {})
             if hold.is_initialized(state):
-                yield name, p, state, hold.anchors.seen(name, state)
+                yield name, p, state, hold.anchors.of(name, state)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class DropIn(torch.optim.Optimizer):
                 store.fit(p, state, mover.kinds, place, lean, strides=hold.is_flat)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
-            w0 = hold.anchors.of(p, name, state) if constrained else ABSENT
+            w0 = hold.anchors.of(name, state) if constrained else ABSENT
             step = state["step"] if mover.own else ABSENT  # a given base's is its own
             row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
             for column, value in zip(columns, row, strict=True):

@@ -103,7 +103,7 @@ class AnchorSource:
         if self.zero:
             state["anchor_fingerprint"] = 0
             return
-        if self._in_file(p, name) and (source is None or source is self._known(p, name)):
+        if self.path is not None and not is_dtensor(p):
             return  # its fingerprint is taken when a checkpoint is
         source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
         if is_dtensor(p):
@@ -188,29 +188,11 @@ class AnchorSource:
         else:
             yield known
 
-    def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
-        """The anchor of an initialized parameter; empty for zero."""
-        if "anchor" not in state and self._given is not None:
-            if self._in_file(p, name):
-                return self._given[unwrapped(str(name))]
-            state.pop("anchor_fingerprint", None)
-            self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
-        return state.get("anchor", ABSENT)
-
-    def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
-        """The anchor of an initialized parameter for reading only: as it is stored, in whatever dtype."""
+    def of(self, name: Any, state: dict[str, Any]) -> Tensor:
+        """The anchor of an initialized parameter, as it is stored; empty for zero."""
         if "anchor" in state or self._given is None:
             return state.get("anchor", ABSENT)
         return self._given[unwrapped(str(name))]
-
-    def _in_file(self, p: Tensor, name: Any) -> bool:
-        """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
-        if self.path is None or self._given is None:
-            return False
-        mapped = self._given[unwrapped(str(name))]
-        if is_dtensor(p):
-            return False
-        return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
 
 
 def _memory(x: Tensor) -> int:

@@ -73,7 +73,7 @@ class Hold:
         state.update(store.blank(rule.specs or self.specs, p, rule.norm))
         # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
         if rule.off and not (self.anchors.is_start and is_dtensor(p)):
-            state.update(store.off(rule, p, self.anchors.of(p, name, state)))
+            state.update(store.off(rule, p, self.anchors.of(name, state)))
 
     def is_initialized(self, state: dict[str, Any]) -> bool:
         """Whether a parameter has made a constrained step."""

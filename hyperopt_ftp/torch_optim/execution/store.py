@@ -124,7 +124,10 @@ def _gradient(w: Tensor, grad: Tensor) -> Tensor:
 def _anchor(w: Tensor, w0: Tensor) -> Tensor:
     if w0.dtype == torch.float64 != w.dtype:
         w0 = w0.float()  # the weights were float64 when they began
-    return w0.to(w.device, non_blocking=True) if w0.device != w.device and w0.numel() else w0
+    if w0.numel() and w0.device != w.device:
+        w0 = w0.to(w.device, non_blocking=True)
+    # One in a file may lie otherwise than weights in channels_last.
+    return _laid_out(w0, w) if w0.numel() and w0.stride() != w.stride() and is_plain(w) else w0
 
 
 def _laid_out(x: Tensor, w: Tensor) -> Tensor:
