@@ -22,7 +22,6 @@ from ..types import Excludes
 from . import checkpoints
 from .checks.arguments import (
     check_dtype,
-    check_goes_on,
     check_gradient,
     check_group_options,
     check_lean,
@@ -82,8 +81,6 @@ class DropIn(torch.optim.Optimizer):
                 stacklevel=callers_level(),
             )
         if isinstance(mover, Given):
-            if any(mover.hold.rule(group).after for group in self.param_groups):
-                check_goes_on(mover.optimizer, title)
             mover.take(self)
         mover.attach(self)
         # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
