@@ -35,7 +35,6 @@ from .execution.backends import SINGLE, Backend, Part, by_backend, by_device_and
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
-from .movers.own import Own
 
 #: Attributes that pickle and deepcopy keep beside torch's.
 PICKLED = ("_mover", "_exclude", "_ran")
@@ -74,10 +73,9 @@ class DropIn(torch.optim.Optimizer):
         names = names_in(self.param_groups)
         self._exclude.check_all_matched(names)
         if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
-            base = mover.formula.kernel if isinstance(mover, Own) else type(self.base)
             warnings.warn(
-                f"exclude leaves {title} no parameter of {len(names)}, so it is "
-                f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
+                f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
+                "exclude what is new alone, such as the head",
                 stacklevel=callers_level(),
             )
         if isinstance(mover, Given):

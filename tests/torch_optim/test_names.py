@@ -102,9 +102,9 @@ def test_no_exclude_holds_all(exclude):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda p, **o: hft.FTPAdamW(p, **o), "leaves FTPAdamW no parameter of 7, so it is AdamW until"),
-        (lambda p, **o: hft.FTPSGD(p, **o), "leaves FTPSGD no parameter of 7, so it is SGD until"),
-        (lambda p, **o: hft.SPD(torch.optim.Adam(p), **o), "leaves SPD no parameter of 7, so it is Adam until"),
+        (lambda p, **o: hft.FTPAdamW(p, **o), "leaves FTPAdamW no parameter of 7 to hold, until"),
+        (lambda p, **o: hft.FTPSGD(p, **o), "leaves FTPSGD no parameter of 7 to hold, until"),
+        (lambda p, **o: hft.SPD(torch.optim.Adam(p), **o), "leaves SPD no parameter of 7 to hold, until"),
     ],
 )
 def test_an_exclude_that_leaves_nothing_is_said_where_the_class_is_called(make, text):
