@@ -14,7 +14,7 @@ from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
 from ...types import Compile, Optimizer, check_optimizer
 from ..checks.arguments import check_no_gradient, check_params
-from ..checks.names import unwrapped
+from ..checks.names import names_in, unwrapped
 from ..checks.saved import check_checkpoint
 from .captured import captured
 from .group_numbers import (
@@ -89,18 +89,15 @@ class PureOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, optimizer: Optimizer, *, compile: Compile = False) -> None:
         check_optimizer("optimizer", optimizer)
         check_compile(compile)
-        self._names: dict[Tensor, str] = {}
         super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
         if not everything:
             raise ValueError("PureOptimizer got no parameters: its groups are empty")
         named = "param_names" in self.param_groups[0]
-        given: list[Any] = list(range(len(everything)))
-        if named:
-            given = [n for group in self.param_groups for n in group["param_names"]]
+        given = names_in(self.param_groups)
         check_params(everything, named, given)
         check_no_gradient("PureOptimizer", {".".join(path): value for path, value in flat(optimizer.hparams)})
-        self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
+        self._names: dict[Tensor, str] = {p: unwrapped(str(name)) for p, name in zip(everything, given, strict=True)}
         self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
         shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})
         if shared is not None:
@@ -150,10 +147,6 @@ class PureOptimizer(torch.optim.Optimizer):
                 "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
                 "or give all at once, those that do not move yet without a gradient"
             )
-        given = param_group["params"]
-        values = [x[1] if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else []
-        if len(set(values)) < len(values):  # torch only warns
-            raise ValueError("a parameter is in a group twice; give each tensor once")
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
@@ -293,7 +286,7 @@ class PureOptimizer(torch.optim.Optimizer):
         check_checkpoint(saved)
         state, groups = saved["state"], saved["param_groups"]
         # A look at the state of a parameter leaves an empty one.
-        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and not _is_empty(entries)]
+        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and entries != {}]
         missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
         if others or missing or len(groups) != len(self.param_groups):
             what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
@@ -364,7 +357,3 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) ->
     if found:
         raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)
-
-
-def _is_empty(entries: Any) -> bool:
-    return isinstance(entries, Mapping) and not entries
