@@ -31,7 +31,7 @@ from .checks.arguments import (
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
 from .execution import store
-from .execution.backends import SINGLE, Backend, Part, by_backend, by_device_and_dtype
+from .execution.backends import Backend, Part, by_backend, by_device_and_dtype
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
@@ -234,8 +234,7 @@ class DropIn(torch.optim.Optimizer):
             self._ran[0] = backend.name
         if not self._mover.own:
             columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
-        fits = self._mover.hold.has_kernels or backend is not SINGLE
-        return store.fitting(columns) if fits else columns
+        return store.fitting(columns)
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         """Fill ``Columns``; first, make the state that a first step needs.
@@ -261,7 +260,7 @@ class DropIn(torch.optim.Optimizer):
             form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
             if self._fitted.get(p) != form:
                 place = p.device if device == "own" else torch.device(device)
-                store.fit(p, state, mover.kinds, place, lean, strides=hold.is_flat)
+                store.fit(p, state, mover.kinds, place, lean)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
             w0 = hold.anchors.of(name, state) if constrained else ABSENT

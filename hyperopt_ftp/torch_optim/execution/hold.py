@@ -57,15 +57,6 @@ class Hold:
         if missing:
             raise ValueError(f"the optimizer to be held has no {missing[0]}, its options are {sorted(group)}")
 
-    @property
-    def has_kernels(self) -> bool:
-        return self.ball is not None
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether an execution assumes that state has the memory layout of the weights."""
-        return self.has_kernels or self.many is not None
-
     def begin(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Put the state into a parameter's that a first constrained step needs."""
         rule = self.rule(group)

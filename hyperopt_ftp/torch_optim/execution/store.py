@@ -75,9 +75,7 @@ def shard(value: Any, p: Tensor, kind: str | None, norm: Norm) -> Any:
     return sharded.in_form_of(value, p) if value.shape == p.shape else value
 
 
-def fit(
-    p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool, strides: bool
-) -> None:
+def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool) -> None:
     """Bring loaded state into the form that kernels need: working dtype, the weights' layout, counts in place.
 
     Checkpoints of torch's optimizers keep moments in the weights' dtype, and old ones plain numbers as steps; a model
@@ -89,7 +87,6 @@ def fit(
         kinds: of the entries that are ours, by name.
         place: device of counts.
         lean: keep the deviation in bfloat16.
-        strides: whether kernels take the layout of the weights for granted.
     """
     real, shape = working(p.detach()).dtype, p.shape
     for key, value in state.items():
@@ -101,7 +98,7 @@ def fit(
             if value.dtype != dtype and key in kinds:
                 state[key] = value = value.to(dtype)
             # Also the base's own: torch's fused kernels take their layout for granted.
-            if strides and value.shape == shape and is_plain(p) and is_plain(value) and value.stride() != p.stride():
+            if value.shape == shape and is_plain(p) and is_plain(value) and value.stride() != p.stride():
                 state[key] = _laid_out(value, p)
 
 

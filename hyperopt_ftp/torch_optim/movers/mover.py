@@ -55,7 +55,7 @@ class Mover(ABC):
     def pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
         wishes = group if self.flagged else {"params": group["params"]}
-        if self.hold.has_kernels:
+        if self.hold.ball is not None:
             return pick(wishes, self.own)
         return SINGLE if self.hold.many is None else pick_many(wishes)
 
