@@ -71,7 +71,7 @@ class DropIn(torch.optim.Optimizer):
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
         super().__init__(params, defaults)
         names = names_in(self.param_groups)
-        self._exclude.check_all_matched(names)
+        self._exclude.check_all_matched(names, [p for group in self.param_groups for p in group["params"]])
         if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
             warnings.warn(
                 f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
