@@ -138,7 +138,6 @@ class PureOptimizer(torch.optim.Optimizer):
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if is_tuned(".".join(p), self._optimizer.tunes)}
-        self._reported: dict[tuple[str, ...], Any] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises after construction: the optimizer gets all its parameters at once."""
@@ -154,7 +153,7 @@ class PureOptimizer(torch.optim.Optimizer):
 
         Tuned hparams have their tuned values. Groups in ``params`` have the labels ``"0"``, ``"1"`` and so on.
         """
-        values = dict(flat(self._current()))
+        values = {**dict(flat(self._given())), **self._present()}
         return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
 
     def averages(self) -> dict[str, Tensor]:
@@ -171,22 +170,26 @@ class PureOptimizer(torch.optim.Optimizer):
                 yield group, key, path
 
     def _given(self) -> dict[str, Any]:
-        values = {}
+        values, tuned = {}, self._present()
         for group, key, path in self._places():
             domain = domain_or_any(self._optimizer.domains, ".".join(path))
-            shows_tuned = path in self._tuned and self._started
-            values[path] = value = checked(key, group[key], domain, shows_tuned)
-            if shows_tuned:
-                self._check_untouched(key, path, value)
+            values[path] = value = checked(key, group[key], domain, path in tuned)
+            shown = (tuned[path], self._state[_STARTING][".".join(path)]) if path in tuned else ()
+            if shown and not any(equal(value, x) for x in shown):
+                raise RuntimeError(
+                    f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
+                    f"{as_number(tuned[path])}): a scheduler, or a write, has no effect there. Take a constant "
+                    "scheduler, or set the numbers of the level above"
+                )
         return rebuilt(self._optimizer.hparams, values)
 
-    def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
-        if not any(equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
-            raise RuntimeError(
-                f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
-                f"{as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
-                "scheduler, or set the numbers of the level above"
-            )
+    def _present(self) -> dict[tuple[str, ...], Any]:
+        """Hparams that the optimizer has tuned."""
+        if not self._started or not self._tuned:
+            return {}
+        hparams = self._optimizer.hparams
+        values = flat(tuned_in(hparams, self._tree(self._weights(), hparams)))
+        return {path: value for path, value in values if path in self._tuned}
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -222,12 +225,6 @@ class PureOptimizer(torch.optim.Optimizer):
         found = dict(tree.named(state))
         self._state[_STATE], self._seen = found, (found, state)
 
-    def _current(self) -> Any:
-        given = self._given()
-        if not self._started or not self._tuned:
-            return given
-        return tuned_in(given, self._tree(self._weights(), given))
-
     # -- torch.optim --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -254,15 +251,14 @@ class PureOptimizer(torch.optim.Optimizer):
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
                 w.copy_(new[name])
-        if self._tuned:
-            self._report(tuned_in(hparams, state))
+        self._report()
         return loss
 
-    def _report(self, hparams: Any) -> None:
-        values = dict(flat(hparams))
+    def _report(self) -> None:
+        tuned = self._present()
         for group, key, path in self._places():
-            if path in self._tuned:
-                self._reported[path], group[key] = copied(values[path]), copied(values[path])
+            if path in tuned:
+                group[key] = copied(tuned[path])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with the same arguments. It is checked first, so an error changes nothing."""
@@ -278,9 +274,7 @@ class PureOptimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
         self._seen = None
-        if self._started and self._tuned:
-            hparams = rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
-            self._report(tuned_in(hparams, self._tree(self._weights(), hparams)))
+        self._report()
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
         check_checkpoint(saved)
@@ -302,7 +296,7 @@ class PureOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
 
-_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_reported", "_update", "_seen")
+_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_update", "_seen")
 
 
 def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:
