@@ -282,12 +282,8 @@ ANCHORS = [
            f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
     anchor("an anchor with infinity", lambda w: w | {"0.weight": w["0.weight"] * math.inf}, ValueError,
            f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
-    anchor("a sparse anchor", lambda w: w | {"0.weight": w["0.weight"].to_sparse()}, ValueError,
-           f"{ENTRY} a dense tensor with values, got one on torch.sparse_coo"),
-    anchor("an anchor on the meta device", lambda w: w | {"0.weight": w["0.weight"].to("meta")}, ValueError,
-           f"{ENTRY} a dense tensor with values, got one on the meta device"),
     Row("an anchor file that is not there", in_empty_folder(lambda s: s.build(anchor="anchor.safetensors")),
-        FileNotFoundError, "anchor: there is no file 'anchor.safetensors'"),
+        FileNotFoundError, "No such file or directory", torch=True),
     Row("an anchor file that is cut off", in_empty_folder(of_a_damaged_file), ValueError,
         "anchor: 'cut.safetensors' is damaged, or no safetensors file (Error while deserializing header: header too "
         "small)"),
