@@ -93,21 +93,13 @@ def why_not(params: Sequence[Tensor], asked: bool = False) -> str | None:
             return f"a parameter is a {type(p).__name__}, and it needs plain tensors"
         if not _rows_are_dense(p):
             return f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not keep its rows in one piece"
-    missing = no_compiler(devices[0])
-    if missing is not None:
-        return missing
-    if not asked and devices[0] not in UNASKED:
-        return f"on {devices[0]} it has to be asked for, by fused=True"
-    return None
-
-
-def no_compiler(device: str) -> str | None:
-    """Why the fused execution of a device cannot be compiled here; ``None`` where it can."""
-    package = BEST[device][1]
+    package = BEST[devices[0]][1]
     if package not in INSTALLED:
         return f"the package {package} is not installed (pip install 'hyperopt-ftp[{EXTRAS[package]}]')"
     if package == "numba" and JIT_DISABLED:
         return "NUMBA_DISABLE_JIT is set, so that Numba compiles nothing (unset it before Python starts)"
+    if not asked and devices[0] not in UNASKED:
+        return f"on {devices[0]} it has to be asked for, by fused=True"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,10 @@ from .checks.names import names_in
 from .checks.saved import check_maker, check_order, check_state
 from .execution import store
 from .movers.mover import Mover
+
+#: State of torch's optimizers that is one number for a parameter. They keep the rest in the dtype of the weights, and
+#: can do nothing in another. Of others we do not know: float32 moments of 16-bit weights, for instance.
+TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 
 
 def without_anchors(saved: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +41,6 @@ def make_ready(opt: Optimizer, mover: Mover, title: str, state: dict[str, Any], 
         state: what torch has made of the checkpoint.
         saved: the checkpoint.
     """
-    mover.check_saved(saved)
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
         _take_options(opt, mover, title, old, new)
     _restore(mover, state, saved)
@@ -52,17 +56,14 @@ def make_ready(opt: Optimizer, mover: Mover, title: str, state: dict[str, Any], 
             check_state(p, name, found, shapes, needed, mover.kinds)
             if constrained and hold.is_initialized(found):
                 hold.anchors.restore(p, name, found, opt.state.get(p, {}))
-    mover.check_state(state)
-    if hold.anchors.is_start and not any(group.get("made_by") for group in saved["param_groups"]):
-        _warn_of_another_anchor(title, state)
 
 
-def _warn_of_another_anchor(title: str, state: dict[str, Any]) -> None:
-    """Weights that an optimizer without an anchor has fine-tuned are about to become their own."""
-    pairs = (
-        pair for group in state["param_groups"] for pair in zip(group["params"], group["constrained"], strict=True)
-    )
-    if any(state["state"].get(p) for p, constrained in pairs if constrained):
+def warn_of_another_anchor(opt: Optimizer, mover: Mover, title: str, saved: Mapping[str, Any]) -> None:
+    """Loaded weights that an optimizer without an anchor has fine-tuned are about to become their own."""
+    if not mover.hold.anchors.is_start or any(group.get("made_by") for group in saved["param_groups"]):
+        return
+    pairs = (pair for group in opt.param_groups for pair in zip(group["params"], group["constrained"], strict=True))
+    if any(opt.state.get(p) for p, constrained in pairs if constrained):
         warnings.warn(
             f"the checkpoint is of an optimizer without an anchor, so {title} takes the weights as they are at "
             "its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
@@ -100,7 +101,7 @@ def _restore(mover: Mover, loaded: dict[str, Any], saved: dict[str, Any]) -> Non
     for key, (group, p) in zip(ids, params, strict=True):
         for name, value in saved["state"].get(key, {}).items():
             now = loaded["state"][p][name]
-            cast = name not in kinds and name != "anchor" and mover.casts(name)
+            cast = mover.flagged and not mover.own and name not in {*kinds, *TORCHS_NUMBERS, "anchor"}
             if isinstance(value, Tensor) and now.dtype != value.dtype and not cast:
                 now = value.to(now.device)
             if name == "anchor":

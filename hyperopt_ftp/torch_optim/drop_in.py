@@ -22,22 +22,19 @@ from ..types import Excludes
 from . import checkpoints
 from .checks.arguments import (
     check_dtype,
-    check_goes_on,
     check_gradient,
     check_group_options,
     check_lean,
     check_params,
     check_shapes,
-    listed,
 )
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
 from .execution import store
-from .execution.backends import Part, by_device_and_dtype
+from .execution.backends import Backend, Part, by_backend, by_device_and_dtype
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
-from .movers.own import Own
 
 #: Attributes that pickle and deepcopy keep beside torch's.
 PICKLED = ("_mover", "_exclude", "_ran")
@@ -66,25 +63,22 @@ class DropIn(torch.optim.Optimizer):
         if isinstance(mover, Given):
             params, defaults = mover.groups(title, refused=DropIn)
             self.base: torch.optim.Optimizer = mover.optimizer
+        assert params is not None
         assert defaults is not None
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
         self._checked: list[list[Any]] = []  # options of each group when they were last checked
-        super().__init__(listed(title, params), defaults)
+        super().__init__(params, defaults)
         names = names_in(self.param_groups)
-        self._exclude.check_all_matched(names)
+        self._exclude.check_all_matched(names, [p for group in self.param_groups for p in group["params"]])
         if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
-            base = mover.formula.kernel if isinstance(mover, Own) else type(self.base)
             warnings.warn(
-                f"exclude leaves {title} no parameter of {len(names)}, so it is "
-                f"{base.__name__} until add_param_group brings others; exclude what is new alone, such as the head",
+                f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
+                "exclude what is new alone, such as the head",
                 stacklevel=callers_level(),
             )
-        mover.hold.anchors.check_no_extra(names)
         if isinstance(mover, Given):
-            if any(mover.hold.rule(group).after for group in self.param_groups):
-                check_goes_on(mover.optimizer, title)
             mover.take(self)
         mover.attach(self)
         # In a list, since torch before 2.12 compiles no assignment to an attribute of an optimizer.
@@ -151,7 +145,7 @@ class DropIn(torch.optim.Optimizer):
         for name, p in zip(names_in(self.param_groups), params, strict=True):
             state = self.state.get(p, {})
             if hold.is_initialized(state):
-                yield name, p, state, hold.anchors.seen(name, state)
+                yield name, p, state, hold.anchors.of(name, state)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -214,25 +208,22 @@ class DropIn(torch.optim.Optimizer):
         check_gradient(p, name)
 
     def _collect(self) -> Work:
-        """What takes part in a step, by its execution. Every check comes before a change."""
+        """What takes part in a step, by its backend. Every check comes before a change."""
         if not torch.compiler.is_compiling():
             self._check_step()
-            if not self._fitted:  # a first step
-                self._mover.warn_if_slow(self)
         scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
-        executions = [self._mover.pick(group).name for group in self.param_groups]
-        work: Work = {}
-        for group, execution in zip(self.param_groups, executions, strict=True):
-            for columns in by_device_and_dtype(self._columns(group, execution)):
+        backends = [self._mover.pick(group) for group in self.param_groups]
+        parts: list[tuple[Backend, Part]] = []
+        for group, backend in zip(self.param_groups, backends, strict=True):
+            for columns in by_device_and_dtype(self._columns(group, backend)):
                 like = columns.weights[0]
                 amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
-                part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)
-                work.setdefault(execution, []).append(part)
+                parts.append((backend, Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)))
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
-        return work
+        return by_backend(parts)
 
-    def _columns(self, group: dict[str, Any], execution: str) -> Columns:
+    def _columns(self, group: dict[str, Any], backend: Backend) -> Columns:
         """The parameters of a group that have a gradient; around a given base, those that are held."""
         state: list[list[Tensor]] = [[] for _ in self._mover.hold.specs]
         moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
@@ -240,11 +231,10 @@ class DropIn(torch.optim.Optimizer):
         self._init_group(group, *first, *state, *moments)
         columns = Columns._make([*first, state, moments])
         if columns.weights:
-            self._ran[0] = execution
+            self._ran[0] = backend.name
         if not self._mover.own:
             columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
-        fits = self._mover.hold.has_kernels or execution != "single"
-        return store.fitting(columns) if fits else columns
+        return store.fitting(columns)
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> None:
         """Fill ``Columns``; first, make the state that a first step needs.
@@ -270,10 +260,10 @@ class DropIn(torch.optim.Optimizer):
             form = (p.shape, p.stride(), p.dtype, device, id(state), len(state), lean)
             if self._fitted.get(p) != form:
                 place = p.device if device == "own" else torch.device(device)
-                store.fit(p, state, mover.kinds, place, lean, strides=hold.is_flat)
+                store.fit(p, state, mover.kinds, place, lean)
                 self._fitted[p] = form
             held = [state[key] if constrained else ABSENT for key in keys]
-            w0 = hold.anchors.of(p, name, state) if constrained else ABSENT
+            w0 = hold.anchors.of(name, state) if constrained else ABSENT
             step = state["step"] if mover.own else ABSENT  # a given base's is its own
             row = [p, p.grad, step, w0, *held, *(state[key] for key in moments)]
             for column, value in zip(columns, row, strict=True):
@@ -309,6 +299,7 @@ class DropIn(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
+            checkpoints.warn_of_another_anchor(self, self._mover, self._title(), self._loading)
         finally:
             handle.remove()
             del self._loading

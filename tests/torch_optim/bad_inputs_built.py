@@ -84,7 +84,6 @@ def file_without_safetensors(s: Scene) -> None:
 
 
 PREFIX = "names must differ; prefix those of each model, or of each part: (f'head.{n}', p)"
-IF_A_MODEL = "if that is a model, load it and pass its state_dict()"
 A_NUMBER = "must be a number or a 0-d floating-point tensor, got"
 FLOATS = "parameters must be float16, bfloat16, float32 or float64, got"
 LEAVE_OUT = "leave frozen and quantised weights out"
@@ -100,10 +99,6 @@ ANCHOR = (
 )
 DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu', got"
 DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
-EXTRA = (
-    "are not parameters of this optimizer; pass module.state_dict() as it is, or parameters only: "
-    "{n: p.detach().clone() for n, p in model.named_parameters()}"
-)
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 WRITE = "write FTP(torch.optim.AdamW(params, lr=...))"
 AROUND = "it goes around an optimizer: FTP(torch.optim.AdamW(params, lr=...), radius_lr=...)"
@@ -126,10 +121,8 @@ LARGE = [
 
 PARAMETERS = [
     Row("no parameters", lambda s: s.make([]), ValueError, "optimizer got an empty parameter list", torch=True),
-    Row("a generator of parameters that was used before", lambda s: s.make(iter(())), ValueError,
-        "FTPAdamW: there are no parameters; a generator is empty after its first use, make it anew", (ADAMW,)),
     Row("the model for its parameters", lambda s: s.make(s.net), TypeError,
-        "FTPAdamW takes parameters, got a Sequential; pass model.named_parameters()", (ADAMW,)),
+        "optimizer can only optimize Tensors, but one of the params is", torch=True),
     Row("the model for the base", lambda s: hft.FTP(s.net), TypeError, f"{WRAPS} Sequential; {WRITE}",
         (FTP,)),
     Row("a schedule-free `PureOptimizer` for the base",
@@ -138,7 +131,7 @@ PARAMETERS = [
         "and what is done to the parameters is lost. Take another one, or the torch optimizer of the package "
         "schedulefree, which is held where it is deployed", (FTP,)),
     Row("the method for the parameters", lambda s: s.make(s.net.named_parameters), TypeError,
-        "FTPAdamW takes parameters, got a function; call it: model.named_parameters()", (ADAMW,)),
+        "'method' object is not iterable", torch=True),
     Row("a misspelt option in a group", lambda s: s.make([{"params": [weight()], "constrain": False}]), ValueError,
         "a group has the option 'constrain', which nothing reads; did you mean 'constrained'?"),
     Row("a group with `learning_rate`", lambda s: s.make([{"params": [weight()], "learning_rate": 1e-4}]), ValueError,
@@ -158,13 +151,7 @@ PARAMETERS = [
     Row("an exclude in a group", lambda s: s.make([{"params": [weight()], "exclude": True}]), ValueError,
         "a group has no exclude, the optimizer has; in a group say constrained=False, or True"),
     Row("a `state_dict` for parameters", lambda s: s.make(s.net.state_dict()), TypeError,
-        "FTPAdamW takes parameters, got a dict; pass model.named_parameters()", (ADAMW,)),
-    Row("a `state_dict` for the base's parameters", lambda s: s.make(s.net.state_dict()), TypeError,
-        "optimizer can only optimize Tensors, but one of the params is str", (FTP,), torch=True),
-    Row("a dict of parameters by name", lambda s: s.make(dict(s.net.named_parameters())), TypeError,
-        "FTPAdamW takes parameters, got a dict; pass its items()", (ADAMW,)),
-    Row("a group, not in a list", lambda s: s.make({"params": [weight()]}), TypeError,
-        "FTPAdamW takes parameters, got a dict; pass a list of groups", (ADAMW,)),
+        "optimizer can only optimize Tensors, but one of the params is str", torch=True),
     Row("`FTPAdamW(params, radius_Ir=0.1)`", lambda s: s.build(radius_Ir=0.1), TypeError,
         "FTPAdamW: got an unexpected keyword argument 'radius_Ir'; did you mean 'radius_lr'?", (ADAMW,)),
     *(Row(f"`FTPAdamW(params, {name}=...)`", lambda s, name=name: s.build(**{name: 0.1}), TypeError,
@@ -251,24 +238,13 @@ EXCLUDES = [
 ]  # fmt: skip
 
 ANCHORS = [
-    option("anchor", "none", ValueError, f"{ANCHOR} 'none'; {IF_A_MODEL}"),
-    option("anchor", "bert-base-uncased", ValueError, f"{ANCHOR} 'bert-base-uncased'; {IF_A_MODEL}"),
+    option("anchor", "none", ValueError, f"{ANCHOR} 'none'"),
+    option("anchor", "anchor.pt", ValueError, f"{ANCHOR} 'anchor.pt'"),
     option("anchor", "zeros", ValueError, f"{ANCHOR} 'zeros'; did you mean 'zero'?"),
-    option("anchor", 0, ValueError, f"{ANCHOR} 0; did you mean 'zero'?"),
-    option("anchor", True, ValueError, f"{ANCHOR} True"),
-    option("anchor", "anchor.pt", ValueError,
-           f"{ANCHOR} 'anchor.pt'; load it: anchor=torch.load('anchor.pt', map_location='cpu')"),
-    option("anchor", ".", ValueError,
-           f"{ANCHOR} the folder '.'; name the file in it, such as model.safetensors"),
-    Row("`anchor=model`", lambda s: s.build(anchor=s.net), ValueError,
-        f"{ANCHOR} a Sequential; pass its state_dict()"),
+    option("anchor", 0, ValueError, f"{ANCHOR} int"),
+    Row("`anchor=model`", lambda s: s.build(anchor=s.net), ValueError, f"{ANCHOR} Sequential"),
     Row("`anchor=model.named_parameters()`", lambda s: s.build(anchor=s.net.named_parameters()), ValueError,
-        f"{ANCHOR} a generator; pass dict(model.named_parameters())"),
-    Row("`anchor=list(model.named_parameters())`", lambda s: s.build(anchor=list(s.net.named_parameters())), ValueError,
-        f"{ANCHOR} a list of pairs; pass dict(...) of it"),
-    Row("`anchor` as a list of tensors", lambda s: s.build(anchor=list(s.net.parameters())), ValueError,
-        f"{ANCHOR} a list"),
-    Row("`anchor` as a tensor", lambda s: s.build(anchor=weight()), ValueError, f"{ANCHOR} a Tensor"),
+        f"{ANCHOR} generator"),
     Row("`anchor` as a dict, parameters without names", lambda s: s.make(s.net.parameters(), anchor=s.weights()),
         ValueError, "an anchor by name needs names: pass model.named_parameters()"),
     anchor("an anchor with numbers for names", lambda w: dict(enumerate(w.values())), TypeError,
@@ -287,8 +263,7 @@ ANCHORS = [
            "entry '1.bais' meant?"),
     anchor("an anchor whose names lack a prefix", lambda w: {n[2:]: x for n, x in w.items() if n[0] == "0"},
            ValueError, "anchor has no entry for 4 of 4 parameters: its names lack the prefix '0.'; write anchor="
-           "{f\"0.{k}\": v for k, v in state_dict.items()}; ['1.*'] have no entry in it either: give them, or "
-           "exclude=['1.*']"),
+           "{f\"0.{k}\": v for k, v in state_dict.items()}"),
     anchor("an anchor whose names have a prefix too many", lambda w: {f"net.{n}": x for n, x in w.items()}, ValueError,
            "anchor has no entry for 4 of 4 parameters: its names have the prefix 'net.' too many; write anchor="
            "{k.removeprefix(\"net.\"): v for k, v in state_dict.items()}"),
@@ -297,11 +272,6 @@ ANCHORS = [
            "anchor's names are ['stem']; is it of another model?"),
     anchor("a checkpoint with the weights in it", lambda w: {"model": w, "epoch": 3}, ValueError,
            "anchor has no entry for 4 of 4 parameters, but 'model' is a dict of tensors: pass that, anchor['model']"),
-    Row("an anchor with an extra name that is nearly that of an excluded parameter", lambda s: s.build(
-        exclude="1.*", anchor={n.replace("1.weight", "1.wieght"): x for n, x in s.weights().items()}), ValueError,
-        f"anchor has entries ['1.wieght'] that {EXTRA}; did you mean '1.weight'?"),
-    anchor("an anchor with an extra name", lambda w: w | {"2.weight": weight()}, ValueError,
-           f"anchor has entries ['2.weight'] that {EXTRA}"),
     anchor("an anchor of another shape", lambda w: w | {"0.weight": weight(3, 4)}, ValueError,
            f"{ENTRY} a floating-point tensor of shape (4, 3), got (3, 4), torch.float32"),
     anchor("an anchor of integers", lambda w: w | {"0.weight": weight(4, 3, dtype=torch.int8)}, ValueError,
@@ -312,12 +282,8 @@ ANCHORS = [
            f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
     anchor("an anchor with infinity", lambda w: w | {"0.weight": w["0.weight"] * math.inf}, ValueError,
            f"{ENTRY} finite, got NaN or infinity; is the file damaged?"),
-    anchor("a sparse anchor", lambda w: w | {"0.weight": w["0.weight"].to_sparse()}, ValueError,
-           f"{ENTRY} a dense tensor with values, got one on torch.sparse_coo"),
-    anchor("an anchor on the meta device", lambda w: w | {"0.weight": w["0.weight"].to("meta")}, ValueError,
-           f"{ENTRY} a dense tensor with values, got one on the meta device"),
     Row("an anchor file that is not there", in_empty_folder(lambda s: s.build(anchor="anchor.safetensors")),
-        FileNotFoundError, "anchor: there is no file 'anchor.safetensors'"),
+        FileNotFoundError, "No such file or directory", torch=True),
     Row("an anchor file that is cut off", in_empty_folder(of_a_damaged_file), ValueError,
         "anchor: 'cut.safetensors' is damaged, or no safetensors file (Error while deserializing header: header too "
         "small)"),

@@ -166,7 +166,7 @@ class Books(RuleBasedStateMachine):
             assert self.opt.base.param_groups is self.opt.param_groups
 
     def _same_state(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
-        """An anchor may be kept in any dtype that changes no value of it; one in a file may move into the state."""
+        """An anchor may be kept in any dtype that changes no value; one of a file may come with a checkpoint."""
         left_out = ("anchor", "anchor_fingerprint") if self.plan["anchor"] == "file" else ()
         a, b = ({k: v.double() if k == "anchor" else v for k, v in x.items() if k not in left_out} for x in (a, b))
         return same(a, b)
@@ -247,11 +247,12 @@ class Books(RuleBasedStateMachine):
     def _anchor_of(self, i: int, stored: Tensor) -> Tensor:
         if self.known is not None:
             given = kept(self.known[self.names[i]])
-            return given.to(working(stored.dtype)) if given.dtype == F64 else given
+            kept_in_state = self.plan["anchor"] != "file"
+            return given.to(working(stored.dtype)) if given.dtype == F64 and kept_in_state else given
         return kept(stored) if self.given is None else torch.zeros_like(stored)
 
     def _check_anchor(self, i: int, state: dict[str, Any]) -> None:
-        """A file's serves as it lies, as long as its layout is the weights'; it is kept once it does not."""
+        """A file's serves as it lies, unless a checkpoint held one."""
         layer = self.layers[i]
         held, there = layer.constrained and self.given != "zero", "anchor" in state
         assert held or not there

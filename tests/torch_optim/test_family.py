@@ -152,9 +152,9 @@ def assert_alike(sides, eps: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [7, None])
 def test_many_tensors_at_once_are_the_rule(method: Method, dtype: torch.dtype, size: int | None, monkeypatch):
-    """Whole, and with tensors cut into pieces and many in a bucket."""
+    """Whole, and cut into pieces."""
     if size is not None:
-        monkeypatch.setattr(many, "CPU_BUCKET", size)
+        monkeypatch.setattr(many, "PIECE", size)
     anchors = {} if dtype != torch.float64 else {"anchor": "zero"}
     steps = 5 if dtype.itemsize > 2 else 3
     assert_alike(list(runs_of_both(method, dtype, steps, **anchors)), torch.finfo(dtype).eps)

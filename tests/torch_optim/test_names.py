@@ -61,16 +61,15 @@ def advice(build, **names) -> dict[str, torch.Tensor]:
     """What the text of an error says to write as an anchor, evaluated."""
     with pytest.raises(ValueError, match="; write anchor=") as caught:
         build()
-    code = str(caught.value).partition("write anchor=")[2].partition("}; ")[0].partition("} with")[0]
-    return eval(code.rstrip("}") + "}", names)
+    return eval(str(caught.value).partition("write anchor=")[2], names)
 
 
 def test_a_backbones_weights_get_the_prefix_that_the_error_says():
     model = bert()
     params = dict(model.named_parameters())
     for weights in (model.bert.state_dict(), dict(model.bert.named_parameters())):
-        anchor = advice(lambda w=weights: hft.FTPSGD(params.items(), anchor=w), state_dict=weights, names=params)
-        assert anchor.keys() == {name for name in params if name.startswith("bert.")}
+        anchor = advice(lambda w=weights: hft.FTPSGD(params.items(), anchor=w), state_dict=weights)
+        assert anchor.keys() >= {name for name in params if name.startswith("bert.")}
         with pytest.raises(ValueError, match=r"no entry for 2 of 7 parameters: .* or exclude=\['classifier\.\*'\]$"):
             hft.FTPSGD(params.items(), anchor=anchor)
         hft.FTPSGD(params.items(), anchor=anchor, exclude=["classifier.*"])
@@ -80,8 +79,8 @@ def test_a_backbone_of_its_own_takes_a_whole_models_weights():
     model = bert()
     params = dict(model.bert.named_parameters())
     weights = model.state_dict()
-    anchor = advice(lambda: hft.FTPSGD(params.items(), anchor=weights), state_dict=weights, names=params)
-    assert anchor.keys() == params.keys()
+    anchor = advice(lambda: hft.FTPSGD(params.items(), anchor=weights), state_dict=weights)
+    assert anchor.keys() >= params.keys()
     hft.FTPSGD(params.items(), anchor=anchor)
 
 
@@ -90,9 +89,7 @@ def test_a_file_without_the_prefix(tmp_path):
     model, path = bert(), str(tmp_path / "bert.safetensors")
     files.save_file(model.bert.state_dict(), path)
     params = dict(model.named_parameters())
-    anchor = advice(
-        lambda: hft.FTPSGD(params.items(), anchor=path), safetensors=__import__("safetensors"), names=params
-    )
+    anchor = advice(lambda: hft.FTPSGD(params.items(), anchor=path), safetensors=__import__("safetensors"))
     hft.FTPSGD(params.items(), anchor=anchor, exclude="classifier.*")
 
 
@@ -105,9 +102,9 @@ def test_no_exclude_holds_all(exclude):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda p, **o: hft.FTPAdamW(p, **o), "leaves FTPAdamW no parameter of 7, so it is AdamW until"),
-        (lambda p, **o: hft.FTPSGD(p, **o), "leaves FTPSGD no parameter of 7, so it is SGD until"),
-        (lambda p, **o: hft.SPD(torch.optim.Adam(p), **o), "leaves SPD no parameter of 7, so it is Adam until"),
+        (lambda p, **o: hft.FTPAdamW(p, **o), "leaves FTPAdamW no parameter of 7 to hold, until"),
+        (lambda p, **o: hft.FTPSGD(p, **o), "leaves FTPSGD no parameter of 7 to hold, until"),
+        (lambda p, **o: hft.SPD(torch.optim.Adam(p), **o), "leaves SPD no parameter of 7 to hold, until"),
     ],
 )
 def test_an_exclude_that_leaves_nothing_is_said_where_the_class_is_called(make, text):

@@ -15,7 +15,7 @@ from ...kernels import sharded
 from ...kernels.layers import ABSENT
 from ...types import Anchor, Device
 from ..checks.arguments import DTYPES
-from ..checks.hints import near_name, no_entry, suggested
+from ..checks.hints import no_entry
 from ..checks.names import unwrapped
 from .fingerprint import fingerprint
 
@@ -35,9 +35,11 @@ class AnchorSource:
         path = isinstance(anchor, (str, os.PathLike)) and str(anchor).endswith(".safetensors")
         self.zero: bool = isinstance(anchor, str) and anchor == "zero"
         if anchor is not None and not self.zero and not isinstance(anchor, Mapping) and not path:
+            is_text = isinstance(anchor, (str, os.PathLike))
+            got = f"{anchor!r}{did_you_mean(anchor, ['zero'])}" if is_text else type(anchor).__name__
             raise ValueError(
                 "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such "
-                f"as module.state_dict(), or the path of a .safetensors file, got {_shown(anchor)}"
+                f"as module.state_dict(), or the path of a .safetensors file, got {got}"
             )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"anchor_dtype must be None or one of {DTYPES}, got {dtype!r}")
@@ -52,15 +54,13 @@ class AnchorSource:
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
         self._copied: set[str] = set()  # entries that lay in the memory of the weights
-        # A file or the state_dict of a module also holds buffers; in a plain dict an unknown entry is a mistake.
-        self._holds_buffers = self.path is not None or hasattr(anchor, "_metadata")
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         return state if self.path is None else state | {"_given": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_copied": set(), **state})
+        self.__dict__.update(state)
         if self.path is not None:
             self._given = _mapped(self.path)
 
@@ -86,9 +86,6 @@ class AnchorSource:
                 raise ValueError(
                     f"anchor entry {name!r} must be a floating-point tensor of shape {tuple(p.shape)}, got {got}"
                 )
-            if value.layout != torch.strided or value.is_meta:
-                what = "the meta device" if value.is_meta else value.layout
-                raise ValueError(f"anchor entry {name!r} must be a dense tensor with values, got one on {what}")
             if not _is_true(value.isfinite().all()):
                 raise ValueError(f"anchor entry {name!r} must be finite, got NaN or infinity; is the file damaged?")
         moving = {_memory(p) for p in params} - {0}
@@ -98,24 +95,12 @@ class AnchorSource:
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
                 self._copied.add(name)
 
-    def check_no_extra(self, names: Sequence[Any]) -> None:
-        if self._given is None or self._holds_buffers:
-            return
-        known = {unwrapped(str(name)) for name in names}
-        extra = sorted(self._given.keys() - known)
-        if extra:
-            hint = suggested(near_name(name, known - self._given.keys()) for name in extra[:5])
-            raise ValueError(
-                f"anchor has entries {extra[:5]} that are not parameters of this optimizer; pass module.state_dict() "
-                "as it is, or parameters only: {n: p.detach().clone() for n, p in model.named_parameters()}" + hint
-            )
-
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
         """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
         if self.zero:
             state["anchor_fingerprint"] = 0
             return
-        if self._in_file(p, name) and (source is None or source is self._known(p, name)):
+        if self.path is not None and not is_dtensor(p):
             return  # its fingerprint is taken when a checkpoint is
         source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
         if is_dtensor(p):
@@ -200,48 +185,11 @@ class AnchorSource:
         else:
             yield known
 
-    def of(self, p: Tensor, name: Any, state: dict[str, Any]) -> Tensor:
-        """The anchor of an initialized parameter; empty for zero."""
-        if "anchor" not in state and self._given is not None:
-            if self._in_file(p, name):
-                return self._given[unwrapped(str(name))]
-            state.pop("anchor_fingerprint", None)
-            self.start(p, name, state)  # the weights have lost the layout or dtype in which the file serves
-        return state.get("anchor", ABSENT)
-
-    def seen(self, name: Any, state: dict[str, Any]) -> Tensor:
-        """The anchor of an initialized parameter for reading only: as it is stored, in whatever dtype."""
+    def of(self, name: Any, state: dict[str, Any]) -> Tensor:
+        """The anchor of an initialized parameter, as it is stored; empty for zero."""
         if "anchor" in state or self._given is None:
             return state.get("anchor", ABSENT)
         return self._given[unwrapped(str(name))]
-
-    def _in_file(self, p: Tensor, name: Any) -> bool:
-        """A mapped anchor serves as it lies, unless its layout is another, or its dtype wider than any work on it."""
-        if self.path is None or self._given is None:
-            return False
-        mapped = self._given[unwrapped(str(name))]
-        if is_dtensor(p):
-            return False
-        return mapped.stride() == p.stride() and (mapped.dtype != torch.float64 or p.dtype == torch.float64)
-
-
-def _shown(anchor: Any) -> str:
-    """What is no anchor, and how it becomes one."""
-    if isinstance(anchor, (str, os.PathLike)):
-        if os.path.isdir(anchor):
-            return f"the folder {str(anchor)!r}; name the file in it, such as model.safetensors"
-        if str(anchor).endswith((".pt", ".pth", ".bin", ".ckpt")):
-            return f"{anchor!r}; load it: anchor=torch.load({str(anchor)!r}, map_location='cpu')"
-        hint = did_you_mean(anchor, ["zero"]) or "; if that is a model, load it and pass its state_dict()"
-        return f"{anchor!r}{hint}"
-    if isinstance(anchor, (bool, int, float)):
-        return f"{anchor!r}; did you mean 'zero'?" if anchor == 0 and anchor is not False else repr(anchor)
-    if isinstance(anchor, (list, tuple)) and all(isinstance(x, tuple) and len(x) == 2 for x in anchor):
-        return f"a {type(anchor).__name__} of pairs; pass dict(...) of it"
-    got = f"a {type(anchor).__name__}"
-    if isinstance(anchor, torch.nn.Module):
-        return f"{got}; pass its state_dict()"
-    return f"{got}; pass dict(model.named_parameters())" if isinstance(anchor, Iterator) else got
 
 
 def _memory(x: Tensor) -> int:
@@ -264,8 +212,6 @@ def _mapped(path: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(f"an anchor in {path!r} needs safetensors: pip install safetensors") from error
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"anchor: there is no file {path!r}")
     try:
         with safe_open(path, framework="pt") as file:
             return _by_name({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def check_lean(group: Mapping[str, Any]) -> None:
 
 
 def check_base(base: Any, title: str, refused: type) -> None:
-    """``TypeError`` for what the class ``title`` cannot go around; ``refused``: what is anchored already."""
+    """An error for what the class ``title`` cannot go around; ``refused``: what is anchored already."""
     if not isinstance(base, torch.optim.Optimizer) or isinstance(base, (torch.optim.LBFGS, refused)):
         got = f"the class {base.__name__} itself" if isinstance(base, type) else type(base).__name__
         if isinstance(base, Optimizer):
@@ -58,47 +58,19 @@ def check_base(base: Any, title: str, refused: type) -> None:
             f"{name} is what a training library makes of an optimizer, and may leave out steps: give {title} the "
             f"optimizer inside it, and {title}(...) to the library"
         )
+    pure = getattr(base, "_optimizer", None)
+    if isinstance(pure, Optimizer) and pure.weights_in_state:
+        raise ValueError(
+            f"{title} cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its "
+            "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
+            "package schedulefree, which is held where it is deployed"
+        )
     closure = inspect.signature(base.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise TypeError(
             f"{name} evaluates the loss at several points in one step, by a closure: {title} cannot go around it. If "
             f"{name} takes a base itself, as SAM does, give it one of this package"
         )
-
-
-def is_schedule_free(base: torch.optim.Optimizer) -> bool:
-    """Whether it is a ``PureOptimizer`` that goes on from weights in its state."""
-    pure = getattr(base, "_optimizer", None)
-    return isinstance(pure, Optimizer) and pure.weights_in_state
-
-
-def check_goes_on(base: torch.optim.Optimizer, title: str) -> None:
-    """``ValueError`` where what moves the parameters around a base would be lost."""
-    if is_schedule_free(base):
-        raise ValueError(
-            f"{title} cannot go around a PureOptimizer of a schedule-free optimizer: that goes on from weights in its "
-            "state, and what is done to the parameters is lost. Take another one, or the torch optimizer of the "
-            "package schedulefree, which is held where it is deployed"
-        )
-
-
-def listed(title: str, params: Any) -> Any:
-    """The parameters as a list if they come as a generator; a ``TypeError`` for anything that torch would not take."""
-    if isinstance(params, torch.nn.Module):
-        raise TypeError(f"{title} takes parameters, got a {type(params).__name__}; pass model.named_parameters()")
-    if callable(params) and not isinstance(params, Tensor):
-        raise TypeError(f"{title} takes parameters, got a function; call it: model.named_parameters()")
-    if isinstance(params, Mapping):
-        whole = "model.named_parameters()" if hasattr(params, "_metadata") else "its items()"  # a module's state_dict
-        raise TypeError(
-            f"{title} takes parameters, got a dict; pass {'a list of groups' if 'params' in params else whole}"
-        )
-    if not isinstance(params, Iterator):
-        return params
-    found = list(params)
-    if not found:
-        raise ValueError(f"{title}: there are no parameters; a generator is empty after its first use, make it anew")
-    return found
 
 
 def check_group_options(group: Mapping[str, Any], known: Collection[str]) -> None:
@@ -170,10 +142,9 @@ def check_shapes(p: Tensor, name: Any, state: dict[str, Any], whole: Collection[
 
 
 def check_gradient(p: Tensor, name: Any) -> None:
-    """A gradient, where there is one, is a dense, real tensor like its parameter."""
+    """A gradient is a dense, real tensor like its parameter."""
     grad = p.grad
-    if grad is None:
-        return
+    assert grad is not None
     if grad.shape != p.shape:
         raise RuntimeError(
             f"the gradient of parameter {name!r} has the shape {tuple(grad.shape)}, and the parameter "

@@ -82,7 +82,13 @@ def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping
         )
     shift = _shift(missing, given)
     if shift is not None:
-        return f"anchor has no entry for {what}: {_shifted(*shift, missing, names, given, path)}"
+        old, new = shift
+        wrong, key = f"have the prefix '{old}.' too many", f'k.removeprefix("{old}.")'
+        if new:
+            wrong, key = f"lack the prefix '{new}.'", f'f"{new}.{{k}}"'
+        entries = "state_dict" if path is None else f"safetensors.torch.load_file({path!r})"
+        write = f"anchor={{{key}: v for k, v in {entries}.items()}}"
+        return f"anchor has no entry for {what}: its names {wrong}; write {write}"
     if not several:
         meant = near_name(first, given.keys() - set(names))
         hint = "" if meant is None else f"; is the entry {meant!r} meant?"
@@ -107,25 +113,6 @@ def _shift(missing: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[str
         return None
     best, count = counts.most_common(1)[0]
     return best if 2 * count > min(len(missing), len(given)) else None
-
-
-def _shifted(
-    old: str, new: str, missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping[str, Any], path: str | None
-) -> str:
-    """What to write for an anchor whose names have a prefix too few or too many."""
-    entries = "state_dict" if path is None else f"safetensors.torch.load_file({path!r})"
-    if new:
-        wrong, key = f"lack the prefix '{new}.'", f'f"{new}.{{k}}"'
-        now = {f"{new}.{k}" for k in given}
-    else:
-        wrong, key = f"have the prefix '{old}.' too many", f'k.removeprefix("{old}.")'
-        now = {k.removeprefix(f"{old}.") for k in given}
-    only = "" if now <= set(names) else f" if {key} in names"
-    text = f"its names {wrong}; write anchor={{{key}: v for k, v in {entries}.items(){only}}}"
-    if only:
-        text += " with names = dict(model.named_parameters())"
-    rest = covering([name for name in missing if name not in now], names)
-    return text + (f"; {few(rest)} have no entry in it either: give them, or exclude={few(rest)}" if rest else "")
 
 
 def _prefixes(name: str) -> Iterator[str]:

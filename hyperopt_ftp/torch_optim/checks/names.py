@@ -29,7 +29,7 @@ def unwrapped(name: str) -> str:
 
 
 class Exclude:
-    """Unconstrained parameters: glob patterns on names, tensors, or modules; knows which entries matched nothing."""
+    """Unconstrained parameters: glob patterns on names, tensors, or modules."""
 
     def __init__(self, entries: Excludes) -> None:
         kinds = (str, Tensor, Module)
@@ -48,7 +48,6 @@ class Exclude:
             if not inside:
                 raise ValueError(f"exclude: a {type(entry).__name__} has no parameters; leave it out")
             self.entries += inside
-        self._matched: set[int] = set()
 
     def of(self, names: Sequence[str] | None, params: Sequence[Tensor]) -> list[bool]:
         """Whether each parameter is excluded. A pattern sees the name with and without its wrappers' components."""
@@ -58,21 +57,12 @@ class Exclude:
                 f"exclude patterns {patterns} need names: pass model.named_parameters(), or exclude tensors or "
                 "modules, such as model.head (of a model of timm: model.get_classifier())"
             )
-        result = [False] * len(params)
-        for k, entry in enumerate(self.entries):
-            for i, p in enumerate(params):
-                if isinstance(entry, Tensor):
-                    hit = entry is p
-                else:
-                    assert names is not None
-                    hit = fnmatchcase(unwrapped(names[i]), entry) or fnmatchcase(names[i], entry)
-                if hit:
-                    self._matched.add(k)
-                    result[i] = True
-        return result
+        pairs = zip(names or [""] * len(params), params, strict=True)
+        return [any(_matches(entry, name, p) for entry in self.entries) for name, p in pairs]
 
-    def check_all_matched(self, names: Sequence[Any]) -> None:
-        missed = [entry for k, entry in enumerate(self.entries) if k not in self._matched]
+    def check_all_matched(self, names: Sequence[Any], params: Sequence[Tensor]) -> None:
+        pairs = list(zip(map(str, names), params, strict=True))
+        missed = [entry for entry in self.entries if not any(_matches(entry, name, p) for name, p in pairs)]
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
             bare = [unwrapped(str(name)) for name in names]
@@ -85,6 +75,12 @@ class Exclude:
             count = f"{len(bare)} " if len(bare) > MOST else ""
             known = few(overview(bare))
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")
+
+
+def _matches(entry: str | Tensor, name: str, p: Tensor) -> bool:
+    if isinstance(entry, Tensor):
+        return entry is p
+    return fnmatchcase(unwrapped(name), entry) or fnmatchcase(name, entry)
 
 
 def names_in(groups: Sequence[Mapping[str, Any]], only: Mapping[str, Any] | None = None) -> list[Any]:

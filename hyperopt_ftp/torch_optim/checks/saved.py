@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...calls import shown
 from .names import unwrapped
 
 #: Behind the maker's name in a checkpoint; another number with each change that an older release cannot read.
@@ -25,19 +26,6 @@ def check_checkpoint(saved: Any) -> None:
         elif isinstance(saved, (str, os.PathLike)):
             got += f"; load it first: torch.load({str(saved)!r})"
         raise ValueError(f"load_state_dict needs what an optimizer's state_dict() returned, got {got}")
-    state, groups = saved["state"], saved["param_groups"]
-    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
-        raise ValueError("the checkpoint's param_groups must be a list of dicts with params: it is damaged")
-    ids = [key for group in groups for key in group["params"]]  # a base may keep other things under other keys
-    if not isinstance(state, Mapping) or not all(isinstance(state.get(key, {}), Mapping) for key in ids):
-        raise ValueError("the checkpoint's state must be a dict with a dict for each parameter: it is damaged")
-    for group in groups:
-        names = group.get("param_names", ())
-        if not isinstance(names, (list, tuple)) or (names and len(names) != len(group["params"])):
-            raise ValueError(
-                f"the checkpoint's param_names must be a name for each of {len(group['params'])} parameters, got "
-                f"{names!r}: it is damaged"
-            )
 
 
 def _is_checkpoint(saved: Any) -> bool:
@@ -83,7 +71,12 @@ def check_state(
             raise ValueError(f"the checkpoint's state of {name!r} lacks {', '.join(missing)}: {why}")
     for key, value in state.items():
         if kinds.get(key) == "count":
-            _check_count(key, value, name)
+            number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            # -1: momentum began without a count.
+            if not isinstance(number, (int, float)) or not -1 <= number < math.inf:
+                raise ValueError(
+                    f"the checkpoint's {key} of {name!r} must be a number of steps, got {shown(value)}: it is damaged"
+                )
         elif (key in kinds or key == "anchor") and not (key == "momentum_buffer" and value is None):
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -96,16 +89,6 @@ def check_state(
                     f"the checkpoint's {key} of {name!r} has shape {tuple(value.shape)}, and this parameter needs "
                     f"{tuple(shape)}; is it a checkpoint of this model?"
                 )
-
-
-def _check_count(key: str, value: Any, name: Any) -> None:
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
-        value = value.item()
-    least = -1 if key == "momentum_start" else 0  # -1: momentum did not begin with a count
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-        got = repr(value) if isinstance(value, (int, float)) else type(value).__name__
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else got
-        raise ValueError(f"the checkpoint's {key} of {name!r} must be a number of steps, got {got}: it is damaged")
 
 
 def check_maker(group: Mapping[str, Any], here: str, base_options: Collection[str]) -> None:

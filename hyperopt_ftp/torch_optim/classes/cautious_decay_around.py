@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...anchored.cautious_decay import cautious_decay_rule
-from ...anchored.rule import Numbers, Rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
-from ..execution.many import Bucket, Many, Phase, add
+from ..execution.many import Many, Phase, Piece
 from ..movers.given import Given
 
 
@@ -52,25 +50,14 @@ class CautiousDecay(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return cautious_decay_rule(group["strength"])
+        super().__init__(Given(base, Hold({"strength": strength}, cautious_decay_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:
-    return Many(after=Phase(_decay, numbers=_pull), keeps=True)
+    return Many(after=Phase(_decay, numbers=lambda sums, state, h: {"less": h["lr"] * h["strength"]}), keeps=True)
 
 
-def _pull(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
-    return {"less": -h["lr"] * h["strength"]}
-
-
-def _decay(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    w, moved = bucket.w, bucket.moved
-    d = bucket.deviations(w)
-    agree = add(w, [-1.0] * len(w), moved, out=bucket.scratch(1))
-    torch._foreach_mul_(agree, d)
-    for x, y, z, less, out in zip(moved, agree, d, bucket.each(numbers["less"]), bucket.new["w"], strict=True):
-        torch.addcmul(x, y.ge_(0), z, value=less, out=out)  # 0 or 1: bools would take ten times as long
+def _decay(x: Piece, numbers: dict[str, float]) -> None:
+    d = x.deviation(x.w)
+    agree = torch.sub(x.w, x.moved, out=x.scratch(1)).mul_(d).ge_(0)  # 0 or 1: bools would take ten times as long
+    torch.addcmul(x.moved, agree, d, value=-numbers["less"], out=x.new["w"])

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.digrap import DIGRAP_SPECS, digrap_rule, strengths
-from ...anchored.rule import Numbers, Rule
+from ...anchored.digrap import digrap_rule, strengths
 from ...calls import explained
 from ...types import Anchor, Device, Excludes, PaperOrExact
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..execution.hold import Hold
-from ..execution.many import Bucket, Many, Phase, add, dots
+from ..execution.many import Many, Phase, Piece
 from ..movers.given import Given
 
 
@@ -61,34 +60,23 @@ class DiGraP(DropIn):
     ) -> None:
         options = {"omega_lr": omega_lr, "gradient": gradient}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, DIGRAP_SPECS, many=_many)), exclude)
+        super().__init__(Given(base, Hold(options, digrap_rule, source, many=_many)), exclude)
 
     def omegas(self) -> dict[Any, float]:
         """Omega of each constrained parameter that has made a step, by name (or index), in [0, 1]."""
         return scalars(self, "omega")
 
 
-def _rule(group: dict[str, Any]) -> Rule:
-    return digrap_rule(group["omega_lr"], group["gradient"])
-
-
 def _many(group: dict[str, Any]) -> Many:
-    return Many(Phase(_turn, _products, partial(_numbers, gradient=group["gradient"]), makes=("g", "slope")))
+    return Many(Phase(_turn, _products, partial(strengths, gradient=group["gradient"]), makes=("g", "slope")))
 
 
-def _products(bucket: Bucket) -> dict[str, list[Tensor]]:
-    g, d = bucket.g, bucket.deviations(bucket.w, out=bucket.new["slope"])
-    return {"last": dots(g, bucket.state["slope"]), "product": dots(g, d), "square": dots(d, d)}
+def _products(x: Piece) -> dict[str, Tensor]:
+    g, d = x.g, x.deviation(x.w, out=x.new["slope"])
+    return {"last": torch.dot(g, x.old["slope"]), "product": torch.dot(g, d), "square": torch.dot(d, d)}
 
 
-def _numbers(
-    sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers, gradient: PaperOrExact
-) -> dict[str, Tensor]:
-    x = strengths(sums, state, h, gradient)
-    return {**x, "less": -x["less"]}
-
-
-def _turn(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    d = bucket.new["slope"]
-    add(bucket.g, bucket.each(numbers["less"]), d, out=bucket.new["g"])
-    torch._foreach_mul_(d, bucket.each(numbers["along"]))
+def _turn(x: Piece, numbers: dict[str, float]) -> None:
+    d = x.new["slope"]
+    torch.add(x.g, d, alpha=-numbers["less"], out=x.new["g"])
+    d.mul_(numbers["along"])

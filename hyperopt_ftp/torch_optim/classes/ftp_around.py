@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.ftp import FTP_SPECS, ftp_rule
-from ...anchored.rule import Rule
+from ...anchored.ftp import ftp_rule
 from ...calls import explained
 from ...kernels.layers import Ball
 from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
@@ -17,9 +16,6 @@ from ..drop_in import DropIn, scalars
 from ..execution.hold import Hold
 from ..movers.given import Given
 from .radius_warnings import watch_radii
-
-#: Entries of a group that its rule reads.
-FTP_OPTIONS = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
 
 
 class FTP(DropIn):
@@ -80,13 +76,10 @@ class FTP(DropIn):
         return scalars(self, "radius")
 
 
-def learned_ball(options: dict[str, Any], anchors: AnchorSource) -> Hold:
-    """Rows in balls whose radius is learned; ``options`` has FTP's."""
-    return Hold(options, _rule, anchors, FTP_SPECS, _ball)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return ftp_rule(group["radius_lr"], group["kappa"], group["norm"], group["gradient"], group["radius_start"])
+def learned_ball(values: dict[str, Any], anchors: AnchorSource) -> Hold:
+    """Rows in balls whose radius is learned; ``values`` has FTP's options, and may have others."""
+    options = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
+    return Hold({name: values[name] for name in options}, ftp_rule, anchors, _ball)
 
 
 def _ball(group: dict[str, Any]) -> Ball:

@@ -16,7 +16,7 @@ from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..movers.own import Formula, Own
-from .ftp_around import FTP_OPTIONS, learned_ball
+from .ftp_around import learned_ball
 from .radius_warnings import watch_radii
 
 
@@ -83,8 +83,7 @@ class FTPSGD(DropIn):
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        options = {name: defaults[name] for name in (*FTP_OPTIONS, "lean")}
-        super().__init__(Own(MOMENTUM, learned_ball(options, source)), exclude, params, defaults)
+        super().__init__(Own(MOMENTUM, learned_ball(defaults, source)), exclude, params, defaults)
         watch_radii(self)
 
     def radii(self) -> dict[Any, float]:

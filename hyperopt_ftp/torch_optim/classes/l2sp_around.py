@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...anchored.l2sp import l2sp_rule
-from ...anchored.rule import Numbers, Rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
-from ..execution.many import Bucket, Many, Phase, add
+from ..execution.many import Many, Phase, Piece
 from ..movers.given import Given
 
 
@@ -58,30 +56,18 @@ class L2SP(DropIn):
     ) -> None:
         options = {"strength": strength, "decoupled": decoupled}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return l2sp_rule(group["strength"], group["decoupled"])
+        super().__init__(Given(base, Hold(options, l2sp_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:
     if group["decoupled"]:
-        return Many(after=Phase(_move, numbers=_decay), keeps=True)
-    return Many(Phase(_penalize, numbers=_strength, makes=("g",)))
+        return Many(after=Phase(_move, numbers=lambda sums, state, h: {"less": h["lr"] * h["strength"]}), keeps=True)
+    return Many(Phase(_penalize, numbers=lambda sums, state, h: h, makes=("g",)))
 
 
-def _strength(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
-    return {"strength": h["strength"]}
+def _penalize(x: Piece, numbers: dict[str, float]) -> None:
+    torch.add(x.g, x.deviation(x.w), alpha=numbers["strength"], out=x.new["g"])
 
 
-def _decay(sums: Any, state: Any, h: Numbers) -> dict[str, Tensor]:
-    return {"less": -h["lr"] * h["strength"]}
-
-
-def _penalize(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    add(bucket.g, bucket.each(numbers["strength"]), bucket.deviations(bucket.w), out=bucket.new["g"])
-
-
-def _move(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    add(bucket.moved, bucket.each(numbers["less"]), bucket.deviations(bucket.w), out=bucket.new["w"])
+def _move(x: Piece, numbers: dict[str, float]) -> None:
+    torch.add(x.moved, x.deviation(x.w), alpha=-numbers["less"], out=x.new["w"])

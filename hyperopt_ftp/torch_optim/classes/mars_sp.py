@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.ftp import FTP_SPECS, ftp_rule
+from ...anchored.ftp import ftp_rule
 from ...anchored.rule import Numbers, Rule, RuleState
 from ...calls import explained
 from ...hparams import to_tensors
@@ -64,7 +64,7 @@ class MARSSP(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold({"radius": radius, "norm": norm}, _rule, source, FTP_SPECS, _ball)), exclude)
+        super().__init__(Given(base, Hold({"radius": radius, "norm": norm}, _rule, source, _ball)), exclude)
 
     def radii(self) -> dict[Any, float]:
         """Radius in effect of each constrained parameter that has made a step, by name (or index), in row norms.
@@ -74,14 +74,14 @@ class MARSSP(DropIn):
         return scalars(self, "radius")
 
 
-def _rule(group: dict[str, Any]) -> Rule:
+def _rule(radius: float, norm: Norm) -> Rule:
     """FTP's, with the given radius in place of a learned one."""
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
         return g, {**state, "radius": h["radius"].to(state["radius"])}
 
-    rule = ftp_rule(0.0, 1.0, group["norm"], "paper")
-    return rule._replace(hparams=to_tensors(radius=group["radius"]), before=before)
+    rule = ftp_rule(0.0, 1.0, norm, "paper")
+    return rule._replace(hparams=to_tensors(radius=radius), before=before)
 
 
 def _ball(group: dict[str, Any]) -> Ball:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...anchored.recall import RECALL_SPECS, recall_rule, shares
-from ...anchored.rule import Numbers, Rule
+from ...anchored.recall import recall_rule, shares
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
-from ..execution.many import Bucket, Many, Phase, add
+from ..execution.many import Many, Phase, Piece
 from ..movers.given import Given
 
 
@@ -56,25 +54,15 @@ class Recall(DropIn):
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold(options, _rule, source, RECALL_SPECS, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return recall_rule(group["strength"], group["rate"], group["midpoint"])
+        super().__init__(Given(base, Hold(options, recall_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:
-    return Many(after=Phase(_mix, numbers=_numbers), keeps=True)
+    return Many(after=Phase(_mix, numbers=lambda sums, state, h: shares(state, h)), keeps=True)
 
 
-def _numbers(sums: dict[str, Tensor], state: dict[str, Tensor], h: Numbers) -> dict[str, Tensor]:
-    x = shares(state, h)
-    return {**x, "pull": -x["pull"]}
-
-
-def _mix(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    w = bucket.w
-    d = bucket.deviations(w)
-    moves = add(bucket.moved, [-1.0] * len(w), w, out=bucket.scratch(1))
-    mixed = add(w, bucket.each(numbers["share"]), moves, out=moves)
-    add(mixed, bucket.each(numbers["pull"]), d, out=bucket.new["w"])
+def _mix(x: Piece, numbers: dict[str, float]) -> None:
+    d = x.deviation(x.w)
+    move = torch.sub(x.moved, x.w, out=x.scratch(1))
+    mixed = torch.add(x.w, move, alpha=numbers["share"], out=move)
+    torch.add(mixed, d, alpha=-numbers["pull"], out=x.new["w"])

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored.rule import Numbers, Rule
 from ...anchored.spd import share, spd_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
 from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
-from ..execution.many import Bucket, Many, Phase, add, dots
+from ..execution.many import Many, Phase, Piece
 from ..movers.given import Given
 
 
@@ -54,32 +53,24 @@ class SPD(DropIn):
         save_anchor: bool = True,
     ) -> None:
         source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
-        super().__init__(Given(base, Hold({"strength": strength}, _rule, source, many=_many)), exclude)
-
-
-def _rule(group: dict[str, Any]) -> Rule:
-    return spd_rule(group["strength"])
+        super().__init__(Given(base, Hold({"strength": strength}, spd_rule, source, many=_many)), exclude)
 
 
 def _many(group: dict[str, Any]) -> Many:
-    return Many(Phase(sums=_before), Phase(_pull_back, _after, _numbers))
+    after = Phase(_pull_back, _after, lambda sums, state, h: {"less": share(**sums, strength=h["strength"])})
+    return Many(Phase(sums=_before), after)
 
 
-def _before(bucket: Bucket) -> dict[str, list[Tensor]]:
-    d = bucket.deviations(bucket.w)
-    return {"slope": dots(bucket.g, d), "before": dots(d, d)}
+def _before(x: Piece) -> dict[str, Tensor]:
+    d = x.deviation(x.w)
+    return {"slope": torch.dot(x.g, d), "before": torch.dot(d, d)}
 
 
-def _after(bucket: Bucket) -> dict[str, list[Tensor]]:
-    e = bucket.deviations(bucket.moved)
-    return {"after": dots(e, e)}
+def _after(x: Piece) -> dict[str, Tensor]:
+    e = x.deviation(x.moved)
+    return {"after": torch.dot(e, e)}
 
 
-def _numbers(sums: dict[str, Tensor], state: Any, h: Numbers) -> dict[str, Tensor]:
-    return {"less": -share(sums["slope"], sums["before"], sums["after"], h["strength"])}
-
-
-def _pull_back(bucket: Bucket, numbers: dict[str, list[float]]) -> None:
-    if any(less := bucket.each(numbers["less"])):  # in many layers nothing goes
-        moved = bucket.moved
-        add(moved, less, bucket.deviations(moved), out=bucket.new["w"])
+def _pull_back(x: Piece, numbers: dict[str, float]) -> None:
+    if less := numbers["less"]:  # in many layers nothing goes
+        torch.add(x.moved, x.deviation(x.moved), alpha=-less, out=x.new["w"])

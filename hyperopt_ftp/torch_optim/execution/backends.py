@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,6 @@ from ...kernels.layers import SGD, AdamW, Amp, Ball, Layers
 from . import many, single
 from .hold import Hold
 from .store import Columns, choose, is_plain
-
-#: Weights above which foreach instead of fused is worth a word: at 3.2 ns a weight it makes a step 13 ms longer
-#: (ViT-B/16 on two cores, benchmarks/results/step_cpu.json: 373 ms for 97 ms).
-MANY = 2**22
 
 
 class Part(NamedTuple):
@@ -94,20 +91,18 @@ class Kernel(Backend):
             self._functions.project_(layers, packed, ball)
 
 
-class Foreach(Kernel):
-    """Many tensors at once: FTP's rule by ``kernels.foreach``, another by the execution that its hold brings along."""
+class OnMany(Backend):
+    """The execution on many tensors that the rule of a hold brings along."""
 
-    def __init__(self) -> None:
-        super().__init__("foreach", foreach)
+    name: str = "foreach"
+
+    def step_(self, parts: list[Part]) -> None:
+        raise NotImplementedError("such a rule goes around a base that is given")
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        if parts[0].hold.many is None:
-            return super().before_(parts)
         return [many.before(part.columns, *_many_and_numbers(part), part.amp) for part in parts]
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
-        if parts[0].hold.many is None:
-            return super().after_(parts, before)
         for part, (_, known) in zip(parts, before, strict=True):
             many.after_(part.columns, *_many_and_numbers(part), part.amp, known)
 
@@ -130,13 +125,9 @@ class Sharded(Backend):
         sharded.project_([_for_kernels(part) for part in parts], [packed for _, packed in before])
 
 
-#: By the name that ``opt.execution`` shows.
-BACKENDS: dict[str, Backend] = {
-    "single": Single(),
-    "foreach": Foreach(),
-    "sharded": Sharded(),
-    **{name: Kernel(name, fused) for name, fused in ops.FUSED.items()},
-}
+SINGLE, FOREACH, MANY, SHARDED = Single(), Kernel("foreach", foreach), OnMany(), Sharded()
+FUSED: dict[str, Kernel] = {name: Kernel(name, functions) for name, functions in ops.FUSED.items()}
+BACKENDS: tuple[Backend, ...] = (SINGLE, FOREACH, MANY, SHARDED, *FUSED.values())
 
 
 def pick(group: dict[str, Any], strict: bool) -> Backend:
@@ -153,16 +144,16 @@ def pick(group: dict[str, Any], strict: bool) -> Backend:
     if params and (fused or (fused is None and multi is None)):
         why = ops.why_not(params, asked=strict and bool(fused))
         if why is None:
-            return BACKENDS[ops.BEST[params[0].device.type][0]]
+            return FUSED[ops.BEST[params[0].device.type][0]]
         if fused and strict and not all(p.is_meta for p in params):  # which get a device before the first step
             raise RuntimeError(f"fused=True cannot run: {why}; fused=None takes the best there is")
     if multi is False:
-        return BACKENDS["single"]
+        return SINGLE
     if any(map(is_dtensor, params)):
-        return BACKENDS["sharded" if all(map(sharded.can_step, params)) else "single"]
+        return SHARDED if all(map(sharded.can_step, params)) else SINGLE
     if multi is None and not all(map(is_plain, params)):
-        return BACKENDS["single"]
-    return BACKENDS["foreach"]
+        return SINGLE
+    return FOREACH
 
 
 def pick_many(group: dict[str, Any]) -> Backend:
@@ -172,17 +163,13 @@ def pick_many(group: dict[str, Any]) -> Backend:
     """
     params, multi = group["params"], group.get("foreach")
     wanted = all(p.device.type == "cpu" for p in params) if multi is None else multi
-    return BACKENDS["foreach" if wanted and many.can_step(params) else "single"]
+    return MANY if wanted and many.can_step(params) else SINGLE
 
 
-def why_slow(group: dict[str, Any]) -> str | None:
-    """What a CPU lacks for the fused step of many weights, if no flag decides against it; ``None``: nothing."""
-    params = group["params"]
-    undecided = group.get("fused") is None and group.get("foreach") is None
-    if not undecided or sum(p.numel() for p in params) < MANY:
-        return None
-    missing = ops.no_compiler("cpu")
-    return missing if missing == ops.why_not(params) else None
+def by_backend(parts: Iterable[tuple[Backend, Part]]) -> list[tuple[Backend, list[Part]]]:
+    """What each backend steps at once."""
+    found = [(backend, [part for other, part in parts if other is backend]) for backend in BACKENDS]
+    return [(backend, mine) for backend, mine in found if mine]
 
 
 def by_device_and_dtype(columns: Columns) -> list[Columns]:

@@ -21,28 +21,32 @@ class Hold:
 
     Args:
         options: entries of a group, with their defaults.
-        rule: the rule of a group, checked.
+        rule: the rule, checked, from values of the options by name.
         anchors: where anchors come from.
-        specs: the rule's state; a rule without any counts its steps.
         ball: numbers of FTP's kernels for a group; ``None``: they cannot execute the rule.
         many: the rule's execution on many tensors for a group; ``None``: it has none but the pure one.
+
+    Attributes:
+        specs: the rule's state; a rule without any counts its steps.
     """
 
     def __init__(
         self,
         options: dict[str, Any],
-        rule: Callable[[dict[str, Any]], Rule],
+        rule: Callable[..., Rule],
         anchors: AnchorSource,
-        specs: tuple[Spec, ...] = (),
         ball: Callable[[dict[str, Any]], Ball] | None = None,
         many: Callable[[dict[str, Any]], Many] | None = None,
     ) -> None:
         self.options: dict[str, Any] = options
-        self.rule: Callable[[dict[str, Any]], Rule] = rule
+        self._rule: Callable[..., Rule] = rule
         self.anchors: AnchorSource = anchors
-        self.specs: tuple[Spec, ...] = specs or (Spec("anchor_step", "count"),)
+        self.specs: tuple[Spec, ...] = rule(**options).specs or (Spec("anchor_step", "count"),)
         self.ball: Callable[[dict[str, Any]], Ball] | None = ball
         self.many: Callable[[dict[str, Any]], Many] | None = many
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        return self._rule(**{name: group[name] for name in self.options})
 
     def check(self, group: dict[str, Any]) -> None:
         """``ValueError`` or ``TypeError`` for options of a group that cannot be."""
@@ -53,15 +57,6 @@ class Hold:
         if missing:
             raise ValueError(f"the optimizer to be held has no {missing[0]}, its options are {sorted(group)}")
 
-    @property
-    def has_kernels(self) -> bool:
-        return self.ball is not None
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether an execution assumes that state has the memory layout of the weights."""
-        return self.has_kernels or self.many is not None
-
     def begin(self, p: Tensor, name: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Put the state into a parameter's that a first constrained step needs."""
         rule = self.rule(group)
@@ -69,7 +64,7 @@ class Hold:
         state.update(store.blank(rule.specs or self.specs, p, rule.norm))
         # Sharded weights that are their own anchor: nothing is off, and to find that out would gather them.
         if rule.off and not (self.anchors.is_start and is_dtensor(p)):
-            state.update(store.off(rule, p, self.anchors.of(p, name, state)))
+            state.update(store.off(rule, p, self.anchors.of(name, state)))
 
     def is_initialized(self, state: dict[str, Any]) -> bool:
         """Whether a parameter has made a constrained step."""

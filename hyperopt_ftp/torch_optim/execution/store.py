@@ -75,9 +75,7 @@ def shard(value: Any, p: Tensor, kind: str | None, norm: Norm) -> Any:
     return sharded.in_form_of(value, p) if value.shape == p.shape else value
 
 
-def fit(
-    p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool, strides: bool
-) -> None:
+def fit(p: Tensor, state: dict[str, Any], kinds: dict[str, str], place: torch.device, lean: bool) -> None:
     """Bring loaded state into the form that kernels need: working dtype, the weights' layout, counts in place.
 
     Checkpoints of torch's optimizers keep moments in the weights' dtype, and old ones plain numbers as steps; a model
@@ -89,7 +87,6 @@ def fit(
         kinds: of the entries that are ours, by name.
         place: device of counts.
         lean: keep the deviation in bfloat16.
-        strides: whether kernels take the layout of the weights for granted.
     """
     real, shape = working(p.detach()).dtype, p.shape
     for key, value in state.items():
@@ -101,7 +98,7 @@ def fit(
             if value.dtype != dtype and key in kinds:
                 state[key] = value = value.to(dtype)
             # Also the base's own: torch's fused kernels take their layout for granted.
-            if strides and value.shape == shape and is_plain(p) and is_plain(value) and value.stride() != p.stride():
+            if value.shape == shape and is_plain(p) and is_plain(value) and value.stride() != p.stride():
                 state[key] = _laid_out(value, p)
 
 
@@ -124,7 +121,10 @@ def _gradient(w: Tensor, grad: Tensor) -> Tensor:
 def _anchor(w: Tensor, w0: Tensor) -> Tensor:
     if w0.dtype == torch.float64 != w.dtype:
         w0 = w0.float()  # the weights were float64 when they began
-    return w0.to(w.device, non_blocking=True) if w0.device != w.device and w0.numel() else w0
+    if w0.numel() and w0.device != w.device:
+        w0 = w0.to(w.device, non_blocking=True)
+    # One in a file may lie otherwise than weights in channels_last.
+    return _laid_out(w0, w) if w0.numel() and w0.stride() != w.stride() and is_plain(w) else w0
 
 
 def _laid_out(x: Tensor, w: Tensor) -> Tensor:

@@ -12,13 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checks.arguments import check_base
-from ..execution.backends import BACKENDS
 from ..execution.hold import Hold
 from .modes import Modes
 from .mover import Mover, Work
-
-#: State of torch's optimizers that is one number for a parameter.
-TORCHS_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 
 
 class Given(Mover):
@@ -132,16 +128,6 @@ class Given(Mover):
         if self._columns is not None:
             self.optimizer._init_group(group, *([] for _ in range(self._columns)))  # pyright: ignore
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        if self._loads:
-            return  # by the base itself, in load
-        twin = object.__new__(type(self.optimizer))
-        twin.__dict__.update(self.optimizer.__dict__)
-        try:
-            twin.__setstate__(dict(state))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise _unsuitable(self.optimizer, error) from error
-
     # -- saving and loading -------------------------------------------------------------------------------------
 
     @property
@@ -170,29 +156,21 @@ class Given(Mover):
         kept = {key: _only(entries, ours) for key, entries in found["state"].items() if isinstance(entries, dict)}
         return {**found, "state": kept, "base": base}
 
-    def check_saved(self, saved: Mapping[str, Any]) -> None:
-        if _overrides(self.optimizer, "state_dict") and "base" not in saved:
-            name = type(self.optimizer).__name__
+    def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        base, ours, name = self.optimizer, self.ours, type(self.optimizer).__name__
+        if _overrides(base, "state_dict") and "base" not in saved:
             raise ValueError(
                 f"the checkpoint has no entry 'base', what {name} writes by its own state_dict. Was it made by {name} "
                 "alone? Then load it into that before it is wrapped. Or rewritten by torch.distributed.checkpoint, "
                 "which keeps state and param_groups alone?"
             )
-
-    def casts(self, key: str) -> bool:
-        # torch's optimizers keep all but numbers in the dtype of the weights, and can do nothing in another. Of others
-        # we do not know: float32 moments of 16-bit weights, for instance.
-        return key not in TORCHS_NUMBERS and self.flagged
-
-    def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        base, ours = self.optimizer, self.ours
-        if not self._loads:
-            base.__setstate__(dict(state))
-            return state
-        own = self._saves and "base" in saved
-        theirs = saved["base"] if own else {**saved, "state": _stripped(saved["state"], ours)}
         before = [(entries, dict(entries)) for entries in _written(base)]
         try:
+            if not self._loads:
+                base.__setstate__(dict(state))
+                return state
+            own = self._saves and "base" in saved
+            theirs = saved["base"] if own else {**saved, "state": _stripped(saved["state"], ours)}
             base.load_state_dict(theirs)
             self._merge(state["param_groups"])
             for p, entries in state["state"].items():
@@ -202,7 +180,10 @@ class Given(Mover):
             for entries, old in before:
                 entries.clear()
                 entries.update(old)
-            raise _unsuitable(base, error) from error
+            raise ValueError(
+                f"the checkpoint does not suit {name}, which cannot load it ({error!r}); was it made around another "
+                "base?"
+            ) from error
         return {**state, "state": base.state, "param_groups": base.param_groups}
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -211,15 +192,15 @@ class Given(Mover):
         state, fresh = self.optimizer.state, self._fresh()
         saved: list[tuple[list[Tensor], Tensor]] = []
         raw: dict[Tensor, Any] = {}
-        work: Work = {}
         small = [i for i, spec in enumerate(self.hold.specs) if spec.kind in ("scalar", "count")]
         try:
             with self.modes.deployed():
                 work = collect()
-                for part in chain.from_iterable(work.values()):
-                    saved += [(column, torch.stack(column)) for column in map(part.columns.state.__getitem__, small)]
-                before = {execution: BACKENDS[execution].before_(parts) for execution, parts in work.items()}
-            for part, (grads, _) in zip(chain(*work.values()), chain(*before.values()), strict=True):
+                parts = [part for _, mine in work for part in mine]
+                for columns in (part.columns.state for part in parts):
+                    saved += [(columns[i], torch.stack(columns[i])) for i in small]
+                before = [backend.before_(mine) for backend, mine in work]
+            for part, (grads, _) in zip(parts, chain(*before), strict=True):
                 for p, grad in zip(part.columns.weights, grads, strict=False):
                     old: Any = p.grad
                     p.grad = grad.to(old.dtype)  # where this is an error there is nothing to restore
@@ -233,11 +214,11 @@ class Given(Mover):
         finally:
             for p, grad in raw.items():
                 p.grad = grad
-        held = [p for part in chain(*work.values()) for p in part.columns.weights] if self.modes.exist else []
+        held = [p for part in parts for p in part.columns.weights] if self.modes.exist else []
         self.modes.check_follows(held)
         with self.modes.deployed(held):
-            for execution, parts in work.items():
-                BACKENDS[execution].after_(parts, before[execution])
+            for (backend, mine), known in zip(work, before, strict=True):
+                backend.after_(mine, known)
 
     def _step_base(self, first: Collection[Tensor]) -> None:
         """The base alone. It detects a first step by its state, so ours is hidden if it has none of its own.
@@ -308,10 +289,3 @@ def _stripped(state: Mapping[Any, Any], ours: Collection[str]) -> dict[Any, Any]
         if not is_dict or left or not entries:
             found[key] = left
     return found
-
-
-def _unsuitable(base: Optimizer, error: Exception) -> ValueError:
-    return ValueError(
-        f"the checkpoint does not suit {type(base).__name__}, which cannot load it ({error!r}); was it made around "
-        "another base?"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
@@ -11,14 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...anchored.rule import Spec
-from ...calls import callers_level
 from ...kernels.layers import SGD, AdamW
 from ..checks.arguments import check_no_gradient
-from ..execution.backends import BACKENDS, Backend, Part, pick, pick_many, why_slow
+from ..execution.backends import SINGLE, Backend, Part, pick, pick_many
 from ..execution.hold import Hold
 
-#: What takes part in a step, by the name of its backend.
-Work = dict[str, list[Part]]
+#: What takes part in a step, by its backend.
+Work = list[tuple[Backend, list[Part]]]
 
 
 class Mover(ABC):
@@ -56,26 +54,10 @@ class Mover(ABC):
 
     def pick(self, group: dict[str, Any]) -> Backend:
         """The backend of a group."""
-        wishes = self.wishes(group)
-        if self.hold.has_kernels:
+        wishes = group if self.flagged else {"params": group["params"]}
+        if self.hold.ball is not None:
             return pick(wishes, self.own)
-        return BACKENDS["single"] if self.hold.many is None else pick_many(wishes)
-
-    def wishes(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A group as far as it may choose a backend."""
-        return group if self.flagged else {"params": group["params"]}
-
-    def warn_if_slow(self, opt: Optimizer) -> None:
-        """Where a CPU lacks what a fused step needs, and nobody has decided against that."""
-        groups = map(self.wishes, opt.param_groups) if self.hold.has_kernels else ()
-        why = next(filter(None, map(why_slow, groups)), None)
-        if why is not None:
-            meant = "; foreach=True (of a base that is given, its own) says that it is meant, and silences this"
-            warnings.warn(
-                f"{type(opt).__name__} steps on this CPU by foreach, about 4 times as slow as fused: {why}"
-                + (meant if "foreach" in opt.defaults and self.flagged else ""),
-                stacklevel=callers_level(),
-            )
+        return SINGLE if self.hold.many is None else pick_many(wishes)
 
     def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD | None:
         """What kernels need of a group for the weights ``like``; ``None``: they do not move these."""
@@ -114,16 +96,6 @@ class Mover(ABC):
         """A checkpoint: ``found``, in the form that the base's own methods need."""
         return found
 
-    def check_saved(self, saved: Mapping[str, Any]) -> None:
-        """``ValueError`` where a checkpoint lacks what it needs."""
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """``ValueError`` where it cannot load a checkpoint's state."""
-
     def load(self, state: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Take over checked groups and state; returns those that the optimizer is to have."""
+        """Take over checked groups and state, or an error and no change; returns what the optimizer is to have."""
         return state
-
-    def casts(self, key: str) -> bool:
-        """Whether its own entry of a checkpoint takes the dtype of the weights; else it keeps its own."""
-        return False

@@ -15,7 +15,6 @@ from ...hparams import check_hparam
 from ...kernels.layers import SGD, AdamW
 from ...tree import working
 from ..checks.arguments import check_flags, check_lean
-from ..execution.backends import BACKENDS
 from ..execution.hold import Hold
 from .mover import Mover, Work
 
@@ -79,8 +78,8 @@ class Own(Mover):
         check_lean(group)
 
     def step(self, collect: Callable[[], Work]) -> None:
-        for execution, parts in collect().items():
-            BACKENDS[execution].step_(parts)
+        for backend, parts in collect():
+            backend.step_(parts)
 
     def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:
         lr, rest = _zero_d(group["lr"]), [group[name] for name in self.formula.numbers]

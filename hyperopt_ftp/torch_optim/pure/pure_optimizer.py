@@ -13,8 +13,8 @@ from ...calls import check_compile, did_you_mean, explained, few
 from ...optimizers.averaging import averages
 from ...optimizers.partition import partition
 from ...types import Compile, Optimizer, check_optimizer
-from ..checks.arguments import check_no_gradient, check_params, listed
-from ..checks.names import unwrapped
+from ..checks.arguments import check_no_gradient, check_params
+from ..checks.names import names_in, unwrapped
 from ..checks.saved import check_checkpoint
 from .captured import captured
 from .group_numbers import (
@@ -89,18 +89,15 @@ class PureOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, optimizer: Optimizer, *, compile: Compile = False) -> None:
         check_optimizer("optimizer", optimizer)
         check_compile(compile)
-        self._names: dict[Tensor, str] = {}
-        super().__init__(listed("PureOptimizer", params), {})
+        super().__init__(params, {})
         everything = [p for group in self.param_groups for p in group["params"]]
         if not everything:
             raise ValueError("PureOptimizer got no parameters: its groups are empty")
         named = "param_names" in self.param_groups[0]
-        given: list[Any] = list(range(len(everything)))
-        if named:
-            given = [n for group in self.param_groups for n in group["param_names"]]
+        given = names_in(self.param_groups)
         check_params(everything, named, given)
         check_no_gradient("PureOptimizer", {".".join(path): value for path, value in flat(optimizer.hparams)})
-        self._names.update(zip(everything, (unwrapped(str(name)) for name in given), strict=True))
+        self._names: dict[Tensor, str] = {p: unwrapped(str(name)) for p, name in zip(everything, given, strict=True)}
         self._optimizer: Optimizer = _by_group(optimizer, self.param_groups, self._names)
         shared = captured(self._optimizer, {p.untyped_storage().data_ptr() for p in self._names} - {0})
         if shared is not None:
@@ -141,7 +138,6 @@ class PureOptimizer(torch.optim.Optimizer):
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
         self.defaults.update({key: copied(values[path]) for key, path in self._keys[0].items()})
         self._tuned: set[tuple[str, ...]] = {p for p in values if is_tuned(".".join(p), self._optimizer.tunes)}
-        self._reported: dict[tuple[str, ...], Any] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises after construction: the optimizer gets all its parameters at once."""
@@ -150,10 +146,6 @@ class PureOptimizer(torch.optim.Optimizer):
                 "PureOptimizer takes no groups later: its optimizer has been made for its parameters. Make a new one, "
                 "or give all at once, those that do not move yet without a gradient"
             )
-        given = param_group["params"]
-        values = [x[1] if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else []
-        if len(set(values)) < len(values):  # torch only warns
-            raise ValueError("a parameter is in a group twice; give each tensor once")
         super().add_param_group(param_group)
 
     def hparams(self) -> dict[str, Any]:
@@ -161,7 +153,7 @@ class PureOptimizer(torch.optim.Optimizer):
 
         Tuned hparams have their tuned values. Groups in ``params`` have the labels ``"0"``, ``"1"`` and so on.
         """
-        values = dict(flat(self._current()))
+        values = {**dict(flat(self._given())), **self._present()}
         return {name: as_number(values[path]) for name, path in names_of(list(values), "").items()}
 
     def averages(self) -> dict[str, Tensor]:
@@ -178,22 +170,26 @@ class PureOptimizer(torch.optim.Optimizer):
                 yield group, key, path
 
     def _given(self) -> dict[str, Any]:
-        values = {}
+        values, tuned = {}, self._present()
         for group, key, path in self._places():
             domain = domain_or_any(self._optimizer.domains, ".".join(path))
-            shows_tuned = path in self._tuned and self._started
-            values[path] = value = checked(key, group[key], domain, shows_tuned)
-            if shows_tuned:
-                self._check_untouched(key, path, value)
+            values[path] = value = checked(key, group[key], domain, path in tuned)
+            shown = (tuned[path], self._state[_STARTING][".".join(path)]) if path in tuned else ()
+            if shown and not any(equal(value, x) for x in shown):
+                raise RuntimeError(
+                    f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
+                    f"{as_number(tuned[path])}): a scheduler, or a write, has no effect there. Take a constant "
+                    "scheduler, or set the numbers of the level above"
+                )
         return rebuilt(self._optimizer.hparams, values)
 
-    def _check_untouched(self, key: str, path: tuple[str, ...], value: Any) -> None:
-        if not any(equal(value, x) for x in (self._reported[path], self._state[_STARTING][".".join(path)])):
-            raise RuntimeError(
-                f"{key} was set to {as_number(value)}, but the optimizer tunes it itself (now "
-                f"{as_number(self._reported[path])}): a scheduler, or a write, has no effect there. Take a constant "
-                "scheduler, or set the numbers of the level above"
-            )
+    def _present(self) -> dict[tuple[str, ...], Any]:
+        """Hparams that the optimizer has tuned."""
+        if not self._started or not self._tuned:
+            return {}
+        hparams = self._optimizer.hparams
+        values = flat(tuned_in(hparams, self._tree(self._weights(), hparams)))
+        return {path: value for path, value in values if path in self._tuned}
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -229,12 +225,6 @@ class PureOptimizer(torch.optim.Optimizer):
         found = dict(tree.named(state))
         self._state[_STATE], self._seen = found, (found, state)
 
-    def _current(self) -> Any:
-        given = self._given()
-        if not self._started or not self._tuned:
-            return given
-        return tuned_in(given, self._tree(self._weights(), given))
-
     # -- torch.optim --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -261,15 +251,14 @@ class PureOptimizer(torch.optim.Optimizer):
         for name, w in weights.items():
             if grads[name] is not None and new[name] is not w:
                 w.copy_(new[name])
-        if self._tuned:
-            self._report(tuned_in(hparams, state))
+        self._report()
         return loss
 
-    def _report(self, hparams: Any) -> None:
-        values = dict(flat(hparams))
+    def _report(self) -> None:
+        tuned = self._present()
         for group, key, path in self._places():
-            if path in self._tuned:
-                self._reported[path], group[key] = copied(values[path]), copied(values[path])
+            if path in tuned:
+                group[key] = copied(tuned[path])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with the same arguments. It is checked first, so an error changes nothing."""
@@ -285,15 +274,13 @@ class PureOptimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
         self._seen = None
-        if self._started and self._tuned:
-            hparams = rebuilt(self._optimizer.hparams, {path: group[key] for group, key, path in self._places()})
-            self._report(tuned_in(hparams, self._tree(self._weights(), hparams)))
+        self._report()
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
         check_checkpoint(saved)
         state, groups = saved["state"], saved["param_groups"]
         # A look at the state of a parameter leaves an empty one.
-        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and not _is_empty(entries)]
+        others = [key for key, entries in state.items() if key not in (_STATE, _STARTING) and entries != {}]
         missing = [key for keys, group in zip(self._keys, groups, strict=False) for key in keys if key not in group]
         if others or missing or len(groups) != len(self.param_groups):
             what = f"has state of parameters {few(others)}" if others else f"has no {few(missing)} in its groups"
@@ -309,7 +296,7 @@ class PureOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
 
-_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_reported", "_update", "_seen")
+_OWN = ("_names", "_optimizer", "_keys", "_tuned", "_update", "_seen")
 
 
 def _by_group(optimizer: Optimizer, groups: list[dict[str, Any]], names: dict[Tensor, str]) -> Optimizer:
@@ -364,7 +351,3 @@ def _filled(template: Any, found: dict[str, Any], weights: dict[str, Tensor]) ->
     if found:
         raise ValueError(f"the checkpoint has entries {few(list(found))} that this optimizer has not")
     return rebuild(values)
-
-
-def _is_empty(entries: Any) -> bool:
-    return isinstance(entries, Mapping) and not entries
