@@ -109,22 +109,3 @@ def test_a_sweep_over_p_has_the_same_draws_for_all():
     for p, x in zip(shares.tolist(), found, strict=True):
         torch.manual_seed(5)
         torch.testing.assert_close(x, hft.mixout(w, w0, p=p)["linear"], rtol=1e-14, atol=1e-14)
-
-
-def test_there_is_no_derivative_in_p():
-    """That of 1 / (1 - p) alone would be wrong: the mean over draws is the weights, whatever p is."""
-    w, w0 = pair()
-    p = torch.tensor(0.5, requires_grad=True)
-    with pytest.raises(ValueError, match="p must not require grad"):
-        hft.mixout(w, w0, p=p)
-    with pytest.raises(ValueError, match="p must not require grad"):
-        torch.func.grad(lambda p: hft.mixout(w, w0, p=p)["linear"].sum())(p.detach())
-
-
-def test_wrong_arguments():
-    w, w0 = pair()
-    for p in (1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=r"p must lie in \[0, 1\)"):
-            hft.mixout(w, w0, p=p)
-    with pytest.raises(ValueError, match="not in weights"):
-        hft.mixout(w, {"other": torch.zeros(1)}, p=0.5)
