@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 
 import pytest
 import torch
@@ -80,33 +79,6 @@ def through_a_file(state):
     torch.save(values, file)
     file.seek(0)
     return rebuild(torch.load(file, weights_only=True))
-
-
-@pytest.mark.parametrize("make", OUTSIDE.values(), ids=OUTSIDE)
-def test_an_optimizer_of_torch_outside_resumes_bit_for_bit(make):
-    records = rounds(OVER, make, outer_steps=4)
-    for k in range(3):
-        again = rounds(OVER, make, outer_steps=4, state=through_a_file(records[k].state))
-        assert [r.step for r in again] == list(range(k + 2, 5))
-        assert identical(again[-1].state, records[-1].state)
-
-
-@pytest.mark.parametrize("kind", ["tree", "function"])
-def test_rounds_that_start_anew(kind):
-    starts = [{k: v + 0.1 * i for k, v in start().items()} for i in range(3)]
-    reset = start() if kind == "tree" else lambda k: starts[k - 1]
-    records = rounds(reset=reset)
-    tuned, by = {"lr": SGD.hparams["lr"]}, hft.sgd(lr=0.1)
-    state = by.init(tuned)
-    for k, record in enumerate(records):
-        data = [DATA[(2 * k + i) % 4] for i in range(2)]
-        value, h, (params, _) = call(
-            params=start() if kind == "tree" else starts[k], data=data, hparams=tuned, over="lr"
-        )
-        tuned, state = by.update(h, state, tuned)
-        assert (record.value, record.tuned["lr"].item()) == (value.item(), tuned["lr"].item())
-        assert largest_difference(record.state.params, params) == 0
-    assert identical(rounds(reset=reset, state=records[0].state)[-1].state, records[-1].state)
 
 
 def test_params_outside_are_maml():
@@ -190,29 +162,6 @@ def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
 
 
 # -- a skipped round is taken back ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("outside", [hft.adam(lr=0.01), torch.optim.Adam], ids=["pure", "torch.optim"])
-def test_a_skipped_round_is_taken_back(outside):
-    """The third batch makes the training NaN; the round goes, the ones after it train from before it."""
-    data = [*DATA[:2], DATA[2] * math.nan, DATA[3], *DATA]
-
-    def run(batches, **options):
-        return list(
-            hft.bilevel(
-                SGD, outside, ("lr", "momentum"), loss, loss, start(), batches, [HELD_OUT], inner_steps=2,
-                not_finite="skip", **options,
-            )
-        )  # fmt: skip
-
-    first, bad, *rest = run(data, outer_steps=4)
-    assert bad.skipped == ("lr", "momentum")
-    assert all(bool(x.isfinite().all()) for r in (bad, *rest) for x in tree.leaves((r.state.params, r.state.inner)))
-    assert bad.tuned == first.tuned
-    assert identical(bad.state._replace(step=first.state.step), first.state)
-    without = run([*data[:2], *data[4:]], outer_steps=3)
-    assert identical(rest[-1].state._replace(step=0), without[-1].state._replace(step=0))
-    assert identical(run(data, outer_steps=4, state=bad.state)[-1].state, rest[-1].state)
 
 
 # -- loaders that shuffle ---------------------------------------------------------------------------------------------
@@ -304,33 +253,3 @@ def test_a_loader_after_a_list_begins_with_a_warning():
     lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
     assert [w.filename for w in seen] == [__file__]
     assert seen[0].lineno in lines
-
-
-def test_two_loaders_with_one_generator_resume():
-    def run(seed, **options):
-        g = torch.Generator().manual_seed(seed)
-        both = [torch.utils.data.DataLoader(x, 5, shuffle=True, generator=g) for x in (ROWS, ROWS[:11])]
-        return rounds(train_batches=both[0], outer_batches=both[1], outer_steps=6, **options)
-
-    records = run(11)
-    for k in range(5):
-        assert identical(run(99, state=records[k].state)[-1].state, records[-1].state)
-
-
-def test_a_shuffled_loader_resumes_where_a_round_was_skipped():
-    bad = ROWS.clone()
-    bad[3] = math.nan
-
-    def make(seed):
-        return torch.utils.data.DataLoader(bad, 5, shuffle=True, generator=torch.Generator().manual_seed(seed))
-
-    records = rounds(train_batches=make(11), inner_steps=1, outer_steps=12, not_finite="skip")
-    skipped = [r.step for r in records if r.skipped]
-    assert len(skipped) >= 2
-    for k in (skipped[0] - 1, skipped[0], 7):
-        again = rounds(
-            train_batches=make(99), inner_steps=1, outer_steps=12, not_finite="skip",
-            state=through_a_file(records[k].state),
-        )  # fmt: skip
-        assert identical(again[-1].state, records[-1].state)
-        assert [r.skipped for r in again] == [r.skipped for r in records[k + 1 :]]
