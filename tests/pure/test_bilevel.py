@@ -7,7 +7,7 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.anchored.projections import project
+from hyperopt_ftp.anchored import project
 
 from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 

@@ -105,7 +105,7 @@ def test_params_outside_are_maml():
 
 
 def test_batches_outside_are_distillation():
-    """Inputs of both steps are learned, their targets stay; derivatives against central differences."""
+    """Inputs of both steps are learned, their targets stay; derivatives against those of train under a transform."""
     data = [{"x": x, "y": torch.ones(5, dtype=torch.int64)} for x in DATA[:2]]
     over = ("batches.0.x", "batches.1.x")
 
@@ -123,10 +123,6 @@ def test_batches_outside_are_distillation():
 
     first = {name: data[i]["x"] for i, name in enumerate(over)}
     want = torch.func.grad(lambda xs: held_out(at(xs), HELD_OUT))(first)
-    direction = {name: torch.ones_like(x) for name, x in first.items()}
-    moved = [held_out(at({n: x + s * direction[n] for n, x in first.items()}), HELD_OUT) for s in (1e-5, -1e-5)]
-    along = sum((h * direction[n]).sum() for n, h in records[0].hypergradient.items())
-    assert along.item() == pytest.approx(((moved[0] - moved[1]) / 2e-5).item(), rel=1e-6)
     assert largest_difference(records[0].hypergradient, want) <= 1e-13
     assert records[-1].value < records[0].value
     assert data[0]["x"] is DATA[0]

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.anchored.ftp import radius_gradient
-from hyperopt_ftp.anchored.projections import project, row_norm
+from hyperopt_ftp.anchored import project, radius_gradient, row_norm
 
 from ..support.cases import ANCHOR
 from ..support.problems import batches, largest_difference, loss, start, train

@@ -13,7 +13,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.anchored.projections import row_norm
+from hyperopt_ftp.anchored import row_norm
 from hyperopt_ftp.hyper.core import vjp
 
 from ..support.hypergradients import (
@@ -167,9 +167,11 @@ def test_a_graph_of_train_is_one_node_that_frees_its_steps(strategy):
     lr = f64(0.2).requires_grad_()
     run = hft.train(SGD, watched, parameters(), DATA, hparams={**SGD.hparams, "lr": lr}, strategy=strategy)
     assert nodes(run.params) <= 2 + 2 + len(start())  # the node, and where the graph ends
-    value = outer(run.params)
+    value, job = outer(run.params), run.params["w"].grad_fn.job
     value.backward(retain_graph=True)
+    assert job.residual is not None
     value.backward()
+    assert job.residual is None
     gc.collect()
     assert not any(ref() is not None for ref in held)
 
