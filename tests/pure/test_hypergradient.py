@@ -70,11 +70,7 @@ def test_layers_paths_and_the_losss_own_hyperparameters(name):
 
     def run(values):
         full = hparams | {"lr": values["lr"], "loss": values["loss"], "betas": (hparams["betas"][0], values["betas.1"])}
-        params, state = start(), opt.init(start())
-        for x in batches(3):
-            grads = torch.func.grad(own_loss)(params, x, full["loss"])
-            params, state = opt.update(grads, state, params, {k: v for k, v in full.items() if k != "loss"})
-        return outer(params)
+        return outer(hft.train(opt, own_loss, start(), batches(3), hparams=full).params)
 
     _, grads, _ = hft.hypergradient(
         opt, own_loss, outer, start(), batches(3), over=over, hparams=hparams, strategy=EXACT[name]

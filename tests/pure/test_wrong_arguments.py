@@ -28,16 +28,14 @@ def test_an_error_says_what_is_wrong(row: Row):
 
 @every_base
 def test_learning_rates_that_are_none(case: Any):
-    wrong = {-1.0: r"lie in \[0, inf\), got", math.nan: r"lie in \[0, inf\), got", math.inf: r"lie in \[0, inf\), got"}
-    for value, text in wrong.items():
-        with pytest.raises(ValueError, match=f"lr must {text}"):
+    for value in (-1.0, math.nan, math.inf, torch.tensor(-1.0)):
+        with pytest.raises(ValueError, match=r"lr must lie in \[0, inf\), got"):
             case.build(lr=value)
-    for value, text in ((torch.tensor(-1.0), "lie in"), (torch.ones(2), r".*got shape \(2,\)")):
-        with pytest.raises(ValueError, match=f"lr must {text}"):
-            case.build(lr=value)
-    texts = {"0.1": "string", Fraction(1, 10): r"Fraction; write float\(Fraction\(1, 10\)\)", True: "bool"}
+    with pytest.raises(ValueError, match=r"got shape \(2,\)"):
+        case.build(lr=torch.ones(2))
+    texts = {"0.1": "the string", True: "bool", Fraction(1, 10): r"Fraction; write float\(Fraction\(1, 10\)\)"}
     for value, text in (*texts.items(), (Fraction(10**400), "Fraction$")):
-        with pytest.raises(TypeError, match=f"lr must be a number or a 0-d floating-point tensor, got .*{text}"):
+        with pytest.raises(TypeError, match=f"lr must be a number or a 0-d floating-point tensor, got {text}"):
             case.build(lr=value)
     for params in (nn.Linear(2, 2), nn.Linear(2, 2).parameters(), [*nn.Linear(2, 2).parameters()]):
         with pytest.raises(TypeError, match="lr must be .*; a pure optimizer gets no params here"):
