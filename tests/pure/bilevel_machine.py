@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         lost = not is_finite((params, inner))
         skipped = tuple(name for name, x in slopes.items() if not is_finite(x))
         if self.not_finite == "error" and (lost or skipped):
-            with pytest.raises(FloatingPointError, match=f"at outer step {done + 1} "):
+            with pytest.raises(FloatingPointError, match=f"not finite at outer step {done + 1} "):
                 next(self.run)
             self.run = self.start()
             self.tally["error"] += 1
