@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
 from dataclasses import replace
@@ -18,7 +17,6 @@ import hyperopt_ftp as hft
 from benchmarks.measure import allocated
 from benchmarks.nets import NETS, Problem
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.hyper.core import vjp
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 
@@ -299,30 +297,3 @@ def test_nothing_changes():
         problem.estimate(strategy, None)
         assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(x, y) for x, y in zip(tree.leaves(before), tree.leaves(problem.params), strict=True))
-
-
-class Own(Strategy):
-    def run(self, steps: Any, start: Any) -> Any: ...
-
-    def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any: ...
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "text"),
-    [
-        ({"strategy": hft.Unroll(compile=True)}, ValueError, "compile=True"),
-        ({"strategy": hft.Forward(compile="eager")}, ValueError, "compile=True"),
-        ({"strategy": Own()}, TypeError, "Own: measure a short run"),
-        ({"strategy": hft.Unroll(truncate=9)}, ValueError, "fewer than truncate = 9"),
-        ({"strategy": hft.Implicit(batches=9)}, ValueError, "fewer than batches = 9"),
-        ({"strategy": hft.Unroll(checkpoint="auto", memory=10)}, ValueError, "too few"),
-        ({"processes": 0}, ValueError, "processes"),
-        ({"over": "rate"}, ValueError, "rate"),
-    ],
-)
-def test_what_cannot_be_estimated(options: dict[str, Any], error: type[Exception], text: str):
-    def loss(p: Tensor, x: Tensor) -> Tensor:
-        return (p - x).square().sum()
-
-    with pytest.raises(error, match=re.escape(text)):
-        hft.estimate(hft.sgd(), loss, torch.zeros(2), [torch.ones(2)] * 3, **options)

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import schedules
+from hyperopt_ftp.hyper import Strategy
 
 from ..support.hypergradients import DATA, F64, SGD, call, f64, first_state, outer, own, rounds
 from ..support.problems import loss, start
@@ -380,6 +381,16 @@ class Rows:
         return DATA[i].clone().requires_grad_()
 
 
+class Own(Strategy):
+    def run(self, steps: Any, start: Any) -> Any: ...
+
+    def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any: ...
+
+
+def estimated(**options: Any) -> Any:
+    return hft.estimate(SGD, loss, W, DATA, **options)
+
+
 def dual() -> Any:
     from torch.autograd import forward_ad
 
@@ -461,6 +472,15 @@ TRAINING: list[Row] = [
     (lambda: hft.Unroll(checkpoint="auto"), ValueError, "give memory= a number of bytes, as 2"),
     (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or"),
     (lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* need"),
+    # Estimates.
+    (lambda: estimated(strategy=hft.Unroll(compile=True)), ValueError, "compile=True"),
+    (lambda: estimated(strategy=hft.Forward(compile="eager")), ValueError, "compile=True"),
+    (lambda: estimated(strategy=Own()), TypeError, "Own: measure a short run"),
+    (lambda: estimated(strategy=hft.Unroll(truncate=9)), ValueError, "fewer than truncate = 9"),
+    (lambda: estimated(strategy=hft.Implicit(batches=9)), ValueError, "fewer than batches = 9"),
+    (lambda: estimated(strategy=hft.Unroll(checkpoint="auto", memory=10)), ValueError, "too few"),
+    (lambda: estimated(processes=0), ValueError, "processes"),
+    (lambda: estimated(over="rate"), ValueError, "rate"),
 ]  # fmt: skip
 
 LOOPS: list[Row] = [
