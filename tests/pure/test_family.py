@@ -180,6 +180,19 @@ def test_a_strength_for_each_tensor_has_the_names_of_the_anchor():
     assert (new["a"]["b"].item(), new["c"].item()) == pytest.approx((1.0, 0.9))
 
 
+READS_LR = {
+    "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=1.0, decoupled=True),
+    "cautious_decay": lambda base, w0: hft.cautious_decay(base, w0, strength=1.0),
+    "recall": lambda base, w0: hft.recall(base, w0, strength=1.0),
+}
+
+
+@pytest.mark.parametrize("around", READS_LR.values(), ids=READS_LR)
+def test_a_schedule_goes_around_what_reads_lr(around):
+    opt, w = hft.scheduled(around(hft.sgd(lr=0.1), torch.zeros(1)), lr=lambda count: 0.0 * count), torch.ones(1)
+    assert opt.update(torch.zeros(1), opt.init(w), w)[0] == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("method", PURE, ids=str)
 def test_the_base_of_a_rule_sees_16_bit_gradients_in_working_precision(method: Method, dtype: torch.dtype):
