@@ -106,6 +106,14 @@ def test_a_hyper_learning_rate_of_0_is_the_base(by):
     assert largest_difference(tuned, train(base, None, params, data)[0]) == 0
 
 
+def test_the_first_update_moves_nothing_whatever_by_is():
+    params, base = start(), hft.sgd(lr=0.1)
+    opt = hft.hyper(base, by=hft.adamw(lr=0.5, weight_decay=0.9), over="lr")
+    _, state = opt.update(params, opt.init(params), params)
+    assert state.tuned["lr"].item() == 0.1
+    assert state.by.step.item() == 1
+
+
 def test_every_level_of_a_tower_has_the_right_derivative():
     params, data = start(), batches(6)
     tower = hft.hyper(
