@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import math
-
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.anchored.projections import project
+from hyperopt_ftp.anchored import project
 
 from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
@@ -26,61 +23,6 @@ def run(optimizer=None, by=None, over="lr", **options):
     )
 
 
-def test_it_is_its_loop_written_out():
-    records = run(hft.adamw(lr=0.05, eps=1e-2), hft.adam(lr=0.01), ("lr", "betas"))
-    opt, by = hft.adamw(lr=0.05, eps=1e-2), hft.adam(lr=0.01)
-    params, tuned = start(), {"lr": opt.hparams["lr"], "betas": opt.hparams["betas"]}
-    state, outer = opt.init(params), by.init(tuned)
-    for i, record in enumerate(records):
-        data = [DATA[(3 * i + k) % 7] for k in range(3)]
-        held = HELD_OUT[i % 2]
-        value, h, (params, state) = hft.hypergradient(
-            opt, loss, lambda p, x=held: loss(p, x), params, data, ("lr", "betas"), opt.hparams | tuned, state
-        )
-        tuned, outer = by.update(h, outer, tuned)
-        tuned = {
-            k: tree.map_tree(lambda x, k=k: x.clamp(0, 1 - 2**-53 if k == "betas" else math.inf), v)
-            for k, v in tuned.items()
-        }
-        assert record.step == i + 1
-        assert record.value == value.item()
-        assert largest_difference((record.tuned, record.state.params), (tuned, params)) == 0
-
-
-def test_a_resumed_run_continues_bit_for_bit():
-    records = run(by=hft.adam(lr=0.1), constrain={"lr": "log"})
-    file = io.BytesIO()
-    values, rebuild = tree.flatten(records[1].state)
-    torch.save(values, file)
-    file.seek(0)
-    saved = rebuild(torch.load(file, weights_only=True))
-    rest = run(by=hft.adam(lr=0.1), constrain={"lr": "log"}, state=saved)
-    assert [r.step for r in rest] == [3, 4, 5]
-    assert largest_difference(rest[-1].state, records[-1].state) == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "value"),
-    [("log", "lr", 0.1), ("logit", "momentum", 0.6), ("logit", "betas.0", 0.9), ("clip", "lr", 0.1)],
-)
-def test_a_map_moves_the_free_value_by_the_chain_rule(kind, name, value):
-    base = hft.sgd(lr=0.1, momentum=0.6)
-    to_free = {"log": math.log, "logit": lambda x: math.log(x / (1 - x)), "clip": lambda x: x}[kind]
-    back = {"log": torch.exp, "logit": torch.sigmoid, "clip": lambda x: x}[kind]
-    if name == "betas.0":
-        base = hft.adam(lr=0.1, eps=1e-2)
-    record = run(base, hft.sgd(lr=0.02), name, constrain={name: kind}, outer_steps=1)[0]
-    u = torch.tensor(to_free(value), dtype=torch.float64)
-
-    def outer(u):
-        x = back(u)
-        h = base.hparams | ({"betas": (x, base.hparams["betas"][1])} if name == "betas.0" else {name: x})
-        return loss(train(base, h, start(), DATA[:3])[0], HELD_OUT[0])
-
-    want = back(u - 0.02 * central_differences(outer, u)[0])
-    assert record.tuned[name].item() == pytest.approx(want.item(), rel=1e-8)
-
-
 def test_maps_inside_hyper_are_differentiable():
     opt = hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.05), over="lr", constrain={"lr": "log"})
     assert opt.init(start()).tuned["lr"].item() == 0.1
@@ -90,18 +32,6 @@ def test_maps_inside_hyper_are_differentiable():
 
     got = torch.stack(tree.leaves(torch.func.grad(outer)(opt.hparams)))
     torch.testing.assert_close(got, torch.stack(central_differences(outer, opt.hparams)), rtol=1e-6, atol=1e-10)
-
-
-def test_not_finite_hypergradients():
-    def bad(params, x):
-        return loss(params, x) + (0 * params["w"].sum()).sqrt()  # derivative 0 * inf
-
-    args = (hft.sgd(lr=0.1), hft.sgd(lr=0.1), ("lr",), loss, bad, start(), DATA, HELD_OUT)
-    with pytest.raises(FloatingPointError, match="hypergradient of 'lr' is not finite at outer step 1"):
-        list(hft.bilevel(*args, inner_steps=2, outer_steps=2))
-    record = list(hft.bilevel(*args, inner_steps=2, outer_steps=2, not_finite="skip"))[-1]
-    assert record.skipped == ("lr",)
-    assert record.tuned["lr"].item() == record.hparams["lr"].item() == 0.1
 
 
 def test_a_record_has_the_hparams_of_the_next_training():
@@ -133,30 +63,6 @@ def test_loaders_are_started_anew():
     )
     assert len(records) == 2
     assert Loader.starts == 3  # 6 batches, 2 a pass
-
-
-def test_bad_input():
-    with pytest.raises(ValueError, match="inner_steps must be a number of steps >= 1, got 0"):
-        run(inner_steps=0)
-    with pytest.raises(ValueError, match="over names 'rate'"):
-        run(over="rate")
-    for losses in ((loss, None), ("mse", loss)):
-        with pytest.raises(TypeError, match="must be a function that returns a scalar tensor, got (NoneType|str)"):
-            hft.bilevel(hft.sgd(lr=0.1), hft.sgd(), "lr", *losses, start(), DATA, DATA, inner_steps=1, outer_steps=1)
-    with pytest.raises(ValueError, match=r"constrain names \['momentum'\], but over tunes \['lr'\]"):
-        run(constrain={"momentum": "clip"})
-    with pytest.raises(ValueError, match="must be one of 'clip', 'log', 'logit', got 'exp'"):
-        run(constrain={"lr": "exp"})
-    with pytest.raises(ValueError, match="'log' is for positive values"):
-        run(hft.sgd(lr=0.1, momentum=0.5), over="dampening", constrain={"dampening": "log"})
-    with pytest.raises(ValueError, match="not_finite must be one of"):
-        run(not_finite="ignore")
-    with pytest.raises(ValueError, match="train_batches is empty"):
-        list(
-            hft.bilevel(
-                hft.sgd(lr=0.1), hft.sgd(), "lr", loss, loss, start(), [], HELD_OUT, inner_steps=1, outer_steps=1
-            )
-        )
 
 
 def test_tpgm_is_bilevel_over_the_radii():

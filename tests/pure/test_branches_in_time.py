@@ -9,7 +9,6 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..support.compare import float64_by_default
 from ..support.problems import batches, central_differences, loss, start, train
 
 
@@ -65,18 +64,6 @@ def test_the_average_of_asgd_is_differentiable_in_everything(t0: float):
     assert (got["t0"] != 0) == (t0 < 3)  # 4 updates are done before the last: the average begins where n - t0 > 1
 
 
-@pytest.mark.parametrize("t0", [0.0, 1.5, 9.0])
-def test_the_average_of_asgd_is_torchs(t0: float):
-    opt, p = hft.asgd(lr=0.1, lambd=0.3, alpha=0.6, t0=t0), torch.nn.Parameter(start()["b"])
-    peer, w, state = torch.optim.ASGD([p], lr=0.1, lambd=0.3, alpha=0.6, t0=t0), start()["b"], opt.init(start()["b"])
-    for _ in range(5):
-        p.grad = p.detach() ** 3
-        w, state = opt.update(w**3, state, w)
-        with float64_by_default():  # the dtype in which torch keeps the numbers of a tensor
-            peer.step()
-        torch.testing.assert_close(state.ax, peer.state[p]["ax"], rtol=1e-13, atol=1e-13)
-
-
 def test_a_learning_rate_of_asgd_acts_in_the_update_that_gets_it():
     w, g = {"w": torch.ones(3, dtype=torch.float64)}, {"w": torch.full((3,), 2.0, dtype=torch.float64)}
     opt = hft.asgd(lr=0.1, lambd=0.0)
@@ -103,14 +90,3 @@ def test_rprop_reads_its_learning_rate_at_first_only_and_its_bounds_always():
     assert [x.item() for x in slopes["step_sizes"]] == [0, 0]
     slopes = torch.func.grad(final)(opt.hparams, [1.0, 1.0, 1.0])  # 0.1, 0.12, 0.13
     assert [slopes["lr"].item(), slopes["step_sizes"][1].item()] == pytest.approx([-2.2, -1], abs=1e-15)
-
-
-def test_numbers_of_rprop_outside_their_domain():
-    with pytest.raises(ValueError, match=r"etaminus must lie in \[0, 1\), got 1.5"):
-        hft.rprop(etas=(1.5, 1.2))
-    with pytest.raises(ValueError, match=r"etaplus must lie in \[1, inf\), got 0.9"):
-        hft.rprop(etas=(0.5, {"w": 0.9, "b": 1.2}))
-    with pytest.raises(ValueError, match=r"etas must be a pair \(etaminus, etaplus\)"):
-        hft.rprop(etas=(0.5,))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"step_sizes must lie in \[0, inf\], got -1"):
-        hft.rprop(step_sizes=(-1, 50))

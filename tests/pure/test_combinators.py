@@ -37,15 +37,6 @@ def run(opt: hft.Optimizer, grads: list[Any], params: Any = None) -> tuple[Any, 
     return params, state
 
 
-def iterates(opt: hft.Optimizer, grads: list[Any]) -> list[Any]:
-    params, found = start(), []
-    state = opt.init(params)
-    for g in grads:
-        params, state = opt.update(g, state, params)
-        found.append(params)
-    return found
-
-
 def seen_by_the_base(wrap: Callable[[hft.Optimizer], hft.Optimizer], grads: Any, params: Any) -> Any:
     """The gradient that a base gets."""
     return tree.map_tree(torch.sub, params, run(wrap(hft.sgd(lr=1.0)), [grads], params)[0])
@@ -67,14 +58,18 @@ def one_by_one(ps: list[Any]) -> None:
         torch.nn.utils.clip_grad_norm_([p], 0.8)
 
 
+CLIPS = {
+    "value": (lambda opt: hft.clipped_by_value(opt, 0.5), lambda ps: torch.nn.utils.clip_grad_value_(ps, 0.5)),
+    "norm": (lambda opt: hft.clipped(opt, 2.5), lambda ps: torch.nn.utils.clip_grad_norm_(ps, 2.5)),
+    "layers": (lambda opt: hft.clipped_per_layer(opt, 0.8), one_by_one),
+}
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_clipping_by_value_and_per_layer_equal_torchs(scale: float):
+@pytest.mark.parametrize(("clip", "torchs"), CLIPS.values(), ids=CLIPS)
+def test_clipping_equals_torchs(clip: Any, torchs: Any, scale: float):
     params, grads = start(), {name: scale * g for name, g in gradients(1)[0].items()}
-    got = seen_by_the_base(lambda opt: hft.clipped_by_value(opt, 0.5), grads, params)
-    want = torch_clips(lambda ps: torch.nn.utils.clip_grad_value_(ps, 0.5), grads)
-    assert largest_difference(got, want) <= CLOSE
-    got = seen_by_the_base(lambda opt: hft.clipped_per_layer(opt, 0.8), grads, params)
-    assert largest_difference(got, torch_clips(one_by_one, grads)) <= CLOSE
+    assert largest_difference(seen_by_the_base(clip, grads, params), torch_clips(torchs, grads)) <= CLOSE
 
 
 def agc(w: Tensor, g: Tensor, ratio: float) -> Tensor:
@@ -196,12 +191,6 @@ def test_noise_needs_no_random_state_and_is_the_same_each_time():
     torch.manual_seed(99)
     assert largest_difference(run(opt, grads)[0], first) == 0
     assert largest_difference(run(hft.noisy(hft.sgd(lr=1.0), 0.3, seed=1), grads)[0], first) > 0.1
-    state, params = opt.init(start()), start()
-    compiled = torch.compile(opt.update, fullgraph=True, backend="aot_eager")
-    torch._dynamo.reset()
-    for g in grads:
-        params, state = compiled(g, state, params)
-    assert largest_difference(params, first) <= CLOSE
     # Under vmap over starts, gradients and hparams, every entry of the batch has the noise of a run by itself.
     scales = torch.tensor([0.1, 0.3], dtype=F64)
     many = {name: torch.stack([w, 2 * w]) for name, w in start().items()}
@@ -221,13 +210,6 @@ def test_noise_of_any_shape_and_dtype():
         assert z.shape == shape
     narrow = normal(torch.zeros(N), 0, 0, torch.tensor(0))
     torch.testing.assert_close(narrow.double(), drawn(), rtol=0, atol=1e-4)  # tails: u in float32 near 1
-    for wrong, error in ((-1, ValueError), (2**32, ValueError), (0.5, TypeError), (True, TypeError)):
-        with pytest.raises(error, match="seed must"):
-            hft.noisy(hft.sgd(), 0.1, seed=wrong)
-    params = {"a": torch.ones(2), "b": torch.ones(2)}
-    new, state = run(hft.noisy(hft.sgd(lr=1.0), 0.1), [{"a": None, "b": torch.ones(2)}], params)
-    assert torch.equal(new["a"], params["a"])
-    assert state.step == 1
 
 
 # -- accumulation -----------------------------------------------------------------------------------------------------
@@ -271,13 +253,7 @@ def test_accumulating_differentiates_as_training_on_joined_batches():
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
-def test_accumulating_refuses_none():
-    opt = hft.accumulated(hft.sgd(), 2)
-    with pytest.raises(ValueError, match=r"needs a gradient of 'b' each time, got None; .* hft.frozen\(\)"):
-        run(opt, [{**start(), "b": None}])
-    for wrong in (0, 1.5, True, None):
-        with pytest.raises(ValueError, match="every must be a number of gradients >= 1"):
-            hft.accumulated(hft.sgd(), wrong)
+def test_accumulating_one_is_the_base():
     plain = run(hft.sgd(lr=0.1), gradients(2))[0]
     assert largest_difference(run(hft.accumulated(hft.sgd(lr=0.1), 1), gradients(2))[0], plain) == 0
 
@@ -285,17 +261,12 @@ def test_accumulating_refuses_none():
 # -- averages ---------------------------------------------------------------------------------------------------------
 
 
-class Weights(torch.nn.Module):
-    def __init__(self, params: dict[str, Tensor]) -> None:
-        super().__init__()
-        for name, w in params.items():
-            self.register_parameter(name, torch.nn.Parameter(w.clone()))
-
-
 @pytest.mark.parametrize("decay", [0.9, 0.0, 1.0, None])
 def test_averages_equal_torchs(decay: float | None):
     grads, opt = gradients(6), hft.averaged(hft.sgd(lr=0.1), decay)
-    model = Weights(start())
+    model = torch.nn.Module()
+    for name, w in start().items():
+        model.register_parameter(name, torch.nn.Parameter(w.clone()))
     if decay is None:
         peer = AveragedModel(model)
     else:
@@ -350,7 +321,7 @@ def test_averages_are_found_inside(make: Callable[[], hft.Optimizer]):
     assert largest_difference(got, params) > 1e-3
 
 
-def test_averages_of_some_parts_of_other_dtypes_and_of_nothing():
+def test_averages_of_some_parts_and_of_other_dtypes():
     opt = hft.partition({"w": averaged(), "b": hft.sgd(lr=0.1)}, lambda path: path)
     params, state = run(opt, gradients(2))
     got = hft.averages(params, state)
@@ -360,18 +331,6 @@ def test_averages_of_some_parts_of_other_dtypes_and_of_nothing():
     state = averaged().init(narrow)
     assert {x.dtype for x in tree.leaves(state.average)} == {torch.float32}
     assert {x.dtype for x in hft.averages(narrow, state).values()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match=r"the state, a SGDState, keeps no average; put hft.averaged\(...\) around"):
-        hft.averages(params, hft.sgd().init(params))
-    for twice in (
-        hft.averaged(averaged()),
-        hft.averaged(hft.partition({"w": averaged(), "b": hft.sgd()}, lambda p: p)),
-    ):
-        with pytest.raises(ValueError, match="keeps more than one average of 'w'; pass the inner state"):
-            hft.averages(params, twice.init(params))
-    with pytest.raises(ValueError, match=r"keeps averages of \['b'\], which are not among the params.*\['w'\]"):
-        hft.averages({"w": params["w"]}, averaged().init(params))
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\], got 2"):
-        hft.averaged(hft.sgd(), 2.0)
 
 
 # -- lookahead --------------------------------------------------------------------------------------------------------
@@ -409,10 +368,6 @@ def test_limits_of_lookahead():
     assert torch.equal(params["b"], run(base, without)[0]["b"])
     assert torch.equal(state.slow["b"], start()["b"])
     assert torch.equal(state.slow["w"], params["w"])
-    with pytest.raises(ValueError, match="every must be a number of updates >= 1, got 0"):
-        hft.lookahead(base, 0)
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 1.5"):
-        hft.lookahead(base, alpha=1.5)
 
 
 # -- decay ------------------------------------------------------------------------------------------------------------
@@ -420,6 +375,7 @@ def test_limits_of_lookahead():
 
 def test_decayed_adam_is_adamw():
     grads, rates = gradients(5), {"w": torch.tensor(0.1, dtype=F64), "b": torch.tensor(0.02, dtype=F64)}
+    grads[2] = {**grads[2], "b": None}  # which moves nothing
     for lr in (0.1, rates):
         want = run(hft.adamw(lr=lr, weight_decay=0.3), grads)
         got = run(hft.decayed(hft.adam(lr=lr, weight_decay=0.0), 0.3), grads)
@@ -440,24 +396,6 @@ def test_what_is_excluded_does_not_decay(exclude: Any):
     both = exclude in ("?", ("w", "b"))
     decay = 0.0 if both else 0.5
     torch.testing.assert_close(params["w"], (1 - 0.1 * decay) * start()["w"] - 0.1 * grads[0]["w"])
-
-
-def test_decayed_with_none_and_what_does_not_fit():
-    params, _ = run(hft.decayed(hft.sgd(lr=0.1), 0.5), [{**gradients(1)[0], "b": None}])
-    assert torch.equal(params["b"], start()["b"])
-    with pytest.raises(ValueError, match=r"exclude: the entry 'bb' matches no parameter; they are \['w', 'b'\]"):
-        hft.decayed(hft.sgd(), 0.1, exclude="bb").init(start())
-    for wrong in (3, [3], {"b": 1}.values()):
-        with pytest.raises(TypeError, match="exclude must hold paths or glob patterns.*, got "):
-            hft.decayed(hft.sgd(), 0.1, exclude=wrong)
-    for base in (
-        hft.hyper(hft.sgd(), by=hft.sgd(), over="lr"),
-        hft.partition({"w": hft.sgd(), "b": hft.sgd()}, lambda path: path),
-    ):
-        with pytest.raises(ValueError, match="decayed reads the lr of base, which has none, its hparams are .*inside"):
-            hft.decayed(base, 0.1)
-    with pytest.raises(ValueError, match="weight_decay must lie in"):
-        hft.decayed(hft.sgd(), -0.1)
 
 
 # -- twice ------------------------------------------------------------------------------------------------------------
@@ -502,11 +440,10 @@ def test_two_averages_lookaheads_and_noises():
         assert largest_difference(own.average, run(hft.averaged(BASE, decay), grads)[1].average) == 0
     twice = hft.lookahead(hft.lookahead(BASE, 2, 0.5), 4, 0.25)
     assert [twice.hparams[name].item() for name in ("alpha", "alpha_2")] == [0.5, 0.25]
-    inner = iterates(hft.lookahead(BASE, 2, 0.5), grads)
-    outer = iterates(twice, grads)
-    assert largest_difference(outer[:3], inner[:3]) == 0
-    met = tree.map_tree(lambda a, b: a + 0.25 * (b - a), start(), inner[3])
-    assert largest_difference(outer[3], met) <= CLOSE
+    inner, outer = ([run(opt, grads[:n])[0] for n in (3, 4)] for opt in (hft.lookahead(BASE, 2, 0.5), twice))
+    assert largest_difference(outer[0], inner[0]) == 0
+    met = tree.map_tree(lambda a, b: a + 0.25 * (b - a), start(), inner[1])
+    assert largest_difference(outer[1], met) <= CLOSE
     twice = hft.noisy(hft.noisy(hft.sgd(lr=1.0), 0.1, seed=1), 0.2, seed=2)
     assert {"scale", "scale_2", "decay", "decay_2"} <= twice.hparams.keys()
     w = torch.zeros(3, dtype=F64)

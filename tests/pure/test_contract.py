@@ -15,7 +15,7 @@ from hyperopt_ftp import testing, tree
 
 from ..support.cases import BASES, CASES, COMBINED, Case
 from ..support.compare import float64_by_default
-from ..support.problems import batches, largest_difference, loss, start, train
+from ..support.problems import batches, largest_difference, loss, start
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_base = pytest.mark.parametrize("case", BASES, ids=str)
@@ -193,24 +193,3 @@ def test_eps_root_enters_the_root():
     w, g = torch.zeros(1, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64)
     opt = hft.adam(lr=1.0, eps=0.0, eps_root=16.0)
     assert opt.update(g, opt.init(w), w)[0].item() == pytest.approx(-3 / 5, abs=1e-15)
-
-
-def test_clipping_equals_torchs():
-    params, g = start(), {k: 9 * v for k, v in start().items()}
-    opt = hft.clipped(hft.sgd(lr=1.0), max_norm=2.5)
-    new, _ = opt.update(g, opt.init(params), params)
-    ps = [torch.nn.Parameter(v.clone()) for v in params.values()]
-    for p, x in zip(ps, g.values(), strict=True):
-        p.grad = x.clone()
-    torch.nn.utils.clip_grad_norm_(ps, 2.5)
-    for p, old, now in zip(ps, params.values(), new.values(), strict=True):
-        torch.testing.assert_close(old - now, p.grad, rtol=CLOSE, atol=CLOSE)
-
-
-def test_16_trainings_over_16_learning_rates_in_one_vmap():
-    opt, params, data = hft.adam(), start(), batches(5)
-    lrs = torch.logspace(-4, -1, 16, dtype=torch.float64)
-    together = torch.func.vmap(lambda lr: train(opt, opt.hparams | {"lr": lr}, params, data)[0])(lrs)
-    for i, lr in enumerate(lrs):
-        alone, _ = train(opt, opt.hparams | {"lr": lr}, params, data)
-        torch.testing.assert_close({k: v[i] for k, v in together.items()}, alone, rtol=CLOSE, atol=CLOSE)

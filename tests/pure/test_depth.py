@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -38,25 +36,6 @@ def test_what_is_in_no_layer_is_absent_and_a_name_is_no_prefix():
     }
 
 
-@pytest.mark.parametrize(
-    ("layers", "error", "text"),
-    [
-        (["stem"], ValueError, "at least two"),
-        ([], ValueError, "at least two"),
-        ("stem", TypeError, "list of names"),
-        (["stem", 1], TypeError, "list of names"),
-        ({"stem", "head"}, TypeError, "list of names"),
-        (None, TypeError, "list of names"),
-        (["stem", [], "head"], ValueError, r"layer 1 .* is empty"),
-        (["stem", "block.0"], ValueError, r"'block.0' matches no parameter.*did you mean 'blocks.0'"),
-        (["stem", "blocks", "blocks.1"], ValueError, r"layers 1 and 2 .* both have .*blocks.1.a.weight"),
-    ],
-)
-def test_layers_that_are_none(layers, error, text):
-    with pytest.raises(error, match=text):
-        hft.by_depth(NAMES, layers, 1.0, 0.0)
-
-
 def test_the_first_and_the_last_layer_have_exactly_the_numbers_that_are_given():
     """0.03 + (0.01 - 0.03) is not 0.01 in floating point."""
     for first, last in ((0.03, 0.01), (0.03, 0.3), (1e-4, 0.7)):
@@ -64,15 +43,6 @@ def test_the_first_and_the_last_layer_have_exactly_the_numbers_that_are_given():
         assert (found["stem.weight"], found["head.weight"]) == (first, last)
         groups = hft.depth_groups(network().named_parameters(), ["0", "2", "4"], lr=(first, last))
         assert (groups[0]["lr"], groups[-1]["lr"]) == (first, last)
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), "1", None, True])
-def test_numbers_that_are_none(number):
-    for ends in ((number, 0.1), (0.1, number)):
-        with pytest.raises((TypeError, ValueError), match="(first|last) must"):
-            hft.by_depth(NAMES, LAYERS, *ends)
-        with pytest.raises((TypeError, ValueError), match="radius must"):
-            hft.depth_groups(network().named_parameters(), ["0", "2", "4"], radius=ends)
 
 
 def network() -> nn.Module:
@@ -120,23 +90,6 @@ def test_the_rest_is_a_group_of_its_own():
     assert torch.equal(end["0.weight"], start["0.weight"])
     assert (end["2.weight"] - start["2.weight"]).abs().sum(1).max() <= 0.2 + 1e-12
     assert (end["4.weight"] - start["4.weight"]).abs().sum(1).max() > 0.2
-
-
-def test_groups_that_cannot_be_made():
-    model = network()
-    for wrong in (model.parameters(), dict(model.named_parameters())):
-        with pytest.raises(TypeError, match=r"needs names and parameters: pass model.named_parameters\(\)"):
-            hft.depth_groups(wrong, ["0", "2"], strength=(1.0, 0.0))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="needs a number"):
-        hft.depth_groups(model.named_parameters(), ["0", "2"])
-    with pytest.raises(TypeError, match=r"strength must be a pair .* got 1.0"):
-        hft.depth_groups(model.named_parameters(), ["0", "2"], strength=1.0)  # pyright: ignore[reportArgumentType]
-    both: list[dict[str, Any]] = [{"params": (1.0, 0.0)}, {"rest": {"params": []}, "strength": (1.0, 0.0)}]
-    for wrong in both:
-        with pytest.raises(TypeError, match="params is no option"):
-            hft.depth_groups(model.named_parameters(), ["0", "2"], **wrong)
-    with pytest.raises(ValueError, match=r"'4.weight', '4.bias'.* in no layer: .*rest="):
-        hft.depth_groups(model.named_parameters(), ["0", "2"], strength=(1.0, 0.0))
 
 
 def test_a_pure_optimizer_takes_the_numbers_as_an_hparam():

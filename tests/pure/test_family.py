@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
-from ..support import cases
 from ..support.family import FAMILY, PURE, WRONG_OPTIONS, Method
-from ..support.problems import batches, largest_difference, loss, start, train
+from ..support.problems import batches, largest_difference, loss, start
 from ..support.trajectories import BASES, problem, tensors, trajectory
 
 # Rounding of a step of two dozen operations, over 30 steps of values of order 1, where nothing is divided by less than
@@ -65,13 +63,6 @@ def test_a_call_as_of_a_class_says_which_is_the_pure_rule(method: Method):
         method.pure(nn.Linear(2, 2).named_parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("make", dict.fromkeys(case.make for case in cases.BASES), ids=lambda make: make.__name__)
-@pytest.mark.parametrize("kind", [lambda m: m, nn.Module.parameters, lambda m: [*m.parameters()]])
-def test_parameters_are_no_learning_rate(make, kind):
-    with pytest.raises(TypeError, match="lr must be .*; a pure optimizer gets no params here"):
-        make(kind(nn.Linear(2, 2)), 0.1)
-
-
 def test_at_the_anchor_there_is_no_direction_back_and_the_step_is_the_bases():
     """``d = 0``, as in a run's first step: neither the weights nor a derivative is 0 / 0."""
     w0, base = start(), hft.sgd(lr=0.1)
@@ -107,62 +98,6 @@ def test_infinite_radius_is_the_base_up_to_rounding_and_radius_zero_the_anchor()
             assert largest_difference(got, expected) <= 1e-14  # of W0 + (W - W0), 30 times
     for got, _ in run(hft.projected(make(), tensors(anchor), radius=0.0), tensors(first), map(tensors, grads)):
         assert largest_difference(got, tensors(anchor)) == 0
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_full_l2sp_makes_each_step_of_sgd_start_at_the_anchor(decoupled: bool):
-    anchor, first, grads = problem()
-    opt = hft.l2sp(hft.sgd(lr=0.5), tensors(anchor), strength=2.0, decoupled=decoupled)
-    for (got, _), g in zip(run(opt, tensors(first), map(tensors, grads)), map(tensors, grads), strict=True):
-        assert largest_difference(got, {n: torch.tensor(anchor[n]) - 0.5 * g[n] for n in g}) <= 1e-15
-
-
-def test_full_cautious_decay_starts_at_the_anchor_where_the_step_leads_there():
-    anchor, first, grads = problem()
-    opt = hft.cautious_decay(hft.sgd(lr=0.5), tensors(anchor), strength=2.0)
-    before = tensors(first)
-    for (got, _), g in zip(run(opt, tensors(first), map(tensors, grads)), map(tensors, grads), strict=True):
-        for name, w in before.items():
-            w0 = torch.tensor(anchor[name])
-            begin = torch.where(g[name] * (w - w0) >= 0, w0, w)
-            assert largest_difference(got[name], begin - 0.5 * g[name]) <= 1e-15
-        before = got
-
-
-def test_full_spd_is_the_projection_onto_the_ball_of_the_previous_deviation():
-    anchor, first, grads = problem()
-    w0, before, clipped = tensors(anchor), tensors(first), 0
-    make = BASES["sgd"][0]
-    opt = hft.spd(make(), w0, strength=1.0)
-    state, free = opt.init(before), make()
-    for g in map(tensors, grads):
-        moved, _ = free.update(g, state.base, before)
-        after, state = opt.update(g, state, before)
-        for name, w in before.items():
-            e, radius = moved[name] - w0[name], (w - w0[name]).norm()
-            if (g[name] * (w - w0[name])).sum() > 0:
-                expected = w0[name] + e * (radius / e.norm()).clamp(max=1)
-                clipped += int(e.norm() > radius)
-            else:
-                expected = moved[name]
-            assert largest_difference(after[name], expected) <= 1e-14
-        before = after
-    assert clipped > 3
-
-
-def test_full_direction_leaves_no_part_of_the_gradient_along_the_deviation():
-    anchor, first, grads = problem()
-    opt = hft.directed(hft.sgd(lr=1.0), tensors(anchor), omega=1.0)
-    g, w = tensors(grads[0]), tensors(first)
-    after, _ = opt.update(g, opt.init(w), w)
-    crossed = 0
-    for name in g:
-        d = w[name] - torch.tensor(anchor[name])
-        step = ((w[name] - after[name]) * d).sum()
-        back = (g[name] * d).sum() >= 0
-        crossed += int(back)
-        assert abs(step if back else step - (g[name] * d).sum()) <= 1e-14
-    assert 0 < crossed < len(g)
 
 
 # -- DiGraP's omega is a one-step hypergradient ---------------------------------------------------------------------
@@ -210,50 +145,7 @@ def test_digrap_is_hyper_of_directed(seed: int, lr: float, omega_lr: float, grad
             assert abs(state.rule[name]["omega"] - omega) <= 1e-9
 
 
-def test_the_strength_of_each_can_be_tuned_by_hypergradients():
-    """A meta-gradient through ten steps equals central differences; the sign says whether the anchor helps."""
-    w, data = start(), batches(10)
-    near = {name: x + 0.3 for name, x in w.items()}
-    for make in (hft.l2sp, hft.spd, hft.cautious_decay):
-        opt = make(hft.sgd(lr=0.2, momentum=0.9), near, strength=0.4)
-
-        def outer(strength, opt=opt):
-            final, _ = train(opt, {**opt.hparams, "strength": strength}, w, data)
-            return loss(final, data[0] - 0.2)
-
-        at = torch.tensor(0.4, dtype=torch.float64)
-        slope, h = torch.func.grad(outer)(at), 1e-5
-        assert slope == pytest.approx(((outer(at + h) - outer(at - h)) / (2 * h)).item(), rel=1e-6, abs=1e-9)
-        assert slope != 0
-
-
-def test_zeros_are_an_anchor_for_adapters():
-    adapter = {"down": torch.full((2, 3), 0.2), "up": torch.full((3, 2), -0.1)}
-    opt = hft.spd(hft.adam(lr=0.1), {name: torch.zeros_like(x) for name, x in adapter.items()}, strength=1.0)
-    new, _ = opt.update(adapter, opt.init(adapter), adapter)  # the gradient points away from zero: no decay
-    assert all(new[name].norm() < x.norm() for name, x in adapter.items())
-
-
 # -- wrong input ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (lambda: hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1), strength=-1.0), r"strength must lie in \[0, inf\), got -1"),
-        (lambda: hft.spd(hft.sgd(lr=1.0), torch.zeros(1), strength=math.nan), r"strength must lie in \[0, inf\)"),
-        (lambda: hft.directed(hft.sgd(lr=1.0), torch.zeros(1), omega=1.5), r"omega must lie in \[0, 1\], got 1.5"),
-        (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), omega_lr=-1.0), r"omega_lr must lie in \[0, inf\)"),
-        (lambda: hft.digrap(hft.sgd(lr=1.0), torch.zeros(1), gradient="full"), "gradient must be one of 'paper'"),
-        (
-            lambda: hft.l2sp(hft.hyper(hft.sgd(lr=1.0), hft.sgd(lr=1.0), "lr"), torch.zeros(1), decoupled=True),
-            "has no lr",
-        ),
-    ],
-)
-def test_wrong_numbers_are_refused_at_construction(make, text: str):
-    with pytest.raises(ValueError, match=text):
-        make()
 
 
 @pytest.mark.parametrize("rule", [hft.spd, hft.directed, hft.l2sp])
@@ -279,11 +171,6 @@ def test_each_option_has_its_domain(method: Method):
                 method.held(hft.sgd(lr=1.0), torch.zeros(1), **{name: wrong})
 
 
-def test_decoupled_must_be_a_bool():
-    with pytest.raises(TypeError, match="decoupled must be True or False, got 'yes'"):
-        hft.l2sp(hft.sgd(lr=1.0), torch.zeros(1), decoupled="yes")  # pyright: ignore[reportArgumentType]
-
-
 def test_a_strength_for_each_tensor_has_the_names_of_the_anchor():
     w0 = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
     opt = hft.l2sp(hft.sgd(lr=0.1), w0, strength={"a.b": 0.0, "c": 1.0})
@@ -291,22 +178,19 @@ def test_a_strength_for_each_tensor_has_the_names_of_the_anchor():
     still = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
     new, _ = opt.update(still, opt.init(ones), ones)
     assert (new["a"]["b"].item(), new["c"].item()) == pytest.approx((1.0, 0.9))
-    with pytest.raises(ValueError, match=r"strength must have the names of the anchor \['a.b', 'c'\], got \['a.b'\]"):
-        hft.l2sp(hft.sgd(lr=0.1), w0, strength={"a.b": 0.0})
-    with pytest.raises(ValueError, match="there is no entry 'c' among"):
-        opt.update({"a": {"b": torch.zeros(1)}}, opt.init(ones), ones)
 
 
-def test_a_schedule_goes_around():
-    none = {"lr": lambda count: 0.0 * count}
-    w0, w = torch.zeros(1), torch.ones(1)
-    opt = hft.scheduled(hft.l2sp(hft.sgd(lr=0.1), w0, strength=1.0, decoupled=True), **none)
+READS_LR = {
+    "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=1.0, decoupled=True),
+    "cautious_decay": lambda base, w0: hft.cautious_decay(base, w0, strength=1.0),
+    "recall": lambda base, w0: hft.recall(base, w0, strength=1.0),
+}
+
+
+@pytest.mark.parametrize("around", READS_LR.values(), ids=READS_LR)
+def test_a_schedule_goes_around_what_reads_lr(around):
+    opt, w = hft.scheduled(around(hft.sgd(lr=0.1), torch.zeros(1)), lr=lambda count: 0.0 * count), torch.ones(1)
     assert opt.update(torch.zeros(1), opt.init(w), w)[0] == 1
-
-
-def test_an_anchor_that_does_not_fit_is_refused_at_init():
-    with pytest.raises(ValueError, match="has shape"):
-        hft.l2sp(hft.sgd(lr=1.0), {"w": torch.zeros(3)}).init({"w": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

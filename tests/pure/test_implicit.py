@@ -47,6 +47,15 @@ def test_implicit_of_one_batch_is_the_closed_form(solver, iterations):
     assert got.item() == pytest.approx(closed_form(0.1, CENTRE), rel=1e-9)
 
 
+@SOLVERS
+def test_damping_is_in_units_of_a_step(solver, iterations):
+    """It is added to dF/dp, which is lr (CURVATURE + l2)."""
+    end = CURVATURE * CENTRE / (CURVATURE + 0.1)
+    x = end.sum() / (0.8 * (CURVATURE + 0.1) + 0.1)
+    got = implicit(hft.Implicit(solver, iterations, damping=0.1))[1]
+    assert got.item() == pytest.approx(-(x * 0.8 * end).sum().item(), rel=1e-9)
+
+
 def test_a_solver_that_has_not_converged_warns_or_raises():
     with pytest.warns(UserWarning, match="solver 'neumann', has not converged: residual .* after 5 iterations, tol"):
         implicit(hft.Implicit("neumann", 5))

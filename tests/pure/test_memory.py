@@ -8,17 +8,16 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import hyperopt_ftp as hft
 from benchmarks.measure import allocated
-from benchmarks.nets import Block
+from benchmarks.nets import NETS
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.hyper.unrolling.checkpoints import Checkpoints
@@ -119,15 +118,6 @@ def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[in
         assert max(live) <= points
         assert logged.calls - plain.calls <= again
         assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
-
-
-def test_a_tree_over_a_thousand_steps(live: list[int]):
-    plain, logged = Counted(0.0), Counted(0.0)
-    want = call(plain, 1000, PLAIN)
-    live.clear()
-    assert_equal(call(logged, 1000, LOG), want)
-    assert max(live) <= 16
-    assert 2600 < logged.calls - plain.calls <= 2751
 
 
 AUTO = hft.Unroll(checkpoint="auto", memory=2**30)
@@ -261,95 +251,27 @@ def test_memory_has_no_effect_under_a_transform():
 # -- the predicted peak -----------------------------------------------------------------------------------------------
 
 
-class Net:
-    def __init__(self, net: nn.Module, x: Tensor, steps: int, opt: hft.Optimizer, over: str = "lr") -> None:
-        self.params = {name: p.detach() for name, p in net.named_parameters()}
-        self.opt, self.over = opt, over
-        with torch.no_grad():
-            self.labels = torch.randint(5, net(x).shape[:-1])
-        self.data = [x] * steps
-        self.state = opt.init(self.params)
-        self.net = net
-
-    def loss(self, p: Any, x: Tensor) -> Tensor:
-        labels = self.labels.repeat(len(x) // len(self.labels), 1)
-        return F.cross_entropy(torch.func.functional_call(self.net, p, (x,)).flatten(0, -2), labels.flatten())
-
-    def hypergradient(self, strategy: hft.Unroll) -> Any:
-        torch.manual_seed(0)
-        outer = lambda p: self.loss(p, self.data[0])  # noqa: E731
-        return hft.hypergradient(
-            self.opt, self.loss, outer, self.params, self.data, self.over, state=self.state, strategy=strategy
-        )
-
-
-def mlp(opt: hft.Optimizer | None = None, over: str = "lr", steps: int = 64) -> Net:
-    net = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 5))
-    return Net(net, torch.randn(32, 20), steps, opt or hft.adam(eps=1e-4), over)
-
-
-def conv() -> Net:
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()]
-    return Net(nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 5)), torch.randn(8, 3, 16, 16), 16, hft.adam())
-
-
-def transformer() -> Net:
-    net = nn.Sequential(nn.Linear(16, 32), Block(32, 4), Block(32, 4), nn.Linear(32, 5))
-    return Net(net, torch.randn(8, 32, 16), 8, hft.adam())
-
-
-def distilled() -> Net:
-    """Batches are wanted, and larger than all else: the peak is at the end of the way back."""
-    net = nn.Sequential(nn.Linear(400, 8), nn.Tanh(), nn.Linear(8, 5))
-    return Net(net, torch.randn(64, 400), 12, hft.sgd(), "batches")
-
-
-def tuned() -> Net:
-    return mlp(hft.hyper(hft.adam(eps=1e-4), by=hft.sgd(lr=1e-6), over="lr"), "by.lr", 8)
-
-
-NETS = {
-    "mlp": (mlp, {6_500_000: "the last", 1_350_000: "tree"}),
-    "conv": (conv, {2**40: "all graphs", 3_300_000: "the last"}),
-    "transformer": (transformer, {7_500_000: "n = "}),
-    "batches": (distilled, {2**40: "all graphs"}),
-    "tuned": (tuned, {2**40: "all graphs", 1_700_000: "n = "}),
-}
-
-
-@pytest.mark.parametrize(("make", "budgets"), NETS.values(), ids=NETS)
-def test_the_predicted_peak_is_that_of_the_allocator(make: Any, budgets: dict[int, str], caplog: Any):
-    torch.manual_seed(0)
-    net = make()
-    want = net.hypergradient(PLAIN)
-    caplog.set_level(logging.INFO, logger="hyperopt_ftp")
-    for memory, words in budgets.items():
-        caplog.clear()
-        peak, found = allocated(partial(net.hypergradient, hft.Unroll(checkpoint="auto", memory=memory)))
-        assert_equal(found, want)
-        (line,) = caplog.messages
-        assert words in line
-        predicted = int(re.search(r"predicted peak: (\d+) bytes", line)[1])  # pyright: ignore[reportOptionalSubscript]
-        assert predicted <= memory
-        assert predicted == pytest.approx(peak, rel=0.15), line
-
-
 def test_as_much_memory_as_the_error_says_is_enough():
-    net = mlp(steps=20)
+    problem = NETS["mlp"](20)
+
+    def run(memory: int) -> None:
+        problem.hypergradient(hft.Unroll(checkpoint="auto", memory=memory), None)
+
     with pytest.raises(ValueError, match="memory=1000 bytes are too few") as caught:
-        net.hypergradient(hft.Unroll(checkpoint="auto", memory=1000))
+        run(1000)
     least = int(re.search(r"steps need (\d+)", str(caught.value))[1])  # pyright: ignore[reportOptionalSubscript]
-    net.hypergradient(hft.Unroll(checkpoint="auto", memory=least))
+    run(least)
     with pytest.raises(ValueError, match=f"need {least}"):
-        net.hypergradient(hft.Unroll(checkpoint="auto", memory=least - 1))
+        run(least - 1)
 
 
 def test_the_prediction_is_made_from_the_first_step(caplog: Any):
     """Later batches may be larger: the result is the same, the peak is not what was said."""
-    net = mlp(steps=8)
-    net.data[4:] = [net.data[0].repeat(8, 1)] * 4
-    want = net.hypergradient(PLAIN)
+    problem = NETS["mlp"](8)
+    x, y = problem.batches[0]
+    problem.batches[4:] = [(x.repeat(8, 1), y.repeat(8))] * 4
+    want = problem.hypergradient(PLAIN, None)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
-    peak, found = allocated(partial(net.hypergradient, AUTO))
+    peak, found = allocated(lambda: problem.hypergradient(AUTO, None))
     assert_equal(found, want)
     assert int(caplog.messages[0].split()[-2]) < 0.7 * peak

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from torch import nn
 
 import hyperopt_ftp as hft
 
@@ -76,31 +74,6 @@ def test_the_gradient_is_that_of_the_formula():
     torch.testing.assert_close(w["linear"].grad, expected.expand(3, 5), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("checkpoint", ["sqrt", False])
-def test_hypergradients_through_training_with_mixout_are_central_differences(checkpoint):
-    """The learning rate's, of training with the same draws."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)).double()
-    start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batches = [torch.randn(8, 3, dtype=torch.float64) for _ in range(6)]
-
-    def train_loss(params, x):
-        return (torch.func.functional_call(model, hft.mixout(params, start, p=0.4), (x,)) - 1).square().mean()
-
-    def ends(lr):
-        torch.manual_seed(7)
-        run = hft.train(hft.adam(lr=0.1), train_loss, start, batches, hparams={**hft.adam(lr=0.1).hparams, "lr": lr},
-                        strategy=hft.Unroll(checkpoint=checkpoint))  # fmt: skip
-        return (torch.func.functional_call(model, run.params, (batches[0],)) - 1).square().mean()
-
-    lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(ends(lr), lr)
-    with torch.no_grad():
-        low, high = (ends(torch.tensor(0.05 + step, dtype=torch.float64)) for step in (-1e-5, 1e-5))
-    # Errors: 1e-10 of the third derivative's term, and 1e-16 / 1e-5 of rounding.
-    assert slope.item() == pytest.approx(((high - low) / 2e-5).item(), rel=1e-6)
-
-
 def test_a_sweep_over_p_has_the_same_draws_for_all():
     w, w0 = pair()
     shares = torch.tensor([0.2, 0.7], dtype=torch.float64)
@@ -109,22 +82,3 @@ def test_a_sweep_over_p_has_the_same_draws_for_all():
     for p, x in zip(shares.tolist(), found, strict=True):
         torch.manual_seed(5)
         torch.testing.assert_close(x, hft.mixout(w, w0, p=p)["linear"], rtol=1e-14, atol=1e-14)
-
-
-def test_there_is_no_derivative_in_p():
-    """That of 1 / (1 - p) alone would be wrong: the mean over draws is the weights, whatever p is."""
-    w, w0 = pair()
-    p = torch.tensor(0.5, requires_grad=True)
-    with pytest.raises(ValueError, match="p must not require grad"):
-        hft.mixout(w, w0, p=p)
-    with pytest.raises(ValueError, match="p must not require grad"):
-        torch.func.grad(lambda p: hft.mixout(w, w0, p=p)["linear"].sum())(p.detach())
-
-
-def test_wrong_arguments():
-    w, w0 = pair()
-    for p in (1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=r"p must lie in \[0, 1\)"):
-            hft.mixout(w, w0, p=p)
-    with pytest.raises(ValueError, match="not in weights"):
-        hft.mixout(w, {"other": torch.zeros(1)}, p=0.5)

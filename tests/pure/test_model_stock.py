@@ -68,19 +68,3 @@ def test_the_first_model_gives_the_precision_to_all():
         found = hft.model_stock([{"w": one.to(first)}, {"w": two.to(second)}], w0)[0]["w"]
         assert found.dtype == first
         torch.testing.assert_close(found, expected.to(first), rtol=4 * torch.finfo(first).eps, atol=0)
-
-
-def test_wrong_arguments():
-    w0, w = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
-    with pytest.raises(TypeError, match="list of state_dicts, got dict"):
-        hft.model_stock(w, w0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="at least two, got 1"):
-        hft.model_stock([w], w0)
-    with pytest.raises(ValueError, match=r"same names, but only some have \['v'\]"):
-        hft.model_stock([w, {**w, "v": torch.ones(1)}], w0)
-    with pytest.raises(ValueError, match=r"same shapes, but \['v'\]"):
-        hft.model_stock([{**w, "v": torch.ones(1)}, {**w, "v": torch.ones(2)}], w0)
-    with pytest.raises(ValueError, match=r"same shapes, but \['v'\]"):
-        hft.model_stock([{**w, "v": torch.ones(1)}, {**w, "v": 3}], w0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="not in weights"):
-        hft.model_stock([w, w], {"other": torch.zeros(2)})

@@ -119,25 +119,6 @@ def test_it_equals_torchs(name: str):
             torch.testing.assert_close(LR * alone, want[count], rtol=0.0, atol=bound)
 
 
-def test_an_optimizer_under_a_schedule_equals_torchs():
-    schedule, make = PEERS["warm_up-cosine"]
-    opt, params = hft.scheduled(hft.sgd(lr=LR, momentum=0.9), lr=schedule), start()
-    ps = {k: torch.nn.Parameter(w.clone()) for k, w in params.items()}
-    peer = torch.optim.SGD(ps.values(), lr=LR, momentum=0.9)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*epoch parameter.*")
-        scheduler, state = make(peer), opt.init(params)
-        for x in batches(K):
-            grads = torch.func.grad(loss)(params, x)
-            for k, p in ps.items():
-                p.grad = grads[k].clone()
-            params, state = opt.update(grads, state, params)
-            peer.step()
-            scheduler.step()
-    for k, p in ps.items():  # a dozen roundings in each of K updates of values of order 1
-        torch.testing.assert_close(params[k], p.detach(), rtol=0.0, atol=12 * K * FLOAT.eps * 10)
-
-
 ENDED = {
     "cosine": (schedules.cosine(4, 0.2), 0.2),
     "linear": (schedules.linear(0.1, 0.6, 4), 0.6),
@@ -268,24 +249,9 @@ def test_hyper_tunes_a_schedule_inside_its_domains():
     opt, params, data = hft.scheduled(hft.sgd(lr=0.3), lr=COSINE), start(), batches(8)
     tuner = hft.hyper(opt, by=hft.sgd(lr=0.05), over=OVER)
     state = tuner.init(params)
-    for t, x in enumerate(data):
-        grads, old = torch.func.grad(loss)(params, x), state
-        new, state = tuner.update(grads, state, params)
-        if t == 4:  # one step by hand
-
-            def moved(values, old=old, grads=grads):
-                p = old.previous
-                h = {**opt.hparams, "lr": values["lr"]}
-                h["lr_schedule"] = {
-                    "share": values[OVER[1]], "start": COSINE.hparams["start"], "then": {"floor": values[OVER[2]]}
-                }  # fmt: skip
-                w = opt.update(p.grads, p.state, p.params, h)[0]
-                return sum((w[k] * grads[k]).sum() for k in w)
-
-            slopes = central_differences(moved, dict(old.tuned))
-            for name, slope in zip(OVER, slopes, strict=True):
-                assert state.tuned[name].item() == pytest.approx((old.tuned[name] - 0.05 * slope).item(), rel=1e-8)
-        params = new
+    for x in data:
+        params, state = tuner.update(torch.func.grad(loss)(params, x), state, params)
+    assert all(state.tuned[name] != tree.entry(opt.hparams, name) for name in OVER)
     wild = hft.hyper(opt, by=hft.sgd(lr=1e9), over=OVER)
     params, state = start(), wild.init(start())
     for x in data[:3]:
@@ -298,18 +264,6 @@ def test_what_a_base_tunes_is_known_around_a_table():
     """So that no other optimizer tunes it again."""
     opt = hft.per_step(hft.hyper(hft.sgd(), by=hft.sgd(), over="lr"), {"by.lr": f64(0.1, 0.2)})
     assert opt.tunes == ("base.lr",)
-
-
-def test_bilevel_tunes_a_schedule():
-    opt, data = hft.scheduled(hft.sgd(lr=0.3), lr=COSINE), batches(8)
-    run = hft.bilevel(
-        opt, hft.adam(lr=0.05), OVER, loss, loss, start(), data, data[:1], inner_steps=8, outer_steps=6,
-        reset=start(), constrain={"lr": "log", "lr_schedule.share": "logit"},
-    )  # fmt: skip
-    records = list(run)
-    assert records[-1].value < records[0].value
-    for name in OVER:
-        assert records[-1].tuned[name] != tree.entry(opt.hparams, name)
 
 
 def test_schedules_nest_and_their_numbers_have_schedules():
@@ -334,52 +288,29 @@ def test_schedules_nest_and_their_numbers_have_schedules():
     torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
 
-def parts() -> hft.Optimizer:
-    """An optimizer with an optimizer for each of two params, whose hparams nest."""
-    inner = {"w": hft.adam(lr=0.1, eps=1e-2), "b": hft.sgd(lr=0.2)}
+def parts(w: hft.Optimizer, b: hft.Optimizer) -> hft.Optimizer:
+    return hft.partition({"w": w, "b": b}, lambda path: path)
 
-    def init(params, hparams=None):
-        return {k: opt.init(params[k]) for k, opt in inner.items()}
 
-    def update(grads, state, params, hparams=None):
-        h = hparams or {k: opt.hparams for k, opt in inner.items()}
-        moved = {k: opt.update(grads[k], state[k], params[k], h[k]) for k, opt in inner.items()}
-        return {k: m[0] for k, m in moved.items()}, {k: m[1] for k, m in moved.items()}
-
-    own = {k: opt.hparams for k, opt in inner.items()}
-    return hft.Optimizer(init, update, own, domains={k: opt.domains for k, opt in inner.items()})
+def adam(beta: float = 0.9) -> hft.Optimizer:
+    return hft.adam(lr=0.1, eps=1e-2, betas=(beta, 0.999))
 
 
 def test_paths_lead_into_hparams_that_nest():
-    data, s = batches(4), schedules.cosine(4, 0.1)
-    opt = hft.scheduled(parts(), {"w.lr": s, "b.lr": s, "w.betas.0": schedules.constant(0.5)})
+    """Around a partition it is as around its parts."""
+    data, s, sgd = batches(4), schedules.cosine(4, 0.1), hft.sgd(lr=0.2)
+    opt = hft.scheduled(parts(adam(), sgd), {"w.lr": s, "b.lr": s, "w.betas.0": schedules.constant(0.5)})
     assert set(opt.hparams) == {"w", "b", "w.lr_schedule", "b.lr_schedule", "w.betas.0_schedule"}
-    got, _ = train(opt, None, start(), data)
-    w = hft.scheduled(hft.adam(lr=0.1, eps=1e-2, betas=(0.45, 0.999)), lr=s)
-    b = hft.scheduled(hft.sgd(lr=0.2), lr=s)
-    params, states = start(), {"w": w.init(start()["w"]), "b": b.init(start()["b"])}
-    for x in data:
-        grads = torch.func.grad(loss)(params, x)
-        moved = {k: o.update(grads[k], states[k], params[k]) for k, o in (("w", w), ("b", b))}
-        params, states = ({k: m[i] for k, m in moved.items()} for i in (0, 1))
-    torch.testing.assert_close(got, params, rtol=1e-14, atol=1e-14)
+    alone = parts(hft.scheduled(adam(0.45), lr=s), hft.scheduled(sgd, lr=s))
     # The longest key that fits: "w.lr_schedule" is a name, "w" is one too.
     over = ("w.lr", "w.lr_schedule.floor", "b.lr_schedule")
     outer = lambda p: loss(p, data[0])  # noqa: E731
-    slopes = hft.hypergradient(opt, loss, outer, start(), data, over=over)[1]
-
-    def at(values):
-        h = {**opt.hparams, "w": {**opt.hparams["w"], "lr": values["lr"]}, "w.lr_schedule": {"floor": values["floor"]}}
-        return outer(train(opt, h, start(), data)[0])
-
-    want = central_differences(at, {"lr": f64(0.1), "floor": f64(0.1)})
-    torch.testing.assert_close(entries([slopes[x] for x in over[:2]]), torch.stack(want), rtol=1e-6, atol=1e-10)
-    tuner = hft.hyper(opt, by=hft.sgd(lr=0.1), over=over)
-    params, state = start(), tuner.init(start())
-    for x in data:
-        params, state = tuner.update(torch.func.grad(loss)(params, x), state, params)
-    assert state.tuned["w.lr_schedule.floor"] != 0.1
-    assert state.tuned["b.lr_schedule"]["floor"] >= 0
+    got, want = (hft.hypergradient(x, loss, outer, start(), data, over=over) for x in (opt, alone))
+    torch.testing.assert_close(got[2][0], want[2][0], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-10, atol=1e-13)
+    got, want = (train(hft.hyper(x, by=hft.sgd(lr=0.1), over=over), None, start(), data)[1].tuned for x in (opt, alone))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
+    assert got["w.lr_schedule.floor"] != 0.1
 
 
 def test_a_number_that_only_init_reads_has_the_schedules_first_value():
@@ -450,21 +381,14 @@ def test_tables_of_hparams_with_several_numbers_and_by_path():
         h = {**plain.hparams, "betas": now, "lr": {"w": TABLE[t], "b": 2 * TABLE[t]}}
         params, state = plain.update(torch.func.grad(loss)(params, x), state, params, h)
     assert all(torch.equal(got[k], params[k]) for k in params)
-    nested = hft.per_step(parts(), {"w.lr": TABLE, "w.betas.0": betas[0]})
+    nested = hft.per_step(parts(adam(), hft.sgd(lr=0.2)), {"w.lr": TABLE, "w.betas.0": betas[0]})
     assert nested.hparams["w"]["lr"] is TABLE
-    moved, _ = train(nested, None, start(), data)
-    alone = hft.per_step(hft.adam(eps=1e-2), {"betas.0": betas[0]}, lr=TABLE)
-    params, state = start(), alone.init(start()["w"])
-    other, inner = hft.sgd(lr=0.2), None
-    for x in data:
-        grads = torch.func.grad(loss)(params, x)
-        w, state = alone.update(grads["w"], state, params["w"])
-        b, inner = other.update(grads["b"], inner or other.init(params["b"]), params["b"])
-        params = {"w": w, "b": b}
-    torch.testing.assert_close(moved, params, rtol=1e-14, atol=1e-14)
+    alone = parts(hft.per_step(adam(), {"betas.0": betas[0]}, lr=TABLE), hft.sgd(lr=0.2))
+    ours, theirs = (train(opt, None, start(), data)[0] for opt in (nested, alone))
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
 
-def test_hyper_moves_the_entry_that_was_used_last_and_bilevel_the_whole_table():
+def test_hyper_moves_the_entry_that_was_used_last():
     opt, data = hft.per_step(hft.sgd(), lr=TABLE), batches(6)
     tuner = hft.hyper(opt, by=hft.sgd(lr=1e-2), over="lr", constrain={"lr": "log"})
     params, state = start(), tuner.init(start())
@@ -473,13 +397,6 @@ def test_hyper_moves_the_entry_that_was_used_last_and_bilevel_the_whole_table():
         params, state = tuner.update(torch.func.grad(loss)(params, x), state, params)
         changed = (state.tuned["lr"] / old - 1).abs() > 4 * FLOAT.eps  # a logarithm and back
         assert changed.nonzero().flatten().tolist() == ([] if t == 0 else [min(t - 1, 3)])
-    run = hft.bilevel(
-        opt, hft.adam(lr=0.1), "lr", loss, loss, start(), data[:4], data[:1], inner_steps=4, outer_steps=4,
-        reset=start(), constrain={"lr": "log"},
-    )  # fmt: skip
-    records = list(run)
-    assert records[-1].value < records[0].value
-    assert (records[-1].tuned["lr"] != TABLE).all()
 
 
 def test_what_a_base_settles_goes_into_the_entry_that_was_used():
@@ -501,91 +418,3 @@ def test_trainings_at_different_counts_map_together():
     step = lambda n, table: opt.update(-w - 1, state._replace(step=n), w, {**opt.hparams, "lr": table})[0]  # noqa: E731
     got = torch.func.vmap(step)(both.step, torch.stack([TABLE, 2 * TABLE]))
     assert got[:, 0].tolist() == [0.1, 0.4]
-
-
-# -- errors ---------------------------------------------------------------------------------------------------------
-
-SGD = hft.sgd(lr=0.1)
-TOWER = hft.hyper(SGD, by=SGD, over="lr")
-BETAS = hft.hyper(hft.adam(), by=SGD, over="betas.0")
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "text"),
-    [
-        (
-            lambda: hft.scheduled(SGD, lr=0.5),
-            TypeError,
-            r"schedule of 'lr' must be one of hft.schedules.*constant\(0.5",
-        ),
-        (lambda: hft.scheduled(SGD, lr="cosine"), TypeError, "or a function of the count of updates, got 'cosine'"),
-        (lambda: hft.scheduled(SGD, lr=TABLE), TypeError, "one value for each update is hft.per_step"),
-        (lambda: hft.scheduled(SGD, lr=schedules.cosine), TypeError, "call it"),
-        (lambda: hft.scheduled(SGD, lr=torchs.CosineAnnealingLR), TypeError, "here it is hft.schedules.cosine"),
-        (
-            lambda: hft.scheduled(SGD, lr=torchs.StepLR(torch.optim.SGD([torch.nn.Parameter(f64(1.0))]), 3)),
-            TypeError,
-            "torch's act on its own classes, here it is hft.schedules.piecewise",
-        ),
-        (
-            lambda: hft.scheduled(SGD, schedules.cosine(3)),
-            TypeError,
-            "schedules must be a dict by the path of an hparam",
-        ),
-        (lambda: hft.scheduled(SGD, {"lr": schedules.cosine(3)}, lr=len), ValueError, r"schedules for \['lr'\] twice"),
-        (
-            lambda: hft.scheduled(SGD, {"lr.x": schedules.cosine(3)}),
-            ValueError,
-            r"schedules for \['lr.x'\], but the hp",
-        ),
-        (lambda: hft.scheduled(SGD, {3: schedules.cosine(3)}), ValueError, r"schedules for \[3\], but the hparams are"),
-        (lambda: hft.scheduled(SGD, momentun=len), ValueError, "did you mean 'momentum'"),
-        (lambda: hft.scheduled(parts(), w=schedules.cosine(3)), ValueError, "'w' holds several hparams, .*'w.lr'"),
-        (lambda: hft.scheduled(BETAS, {"base.betas": schedules.cosine(3)}), ValueError, "base tunes 'base.betas.0'"),
-        (lambda: hft.scheduled(TOWER, {"base.lr": schedules.cosine(3)}), ValueError, "base tunes 'base.lr' itself"),
-        (lambda: hft.per_step(TOWER, {"base.lr": TABLE}), ValueError, "base tunes 'base.lr' itself"),
-        (
-            lambda: hft.per_step(SGD, lr=0.1),
-            TypeError,
-            r"table of 'lr' must be a floating-point tensor of shape \(K,\)",
-        ),
-        (lambda: hft.per_step(SGD, lr=[0.1, 0.2]), TypeError, r"table of 'lr' .* got 0.1; write torch.tensor"),
-        (lambda: hft.per_step(SGD, lr=torch.arange(3)), TypeError, "got torch.int64"),
-        (lambda: hft.per_step(SGD, lr=f64(0.1)), ValueError, r"shape \(K,\) with K >= 1, got \(\)"),
-        (lambda: hft.per_step(SGD, lr=TABLE[:0]), ValueError, r"shape \(K,\) with K >= 1, got \(0,\)"),
-        (lambda: hft.per_step(SGD, lr=-TABLE), ValueError, r"lr must lie in \[0, inf\), got -0.3 in its table"),
-        (lambda: hft.per_step(SGD, lr=f64(0.1, math.nan)), ValueError, r"lr must lie in \[0, inf\), got nan in its"),
-        (lambda: hft.per_step(SGD, rate=TABLE), ValueError, r"tables for \['rate'\], but the hparams are"),
-        (lambda: hft.per_step(hft.adam(), betas=TABLE), ValueError, "'betas' holds 2 numbers: give as many tables"),
-        (lambda: hft.per_step(torch.optim.SGD, lr=TABLE), TypeError, "base must be a pure optimizer"),
-        (lambda: schedules.cosine(0), ValueError, "steps must be a number of steps >= 1, got 0"),
-        (lambda: schedules.cosine(9.0), ValueError, "steps must be a number of steps >= 1, got 9.0"),  # pyright: ignore
-        (lambda: schedules.cosine(9, floor=-0.1), ValueError, r"floor must lie in \[0, inf\), got -0.1"),
-        (lambda: schedules.warm_up(schedules.cosine(9), 1.5), ValueError, r"share must lie in \[0, 1\], got 1.5"),
-        (lambda: schedules.warm_up(schedules.exponential(0.9)), ValueError, "has no end; give steps"),
-        (lambda: schedules.warm_up(schedules.cosine(9), steps=8), ValueError, "has 9 steps, got steps=8; leave"),
-        (lambda: schedules.warm_up(len), TypeError, "then must be a Schedule"),  # pyright: ignore
-        (lambda: schedules.piecewise((1.5, 3), (0.1, 0.2)), ValueError, r"increasing order, got \(1.5, 3\)"),
-        (lambda: schedules.piecewise((3, 3), (0.1, 0.2)), ValueError, r"in increasing order, got \(3, 3\)"),
-        (lambda: schedules.piecewise((3, 5), (0.1,)), ValueError, "one factor for each count in at, got 1 for 2"),
-        (lambda: schedules.joined([schedules.cosine(3)], [3]), ValueError, "each schedule but the first, got 1 for 1"),
-        (lambda: schedules.joined([schedules.cosine(3), 0.5], [3]), TypeError, "must be a Schedule"),  # pyright: ignore
-        (lambda: schedules.one_cycle(9, linear="cos"), TypeError, "linear must be True or False"),  # pyright: ignore
-    ],
-)
-def test_wrong_arguments(make, error, text):
-    with pytest.raises(error, match=text):
-        make()
-
-
-def test_hparams_that_do_not_fit():
-    w = f64(1.0)
-    opt = hft.scheduled(SGD, lr=COSINE)
-    for wrong in ({"shar": 0.1}, {**COSINE.hparams, "then": {"flor": 0.1}}, 0.1):
-        with pytest.raises(ValueError, match="hparams must be a dict with names among"):
-            opt.update(w, opt.init(w), w, {**opt.hparams, "lr_schedule": wrong})
-    plain = {**COSINE.hparams, "share": 0.25, "then": {"floor": 0.5}}  # plain numbers become tensors
-    opt.update(w, opt.init(w), w, {**opt.hparams, "lr_schedule": plain})
-    tabled = hft.per_step(SGD, lr=TABLE)
-    with pytest.raises(ValueError, match=r"one number for 'lr', of which per_step needs a table of shape \(K,\)"):
-        tabled.update(w, tabled.init(w), w, {**tabled.hparams, "lr": 0.1})

@@ -102,25 +102,6 @@ def test_shares_stay_between_the_two():
         assert shares["w"] == share
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda w, w0: hft.wise(w, w0, strength=1.5), r"strength must lie in \[0, 1\], got 1.5"),
-        (lambda w, w0: hft.wise(w, w0, strength={"head": 0.5}), r"strength has the names \['head'\]"),
-        (lambda w, w0: hft.wise(w, {**w0, "head": torch.ones(1)}), r"anchor has entries \['head'\] that are not"),
-        (lambda w, w0: hft.wise(w, {"0.bias": torch.ones(3)}), r"has shape \(3,\), its weights \(2,\)"),
-        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], strength_lr=-1.0), "strength_lr must lie in"),
-        (
-            lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, iter([])),
-            "batches is empty, or an iterator that has been",
-        ),
-    ],
-)
-def test_wrong_arguments_are_refused(change, text: str):
-    with pytest.raises(ValueError, match=text):
-        change(*pair())
-
-
 def test_entries_that_cannot_be_mixed_stay():
     masked = {
         "mask": torch.tensor([0.0, -torch.inf]),
@@ -139,15 +120,3 @@ def test_no_graph_is_kept_from_batch_to_batch():
     mixed, shares = hft.learned_wise(w, {"w": torch.zeros(2)}, lambda p, x: p["w"].sum(), [0] * 3, statistics=["freq"])
     assert mixed["w"].grad_fn is None
     assert shares["w"].grad_fn is None
-
-
-@pytest.mark.parametrize(
-    ("act", "text"),
-    [
-        (lambda w, w0: hft.wise(network(), w0), "must be dicts of tensors by name, got Sequential"),
-        (lambda w, w0: hft.learned_wise(w, w0, lambda p, x: x, [], statistics="w"), "a list of names, got the string"),
-    ],
-)
-def test_what_is_no_dict_or_list_is_refused(act, text: str):
-    with pytest.raises(TypeError, match=text):
-        act(*pair())

@@ -1,568 +1,202 @@
-"""What is refused, and in which words: losses that write or have no graph, what a strategy returns, arguments."""
+"""Wrong arguments: each row of ``wrong_inputs.py``, and what every optimizer or combinator refuses."""
 
 from __future__ import annotations
 
-import copy
-import functools
+import inspect
+import math
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.hyper import Strategy
 
-from ..support.hypergradients import (
-    DATA,
-    F64,
-    HELD_OUT,
-    SGD,
-    call,
-    differences,
-    every_exact,
-    every_strategy,
-    f64,
-    first_state,
-    module_loss,
-    not_converged,
-    outer,
-    own,
-    rounds,
-    slope,
-)
-from ..support.problems import central_differences, largest_difference, loss, start
+from ..support.cases import BASES
+from .wrong_inputs import TABLES, VECTORS, M, Row, updated
 
-# -- writes into what the loss has not made ---------------------------------------------------------------------------
+every_base = pytest.mark.parametrize("case", BASES, ids=str)
 
 
-def of_a_user(params, batch):
-    return loss(params, batch)
-
-
-def hidden(p, x):
-    return x @ p["w"] + p["b"]
-
-
-def batch_norm_with_statistics(held, p, x):
-    return F.batch_norm(hidden(p, x), held["mean"], held["var"], training=True)
-
-
-def foreach_lerp(held, p, x):
-    y = hidden(p, x)
-    torch._foreach_lerp_([held["mean"]], [y.detach().mean(0)], 0.1)
-    return y + held["mean"]
-
-
-def lerp_of_an_alias(held, p, x):
-    y = hidden(p, x)
-    held["mean"].view(2, 2).lerp_(y.detach().mean(0).view(2, 2), 0.1)
-    return y
-
-
-def item_of_a_view(held, p, x):
-    held["mean"][1] = 3.0
-    return hidden(p, x) + held["mean"]
-
-
-def add_to_data(held, p, x):
-    held["mean"].data.add_(1.0)
-    return hidden(p, x) + held["mean"]
-
-
-def out_argument(held, p, x):
-    torch.add(held["mean"], 1.0, out=held["mean"])
-    return hidden(p, x) + held["mean"]
-
-
-def from_the_second_step(held, p, x):
-    if held["calls"]:
-        held["mean"] += 1.0
-    held["calls"].append(0)
-    return hidden(p, x) + held["mean"]
-
-
-def embedding_with_max_norm(held, p, x):
-    return F.embedding(torch.tensor([0, 2]), p["w"], max_norm=0.5)
-
-
-WRITERS = [
-    batch_norm_with_statistics, foreach_lerp, lerp_of_an_alias, item_of_a_view, add_to_data, out_argument,
-    from_the_second_step, embedding_with_max_norm,
-]  # fmt: skip
-MODULES = {
-    "BatchNorm1d": lambda: nn.BatchNorm1d(4),
-    "InstanceNorm1d": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
-    ),
-}
-REFUSED = r"writes in place .*eval\(\).*torch.func.replace_all_batch_norm_modules_\(net\)"
-
-
-@not_converged
-@pytest.mark.parametrize("writer", WRITERS)
-@every_strategy
-def test_a_write_is_refused(strategy, writer):
-    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64), "calls": []}
-    params, before = start(), copy.deepcopy(held)
-    with pytest.raises(RuntimeError, match=REFUSED):
-        call(lambda p, x: torch.tanh(writer(held, p, x)).square().mean(), strategy, params=params)
-    if writer is from_the_second_step:  # seen once it is done: each operation is looked at in the first step alone
-        before["mean"] += 1.0
-    assert largest_difference((held["mean"], held["var"], params), (before["mean"], before["var"], start())) == 0
-
-
-def number_of_a_knob(p, h):
-    return p["w"].mean() * h.item()
-
-
-def write_into_what_no_step_has_used(p, h):
-    NEVER_USED.add_(1.0)
-    return p["w"].mean().exp()
-
-
-NEVER_USED = torch.zeros(4, dtype=F64)
-
-
-@pytest.mark.parametrize("later", [number_of_a_knob, write_into_what_no_step_has_used])
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Forward()], ids=repr)
-def test_a_loss_with_another_graph_is_looked_at_again(later, strategy):
-    def loss(p, x, h):
-        value = hidden(p, x).square().mean() * h
-        return value + later(p, h) if x.mean() == 2 else value
-
-    data = [torch.full((2, 3), x, dtype=F64) for x in (0.0, 1.0, 2.0, 1.0)]
-    opt = hft.sgd(lr=0.1)
-    hparams = {**opt.hparams, "loss": torch.tensor(0.5, dtype=F64)}
-    with pytest.raises(RuntimeError, match="takes the number of an hparam|writes in place"):
-        hft.hypergradient(opt, loss, lambda p: p["w"].sum(), start(), data, "loss", hparams, strategy=strategy)
-
-
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
-@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
-def test_the_number_of_an_hparam_is_seen_in_a_later_step_of_the_same_graph(strategy):
-    def loss(p, batch, h):
-        x, warm = batch
-        return hidden(p, x).square().sum() * (1.0 if warm else float(h)) + p["w"].square().sum() * h
-
-    data = [(torch.ones(2, 3, dtype=F64), k == 0) for k in range(3)]
-    opt = hft.sgd(lr=0.01)
-    hparams = {**opt.hparams, "loss": torch.tensor(0.5, dtype=F64)}
-    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
-        hft.hypergradient(opt, loss, lambda p: p["w"].sum(), start(), data, "loss", hparams, strategy=strategy)
-
-
-@pytest.mark.parametrize("writer", WRITERS[:2])
-def test_zero_order_writes_nothing_either(writer):
-    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64)}
-    with pytest.raises(RuntimeError, match=REFUSED):
-        call(lambda p, x: torch.tanh(writer(held, p, x)).square().mean(), hft.ZeroOrder(2, 1e-3))
-    assert held["mean"].abs().sum() == 0
-
-
-def normed(name):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), MODULES[name](), nn.Tanh()).double()
-
-
-def of_module(net, strategy=None, lr=0.2):
-    train_loss, opt = module_loss(net), hft.sgd(lr=0.2, momentum=0.5)
-    return call(
-        train_loss, strategy, params={n: p.detach() for n, p in net.named_parameters()}, opt=opt, hparams={"lr": lr},
-        outer_loss=lambda p: train_loss(p, HELD_OUT),
-    )  # fmt: skip
-
-
-@not_converged
-@pytest.mark.parametrize("name", MODULES)
-@every_strategy
-def test_statistics_of_a_module_are_refused_and_unchanged(strategy, name):
-    net = normed(name)
-    before = {n: x.clone() for n, x in net.named_buffers()}
-    with pytest.raises(RuntimeError, match=REFUSED):
-        of_module(net, strategy)
-    assert largest_difference(dict(net.named_buffers()), before) == 0
-
-
-@pytest.mark.parametrize("remedy", [nn.Module.eval, torch.func.replace_all_batch_norm_modules_])
-@every_exact
-def test_both_remedies_that_the_error_names_are_right(strategy, remedy):
-    net = normed("BatchNorm1d")
-    remedy(net)
-    want = central_differences(lambda lr: of_module(net, lr=lr)[0], f64(0.2))[0].item()
-    assert of_module(net, strategy)[1]["lr"].item() == pytest.approx(want, rel=1e-6)
-
-
-@every_exact
-def test_writes_into_what_the_loss_made_itself(strategy):
-    def busy(p, x):
-        y = hidden(p, x)
-        y += 1.0
-        mean = torch.zeros(4, dtype=F64)
-        mean.view(2, 2).lerp_(y.mean(0).view(2, 2), 0.1)
-        y = F.batch_norm(y, torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), training=True)
-        rows = [torch.empty(4, dtype=F64) for _ in range(2)]
-        torch.mul(torch.ones(4, dtype=F64), x.mean(), out=rows[0])
-        rows[1][:] = x.mean()
-        return torch.tanh(F.elu(y, inplace=True) + mean + rows[0] + rows[1]).square().mean()
-
-    assert slope(busy, strategy).item() == pytest.approx(differences(busy), rel=1e-6)
-
-
-def test_a_write_that_torch_does_not_see_shows_in_the_loss():
-    held = torch.zeros(4, dtype=F64)
-
-    def hidden_counter(p, x):
-        held.numpy()[:] += 1.0
-        return torch.tanh(hidden(p, x) + held).square().mean()
-
-    with pytest.raises(RuntimeError, match="the training loss of step 3 was .* when the step is computed again"):
-        slope(hidden_counter, strategy=hft.Unroll(checkpoint=1))
-
-
-# -- losses without a graph, and no gradients at all ------------------------------------------------------------------
-
-
-def detached(p, x):
-    return loss(p, x).detach()
-
-
-def without_grad(p, x):
-    with torch.no_grad():
-        return loss(p, x)
-
-
-def through_a_number(p, x):
-    return torch.tensor(loss(p, x).item())
-
-
-@torch.inference_mode()
-def in_inference(p, x):
-    return loss({k: v.clone() for k, v in p.items()}, x)
-
-
-@pytest.mark.filterwarnings("ignore:train_loss makes a number:UserWarning")
-@pytest.mark.parametrize("train_loss", [detached, without_grad, through_a_number, in_inference])
-@every_strategy
-def test_a_loss_without_a_graph_is_an_error(strategy, train_loss):
-    text = r"train_loss returned a loss without a graph: .*\(detach, no_grad, item, inference mode\)"
-    with pytest.raises(ValueError, match=text):
-        call(train_loss, strategy)
-    with pytest.raises(ValueError, match=text):
-        hft.train(SGD, train_loss, start(), DATA, strategy=strategy)
-
-
-@every_strategy
-def test_inference_mode_is_an_error(strategy):
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
-        call(strategy=strategy)
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
-        hft.train(SGD, loss, start(), DATA, strategy=strategy)
-    with torch.inference_mode():
-        params = start()
-    with pytest.raises(ValueError, match=r"a tensor of shape \(\d, .*was made under torch.inference_mode\(\).*clone"):
-        call(strategy=strategy, params=params)
-
-
-@every_exact
-def test_no_grad_outside_changes_nothing(strategy):
-    with torch.no_grad():
-        got = slope(strategy=strategy)
-    assert torch.equal(got, slope(strategy=strategy))
-
-
-# -- what a strategy returns ------------------------------------------------------------------------------------------
-
-
-class Returning(Strategy):
-    """Unroll, whose results somebody changed."""
-
-    def __init__(self, run=None, pullback=None):
-        self._run, self._pullback, self._rule = run, pullback, hft.Unroll()
-
-    def run(self, steps, begin):
-        result = self._rule.run(steps, begin)
-        return self._run(result) if self._run else result
-
-    def pullback(self, steps, residual, cotangents):
-        found = self._rule.pullback(steps, residual, cotangents)
-        return self._pullback(found) if self._pullback else found
-
-
-RETURNED = {
-    "a dict": ({"pullback": lambda _: {}}, TypeError, r"Returning.pullback must return TrainInputs\(.*got a dict"),
-    "nothing": ({"pullback": lambda _: None}, TypeError, "Returning.pullback must return .*got a NoneType"),
-    "a shape": (
-        {"pullback": lambda x: x._replace(hparams={**x.hparams, "lr": torch.zeros(5)})},
-        ValueError, r"Returning.pullback returned \(5,\) for a tensor of hparams with shape \(\)",
-    ),
-    "a number": (
-        {"pullback": lambda x: x._replace(hparams={**x.hparams, "lr": 3.0})}, ValueError, "pullback returned float for",
-    ),
-    "another name": (
-        {"pullback": lambda x: x._replace(hparams={"rate": torch.zeros(())})},
-        ValueError, r"must return hparams in the structure of inputs.hparams, or None; got a dict with .*\['rate'\]",
-    ),
-    "no residual": ({"run": lambda x: x[0]}, TypeError, r"Returning.run must return \(TrainOutputs\(.*residual\), got"),
-    "params alone": ({"run": lambda x: (x[0].params, x[1])}, TypeError, "Returning.run must return"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "error", "text"), RETURNED.values(), ids=RETURNED)
-def test_what_a_strategy_returns_is_looked_at(change, error, text):
-    with pytest.raises(error, match=text):
-        call(strategy=Returning(**change))
-    with pytest.raises(error, match=text):
-        list(
-            hft.bilevel(
-                SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), DATA, [HELD_OUT], inner_steps=2, outer_steps=1,
-                strategy=Returning(**change),
-            )
-        )  # fmt: skip
-    assert torch.equal(slope(strategy=Returning()), slope())
-
-
-# -- arguments --------------------------------------------------------------------------------------------------------
-
-
-def test_bilevel_looks_at_losses_when_it_is_called():
-    with pytest.raises(ValueError, match=r"train_loss\(params, batch\), but takes 1 argument$"):
-        hft.bilevel(
-            SGD, hft.sgd(lr=0.1), "lr", lambda p: p.sum(), loss, start(), DATA, [HELD_OUT], inner_steps=2, outer_steps=1
-        )
-
-
-def test_a_loss_of_ones_own_may_inherit_from_torch_s():
-    class Own(nn.modules.loss._Loss):
-        def forward(self, params, batch):
-            return loss(params, batch)
-
-    assert torch.equal(slope(train_loss=Own()), slope())
-
-
-def trained(**options):
-    given = {"optimizer": SGD, "train_loss": loss, "params": start(), "batches": DATA} | options
-    return hft.train(**given)
-
-
-def scaled(p, x, h):
-    return h["c"] * loss(p, x)
-
-
-W = start()
-MIXED = [(x, torch.arange(5)) for x in DATA[:2]]
-SOLVED_SGD = torch.optim.SGD([torch.ones(1)])
-WRONG = {
-    "a dict as batches": (lambda: call(data={"x": DATA}), TypeError, "got dict; give a list with one dict for"),
-    "a string as batches": (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
-    "a number of batches": (lambda: trained(batches=20), TypeError, "got int; give the batches, not their number"),
-    "a loss that is a number": (
-        lambda: trained(train_loss=lambda p, x: loss(p, x).item()), ValueError, r"float; return the .*, without .item",
-    ),
-    "a generator as batches": (lambda: call(data=(x for x in DATA)), TypeError, "got generator; use list"),
-    "None in params": (lambda: call(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
-    "an int in params": (lambda: trained(params=W | {"b": 3}), TypeError, "but 'b' is a int"),
-    "None in params of bilevel": (lambda: rounds(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
-    "meta params": (lambda: call(params=W | {"b": W["b"].to("meta")}), ValueError, "'b' has no values: .* meta"),
-    "strings in the loss's hparams": (
-        lambda: call(hparams=own({"mode": "sum"})),
-        TypeError, r"hparams\['loss'\] must hold tensors or numbers, but 'mode' is a str",
-    ),
-    "strings in the loss's hparams of bilevel": (
-        lambda: rounds(hparams=own({"mode": "sum"})), TypeError, "must hold tensors or numbers, but 'mode' is a str",
-    ),
-    "samples": (lambda: hft.ZeroOrder(0, 0.1), ValueError, "samples must be a number of samples >= 1, got 0"),
-    "samples between numbers": (lambda: hft.ZeroOrder(1.5, 0.1), ValueError, "samples must be a .* >= 1, got 1.5"),
-    "sigma of 0": (lambda: hft.ZeroOrder(2, 0.0), ValueError, "sigma must be above 0"),
-    "sigma below 0": (lambda: hft.ZeroOrder(2, -1.0), ValueError, r"sigma must lie in \[0, inf\)"),
-    "a seed as generator": (lambda: hft.ZeroOrder(2, 0.1, generator=3), TypeError, "a torch.Generator, got int"),
-    "chunk": (lambda: hft.Forward(chunk=0), ValueError, "chunk must be None or a number of tangents >= 1, got 0"),
-    "a bool as chunk": (lambda: hft.Forward(chunk=True), ValueError, "chunk must be .* got True"),
-    "batches of Implicit": (lambda: hft.Implicit(batches=0), ValueError, "batches must be .* >= 1, got 0"),
-    "tolerance": (lambda: hft.Implicit(tolerance=-1.0), ValueError, r"tolerance must lie in \[0, inf\], got -1"),
-    "damping": (lambda: hft.Implicit(damping=-1.0), ValueError, r"damping must lie in \[0, inf\), got -1"),
-    "more batches than steps": (
-        lambda: call(strategy=hft.Implicit(batches=9)), ValueError, "there are 4 steps, fewer than batches = 9",
-    ),
-    "optimizer and loss swapped": (
-        lambda: hft.train(of_a_user, SGD, start(), DATA),  # pyright: ignore[reportArgumentType]
-        TypeError, "optimizer must be a pure optimizer .* got the function of_a_user",
-    ),
-    "a dtype as training loss": (lambda: call(train_loss=F64), TypeError, "train_loss must be a function .* got dtype"),
-    "a dtype as outer loss": (lambda: call(outer_loss=F64), TypeError, "outer_loss must be a function .* got dtype"),
-    "a loss of outputs": (
-        lambda: call(train_loss=torch.nn.MSELoss()), TypeError, "is called with params, not .*functional_call",
-    ),
-    "a training loss of the params alone": (
-        lambda: call(train_loss=lambda p: p.sum()), ValueError, r"train_loss\(params, batch\), but takes 1 argument$",
-    ),
-    "overr": (
-        lambda: hft.hypergradient(SGD, loss, outer, start(), DATA, overr="lr"), TypeError,  # pyright: ignore
-        "unexpected keyword argument .overr.; did you mean .over.",
-    ),
-    "truncate": (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
-    "checkpoint": (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
-    "memory": (lambda: hft.Unroll(checkpoint="auto", memory=0), ValueError, "memory must be .* bytes >= 1, got 0"),
-    "memory between numbers": (lambda: hft.Unroll(checkpoint="auto", memory=1e9), ValueError, "memory must be .*, got"),
-    "auto without memory": (lambda: hft.Unroll(checkpoint="auto"), ValueError, "give memory= a number of bytes, as 2"),
-    "memory without auto": (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or"),
-    "too little memory": (
-        lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* ne",
-    ),
-    "a word as strategy": (lambda: rounds(strategy="forward"), TypeError, r"got str; did you mean 'Forward\(\)'"),
-    "a part of a pair by its name": (
-        lambda: hft.hyper(hft.adam(), by=SGD, over="beta1"), ValueError, "'beta1', .*; did you mean 'betas.0'",
-    ),
-    "a class as strategy": (lambda: rounds(strategy=hft.Unroll), TypeError, r"got the class Unroll; write Unroll\(\)"),
-    "an optimizer of torch": (
-        lambda: rounds(by=SOLVED_SGD), TypeError, "by must be a pure optimizer .* got an object of the class SGD",
-    ),
-    "adam not called": (lambda: rounds(by=hft.adam), TypeError, r"adam made a Optimizer. Is it adam\(...\) that was"),
-    "LBFGS": (lambda: rounds(by=torch.optim.LBFGS), TypeError, "by: LBFGS evaluates the loss itself"),
-    "a factory that fails": (
-        lambda: rounds(by=functools.partial(torch.optim.SGD, lr=-1)),
-        TypeError, "by was called with a list of 1 tensors and failed: Invalid learning rate",
-    ),
-    "reset beside params": (
-        lambda: rounds("params", reset=W), ValueError, "over='params' tunes where each round starts, and reset",
-    ),
-    "reset to nothing": (lambda: rounds(reset=lambda k: None), TypeError, "params must be a pytree .* is None"),
-    "batches of another number": (
-        lambda: rounds("batches"), ValueError, "must be a list of inner_steps = 2 entries, .* got 4",
-    ),
-    "an outer loss that wants more": (
-        lambda: call(outer_loss=lambda p, h: outer(p)),
-        ValueError, r"has a second argument, .*no entry 'loss'; .*lambda p: loss\(p,",
-    ),
-    "an outer loss of bilevel that wants more": (
-        lambda: rounds(outer_loss=lambda p, x, h: loss(p, x)), ValueError, "hparams has no entry 'loss'",
-    ),
-    "integers by over": (
-        lambda: call(lambda p, b: loss(p, b[0]), over="batches", data=MIXED),
-        ValueError, "over names 'batches', but 'batches.0.1' is torch.int64: only floating-point",
-    ),
-    "integers by over of bilevel": (
-        lambda: rounds("batches.1", train_batches=MIXED), ValueError, "'batches.1', but 'batches.1.1' is torch.int64",
-    ),
-    "another over": (
-        lambda: rounds("momentum", state=first_state()),
-        ValueError, r"state comes from a run over \['lr'\], this one is over \['momentum'\]",
-    ),
-    "another optimizer": (
-        lambda: rounds(opt=hft.adam(lr=0.2), state=first_state()), ValueError, "state.inner is not that of this optimi",
-    ),
-    "other params": (
-        lambda: rounds(params={k: w[..., :2] for k, w in start().items()}, state=first_state()),
-        ValueError, "state.params has not the structure and shapes of params",
-    ),
-    "another optimizer outside": (
-        lambda: rounds(by=hft.adam(lr=0.1), state=first_state()), ValueError, "state.outer is not that of this by",
-    ),
-    "a record as state": (lambda: rounds(state=rounds(outer_steps=1)[0]), TypeError, "got Record; pass record.state"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("act", "error", "text"), WRONG.values(), ids=WRONG)
-def test_wrong_arguments_are_named(act, error, text):
+@pytest.mark.parametrize("row", [pytest.param(row, id=row[2]) for rows in TABLES.values() for row in rows])
+def test_an_error_says_what_is_wrong(row: Row):
+    act, error, text = row
     with pytest.raises(error, match=text):
         act()
 
 
-RAW = {
-    "0-d batches": (lambda: trained(batches=f64(1.0)), "batches must be"),
-    "a dict as batches of bilevel": (lambda: rounds(train_batches={"x": DATA[0]}), "train_batches"),
-    "a string as batches of bilevel": (lambda: rounds(train_batches="abc"), "train_batches"),
-    "nothing as batches of bilevel": (lambda: rounds(outer_batches=None), "outer_batches"),
-    "None in the loss's hparams": (lambda: call(hparams=own({"mode": None})), r"hparams\['loss'\]"),
-    "meta hparams": (lambda: call(hparams={"lr": torch.zeros((), device="meta")}), "meta device"),
-    "meta batches": (lambda: call(data=[x.to("meta") for x in DATA]), "meta device"),
-    "a word as chunk": (lambda: hft.Forward(chunk="all"), "chunk must be"),
-    "chunk between numbers": (lambda: hft.Forward(chunk=1.5), "chunk must be"),
-    "a word as truncate": (lambda: hft.Unroll("all"), "truncate must be"),
-    "truncate between numbers": (lambda: hft.Unroll(1.5), "truncate must be"),
-    "reset to another tree": (lambda: rounds(reset={"w": W["w"]}), "reset"),
-    "reset to another shape": (lambda: rounds(reset=W | {"w": torch.zeros(2, 2, dtype=F64)}), "reset"),
-    "torch.optim outside, after a pure one": (lambda: rounds(by=torch.optim.SGD, state=first_state()), "state.outer"),
-    "another one of torch.optim outside": (
-        lambda: rounds(by=torch.optim.Adam, state=first_state(by=torch.optim.SGD)), "state.outer",
-    ),
-}  # fmt: skip
+@every_base
+def test_learning_rates_that_are_none(case: Any):
+    for value in (-1.0, math.nan, math.inf, torch.tensor(-1.0)):
+        with pytest.raises(ValueError, match=r"lr must lie in \[0, inf\), got"):
+            case.build(lr=value)
+    with pytest.raises(ValueError, match=r"got shape \(2,\)"):
+        case.build(lr=torch.ones(2))
+    texts = {"0.1": "the string", True: "bool", Fraction(1, 10): r"Fraction; write float\(Fraction\(1, 10\)\)"}
+    for value, text in (*texts.items(), (Fraction(10**400), "Fraction$")):
+        with pytest.raises(TypeError, match=f"lr must be a number or a 0-d floating-point tensor, got {text}"):
+            case.build(lr=value)
+    for params in (nn.Linear(2, 2), nn.Linear(2, 2).parameters(), [*nn.Linear(2, 2).parameters()]):
+        with pytest.raises(TypeError, match="lr must be .*; a pure optimizer gets no params here"):
+            case.make(params, 0.1)
 
 
-@pytest.mark.parametrize(("act", "text"), RAW.values(), ids=RAW)
-def test_more_wrong_arguments(act, text):
-    with pytest.raises((TypeError, ValueError), match=text):
-        act()
+@every_base
+def test_params_grads_and_hparams_of_a_wrong_structure(case: Any):
+    opt = case.build()
+    state = opt.init(M)
+    with pytest.raises(ValueError, match="grads must have the structure of the parameters"):
+        opt.update({"v": M["w"]}, state, M)
+    with pytest.raises(ValueError, match="hparams must be a dict with names among"):
+        opt.update(M, state, M, {"lr": 0.1, "typo": 1.0})
+    with pytest.raises(TypeError, match=r"must be floating-point .* but 'w' is torch.int64"):
+        opt.init({"w": torch.zeros(2, dtype=torch.int64)})
+    with pytest.raises(TypeError, match="must be a pytree of tensors, but 'w' is a float"):
+        opt.init({"w": 1.0})
 
 
-# -- frozen parameters of a module ------------------------------------------------------------------------------------
-
-
-def half_frozen():
-    """A network whose first layer is frozen."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    net[0].requires_grad_(False)
-    return net
-
-
-def in_rounds(opt, one, p):
-    return list(hft.bilevel(opt, hft.sgd(), "momentum", one, one, p, DATA, DATA, inner_steps=2, outer_steps=1))
-
-
-TRAININGS = {
-    "train": lambda opt, one, p: hft.train(opt, one, p, DATA),
-    "hypergradient": lambda opt, one, p: hft.hypergradient(opt, one, lambda p: one(p, HELD_OUT), p, DATA, "momentum"),
-    "bilevel": in_rounds,
+OWN_NUMBER = {
+    **dict.fromkeys(("clipped", "clipped_per_layer", "clipped_by_value"), 1.0),
+    **dict.fromkeys(("clipped_adaptively", "damped", "noisy", "averaged", "decayed"), 0.1),
 }
 
 
-@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
-def test_frozen_parameters_are_not_trained_without_a_word(training):
-    net = half_frozen()
-    with pytest.warns(UserWarning, match="params has '0.weight'") as seen:
-        training(SGD, module_loss(net), dict(net.named_parameters()))
-    first = training.__code__.co_firstlineno
-    assert [(w.filename, w.lineno - first in (0, 1)) for w in seen] == [(__file__, True)]
-    text = str(seen[0].message)
-    assert "a parameter with requires_grad=False, beside some that require grad, and training moves all params" in text
-    assert "give {n: p for n, p in net.named_parameters() if p.requires_grad}" in text
-    assert "hft.partition with hft.frozen()" in text
+@pytest.mark.parametrize("name", OWN_NUMBER)
+def test_arguments_of_a_combinator_that_are_swapped_or_misnamed(name: str):
+    make, number = getattr(hft, name), OWN_NUMBER[name]
+    with pytest.raises(TypeError, match="must be a number .*, got an optimizer; the optimizer goes first"):
+        make(number, hft.sgd())
+    with pytest.raises(TypeError, match=f"{name}: got an unexpected keyword argument 'bound'; the arguments are "):
+        make(hft.sgd(), bound=number)
 
 
-def test_they_are_seen_where_a_transform_differentiates_in_the_params():
-    net = half_frozen()
-    one = module_loss(net)
-
-    def value(x):
-        return hft.hypergradient(SGD, one, lambda p: one(p, x), dict(net.named_parameters()), DATA, "params")[0]
-
-    with pytest.warns(UserWarning, match="params has '0.weight'"):
-        torch.func.grad(value)(HELD_OUT)
-
-
-def test_of_a_partition_the_frozen_part_is_left_alone():
-    net = half_frozen()
-    parts = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0": "still", "2": "moves"})
-    params = dict(net.named_parameters())
-    for opt in (parts, hft.averaged(parts), hft.hyper(hft.clipped(parts, 1.0), by=hft.sgd(), over="moves.lr")):
-        run = hft.train(opt, module_loss(net), params, DATA)  # a warning is an error here
-        assert [n for n, p in params.items() if torch.equal(p, run.params[n])] == ["0.weight", "0.bias"]
-    other = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0.weight": "still", "*": "moves"})
-    with pytest.warns(UserWarning, match="params has '0.bias', a parameter with requires_grad=False"):
-        hft.train(other, module_loss(net), params, DATA)
+@pytest.mark.parametrize("flag", ["maximize", "amsgrad", "nesterov", "centered", "decoupled", "decoupled_weight_decay"])
+def test_flags(flag: str):
+    """A string would count as true."""
+    taking = [case for case in BASES if flag in inspect.signature(case.make).parameters]
+    assert taking
+    for case in taking:
+        with pytest.raises(TypeError, match=f"{flag} must be True or False, got 'no'"):
+            case.build(**{flag: "no"})
 
 
-PARAMS_MEANT = {
-    "those that are not frozen": lambda net: {n: p for n, p in net.named_parameters() if p.requires_grad},
-    "tensors": lambda net: {n: p.detach() for n, p in net.named_parameters()},
-    "the frozen ones as tensors": lambda net: {n: p if n[0] == "2" else p.detach() for n, p in net.named_parameters()},
-    "all of a frozen network": lambda net: dict(net.requires_grad_(False).named_parameters()),
+@every_base
+def test_an_hparam_does_not_make_a_parameter_larger(case: Any):
+    opt, wide = case.build(), torch.full((4,), 0.1)
+    for lr in (wide, {"w": wide, "b": torch.tensor(0.1)}, {"w": torch.tensor(0.1), "b": torch.full((1, 3, 2), 0.1)}):
+        with pytest.raises(ValueError, match=r"has the shape \((4,|1, 3, 2)\).*; give a 0-d tensor, or"):
+            updated(opt, lr=lr)
+    with pytest.raises(ValueError, match=r"has the shape \(2,\); give a 0-d tensor"):  # fits "b" alone
+        updated(opt, lr=torch.full((2,), 0.1))
+
+
+@pytest.mark.parametrize("case", [case for case in BASES if not case.whole], ids=str)
+def test_a_learning_rate_for_each_entry_is_allowed(case: Any):
+    opt, params = case.build(), {name: w.double() for name, w in VECTORS.items()}
+    rates = {"w": torch.tensor(0.3).double(), "b": torch.linspace(0.1, 0.6, 6).double().view(3, 2)}
+    new, _ = updated(opt, params, lr=rates)
+    for i, j in ((0, 0), (1, 0), (2, 1)):
+        alone, _ = updated(opt, params["b"][i, j], lr=rates["b"][i, j])
+        torch.testing.assert_close(new["b"][i, j], alone, rtol=1e-14, atol=1e-14)
+    rows, _ = updated(opt, params, lr={"w": rates["w"], "b": rates["b"][:, :1]})
+    assert torch.equal(rows["b"][:, 0], new["b"][:, 0])
+    slopes = torch.func.grad(lambda lr: updated(opt, params, lr=lr)[0]["b"].sum())(rates)
+    assert slopes["b"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("value", [None, "0.1", 1j, True, object()], ids=lambda x: type(x).__name__)
+def test_hparams_that_are_no_numbers(value: Any):
+    with pytest.raises(TypeError, match="hparams must hold numbers and tensors, but 'lr' is"):
+        updated(hft.sgd(), lr=value)
+    with pytest.raises(TypeError, match="but 'lr.b' is"):
+        updated(hft.ftp(hft.sgd(), VECTORS), lr={"w": 0.1, "b": value})
+    with pytest.raises(TypeError, match=r"but 'betas.1' is"):
+        updated(hft.adam(), betas=(0.9, value))
+    opt = hft.hyper(hft.sgd(), by=hft.sgd(), over="lr")
+    with pytest.raises(TypeError, match="but 'by.lr' is"):
+        opt.init(M, {"base": opt.hparams["base"], "by": {**opt.hparams["by"], "lr": value}})
+
+
+AROUND = {
+    "bare": lambda opt: opt,
+    "clipped": lambda opt: hft.clipped(opt, 1.0),
+    "damped": hft.damped,
+    "scheduled": hft.scheduled,
+    "per_step": hft.per_step,
+    "projected": lambda opt: hft.projected(opt, VECTORS),
+    "ftp": lambda opt: hft.ftp(opt, VECTORS),
+    "l2sp": lambda opt: hft.l2sp(opt, VECTORS),
+    "digrap": lambda opt: hft.digrap(opt, VECTORS),
+    "hyper": lambda opt: hft.hyper(opt, by=hft.sgd(), over="lr"),
 }
+GRADIENTS = [
+    (0.0, TypeError, "grads must be a pytree of tensors, but 'b' is a float"),
+    (torch.ones(3, 2).to_sparse(), TypeError, r"gradient of 'b' is sparse \(torch.sparse_coo\); give its to_dense"),
+    (torch.ones(2), ValueError, r"gradient of 'b' has the shape \(2,\), its parameter \(3, 2\)"),
+    (torch.ones(1, 3, 2), ValueError, r"gradient of 'b' has the shape \(1, 3, 2\), its parameter \(3, 2\)"),
+]
 
 
-@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
-@pytest.mark.parametrize("meant", PARAMS_MEANT.values(), ids=PARAMS_MEANT)
-def test_params_that_are_meant_are_trained_without_a_warning(meant, training):
-    net = half_frozen()
-    training(SGD, module_loss(net), meant(net))  # a warning is an error here
+@pytest.mark.parametrize("wrap", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize(("gradient", "error", "text"), GRADIENTS, ids=["number", "sparse", "smaller", "larger"])
+def test_gradients_that_do_not_fit(wrap: Any, gradient: Any, error: type[Exception], text: str):
+    with pytest.raises(error, match=text):
+        updated(wrap(hft.sgd()), grads={**VECTORS, "b": gradient})
+
+
+STATES = {case.name: case.build for case in BASES}
+STATES |= {name: lambda wrap=wrap: wrap(hft.sgd(lr=0.1)) for name, wrap in AROUND.items()}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_of_another_optimizer(name: str):
+    opt = STATES[name]()
+    state = opt.init(VECTORS)
+    title = type(state).__name__
+    for wrong in (VECTORS, (), state._asdict(), hft.wise):
+        with pytest.raises(TypeError, match=rf"the {title} that init or update .*; the order is update\(grads, state"):
+            opt.update(VECTORS, wrong, VECTORS)
+    error, text = TypeError, f"the {title} that .* got dict"
+    if name in ("clipped", "damped"):  # these have no state of their own, and look at the gradients first
+        error, text = ValueError, "grads must have the structure of the parameters"
+    with pytest.raises(error, match=text):
+        opt.update(VECTORS, VECTORS, state)
+    other = hft.lion() if title != "LionState" else hft.sgd()
+    with pytest.raises(TypeError, match=f"the {title} that .* got {type(other.init(VECTORS)).__name__}"):
+        opt.update(VECTORS, other.init(VECTORS), VECTORS)
+
+
+@pytest.mark.parametrize("case", [case for case in BASES if case.build().init(VECTORS)], ids=str)
+def test_a_state_of_other_parameters(case: Any):
+    opt, state = case.build(), case.build().init(VECTORS)
+    here = {**VECTORS, "b": torch.ones(5, 4)}
+    with pytest.raises(ValueError, match=r"a parameter of the shape \(5, 4\) has a state .*is of other parameters"):
+        opt.update(here, state, here)
+    one = opt.init(torch.ones(1))  # which torch would stretch to any other
+    with pytest.raises(ValueError, match=r"a parameter of the shape \(3,\) has a state of the shapes .*\(1,\)"):
+        opt.update(torch.ones(3), one, torch.ones(3))
+
+
+def test_tensors_that_stand_for_others_while_a_program_is_traced():
+    """Their values are not known: nothing is refused for them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def run(w):
+        opt = hft.ftp(hft.adam(), {"w": torch.zeros(2)})
+        return torch.func.grad(lambda w: opt.update({"w": w}, opt.init({"w": w}), {"w": w})[0]["w"].sum())(w)
+
+    with FakeTensorMode():
+        assert run(torch.ones(2)).shape == (2,)
+    assert torch.equal(make_fx(run, tracing_mode="fake")(torch.ones(2))(torch.ones(2)), run(torch.ones(2)))
+    compiled = torch.compile(lambda w: hft.adam().init({"w": w}), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2)).exp_avg["w"].shape == (2,)
+
+
+def test_what_is_nearly_wrong_is_taken():
+    twice = {"a": {"b": torch.zeros(2)}, "a.b": torch.zeros(2)}  # who needs no paths does not mind two alike
+    assert updated(hft.sgd(), twice)[0].keys() == twice.keys()
+    for zero in (torch.tensor(0.0), {"w": torch.tensor(0.0), "b": 0.0}):
+        hft.sgd(nesterov=True, momentum=0.9, dampening=zero)
+    assert hft.muon().update(w := torch.zeros(3, 0), hft.muon().init(w), w)[0].shape == (3, 0)

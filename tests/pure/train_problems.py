@@ -94,11 +94,6 @@ def attention() -> nn.Module:
     return Net(attend, qkv=nn.Linear(2, 6))
 
 
-def multihead() -> nn.Module:
-    heads = nn.MultiheadAttention(2, 2, batch_first=True)
-    return Net(lambda net, x: net.heads(x, x, x, need_weights=False)[0][:, -1], heads=heads)
-
-
 def lstm() -> nn.Module:
     return Net(lambda net, x: net.cell(x)[0][:, -1], cell=nn.LSTM(2, 2, batch_first=True))
 
@@ -311,10 +306,8 @@ TRANSFORMS = ("grad", "jvp", "vmap", "grad of grad", "jvp of grad")
 
 PROBLEMS = [
     Problem("mlp", lambda: mlp(nn.Tanh())),
-    Problem("mlp-sgd", lambda: mlp(nn.Tanh()), opt=SGD),
     Problem("dropout", lambda: mlp(nn.Tanh(), nn.Dropout(0.5)), opt=SGD),
     Problem("attention", attention, x=floats_in(3, 2)),
-    Problem("multi-head", multihead, x=floats_in(2, 2), opt=SGD),
     Problem("embedding", lambda: nn.Sequential(nn.Embedding(3, 2), nn.Tanh(), nn.Linear(2, 2)), x=labels(3)),
     Problem("lstm", lstm, x=floats_in(2, 2), opt=SGD),
     Problem("tied", tied, x=labels(3), y=labels(3), distance=entropies),
