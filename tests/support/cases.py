@@ -41,21 +41,6 @@ class Case:
         return self.name
 
 
-def transcribed_lion(params, lr, betas, weight_decay):
-    """Lion from its paper (arXiv 2302.06675, Algorithm 2), independent of the package."""
-
-    class Lion(torch.optim.Optimizer):
-        @torch.no_grad()
-        def step(self):
-            for p in self.param_groups[0]["params"]:
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
-                update = (m * betas[0] + p.grad * (1 - betas[0])).sign()
-                p.sub_(lr * (update + weight_decay * p))
-                m.mul_(betas[1]).add_(p.grad, alpha=1 - betas[1])
-
-    return Lion(params, {})
-
-
 # eps = 1e-2 where a root is divided by: well conditioned for finite differences.
 BASES = [
     Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD),
@@ -127,7 +112,7 @@ BASES = [
         flat=("t0",),
         own=("alpha",),
     ),
-    Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, transcribed_lion, ("betas",)),
+    Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, papers.lion, ("betas",)),
     # "w" is larger than eps2, "b" is not.
     Case(
         "adafactor",

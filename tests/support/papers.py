@@ -102,3 +102,11 @@ def signum(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, momentum=0.9, we
     """Algorithm 2 of arXiv 1802.04434, with the decay of Algorithm 1 of arXiv 1810.05291."""
     s["m"] = momentum * s.get("m", 0.0) + (1 - momentum) * g
     p.sub_(lr * (s["m"].sign() + weight_decay * p))
+
+
+@by_hand
+def lion(p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr, betas=(0.9, 0.99), weight_decay=0.0) -> None:
+    """Algorithm 2 of arXiv 2302.06675."""
+    m = s.get("m", 0.0)
+    p.sub_(lr * ((betas[0] * m + (1 - betas[0]) * g).sign() + weight_decay * p))
+    s["m"] = betas[1] * m + (1 - betas[1]) * g

@@ -462,7 +462,6 @@ def test_a_loaded_state_comes_to_the_device_of_its_parameters():
         assert [x.device.type for x in tree.leaves(found)] == ["cpu", "cuda", "cuda"]
 
 
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
