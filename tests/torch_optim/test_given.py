@@ -68,6 +68,15 @@ def test_a_checkpoint_without_what_the_base_wrote_is_refused():
         assert opt.state is opt.base.state
 
 
+def test_defaults_are_the_bases():
+    base = torch.optim.SGD([weights()], lr=0.1)
+    opt = hft.FTP(base)
+    assert opt.defaults is base.defaults
+    opt.defaults["lr"] = 0.5
+    opt.add_param_group({"params": [weights()]})
+    assert opt.param_groups[1]["lr"] == 0.5
+
+
 def test_a_base_may_keep_other_things_in_its_state():
     class Counting(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
