@@ -1,4 +1,4 @@
-"""README is short, its code runs, and what it and the pages say is true."""
+"""The code of README and of the pages runs, and what they say is true."""
 
 from __future__ import annotations
 
@@ -58,13 +58,8 @@ def test_pages_show_what_is_printed():
     assert pages >= {"README.md", "docs/quick-start.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
 
 
-def test_the_readme_is_short_and_has_both_quick_starts():
-    assert len(README.split()) <= 700
-    assert README.count("```python") == 2
-
-
 BY_HAND = [page for page in PAGES if page.parent.name in ("docs", "concepts")]
-GENERATED = {"errors.md", "bases.md", "coming-from-optax.md", "coming-from-torchopt.md"}
+GENERATED = {"errors.md", "bases.md"}
 OTHERS = {"index.md", "licences.md"}  # the landing page, a list
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -178,24 +180,18 @@ def test_no_test_file_imports_another():
                 assert not [part for part in parts if part.startswith("test_")], f"{path.relative_to(ROOT)}: {parts}"
 
 
-def test_importing_the_package_imports_no_optional_library():
-    import subprocess
-    import sys
+OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
+OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
+INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
-    optional = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
-    optional += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
-    code = f"import sys, hyperopt_ftp; print([m for m in {optional} if m in sys.modules])"
+
+@pytest.mark.parametrize(
+    ("names", "absent"),
+    [(["hyperopt_ftp"], OPTIONAL), ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS)],
+    ids=["package", "integrations"],
+)
+def test_an_import_imports_no_optional_library(names: list[str], absent: list[str]):
+    code = f"import sys, {', '.join(names)}; print([m for m in {absent} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
-
-
-def test_importing_an_integration_imports_no_library():
-    import subprocess
-    import sys
-
-    names = [path.stem for path in (PACKAGE / "integrations").glob("*.py") if path.stem != "__init__"]
-    assert len(names) >= 2
-    code = "; ".join(["import sys", *(f"import hyperopt_ftp.integrations.{name}" for name in names)])
-    code += f"; print([m for m in {names} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert len(absent) >= 2

@@ -188,7 +188,7 @@ model = torch.nn.Linear(3, 2)
 optimizer = hyperopt_ftp.FTPAdamW(model.named_parameters(), lr=0.1, foreach=True)  # the demo takes fused steps
 model(torch.ones(1, 3)).sum().backward()
 optimizer.step()
-assert "hyperopt_ftp.torch_optim.drop_in" in names and "experiments.classification.study" in names, names
+assert len(names) > 150 and "experiments.classification.study" in names, names
 """
 
 # The demo from the drawing of the emoji to the report, on every twentieth of them.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -203,20 +201,6 @@ def test_a_page_offers_itself_as_a_notebook_that_runs(name, built):
     prose = "".join(cell.source for cell in cells.cells if cell.cell_type == "markdown")
     assert not re.search(r"\]\((?!https?:)", prose)  # a notebook that was downloaded has no pages beside it
     nbclient.NotebookClient(cells, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
-
-
-def test_help_makes_no_folder(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "website", "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0
-    assert "SITE" in done.stdout
-    assert "--url" in done.stdout
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.optimizers import by_rule, to_tensors
 from hyperopt_ftp.testing import CHECKS, check_optimizer
 
 LR = {"lr": torch.tensor(0.1, dtype=torch.float64)}
@@ -131,13 +130,13 @@ class M(NamedTuple):
 )
 def test_a_mistake_in_a_rule_is_found(rule: Any, said: str):
     with pytest.raises(AssertionError, match=said):
-        check_optimizer(by_rule(rule, M, to_tensors(lr=0.1), ("m",)))
+        check_optimizer(hft.optimizers.by_rule(rule, M, hft.optimizers.to_tensors(lr=0.1), ("m",)))
 
 
 @pytest.mark.parametrize(("kind", "got"), [(M, r"M with \['step', 'm'\]"), (dict, r"dict with \[\]")])
 def test_the_state_of_a_rule_has_what_it_keeps(kind: Any, got: str):
     with pytest.raises(TypeError, match=rf"kind must be .* with the fields \['v'\].*; got {got}"):
-        by_rule(lambda w, g, s, h, t: (w, s), kind, to_tensors(lr=0.1), ("v",))
+        hft.optimizers.by_rule(lambda w, g, s, h, t: (w, s), kind, hft.optimizers.to_tensors(lr=0.1), ("v",))
 
 
 def test_numbers_of_any_name_and_a_rule_for_whole_tensors():
@@ -145,7 +144,7 @@ def test_numbers_of_any_name_and_a_rule_for_whole_tensors():
         m = h["beta"] * s["m"] + g
         return w - h["lr"] * m / (1 + torch.linalg.vector_norm(m)), {"m": m}
 
-    check_optimizer(by_rule(rule, M, to_tensors(lr=0.1, beta=-3.0), ("m",), whole=True))
+    check_optimizer(hft.optimizers.by_rule(rule, M, hft.optimizers.to_tensors(lr=0.1, beta=-3.0), ("m",), whole=True))
 
 
 def test_what_is_right_is_not_refused():

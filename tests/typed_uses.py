@@ -124,6 +124,10 @@ def drop_in(model: torch.nn.Module, head: torch.nn.Module, path: Path) -> None:
     opt = hft.FTPAdamW(model.named_parameters(), lr=1e-3, anchor=path, exclude=[head, "norm.*"], norm="l2")
     hft.FTPSGD(model.parameters(), anchor=model.state_dict(), exclude=head, gradient="exact", anchor_device="cpu")
     hft.FTPAdamW([{"params": model.named_parameters(), "lr": 0.1}], anchor="zero", exclude="head.*")
+    assert_type(opt.radii(), dict[Any, float])
+    assert_type(opt.execution, str)
+    hft.watch(opt, path).remove()
+    print(hft.wise(model.state_dict(), model.state_dict(), 0.5))
     hft.FTPAdamW(model.parameters(), norm="mrs")  # pyright: ignore[reportArgumentType]
     hft.FTPSGD(model.parameters(), gradient="true")  # pyright: ignore[reportArgumentType]
     hft.FTPAdamW(model)  # pyright: ignore[reportArgumentType]

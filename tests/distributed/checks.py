@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import plot
-from hyperopt_ftp.torch_optim.anchors.fingerprint import fingerprint
 
 from ..support.family import HELD, Method
 
@@ -114,13 +114,27 @@ def alone(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **option
     return model, opt
 
 
+def assert_as_alone(
+    make: Callable[..., Any],
+    spread: Callable[[Net], Any],
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = 1e-10,
+    execution: str = "sharded",
+    **options: Any,
+) -> None:
+    """A model that ``spread`` gives to many processes trains as one process does with the pure functions."""
+    reference, expected = alone(make, dtype, **options)
+    model = spread(net(dtype))
+    opt = make(model.named_parameters(), **options)
+    train(model, opt)
+    assert opt.execution == execution
+    assert_alike(model, opt, reference, expected, tolerance)
+
+
 def ddp(folder: Path) -> None:
+    """Its names begin with "module."."""
     for make in OPTIMIZERS:
-        reference, expected = alone(make)
-        model = nn.parallel.DistributedDataParallel(net())
-        opt = make(model.named_parameters())  # its names begin with "module."
-        train(model, opt)
-        assert_alike(model, opt, reference, expected, 1e-10)
+        assert_as_alone(make, nn.parallel.DistributedDataParallel, execution="fused_cpu")
 
 
 def sharded(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Net, Any]:
@@ -131,11 +145,7 @@ def sharded(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **opti
 def fsdp(folder: Path) -> None:
     for make in OPTIMIZERS:
         for options in ({}, {"norm": "l2"}, {"gradient": "exact"}, {"kappa": 0.0}, {"radius_start": 0.05}):
-            reference, expected = alone(make, **options)
-            model, opt = sharded(make, **options)
-            train(model, opt)
-            assert opt.execution == "sharded"
-            assert_alike(model, opt, reference, expected, 1e-10)
+            assert_as_alone(make, fully_shard, **options)
 
 
 def watched(folder: Path) -> None:
@@ -193,10 +203,7 @@ def family(folder: Path) -> None:
 
 def fsdp_in_float32(folder: Path) -> None:
     for make in OPTIMIZERS:
-        reference, expected = alone(make, torch.float32)
-        model, opt = sharded(make, torch.float32)
-        train(model, opt)
-        assert_alike(model, opt, reference, expected, 1e-6)
+        assert_as_alone(make, fully_shard, torch.float32, 1e-6)
 
 
 def two_collectives(folder: Path) -> None:
@@ -224,15 +231,10 @@ def elsewhere() -> dict[str, Tensor]:
 
 def anchors(folder: Path) -> None:
     """Given whole, spread, or zero; the first radius is measured over all processes."""
-    weights = {
-        n: p.detach() + 0.01 * torch.sin(torch.arange(p.numel())).view(p.shape) for n, p in net().named_parameters()
-    }
+    weights = elsewhere()
     for norm in ("mars", "l2"):
         for anchor in (weights, "zero"):
-            reference, expected = alone(adamw, anchor=anchor, norm=norm)
-            model, opt = sharded(adamw, anchor=anchor, norm=norm)
-            train(model, opt)
-            assert_alike(model, opt, reference, expected, 1e-10)
+            assert_as_alone(adamw, fully_shard, anchor=anchor, norm=norm)
     reference, expected = alone(adamw, anchor=weights)
     model = fully_shard(net())
     spread = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -243,26 +245,12 @@ def anchors(folder: Path) -> None:
     assert_alike(model, opt, reference, expected, 1e-10)
 
 
-def fingerprints(folder: Path) -> None:
-    """Shards have that of the whole."""
-    for (_, p), x in zip(fully_shard(net()).named_parameters(), net().parameters(), strict=True):
-        assert fingerprint(p) == fingerprint(x) != fingerprint(x + 1)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    columns = torch.randn(3, 8)
-    assert fingerprint(distribute_tensor(columns, mesh, [Shard(1)])) == fingerprint(columns)
-
-
 def hsdp(folder: Path) -> None:
     """Replicas of shards."""
     replicas = 2 if dist.get_world_size() == 4 else 1
     mesh = init_device_mesh("cpu", (replicas, dist.get_world_size() // replicas), mesh_dim_names=("replicate", "shard"))
     for make in OPTIMIZERS:
-        reference, expected = alone(make)
-        model = fully_shard(net(), mesh=mesh)
-        opt = make(model.named_parameters())
-        train(model, opt)
-        assert opt.execution == "sharded"
-        assert_alike(model, opt, reference, expected, 1e-10)
+        assert_as_alone(make, partial(fully_shard, mesh=mesh))
 
 
 def sharded_late(folder: Path) -> None:
@@ -330,14 +318,16 @@ def other_forms_of_state(folder: Path) -> None:
 
 
 def other_placements(folder: Path) -> None:
-    """Columns sharded: the pure functions run on DTensors."""
+    """Columns sharded: the pure functions run on DTensors. An anchor has the fingerprint of the whole one."""
     for make in OPTIMIZERS:
-        reference, expected = alone(make)
+        reference, expected = alone(make, save_anchor=False)
         model = fully_shard(net(), shard_placement_fn=lambda p: Shard(1) if p.shape == (5, 4, 3) else None)
-        opt = make(model.named_parameters())
+        opt = make(model.named_parameters(), save_anchor=False)
         train(model, opt)
         assert opt.execution == "single"
         assert_alike(model, opt, reference, expected, 1e-10)
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            assert opt.state[p].get("anchor_fingerprint") == expected.state[q].get("anchor_fingerprint")
 
 
 def sixteen_bits(folder: Path) -> None:

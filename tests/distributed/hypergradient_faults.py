@@ -12,7 +12,6 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Record
 
 from .hypergradients import (
     ADAM,
@@ -109,7 +108,7 @@ def nan_in_one_process(folder: Path) -> None:
         bad[2][0][0, 0] = float("nan")
     inner, outer = map(hft.data_parallel, (loss, held_out))
 
-    def run(not_finite: Any) -> list[Record]:
+    def run(not_finite: Any) -> list[Any]:
         found = hft.bilevel(
             ADAM, hft.adam(), ("lr", "loss"), inner, outer, params(), bad, [shard(batch(9))], inner_steps=4,
             outer_steps=1, hparams={**ADAM.hparams, "loss": own()}, not_finite=not_finite,

@@ -17,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Record
 from hyperopt_ftp.hyper.distributed.collectives import Team, Total
 from hyperopt_ftp.hyper.unrolling import eager
 
@@ -503,7 +502,7 @@ def few_collectives(folder: Path) -> None:
 # -- bilevel, tpgm, towers ---------------------------------------------------------------------------------------------
 
 
-def rounds(whole: bool, until: int, state: Any = None, by: Any = None) -> list[Record]:
+def rounds(whole: bool, until: int, state: Any = None, by: Any = None) -> list[Any]:
     inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), shard)
     opt, by = hft.ftp(ADAM, params()), by or hft.adam(lr=0.05)
     found = hft.bilevel(
@@ -517,7 +516,7 @@ def rounds(whole: bool, until: int, state: Any = None, by: Any = None) -> list[R
 SAVED = "rounds.pt"
 
 
-def compared(records: list[Record]) -> list[Any]:
+def compared(records: list[Any]) -> list[Any]:
     return [(torch.tensor(r.value, dtype=torch.float64), r.hypergradient, r.tuned, r.state.params) for r in records]
 
 

@@ -25,7 +25,6 @@ CHECKS = {
         checks.fsdp_in_float32,
         checks.two_collectives,
         checks.anchors,
-        checks.fingerprints,
         checks.sharded_late,
         checks.other_placements,
         checks.nothing_constrained,
@@ -39,7 +38,7 @@ CHECKS = {
     ],
 }
 #: In the process of the tests, as the only one: what is sharded is whole.
-ALONE = [checks.fsdp_in_float32, checks.anchors, checks.sixteen_bits, checks.nothing_constrained, checks.fingerprints]
+ALONE = [checks.fsdp_in_float32, checks.anchors, checks.sixteen_bits, checks.nothing_constrained]
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 

@@ -89,17 +89,6 @@ def test_accumulated_steps_equal_a_plain_loop():
     assert run[2].optimizer.radii() == opt.radii()
 
 
-def test_bfloat16_is_of_the_forward_pass_alone():
-    accelerator, net, opt, data, schedule = start("FTPAdamW", "bf16")
-    before, seen = network().state_dict(), set()
-    net[0].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    train(accelerator, net, opt, data, schedule)
-    assert seen == {torch.bfloat16}
-    assert {p.dtype for p in net.parameters()} == {torch.float32}
-    assert {value.dtype for state in opt.state.values() for value in state.values()} == {torch.float32}
-    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
 def test_a_prepared_optimizer_can_be_measured_and_watched():
     run, seen = start("FTPAdamW", "no"), []
     hft.watch(run[2], lambda step, layers: seen.append((step, layers)))

@@ -29,6 +29,5 @@ def test_an_example_runs_without_the_network(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_is_short_and_in_the_docs(name):
-    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 45
+def test_an_example_is_in_the_docs(name):
     assert f"python -m examples.{name}" in (Path(ROOT) / "docs" / "integrations.md").read_text()

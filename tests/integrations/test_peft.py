@@ -76,16 +76,6 @@ def test_only_adapters_are_held_where_more_is_trained():
     assert set(opt.radii()) == {name for name, _ in named if ".lora_A." in name or ".lora_B." in name}
 
 
-def test_the_sum_in_a_row_of_an_adapter_stays_within_its_radius():
-    model = lora()
-    opt = BUILD["FTPAdamW"](model.named_parameters())
-    train(model, opt, range(6))
-    radii = opt.radii()
-    assert len(radii) == 4
-    for name, radius in radii.items():
-        assert 0 < model.get_parameter(name).abs().sum(1).max() <= radius * (1 + 1e-5)
-
-
 @pytest.mark.parametrize("name", BUILD)
 def test_adapters_and_optimizer_go_on_bit_for_bit(name, tmp_path):
     whole, first = lora(), lora()

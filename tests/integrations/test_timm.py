@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from argparse import Namespace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -247,35 +246,3 @@ def test_an_exclude_that_is_given_decides():
 def test_bad_input(model, options, error, said):
     with pytest.raises(error, match=said):
         ours.create_optimizer(model(), **options)
-
-
-# -- what timm asks of an optimizer -----------------------------------------------------------------------------------
-
-ASKED = {
-    "ftpadamw": lambda p, **more: hft.FTPAdamW(p, lr=1e-2, **more),
-    "ftpsgd": lambda p, **more: hft.FTPSGD(p, lr=1e-2, momentum=0.9, nesterov=True, **more),
-    "FTP(AdamW)": lambda p, **more: hft.FTP(torch.optim.AdamW(p, lr=1e-2), **more),
-}
-every_asked = pytest.mark.parametrize("make", ASKED.values(), ids=ASKED)
-
-
-@every_asked
-def test_a_loss_that_has_to_fall_at_each_step_needs_a_longer_first_one(make):
-    """The first step from the anchor moves by 1e-8 a row: in float32 by nothing."""
-
-    def losses(**more):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
-        x, y, found = torch.randn(64, 4), torch.randint(3, (64,)), []
-        opt = make(net.parameters(), **more)
-        for _ in range(20):
-            opt.zero_grad()
-            loss = nn.functional.cross_entropy(net(x), y)
-            loss.backward()
-            opt.step()
-            found.append(loss.item())
-        return found
-
-    plain, longer = losses(), losses(radius_start=10.0)
-    assert plain[1] == plain[0] > plain[-1]
-    assert all(b < a for a, b in pairwise(longer))

@@ -1,4 +1,4 @@
-"""Every execution against the pure definitions: all options, all classes of shapes, all dtypes.
+"""The executions on many tensors against the pure definitions: all options, all classes of shapes, all dtypes.
 
 Triton runs in its interpreter: no GPU is needed.
 """
@@ -18,10 +18,9 @@ from hyperopt_ftp.kernels.layers import SGD, AdamW, Amp, Ball
 
 from . import interpreter as interpreter
 from .problems import FEW, LR, RADIUS_LR, SHAPES, Case, run, tensors
-from .single import Single
 
 pytest.importorskip("numba")
-EXECUTIONS = {"single": Single(), "foreach": foreach, "fused_cpu": cpu, "triton": triton}
+EXECUTIONS = {"foreach": foreach, "fused_cpu": cpu, "triton": triton}
 
 
 @pytest.fixture(params=EXECUTIONS.values(), ids=EXECUTIONS)
@@ -29,7 +28,7 @@ def execution(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.mark.parametrize("execution", [Single(), foreach, cpu], ids=["single", "foreach", "fused_cpu"])
+@pytest.mark.parametrize("execution", [foreach, cpu], ids=["foreach", "fused_cpu"])
 def test_every_shape_in_one_call(execution):
     """Of Triton in test_triton.py, by the number of its launches."""
     run(execution, Case(SHAPES, free=(4,), zero=(3,)))
@@ -221,3 +220,18 @@ def test_bias_corrections(execution, steps: int):
     t = steps + 1
     truth = -LR / (1 - 0.9**t) * m / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     torch.testing.assert_close(moved, truth, atol=0, rtol=1e-6)
+
+
+def test_buckets_of_foreach_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    results, made = [], foreach.buckets
+    counts: list[int] = []
+    monkeypatch.setattr(foreach, "buckets", lambda layers: counts.append(len(found := made(layers))) or found)
+    for size in (foreach.CPU_BUCKET, 8):
+        monkeypatch.setattr(foreach, "CPU_BUCKET", size)
+        torch.manual_seed(3)
+        case = Case(FEW)
+        run(foreach, case)
+        results.append((counts[-1], [x.clone() for x in tensors(case.layers)]))
+    (one, whole), (many, pieces) = results
+    assert one == 1 < many
+    assert all(torch.equal(x, y) for x, y in zip(whole, pieces, strict=True))

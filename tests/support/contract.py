@@ -21,6 +21,7 @@ Options = dict[str, Any]
 
 
 def number(value: float, *shape: int) -> Tensor:
+    """A float64 tensor of that value."""
     return torch.full(shape, value, dtype=torch.float64)
 
 
@@ -128,11 +129,13 @@ SHAPES = [(4, 3), (4,), (), (0, 3), (2, 3, 2, 2)]
 
 
 def parameters(dtype: torch.dtype = torch.float64, shapes: Iterable[tuple[int, ...]] = SHAPES) -> list[Any]:
+    """The same numbers at each call, whatever the dtype."""
     g = torch.Generator().manual_seed(0)
     return [torch.nn.Parameter(torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)) for shape in shapes]
 
 
 def named(params: Iterable[Any]) -> list[tuple[str, Any]]:
+    """As named_parameters() has them: ``p0``, ``p1``, ..."""
     return [(f"p{i}", p) for i, p in enumerate(params)]
 
 
@@ -161,6 +164,7 @@ def step(
 
 
 def through_a_file(content: Any) -> Any:
+    """As a program that starts anew reads it, without code."""
     file = io.BytesIO()
     torch.save(content, file)
     file.seek(0)

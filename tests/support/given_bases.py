@@ -120,10 +120,12 @@ class Replacing(torch.optim.Optimizer):
 
 
 def weights() -> torch.nn.Parameter:
+    """A matrix of ones."""
     return torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
 
 
 def run(p: torch.nn.Parameter, opt: Any, steps: range) -> torch.Tensor:
+    """Where steps along growing gradients, known by their numbers, lead."""
     for t in steps:
         p.grad = GRADIENT * (1 + 0.3 * t)
         opt.step()

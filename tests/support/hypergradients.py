@@ -30,10 +30,12 @@ not_converged = pytest.mark.filterwarnings("ignore:Implicit. training:UserWarnin
 
 
 def f64(x):
+    """A float64 tensor of the numbers."""
     return torch.tensor(x, dtype=F64)
 
 
 def outer(params):
+    """The loss of the small problem on data that no step sees."""
     return loss(params, HELD_OUT)
 
 
@@ -61,6 +63,7 @@ def differences(train_loss=loss, seed=lambda: None, opt=SGD, **options):
 
 
 def module_loss(net):
+    """A loss of the params of a module, on one batch."""
     return lambda p, x: torch.func.functional_call(net, p, (x,)).sub(1).square().mean()
 
 
@@ -76,6 +79,7 @@ def rounds(over="lr", by=None, opt=SGD, train_batches=DATA, outer_batches=(HELD_
 
 
 def first_state(**options):
+    """The state after one round: what a run goes on from."""
     return rounds(outer_steps=1, **options)[0].state
 
 

@@ -19,6 +19,7 @@ def numbers(folder: Path) -> dict:
 
 
 def steps_without_times(file: Path) -> list[list[str]]:
+    """Rows of a log of steps."""
     header, *rows = [line.split(",") for line in file.read_text().splitlines()]
     assert header == ["step", "loss", "right", "lr", "seconds"]
     return [row[:-1] for row in rows]

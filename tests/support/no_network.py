@@ -26,6 +26,7 @@ sys.addaudithook(refuse)
 
 
 def without_network(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a folder; its exit status is 77 where it asked for the network."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", NO_NETWORK + code]
     return run(command, cwd=folder, env=environment)

@@ -77,6 +77,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run to its end, as :func:`start` and :func:`finish` do; like subprocess.run."""
     process = start(command, **options)
     said, errors = finish(process)
     return subprocess.CompletedProcess(command, process.returncode, said, errors)

@@ -53,6 +53,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
+    """All reference trajectories, in the order of the file."""
     abouts = json.loads((HERE / "ftp_public.json").read_text())
     with np.load(HERE / "ftp_public.npz") as archive:
         arrays = {key: torch.from_numpy(archive[key]) for key in archive}

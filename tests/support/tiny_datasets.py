@@ -21,6 +21,7 @@ def picture(file: Path, number: int, side: int = 40) -> None:
 
 
 def mask(file: Path, values: np.ndarray) -> None:
+    """A picture whose pixels are the classes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.astype(np.uint8)).save(file)
 
@@ -49,6 +50,7 @@ def domainnet(root: Path, classes: int = 3, train: int = 4) -> Path:
 
 
 def by_class(root: Path, folders: Iterable[str], count: int) -> None:
+    """A folder of pictures for each class."""
     for label, folder in enumerate(folders):
         for number in range(count):
             picture(root / folder / f"{number}.JPEG", label)
@@ -65,6 +67,7 @@ def imagenet(root: Path) -> Path:
 
 
 def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
+    """Lists, pictures and masks, of which each has two classes and an edge that counts for none."""
     for part, names in (("train", "abcd"), ("val", "ef")):
         file = root / "ImageSets" / lists / f"{part}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)

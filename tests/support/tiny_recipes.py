@@ -28,6 +28,7 @@ DATA = {
 
 
 def small(name: str, **changes) -> Recipe:
+    """A recipe that fits the tiny data."""
     recipe = RECIPES[name]
     network = VIT if "vit" in recipe.model else RESNET
     sizes: dict[str, Any] = {"epochs": 1, "batch_size": 4, "projection": tiny.FEATURES if recipe.projection else 0}
@@ -61,6 +62,7 @@ def prepare(recipe: Recipe, folder: Path, **options) -> Given:
 
 
 def run(given: Given, text: StringIO | None = None, on_step: OnStep | None = None) -> None:
+    """The command of the recipe, without its arguments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "recipe", lambda config: given.recipe)
         console = Console(file=text or StringIO(), width=250)
@@ -68,6 +70,7 @@ def run(given: Given, text: StringIO | None = None, on_step: OnStep | None = Non
 
 
 def finished(given: Given) -> dict:
+    """What a run to its end has measured; its table shows all columns, and nothing diverged."""
     text = StringIO()
     run(given, text)
     content = json.loads((given.out / "metrics.json").read_text())

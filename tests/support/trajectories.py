@@ -42,14 +42,17 @@ def trajectory(method: Method, base: str, seed: int = 0) -> list[dict]:
 
 
 def tensors(arrays: dict) -> dict:
+    """In the dtype of the arrays, by the same names."""
     return {name: torch.tensor(x) for name, x in arrays.items()}
 
 
 def parameters(arrays: dict, dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Parameter]:
+    """In that dtype, by the same names."""
     return {name: torch.nn.Parameter(torch.tensor(x).to(dtype)) for name, x in arrays.items()}
 
 
 def play(params: dict, opt, grads: list[dict]):
+    """A step for each of the gradients, of which some may be ``None``; gives its number after each."""
     for t, g in enumerate(grads):
         for name, p in params.items():
             p.grad = None if g[name] is None else torch.tensor(g[name]).to(p.dtype)

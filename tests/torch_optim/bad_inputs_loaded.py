@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 
 from .bad_inputs import ADAMW, ALL, FTP, NATIVE, SGD, Row, Scene, no_gradient, tracked
-from .bad_inputs_built import A_NUMBER, BESIDE, weight
+from .bad_inputs_built import BESIDE, weight
 
 
 def load(done: str, change: Any, error: type[Exception], text: str, who: tuple[str, ...] = ALL,
@@ -134,14 +134,8 @@ CHECKPOINTS = [
          "the checkpoint's parameters are in another order: number 0 is '1.bias' there and '0.weight' here; build the "
          "optimizer with the parameters in the checkpoint's order"),
     load("with `kappa=2.0`", option("kappa", 2.0), ValueError, "kappa must lie in [0, 1], got 2.0"),
-    load("with `norm='l1'`", option("norm", "l1"), ValueError, "norm must be one of 'mars', 'l2', got 'l1'; "
-         "'mars' is the L1 norm of each row"),
     load("with an `lr` that requires a gradient", option("lr", tracked(0.1)), ValueError, no_gradient("lr", ADAMW),
          (ADAMW,)),
-    load("with `radius_lr='0.1'`", option("radius_lr", "0.1"), TypeError, f"radius_lr {A_NUMBER} the string "
-         "'0.1'; write float('0.1')"),
-    load("with `maximize='no'`", option("maximize", "no"), TypeError, "maximize must be True or False, got 'no'",
-         NATIVE),
     load("with `differentiable=True`", option("differentiable", True), ValueError, "differentiable must be False, got "
          "True: a step works in place; hft.ftp is the differentiable rule", NATIVE),
     load("with `lean=True`, for bfloat16 weights", option("lean", True), ValueError, "lean=True keeps the deviation in "

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.kernels import foreach
 
-from ..support.compare import equal
 from ..support.executions import FLAGS, every_execution
 from ..support.reference_runs import Run, runs
 
@@ -43,55 +39,26 @@ def play(run: Run, params, opt, steps):
 @pytest.mark.parametrize("build", [native, wrapped])
 @every_execution
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
-def test_weights_and_radii_equal_the_reference_runs(run: Run, execution: str, build):
-    params = parameters(run.anchor())
-    opt = build(run, params, execution)
-    for t in play(run, params, opt, range(run.about["steps"])):
-        weights, radii = run.expected(t)
-        for name, p in params.items():
-            torch.testing.assert_close(p.detach(), weights[name], rtol=0, atol=1e-10)
-        assert opt.radii() == pytest.approx({n: r.item() for n, r in radii.items()}, abs=1e-10)
-    assert opt.execution == execution
-
-
-@pytest.mark.parametrize("build", [native, wrapped])
-@every_execution
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.index))
-def test_float32_stays_near_the_reference_runs(run: Run, execution: str, build):
-    """A step rounds W', c, s c and W, each by half a unit of the largest weight; the gradients pull errors back.
-
-    The radius adds the error of its direction, which is that of c relative to a step, times radius_lr.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_weights_and_radii_are_those_of_the_reference_runs(run: Run, execution: str, build, dtype: torch.dtype):
+    """In float32 a step rounds W', c, s c and W, each by half a unit of the largest weight; the gradients pull errors
+    back. The radius adds the error of its direction, which is that of c relative to a step, times radius_lr.
     """
-    params = parameters(run.anchor(), torch.float32)
+    params = parameters(run.anchor(), dtype)
     opt = build(run, params, execution)
     unit = torch.finfo(torch.float32).eps / 2
     for t in play(run, params, opt, range(run.about["steps"])):
         weights, radii = run.expected(t)
-        top = max(1.0, max(w.abs().max().item() for w in weights.values()))
-        small = 4 * unit * top * (t + 1)
+        small = 4 * unit * max(1.0, max(w.abs().max().item() for w in weights.values())) * (t + 1)
         turned = 1e-2 * (t + 1) * 2 * small / run.kwargs["lr"]
+        exact = dtype == torch.float64
         for name, p in params.items():
-            assert (p.detach() - weights[name]).abs().max() <= small + turned
+            assert (p.detach() - weights[name]).abs().max() <= (1e-10 if exact else small + turned)
         for name, radius in radii.items():
-            assert abs(opt.radii()[name] - radius.item()) <= turned + 4 * small * weights[name].numel() ** 0.5
+            summed = turned + 4 * small * weights[name].numel() ** 0.5
+            assert abs(opt.radii()[name] - radius.item()) <= (1e-10 if exact else summed)
+        assert opt.radii().keys() == radii.keys()
     assert opt.execution == execution
-
-
-def test_anchor_by_name_in_its_own_dtype():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    before = copy.deepcopy(model.half().state_dict())
-    model.float()
-    for execution in FLAGS:
-        opt = hft.FTPSGD(model.named_parameters(), lr=1.0, anchor=before, exclude=["2.*"], **FLAGS[execution])
-        for p in model.parameters():
-            p.data.add_(torch.randn_like(p))
-            p.grad = torch.randn_like(p)
-        opt.step()
-        weight = model[0].weight
-        assert opt.state[weight]["anchor"].dtype == torch.float16
-        assert "anchor" not in opt.state[model[2].weight]
-        deviation = weight.detach() - before["0.weight"].float()
-        assert deviation.abs().sum(1).max().item() <= opt.radii()["0.weight"] * (1 + 1e-5)
 
 
 def test_groups_override_options_and_say_constrained():
@@ -153,19 +120,3 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     assert opt.state[p]["step"] == 2
     assert opt.param_groups[0]["lr"] == 0.1
     assert opt.radii()[0] == pytest.approx(1e-8)
-
-
-def test_buckets_of_the_foreach_execution_change_nothing(monkeypatch):
-    results, made = [], foreach.buckets
-    counts: list[int] = []
-    monkeypatch.setattr(foreach, "buckets", lambda layers: counts.append(len(found := made(layers))) or found)
-    for size in (foreach.CPU_BUCKET, 8):
-        monkeypatch.setattr(foreach, "CPU_BUCKET", size)
-        params = parameters(RUNS[0].anchor())
-        opt = native(RUNS[0], params, "foreach")
-        list(play(RUNS[0], params, opt, range(10)))
-        results.append((counts[-1], opt.radii(), [p.detach() for p in params.values()]))
-    assert results[0][0] == 1
-    assert results[1][0] > 1
-    assert results[0][1] == results[1][1]
-    assert equal(results[0][2], results[1][2])

@@ -410,3 +410,15 @@ def test_each_option_has_its_domain(name: str):
 def test_wrong_arguments_are_refused(make, error, text: str):
     with pytest.raises(error, match=text):
         make()
+
+
+def test_a_radius_of_mars_sp_holds_and_grows_back_after_small_steps():
+    """The radius in effect is clipped at the largest row; that must not become the limit of the next step."""
+    w, still = torch.nn.Parameter(torch.zeros(1, 2)), torch.nn.Parameter(torch.zeros(1, 2))
+    opt, none = (hft.MARSSP(torch.optim.SGD([p], lr=1.0), radius=r) for p, r in ((w, 1.0), (still, 0.0)))
+    for size, expected in ((0.1, 0.1), (0.5, 0.6), (5.0, 1.0)):
+        w.grad, still.grad = (torch.tensor([[-size, 0.0]]) for _ in range(2))
+        opt.step()
+        none.step()
+        assert w[0, 0].item() == pytest.approx(expected, abs=1e-6)
+        assert not still.any()

@@ -76,16 +76,6 @@ def test_a_gradient_with_a_lazy_minus_sign(execution):
 
 
 @every_execution
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_anchor_wider_than_the_weights(execution, dtype):
-    p = torch.nn.Parameter(torch.randn(3, 4).to(dtype))
-    opt = hft.FTPAdamW([("w", p)], anchor={"w": p.detach().double()}, **FLAGS[execution])
-    train(opt)
-    assert opt.state[p]["anchor"].dtype == torch.float32
-    assert opt.execution == execution
-
-
-@every_execution
 def test_an_empty_group_and_tensors_for_numbers(execution):
     p = torch.nn.Parameter(torch.randn(3))
     opt = hft.FTPAdamW([{"params": [p]}, {"params": []}], betas=(torch.tensor(0.9), torch.tensor(0.99)))
@@ -93,15 +83,6 @@ def test_an_empty_group_and_tensors_for_numbers(execution):
     train(opt, 1)
     assert opt.execution == execution
     hft.FTPAdamW([{"params": [p]}, {"params": []}], **FLAGS[execution])
-
-
-def test_the_base_decides_about_fused():
-    p = torch.nn.Parameter(torch.randn(3, 4))
-    for fused, name in ((False, "foreach"), (True, "fused_cpu"), (None, "fused_cpu")):
-        opt = hft.FTP(torch.optim.AdamW([p], fused=fused))
-        assert opt.execution == name
-        train(opt, 1)
-        assert opt.execution == name
 
 
 @every_execution

@@ -38,10 +38,11 @@ def test_a_layer_that_is_called_as_a_wrapper_keeps_its_name():
             hft.FTPSGD([(name, torch.nn.Parameter(torch.zeros(2)))], anchor={other: torch.zeros(2)})
 
 
-def test_tensors_can_be_excluded_without_names():
-    a, b = (torch.nn.Parameter(torch.zeros(1, 2)) for _ in range(2))
-    opt = hft.FTPAdamW([a, b], exclude=[b])
-    for p in (a, b):
+@pytest.mark.parametrize("what", [lambda head: [head.weight], lambda head: head], ids=["tensors", "module"])
+def test_tensors_and_modules_can_be_excluded_without_names(what):
+    a, head = torch.nn.Parameter(torch.zeros(1, 2)), torch.nn.Linear(2, 1, bias=False)
+    opt = hft.FTPAdamW([a, head.weight], exclude=what(head))
+    for p in (a, head.weight):
         p.grad = torch.ones_like(p)
     opt.step()
     assert list(opt.radii()) == [0]

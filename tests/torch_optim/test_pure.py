@@ -247,20 +247,6 @@ def test_a_starting_value_may_be_written_before_the_first_step():
     assert opt.hparams()["lr"] == pytest.approx(0.02)
 
 
-def test_hparams_that_would_have_one_name_have_their_whole_paths():
-    level = hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-2), over="lr")
-    parted = hft.partition({"a": level, "b": hft.sgd()}, {"w": "a", "b": "b"})
-    for opt, over, name in ((level, "by.lr", "base.by.lr"), (parted, "a.by.lr", "a.by.lr")):
-        params = parameters()
-        pure = hft.hyper(opt, by=hft.sgd(lr=1e-4), over=over)
-        tuned = hft.PureOptimizer(params.items(), pure)
-        for x in batches(3):
-            step(params, tuned, x)
-        values = tuned.hparams()
-        assert values["by.lr"] == 1e-4
-        assert values[name] not in (1e-2, 1e-4)
-
-
 def test_the_groups_of_a_partition_have_the_order_of_its_labels():
     """So a checkpoint does not depend on the order of the parameters."""
     params = parameters()
@@ -550,19 +536,6 @@ def test_writes_into_groups_are_checked():
         with pytest.raises(error, match=text):
             step(params, opt, batches(1)[0])
         assert largest_difference(dict(params), before) == 0
-
-
-def test_a_scheduler_below_zero_is_refused_before_anything_has_moved():
-    params = parameters()
-    opt = hft.PureOptimizer(params.items(), hft.sgd(lr=0.1))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: 1 - epoch / 3)
-    for x in batches(4):
-        step(params, opt, x)
-        scheduler.step()
-    before = {n: p.detach().clone() for n, p in params.items()}
-    with pytest.raises(ValueError, match=r"lr must lie in \[0, inf\), got -0\.03"):
-        step(params, opt, batches(1)[0])
-    assert largest_difference(dict(params), before) == 0
 
 
 def test_tensors_in_groups_are_checked_where_that_waits_for_nothing():

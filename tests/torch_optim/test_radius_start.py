@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.anchored import row_norm
 
 from ..support.executions import FLAGS, every_execution
+from ..support.pairs import pairs
 
 F64 = torch.float64
 STEPS = 5
@@ -27,55 +27,39 @@ def gradients() -> list[dict[str, Tensor]]:
     return [{name: torch.randn_like(x) for name, x in start().items()} for _ in range(STEPS)]
 
 
-def steps(make: Any) -> tuple[dict[str, Tensor], dict[str, float], Any]:
-    named = [(name, torch.nn.Parameter(x)) for name, x in start().items()]
-    opt = make(named)
-    for grads in gradients():
-        for name, p in named:
-            p.grad = grads[name].clone()
-        opt.step()
-    return {name: p.detach() for name, p in named}, opt.radii(), opt
-
-
-def pure(base: hft.Optimizer, anchor: dict[str, Tensor], **options: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    opt, params = hft.ftp(base, anchor, **options), start()
-    state = opt.init(params)
-    for grads in gradients():
-        params, state = opt.update(grads, state, params)
-    return params, {name: radius.item() for name, radius in state.radius.items()}
-
-
 MAKERS = {
-    "adamw": (hft.adamw(lr=0.1, weight_decay=0.0), lambda p, **k: hft.FTPAdamW(p, lr=0.1, **k)),
-    "sgd": (hft.sgd(lr=0.1, momentum=0.9), lambda p, **k: hft.FTPSGD(p, lr=0.1, momentum=0.9, **k)),
+    "adamw": (hft.adamw(lr=0.1, weight_decay=0.0), lambda p, flags, **k: hft.FTPAdamW(p, lr=0.1, **flags, **k)),
+    "sgd": (
+        hft.sgd(lr=0.1, momentum=0.9),
+        lambda p, flags, **k: hft.FTPSGD(p, lr=0.1, momentum=0.9, **flags, **k),
+    ),
+    "around": (hft.sgd(lr=0.1), lambda p, flags, **k: hft.FTP(torch.optim.SGD(p, lr=0.1, **flags), **k)),
 }
+CHOICES = pairs({
+    "execution": list(FLAGS), "base": list(MAKERS), "radius_start": [None, 0.05, 10.0], "norm": ["mars", "l2"],
+    "shift": [0.0, 0.3],
+})  # fmt: skip
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
-@pytest.mark.parametrize("norm", ["mars", "l2"])
-@pytest.mark.parametrize("radius_start", [None, 0.05, 10.0])
-@pytest.mark.parametrize("base", MAKERS)
-@every_execution
-def test_every_execution_is_the_pure_function(execution, base, radius_start, norm, shift):
+@pytest.mark.parametrize("chosen", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_every_execution_is_the_pure_function(chosen: dict[str, Any]):
+    execution, base, radius_start, norm, shift = chosen.values()
     optimizer, make = MAKERS[base]
     anchor = {name: x - shift for name, x in start().items()}
     options = {"norm": norm, "radius_start": radius_start}
-    expected, radii = pure(optimizer, anchor, **options)
-    params, found, opt = steps(lambda p: make(p, anchor=anchor, **options, **FLAGS[execution]))
+    named = {name: torch.nn.Parameter(x) for name, x in start().items()}
+    opt = make(named.items(), FLAGS[execution], anchor=anchor, **options)
+    pure, params = hft.ftp(optimizer, anchor, **options), start()
+    state = pure.init(params)
+    for grads in gradients():
+        params, state = pure.update(grads, state, params)
+        for name, p in named.items():
+            p.grad = grads[name].clone()
+        opt.step()
     assert opt.execution == execution
-    for name, x in expected.items():
-        torch.testing.assert_close(params[name], x, atol=1e-12, rtol=0)
-        assert found[name] == pytest.approx(radii[name], abs=1e-12)
-
-
-@pytest.mark.parametrize("multi", [False, True])
-def test_around_a_base_that_is_given(multi):
-    expected, radii = pure(hft.sgd(lr=0.1), start(), radius_start=0.05)
-    make = lambda p: hft.FTP(torch.optim.SGD(p, lr=0.1, foreach=multi), radius_start=0.05)  # noqa: E731
-    params, found, _ = steps(make)
-    for name, x in expected.items():
-        torch.testing.assert_close(params[name], x, atol=1e-12, rtol=0)
-        assert found[name] == pytest.approx(radii[name], abs=1e-12)
+    for name, p in named.items():
+        torch.testing.assert_close(p.detach(), params[name], atol=1e-12, rtol=0)
+        assert opt.radii()[name] == pytest.approx(state.radius[name].item(), abs=1e-12)
 
 
 def first(radius_start: float | None, **options: Any) -> tuple[Tensor, float]:
@@ -90,7 +74,7 @@ def test_a_large_one_leaves_the_first_step_to_the_base():
     w, radius = first(10.0)
     moved = -0.1 * gradients()[0]["w"]
     torch.testing.assert_close(w, start()["w"] + moved, atol=1e-14, rtol=0)
-    assert radius == pytest.approx(row_norm(moved).max().item(), abs=1e-14)
+    assert radius == pytest.approx(moved.abs().sum(1).max().item() + 1e-8, abs=1e-14)
 
 
 def test_a_small_one_bounds_it_and_none_is_the_floor():

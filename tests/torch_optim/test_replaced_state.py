@@ -1,4 +1,4 @@
-"""Parameters and state that torch replaces under the optimizer: swapped tensors, converted models, functional steps,
+"""Parameters and state that torch replaces under the optimizer: swapped tensors, functional steps,
 the distributed checkpoint in one process."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from ..support.compare import equal
 from ..support.executions import every_execution
-from ..support.ftp_training import Pure, build, every_class, loss, net, train, train_both, weights
+from ..support.ftp_training import build, every_class, loss, net, train, weights
 
 
 @every_execution
@@ -35,52 +35,6 @@ def test_swap_tensors_under_the_optimizer(name, execution):
     assert opt.radii() == reference.radii()
     assert set(opt.state) == set(model.parameters())
     assert opt.execution == execution
-
-
-@pytest.fixture
-def conversion(request):
-    """How module.to replaces parameters: by p.data, or by torch.utils.swap_tensors."""
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(request.param == "swap")
-    yield
-    torch.__future__.set_swap_module_params_on_conversion(before)
-
-
-@every_execution
-@pytest.mark.parametrize("name", ["FTPAdamW", "FTPSGD"])
-@pytest.mark.parametrize(
-    ("first", "then", "conversion"),
-    [
-        (torch.float32, torch.float64, "data"),
-        (torch.float32, torch.float64, "swap"),
-        (torch.float32, torch.bfloat16, "swap"),
-        (torch.bfloat16, torch.float32, "swap"),
-    ],
-    indirect=["conversion"],
-    ids=str,
-)
-@pytest.mark.usefixtures("conversion")
-def test_a_model_is_converted_while_it_trains(first, then, name, execution):
-    """State follows into the working dtype: as in the pure functions, which find the weights as they are."""
-    sides = []
-    for flags in (execution, "single"):
-        model = net(dtype=first)
-        opt = build(name, model.named_parameters(), flags)
-        train(model, opt, range(3))
-        kept = list(model.parameters())
-        opt.zero_grad()
-        model.to(then)
-        assert all(p is q for p, q in zip(kept, model.parameters(), strict=True))
-        train(model, opt, range(3, 6))
-        real = torch.float64 if then == torch.float64 else torch.float32
-        assert opt.state[kept[0]]["deviation"].dtype == opt.state[kept[0]]["radius"].dtype == real
-        assert opt.state[kept[0]]["radius_step"] == 6
-        assert opt.execution == flags
-        sides.append((model, opt))
-    for p, q in zip(*(side[0].parameters() for side in sides), strict=True):
-        assert p.dtype == then
-        torch.testing.assert_close(p, q, rtol=torch.finfo(then).eps if then.itemsize == 2 else 1e-4, atol=1e-5)
-    assert sides[0][1].radii() == pytest.approx(sides[1][1].radii(), rel=1e-3)
 
 
 @every_execution
@@ -141,19 +95,4 @@ def test_the_distributed_checkpoint_of_a_fresh_optimizer(name, execution):
     train(straight, reference, range(3, 6))
     assert equal(model.parameters(), straight.parameters())
     assert opt.radii() == reference.radii()
-    assert opt.execution == execution
-
-
-@every_execution
-@every_class
-def test_a_run_that_begins_after_the_checkpoints_step_of_lr_0(name, execution):
-    """The pure rule that makes this step, too: its anchor is where the run begins, its first gradient is 0."""
-    model = net()
-    opt = build(name, model.named_parameters(), execution)
-    pure = Pure(name, model)
-    get_optimizer_state_dict(model, opt)
-    pure.step([torch.zeros_like(p) for p in model.parameters()], lr=0.0)
-    assert all(torch.equal(opt.state[p]["anchor"], p) for p in model.parameters())
-    train_both(model, opt, pure, range(4))
-    assert opt.state[model[0].weight]["radius_step"] == 5
     assert opt.execution == execution

@@ -15,7 +15,7 @@ import hyperopt_ftp as hft
 
 from ..support.compare import equal, kept, same
 from ..support.contract import parameters, step
-from ..support.executions import FLAGS, every_execution
+from ..support.pairs import pairs
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [lambda t: 0.9**t, lambda t: 1 / (1 + t)]),
@@ -55,9 +55,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 LOSSES = [3.0, 2.0, 2.5, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5, 0.5]
 STEPS = len(LOSSES)
 
-every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_lr = pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+CHOICES = pairs({"name": list(OPTIMIZERS), "scheduler": list(SCHEDULERS), "as_tensor": [False, True]})
 
 
 def public(module: ModuleType) -> set[str]:
@@ -107,11 +105,10 @@ def as_floats(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
-@every_scheduler
-@every_optimizer
-@every_lr
-def test_its_numbers_are_those_on_torchs_optimizer_and_the_run_follows(name: str, scheduler: str, as_tensor: bool):
+@pytest.mark.parametrize("chosen", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_its_numbers_are_those_on_torchs_optimizer_and_the_run_follows(chosen: dict[str, Any]):
     """Against a run whose numbers are set by hand, to the last bit; a tensor is changed in place, as there."""
+    name, scheduler, as_tensor = chosen.values()
     expected, in_place = on_torchs_own(name, scheduler, as_tensor)
     params, its_groups = groups(as_tensor)
     others, other_groups = groups(as_tensor=False)
@@ -130,21 +127,3 @@ def test_its_numbers_are_those_on_torchs_optimizer_and_the_run_follows(name: str
     assert len({float(found[0]["lr"]) for found in expected}) > 1
     if scheduler in ("CyclicLR", "OneCycleLR"):
         assert len({str(found[0].get("momentum", found[0].get("betas"))) for found in expected}) > 1
-
-
-@every_execution
-@every_lr
-@pytest.mark.parametrize("name", ["FTPAdamW", "FTPSGD"])
-def test_every_execution_follows_momentum_and_rate(name: str, as_tensor: bool, execution: str):
-    runs = []
-    for which in (execution, "single"):
-        params, its_groups = groups(as_tensor)
-        opt = OPTIMIZERS[name][0](its_groups, **FLAGS[which])
-        schedule = SCHEDULERS["OneCycleLR"](opt)
-        for t in range(STEPS):
-            step(params, opt, [t])
-            advance(schedule, t)
-        assert opt.execution == which
-        runs.append(params)
-    for p, q in zip(*runs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
