@@ -19,12 +19,13 @@ from experiments.common.examples import generator
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
 from experiments.common.progress import Progress
-from experiments.common.task import Part
+from experiments.common.task import Part, percent_right
 from experiments.language import study
 from experiments.language.config import Config
 from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load
 from experiments.language.loop import Batches, fit, shuffled
-from experiments.language.model import Sentiment, accuracy, minilm, tokenizer
+from experiments.language.model import Sentiment, answers, minilm, tokenizer
+from experiments.language.task import LanguageTask
 
 from ..support.measured import numbers
 
@@ -107,8 +108,8 @@ def test_mixed_precision_is_near_to_float32():
     assert {p.grad.dtype for p in models[1].parameters() if p.grad is not None} == {torch.float32}
 
 
-def test_accuracy_is_a_mean_over_sentiments():
-    """Three of four negative, none of one neutral, one of two positive: (75 + 0 + 50) / 3."""
+def test_answers_are_in_the_order_of_the_texts_and_their_score_is_a_mean_over_sentiments():
+    """The short ones are read first. Of four negative three are right, of one neutral none, of two positive one."""
 
     class Says(nn.Module):
         def forward(self, tokens):
@@ -116,7 +117,9 @@ def test_accuracy_is_a_mean_over_sentiments():
 
     tokens = torch.tensor([[1, 9], [1, 9], [1, 0], [2, 0], [3, 0], [3, 0], [1, 0]])
     labels = torch.tensor([0, 0, 0, 0, 1, 2, 2])
-    assert accuracy(Says(), Texts(tokens, labels), torch.device("cpu")) == pytest.approx(125 / 3)
+    found = answers(Says(), Texts(tokens, labels), torch.device("cpu"))
+    assert found.tolist() == [0, 0, 0, 1, 2, 2, 0]
+    assert percent_right(found, labels, LanguageTask.by_class) == pytest.approx(125 / 3)
 
 
 def test_padding_changes_no_logit():
