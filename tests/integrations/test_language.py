@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(quiet):
 
 def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    methods = ("adamw", "ftp", "wise", "lines", "mixout", "ftp_muon", "maps")
+    methods = ("adamw", "ftp", "wise", "lines", "mixout", "lora", "ftp_muon", "maps")
     arguments = (*TINY, "--method", *methods)
     assert study.main([*arguments, "--out", "runs/whole"]) == 0, capsys.readouterr().err
 
