@@ -157,9 +157,8 @@ class Comparison:
     ) -> None:
         """Try what is left of learning rates into `tried`, or with an `lr` of strengths."""
         for number in untried(numbers, tried):
-            what, given = ("lr", {"lr": number}) if lr is None else ("strength", {"lr": lr, "strength": number})
-            name = f"{method}, {what} {number}"
-            fitted = self.fit(method, self.options.seeds[0], name=name, choosing=True, **given)
+            what, rate, strength = ("lr", number, None) if lr is None else ("strength", lr, number)
+            fitted = self.fit(method, self.options.seeds[0], rate, f"{method}, {what} {number}", True, strength)
             tried[str(number)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
             save()
 

@@ -77,8 +77,8 @@ def cross_fitted(
         chosen.append(np.mean(others, 0).argmax(1))  # of equally good settings the first
     own, out = [], []
     for split, tests in enumerate(oods):
-        right = sum(parts[split][0][rows, best] for parts, best in zip(held, chosen, strict=True))
-        own.append(percent(right, whole[split][1][:, 0]))
+        right = [parts[split][0][rows, best] for parts, best in zip(held, chosen, strict=True)]
+        own.append(percent(np.sum(right, 0), whole[split][1][:, 0]))
         of_settings = np.mean([percent(*counted(test, counts)) for test in tests], 0)
         out.append(np.mean([of_settings[rows, best] for best in chosen], 0))
     return Scores(np.stack(chosen, 1), np.stack(own, 1), np.stack(out, 1))

@@ -12,7 +12,7 @@ from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.sensitivity import by_tests
 from experiments.sensitivity.protocol import FOLDS, RESAMPLES
-from experiments.sensitivity.summary import AS_GOOD, all_scores, choices, scores_of, table, widest
+from experiments.sensitivity.summary import AS_GOOD, all_scores, choices, in_brief, scores_of, table, widest
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -32,7 +32,8 @@ PROTOCOL = (
     "example that chose its rate. Differences are to AdamW, chosen alike, with two 95 % intervals: by Student's t over "
     f"the splits, which overlap; and, by groups, by {RESAMPLES:,} resamples of the groups, with new choices in each. "
     "Ahead: the probability, by the same t, that the method's mean is above AdamW's. Good rates, at the share that "
-    f"stands first: neither score more than {AS_GOOD:g} points below AdamW's."
+    f"stands first: neither score more than {AS_GOOD:g} points below AdamW's. Numbers behind a method are its shares, "
+    "or its strength."
 )
 
 
@@ -126,6 +127,6 @@ STUDY = Study(
     load=Splits,
     pieces=pieces,
     report=write_report,
-    table=table,
+    table=in_brief,
 )
 main = STUDY.main

@@ -146,6 +146,13 @@ def table(content: dict) -> Table:
     return [*header, "good rates"], rows
 
 
+def in_brief(content: dict) -> Table:
+    """What a terminal has room for."""
+    header, rows = table(content)
+    brief = [[row[column] for column in (0, 1, 2, 3, 6)] for row in (header, *rows)]
+    return brief[0], brief[1:]
+
+
 def all_scores(content: dict) -> Table:
     """Every mean, ID / OOD, by rate."""
     scores = scores_of(content)

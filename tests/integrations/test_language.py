@@ -243,6 +243,37 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "pictures.png" not in report
 
 
+def test_the_study_of_learning_rates_keeps_answers_to_texts(tmp_path, monkeypatch):
+    from experiments.sensitivity.study import STUDY
+
+    monkeypatch.chdir(tmp_path)
+    tiny = (
+        "--anchor",
+        "minilm",
+        "--methods",
+        "adamw",
+        "lora",
+        "--lrs",
+        "1e-4",
+        "1e-3",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+    )
+    assert STUDY.main([*tiny, "--tweets", "8", "--test-tweets", "4", "--out", "run"]) == 0
+    content = json.loads(Path("run/metrics.json").read_text())
+    assert [result["lr"] for result in content["results"].values()] == [1e-4, 1e-3, 1e-3, 1e-2]
+    tests = content["data"]["tests"]["0"]
+    assert list(tests) == list(TOPICS)
+    for test in tests.values():
+        assert test["classes"] == "000011112222"
+        assert len(set(test["groups"].split(","))) == 12
+    for result in content["results"].values():
+        (answers,) = result["answers"].values()
+        assert all({*answers[topic]} <= {*"012"} and len(answers[topic]) == 12 for topic in TOPICS)
+
+
 def narrow(dropout: float = 0.1) -> BertModel:
     """As MiniLM, with weights that are drawn: a hypergradient passes over all of them many times."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -296,3 +327,5 @@ def test_texts_are_told_apart_by_their_fingerprint():
     assert one.fingerprint() == Texts(torch.tensor([[1, 2]]), torch.tensor([0])).fingerprint()
     assert one.fingerprint() != Texts(torch.tensor([[1, 3]]), torch.tensor([0])).fingerprint()
     assert one.fingerprint() != Texts(torch.tensor([[1, 2]]), torch.tensor([1])).fingerprint()
+    both = Texts(torch.tensor([[1, 2], [1, 3]]), torch.tensor([0, 0]))
+    assert both.take(torch.tensor([1, 0])).groups == both.groups[::-1] != both.groups
