@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.classification.data import Pictures, flip_and_shift, hold_out
-from experiments.classification.model import Classifier, accuracy
+from experiments.classification.model import Classifier, answers
 from experiments.common.errors import InputError
 from experiments.common.options import VALIDATION, AnchorOptions, digest
-from experiments.common.task import Part
+from experiments.common.task import Part, percent_right
 
 DROPOUT = 0.2  # before the head
 SHIFT = 6  # pixels, augmentation
@@ -69,6 +69,7 @@ class ClassificationTask:
         self.pictures, self.id_domain = pictures, id_domain
         self.dropout, self.device = dropout, device
         names = pictures["test"].domain_names
+        self.tests = {name: pictures["test"].of_domain(number) for number, name in enumerate(names)}
         others = tuple(name for number, name in enumerate(names) if number != id_domain)
         self.columns: Mapping[str, tuple[str, ...]] = {
             "id": (names[id_domain],), **{name: (name,) for name in others}, "ood": others
@@ -100,11 +101,12 @@ class ClassificationTask:
 
     def validate(self, model: nn.Module) -> float:
         held_out = self.pictures["validation"]
-        return accuracy(model, held_out.images, held_out.labels, self.device, self.by_class)
+        return percent_right(answers(model, held_out.images, self.device), held_out.labels, self.by_class)
+
+    def answers(self, model: nn.Module) -> dict[str, Tensor]:
+        """The class that each test example is given, by test set."""
+        return {name: answers(model, some.images, self.device) for name, some in self.tests.items()}
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        test = self.pictures["test"]
-        shown = {name: test.of_domain(number) for number, name in enumerate(test.domain_names)}
-        return {
-            name: accuracy(model, some.images, some.labels, self.device, self.by_class) for name, some in shown.items()
-        }
+        found = self.answers(model)
+        return {name: percent_right(found[name], some.labels, self.by_class) for name, some in self.tests.items()}

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from experiments.common.anchor import make_anchor
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.loop import Training, write_steps
 from experiments.common.memory import peak, reset_peak
-from experiments.common.methods import FOLLOWS, METHODS, held
+from experiments.common.methods import FASTER, FOLLOWS, METHODS, held, keep_mean, kept_mean
 from experiments.common.options import AnchorOptions
 from experiments.common.record import RunRecord
 from experiments.common.task import Network, Part, Task, tested
@@ -34,6 +33,7 @@ class Fitted:
     model: Network
     training: Training | Outcome
     radii: dict | None  # layers, steps, radii by step and layer
+    mean: dict[str, Tensor] | None = None  # over its steps, where a method is made of that
 
 
 class Comparison:
@@ -54,17 +54,30 @@ class Comparison:
         return steps_of(part, self.options.epochs, self.options.batch_size)
 
     def fit(
-        self, method: str, seed: int, lr: float, name: str, choosing: bool = False, strength: float | None = None
+        self,
+        method: str,
+        seed: int,
+        lr: float,
+        name: str,
+        choosing: bool = False,
+        strength: float | None = None,
+        file: str = "checkpoint.pt",
     ) -> Fitted:
-        """One training from the anchor."""
+        """One training from the anchor, or from where another one ended."""
         options, model = self.options, self.task.new_model()
         model.load_state_dict(dict(self.start))
-        file = self.folder / "checkpoint.pt"
+        if (first := METHODS[method].after) is not None:
+            before = self.fit(first, seed, FASTER[first] * lr, f"{name}: {first}", choosing, file="before.pt")
+            model.load_state_dict(before.model.state_dict())
         identity = {"training": name, "config": options.as_dict()}
         make = METHODS[method].make(strength)
         if make is None:
             return self._fit_radii(model, method, seed, lr, name, choosing)
+        torch.manual_seed(seed)  # LoRA draws its first weights
         optimizer = make(model, options, lr)
+        averaged = any(METHODS[follower].of_mean for follower in followers(method, options.methods))
+        if averaged:
+            keep_mean(optimizer)
         radii = getattr(optimizer, "radii", None)
         training = self.trainer.train(
             name,
@@ -74,7 +87,7 @@ class Comparison:
             epochs=options.epochs,
             batch_size=options.batch_size,
             seed=seed,
-            file=file,
+            file=self.folder / file,
             identity=identity,
             warm_up=METHODS[method].warm_up,
             forward=self._forward(model, method, strength),
@@ -86,7 +99,7 @@ class Comparison:
         if radii is not None:
             rows = [[float(f"{value:.5g}") for value in row] for row in training.observed]
             seen = {"layers": list(radii()), "steps": training.observed_at, "radii": rows}
-        return Fitted(model, training, seen)
+        return Fitted(model, training, seen, kept_mean(model, optimizer) if averaged else None)
 
     def _forward(self, model: Network, method: str, strength: float | None) -> Callable[[Tensor], Tensor] | None:
         """The forward pass of a step, where the method uses other weights there than it trains."""
@@ -144,9 +157,8 @@ class Comparison:
     ) -> None:
         """Try what is left of learning rates into `tried`, or with an `lr` of strengths."""
         for number in untried(numbers, tried):
-            what, given = ("lr", {"lr": number}) if lr is None else ("strength", {"lr": lr, "strength": number})
-            name = f"{method}, {what} {number}"
-            fitted = self.fit(method, self.options.seeds[0], name=name, choosing=True, **given)
+            what, rate, strength = ("lr", number, None) if lr is None else ("strength", lr, number)
+            fitted = self.fit(method, self.options.seeds[0], rate, f"{method}, {what} {number}", True, strength)
             tried[str(number)] = -1.0 if fitted.training.diverged else self.task.validate(fitted.model)
             save()
 
@@ -178,27 +190,31 @@ class Comparison:
         }
         if isinstance(training, Training):
             result["losses"] = training.losses
-        found = {name: result}
+        found, fits = {name: result}, [fitted]
         for follower in followers(method, self.options.methods):
-            found[f"{follower}-seed{seed}"] = self._made_of(follower, fitted.model, result)
+            mixed = self.mixed(follower, fits, seed, lr, METHODS[follower].usual)
+            own = [fit.training for fit in fits[: METHODS[follower].others + 1]]
+            found[f"{follower}-seed{seed}"] = result | {
+                "method": follower,
+                **tested(self.task, mixed),
+                "diverged": any(training.diverged for training in own),
+                "seconds": round(sum(training.seconds for training in own), 1),
+            }
         return found
 
-    def _made_of(self, follower: str, model: Network, result: dict) -> dict:
-        """The result of a method that is made of a training's weights, and of those of others by the same method."""
-        method, seed, lr = METHODS[follower], result["seed"], result["lr"]
-        ends = [model.state_dict()]
-        own: dict[str, Any] = {"method": follower, "diverged": result["diverged"], "seconds": result["seconds"]}
-        for number in range(1, method.others + 1):
-            other = seed + number * OTHER_SEED
-            again = self.fit(result["method"], other, lr, f"{follower}, seed {other}")
-            ends.append(again.model.state_dict())
-            own["diverged"] = own["diverged"] or again.training.diverged
-            own["seconds"] = round(own["seconds"] + again.training.seconds, 1)
+    def mixed(self, follower: str, fits: list[Fitted], seed: int, lr: float, strength: float | None) -> Network:
+        """The model of a method that is made of the weights of a training, or of several by the same method: `fits`,
+        to which this adds those that are missing."""
+        method, model = METHODS[follower], self.task.new_model()
+        assert method.of is not None
         assert method.mix is not None
-        mixed = self.task.new_model()
-        anchor = held(mixed, self.options, self.start)
-        mixed.load_state_dict(method.mix(self.options, mixed, ends, anchor))
-        return result | own | tested(self.task, mixed)
+        for number in range(len(fits), method.others + 1):
+            other = seed + number * OTHER_SEED
+            fits.append(self.fit(method.of, other, lr, f"{method.of}, seed {other}"))
+        ends = [fit.mean if method.of_mean and fit.mean else fit.model.state_dict() for fit in fits]
+        anchor = held(model, self.options, self.start)
+        model.load_state_dict(method.mix(model, ends[: method.others + 1], anchor, strength))
+        return model
 
 
 def mix_in(model: Network, start: Mapping[str, Tensor], task: Task, options: AnchorOptions, seed: int) -> None:
@@ -249,7 +265,7 @@ def run_comparison(trainer: Trainer[Task], options: AnchorOptions, record: RunRe
                 if (method, seed) in done:
                     continue
                 lr = best(rates[method]) or options.lr
-                strength = best(strengths.get(method, {}), next(iter(METHODS[method].strengths), None))
+                strength = best(strengths.get(method, {}), METHODS[method].usual)
                 record.results.update(comparison.fine_tune(method, seed, lr, strength))
                 record.save()
                 bar.advance()

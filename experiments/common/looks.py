@@ -34,6 +34,8 @@ _FINE_TUNING = {
     "AdamW": Look(BLACK, "o"),
     "AdamW, weight decay": Look(BLACK, "s", "--"),
     "AdamW, warm-up": Look(BLACK, "v", "--"),
+    "AdamW, layer-wise lr": Look(BLACK, "X", "-."),
+    "LP-FT": Look(GREY, "^", "--"),
     "linear probe": Look(BLACK, "^", ":"),
     "AdamW, learned lr": Look(BLACK, "D", "-."),
     "Muon": Look(BLACK, "P"),
@@ -55,6 +57,8 @@ _FINE_TUNING = {
     "WiSE-FT, learned shares": Look(ORANGE, "D", ":"),
     "LiNeS": Look(ORANGE, "^"),
     "Model Stock": Look(ORANGE, "v", "--"),
+    "uniform soup": Look(ORANGE, "P"),
+    "AdamW, EMA": Look(SKY, "^", ":"),
     # pulled toward the anchor
     "L2-SP": Look(GREEN, "o"),
     "L2-SP decoupled": Look(GREEN, "s", "--"),
@@ -64,6 +68,7 @@ _FINE_TUNING = {
     # other gradients, other weights in a step, fewer weights
     "DiGraP": Look(RED, "o"),
     "Mixout": Look(RED, "s", "--"),
+    "LoRA": Look(RED, "^"),
 }
 
 _KNOBS = {

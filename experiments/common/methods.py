@@ -7,38 +7,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 import hyperopt_ftp as hft
 from experiments.common.task import Network
 
+if TYPE_CHECKING:  # it checks that the methods are these
+    from experiments.common.options import AnchorOptions
+
 T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, Tensor]
 
-
 STRONG_DECAY = 0.1  # weight decay of adamw_decay
-WISE = 0.5  # share of the fine-tuned weights in WiSE-FT's means
+SHARES = (0.5, 0.25, 0.75)  # of the fine-tuned weights in WiSE-FT's means, and in LiNeS's first layer
+MEAN_DECAY = 0.9  # of ema: the last ten steps or so
+FIRST_LAYER = 0.1  # of the learning rate, in adamw_layers
+RANK, SCALE = 8, 2.0  # of LoRA
+#: Where few weights move, they want so many times the learning rate.
+FASTER = {"linear": 10.0, "lora": 10.0}
 
 
-class Options(Protocol):
-    """What methods read of a study's options."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled, as in AdamW."""
-        ...
-
-    @property
-    def head_is_new(self) -> bool:
-        """The anchor has no head for the task."""
-        ...
-
-
-Make = Callable[[Network, Options, float], torch.optim.Optimizer]
-Mix = Callable[[Options, Network, Sequence[Weights], Weights], dict[str, Tensor]]  # of the ends and the anchor
+Make = Callable[[Network, "AnchorOptions", float], torch.optim.Optimizer]
+Mix = Callable[[Network, Sequence[Weights], Weights, Any], dict[str, Tensor]]  # of the ends, the anchor and a strength
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,8 @@ class Method:
     of: str | None = None  # no training of its own: `mix` makes it of the weights in which this method ends,
     others: int = 0  # and of those of so many more trainings by it, with other seeds
     mix: Mix | None = None
+    of_mean: bool = False  # made of the mean over the other's training in place of its end
+    after: str | None = None  # begins where a training by this method ends
     used: Callable[[float], Callable[[Weights, Weights], Weights]] | None = None  # in a step, of weights and anchor
     validates: bool = False  # trains on `train` and uses `validation`, instead of training on both
     mixes: bool = False  # afterwards mixes with the anchor, by shares that are learned on `validation`
@@ -59,46 +55,97 @@ class Method:
     warm_up: float = 0.0  # share of the steps in which the learning rate rises from 0; a cosine follows
     strengths: tuple[float, ...] = ()  # the usual one first; where learning rates are chosen, so is the strength
 
+    @property
+    def usual(self) -> Any:
+        """The strength unless one is chosen; None where there is none."""
+        return next(iter(self.strengths), None)
+
     def make(self, strength: float | None) -> Make | None:
         """What builds the optimizer; `strength` None is the usual one."""
         if self.strong is None:
             return self.optimizer
-        return self.strong(self._strength(strength))
+        return self.strong(self.usual if strength is None else strength)
 
     def in_a_step(self, strength: float | None) -> Callable[[Weights, Weights], Weights] | None:
         """What makes the weights of a forward pass of training; None: they are used as they are."""
-        return None if self.used is None else self.used(self._strength(strength))
-
-    def _strength(self, strength: float | None) -> float:
-        return self.strengths[0] if strength is None else strength
+        return None if self.used is None else self.used(self.usual if strength is None else strength)
 
 
-def adamw(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def adamw(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def adamw_decay(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def adamw_decay(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=STRONG_DECAY)
 
 
-def linear(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+def linear(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
     model.freeze_backbone()
     return torch.optim.AdamW(model.head_parameters(), lr=lr, weight_decay=options.weight_decay)
 
 
-def free_parameters(model: Network, options: Options) -> tuple[str, ...]:
+def _by_layer(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    """Learning rates that fall geometrically from the head's to a tenth at the input (ULMFiT, arXiv 1801.06146, sec.
+    3.2, which divides by 2.6 from layer to layer)."""
+    groups = hft.depth_groups(model.named_parameters(), model.layers, {"depth": 1.0}, depth=(0.0, 1.0))
+    for group in groups:
+        group["lr"] = lr * FIRST_LAYER ** (1 - group["depth"])
+    return torch.optim.AdamW(groups[::-1], lr=lr, weight_decay=options.weight_decay)  # logs show that of the first one
+
+
+class _LowRank(nn.Module):
+    """W + SCALE B A, with B zero at first (LoRA, arXiv 2106.09685, eq. 3; A as in the authors' code)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a = nn.Parameter(weight.new_empty(RANK, weight.shape[1]))
+        self.b = nn.Parameter(weight.new_zeros(weight.shape[0], RANK))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + SCALE * self.b @ self.a
+
+
+def _lora(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+    model.freeze_backbone()
+    adapted = [m for name, m in model.named_modules() if name.rpartition(".")[2] in ("query", "value")]
+    for module in adapted:
+        register_parametrization(module, "weight", _LowRank(module.get_parameter("weight")))
+    moving = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(moving, lr=lr, weight_decay=options.weight_decay)
+
+
+def keep_mean(optimizer: torch.optim.Optimizer) -> None:
+    """Keep the exponential mean of the weights over the steps in the optimizer's state, and so in checkpoints; it
+    begins with those after the first step."""
+
+    def follow(*_: object) -> None:
+        for parameter, state in optimizer.state.items():
+            now = parameter.detach()
+            state["mean"] = state["mean"].lerp_(now, 1 - MEAN_DECAY) if "mean" in state else now.clone()
+
+    optimizer.register_step_post_hook(follow)
+
+
+def kept_mean(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All weights of the model, those that have such a mean by it."""
+    moved = {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
+    return model.state_dict() | {name: state["mean"] for name, state in moved.items()}
+
+
+def free_parameters(model: Network, options: AnchorOptions) -> tuple[str, ...]:
     """The head of an anchor that was trained is constrained with the rest; a new one knows nothing worth keeping."""
     return (model.head,) if options.head_is_new else ()
 
 
-def held(model: Network, options: Options, entries: Mapping[str, T]) -> dict[str, T]:
+def held(model: Network, options: AnchorOptions, entries: Mapping[str, T]) -> dict[str, T]:
     """Those of the entries, by name, that have an anchor: all but a new head."""
     free = free_parameters(model, options)
     return {name: entry for name, entry in entries.items() if not any(fnmatchcase(name, head) for head in free)}
 
 
 def _ftp(**fixed: Any) -> Make:
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         return hft.FTPAdamW(
             model.named_parameters(),
             lr=lr,
@@ -113,7 +160,7 @@ def _ftp(**fixed: Any) -> Make:
 def _ftp_share(share: float) -> Make:
     """FTP whose radii move by a share of what AdamW can move a row in a step, its width times the learning rate."""
 
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         widths: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in model.named_parameters():
             rows = parameter.shape[0] if parameter.ndim > 1 else 1
@@ -136,7 +183,7 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
     """A class of the anchored family around AdamW, by its strength, which the class calls `name`."""
 
     def of(strength: float) -> Make:
-        def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+        def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
             free = {"exclude": free_parameters(model, options)}
             return kind(adamw(model, options, lr), **{name: strength, **free, **fixed})
 
@@ -148,11 +195,11 @@ def _around(kind: Callable[..., torch.optim.Optimizer], name: str, **fixed: floa
 def _hypergradient_descent(lr_lr: float) -> Make:
     """AdamW whose learning rate follows its hypergradient (arXiv 1703.04782, eq. 8), and is scheduled beside that."""
 
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
-        optimizer = adamw(model, options, lr)
-        state, before = optimizer.state, {}
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
+        optimizer, before = adamw(model, options, lr), {}
 
         def learn(*_: object) -> None:
+            state = optimizer.state  # that of a checkpoint is another object
             for group in optimizer.param_groups:
                 moving = [p for p in group["params"] if p.grad is not None]
                 known = [p for p in moving if "direction" in state.get(p, {})]
@@ -164,7 +211,7 @@ def _hypergradient_descent(lr_lr: float) -> Make:
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p in before:
-                        state[p]["direction"] = (before.pop(p) - p.detach()) / (group["lr"] or 1.0)
+                        optimizer.state[p]["direction"] = (before.pop(p) - p.detach()) / (group["lr"] or 1.0)
 
         optimizer.register_step_pre_hook(learn)
         optimizer.register_step_post_hook(note)
@@ -176,7 +223,7 @@ def _hypergradient_descent(lr_lr: float) -> Make:
 def _by_depth(strength: float) -> Make:
     """SPD with a strength that falls to 0 at the last layer before the head, as in MAPS."""
 
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         head = {"constrained": False} if free_parameters(model, options) else {"strength": 0.0}
         groups = hft.depth_groups(model.named_parameters(), model.layers, head, strength=(strength, 0.0))
         return hft.SPD(torch.optim.AdamW(groups, lr=lr, weight_decay=options.weight_decay))
@@ -188,7 +235,7 @@ def _muon(within_radius: bool) -> Make:
     """Muon for the matrices between the first layer and the head, AdamW for the rest; Muon's steps are made as long as
     AdamW's, so that the same learning rates do."""
 
-    def make(model: Network, options: Options, lr: float) -> torch.optim.Optimizer:
+    def make(model: Network, options: AnchorOptions, lr: float) -> torch.optim.Optimizer:
         params = dict(model.named_parameters())
         inner = hft.by_depth(params, model.layers, 0.0, 1.0)
         matrices = {name for name, depth in inner.items() if depth > 0 and params[name].ndim == 2}
@@ -206,18 +253,22 @@ def _muon(within_radius: bool) -> Make:
     return make
 
 
-def _wise(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
-    return hft.wise(ends[0], anchor, 1 - WISE)
+def _wise(model: Network, ends: Sequence[Weights], anchor: Weights, share: float) -> dict[str, Tensor]:
+    return hft.wise(ends[0], anchor, 1 - share)
 
 
-def _lines(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _lines(model: Network, ends: Sequence[Weights], anchor: Weights, share: float) -> dict[str, Tensor]:
     """The head, where the anchor has one, is the last layer."""
     layers = [*model.layers, model.head] if any(fnmatchcase(name, model.head) for name in anchor) else model.layers
-    return hft.lines(ends[0], anchor, layers)
+    return hft.lines(ends[0], anchor, layers, alpha=share, beta=1 - share)
 
 
-def _model_stock(options: Options, model: Network, ends: Sequence[Weights], anchor: Weights) -> dict[str, Tensor]:
+def _model_stock(model: Network, ends: Sequence[Weights], anchor: Weights, _: None) -> dict[str, Tensor]:
     return hft.model_stock(ends, anchor)[0]
+
+
+def _mean(model: Network, ends: Sequence[Weights], anchor: Weights, _: None) -> dict[str, Tensor]:
+    return {name: torch.stack([end[name] for end in ends]).double().mean(0) for name in ends[0]}
 
 
 METHODS: Mapping[str, Method] = {
@@ -227,6 +278,14 @@ METHODS: Mapping[str, Method] = {
     "adamw_warmup": Method(
         "AdamW, warm-up", "AdamW whose learning rate rises in the first fifth of the steps", adamw, warm_up=0.2
     ),
+    "adamw_layers": Method(
+        "AdamW, layer-wise lr", "AdamW whose learning rate falls to a tenth at the first layer", _by_layer
+    ),
+    "ema": Method(
+        "AdamW, EMA", "the exponential mean of AdamW's weights over its last steps", of="adamw", mix=_mean, of_mean=True
+    ),
+    "lp_ft": Method("LP-FT", "AdamW after a linear probe at ten times the learning rate", adamw, after="linear"),
+    "lora": Method("LoRA", "adapters of rank 8 of queries and values, and the head", _lora, linear_layers=True),
     "ftp": Method("FTPAdamW", "every weight stays within a learned radius of the anchor", _ftp()),
     "ftp_exact": Method("FTPAdamW exact", "ftp by the true hypergradient of its radii", _ftp(gradient="exact")),
     "ftp_kappa0": Method("FTPAdamW kappa 0", "ftp with kappa 0: a hypergradient shrinks no radius", _ftp(kappa=0.0)),
@@ -236,12 +295,19 @@ METHODS: Mapping[str, Method] = {
     ),
     "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
-    "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights, made after training", of="adamw", mix=_wise),
-    "wise_warmup": Method("WiSE-FT, warm-up", "the same mean, of adamw_warmup's", of="adamw_warmup", mix=_wise),
-    "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights", of="ftp", mix=_wise),
-    "lines": Method(
-        "LiNeS", "AdamW's weights, of which the first layers keep half and the last ones all", of="adamw", mix=_lines
+    "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights", of="adamw", mix=_wise, strengths=SHARES),
+    "wise_warmup": Method(
+        "WiSE-FT, warm-up", "the same mean, of adamw_warmup's", of="adamw_warmup", mix=_wise, strengths=SHARES
     ),
+    "wise_ftp": Method("WiSE-FT of FTPAdamW", "the same mean, of ftp's weights", of="ftp", mix=_wise, strengths=SHARES),
+    "lines": Method(
+        "LiNeS",
+        "AdamW's weights, of which the first layers keep a share and the last ones all",
+        of="adamw",
+        mix=_lines,
+        strengths=SHARES,
+    ),
+    "soup": Method("uniform soup", "the mean of AdamW's weights of two trainings", of="adamw", others=1, mix=_mean),
     "model_stock": Method(
         "Model Stock",
         "AdamW's weights of two trainings, averaged with the anchor by the angle between them",

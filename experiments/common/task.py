@@ -107,6 +107,13 @@ class Task(Learnable, Protocol):
         ...
 
 
+def percent_right(answers: Tensor, labels: Tensor, by_class: bool = False) -> float:
+    """The percentage of the examples that were given their class; ``by_class``: the mean over the classes."""
+    right = answers == labels
+    parts = [right[labels == label] for label in labels.unique()] if by_class else [right]
+    return sum(100 * int(part.sum()) / len(part) for part in parts) / len(parts)
+
+
 def summed_up(columns: Mapping[str, tuple[str, ...]], scores: Mapping[str, float]) -> dict[str, float]:
     """A value for each column: the mean of its scores."""
     return {title: sum(scores[name] for name in names) / len(names) for title, names in columns.items()}

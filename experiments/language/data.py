@@ -39,6 +39,11 @@ class Texts:
         """Tokens [N] of each tweet."""
         return (self.tokens != 0).sum(1)
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """A name for each tweet, the same in every split."""
+        return tuple(hashlib.sha256(row.numpy().tobytes()).hexdigest()[:8] for row in self.tokens)
+
     def draw(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Some of them, cut to the longest one."""
         tokens = self.tokens[chosen]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from experiments.common.options import digest
-from experiments.common.task import Part
+from experiments.common.task import Part, percent_right
 from experiments.language.data import Texts
-from experiments.language.model import Sentiment, accuracy
+from experiments.language.model import Sentiment, answers
 
 
 class LanguageTask:
@@ -19,13 +19,14 @@ class LanguageTask:
 
     name = "language"
     metric = "accuracy"
+    by_class = True  # it is the mean over the sentiments
 
     def __init__(
         self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device, bf16: bool = False
     ) -> None:
         self.texts, self.new_encoder, self.device, self.bf16 = texts, new_encoder, device, bf16
-        self.topics = tuple(name.removeprefix("test ") for name in texts if name.startswith("test "))
-        own, *others = self.topics
+        self.tests = {name.removeprefix("test "): some for name, some in texts.items() if name.startswith("test ")}
+        own, *others = self.tests
         self.columns: Mapping[str, tuple[str, ...]] = {
             "id": (own,), **{topic: (topic,) for topic in others}, "ood": tuple(others)
         }  # fmt: skip
@@ -56,10 +57,13 @@ class LanguageTask:
         return (outputs.argmax(dim=1) == targets).float().mean().item()
 
     def validate(self, model: nn.Module) -> float:
-        return self._accuracy(model, "validation")
+        held_out = self.texts["validation"]
+        return percent_right(answers(model, held_out, self.device), held_out.labels, self.by_class)
+
+    def answers(self, model: nn.Module) -> dict[str, Tensor]:
+        """The sentiment that each test example is given, by topic."""
+        return {topic: answers(model, some, self.device) for topic, some in self.tests.items()}
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        return {topic: self._accuracy(model, f"test {topic}") for topic in self.topics}
-
-    def _accuracy(self, model: nn.Module, part: str) -> float:
-        return accuracy(model, self.texts[part], self.device)
+        found = self.answers(model)
+        return {topic: percent_right(found[topic], some.labels, self.by_class) for topic, some in self.tests.items()}

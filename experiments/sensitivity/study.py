@@ -5,22 +5,14 @@ from functools import partial
 
 from experiments.common.estimate import estimate
 from experiments.common.figures import curves, mean_curve
-from experiments.common.methods import title
+from experiments.common.methods import FASTER, FOLLOWS, METHODS, title
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import fixed, write
+from experiments.common.report_kit import bullets, fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
-from experiments.sensitivity.summary import (
-    AS_GOOD,
-    ENOUGH,
-    WITHIN,
-    all_scores,
-    best_rate,
-    in_brief,
-    minus_adamw,
-    scores_of,
-    table,
-)
+from experiments.sensitivity import by_tests
+from experiments.sensitivity.protocol import FOLDS, RESAMPLES
+from experiments.sensitivity.summary import AS_GOOD, all_scores, choices, in_brief, scores_of, table, widest
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
@@ -33,41 +25,56 @@ STARTS = {
     "opinions": "Opinions about films, tested on others (ID) and in newspapers, tweets and about products (OOD), from "
     "MiniLM as it comes and a new head",
 }
+PROTOCOL = (
+    f"The groups of the test in distribution (an emoji is one in all its styles, else an example) are cut into {FOLDS} "
+    "folds. A fold is scored at the rate, and the share of the fine-tuned weights where there are several, with the "
+    "best mean ID over the splits on the other folds; OOD is the mean over the folds' choices. So no score is of an "
+    "example that chose its rate. Differences are to AdamW, chosen alike, with two 95 % intervals: by Student's t over "
+    f"the splits, which overlap; and, by groups, by {RESAMPLES:,} resamples of the groups, with new choices in each. "
+    "Ahead: the probability, by the same t, that the method's mean is above AdamW's. Good rates, at the share that "
+    f"stands first: neither score more than {AS_GOOD:g} points below AdamW's. Numbers behind a method are its shares, "
+    "or its strength."
+)
 
 
 def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
     """One training each."""
 
     def scored(seed: int, method: str, lr: float) -> dict:
-        return {"lr": lr, "seed": seed, "scores": data.scores(seed, method, lr)}
+        return {"lr": lr, "seed": seed, "answers": data.answers(seed, method, lr)}
 
     return {
         f"split {seed}, {method}, lr {lr:g}": partial(scored, seed, method, lr)
         for seed in config.seeds
-        for method in config.methods
+        for method in config.all_methods
+        if method not in FOLLOWS
         for lr in config.rates(method)
     }
 
 
 def setting(content: dict) -> str:
-    config, data = content["config"], content["data"]
+    config, data, old = content["config"], content["data"], "tests" not in content["data"]
     tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
+    fast = [name for name in FASTER if name in content["summary"]]
+    faster = " and ".join("the probe" if name == "linear" else title(name) for name in fast)
     return (
         f"{STARTS[config['anchor']]}: {data['metric']} in %, means over splits "
         f"{', '.join(map(str, config['seeds']))} of one pool, with {tests} test items each. Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
-        f"one of {len(config['lrs'])} learning rates (the probe at ten times these), which fall to 0 as cosines, "
-        f"without weight decay: {len(content['results'])} trainings, all of them below. Warm-up is a fifth of the "
-        "steps; WiSE-FT is half the anchor; exact, share is FTP with the exact gradient and a radius_lr of 0.2 times "
-        "row width times learning rate. The best rate of a method is that with the highest mean ID on the tests, for "
-        "all alike, WiSE-FT too. Differences are to AdamW at its best rate, split by split, with 95 % intervals by "
-        "Student's t; splits of one pool overlap, so these are too narrow. Ahead: the probability, by the same t, that "
-        "the method's mean is above AdamW's. OOD at equal ID: at the rate with the highest OOD, on the tests, among "
-        "those at which the method's mean ID is at most "
-        f"{ENOUGH:g} points below AdamW's best: a maximum over few or many rates. Near: at most a factor "
-        f"of {WITHIN**0.5:.1f} from the method's best rate, on one side alone where that is an end of the grid. Good "
-        f"rates: neither score more than {AS_GOOD:g} points below AdamW's at its best rate."
+        f"one of {len(config['lrs'])} learning rates{f' ({faster} at ten times these)' if faster else ''}, which fall "
+        f"to 0 as cosines, without weight decay: {len(content['results'])} trainings, all of them below. "
+        f"{by_tests.SETTING if old else PROTOCOL}"
     )
+
+
+def _methods(content: dict) -> str:
+    """What each is, at which strength, or with which shares."""
+    lines = []
+    for name in content["summary"]:
+        strengths = METHODS[name].strengths if name in FOLLOWS else METHODS[name].strengths[:1]
+        which = f" ({', '.join(f'{strength:g}' for strength in strengths)})" if strengths else ""
+        lines.append(f"{title(name)}{which}: {METHODS[name].about}")
+    return bullets(lines)
 
 
 def _anchors(content: dict) -> str | None:
@@ -79,30 +86,30 @@ def _anchors(content: dict) -> str | None:
 
 def write_report(record: RunRecord) -> None:
     """report.md and its figure."""
-    content, folder = record.content, record.folder
+    content, folder, old = record.content, record.folder, "tests" not in record.content["data"]
     metric, scores = content["data"]["metric"], scores_of(content)
+    summary = content["summary"] = by_tests.choices(content) if old else choices(content)
     panels = {}
     for which, name in (("id", "in distribution"), ("ood", "out of distribution")):
         panels[name] = {}
-        for method, by_rate in scores.items():
-            lrs = sorted(by_rate)
-            by_split = zip(*([split[which] for split in by_rate[lr]] for lr in lrs), strict=True)
+        for method in scores if old else [method for method in summary if method not in FOLLOWS]:
+            lrs = sorted(scores[method])
+            by_split = zip(*([split[which] for split in scores[method][lr]] for lr in lrs), strict=True)
             panels[name][title(method)] = mean_curve(lrs, list(by_split))
     curves(folder / "rates.png", panels, "learning rate", f"{metric} (%)", log_x=True)
-    points = {}
-    for method in scores:
-        best = best_rate(scores, method)
-        points[title(method)] = (minus_adamw(scores, method, best, "id"), minus_adamw(scores, method, best, "ood"))
+    points = {title(method): (widest(summary, method, "id"), widest(summary, method, "ood")) for method in summary}
     axes = (f"in distribution, {metric} minus AdamW's", f"out of distribution, {metric} minus AdamW's")
     trade_off(folder / "trade-off.png", points, axes)
     write(
         record,
         "Scores over the learning rate",
         setting(content),
+        None if old else _methods(content),
         _anchors(content),
-        table(content),
+        by_tests.table(content) if old else table(content),
         "![Scores by learning rate, mean and standard error over splits](rates.png)",
-        "![Every method at its best rate minus AdamW at its own, with 95 % intervals over splits](trade-off.png)",
+        "![Every method at its best rate minus AdamW at its own, with "
+        f"{'95 % intervals over splits' if old else 'the wider of the two intervals'}](trade-off.png)",
         "Means by learning rate, ID / OOD:",
         all_scores(content),
     )
@@ -112,11 +119,11 @@ STUDY = Study(
     name="sensitivity",
     prog="experiments.sensitivity",
     about=(
-        "Fine-tune by AdamW, with and without warm-up, and by FTPAdamW at eight learning rates: how good is each at "
-        "its best rate, and how much is lost near it? Stop it at any time; the same command goes on from there."
+        "Fine-tune by AdamW, FTPAdamW and others at eight learning rates: how good is each at the rate that it would "
+        "choose, and at all others? Stop it at any time; the same command goes on from there."
     ),
     config=Config,
-    fast=Config(anchor="imagenet", methods=("adamw", "ftp"), lrs=(2e-4, 2e-3), seeds=(0,), epochs=2),
+    fast=Config(anchor="imagenet", methods=("adamw", "ftp", "wise"), lrs=(2e-4, 2e-3), seeds=(0,), epochs=2),
     load=Splits,
     pieces=pieces,
     report=write_report,

@@ -1,104 +1,156 @@
-"""Means over splits by learning rate, and what they say of a method in a few numbers."""
+"""Scores of every training, those of every method by its chosen settings, and what they say in a few numbers."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from experiments.common.estimate import Estimate, chance_above, estimate, interval
 from experiments.common.methods import title
 from experiments.common.report_kit import Table, fixed
+from experiments.common.task import percent_right
+from experiments.sensitivity.protocol import Answered, cross_fitted, fold_of, half_width, resampled
 
-WITHIN = 10.0  # the width of the window around the best rate: a factor of its root each way
-ENOUGH = 0.5  # points below AdamW's best, within which a method learns as much
 AS_GOOD = 5.0  # points below AdamW at its best rate: what a rate that nobody tuned may cost
 Scores = Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]  # by method and rate: a "id", "ood" by split
 
 
+def digits(classes: Tensor) -> str:
+    """How a record keeps the classes of examples, of which there are no more than ten."""
+    return "".join(map(str, classes.tolist()))
+
+
+def classes_of(digits: str) -> Tensor:
+    return torch.tensor(list(map(int, digits)))
+
+
+def named(method: str, share: float | None) -> str:
+    """Of what a method makes with a share, where it has several."""
+    return method if share is None else f"{method} {share:g}"
+
+
+def row_title(name: str) -> str:
+    method, _, share = name.partition(" ")
+    return f"{title(method)}, {share}" if share else title(method)
+
+
 def scores_of(content: dict) -> dict[str, dict[float, list[dict[str, float]]]]:
-    """By method and rate, one for each split; WiSE-FT's stand beside those of the trainings they are made of."""
+    """By name and rate, one for each split; what is made of a training's weights stands beside it."""
     found: dict[str, dict[float, list[dict[str, float]]]] = {}
     for result in content["results"].values():
-        for method, scores in result["scores"].items():
-            found.setdefault(method, {}).setdefault(result["lr"], []).append(scores)
+        scores = result["scores"] if "scores" in result else _scored(result, content["data"])
+        for name, own in scores.items():
+            found.setdefault(name, {}).setdefault(result["lr"], []).append(own)
     return found
 
 
-def mean_of(scores: Scores, method: str, lr: float, which: str) -> float:
-    return estimate([split[which] for split in scores[method][lr]])[0]
+def _scored(result: dict, data: dict) -> dict[str, dict[str, float]]:
+    truth = {name: classes_of(test["classes"]) for name, test in data["tests"][str(result["seed"])].items()}
+    found = {}
+    for name, answers in result["answers"].items():
+        own, *others = (percent_right(classes_of(answers[test]), truth[test], data["by_class"]) for test in truth)
+        found[name] = {"id": own, "ood": mean(others)}
+    return found
 
 
-def best_rate(scores: Scores, method: str) -> float:
-    """Where the mean in distribution is highest: nobody who tunes sees the other domains."""
-    return max(scores[method], key=lambda lr: mean_of(scores, method, lr, "id"))
+def mean_of(scores: Scores, name: str, lr: float, which: str) -> float:
+    return estimate([split[which] for split in scores[name][lr]])[0]
 
 
-def differences(scores: Scores, method: str, lr: float, which: str) -> list[float]:
-    """To AdamW at its best rate, split by split."""
-    plain = scores["adamw"][best_rate(scores, "adamw")]
-    return [own[which] - other[which] for own, other in zip(scores[method][lr], plain, strict=True)]
+def choices(content: dict) -> dict[str, dict]:
+    """By method: the settings of the folds, each a rate and a share; the scores by split; and half of the interval of
+    their mean minus AdamW's, by groups."""
+    data = content["data"]
+    tests, seeds = data["tests"], list(data["tests"])
+    groups = sorted({group for sets in tests.values() for test in sets.values() for group in test["groups"].split(",")})
+    place = {group: number for number, group in enumerate(groups)}
+    folds, counts = np.array([fold_of(group) for group in groups]), resampled(len(groups))
+    answers: dict[str, dict[tuple, dict[str, dict]]] = {}
+    for result in content["results"].values():
+        for name, given in result["answers"].items():
+            method, _, share = name.partition(" ")
+            setting = (result["lr"], float(share) if share else None)
+            answers.setdefault(method, {}).setdefault(setting, {})[str(result["seed"])] = given
+
+    def answered(method: str, seed: str, name: str) -> Answered:
+        truth = classes_of(tests[seed][name]["classes"])
+        given = [classes_of(answers[method][setting][seed][name]) for setting in sorted(answers[method])]
+        right = (torch.stack(given) == truth).double().numpy()
+        classes = truth.numpy() if data["by_class"] else np.zeros(len(truth))
+        return Answered(right, classes, np.array([place[group] for group in tests[seed][name]["groups"].split(",")]))
+
+    found, drawn = {}, {}
+    for method in answers:
+        own, *others = tests[seeds[0]]
+        ids = [answered(method, seed, own) for seed in seeds]
+        oods = [[answered(method, seed, name) for name in others] for seed in seeds]
+        once = cross_fitted(ids, oods, folds, np.ones((1, len(groups))))
+        drawn[method] = cross_fitted(ids, oods, folds, counts)
+        settings = [sorted(answers[method])[number] for number in once.chosen[0]]
+        found[method] = {"settings": settings, "id": once.id[0].tolist(), "ood": once.ood[0].tolist()}
+    for method, one in drawn.items():
+        plain = drawn["adamw"]
+        both = {"id": one.id - plain.id, "ood": one.ood - plain.ood}
+        found[method]["by_groups"] = {which: half_width(minus.mean(1)) for which, minus in both.items()}
+    return found
 
 
-def minus_adamw(scores: Scores, method: str, lr: float, which: str) -> Estimate:
-    """The mean of these, and half of its 95 % interval."""
-    return interval(differences(scores, method, lr, which))
+def minus_adamw(summary: dict, method: str, which: str) -> list[float]:
+    """Split by split."""
+    return [own - plain for own, plain in zip(summary[method][which], summary["adamw"][which], strict=True)]
 
 
-def near(scores: Scores, method: str) -> list[float]:
-    """The rates at most a factor of the square root of WITHIN from the best."""
-    best = best_rate(scores, method)
-    return [lr for lr in scores[method] if max(lr / best, best / lr) <= WITHIN**0.5]
+def widest(summary: dict, method: str, which: str) -> Estimate:
+    """The mean of these, and half of the wider of its intervals."""
+    middle, half = interval(minus_adamw(summary, method, which))
+    halves = [half, summary[method].get("by_groups", {}).get(which)]
+    return middle, max((half for half in halves if half is not None), default=None)
 
 
-def worst(scores: Scores, method: str, which: str) -> Estimate:
-    """Minus AdamW's best, at the worst of the near rates."""
-    found = [minus_adamw(scores, method, lr, which) for lr in near(scores, method)]
-    return min(found, key=lambda difference: difference[0])
+def good(scores: Scores, name: str, summary: dict) -> list[float]:
+    """The rates at which neither score is more than AS_GOOD below AdamW's."""
+    level = {which: mean(summary["adamw"][which]) - AS_GOOD for which in ("id", "ood")}
+    lrs = sorted(scores[name])
+    return [lr for lr in lrs if all(mean_of(scores, name, lr, which) >= level[which] for which in level)]
 
 
-def good(scores: Scores, method: str) -> list[float]:
-    """The rates at which neither score is more than AS_GOOD below AdamW's at its best."""
-    return [
-        lr
-        for lr in sorted(scores[method])
-        if all(minus_adamw(scores, method, lr, which)[0] >= -AS_GOOD for which in ("id", "ood"))
-    ]
-
-
-def at_equal_id(scores: Scores, method: str) -> float | None:
-    """Of the rates at which a method learns as much as AdamW at its best, that with the highest mean out of it."""
-    level = mean_of(scores, "adamw", best_rate(scores, "adamw"), "id") - ENOUGH
-    enough = [lr for lr in scores[method] if mean_of(scores, method, lr, "id") >= level]
-    return max(enough, key=lambda lr: mean_of(scores, method, lr, "ood"), default=None)
+def span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def table(content: dict) -> Table:
     """A row for each method."""
-    scores = scores_of(content)
-    header = [
-        "method", "best rate", "ID / OOD", "minus AdamW, ID", "ahead", "minus AdamW, OOD", "ahead",
-        "OOD at equal ID", "worst near, ID", "worst near, OOD", "good rates",
-    ]  # fmt: skip
-    rows = []
-    for method in scores:
-        best, equal = best_rate(scores, method), at_equal_id(scores, method)
-        both = " / ".join(f"{mean_of(scores, method, best, which):.1f}" for which in ("id", "ood"))
-        lrs = sorted(scores[method])
-        edge = " (edge)" if best in (lrs[0], lrs[-1]) else ""
-        ahead = []
+    scores, summary = scores_of(content), content["summary"]
+    header, rows = ["method", "best rate", "ID / OOD"], []
+    by_groups = "by_groups" in summary["adamw"]
+    for which in ("ID", "OOD"):
+        header += [f"minus AdamW, {which}", *(["by groups"] if by_groups else []), "ahead"]
+    for method, own in summary.items():
+        name = next(name for name in scores if name.partition(" ")[0] == method)
+        lrs = sorted(scores[name])
+        rates, shares = zip(*own["settings"], strict=True)
+        rate = span(rates) + (" (edge)" if {*rates} & {lrs[0], lrs[-1]} else "")
+        row = [title(method), rate if shares[0] is None else f"{rate}, share {span(shares)}"]
+        row.append(" / ".join(f"{mean(own[which]):.1f}" for which in ("id", "ood")))
         for which in ("id", "ood"):
-            chance = chance_above(differences(scores, method, best, which))
-            percent = "" if chance is None else f"{100 * chance:.0f} %"
-            ahead += [fixed(minus_adamw(scores, method, best, which), signed=True), percent]
-        at_equal = "none" if equal is None else fixed(minus_adamw(scores, method, equal, "ood"), signed=True)
-        falls = [fixed(worst(scores, method, which), signed=True) for which in ("id", "ood")]
-        of_use = good(scores, method)
-        rates = f"{of_use[0]:g} to {of_use[-1]:g}" if of_use else "none"
-        rows.append([title(method), f"{best:g}{edge}", both, *ahead, at_equal, *falls, rates])
-    return header, rows
+            differences = minus_adamw(summary, method, which)
+            chance = chance_above(differences)
+            row.append(fixed(interval(differences), signed=True))
+            row += [f"± {own['by_groups'][which]:.1f}"] if by_groups else []
+            row.append("" if chance is None else f"{100 * chance:.0f} %")
+        of_use = good(scores, name, summary)
+        rows.append([*row, span(of_use) if of_use else "none"])
+    return [*header, "good rates"], rows
 
 
 def in_brief(content: dict) -> Table:
     """What a terminal has room for."""
     header, rows = table(content)
-    return header[:7], [row[:7] for row in rows]
+    brief = [[row[column] for column in (0, 1, 2, 3, 6)] for row in (header, *rows)]
+    return brief[0], brief[1:]
 
 
 def all_scores(content: dict) -> Table:
@@ -106,8 +158,8 @@ def all_scores(content: dict) -> Table:
     scores = scores_of(content)
     lrs = sorted({lr for rates in scores.values() for lr in rates})
 
-    def cell(method: str, lr: float) -> str:
-        both = (f"{mean_of(scores, method, lr, which):.1f}" for which in ("id", "ood"))
-        return " / ".join(both) if lr in scores[method] else ""
+    def cell(name: str, lr: float) -> str:
+        both = (f"{mean_of(scores, name, lr, which):.1f}" for which in ("id", "ood"))
+        return " / ".join(both) if lr in scores[name] else ""
 
-    return ["method", *(f"{lr:g}" for lr in lrs)], [[title(m), *(cell(m, lr) for lr in lrs)] for m in scores]
+    return ["method", *(f"{lr:g}" for lr in lrs)], [[row_title(m), *(cell(m, lr) for lr in lrs)] for m in scores]

@@ -11,14 +11,20 @@ from torch import Tensor
 from experiments.classification import study as classification
 from experiments.classification.task import Config as ClassificationConfig
 from experiments.common.anchor import make_anchor
-from experiments.common.comparison import Comparison
+from experiments.common.comparison import Comparison, followers
 from experiments.common.errors import InputError
 from experiments.common.method_study import MethodStudy
-from experiments.common.methods import FOLLOWS
+from experiments.common.methods import FASTER, METHODS
 from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
 from experiments.common.trainer import Trainer
+from experiments.sensitivity.summary import digits, named
 
+#: What is compared unless --methods says otherwise; on texts LoRA, too.
+USUAL = (
+    "linear", "adamw", "adamw_warmup", "adamw_layers", "ema", "lp_ft", "l2sp", "spd", "ftp", "wise", "wise_ftp",
+    "lines", "model_stock", "soup",
+)  # fmt: skip
 #: Weights that two of them start from.
 KNOWS = {"cells": "imagenet", "opinions": "minilm"}
 
@@ -29,7 +35,7 @@ class Config:
 
     # Emoji from the first two, tweets from the next two, solar cells from ImageNet's weights, opinions from MiniLM.
     anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
-    methods: tuple[str, ...] = ("linear", "adamw", "adamw_warmup", "ftp", "ftp_share")  # and WiSE-FT of AdamW's
+    methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
     lrs: tuple[float, ...] = (
         2e-5,
         4.5e-5,
@@ -39,8 +45,8 @@ class Config:
         1.1e-3,
         2.5e-3,
         5.6e-3,
-    )  # ten times that of a linear probe
-    seeds: tuple[int, ...] = (0, 1, 2)  # each a split of its own, with its anchor, order and augmentation
+    )  # a linear probe and LoRA have ten times that
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
     limit: int | None = None  # use only so many pictures
     archive: str | None = None  # that has the opinions: see experiments.language
@@ -50,11 +56,8 @@ class Config:
     def check(self) -> None:
         if len(set(self.lrs)) < max(2, len(self.lrs)):
             raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give at least two, all different")
-        if "adamw" not in self.methods or FOLLOWS.keys() & {*self.methods}:
-            raise InputError(
-                f"--methods {' '.join(self.methods)}: give adamw, which all are compared with, and others that train; "
-                "WiSE-FT of AdamW's is always there"
-            )
+        if "adamw" not in self.all_methods:
+            raise InputError(f"--methods {' '.join(self.methods)}: give adamw too, which all are compared with")
         if (self.anchor == "opinions") != (self.archive is not None):
             raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
         for seed in self.seeds:
@@ -64,14 +67,16 @@ class Config:
     def of_pictures(self) -> bool:
         return self.anchor in ("styles", "imagenet", "cells")
 
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        return self.methods or (USUAL if self.of_pictures else (*USUAL, "lora"))
+
     def rates(self, method: str) -> list[float]:
-        """A head alone wants larger ones."""
-        return [10 * lr for lr in self.lrs] if method == "linear" else list(self.lrs)
+        return [FASTER.get(method, 1.0) * lr for lr in self.lrs]
 
     def options(self, seed: int, lr: float) -> AnchorOptions:
         """Of one split, at one learning rate."""
-        methods = (*self.methods, *(name for name in ("wise", "wise_warmup") if FOLLOWS[name] in self.methods))
-        shared = {"methods": methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
+        shared = {"methods": self.all_methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
         epochs = {"styles": 5, "imagenet": 5, "cells": 8}.get(self.anchor, 2)
         shared |= {"anchor": KNOWS.get(self.anchor, self.anchor), "epochs": self.epochs or epochs}
         if self.of_pictures:
@@ -95,11 +100,19 @@ class Splits:
         return " ".join(self.of(seed)[0].task.fingerprint() for seed in self._config.seeds)
 
     def about(self) -> dict:
-        """Facts of the first split, and what each anchor scores where it has a head."""
+        """Facts of the first split, what each anchor scores where it has a head, and the classes and groups of the
+        test examples of each split, that in distribution first."""
         first = self.of(self._config.seeds[0])[0].task
         anchors = [self.of(seed)[2] for seed in self._config.seeds]
         known = [{which: anchor[which] for which in ("id", "ood")} for anchor in anchors if "scores" in anchor]
-        return self._study().facts(first) | {"metric": first.metric, "anchors": known}
+        names, tests = (*first.columns["id"], *first.columns["ood"]), {}
+        for seed in self._config.seeds:
+            sets = self.of(seed)[0].task.tests
+            tests[str(seed)] = {
+                name: {"classes": digits(sets[name].labels), "groups": ",".join(sets[name].groups)} for name in names
+            }
+        about = {"metric": first.metric, "by_class": first.by_class, "anchors": known, "tests": tests}
+        return self._study().facts(first) | about
 
     def _study(self) -> MethodStudy:
         if self._config.of_pictures:
@@ -114,10 +127,17 @@ class Splits:
         trainer = Trainer(task, self._progress, fit=study.fit)
         return trainer, *make_anchor(trainer, options, self._folder)
 
-    def scores(self, seed: int, method: str, lr: float) -> dict[str, dict[str, float]]:
-        """In distribution and out of it, in percent, after one training: its own, and its mean with the anchor's."""
+    def answers(self, seed: int, method: str, lr: float) -> dict[str, dict[str, str]]:
+        """The classes that all test examples are given after one training, by test set: by the trained weights, and by
+        those that other methods make of them, with each share."""
         trainer, start, _ = self.of(seed)
+        options = self._config.options(seed, lr)
         with TemporaryDirectory() as folder:
-            comparison = Comparison(trainer, self._config.options(seed, lr), start, Path(folder))
-            found = comparison.fine_tune(method, seed, lr)
-        return {result["method"]: {"id": result["id"], "ood": result["ood"]} for result in found.values()}
+            comparison = Comparison(trainer, options, start, Path(folder))
+            fits = [comparison.fit(method, seed, lr, f"{method}, seed {seed}")]
+            found = {method: trainer.task.answers(fits[0].model)}
+            for follower in followers(method, options.methods):
+                for share in METHODS[follower].strengths or (None,):
+                    mixed = comparison.mixed(follower, fits, seed, lr, share)
+                    found[named(follower, share)] = trainer.task.answers(mixed)
+        return {name: {test: digits(given) for test, given in by_test.items()} for name, by_test in found.items()}

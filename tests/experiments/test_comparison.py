@@ -193,18 +193,53 @@ def test_wise_is_the_mean_of_the_anchor_and_of_what_it_follows(workplace, watch,
         assert results[f"{name}-seed4"]["method"] == name
 
 
-def test_model_stock_is_made_of_two_trainings(workplace, watch):
-    done = workplace.command("--method", "model_stock", "adamw", "--seeds", "4", "--out", "runs/stock")
+def test_model_stock_and_the_soup_are_made_of_the_same_two_trainings(workplace, watch):
+    done = workplace.command("--method", "model_stock", "soup", "adamw", "--seeds", "4", "--out", "runs/stock")
     assert done.status == 0
-    assert [name for name in done.trainings if name != "anchor"] == ["adamw, seed 4", "model_stock, seed 1004"]
-    anchor, tuned, merged = watch.tested
+    assert [name for name in done.trainings if name != "anchor"] == ["adamw, seed 4", "adamw, seed 1004"]
+    anchor, tuned, merged, soup = watch.tested
     other = checkpoint.load(Path("runs/stock/checkpoint.pt"))["training"]["model"]
     assert workplace.command("--method", "adamw", "--seeds", "1004", "--out", "runs/other").status == 0
     assert all(torch.equal(value, other[name]) for name, value in watch.tested[-1].items())
     expected = hft.model_stock([tuned, other], anchor)[0]
     assert all(torch.equal(value, merged[name]) for name, value in expected.items())
+    assert all(torch.equal(value, ((tuned[name].double() + other[name]) / 2).to(value)) for name, value in soup.items())
     results = read(Path("runs/stock"))["results"]
     assert results["model_stock-seed4"]["seconds"] >= results["adamw-seed4"]["seconds"]
+
+
+def test_lp_ft_begins_where_a_probe_ends_and_goes_on_from_its_own_checkpoint(workplace, monkeypatch):
+    begun, train = {}, Trainer.train
+
+    def note(self, name, model, *arguments, **named):
+        begun[name] = {name: value.clone() for name, value in model.state_dict().items()}
+        return train(self, name, model, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "train", note)
+    arguments = ("--method", "adamw", "lp_ft", "linear", "--lr", "0.001", "--epochs", "2")
+    assert workplace.command(*arguments, "--out", "runs/probed").status == 0
+    probe = checkpoint.load(Path("runs/probed/before.pt"))["training"]
+    assert probe["optimizer"]["param_groups"][0]["initial_lr"] == 0.01
+    anchor, start = begun["linear, seed 0"], begun["lp_ft, seed 0"]
+    moved = {name for name, value in start.items() if not torch.equal(value, anchor[name])}
+    assert moved == {"network._fc.weight", "network._fc.bias"}
+    assert all(torch.equal(value, probe["model"][name]) for name, value in start.items())
+    assert all(torch.equal(value, anchor[name]) for name, value in begun["lp_ft, seed 0: linear"].items())
+    stopped = workplace.command(*arguments, "--out", "runs/probed2", interrupt=("lp_ft, seed 0", 3))
+    assert (stopped.status, stopped.trainings[-2:]) == (130, ["lp_ft, seed 0: linear", "lp_ft, seed 0"])
+    assert workplace.command(*arguments, "--out", "runs/probed2").trainings == ["lp_ft, seed 0", "linear, seed 0"]
+    assert numbers(Path("runs/probed2")) == numbers(Path("runs/probed"))
+
+
+def test_the_mean_over_a_training_that_was_stopped_is_that_of_a_whole_one(workplace, watch):
+    arguments = ("--method", "adamw", "ema", "--lr", "0.003", "--epochs", "2")
+    assert workplace.command(*arguments, "--out", "runs/mean").status == 0
+    *_, tuned, mean = watch.tested
+    assert workplace.command(*arguments, "--out", "runs/mean2", interrupt=("adamw, seed 0", 3)).status == 130
+    assert workplace.command(*arguments, "--out", "runs/mean2").status == 0
+    assert numbers(Path("runs/mean2")) == numbers(Path("runs/mean"))
+    assert all(torch.equal(value, mean[name]) for name, value in watch.tested[-1].items())
+    assert not torch.equal(mean["network._fc.weight"], tuned["network._fc.weight"])
 
 
 @pytest.mark.parametrize("anchor", ["styles", "imagenet"])

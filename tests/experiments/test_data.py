@@ -13,12 +13,13 @@ from rich.console import Console
 
 from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures
-from experiments.classification.model import Classifier, accuracy
+from experiments.classification.model import Classifier, answers
 from experiments.common import frozen
 from experiments.common.errors import InputError
 from experiments.common.examples import digits
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
+from experiments.common.task import percent_right
 from experiments.common.tweets import TOPICS, bag_of_words, plain, topic_of, tweets
 
 
@@ -98,8 +99,9 @@ def test_balanced_accuracy_is_a_mean_over_the_classes():
 
     images, labels = torch.tensor([0, 0, 0, 1, 0]).view(5, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1])
     cpu = torch.device("cpu")
-    assert accuracy(Says(), images, labels, cpu) == 60
-    assert accuracy(Says(), images, labels, cpu, by_class=True) == 37.5
+    found = answers(Says(), images, cpu)
+    assert percent_right(found, labels) == 60
+    assert percent_right(found, labels, by_class=True) == 37.5
 
 
 def test_a_text_is_told_by_its_words_alone():

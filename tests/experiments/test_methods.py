@@ -1,11 +1,13 @@
 """What each method of the comparisons stands for: its optimizer, options, and which parameters it moves and holds."""
 
+import copy
+
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 from experiments.classification.task import Config
-from experiments.common.methods import FOLLOWS, METHODS
+from experiments.common.methods import FOLLOWS, METHODS, adamw, keep_mean, kept_mean
 from experiments.common.task import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
 
@@ -98,6 +100,80 @@ class Deep(Small):
         self.layers = ["first", "second", "body"]
 
 
+def stepped(model, optimizer, first=0, steps=3):
+    """A number of steps, each of a gradient of its own."""
+    for t in range(first, first + steps):
+        drawn = torch.Generator().manual_seed(t)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=drawn).to(parameter)
+        optimizer.step()
+        yield {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def begun(kind, make):
+    """A model, the same each time, and its optimizer."""
+    torch.manual_seed(0)
+    model = kind()
+    return model, make(model)
+
+
+def test_a_learned_learning_rate_goes_on_from_a_checkpoint():
+    def make(model):
+        return METHODS["hypergradient"].make(1e-3)(model, Config(), 0.01)
+
+    model, optimizer = begun(Small, make)
+    list(stepped(model, optimizer, steps=2))
+    other, again = begun(Small, make)
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in ((model, optimizer), (other, again)):
+        list(stepped(*one, first=2, steps=2))
+    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != 0.01
+
+
+def test_layer_wise_learning_rates_fall_to_a_tenth_at_the_first_layer():
+    optimizer = METHODS["adamw_layers"].make(None)(Deep(), Config(weight_decay=0.02), 0.5)
+    found = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    layers = {"first": 0.05, "second": 0.5 * 0.1**0.5, "body": 0.5, "fc": 0.5}
+    expected = {f"{layer}.{kind}": lr for layer, lr in layers.items() for kind in ("weight", "bias")}
+    assert found == pytest.approx(expected)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
+
+
+def test_the_kept_mean_is_exponential_from_the_first_step_on():
+    model, optimizer = begun(Small, lambda model: adamw(model, Config(), 0.1))
+    keep_mean(optimizer)
+    one, two, three = stepped(model, optimizer)
+    for name, mean in kept_mean(model, optimizer).items():
+        torch.testing.assert_close(mean, 0.81 * one[name] + 0.09 * two[name] + 0.1 * three[name])
+
+
+class Attention(Small):
+    """A layer that LoRA adapts, and one that it leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+
+def test_lora_moves_products_of_two_factors_that_are_zero_at_first_and_the_head():
+    torch.manual_seed(0)
+    model = Attention()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = METHODS["lora"].make(None)(model, Config(weight_decay=0.02), 0.1)
+    assert torch.equal(model.query.weight, before["query.weight"])
+    (group,) = optimizer.param_groups
+    adapter = model.query.parametrizations.weight[0]
+    moved = {"fc.weight", "fc.bias", *(f"query.parametrizations.weight.0.{factor}" for factor in "ab")}
+    assert {*group["param_names"]} == moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert (adapter.a.shape, adapter.b.shape, group["lr"]) == ((8, 3), (3, 8), 0.1)
+    model.query(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.query.weight, before["query.weight"] + 2 * adapter.b @ adapter.a)
+    assert not torch.equal(model.query.weight, before["query.weight"])
+    assert torch.equal(model.key.weight, before["key.weight"])
+
+
 @pytest.mark.parametrize("anchor", ["styles", "imagenet"])
 def test_maps_is_spd_whose_strength_falls_to_zero_at_the_last_layer(anchor):
     for given, first in ((None, 1.0), (0.3, 0.3)):
@@ -142,24 +218,28 @@ def test_mixout_uses_other_weights_in_a_step_than_it_trains():
 
 
 def test_what_is_made_of_ends_of_trainings():
-    model, config = Deep(), Config()
+    model = Deep()
     anchor = {name: value.clone() for name, value in model.state_dict().items()}
     ends = [{name: value + n + torch.rand_like(value) for name, value in anchor.items()} for n in (1, 2)]
-    mixed = METHODS["lines"].mix(config, model, ends[:1], anchor)
-    for layer, share in {"first": 0.5, "second": 0.5 + 0.5 / 3, "body": 0.5 + 1 / 3, "fc": 1.0}.items():
-        w, w0 = ends[0][f"{layer}.weight"], anchor[f"{layer}.weight"]
-        torch.testing.assert_close(mixed[f"{layer}.weight"], w0 + share * (w - w0))
-    mixed = METHODS["wise_ftp"].mix(config, model, ends[:1], anchor)
-    torch.testing.assert_close(mixed["body.weight"], (ends[0]["body.weight"] + anchor["body.weight"]) / 2)
-    stock = METHODS["model_stock"].mix(config, model, ends, anchor)
+    for first in (0.5, 0.25):
+        mixed = METHODS["lines"].mix(model, ends[:1], anchor, first)
+        rest = 1 - first
+        for number, layer in enumerate(("first", "second", "body", "fc")):
+            w, w0, share = ends[0][f"{layer}.weight"], anchor[f"{layer}.weight"], first + rest * number / 3
+            torch.testing.assert_close(mixed[f"{layer}.weight"], w0 + share * (w - w0))
+        mixed = METHODS["wise_ftp"].mix(model, ends[:1], anchor, first)
+        torch.testing.assert_close(mixed["body.weight"], first * ends[0]["body.weight"] + rest * anchor["body.weight"])
+    stock = METHODS["model_stock"].mix(model, ends, anchor, None)
     assert all(torch.equal(value, hft.model_stock(ends, anchor)[0][name]) for name, value in stock.items())
+    assert {METHODS[name].usual for name in ("wise", "wise_warmup", "wise_ftp", "lines")} == {0.5}
 
 
 def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
-    made = {"wise": "adamw", "wise_warmup": "adamw_warmup", "wise_ftp": "ftp", "lines": "adamw", "model_stock": "adamw"}
-    assert made == FOLLOWS
+    of_adamw = dict.fromkeys(("wise", "lines", "model_stock", "soup", "ema"), "adamw")
+    assert of_adamw | {"wise_warmup": "adamw_warmup", "wise_ftp": "ftp"} == FOLLOWS
     for follower, of in FOLLOWS.items():
         assert METHODS[follower].make(None) is None
         assert METHODS[of].make(None) is not None
-    assert {name for name, method in METHODS.items() if method.others} == {"model_stock"}
+    assert {name for name, method in METHODS.items() if method.others} == {"model_stock", "soup"}
+    assert {name for name, method in METHODS.items() if method.of_mean} == {"ema"}
     assert len({method.title for method in METHODS.values()}) == len(METHODS)

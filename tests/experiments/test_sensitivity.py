@@ -1,70 +1,166 @@
-"""The study of learning rates: what it says of scores that are made up, and a tiny run of it."""
+"""The study of learning rates: scores by answers that chose nothing, intervals by groups, and a tiny run of it."""
 
+import json
+import math
+
+import numpy as np
 import pytest
+import torch
 
+from experiments.common.task import percent_right
+from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.study import STUDY
-from experiments.sensitivity.summary import all_scores, at_equal_id, best_rate, good, near, scores_of, table, worst
+from experiments.sensitivity.summary import all_scores, choices, scores_of, table, widest
 from tests.experiments.running import ran, refused, results
 
-# ID and OOD of two splits by rate: AdamW is best at 0.1 and lost at 1, FTP at all three about as good.
-ADAMW = {0.01: [(60, 50), (62, 52)], 0.1: [(70, 55), (72, 57)], 1.0: [(20, 20), (22, 22)]}
-FTP = {0.01: [(60, 58), (62, 60)], 0.1: [(69, 58), (72, 59)], 1.0: [(72, 54), (73, 57)]}
+
+def answered(*right: str, groups=None, classes=None) -> Answered:
+    """Of each setting, a digit for each example."""
+    hits = np.array([list(map(float, row)) for row in right])
+    count = hits.shape[1]
+    classes = np.zeros(count) if classes is None else np.array(list(classes))
+    return Answered(hits, classes, np.arange(count) if groups is None else np.array(groups))
+
+
+def test_a_cross_fitted_score_is_that_by_hand():
+    """Two settings, two splits, groups 0 to 4 each a fold of its own. Right in both splits without fold 0: 3 and 6 of
+    8, so the second setting is taken there, and is wrong on it. So on: 3 and 6; 4 and 4, where the first is taken; 5
+    and 4; 5 and 4. In the first split this is right on group 2 alone, in the second nowhere, though the second setting
+    has 60 %. Out of distribution the first split scores 50 and 100, the second one 50 and 75, as means of two sets."""
+    ids = [answered("11100", "00111"), answered("11000", "00111")]
+    oods = [[answered("10", "11")], [answered("0", "1"), answered("11", "10")]]
+    found = cross_fitted(ids, oods, np.arange(5), np.ones((1, 5)))
+    assert found.chosen.tolist() == [[1, 1, 0, 0, 0]]
+    assert found.id.tolist() == [[20, 0]]
+    assert found.ood.tolist() == [[pytest.approx(2 / 5 * 100 + 3 / 5 * 50), pytest.approx(2 / 5 * 75 + 3 / 5 * 50)]]
+
+
+def test_luck_in_a_fold_does_not_choose_there():
+    """Each setting is right in one fold alone: what chose by its own fold would score 100."""
+    lucky = answered(*("".join("01"[row == fold] for fold in range(FOLDS)) for row in range(FOLDS)))
+    found = cross_fitted([lucky], [[lucky]], np.arange(FOLDS), np.ones((1, FOLDS)))
+    assert found.id.tolist() == [[0]]
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_method_of_one_setting_scores_what_its_answers_do(by_class):
+    drawn = torch.Generator().manual_seed(0)
+    truth, given = (torch.randint(3, (40,), generator=drawn) for _ in range(2))
+    one = Answered((given == truth).double().numpy()[None], truth.numpy() if by_class else np.zeros(40), np.arange(40))
+    found = cross_fitted([one], [[one]], np.arange(40) % FOLDS, np.ones((1, 40)))
+    expected = percent_right(given, truth, by_class)
+    assert (found.id.item(), found.ood.item()) == (pytest.approx(expected), pytest.approx(expected))
+
+
+def test_an_interval_by_groups_is_that_of_a_mean_over_groups():
+    """400 groups of four equal examples; of the groups one method is right in 60 %, the other in 40 %, both in 20 %. A
+    difference is 1 in 40 % of them and -1 in 20 %, so of standard deviation sqrt(0.6 - 0.2^2), and its mean has a
+    twentieth of that. By examples the interval would be half as wide. A quantile of B draws has the error
+    sqrt(p (1 - p) / B) / density: 0.084 standard deviations at 97.5 % of 1,000, 0.060 for half of the distance of two;
+    four of these are 12 % of 1.96."""
+    count = 400
+    one, other = (
+        "".join(rows) for rows in zip(*(["11", "10", "10", "01", "00"][k % 5] for k in range(count)), strict=True)
+    )
+    counts = resampled(count)
+    groups = np.repeat(np.arange(count), 4)
+    mine, plain = (
+        cross_fitted([test], [[test]], np.arange(count) % FOLDS, counts)
+        for test in (answered("".join(digit * 4 for digit in row), groups=groups) for row in (one, other))
+    )
+    expected = 1.96 * 100 * math.sqrt(0.6 - 0.04) / math.sqrt(count)
+    for which in ("id", "ood"):
+        difference = (getattr(mine, which) - getattr(plain, which)).mean(1)
+        assert half_width(difference) == pytest.approx(expected, rel=0.12)
+    assert counts.sum(1).tolist() == [count] * len(counts)
+
+
+def test_folds_are_by_name_and_of_one_size():
+    sizes = np.bincount([fold_of(f"cell{number:04}") for number in range(1000)], minlength=FOLDS)
+    # binomial: 200 ± sqrt(1000 * 0.2 * 0.8) = 12.6
+    assert len(sizes) == FOLDS
+    assert sizes.min() > 150
+    assert sizes.max() < 250
 
 
 @pytest.fixture
 def content() -> dict:
+    """Ten groups, two classes, two splits. At 0.1 AdamW is right in all of the first test and half of the other, at 1
+    wrong everywhere; FTP is right at both but for one example at 0.1 in the second split. Of WiSE-FT's shares 0.25 is
+    as good as AdamW, 0.5 is always wrong."""
+    right, wrong, half = {"in": "0101010101", "out": "01"}, {"in": "1010101010", "out": "10"}, "00"
+    test = {"in": {"classes": right["in"], "groups": ",".join(f"g{k}" for k in range(10))}}
+    test["out"] = {"classes": "01", "groups": "g0,h"}
     pieces = {}
-    for method, by_rate in {"adamw": ADAMW, "ftp": FTP}.items():
-        for lr, splits in by_rate.items():
-            for seed, (id_, ood) in enumerate(splits):
-                scores = {method: {"id": float(id_), "ood": float(ood)}}
-                if method == "adamw":
-                    scores["wise"] = {"id": id_ - 1.0, "ood": ood + 1.0}
-                pieces[f"split {seed}, {method}, lr {lr:g}"] = {"lr": lr, "seed": seed, "scores": scores}
-    return {"results": pieces}
+    for seed in (0, 1):
+        for lr, adamw, ftp in ((0.1, {**right, "out": half}, right), (1.0, wrong, right)):
+            if (seed, lr) == (1, 0.1):
+                ftp = {"in": "1101010101", "out": "01"}
+            made = {"adamw": adamw, "wise 0.5": wrong, "wise 0.25": adamw}
+            for method, answers in {"adamw": made, "ftp": {"ftp": ftp}}.items():
+                pieces[f"split {seed}, {method}, lr {lr:g}"] = {"lr": lr, "seed": seed, "answers": answers}
+    data = {"by_class": True, "tests": {"0": test, "1": test}}
+    found = {"results": pieces, "data": data}
+    return found | {"summary": choices(found)}
 
 
-def test_what_the_numbers_of_a_method_are(content):
-    scores = scores_of(content)
-    assert (best_rate(scores, "adamw"), best_rate(scores, "ftp")) == (0.1, 1.0)
-    assert near(scores, "ftp") == [1.0]
-    assert near(scores_of({"results": {**content["results"]}}), "adamw") == [0.1]
-    assert worst(scores, "ftp", "ood") == pytest.approx((-0.5, 12.706 * 0.5), rel=1e-4)  # t of two values
-    assert good(scores, "adamw") == [0.1]
-    assert good(scores, "wise") == [0.1]
-    assert good(scores, "ftp") == [0.1, 1.0]
-    assert at_equal_id(scores, "ftp") == 0.1  # where it learns half a point less, and keeps more than at 1
-    assert at_equal_id(scores, "wise") is None
-
-
-def test_its_table(content):
+def test_what_is_said_of_the_methods(content):
+    summary = content["summary"]
+    assert summary["adamw"] == {
+        "settings": [(0.1, None)] * FOLDS, "id": [100, 100], "ood": [50, 50], "by_groups": {"id": 0, "ood": 0}
+    }  # fmt: skip
+    assert summary["wise"]["settings"] == [(0.1, 0.25)] * FOLDS
+    held = fold_of("g0")  # where 0.1 looks as good as 1: the first is taken, and is wrong on g0
+    assert [lr for lr, _ in summary["ftp"]["settings"]] == [0.1 if fold == held else 1.0 for fold in range(FOLDS)]
+    assert summary["ftp"]["id"] == [100, 90]
+    # g0 and h are drawn apart from each other: of a difference of 50 points the interval is not empty
+    assert summary["ftp"]["by_groups"]["ood"] > 10
+    assert widest(summary, "ftp", "id") == (-5, pytest.approx(12.706 * 5, rel=1e-4))
     header, rows = table(content)
-    assert header[:3] == ["method", "best rate", "ID / OOD"]
+    assert header == [
+        "method", "best rate", "ID / OOD", "minus AdamW, ID", "by groups", "ahead", "minus AdamW, OOD", "by groups",
+        "ahead", "good rates",
+    ]  # fmt: skip
     by_method = {row[0]: row[1:] for row in rows}
-    assert by_method["AdamW"][:6] == ["0.1", "71.0 / 56.0", "+0.0 ± 0.0", "", "+0.0 ± 0.0", ""]
-    # The means are 3 and -1 standard errors from 0; with one degree of freedom t is Cauchy's: 1/2 + atan(x) / pi.
-    assert by_method["FTPAdamW"][:6] == ["1 (edge)", "72.5 / 55.5", "+1.5 ± 6.4", "90 %", "-0.5 ± 6.4", "25 %"]
-    assert by_method["WiSE-FT"][6] == "none"
+    assert by_method["AdamW"] == ["0.1 (edge)", "100.0 / 50.0", *["+0.0 ± 0.0", "± 0.0", ""] * 2, "0.1"]
+    assert by_method["WiSE-FT"][0] == "0.1 (edge), share 0.25"
+    assert by_method["FTPAdamW"][0] == "0.1 to 1 (edge)"
     assert by_method["FTPAdamW"][-1] == "0.1 to 1"
-    assert all_scores(content)[1][0] == ["AdamW", "61.0 / 51.0", "71.0 / 56.0", "21.0 / 21.0"]
+    assert scores_of(content)["ftp"][0.1] == [{"id": 100, "ood": 100}, {"id": 90, "ood": 100}]
+    assert [row[0] for row in all_scores(content)[1]] == ["AdamW", "WiSE-FT, 0.5", "WiSE-FT, 0.25", "FTPAdamW"]
 
 
 def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(cache.parents[1])  # where the emoji are drawn already
     out = tmp_path / "run"
-    tiny = ["--anchor", "imagenet", "--methods", "linear", "adamw", "--lrs", "1e-3", "1e-2", "--seeds", "0", "1"]
-    tiny += ["--epochs", "1", "--limit", "48", "--out", str(out)]
+    tiny = ["--anchor", "imagenet", "--methods", "linear", "adamw", "wise", "soup", "--lrs", "1e-3", "1e-2"]
+    tiny += ["--seeds", "0", "1", "--epochs", "1", "--limit", "48", "--out", str(out)]
     assert ran(STUDY, *tiny, stop_before="split 1, linear, lr 0.01").status == 130
-    assert len(results(out)) == 4
+    kept = results(out)
+    assert len(kept) == 4
     done = ran(STUDY, *tiny)
     assert done.status == 0
     assert len(done.begun) == 4
     found = results(out)
-    assert {tuple(piece["scores"]) for piece in found.values()} == {("linear",), ("adamw", "wise")}
+    assert kept.items() <= found.items()
     assert {piece["lr"] for piece in found.values()} == {1e-3, 1e-2, 0.1}
-    assert all(0 <= score <= 100 for p in found.values() for both in p["scores"].values() for score in both.values())
+    shares = ("wise 0.5", "wise 0.25", "wise 0.75")
+    assert {tuple(piece["answers"]) for piece in found.values()} == {("linear",), ("adamw", *shares, "soup")}
+    content = json.loads((out / "metrics.json").read_text())
+    tests = content["data"]["tests"]
+    assert list(tests["0"]) == ["Twemoji", "OpenMoji", "Noto outline"]
+    for piece in found.values():
+        for answers in piece["answers"].values():
+            for name, test in tests[str(piece["seed"])].items():
+                assert len(answers[name]) == len(test["classes"]) == len(test["groups"].split(",")) > 0
+                assert {*answers[name]} <= {*"01234567"}
+    assert {group for test in tests["0"].values() for group in test["groups"].split(",")} == {
+        *tests["0"]["Twemoji"]["groups"].split(",")
+    }  # an emoji is one group in all styles
     report = (out / "report.md").read_text()
     assert "8 trainings, all of them below" in report
+    assert "no score is of an example that chose its rate" in report
+    assert "- WiSE-FT (0.5, 0.25, 0.75): mean of the anchor" in report
     assert all((out / figure).stat().st_size > 10_000 for figure in ("rates.png", "trade-off.png"))
 
 
@@ -75,7 +171,8 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, monkeypatch, cache):
         ["--methods", "adamw", "adamv"],
         ["--lrs", "1e-3", "1e-3"],
         ["--methods", "ftp"],
-        ["--methods", "adamw", "wise"],
+        ["--methods", "adamw", "wise_ftp"],
+        ["--methods", "adamw", "lora"],
         ["--anchor", "opinions"],
         ["--archive", "x.tar.gz"],
     ],

@@ -19,12 +19,13 @@ from experiments.common.examples import generator
 from experiments.common.loop import Training
 from experiments.common.loop import fit as plain_fit
 from experiments.common.progress import Progress
-from experiments.common.task import Part
+from experiments.common.task import Part, percent_right
 from experiments.language import study
 from experiments.language.config import Config
 from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load
 from experiments.language.loop import Batches, fit, shuffled
-from experiments.language.model import Sentiment, accuracy, minilm, tokenizer
+from experiments.language.model import Sentiment, answers, minilm, tokenizer
+from experiments.language.task import LanguageTask
 
 from ..support.measured import numbers
 
@@ -107,8 +108,8 @@ def test_mixed_precision_is_near_to_float32():
     assert {p.grad.dtype for p in models[1].parameters() if p.grad is not None} == {torch.float32}
 
 
-def test_accuracy_is_a_mean_over_sentiments():
-    """Three of four negative, none of one neutral, one of two positive: (75 + 0 + 50) / 3."""
+def test_answers_are_in_the_order_of_the_texts_and_their_score_is_a_mean_over_sentiments():
+    """The short ones are read first. Of four negative three are right, of one neutral none, of two positive one."""
 
     class Says(nn.Module):
         def forward(self, tokens):
@@ -116,7 +117,9 @@ def test_accuracy_is_a_mean_over_sentiments():
 
     tokens = torch.tensor([[1, 9], [1, 9], [1, 0], [2, 0], [3, 0], [3, 0], [1, 0]])
     labels = torch.tensor([0, 0, 0, 0, 1, 2, 2])
-    assert accuracy(Says(), Texts(tokens, labels), torch.device("cpu")) == pytest.approx(125 / 3)
+    found = answers(Says(), Texts(tokens, labels), torch.device("cpu"))
+    assert found.tolist() == [0, 0, 0, 1, 2, 2, 0]
+    assert percent_right(found, labels, LanguageTask.by_class) == pytest.approx(125 / 3)
 
 
 def test_padding_changes_no_logit():
@@ -216,7 +219,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(quiet):
 
 def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    methods = ("adamw", "ftp", "wise", "lines", "mixout", "ftp_muon", "maps")
+    methods = ("adamw", "ftp", "wise", "lines", "mixout", "lora", "ftp_muon", "maps")
     arguments = (*TINY, "--method", *methods)
     assert study.main([*arguments, "--out", "runs/whole"]) == 0, capsys.readouterr().err
 
@@ -238,6 +241,37 @@ def test_a_stopped_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     assert "trained on 96 other tweets about all topics" in report
     assert "test tweets: 12 airlines, 12 self-driving cars, 12 Apple, 12 Coachella" in report
     assert "pictures.png" not in report
+
+
+def test_the_study_of_learning_rates_keeps_answers_to_texts(tmp_path, monkeypatch):
+    from experiments.sensitivity.study import STUDY
+
+    monkeypatch.chdir(tmp_path)
+    tiny = (
+        "--anchor",
+        "minilm",
+        "--methods",
+        "adamw",
+        "lora",
+        "--lrs",
+        "1e-4",
+        "1e-3",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+    )
+    assert STUDY.main([*tiny, "--tweets", "8", "--test-tweets", "4", "--out", "run"]) == 0
+    content = json.loads(Path("run/metrics.json").read_text())
+    assert [result["lr"] for result in content["results"].values()] == [1e-4, 1e-3, 1e-3, 1e-2]
+    tests = content["data"]["tests"]["0"]
+    assert list(tests) == list(TOPICS)
+    for test in tests.values():
+        assert test["classes"] == "000011112222"
+        assert len(set(test["groups"].split(","))) == 12
+    for result in content["results"].values():
+        (answers,) = result["answers"].values()
+        assert all({*answers[topic]} <= {*"012"} and len(answers[topic]) == 12 for topic in TOPICS)
 
 
 def narrow(dropout: float = 0.1) -> BertModel:
@@ -293,3 +327,5 @@ def test_texts_are_told_apart_by_their_fingerprint():
     assert one.fingerprint() == Texts(torch.tensor([[1, 2]]), torch.tensor([0])).fingerprint()
     assert one.fingerprint() != Texts(torch.tensor([[1, 3]]), torch.tensor([0])).fingerprint()
     assert one.fingerprint() != Texts(torch.tensor([[1, 2]]), torch.tensor([1])).fingerprint()
+    both = Texts(torch.tensor([[1, 2], [1, 3]]), torch.tensor([0, 0]))
+    assert both.take(torch.tensor([1, 0])).groups == both.groups[::-1] != both.groups
