@@ -132,38 +132,40 @@ def write(addresses, values):
 
 @_compiled
 def _move(shape, w, g, w0, c, n, m, v, vmax, rule, square, radius, packed):
-    top, (rows, cols) = 0.0, shape
+    rows, cols = shape
+    if c is None:
+        for i in range(rows * cols):
+            w[i] = _narrow(_moved(rule, _wide(w[i]), g, m, v, vmax, i), w)
+        return 0.0
+    is_wide = w.dtype == n.dtype
+    top = 0.0
     for r in range(rows):
         first, last = r * cols, r * cols + cols
-        if c is None:
-            for i in range(first, last):
-                w[i] = _narrow(_moved(rule, _wide(w[i]), g, m, v, vmax, i), w)
-        else:
-            is_narrow, is_lean = not w.dtype == n.dtype, not c.dtype == n.dtype  # noqa: SIM201 (Numba has ==)
-            s = _scale(radius, n, r)
-            total = 0.0
-            for start in range(first, last, RUN):
-                part = n.dtype.type(0)
-                for i in range(start, min(start + RUN, last)):
-                    anchor, old = _anchor(w0, i), _wide(w[i])
-                    if is_narrow:
-                        # Working weights behind 16-bit ones: W0 + s c where that rounds to the stored W.
-                        kept = anchor + s * _wide(c[i])
-                        old = kept if _wide(_narrow(kept, w)) == old else old
-                    moved = _moved(rule, old, g, m, v, vmax, i)
-                    d = moved - anchor
-                    c[i] = _narrow(d, c)
-                    if is_lean:
-                        w[i] = _narrow(moved, w)
-                    part = _plus(part, d * d if square else abs(d))
-                total += part
-            n[r] = (math.sqrt(total) if square else total) + FLOOR
-            s = _scale(packed, n, r)
-            for i in range(first, last):
-                anchor = _anchor(w0, i)
-                d = _wide(w[i]) - anchor if is_lean else _wide(c[i])
-                w[i] = _narrow(anchor + s * d, w)
-            top = _larger(top, n[r])
+        s = _scale(radius, n, r)
+        total = 0.0
+        for start in range(first, last, RUN):
+            part = n.dtype.type(0)
+            for i in range(start, min(start + RUN, last)):
+                anchor, old = _anchor(w0, i), _wide(w[i])
+                if not is_wide:
+                    # Working weights behind 16-bit ones: W0 + s c where that rounds to the stored W.
+                    kept = anchor + s * _wide(c[i])
+                    old = kept if _wide(_narrow(kept, w)) == old else old
+                moved = _moved(rule, old, g, m, v, vmax, i)
+                d = moved - anchor
+                c[i] = _narrow(d, c)
+                if is_wide:
+                    w[i] = _narrow(moved, w)
+                part = _plus(part, d * d if square else abs(d))
+            total += part
+        n[r] = (math.sqrt(total) if square else total) + FLOOR
+        top = _larger(top, n[r])
+        s = _scale(packed, n, r)
+        for i in range(first, last):
+            anchor = _anchor(w0, i)
+            # W' - W0 is c to the last bit, which may be kept in fewer, and whose lines are still on their way.
+            d = _wide(w[i]) - anchor if is_wide else _wide(c[i])
+            w[i] = _narrow(anchor + s * d, w)
     return top
 
 

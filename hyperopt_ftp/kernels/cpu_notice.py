@@ -31,7 +31,7 @@ class _Notice(event.Listener):
             else "in every process: Numba has no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
         )
         logging.getLogger("hyperopt_ftp").warning(
-            "compiling the fused CPU step for %s weights: about 10 s, %s", self.weights, often
+            "compiling the fused CPU step for %s weights: some seconds, %s", self.weights, often
         )
 
     def on_end(self, event: Any) -> None:
