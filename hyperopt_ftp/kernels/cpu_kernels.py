@@ -70,10 +70,10 @@ class SGDNumbers(NamedTuple):
 
 
 #: Divisions by 0 as NumPy's.
-_OPTIONS = {"error_model": "numpy"}
+_OPTIONS: Any = {"error_model": "numpy"}
 
 
-def _compiled(function):
+def _compiled(function) -> Any:
     """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it."""
     try:
         return njit(cache=True, nogil=True, **_OPTIONS)(function)
