@@ -1,176 +1,211 @@
-"""Launches of the fused CPU execution: tables of addresses, rows shared out among threads. Numba is imported when used.
+"""Launches of the fused CPU execution: tables of addresses, pieces shared out among threads. Imports Numba when used.
 
-Each call starts its threads and ends them: there is no pool to be lost in a fork or shared by two optimizers. A
-layer's sum and its rows stay on one thread; large layers are cut into blocks of rows, always the same ones, so that a
-result does not depend on the number of threads.
+Each call starts its threads and ends them: there is no pool to be lost in a fork or shared by two optimizers. A row
+stays on one thread; large layers are cut into blocks of rows, always the same ones, so that a result does not depend on
+the number of threads.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, by_anchor_dtype, check, choose, three_moments, working_dtype
+from . import foreach
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
 
 #: Elements of a layer above which it is cut, and of its blocks; fewest elements that are worth a thread.
 LARGE, BLOCK, THREAD = 2**22, 2**20, 2**17
 
+#: How NumPy, and so Numba, sees 16-bit numbers.
+BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
 
 def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
     """A whole FTP step, in place."""
-    from . import cpu_kernels as k
-
     if amp.found_inf is not None and amp.found_inf.item():
         return
     check(layers, base)
-    torch._foreach_add_(layers.steps, 1.0)
-    _count_empty(layers)
-    for _, part in _parts(layers):
-        _Call(part, ball, amp, base).run(k.SUM_PART | k.RADIUS_PART | k.MOVE_PART | k.CLIP_PART)
-    torch.autograd.graph.increment_version(layers.weights)
+    _advance(layers.steps)
+    _advance(layers.radius_steps)
+    for part in _parts(layers, base):
+        part.move_(part.new_radii_(ball, amp), ball, amp)
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     """Advances the radii's moments and their steps; returns the new radii, shape (layers,), not yet clipped."""
     check(layers)
-    _count_empty(layers)
-    wide = working_dtype(layers.weights[0])
-    packed = torch.zeros(len(layers.weights), dtype=wide)
-    for which, part in _parts(layers):
-        call = _Call(part, ball, amp, None)
-        call.run(call.kernels.SUM_PART | call.kernels.RADIUS_PART)
-        packed[which] = torch.from_numpy(call.packed[call.first]).to(wide)
+    _advance(layers.radius_steps)
+    packed = torch.zeros(len(layers.weights), dtype=working_dtype(layers.weights[0]))
+    for part in _parts(layers, None):
+        packed[part.which] = part.new_radii_(ball, amp)
     return packed
 
 
 def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """Projects moved weights: writes c, n, the clipped radii, and W."""
     check(layers)
-    for which, part in _parts(layers):
-        call = _Call(part, ball, PLAIN, None)
-        call.packed[:] = packed[which].numpy()[call.layer]
-        call.run(call.kernels.MOVE_PART | call.kernels.CLIP_PART)
-    torch.autograd.graph.increment_version(layers.weights)
+    for part in _parts(layers, None):
+        part.move_(packed[part.which], ball, PLAIN)
 
 
-def _count_empty(layers: Layers) -> None:
-    """Kernels advance the radii's counts, and do not see layers without elements."""
-    for w, count in zip(layers.weights, layers.radius_steps, strict=True):
-        if not w.numel() and count.numel():
-            count.add_(1.0)
+def _parts(layers: Layers, base: AdamW | SGD | None) -> list[_Part]:
+    """Layers with elements, by the dtypes of their tensors and by their steps."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, w in enumerate(layers.weights):
+        if w.numel():
+            kinds = [x.dtype if x.numel() else None for x in (layers.anchors[i], layers.deviations[i])]
+            step = () if base is None else (float(layers.steps[i]), _is_fresh(layers, base, i))
+            alike.setdefault((*kinds, *step), []).append(i)
+    return [_Part(layers, which, base) for which in alike.values()]
 
 
-def _parts(layers: Layers) -> list[tuple[list[int], Layers]]:
-    """Layers with elements, whose tensors have the same dtypes, and their positions."""
-    held = [[i for i in which if layers.weights[i].numel()] for which in by_anchor_dtype(layers)]
-    return [(which, choose(layers, which)) for which in held if which]
+def _is_fresh(layers: Layers, base: AdamW | SGD, i: int) -> bool:
+    """Whether SGD's buffer is made in this step."""
+    has_starts = isinstance(base, SGD) and len(layers.moments) > 1
+    return has_starts and float(layers.moments[1][i]) == float(layers.steps[i]) - 1
 
 
-class _Call:
-    """One run of the kernels over layers of the same dtypes."""
+class _Part:
+    """Some layers, whose tensors have the same dtypes, cut into pieces, as the kernels take them."""
 
-    def __init__(self, layers: Layers, ball: Ball, amp: Amp, base: AdamW | SGD | None) -> None:
-        import numpy as np
+    def __init__(self, layers: Layers, which: list[int], base: AdamW | SGD | None) -> None:
+        from . import cpu_kernels
 
-        from . import cpu_kernels as kernels
+        self.kernels: Any = cpu_kernels
+        self.which, self.base = which, base
+        self.layers = layers = choose(layers, which)
+        self.real = torch.empty(0, dtype=working_dtype(layers.weights[0]))
+        self.has_ball = layers.radii[0].numel() > 0
+        self.radii = _Numbers(layers.radii).read() if self.has_ball else self.real.new_zeros(len(which))
+        moments = [] if base is None else layers.moments
+        if isinstance(base, SGD):
+            moments = moments[:1] if base.momentum else []
+        columns = [layers.weights, layers.grads, layers.anchors, layers.deviations, layers.norms, *moments]
+        columns = [column if column[0].numel() else [] for column in columns]
+        columns += [[]] * (len(cpu_kernels.Kinds._fields) - len(columns))
+        self.kinds = cpu_kernels.Kinds._make(map(_kind, columns))._replace(n=self.real.numpy())
+        self.table, self.owners = _cut(layers, columns)
 
-        self.kernels: Any = kernels
-        self.weights = str(layers.weights[0].dtype).removeprefix("torch.")
-        storage = {torch.float32: "f4", torch.float64: "f8", torch.bfloat16: "u2", torch.float16: "i2"}
-        w, g = layers.weights[0].dtype, layers.grads[0].dtype
-        real = working_dtype(layers.weights[0])
-        w0 = next((x.dtype for x in layers.anchors if x.numel()), real)
-        c = next((x.dtype for x in layers.deviations if x.numel()), real)
-        self.likes = [np.empty(0, storage[dtype]) for dtype in (real, w, g, w0, c)]
-        self.zeros = np.zeros(kernels.LONG, storage[w0])
+    def new_radii_(self, ball: Ball, amp: Amp) -> Tensor:
+        """Advances the radii's moments; of layers without a ball 0."""
+        if not self.has_ball:
+            return self.radii
+        found = self._run(self.kernels.sums, ball.exact, self._of_pieces(self.radii))
+        h = _grad_scale(amp) * torch.bincount(self.owners, found, len(self.which))
+        m, v, steps = map(_Numbers, self.layers[7:10])
+        new_m, new_v = m.read(), v.read()
+        packed = foreach.move_radii(self.radii, new_m, new_v, steps.read(), h.to(self.real), ball)
+        m.write(new_m)
+        v.write(new_v)
+        return packed
 
-        table, owner = _table(layers, base)
-        self.table, self.layer = np.array(table, np.int64), np.array(owner)
-        self.first = np.searchsorted(self.layer, np.arange(len(layers.weights)))
-        self.sums, self.packed = np.zeros(len(table)), np.zeros(len(table))
-
-        scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
-        given = {"radius_lr": ball.radius_lr, "kappa": ball.kappa, "scale": -scale if amp.maximize else scale}
-        given |= {} if base is None else base._asdict()
-        self.rule = kernels.NOTHING if base is None else kernels.ADAMW if isinstance(base, AdamW) else kernels.SGD
-        self.numbers: Any = np.zeros(kernels.NUMBERS)
-        self.numbers[[getattr(kernels, name.upper()) for name in given]] = [float(value) for value in given.values()]
-        self.exact, self.square = ball.exact, ball.norm == "l2"
-
-    def run(self, parts: int) -> None:
-        """Layers in one piece go through all parts at once; what is cut waits between them."""
+    def move_(self, packed: Tensor, ball: Ball, amp: Amp) -> None:
+        """The base's move, c and n, the projection; then the radii, at most the largest n."""
         from .cpu_notice import announced
 
-        k = self.kernels
-        is_cut = self.table[:, k.COUNT] != 1
-        cut, firsts = is_cut.nonzero()[0], self.first[is_cut[self.first]]
-        with announced(self.weights):
-            self._share_out(cut, parts & k.SUM_PART)
-            self._share_out(firsts, parts & k.RADIUS_PART)
-            self._share_out(cut, parts & k.MOVE_PART)
-            self._share_out((~is_cut).nonzero()[0], parts)
-            self._share_out(firsts, parts & k.CLIP_PART)
+        with announced(str(self.layers.weights[0].dtype).removeprefix("torch.")):
+            radii = self._of_pieces(self.radii), self._of_pieces(packed)
+            found = self._run(self.kernels.move, self._rule(amp), ball.norm == "l2", *radii)
+        if self.has_ball:
+            top = torch.zeros_like(packed).scatter_reduce_(0, self.owners, found.to(packed), "amax")
+            _Numbers(self.layers.radii).write(torch.where(packed > top, top, packed))
+        torch.autograd.graph.increment_version(self.layers.weights)
 
-    def _share_out(self, pieces: Any, parts: int) -> None:
-        """Run parts of the pieces on as many threads as torch uses, the largest pieces first."""
-        import numpy as np
+    def _rule(self, amp: Amp) -> Any:
+        """The numbers of the base for this step."""
+        base, scale = self.base, _grad_scale(amp)
+        if base is None:
+            return None
+        lr, t = float(base.lr), float(self.layers.steps[0])
+        if isinstance(base, AdamW):
+            _, b1, b2, eps, decay = base
+            root = math.sqrt(1 - b2**t)
+            numbers = (scale, b1, 1 - b1, b2, 1 - b2, 1 - lr * decay, lr * root / (1 - b1**t), root * eps)
+            return self.kernels.AdamWNumbers._make(self.real.new_tensor(numbers).numpy())
+        take = 1.0 if _is_fresh(self.layers, base, 0) else 1 - base.dampening
+        numbers = (scale, base.momentum, take, base.weight_decay, lr)
+        return self.kernels.SGDNumbers(*self.real.new_tensor(numbers).numpy(), base.nesterov)
 
-        if not len(pieces) or not parts:
-            return
-        sizes: Any = self.table[pieces, self.kernels.ROWS] * self.table[pieces, self.kernels.COLS]
-        threads = max(1, min(torch.get_num_threads(), len(pieces), int(sizes.sum()) // THREAD))
-        loads, shares = [0] * threads, [[] for _ in range(threads)]
-        for i in np.argsort(-sizes, kind="stable"):
-            least = loads.index(min(loads))
-            shares[least].append(pieces[i])
-            loads[least] += sizes[i]
-        jobs = [np.array(sorted(share), np.int64) for share in shares]
+    def _of_pieces(self, values: Tensor) -> Any:
+        """A value for each piece, from those of the layers."""
+        return values[self.owners].numpy()
+
+    def _run(self, kernel: Callable[..., None], *given: Any) -> Tensor:
+        """A number for each piece, on as many threads as torch uses; the largest pieces are dealt out first."""
+        table, out = self.table.numpy(), torch.zeros(len(self.table), dtype=torch.float64)
+        sizes = self.table[:, self.kernels.ROWS] * self.table[:, self.kernels.COLS]
+        threads = max(1, min(torch.get_num_threads(), len(table), int(sizes.sum()) // THREAD))
+        order = sizes.argsort(descending=True, stable=True)
+
+        def work(k: int) -> None:
+            kernel(table, order[k::threads].sort().values.numpy(), self.kinds, *given, out.numpy())
+
         if threads == 1:
-            self._run(jobs[0], parts)
-            return
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(self._run, job, parts) for job in jobs[1:]]
-            self._run(jobs[0], parts)
-            for other in others:
-                other.result()
-
-    def _run(self, pieces: Any, parts: int) -> None:
-        import numpy as np
-
-        scratch = np.empty(self.kernels.SCRATCH, self.likes[0].dtype)
-        self.kernels.run(
-            self.table, pieces, parts, self.rule, self.numbers, self.exact, self.square, *self.likes,
-            self.zeros.ctypes.data, self.sums, self.packed, scratch.ctypes.data,
-        )  # fmt: skip
+            work(0)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, range(threads)))
+        return out
 
 
-def _table(layers: Layers, base: AdamW | SGD | None) -> tuple[list[list[int]], list[int]]:
-    """Rows of the kernels' table of pieces, and the layer of each."""
-    moments = _, v, _ = three_moments(layers, base)
-    wide = working_dtype(layers.weights[0]).itemsize
-    widths = [next((t.element_size() for t in column if t.numel()), 0) for column in layers[:2] + layers[3:5]]
-    table, owner = [], []
-    for i, w in enumerate(layers.weights):
-        n = layers.norms[i]
-        size, count = w.numel(), n.numel() or 1
-        # 0 is the address of a tensor without elements.
-        addresses = [
-            w.data_ptr(), layers.grads[i].data_ptr(), layers.anchors[i].data_ptr(), layers.deviations[i].data_ptr(),
-            n.data_ptr(), *(column[i].data_ptr() if column else 0 for column in moments),
-        ]  # fmt: skip
-        fixed = [column[i].data_ptr() for column in (layers.steps, *layers[6:10])]
-        cols = size // count
-        if size <= LARGE:
-            table.append([*addresses, *fixed, count, cols, 1, count])
-            owner.append(i)
-            continue
-        block = max(1, BLOCK // cols)
-        strides = [*(width * cols for width in widths), wide, wide * cols, wide * cols, wide * cols if v else 0]
-        for r in range(0, count, block):
-            places = [a and a + r * stride for a, stride in zip(addresses, strides, strict=True)]
-            table.append([*places, *fixed, min(block, count - r), cols, -(-count // block), count])
-            owner.append(i)
-    return table, owner
+class _Numbers:
+    """0-d tensors of one dtype, as a vector. torch.stack and torch._foreach_copy_ take microseconds for each tensor."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.like, self.addresses = tensors[0], _addresses(tensors)
+
+    def read(self) -> Tensor:
+        from .cpu_kernels import read
+
+        values = self.like.new_empty(len(self.addresses))
+        read(self.addresses.numpy(), values.numpy())
+        return values
+
+    def write(self, values: Tensor) -> None:
+        from .cpu_kernels import write
+
+        write(self.addresses.numpy(), values.numpy())
+
+
+def _advance(steps: list[Tensor]) -> None:
+    steps = [count for count in steps if count.numel()]
+    if steps:
+        numbers = _Numbers(steps)
+        numbers.write(numbers.read() + 1)
+
+
+def _addresses(tensors: list[Tensor]) -> Tensor:
+    return torch.tensor([x.data_ptr() for x in tensors])
+
+
+def _grad_scale(amp: Amp) -> float:
+    scale = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
+    return -scale if amp.maximize else scale
+
+
+def _kind(column: list[Tensor]) -> Any:
+    """An empty array of a column's dtype."""
+    return torch.empty(0, dtype=BITS.get(column[0].dtype, column[0].dtype)).numpy() if column else None
+
+
+def _cut(layers: Layers, columns: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+    """The kernels' table of pieces, and the layer of each."""
+    sizes = torch.tensor([w.numel() for w in layers.weights])
+    rows = torch.tensor([n.numel() or 1 for n in layers.norms])
+    cols = sizes // rows
+    block = torch.where(sizes > LARGE, (BLOCK // cols).clamp(min=1), rows)
+    count = (rows + block - 1) // block
+    owners = torch.arange(len(rows)).repeat_interleave(count)
+    rows, cols, block, before = rows[owners], cols[owners], block[owners], (count.cumsum(0) - count)[owners]
+    first = block * (torch.arange(len(owners)) - before)
+    places = [torch.zeros_like(first)] * len(columns)
+    for k, column in enumerate(columns):
+        if column:
+            width = 1 if column is layers.norms else cols
+            places[k] = _addresses(column)[owners] + first * width * column[0].element_size()
+    return torch.stack([*places, torch.minimum(block, rows - first), cols], dim=1), owners

@@ -1,7 +1,9 @@
-"""The fused CPU step of a list of layers: rows through the caches, one after the other. Imports Numba.
+"""The loops of the fused CPU step. Imports Numba.
 
-A step is memory traffic: per weight 7 words in (g, c for the radius; g, m, v, W, W0 for the move), 4 out (m, v, c, W).
-A row stays in the caches between its moved weights, its norm and its projection.
+A step is memory traffic: per weight 7 words in (g, c for the hypergradient; g, m, v, W, W0 for the move), 4 out (m, v,
+c, W). A row stays in the caches between its move, its norm and its projection.
+
+16-bit tensors come as uint16 (bfloat16) or int16 (float16) and are converted by bits: not every CPU can.
 """
 
 # Numba's functions are not Python's: their types are found when they are compiled.
@@ -9,51 +11,220 @@ A row stays in the caches between its moved weights, its norm and its projection
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
-import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from . import cpu_lines as lines
-
-# Columns of the table of pieces (a layer, or some rows of a large one): addresses (0: there is none), then sizes. COUNT
-# is the number of pieces of the layer, ALL_ROWS that of its rows.
-W, G, W0, C, N, M, V, X, STEP, RADIUS, RADIUS_M, RADIUS_V, RADIUS_STEP, ROWS, COLS, COUNT, ALL_ROWS = range(17)
-COLUMNS = 17  # X: max v, or the step at which b was made
-
-# Numbers of the rule, by the names in ``layers``.
-LR, BETA1, BETA2, EPS, WEIGHT_DECAY, MOMENTUM, DAMPENING, NESTEROV, RADIUS_LR, KAPPA, SCALE = range(11)
-NUMBERS = 11
-
-ADAMW, SGD, NOTHING = range(3)  #: rules
-SUM_PART, RADIUS_PART, MOVE_PART, CLIP_PART = 1, 2, 4, 8  #: parts of a step
+# Columns of the table of pieces (a layer, or some rows of a large one): addresses, then sizes.
+W, G, W0, C, N, M, V, VMAX, ROWS, COLS = range(10)
+COLUMNS = 10
 
 FLOOR = 1e-8
-#: Elements that are worth loops of their own: shorter rows are moved several at a time.
-SHORT = 512
-#: Columns up to which a row's deviation waits in scratch for its norm; longer rows read W a second time.
-LONG = 8192
-SCRATCH = 2 * LONG + 16
+#: Terms of a norm that are added up in working precision before float64 takes over.
+RUN = np.uint64(1024)
 
 
-def _compiled(function):
-    """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it.
+class Kinds(NamedTuple):
+    """An empty array of the dtype of each tensor; ``None`` for one that these layers do not have."""
 
-    Numba finds code on disk by the function's name, and takes it for current if this file has not changed. What is
-    emitted by ``cpu_lines`` is in it too: so the name gets a hash of both sources.
+    w: Any
+    g: Any
+    w0: Any
+    c: Any
+    n: Any
+    m: Any
+    v: Any
+    vmax: Any
+
+
+class AdamWNumbers(NamedTuple):
+    """Numbers of a move by AdamW, in working precision.
+
+    m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) is size m / (sqrt(v) + eps) with root = sqrt(1 - b2^t),
+    size = root / (1 - b1^t) and root eps for eps.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+
+    scale: Any  # of g
+    beta1: Any
+    take1: Any  # 1 - beta1
+    beta2: Any
+    take2: Any
+    keep: Any  # 1 - lr * weight_decay
+    size: Any
+    eps: Any
+
+
+class SGDNumbers(NamedTuple):
+    """Numbers of a move by SGD, in working precision."""
+
+    scale: Any  # of g
+    momentum: Any
+    take: Any  # of g, into the buffer
+    weight_decay: Any
+    lr: Any
+    nesterov: bool
+
+
+#: Divisions by 0 as NumPy's.
+_OPTIONS: Any = {"error_model": "numpy"}
+
+
+def _compiled(function) -> Any:
+    """Compile for threads without the interpreter's lock, and keep the code on disk where there is a place for it."""
     try:
-        sources = "".join(inspect.getsource(module) for module in (lines, sys.modules[__name__]))
-        function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:16]}"
-        return njit(cache=True, **options)(function)
-    except (RuntimeError, OSError):  # no folder that can be written, or no sources
-        return njit(**options)(function)
+        return njit(cache=True, nogil=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder that can be written
+        return njit(nogil=True, **_OPTIONS)(function)
+
+
+@_compiled
+def sums(table, pieces, kinds, exact, radii, out):
+    """``out[i] = sum_rows <g, c> / n`` of some pieces; where ``exact``, of the rows that ``radii[i]`` clipped."""
+    for i in pieces:
+        g, c, n = _elements(table[i], G, kinds.g), _elements(table[i], C, kinds.c), _norms(table[i], kinds.n)
+        rows, cols = _shape(table[i])
+        h = 0.0
+        for r in range(rows):
+            dot = 0.0
+            for j in range(r * cols, r * cols + cols):
+                dot = _plus(dot, np.float64(_wide(g[j])) * np.float64(_wide(c[j])))
+            h += dot * (0.0 if exact and not radii[i] <= n[r] else 1 / n[r])
+        out[i] = h
+
+
+@_compiled
+def move(table, pieces, kinds, rule, square, radii, packed, tops):
+    """The base's move of some pieces, their c and n, and the projection.
+
+    Args:
+        table: int64 (pieces, COLUMNS).
+        pieces: positions of those to move.
+        kinds: dtypes.
+        rule: AdamWNumbers, SGDNumbers, or None for weights that have moved.
+        square: norm="l2".
+        radii: radii of the last step, in working precision; those of 16-bit weights are read.
+        packed: the new radii.
+        tops: float64, the largest n of each piece, is written.
+    """
+    for i in pieces:
+        piece = table[i]
+        w, g, w0 = _elements(piece, W, kinds.w), _elements(piece, G, kinds.g), _elements(piece, W0, kinds.w0)
+        m, v, vmax = _elements(piece, M, kinds.m), _elements(piece, V, kinds.v), _elements(piece, VMAX, kinds.vmax)
+        c, n = _elements(piece, C, kinds.c), _norms(piece, kinds.n)
+        tops[i] = _move(_shape(piece), w, g, w0, c, n, m, v, vmax, rule, square, radii[i], packed[i])
+
+
+@_compiled
+def read(addresses, out):
+    for i in range(len(addresses)):
+        out[i] = carray(_pointer(addresses[i]), (1,), out.dtype)[0]
+
+
+@_compiled
+def write(addresses, values):
+    for i in range(len(addresses)):
+        carray(_pointer(addresses[i]), (1,), values.dtype)[0] = values[i]
+
+
+@_compiled
+def _move(shape, w, g, w0, c, n, m, v, vmax, rule, square, radius, packed):
+    rows, cols = shape
+    if c is None:
+        for i in range(rows * cols):
+            w[i] = _narrow(_moved(rule, _wide(w[i]), g, m, v, vmax, i), w)
+        return 0.0
+    is_wide = w.dtype == n.dtype
+    top = 0.0
+    for r in range(rows):
+        first, last = r * cols, r * cols + cols
+        s = _scale(radius, n, r)
+        total = 0.0
+        for start in range(first, last, RUN):
+            part = n.dtype.type(0)
+            for i in range(start, min(start + RUN, last)):
+                anchor, old = _anchor(w0, i), _wide(w[i])
+                if not is_wide:
+                    # Working weights behind 16-bit ones: W0 + s c where that rounds to the stored W.
+                    kept = anchor + s * _wide(c[i])
+                    old = kept if _wide(_narrow(kept, w)) == old else old
+                moved = _moved(rule, old, g, m, v, vmax, i)
+                d = moved - anchor
+                c[i] = _narrow(d, c)
+                if is_wide:
+                    w[i] = _narrow(moved, w)
+                part = _plus(part, d * d if square else abs(d))
+            total += part
+        n[r] = (math.sqrt(total) if square else total) + FLOOR
+        top = _larger(top, n[r])
+        s = _scale(packed, n, r)
+        for i in range(first, last):
+            anchor = _anchor(w0, i)
+            # W' - W0 is c to the last bit, which may be kept in fewer, and whose lines are still on their way.
+            d = _wide(w[i]) - anchor if is_wide else _wide(c[i])
+            w[i] = _narrow(anchor + s * d, w)
+    return top
+
+
+# Rules
+
+
+def _moved(rule, w, g, m, v, vmax, i):
+    """The weight ``w`` at position i after the base's move, which changes its moments."""
+    raise NotImplementedError
+
+
+@overload(_moved, jit_options=_OPTIONS)
+def _moved_by(rule, w, g, m, v, vmax, i):
+    rules = {AdamWNumbers: _adamw, SGDNumbers: _sgd}
+    return rules.get(getattr(rule, "instance_class", None), lambda rule, w, g, m, v, vmax, i: w)
+
+
+def _adamw(rule, w, g, m, v, vmax, i):
+    grad = rule.scale * _wide(g[i])
+    new_m = rule.beta1 * m[i] + rule.take1 * grad
+    new_v = rule.beta2 * v[i] + rule.take2 * grad * grad
+    m[i], v[i] = new_m, new_v
+    if vmax is not None:
+        new_v = _larger(vmax[i], new_v)
+        vmax[i] = new_v
+    return rule.keep * w - rule.size * (new_m / (math.sqrt(new_v) + rule.eps))
+
+
+def _sgd(rule, w, g, m, v, vmax, i):
+    direction = rule.scale * _wide(g[i]) + rule.weight_decay * w
+    if m is not None:
+        buffer = rule.momentum * m[i] + rule.take * direction
+        m[i] = buffer
+        direction = direction + rule.momentum * buffer if rule.nesterov else buffer
+    return w - rule.lr * direction
+
+
+# Numbers
+
+
+@_compiled
+def _scale(radius, n, r):
+    """min(radius / n, 1) of row r; keeps NaN, as torch.clamp does."""
+    return n.dtype.type(1) if radius > n[r] else radius / n[r]
+
+
+@_compiled
+def _larger(a, b):
+    """The maximum; NaN where either is, as in torch."""
+    return a if a > b or a != a else b
+
+
+@njit(fastmath={"reassoc"})
+def _plus(total, x):
+    """A term of a sum that may be added up in any order: in vectors."""
+    return total + x
+
+
+# Memory
 
 
 @intrinsic
@@ -64,278 +235,85 @@ def _pointer(typing, address):
     return types.voidptr(types.int64), generate
 
 
-@intrinsic
-def _fence(typing):
-    """Streamed stores become visible before what follows."""
-
-    def generate(context, builder, signature, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 @_compiled
-def _view(address, start, stop, like):
-    return carray(_pointer(address + start * like.itemsize), (stop - start,), like.dtype)
+def _shape(piece):
+    """Rows and columns, unsigned: a signed position may count from the end, and such loops are not vectorised."""
+    return np.uint64(piece[ROWS]), np.uint64(piece[COLS])
 
 
-def _in_place(w, scratch):
-    """``w`` itself where it is in working precision."""
+def _elements(piece, column, kind):
+    """A tensor of a piece, flat; None where there is none."""
     raise NotImplementedError
 
 
-@overload(_in_place, inline="always")
-def _in_place_of(w, scratch):
-    if w.dtype == scratch.dtype:
-        return lambda w, scratch: w
-    return lambda w, scratch: scratch
+@overload(_elements)
+def _elements_by_kind(piece, column, kind):
+    if isinstance(kind, types.NoneType):
+        return lambda piece, column, kind: None
+    return lambda piece, column, kind: carray(_pointer(piece[column]), (piece[ROWS] * piece[COLS],), kind.dtype)
 
 
 @_compiled
-def _coefficients(rule, numbers, t, fresh, out):
-    """Numbers of the loops, the same for a whole layer."""
-    out[0] = numbers[SCALE]
-    if rule == ADAMW:
-        # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) with r = sqrt(1 - b2^t): r / (1 - b1^t) m / (sqrt(v) + r eps).
-        b1, b2 = numbers[BETA1], numbers[BETA2]
-        root = math.sqrt(1 - b2**t)
-        out[1], out[2], out[3], out[4] = b1, 1 - b1, b2, 1 - b2
-        out[5] = 1 - numbers[LR] * numbers[WEIGHT_DECAY]
-        out[6] = numbers[LR] * root / (1 - b1**t)
-        out[7] = root * numbers[EPS]
+def _norms(piece, kind):
+    return carray(_pointer(piece[N]), (piece[ROWS],), kind.dtype)
+
+
+@_compiled
+def _anchor(w0, i):
+    if w0 is None:
+        return np.float32(0)
+    return _wide(w0[i])
+
+
+def _wide(x):
+    """A stored number as float32, or as float64 if it is one."""
+    raise NotImplementedError
+
+
+def _narrow(x, like):
+    """``x`` as it is stored in the array ``like``; in 16 bits rounded to nearest even."""
+    raise NotImplementedError
+
+
+@overload(_wide)
+def _wide_by_type(x):
+    return {types.uint16: _from_bfloat16, types.int16: _from_float16}.get(x, lambda x: x)
+
+
+@overload(_narrow)
+def _narrow_by_type(x, like):
+    return {types.uint16: _to_bfloat16, types.int16: _to_float16}.get(like.dtype, lambda x, like: x)
+
+
+def _from_bfloat16(x):
+    return np.uint32(np.uint32(x) << 16).view(np.float32)
+
+
+def _to_bfloat16(x, like):
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) if x == x else np.uint16(0x7FC0)
+
+
+def _from_float16(x):
+    # Exponent and mantissa in a float32's place are too small by 2^112; exact, subnormal numbers included.
+    magnitude = np.uint32((x & 0x7FFF) << 13)
+    value = magnitude.view(np.float32) * np.float32(2.0**112)
+    if magnitude >= 0x0F800000:  # infinity or NaN
+        value = np.uint32(magnitude | 0x7F800000).view(np.float32)
+    return -value if x < 0 else value
+
+
+def _to_float16(x, like):
+    bits = np.float32(x).view(np.uint32)
+    magnitude = np.uint32(bits & 0x7FFFFFFF)
+    if magnitude > 0x7F800000:
+        half = 0x7E00  # NaN
+    elif magnitude >= 0x477FF000:
+        half = 0x7C00  # what rounds to infinity
+    elif magnitude < 0x38800000:
+        # Below 2^-14: adding 0.5 leaves the subnormal number, rounded, in the last bits.
+        shifted = np.float32(magnitude.view(np.float32) + np.float32(0.5))
+        half = np.int64(shifted.view(np.uint32)) - 0x3F000000
     else:
-        out[1], out[2] = numbers[MOMENTUM], 1.0 if fresh else 1 - numbers[DAMPENING]
-        out[3], out[4] = numbers[WEIGHT_DECAY], numbers[LR]
-
-
-@_compiled
-def _base_move(rule, nesterov, k, square, x, d, w0, g, m, v, vmax, c):
-    """The base's move of the working weights x; d and c become the deviation. Returns the sum of its norm."""
-    if rule == ADAMW:
-        if vmax.size:
-            return lines.adamw(k, square, (x, d, w0, g, m, v, vmax, c))
-        return lines.adamw(k, square, (x, d, w0, g, m, v, None, c))
-    if rule == SGD:
-        if k[1] == 0:
-            return lines.sgd(k, square, (x, d, w0, g, None, None, c))
-        if nesterov:
-            return lines.sgd(k, square, (x, d, w0, g, m, k, c))
-        return lines.sgd(k, square, (x, d, w0, g, m, None, c))
-    return lines.subtract(k, square, (x, d, w0, c))
-
-
-@_compiled
-def run(
-    table,
-    work,
-    parts,
-    rule,
-    numbers,
-    exact,
-    square,
-    t_like,
-    w_like,
-    g_like,
-    w0_like,
-    c_like,
-    zeros,
-    sums,
-    packed,
-    scratch,
-):
-    """Parts of the step of some pieces, one after the other.
-
-    Args:
-        table: int64 (pieces, COLUMNS).
-        work: the pieces to do; for RADIUS_PART and CLIP_PART first pieces of layers.
-        parts: SUM_PART: <g, c> / n to ``sums``. RADIUS_PART: the new radius to ``packed``. MOVE_PART: the base's move,
-            c and n, the projection. CLIP_PART: the radius, at most the largest n.
-        rule: ADAMW, SGD or NOTHING.
-        numbers: float64 (NUMBERS,).
-        exact, square: gradient="exact", norm="l2".
-        t_like, w_like, g_like, w0_like, c_like: empty arrays of the dtypes in use.
-        zeros: address of LONG zeros of the anchors' dtype.
-        sums: float64 (pieces,).
-        packed: float64 (pieces,), new radii before the clip.
-        scratch: address of SCRATCH numbers in working precision.
-    """
-    # Addresses, not arrays: to slice an array costs more than to move a short row.
-    k = _view(scratch, 2 * LONG, 2 * LONG + 8, t_like)
-    for i in work:
-        piece = table[i]
-        if piece[C] == 0:
-            if parts & MOVE_PART:
-                _move_free(piece, rule, numbers, k, t_like, w_like, g_like, w0_like, zeros, scratch)
-            continue
-        if parts & SUM_PART:
-            sums[i] = _sum(piece, exact, k, t_like, g_like, c_like)
-        if parts & RADIUS_PART:
-            pieces = slice(i, i + piece[COUNT])
-            packed[pieces] = _radius(piece, numbers, sums[pieces].sum(), t_like)
-        if parts & MOVE_PART:
-            _move(piece, rule, numbers, square, packed[i], k, t_like, w_like, g_like, w0_like, c_like, zeros, scratch)
-        if parts & CLIP_PART:
-            _clip(piece, packed[i], t_like)
-    _fence()
-
-
-@_compiled
-def _sum(piece, exact, k, t_like, g_like, c_like):
-    """``sum_i <g_i, c_i> / n_i``, four rows from far apart at a time."""
-    rows, cols = piece[ROWS], piece[COLS]
-    n, radius = _view(piece[N], 0, rows, t_like), _view(piece[RADIUS], 0, 1, t_like)
-    apart = rows // 4
-    h = 0.0
-    for r in range(apart):
-        for i in range(4):
-            k[i] = _weight(n[r + i * apart], radius[0], exact)
-        for p in range(0, cols, LONG):
-            q = min(p + LONG, cols)
-            h += lines.dots(
-                k, False,
-                _pair(piece, r, p, q, g_like, c_like)
-                + _pair(piece, r + apart, p, q, g_like, c_like)
-                + _pair(piece, r + 2 * apart, p, q, g_like, c_like)
-                + _pair(piece, r + 3 * apart, p, q, g_like, c_like),
-            )  # fmt: skip
-    for r in range(4 * apart, rows):
-        k[0] = _weight(n[r], radius[0], exact)
-        for p in range(0, cols, LONG):
-            h += lines.dots(k, False, _pair(piece, r, p, min(p + LONG, cols), g_like, c_like))
-    return h
-
-
-@_compiled
-def _weight(n, radius, exact):
-    return 0.0 if exact and not radius <= n else 1.0 / n
-
-
-@_compiled
-def _pair(piece, row, start, stop, g_like, c_like):
-    """Some columns of g and of c."""
-    a, b = row * piece[COLS] + start, row * piece[COLS] + stop
-    return _view(piece[G], a, b, g_like), _view(piece[C], a, b, c_like)
-
-
-@_compiled
-def _count(address):
-    """A count of steps; 0 where nobody counts them."""
-    return 0.0 if address == 0 else carray(_pointer(address), (1,), np.float32)[0] + 0.0
-
-
-@_compiled
-def _radius(piece, numbers, h, t_like):
-    """Adam on the radius along h, in float64."""
-    radius = _view(piece[RADIUS], 0, 1, t_like)
-    m, v = _view(piece[RADIUS_M], 0, 1, t_like), _view(piece[RADIUS_V], 0, 1, t_like)
-    count = carray(_pointer(piece[RADIUS_STEP]), (1,), np.float32)
-    count[0] += 1
-    t = count[0] + 0.0
-    h *= numbers[SCALE]
-    if h > 0:
-        h *= numbers[KAPPA]
-    m[0] = 0.9 * m[0] + (1 - 0.9) * h
-    v[0] = 0.999 * v[0] + (1 - 0.999) * h * h
-    size = numbers[RADIUS_LR] / (1 - 0.9**t)
-    gamma = radius[0] - size * m[0] / (math.sqrt(v[0] / (1 - 0.999**t)) + 1e-8)
-    return FLOOR if gamma < FLOOR else gamma
-
-
-@_compiled
-def _clip(piece, gamma, t_like):
-    top = t_like.dtype.type(FLOOR)
-    for n in _view(piece[N], 0, piece[ALL_ROWS], t_like):
-        top = n if n > top or n != n else top
-    _view(piece[RADIUS], 0, 1, t_like)[0] = top if gamma > top else gamma
-
-
-@_compiled
-def _started(piece, rule, t):
-    """Whether SGD's buffer is made in this step."""
-    return rule == SGD and piece[X] != 0 and _count(piece[X]) == t - 1
-
-
-@_compiled
-def _move_free(piece, rule, numbers, k, t_like, w_like, g_like, w0_like, zeros, scratch):
-    """The base's move of a layer without a ball."""
-    size = piece[ROWS] * piece[COLS]
-    t = _count(piece[STEP])
-    _coefficients(rule, numbers, t, _started(piece, rule, t), k)
-    amsgrad = rule == ADAMW and piece[X] != 0
-    for p in range(0, size, LONG):
-        q = min(p + LONG, size)
-        w, w0 = _view(piece[W], p, q, w_like), _view(zeros, 0, q - p, w0_like)
-        x = _in_place(w, _view(scratch, 0, q - p, t_like))
-        if w.itemsize != x.itemsize:
-            lines.load(k, False, (w, x))
-        g, m, v = _view(piece[G], p, q, g_like), _view(piece[M], p, q, t_like), _view(piece[V], p, q, t_like)
-        vmax = _view(piece[X], p, q if amsgrad else p, t_like)
-        _base_move(rule, numbers[NESTEROV] != 0, k, False, x, None, w0, g, m, v, vmax, None)
-        if w.itemsize != x.itemsize:
-            lines.store(k, False, (x, w))
-
-
-@_compiled
-def _move(piece, rule, numbers, square, gamma, k, t_like, w_like, g_like, w0_like, c_like, zeros, scratch):
-    """The base's move, c and n; then the projection with radius ``gamma``."""
-    real = t_like.dtype.type
-    rows, cols = piece[ROWS], piece[COLS]
-    n, radius = _view(piece[N], 0, rows, t_like), _view(piece[RADIUS], 0, 1, t_like)
-    t = _count(piece[STEP])
-    _coefficients(rule, numbers, t, _started(piece, rule, t), k)
-    one = _view(scratch, 2 * LONG + 8, 2 * LONG + 9, t_like)  # the number of a row's loops
-    amsgrad, nesterov = rule == ADAMW and piece[X] != 0, numbers[NESTEROV] != 0
-    anchored, same = piece[W0] != 0, w_like.dtype == t_like.dtype
-
-    whole = cols <= LONG
-    per = max(1, SHORT // max(cols, 1)) if whole else 1
-    for r0 in range(0, rows, per):
-        r1 = min(r0 + per, rows)
-        size = (r1 - r0) * cols if whole else LONG
-        total = 0.0
-        for p in range(r0 * cols, r1 * cols, size):
-            q = min(p + size, r1 * cols)
-            w, d = _view(piece[W], p, q, w_like), _view(scratch, LONG, LONG + q - p, t_like)
-            w0 = _view(piece[W0], p, q, w0_like) if anchored else _view(zeros, 0, q - p, w0_like)
-            x, c = _in_place(w, _view(scratch, 0, q - p, t_like)), _view(piece[C], p, q, c_like)
-            if not same:
-                for r in range(r0, r1):
-                    a, b = max(p, r * cols) - p, min(q, (r + 1) * cols) - p
-                    one[0] = _clamped(radius[0], n[r])
-                    lines.restore(one, False, (x[a:b], w[a:b], w0[a:b], c[a:b]))
-            g, m, v = _view(piece[G], p, q, g_like), _view(piece[M], p, q, t_like), _view(piece[V], p, q, t_like)
-            vmax = _view(piece[X], p, q if amsgrad else p, t_like)
-            total += _base_move(rule, nesterov, k, square, x, d, w0, g, m, v, vmax, c)
-            if whole:
-                for r in range(r0, r1):
-                    a, b = (r - r0) * cols, (r - r0 + 1) * cols
-                    if r1 - r0 > 1:
-                        total = lines.norm_sum(k, square, (d[a:b],))
-                    n[r] = _norm(total, square)
-                    one[0] = _clamped(real(gamma), n[r])
-                    lines.scale_rows(one, False, (w[a:b], w0[a:b], d[a:b]))
-        if not whole:
-            n[r0] = _norm(total, square)
-            one[0] = _clamped(real(gamma), n[r0])
-            for p in range(r0 * cols, r1 * cols, LONG):
-                q = min(p + LONG, r1 * cols)
-                w, d = _view(piece[W], p, q, w_like), _view(scratch, LONG, LONG + q - p, t_like)
-                w0 = _view(piece[W0], p, q, w0_like) if anchored else _view(zeros, 0, q - p, w0_like)
-                if same:  # the moved weights stand in W; c may be kept in fewer bits
-                    lines.subtract(k, False, (w, d, w0, None))
-                else:
-                    lines.load(k, False, (_view(piece[C], p, q, c_like), d))
-                lines.scale_rows(one, False, (w, w0, d))
-
-
-@_compiled
-def _norm(total, square):
-    return (math.sqrt(total) if square else total) + FLOOR
-
-
-@_compiled
-def _clamped(radius, n):
-    """min(radius / n, 1) that keeps NaN, as torch.clamp does."""
-    s = radius / n
-    return 1.0 if s > 1 else s
+        half = (np.int64(magnitude) - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13
+    return np.int16(half | ((bits >> 16) & 0x8000))

@@ -11,26 +11,27 @@ from typing import Any
 
 from numba.core import event
 
-from .cpu_kernels import run
+from .cpu_kernels import move
 
 
 class _Notice(event.Listener):
     """One line of the log when the kernels are compiled; from Numba's cache on disk they come without a word."""
 
     def __init__(self, weights: str) -> None:
-        self.weights = weights
+        self.weights, self.said = weights, False
 
     def on_start(self, event: Any) -> None:
-        if event.data["dispatcher"] is not run:  # what it calls is compiled within, what is not ours beside it
+        if self.said or event.data["dispatcher"] is not move:  # what it calls is compiled within
             return
-        place = run.stats.cache_path
+        self.said = True
+        place = move.stats.cache_path
         often = (
             f"once on this machine, kept in {place}"
             if place
             else "in every process: Numba has no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
         )
         logging.getLogger("hyperopt_ftp").warning(
-            "compiling the fused CPU step for %s weights: about 10 s, %s", self.weights, often
+            "compiling the fused CPU step for %s weights: some seconds, %s", self.weights, often
         )
 
     def on_end(self, event: Any) -> None:

@@ -99,16 +99,23 @@ def radii_along(layers: Layers, h: Tensor, ball: Ball) -> Tensor:
     """The Adam step of all radii along ``h``, in one packed vector; writes their moments."""
     if not layers.radii:
         return h
-    b1, b2, eps = 0.9, 0.999, 1e-8
-    h = torch.where(h > 0, ball.kappa * h, h)
-    m = torch.stack(layers.radius_exp_avgs).lerp_(h, 1 - b1)
-    v = torch.stack(layers.radius_exp_avg_sqs).mul_(b2).addcmul_(h, h, value=1 - b2)
+    m, v = torch.stack(layers.radius_exp_avgs), torch.stack(layers.radius_exp_avg_sqs)
+    packed = move_radii(torch.stack(layers.radii), m, v, torch.stack(layers.radius_steps), h, ball)
     torch._foreach_copy_(layers.radius_exp_avgs, list(m.unbind()))
     torch._foreach_copy_(layers.radius_exp_avg_sqs, list(v.unbind()))
-    t = _counts(layers.radius_steps)
+    return packed
+
+
+def move_radii(radii: Tensor, m: Tensor, v: Tensor, steps: Tensor, h: Tensor, ball: Ball) -> Tensor:
+    """Adam on packed radii: changes the moments, returns new radii."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    h = torch.where(h > 0, ball.kappa * h, h)
+    m.lerp_(h, 1 - b1)
+    v.mul_(b2).addcmul_(h, h, value=1 - b2)
+    t = steps.double()  # a float32 power of 0.999 would be off by 1e-5 after 1000 steps
     size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
     correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
-    return (torch.stack(layers.radii) - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
+    return (radii - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
 
 
 def move_(layers: Layers, grads: Tensors, base: AdamW | SGD, ball: Ball) -> None:

@@ -91,24 +91,6 @@ def choose(layers: Layers, which: Sequence[int]) -> Layers:
     return Layers._make([*columns, [[column[i] for i in which] for column in layers.moments]])
 
 
-def by_anchor_dtype(layers: Layers) -> list[list[int]]:
-    """Positions of layers whose anchors have one dtype; those without an anchor go with the first."""
-    kinds = [w0.dtype if w0.numel() else None for w0 in layers.anchors]
-    first = next(filter(None, kinds), None)
-    found: dict[torch.dtype | None, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind or first, []).append(i)
-    return list(found.values())
-
-
-def three_moments(layers: Layers, base: AdamW | SGD | None) -> list[list[Tensor]]:
-    """m or b, v, and max v or the step at which b was made; a column that there is not is empty."""
-    moments = [] if base is None else list(layers.moments)
-    if isinstance(base, SGD):
-        moments.insert(1, [])
-    return [*moments, [], [], []][:3]
-
-
 def check(layers: Layers, base: AdamW | SGD | None = None) -> None:
     """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides."""
     moments = layers.moments if isinstance(base, AdamW) else layers.moments[: base is not None]

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, by_anchor_dtype, check, choose, three_moments, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
 
 #: Elements that the rows of an aligned layer are a multiple of: 16 bytes in every dtype.
 ALIGNMENT = 16
@@ -171,6 +171,16 @@ class _Run:
         return found
 
 
+def by_anchor_dtype(layers: Layers) -> list[list[int]]:
+    """Positions of layers whose anchors have one dtype; those without an anchor go with the first."""
+    kinds = [w0.dtype if w0.numel() else None for w0 in layers.anchors]
+    first = next(filter(None, kinds), None)
+    found: dict[torch.dtype | None, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault(kind or first, []).append(i)
+    return list(found.values())
+
+
 def _rule(layers: Layers, base: AdamW | SGD | None) -> str:
     if base is None:
         return "NOTHING"
@@ -184,8 +194,16 @@ def _rule(layers: Layers, base: AdamW | SGD | None) -> str:
 def _addresses(layers: Layers, base: AdamW | SGD | None) -> list[tuple[int, ...]]:
     """A row a layer: the columns of :class:`Layers`, and the moments as three. An empty tensor's address is 0."""
     none = [0] * len(layers.weights)
-    columns = [*layers[:-1], *three_moments(layers, base)]
+    columns = [*layers[:-1], *_three_moments(layers, base)]
     return list(zip(*([x.data_ptr() for x in column] or none for column in columns), strict=True))
+
+
+def _three_moments(layers: Layers, base: AdamW | SGD | None) -> list[list[Tensor]]:
+    """m or b, v, and max v or the step at which b was made; a column that there is not is empty."""
+    moments = [] if base is None else list(layers.moments)
+    if isinstance(base, SGD):
+        moments.insert(1, [])
+    return [*moments, [], [], []][:3]
 
 
 class _Shape(NamedTuple):

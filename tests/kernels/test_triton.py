@@ -13,7 +13,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp.kernels import ops
 from hyperopt_ftp.kernels import triton as execution
-from hyperopt_ftp.kernels.layers import SGD, Layers, by_anchor_dtype
+from hyperopt_ftp.kernels.layers import SGD, Layers
 
 from ..support.reference_runs import runs
 from .interpreter import triton_kernels
@@ -77,7 +77,7 @@ def test_launches_by_the_dtype_of_anchors(launches: list):
     case = Case([(3, 16)] * 4, anchor_dtypes=(torch.float32, torch.bfloat16), zero=(0,), free=(3,))
     run(execution, case, steps=1)
     assert launches.count("move") == 2
-    assert by_anchor_dtype(case.layers) == [[0, 1, 3], [2]]
+    assert execution.by_anchor_dtype(case.layers) == [[0, 1, 3], [2]]
 
 
 def test_halves_make_a_whole():
