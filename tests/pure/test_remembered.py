@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,7 +130,8 @@ NET = {"norm": nn.BatchNorm1d(3, dtype=F64).requires_grad_(False).eval()}
 
 @pytest.mark.parametrize("change", ["dict", "object", "module", "defaults", "code"])
 def test_a_flag_that_changes_outside_is_seen(change: str):
-    flags, plain, module, held = {"on": False}, SimpleNamespace(on=False), nn.Identity(), torch.zeros((), dtype=F64)
+    flags, plain, held = {"on": False}, type("Plain", (), {"on": False})(), torch.zeros((), dtype=F64)
+    module = nn.Identity()
     module.on = False  # pyright: ignore[reportArgumentType]
     # Each by itself: of an object of any class nothing is remembered, and the rest would not be looked at.
     reads = {"dict": lambda: flags["on"], "object": lambda: plain.on, "module": lambda: module.on}
