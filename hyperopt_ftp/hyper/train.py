@@ -153,12 +153,11 @@ def trained(
     derived = transform or any(flags)
     looked_at = derived or torch.is_grad_enabled()
     asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    kinds: list[Any] = []
-    for x in leaves:
-        plain = isinstance(x, Tensor) and not x.is_nested
-        kinds += (x.shape, x.dtype, x.device) if plain else () if x is given.batches else (x,)
+    plain = [isinstance(x, Tensor) and not x.is_nested for x in leaves]
+    kinds = [(x.shape, x.dtype, x.device) if yes else None for x, yes in zip(leaves, plain, strict=True)]
+    others = [x for x, yes in zip(leaves, plain, strict=True) if not yes and x is not given.batches]
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (*asked, *flags, *kinds))
+    known = verified(local, optimizer.update, (asked, flags, kinds), others)
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
