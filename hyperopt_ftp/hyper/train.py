@@ -174,7 +174,8 @@ def trained(
     problem = guarded(asked)
     first = guarded(asked._replace(inside_function=True)) if transform else problem
     replay = Replay(*strategy.generators)
-    job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
+    again = partial(guarded, asked._replace(twice=True))
+    job = TrainJob(strategy, problem, first, again, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
 
 
