@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 
-def nodes_below(*nodes: Node | None, until: Container[Node | None] = ()) -> list[Node]:
+def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
     """Some nodes of a graph and all below them, each once, down to and with those of ``until``."""
-    seen: set[Node | None] = {None}
+    seen: set[Node] = set()
     stack, found = [*nodes], []
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         found.append(node)
@@ -35,6 +35,6 @@ def made_from(x: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
 
 
 def ends_below(node: Node, given: Sequence[Tensor]) -> list[Tensor]:
-    ends: dict[Node | None, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
+    ends: dict[Node, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
     found = [ends[node] if node in ends else leaf_of(node) for node in nodes_below(node, until=ends)]
     return [x for x in found if x is not None]

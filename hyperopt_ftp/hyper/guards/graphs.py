@@ -43,7 +43,7 @@ def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Ten
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
     """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
     known = {id(x) for x in given}
-    nodes = nodes_below(*(x.grad_fn for x in outputs), until={x.grad_fn for x in given})
+    nodes = nodes_below(*(x.grad_fn for x in outputs), until={x.grad_fn for x in given if x.grad_fn})
     below = map(leaf_of, nodes)
     leaves = [*(x for x in outputs if x.is_leaf and x.requires_grad), *(x for x in below if x is not None)]
     return next((x for x in leaves if id(x) not in known), None)
