@@ -43,21 +43,25 @@ class Structure:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
+        self._keys: list[Any] | None = None
         self._parts: list[Structure | None] | None = None  # None: a leaf
         self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
-        self.leaves: list[Any]
-        values = tree.values() if self._keys is not None else tree
-        if self._keys is None and type(tree) not in (tuple, list) and not pytree.is_namedtuple_instance(tree):
-            node = pytree.SUPPORTED_NODES.get(type(tree))
+        self.leaves: list[Any] = []
+        kind, values = type(tree), tree
+        if kind is dict:
+            self._keys, values = list(tree), tree.values()
+        elif kind is not tuple and kind is not list and not (isinstance(tree, tuple) and hasattr(tree, "_fields")):
+            node = None if isinstance(tree, _LEAVES) else pytree.SUPPORTED_NODES.get(kind)
             if node is None:
-                self.leaves = [tree]
+                self.leaves.append(tree)
                 return
             values, context = node.flatten_fn(tree)
             self._whole = lambda new: node.unflatten_fn(new, context)
-        parts = self._parts = [None if isinstance(x, _LEAVES) else Structure(x) for x in values]
-        rows = ([x] if part is None else part.leaves for x, part in zip(values, parts, strict=True))
-        self.leaves = list(values) if not any(parts) else [x for row in rows for x in row]
+        self._parts = []
+        for x in values:
+            part = None if isinstance(x, _LEAVES) else Structure(x)
+            self._parts.append(part)
+            self.leaves += (x,) if part is None else part.leaves
 
     def __call__(self, new: Sequence[Any]) -> Any:
         """A tree with the leaves ``new``."""

@@ -138,11 +138,12 @@ def value_and_grad(
         value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
         found = back(torch.ones_like(value))[0]
     else:
-        with torch.enable_grad():
-            value, run = objective(leaves)
-        end = detached(run)
-        found = _slopes(value, leaves, any(x.dtype == torch.float16 for x in tree.leaves(run.params)))
-        value, run = value.detach(), end
+        with twice_differentiable():  # in the backward pass too: what a checkpoint computes again is computed alike
+            with torch.enable_grad():
+                value, run = objective(leaves)
+            run = detached(run)
+            found = _slopes(value, leaves, any(x.dtype == torch.float16 for x in tree.leaves(run.params)))
+        value = value.detach()
     check_value(train_loss, value)
     return value, combine(tuned, found), (run.params, run.state)
 
@@ -157,8 +158,7 @@ def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
     found: Sequence[Tensor | None] = []
     for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
         start = torch.full_like(value, scale)
-        with twice_differentiable():  # what a checkpoint of the outer loss computes again is computed alike
-            found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
+        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break
@@ -180,6 +180,8 @@ def _from_values(
 
 
 def check_floats(tuned: dict[str, Any]) -> None:
+    if all(map(is_float, tree.leaves(tuned))):
+        return
     for name, value in tuned.items():
         for path, x in tree.by_path(value).items():
             if not is_float(x):

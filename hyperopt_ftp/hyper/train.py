@@ -153,12 +153,11 @@ def trained(
     derived = transform or any(flags)
     looked_at = derived or torch.is_grad_enabled()
     asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    kinds: list[Any] = []
-    for x in leaves:
-        plain = isinstance(x, Tensor) and not x.is_nested
-        kinds += (x.shape, x.dtype, x.device) if plain else () if x is given.batches else (x,)
+    plain = [isinstance(x, Tensor) and not x.is_nested for x in leaves]
+    kinds = [(x.shape, x.dtype, x.device) if yes else None for x, yes in zip(leaves, plain, strict=True)]
+    others = [x for x, yes in zip(leaves, plain, strict=True) if not yes and x is not given.batches]
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (*asked, *flags, *kinds))
+    known = verified(local, optimizer.update, (asked, flags, kinds), others)
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
@@ -175,7 +174,8 @@ def trained(
     problem = guarded(asked)
     first = guarded(asked._replace(inside_function=True)) if transform else problem
     replay = Replay(*strategy.generators)
-    job = TrainJob(strategy, problem, first, leaves, rebuild, places, transform, replay, replay.now())
+    again = partial(guarded, asked._replace(twice=True))
+    job = TrainJob(strategy, problem, first, again, leaves, rebuild, places, transform, replay, replay.now())
     return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
 
 

@@ -156,6 +156,8 @@ def check_lr(lr: Any) -> None:
 
 def check_params(params: Any) -> None:
     """``params`` are floating-point tensors that have values, or stand for some while a program is traced."""
+    if all(isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta for x in tree.leaves(params)):
+        return  # without names, which take as long as a small training step
     for name, leaf in tree.named(params):
         if leaf is None:
             raise TypeError(f"params must be a pytree of tensors, but {name!r} is None; leave it out")
@@ -180,10 +182,10 @@ def advanced(step: Any, grads: Any, params: Any) -> Any:
     One number for all leaves. From the first gradient that is ``None`` on, a tree of numbers, since a leaf without a
     gradient makes no update.
     """
+    if isinstance(step, Tensor) and not any(g is None for g in tree.leaves(grads)):
+        return step + 1
     leaves, rebuild = tree.flatten(params)
     values = rebuild.aligned(grads, "grads")
-    if isinstance(step, Tensor) and not any(g is None for g in values):
-        return step + 1
     steps = [step] * len(leaves) if isinstance(step, Tensor) else rebuild.aligned(step, "the count of a state")
     if torch.compiler.is_compiling():
         return rebuild([n if g is None else n + 1 for n, g in zip(steps, values, strict=True)])

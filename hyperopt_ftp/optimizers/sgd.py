@@ -65,9 +65,9 @@ def sgd(
     check_nesterov(momentum, dampening, nesterov)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g = g + h["weight_decay"] * w
-        mu, tau = h["momentum"], torch.where(h["momentum"] == 0, 0.0, h["dampening"])
-        b = torch.where(t == 1, g, mu * s["momentum_buffer"] + (1 - tau) * g)
+        g, mu, first = g + h["weight_decay"] * w, h["momentum"], t == 1
+        tau = torch.where((mu == 0) | first, 0.0, h["dampening"])
+        b = torch.where(first, 0.0, mu) * s["momentum_buffer"] + (1 - tau) * g
         return w - h["lr"] * (g + mu * b if nesterov else b), {"momentum_buffer": b}
 
     return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize)

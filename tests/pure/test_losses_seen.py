@@ -35,6 +35,29 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * g
 
 
+def cubed(params, x):
+    return sum(Cube.apply(v).sum() for v in params.values()) + x.mean()
+
+
+def drawn(params, x):
+    return torch.distributions.Beta(params["b"].exp(), 1 + x.mean().abs()).rsample().square().sum()
+
+
+@pytest.mark.parametrize("loss", [cubed, drawn], ids=["once_differentiable", "Beta"])
+@every_exact
+def test_a_function_that_can_be_differentiated_once_is_refused(strategy, loss):
+    """Where its output's cotangent is constant torch would take it for linear, and say nothing."""
+    with pytest.raises(RuntimeError, match=r"no second derivative .* is once_differentiable"):
+        slope(loss, strategy)
+
+
+@pytest.mark.parametrize("over", ["params", "batches", ("lr", "params")])
+def test_it_is_refused_whatever_a_derivative_is_taken_in(over):
+    for strategy in (hft.Unroll(), hft.Unroll(checkpoint=1)):
+        with pytest.raises(RuntimeError, match="is once_differentiable"):
+            call(cubed, strategy, over=over)
+
+
 class Marked(Cube):
     """The usual stack of decorators in extensions."""
 
@@ -242,6 +265,14 @@ def test_it_may_train_with_grad_mode_on():
     with torch.no_grad():
         want = hft.train(SGD, loss, params, data).losses
     assert torch.equal(hft.train(SGD, loss, params, data).losses, want)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_batch_that_a_loss_lets_require_grad_is_not_the_callers(asked):
+    params, loss = pinn(in_place)
+    data = [torch.rand(5, 2, dtype=F64) for _ in range(3)]
+    hft.train(SGD, loss, params, data, hparams={"lr": f64(0.1).requires_grad_(asked)})
+    assert not any(x.requires_grad for x in data)
 
 
 def test_a_stranger_beside_a_leaf_of_its_own_is_refused():

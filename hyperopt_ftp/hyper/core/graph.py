@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 
-def nodes_below(*nodes: Node | None, until: Sequence[Tensor] = ()) -> list[Node]:
-    """Some nodes of a graph and all below them, each once, down to the nodes of ``until``."""
-    seen: set[Node] = {x.grad_fn for x in until if x.grad_fn is not None}
+def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
+    """Some nodes of a graph and all below them, each once, down to and with those of ``until``."""
+    seen: set[Node] = set()
     stack, found = [*nodes], []
     while stack:
         node = stack.pop()
@@ -18,7 +18,8 @@ def nodes_below(*nodes: Node | None, until: Sequence[Tensor] = ()) -> list[Node]
             continue
         seen.add(node)
         found.append(node)
-        stack += [after for after, _ in node.next_functions]
+        if node not in until:
+            stack += [after for after, _ in node.next_functions]
     return found
 
 
@@ -28,10 +29,12 @@ def leaf_of(node: Node) -> Tensor | None:
     return leaf if isinstance(leaf, Tensor) else None
 
 
-def leaves_of(x: Tensor) -> list[Tensor]:
-    """The leaves that a tensor's graph ends in; for a leaf, itself."""
-    return [x] if x.grad_fn is None else leaves_below(x.grad_fn)
+def made_from(x: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that a tensor's graph ends in: those that were given, and other leaves; for a leaf, itself."""
+    return [x] if x.grad_fn is None else ends_below(x.grad_fn, given)
 
 
-def leaves_below(node: Node) -> list[Tensor]:
-    return [leaf for leaf in map(leaf_of, nodes_below(node)) if leaf is not None]
+def ends_below(node: Node, given: Sequence[Tensor]) -> list[Tensor]:
+    ends: dict[Node, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
+    found = [ends[node] if node in ends else leaf_of(node) for node in nodes_below(node, until=ends)]
+    return [x for x in found if x is not None]

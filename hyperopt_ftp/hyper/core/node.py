@@ -29,6 +29,7 @@ class TrainJob:
     strategy: Strategy
     problem: InnerProblem
     first: InnerProblem  # the same where training runs inside the node's function, without the transforms around it
+    again: Callable[[], InnerProblem]  # the same for a derivative of the derivative
     leaves: list[Any]  # of the inputs
     rebuild: Callable[[Sequence[Any]], TrainInputs]
     places: list[int]  # of the leaves that are inputs of the node
@@ -38,7 +39,8 @@ class TrainJob:
     residual: Any = None  # of a run without a transform
     losses: Any = None
     versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
-    end: Any = None  # (params, state) with the dtypes of its tensors, which are outputs of the node, in their place
+    end: list[Any] = field(default_factory=list)  # leaves of (params, state), outputs of the node as their dtypes
+    rebuild_end: Callable[[Sequence[Any]], Any] = tuple
 
     def inputs(self, tensors: Sequence[Tensor]) -> TrainInputs:
         leaves = list(self.leaves)
@@ -50,17 +52,15 @@ class TrainJob:
         return [x for x in tree.leaves((trained.params, trained.state)) if isinstance(x, Tensor)]
 
     def trained(self, outputs: Sequence[Tensor]) -> TrainOutputs:
-        rows, rebuild = tree.flatten(self.end)
         values = iter(outputs)
-        params, state = rebuild([next(values) if isinstance(x, torch.dtype) else x for x in rows])
+        params, state = self.rebuild_end([next(values) if isinstance(x, torch.dtype) else x for x in self.end])
         return TrainOutputs(params, state, outputs[-1])
 
     def pullback(self, tensors: Sequence[Tensor], residual: Any, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """Cotangents of the node's inputs from those of its floating-point outputs."""
-        rows, rebuild = tree.flatten(self.end)
         values = iter(cotangents)
-        floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in rows]
-        params, state = rebuild([next(values) if yes else None for yes in floating])
+        floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in self.end]
+        params, state = self.rebuild_end([next(values) if yes else None for yes in floating])
         inputs = self.inputs(tensors)
         self._check_versions()
         found = self.strategy.pullback(self.problem, residual, TrainOutputs(params, state, None))
@@ -84,7 +84,7 @@ class TrainJob:
             )
         self._check_versions()
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
-        trained = self.replay.run(self.rng, lambda: self.problem.loop(self.inputs(aliases)))
+        trained = self.replay.run(self.rng, lambda: self.again().loop(self.inputs(aliases)))
         refuse_other_losses(self.losses, trained.losses)
         outputs = [x for x in self.outputs(trained) if is_float(x)]
         pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
@@ -122,7 +122,8 @@ class TrainNode(torch.autograd.Function):
                     f"the optimizer's state has a complex tensor of shape {tuple(x.shape)}: derivatives go through "
                     "real ones; keep torch.view_as_real of it"
                 )
-        job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
+        end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
+        job.end, job.rebuild_end = tree.flatten(end)
         job.losses = trained.losses
         if not job.transform:
             job.residual = residual

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,17 +15,16 @@ from ... import tree
 from ...dtensors import like
 from ...types import Params, State, UpdateFn
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached_leaves
+from .leaves import detached
 from .transforms import under_transform
 
 
 class Gradient(NamedTuple):
-    """A training gradient at new leaves, with its graph if that was asked for."""
+    """A training gradient, with its graph if that was asked for."""
 
     loss: Tensor
     grads: list[Tensor]
-    params: list[Tensor]  # the leaves; all of the params
-    batch: list[Tensor]  # the leaves; those of the batch that need a gradient
+    params: list[Tensor]  # what it was taken in
     rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
 
 
@@ -39,7 +39,7 @@ class InnerProblem:
             are not a list or tuple.
         agreed: makes the numbers that a decision depends on the same on all processes, which recompute steps together.
         before_step: called with params, batch and hparams before each step of :meth:`step`.
-        during_gradient: a context for the backward pass of :meth:`gradient`, made from the leaves given to the loss.
+        during_gradient: a context for the backward pass of :meth:`gradient`, made from the params given to the loss.
         made: gives the bytes of all tensors that the training loss makes in a step.
     """
 
@@ -57,6 +57,10 @@ class InnerProblem:
         """The problem without checks, for steps that are recomputed."""
         return self._bare or self
 
+    @cached_property
+    def asks_batches(self) -> bool:
+        return any(tree.leaves(self.needs_grad.batches))
+
     def batch_needs_grad(self, k: int) -> Any:
         asked = self.needs_grad.batches
         return asked[k] if isinstance(asked, (list, tuple)) else False
@@ -68,56 +72,42 @@ class InnerProblem:
         return self.update_fn(grads, state, params, without_loss(hparams))
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
-        """One step and its training loss, differentiable in all arguments, with and without ``torch.func``."""
+        """One step and its training loss: in grad mode, or under ``torch.func``, differentiable in all arguments."""
         if self.before_step:
             self.before_step(params, batch, hparams)
         if under_transform():
             grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
         else:
-            leaves, rebuild = tree.flatten(params)
-            with torch.enable_grad():
-                # Aliases: one param may be made of another, and its derivative is to be partial.
-                leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in leaves]
-                loss = self.loss(rebuild(leaves), batch, hparams)
-                grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-                grads = rebuild(_filled(grads, leaves))
+            found = self.gradient(params, batch, hparams, graph=torch.is_grad_enabled())
+            grads, loss = found.rebuild(found.grads), found.loss
         params, state = self.update(grads, state, params, hparams)
         return params, state, loss
 
     def loop(self, inputs: TrainInputs) -> TrainOutputs:
         """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
         hparams, params, state, batches = inputs
-        losses, graph = [], under_transform() or torch.is_grad_enabled()
+        losses = []
         for k in range(len(batches)):  # a sequence of somebody's own may not know where it ends
-            if graph:
-                params, state, loss = self.step(params, state, batches[k], hparams)
-            else:
-                found = self.gradient(params, batches[k], hparams)
-                params, state = self.update(found.rebuild(found.grads), state, params, hparams)
-                loss = found.loss
+            params, state, loss = self.step(params, state, batches[k], hparams)
             losses.append(loss.detach())
         return TrainOutputs(params, state, torch.stack(losses))
 
-    def gradient(
-        self, params: Params, batch: Any, hparams: dict[str, Any], needs_grad: Any = False, graph: bool = False
-    ) -> Gradient:
-        """The training gradient at new leaves. Not under a transform.
+    def gradient(self, params: Params, batch: Any, hparams: dict[str, Any], graph: bool = False) -> Gradient:
+        """The training gradient, not under a transform.
 
-        Args:
-            params: at which point.
-            batch: of this step; ``needs_grad`` says which of its tensors are new leaves as well.
-            hparams: their tensors that require grad are leaves already.
-            graph: keep the graph, for derivatives of the gradient in all of these leaves.
+        ``graph``: with a graph, for derivatives in what requires grad of the arguments. What does not, of the params,
+        is taken at new leaves.
         """
         rows, rebuild = tree.flatten(params)
-        leaves = [x.detach().requires_grad_() for x in rows]
-        extra, batch = detached_leaves(batch, needs_grad)
+        batch = batch if graph else detached(batch)  # which the loss may let require grad
         with torch.enable_grad():
-            loss = self.loss(rebuild(leaves), batch, hparams)
-            with self.during_gradient([*leaves, *extra]):
-                grads = torch.autograd.grad(loss, leaves, create_graph=graph, allow_unused=True)
-            grads = _filled(grads, leaves)  # with a graph too, where shards are laid out anew
-        return Gradient(loss if graph else loss.detach(), grads, leaves, extra, rebuild)
+            # Aliases: one param may be made of another, and its derivative is to be partial.
+            at = [x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
+            loss = self.loss(rebuild(at), batch, hparams)
+            with self.during_gradient(at):
+                grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
+            grads = _filled(grads, at)  # with a graph too, where shards are laid out anew
+        return Gradient(loss if graph else loss.detach(), grads, at, rebuild)
 
 
 def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:

@@ -30,14 +30,15 @@ class Strategy(ABC):
         takes_shards: whether it can differentiate in batches of which each process has its own part.
         needs_values_only: whether :func:`~hyperopt_ftp.hypergradient` calls ``from_values``, with the function from
             hyperparameters to the outer loss, instead of ``run`` and ``pullback``.
-        twice: whether it differentiates the training gradient again in all that it is taken in, as forward mode does.
+        twice: whether it may differentiate the training gradient twice, in all that it depends on: what has no second
+            derivative is then refused everywhere in the loss.
         compile: as in :class:`~hyperopt_ftp.Unroll`.
         generators: its own random generators, which are reset when a run is repeated.
     """
 
     takes_shards: ClassVar[bool] = True
     needs_values_only: ClassVar[bool] = False
-    twice: ClassVar[bool] = False
+    twice: ClassVar[bool] = True
     compile: Compile = False
 
     @property

@@ -157,7 +157,8 @@ def estimate(
         given = with_start(fake.of(full), fake.of(params), known)
         problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
         knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
-        first = partial(problem.gradient, inputs.params, inputs.batches[0], knobs, problem.batch_needs_grad(0), True)
+        batch = detached_leaves(inputs.batches[0], problem.batch_needs_grad(0))[1]
+        first = partial(problem.gradient, inputs.params, batch, knobs, graph=True)
         try:
             replay.run(replay.now(), first)  # which raises what training would, before anything is measured
         except DataDependentOutputException as error:

@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from ... import tree
-from ..core.graph import leaf_of, leaves_below, nodes_below
+from ..core.graph import ends_below, leaf_of, nodes_below
 from ..core.transforms import level_of, top_level
 from .subjects import LOSS, Subject, captured
 
@@ -30,21 +30,21 @@ def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Ten
     names = {id(x): i for i, x in enumerate((*arguments, *own))}
     if loss.is_leaf and id(loss) not in names:
         raise captured(LOSS, loss)
+    ends = {x.grad_fn: i for i, x in enumerate(arguments) if x.grad_fn is not None}
     kinds: list[Any] = []
-    for node in nodes_below(loss.grad_fn, until=arguments):
-        kinds.append(type(node))
+    for node in nodes_below(loss.grad_fn, until=ends):
         leaf = leaf_of(node)
-        if leaf is not None:
-            if id(leaf) not in names:
-                raise captured(LOSS, leaf)
-            kinds.append(names[id(leaf)])
+        if leaf is not None and id(leaf) not in names:
+            raise captured(LOSS, leaf)
+        kinds.append(ends.get(node, type(node)) if leaf is None else names[id(leaf)])
     return hash(tuple(kinds))
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
     """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
     known = {id(x) for x in given}
-    below = map(leaf_of, nodes_below(*(x.grad_fn for x in outputs), until=given))
+    nodes = nodes_below(*(x.grad_fn for x in outputs), until={x.grad_fn for x in given if x.grad_fn})
+    below = map(leaf_of, nodes)
     leaves = [*(x for x in outputs if x.is_leaf and x.requires_grad), *(x for x in below if x is not None)]
     return next((x for x in leaves if id(x) not in known), None)
 
@@ -67,7 +67,8 @@ def refuse_once_differentiable(loss: Tensor, params: Sequence[Tensor] | None = N
     ids = {id(x) for x in params or ()}
     for node in nodes_below(loss.grad_fn):
         for function in _functions_of(node):
-            if _is_once(function.backward) and (params is None or any(id(x) in ids for x in leaves_below(node))):
+            through = params is None or any(id(x) in ids for x in ends_below(node, params))
+            if through and _is_once(function.backward):
                 raise RuntimeError(
                     f"train_loss, or the optimizer, has no second derivative ({function.__name__} is a "
                     "torch.autograd.Function whose backward is once_differentiable); use operations that have one, or "

@@ -85,10 +85,8 @@ class GuardedLoss:
             refuse_captured(loss, arguments, made)
             return loss
         seen = self.verified
-        # This gradient is part of a graph that goes on, or is differentiated in all that it is taken in.
-        twice = self._asked.twice or any(not x.is_leaf for x in arguments)
-        graphs = seen.graphs.setdefault((twice, len(arguments)), set())
-        knobs = [x for x in floats(own) if x.requires_grad]
+        graphs = seen.graphs.setdefault((self._asked.twice, len(arguments)), set())
+        knobs = [x for x in floats(own) if x.requires_grad] if own else []
         reads = refuse_scalar_reads(LOSS, knobs, arguments)
         if graphs and not self._asked.compiled:
             # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
@@ -106,7 +104,7 @@ class GuardedLoss:
         with refuse_writes(LOSS, knobs, tensors) as watch, reads:
             loss = self._value(params, batch, *own)
         graph = refuse_captured(loss, arguments, made)
-        refuse_once_differentiable(loss, None if twice else floats(params))
+        refuse_once_differentiable(loss, None if self._asked.twice else floats(params))
         if self._asked.compiled:
             refuse_own_backwards(loss)
         graphs.add(graph)

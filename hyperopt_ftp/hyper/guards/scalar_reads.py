@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ... import tree
 from ...calls import callers_level
-from ..core.graph import leaves_of
+from ..core.graph import made_from
 from ..core.transforms import differentiated, under_transform
 from .subjects import Subject, reads_number, writes
 
@@ -36,12 +36,14 @@ class refuse_scalar_reads(TorchFunctionMode):  # a context manager
     def __init__(self, who: Subject, knobs: Sequence[Tensor], known: Sequence[Tensor]) -> None:
         super().__init__()
         self._who = who
+        self._given = known
         self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
         self.warned: bool = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._look([kwargs[name] for name in _NUMBERS if name in kwargs])
+        if kwargs:
+            self._look([kwargs[name] for name in _NUMBERS if name in kwargs])
         if func == _SET_DATA and self._who.reads_data:
             raise writes(self._who, " (data = ...)", args[0])
         if func in _OF_ITSELF or (func == _DATA and self._who.reads_data):
@@ -59,7 +61,7 @@ class refuse_scalar_reads(TorchFunctionMode):  # a context manager
             if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
                 continue
             if not transform:
-                made_of = {id(leaf) for leaf in leaves_of(x)}
+                made_of = {id(y) for y in made_from(x, self._given)}
                 if not made_of & self._known:  # of what the code inside lets require grad itself
                     continue
                 if made_of <= self._knobs:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean, few, shown
 from ...types import Params, State
-from ..core.graph import leaves_of
 from ..core.leaves import detached, floats, is_float
 from ..core.transforms import under_transform
 from .graphs import captured_leaf, refuse_outer_tensors
@@ -41,10 +40,17 @@ class GuardedUpdate:
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
-        if self._verified.updates[kind] >= LOOKS:
-            return _explained(self.bare, grads, state, params, hparams)
-        found = self._guarded(kind, grads, state, params, hparams)
-        self._verified.updates[kind] += 1
+        if self._verified.updates[kind] < LOOKS:
+            found = self._guarded(kind, grads, state, params, hparams)
+            self._verified.updates[kind] += 1
+            return found
+        looks = self._asked.derived and kind != "transform"
+        given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)] if looks else []
+        before = [(x, x._version) for x in given if not x.is_inference()]
+        found = _explained(self.bare, grads, state, params, hparams)
+        written = next((x for x, version in before if x._version != version), None)
+        if written is not None:
+            raise writes(UPDATE, "", written)
         return found
 
     def _guarded(
@@ -56,7 +62,7 @@ class GuardedUpdate:
             grads = tree.map_tree(_leaf, grads)
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
         knobs = [x for x in floats(hparams) if x.requires_grad]
-        known = [*knobs, *(leaf for x in (*floats(grads), *floats(params)) if x.requires_grad for leaf in leaves_of(x))]
+        known = [*knobs, *(x for x in (*floats(grads), *floats(params)) if x.requires_grad)]
         with ExitStack() as stack:
             if kind == "plain" or self._asked.inside_function:
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))

@@ -62,28 +62,31 @@ class Verified:
     bytes: int = 0
 
 
-def verified(train_loss: Callable[..., Any], update: Callable[..., Any], asked: Sequence[Any]) -> Verified:
+def verified(
+    train_loss: Callable[..., Any], update: Callable[..., Any], asked: tuple[Any, ...], others: Sequence[Any]
+) -> Verified:
     """The results of earlier checks of these functions, if all that they depend on is unchanged.
 
-    That is what is ``asked`` of them, what they close over, and the globals they name: numbers and strings by value,
-    tensors by whether they require grad, modules with all their attributes. Nothing is remembered if anything else is
-    among it, under a transform, or for callables that are no functions.
+    That is what is ``asked`` of them, ``others`` that they are given, what they close over, and the globals they name:
+    numbers and strings by value, tensors by whether they require grad, modules with all their attributes. Nothing is
+    remembered if anything else is among it, under a transform, or for callables that are no functions.
     """
     if under_transform() or type(train_loss) is not FunctionType or type(update) is not FunctionType:
         return Verified()
-    now = _surroundings(train_loss, update, *asked)
+    now = _surroundings(train_loss, update, *others)
     if now is None:
         return Verified()
     rows = _KNOWN.setdefault(train_loss, WeakKeyDictionary())
     before, objects, found = rows.get(update, (None, [], None))
+    state = asked, now[0]
     # An object that has gone may have left its number to another one.
-    if found is None or found.warned or before != now[0] or any(known() is None for known in objects):
+    if found is None or found.warned or before != state or any(known() is None for known in objects):
         found = Verified()
-        rows[update] = *now, found
+        rows[update] = state, now[1], found
     return found
 
 
-_Known: TypeAlias = WeakKeyDictionary[Callable[..., Any], tuple[list[Any], list[ref[Any]], Verified]]
+_Known: TypeAlias = WeakKeyDictionary[Callable[..., Any], tuple[Any, list[ref[Any]], Verified]]
 _KNOWN: WeakKeyDictionary[Callable[..., Any], _Known] = WeakKeyDictionary()
 
 _OWN = __name__.partition(".")[0]
@@ -112,8 +115,9 @@ def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
         seen.add(id(x))
         if len(seen) > _MOST:
             return None
-        package = str(getattr(kind, "__module__", "")).partition(".")[0]
-        if isinstance(x, Tensor):
+        if kind is FunctionType:
+            stack += [*_of_function(x)]
+        elif isinstance(x, Tensor):
             state.append(x.requires_grad)
         elif isinstance(x, (tuple, list, set, frozenset)):
             state.append(len(x))
@@ -123,13 +127,12 @@ def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
             state.append(len(x))
             stack += [*x.keys(), *x.values()]
             continue
-        elif kind is FunctionType:
-            stack += [*_of_function(x)]
         elif isinstance(x, (types.ModuleType, type, types.BuiltinFunctionType)):
             name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
-            if str(name or "builtins").partition(".")[0] not in {*_FIXED, _OWN}:
+            package = str(name or "builtins").partition(".")[0]
+            if package not in _FIXED and package != _OWN:
                 return None
-        elif isinstance(x, nn.Module) or package == _OWN:
+        elif isinstance(x, nn.Module) or str(getattr(kind, "__module__", "")).partition(".")[0] == _OWN:
             stack += [*vars(x).values()] if hasattr(x, "__dict__") else []
         else:
             return None

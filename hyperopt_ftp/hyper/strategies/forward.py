@@ -69,7 +69,6 @@ class Forward(Strategy):
     compile: Compile = False
 
     takes_shards = False
-    twice = True
 
     def __post_init__(self) -> None:
         check_compile(self.compile)
@@ -122,13 +121,14 @@ def _carry(problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[
     params, state = detached((inputs.params, inputs.state))
     losses = []
     for k in range(len(inputs.batches)):
-        batch, of_batch = inputs.batches[k], problem.batch_needs_grad(k)
+        of_batch = problem.batch_needs_grad(k)
+        leaves, batch = detached_leaves(inputs.batches[k], of_batch)
         d_batch = units.of(batch, of_batch)
         moving = any(v is not None for v in (*d_params, *d_batch, *d_knobs))
-        found = problem.gradient(params, batch, hparams, of_batch, graph=moving)
+        found = problem.gradient(params, batch, hparams, graph=moving)
         d_grads: OptionalTensors = [None] * len(found.grads)
         if moving:  # d/dp of <dL/dp, dp> + <dL/dh, dh> + <dL/db, db>
-            others = [*knobs, *found.batch]
+            others = [*knobs, *leaves]
             more = pull([found.loss], [torch.ones_like(found.loss)], others, create_graph=True)
             pairs = zip((*found.grads, *more), (*d_params, *d_knobs, *d_batch), strict=True)
             outputs, tangents = zip(*[(x, t) for x, t in pairs if x is not None], strict=True)

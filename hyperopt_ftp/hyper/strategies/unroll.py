@@ -104,6 +104,8 @@ class Unroll(Strategy):
     memory: int | None = None
     compile: Compile = False
 
+    twice = False
+
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
         check_flag("offload", self.offload)
@@ -148,18 +150,18 @@ class Unroll(Strategy):
             return run.forward(), run
         steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
         points = Checkpoints(inputs, plan.parts, first, self.offload)
-        params, state = detached((inputs.params, inputs.state))
+        params, state = inputs.params, inputs.state
         for k in range(count):
             if k == first and self.memory is not None:
                 plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
                 points = Checkpoints(inputs, plan.parts, first, self.offload)
+            if k == first:
+                steps.keep_graphs(plan.graphs, if_small=self.checkpoint is None)
             if k >= first:
                 points.visit(k, params, state)
-            params, state, loss = steps.forward(k, params, state, keep=k >= count - plan.graphs)
+            params, state, loss = steps.forward(k, params, state)
             losses.append(loss)
-            unasked = k == first and self.checkpoint is None and plan.graphs > 0
-            if unasked and not steps.keep_if_small(k, params, plan.graphs):
-                plan = with_graphs(plan.graphs, 0)
+        params, state = detached((params, state))
         return TrainOutputs(params, state, torch.stack(losses)), (inputs, first, steps, points)
 
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
@@ -174,9 +176,11 @@ class Unroll(Strategy):
         back_s: OptionalTensors = [*present(cotangents.state)]
         sums: OptionalTensors = [None] * len(select_floats(inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
-        for k in range(len(inputs.batches) - 1, first - 1, -1):
-            back_p, back_s, more, of_batches[k] = steps.back(k, points.at(k, steps.step), back_p, back_s)
+        k = len(inputs.batches)
+        while k > first:
+            k, back_p, back_s, more, rows = steps.back(k, points, back_p, back_s)
             sums = added(sums, more)
+            of_batches |= enumerate(rows, k)
         steps.compare()
         return self._found(problem, inputs, back_p, back_s, sums, of_batches)
 
@@ -185,7 +189,7 @@ class Unroll(Strategy):
         back_h: OptionalTensors, of_batches: dict[int, OptionalTensors],
     ) -> TrainInputs:  # fmt: skip
         asked, whole, batches = problem.needs_grad, self.truncate is None, None
-        if asked.batches is not False:
+        if problem.asks_batches:
             batches = cotangents_of(inputs.batches, [], False)
             for k, row in of_batches.items():
                 batches[k] = cotangents_of(inputs.batches[k], row, asked.batches[k])

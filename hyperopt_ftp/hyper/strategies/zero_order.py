@@ -76,6 +76,7 @@ class ZeroOrder(Strategy):
 
     takes_shards = False
     needs_values_only = True
+    twice = False
 
     def __post_init__(self) -> None:
         check_count("samples", self.samples, "samples")

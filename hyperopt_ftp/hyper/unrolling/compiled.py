@@ -68,7 +68,6 @@ class CompiledSteps:
         self._batches, self._hparams = inputs.batches, detached(inputs.hparams)
         self._functions = problem.bare.train_loss, problem.bare.update_fn
         self._code = (*codes_of(self._functions[0]), *codes_of(self._functions[1], constants=True))
-        self._asks_batches = any(tree.leaves(problem.needs_grad.batches))
         self._shapes: list[Any] = []  # of batches, that were met
         self._kept: list[tuple[Stretch, Ran]] = []
 
@@ -189,7 +188,7 @@ class CompiledSteps:
     def _asked(self, stretch: Stretch) -> tuple[Any, Any]:
         """What a derivative is asked for, in hparams and in any of a stretch's batches."""
         asked = self._problem.needs_grad
-        if not self._asks_batches:
+        if not self._problem.asks_batches:
             return asked.hparams, tree.map_tree(lambda _: False, self._problem.batch_needs_grad(stretch.steps[0]))
         of_batches = [self._problem.batch_needs_grad(k) for k in stretch.steps]
         return asked.hparams, tree.map_tree(lambda *flags: any(flags), *of_batches)
@@ -198,8 +197,8 @@ class CompiledSteps:
         """Runs a stretch's first step uncompiled and drops the result: its errors are those of the program."""
         problem, k, replay = self._problem, stretch.steps[0], Replay()
         knobs = detached_leaves(self._hparams, problem.needs_grad.hparams)[1]
-        batch, asked = detached(self._batches[k]), problem.batch_needs_grad(k)
-        found = replay.run(replay.now(), lambda: problem.gradient(params, batch, knobs, asked, graph=True))
+        batch = detached_leaves(self._batches[k], problem.batch_needs_grad(k))[1]
+        found = replay.run(replay.now(), lambda: problem.gradient(params, batch, knobs, graph=True))
         grads = found.rebuild([g.detach() for g in found.grads])
         with torch.no_grad():
             new = replay.run(replay.now(), lambda: problem.update(grads, state, params, knobs))

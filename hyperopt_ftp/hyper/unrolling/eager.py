@@ -1,9 +1,9 @@
-"""Uncompiled steps, and the backward pass through each by autograd."""
+"""Uncompiled steps, and the backward pass through them by autograd."""
 
 from __future__ import annotations
 
 from copy import copy
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,23 +12,25 @@ from ... import tree
 from ...dtensors import local
 from ...types import Params, State
 from ..core.inputs import TrainInputs
-from ..core.leaves import OptionalTensors, added, detached_leaves, floats, is_float, is_narrow
+from ..core.leaves import OptionalTensors, added, detached, detached_leaves, floats, is_narrow
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
 from ..core.vjp import pull_columns
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, Checkpoints
 
 #: Bytes of the graphs that are kept unasked.
 SMALL = 2**27
 
 
-class _Graph(NamedTuple):
-    """A step at new leaves, with its graph."""
+@dataclass
+class _Graph:
+    """The graph of one step, or of several in a row."""
 
-    gradient: Gradient
-    state: list[Tensor]  # its leaves
-    outputs: list[Tensor]  # the floats of params and state after it
-    cut: tuple[list[Tensor], list[Tensor]] | None  # leaves for 16-bit gradients and params, in float32
+    first: int
+    end: tuple[Params, State]  # after the last of them
+    params: list[Tensor]  # leaves where the first begins
+    state: list[Tensor]
+    batches: list[list[Tensor]] = field(default_factory=list)  # leaves of each step's
 
 
 class EagerSteps:
@@ -46,8 +48,11 @@ class EagerSteps:
     ) -> None:
         self._problem, self._inputs, self._knobs, self._whole = problem, inputs, knobs, whole
         self.first: int = first
-        self._graphs: dict[int, _Graph] = {}  # of steps that were kept
-        self._gradients: dict[int, tuple[Gradient, RngState]] = {}  # in 16 bits: the update's graph is one in 32 bits
+        self._count = self._kept_from = len(inputs.batches)
+        self._if_small = False
+        self._graph: _Graph | None = None  # of the steps that are kept
+        # What is kept in 16 bits, with leaves of the batch and the state before the update, whose graph is in 32 bits.
+        self._gradients: dict[int, tuple[Gradient, list[Tensor], RngState]] = {}
         self._prints: dict[int, Tensor] = {}  # of steps that are made again
         self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
         self._repeats = False  # whether an update has been made twice, to see that it is a function
@@ -61,6 +66,10 @@ class EagerSteps:
     def beginning(self, first: int) -> EagerSteps:
         return EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
 
+    def keep_graphs(self, count: int, if_small: bool = False) -> None:
+        """Keep the graphs of so many steps at the end; ``if_small``: unless the first shows that they are large."""
+        self._kept_from, self._if_small = self._count - count, if_small and count > 0
+
     def for_retained_backward(self) -> EagerSteps:
         """A copy for a backward pass that may run again."""
         other = copy(self)
@@ -71,26 +80,31 @@ class EagerSteps:
         """Whether step k's gradient is differentiated; at the first step, only in what is asked for."""
         return k > self.first or self._first_needs_hvp or any(tree.leaves(self._problem.batch_needs_grad(k)))
 
-    def forward(self, k: int, params: Params, state: State, keep: bool) -> tuple[Params, State, Tensor]:
-        """Params and state after step k, and its loss; ``keep``: keep the graph too."""
-        problem, keep = self._problem, keep and k >= self.first
-        batch, asked = self._inputs.batches[k], problem.batch_needs_grad(k)
-        found = problem.gradient(params, batch, self._inputs.hparams, asked, graph=keep and self.needs_hvp(k))
-        loss = found.loss.detach()
+    def forward(self, k: int, params: Params, state: State) -> tuple[Params, State, Tensor]:
+        """Params and state after step k, with their graph if it is kept, and its loss."""
+        keep = k >= self._kept_from
         if keep and not self._narrow:
-            self._graphs[k], new = self._step(found, params, state)
-            return *new, loss
-        if keep:
-            self._gradients[k] = found, self._replay.now()
-        rng = None if self._repeats or k < self.first else self._replay.now()
-        new = self._update(problem, found, params, state)
-        if k >= self.first and not keep:
-            self._prints[k] = fingerprint(loss, found.grads)
-        if rng is not None:
-            self._repeats = True
-            again = self._replay.run(rng, lambda: self._update(problem.bare, found, params, state))
-            refuse_other_updates(floats(new), floats(again))
-        return *new, loss
+            self._graph = self._graph or self._beginning_at(k, params, state)
+            found = self._extend(self._graph, self._problem)
+            params, state = self._graph.end
+        else:
+            found, leaves = self._gradient(self._problem, k, params, graph=keep)
+            if keep:
+                self._gradients[k] = found, leaves, self._replay.now()
+            elif k >= self.first:
+                self._prints[k] = fingerprint(found.loss, found.grads)
+            rng = None if self._repeats or k < self.first else self._replay.now()
+            new = self._update(self._problem, found, params, state)
+            if rng is not None:
+                self._repeats = True
+                again = self._replay.run(rng, lambda: self._update(self._problem.bare, found, params, state))
+                refuse_other_updates(floats(new), floats(again))
+            params, state = new
+        if self._if_small and k == self.first and not self.small(params, self._count - k):
+            self._graph, self._gradients, self._kept_from = None, {}, self._count
+            self._prints[k] = fingerprint(found.loss, found.grads)
+            params, state = detached((params, state))
+        return params, state, found.loss.detach()
 
     def small(self, params: Params, count: int) -> bool:
         """Whether ``count`` graphs are small enough to be kept by default, from what the loss made in a step so far.
@@ -102,73 +116,80 @@ class EagerSteps:
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
         return count * each <= SMALL and isinstance(self._inputs.batches, (list, tuple))
 
-    def keep_if_small(self, k: int, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs like that of step k are :meth:`small`; if not, drop it."""
-        if self.small(params, count):
-            return True
-        found = self._gradients.pop(k)[0] if k in self._gradients else self._graphs.pop(k).gradient
-        self._prints[k] = fingerprint(found.loss, found.grads)
-        return False
-
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
         problem = self._problem.bare
-        found = problem.gradient(params, self._inputs.batches[k], self._inputs.hparams)
+        found, _ = self._gradient(problem, k, params, graph=False)
         new = self._update(problem, found, params, state)
         self._note(k, found)
         return new
 
     def back(
-        self, k: int, point: Checkpoint, back_p: OptionalTensors, back_s: OptionalTensors
-    ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, OptionalTensors]:
-        """Adjoints before step k from those after it, and the step's part of the cotangents of knobs and batch."""
-        retain = self._retains and (k in self._graphs or k in self._gradients)
-        graph = self._graphs.get(k) or self._made_again(k, point)
-        if not self._retains:
-            self._graphs.pop(k, None)
-        found, cotangents = graph.gradient, [*back_p, *back_s]
-        if graph.cut is None:
-            inputs = [found.params, graph.state, self._knobs, found.batch]
-            bar_p, bar_s, bar_h, bar_b = pull_columns(graph.outputs, cotangents, inputs, retain)
-            return bar_p, bar_s, bar_h, bar_b
-        g, p = graph.cut
-        bar_g, bar_p, bar_s, bar_h = pull_columns(graph.outputs, cotangents, [g, p, graph.state, self._knobs], retain)
-        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, [found.params, self._knobs, found.batch], retain)
-        return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
+        self, end: int, points: Checkpoints, back_p: OptionalTensors, back_s: OptionalTensors
+    ) -> tuple[int, OptionalTensors, OptionalTensors, OptionalTensors, list[OptionalTensors]]:
+        """Back from the end of a step: through it, or through all those before whose graphs are kept.
+
+        Returns:
+            The first of these steps, adjoints before it, and what is added to the cotangents of knobs and batches.
+        """
+        graph, cotangents = self._graph, [*back_p, *back_s]
+        retain = self._retains and end > self._kept_from
+        point = points.at(end - 1 if graph is None else graph.first, self.step)
+        if self._narrow:
+            return end - 1, *self._back_in_16_bits(end - 1, point, cotangents, retain)
+        graph = graph or self._made_again(end - 1, point)
+        self._graph = None
+        inputs = [graph.params, graph.state, self._knobs, *graph.batches]
+        bar_p, bar_s, bar_h, *bars = pull_columns(floats(graph.end), cotangents, inputs, retain)
+        return graph.first, bar_p, bar_s, bar_h, bars
 
     def compare(self) -> None:
         if self._pairs:
             refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
+    def _beginning_at(self, k: int, params: Params, state: State) -> _Graph:
+        (p, params), (s, state) = detached_leaves(params), detached_leaves(state)
+        return _Graph(k, (params, state), p, s)
+
+    def _extend(self, graph: _Graph, problem: InnerProblem) -> Gradient:
+        """One more step; ``problem`` gives its gradient."""
+        params, state = graph.end
+        found, leaves = self._gradient(problem, graph.first + len(graph.batches), params, graph=True)
+        graph.batches.append(leaves)
+        with torch.enable_grad():
+            graph.end = self._problem.update(found.rebuild(found.grads), state, params, self._inputs.hparams)
+        return found
+
     def _made_again(self, k: int, point: Checkpoint) -> _Graph:
-        problem, batch = self._problem.bare, self._inputs.batches[k]
-        asked = problem.batch_needs_grad(k)
-        kept, rng = self._gradients.get(k, (None, point.rng))
-        if not self._retains:
-            self._gradients.pop(k, None)
-
-        def again() -> _Graph:
-            found = kept or problem.gradient(point.params, batch, self._inputs.hparams, asked, graph=self.needs_hvp(k))
-            return self._step(found, point.params, point.state)[0]
-
-        graph = self._replay.run(rng, again)
-        self._note(k, graph.gradient)
+        graph = self._beginning_at(k, point.params, point.state)
+        self._note(k, self._replay.run(point.rng, lambda: self._extend(graph, self._problem.bare)))
         return graph
 
-    def _step(self, found: Gradient, params: Params, state: State) -> tuple[_Graph, tuple[Params, State]]:
-        """The step after a gradient, with its graph, and its results without."""
-        leaves, before = detached_leaves(state, wide=True)
-        cut = None
-        if self._narrow:
+    def _back_in_16_bits(
+        self, k: int, point: Checkpoint, cotangents: OptionalTensors, retain: bool
+    ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, list[OptionalTensors]]:
+        """Through the update in 32 bits, and then through the gradient."""
+        kept = self._gradients.get(k) if retain else self._gradients.pop(k, None)
+
+        def again() -> tuple[Gradient, list[Tensor], list[list[Tensor]], list[Tensor]]:
+            found, leaves = kept[:2] if kept else self._gradient(self._problem.bare, k, point.params, graph=True)
             g, grads = detached_leaves(found.rebuild(found.grads), wide=True)
-            p, at = detached_leaves(params, wide=True)
-            cut = (g, p)
-        else:
-            grads, at = found.rebuild(found.grads), found.rebuild(found.params)
-        with torch.enable_grad():
-            new = self._problem.update(grads, before, at, self._inputs.hparams)
-        rows, rebuild = tree.flatten(new)
-        after = rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
-        return _Graph(found, leaves, [x for x in rows if is_float(x)], cut), after
+            p, params = detached_leaves(point.params, wide=True)
+            s, state = detached_leaves(point.state, wide=True)
+            with torch.enable_grad():
+                new = self._problem.update(grads, state, params, self._inputs.hparams)
+            return found, leaves, [g, p, s, self._knobs], floats(new)
+
+        found, leaves, inputs, outputs = self._replay.run(kept[2] if kept else point.rng, again)
+        self._note(k, found)
+        bar_g, bar_p, bar_s, bar_h = pull_columns(outputs, cotangents, inputs, False)
+        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, [found.params, self._knobs, leaves], retain)
+        return added(bar_p, more_p), bar_s, added(bar_h, more_h), [bar_b]
+
+    def _gradient(self, problem: InnerProblem, k: int, params: Params, graph: bool) -> tuple[Gradient, list[Tensor]]:
+        """The gradient of step k, and the leaves of its batch."""
+        asked = problem.batch_needs_grad(k) if self._problem.asks_batches else False
+        leaves, batch = detached_leaves(self._inputs.batches[k], asked)
+        return problem.gradient(params, batch, self._inputs.hparams, graph and self.needs_hvp(k)), leaves
 
     def _update(self, problem: InnerProblem, found: Gradient, params: Params, state: State) -> tuple[Params, State]:
         with torch.no_grad():

@@ -26,6 +26,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
     size = partial(bytes_of, kind=kind)
     points, replay = Checkpoints(inputs, every(1), k, offload), Replay()
     probe = steps.beginning(k - 1)
+    probe.keep_graphs(count)
     given = floats(params), floats(state)
     back_p: OptionalTensors = [torch.zeros_like(tree.working(x)) for x in given[0]]
     back_s: OptionalTensors = [torch.zeros_like(tree.working(x)) for x in given[1]]
@@ -33,7 +34,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
     def measured() -> Sizes:
         points.visit(k, params, state)
         with Meter(kind) as meter:
-            new_params, new_state, loss = probe.forward(k, params, state, keep=True)
+            new_params, new_state, loss = probe.forward(k, params, state)
             made = meter.peak()
             moved, new = changed((params, state), (new_params, new_state))
             graph = meter.live() - size(new)  # which is part of the next point
@@ -43,7 +44,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             del new_params, new_state, moved, new
             meter.peak()
             with replay.without_autocast():
-                new_p, new_s, more, of_batch = probe.back(k, points.at(k, probe.step), back_p, back_s)
+                _, new_p, new_s, more, of_batch = probe.back(k + 1, points, back_p, back_s)
             back = meter.peak() - graph
         return Sizes(
             steps=count,
