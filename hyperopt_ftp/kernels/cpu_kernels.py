@@ -19,9 +19,8 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-# Columns of the table of pieces (a layer, or some rows of a large one): addresses, then sizes.
+# Columns of the table of pieces (a layer, or some rows of a large one): addresses (0: there is none), then sizes.
 W, G, W0, C, N, M, V, VMAX, ROWS, COLS = range(10)
-COLUMNS = 10
 
 FLOOR = 1e-8
 #: Terms of a norm that are added up in working precision before float64 takes over.
@@ -101,7 +100,7 @@ def move(table, pieces, kinds, rule, square, radii, packed, tops):
     """The base's move of some pieces, their c and n, and the projection.
 
     Args:
-        table: int64 (pieces, COLUMNS).
+        table: int64 (pieces, columns).
         pieces: positions of those to move.
         kinds: dtypes.
         rule: AdamWNumbers, SGDNumbers, or None for weights that have moved.
@@ -163,7 +162,7 @@ def _move(shape, w, g, w0, c, n, m, v, vmax, rule, square, radius, packed):
         s = _scale(packed, n, r)
         for i in range(first, last):
             anchor = _anchor(w0, i)
-            # W' - W0 is c to the last bit, which may be kept in fewer, and whose lines are still on their way.
+            # W' - W0 is c to the last bit, also where c is kept in fewer.
             d = _wide(w[i]) - anchor if is_wide else _wide(c[i])
             w[i] = _narrow(anchor + s * d, w)
     return top
