@@ -384,6 +384,7 @@ def test_omegas_are_shown_by_name():
 # -- wrong input ------------------------------------------------------------------------------------------------------
 
 W = torch.nn.Parameter(torch.zeros(2, 2))
+NO_NUMBERS = [([1.0], TypeError, "be a number"), (torch.zeros(1), ValueError, "be a number")]
 
 
 def sgd() -> torch.optim.Optimizer:
@@ -393,7 +394,8 @@ def sgd() -> torch.optim.Optimizer:
 @every_class
 def test_each_option_has_its_domain(name: str):
     for option, value in CLASSES[name].options.items():
-        for wrong, error, text in WRONG_OPTIONS[type(value)]:
+        # A pure rule takes a number for each tensor, a class does not.
+        for wrong, error, text in [*WRONG_OPTIONS[type(value)], *(NO_NUMBERS if type(value) is float else [])]:
             with pytest.raises(error, match=f"{option} must {text}"):
                 CLASSES[name].around(sgd(), **{option: wrong})
 

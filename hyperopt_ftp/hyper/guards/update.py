@@ -40,9 +40,11 @@ class GuardedUpdate:
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
-        if self._verified.updates[kind] < LOOKS:
+        looked = self._verified.updates[kind]
+        if looked < LOOKS:
+            self._verified.updates[kind] = 0  # after an error the same training is refused again
             found = self._guarded(kind, grads, state, params, hparams)
-            self._verified.updates[kind] += 1
+            self._verified.updates[kind] = looked + 1
             return found
         looks = self._asked.derived and kind != "transform"
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)] if looks else []
