@@ -157,7 +157,7 @@ def trained(
     kinds = [(x.shape, x.dtype, x.device) if yes else None for x, yes in zip(leaves, plain, strict=True)]
     others = [x for x, yes in zip(leaves, plain, strict=True) if not yes and x is not given.batches]
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (asked, flags, kinds), others)
+    known = verified(local, optimizer.update, (asked, flags, kinds, strategy), others)
     guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
     if not derived:
         with torch.no_grad():
