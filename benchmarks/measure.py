@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -98,6 +99,7 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
 
 def allocated(action: Callable[[], Any]) -> tuple[int, Any]:
     """The most bytes that the CPU's allocator had given out at once during an action, and what that returned."""
+    gc.collect()  # what is freed in between, of what was there before, would be subtracted
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         found = action()
     kineto: Any = profile.profiler

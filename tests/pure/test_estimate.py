@@ -79,11 +79,13 @@ def test_what_auto_says_and_logs_happens(name: str, steps: int, changes: Any, me
     for how in (strategy, hft.Unroll(checkpoint=1)):
         torch.manual_seed(0)
         found.append(allocated(lambda how=how: problem.hypergradient(how, state)))
-    assert all(torch.equal(x, y) for x, y in zip(*(tree.leaves(result) for _, result in found), strict=True))
+    for x, y in zip(*(tree.leaves(result) for _, result in found), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-13, atol=0)  # one graph adds up the steps in another order
     assert caplog.messages[0].endswith(f"steps: {said.plan}; predicted peak: {said.memory} bytes")
     assert plan in said.plan
     assert said.memory <= memory
-    assert said.memory == pytest.approx(found[0][0], rel=0.15)
+    # A step is measured alone. Of a tower, whose steps share tensors, this says 15 % more than they hold in a row.
+    assert found[0][0] == pytest.approx(said.memory, rel=0.15)
 
 
 # -- without values ---------------------------------------------------------------------------------------------------
