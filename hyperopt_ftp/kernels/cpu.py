@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,15 +142,13 @@ class _Part:
         sizes = self.table[:, self.kernels.ROWS] * self.table[:, self.kernels.COLS]
         threads = max(1, min(torch.get_num_threads(), len(table), int(sizes.sum()) // THREAD))
         order = sizes.argsort(descending=True, stable=True)
-
-        def work(k: int) -> None:
-            kernel(table, order[k::threads].sort().values.numpy(), self.kinds, *given, out.numpy())
-
-        if threads == 1:
-            work(0)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(work, range(threads)))
+        shares = [order[k::threads].sort().values.numpy() for k in range(threads)]
+        run = partial(kernel, table)
+        with ThreadPoolExecutor(threads) as pool:
+            others = [pool.submit(run, share, self.kinds, *given, out.numpy()) for share in shares[1:]]
+            run(shares[0], self.kinds, *given, out.numpy())
+            for other in others:
+                other.result()
         return out
 
 
@@ -200,7 +199,8 @@ def _cut(layers: Layers, columns: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
     cols = sizes // rows
     block = torch.where(sizes > LARGE, (BLOCK // cols).clamp(min=1), rows)
     count = (rows + block - 1) // block
-    owners = torch.arange(len(rows)).repeat_interleave(count)
+    # Not repeat_interleave: after it OpenMP's threads spin for milliseconds where the kernels' threads are to run.
+    owners = torch.tensor([i for i, pieces in enumerate(count.tolist()) for _ in range(pieces)])
     rows, cols, block, before = rows[owners], cols[owners], block[owners], (count.cumsum(0) - count)[owners]
     first = block * (torch.arange(len(owners)) - before)
     places = [torch.zeros_like(first)] * len(columns)
