@@ -29,7 +29,7 @@ from experiments.common.labels import apart  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
-ALSO = ["jax", "jax, checkpoint", "Unroll(compile=True)", "Forward(compile=True)"]  # compile for seconds
+ALSO = ["jax", "jax, checkpoint", "jax, forward", "Unroll(compile=True)", "Forward(compile=True)"]  # compile for seconds
 
 
 @pytest.mark.filterwarnings("ignore")  # the peers' own
