@@ -78,9 +78,9 @@ def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Fou
     dropped = strategy.checkpoint is None and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
     if dropped:
         plan = with_graphs(plan.graphs, 0)
-    left, probed = count - first, strategy.memory is not None  # a step is made once more to be measured
+    left, probed = count - first, strategy.memory is not None  # a step is made once or twice more, to be measured
     again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
-    gradients = count + again + max(0, left - plan.graphs) + probed
+    gradients = count + again + max(0, left - plan.graphs) + probed * sizes.probes
     products = left - (not steps.needs_hvp(first)) + probed
     return Found(peak_of(sizes, plan), plan.words, gradients, products, 2 * gradients + products)
 

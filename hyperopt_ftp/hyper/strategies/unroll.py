@@ -63,8 +63,8 @@ class Unroll(Strategy):
             recomputes least within ``memory``. ``None``: ``False`` if all graphs take at most 128 MiB, estimated from
             the first step, and the batches are a list or tuple; else 1.
         offload: keep points on the CPU. ``checkpoint=None`` is then 1. Graphs are not moved.
-        memory: for ``"auto"``: bytes of tensors on the params' devices, above what is held at the start. One extra step
-            measures what a step takes; random numbers are put back. The predicted peak is logged
+        memory: for ``"auto"``: bytes of tensors on the params' devices, above what is held at the start. One or
+            two extra steps measure what a step takes; random numbers are put back. The predicted peak is logged
             (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss, workspace inside kernels,
             and larger later batches.
         compile: compile all steps into one program, and the backward pass into another, by ``torch.compile``. ``True``:
