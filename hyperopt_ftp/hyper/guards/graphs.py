@@ -108,27 +108,6 @@ def refuse_own_backwards(loss: Tensor) -> None:
             )
 
 
-class leaves_made_by_loss(TorchFunctionMode):  # a context manager
-    """Records tensors that the code inside makes require grad, as a gradient penalty does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
-        result = func(*args, **kwargs)
-        if func in _LETS_REQUIRE_GRAD and not before:
-            self.found.append(args[0])
-        elif kwargs.get("requires_grad") and isinstance(result, Tensor):
-            self.found.append(result)
-        return result
-
-
-_LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore
-
-
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager
     """Raise if the code inside uses a tensor of an outer transform.
 
