@@ -479,7 +479,6 @@ TRAINING: list[Row] = [
     (lambda: estimated(strategy=hft.Unroll(truncate=9)), ValueError, "fewer than truncate = 9"),
     (lambda: estimated(strategy=hft.Implicit(batches=9)), ValueError, "fewer than batches = 9"),
     (lambda: estimated(strategy=hft.Unroll(checkpoint="auto", memory=10)), ValueError, "too few"),
-    (lambda: estimated(processes=0), ValueError, "processes"),
     (lambda: estimated(over="rate"), ValueError, "rate"),
 ]  # fmt: skip
 

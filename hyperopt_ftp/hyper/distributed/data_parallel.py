@@ -119,10 +119,6 @@ class DataParallel:
     def __wrapped__(self) -> Callable[..., Tensor]:  # where inspect.signature looks
         return self.loss
 
-    def count(self) -> int:
-        Team(self.group).check()
-        return dist.get_world_size(self.group)
-
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         return self.whole(self._alone, params, batch, *own)
 
