@@ -152,7 +152,7 @@ STRATEGIES = {
     "every second point": hft.Unroll(checkpoint=2, offload=True),
     "tree": hft.Unroll(checkpoint="log"),
     "graphs of gradients": hft.Unroll(checkpoint=False),
-    "within memory": hft.Unroll(checkpoint="auto", memory=80_000),
+    "within memory": hft.Unroll(memory=80_000),
     "truncated": hft.Unroll(truncate=3),
     "forward": hft.Forward(),
     "forward by ones": hft.Forward(chunk=1),
@@ -397,7 +397,7 @@ def memory_of_each_process(folder: Path) -> None:
     """All keep what fits into the least that one of them has."""
     memory = 80_000 if dist.get_rank() == 0 else 10**9
     with counted() as names:
-        found = hypergradient(hft.Unroll(checkpoint="auto", memory=memory), False)
+        found = hypergradient(hft.Unroll(memory=memory), False)
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, names)
     assert all(other == names for other in everywhere)

@@ -34,7 +34,7 @@ STRATEGIES = (
     hft.Unroll(checkpoint="sqrt"),
     hft.Unroll(checkpoint="log"),
     hft.Unroll(checkpoint=1, offload=True),
-    hft.Unroll(checkpoint="auto", memory=2**24),
+    hft.Unroll(memory=2**24),
     hft.Unroll(truncate=2),
     hft.Forward(),
     hft.Forward(chunk=1),
@@ -195,7 +195,7 @@ def _to_a_point(p: Any, x: Any, h: Any) -> Tensor:
 
 
 def sizes(folder: Path) -> None:
-    """Points, and what "auto" counts, are this process's part."""
+    """Points, and what counts for memory=, are this process's part."""
     from hyperopt_ftp.hyper.unrolling.memory import bytes_of
 
     params = {"w": torch.randn(64, 32, dtype=torch.float64)}

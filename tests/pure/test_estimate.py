@@ -71,7 +71,7 @@ BUDGETS = [
 
 @pytest.mark.parametrize(("name", "steps", "changes", "memory", "plan"), BUDGETS)
 def test_what_auto_says_and_logs_happens(name: str, steps: int, changes: Any, memory: int, plan: str, caplog: Any):
-    problem, strategy = NETS[name](steps)._replace(**changes), hft.Unroll(checkpoint="auto", memory=memory)
+    problem, strategy = NETS[name](steps)._replace(**changes), hft.Unroll(memory=memory)
     state = problem.optimizer.init(problem.params)
     said = problem.estimate(strategy, state)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
@@ -188,8 +188,8 @@ UNROLLS = {
     "log": hft.Unroll(checkpoint="log"),
     "offload": hft.Unroll(offload=True),
     "truncated": hft.Unroll(truncate=4, checkpoint=3),
-    "auto": hft.Unroll(checkpoint="auto", memory=2**30),
-    "little": hft.Unroll(checkpoint="auto", memory=90_000),
+    "auto": hft.Unroll(memory=2**30),
+    "little": hft.Unroll(memory=90_000),
 }
 OTHERS = {
     "forward": hft.Forward(),

@@ -468,17 +468,16 @@ TRAINING: list[Row] = [
     (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
     (lambda: hft.Unroll(checkpoint=True), ValueError, "checkpoint must be a number of steps"),
     (lambda: hft.Unroll(checkpoint=False, offload=True), ValueError, "leave offload out"),
-    (lambda: hft.Unroll(checkpoint="auto", memory=1e9), ValueError, "memory must be .*, got"),
-    (lambda: hft.Unroll(checkpoint="auto"), ValueError, "give memory= a number of bytes, as 2"),
-    (lambda: hft.Unroll(memory=2**30), ValueError, "checkpoint is None: give 'auto', or"),
-    (lambda: call(strategy=hft.Unroll(checkpoint="auto", memory=9)), ValueError, "memory=9 bytes are too few: .* need"),
+    (lambda: hft.Unroll(memory=1e9), ValueError, "memory must be .*, got"),
+    (lambda: hft.Unroll(checkpoint=2, memory=2**30), ValueError, "memory=.* decides .* so does checkpoint=2"),
+    (lambda: call(strategy=hft.Unroll(memory=9)), ValueError, "memory=9 bytes are too few: .* need"),
     # Estimates.
     (lambda: estimated(strategy=hft.Unroll(compile=True)), ValueError, "compile=True"),
     (lambda: estimated(strategy=hft.Forward(compile="eager")), ValueError, "compile=True"),
     (lambda: estimated(strategy=Own()), TypeError, "Own: measure a short run"),
     (lambda: estimated(strategy=hft.Unroll(truncate=9)), ValueError, "fewer than truncate = 9"),
     (lambda: estimated(strategy=hft.Implicit(batches=9)), ValueError, "fewer than batches = 9"),
-    (lambda: estimated(strategy=hft.Unroll(checkpoint="auto", memory=10)), ValueError, "too few"),
+    (lambda: estimated(strategy=hft.Unroll(memory=10)), ValueError, "too few"),
     (lambda: estimated(over="rate"), ValueError, "rate"),
 ]  # fmt: skip
 

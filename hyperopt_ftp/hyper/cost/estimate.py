@@ -77,7 +77,7 @@ def estimate(
     Raises:
         TypeError: your own strategy; params that are DTensors; as :func:`hypergradient`.
         ValueError: ``compile=True``, which one uncompiled step cannot predict; too little ``memory`` for
-            ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
+            ``Unroll(memory=)``; as :func:`hypergradient`.
 
     Not included: the outer loss, larger later batches, workspace inside kernels, a state that training makes itself,
     and the time of updates, of ``offload`` and of collectives.

@@ -100,7 +100,7 @@ def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Est
     plan = strategy.planned(count - first)
     if strategy.memory is not None:
         plan = affordable(strategy.memory, sizes)[0]
-    dropped = strategy.checkpoint is None and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
+    dropped = strategy.chooses and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
     if dropped:
         plan = with_graphs(plan.graphs, 0)
     left, probed = count - first, strategy.memory is not None  # a step is made once or twice more, to be measured
