@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ... import tree
 from ...calls import explained
 from ...dtensors import is_dtensor
-from ...types import HParams, Optimizer, StateT, TreeT
-from ..core.inputs import TrainInputs
-from ..core.leaves import combine, detached, detached_leaves, is_float
-from ..core.problem import InnerProblem, without_loss
+from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.leaves import detached_leaves
+from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
-from ..guarded import guarded_problem
-from ..guards.arguments import ConstantBatches, check_batches, check_leaves, with_start, without_start
-from ..guards.verified import Asked, Verified
-from ..hypergradient import check_floats
+from ..guards.arguments import check_batches, check_hparams
+from ..hypergradient import value_and_grad
 from ..strategies.unroll import Unroll
-from ..towers import paths
-from ..train import checked
 from .fake_tensors import FakeParams
-from .predict import Estimate, check_known, predicted
+from .predict import FINDERS, Estimate, check_known
 
 
 @explained("estimate(optimizer, train_loss, params, batches)")
@@ -93,24 +90,38 @@ def estimate(
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     check_known(strategy)
-    batches = check_batches(batches)
-    if isinstance(train_loss, DataParallel):
-        train_loss = train_loss.loss
+    check_optimizer("optimizer", optimizer)
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
-    fake = FakeParams(params)
-    full, _ = checked(optimizer, train_loss, fake.of(params), hparams, strategy)
-    names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
-    if not fake.used:
-        check_leaves(tree.leaves((full, params, state)))
+    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    fake, measuring, batches = FakeParams(params), _Measuring(strategy), check_batches(batches)
     # A sequence of somebody's own is read entry by entry.
     known = fake.of(batches) if isinstance(batches, list) else batches
-    replay = Replay()
-    with fake.mode(), torch.no_grad():
-        given = with_start(fake.of(full), fake.of(params), known)
-        problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
+    given = fake.of((check_hparams(optimizer, hparams), state))
+    with fake.mode(), suppress(_Done):
+        value_and_grad(optimizer, local, lambda p: p, fake.of(params), known, over, *given, measuring)
+    return measuring.found[0]
+
+
+class _Done(Exception):
+    """All is measured."""
+
+
+@dataclass(frozen=True)
+class _Measuring(Strategy):
+    """Predicts what another strategy takes, in place of training."""
+
+    strategy: Strategy
+    found: list[Estimate] = field(default_factory=list)
+
+    @property
+    def twice(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.strategy.twice
+
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
         batch = detached_leaves(inputs.batches[0], problem.batch_needs_grad(0))[1]
+        replay = Replay()
         first = partial(problem.gradient, inputs.params, batch, knobs, graph=True)
         try:
             replay.run(replay.now(), first)  # which raises what training would, before anything is measured
@@ -119,20 +130,10 @@ def estimate(
                 f"train_loss takes a number out of a tensor ({error}), but params without values have none; give "
                 "params that have, or take the number beforehand"
             ) from error
-        return replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
+        self.found.append(
+            replay.run(replay.now(), lambda: FINDERS[type(self.strategy)](self.strategy, problem, inputs))
+        )
+        raise _Done
 
-
-def _begin(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], given: dict[str, Any], names: tuple[str, ...], state: Any
-) -> tuple[InnerProblem, TrainInputs]:
-    tuned = paths.select(given, names)
-    check_floats(tuned)
-    whole = paths.merge(detached(given), combine(tuned, detached_leaves(tuned)[0]))
-    hparams = without_start(whole)
-    with torch.enable_grad():
-        first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
-    batches = whole["batches"] if isinstance(whole["batches"], list) else ConstantBatches(whole["batches"])
-    inputs = TrainInputs(hparams, whole["params"], first, batches)
-    needs_grad = tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs)
-    problem = guarded_problem(optimizer, train_loss, inputs.params, needs_grad, Verified(), Asked())
-    return problem, detached(inputs)
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        raise AssertionError  # training has no end

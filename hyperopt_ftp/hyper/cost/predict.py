@@ -15,7 +15,6 @@ from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, floats, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
-from ..core.second_order import twice_differentiable
 from ..core.strategy import Strategy
 from ..core.vjp import dot
 from ..strategies.fixed_point import at_point
@@ -72,7 +71,7 @@ class Estimate(NamedTuple):
 
 
 def check_known(strategy: Strategy) -> None:
-    if type(strategy) not in _FINDERS:
+    if type(strategy) not in FINDERS:
         raise TypeError(
             "estimate knows what Unroll, Forward, Implicit and ZeroOrder do, got an object of the class "
             f"{type(strategy).__name__}: measure a short run of it"
@@ -82,11 +81,6 @@ def check_known(strategy: Strategy) -> None:
             "compile=True: what a compiled step takes is for the compiler to choose, and a step that is run as it is "
             "written does not tell; estimate the strategy without compile, or measure a short run with it"
         )
-
-
-def predicted(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
-    with twice_differentiable():
-        return _FINDERS[type(strategy)](strategy, problem, inputs)
 
 
 def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
@@ -205,7 +199,7 @@ def _peak_of(inputs: TrainInputs, trial: Callable[[], T]) -> tuple[int, T]:
         return meter.peak(), found
 
 
-_FINDERS: dict[type, Callable[[Any, InnerProblem, TrainInputs], Estimate]] = {
+FINDERS: dict[type, Callable[[Any, InnerProblem, TrainInputs], Estimate]] = {
     Unroll: _unroll,
     Forward: _forward,
     Implicit: _implicit,
