@@ -144,18 +144,16 @@ def bilevel(
     check_floats(tuned)
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
-    own = without_loss(full)
+    zero, inner = torch.zeros((), dtype=torch.int64), detached(optimizer.init(params, without_loss(full)))
+    first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     if state is None:
         constraints.check(tuned)
-        zero = torch.zeros((), dtype=torch.int64)
-        inner = detached(optimizer.init(params, own))
-        state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     else:
-        _check_state(state, optimizer, own, params, tuned, by.init(constraints.free(tuned)))
+        _check_state(state, first)
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
-    return rounds.records(state, train_batches, outer_batches, outer_steps)
+    return rounds.records(state or first, train_batches, outer_batches, outer_steps)
 
 
 @dataclass(frozen=True)
@@ -178,8 +176,6 @@ class _Rounds:
         done = int(state.step)
         train = ResumableLoader("train_batches", train_batches, done * self.inner_steps, state.readers)
         outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
-        for reader in (train, outer):  # both have read again; a generator may be shared
-            reader.catch_up(state.readers)
         for _ in range(done, outer_steps):
             record = self._round(state, [train.next() for _ in range(self.inner_steps)], outer.next())
             state = record.state._replace(readers=train.state() | outer.state())
@@ -262,21 +258,13 @@ def _check_rounds(
         raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")
 
 
-def _check_state(
-    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], params: Params, tuned: dict[str, Any], outer: State
-) -> None:
-    if state.tuned.keys() != tuned.keys():
-        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
-    if _shape_of(state.params) != _shape_of(params):
-        raise ValueError("state.params has not the structure and shapes of params: is it of a run with other ones?")
-    for what, got, like in (
-        ("tuned", state.tuned, tuned),
-        ("inner", state.inner, optimizer.init(state.params, own)),
-    ):
-        if _shape_of(got) != _shape_of(like):
-            raise ValueError(f"state.{what} is not that of this optimizer: does state come from a run of another one?")
-    if _kind_of(state.outer) != _kind_of(outer):
-        raise ValueError("state.outer is not that of this by: does state come from a run with another one?")
+def _check_state(state: BilevelState, first: BilevelState) -> None:
+    """``first``: that of this run, before its first round."""
+    if state.tuned.keys() != first.tuned.keys():
+        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(first.tuned)}")
+    for part, whose in (("params", "params"), ("tuned", "hparams"), ("inner", "optimizer"), ("outer", "by")):
+        if _kind_of(getattr(state, part)) != _kind_of(getattr(first, part)):
+            raise ValueError(f"state.{part} does not fit: does state come from a run with another {whose}?")
 
 
 def _shape_of(values: Any) -> Any:
