@@ -55,28 +55,23 @@ def hypergradient(
 
     Args:
         optimizer, train_loss, params, batches, hparams, state, strategy: as in :func:`train`. ``batches`` needs a
-            length. A value in ``hparams`` may be a tree of 0-d tensors in the structure of the params, one for each
-            parameter.
+            length. A value in ``hparams`` may be a tree of 0-d tensors, one for each parameter.
         outer_loss: ``outer_loss(params) -> scalar``, such as the loss on validation data. If it has a second argument
             without a default, it gets ``hparams["loss"]`` there, and its direct derivative counts (DARTS).
-        over: what to differentiate in: a path, or a tuple of paths. Dots lead into trees (``"betas.0"``, ``"by.lr"``,
+        over: a path, or a tuple of paths, to differentiate in. Dots lead into trees (``"betas.0"``, ``"by.lr"``,
             ``"radius.fc.weight"``, ``"loss.l2"``). ``"params"`` is the starting point (MAML), ``"batches"`` the data
             (distillation), ``"batches.0.x"`` a part of it. ``None``: all hparams.
 
     Returns:
-        ``(value, grads, (params, state))``: the outer loss, its gradients as a dict by the paths in ``over``, and the
-        result of training. Under a ``torch.func`` transform all of it can be differentiated again. Otherwise it carries
-        no graph.
+        ``(value, grads, (params, state))``: the outer loss, its gradients by the paths in ``over``, and where training
+        ended. Without a graph, except under a ``torch.func`` transform, where all can be differentiated again.
 
     Raises:
-        ValueError: a path in ``over`` that does not exist or leads to integers; an outer loss that is not a scalar; as
-            :func:`train`.
-        TypeError: batches without a length, a strategy without ``run`` and ``pullback``; as :func:`train`.
-        RuntimeError, ArithmeticError: as :func:`train` and the strategy.
+        ValueError: a path in ``over`` that does not exist or leads to integers; an outer loss that is not a scalar.
+        TypeError, ValueError, RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter, so its gradient is exactly zero; the outer loss
-            or a gradient is not finite; frozen parameters, as in :func:`train`.
+        UserWarning: a gradient is exactly zero; the outer loss or a gradient is not finite; as :func:`train`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()

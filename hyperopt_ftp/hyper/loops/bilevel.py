@@ -71,8 +71,8 @@ def bilevel(
 ) -> Iterator[Record]:
     """Tune hyperparameters on validation data while training: K inner steps, then one outer step, repeated.
 
-    A round trains for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the end, and
-    moves the hyperparameters with ``by``. The next round continues from the trained params, or restarts (``reset``).
+    A round trains for ``inner_steps``, differentiates the outer loss at the end, and moves the hyperparameters with
+    ``by``. The next round continues from the trained params, or restarts (``reset``).
 
     Args:
         optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
@@ -82,17 +82,17 @@ def bilevel(
             ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
             default, it gets ``hparams["loss"]`` there.
-        params: the starting point. With ``state`` only their structure and shapes are used; if ``over`` names parts of
-            them (``"params.head"``), also the values of the other parts.
-        train_batches, outer_batches: a sequence is repeated, and ``state`` keeps the position. Any other iterable (a
-            loader) is restarted when it ends. A resumed run continues at the same batch if the loader reads in order or
-            shuffles with its own ``torch.Generator``. Any other loader is restarted, with a warning.
+        params: the starting point. With ``state`` only structure and shapes count, and what ``over`` leaves out of it
+            (``over="params.head"``).
+        train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
+            resumed run continues at the same batch; with a loader, if that reads in order or shuffles with its own
+            ``torch.Generator``.
         inner_steps: K.
         outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
         reset: params that each round starts from, with a new optimizer state, or a function from the number of the
-            outer step (from 1) to them. ``None``: continue from the trained params.
+            outer step (from 1) to them.
         not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value in
             this outer step (``by`` sees 0), and is named in ``record.skipped``. If the params or the optimizer's state
             are not finite, the whole round is undone.
@@ -101,11 +101,10 @@ def bilevel(
         A :class:`Record` after each outer step.
 
     Raises:
-        FloatingPointError: a hypergradient or params that are not finite. The error names the hyperparameter and the
-            outer step.
-        ArithmeticError: as :class:`Implicit`.
+        FloatingPointError: a hypergradient or params that are not finite, and where.
         TypeError: an optimizer, strategy or batches of another kind.
-        ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
+        ValueError: no batches; steps below 1; a ``state`` of another run; as :func:`hypergradient`.
+        ArithmeticError: as :class:`Implicit`.
 
     Warns:
         UserWarning: as :func:`hypergradient`; a loader that is restarted on resume.

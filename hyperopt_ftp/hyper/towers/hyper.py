@@ -55,16 +55,15 @@ def hyper(
         over: a path into ``base.hparams``, or a tuple of paths (``"lr"``; ``"by.lr"`` if base is itself tuned). Values
             that ``base.settle`` clips after a step (the radius of ``projected``) are differentiated at the clipped
             value. A row whose norm equals a tuned radius counts as clipped, also for the other tuned hparams.
-        strategy: how the hypergradient is taken: :class:`OneStep` (default), or another strategy that needs gradients
-            only.
+        strategy: how the hypergradient is taken, from gradients only: :class:`OneStep` (default), or your own.
         constrain: by path, how a value stays in its domain. ``"clip"`` (default): ``by`` moves the value, which is then
             clipped. ``"log"``: ``by`` moves the logarithm (learning rates, eps). ``"logit"``: ``by`` moves
             ``log(x / (1 - x))`` (betas, momentum). Values without an entry in ``base.domains`` are not clipped.
 
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
-        values, read by ``init`` only. The current values are in ``state.tuned``. The state holds the base's state
-        twice, and params and gradients once: for AdamW 6 tensors of the size of the params, 4 more than AdamW alone.
+        values, read by ``init`` only; the current ones are in ``state.tuned``. The state holds the base's state twice,
+        and params and gradients once.
 
     Raises:
         ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; at ``init``, a
