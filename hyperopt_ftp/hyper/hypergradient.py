@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import callers_level, explained
+from ..dtensors import whole
 from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
@@ -21,7 +22,7 @@ from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.transforms import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
-from .distributed.dtensors import of_whole, same_everywhere
+from .distributed.dtensors import same_everywhere
 from .guards.arguments import (
     argument_counts,
     check_batches,
@@ -101,9 +102,9 @@ def value_and_grad(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    whole = with_start(full, params, check_batches(batches))
-    names = tuple(full) if over is None else paths.normalise(over, whole)
-    tuned = paths.select(whole, names)
+    everything = with_start(full, params, check_batches(batches))
+    names = tuple(full) if over is None else paths.normalise(over, everything)
+    tuned = paths.select(everything, names)
     check_floats(tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
     check_loss("outer_loss", outer_loss)
@@ -118,14 +119,15 @@ def value_and_grad(
         given = paths.merge(fixed, combine(tuned, leaves))
         own = without_start(given)
         run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
-        with twice_differentiable(), of_whole(run.params, "outer_loss"):
-            value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
+        with twice_differentiable():
+            ends = tree.map_tree(whole, run.params)
+            value = outer_loss(ends, own["loss"]) if sees else outer_loss(ends)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run
 
-    fixed, first = whole, state
+    fixed, first = everything, state
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]
     if not under_transform():  # nothing outside is to grow a graph
-        fixed, first = detached(whole), detached(state)
+        fixed, first = detached(everything), detached(state)
         leaves = detached_leaves(tuned)[0]
     if strategy.needs_values_only:
         value, found, run = _from_values(objective, leaves, strategy, train_loss)

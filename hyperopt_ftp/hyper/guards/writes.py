@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...dtensors import local
+from ...dtensors import is_dtensor, local
 from ..core.transforms import has_saved_tensor_hooks
 from .subjects import Subject, reads_number, writes
 
@@ -49,8 +49,13 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         if func.namespace == "c10d" and not self._collectives:
             raise RuntimeError(
                 f"{self._who.name} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
-                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p)). "
-                "A module of fully_shard calls some for weights of its own: call a plain module by functional_call"
+                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
+            )
+        given = [*_tensors(args), *_tensors(kwargs)]
+        if any(map(is_dtensor, given)) and not self._collectives:
+            raise RuntimeError(
+                f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
+                "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
             )
         for target in _written(func, args, kwargs):
             if storage_of(target) not in self.made:
@@ -62,7 +67,7 @@ class refuse_writes(TorchDispatchMode):  # a context manager
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
             self.made.update(storage_of(x) for x in _tensors(args))
-        for x in (*_tensors(args), *_tensors(kwargs)):
+        for x in given:
             storage = storage_of(x)
             if storage not in self.made and storage not in self._arguments:
                 self.outside.setdefault(storage, x)  # views of it come later, and go
@@ -70,7 +75,7 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         made = [storage_of(x) for x in _tensors(result)]
         if any(x not in self.made for x in made):
             # A view, or an alias, of what was there before is not made here.
-            there = {storage_of(x) for x in (*_tensors(args), *_tensors(kwargs))} - self.made
+            there = {storage_of(x) for x in given} - self.made
             new = {x for x in made if x not in there}
             self.made |= new
             self.bytes += sum(_bytes(x) for x in _tensors(result) if storage_of(x) in new)

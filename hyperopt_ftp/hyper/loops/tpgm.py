@@ -96,13 +96,10 @@ def tpgm(
     held = projected(sgd(lr=0.0), fixed, norm, radius=radii)
     weights = tree.pick(params, fixed)
 
-    def of_whole(p: Params, x: Any) -> Tensor:
-        return still(tree.map_tree(whole, p), x)
-
     def slopes(radii: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         hparams = {**held.hparams, "radius": radii}
         outer = lambda p: outer_loss(tree.put(params, p), batch)  # noqa: E731
-        _, found, (_, after) = value_and_grad(held, of_whole, outer, weights, [None], "radius", hparams)
+        _, found, (_, after) = value_and_grad(held, still, outer, weights, [None], "radius", hparams)
         return found["radius"], after.norms
 
     def keep(radii: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, Tensor]:
