@@ -88,7 +88,7 @@ class GuardedLoss:
             loss = self._value(params, batch, *own)
         refuse_changed(LOSS, versions)
         seen.warned |= bool(calls and calls.warned)
-        return loss, refuse_captured(loss, arguments, calls.leaves if calls else ())
+        return loss, refuse_captured(loss, [*arguments, *calls.leaves] if calls else arguments)
 
     def _looked_at(
         self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], params: Params, batch: Any, *own: Any
@@ -100,7 +100,7 @@ class GuardedLoss:
         calls = watched_calls(LOSS, knobs, arguments if asked.derived else (), watch)
         with watch if asked.derived else nullcontext(), calls:
             loss = self._value(params, batch, *own)
-        graph = refuse_captured(loss, arguments, calls.leaves)
+        graph = refuse_captured(loss, [*arguments, *calls.leaves])
         seen.makes_leaves |= bool(calls.leaves)
         if not asked.derived:
             return loss, graph
