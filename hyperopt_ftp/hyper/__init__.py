@@ -20,7 +20,4 @@ from .strategies.unroll import Unroll as Unroll
 from .strategies.zero_order import ZeroOrder as ZeroOrder
 from .towers.hyper import TunedState as TunedState
 from .towers.hyper import hyper as hyper
-from .towers.one_step import GradientStrategy as GradientStrategy
-from .towers.one_step import OneStep as OneStep
-from .towers.one_step import Previous as Previous
 from .train import train as train

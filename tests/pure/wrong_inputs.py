@@ -214,9 +214,7 @@ OVER: list[Row] = [
     (lambda: tuned(TOWER, "base.lr"), ValueError, "already tunes"),
     (lambda: tuned(hft.partition({"a": TOWER}, "a"), "a.base.lr"), ValueError, r"a.base.lr.*, which base already tu"),
     (lambda: tuned(BY_NAME, "b.lrr"), ValueError, "over names 'b.lrr', but .*; did you mean 'b.lr'"),
-    (lambda: tuned(SGD, "lr", strategy=object()), TypeError, "strategies that need gradients alone"),
-    (lambda: tuned(SGD, "lr", strategy=hft.Unroll()), TypeError, "or needs the loss"),
-    (lambda: tuned(SGD, "lr", strategy=hft.OneStep), TypeError, r"write OneStep\(\)"),
+    (lambda: tuned(SGD, "lr", through=hft.Unroll()), TypeError, "through must be a pure optimizer"),
     # First values that a map cannot take.
     *(
         (act, ValueError, text)
@@ -447,7 +445,6 @@ TRAINING: list[Row] = [
     ),
     (lambda: rounds("batches.1", train_batches=MIXED), ValueError, "'batches.1', but 'batches.1.1' is torch.int64"),
     # Strategies.
-    (lambda: call(strategy=hft.OneStep()), TypeError, "got OneStep .*it runs inside hyper"),
     (lambda: rounds(strategy="forward"), TypeError, r"got str; did you mean 'Forward\(\)'"),
     (lambda: rounds(strategy=hft.Unroll), TypeError, r"got the class Unroll; write Unroll\(\)"),
     (lambda: hft.ZeroOrder(0, 0.1), ValueError, "samples must be a number of samples >= 1, got 0"),

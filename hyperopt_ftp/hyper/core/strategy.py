@@ -75,21 +75,17 @@ class Strategy(ABC):
         raise NotImplementedError
 
 
-def check_object(strategy: Any) -> None:
-    if isinstance(strategy, type):
-        raise TypeError(f"strategy must be an object, got the class {strategy.__name__}; write {strategy.__name__}()")
-
-
 def check_strategy(strategy: Any) -> None:
     if isinstance(strategy, Strategy):
         return
-    check_object(strategy)
-    hint = " (it needs no loss: it runs inside hyper)" if hasattr(strategy, "through") else ""
-    if isinstance(strategy, str):
+    got, hint = type(strategy).__name__, ""
+    if isinstance(strategy, type):
+        got, hint = f"the class {strategy.__name__}", f"; write {strategy.__name__}()"
+    elif isinstance(strategy, str):
         hint = did_you_mean(strategy, ("Unroll()", "Forward()", "Implicit()", "ZeroOrder(8, 1e-3)"))
     raise TypeError(
         "strategy must be a hyperopt_ftp.hyper.Strategy, with the methods run(problem, inputs) and pullback(problem, "
-        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {type(strategy).__name__}{hint}"
+        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {got}{hint}"
     )
 
 
