@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import tree
 from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Params, State
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -28,7 +27,7 @@ from ..core.leaves import (
 from ..core.problem import InnerProblem
 from ..core.strategy import Strategy
 from ..core.transforms import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable, stride_within
+from ..unrolling.budget import Sizes, affordable
 from ..unrolling.checkpoints import Checkpoints
 from ..unrolling.compiled import CompiledSteps, compiled_loop
 from ..unrolling.eager import EagerSteps
@@ -116,11 +115,10 @@ class Unroll(Strategy):
             raise ValueError(f"memory={self.memory} decides what is kept, and so does checkpoint={self.checkpoint!r}")
         if self.checkpoint is False and self.offload:
             raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
-        if self.compile and (self.checkpoint is False or self.checkpoint == "log" or self.offload):
-            what = "offload=True" if self.offload else f"checkpoint={self.checkpoint!r}"
+        if self.compile and (self.checkpoint is False or self.checkpoint == "log" or self.offload or self.memory):
             raise ValueError(
-                f"compile=True keeps points on the device, of every step or of every n-th, and no graphs: leave {what} "
-                "out, give checkpoint a number of steps or 'sqrt', or leave compile out"
+                "compile=True keeps points on the device, of every step or of every n-th, and no graphs: give no more "
+                "than checkpoint=, a number of steps or 'sqrt', or leave compile out"
             )
 
     @property
@@ -135,7 +133,7 @@ class Unroll(Strategy):
             return problem.loop(inputs), inputs
         first = count - self.truncate if self.truncate else 0
         if self.compile:
-            run = CompiledSteps(problem, inputs, self.compile, first, self._compiled_stride(count - first, inputs))
+            run = CompiledSteps(problem, inputs, self.compile, first, self._every(count - first))
             return run.forward(), run
         steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
         points = Checkpoints(inputs, plan.parts, first, self.offload)
@@ -208,14 +206,6 @@ class Unroll(Strategy):
         if not (self.checkpoint or self.offload or self.memory):
             return with_graphs(steps, steps)
         return points_of_every(self._every(steps))
-
-    def _compiled_stride(self, steps: int, inputs: TrainInputs) -> int:
-        if self.memory is None:
-            return self._every(steps)
-        point = sum(
-            x.numel() * x.element_size() for x in tree.leaves((inputs.params, inputs.state)) if isinstance(x, Tensor)
-        )
-        return stride_within(self.memory, steps, point)
 
     def _every(self, steps: int) -> int:
         return max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)

@@ -60,17 +60,3 @@ def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
             "more, or take smaller batches or fewer steps (truncate=)"
         )
     return plan, peak
-
-
-def stride_within(memory: int, steps: int, point: int) -> int:
-    """The n for which a compiled run fits, which keeps every n-th point, and those between for n steps at once."""
-    if steps * point <= memory:
-        return 1
-    n = max(1, math.isqrt(steps))
-    least = (math.ceil(steps / n) + n) * point
-    if least > memory:
-        raise ValueError(
-            f"memory={memory} bytes are too few: with the fewest points kept, {steps} compiled steps need {least} for "
-            "them; give that or more, or take fewer steps (truncate=)"
-        )
-    return n
