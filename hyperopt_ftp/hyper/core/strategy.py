@@ -108,12 +108,11 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
         if given is None:
             leaves += [None] * len(tree.leaves(values))
             continue
-        try:
-            row = tree.aligned(given, values)
-        except ValueError:
+        row = tree.fitted(given, tree.Structure(values))
+        if row is None:
             raise ValueError(
                 f"{name}.pullback must return {part} in the structure of inputs.{part}, or None; got {_kind(given)}"
-            ) from None
+            )
         for value, cotangent in zip(tree.leaves(values), row, strict=True):
             if cotangent is None:
                 continue

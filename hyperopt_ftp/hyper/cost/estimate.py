@@ -97,9 +97,9 @@ def estimate(
     fake, measuring, batches = FakeParams(params), _Measuring(strategy), check_batches(batches)
     # A sequence of somebody's own is read entry by entry.
     known = fake.of(batches) if isinstance(batches, list) else batches
-    given = fake.of((check_hparams(optimizer, hparams), state))
+    full, first = fake.of((check_hparams(optimizer, hparams), state))
     with fake.mode(), suppress(_Done):
-        value_and_grad(optimizer, local, lambda p: p, fake.of(params), known, over, *given, measuring)
+        value_and_grad(optimizer, local, lambda p: p, fake.of(params), known, over, full, first, measuring)
     return measuring.found[0]
 
 

@@ -58,7 +58,7 @@ class Verified:
     outside: list[ref[Tensor]] = field(default_factory=list)
     has_hooks: bool = False
     makes_leaves: bool = False
-    constants: set[float] | None = None
+    constants: set[complex] | None = None
     updates: Counter[str] = field(default_factory=Counter)
     warned: bool = False
     bytes: int = 0

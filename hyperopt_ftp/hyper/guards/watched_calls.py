@@ -38,7 +38,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
     def __init__(
         self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
-        operations: refuse_writes | None = None, constants: set[float] | None = None,
+        operations: refuse_writes | None = None, constants: set[complex] | None = None,
     ) -> None:  # fmt: skip
         """``operations`` knows what the code inside has made; ``constants`` are of an earlier call that has read."""
         super().__init__()
@@ -46,7 +46,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
         self._later = constants is not None
         #: Numbers that the code inside computes with.
-        self.constants: set[float] = set(constants or ())
+        self.constants: set[complex] = set(constants or ())
         #: Whether it has read a number of params.
         self.has_read: bool = self._later
         self.warned: bool = False
@@ -66,11 +66,13 @@ class watched_calls(TorchFunctionMode):  # a context manager
             raise writes(self._who, " (data = ...)", args[0])
         if func in _OF_ITSELF and not self._who.reads_data:
             self.has_read |= self._reads(args[:1])
-        elif self._reads(self._taken(func, args, kwargs)) or self._computes(args, kwargs):
-            self._warn()
-        required_grad = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+        else:
+            taken = self._taken(func, args, kwargs)
+            if (taken and self._reads(taken)) or self._computes(args, kwargs):
+                self._warn()
+        lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
         result = func(*args, **kwargs)
-        if func in _LETS_REQUIRE_GRAD and not required_grad:
+        if lets:
             self.leaves.append(args[0])
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.leaves.append(result)
@@ -83,7 +85,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         if func in _OF_ITSELF or (func == _DATA and self._who.reads_data):
             return args[:1]
         if func not in _OF_VALUES:
-            return [kwargs[name] for name in _NUMBERS if name in kwargs]
+            return [kwargs[name] for name in _NUMBERS if name in kwargs] if kwargs else []
         given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
         if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
             given = [x for x in given if not isinstance(x, Tensor)]
@@ -91,7 +93,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
     def _reads(self, given: Sequence[Any]) -> bool:
         transform, found = under_transform(), False
-        for x in tree.leaves(given) if given else ():
+        for x in tree.leaves(given):
             if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
                 continue
             made_of = set() if transform else {id(y) for y in made_from(x, self._given)}
@@ -105,7 +107,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         """Whether an operation takes a number that may be one that was read."""
         if self._who.reads_data or not (self._operations or self.has_read):
             return False
-        numbers = {x for x in tree.leaves((args, kwargs)) if isinstance(x, (float, complex))}
+        numbers: set[complex] = {x for x in tree.leaves((args, kwargs)) if isinstance(x, (float, complex))}
         new = numbers - self.constants if self._later else numbers
         self.constants |= numbers
         return self.has_read and bool(new)
