@@ -21,7 +21,7 @@ from .graphs import refuse_captured, refuse_once_differentiable, refuse_outer_te
 from .subjects import LOSS, Captured
 from .verified import Asked, Verified
 from .watched_calls import watched_calls
-from .writes import NewHooks, no_new_hooks, refuse_changed, refuse_other_weights, refuse_writes, storage_of, versions_of
+from .writes import left_at_new_hooks, refuse_changed, refuse_other_weights, refuse_writes, storage_of, versions_of
 
 
 class GuardedLoss:
@@ -53,9 +53,9 @@ class GuardedLoss:
             if not asked.derived or (graphs and not asked.compiled):
                 rng = self._replay.now()
                 # What is captured may be a tensor that the loss itself lets require grad: look.
-                with suppress(NewHooks, Captured):
+                with suppress(Captured):
                     loss, graph = self._glanced_at(tensors, arguments, params, batch, *own)
-                    if graph in graphs or not asked.derived:
+                    if loss is not None and (graph in graphs or not asked.derived):
                         return loss
                 for x in floats(batch):
                     if x.requires_grad and not any(x is argument for argument in arguments):
@@ -76,16 +76,22 @@ class GuardedLoss:
 
     def _glanced_at(
         self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], params: Params, batch: Any, *own: Any
-    ) -> tuple[Tensor, int]:
-        """The loss and its graph, with no operation looked at; reads of numbers, and hooks, leave no trace there."""
+    ) -> tuple[Tensor | None, int]:
+        """The loss and its graph, with no operation looked at; reads of numbers, and hooks, leave no trace there.
+
+        ``None`` where it sets hooks that it has not set before.
+        """
         seen, derived = self.verified, self._asked.derived
         knobs = [x for x in floats(own) if x.requires_grad] if derived and own else []
         calls = None
         if knobs or seen.makes_leaves or (seen.constants is not None and not seen.warned):
             calls = watched_calls(LOSS, knobs, arguments if derived else (), constants=seen.constants)
         versions = versions_of((*self._outside.values(), *tensors)) if derived else ()
-        with no_new_hooks() if derived and not seen.has_hooks else nullcontext(), calls or nullcontext():
+        loss = None
+        with left_at_new_hooks() if derived and not seen.has_hooks else nullcontext(), calls or nullcontext():
             loss = self._value(params, batch, *own)
+        if loss is None:
+            return None, 0
         refuse_changed(LOSS, versions)
         seen.warned |= bool(calls and calls.warned)
         return loss, refuse_captured(loss, [*arguments, *calls.leaves] if calls else arguments)
