@@ -92,7 +92,8 @@ def check_strategy(strategy: Any) -> None:
 def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]:
     name = type(strategy).__name__
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
-        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got {_kind(result)}")
+        got = type(result).__name__
+        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got a {got}")
     return result
 
 
@@ -100,7 +101,8 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
     """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
     name = type(strategy).__name__
     if not isinstance(found, TrainInputs):
-        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got {_kind(found)}")
+        got = type(found).__name__
+        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got a {got}")
     leaves: list[Tensor | None] = []
     for part, values, given in zip(TrainInputs._fields, inputs, found, strict=True):
         if part == "batches" and not isinstance(values, (list, tuple)):
@@ -110,13 +112,9 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
             continue
         row = tree.fitted(given, tree.Structure(values))
         if row is None:
-            raise ValueError(
-                f"{name}.pullback must return {part} in the structure of inputs.{part}, or None; got {_kind(given)}"
-            )
+            raise ValueError(f"{name}.pullback must return {part} in the structure of inputs.{part}, or None")
         for value, cotangent in zip(tree.leaves(values), row, strict=True):
-            if cotangent is None:
-                continue
-            if not isinstance(cotangent, Tensor) or cotangent.shape != value.shape:
+            if cotangent is not None and (not isinstance(cotangent, Tensor) or cotangent.shape != value.shape):
                 got = tuple(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
                 raise ValueError(
                     f"{name}.pullback returned {got} for a tensor of {part} with shape {tuple(value.shape)}; a "
@@ -124,9 +122,3 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
                 )
         leaves += row
     return leaves
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a dict with the keys {list(value)[:5]}"
-    return f"a {type(value).__name__}"

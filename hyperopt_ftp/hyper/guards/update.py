@@ -110,11 +110,10 @@ def _check_result(found: Any, params: Params) -> None:
 
 
 def _is_like(new: Any, params: Params) -> bool:
-    try:
-        rows = tree.aligned(new, params)
-    except ValueError:
-        return False
-    return all(isinstance(x, Tensor) and x.shape == p.shape for x, p in zip(rows, tree.leaves(params), strict=True))
+    structure = tree.Structure(params)
+    rows = tree.fitted(new, structure)
+    pairs = zip(rows or (), structure.leaves, strict=False)
+    return rows is not None and all(isinstance(x, Tensor) and x.shape == p.shape for x, p in pairs)
 
 
 def _leaf(x: Any) -> Any:
