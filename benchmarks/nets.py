@@ -30,10 +30,10 @@ class Problem(NamedTuple):
             self.optimizer, self.loss, _outer, self.params, self.batches, self.over, self.hparams, state, strategy
         )
 
-    def estimate(self, strategy: Any, state: Any, processes: int = 1) -> hft.Estimate:
+    def estimate(self, strategy: Any, state: Any) -> hft.Estimate:
         return hft.estimate(
             self.optimizer, self.loss, self.params, self.batches, over=self.over, hparams=self.hparams, state=state,
-            strategy=strategy, processes=processes,
+            strategy=strategy,
         )  # fmt: skip
 
 

@@ -60,17 +60,13 @@ def estimate(layers: int, strategy: Any, over: str) -> hft.Estimate:
     batch = (torch.empty(1, TOKENS + 1, dtype=torch.int64, device="meta"), torch.empty(8, device="meta"))
     opt = hft.adamw()
     hparams = {"loss": {"sources": torch.ones(8)}}
-    return hft.estimate(
-        opt, loss, model(layers), [batch] * STEPS, over=over, hparams=hparams, strategy=strategy, processes=GPUS
-    )
+    return hft.estimate(opt, loss, model(layers), [batch] * STEPS, over=over, hparams=hparams, strategy=strategy)
 
 
 def at_all_layers(strategy: Any, over: str) -> hft.Estimate:
-    """By two and three layers: memory and traffic grow by the same with each."""
+    """By two and three layers: memory grows by the same with each."""
     two, three = (estimate(n, strategy, over) for n in (2, 3))
-    more = LAYERS - 2
-    memory = two.memory + more * (three.memory - two.memory)
-    return two._replace(memory=memory, traffic=two.traffic + more * (three.traffic - two.traffic))
+    return two._replace(memory=two.memory + (LAYERS - 2) * (three.memory - two.memory))
 
 
 CASES = {
@@ -87,13 +83,13 @@ def main() -> None:
     params = tree.leaves(model(LAYERS))
     numbers = sum(x.numel() for x in params)
     print(f"{numbers / 1e9:.2f} billion weights: {2 * numbers / 1e9:.0f} GB, and {8 * numbers / 1e9:.0f} GB of moments")
-    print(f"{'':>18}   memory  of a GPU  sharded  gradients  products   time     sent")
+    print(f"{'':>18}   memory  of a GPU  sharded  gradients  products   time")
     for name, (strategy, over) in CASES.items():
         found = at_all_layers(strategy, over)
         whole = found.memory + 10 * numbers  # the weights and moments that training begins with
         print(
             f"{name:>18} {whole / 1e9:5.0f} GB {whole / GPU:9.1f} {whole / GPUS / GPU:8.1f} {found.gradients:10} "
-            f"{found.products:9} {found.time:6.0f} {found.traffic / 1e9:5.0f} GB"
+            f"{found.products:9} {found.time:6}"
         )
 
 

@@ -18,7 +18,6 @@ from .describe import describe as describe
 from .hyper import Estimate as Estimate
 from .hyper import Forward as Forward
 from .hyper import Implicit as Implicit
-from .hyper import OneStep as OneStep
 from .hyper import Unroll as Unroll
 from .hyper import ZeroOrder as ZeroOrder
 from .hyper import bilevel as bilevel

@@ -62,7 +62,7 @@ PaperOrExact: TypeAlias = Literal["paper", "exact"]  #: of a learned radius or s
 Constraint: TypeAlias = Literal["clip", "log", "logit"]  #: how a tuned hyperparameter stays in its domain
 Solver: TypeAlias = Literal["neumann", "cg", "identity"]  #: of :class:`~hyperopt_ftp.Implicit`
 #: What :class:`~hyperopt_ftp.Unroll` keeps of its steps; ``None``, its default, lets it choose.
-CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", "auto", False]
+CheckpointEvery: TypeAlias = int | Literal["sqrt", "log", False]
 #: How :func:`~hyperopt_ftp.muon` scales its learning rate with the shape of a matrix.
 AdjustLR: TypeAlias = Literal["original", "match_rms_adamw"]
 #: Whether steps are compiled: by inductor, or by another of torch.compile's backends, by name.

@@ -61,8 +61,8 @@ STRATEGIES = {
     "sqrt": hft.Unroll(checkpoint="sqrt"),
     "log": hft.Unroll(checkpoint="log"),
     "offload": hft.Unroll(checkpoint="sqrt", offload=True),
-    "all graphs": hft.Unroll(checkpoint="auto", memory=2**30),
-    "few points": hft.Unroll(checkpoint="auto", memory=1_200_000),
+    "all graphs": hft.Unroll(memory=2**30),
+    "few points": hft.Unroll(memory=1_200_000),
 }
 
 

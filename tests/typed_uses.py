@@ -92,8 +92,8 @@ def choices(params: Params, radius: Tensor) -> None:
     hft.Unroll(checkpoint=4)
     hft.Unroll(checkpoint=False)
     hft.Unroll(checkpoint="log")
-    hft.Unroll(checkpoint="auto", memory=2**30)
-    hft.Unroll(checkpoint="auto", memory="1 GiB")  # pyright: ignore[reportArgumentType]
+    hft.Unroll(memory=2**30)
+    hft.Unroll(memory="1 GiB")  # pyright: ignore[reportArgumentType]
     hft.Unroll(checkpoint="root")  # pyright: ignore[reportArgumentType]
     hft.Implicit(solver="cg")
     hft.Implicit(solver="gmres")  # pyright: ignore[reportArgumentType]

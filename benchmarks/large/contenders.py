@@ -38,7 +38,7 @@ CONTENDERS = {
     "Unroll(1)": Contender(_unroll(checkpoint=1)),
     "Unroll(sqrt)": Contender(_SQRT),
     "Unroll(log)": Contender(_unroll(checkpoint="log")),
-    "Unroll(auto)": Contender(lambda memory: hft.Unroll(checkpoint="auto", memory=memory)),
+    "Unroll(auto)": Contender(lambda memory: hft.Unroll(memory=memory)),
     "Unroll(sqrt, offload)": Contender(_unroll(checkpoint="sqrt", offload=True)),
     "Unroll(sqrt), activations again": Contender(_SQRT, again=True),
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),

@@ -13,7 +13,7 @@ from ..worker import Killed, Worker
 from .contenders import PLAIN
 from .worker import Job
 
-#: What checkpoint="auto" is given, of the plain loop's peak or of the limit: the bar is at a third.
+#: What Unroll(memory=) is given, of the plain loop's peak or of the limit: the bar is at a third.
 SHARE = 0.3
 
 

@@ -32,7 +32,7 @@ class Job(NamedTuple):
     size: int  # examples of a batch
     length: int  # tokens of an example
     limit: int  # bytes
-    memory: int  # bytes that checkpoint="auto" is given
+    memory: int  # bytes that Unroll is given
 
 
 def measured(name: str, job: Job) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def measured(name: str, job: Job) -> dict[str, Any]:
 
 
 def _too_few(error: Exception, job: Job) -> int | None:
-    """The bytes that an error says were too few: the limit, or what "auto" was given."""
+    """The bytes that an error says were too few: the limit, or what Unroll was given."""
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return job.limit
     return job.memory if "bytes are too few" in str(error) else None

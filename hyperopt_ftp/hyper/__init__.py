@@ -4,8 +4,8 @@ from .core.inputs import TrainInputs as TrainInputs
 from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem
 from .core.strategy import Strategy as Strategy
-from .cost.estimate import Estimate as Estimate
 from .cost.estimate import estimate as estimate
+from .cost.predict import Estimate as Estimate
 from .distributed.data_parallel import data_parallel as data_parallel
 from .hypergradient import hypergradient as hypergradient
 from .loops.bilevel import BilevelState as BilevelState
@@ -20,7 +20,4 @@ from .strategies.unroll import Unroll as Unroll
 from .strategies.zero_order import ZeroOrder as ZeroOrder
 from .towers.hyper import TunedState as TunedState
 from .towers.hyper import hyper as hyper
-from .towers.one_step import GradientStrategy as GradientStrategy
-from .towers.one_step import OneStep as OneStep
-from .towers.one_step import Previous as Previous
 from .train import train as train

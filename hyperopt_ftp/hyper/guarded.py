@@ -15,7 +15,7 @@ from ..types import Optimizer, Params
 from .core.inputs import TrainInputs
 from .core.problem import InnerProblem
 from .distributed.data_parallel import DataParallel, agreed
-from .distributed.dtensors import of_whole_ones, on_shards
+from .distributed.dtensors import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
 from .guards.verified import Asked, Verified
@@ -31,11 +31,13 @@ def guarded_problem(
 ) -> InnerProblem:
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     update, local = optimizer.update, train_loss if processes is None else processes.loss
-    if any(map(is_dtensor, tree.leaves(params))):
-        update, local = on_shards(update), of_whole_ones(local) if processes is None else local
+    sharded = any(map(is_dtensor, tree.leaves(params)))
+    update = on_shards(update) if sharded else update
 
     def whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return loss if processes is None else partial(processes.whole, loss)
+        if processes is not None:
+            return partial(processes.whole, loss)
+        return of_whole(loss) if sharded else loss
 
     loss = GuardedLoss(local, verified, asked)
     bare = InnerProblem(update, whole(local), needs_grad, partial(agreed, train_loss), made=lambda: verified.bytes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import callers_level, explained
+from ..dtensors import whole
 from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
@@ -21,7 +22,7 @@ from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.transforms import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
-from .distributed.dtensors import of_whole, same_everywhere
+from .distributed.dtensors import same_everywhere
 from .guards.arguments import (
     argument_counts,
     check_batches,
@@ -55,28 +56,23 @@ def hypergradient(
 
     Args:
         optimizer, train_loss, params, batches, hparams, state, strategy: as in :func:`train`. ``batches`` needs a
-            length. A value in ``hparams`` may be a tree of 0-d tensors in the structure of the params, one for each
-            parameter.
+            length. A value in ``hparams`` may be a tree of 0-d tensors, one for each parameter.
         outer_loss: ``outer_loss(params) -> scalar``, such as the loss on validation data. If it has a second argument
             without a default, it gets ``hparams["loss"]`` there, and its direct derivative counts (DARTS).
-        over: what to differentiate in: a path, or a tuple of paths. Dots lead into trees (``"betas.0"``, ``"by.lr"``,
+        over: a path, or a tuple of paths, to differentiate in. Dots lead into trees (``"betas.0"``, ``"by.lr"``,
             ``"radius.fc.weight"``, ``"loss.l2"``). ``"params"`` is the starting point (MAML), ``"batches"`` the data
             (distillation), ``"batches.0.x"`` a part of it. ``None``: all hparams.
 
     Returns:
-        ``(value, grads, (params, state))``: the outer loss, its gradients as a dict by the paths in ``over``, and the
-        result of training. Under a ``torch.func`` transform all of it can be differentiated again. Otherwise it carries
-        no graph.
+        ``(value, grads, (params, state))``: the outer loss, its gradients by the paths in ``over``, and where training
+        ended. Without a graph, except under a ``torch.func`` transform, where all can be differentiated again.
 
     Raises:
-        ValueError: a path in ``over`` that does not exist or leads to integers; an outer loss that is not a scalar; as
-            :func:`train`.
-        TypeError: batches without a length, a strategy without ``run`` and ``pullback``; as :func:`train`.
-        RuntimeError, ArithmeticError: as :func:`train` and the strategy.
+        ValueError: a path in ``over`` that does not exist or leads to integers; an outer loss that is not a scalar.
+        TypeError, ValueError, RuntimeError, ArithmeticError: as :func:`train` and the strategy.
 
     Warns:
-        UserWarning: the outer loss does not depend on a hyperparameter, so its gradient is exactly zero; the outer loss
-            or a gradient is not finite; frozen parameters, as in :func:`train`.
+        UserWarning: a gradient is exactly zero; the outer loss or a gradient is not finite; as :func:`train`.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p["w"] - x) ** 2).sum()
@@ -106,9 +102,9 @@ def value_and_grad(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    whole = with_start(full, params, check_batches(batches))
-    names = tuple(full) if over is None else paths.normalise(over, whole)
-    tuned = paths.select(whole, names)
+    everything = with_start(full, params, check_batches(batches))
+    names = tuple(full) if over is None else paths.normalise(over, everything)
+    tuned = paths.select(everything, names)
     check_floats(tuned)
     _check_shards(tuned, params, train_loss, outer_loss, strategy)
     check_loss("outer_loss", outer_loss)
@@ -123,14 +119,15 @@ def value_and_grad(
         given = paths.merge(fixed, combine(tuned, leaves))
         own = without_start(given)
         run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
-        with twice_differentiable(), of_whole(run.params, "outer_loss"):
-            value = outer_loss(run.params, own["loss"]) if sees else outer_loss(run.params)
+        with twice_differentiable():
+            ends = tree.map_tree(whole, run.params)
+            value = outer_loss(ends, own["loss"]) if sees else outer_loss(ends)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run
 
-    fixed, first = whole, state
+    fixed, first = everything, state
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]
     if not under_transform():  # nothing outside is to grow a graph
-        fixed, first = detached(whole), detached(state)
+        fixed, first = detached(everything), detached(state)
         leaves = detached_leaves(tuned)[0]
     if strategy.needs_values_only:
         value, found, run = _from_values(objective, leaves, strategy, train_loss)

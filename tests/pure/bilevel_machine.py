@@ -46,7 +46,7 @@ STRATEGIES: dict[str, Callable[[int], Any]] = {
     "sqrt": lambda steps: hft.Unroll(checkpoint="sqrt", offload=True),
     "log": lambda steps: hft.Unroll(checkpoint="log"),
     "graphs": lambda steps: hft.Unroll(checkpoint=False),
-    "memory": lambda steps: hft.Unroll(checkpoint="auto", memory=2**24),
+    "memory": lambda steps: hft.Unroll(memory=2**24),
     "last": lambda steps: hft.Unroll(truncate=steps),
     "forward": lambda steps: hft.Forward(),
     "by one": lambda steps: hft.Forward(chunk=1),

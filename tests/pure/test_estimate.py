@@ -1,4 +1,4 @@
-"""What estimate says is what happens: bytes of the allocator, gradients and products counted, collectives by hand."""
+"""What estimate says is what happens: bytes of the allocator, gradients and products counted."""
 
 from __future__ import annotations
 
@@ -65,16 +65,13 @@ BUDGETS = [
     ("transformer", 12, {}, 8_500_000, "n = "),
     ("weighted", 12, {"over": tuple(f"batches.{i}.0" for i in range(12))}, 1_400_000, "n = "),
     ("mlp", 8, TUNED, 1_660_000, "n = "),
-    pytest.param(
-        "mlp", 8, TUNED, 2**40, "all graphs",
-        marks=pytest.mark.xfail(reason="predicts 15.2 % too much since kept steps are one graph", strict=False),
-    ),
+    ("mlp", 8, TUNED, 2**40, "all graphs"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "steps", "changes", "memory", "plan"), BUDGETS)
 def test_what_auto_says_and_logs_happens(name: str, steps: int, changes: Any, memory: int, plan: str, caplog: Any):
-    problem, strategy = NETS[name](steps)._replace(**changes), hft.Unroll(checkpoint="auto", memory=memory)
+    problem, strategy = NETS[name](steps)._replace(**changes), hft.Unroll(memory=memory)
     state = problem.optimizer.init(problem.params)
     said = problem.estimate(strategy, state)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
@@ -132,7 +129,7 @@ def test_within_fake_tensors_of_ones_own():
         found = NETS["transformer"](5).estimate(hft.Unroll(checkpoint=1), None)
     real = NETS["transformer"](5).estimate(hft.Unroll(checkpoint=1), None)
     assert found.memory == pytest.approx(real.memory, rel=0.03)
-    assert (found.gradients, found.products, found.time) == (10, 4, 18.0)
+    assert (found.gradients, found.products, found.time) == (10, 4, 18)
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
@@ -146,7 +143,7 @@ class Counts:
     """A quadratic loss that counts backward passes to its arguments: a gradient is the first one after a call."""
 
     def __init__(self) -> None:
-        self.gradients = self.products = self.passes = self.slopes = 0
+        self.gradients = self.products = 0
         self.called, self.rows = False, 1
 
     def pull_rows(self, *args: Any) -> Any:
@@ -164,14 +161,12 @@ class Counts:
     def went_back(self) -> None:
         if self.called:
             self.gradients, self.called = self.gradients + 1, False
-        elif torch.is_grad_enabled():  # a second gradient with a graph
-            self.slopes += 1
-        else:
-            self.products, self.passes = self.products + self.rows, self.passes + 1
+        elif not torch.is_grad_enabled():  # no second gradient with a graph
+            self.products += self.rows
 
 
 class _Tap(torch.autograd.Function):
-    """In one piece, as data-parallel processes sum up a gradient."""
+    """In one piece, so that its backward pass counts once."""
 
     @staticmethod
     def forward(ctx: Any, counts: Counts, *xs: Tensor) -> tuple[Tensor, ...]:
@@ -193,8 +188,8 @@ UNROLLS = {
     "log": hft.Unroll(checkpoint="log"),
     "offload": hft.Unroll(offload=True),
     "truncated": hft.Unroll(truncate=4, checkpoint=3),
-    "auto": hft.Unroll(checkpoint="auto", memory=2**30),
-    "little": hft.Unroll(checkpoint="auto", memory=90_000),
+    "auto": hft.Unroll(memory=2**30),
+    "little": hft.Unroll(memory=90_000),
 }
 OTHERS = {
     "forward": hft.Forward(),
@@ -210,7 +205,7 @@ def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer) -> tuple[C
     params = {"w": torch.tensor([0.3, 0.1, 0.2], dtype=F64), "b": torch.ones(2, dtype=F64)}
     batches = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
     hparams = {**opt.hparams, "loss": torch.tensor(0.1, dtype=F64)} if "loss" in over else dict(opt.hparams)
-    found = hft.estimate(opt, Counts(), params, batches, over=over, hparams=hparams, strategy=strategy, processes=2)
+    found = hft.estimate(opt, Counts(), params, batches, over=over, hparams=hparams, strategy=strategy)
     counts = Counts()
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # nothing has converged
@@ -226,8 +221,11 @@ def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer) -> tuple[C
 @pytest.mark.parametrize("strategy", [*UNROLLS.values(), *OTHERS.values()], ids=[*UNROLLS, *OTHERS])
 def test_gradients_and_products_are_those_that_are_evaluated(strategy: Any, over: Any):
     counts, found = counted(strategy, over, 11, hft.sgd(lr=0.05, momentum=0.5))
-    assert (found.gradients, found.products) == (counts.gradients, counts.products)
-    assert found.collectives == 2 * counts.gradients + counts.passes + counts.slopes
+    assert found.gradients == counts.gradients
+    if isinstance(strategy, hft.Forward):  # a tangent of one batch begins with that batch
+        assert counts.products <= found.products <= counts.products * 11 / 8
+    else:
+        assert found.products == counts.products
 
 
 def test_graphs_that_are_too_large_are_made_again(monkeypatch: pytest.MonkeyPatch):
@@ -247,48 +245,12 @@ def test_trainings_of_samples(antithetic: bool):
         return (p - x).square().sum()
 
     data, strategy = [torch.ones(3, dtype=F64)] * 5, hft.ZeroOrder(4, 1e-3, antithetic)
-    found = hft.estimate(hft.sgd(), loss, 0 * data[0], data, over="lr", strategy=strategy, processes=2)
+    found = hft.estimate(hft.sgd(), loss, 0 * data[0], data, over="lr", strategy=strategy)
     calls.clear()
     hft.hypergradient(hft.sgd(), loss, torch.sum, 0 * data[0], data, "lr", strategy=strategy)
     points = 8 if antithetic else 5
     assert len(calls) == 10  # those of the samples together
     assert found[1:3] == (5 * (1 + points), 0)
-    assert found.collectives == 2 * len(calls)
-
-
-# -- traffic ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("strategy", "collectives"),
-    [
-        (hft.Unroll(checkpoint=False), 5 * 2 + 5),
-        (hft.Unroll(checkpoint=1), 10 * 2 + 5),
-        (hft.Forward(), 5 * 2 + 5 + 5),
-        (hft.Forward(chunk=1), 4 * 5 * 2 + (4 + 5 + 5) + 3 * 5),
-        (hft.Implicit(iterations=7), 5 * 2 + 2 * 2 + 9),
-    ],
-    ids=["all graphs", "every point", "forward", "chunks", "implicit"],
-)
-def test_collectives_of_five_steps(strategy: Any, collectives: int):
-    def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
-        return (p - x).square().sum() + (h * p.square()).sum()
-
-    x, opt = torch.ones(2), hft.sgd()
-    hparams = {**opt.hparams, "loss": torch.ones(2)}
-    alone, found = (
-        hft.estimate(opt, loss, 0 * x, [x] * 5, over=("lr", "loss"), hparams=hparams, strategy=strategy, processes=n)
-        for n in (1, 4)
-    )
-    assert (alone.collectives, alone.traffic) == (0, 0)
-    assert found.collectives == collectives
-    # Of four processes each sends a vector of 16 bytes one and a half times, and a value three times 32 bytes.
-    assert found.traffic == 24 * (found.gradients + found.products + _slopes(strategy)) + 96 * found.gradients
-
-
-def _slopes(strategy: Any) -> int:
-    """Gradients in the loss's hparams: one for each step with tangents, and each of three chunks."""
-    return 0 if not isinstance(strategy, hft.Forward) else 15 if strategy.chunk else 5
 
 
 # -- and beside -------------------------------------------------------------------------------------------------------

@@ -135,8 +135,8 @@ def test_digrap_is_hyper_of_directed(seed: int, lr: float, omega_lr: float, grad
     zero = {name: torch.tensor(0.0, dtype=torch.float64) for name in anchor}
     base = hft.sgd(lr=lr, momentum=0.9 if momentum else 0.0)
     held = hft.directed(base, anchor, omega=zero)
-    strategy = hft.OneStep(through=sgd_like(base, anchor) if gradient == "paper" else None)
-    tuned = hft.hyper(held, by=hft.adam(lr=omega_lr, eps=1e-16), over="omega", strategy=strategy)
+    through = sgd_like(base, anchor) if gradient == "paper" else None
+    tuned = hft.hyper(held, by=hft.adam(lr=omega_lr, eps=1e-16), over="omega", through=through)
     closed = hft.digrap(base, anchor, omega_lr=omega_lr, gradient=gradient)
     for (w, state), (expected, by_hyper) in zip(run(closed, first, grads), run(tuned, first, grads), strict=True):
         assert largest_difference(w, expected) <= 1e-9

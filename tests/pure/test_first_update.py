@@ -74,6 +74,11 @@ def writes_gradient(g, s, p, h):
     return p - h["lr"] * g.clamp_(-1, 1), s
 
 
+def writes_through_numpy(g, s, p, h):
+    s["m"].detach().numpy()[...] = 1.0
+    return p - h["lr"] * (g + s["m"]), s
+
+
 def writes_params(g, s, p, h):
     return p.sub_(h["lr"] * g), s
 
@@ -101,7 +106,7 @@ def test_the_number_of_an_hparam_is_refused(update, strategy):
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "ZeroOrder"])
-@pytest.mark.parametrize("update", [writes_state, writes_gradient, writes_params, sets_data])
+@pytest.mark.parametrize("update", [writes_state, writes_gradient, writes_params, writes_through_numpy, sets_data])
 def test_writing_in_place_is_refused(update, strategy):
     how = STRATEGIES.get(strategy, hft.ZeroOrder(sigma=0.1, samples=2))
     lr = torch.tensor(0.1, dtype=F64, requires_grad=True)

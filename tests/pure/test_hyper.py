@@ -1,4 +1,4 @@
-"""hyper and OneStep: the theorem of the library, and the limits of a tuned optimizer."""
+"""hyper: the theorem of the library, and the limits of a tuned optimizer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ftp_is_hyper_of_projected(seed, shapes, base, gradient, kappa, norm, of
     bounded = hft.projected(BASES[base](), w0, norm)
     through = None if gradient == "exact" else hft.projected(BASES[base](), w0, norm, bounded=False)
     radius_rule = hft.damped(hft.adam(lr=0.02), kappa)
-    nested = hft.hyper(bounded, by=radius_rule, over="radius", strategy=hft.OneStep(through=through))
+    nested = hft.hyper(bounded, by=radius_rule, over="radius", through=through)
     closed = hft.ftp(BASES[base](), w0, norm, kappa=kappa, radius_lr=0.02, gradient=gradient)
 
     p, q = params, params

@@ -172,16 +172,53 @@ def test_what_is_constant_or_a_tensor_is_left_alone(take):
         assert grads[name].item() == pytest.approx(want, rel=1e-6, abs=1e-12)
 
 
-def logging(params, x):
-    value = sum((v - x.mean()).square().sum() for v in params.values())
+def value_of(params, x):
+    return sum((v - x.mean()).square().sum() for v in params.values())
+
+
+LOG: list[float] = []
+
+
+def log_at_the_end(params, x):
+    value = 0.5 * value_of(params, x)
+    LOG.append(value.item())
+    return value
+
+
+def log_on_the_way(params, x):
+    value = 0.5 * value_of(params, x)
+    LOG.append(value.item())
+    other = params["w"].square().sum()
+    LOG.append(float(other))
+    return value + other
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once in a process
+@pytest.mark.parametrize("logged", [log_at_the_end, log_on_the_way])
+@every_exact
+def test_a_log_is_left_alone(strategy, logged):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*makes a number.*")
+        slope(logged, strategy)
+    assert LOG
+
+
+def used_at_once(params, x):
+    value = value_of(params, x)
     return value * (1 + 0 * value.item())
 
 
-@every_exact
-def test_a_number_made_of_params_warns_once(strategy):
-    """It may be a log, or lose a derivative."""
+def used_in_the_next_step(params, x):
+    value = value_of(params, x) / (1 + LOG[-1])
+    LOG.append(value.item())
+    return value
+
+
+@pytest.mark.parametrize("uses", [used_at_once, used_in_the_next_step])
+def test_a_number_of_params_that_is_used_warns_once(uses):
+    LOG[:] = [0.0]
     with pytest.warns(UserWarning, match=r"makes a number .* take x\.detach\(\)\.item\(\)") as caught:
-        slope(logging, strategy)
+        slope(uses, hft.Unroll())
     assert len(caught) == 1
     assert caught[0].filename == __file__
 

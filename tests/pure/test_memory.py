@@ -120,8 +120,8 @@ def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[in
         assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
 
 
-AUTO = hft.Unroll(checkpoint="auto", memory=2**30)
-TIGHT = hft.Unroll(checkpoint="auto", memory=110_000)  # of which random states take most: a few points
+AUTO = hft.Unroll(memory=2**30)
+TIGHT = hft.Unroll(memory=110_000)  # of which random states take most: a few points
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_memory_has_no_effect_under_a_transform():
         return hft.train(SGD, Counted(0), torch.zeros(3, dtype=F64), data, hparams=hparams, strategy=strategy).params[0]
 
     lr = torch.tensor(0.05, dtype=F64)
-    little = hft.Unroll(checkpoint="auto", memory=1)
+    little = hft.Unroll(memory=1)
     assert_equal(torch.func.grad(value)(lr, little), torch.func.grad(value)(lr, PLAIN))
 
 
@@ -255,7 +255,7 @@ def test_as_much_memory_as_the_error_says_is_enough():
     problem = NETS["mlp"](20)
 
     def run(memory: int) -> None:
-        problem.hypergradient(hft.Unroll(checkpoint="auto", memory=memory), None)
+        problem.hypergradient(hft.Unroll(memory=memory), None)
 
     with pytest.raises(ValueError, match="memory=1000 bytes are too few") as caught:
         run(1000)

@@ -28,7 +28,7 @@ UNROLLED = {
     "every second": hft.Unroll(checkpoint=2),
     "graphs": hft.Unroll(checkpoint=False),
     "tree": hft.Unroll(checkpoint="log"),
-    "within memory": hft.Unroll(checkpoint="auto", memory=2**30),
+    "within memory": hft.Unroll(memory=2**30),
 }
 STRATEGIES = UNROLLED | {
     "forward": hft.Forward(),

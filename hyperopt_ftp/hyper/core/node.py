@@ -189,9 +189,9 @@ def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
     for node in nodes_below(*(x.grad_fn for x in outputs)):
         if type(node).__name__ in ("_ToTorchTensorBackward", "_FromTorchTensorBackward"):
             raise RuntimeError(
-                "a derivative of the derivative was asked for (create_graph=True), and train_loss makes plain tensors "
-                "of DTensors, or the other way, by full_tensor, to_local or from_local, which torch does not "
-                "differentiate as often; use hft.data_parallel(loss) in their place"
+                "a derivative of the derivative was asked for (create_graph=True), and train_loss, or the optimizer, "
+                "makes plain tensors of DTensors, or the other way, by full_tensor, to_local or from_local, which "
+                "torch does not differentiate as often"
             )
 
 

@@ -75,28 +75,25 @@ class Strategy(ABC):
         raise NotImplementedError
 
 
-def check_object(strategy: Any) -> None:
-    if isinstance(strategy, type):
-        raise TypeError(f"strategy must be an object, got the class {strategy.__name__}; write {strategy.__name__}()")
-
-
 def check_strategy(strategy: Any) -> None:
     if isinstance(strategy, Strategy):
         return
-    check_object(strategy)
-    hint = " (it needs no loss: it runs inside hyper)" if hasattr(strategy, "through") else ""
-    if isinstance(strategy, str):
+    got, hint = type(strategy).__name__, ""
+    if isinstance(strategy, type):
+        got, hint = f"the class {strategy.__name__}", f"; write {strategy.__name__}()"
+    elif isinstance(strategy, str):
         hint = did_you_mean(strategy, ("Unroll()", "Forward()", "Implicit()", "ZeroOrder(8, 1e-3)"))
     raise TypeError(
         "strategy must be a hyperopt_ftp.hyper.Strategy, with the methods run(problem, inputs) and pullback(problem, "
-        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {type(strategy).__name__}{hint}"
+        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {got}{hint}"
     )
 
 
 def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]:
     name = type(strategy).__name__
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
-        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got {_kind(result)}")
+        got = type(result).__name__
+        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got a {got}")
     return result
 
 
@@ -104,7 +101,8 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
     """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
     name = type(strategy).__name__
     if not isinstance(found, TrainInputs):
-        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got {_kind(found)}")
+        got = type(found).__name__
+        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got a {got}")
     leaves: list[Tensor | None] = []
     for part, values, given in zip(TrainInputs._fields, inputs, found, strict=True):
         if part == "batches" and not isinstance(values, (list, tuple)):
@@ -112,16 +110,11 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
         if given is None:
             leaves += [None] * len(tree.leaves(values))
             continue
-        try:
-            row = tree.aligned(given, values)
-        except ValueError:
-            raise ValueError(
-                f"{name}.pullback must return {part} in the structure of inputs.{part}, or None; got {_kind(given)}"
-            ) from None
+        row = tree.fitted(given, tree.Structure(values))
+        if row is None:
+            raise ValueError(f"{name}.pullback must return {part} in the structure of inputs.{part}, or None")
         for value, cotangent in zip(tree.leaves(values), row, strict=True):
-            if cotangent is None:
-                continue
-            if not isinstance(cotangent, Tensor) or cotangent.shape != value.shape:
+            if cotangent is not None and (not isinstance(cotangent, Tensor) or cotangent.shape != value.shape):
                 got = tuple(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
                 raise ValueError(
                     f"{name}.pullback returned {got} for a tensor of {part} with shape {tuple(value.shape)}; a "
@@ -129,9 +122,3 @@ def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> lis
                 )
         leaves += row
     return leaves
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a dict with the keys {list(value)[:5]}"
-    return f"a {type(value).__name__}"

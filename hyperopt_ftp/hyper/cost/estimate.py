@@ -1,70 +1,31 @@
-"""What a hypergradient will take of memory, time and traffic, before it is computed."""
+"""What a hypergradient will take of memory and time, before it is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ... import tree
-from ...calls import check_count, explained
+from ...calls import explained
 from ...dtensors import is_dtensor
-from ...types import HParams, Optimizer, StateT, TreeT
-from ..core.inputs import TrainInputs
-from ..core.leaves import combine, detached, detached_leaves, floats, is_float
-from ..core.problem import InnerProblem, without_loss
+from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
+from ..core.inputs import TrainInputs, TrainOutputs
+from ..core.leaves import detached_leaves
+from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.strategy import Strategy, check_strategy
 from ..distributed.data_parallel import DataParallel
-from ..guarded import guarded_problem
-from ..guards.arguments import ConstantBatches, check_batches, check_leaves, with_start, without_start
-from ..guards.verified import Asked, Verified
-from ..hypergradient import check_floats
+from ..guards.arguments import check_batches, check_hparams
+from ..hypergradient import value_and_grad
 from ..strategies.unroll import Unroll
-from ..towers import paths
-from ..train import checked
 from .fake_tensors import FakeParams
-from .predict import check_known, predicted
-
-#: Gradients that a Hessian-vector product takes: of a product of matrices, a gradient has the product and two more;
-#: going back through these has two for each of the two, and the two again.
-PRODUCT = 2.0
-#: Bytes that each process gives to the others for the value of a loss.
-VALUE = 32
-
-
-class Estimate(NamedTuple):
-    """What a hypergradient will take, without the outer loss: the result of :func:`estimate`.
-
-    Attributes:
-        memory: peak bytes of tensors on the device of the params, above what is held when training begins.
-        gradients: number of gradients of the training loss (a forward and a backward pass each), recomputed steps
-            included.
-        products: number of products with its second derivatives (a backward pass through a gradient each).
-        time: of gradients and products, in units of one gradient. A product counts as two.
-        collectives: number of collectives among data-parallel processes; 0 for one process.
-        traffic: bytes that each process sends.
-        plan: what is stored, in words.
-
-    >>> import torch, hyperopt_ftp as hft
-    >>> def loss(p, x): return ((p - x) ** 2).sum()
-    >>> data = [torch.empty(1000, device="meta")] * 9
-    >>> found = hft.estimate(hft.sgd(), loss, data[0], data, over="lr", strategy=hft.Unroll(checkpoint=3))
-    >>> found.gradients, found.products, found.time, found.plan
-    (22, 8, 38.0, 'the points of every n-th step, n = 3')
-    """
-
-    memory: int
-    gradients: int
-    products: int
-    time: float
-    collectives: int
-    traffic: int
-    plan: str
+from .predict import FINDERS, Estimate, check_known
 
 
 @explained("estimate(optimizer, train_loss, params, batches)")
@@ -78,12 +39,11 @@ def estimate(
     hparams: HParams | None = None,
     state: StateT | None = None,
     strategy: Strategy | None = None,
-    processes: int | None = None,
 ) -> Estimate:
-    """Predict the memory, time and traffic of :func:`hypergradient`, from a few of its steps.
+    """Predict the memory and time of :func:`hypergradient`, from a few of its steps.
 
-    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of one gradient, N numbers in ``over``, of
-    which T = min(N, chunk) have tangents at once, and n = ``processes``::
+    With K = ``len(batches)``, P bytes of params, S of state, G of the graph of one gradient, and N numbers in ``over``,
+    of which T = min(N, chunk) have tangents at once::
 
         strategy                   gradients          products        memory, about
         Unroll(checkpoint=False)   K                  K               (K - 1) (P + S) + K G
@@ -93,11 +53,9 @@ def estimate(
         Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
-    The table shows the leading terms. The result itself is counted and measured: one step is run (at most three for
-    ``Forward``, ``Implicit`` and ``ZeroOrder``), and the bytes of its tensors are counted. The random state does not
-    change. ``Unroll()`` is the first row if all graphs are small, else the second. With n > 1, each gradient, each
-    product and each gradient in the loss's hparams is an all-reduce, of which a process sends
-    ``2 (n - 1) / n (P + P_loss)`` bytes. Each value of the loss is an all-gather of 32 bytes.
+    The table shows the leading terms. The result itself is counted and measured: at most three steps are run, and the
+    bytes of their tensors are counted. The random state does not change. ``Unroll()`` is the first row if all graphs
+    are small, else the second.
 
     **Models too large for this machine.** Put the params on the meta device, or use fake tensors
     (``torch._subclasses.FakeTensorMode``). Then nothing is computed. The params' device counts as an accelerator, so
@@ -109,55 +67,61 @@ def estimate(
             not call.
         strategy: :class:`Unroll` (default) with any option but ``compile``, :class:`Forward`, :class:`Implicit` (all
             iterations are counted) or :class:`ZeroOrder`.
-        processes: number of data-parallel processes. ``None``: the size of the group of a loss by
-            :func:`data_parallel`, else 1.
 
     Returns:
         An :class:`Estimate`.
 
     Raises:
         TypeError: your own strategy; params that are DTensors; as :func:`hypergradient`.
-        ValueError: ``compile=True``, which one uncompiled step cannot predict; ``processes`` below 1; too little
-            ``memory`` for ``Unroll(checkpoint="auto")``; as :func:`hypergradient`.
+        ValueError: ``compile=True``, which one uncompiled step cannot predict; too little ``memory`` for
+            ``Unroll(memory=)``; as :func:`hypergradient`.
 
     Not included: the outer loss, larger later batches, workspace inside kernels, a state that training makes itself,
-    the time of updates and of ``offload``, and the speed of the interconnect.
+    and the time of updates, of ``offload`` and of collectives.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return (torch.tanh(x @ p["a"]) @ p["b"]).square().mean()
     >>> params = {"a": torch.empty(4096, 16384, device="meta"), "b": torch.empty(16384, 1, device="meta")}
     >>> batches = [torch.empty(64, 4096, device="meta")] * 100
-    >>> found = hft.estimate(
-    ...     hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"), processes=8
-    ... )
+    >>> found = hft.estimate(hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"))
     >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
     '18.1 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
-    >>> found.collectives, found.traffic // 10**9       # all-reduces of 268 MB
-    (661, 178)
     """
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
     check_known(strategy)
-    check_count("processes", processes, "processes", none=True)
-    batches = check_batches(batches)
-    if isinstance(train_loss, DataParallel):
-        processes = train_loss.count() if processes is None else processes
-        train_loss = train_loss.loss
+    check_optimizer("optimizer", optimizer)
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
-    fake = FakeParams(params)
-    full, _ = checked(optimizer, train_loss, fake.of(params), hparams, strategy)
-    names = tuple(full) if over is None else paths.normalise(over, with_start(full, params, batches))
-    if not fake.used:
-        check_leaves(tree.leaves((full, params, state)))
+    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
+    fake, measuring, batches = FakeParams(params), _Measuring(strategy), check_batches(batches)
     # A sequence of somebody's own is read entry by entry.
     known = fake.of(batches) if isinstance(batches, list) else batches
-    replay = Replay()
-    with fake.mode(), torch.no_grad():
-        given = with_start(fake.of(full), fake.of(params), known)
-        problem, inputs = _begin(optimizer, train_loss, given, names, fake.of(state))
+    full, first = fake.of((check_hparams(optimizer, hparams), state))
+    with fake.mode(), suppress(_Done):
+        value_and_grad(optimizer, local, lambda p: p, fake.of(params), known, over, full, first, measuring)
+    return measuring.found[0]
+
+
+class _Done(Exception):
+    """All is measured."""
+
+
+@dataclass(frozen=True)
+class _Measuring(Strategy):
+    """Predicts what another strategy takes, in place of training."""
+
+    strategy: Strategy
+    found: list[Estimate] = field(default_factory=list)
+
+    @property
+    def twice(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.strategy.twice
+
+    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
         batch = detached_leaves(inputs.batches[0], problem.batch_needs_grad(0))[1]
+        replay = Replay()
         first = partial(problem.gradient, inputs.params, batch, knobs, graph=True)
         try:
             replay.run(replay.now(), first)  # which raises what training would, before anything is measured
@@ -166,27 +130,10 @@ def estimate(
                 f"train_loss takes a number out of a tensor ({error}), but params without values have none; give "
                 "params that have, or take the number beforehand"
             ) from error
-        found = replay.run(replay.now(), lambda: predicted(strategy, problem, inputs))
-    vector = sum(x.nbytes for x in (*floats(params), *floats(full.get("loss", ()))))
-    time, n = found.gradients + PRODUCT * found.products, processes or 1
-    # Around a ring each process sends 2 (n - 1) / n times the bytes of what is summed.
-    reduced = 2 * (n - 1) * (found.gradients + found.products + found.slopes) * vector // n
-    traffic = reduced + (n - 1) * VALUE * found.gradients
-    collectives = found.collectives if n > 1 else 0
-    return Estimate(found.memory, found.gradients, found.products, time, collectives, traffic, found.plan)
+        self.found.append(
+            replay.run(replay.now(), lambda: FINDERS[type(self.strategy)](self.strategy, problem, inputs))
+        )
+        raise _Done
 
-
-def _begin(
-    optimizer: Optimizer, train_loss: Callable[..., Tensor], given: dict[str, Any], names: tuple[str, ...], state: Any
-) -> tuple[InnerProblem, TrainInputs]:
-    tuned = paths.select(given, names)
-    check_floats(tuned)
-    whole = paths.merge(detached(given), combine(tuned, detached_leaves(tuned)[0]))
-    hparams = without_start(whole)
-    with torch.enable_grad():
-        first = optimizer.init(whole["params"], without_loss(hparams)) if state is None else detached(state)
-    batches = whole["batches"] if isinstance(whole["batches"], list) else ConstantBatches(whole["batches"])
-    inputs = TrainInputs(hparams, whole["params"], first, batches)
-    needs_grad = tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs)
-    problem = guarded_problem(optimizer, train_loss, inputs.params, needs_grad, Verified(), Asked())
-    return problem, detached(inputs)
+    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
+        raise AssertionError  # training has no end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, floats, select_floats
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
-from ..core.second_order import twice_differentiable
 from ..core.strategy import Strategy
 from ..core.vjp import dot
 from ..strategies.fixed_point import at_point
@@ -31,23 +30,48 @@ from ..unrolling.memory import Meter
 from ..unrolling.probe import sizes_of
 from ..unrolling.schedules import backward_schedule, with_graphs
 
+T = TypeVar("T")
+
 #: Steps after which one more takes no more memory.
 STEADY = 3
 
 
-class Found(NamedTuple):
-    """What a strategy will take, without evaluations of the outer loss."""
+class Estimate(NamedTuple):
+    """What a hypergradient will take, without the outer loss: the result of :func:`estimate`.
 
-    memory: int  # bytes at the peak
+    Attributes:
+        memory: peak bytes of tensors on the device of the params, above what is held when training begins.
+        gradients: number of gradients of the training loss (a forward and a backward pass each), recomputed steps
+            included.
+        products: number of products with its second derivatives (a backward pass through a gradient each); of
+            ``Forward`` at most so many.
+        plan: what is stored, in words.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> data = [torch.empty(1000, device="meta")] * 9
+    >>> found = hft.estimate(hft.sgd(), loss, data[0], data, over="lr", strategy=hft.Unroll(checkpoint=3))
+    >>> found.gradients, found.products, found.time, found.plan
+    (22, 8, 38, 'the points of every n-th step, n = 3')
+    """
+
+    memory: int
+    gradients: int
+    products: int
     plan: str
-    gradients: int  # of the training loss, each with its value
-    products: int  # with the Hessian, or with the mixed second derivatives: a backward pass through a gradient
-    collectives: int  # of data-parallel processes: two for a gradient, one for a product; by vmap as if for one
-    slopes: int = 0  # gradients in the loss's hparams, beside those in the params
+
+    @property
+    def time(self) -> int:
+        """Of gradients and products, in units of one gradient.
+
+        Of a product of matrices, a gradient has the product and two more; going back through these has two for each of
+        the two, and the two again. So a product counts as two.
+        """
+        return self.gradients + 2 * self.products
 
 
 def check_known(strategy: Strategy) -> None:
-    if type(strategy) not in _FINDERS:
+    if type(strategy) not in FINDERS:
         raise TypeError(
             "estimate knows what Unroll, Forward, Implicit and ZeroOrder do, got an object of the class "
             f"{type(strategy).__name__}: measure a short run of it"
@@ -59,12 +83,7 @@ def check_known(strategy: Strategy) -> None:
         )
 
 
-def predicted(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Found:
-    with twice_differentiable():
-        return _FINDERS[type(strategy)](strategy, problem, inputs)
-
-
-def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Found:
+def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
     count = len(inputs.batches)
     first = count - (strategy.truncate or count)
     if first < 0:
@@ -75,31 +94,25 @@ def _unroll(strategy: Unroll, problem: InnerProblem, inputs: TrainInputs) -> Fou
     plan = strategy.planned(count - first)
     if strategy.memory is not None:
         plan = affordable(strategy.memory, sizes)[0]
-    dropped = strategy.checkpoint is None and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
+    dropped = strategy.chooses and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs)
     if dropped:
         plan = with_graphs(plan.graphs, 0)
-    left, probed = count - first, strategy.memory is not None  # a step is made once more to be measured
+    left, probed = count - first, strategy.memory is not None  # a step is made once or twice more, to be measured
     again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
-    gradients = count + again + max(0, left - plan.graphs) + probed
+    gradients = count + again + max(0, left - plan.graphs) + probed * sizes.probes
     products = left - (not steps.needs_hvp(first)) + probed
-    return Found(peak_of(sizes, plan), plan.words, gradients, products, 2 * gradients + products)
+    return Estimate(peak_of(sizes, plan), gradients, products, plan.words)
 
 
-def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> Found:
-    count, of_loss = len(inputs.batches), any(tree.leaves(problem.needs_grad.hparams.get("loss", False)))
-    tangents = sum(x.numel() for x in select_floats(inputs, problem.needs_grad))
+def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
+    count, asked = len(inputs.batches), problem.needs_grad
+    tangents = sum(x.numel() for x in select_floats(inputs, asked))
     size = min(strategy.chunk or tangents, tangents)
-    chunks = [range(a, min(a + size, tangents)) for a in range(0, tangents, size)]
-    loop = len(chunks) > 1
-    products = passes = slopes = 0
-    for chunk in chunks:
-        kinds = _kinds(problem, inputs, chunk)
-        moves = "param" in kinds  # whether the params have tangents
-        for k in range(count):
-            product = moves or "loss" in kinds or k in kinds
-            graph = product or "hparam" in kinds
-            products, passes, slopes = products + product * len(chunk), passes + product, slopes + (graph and of_loss)
-            moves |= graph or "state" in kinds
+    chunks = -(-tangents // size)
+    loop = chunks > 1
+    # The first gradient has no tangent where only the optimizer's hparams have.
+    own = asked._replace(hparams={"loss": asked.hparams.get("loss", False)})
+    products = tangents * (count - (not any(tree.leaves(own))))
 
     def trial() -> None:
         steps, beginning = _beginning(problem, inputs, min(count, STEADY))
@@ -109,26 +122,10 @@ def _forward(strategy: Forward, problem: InnerProblem, inputs: TrainInputs) -> F
         given = _cotangents_of_end(carried[0]) if given is None else given
 
     words = f"{size} tangents at once" if size > 1 else "one tangent at a time"
-    gradients = count * (len(chunks) + loop)
-    return Found(_peak_of(inputs, trial), words, gradients, products, 2 * gradients + passes + slopes, slopes)
+    return Estimate(_peak_of(inputs, trial)[0], count * (chunks + loop), products, words)
 
 
-def _kinds(problem: InnerProblem, inputs: TrainInputs, tangents: range) -> set[str | int]:
-    """What tangents belong to: "hparam", "loss", "param", "state", or the step of a batch."""
-    asked, at, kinds = problem.needs_grad, 0, set[str | int]()
-    parts: list[tuple[str | int, Any, Any]] = []
-    parts += [("loss" if x == "loss" else "hparam", inputs.hparams[x], asked.hparams[x]) for x in inputs.hparams]
-    parts += [("param", inputs.params, asked.params), ("state", inputs.state, asked.state)]
-    parts += [(k, inputs.batches[k], problem.batch_needs_grad(k)) for k in range(len(inputs.batches))]
-    for kind, values, mask in parts:
-        for x in select_floats(values, mask):
-            if at < tangents.stop and tangents.start < at + x.numel():
-                kinds.add(kind)
-            at += x.numel()
-    return kinds
-
-
-def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) -> Found:
+def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
     count, iterations = len(inputs.batches), strategy.iterations if strategy.solver != "identity" else 0
     few = strategy.batches
     if count < few:
@@ -154,16 +151,16 @@ def _implicit(strategy: Implicit, problem: InnerProblem, inputs: TrainInputs) ->
     words = f"{few} steps at the end, in one graph" if few > 1 else "one step at the end"
     # The graph of the last steps is made twice, for the solver and for the hparams.
     gradients, products = count + 2 * few, few * (iterations + 1 + checked)
-    return Found(_peak_of(inputs, trial), words, gradients, products, 2 * gradients + products)
+    return Estimate(_peak_of(inputs, trial)[0], gradients, products, words)
 
 
-def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs) -> Found:
+def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
     count = len(inputs.batches)
     points = 2 * strategy.samples if strategy.antithetic else strategy.samples + 1
 
-    def trial(count: int) -> bool:
-        """So many steps, plain and from all points; tells whether these ran together."""
-        steps, beginning = _beginning(problem, inputs, count)
+    def trial() -> bool:
+        """A few steps, plain and from all points; tells whether these ran together."""
+        steps, beginning = _beginning(problem, inputs, min(count, STEADY))
         end, replay = steps.bare.loop(beginning), Replay()
         asked = steps.needs_grad._replace(state=tree.map_tree(lambda _: False, beginning.state))
 
@@ -178,12 +175,10 @@ def _zero_order(strategy: ZeroOrder, problem: InnerProblem, inputs: TrainInputs)
         del end, found
         return not any("one after the other" in str(warning.message) for warning in caught)
 
-    together = trial(1)
-    memory = _peak_of(inputs, lambda: trial(min(count, STEADY)))
+    memory, together = _peak_of(inputs, trial)
     if together:
-        return Found(memory, f"{points} trainings at once", count * (1 + points), 0, 2 * 2 * count)
-    gradients = count * (2 + points)  # one training more, as a check
-    return Found(memory, "one training at a time", gradients, 0, 2 * gradients)
+        return Estimate(memory, count * (1 + points), 0, f"{points} trainings at once")
+    return Estimate(memory, count * (2 + points), 0, "one training at a time")  # one training more, as a check
 
 
 def _beginning(problem: InnerProblem, inputs: TrainInputs, count: int) -> tuple[InnerProblem, TrainInputs]:
@@ -197,14 +192,14 @@ def _cotangents_of_end(end: TrainOutputs) -> list[Tensor]:
     return [torch.ones_like(x) for x in floats(end.params)]
 
 
-def _peak_of(inputs: TrainInputs, trial: Callable[[], Any]) -> int:
-    """The largest number of bytes of tensors on the params' kind of device at once."""
+def _peak_of(inputs: TrainInputs, trial: Callable[[], T]) -> tuple[int, T]:
+    """The largest number of bytes of tensors on the params' kind of device at once, and the trial's result."""
     with Meter(tree.leaves(inputs.params)[0].device.type) as meter:
-        trial()
-        return meter.peak()
+        found = trial()
+        return meter.peak(), found
 
 
-_FINDERS: dict[type, Callable[[Any, InnerProblem, TrainInputs], Found]] = {
+FINDERS: dict[type, Callable[[Any, InnerProblem, TrainInputs], Estimate]] = {
     Unroll: _unroll,
     Forward: _forward,
     Implicit: _implicit,

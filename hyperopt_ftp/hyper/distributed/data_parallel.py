@@ -41,15 +41,15 @@ def data_parallel(
 
         L = sum_r w_r L_r,   w_r = n_r / sum_q n_q   (reduction "mean"),   w_r = 1   ("sum")
 
-    Params and the loss's hparams must be the same on all processes. The value, and all derivatives in params and
-    hparams, are then equal on all processes to the last bit, and so is everything computed from them: optimizer steps,
-    hypergradients, the records of :func:`bilevel`. The derivative in a batch is that of ``L`` in this process's shard.
-    Unlike the gradients of ``DistributedDataParallel``, these can be differentiated again, to any order.
+    Params and the loss's hparams must be the same on all processes. Values, and all derivatives in them, are then equal
+    on all processes to the last bit, and so is all that is computed from them. The derivative in a batch is that of
+    ``L`` in this process's shard. Unlike the gradients of ``DistributedDataParallel``, these can be differentiated
+    again, to any order.
 
     Args:
         loss: ``loss(params, batch) -> scalar`` or ``loss(params, batch, loss_hparams) -> scalar``: a training loss, or
-            the outer loss of :func:`bilevel` or :func:`tpgm`. It gets this process's shard. For an empty shard (size 0)
-            it is not called.
+            the outer loss of :func:`bilevel` or :func:`tpgm`. It gets this process's shard; it is not called for an
+            empty one.
         group: of ``torch.distributed``; ``None``: all processes.
         reduction: ``"mean"``: the loss is a mean over the examples of a batch, plus a penalty on the params if you
             like. ``"sum"``: it is a sum over them.
@@ -57,8 +57,8 @@ def data_parallel(
             its tensors, which must be the same for all.
 
     Returns:
-        A function with the arguments of ``loss``. Pass it directly as ``train_loss`` or ``outer_loss``; added terms
-        belong inside ``loss``. All processes must call it equally often and differentiate it alike.
+        A function with the arguments of ``loss``, to be passed as ``train_loss`` or ``outer_loss``. All processes must
+        call it equally often and differentiate it alike.
 
     Raises:
         TypeError: a loss that cannot be called.
@@ -71,8 +71,8 @@ def data_parallel(
     Warns:
         UserWarning: the loss of a process, named by its rank, is not finite.
 
-    Collectives: a value is one all-gather of 32 bytes for each process. A gradient in params and hparams is one
-    all-reduce of all of them, and so is a Hessian-vector product. 16-bit numbers are summed in float32.
+    A value is one all-gather of 32 bytes for each process. A gradient in params and hparams is one all-reduce of all of
+    them, and so is a Hessian-vector product. 16-bit numbers are summed in float32.
 
     >>> import torch, torch.distributed as dist, hyperopt_ftp as hft
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -118,10 +118,6 @@ class DataParallel:
     @property
     def __wrapped__(self) -> Callable[..., Tensor]:  # where inspect.signature looks
         return self.loss
-
-    def count(self) -> int:
-        Team(self.group).check()
-        return dist.get_world_size(self.group)
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
         return self.whole(self._alone, params, batch, *own)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ... import tree
-from ...dtensors import Layout, is_dtensor, layout, like, local, replicated, settled
+from ...dtensors import Layout, layout, like, local, replicated, settled, whole
 from ...types import Params, State, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.strategy import Strategy
@@ -59,30 +57,6 @@ def same_everywhere(value: Tensor, params: Params) -> Tensor:
     return value
 
 
-class refuse_operations(TorchDispatchMode):  # a context manager
-    """Raise if the code inside computes with DTensors, if some params are DTensors.
-
-    Torch 2.13 computes wrong derivatives of such operations without an error: those of mse_loss and smooth_l1_loss of
-    shards, and of amax, for instance; and means over shards of different sizes. Updates use them too: tests compare
-    those of the package with plain tensors.
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self._what = what
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _HARMLESS and any(map(is_dtensor, tree.leaves((args, kwargs or {})))):
-            raise RuntimeError(
-                f"{self._what} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong without "
-                f"an error (of mse_loss, for instance); hft.data_parallel({self._what}) computes with whole ones"
-            )
-        return func(*args, **(kwargs or {}))
-
-
-_HARMLESS = (torch.ops.aten.detach.default, torch.ops.aten.view.default, torch.ops.aten.alias.default)
-
-
 def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
     """An update of DTensors that keeps the layout of params and state."""
 
@@ -93,16 +67,14 @@ def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
     return settling
 
 
-def of_whole_ones(train_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def whole_only(params: Params, batch: Any, *own: Any) -> Tensor:
-        with of_whole(params, "train_loss"):
-            return train_loss(params, batch, *own)
+def of_whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that gets whole, plain tensors.
 
-    return whole_only
-
-
-def of_whole(params: Params, what: str) -> AbstractContextManager[Any]:
-    return refuse_operations(what) if any(map(is_dtensor, tree.leaves(params))) else nullcontext()
+    Torch 2.13 computes wrong derivatives of some operations with DTensors without an error: those of mse_loss and
+    smooth_l1_loss of shards, and of amax, for instance; and means over shards of different sizes. Updates use them too:
+    tests compare those of the package with plain tensors.
+    """
+    return lambda *arguments: loss(*tree.map_tree(whole, arguments))
 
 
 def _mesh_of(params: Params) -> Layout | None:

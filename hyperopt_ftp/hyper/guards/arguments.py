@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from ... import tree
@@ -134,7 +135,7 @@ def check_leaves(leaves: Sequence[Any]) -> None:
                 f"a tensor of shape {tuple(x.shape)} was made under torch.inference_mode(), so no gradient can be "
                 "taken with it; clone() it outside"
             )
-        if isinstance(x, Tensor) and x.is_meta:
+        if isinstance(x, Tensor) and x.is_meta and not isinstance(x, FakeTensor):
             raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values: it is on the meta device")
     refuse_complex(leaves)
     if forward_ad._current_level >= 0 and not under_transform():

@@ -16,37 +16,37 @@ from ..core.transforms import level_of, top_level
 from .subjects import LOSS, Subject, captured
 
 
-def refuse_captured(loss: Tensor, arguments: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
-    """Raise if the graph of a loss ends in a leaf that is none of its arguments.
-
-    Args:
-        loss: of a step.
-        arguments: tensors that it was given; their own graphs are not searched.
-        own: leaves that the loss has made itself.
+def refuse_captured(loss: Tensor, given: Sequence[Tensor]) -> int:
+    """Raise if the graph of a loss ends in a leaf that is none of its arguments, and that it has not made itself.
 
     Returns:
         A number that differs for graphs of other operations, or of other leaves.
     """
-    names = {id(x): i for i, x in enumerate((*arguments, *own))}
-    if loss.is_leaf and id(loss) not in names:
-        raise captured(LOSS, loss)
-    ends = {x.grad_fn: i for i, x in enumerate(arguments) if x.grad_fn is not None}
-    kinds: list[Any] = []
-    for node in nodes_below(loss.grad_fn, until=ends):
-        leaf = leaf_of(node)
-        if leaf is not None and id(leaf) not in names:
-            raise captured(LOSS, leaf)
-        kinds.append(ends.get(node, type(node)) if leaf is None else names[id(leaf)])
+    leaf, kinds = _read([loss], given)
+    if leaf is not None:
+        raise captured(LOSS, leaf)
     return hash(tuple(kinds))
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
     """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
-    known = {id(x) for x in given}
-    nodes = nodes_below(*(x.grad_fn for x in outputs), until={x.grad_fn for x in given if x.grad_fn})
-    below = map(leaf_of, nodes)
-    leaves = [*(x for x in outputs if x.is_leaf and x.requires_grad), *(x for x in below if x is not None)]
-    return next((x for x in leaves if id(x) not in known), None)
+    return _read(outputs, given)[0]
+
+
+def _read(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[Tensor | None, list[Any]]:
+    """A leaf that was not given, if there is one, and the kinds of the nodes before it."""
+    names = {id(x): i for i, x in enumerate(given)}
+    ends = {x.grad_fn: i for i, x in enumerate(given) if x.grad_fn is not None}
+    kinds: list[Any] = []
+    for x in outputs:
+        if x.is_leaf and x.requires_grad and id(x) not in names:
+            return x, kinds
+    for node in nodes_below(*(x.grad_fn for x in outputs), until=ends):
+        leaf = leaf_of(node)
+        if leaf is not None and id(leaf) not in names:
+            return leaf, kinds
+        kinds.append(ends.get(node, type(node)) if leaf is None else names[id(leaf)])
+    return None, kinds
 
 
 #: What ``once_differentiable`` puts in the place of a backward: one code for all.
@@ -106,27 +106,6 @@ def refuse_own_backwards(loss: Tensor) -> None:
                 "torch.compile would not differentiate, or not even call. Write it in operations of torch (a "
                 "straight-through estimate of f(x) is x + (f(x) - x).detach()), or leave out compile=True"
             )
-
-
-class leaves_made_by_loss(TorchFunctionMode):  # a context manager
-    """Records tensors that the code inside makes require grad, as a gradient penalty does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        before = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
-        result = func(*args, **kwargs)
-        if func in _LETS_REQUIRE_GRAD and not before:
-            self.found.append(args[0])
-        elif kwargs.get("requires_grad") and isinstance(result, Tensor):
-            self.found.append(result)
-        return result
-
-
-_LETS_REQUIRE_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore
 
 
 class refuse_outer_tensors(TorchFunctionMode):  # a context manager

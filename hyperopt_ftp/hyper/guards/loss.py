@@ -14,20 +14,14 @@ from ... import tree
 from ...types import Params
 from ..core.leaves import floats
 from ..core.problem import loss_at, no_graph
-from ..core.replay import Replay, RngState
+from ..core.replay import Replay
 from ..core.transforms import level_of, top_level, under_transform
 from .arguments import check_scalar
-from .graphs import (
-    leaves_made_by_loss,
-    refuse_captured,
-    refuse_once_differentiable,
-    refuse_outer_tensors,
-    refuse_own_backwards,
-)
-from .scalar_reads import refuse_scalar_reads
-from .subjects import LOSS, Captured, writes
+from .graphs import refuse_captured, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
+from .subjects import LOSS, Captured
 from .verified import Asked, Verified
-from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of
+from .watched_calls import watched_calls
+from .writes import left_at_new_hooks, refuse_changed, refuse_other_weights, refuse_writes, storage_of, versions_of
 
 
 class GuardedLoss:
@@ -44,28 +38,32 @@ class GuardedLoss:
         self._outside = {storage_of(x): x for x in (known() for known in verified.outside) if x is not None}
 
     def __call__(self, params: Params, batch: Any, *own: Any) -> Tensor:
+        asked = self._asked
         if under_transform():
             loss = self._value(params, batch, *own)
-            if self._asked.needs_grad:
+            if asked.needs_grad:
                 refuse_once_differentiable(loss)
             return loss
-        if not self._asked.looked_at:
+        if not asked.looked_at:
             return self._value(params, batch, *own)
         tensors = [x for x in tree.leaves((params, batch, own)) if isinstance(x, Tensor)]
         arguments = [x for x in tensors if x.requires_grad]
-        rng = self._replay.now()
-        with refuse_outer_tensors(LOSS) if self._asked.inside_function else nullcontext():
-            if not self.verified.makes_leaves:
+        graphs = self.verified.graphs.setdefault((asked.twice, len(arguments)), set())
+        with refuse_outer_tensors(LOSS) if asked.inside_function else nullcontext():
+            if not asked.derived or (graphs and not asked.compiled):
+                rng = self._replay.now()
+                # What is captured may be a tensor that the loss itself lets require grad: look.
                 with suppress(Captured):
-                    return self._looked_at(tensors, arguments, (), rng, params, batch, *own)
-                # The loss may have let it require grad itself: look once more.
-                self.verified.makes_leaves = True
+                    loss, graph = self._glanced_at(tensors, arguments, params, batch, *own)
+                    if loss is not None and (graph in graphs or not asked.derived):
+                        return loss
                 for x in floats(batch):
                     if x.requires_grad and not any(x is argument for argument in arguments):
                         x.requires_grad_(False)  # as it was
                 self._replay.rewind(rng)
-            with leaves_made_by_loss() as made:
-                return self._looked_at(tensors, arguments, made.found, rng, params, batch, *own)
+            loss, graph = self._looked_at(tensors, arguments, params, batch, *own)
+            graphs.add(graph)
+            return loss
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         """An evaluation at the level of the step itself, where tensors of outer transforms can be detected."""
@@ -76,44 +74,53 @@ class GuardedLoss:
     def during_gradient(self, leaves: list[Tensor]) -> AbstractContextManager[Any]:
         return refuse_other_weights(leaves) if self.verified.has_hooks else nullcontext()
 
+    def _glanced_at(
+        self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], params: Params, batch: Any, *own: Any
+    ) -> tuple[Tensor | None, int]:
+        """The loss and its graph, with no operation looked at; reads of numbers, and hooks, leave no trace there.
+
+        ``None`` where it sets hooks that it has not set before.
+        """
+        seen, derived = self.verified, self._asked.derived
+        knobs = [x for x in floats(own) if x.requires_grad] if derived and own else []
+        calls = None
+        if knobs or seen.makes_leaves or (seen.constants is not None and not seen.warned):
+            calls = watched_calls(LOSS, knobs, arguments if derived else (), constants=seen.constants)
+        versions = versions_of((*self._outside.values(), *tensors)) if derived else ()
+        loss = None
+        with left_at_new_hooks() if derived and not seen.has_hooks else nullcontext(), calls or nullcontext():
+            loss = self._value(params, batch, *own)
+        if loss is None:
+            return None, 0
+        refuse_changed(LOSS, versions)
+        seen.warned |= bool(calls and calls.warned)
+        return loss, refuse_captured(loss, [*arguments, *calls.leaves] if calls else arguments)
+
     def _looked_at(
-        self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], made: Sequence[Tensor], rng: RngState,
-        params: Params, batch: Any, *own: Any,
-    ) -> Tensor:  # fmt: skip
-        if not self._asked.derived:
+        self, tensors: Sequence[Tensor], arguments: Sequence[Tensor], params: Params, batch: Any, *own: Any
+    ) -> tuple[Tensor, int]:
+        """The same, with each operation checked."""
+        seen, asked = self.verified, self._asked
+        knobs = [x for x in floats(own) if x.requires_grad] if asked.derived else []
+        watch = refuse_writes(LOSS, knobs, tensors)
+        calls = watched_calls(LOSS, knobs, arguments if asked.derived else (), watch)
+        with watch if asked.derived else nullcontext(), calls:
             loss = self._value(params, batch, *own)
-            refuse_captured(loss, arguments, made)
-            return loss
-        seen = self.verified
-        graphs = seen.graphs.setdefault((self._asked.twice, len(arguments)), set())
-        knobs = [x for x in floats(own) if x.requires_grad] if own else []
-        reads = refuse_scalar_reads(LOSS, knobs, arguments)
-        if graphs and not self._asked.compiled:
-            # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
-            with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
-                # Tensors of inference mode have no versions, and are never written.
-                before = [(x, x._version) for x in (*self._outside.values(), *tensors) if not x.is_inference()]
-                with reads if knobs else nullcontext():
-                    loss = self._value(params, batch, *own)
-                written = next((x for x, version in before if x._version != version), None)
-                if written is not None:
-                    raise writes(LOSS, "", written)
-                if refuse_captured(loss, arguments, made) in graphs:
-                    return loss
-            self._replay.rewind(rng)
-        with refuse_writes(LOSS, knobs, tensors) as watch, reads:
-            loss = self._value(params, batch, *own)
-        graph = refuse_captured(loss, arguments, made)
-        refuse_once_differentiable(loss, None if self._asked.twice else floats(params))
-        if self._asked.compiled:
+        graph = refuse_captured(loss, [*arguments, *calls.leaves])
+        seen.makes_leaves |= bool(calls.leaves)
+        if not asked.derived:
+            return loss, graph
+        refuse_once_differentiable(loss, None if asked.twice else floats(params))
+        if asked.compiled:
             refuse_own_backwards(loss)
-        graphs.add(graph)
+        if calls.has_read:
+            seen.constants = calls.constants | (seen.constants or set())
         seen.outside += [ref(x) for key, x in watch.outside.items() if key not in self._outside]
         self._outside |= watch.outside
         seen.has_hooks |= watch.has_hooks
-        seen.warned |= reads.warned
+        seen.warned |= calls.warned
         seen.bytes = max(seen.bytes, watch.bytes)
-        return loss
+        return loss, graph
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:
         loss = check_scalar("train_loss", self.bare(params, batch, *own))

@@ -15,10 +15,10 @@ from ...types import Params, State
 from ..core.leaves import detached, floats, is_float
 from ..core.transforms import under_transform
 from .graphs import captured_leaf, refuse_outer_tensors
-from .scalar_reads import refuse_scalar_reads
 from .subjects import UPDATE, captured, writes
 from .verified import Asked, Verified
-from .writes import refuse_writes
+from .watched_calls import watched_calls
+from .writes import refuse_changed, refuse_writes, versions_of
 
 Update: TypeAlias = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
 
@@ -48,11 +48,9 @@ class GuardedUpdate:
             return found
         looks = self._asked.derived and kind != "transform"
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)] if looks else []
-        before = [(x, x._version) for x in given if not x.is_inference()]
+        versions = versions_of(given)
         found = _explained(self.bare, grads, state, params, hparams)
-        written = next((x for x, version in before if x._version != version), None)
-        if written is not None:
-            raise writes(UPDATE, "", written)
+        refuse_changed(UPDATE, versions)
         return found
 
     def _guarded(
@@ -68,14 +66,15 @@ class GuardedUpdate:
         with ExitStack() as stack:
             if kind == "plain" or self._asked.inside_function:
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))
+            operations = None
             if self._asked.derived and kind != "transform":
-                stack.enter_context(refuse_writes(UPDATE, knobs, collectives=True))
-            reads = refuse_scalar_reads(UPDATE, knobs, known)
+                operations = stack.enter_context(refuse_writes(UPDATE, knobs, collectives=True))
+            calls = watched_calls(UPDATE, knobs, known, operations)
             if self._asked.derived:
-                stack.enter_context(reads)
+                stack.enter_context(calls)
             found = _explained(self.bare, grads, state, params, hparams)
             _check_result(found, params)
-        self._verified.warned |= reads.warned
+        self._verified.warned |= calls.warned
         leaf = captured_leaf(floats(found), [*knobs, *given]) if kind == "graph" else None
         if leaf is not None:
             raise captured(UPDATE, leaf)
@@ -111,11 +110,10 @@ def _check_result(found: Any, params: Params) -> None:
 
 
 def _is_like(new: Any, params: Params) -> bool:
-    try:
-        rows = tree.aligned(new, params)
-    except ValueError:
-        return False
-    return all(isinstance(x, Tensor) and x.shape == p.shape for x, p in zip(rows, tree.leaves(params), strict=True))
+    structure = tree.Structure(params)
+    rows = tree.fitted(new, structure)
+    pairs = zip(rows or (), structure.leaves, strict=False)
+    return rows is not None and all(isinstance(x, Tensor) and x.shape == p.shape for x, p in pairs)
 
 
 def _leaf(x: Any) -> Any:

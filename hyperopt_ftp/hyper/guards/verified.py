@@ -49,6 +49,7 @@ class Verified:
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
         updates: how many of each kind have been checked.
+        constants: numbers that the loss computes with, if it also reads numbers of params.
         warned: whether there was a warning, which the next call repeats.
         bytes: of all tensors that the loss makes in a step.
     """
@@ -57,6 +58,7 @@ class Verified:
     outside: list[ref[Tensor]] = field(default_factory=list)
     has_hooks: bool = False
     makes_leaves: bool = False
+    constants: set[complex] | None = None
     updates: Counter[str] = field(default_factory=Counter)
     warned: bool = False
     bytes: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...dtensors import local
+from ...dtensors import is_dtensor, local
 from ..core.transforms import has_saved_tensor_hooks
 from .subjects import Subject, reads_number, writes
 
@@ -31,7 +31,8 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         super().__init__()
         self._who, self._collectives = who, collectives
         self._knobs = {id(x) for x in knobs}
-        self._made: set[int] = set()  # storages; one that is gone gives its id to a later one, made here as well
+        #: Storages that the code inside has made; one that is gone gives its id to a later one, made here as well.
+        self.made: set[int] = set()
         self._arguments = {storage_of(x) for x in (*knobs, *arguments)}
         #: What the code inside has used and not made, beside its arguments and views of them: one tensor by storage.
         self.outside: dict[int, Tensor] = {}
@@ -48,11 +49,16 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         if func.namespace == "c10d" and not self._collectives:
             raise RuntimeError(
                 f"{self._who.name} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
-                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p)). "
-                "A module of fully_shard calls some for weights of its own: call a plain module by functional_call"
+                "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
+            )
+        given = [*_tensors(args), *_tensors(kwargs)]
+        if any(map(is_dtensor, given)) and not self._collectives:
+            raise RuntimeError(
+                f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
+                "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
             )
         for target in _written(func, args, kwargs):
-            if storage_of(target) not in self._made:
+            if storage_of(target) not in self.made:
                 raise writes(self._who, f" ({func})", target)
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(
@@ -60,36 +66,43 @@ class refuse_writes(TorchDispatchMode):  # a context manager
                 "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
-            self._made.update(storage_of(x) for x in _tensors(args))
-        for x in (*_tensors(args), *_tensors(kwargs)):
+            self.made.update(storage_of(x) for x in _tensors(args))
+        for x in given:
             storage = storage_of(x)
-            if storage not in self._made and storage not in self._arguments:
+            if storage not in self.made and storage not in self._arguments:
                 self.outside.setdefault(storage, x)  # views of it come later, and go
         result = func(*args, **kwargs)
         made = [storage_of(x) for x in _tensors(result)]
-        if any(x not in self._made for x in made):
+        if any(x not in self.made for x in made):
             # A view, or an alias, of what was there before is not made here.
-            there = {storage_of(x) for x in (*_tensors(args), *_tensors(kwargs))} - self._made
+            there = {storage_of(x) for x in given} - self.made
             new = {x for x in made if x not in there}
-            self._made |= new
+            self.made |= new
             self.bytes += sum(_bytes(x) for x in _tensors(result) if storage_of(x) in new)
         return result
 
 
-class NewHooks(Exception):
-    """The code inside sets hooks on saved tensors, as activation checkpointing does."""
+def versions_of(tensors: Iterable[Tensor]) -> list[tuple[Tensor, int]]:
+    """For :func:`refuse_changed`. Tensors of inference mode have no versions, and are never written."""
+    return [(x, x._version) for x in tensors if not x.is_inference()]
+
+
+def refuse_changed(who: Subject, versions: Sequence[tuple[Tensor, int]]) -> None:
+    """Raise if a tensor has been written since."""
+    for x, version in versions:
+        if x._version != version:
+            raise writes(who, "", x)
 
 
 @contextmanager
-def no_new_hooks() -> Iterator[None]:
-    """:class:`NewHooks` if the code inside sets hooks on saved tensors."""
+def left_at_new_hooks() -> Iterator[None]:
+    """The code inside is left where it sets hooks on saved tensors, as activation checkpointing does."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
             yield
     except RuntimeError as error:
         if str(error) != _NO_HOOKS:
             raise
-        raise NewHooks from error
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager

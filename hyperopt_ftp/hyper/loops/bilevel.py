@@ -71,8 +71,8 @@ def bilevel(
 ) -> Iterator[Record]:
     """Tune hyperparameters on validation data while training: K inner steps, then one outer step, repeated.
 
-    A round trains for ``inner_steps`` with the present hyperparameters, differentiates the outer loss at the end, and
-    moves the hyperparameters with ``by``. The next round continues from the trained params, or restarts (``reset``).
+    A round trains for ``inner_steps``, differentiates the outer loss at the end, and moves the hyperparameters with
+    ``by``. The next round continues from the trained params, or restarts (``reset``).
 
     Args:
         optimizer, train_loss, hparams, strategy: as in :func:`hypergradient`.
@@ -82,17 +82,17 @@ def bilevel(
             ``"batches"`` the ``inner_steps`` entries of ``train_batches`` are tuned (distillation).
         outer_loss: ``outer_loss(params, batch) -> scalar``, on validation batches. If it has a third argument without a
             default, it gets ``hparams["loss"]`` there.
-        params: the starting point. With ``state`` only their structure and shapes are used; if ``over`` names parts of
-            them (``"params.head"``), also the values of the other parts.
-        train_batches, outer_batches: a sequence is repeated, and ``state`` keeps the position. Any other iterable (a
-            loader) is restarted when it ends. A resumed run continues at the same batch if the loader reads in order or
-            shuffles with its own ``torch.Generator``. Any other loader is restarted, with a warning.
+        params: the starting point. With ``state`` only structure and shapes count, and what ``over`` leaves out of it
+            (``over="params.head"``).
+        train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
+            resumed run continues at the same batch; with a loader, if that reads in order or shuffles with its own
+            ``torch.Generator``.
         inner_steps: K.
         outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
         state: ``record.state`` of an earlier run, to resume it. It does not hold torch's default generators.
         reset: params that each round starts from, with a new optimizer state, or a function from the number of the
-            outer step (from 1) to them. ``None``: continue from the trained params.
+            outer step (from 1) to them.
         not_finite: ``"error"``, or ``"skip"``: a hyperparameter whose hypergradient is not finite keeps its value in
             this outer step (``by`` sees 0), and is named in ``record.skipped``. If the params or the optimizer's state
             are not finite, the whole round is undone.
@@ -101,11 +101,10 @@ def bilevel(
         A :class:`Record` after each outer step.
 
     Raises:
-        FloatingPointError: a hypergradient or params that are not finite. The error names the hyperparameter and the
-            outer step.
-        ArithmeticError: as :class:`Implicit`.
+        FloatingPointError: a hypergradient or params that are not finite, and where.
         TypeError: an optimizer, strategy or batches of another kind.
-        ValueError: as :func:`hypergradient`; no batches; steps below 1; a ``state`` of another optimizer or ``over``.
+        ValueError: no batches; steps below 1; a ``state`` of another run; as :func:`hypergradient`.
+        ArithmeticError: as :class:`Implicit`.
 
     Warns:
         UserWarning: as :func:`hypergradient`; a loader that is restarted on resume.
@@ -144,18 +143,16 @@ def bilevel(
     check_floats(tuned)
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
-    own = without_loss(full)
+    zero, inner = torch.zeros((), dtype=torch.int64), detached(optimizer.init(params, without_loss(full)))
+    first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     if state is None:
         constraints.check(tuned)
-        zero = torch.zeros((), dtype=torch.int64)
-        inner = detached(optimizer.init(params, own))
-        state = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     else:
-        _check_state(state, optimizer, own, params, tuned, by.init(constraints.free(tuned)))
+        _check_state(state, first)
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
-    return rounds.records(state, train_batches, outer_batches, outer_steps)
+    return rounds.records(state or first, train_batches, outer_batches, outer_steps)
 
 
 @dataclass(frozen=True)
@@ -178,8 +175,6 @@ class _Rounds:
         done = int(state.step)
         train = ResumableLoader("train_batches", train_batches, done * self.inner_steps, state.readers)
         outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
-        for reader in (train, outer):  # both have read again; a generator may be shared
-            reader.catch_up(state.readers)
         for _ in range(done, outer_steps):
             record = self._round(state, [train.next() for _ in range(self.inner_steps)], outer.next())
             state = record.state._replace(readers=train.state() | outer.state())
@@ -262,21 +257,13 @@ def _check_rounds(
         raise ValueError("over='params' tunes where each round starts, and reset says it too; leave one out")
 
 
-def _check_state(
-    state: BilevelState, optimizer: Optimizer, own: dict[str, Any], params: Params, tuned: dict[str, Any], outer: State
-) -> None:
-    if state.tuned.keys() != tuned.keys():
-        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(tuned)}")
-    if _shape_of(state.params) != _shape_of(params):
-        raise ValueError("state.params has not the structure and shapes of params: is it of a run with other ones?")
-    for what, got, like in (
-        ("tuned", state.tuned, tuned),
-        ("inner", state.inner, optimizer.init(state.params, own)),
-    ):
-        if _shape_of(got) != _shape_of(like):
-            raise ValueError(f"state.{what} is not that of this optimizer: does state come from a run of another one?")
-    if _kind_of(state.outer) != _kind_of(outer):
-        raise ValueError("state.outer is not that of this by: does state come from a run with another one?")
+def _check_state(state: BilevelState, first: BilevelState) -> None:
+    """``first``: that of this run, before its first round."""
+    if state.tuned.keys() != first.tuned.keys():
+        raise ValueError(f"state comes from a run over {list(state.tuned)}, this one is over {list(first.tuned)}")
+    for part, whose in (("params", "params"), ("tuned", "hparams"), ("inner", "optimizer"), ("outer", "by")):
+        if _kind_of(getattr(state, part)) != _kind_of(getattr(first, part)):
+            raise ValueError(f"state.{part} does not fit: does state come from a run with another {whose}?")
 
 
 def _shape_of(values: Any) -> Any:

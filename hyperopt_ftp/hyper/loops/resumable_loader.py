@@ -22,25 +22,21 @@ def is_sequence(batches: Any) -> bool:
 class ResumableLoader:
     """Repeats a sequence, or restarts any other iterable when it ends.
 
-    After a resume, a loader that shuffles with its own ``torch.Generator`` (``loader.generator``, or those of its
-    samplers) continues at the same batch: the generators' states at the start of the pass are saved, and the batches
-    since then are read again. Torch's default generators keep their state meanwhile. A loader that reads in order
-    continues too. Any other loader begins a new pass, with a warning.
+    After a resume, a loader that reads in order, or shuffles with its own ``torch.Generator`` (``loader.generator``, or
+    those of its samplers), continues at the same batch: the generators' states at the start of the pass are saved, and
+    the batches since then are read again. Any other loader begins a new pass, with a warning.
     """
 
     def __init__(self, name: str, batches: Any, done: int, saved: dict[str, Tensor]) -> None:
         self._name, self._batches = name, batches
-        self._generators: list[torch.Generator] = []
+        self._generators = _generators(batches)
         self._began: list[Tensor] | None = None
-        self._goes_on, self._position = False, 0
+        self._goes_on, self._position = bool(self._generators) or _reads_in_order(batches), 0
         self._pass: Iterator[Any] = iter(())
         if is_sequence(batches):
-            if len(batches) == 0:
-                raise self._empty()
-            self._pass = (batches[i % len(batches)] for i in count(done))
+            self._goes_on = False  # by the number of steps alone
+            self._pass = (batches[i % len(batches)] for i in count(done)) if len(batches) else iter(())
             return
-        self._generators = _generators(batches)
-        self._goes_on = bool(self._generators) or _reads_in_order(batches)
         if f"{name}.position" in saved and self._goes_on:
             replay = Replay()
             replay.run(replay.now(), lambda: self._read_again(saved))
@@ -60,12 +56,8 @@ class ResumableLoader:
         self._start()
         for _ in range(int(saved[f"{self._name}.position"])):
             self.next()
-
-    def catch_up(self, saved: dict[str, Tensor]) -> None:
-        """Restore the generators' states, even if others have drawn from them."""
-        for i, generator in enumerate(self._generators):
-            if f"{self._name}.now.{i}" in saved:
-                generator.set_state(saved[f"{self._name}.now.{i}"])
+        for i, generator in enumerate(self._generators):  # others may have drawn from them
+            generator.set_state(saved[f"{self._name}.now.{i}"])
 
     def next(self) -> Any:
         batch = next(self._pass, _END)
@@ -73,7 +65,9 @@ class ResumableLoader:
             self._start()
             batch = next(self._pass, _END)
         if batch is _END:
-            raise self._empty()
+            raise ValueError(
+                f"{self._name} is empty, or an iterator that can be read only once; pass a list or a loader"
+            )
         self._position += 1
         return batch
 
@@ -90,9 +84,6 @@ class ResumableLoader:
         self._began = [generator.get_state() for generator in self._generators]
         self._position = 0
         self._pass = iter(self._batches)
-
-    def _empty(self) -> ValueError:
-        return ValueError(f"{self._name} is empty, or an iterator that can be read only once; pass a list or a loader")
 
 
 _END = object()

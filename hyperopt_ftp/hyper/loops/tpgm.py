@@ -62,9 +62,8 @@ def tpgm(
 
     The fine-tuned weights are fixed. Adam moves the radii along
     ``d outer_loss(project(params, anchor, radius)) / d radius``, one step for each batch. With ``norm="l2"`` a
-    projected tensor is ``W0 + s (W - W0)`` with ``s = min(radius / n, 1)``, an interpolation with one learned ``s`` for
-    each tensor. The model is not copied. For TPGM during training use :func:`bilevel` over the ``radius`` of
-    :func:`projected` (``examples/tpgm.py``).
+    projected tensor is ``W0 + s (W - W0)`` with ``s = min(radius / n, 1)``. For TPGM during training use
+    :func:`bilevel` over the ``radius`` of :func:`projected` (``examples/tpgm.py``).
 
     Args:
         params: fine-tuned weights, a pytree of tensors.
@@ -80,9 +79,8 @@ def tpgm(
     Raises:
         ValueError: an anchor that does not fit, a radius_lr outside its domain, no batches.
 
-    After each step a radius is clipped to ``[1e-8, largest row norm]``, as in the authors' code. Above the largest row
-    norm its derivative would be 0. The first radius is that of :func:`tpgm_radius`, as in the authors' code; the paper
-    does not give one.
+    As in the authors' code, a radius is clipped to ``[1e-8, largest row norm]`` after each step (above, its derivative
+    would be 0), and the first one is that of :func:`tpgm_radius`; the paper does not give one.
 
     >>> import torch, hyperopt_ftp as hft
     >>> w, w0 = {"w": torch.tensor([[4.0, 0.0]])}, {"w": torch.zeros(1, 2)}
@@ -98,13 +96,10 @@ def tpgm(
     held = projected(sgd(lr=0.0), fixed, norm, radius=radii)
     weights = tree.pick(params, fixed)
 
-    def of_whole(p: Params, x: Any) -> Tensor:
-        return still(tree.map_tree(whole, p), x)
-
     def slopes(radii: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         hparams = {**held.hparams, "radius": radii}
         outer = lambda p: outer_loss(tree.put(params, p), batch)  # noqa: E731
-        _, found, (_, after) = value_and_grad(held, of_whole, outer, weights, [None], "radius", hparams)
+        _, found, (_, after) = value_and_grad(held, still, outer, weights, [None], "radius", hparams)
         return found["radius"], after.norms
 
     def keep(radii: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, Tensor]:

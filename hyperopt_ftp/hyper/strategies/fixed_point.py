@@ -26,6 +26,7 @@ class System:
     damping: float
     judge: Callable[[Solved], None]  # is told what was found
     transposed: bool = False  # dF/dp itself
+    counts: tuple[int, ...] = ()  # of tensors: of b, of each column of the point, and of its constants
 
     def solve(self, b: Vector, p: Vector, *theta: Vector) -> Solved:
         """At most ``iterations`` products; under a transform, which hides the residual, all of them."""
@@ -64,16 +65,8 @@ def solution(system: System, b: Vector, *point: Vector) -> Vector:
     """The solution as a differentiable function of ``b`` and of the point, whatever the solver does."""
     if not under_transform():
         return system.solve(b, *point).x
-    call = _Call(system, [len(column) for column in (b, *point)])
-    return list(_Solution.apply(call, *b, *(x for column in point for x in column)))
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What the node of a solution needs beside its tensors."""
-
-    system: System
-    counts: list[int]  # of b, of each column of the point, and of its constants
+    system = replace(system, counts=tuple(len(column) for column in (b, *point)))
+    return list(_Solution.apply(system, *b, *(x for column in point for x in column)))
 
 
 class _Solution(torch.autograd.Function):
@@ -82,15 +75,15 @@ class _Solution(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        b, *point = _columns(call.counts, [x.detach() for x in tensors])
-        return tuple(x.clone() for x in call.system.solve(b, *point).x)
+    def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
+        b, *point = _columns(system.counts, [x.detach() for x in tensors])
+        return tuple(x.clone() for x in system.solve(b, *point).x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.system, ctx.counts = inputs[0].system, inputs[0].counts
-        ctx.save_for_backward(*inputs[1:], *output)
-        ctx.save_for_forward(*inputs[1:], *output)
+        ctx.system, *tensors = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
@@ -108,17 +101,17 @@ class _Solution(torch.autograd.Function):
         b, *point, constants, x = _saved(ctx)
         rows = zip([*b, *(v for column in point for v in column)], tangents[1:], strict=False)
         filled = [torch.zeros_like(v) if t is None else t for v, t in rows]
-        db, *along = _columns(ctx.counts[:-1], filled)
+        db, *along = _columns(ctx.system.counts[:-1], filled)
         moved = jvp(lambda *at: ctx.system.product(*at, constants)(x), *point)(*along)
         return tuple(solution(ctx.system, [u - v for u, v in zip(db, moved, strict=True)], *point, constants))
 
 
 def _saved(ctx: Any) -> list[Vector]:
     """b, the point, its constants and the solution."""
-    return _columns([*ctx.counts, ctx.counts[0]], [unwrap_dead(x) for x in ctx.saved_tensors])
+    return _columns((*ctx.system.counts, ctx.system.counts[0]), [unwrap_dead(x) for x in ctx.saved_tensors])
 
 
-def _columns(counts: list[int], rows: Sequence[Tensor]) -> list[Vector]:
+def _columns(counts: Sequence[int], rows: Sequence[Tensor]) -> list[Vector]:
     rest = iter(rows)
     return [[next(rest) for _ in range(count)] for count in counts]
 

@@ -43,12 +43,11 @@ class Forward(Strategy):
 
     Use it for a few hyperparameters and many steps: a tangent costs about as much time as training, and the memory of
     one copy of params and state. Both lines are computed in reverse mode, the second as the transpose of a transpose,
-    so every operation with a second derivative works. Under a ``torch.func`` transform the steps themselves are
-    differentiated.
+    so every operation with a second derivative works.
 
     Args:
-        chunk: number of tangents that are computed at once. More tangents than that repeat the training for each chunk.
-            ``None``: all, by ``vmap``. 1: one after the other, without ``vmap``, for losses that ``vmap`` cannot take.
+        chunk: number of tangents that are computed at once; more repeat the training for each chunk. ``None``: all, by
+            ``vmap``. 1: one after the other, without ``vmap``, for losses that ``vmap`` cannot take.
         compile: compile each step with its tangents, as in :class:`Unroll`. No effect under a ``torch.func`` transform.
 
     Raises:

@@ -37,13 +37,13 @@ class Implicit(Strategy):
         dL/dh = -(d F / dh)^T x,    ((dF/dp)^T + damping I) x = dL/dp
 
     For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss. A product with H costs two
-    gradients; H is never formed. Memory is that of one step. The derivative is 0 in hyperparameters that do not move
-    the fixed point (lr, momentum, betas) and in the params and state at the start.
+    gradients; H is never formed. Memory is that of one step. The derivative is 0 in what does not move the fixed point:
+    lr, momentum, betas, the params and state at the start.
 
     Holding the state is right if params and hparams act on it through the gradient alone: SGD and Adam with momentum,
     with decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled
     decay or a pull toward an anchor beside momentum (AdamW), for lookahead and for schedule-free. One extra product
-    checks this after convergence, and warns. The check is left out for 16-bit params and under autocast.
+    checks this after convergence, but not in 16 bits or under autocast.
 
     Args:
         solver: ``"neumann"``: the series ``sum_j (I - dF/dp)^j``, for any optimizer whose steps contract. ``"cg"``:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import tree
 from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Params, State
 from ..core.inputs import TrainInputs, TrainOutputs
@@ -28,7 +27,7 @@ from ..core.leaves import (
 from ..core.problem import InnerProblem
 from ..core.strategy import Strategy
 from ..core.transforms import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable, stride_within
+from ..unrolling.budget import Sizes, affordable
 from ..unrolling.checkpoints import Checkpoints
 from ..unrolling.compiled import CompiledSteps, compiled_loop
 from ..unrolling.eager import EagerSteps
@@ -48,41 +47,37 @@ class Unroll(Strategy):
 
     ``H_k gbar`` is a Hessian-vector product. The cotangent of a batch is ``(d^2 train_loss / db dp)^T gbar``.
 
-    The options trade memory for time. A step whose graph is kept computes its gradient once. A step of which only the
-    point is kept (the params and state at its start) computes its gradient again in the backward pass, with one graph
-    at a time. Under a ``torch.func`` transform, and with ``create_graph=True``, the graphs of all steps are kept, and
-    ``checkpoint``, ``offload``, ``memory`` and ``compile`` have no effect.
+    The options trade memory for time. Of a step either the graph is kept, or only the point: the params and state where
+    it begins. Then its gradient is computed again in the backward pass. Under a ``torch.func`` transform, and with
+    ``create_graph=True``, all graphs are kept, and no option but ``truncate`` has an effect.
 
     Args:
-        truncate: differentiate the last ``truncate`` steps only, with constant params and state at their start.
-            ``None``: all steps.
-        checkpoint: what is kept. ``False``: the graphs of all steps, the fastest. n: the point of every n-th step;
-            those between are recomputed. 1: every point. ``"sqrt"``: n = sqrt(K). ``"log"``: points in a tree of arity
-            4, for thousands of steps. With ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and
-            ``K (3 d / 4 - 1) + 1`` steps are recomputed (K = 1000: 16 points, 2.75 K steps). ``"auto"``: the plan that
-            recomputes least within ``memory``. ``None``: ``False`` if all graphs take at most 128 MiB, estimated from
-            the first step, and the batches are a list or tuple; else 1.
+        truncate: differentiate the last ``truncate`` steps only, from a constant point. ``None``: all steps.
+        checkpoint: what is kept. ``False``: all graphs, the fastest. n: the point of every n-th step; those between are
+            recomputed. ``"sqrt"``: n = sqrt(K). ``"log"``: points in a tree of arity 4, for thousands of steps. With
+            ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and ``K (3 d / 4 - 1) + 1`` steps are
+            recomputed (K = 1000: 16 points, 2.75 K steps). ``None``: ``False`` if all graphs take at most 128 MiB,
+            estimated from the first step, and the batches are a list or tuple; else 1.
         offload: keep points on the CPU. ``checkpoint=None`` is then 1. Graphs are not moved.
-        memory: for ``"auto"``: bytes of tensors on the params' devices, above what is held at the start. One extra step
-            measures what a step takes; random numbers are put back. The predicted peak is logged
-            (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss, workspace inside kernels,
-            and larger later batches.
+        memory: in place of ``checkpoint``: bytes of tensors on the params' devices, above what is held at the start.
+            The plan that recomputes least within them is chosen. One or two extra steps measure what a step takes. The
+            predicted peak is logged (``logging.getLogger("hyperopt_ftp")``, level INFO). It leaves out the outer loss,
+            workspace inside kernels, and larger later batches.
         compile: compile all steps into one program, and the backward pass into another, by ``torch.compile``. ``True``:
             inductor, or the name of another backend. Small networks run several times as fast, after about 20 seconds
             of compilation for any number of steps (a transformer: one or two minutes; logged). Only points are kept.
-            Programs are cached in the process. Another shape, dtype or value that the loss closes over recompiles, with
-            a warning. Batches may have up to three different shapes. Results equal those of uncompiled steps up to
-            rounding, but random numbers differ: they come from one seed for each step, drawn from torch's default
-            generator. ``train`` uses the program also if no derivative is asked for. Without a C++ compiler, or with
-            torch before 2.13, steps run uncompiled, with a warning.
+            Another shape, dtype or value that the loss closes over recompiles, with a warning. Batches may have up to
+            three different shapes. Results equal those of uncompiled steps up to rounding, but random numbers differ:
+            they come from one seed for each step, drawn from torch's default generator. Without a C++ compiler, or
+            with torch before 2.13, steps run uncompiled, with a warning.
 
     Raises:
-        ValueError: an option outside what is listed; fewer batches than ``truncate``; too little ``memory`` (the error
+        ValueError: options that do not go together; fewer batches than ``truncate``; too little ``memory`` (the error
             says how much is needed); with ``compile``, float16 params, whose adjoints it does not scale, or batches of
             more than three shapes.
-        RuntimeError: a step that cannot be compiled, such as one with a ``torch.autograd.Function``, whose backward
-            torch would not differentiate; ``compile`` under autocast; a training loss that writes into tensors in place
-            (BatchNorm's statistics), that differs when a step is recomputed, or that has no second derivative.
+        RuntimeError: a step that cannot be compiled, such as one with a ``torch.autograd.Function``; ``compile`` under
+            autocast; a training loss that writes into tensors in place (BatchNorm's statistics), that differs when a
+            step is recomputed, or that has no second derivative.
 
     Warns:
         UserWarning: something was recompiled, or cannot be compiled here.
@@ -112,26 +107,18 @@ class Unroll(Strategy):
         check_compile(self.compile)
         check_count("memory", self.memory, "bytes", none=True)
         number = isinstance(self.checkpoint, int) and not isinstance(self.checkpoint, bool) and self.checkpoint >= 1
-        words = self.checkpoint in ("sqrt", "log", "auto")
-        if not (number or words or self.checkpoint is None or self.checkpoint is False):
+        if not (number or self.checkpoint in ("sqrt", "log", None) or self.checkpoint is False):
             raise ValueError(
-                "checkpoint must be a number of steps >= 1, 'sqrt', 'log', 'auto', False or None, got "
-                f"{self.checkpoint!r}"
+                f"checkpoint must be a number of steps >= 1, 'sqrt', 'log', False or None, got {self.checkpoint!r}"
             )
-        if self.checkpoint == "auto" and self.memory is None:
-            raise ValueError("checkpoint='auto' keeps what fits into memory: give memory= a number of bytes, as 2**30")
-        if self.checkpoint != "auto" and self.memory is not None:
-            raise ValueError(
-                f"memory={self.memory} is for checkpoint='auto', but checkpoint is {self.checkpoint!r}: give 'auto', "
-                "or leave memory out"
-            )
+        if self.memory is not None and self.checkpoint is not None:
+            raise ValueError(f"memory={self.memory} decides what is kept, and so does checkpoint={self.checkpoint!r}")
         if self.checkpoint is False and self.offload:
             raise ValueError("checkpoint=False keeps graphs, which stay where they are: leave offload out")
-        if self.compile and (self.checkpoint is False or self.checkpoint == "log" or self.offload):
-            what = "offload=True" if self.offload else f"checkpoint={self.checkpoint!r}"
+        if self.compile and (self.checkpoint is False or self.checkpoint == "log" or self.offload or self.memory):
             raise ValueError(
-                f"compile=True keeps points on the device, of every step or of every n-th, and no graphs: leave {what} "
-                "out, give checkpoint a number of steps, 'sqrt' or 'auto', or leave compile out"
+                "compile=True keeps points on the device, of every step or of every n-th, and no graphs: give no more "
+                "than checkpoint=, a number of steps or 'sqrt', or leave compile out"
             )
 
     @property
@@ -146,7 +133,7 @@ class Unroll(Strategy):
             return problem.loop(inputs), inputs
         first = count - self.truncate if self.truncate else 0
         if self.compile:
-            run = CompiledSteps(problem, inputs, self.compile, first, self._compiled_stride(count - first, inputs))
+            run = CompiledSteps(problem, inputs, self.compile, first, self._every(count - first))
             return run.forward(), run
         steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
         points = Checkpoints(inputs, plan.parts, first, self.offload)
@@ -156,7 +143,7 @@ class Unroll(Strategy):
                 plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
                 points = Checkpoints(inputs, plan.parts, first, self.offload)
             if k == first:
-                steps.keep_graphs(plan.graphs, if_small=self.checkpoint is None)
+                steps.keep_graphs(plan.graphs, if_small=self.chooses)
             if k >= first:
                 points.visit(k, params, state)
             params, state, loss = steps.forward(k, params, state)
@@ -207,23 +194,18 @@ class Unroll(Strategy):
         knobs, hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
         return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether graphs are kept if they are small."""
+        return self.checkpoint is None and self.memory is None
+
     def planned(self, steps: int) -> Plan:
         """What is kept of so many steps, if the size of the first does not decide it."""
         if self.checkpoint == "log":
             return points_of_tree()
-        if self.checkpoint == "auto":
-            return points_of_every(1)
-        if not (self.checkpoint or self.offload):
+        if not (self.checkpoint or self.offload or self.memory):
             return with_graphs(steps, steps)
         return points_of_every(self._every(steps))
-
-    def _compiled_stride(self, steps: int, inputs: TrainInputs) -> int:
-        if self.memory is None:
-            return self._every(steps)
-        point = sum(
-            x.numel() * x.element_size() for x in tree.leaves((inputs.params, inputs.state)) if isinstance(x, Tensor)
-        )
-        return stride_within(self.memory, steps, point)
 
     def _every(self, steps: int) -> int:
         return max(1, math.isqrt(steps)) if self.checkpoint == "sqrt" else int(self.checkpoint or 1)
@@ -234,7 +216,7 @@ class Unroll(Strategy):
         sizes = sizes_of(steps, inputs, steps.first, params, state, self.offload)
         *numbers, least = problem.agreed([*sizes, -memory])  # a process may have less than another
         plan, peak = affordable(-least, Sizes(*numbers))
-        text = "Unroll(checkpoint='auto', memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
+        text = "Unroll(memory=%d) keeps of %d steps: %s; predicted peak: %d bytes"
         logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
         return plan
 

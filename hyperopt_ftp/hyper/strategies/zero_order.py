@@ -36,10 +36,10 @@ class ZeroOrder(Strategy):
         grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x - sigma e_i)) / (2 sigma)      antithetic
         grad = 1/N sum_i  e_i (f(x + sigma e_i) - f(x)) / sigma                      else
 
-    This is an unbiased estimate of the gradient of ``E f(x + sigma e)``. Its error falls as
+    This is an unbiased estimate of the gradient of ``E f(x + sigma e)``, with an error of about
     ``sqrt(numbers / samples)``. In :func:`hypergradient` and :func:`bilevel`, f is the outer loss after training, which
-    needs no derivative (an error rate works). In :func:`train`, f is ``<cotangent, (params, state)>``. The training
-    loss needs no second derivative. Use it for few numbers, and for long runs whose exact derivative explodes (arXiv
+    needs no derivative (an error rate works). In :func:`train`, f is ``<cotangent, (params, state)>``. Use it for few
+    numbers, for losses without second derivatives, and for long runs whose exact derivative explodes (arXiv
     1810.10180).
 
     Args:

@@ -12,11 +12,18 @@ from ... import tree
 from ...calls import explained
 from ...hparams import complete
 from ...optimizers.leafwise import check_grads, check_state, no_steps
-from ...types import Constraint, Optimizer, check_optimizer
-from ..core.strategy import check_object
+from ...types import Constraint, HParams, Optimizer, Params, State, UpdateFn, check_optimizer
 from . import paths
 from .constraints import Constraints
-from .one_step import GradientStrategy, OneStep, Previous
+
+
+class Previous(NamedTuple):
+    """The arguments of the base's previous update."""
+
+    grads: Params
+    state: State
+    params: Params
+    hparams: HParams  # settled: the point where a pullback linearises
 
 
 class TunedState(NamedTuple):
@@ -34,20 +41,21 @@ def hyper(
     base: Optimizer,
     by: Optimizer,
     over: str | Sequence[str],
-    strategy: GradientStrategy | None = None,
+    through: Optimizer | None = None,
     constrain: Mapping[str, Constraint] | None = None,
 ) -> Optimizer[TunedState]:
     """Tune hyperparameters of ``base`` with the optimizer ``by``, by hypergradients. The result is again an optimizer.
 
     At each update, with ``g`` the gradient at the present params::
 
-        h       = strategy.pullback(previous update of base, g)     for the hparams in ``over``
+        h       = (d previous update of base / d hparams)^T g        for the hparams in ``over``
         tuned   <- by.update(h, tuned), kept in its domain by ``constrain``
         params  <- base.update(g, params; tuned)
         tuned   <- base.settle(tuned, new state)                     where base has one
 
-    The hypergradient of the first update is zero: the counts of ``by`` advance, and nothing moves. Both ``base`` and
-    ``by`` may be tuned themselves, so nesting builds towers of any height (arXiv 1909.13371). Every level is exact.
+    Everything before the previous update is held fixed (hypergradient descent, arXiv 1703.04782). The hypergradient of
+    the first update is zero: the counts of ``by`` advance, and nothing moves. Both ``base`` and ``by`` may be tuned
+    themselves, so nesting builds towers of any height (arXiv 1909.13371). Nothing is detached: every level is exact.
 
     Args:
         base: the optimizer whose hparams are tuned.
@@ -55,21 +63,21 @@ def hyper(
         over: a path into ``base.hparams``, or a tuple of paths (``"lr"``; ``"by.lr"`` if base is itself tuned). Values
             that ``base.settle`` clips after a step (the radius of ``projected``) are differentiated at the clipped
             value. A row whose norm equals a tuned radius counts as clipped, also for the other tuned hparams.
-        strategy: how the hypergradient is taken: :class:`OneStep` (default), or another strategy that needs gradients
-            only.
+        through: pull back through the update of this optimizer instead of the base's. Its state and hparams must have
+            the structure of the base's. FTP's "paper" gradient is ``through=projected(base, anchor, bounded=False)``.
         constrain: by path, how a value stays in its domain. ``"clip"`` (default): ``by`` moves the value, which is then
             clipped. ``"log"``: ``by`` moves the logarithm (learning rates, eps). ``"logit"``: ``by`` moves
             ``log(x / (1 - x))`` (betas, momentum). Values without an entry in ``base.domains`` are not clipped.
 
     Returns:
         An optimizer with hparams ``{"base": base.hparams, "by": by.hparams}``. The tuned entries of "base" are starting
-        values, read by ``init`` only. The current values are in ``state.tuned``. The state holds the base's state
-        twice, and params and gradients once: for AdamW 6 tensors of the size of the params, 4 more than AdamW alone.
+        values, read by ``init`` only; the current ones are in ``state.tuned``. The state holds the base's state twice,
+        and params and gradients once.
 
     Raises:
         ValueError: a path in ``over`` that is not a hyperparameter, or that ``base`` already tunes; at ``init``, a
             first value outside the range of ``"log"`` or ``"logit"``.
-        TypeError: a strategy that needs the loss; a ``base`` or ``by`` that is not pure.
+        TypeError: an optimizer that is not pure.
 
     >>> import torch, hyperopt_ftp as hft
     >>> opt = hft.hyper(hft.sgd(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-6), over="lr"), over="lr")
@@ -81,13 +89,9 @@ def hyper(
     """
     check_optimizer("base", base)
     check_optimizer("by", by)
-    strategy = OneStep() if strategy is None else strategy
-    check_object(strategy)
-    if not hasattr(strategy, "pullback") or hasattr(strategy, "run"):
-        raise TypeError(
-            f"hyper runs strategies that need gradients alone, such as OneStep(); {type(strategy).__name__} has no "
-            "pullback(base, previous, cotangent, over), or needs the loss: it runs in hypergradient and bilevel"
-        )
+    if through is not None:
+        check_optimizer("through", through)
+    step = base.update if through is None else through.update
     names = paths.normalise(over, base.hparams)
     again = [name for name in names if any(paths.overlap(base.hparams, name, inner) for inner in base.tunes)]
     if again:
@@ -111,7 +115,7 @@ def hyper(
         check_grads(grads, params)
         h = complete(hparams, default)
         first = state.step == 0
-        pulled = strategy.pullback(base, state.previous, grads, names)
+        pulled = _pulled(step, state.previous, grads, names)
         pulled = tree.map_tree(lambda x: torch.where(first, 0.0, x), pulled)
         slopes = constraints.chain(pulled, state.tuned)
         moved, by_state = by.update(slopes, state.by, constraints.free(state.tuned), h["by"])
@@ -135,3 +139,13 @@ def hyper(
     domains = {"base": base.domains, "by": by.domains}
     inside = parts if base.parts else None
     return Optimizer(init, update, default, None, None, domains, tunes, inside, base.weights_in_state)
+
+
+def _pulled(step: UpdateFn[Any], previous: Previous, cotangent: Params, over: tuple[str, ...]) -> HParams:
+    """The present gradient, pulled back through the previous update to the hparams in ``over``."""
+
+    def again(tuned: dict[str, Any]) -> Params:
+        return step(previous.grads, previous.state, previous.params, paths.merge(previous.hparams, tuned))[0]
+
+    pull = torch.func.vjp(again, paths.select(previous.hparams, over))[1]
+    return pull(tree.map_tree(lambda w, g: torch.zeros_like(w) if g is None else g, previous.params, cotangent))[0]

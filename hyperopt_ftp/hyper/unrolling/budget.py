@@ -18,11 +18,13 @@ class Sizes(NamedTuple):
     first: int  # the first point, which may be the caller's own
     point: int  # each other one
     beside: int  # each where the one before it is kept too, which may hold some of its tensors
-    graph: int  # the graph of a step's gradient, kept
+    graph: int  # the graph of a step that begins from leaves
+    chained: int  # of a step after another one in the same graph
     made: int  # at the peak of making it
     back: int  # at the peak of going back through it, the graph apart
     adjoints: int  # those that go back from step to step
     batch: int  # the cotangent of each batch
+    probes: int  # gradients that measuring all this has taken
 
 
 def peak_of(sizes: Sizes, plan: Plan) -> int:
@@ -30,10 +32,10 @@ def peak_of(sizes: Sizes, plan: Plan) -> int:
     graphs = min(plan.graphs, sizes.hvps)
     points = len(kept(plan.parts, 0, sizes.steps))
     point = sizes.beside if points == sizes.steps else sizes.point
-    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.graph + max(sizes.made, sizes.graph)  # in the last step
+    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.chained + max(sizes.made, sizes.graph)  # in the last step
     for done, (_, live, _) in enumerate(backward_schedule(plan.parts, 0, sizes.steps)):
-        held = (live - 1) * point + max(graphs - done, 0) * sizes.graph + done * sizes.batch
-        held += sizes.adjoints if done else 0
+        held = (live - 1) * point + done * sizes.batch + (sizes.adjoints if done else 0)
+        held += sizes.graph + (graphs - done - 1) * sizes.chained if done < graphs else 0
         peak = max(peak, held + (sizes.back if done < graphs else max(sizes.made, sizes.graph + sizes.back)))
     return sizes.fixed + sizes.first + peak
 
@@ -58,17 +60,3 @@ def affordable(memory: int, sizes: Sizes) -> tuple[Plan, int]:
             "more, or take smaller batches or fewer steps (truncate=)"
         )
     return plan, peak
-
-
-def stride_within(memory: int, steps: int, point: int) -> int:
-    """The n for which a compiled run fits, which keeps every n-th point, and those between for n steps at once."""
-    if steps * point <= memory:
-        return 1
-    n = max(1, math.isqrt(steps))
-    least = (math.ceil(steps / n) + n) * point
-    if least > memory:
-        raise ValueError(
-            f"memory={memory} bytes are too few: with the fewest points kept, {steps} compiled steps need {least} for "
-            "them; give that or more, or take fewer steps (truncate=)"
-        )
-    return n

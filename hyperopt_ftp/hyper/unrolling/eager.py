@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class EagerSteps:
         self._problem, self._inputs, self._knobs, self._whole = problem, inputs, knobs, whole
         self.first: int = first
         self._count = self._kept_from = len(inputs.batches)
-        self._if_small = False
+        self._if_small, self._of_state = False, True
         self._graph: _Graph | None = None  # of the steps that are kept
         # What is kept in 16 bits, with leaves of the batch and the state before the update, whose graph is in 32 bits.
         self._gradients: dict[int, tuple[Gradient, list[Tensor], RngState]] = {}
@@ -63,8 +64,11 @@ class EagerSteps:
         self._first_needs_hvp = any(tree.leaves(asked.hparams.get("loss", False)))
         self._first_needs_hvp |= whole and any(tree.leaves(asked.params))
 
-    def beginning(self, first: int) -> EagerSteps:
-        return EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
+    def beginning(self, first: int, of_state: Any = True) -> EagerSteps:
+        """Other steps from ``first`` on; ``of_state``: what of a state their graphs begin with."""
+        other = EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
+        other._of_state = of_state
+        return other
 
     def keep_graphs(self, count: int, if_small: bool = False) -> None:
         """Keep the graphs of so many steps at the end; ``if_small``: unless the first shows that they are large."""
@@ -147,7 +151,7 @@ class EagerSteps:
             refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
     def _beginning_at(self, k: int, params: Params, state: State) -> _Graph:
-        (p, params), (s, state) = detached_leaves(params), detached_leaves(state)
+        (p, params), (s, state) = detached_leaves(params), detached_leaves(state, self._of_state)
         return _Graph(k, (params, state), p, s)
 
     def _extend(self, graph: _Graph, problem: InnerProblem) -> Gradient:

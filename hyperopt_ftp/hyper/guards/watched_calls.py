@@ -1,0 +1,125 @@
+"""What a loss or an update does with its tensors in Python: reads numbers, writes through NumPy, makes leaves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ... import tree
+from ...calls import callers_level
+from ..core.graph import made_from
+from ..core.transforms import differentiated, under_transform
+from .subjects import Subject, reads_number, writes
+from .writes import refuse_writes, storage_of
+
+#: Functions that read a number from their tensor; those below, from the tensors in their arguments.
+_OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.linspace, torch.logspace, Tensor.new_tensor}
+_TO_NUMPY = {Tensor.numpy, Tensor.__array__}
+_LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
+
+#: Arguments of torch.add and its kin that are numbers: a tensor in their place is read.
+_NUMBERS = ("alpha", "beta")
+
+
+class watched_calls(TorchFunctionMode):  # a context manager
+    """Raise if the code inside reads a number that is made of knobs alone; warn if it computes with one of params.
+
+    A loss may read a number of its params for a log. It computes with it if it takes any number after that in the same
+    call, or a new one in a later call. An update is warned of the read. :class:`~.writes.refuse_writes` finds reads of
+    a knob itself. Under a transform knobs and params cannot be told apart, so both warn.
+    """
+
+    def __init__(
+        self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
+        operations: refuse_writes | None = None, constants: set[complex] | None = None,
+    ) -> None:  # fmt: skip
+        """``operations`` knows what the code inside has made; ``constants`` are of an earlier call that has read."""
+        super().__init__()
+        self._who, self._given, self._operations = who, known, operations
+        self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
+        self._later = constants is not None
+        #: Numbers that the code inside computes with.
+        self.constants: set[complex] = set(constants or ())
+        #: Whether it has read a number of params.
+        self.has_read: bool = self._later
+        self.warned: bool = False
+        #: Tensors that it lets require grad, as a gradient penalty does.
+        self.leaves: list[Tensor] = []
+        self._arrays: list[tuple[Any, bytes, Tensor]] = []  # of NumPy, in memory that the code inside has not made
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for array, before, x in self._arrays if error[0] is None else ():
+            if array.tobytes() != before:
+                raise writes(self._who, " (through NumPy)", x)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == _SET_DATA and self._who.reads_data:
+            raise writes(self._who, " (data = ...)", args[0])
+        if func in _OF_ITSELF and not self._who.reads_data:
+            self.has_read |= self._reads(args[:1])
+        else:
+            taken = self._taken(func, args, kwargs)
+            if (taken and self._reads(taken)) or self._computes(args, kwargs):
+                self._warn()
+        lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
+        result = func(*args, **kwargs)
+        if lets:
+            self.leaves.append(args[0])
+        elif kwargs.get("requires_grad") and isinstance(result, Tensor):
+            self.leaves.append(result)
+        elif func in _TO_NUMPY and self._operations and storage_of(args[0]) not in self._operations.made:
+            self._arrays.append((result, result.tobytes(), args[0]))
+        return result
+
+    def _taken(self, func: Any, args: Any, kwargs: Any) -> list[Any]:
+        """Arguments whose values come out without their graph."""
+        if func in _OF_ITSELF or (func == _DATA and self._who.reads_data):
+            return args[:1]
+        if func not in _OF_VALUES:
+            return [kwargs[name] for name in _NUMBERS if name in kwargs] if kwargs else []
+        given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
+        if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
+            given = [x for x in given if not isinstance(x, Tensor)]
+        return given
+
+    def _reads(self, given: Sequence[Any]) -> bool:
+        transform, found = under_transform(), False
+        for x in tree.leaves(given):
+            if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
+                continue
+            made_of = set() if transform else {id(y) for y in made_from(x, self._given)}
+            # Of what the code inside lets require grad itself there may be no knob, and no param.
+            if made_of & self._known and made_of <= self._knobs:
+                raise reads_number(self._who)
+            found |= transform or bool(made_of & self._known)
+        return found
+
+    def _computes(self, args: Any, kwargs: Any) -> bool:
+        """Whether an operation takes a number that may be one that was read."""
+        if self._who.reads_data or not (self._operations or self.has_read):
+            return False
+        numbers: set[complex] = {x for x in tree.leaves((args, kwargs)) if isinstance(x, (float, complex))}
+        new = numbers - self.constants if self._later else numbers
+        self.constants |= numbers
+        return self.has_read and bool(new)
+
+    def _warn(self) -> None:
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{self._who.name} makes a number of a tensor that depends on what a derivative is taken in "
+                "(item(), float(), tolist(), torch.tensor, data), and computes with numbers: what is computed from "
+                "that one has no derivative there. Use the tensor; for a log, or where it is to count as a constant, "
+                "take x.detach().item()",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
