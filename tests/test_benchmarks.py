@@ -9,33 +9,30 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hyperopt_ftp as hft
-
-np = pytest.importorskip("numpy")
-pytest.importorskip("matplotlib")
-
-from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_update  # noqa: E402
-from benchmarks.hypergradient.by_hand import by_hand  # noqa: E402
-from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of  # noqa: E402
-from benchmarks.hypergradient.problems import PROBLEMS  # noqa: E402
-from benchmarks.hypergradient.processes import off, worker  # noqa: E402
-from benchmarks.hypergradient.reference import distance, reference  # noqa: E402
-from benchmarks.large.contenders import CONTENDERS as LARGE  # noqa: E402
-from benchmarks.large.contenders import PLAIN  # noqa: E402
-from benchmarks.large.hypergradients import by_hand as by_plain_loop  # noqa: E402
-from benchmarks.large.hypergradients import by_library  # noqa: E402
-from benchmarks.large.losses import losses_of  # noqa: E402
-from benchmarks.large.network import Encoder  # noqa: E402
-from benchmarks.large.processes import compare  # noqa: E402
-from benchmarks.large.processes import distance as difference  # noqa: E402
-from benchmarks.large.sentences import Data, reviews  # noqa: E402
-from benchmarks.large.table import table  # noqa: E402
-from benchmarks.plain_tpgm import PlainTPGM  # noqa: E402
-from experiments.common.labels import apart  # noqa: E402
+from benchmarks import bench_estimate, bench_hypergradient, bench_training, bench_update
+from benchmarks.hypergradient.by_hand import by_hand
+from benchmarks.hypergradient.contenders import CONTENDERS, contenders_of
+from benchmarks.hypergradient.problems import PROBLEMS
+from benchmarks.hypergradient.processes import off, worker
+from benchmarks.hypergradient.reference import distance, reference
+from benchmarks.large.contenders import CONTENDERS as LARGE
+from benchmarks.large.contenders import PLAIN
+from benchmarks.large.hypergradients import by_hand as by_plain_loop
+from benchmarks.large.hypergradients import by_library
+from benchmarks.large.losses import losses_of
+from benchmarks.large.network import Encoder
+from benchmarks.large.processes import compare
+from benchmarks.large.processes import distance as difference
+from benchmarks.large.sentences import Data, reviews
+from benchmarks.large.table import table
+from benchmarks.plain_tpgm import PlainTPGM
+from experiments.common.labels import apart
 
 ALSO = ["jax", "jax, checkpoint", "Unroll(compile=True)", "Forward(compile=True)"]  # compile for seconds
 

@@ -62,20 +62,6 @@ def test_pages_show_what_is_printed():
     assert pages >= {"README.md", "docs/quick-start.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
 
 
-NO_READER = {"errors.md", "bases.md", "index.md", "licences.md"}  # generated, the landing page, a list
-
-
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.parent.name in ("docs", "concepts") and page.name not in NO_READER],
-    ids=lambda page: page.name,
-)
-def test_a_page_says_for_whom_it_is_and_where_to_go(page):
-    text = page.read_text().strip()
-    assert re.match(r"# .+\n\nFor [^\n]*\b(those|researchers|users|everybody|contributors|maintainers)\b", text)
-    assert re.match(r"Next: .*\]\(", text.splitlines()[-1])
-
-
 def test_every_public_name_has_a_docstring_and_a_line_in_the_reference():
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")).splitlines()
     public = {name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))}
