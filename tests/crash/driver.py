@@ -28,10 +28,6 @@ class Outcome:
     equal: int = 0  # of these ends, the bit-equal ones
     wrong: set[str] = field(default_factory=set)  # what differed, files that were left over
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return self.kills, self.in_write, len(self.resumed), self.ends, self.equal
-
 
 class Child:
     """A process that trains in `folder`, up to the moment when it has read what is on the disk."""
