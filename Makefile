@@ -51,15 +51,29 @@ lowest newest: $(VENV)/.dev
 thorough: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q
 
-# make test as other machines would run it: other instructions, threads, other work beside. Seven runs of it.
+# make test as other machines would run it: older instructions for torch's loops, oneDNN and MKL, one thread and two,
+# other work beside. Seven runs. A CPU's instructions decide in which order sums are made: a test that fails under one of
+# these has a bound that holds by luck. Processes that share cores do not spin while they wait.
+OLDEST := ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+AVX2 := ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 machines: $(VENV)/.demo $(VENV)/.test
-	$(RUN) -m tests.machines
+	$(MAKE) --keep-going $(foreach n,1 2,machine-oldest-$n machine-avx2-$n machine-own-$n) machine-busy-1
+
+machine-oldest-%:
+	env $(OLDEST) OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
+machine-avx2-%:
+	env $(AVX2) OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
+machine-own-%:
+	env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
+machine-busy-%:
+	timeout 1h $(RUN) -c "while True: pass" & first=$$!; timeout 1h $(RUN) -c "while True: pass" & second=$$!; \
+		env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*; status=$$?; kill $$first $$second; exit $$status
 
 fuzz: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/pure/test_bilevel_machine.py
 
 crash: $(VENV)/.demo $(VENV)/.test
-	$(RUN) -m tests.crash --kills 50
+	KILLS=50 $(RUN) -m pytest -q tests/crash
 
 # Small faults in a copy of the package: does a test fail for each? The same sample each time.
 mutants: $(VENV)/.demo $(VENV)/.test $(VENV)/.mutants
@@ -76,9 +90,17 @@ docs: $(VENV)/.docs
 	$(RUN) -m website site
 	$(RUN) -m pytest -q -rs tests/test_site.py
 
-# Each of the others in a fresh clone of its own: a target must not need what another one has installed.
+# Each quick target in a fresh clone of its own: it must not need what another one has installed. A clone goes after its
+# target, since an environment has gigabytes.
+ALONE := demo test test-studies test-compiled test-integrations study-fast lint docs fuzz crash
 alone:
-	$(PYTHON) -m tests.alone $(VENV)-alone
+	mkdir $(VENV)-alone
+	$(MAKE) --keep-going $(ALONE:%=alone-%)
+
+alone-%:
+	git clone --quiet . $(VENV)-alone/$*
+	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u VIRTUAL_ENV make -C $(VENV)-alone/$* $* > $(VENV)-alone/$*.log 2>&1; \
+		status=$$?; rm -rf $(VENV)-alone/$*; exit $$status
 
 bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_step

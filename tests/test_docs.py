@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 import hyperopt_ftp as hft
+from benchmarks import bench_estimate
+from benchmarks.large.table import table
 
 from .support.family import FAMILY, Method
 
@@ -58,20 +62,6 @@ def test_pages_show_what_is_printed():
     assert pages >= {"README.md", "docs/quick-start.md", "docs/concepts/ftp.md", "docs/concepts/cost.md"}
 
 
-BY_HAND = [page for page in PAGES if page.parent.name in ("docs", "concepts")]
-GENERATED = {"errors.md", "bases.md"}
-OTHERS = {"index.md", "licences.md"}  # the landing page, a list
-
-
-@pytest.mark.parametrize(
-    "page", [page for page in BY_HAND if page.name not in GENERATED | OTHERS], ids=lambda page: page.name
-)
-def test_a_page_says_for_whom_it_is_and_where_to_go(page):
-    text = page.read_text().strip()
-    assert re.match(r"# .+\n\nFor [^\n]*\b(those|researchers|users|everybody|contributors|maintainers)\b", text)
-    assert re.match(r"Next: .*\]\(", text.splitlines()[-1])
-
-
 def test_every_public_name_has_a_docstring_and_a_line_in_the_reference():
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")).splitlines()
     public = {name for name in vars(hft) if not name.startswith("_") and callable(getattr(hft, name))}
@@ -89,11 +79,7 @@ def test_every_method_of_the_family_has_a_row_in_choosing(method: Method):
 
 
 def test_links_and_figures_exist():
-    for document in (
-        *PAGES,
-        *sorted((ROOT / "experiments").rglob("*.md")),
-        *sorted(STUDIES.rglob("*.md")),
-    ):
+    for document in (*PAGES, *sorted((ROOT / "experiments").rglob("*.md")), *sorted(STUDIES.rglob("*.md"))):
         for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", without_code(document.read_text())):
             page = document.parent / target if target else document
             assert target.startswith("https://") or page.exists(), (document, target)
@@ -112,112 +98,35 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in found}
 
 
-def test_contributing_names_what_ci_runs():
+def test_commands_are_those_of_ci_and_of_the_makefile():
     in_ci, said = (
         re.findall(r"^make ([\w -]+\w)", (ROOT / page).read_text(), flags=re.M)[0]
         for page in (".ci/run", "CONTRIBUTING.md")
     )
     assert said == in_ci
-
-
-def test_names_of_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     for command in set(re.findall(r"`?make (\w+)", README)):
         assert re.search(rf"^{command}:", makefile, flags=re.M), command
 
 
-MEASURED = ("README.md", "docs/results.md", "docs/performance.md")
-
-
-def test_what_is_shown_is_measured():
-    """Figures lie with the runs that made them."""
-    shown = [
-        (ROOT / page).parent / target
-        for page in MEASURED
-        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text())
+@pytest.mark.parametrize("library", ["optax", "torchopt"])
+def test_what_the_page_for_users_of_a_library_points_to_is_here(library: str):
+    """And a row which says that there is none does not outlive the day when there is one of that name."""
+    page = (ROOT / "docs" / f"coming-from-{library}.md").read_text()
+    there = set(re.findall(r"\bhft((?:\.\w+)+)", page))
+    assert len(there) > 20
+    end = object()
+    missing = [
+        path for path in there if reduce(lambda at, name: getattr(at, name, end), path.split(".")[1:], hft) is end
     ]
-    assert len(shown) >= 3
-    places = (STUDIES, ROOT / "benchmarks" / "results")
-    assert [figure for figure in shown if not any(figure.resolve().is_relative_to(place) for place in places)] == []
+    assert missing == []
+    pairs = re.findall(r"^\| (`[^|]+`) \| (.*) \|$", page, flags=re.M)
+    last = [(name.rpartition(".")[2], here) for names, here in pairs for name in re.findall(r"`([^`]+)`", names)]
+    assert {"adam", "sgd"} <= vars(hft).keys() & {name for name, _ in last}
+    assert [name for name, here in last if hasattr(hft, name) and f"hft.{name}" not in here] == []
 
 
-def test_what_the_readme_says_of_learning_rates_is_in_the_studies():
-    table = README.partition("| task, pre-trained on |")[2].partition("\n\n")[0]
-    studies = re.findall(r"docs/studies/(sensitivity-\w+)/report\.md", table)
-    assert len(studies) == 6
-    for study, shown in zip(studies, rows("| task, pre-trained on |" + table)[1:], strict=True):
-        found = [row for row in rows((STUDIES / study / "report.md").read_text()) if len(row) == 11]
-        adamw, *others = (
-            next(dict(zip(found[0], row, strict=True)) for row in found if row[0] == method)
-            for method in ("AdamW", "FTPAdamW", "WiSE-FT")
-        )
-        minus = [f"{row['minus AdamW, ID']} / {row['minus AdamW, OOD']}".replace(" ± ", "±") for row in others]
-        rates = [row["good rates"].replace(" to ", "\u2013") for row in (adamw, others[0])]
-        assert shown[1:] == [*rates, *minus], study
-
-
-def test_what_the_results_say_of_ftp_is_in_the_studies():
-    table = (ROOT / "docs/results.md").read_text().partition("| task, anchor |")[2].partition("\n\n")[0]
-    studies = re.findall(r"studies/(sensitivity-\w+)/report\.md", table)
-    assert len(studies) == 6
-    for study, shown in zip(studies, rows("| task, anchor |" + table)[1:], strict=True):
-        found = {row[0]: row for row in rows((STUDIES / study / "report.md").read_text()) if len(row) == 11}
-        adamw, ftp = found["AdamW"], found["FTPAdamW"]
-        assert shown[1:] == [adamw[2], *ftp[3:7], adamw[-1], ftp[-1]], study
-
-
-def measured(benchmark: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{benchmark}.json").read_text())
-
-
-def test_small_problems_are_those_that_were_measured():
-    text = (ROOT / "docs" / "performance.md").read_text()
-    table = rows("| MAML, K" + text.partition("| MAML, K")[2].partition("\n\n")[0])
-    found = measured("small")["problems"]
-    assert table == [list(found), [f"{x['ratio']:.1f}" for x in found.values()]]
-
-
-def test_the_time_of_a_training_step_in_the_readme_is_measured():
-    steps = [model["steps"] for model in measured("training_cpu")["models"].values()]
-    ratios = [found["FTPAdamW (fused)"]["ratio"] for found in steps]
-    assert f"takes [{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW's]" in README
-    assert all(1.9 <= found["TPGM"]["ratio"] / ratio <= 2.2 for found, ratio in zip(steps, ratios, strict=True))
-
-
-def test_the_speeds_on_the_page_of_performance_are_measured():
-    page = (ROOT / "docs" / "performance.md").read_text()
-    table = {row[0]: [cell.partition(" ")[0] for cell in row[1:]] for row in rows(page)}
-    for row, name in {
-        "`FTPAdamW(fused=True)`": "FTPAdamW (fused)",
-        "`FTPAdamW(foreach=True)`": "FTPAdamW (foreach)",
-        "`FTP(AdamW(fused=True))`": "FTP around AdamW",
-        "`MARSSP`": "MARS-SP",
-        "`L2SP`": "L2-SP",
-        "`SPD`": "SPD",
-        "TPGM": "TPGM",
-    }.items():  # of two tables with this row the later one
-        steps = [model["steps"] for model in measured("training_cpu")["models"].values()]
-        assert table[row] == [f"{found[name]['ratio']:.2f}" for found in steps], row
-    first = {row[0]: row[1:] for row in reversed(rows(page))}
-    models = measured("step_cpu")["models"].values()
-    fused = [f"{model['steps']['FTPAdamW(fused)']['ratio_to_adamw_fused']:.2f}" for model in models]
-    assert first["`FTPAdamW(fused=True)`"] == fused
-    said = " ".join(page.split())
-    unrolled = hypergradient_ratios("Unroll()", "mlp", "transformer", "conv16", "conv64", "maml", "l2")
-    assert f"`Unroll()` takes {unrolled} times TorchOpt's time, row by row" in said
-    compiled = hypergradient_ratios("Unroll(compile=True)", "mlp", "transformer", "conv16", "maml", "l2")
-    assert f"it takes {compiled} times TorchOpt's time" in said
-
-
-def hypergradient_ratios(ours: str, *problems: str) -> str:
-    """Against TorchOpt's faster form where there are two."""
-    ratios = [
-        found[ours]["median_seconds"]
-        / min(run["median_seconds"] for name, run in found.items() if name.startswith("torchopt"))
-        for found in (measured("hypergradient")["problems"][problem]["contenders"] for problem in problems)
-    ]
-    *others, last = (f"{ratio:.2f}" for ratio in ratios)
-    return f"{', '.join(others)} and {last}"
+# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def rows(text: str) -> list[list[str]]:
@@ -226,32 +135,160 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_tables_of_studies_are_those_of_the_reports():
-    """Below a line that names a report of docs/studies, up to the next heading, every row is one of its rows."""
-    parts = re.split(r"studies/([\w-]+)/report\.md", (ROOT / "experiments/classification/README.md").read_text())
-    checked = 0
-    for study, text in zip(parts[1::2], parts[2::2], strict=True):
-        report: dict[str, list[str]] = {}
-        for row in rows((ROOT / "docs/studies" / study / "report.md").read_text()):
-            report.setdefault(row[0], row)  # that of the first table, which has the results
-        for row in rows(text.partition("\n#")[0].partition("<!-- end -->")[0]):
-            if row[0] in report:
-                missing = [cell for cell in row if cell not in report[row[0]]]
-                assert not missing, f"{study}, {row[0]}: {missing}"
-                checked += 1
-    assert checked >= 6
+def report(study: str) -> str:
+    return (STUDIES / study / "report.md").read_text()
 
 
-def test_numbers_beside_a_report_are_in_it():
-    """In docs/when.md a section that links reports has its percentages, and numbers with a point, from them."""
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [
+        ("docs/when.md", 100),
+        ("docs/stories.md", 30),
+        ("experiments/classification/README.md", 80),
+    ],
+)
+def test_numbers_beside_a_report_are_in_it(page, least):
+    """A section that links reports, or shows what is printed, has its percentages and decimals from there."""
     checked = 0
-    for section in (ROOT / "docs" / "when.md").read_text().split("\n## ")[1:]:
-        reports = re.findall(r"\]\(studies/([\w-]+)/report\.md\)", section)
-        if reports:
-            text = "\n".join((STUDIES / study / "report.md").read_text() for study in reports)
-            known = set(re.findall(r"\d+(?:\.\d+)?", text))
-            plain = re.sub(r"\]\([^)]*\)", "]", section)
-            numbers = re.findall(r"\d+\.\d+|\d+(?= %)", plain)
+    for section in re.split(r"\n#+ ", (ROOT / page).read_text()):
+        studies = re.findall(r"studies/([\w-]+)/report\.md\)", section)
+        printed = re.findall(r"```.*?```", section, flags=re.S)
+        if studies or any(block.startswith("```text") for block in printed):
+            source = "".join([*map(report, studies), *printed])
+            known = {number for x in re.findall(r"[+-]?\d+(?:\.\d+)?", source) for number in (x, x.lstrip("+-"))}
+            plain = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", section, flags=re.S)
+            numbers = re.findall(r"[+-]?\d+\.\d+|\d+(?= %)", plain)
             assert [number for number in numbers if number not in known] == [], section
             checked += len(numbers)
-    assert checked > 10
+    assert checked >= least
+
+
+@pytest.mark.parametrize(
+    ("page", "first", "cells"),
+    [
+        (
+            "README.md",
+            "| task, pre-trained on |",
+            lambda of: [
+                *(of[method][-1].replace(" to ", "\u2013") for method in ("AdamW", "FTPAdamW")),
+                *(f"{of[method][3]} / {of[method][5]}".replace(" ± ", "±") for method in ("FTPAdamW", "WiSE-FT")),
+            ],
+        ),
+        (
+            "docs/results.md",
+            "| task, anchor |",
+            lambda of: [
+                of["AdamW"][2],
+                *of["FTPAdamW"][3:7],
+                *(of[method][-1] for method in ("AdamW", "FTPAdamW")),
+            ],
+        ),
+    ],
+)
+def test_the_tables_of_the_six_studies_are_those_of_the_reports(page, first, cells):
+    table = first + (ROOT / page).read_text().partition(first)[2].partition("\n\n")[0]
+    studies = re.findall(r"studies/(sensitivity-\w+)/report\.md", table)
+    assert len(studies) == 6
+    for study, shown in zip(studies, rows(table)[1:], strict=True):
+        assert shown[1:] == cells({row[0]: row for row in rows(report(study)) if len(row) == 11}), study
+
+
+def measured(benchmark: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{benchmark}.json").read_text())
+
+
+def small_problems() -> Iterator[str]:
+    found = measured("small")["problems"]
+    yield f"| {' | '.join(found)} |"
+    yield " | ".join(f"{x['ratio']:.1f}" for x in found.values())
+
+
+def step() -> Iterator[str]:
+    models = measured("step_cpu")["models"].values()
+    ratios = (f"{model['steps']['FTPAdamW(fused)']['ratio_to_adamw_fused']:.2f}" for model in models)
+    yield f"| `FTPAdamW(fused=True)` | {' | '.join(ratios)} |"
+
+
+def training_steps(name: str) -> list[float]:
+    """Relative to AdamW, of each model."""
+    return [model["steps"][name]["ratio"] for model in measured("training_cpu")["models"].values()]
+
+
+def training_step() -> Iterator[str]:
+    for row, name in {
+        "`FTPAdamW(fused=True)`": "FTPAdamW (fused)",
+        "`FTPAdamW(foreach=True)`": "FTPAdamW (foreach)",
+        "`FTP(AdamW(fused=True))`": "FTP around AdamW",
+        "`MARSSP`": "MARS-SP",
+        "`L2SP`": "L2-SP",
+        "`SPD`": "SPD",
+        "TPGM": "TPGM",
+    }.items():
+        yield f"| {row} | {' | '.join(f'{ratio:.2f}' for ratio in training_steps(name))} |"
+
+
+def training_step_in_readme() -> Iterator[str]:
+    ratios = training_steps("FTPAdamW (fused)")
+    yield f"takes [{min(ratios):.2f} to {max(ratios):.2f} times as long as AdamW's]"
+
+
+def hypergradients() -> Iterator[str]:
+    """Against TorchOpt's faster form where there are two."""
+    for ours, problems, said in (
+        ("Unroll()", ("mlp", "transformer", "conv16", "conv64", "maml", "l2"), "`Unroll()` takes {}, row by row"),
+        ("Unroll(compile=True)", ("mlp", "transformer", "conv16", "maml", "l2"), "it takes {}"),
+    ):
+        ratios = []
+        for problem in problems:
+            seconds = {
+                n: x["median_seconds"]
+                for n, x in measured("hypergradient")["problems"][problem]["contenders"].items()
+                if "median_seconds" in x
+            }
+            ratios.append(seconds[ours] / min(x for n, x in seconds.items() if n.startswith("torchopt")))
+        *others, last = (f"{ratio:.2f}" for ratio in ratios)
+        yield said.format(f"{', '.join(others)} and {last} times TorchOpt's time")
+
+
+def larger_models() -> Iterator[str]:
+    yield from map(table, measured("large_cpu")["steps"].values())
+
+
+def estimates() -> Iterator[str]:
+    cost = (ROOT / "docs" / "concepts" / "cost.md").read_text()
+    yield bench_estimate.published(cost, measured("estimate_cpu"))
+
+
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("docs/performance.md", small_problems),
+        ("docs/performance.md", step),
+        ("docs/performance.md", training_step),
+        ("README.md", training_step_in_readme),
+        ("docs/performance.md", hypergradients),
+        ("docs/performance.md", larger_models),
+        ("docs/concepts/cost.md", estimates),
+    ],
+)
+def test_what_a_page_says_was_measured(page: str, made: Callable[[], Iterator[str]]):
+    words = one_line((ROOT / page).read_text())
+    texts = list(made())
+    assert texts
+    assert [text for text in texts if one_line(text) not in words] == []
+
+
+def one_line(text: str) -> str:
+    """Without emphasis, and without the range that a table gives after a number."""
+    return " ".join(re.sub(r" \(\d[\d.]* to [\d.]+\)(?= \|)|\*\*", "", text).split())
+
+
+def test_figures_lie_with_the_runs_that_made_them():
+    shown = [
+        (ROOT / page).parent / target
+        for page in ("README.md", "docs/results.md", "docs/performance.md")
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text())
+    ]
+    assert len(shown) >= 3
+    places = (STUDIES, ROOT / "benchmarks" / "results")
+    assert [figure for figure in shown if not any(figure.resolve().is_relative_to(place) for place in places)] == []

@@ -1,4 +1,4 @@
-"""Imports only go down. The table is the picture in docs/design.md."""
+"""Imports only go down in the pictures of docs/design.md."""
 
 from __future__ import annotations
 
@@ -14,56 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hyperopt_ftp"
 
-# What a part of the package may import of the package.
-ALLOWED = {
-    "types": set(),
-    "tree": set(),
-    "dtensors": set(),
-    "calls": set(),
-    "hparams": {"tree", "calls"},
-    "schedules": {"types", "hparams", "calls"},
-    "optimizers": {"types", "tree", "dtensors", "hparams", "calls", "schedules"},
-    "anchored": {"types", "tree", "dtensors", "hparams", "calls", "optimizers"},
-    "hyper": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored"},
-    "mixing": {"types", "tree", "hparams", "calls", "optimizers", "hyper"},
-    "torchopt_bridge": {"types", "tree", "hparams", "calls", "optimizers"},
-    "kernels": {"dtensors"},
-    "torch_optim": {"types", "tree", "dtensors", "hparams", "calls", "optimizers", "anchored", "kernels"},
-    "watch": {"types", "tree", "dtensors", "calls", "anchored", "torch_optim"},
-    "describe": {"calls", "anchored", "torch_optim", "watch"},
-    "plot": {"types", "tree"},
-    "testing": {"types", "tree", "calls"},
-    "integrations": {"types", "hparams", "calls", "torch_optim"},
-}
 
-
-#: What a room may import of the others in its part; files that lie beside them count as rooms.
-ROOMS = {
-    "hyper": {
-        "core": set(),
-        "unrolling": {"core"},
-        "guards": {"core"},
-        "strategies": {"core", "unrolling"},
-        "towers": {"core"},
-        "distributed": {"core", "guards"},
-        "guarded": {"core", "guards", "distributed"},
-        "train": {"core", "guards", "distributed", "guarded", "unrolling", "strategies"},
-        "hypergradient": {"core", "guards", "distributed", "strategies", "towers", "train"},
-        "loops": {"core", "guards", "distributed", "towers", "train", "hypergradient"},
-        "cost": {"core", "guards", "distributed", "guarded", "unrolling", "strategies", "towers", "train",
-                 "hypergradient"},
-    },
-    "torch_optim": {
-        "checks": set(),
-        "pure": {"checks"},
-        "anchors": {"checks"},
-        "execution": {"anchors"},
-        "movers": {"checks", "execution"},
-        "checkpoints": {"checks", "execution", "movers"},
-        "drop_in": {"checks", "execution", "movers", "checkpoints"},
-        "classes": {"anchors", "execution", "movers", "drop_in"},
-    },
-}  # fmt: skip
+def lines_of(part: str) -> dict[str, int]:
+    """The line of each part, or of each room of a part, in that picture of docs/design.md which has this one."""
+    pictures = (ROOT / "docs" / "design.md").read_text().split("```")[1::2]
+    (picture,) = (text for text in pictures if re.search(rf"^ {part}(/|\.py)", text, flags=re.M))
+    named = [(name, i) for i, line in enumerate(picture.splitlines()) for name in re.findall(r"(\w+)(?:/|\.py)", line)]
+    assert len(dict(named)) == len(named)
+    return dict(named)
 
 
 def imported(path: Path) -> list[list[str]]:
@@ -80,33 +38,24 @@ def imported(path: Path) -> list[list[str]]:
     return found
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Parts of the package that a file imports, its own included."""
-    return {name[1] for name in imported(path) if name[0] == "hyperopt_ftp" and len(name) > 1}
-
-
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
-def test_imports_only_go_down():
-    above = {}
+@pytest.mark.parametrize(("folder", "one"), [("", "describe"), ("hyper", "hypergradient"), ("torch_optim", "drop_in")])
+def test_imports_only_go_down(folder: str, one: str):
+    line, here = lines_of(one), ["hyperopt_ftp", *filter(None, [folder])]
+    above, seen = [], set()
     for path in FILES:
-        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        above[str(path.relative_to(PACKAGE))] = imported_parts(path) - ALLOWED[part] - {part}
-    assert {path: sorted(parts) for path, parts in above.items() if parts} == {}
-
-
-@pytest.mark.parametrize("part", ROOMS)
-def test_rooms_import_only_downward(part: str):
-    rooms, above = ROOMS[part], {}
-    for path in sorted((PACKAGE / part).rglob("*.py")):
-        room = path.relative_to(PACKAGE / part).with_suffix("").parts[0]
-        if room != "__init__":
-            names = [name for name in imported(path) if name[:2] == ["hyperopt_ftp", part] and len(name) > 2]
-            above[str(path.relative_to(PACKAGE))] = {name[2] for name in names} - rooms[room] - {room}
-    assert {path: sorted(found) for path, found in above.items() if found} == {}
-    order = list(rooms)
-    assert all(order.index(below) < order.index(room) for room, all_below in rooms.items() for below in all_below)
+        own = [*path.relative_to(ROOT).with_suffix("").parts]
+        if own[: len(here)] != here or own[len(here)] == "__init__":
+            continue
+        part = own[len(here)]
+        seen.add(part)
+        names = [name for name in imported(path) if name[: len(here)] == here and len(name) > len(here)]
+        below = {name[len(here)] for name in names} - {part}
+        above += [(str(path.relative_to(PACKAGE)), other) for other in below if line[other] <= line[part]]
+    assert above == []
+    assert seen == line.keys() - {"experiments", "benchmarks", "examples", "tests"}
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -122,22 +71,6 @@ def test_no_files_import_each_other_in_a_circle():
     list(TopologicalSorter(below).static_order())
 
 
-def test_every_part_is_in_the_table():
-    parts = {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES}
-    assert parts == set(ALLOWED)
-
-
-def test_the_picture_has_every_part_above_what_it_imports():
-    """Each part's line in docs/design.md lies above, or in, those of the parts that it may import."""
-    picture = (ROOT / "docs" / "design.md").read_text().split("```")[1].splitlines()
-    line = {}
-    for part in ALLOWED:
-        (line[part],) = [i for i, text in enumerate(picture) if re.search(rf"(?<![\w./]){part}(/|\.py)", text)]
-    assert [
-        (part, below) for part, all_below in ALLOWED.items() for below in all_below if line[part] > line[below]
-    ] == []
-
-
 # Parts that run, compile or look at values; every other one is pure.
 RUNS = {
     "hyper",
@@ -150,7 +83,7 @@ RUNS = {
     "testing",
     "integrations",
 }
-PURE = sorted(ALLOWED.keys() - RUNS)
+PURE = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - RUNS)
 PURE += [
     "hyper/towers",
     "hyper/loops/held_out",

@@ -1,4 +1,4 @@
-"""The wheel holds the package alone, and works where Triton and Numba are not installed."""
+"""The wheel holds the package alone and works without extras; what has to agree before a release does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import hyperopt_ftp as hft
+from website import readme
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,3 +100,48 @@ def test_a_name_that_is_not_there_may_be_another(name, hint):
     with pytest.raises(AttributeError) as told:
         getattr(hft, name)
     assert str(told.value) == f"module 'hyperopt_ftp' has no attribute {name!r}{hint}"
+
+
+def test_version_and_day_agree():
+    """The version is one; the changelog and the citation have the same day, when it is out, or none."""
+    project, citation, changelog = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
+    )
+    (version,) = re.findall(r'^version = "(.+)"$', project, flags=re.M)
+    assert [version] == [hft.__version__] == re.findall(r"^version: (.+)$", citation, flags=re.M)
+    out = re.findall(rf"^## {re.escape(version)} - (\d{{4}}-\d\d-\d\d)$", changelog, flags=re.M)
+    assert re.findall(r'^date-released: "(.+)"$', citation, flags=re.M) == out
+
+
+def test_the_pythons_of_the_metadata_are_those_that_are_tested():
+    """The lowest is the one that is required; those of the workflow and of docs/status.md are named, and no others."""
+    project, workflow, status = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("pyproject.toml", ".github/workflows/tests.yml", "docs/status.md")
+    )
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert named[:1] == re.findall(r'^requires-python = ">=(.+)"$', project, flags=re.M)
+    tested = re.findall(r"\d\.\d+", re.findall(r"python: \[(.*)\]", workflow)[0])
+    passed = re.findall(r"3\.\d+", re.findall(r"^\| installation \|.*?(?=; `make)", status, flags=re.M)[0])
+    assert named == tested == sorted(passed, key=lambda version: int(version[2:]))
+
+
+def test_the_readme_of_an_index_has_whole_addresses_and_installs_from_there():
+    bases = ("https://host/name/blob/v1", "https://host/name/raw/v1")
+    text = readme.main([*bases])
+    assert "pip install 'hyperopt-ftp[cpu]'" in text
+    assert "'.[" not in text
+    assert "<img" not in text  # an address in HTML would stay as it is
+    targets = re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+    ours = [target for target in targets if target.startswith(bases)]
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert len(ours) > 20
+    for target in ours:
+        path = re.sub(r"^https://host/name/(blob|raw)/v1/|#.*", "", target)
+        assert (ROOT / path).is_file(), target
+        assert target.startswith(bases[path.endswith(".png")])
+    code = "[`a`](a.md), `x[0](y)`\n```python\nf[0](x)\n```\n[![f](f.svg)](f.svg)"
+    moved = code.replace("a.md", f"{bases[0]}/a.md").replace("f.svg", f"{bases[1]}/f.svg")
+    assert readme.absolute(code, *bases) == moved
+    with pytest.raises(SystemExit, match="give two addresses that begin with https://: .* got"):
+        readme.main(["https://a", "http://b"])

@@ -24,30 +24,6 @@ def moved(g: Any, p: Any, by: Any) -> Any:
     return {n: p[n] if g[n] is None else (p[n] - by(n)).to(p[n].dtype) for n in p}
 
 
-def in_place(g, s, p, h):
-    return {n: p[n].sub_((h["lr"] * g[n]).to(p[n].dtype)) for n in p}, s
-
-
-def still(g, s, p, h):
-    return dict(p), s
-
-
-def wider(g, s, p, h):
-    return {n: p[n] - h["lr"] * g[n].double() for n in p}, s
-
-
-def another_structure(g, s, p, h):
-    return moved(g, p, lambda n: h["lr"] * g[n]), {"count": torch.ones(())}
-
-
-def number_of_its_own(g, s, p, h):
-    return moved(g, p, lambda n: h["lr"].detach() * g[n] + 0.01 * h["lr"]), s
-
-
-def a_float(g, s, p, h):
-    return moved(g, p, lambda n: float(h["lr"].detach()) * g[n]), s
-
-
 def counting() -> Any:
     steps = [0]
 
@@ -58,21 +34,9 @@ def counting() -> Any:
     return update
 
 
-def branching(g, s, p, h):
-    return moved(g, p, lambda n: h["lr"] * g[n] if h["lr"] > 0 else h["lr"]), s
-
-
-def one_result(g, s, p, h):
-    return moved(g, p, lambda n: h["lr"] * g[n])
-
-
 def growing(g, s, p, h):
     s["t"] = torch.ones(())
     return moved(g, p, lambda n: h["lr"] * g[n]), s
-
-
-def not_a_number(g, s, p, h):
-    return moved(g, p, lambda n: (h["lr"] + (h["lr"] * 0).sqrt()) * g[n]), s
 
 
 def blind(g, s, p, h):
@@ -81,26 +45,46 @@ def blind(g, s, p, h):
 
 
 @pytest.mark.parametrize(
-    ("update", "said", "without"),
+    ("update", "said"),
     [
-        (in_place, "pure: update has changed its params", ()),
-        (still, "pure: 20 updates have not moved the params", ()),
-        (one_result, r"pure: update must return \(params, state\)", ()),
-        (growing, "pure: update has changed its state", ()),
-        (wider, "kept: 'w' of the params was .*float32.* and is .*float64", ()),
-        (another_structure, "kept: update returns state of another structure", ()),
-        (number_of_its_own, "derivatives: in 'lr' .*; a state in 16 bits .*larger eps", ()),
-        (a_float, r"derivatives: in 'lr' \[0.0\], by differences .*; detach\(\), .item\(\), float\(\)", ()),
-        (not_a_number, "derivatives: in 'lr' .*nan", ()),
-        (counting(), "pure: a second update of the same inputs gives something else", ()),
-        (branching, "vmap over hparams: write torch.where for an if on a tensor, .*data-dependent", ()),
-        (blind, "gaps: a parameter moves without a gradient", ()),
+        (
+            lambda g, s, p, h: ({n: p[n].sub_((h["lr"] * g[n]).to(p[n].dtype)) for n in p}, s),
+            "pure: update has changed its params",
+        ),
+        (lambda g, s, p, h: (dict(p), s), "pure: 20 updates have not moved the params"),
+        (lambda g, s, p, h: moved(g, p, lambda n: h["lr"] * g[n]), r"pure: update must return \(params, state\)"),
+        (growing, "pure: update has changed its state"),
+        (counting(), "pure: a second update of the same inputs gives something else"),
+        (
+            lambda g, s, p, h: ({n: p[n] - h["lr"] * g[n].double() for n in p}, s),
+            "kept: 'w' of the params was .*float32.* and is .*float64",
+        ),
+        (
+            lambda g, s, p, h: (moved(g, p, lambda n: h["lr"] * g[n]), {"count": torch.ones(())}),
+            "kept: update returns state of another structure",
+        ),
+        (
+            lambda g, s, p, h: (moved(g, p, lambda n: h["lr"].detach() * g[n] + 0.01 * h["lr"]), s),
+            "derivatives: in 'lr' .*; a state in 16 bits .*larger eps",
+        ),
+        (
+            lambda g, s, p, h: (moved(g, p, lambda n: float(h["lr"].detach()) * g[n]), s),
+            r"derivatives: in 'lr' \[0.0\], by differences .*; detach\(\), .item\(\), float\(\)",
+        ),
+        (
+            lambda g, s, p, h: (moved(g, p, lambda n: (h["lr"] + (h["lr"] * 0).sqrt()) * g[n]), s),
+            "derivatives: in 'lr' .*nan",
+        ),
+        (
+            lambda g, s, p, h: (moved(g, p, lambda n: h["lr"] * g[n] if h["lr"] > 0 else h["lr"]), s),
+            "vmap over hparams: write torch.where for an if on a tensor, .*data-dependent",
+        ),
+        (blind, "gaps: a parameter moves without a gradient"),
     ],
-    ids=lambda x: x.__name__ if callable(x) else "",
 )
-def test_a_mistake_is_found(update, said: str, without: tuple[str, ...]):
+def test_a_mistake_is_found(update, said: str):
     with pytest.raises(AssertionError, match=said):
-        check_optimizer(made(update, {} if update is growing else ()), without=without)
+        check_optimizer(made(update, {} if update is growing else ()))
 
 
 class M(NamedTuple):
@@ -161,7 +145,7 @@ def test_wrong_arguments():
     with pytest.raises(AssertionError, match="hparams must be a tree of floating-point tensors, and 'lr' is float"):
         check_optimizer(hft.sgd()._replace(hparams={"lr": 0.1}))
     with pytest.raises(AssertionError, match="the state must be a tree of tensors, and 't' is int"):
-        check_optimizer(made(still, {"t": 0}))
+        check_optimizer(made(lambda g, s, p, h: (dict(p), s), {"t": 0}))
     with pytest.raises(ValueError, match="without must be one of 'pure', .* got 'derivative'; did you mean"):
         check_optimizer(hft.sgd(), without=["derivative"])
     with pytest.raises(TypeError, match="optimizer must be a pure optimizer"):

@@ -15,17 +15,7 @@ from typing_extensions import assert_type
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import project, radius_gradient
-from hyperopt_ftp.anchored.ftp import FTPState
-from hyperopt_ftp.anchored.rule import AnchoredState
 from hyperopt_ftp.hyper import TunedState
-from hyperopt_ftp.optimizers.accumulation import AccumulatedState
-from hyperopt_ftp.optimizers.adam import AdamState
-from hyperopt_ftp.optimizers.averaging import AveragedState
-from hyperopt_ftp.optimizers.lookahead import LookaheadState
-from hyperopt_ftp.optimizers.noise import NoisyState
-from hyperopt_ftp.optimizers.partition import PartitionState
-from hyperopt_ftp.optimizers.scheduled import ScheduledState
-from hyperopt_ftp.optimizers.sgd import SGDState
 from hyperopt_ftp.plot import distances, history
 
 
@@ -40,11 +30,9 @@ def loss(params: Params, batch: Tensor) -> Tensor:
 
 def a_pure_optimizer(params: Params, grads: Params, named: dict[str, Tensor]) -> None:
     opt = hft.adamw(lr=torch.tensor(0.1), betas=(0.9, torch.tensor(0.99)), eps={"weight": 1e-8, "bias": 1e-4})
-    state = assert_type(opt.init(params), AdamState)
-    new, state = opt.update(grads, state, params, {**opt.hparams, "lr": torch.tensor(0.2)})
+    new, state = opt.update(grads, opt.init(params), params, {**opt.hparams, "lr": torch.tensor(0.2)})
     assert_type(new, Params)
-    assert_type(state, AdamState)
-    assert_type(opt.update(named, state, named), tuple[dict[str, Tensor], AdamState])  # one for every tree
+    assert_type(opt.update(named, state, named)[0], dict[str, Tensor])  # one for every tree
     opt.update(grads, params, state)  # pyright: ignore[reportArgumentType]  # swapped
     hft.sgd(lr=0.1).update(grads, state, params)  # pyright: ignore[reportArgumentType]  # another's state
     hft.sgd(lr="0.1")  # pyright: ignore[reportArgumentType]
@@ -52,20 +40,26 @@ def a_pure_optimizer(params: Params, grads: Params, named: dict[str, Tensor]) ->
 
 
 def states_of_combinations(params: Params, opt: hft.Optimizer) -> None:
-    assert_type(hft.clipped(hft.sgd(), max_norm=1.0).init(params), SGDState)
-    assert_type(hft.damped(hft.adam(), kappa=0.5).init(params), AdamState)
-    assert_type(hft.scheduled(hft.sgd(), lr=lambda t: 0.5**t).init(params), ScheduledState)
-    assert_type(hft.ftp(hft.sgd(), params, norm="l2", gradient="exact").init(params).radius, dict[str, Tensor])
-    assert_type(hft.l2sp(hft.sgd(), params, strength=0.1).init(params), AnchoredState)
-    assert_type(hft.hyper(hft.sgd(), by=hft.adam(), over=("lr", "momentum")).init(params), TunedState)
-    assert_type(hft.clipped_adaptively(hft.sgd(), 0.1).init(params), SGDState)
-    assert_type(hft.decayed(hft.adam(), 0.1, exclude=("bias",)).init(params), AdamState)
-    assert_type(hft.noisy(hft.sgd(), 0.1, seed=1).init(params), NoisyState)
-    assert_type(hft.accumulated(hft.sgd(), 4).init(params), AccumulatedState)
-    assert_type(hft.lookahead(hft.sgd()).init(params), LookaheadState)
-    assert_type(hft.averages(params, assert_type(hft.averaged(hft.sgd()).init(params), AveragedState)), Params)
+    sgd, adam, grads = hft.sgd(), hft.adam(), params
+    sgd.update(grads, hft.clipped(sgd, max_norm=1.0).init(params), params)
+    adam.update(grads, hft.damped(adam, kappa=0.5).init(params), params)
+    adam.update(grads, hft.decayed(adam, 0.1, exclude=("bias",)).init(params), params)
+    sgd.update(grads, hft.clipped_adaptively(sgd, 0.1).init(params), params)
+    adam.update(grads, hft.clipped(sgd, 1.0).init(params), params)  # pyright: ignore[reportArgumentType]
+    sgd.update(grads, hft.damped(adam, 0.5).init(params), params)  # pyright: ignore[reportArgumentType]
+    sgd.update(grads, hft.decayed(adam, 0.1).init(params), params)  # pyright: ignore[reportArgumentType]
+    adam.update(grads, hft.clipped_adaptively(sgd, 0.1).init(params), params)  # pyright: ignore[reportArgumentType]
+    assert_type(hft.scheduled(sgd, lr=lambda t: 0.5**t).init(params).step, Tensor)
+    assert_type(hft.ftp(sgd, params, norm="l2", gradient="exact").init(params).radius, dict[str, Tensor])
+    sgd.update(grads, hft.l2sp(sgd, params, strength=0.1).init(params), params)  # pyright: ignore[reportArgumentType]
+    assert_type(hft.hyper(sgd, by=adam, over=("lr", "momentum")).init(params), TunedState)
+    assert_type(hft.noisy(sgd, 0.1, seed=1).init(params).step, Tensor)
+    assert_type(hft.accumulated(sgd, 4).init(params).step, Tensor)
+    assert_type(hft.lookahead(sgd).init(params).step, Tensor)
+    assert_type(hft.averages(params, hft.averaged(sgd).init(params)), Params)
+    sgd.update(grads, hft.averaged(sgd).init(params), params)  # pyright: ignore[reportArgumentType]
     parts = hft.partition({"a": hft.sgd(), "b": hft.frozen()}, {"weight": "a", "bias": "b"})
-    assert_type(parts.init(params), PartitionState)
+    assert_type(parts.init(params).parts, dict[str, Any])
     hft.partition({"a": hft.sgd(), "b": hft.adam()}, lambda path: "a" if path == "bias" else "b")
     hft.partition([hft.sgd()], {"*": "a"})  # pyright: ignore[reportArgumentType]
     hft.partition({"a": hft.sgd()}, lambda path: 3)  # pyright: ignore[reportArgumentType]
@@ -73,8 +67,8 @@ def states_of_combinations(params: Params, opt: hft.Optimizer) -> None:
     hft.clipped(torch.optim.SGD([params.weight]), 1.0)  # pyright: ignore[reportArgumentType]  # not pure
 
 
-def of_ones_own(opt: hft.Optimizer[FTPState], params: Params) -> float:
-    return opt.init(params).radius["weight"].item()
+def of_ones_own(opt: hft.Optimizer[TunedState], params: Params) -> dict[str, Any]:
+    return opt.init(params).tuned
 
 
 def choices(params: Params, radius: Tensor) -> None:
@@ -102,7 +96,7 @@ def choices(params: Params, radius: Tensor) -> None:
 def training(params: Params, data: list[Tensor]) -> None:
     run = hft.train(hft.adam(), loss, params, data)
     assert_type(run.params, Params)
-    assert_type(run.state, AdamState)
+    hft.sgd().update(run.params, run.state, run.params)  # pyright: ignore[reportArgumentType]  # Adam's
     again = hft.train(hft.adam(), loss, run.params, data, state=run.state, strategy=hft.Forward(chunk=1))
     assert_type(again.params.weight, Tensor)
     hft.train(hft.adam(), loss, params, data, strategy=hft.Unroll)  # pyright: ignore[reportArgumentType]  # the class
@@ -110,7 +104,7 @@ def training(params: Params, data: list[Tensor]) -> None:
     assert_type(value, Tensor)
     assert_type(grads, dict[str, Any])
     assert_type(end, Params)
-    assert_type(state, AdamState)
+    hft.sgd().update(end, state, end)  # pyright: ignore[reportArgumentType]  # Adam's
     new, radii = hft.tpgm(params, params, loss, data)
     assert_type(new, Params)
     assert_type(radii, dict[str, Tensor])

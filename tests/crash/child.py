@@ -1,20 +1,16 @@
 """What the trainings that are killed have in common: options, checkpoints that are slow to write, and their ends."""
 
 import argparse
-import hashlib
 import io
-import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from experiments.common import checkpoint
 
-CHECKPOINT, DIGESTS = "checkpoint.pt", "digests.json"
+CHECKPOINT, END = "checkpoint.pt", "end.pt"
 
 
 class Program(NamedTuple):
@@ -68,30 +64,6 @@ def ready(step: int) -> None:
     print("ready", step, flush=True)
 
 
-def finish(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Leave where the training ended, as a digest of each part."""
-    digests = {name: digest(part) for name, part in parts.items()}
-    checkpoint.write_text(folder / DIGESTS, json.dumps(digests, indent=1) + "\n")
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 of every bit of a structure of tensors and plain values."""
-    found = hashlib.sha256()
-
-    def take(x: Any) -> None:
-        if isinstance(x, Tensor):
-            found.update(f"{x.dtype}{tuple(x.shape)}".encode())
-            found.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(x, dict):
-            for key in sorted(x, key=str):
-                found.update(f"{key!r}:".encode())
-                take(x[key])
-        elif isinstance(x, (list, tuple)):
-            found.update(f"{type(x).__name__}{len(x)}".encode())
-            for value in x:
-                take(value)
-        else:
-            found.update(repr(x).encode())
-
-    take(tree)
-    return found.hexdigest()
+def finish(folder: Path, parts: dict[str, Any]) -> None:
+    """Leave where the training ended, by parts."""
+    checkpoint.save(folder / END, parts)

@@ -1,6 +1,5 @@
 """Kills a training again and again, and compares where it ends with the run that nobody disturbed."""
 
-import json
 import random
 import signal
 import subprocess
@@ -11,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.crash.child import CHECKPOINT, DIGESTS, Program
+from experiments.common import checkpoint
+from tests.crash.child import CHECKPOINT, END, Program
+from tests.support.compare import same
 from tests.support.processes import start
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +27,6 @@ class Outcome:
     ends: int = 0  # of runs that were killed at least once
     equal: int = 0  # of these ends, the bit-equal ones
     wrong: set[str] = field(default_factory=set)  # what differed, files that were left over
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return self.kills, self.in_write, len(self.resumed), self.ends, self.equal
 
 
 class Child:
@@ -72,10 +69,6 @@ class Child:
         return status
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return json.loads((folder / DIGESTS).read_text())
-
-
 def disturb(outcome: Outcome, kills: int, start: Callable[[float], Child], rng: random.Random) -> bool:
     """A run to its end, killed and restarted until `outcome` has `kills` of them; whether any met it."""
     before = outcome.kills
@@ -97,16 +90,16 @@ def crash(program: Program, kills: int, folder: Path, rng: random.Random) -> Out
     """Runs of one training until `kills` kills have met them, every second one at a write."""
     undisturbed = folder / "undisturbed"  # by checkpoints either
     Child(undisturbed, program, every=0).end()
-    expected = digests(undisturbed)
+    expected = checkpoint.load(undisturbed / END)
     outcome = Outcome()
     for number in range(2 * kills):  # a fast machine needs more than one run
         here = folder / str(number)
         if outcome.kills < kills and disturb(outcome, kills, partial(Child, here, program, program.every), rng):
-            found = digests(here)
-            different = {name for name in expected if found.get(name) != expected[name]}
+            found = checkpoint.load(here / END)
+            different = {name for name in expected if not same(found.get(name), expected[name])}
             outcome.ends += 1
             outcome.equal += not different
-            outcome.wrong |= different | {file.name for file in here.iterdir()} - {CHECKPOINT, DIGESTS}
+            outcome.wrong |= different | {file.name for file in here.iterdir()} - {CHECKPOINT, END}
     if not any(outcome.resumed):
         outcome.wrong.add("no checkpoint was read")
     if outcome.kills < kills:

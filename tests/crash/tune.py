@@ -188,7 +188,7 @@ def main() -> None:
     assert state is not None
     whole = torch.stack(rows)
     check_that_all_had_work(variant, whole, state)
-    finish(args.dir, {**state._asdict(), "rows": whole, "rng": torch.get_rng_state()})
+    finish(args.dir, {"state": packed(state), "rows": whole, "rng": torch.get_rng_state()})
 
 
 if __name__ == "__main__":

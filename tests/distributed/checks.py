@@ -29,6 +29,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import plot
 
 from ..support.family import HELD, Method
+from .hypergradients import full
+from .launch import gathered, on
 
 BATCH, STEPS = 8, 6
 
@@ -73,10 +75,6 @@ def train(model: nn.Module, opt: torch.optim.Optimizer, steps: range = range(STE
         opt.step()
 
 
-def full(x: Tensor) -> Tensor:
-    return (x.full_tensor() if isinstance(x, DTensor) else x).detach()
-
-
 def adamw(params: Any, **options: Any) -> torch.optim.Optimizer:
     return hft.FTPAdamW(params, lr=0.02, weight_decay=0.1, radius_lr=0.02, exclude="head.*", **options)
 
@@ -101,8 +99,7 @@ def assert_alike(model: nn.Module, opt: Any, reference: nn.Module, expected: Any
     radii = dict(zip(expected.radii(), opt.radii().values(), strict=True))
     for name, radius in expected.radii().items():
         assert abs(radii[name] - radius) <= tolerance, f"the radius of {name} is {radii[name]}, not {radius}"
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, list(opt.radii().values()))
+    everywhere = gathered(list(opt.radii().values()))
     assert all(other == everywhere[0] for other in everywhere)
 
 
@@ -131,6 +128,7 @@ def assert_as_alone(
     assert_alike(model, opt, reference, expected, tolerance)
 
 
+@on("4 processes", "2 processes")
 def ddp(folder: Path) -> None:
     """Its names begin with "module."."""
     for make in OPTIMIZERS:
@@ -142,12 +140,15 @@ def sharded(make: Callable[..., Any], dtype: torch.dtype = torch.float64, **opti
     return model, make(model.named_parameters(), **options)
 
 
+@on("1 process", "4 processes", "2 processes")
 def fsdp(folder: Path) -> None:
     for make in OPTIMIZERS:
         for options in ({}, {"norm": "l2"}, {"gradient": "exact"}, {"kappa": 0.0}, {"radius_start": 0.05}):
             assert_as_alone(make, fully_shard, **options)
+        assert_as_alone(make, fully_shard, torch.float32, 1e-6)
 
 
+@on("2 processes")
 def watched(folder: Path) -> None:
     """All processes measure, one writes."""
     _, expected = alone(adamw)
@@ -176,6 +177,7 @@ def around(method: Method) -> Callable[..., torch.optim.Optimizer]:
     return build
 
 
+@on("2 processes")
 def family(folder: Path) -> None:
     """Each rule gives the weights of one process, also after a checkpoint, and keeps its state in shards."""
     free = net()
@@ -201,11 +203,7 @@ def family(folder: Path) -> None:
         assert not whole, f"{method} keeps {whole} whole"
 
 
-def fsdp_in_float32(folder: Path) -> None:
-    for make in OPTIMIZERS:
-        assert_as_alone(make, fully_shard, torch.float32, 1e-6)
-
-
+@on("4 processes", "2 processes")
 def two_collectives(folder: Path) -> None:
     """However many layers there are, in however many groups."""
     for make in OPTIMIZERS:
@@ -229,6 +227,7 @@ def elsewhere() -> dict[str, Tensor]:
     }
 
 
+@on("1 process", "4 processes", "2 processes")
 def anchors(folder: Path) -> None:
     """Given whole, spread, or zero; the first radius is measured over all processes."""
     weights = elsewhere()
@@ -245,6 +244,7 @@ def anchors(folder: Path) -> None:
     assert_alike(model, opt, reference, expected, 1e-10)
 
 
+@on("4 processes")
 def hsdp(folder: Path) -> None:
     """Replicas of shards."""
     replicas = 2 if dist.get_world_size() == 4 else 1
@@ -253,6 +253,7 @@ def hsdp(folder: Path) -> None:
         assert_as_alone(make, partial(fully_shard, mesh=mesh))
 
 
+@on("2 processes")
 def sharded_late(folder: Path) -> None:
     """Parameters that become DTensors after the optimizer was built, as Accelerate does it."""
     for make in OPTIMIZERS:
@@ -266,6 +267,7 @@ def sharded_late(folder: Path) -> None:
         assert_alike(model, opt, reference, expected, 1e-10)
 
 
+@on("1 process", "2 processes")
 def nothing_constrained(folder: Path) -> None:
     """A step of unconstrained layers alone: all are excluded, or only the head has gradients."""
     for make in OPTIMIZERS:
@@ -285,6 +287,7 @@ def nothing_constrained(folder: Path) -> None:
     train(model, opt, range(1))
 
 
+@on("2 processes")
 def nan_in_an_anchor(folder: Path) -> None:
     """In one process's shard: all of them refuse it."""
     model = fully_shard(net())
@@ -295,6 +298,7 @@ def nan_in_an_anchor(folder: Path) -> None:
         adamw(model.named_parameters(), anchor=spread)
 
 
+@on("2 processes")
 def other_forms_of_state(folder: Path) -> None:
     """A whole checkpoint, of a fused run, into shards; state of shards into a whole model."""
     for make in OPTIMIZERS:
@@ -317,6 +321,7 @@ def other_forms_of_state(folder: Path) -> None:
         assert_alike(back, again, reference, expected, 1e-10)
 
 
+@on("2 processes")
 def other_placements(folder: Path) -> None:
     """Columns sharded: the pure functions run on DTensors. An anchor has the fingerprint of the whole one."""
     for make in OPTIMIZERS:
@@ -330,6 +335,7 @@ def other_placements(folder: Path) -> None:
             assert opt.state[p].get("anchor_fingerprint") == expected.state[q].get("anchor_fingerprint")
 
 
+@on("1 process", "2 processes")
 def sixteen_bits(folder: Path) -> None:
     """bfloat16 weights: c is their master copy, in shards too."""
     for make, anchor in product(OPTIMIZERS[:2], (None, elsewhere())):
@@ -353,6 +359,7 @@ def sixteen_bits(folder: Path) -> None:
         assert opt.execution == "sharded"
 
 
+@on("2 processes")
 def mixed_precision(folder: Path) -> None:
     """Forward and backward in bfloat16, clipped gradients, float32 weights; replicas of the radii stay equal."""
     model = fully_shard(net(torch.float32), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
@@ -362,12 +369,12 @@ def mixed_precision(folder: Path) -> None:
         nn.functional.cross_entropy(model(x), y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         opt.step()
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, list(opt.radii().values()))
+    everywhere = gathered(list(opt.radii().values()))
     assert all(other == everywhere[0] for other in everywhere)
     assert max(everywhere[0]) > 1e-3
 
 
+@on("2 processes")
 def overflow(folder: Path) -> None:
     """An infinity in one process's shard: no process makes the step, and nothing changes anywhere."""
     for make in OPTIMIZERS:
@@ -448,14 +455,31 @@ def resume(folder: Path, before: int, now: int, steps: range) -> None:
         assert opt.execution == ("sharded" if now > 1 else "fused_cpu")
 
 
+@on("1 process")
+def saves(folder: Path) -> None:
+    for name, (make, options) in KINDS.items():
+        model = net()
+        opt = make(model.named_parameters(), **options)
+        train(model, opt, range(3), whole=True)
+        save(model, opt, saved_by(1, folder, name))
+
+
+@on("4 processes")
 def resume_of_1(folder: Path) -> None:
     resume(folder, 1, 4, range(3, 5))
 
 
+@on("2 processes")
 def resume_of_4(folder: Path) -> None:
     resume(folder, 4, 2, range(5, 7))
 
 
+@on("1 process again")
+def resume_of_2(folder: Path) -> None:
+    resume(folder, 2, 1, range(7, 9))
+
+
+@on("2 processes")
 def another_anchor(folder: Path) -> None:
     """An anchor that a checkpoint leaves out is known again by every process.
 

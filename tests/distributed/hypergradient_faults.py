@@ -28,8 +28,10 @@ from .hypergradients import (
     params,
     shard,
 )
+from .launch import on
 
 
+@on("2 processes")
 def other_params(folder: Path) -> None:
     """A model that each process has initialised by a seed of its own."""
     mine = {name: x + dist.get_rank() * 1e-9 for name, x in params().items()}
@@ -37,6 +39,7 @@ def other_params(folder: Path) -> None:
         hft.train(ADAM, hft.data_parallel(held_out), mine, [shard(batch(0))])
 
 
+@on("2 processes")
 def an_error_in_one_process(folder: Path) -> None:
     def wrong(p: dict[str, Tensor], batch: Batch) -> Tensor:
         if dist.get_rank() == 1:
@@ -57,6 +60,7 @@ def an_error_in_one_process(folder: Path) -> None:
         torch.func.vmap(lambda p: hft.data_parallel(wrong)(p, mine))(many)
 
 
+@on("2 processes")
 def a_count_in_one_process(folder: Path) -> None:
     """Of errors, say. A process without examples has a zero that is no count, and must not wait for the others."""
 
@@ -72,6 +76,7 @@ def a_count_in_one_process(folder: Path) -> None:
         hft.data_parallel(errors)(params(), mine)
 
 
+@on("2 processes")
 def vmap_fails_in_one_process(folder: Path) -> None:
     """Then the samples run one after the other in all; an error of any kind stops all."""
 
@@ -101,6 +106,7 @@ def vmap_fails_in_one_process(folder: Path) -> None:
         run(*[hft.data_parallel(wrong)] * 2, mine)
 
 
+@on("2 processes")
 def nan_in_one_process(folder: Path) -> None:
     """All stop with the same error, or all take the round back."""
     bad = [shard(batch(t)) for t in range(4)]
@@ -124,6 +130,7 @@ def nan_in_one_process(folder: Path) -> None:
     assert all(torch.equal(x, y) for x, y in zip(record.state.params.values(), params().values(), strict=True))
 
 
+@on("2 processes")
 def wrong_uses(folder: Path) -> None:
     """Each is refused by all processes."""
     whole, mine = hft.data_parallel(held_out), [shard(batch(0))] * 2
@@ -141,18 +148,10 @@ def wrong_uses(folder: Path) -> None:
     with pytest.raises(ValueError, match="bilevel cannot differentiate in the shards of data_parallel"):
         next(
             hft.bilevel(
-                ADAM,
-                hft.adam(),
-                ("batches.0.0", "lr"),
-                whole,
-                whole,
-                params(),
-                mine,
-                mine,
-                inner_steps=2,
+                ADAM, hft.adam(), ("batches.0.0", "lr"), whole, whole, params(), mine, mine, inner_steps=2,
                 outer_steps=1,
             )
-        )
+        )  # fmt: skip
     with pytest.raises(ValueError, match=r"its tensors have lengths \[2, 3\]; give size="):
         whole(params(), (torch.zeros(2, 5), torch.zeros(3)))
     with pytest.raises(RuntimeError, match="the shards of all processes are empty"):

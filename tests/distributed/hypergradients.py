@@ -1,4 +1,7 @@
-"""Checks of data-parallel hypergradients, run in each process: against the same training in one, on whole batches."""
+"""Checks of hypergradients in each process, on shards of batches and of params: against the same training in one.
+
+Float64, sums of at most a few hundred terms of size 1, a few steps: rounding stays below 1e-12.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,17 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.distributed.collectives import Team, Total
 from hyperopt_ftp.hyper.unrolling import eager
+from hyperopt_ftp.hyper.unrolling.memory import bytes_of
+
+from .launch import gathered, on
 
 EXAMPLES, STEPS = 12, 5
 #: Where the shards of 12 examples begin, for up to four processes.
@@ -67,6 +75,20 @@ def shard(whole: Batch, cuts: tuple[int, ...] = UNEVEN) -> Batch:
     return tuple(x[bounds[rank] : bounds[rank + 1]] for x in whole)
 
 
+def plain(values: Any) -> Any:
+    return values
+
+
+def sharded(values: Any, placement: Placement = Shard(0)) -> Any:  # noqa: B008
+    """Tensors as DTensors, a part in each process."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return tree.map_tree(lambda x: distribute_tensor(x, mesh, [placement]), values)
+
+
+def full(x: Tensor) -> Tensor:
+    return (x.full_tensor() if isinstance(x, DTensor) else x).detach()
+
+
 ADAM = hft.adam(lr=0.05, betas=(0.8, 0.9), eps=1e-3)
 OVER = ("lr", "betas.0", "loss", "params")
 SLOW: dict[str, Any] = {"over": "params", "opt": hft.sgd(lr=0.05)}
@@ -84,22 +106,30 @@ def hypergradient(
     over: Any = OVER,
     opt: hft.Optimizer = ADAM,
     jolt: Callable[[Tensor], Tensor] = lambda x: x,
+    place: Callable[[Any], Any] = plain,
 ) -> tuple[Any, ...]:
-    """In one process on whole batches, or in all of them on their shards; ``jolt`` changes each tensor before."""
+    """In one process on whole batches, or in all of them on their shards; ``jolt`` changes each tensor before.
+
+    ``place`` puts the params where they are trained.
+    """
     inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), None)
     part = part or (lambda b: shard(b, cuts))
     *batches, last = (part(tree.map_tree(jolt, batch(t, dtype))) for t in (*range(STEPS), 99))
     hparams = {**tree.map_tree(lambda x: x.to(dtype), opt.hparams), "loss": own(dtype)}
     start, hparams = tree.map_tree(jolt, (params(dtype), hparams))
     return hft.hypergradient(
-        opt, inner, lambda p: outer(p, last), start, batches, over, hparams=hparams, strategy=strategy
+        opt, inner, lambda p: outer(p, last), place(start), batches, over, hparams=hparams, strategy=strategy
     )
 
 
 def differences(found: Any, expected: Any) -> Tensor:
     """The largest difference of each two tensors, in terms of the largest entry."""
-    pairs = [(x, y) for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True) if x.is_floating_point()]
-    rows = [(x - y).abs().amax() / y.abs().amax().clamp(min=1e-300) for x, y in pairs]
+    pairs = [
+        (x, y)
+        for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True)
+        if x.is_floating_point() and x.numel()
+    ]
+    rows = [(full(x) - y).abs().amax() / y.abs().amax().clamp(min=1e-300) for x, y in pairs]
     return torch.stack([x.double() for x in rows]).nan_to_num(torch.inf)
 
 
@@ -139,9 +169,8 @@ def assert_within_rounding(found: Any, dtype: torch.dtype, **options: Any) -> No
 
 def assert_the_same_everywhere(values: Any) -> None:
     """To the last bit."""
-    leaves = [x for x in tree.leaves(values) if isinstance(x, Tensor)]
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, leaves)
+    leaves = [full(x) for x in tree.leaves(values) if isinstance(x, Tensor)]
+    everywhere = gathered(leaves)
     for other in everywhere:
         assert all(torch.equal(x, y) for x, y in zip(other, leaves, strict=True))
 
@@ -161,6 +190,7 @@ STRATEGIES = {
 }
 
 
+@on("2 processes", "4 processes")
 def strategies(folder: Path) -> None:
     torch.manual_seed(dist.get_rank())
     warnings.filterwarnings("ignore", "Implicit: training has not converged|Implicit, solver|the hypergradient of")
@@ -169,12 +199,17 @@ def strategies(folder: Path) -> None:
         if dist.get_world_size() > 2 and name not in few:
             continue
         expected = hypergradient(strategy, True)
-        for cuts in (UNEVEN, WITH_AN_EMPTY_ONE):
-            found = hypergradient(strategy, False, cuts)
-            assert apart(found, expected) <= 1e-12, f"{name}, shards at {cuts}: off by {apart(found, expected)}"
+        for cuts, place in ((UNEVEN, plain), (WITH_AN_EMPTY_ONE, plain), (UNEVEN, sharded)):
+            if place is sharded and (dist.get_world_size() > 2 or isinstance(strategy, hft.Implicit)):
+                continue
+            found = hypergradient(strategy, False, cuts, place=place)
+            off = apart(found, expected)
+            assert off <= 1e-12, f"{name}, shards at {cuts}, {place.__name__} params: off by {off}"
             assert_the_same_everywhere(found)
+            assert not isinstance(found[1]["lr"], DTensor)
 
 
+@on("2 processes", "4 processes")
 def zero_order(folder: Path) -> None:
     """All processes look along the same directions, whatever their own random numbers are."""
     torch.manual_seed(dist.get_rank())
@@ -186,12 +221,16 @@ def zero_order(folder: Path) -> None:
         strategy=hft.ZeroOrder(3, sigma=0.1),
     )  # fmt: skip
     assert_the_same_everywhere(torch.autograd.grad(whole(run.params, shard(batch(99))), lr))
-    generator = [torch.Generator().manual_seed(5) for _ in range(2)]
-    found = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[0]), False)
-    expected = hypergradient(hft.ZeroOrder(3, sigma=0.1, generator=generator[1]), True)
-    assert apart(found, expected) <= 1e-12
+    for over, place in ((OVER, plain), (("lr", "loss"), sharded)):
+        strategies = (hft.ZeroOrder(3, sigma=0.1, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+        expected, found = (
+            hypergradient(next(strategies), whole, over=over, place=plain if whole else place)
+            for whole in (True, False)
+        )
+        assert apart(found, expected) <= 1e-12
 
 
+@on("2 processes", "4 processes")
 def in_float32(folder: Path) -> None:
     for strategy in (hft.Unroll(), hft.Unroll(checkpoint="sqrt"), hft.Forward()):
         found = hypergradient(strategy, False, dtype=torch.float32)
@@ -199,6 +238,7 @@ def in_float32(folder: Path) -> None:
         assert_the_same_everywhere(found)
 
 
+@on("2 processes")
 def in_bfloat16(folder: Path) -> None:
     """Of plain SGD, whose condition is small enough for 8 bits to say something."""
     found = hypergradient(hft.Unroll(), False, dtype=torch.bfloat16, **SLOW)
@@ -207,6 +247,7 @@ def in_bfloat16(folder: Path) -> None:
     assert_the_same_everywhere(found)
 
 
+@on("2 processes", "4 processes")
 def sums_of_16_bits(folder: Path) -> None:
     """Are made in float32, and rounded once; where each partial sum is rounded, four processes differ."""
     mine = [drawn(10 + rank, 1000, dtype=torch.bfloat16) for rank in range(dist.get_world_size())]
@@ -214,6 +255,7 @@ def sums_of_16_bits(folder: Path) -> None:
     assert torch.equal(found, torch.stack(mine).double().sum(0).bfloat16())
 
 
+@on("2 processes", "4 processes")
 def the_sum_of_shards(folder: Path) -> None:
     """A loss that is a sum; and one whose mean is over tokens that some examples have more of."""
 
@@ -229,10 +271,9 @@ def the_sum_of_shards(folder: Path) -> None:
         assert apart(torch.func.grad_and_value(parallel)(params(), shard(batch(0))), expected) <= 1e-13
 
 
+@on("4 processes")
 def groups(folder: Path) -> None:
     """Two groups that know nothing of each other."""
-    if dist.get_world_size() < 4:
-        return
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     rank = dist.get_rank()
     mine = tuple(x[rank % 2 :: 2] for x in batch(rank // 2))
@@ -245,6 +286,17 @@ def groups(folder: Path) -> None:
 # -- transforms, and derivatives of derivatives -----------------------------------------------------------------------
 
 
+def constant_in_one(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    """A shard without anything to learn from takes part in every derivative."""
+    return held_out(p, batch) if dist.get_rank() == 0 else batch[0].new_tensor(0.25)
+
+
+def constant_in_one_by_hand(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    weight = UNEVEN[0] / EXAMPLES
+    return weight * held_out(p, tuple(x[: UNEVEN[0]] for x in batch)) + (1 - weight) * 0.25
+
+
+@on("2 processes")
 def transforms(folder: Path) -> None:
     """Every transform of torch.func, in and around training, to the third order."""
 
@@ -256,33 +308,36 @@ def transforms(folder: Path) -> None:
             hparams = {**ADAM.hparams, "lr": x[0], "loss": {**others, "l2": x[1]}}
             trained = hft.train(ADAM, inner, start, batches, hparams=hparams).params
             with sdpa_kernel(SDPBackend.MATH):  # torch 2.15 has no forward mode of the fused one on a CPU
-                return outer(trained, last)
+                return outer(trained, last) ** 2
 
         return value
 
-    alone = after(loss, held_out, lambda b: b)
-    together = after(hft.data_parallel(loss), hft.data_parallel(held_out), shard)
     x = torch.tensor([0.05, 0.02], dtype=torch.float64)
     along = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    for name, transform in {
-        "grad": torch.func.grad,
-        "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (along,)),
-        "jacfwd": torch.func.jacfwd,
-        "hessian": torch.func.hessian,
-        "reverse over reverse": lambda f: torch.func.jacrev(torch.func.grad(f)),
-        "third": lambda f: torch.func.jacrev(torch.func.jacrev(torch.func.grad(f))),
-        "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, 2 * x])),
-    }.items():
-        found, expected = transform(together)(x), transform(alone)(x)
-        assert apart(found, expected) <= 1e-11, f"{name}: off by {apart(found, expected)}"
-        assert_the_same_everywhere(found)
-    again = [x.clone().requires_grad_() for _ in range(2)]
-    for value, at in zip((alone, together), again, strict=True):
-        (first,) = torch.autograd.grad(value(at), at, create_graph=True)
-        (first @ along).backward()
-    assert apart(again[1].grad, again[0].grad) <= 1e-11
+    for outer, by_hand in ((held_out, held_out), (constant_in_one, constant_in_one_by_hand)):
+        alone = after(loss, by_hand, lambda b: b)
+        together = after(hft.data_parallel(loss), hft.data_parallel(outer), shard)
+        for name, transform in {
+            "grad": torch.func.grad,
+            "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (along,)),
+            "jacfwd": torch.func.jacfwd,
+            "hessian": torch.func.hessian,
+            "reverse over reverse": lambda f: torch.func.jacrev(torch.func.grad(f)),
+            "third": lambda f: torch.func.jacrev(torch.func.jacrev(torch.func.grad(f))),
+            "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, 2 * x])),
+        }.items():
+            found, expected = transform(together)(x), transform(alone)(x)
+            off = apart(found, expected)
+            assert off <= 1e-11, f"{outer.__name__}, {name}: off by {off}"
+            assert_the_same_everywhere(found)
+        again = [x.clone().requires_grad_() for _ in range(2)]
+        for value, at in zip((alone, together), again, strict=True):
+            (first,) = torch.autograd.grad(value(at), at, create_graph=True)
+            (first @ along).backward()
+        assert apart(again[1].grad, again[0].grad) <= 1e-11
 
 
+@on("2 processes")
 def batches_of_vmap_inside_one_shard(folder: Path) -> None:
     """An empty shard has nothing that vmap batches, and takes part as if it had."""
     many = torch.stack([own()["weight"], -own()["weight"]])
@@ -296,12 +351,14 @@ def batches_of_vmap_inside_one_shard(folder: Path) -> None:
     assert apart(found, of_weight(loss, batch(0))(many)) <= 1e-13
 
 
+@on("2 processes")
 def own_shards_are_differentiated(folder: Path) -> None:
     """The derivative in a batch: each process has that of its examples."""
     names = tuple(f"batches.{k}.0" for k in range(STEPS))
-    found, expected = (hypergradient(hft.Unroll(checkpoint=1), whole, over=names)[1] for whole in (False, True))
-    for name in names:
-        assert apart([found[name]], [shard((expected[name],))[0]]) <= 1e-12
+    expected = hypergradient(hft.Unroll(checkpoint=1), True, over=names)[1]
+    for place in (plain, sharded):
+        found = hypergradient(hft.Unroll(checkpoint=1), False, over=names, place=place)[1]
+        assert apart(found, {name: shard((x,))[0] for name, x in expected.items()}) <= 1e-12
     for strategy in (hft.Forward(), hft.ZeroOrder(2, sigma=0.1)):
         with pytest.raises(ValueError, match=r"shards .*differ from process to process"):
             hypergradient(strategy, False, over=names)
@@ -310,6 +367,7 @@ def own_shards_are_differentiated(folder: Path) -> None:
 # -- what differs between processes ------------------------------------------------------------------------------------
 
 
+@on("2 processes", "4 processes")
 def a_branch_in_one_process(folder: Path) -> None:
     """A step whose loss has another graph is looked at again, by that process alone; a linear one has no curvature."""
 
@@ -321,8 +379,7 @@ def a_branch_in_one_process(folder: Path) -> None:
 
     ranks = range(dist.get_world_size())
     parts = [[shard(batch(t)) for t in range(STEPS)], shard(batch(99))]
-    everywhere: list[Any] = [None] * len(ranks)
-    dist.all_gather_object(everywhere, parts)
+    everywhere = gathered(parts)
     assert len({tuple(bool(b[0][0, 0] > 0) for b in part[0]) for part in everywhere}) > 1
     counts = [len(part[0][0][0]) / EXAMPLES for part in everywhere]
 
@@ -341,39 +398,7 @@ def a_branch_in_one_process(folder: Path) -> None:
         assert apart(found, expected) <= 1e-12
 
 
-def a_constant_in_one_process(folder: Path) -> None:
-    """A shard without anything to learn from takes part in every derivative."""
-
-    def part(p: dict[str, Tensor], batch: Batch) -> Tensor:
-        return held_out(p, batch) if dist.get_rank() == 0 else batch[0].new_tensor(0.25)
-
-    def by_hand(p: dict[str, Tensor], k: int) -> Tensor:
-        weight = UNEVEN[0] / EXAMPLES
-        return weight * held_out(p, tuple(x[: UNEVEN[0]] for x in all_of[k])) + (1 - weight) * 0.25
-
-    all_of = [batch(t) for t in range(STEPS)]
-    mine, whole = [shard(b) for b in all_of], hft.data_parallel(part)
-    alone, together = (lambda p: by_hand(p, 0) ** 2), (lambda p: whole(p, mine[0]) ** 2)
-    slopes, two = torch.func.grad(alone), torch.tensor([1.0, -1.0], dtype=torch.float64)
-    for transform in (
-        torch.func.grad_and_value,
-        lambda f: lambda p: torch.func.jvp(torch.func.grad(f), (p,), (slopes(p),)),
-        lambda f: (
-            lambda p: torch.func.vmap(lambda c: torch.func.grad(lambda x: f({**p, "bias": c * x}))(p["bias"]))(two)
-        ),
-        lambda f: lambda p: torch.func.jacfwd(torch.func.grad(lambda x: f({**p, "bias": x})))(p["bias"]),
-        lambda f: lambda p: torch.func.jacrev(torch.func.grad(lambda x: f({**p, "bias": x})))(p["bias"]),
-    ):
-        with sdpa_kernel(SDPBackend.MATH):  # the fused one has no second derivative
-            found, expected = transform(together)(params()), transform(alone)(params())
-        assert apart(found, expected) <= 1e-12
-        assert_the_same_everywhere(found)
-    inner = hft.data_parallel(held_out)
-    found = hft.hypergradient(ADAM, inner, lambda p: whole(p, mine[0]), params(), mine, ("lr", "params"))
-    expected = hft.hypergradient(ADAM, held_out, lambda p: by_hand(p, 0), params(), all_of, ("lr", "params"))
-    assert apart(found, expected) <= 1e-12
-
-
+@on("2 processes")
 def an_empty_shard_of_a_loss_in_another_dtype(folder: Path) -> None:
     """Its process has the loss as the others have it; and nothing of a mask that is infinite."""
 
@@ -393,31 +418,35 @@ def an_empty_shard_of_a_loss_in_another_dtype(folder: Path) -> None:
     assert_the_same_everywhere(found)
 
 
-def memory_of_each_process(folder: Path) -> None:
-    """All keep what fits into the least that one of them has."""
+@on("2 processes", "4 processes")
+def decisions_are_agreed_on(folder: Path) -> None:
+    """All keep what fits into the least memory of one; the largest shard decides whether graphs are small enough."""
     memory = 80_000 if dist.get_rank() == 0 else 10**9
-    with counted() as names:
-        found = hypergradient(hft.Unroll(memory=memory), False)
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, names)
-    assert all(other == names for other in everywhere)
-    assert apart(found, hypergradient(hft.Unroll(), True)) <= 1e-12
-
-
-def shards_of_very_different_sizes(folder: Path) -> None:
-    """Whether graphs are small enough to be kept is decided by the largest."""
     before, eager.SMALL = eager.SMALL, 110_000
     try:
         with counted() as names:
-            found = hypergradient(hft.Unroll(), False, (1, 2, 3))
+            found = [
+                hypergradient(hft.Unroll(memory=memory), False),
+                hypergradient(hft.Unroll(), False, (1, 2, 3)),
+            ]
     finally:
         eager.SMALL = before
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, names)
-    assert all(other == names for other in everywhere)
-    assert apart(found, hypergradient(hft.Unroll(), True)) <= 1e-12
+    assert all(other == names for other in gathered(names))
+    assert apart(found, [hypergradient(hft.Unroll(), True)] * 2) <= 1e-12
 
 
+@on("2 processes")
+def points_of_sharded_params(folder: Path) -> None:
+    """They, and what counts for memory=, are this process's part."""
+    start = {"w": torch.randn(64, 32, dtype=torch.float64)}
+    whole = hft.data_parallel(lambda p, x: (p["w"] * x).square().sum())
+    run = hft.train(hft.adam(), whole, sharded(start), [torch.ones(32)] * 2)
+    mine = 64 * 32 * 8 // dist.get_world_size()
+    assert bytes_of(run.params, "cpu") == mine
+    assert bytes_of((run.state.exp_avg, run.state.exp_avg_sq), "cpu") == 2 * mine
+
+
+@on("2 processes")
 def dropout_of_its_own(folder: Path) -> None:
     """Each process draws its own masks, and the same ones again where a step is made again."""
 
@@ -471,6 +500,7 @@ COLLECTIVES = {
 }
 
 
+@on("2 processes")
 def few_collectives(folder: Path) -> None:
     """As the table says."""
     over = ("lr", "loss")
@@ -496,11 +526,11 @@ def few_collectives(folder: Path) -> None:
 # -- bilevel, tpgm, towers ---------------------------------------------------------------------------------------------
 
 
-def rounds(whole: bool, until: int, state: Any = None, by: Any = None) -> list[Any]:
+def rounds(whole: bool, until: int, state: Any = None, by: Any = None, place: Any = plain) -> list[Any]:
     inner, outer, part = (loss, held_out, lambda b: b) if whole else (*map(hft.data_parallel, (loss, held_out)), shard)
     opt, by = hft.ftp(ADAM, params()), by or hft.adam(lr=0.05)
     found = hft.bilevel(
-        opt, by, ("lr", "radius_lr", "loss"), inner, outer, params(), [part(batch(t)) for t in range(7)],
+        opt, by, ("lr", "radius_lr", "loss"), inner, outer, place(params()), [part(batch(t)) for t in range(7)],
         [part(batch(50 + t)) for t in range(3)], inner_steps=4, outer_steps=until, constrain={"lr": "log"},
         hparams={**opt.hparams, "loss": own()}, state=state,
     )  # fmt: skip
@@ -514,13 +544,15 @@ def compared(records: list[Any]) -> list[Any]:
     return [(torch.tensor(r.value, dtype=torch.float64), r.hypergradient, r.tuned, r.state.params) for r in records]
 
 
+@on("2 processes", "4 processes")
 def tuning(folder: Path) -> None:
-    for by in (hft.adam(lr=0.05), torch.optim.Adam):
-        found, expected = rounds(False, 3, by=by), rounds(True, 3, by=by)
+    for by, place in ((hft.adam(lr=0.05), sharded), (torch.optim.Adam, plain)):
+        found, expected = rounds(False, 3, by=by, place=place), rounds(True, 3, by=by)
         assert apart(compared(found), compared(expected)) <= 1e-12
         assert_the_same_everywhere(compared(found))
 
 
+@on("2 processes")
 def tuning_begins(folder: Path) -> None:
     state = rounds(False, 2)[-1].state
     if dist.get_rank() == 0:
@@ -528,25 +560,31 @@ def tuning_begins(folder: Path) -> None:
     dist.barrier()
 
 
-def tuning_goes_on(folder: Path, whole: bool = False) -> None:
+@on("4 processes", "1 process")
+def tuning_goes_on(folder: Path) -> None:
     """From what another number of processes has saved."""
     _, rebuild = tree.flatten(rounds(True, 1)[0].state)
     state = rebuild(torch.load(folder / SAVED, weights_only=True))
     assert int(state.step) == 2
-    assert apart(compared(rounds(whole, 4, state)), compared(rounds(True, 4)[2:])) <= 1e-12
+    assert apart(compared(rounds(dist.get_world_size() == 1, 4, state)), compared(rounds(True, 4)[2:])) <= 1e-12
 
 
+@on("2 processes")
 def radii_of_tpgm(folder: Path) -> None:
-    moved = tree.map_tree(lambda x: x + 0.3 * torch.sin(7 * x), params())
-    found = hft.tpgm(moved, params(), hft.data_parallel(held_out), [shard(batch(t)) for t in range(4)])
+    moved, whole = tree.map_tree(lambda x: x + 0.3 * torch.sin(7 * x), params()), hft.data_parallel(held_out)
     expected = hft.tpgm(moved, params(), held_out, [batch(t) for t in range(4)])
-    assert apart(found, expected) <= 1e-12
-    assert_the_same_everywhere(found)
+    for place in (plain, sharded):
+        found = hft.tpgm(place(moved), params(), whole, [shard(batch(t)) for t in range(4)])
+        assert apart(found, expected) <= 1e-12
+        assert_the_same_everywhere(found)
 
 
+@on("2 processes")
 def towers(folder: Path) -> None:
     tower = hft.hyper(hft.adam(lr=0.01), by=hft.hyper(hft.sgd(lr=1e-3), by=hft.sgd(lr=1e-5), over="lr"), over="lr")
-    found = hft.train(tower, hft.data_parallel(held_out), params(), [shard(batch(t)) for t in range(STEPS)])
     expected = hft.train(tower, held_out, params(), [batch(t) for t in range(STEPS)])
-    assert apart(found, expected) <= 1e-12
-    assert_the_same_everywhere(found)
+    for place in (plain, sharded):
+        mine = [shard(batch(t)) for t in range(STEPS)]
+        found = hft.train(tower, hft.data_parallel(held_out), place(params()), mine)
+        assert apart(found, expected) <= 1e-12
+        assert_the_same_everywhere(found)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +30,23 @@ IMPORTED = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.dis
 Check = Callable[[Path], None]
 #: What a process says of each check that it has begun: ``None`` until its end, then what went wrong.
 Report = dict[str, str | None]
+
+
+def on(*stages: str) -> Callable[[Check], Check]:
+    """A check is a part of these stages of its module, such as "4 processes" or "1 process again"."""
+
+    def mark(check: Check) -> Check:
+        vars(check)["stages"] = stages
+        return check
+
+    return mark
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What each process has."""
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    return everywhere
 
 
 def torchrun(module: str, arguments: Sequence[str], processes: int, folder: Path, *options: str) -> str:
@@ -54,8 +73,7 @@ def launch(processes: int, checks: Sequence[Check], folder: Path, idle: float = 
     found: dict[str, str] = {}
     left = [check.__name__ for check in checks]
     while left:
-        group = folder / f"group{processes}-{len(left)}"
-        group.mkdir()
+        group = Path(tempfile.mkdtemp(prefix="group", dir=folder))
         reports, end = _group(processes, [check for check in checks if check.__name__ in left], folder, group, idle)
         while left:
             name = left.pop(0)

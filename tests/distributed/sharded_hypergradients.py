@@ -1,252 +1,160 @@
-"""Hypergradients of sharded params, in each process: equal to those of one process and plain tensors.
-
-Float64, sums of at most a few hundred terms of size 1, a few steps: rounding stays below 1e-12.
-"""
+"""Checks of what is there for sharded params alone: placements, updates on shards, FSDP2, and what is refused."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import dtensors, tree
 
 from ..support.cases import CASES
-from .checks import full
-
-TOLERANCE = 1e-12
-STEPS = 3
-
-STRATEGIES = (
-    hft.Unroll(),
-    hft.Unroll(checkpoint=1),
-    hft.Unroll(checkpoint="sqrt"),
-    hft.Unroll(checkpoint="log"),
-    hft.Unroll(checkpoint=1, offload=True),
-    hft.Unroll(memory=2**24),
-    hft.Unroll(truncate=2),
-    hft.Forward(),
-    hft.Forward(chunk=1),
-    hft.Implicit(tolerance=2.0),
-    hft.ZeroOrder(samples=2, sigma=0.1),
+from . import checks
+from .hypergradients import (
+    ADAM,
+    Batch,
+    apart,
+    assert_the_same_everywhere,
+    batch,
+    drawn,
+    held_out,
+    hypergradient,
+    params,
+    plain,
+    shard,
+    sharded,
 )
+from .launch import on
 
 
-class Net(nn.Module):
-    """Rows that do not divide by the number of processes, a table, a norm, vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.norm, self.up, self.head = (
-            nn.Embedding(7, 6),
-            nn.LayerNorm(6),
-            nn.Linear(6, 5),
-            nn.Linear(5, 3),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.up(self.norm(self.table(x).mean(1)))))
-
-
-def net() -> Net:
-    torch.manual_seed(1)
-    return Net().double()
-
-
-def mesh() -> DeviceMesh:
-    return init_device_mesh("cpu", (dist.get_world_size(),))
-
-
-def spread(values: Any, *placements: Any) -> Any:
-    at = placements or (Shard(0),)
-    return tree.map_tree(lambda x: distribute_tensor(x, mesh(), list(at)) if isinstance(x, Tensor) else x, values)
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(2)
-    return [(torch.randint(7, (8, 4), generator=g), torch.randint(3, (8,), generator=g)) for _ in range(STEPS)]
-
-
-def shards(values: Any) -> Any:
-    """This process's examples."""
-    return tree.map_tree(lambda x: x[dist.get_rank() :: dist.get_world_size()], values)
-
-
-def of_net(p: Any, batch: Any, h: Any) -> Tensor:
-    """By a module that holds no weights, as a process does that cannot hold all of them."""
-    with torch.device("meta"):
-        skeleton = Net()
-    value = F.cross_entropy(torch.func.functional_call(skeleton, p, (batch[0],)), batch[1])
-    return value + h["l2"] * sum((x**2).sum() for x in p.values())
-
-
-def of_two_layers(p: Any, batch: Any, h: Any) -> Tensor:
-    x, y = batch
-    z = torch.tanh(x @ p["w"].T + p["b"])
-    return ((z - y) ** 2).mean() + h["l2"] * (p["w"] ** 2).sum()
-
-
-def two_layers() -> tuple[Any, list[Any]]:
-    g = torch.Generator().manual_seed(3)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
-    return {"w": draw(6, 3) * 0.5, "b": draw(6) * 0.5}, [(draw(8, 3), draw(8, 6)) for _ in range(STEPS)]
-
-
-def hypergradients(loss: Any, params: Any, data: Any, opt: Any, over: Any, strategy: Any = None) -> Any:
-    """Value, hypergradients, and where training ended."""
-    torch.manual_seed(0)  # of ZeroOrder
-    own = {"l2": torch.tensor(0.1, dtype=torch.float64)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(is exactly 0|has not converged|one after the other|is not the fixed)")
-        return hft.hypergradient(
-            opt,
-            loss,
-            lambda p, h: loss(p, data[0], h),
-            params,
-            data,
-            over,
-            {**opt.hparams, "loss": own},
-            None,
-            strategy,
-        )
-
-
-def assert_same(found: Any, expected: Any, what: str) -> None:
+def assert_equal(found: Any, expected: Any, what: object) -> None:
     """Also on all processes, to the last bit."""
-    rows = list(zip(tree.leaves(found), tree.leaves(expected), strict=True))
-    for x, y in rows:
-        if isinstance(x, Tensor):
-            error = (full(x).double() - y.detach().double()).abs().nan_to_num(1e9).sum().item()
-            assert error <= TOLERANCE, f"{what}: {x} is off by {error}"
-    numbers = [full(x) for x, _ in rows if isinstance(x, Tensor)]
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, [x.tolist() for x in numbers])
-    assert all(other == everywhere[0] for other in everywhere), what
+    off = apart(found, expected)
+    assert off <= 1e-12, f"{what}: off by {off}"
+    assert_the_same_everywhere(found)
 
 
-def strategies(folder: Path) -> None:
-    """By all of them, of a module that runs on whole params."""
-    opt, over = hft.adam(lr=0.05, eps=1e-3), ("lr", "loss")
-    params, data = {n: p.detach() for n, p in net().named_parameters()}, batches()
-    for strategy in STRATEGIES:
-        expected = hypergradients(of_net, params, data, opt, over, strategy)
-        found = hypergradients(hft.data_parallel(of_net), spread(params), shards(data), opt, over, strategy)
-        assert_same(found, expected, str(strategy))
-        assert all(not isinstance(g, DTensor) for g in tree.leaves(found[1]))
-
-
+@on("2 processes")
 def placements(folder: Path) -> None:
-    opt, (plain, data) = hft.adam(lr=0.05, eps=1e-3), two_layers()
-    for over in ("lr", "params"):
-        expected = hypergradients(of_two_layers, plain, data, opt, over)
-        for placement in (Shard(0), Shard(-1), Replicate()):
-            params = spread(plain, placement)
-            found = hypergradients(hft.data_parallel(of_two_layers), params, shards(data), opt, over)
-            assert_same(found, expected, f"{over}, {placement}")
-            for x, y in zip(tree.leaves(found[2][0]), tree.leaves(params), strict=True):
-                assert x.placements == y.placements
-        found = hypergradients(of_two_layers, spread(plain), data, opt, over)  # each process computes all of it
-        assert_same(found, expected, f"{over}, without data_parallel")
-    (found,) = hypergradients(hft.data_parallel(of_two_layers), params, shards(data), opt, "batches.1.0")[1].values()
-    (expected,) = hypergradients(of_two_layers, plain, data, opt, "batches.1.0")[1].values()
-    torch.testing.assert_close(found, shards(expected), rtol=0, atol=TOLERANCE)
+    over = ("lr", "params")
+    expected = hypergradient(hft.Unroll(), True, over=over)
+    for placement in (Shard(-1), Replicate()):
+        place = partial(sharded, placement=placement)
+        found = hypergradient(hft.Unroll(), False, over=over, place=place)
+        assert_equal(found, expected, placement)
+        for x, y in zip(tree.leaves(found[2][0]), tree.leaves(place(params())), strict=True):
+            assert x.placements == y.placements
+    opt, data = hft.adam(lr=0.05, eps=1e-3), [batch(t) for t in range(3)]
+    alone, whole = (  # each process computes all of it
+        hft.hypergradient(opt, held_out, lambda p: held_out(p, data[0]), place(params()), data, over)
+        for place in (sharded, plain)
+    )
+    assert_equal(alone, whole, "without data_parallel")
+
+
+@on("2 processes")
+def implicit(folder: Path) -> None:
+    """Where training has not converged, so that nothing is checked of the state that is held fixed."""
+    warnings.filterwarnings("ignore", "Implicit: training has not converged")
+    options: Any = {"over": ("lr", "loss"), "opt": hft.adam(lr=0.5, eps=1e-3)}
+    strategy = hft.Implicit(tolerance=2.0)
+    expected = hypergradient(strategy, True, **options)
+    assert_equal(hypergradient(strategy, False, place=sharded, **options), expected, "implicit")
 
 
 #: Those with operations that others do not have.
 KINDS = ("sgd", "adamw", "adafactor", "nadam", "muon", "ftp", "projected-l2", "digrap", "clipped", "noisy")
 
 
+@on("2 processes")
 def optimizers(folder: Path) -> None:
     """Those of the table make the same updates; some are differentiated in all their hparams. Anchors are whole."""
+    warnings.filterwarnings("ignore", ".*is exactly 0")
+    start = {"w": drawn(1, 3, 4), "b": drawn(2, 4)}
+    grads = [{"w": drawn(10 + t, 3, 4), "b": drawn(20 + t, 4)} for t in range(3)]
+
+    def to_a_point(p: Any, x: Any) -> Tensor:
+        return sum(((p[n] - x[n]) ** 4).sum() for n in p) / 10
+
+    whole = hft.data_parallel(to_a_point, size=lambda x: 1)
     for case in CASES:
-        opt, (params, grads) = case.build(), _of_the_table()
-        ends = []
-        for p, gs in ((spread(params), spread(grads)), (params, grads)):
+        opt, ends = case.build(), []
+        for place in (sharded, plain):
+            p = place(start)
             state = opt.init(p)
-            for g in gs:
+            for g in place(grads):
                 p, state = opt.update(g, state, p)
             ends.append((p, state))
-        assert_same(ends[0], ends[1], case.name)
+        assert_equal(*ends, case.name)
         if case.name in KINDS:
-            to_a_point = hft.data_parallel(_to_a_point, size=lambda x: 1)
-            found = hypergradients(to_a_point, spread(params), grads, opt, None)
-            assert_same(found, hypergradients(_to_a_point, params, grads, opt, None), case.name)
+            found, expected = (
+                hft.hypergradient(opt, loss, lambda p, loss=loss: loss(p, grads[0]), place(start), grads)
+                for loss, place in ((whole, sharded), (to_a_point, plain))
+            )
+            assert_equal(found, expected, case.name)
             for x in tree.leaves(found[2]):
                 assert not isinstance(x, DTensor) or not any(p.is_partial() for p in x.placements), case.name
 
 
-def _of_the_table() -> tuple[Any, Any]:
-    g = torch.Generator().manual_seed(4)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
-    return {"w": draw(3, 4), "b": draw(4)}, [{"w": draw(3, 4), "b": draw(4)} for _ in range(STEPS)]
-
-
-def _to_a_point(p: Any, x: Any, h: Any) -> Tensor:
-    return sum(((p[n] - x[n]) ** 4).sum() for n in p) / 10 + h["l2"] * (p["w"] ** 2).sum()
-
-
-def sizes(folder: Path) -> None:
-    """Points, and what counts for memory=, are this process's part."""
-    from hyperopt_ftp.hyper.unrolling.memory import bytes_of
-
-    params = {"w": torch.randn(64, 32, dtype=torch.float64)}
-    loss = hft.data_parallel(lambda p, x: (p["w"] * x).square().sum())
-    run = hft.train(hft.adam(), loss, spread(params), [torch.ones(32)] * 2)
-    whole, n = 64 * 32 * 8, dist.get_world_size()
-    assert bytes_of(run.params, "cpu") == whole // n
-    assert bytes_of((run.state.exp_avg, run.state.exp_avg_sq), "cpu") == 2 * whole // n
-
-
+@on("2 processes")
 def fully_sharded(folder: Path) -> None:
     """FSDP2 cuts the params; its modules run on weights of their own."""
-    plain = {n: p.detach() for n, p in net().named_parameters()}
-    module: Any = fully_shard(net())
-    params, data, opt = dict(module.named_parameters()), batches(), hft.adamw(lr=0.05, eps=1e-3)
-    expected = hypergradients(of_net, plain, data, opt, "lr")
-    assert_same(hypergradients(hft.data_parallel(of_net), params, shards(data), opt, "lr"), expected, "fully_shard")
+    start, module = {n: p.detach() for n, p in checks.net().named_parameters()}, fully_shard(checks.net())
+    data = list(checks.batches(range(3)))
+    mine = tree.map_tree(lambda x: x[dist.get_rank() :: dist.get_world_size()], data)
 
-    module(batches()[0][0])  # which prepares it
+    def by(net: Any) -> Any:
+        return lambda p, b: F.cross_entropy(torch.func.functional_call(net, p, (b[0],)), b[1])
 
-    def by_the_module(p: Any, batch: Any, h: Any) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(module, p, (batch[0],)), batch[1])
+    def found(loss: Any, p: Any, batches: Any) -> Any:
+        opt = hft.adamw(lr=0.05, eps=1e-3)
+        return hft.hypergradient(opt, loss, lambda p: loss(p, batches[0]), p, batches, "lr")
 
+    with torch.device("meta"):
+        skeleton = checks.Net()  # as a process has it that cannot hold all weights
+    cut = dict(module.named_parameters())
+    assert_equal(found(hft.data_parallel(by(skeleton)), cut, mine), found(by(skeleton), start, data), "fully_shard")
+    module(data[0][0])  # which prepares it
     with pytest.raises(ValueError, match="no argument of train"):  # a weight of its own
-        hypergradients(by_the_module, params, data, opt, "lr")
+        found(by(module), cut, mine)
 
 
+@on("2 processes")
 def twice(folder: Path) -> None:
     """create_graph=True is exact, or refused where torch would lose a part of it."""
-    params, data = two_layers()
 
-    def second(loss: Callable[..., Tensor], p: Any, d: Any, opt: Any = hft.adam(eps=1e-3)) -> Tensor:  # noqa: B008
+    def second(loss: Any, p: Any, batches: Any, opt: Any = ADAM) -> Tensor:
         lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-        own = {"l2": torch.tensor(0.1, dtype=torch.float64)}
-        run = hft.train(opt, loss, p, d, hparams={**opt.hparams, "lr": lr, "loss": own})
-        value = loss(tree.map_tree(dtensors.whole, run.params), d[0], own)
-        (g,) = torch.autograd.grad(value, lr, create_graph=True)
-        return torch.autograd.grad(g, lr)[0]
+        with sdpa_kernel(SDPBackend.MATH):  # the fused one has no second derivative
+            run = hft.train(opt, loss, p, batches, hparams={"lr": lr})
+            value = loss(tree.map_tree(dtensors.whole, run.params), batches[0])
+            (g,) = torch.autograd.grad(value, lr, create_graph=True)
+            return torch.autograd.grad(g, lr)[0]
+
+    data = [batch(t) for t in range(3)]
+    found = second(hft.data_parallel(held_out), sharded(params()), [shard(b) for b in data])
+    assert_equal(found, second(held_out, params(), data), "twice")
 
     def by_full_tensors(g: Any, s: Any, p: Any, h: Any) -> Any:
         moves = {n: h["lr"].full_tensor() * x.full_tensor() for n, x in g.items()}
         return {n: x - dtensors.replicated(moves[n], x.device_mesh) for n, x in p.items()}, s
 
-    expected = second(of_two_layers, params, data)
-    assert_same(second(hft.data_parallel(of_two_layers), spread(params), shards(data)), expected, "twice")
     with pytest.raises(RuntimeError, match=r"the optimizer, makes plain tensors.*full_tensor"):
-        second(of_two_layers, spread(params), data, hft.sgd()._replace(update=by_full_tensors))
+        second(held_out, sharded(params()), data, hft.sgd()._replace(update=by_full_tensors))
 
 
+@on("2 processes")
 def conversions(folder: Path) -> None:
     """Third derivatives of a function of plain numbers, through shards and back, where sums over processes are due."""
     values = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
@@ -263,80 +171,47 @@ def conversions(folder: Path) -> None:
             (y,) = torch.autograd.grad(y, x, create_graph=True)
         return y
 
-    assert_same(third(spread(values)), third(values), "third derivative")
+    assert_equal(third(sharded(values)), third(values), "third derivative")
 
 
-def bilevel(folder: Path) -> None:
-    params, data = {n: p.detach() for n, p in net().named_parameters()}, batches()
+@on("2 processes")
+def dropout_of_weights(folder: Path) -> None:
+    def drops(p: Any, b: Batch) -> Tensor:
+        return held_out({n: F.dropout(x, 0.5) for n, x in p.items()}, b)
 
-    def records(loss: Any, p: Any, data: Any) -> list[Any]:
-        found = hft.bilevel(
-            hft.adam(lr=0.02), hft.adam(lr=0.3), "lr", loss, loss, p, data, data[:1], inner_steps=2, outer_steps=3,
-            constrain={"lr": "log"},
-        )  # fmt: skip
-        return [(torch.tensor(r.value), r.tuned, r.hypergradient, r.state.params) for r in found]
+    def found(loss: Any, p: Any, batches: Any) -> Any:
+        torch.manual_seed(0)
+        once = hft.Unroll(checkpoint=1)
+        return hft.hypergradient(ADAM, loss, lambda p: loss(p, batches[0]), p, batches, "lr", strategy=once)
 
-    def loss(p: Any, batch: Any) -> Tensor:
-        return of_net(p, batch, {"l2": 0.0})
-
-    found = records(hft.data_parallel(loss), spread(params), shards(data))
-    assert_same(found, records(loss, params, data), "bilevel")
+    data = [batch(t) for t in range(3)]
+    mine = [shard(b) for b in data]
+    assert_equal(found(hft.data_parallel(drops), sharded(params()), mine), found(drops, params(), data), "dropout")
 
 
-def others(folder: Path) -> None:
-    """TPGM, FTP where rows divide by the number of processes, a tower, dropout."""
-    params, data = two_layers()
-    anchor = {n: x / 2 for n, x in params.items()}
-
-    def loss(p: Any, batch: Any, h: Any = {"l2": 0.0}) -> Tensor:  # noqa: B006
-        return of_two_layers(p, batch, h)
-
-    expected = hft.tpgm(params, anchor, loss, data)
-    assert_same(hft.tpgm(spread(params), anchor, hft.data_parallel(loss), shards(data)), expected, "tpgm")
-    ftp = hft.ftp(hft.sgd(lr=0.2), anchor, radius_lr=0.5)  # a radius is clipped to the largest norm
-    expected = hypergradients(of_two_layers, params, data, ftp, None)
-    whole = hft.data_parallel(of_two_layers)
-    assert_same(hypergradients(whole, spread(params), shards(data), ftp, None), expected, "ftp")
-    tower = hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(lr=1e-3), over="lr")
-    expected = hypergradients(of_two_layers, params, data, tower, None)
-    assert_same(hypergradients(whole, spread(params), shards(data), tower, None), expected, "hyper")
-
-    def drops(p: Any, batch: Any, h: Any) -> Tensor:
-        return of_two_layers({n: F.dropout(x, 0.5) for n, x in p.items()}, batch, h)
-
-    once = hft.Unroll(checkpoint=1)
-    expected = hypergradients(drops, params, data, hft.adam(), "lr", once)
-    found = hypergradients(hft.data_parallel(drops), spread(params), shards(data), hft.adam(), "lr", once)
-    assert_same(found, expected, "dropout")
-
-
+@on("2 processes")
 def refused(folder: Path) -> None:
     """What cannot be right is an error, on all processes."""
-    params, data = two_layers()
-    cut, opt = spread(params), hft.sgd(lr=0.1)
-
-    def loss(p: Any, batch: Any) -> Tensor:
-        return of_two_layers(p, batch, {"l2": 0.0})
-
+    data, cut, opt, loss = [batch(t) for t in range(3)], sharded(params()), hft.sgd(lr=0.1), held_out
+    mine = [shard(b) for b in data]
     with pytest.raises(ValueError, match=r"training losses are not the same.*data_parallel"):
-        hft.train(opt, loss, cut, shards(data))
+        hft.train(opt, loss, cut, mine)
     with pytest.raises(ValueError, match=r"outer loss is not the same.*data_parallel"):
-        hft.hypergradient(opt, loss, lambda p: loss(p, shards(data)[0]), cut, data, over="lr")
+        hft.hypergradient(opt, loss, lambda p: loss(p, mine[0]), cut, data, over="lr")
     with pytest.raises(ValueError, match="hparams are not the same on each process, from 0.1 to"):
         hft.train(hft.sgd(lr=0.1 * (1 + dist.get_rank())), loss, cut, data)
     with pytest.raises(ValueError, match=r"some params are DTensors.*Replicate"):
-        hft.train(opt, loss, {**cut, "b": params["b"]}, data)
+        hft.train(opt, loss, {**cut, "bias": params()["bias"]}, data)
     with pytest.raises(RuntimeError, match=r"torch\.func has no rules"):
         torch.func.vmap(lambda lr: hft.train(opt, loss, cut, data, hparams={**opt.hparams, "lr": lr}).params)(
             torch.tensor([0.1, 0.2])
         )
     with pytest.raises(RuntimeError, match="leave out compile"):
         hft.hypergradient(opt, loss, lambda p: loss(p, data[0]), cut, data, "lr", strategy=hft.Unroll(compile=True))
+    target = sharded(params())["out"]
 
-    target = spread(data[0][1][0])
-
-    def own_ops(p: Any, batch: Any) -> Tensor:
-        return loss(p, batch) + F.mse_loss(dtensors.replicated(p["b"], mesh()), target).full_tensor()
+    def own_ops(p: Any, b: Batch) -> Tensor:
+        return loss(p, b) + F.mse_loss(dtensors.replicated(p["out"], target.device_mesh), target).full_tensor()
 
     with pytest.raises(RuntimeError, match=r"train_loss computes with DTensors \(aten.*whole params"):
         hft.hypergradient(opt, own_ops, lambda p: loss(p, data[0]), cut, data, "lr")

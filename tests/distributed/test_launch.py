@@ -12,16 +12,18 @@ import psutil
 import pytest
 import torch.distributed as dist
 
+import hyperopt_ftp as hft
+
 from ..support.processes import Patience, start
-from .launch import ROOT, launch
+from .hypergradients import batch, held_out, params, shard
+from .launch import ROOT, gathered, launch
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
 
 def passes(folder: Path) -> None:
-    everywhere = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, dist.get_rank())
+    everywhere = gathered(dist.get_rank())
     assert everywhere == [0, 1]
 
 
@@ -71,8 +73,20 @@ def test_a_process_that_waits_in_vain_says_where(tmp_path):
     assert re.search("in waits.*process 1 is in\n", found["waits"], flags=re.DOTALL)
 
 
+def loses_another(folder: Path) -> None:
+    mine, loss = shard(batch(0)), hft.data_parallel(held_out)
+    loss(params(), mine)
+    assert dist.get_rank() == 0, "the second process ends"
+    loss(params(), mine)
+
+
+def test_who_is_left_says_that_another_process_has_ended(tmp_path):
+    text = "process 0 of 2 has lost the others of data_parallel, in a value of the loss"
+    assert text in launch(2, [loses_another], tmp_path)["loses_another"]
+
+
 def sleeps(folder: Path) -> None:
-    (folder / f"begun-{dist.get_rank()}").write_text(str(os.getpid()))
+    (folder / f"begun-{os.environ.get('RANK') or dist.get_rank()}").write_text(str(os.getpid()))
     time.sleep(600)
 
 
@@ -81,7 +95,7 @@ def sleeps(folder: Path) -> None:
 def test_processes_end_with_the_one_that_launched_them(how, tmp_path):
     code = {
         "launch": f"launch(2, [test_launch.sleeps], Path({str(tmp_path)!r}))",
-        "torchrun": f"torchrun('tests.distributed.sleeping', [{str(tmp_path)!r}], 2, Path({str(tmp_path)!r}))",
+        "torchrun": f"torchrun('tests.distributed.test_launch', [{str(tmp_path)!r}], 2, Path({str(tmp_path)!r}))",
     }[how]
     program = tmp_path / "program.py"
     program.write_text(
@@ -101,3 +115,7 @@ def test_processes_end_with_the_one_that_launched_them(how, tmp_path):
         children = [psutil.Process(int(file.read_text())) for file in files]
         parent.kill()
     assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+if __name__ == "__main__":
+    sleeps(Path(sys.argv[1]))

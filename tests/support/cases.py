@@ -22,17 +22,19 @@ TABLE = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Case:
+    """An optimizer of the contract, and what of the contract does not hold for it."""
+
     name: str
     make: Callable[..., Optimizer]
     kwargs: dict[str, Any]
-    peer: Callable[..., torch.optim.Optimizer] | None = None  # the torch.optim class with the same keyword arguments
-    flat: tuple[str, ...] = ()  # hparams whose hypergradient is 0 by the rule
-    smooth: bool = True  # False: torch's own rule jumps at these values
-    steps: int = 4  # after which the rule has shown what these values do
-    packs: bool = True  # False: a tensor has a state of another shape, so that it is computed by itself
-    own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
-    whole: bool = False  # the rule looks at a tensor as a whole, not at each entry
-    gaps: bool = True  # False: a gradient that is None is refused
+    peer: Callable[..., torch.optim.Optimizer] | None  # the torch.optim class with the same keyword arguments
+    flat: tuple[str, ...]  # hparams whose hypergradient is 0 by the rule
+    smooth: bool  # False: torch's own rule jumps at these values
+    steps: int  # after which the rule has shown what these values do
+    packs: bool  # False: a tensor has a state of another shape, so that it is computed by itself
+    own: tuple[str, ...]  # hparams whose names mean something else in DOMAINS
+    whole: bool  # the rule looks at a tensor as a whole, not at each entry
+    gaps: bool  # False: a gradient that is None is refused
 
     def build(self, **changes: Any) -> Optimizer:
         return self.make(**{**self.kwargs, **changes})
@@ -41,131 +43,61 @@ class Case:
         return self.name
 
 
+def case(
+    name: str, make: Callable[..., Optimizer], peer: Callable[..., torch.optim.Optimizer] | None = None, *,
+    flat: tuple[str, ...] = (), smooth: bool = True, steps: int = 4, packs: bool = True, own: tuple[str, ...] = (),
+    whole: bool = False, gaps: bool = True, **kwargs: Any,
+) -> Case:  # fmt: skip
+    """A row; the keywords that are no fields of it are arguments of the optimizer."""
+    return Case(name, make, kwargs, peer, flat, smooth, steps, packs, own, whole, gaps)
+
+
 # eps = 1e-2 where a root is divided by: well conditioned for finite differences.
+# fmt: off
 BASES = [
-    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD),
-    Case("sgd-dampening-without-momentum", hft.sgd, {"lr": 0.1, "dampening": 0.3}, torch.optim.SGD, smooth=False),
-    Case(
-        "sgd-momentum",
-        hft.sgd,
-        {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05},
-        torch.optim.SGD,
-    ),
-    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
-    Case("adam", hft.adam, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.05, "betas": (0.8, 0.95)}, torch.optim.Adam),
-    Case("adamw", hft.adamw, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.AdamW),
-    Case("adamw-amsgrad", hft.adamw, {"lr": 0.1, "eps": 1e-2, "amsgrad": True, "betas": (0.5, 0.6)}, torch.optim.AdamW),
-    Case(
-        "rmsprop",
-        hft.rmsprop,
-        {"lr": 0.05, "eps": 1e-2, "alpha": 0.9, "momentum": 0.5, "weight_decay": 0.1},
-        torch.optim.RMSprop,
-    ),
-    Case(
-        "rmsprop-centered", hft.rmsprop, {"lr": 0.05, "eps": 1e-2, "alpha": 0.9, "centered": True}, torch.optim.RMSprop
-    ),
-    Case(
-        "adagrad",
-        hft.adagrad,
-        {"lr": 0.1, "eps": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2},
-        torch.optim.Adagrad,
-    ),
-    Case("adadelta", hft.adadelta, {"lr": 0.5, "rho": 0.8, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.Adadelta),
-    Case("adamax", hft.adamax, {"lr": 0.1, "betas": (0.8, 0.6), "eps": 1e-2, "weight_decay": 0.1}, torch.optim.Adamax),
-    Case(
-        "nadam",
-        hft.nadam,
-        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "momentum_decay": 0.3},
-        torch.optim.NAdam,
-        packs=False,
-    ),
-    Case(
-        "nadam-decoupled",
-        hft.nadam,
-        {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True},
-        torch.optim.NAdam,
-        packs=False,
-    ),
+    case("sgd", hft.sgd, torch.optim.SGD, lr=0.1),
+    case("sgd-dampening-without-momentum", hft.sgd, torch.optim.SGD, lr=0.1, dampening=0.3, smooth=False),
+    case("sgd-momentum", hft.sgd, torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.05),
+    case("sgd-nesterov", hft.sgd, torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    case("adam", hft.adam, torch.optim.Adam, lr=0.1, eps=1e-2, weight_decay=0.05, betas=(0.8, 0.95)),
+    case("adamw", hft.adamw, torch.optim.AdamW, lr=0.1, eps=1e-2, weight_decay=0.1),
+    case("adamw-amsgrad", hft.adamw, torch.optim.AdamW, lr=0.1, eps=1e-2, amsgrad=True, betas=(0.5, 0.6)),
+    case("rmsprop", hft.rmsprop, torch.optim.RMSprop, lr=0.05, eps=1e-2, alpha=0.9, momentum=0.5, weight_decay=0.1),
+    case("rmsprop-centered", hft.rmsprop, torch.optim.RMSprop, lr=0.05, eps=1e-2, alpha=0.9, centered=True),
+    case("adagrad", hft.adagrad, torch.optim.Adagrad, lr=0.1, eps=1e-2, lr_decay=0.1, weight_decay=0.1,
+         initial_accumulator_value=0.2),
+    case("adadelta", hft.adadelta, torch.optim.Adadelta, lr=0.5, rho=0.8, eps=1e-2, weight_decay=0.1),
+    case("adamax", hft.adamax, torch.optim.Adamax, lr=0.1, betas=(0.8, 0.6), eps=1e-2, weight_decay=0.1),
+    case("nadam", hft.nadam, torch.optim.NAdam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1,
+         momentum_decay=0.3, packs=False),
+    case("nadam-decoupled", hft.nadam, torch.optim.NAdam, lr=0.1, eps=1e-2, weight_decay=0.1,
+         decoupled_weight_decay=True, packs=False),
     # The first update that can be rectified is the sixth.
-    Case(
-        "radam",
-        hft.radam,
-        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1},
-        torch.optim.RAdam,
-        steps=7,
-    ),
-    Case(
-        "radam-not-rectified",
-        hft.radam,
-        {"lr": 0.1, "betas": (0.8, 0.7), "weight_decay": 0.1, "decoupled_weight_decay": True},
-        torch.optim.RAdam,
-        flat=("eps",),
-    ),
+    case("radam", hft.radam, torch.optim.RAdam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1, steps=7),
+    case("radam-not-rectified", hft.radam, torch.optim.RAdam, lr=0.1, betas=(0.8, 0.7), weight_decay=0.1,
+         decoupled_weight_decay=True, flat=("eps",)),
     # Bounds that some step sizes reach and others do not.
-    Case("rprop", hft.rprop, {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (0.04, 0.13)}, torch.optim.Rprop),
+    case("rprop", hft.rprop, torch.optim.Rprop, lr=0.1, etas=(0.5, 1.2), step_sizes=(0.04, 0.13)),
     # The weights do not depend on t0.
-    Case(
-        "asgd",
-        hft.asgd,
-        {"lr": 0.1, "lambd": 0.3, "alpha": 0.6, "t0": 1.5, "weight_decay": 0.1},
-        torch.optim.ASGD,
-        flat=("t0",),
-        own=("alpha",),
-    ),
-    Case("lion", hft.lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}, papers.lion, ("betas",)),
+    case("asgd", hft.asgd, torch.optim.ASGD, lr=0.1, lambd=0.3, alpha=0.6, t0=1.5, weight_decay=0.1, flat=("t0",),
+         own=("alpha",)),
+    case("lion", hft.lion, papers.lion, lr=0.1, betas=(0.8, 0.95), weight_decay=0.1, flat=("betas",)),
     # "w" is larger than eps2, "b" is not.
-    Case(
-        "adafactor",
-        hft.adafactor,
-        {"lr": 0.1, "beta2_decay": -0.5, "eps": (None, 0.9), "d": 1.05, "weight_decay": 0.1},
-        torch.optim.Adafactor,
-        packs=False,
-        whole=True,
-    ),
-    Case(
-        "adafactor-eps1",
-        hft.adafactor,
-        {"lr": 0.1, "eps": (0.1, 0.9), "d": 1.5},
-        torch.optim.Adafactor,
-        packs=False,
-        own=("eps",),
-        whole=True,
-    ),
-    Case(
-        "adan",
-        hft.adan,
-        {"lr": 0.1, "betas": (0.8, 0.7, 0.95), "eps": 1e-2, "weight_decay": 0.1},
-        papers.adan,
-        own=("betas",),
-    ),
-    Case(
-        "adopt",
-        hft.adopt,
-        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
-        papers.adopt,
-    ),
-    Case(
-        "adopt-without-clipping",
-        hft.adopt,
-        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1, "clip_power": None, "decoupled": True},
-        papers.adopt,
-    ),
-    Case(
-        "schedule_free_sgd",
-        hft.schedule_free_sgd,
-        {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5, "weight_lr_power": 1.5},
-        papers.schedule_free_sgd,
-        packs=False,
-    ),
-    Case(
-        "schedule_free_adamw",
-        hft.schedule_free_adamw,
-        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5},
-        papers.schedule_free_adamw,
-        packs=False,
-    ),
-    Case("signum", hft.signum, {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1}, papers.signum, ("momentum",)),
+    case("adafactor", hft.adafactor, torch.optim.Adafactor, lr=0.1, beta2_decay=-0.5, eps=(None, 0.9), d=1.05,
+         weight_decay=0.1, packs=False, whole=True),
+    case("adafactor-eps1", hft.adafactor, torch.optim.Adafactor, lr=0.1, eps=(0.1, 0.9), d=1.5, packs=False,
+         own=("eps",), whole=True),
+    case("adan", hft.adan, papers.adan, lr=0.1, betas=(0.8, 0.7, 0.95), eps=1e-2, weight_decay=0.1, own=("betas",)),
+    case("adopt", hft.adopt, papers.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1),
+    case("adopt-without-clipping", hft.adopt, papers.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1,
+         clip_power=None, decoupled=True),
+    case("schedule_free_sgd", hft.schedule_free_sgd, papers.schedule_free_sgd, lr=0.3, momentum=0.7, weight_decay=0.1,
+         warmup_steps=3, r=0.5, weight_lr_power=1.5, packs=False),
+    case("schedule_free_adamw", hft.schedule_free_adamw, papers.schedule_free_adamw, lr=0.1, betas=(0.8, 0.95),
+         eps=1e-2, weight_decay=0.1, warmup_steps=3, r=0.5, packs=False),
+    case("signum", hft.signum, papers.signum, lr=0.1, momentum=0.8, weight_decay=0.1, flat=("momentum",)),
 ]
+# fmt: on
 
 
 def on_the_matrix(opt: Optimizer) -> Optimizer:
@@ -173,75 +105,60 @@ def on_the_matrix(opt: Optimizer) -> Optimizer:
     return hft.partition({"matrix": opt, "rest": hft.sgd(lr=0.1)}, {"w": "matrix", "*": "rest"})
 
 
+# fmt: off
 COMBINED = [
     # Two Newton-Schulz steps: five of these coefficients are a polynomial of degree 3125.
-    Case(
-        "muon",
-        lambda **k: on_the_matrix(hft.muon(**k)),
-        {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.8, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 2},
-    ),
-    Case("muon-eps", lambda **k: on_the_matrix(hft.muon(**k)), {"lr": 0.1, "eps": 2.0, "nesterov": False}),
-    Case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), {"max_norm": 0.7}),
-    Case("damped", lambda **k: hft.damped(hft.sgd(lr=0.1), **k), {"kappa": 0.6}),
-    Case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), {"lr": 0.1, "momentum": 0.5}),
-    Case(
-        "scheduled-cosine",
-        lambda **k: hft.scheduled(hft.sgd(lr=0.1, momentum=0.5), lr=hft.schedules.cosine(5, **k)),
-        {"floor": 0.2},
-    ),
+    case("muon", lambda **k: on_the_matrix(hft.muon(**k)), lr=0.1, weight_decay=0.1, momentum=0.8,
+         ns_coefficients=(2.0, -1.5, 0.5), ns_steps=2),
+    case("muon-eps", lambda **k: on_the_matrix(hft.muon(**k)), lr=0.1, eps=2.0, nesterov=False),
+    case("clipped", lambda **k: hft.clipped(hft.sgd(lr=0.1, momentum=0.5), **k), max_norm=0.7),
+    case("damped", lambda **k: hft.damped(hft.sgd(lr=0.1), **k), kappa=0.6),
+    case("scheduled", lambda **k: hft.scheduled(hft.sgd(**k), lr=lambda t: 0.5**t), lr=0.1, momentum=0.5),
+    case("scheduled-cosine", lambda **k: hft.scheduled(hft.sgd(lr=0.1, momentum=0.5), lr=hft.schedules.cosine(5, **k)),
+         floor=0.2),
     # The peak is at a count of 1.4: no update is at a kink.
-    Case(
-        "scheduled-warm-up",
-        lambda **k: hft.scheduled(
-            hft.adamw(lr=0.1, eps=1e-2), lr=hft.schedules.warm_up(hft.schedules.cosine(4, floor=0.1), **k)
-        ),
-        {"share": 0.35, "start": 0.2},
-    ),
-    Case("per_step", lambda **k: hft.per_step(hft.sgd(momentum=0.5), **k), {"lr": TABLE}),
-    Case("projected", lambda **k: hft.projected(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius": 0.35}),
-    Case("projected-l2", lambda **k: hft.projected(hft.sgd(lr=0.1), ANCHOR, norm="l2", **k), {"radius": 0.35}),
-    Case("ftp", lambda **k: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"radius_lr": 0.1, "kappa": 0.8}),
-    Case(
-        "ftp-exact-l2",
-        lambda **k: hft.ftp(hft.sgd(lr=0.1), ANCHOR, norm="l2", gradient="exact", **k),
-        {"radius_lr": 0.1, "kappa": 0.8},
-    ),
-    Case("l2sp", lambda **k: hft.l2sp(hft.sgd(lr=0.1, momentum=0.5), ANCHOR, **k), {"strength": 0.3}),
-    Case(
-        "l2sp-decoupled",
-        lambda **k: hft.l2sp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, decoupled=True, **k),
-        {"strength": 0.3},
-    ),
-    Case("cautious_decay", lambda **k: hft.cautious_decay(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"strength": 0.3}),
-    Case("spd", lambda **k: hft.spd(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), {"strength": 0.7}),
-    Case("directed", lambda **k: hft.directed(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega": 0.6}),
-    Case("digrap", lambda **k: hft.digrap(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), {"omega_lr": 0.1}),
-    Case("clipped_by_value", lambda **k: hft.clipped_by_value(hft.sgd(lr=0.1), **k), {"max_value": 0.1}),
-    Case("clipped_per_layer", lambda **k: hft.clipped_per_layer(hft.sgd(lr=0.1), **k), {"max_norm": 0.5}),
-    Case("clipped_adaptively", lambda **k: hft.clipped_adaptively(hft.sgd(lr=0.1), **k), {"ratio": 0.2}),
-    Case("noisy", lambda **k: hft.noisy(hft.sgd(lr=0.1, momentum=0.5), **k), {"scale": 0.3, "decay": 0.55}),
-    Case("accumulated", lambda **k: hft.accumulated(hft.adam(**k), every=2), {"lr": 0.1, "eps": 1e-2}, gaps=False),
-    Case("averaged", lambda **k: hft.averaged(hft.sgd(lr=0.1, momentum=0.5), **k), {"decay": 0.9}, flat=("decay",)),
-    Case("averaged-mean", lambda **k: hft.averaged(hft.sgd(**k), decay=None), {"lr": 0.1, "momentum": 0.5}),
-    Case("lookahead", lambda **k: hft.lookahead(hft.adam(lr=0.1, eps=1e-2), every=2, **k), {"alpha": 0.4}),
-    Case("decayed", lambda **k: hft.decayed(hft.sgd(lr=0.1, momentum=0.5), exclude="b", **k), {"weight_decay": 0.3}),
-    Case("partition", lambda **k: hft.partition({"fast": hft.adam(**k), "slow": hft.sgd(lr=0.1, momentum=0.5)},
-                                                {"b": "fast", "*": "slow"}), {"lr": 0.2, "eps": 1e-2}),
-    Case("frozen-part", lambda **k: hft.partition({"moves": hft.sgd(**k), "stays": hft.frozen()},
-                                                  {"w": "moves", "b": "stays"}), {"lr": 0.1, "momentum": 0.5}),
+    case("scheduled-warm-up", lambda **k: hft.scheduled(hft.adamw(lr=0.1, eps=1e-2),
+         lr=hft.schedules.warm_up(hft.schedules.cosine(4, floor=0.1), **k)), share=0.35, start=0.2),
+    case("per_step", lambda **k: hft.per_step(hft.sgd(momentum=0.5), **k), lr=TABLE),
+    case("projected", lambda **k: hft.projected(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), radius=0.35),
+    case("projected-l2", lambda **k: hft.projected(hft.sgd(lr=0.1), ANCHOR, norm="l2", **k), radius=0.35),
+    case("ftp", lambda **k: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), radius_lr=0.1, kappa=0.8),
+    case("ftp-exact-l2", lambda **k: hft.ftp(hft.sgd(lr=0.1), ANCHOR, norm="l2", gradient="exact", **k), radius_lr=0.1,
+         kappa=0.8),
+    case("l2sp", lambda **k: hft.l2sp(hft.sgd(lr=0.1, momentum=0.5), ANCHOR, **k), strength=0.3),
+    case("l2sp-decoupled", lambda **k: hft.l2sp(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, decoupled=True, **k),
+         strength=0.3),
+    case("cautious_decay", lambda **k: hft.cautious_decay(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), strength=0.3),
+    case("spd", lambda **k: hft.spd(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **k), strength=0.7),
+    case("directed", lambda **k: hft.directed(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), omega=0.6),
+    case("digrap", lambda **k: hft.digrap(hft.sgd(lr=0.3, momentum=0.5), ANCHOR, **k), omega_lr=0.1),
+    case("clipped_by_value", lambda **k: hft.clipped_by_value(hft.sgd(lr=0.1), **k), max_value=0.1),
+    case("clipped_per_layer", lambda **k: hft.clipped_per_layer(hft.sgd(lr=0.1), **k), max_norm=0.5),
+    case("clipped_adaptively", lambda **k: hft.clipped_adaptively(hft.sgd(lr=0.1), **k), ratio=0.2),
+    case("noisy", lambda **k: hft.noisy(hft.sgd(lr=0.1, momentum=0.5), **k), scale=0.3, decay=0.55),
+    case("accumulated", lambda **k: hft.accumulated(hft.adam(**k), every=2), lr=0.1, eps=1e-2, gaps=False),
+    case("averaged", lambda **k: hft.averaged(hft.sgd(lr=0.1, momentum=0.5), **k), decay=0.9, flat=("decay",)),
+    case("averaged-mean", lambda **k: hft.averaged(hft.sgd(**k), decay=None), lr=0.1, momentum=0.5),
+    case("lookahead", lambda **k: hft.lookahead(hft.adam(lr=0.1, eps=1e-2), every=2, **k), alpha=0.4),
+    case("decayed", lambda **k: hft.decayed(hft.sgd(lr=0.1, momentum=0.5), exclude="b", **k), weight_decay=0.3),
+    case("partition", lambda **k: hft.partition({"fast": hft.adam(**k), "slow": hft.sgd(lr=0.1, momentum=0.5)},
+         {"b": "fast", "*": "slow"}), lr=0.2, eps=1e-2),
+    case("frozen-part", lambda **k: hft.partition({"moves": hft.sgd(**k), "stays": hft.frozen()},
+         {"w": "moves", "b": "stays"}), lr=0.1, momentum=0.5),
     # "base.lr" is read by init only: the value in use is tuned.
-    Case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), {"lr": 1e-3}),
-]  # fmt: skip
+    case("hyper", lambda **k: hft.hyper(hft.sgd(lr=0.05, momentum=0.9), by=hft.sgd(**k), over="lr"), lr=1e-3),
+]
+# fmt: on
 
 #: Methods of the family that have no case of their own above, with the numbers of its table.
 HELD = [
-    Case(
+    case(
         method.name,
         lambda method=method, **numbers: method.held(hft.adamw(lr=0.1, eps=1e-2), ANCHOR, **numbers),
-        {name: x for name, x in method.options.items() if not isinstance(x, (bool, str))},
+        **{name: x for name, x in method.options.items() if not isinstance(x, (bool, str))},
     )
     for method in PURE
-    if method.pure.__name__ not in {case.name.partition("-")[0] for case in COMBINED}
+    if method.pure.__name__ not in {row.name.partition("-")[0] for row in COMBINED}
 ]
 
 CASES = BASES + COMBINED + HELD

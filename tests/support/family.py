@@ -54,6 +54,8 @@ class Adam:
 
 
 def l2sp(strength: float, decoupled: bool = False) -> Step:
+    """L2-SP, section 3.1 of arXiv 1802.01483; decoupled as in arXiv 1711.05101."""
+
     def coupled_step(w, w0, g, base):
         return base.step(w, g + strength * (w - w0))  # the gradient of strength / 2 * |w - w0|^2
 
@@ -64,6 +66,8 @@ def l2sp(strength: float, decoupled: bool = False) -> Step:
 
 
 def cautious_decay(strength: float) -> Step:
+    """Algorithm 1 of arXiv 2510.12402, toward the anchor."""
+
     def step(w, w0, g, base):
         update = (w - base.step(w, g)) / LR
         agree = np.sign(update) * np.sign(w - w0) >= 0
@@ -73,6 +77,7 @@ def cautious_decay(strength: float) -> Step:
 
 
 def recall(strength: float, rate: float, midpoint: float) -> Step:
+    """Algorithm 1 of arXiv 2004.12651."""
     steps = itertools.count(1)
 
     def step(w, w0, g, base):
@@ -83,6 +88,8 @@ def recall(strength: float, rate: float, midpoint: float) -> Step:
 
 
 def spd(strength: float) -> Step:
+    """Algorithm 1 of arXiv 2411.01713."""
+
     def step(w, w0, g, base):
         new = base.step(w, g)
         if -np.vdot(g, w - w0) < 0:
@@ -94,6 +101,7 @@ def spd(strength: float) -> Step:
 
 
 def rows(c):
+    """Dim 0 and the rest; a vector is one row."""
     return c.reshape(c.shape[0], -1) if c.ndim > 1 else c.reshape(1, -1)
 
 
@@ -103,10 +111,12 @@ def norms(c):
 
 
 def into_balls(c, radius):
+    """Each row scaled down to the radius, eq. 3 of arXiv 2310.19182."""
     return (rows(c) * np.minimum(radius / norms(c), 1)[:, None]).reshape(c.shape)
 
 
 def mars_sp(radius: float) -> Step:
+    """Projection into balls of one radius, arXiv 2002.08253."""
     return lambda w, w0, g, base: w0 + into_balls(base.step(w, g) - w0, radius)
 
 
@@ -134,6 +144,8 @@ def along(d, g):
 
 
 def directed(omega: float) -> Step:
+    """Eqs. 3 to 7 of arXiv 2502.15895, with a given strength."""
+
     def step(w, w0, g, base):
         d = w - w0
         return base.step(w, g - omega * along(d, g) if np.vdot(g, d) >= 0 else g)

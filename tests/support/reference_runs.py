@@ -17,6 +17,8 @@ HERE = Path(__file__).parents[1] / "reference"
 
 @dataclass(frozen=True)
 class Run:
+    """One reference trajectory: its settings, and its arrays by name."""
+
     index: int
     about: dict[str, Any]
     arrays: dict[str, Tensor]
