@@ -61,11 +61,32 @@ def placements(folder: Path) -> None:
         for place in (sharded, plain)
     )
     assert_equal(alone, whole, "without data_parallel")
+    warnings.filterwarnings("ignore", "ZeroOrder trains its samples one after the other")
+    drawing = [hft.ZeroOrder(samples=2, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    few, same = (
+        hypergradient(strategy, False, over=over, place=place)
+        for strategy, place in zip(drawing, (sharded, plain), strict=True)
+    )
+    assert_equal(few, same, "ZeroOrder")
 
 
 @on("2 processes")
 def implicit(folder: Path) -> None:
-    """Where training has not converged, so that nothing is checked of the state that is held fixed."""
+    """Also where training has not converged, so that nothing is checked of the state that is held fixed."""
+
+    def bowl(p: Any, target: Tensor, h: Any) -> Tensor:
+        return ((p["w"] - target) ** 2).sum() / 2 + h["l2"] * (p["w"] ** 2).sum()
+
+    at, loss_hparams = drawn(3, 5, 2), {"l2": torch.tensor(0.1, dtype=torch.float64)}
+    momentum = hft.sgd(lr=0.3, momentum=0.5)
+    converged, same = (
+        hft.hypergradient(
+            momentum, hft.data_parallel(bowl, size=lambda x: 1), lambda p: p["w"].sum(), place({"w": at}), [at] * 100,
+            "loss", hparams={"loss": loss_hparams}, strategy=hft.Implicit(),
+        )
+        for place in (sharded, plain)
+    )  # fmt: skip
+    assert_equal(converged, same, "implicit, converged")
     warnings.filterwarnings("ignore", "Implicit: training has not converged")
     options: Any = {"over": ("lr", "loss"), "opt": hft.adam(lr=0.5, eps=1e-3)}
     strategy = hft.Implicit(tolerance=2.0)

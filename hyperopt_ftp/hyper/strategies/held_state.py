@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ...dtensors import whole
 from ..core.replay import Replay
 from ..core.transforms import values_of
 from ..core.vjp import Vector, dot
@@ -48,24 +49,24 @@ def mismatch(
         small: limit for products that should be 0, for a number of 1.
         needs_grad: of the hparams and batches that a derivative is asked for.
     """
-    size = dot(direct[0], direct[0])
+    size = _dot(direct[0], direct[0])
     size = torch.where(size == 0, 1.0, size)
-    factor = dot(there[0], direct[0]) / size  # M = factor for most: one momentum, one rate
+    factor = _dot(there[0], direct[0]) / size  # M = factor for most: one momentum, one rate
 
     def rest(here: list[Vector]) -> float:
         found = 0.0
         rows = zip(*(column[1] + column[2] for column in (point, direct, here, there)), needs_grad, strict=True)
-        for number, whole, a, b, asked in rows:
+        for number, all_of, a, b, asked in rows:
             if asked and number.numel():
-                off, unit = dot([b - a], [b - a]).sqrt(), tree.working(number).abs().amax()
+                off, unit = _dot([b - a], [b - a]).sqrt(), whole(tree.working(number).abs().amax())
                 unit = torch.where(unit < 1, torch.minimum(unit, 1 - unit), 1.0)  # betas end at 1, rates at 0
                 least = small.to(off) / torch.where(unit == 0, 1.0, unit)
-                found = max(found, _worst(torch.where(off > least, off / dot([whole], [whole]).sqrt(), 0.0)))
+                found = max(found, _worst(torch.where(off > least, off / _dot([all_of], [all_of]).sqrt(), 0.0)))
         return found
 
     scaled = [[factor.to(x) * x for x in column] for column in direct]
     off = [b - a for a, b in zip(scaled[0], there[0], strict=True)]
-    found = max(_worst((dot(off, off) / size).sqrt()), rest(scaled))
+    found = max(_worst((_dot(off, off) / size).sqrt()), rest(scaled))
     if found <= LIMIT:
         return found
     del scaled, off
@@ -78,6 +79,11 @@ def mismatch(
     there[0] = []
     here = at_point(system, point)[1]([*y.x, *(torch.zeros_like(tree.working(x)) for x in point[3])])
     return found if rest(here) > SOLVED + _worst(y.residual) else 0.0
+
+
+def _dot(x: Vector, y: Vector) -> Tensor:
+    """A plain number, which scales plain tensors and DTensors."""
+    return whole(dot(x, y))
 
 
 def _worst(x: Tensor) -> float:

@@ -123,8 +123,11 @@ class ZeroOrder(Strategy):
         values = _everywhere(function, points, replay, rng)
         n = self.samples
         slopes = (values[:n] - values[n:]) / (self.sigma * (2 if self.antithetic else 1) * n)
-        columns = [torch.stack(column) for column in zip(*directions, strict=True)]
-        return [torch.tensordot(slopes.to(e), e, dims=1).to(u) for u, e in zip(x, columns, strict=True)]
+        columns = zip(*directions, strict=True)
+        return [
+            sum(s.to(e) * e for s, e in zip(slopes, column, strict=True)).to(u)
+            for u, column in zip(x, columns, strict=True)
+        ]
 
     def draw(self) -> int:
         with temporarily_clear_interpreter_stack():  # one draw, also under vmap
