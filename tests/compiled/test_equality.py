@@ -33,9 +33,9 @@ def test_every_optimizer_has_the_same_hypergradient(case: Case, name: str, progr
 
 
 # Torch's compiler does not take these.
-NOT_TAKEN = {"lstm", "checkpoint", "checkpointed attention", "own function", "own function everywhere"}
-# Refused as they are written too (weight norm), or drawn otherwise than there (dropout: in test_random_numbers).
-KNOWN = [p for p in PROBLEMS if "dropout" not in p.name and p.name != "weight norm" and p.autocast != "around"]
+NOT_TAKEN = {"lstm", "checkpoint", "checkpointed attention", "own function"}
+# Drawn otherwise than there (dropout: in test_random_numbers).
+KNOWN = [p for p in PROBLEMS if "dropout" not in p.name and p.autocast != "around"]
 
 
 @every_strategy

@@ -1,110 +1,210 @@
-"""bilevel, its domain maps, and TPGM."""
+"""`bilevel`: params, batches and hparams of the loss outside, what a record holds, and loaders that go on."""
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.anchored import project
 
-from ..support.problems import batches, central_differences, largest_difference, loss, start, train
+from ..support.compare import same
+from ..support.hypergradients import (
+    DATA,
+    EXACT,
+    F64,
+    HELD_OUT,
+    SGD,
+    call,
+    every_strategy,
+    f64,
+    not_converged,
+    own,
+    rounds,
+)
+from ..support.problems import batches, central_differences, largest_difference, loss, start
 
-DATA, HELD_OUT = batches(7), batches(2)
+
+def identical(a, b):
+    """Two records or states, and the order in which they hold what they hold."""
+    return tree.structure(a) == tree.structure(b) and same(a, b)
 
 
-def run(optimizer=None, by=None, over="lr", **options):
-    given = {"inner_steps": 3, "outer_steps": 5, **options}
-    return list(
-        hft.bilevel(
-            optimizer or hft.sgd(lr=0.1), by or hft.sgd(lr=1e-2), over, loss, loss, start(), DATA, HELD_OUT, **given
-        )
-    )
-
-
-def test_maps_inside_hyper_are_differentiable():
-    opt = hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.05), over="lr", constrain={"lr": "log"})
-    assert opt.init(start()).tuned["lr"].item() == 0.1
-
-    def outer(h):
-        return loss(train(opt, h, start(), DATA)[0], HELD_OUT[0])
-
-    got = torch.stack(tree.leaves(torch.func.grad(outer)(opt.hparams)))
-    torch.testing.assert_close(got, torch.stack(central_differences(outer, opt.hparams)), rtol=1e-6, atol=1e-10)
+def through_a_file(state):
+    """As docs/checkpoints.md saves a state: its leaves."""
+    file = io.BytesIO()
+    values, rebuild = tree.flatten(state)
+    torch.save(values, file)
+    file.seek(0)
+    return rebuild(torch.load(file, weights_only=True))
 
 
 def test_a_record_has_the_hparams_of_the_next_training():
-    numbers = {"lr": torch.tensor(0.05, dtype=torch.float64), "loss": {"l2": torch.tensor(0.1, dtype=torch.float64)}}
+    numbers = {"lr": f64(0.05), "loss": {"l2": f64(0.1)}}
     ridge = lambda p, x, h: loss(p, x) + h["l2"] * p["w"].square().sum()  # noqa: E731
-    opt = hft.sgd(momentum=0.5)
     for over in ("lr", ("lr", "loss.l2"), ("params", "lr")):
-        steps = {"inner_steps": 2, "outer_steps": 2, "hparams": numbers}
-        record = list(hft.bilevel(opt, hft.sgd(lr=0.01), over, ridge, loss, start(), DATA, HELD_OUT, **steps))[-1]
-        want = opt.hparams | numbers
+        record = rounds(over, hft.sgd(lr=0.01), train_loss=ridge, hparams=numbers)[-1]
+        want = SGD.hparams | numbers
         for path, value in record.tuned.items():
             want = want if path == "params" else tree.replaced(want, path, value)
         assert record.hparams.keys() == want.keys()
         assert largest_difference(record.hparams, want) == 0
-        hft.train(opt, ridge, start(), DATA[:1], hparams=record.hparams)
+        hft.train(SGD, ridge, start(), DATA[:1], hparams=record.hparams)
+
+
+def test_params_outside_are_maml():
+    """Each round starts from the tuned params, and moves them along their hypergradient."""
+    records = rounds("params", hft.sgd(lr=0.5))
+    tuned = start()
+    for k, record in enumerate(records):
+        value, h, _ = call(params=tuned, data=[DATA[(2 * k + i) % 4] for i in range(2)], over="params")
+        assert record.value == value.item()
+        assert largest_difference(record.hypergradient["params"], h["params"]) == 0
+        tuned = {n: x - 0.5 * h["params"][n] for n, x in tuned.items()}
+        assert largest_difference(record.tuned["params"], tuned) <= 1e-15
+    assert records[-1].value < records[0].value
+    assert identical(
+        rounds("params", hft.sgd(lr=0.5), state=through_a_file(records[0].state))[-1].state, records[-1].state
+    )
+
+
+def test_batches_outside_are_distillation():
+    """Inputs of both steps are learned, their targets stay; derivatives against those of train under a transform."""
+    data = [{"x": x, "y": torch.ones(5, dtype=torch.int64)} for x in DATA[:2]]
+    over = ("batches.0.x", "batches.1.x")
+
+    def fit(p, batch):
+        return F.cross_entropy(batch["x"] @ p["w"] + p["b"], batch["y"])
+
+    def held_out(p, x):
+        return F.cross_entropy(x @ p["w"] + p["b"], torch.tensor([0, 1, 2, 3, 0]))
+
+    records = rounds(over, hft.adam(lr=0.1), train_batches=data, train_loss=fit, outer_loss=held_out, reset=start())
+
+    def at(xs):
+        new = [{**b, "x": xs[f"batches.{i}.x"]} for i, b in enumerate(data)]
+        return hft.train(SGD, fit, start(), new).params
+
+    first = {name: data[i]["x"] for i, name in enumerate(over)}
+    want = torch.func.grad(lambda xs: held_out(at(xs), HELD_OUT))(first)
+    assert largest_difference(records[0].hypergradient, want) <= 1e-13
+    assert records[-1].value < records[0].value
+    assert data[0]["x"] is DATA[0]
+
+
+@not_converged
+@every_strategy
+def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
+    """DARTS: its direct derivative counts, beside that through training."""
+
+    def mixed(p, x, h):
+        a = torch.softmax(h["alpha"], 0)
+        return a[0] * loss(p, x) + a[1] * (p["w"] ** 2).sum()
+
+    def at(alpha, how=None):
+        run = hft.train(SGD, mixed, start(), DATA, hparams=own({"alpha": alpha}), strategy=how)
+        return mixed(run.params, HELD_OUT, {"alpha": alpha})
+
+    alpha, given = f64([0.3, -0.2]), own({"alpha": f64([0.3, -0.2])})
+    want = alpha.clone().requires_grad_()
+    at(want, strategy).backward()
+    got = call(mixed, strategy, "loss.alpha", given, lambda p, h: mixed(p, HELD_OUT, h))[1]["loss.alpha"]
+    torch.testing.assert_close(got, want.grad, rtol=1e-10, atol=1e-14)
+    if strategy in EXACT.values():
+        torch.testing.assert_close(got, torch.stack(central_differences(at, alpha)), rtol=1e-6, atol=1e-9)
+    options = {"inner_steps": 4, "outer_steps": 1, "strategy": strategy}
+    (record,) = rounds("loss.alpha", train_loss=mixed, outer_loss=mixed, hparams=given, **options)
+    torch.testing.assert_close(record.hypergradient["loss.alpha"], got, rtol=1e-12, atol=1e-15)
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+ROWS = torch.cat(batches(5))[:22]  # 5 batches of 5 and less
+
+
+LOADERS = {
+    "loader": lambda g: DataLoader(ROWS, 5, shuffle=True, generator=g),
+    "sampler": lambda g: DataLoader(ROWS, 5, sampler=RandomSampler(ROWS, generator=g)),
+    "both": lambda g: DataLoader(ROWS, 5, sampler=RandomSampler(ROWS, generator=g), generator=g.clone_state()),
+    "batch sampler": lambda g: DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS, generator=g), 5, False)),
+}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("inner_steps", [2, 5])
+def test_a_shuffled_loader_resumes_bit_for_bit_at_any_round(make, inner_steps, shared):
+    """5 batches a pass: rounds of 2 end in the middle of one, rounds of 5 at its end."""
+
+    def run(seed, **options):
+        g = generator(seed)
+        read = {"train_batches": make(g), "outer_batches": make(g if shared else generator(seed + 1))}
+        return rounds(**read, inner_steps=inner_steps, outer_steps=6, **options)
+
+    records = run(11)
+    order = [r.value for r in records]
+    assert len(set(order)) == 6
+    for k in range(5):
+        # The new process has a generator of its own, wherever that stands.
+        again = run(99, state=through_a_file(records[k].state))
+        assert [r.value for r in again] == order[k + 1 :]
+        assert identical(again[-1].state, records[-1].state)
+
+
+@pytest.mark.parametrize("make", [LOADERS["loader"], LOADERS["sampler"]])
+def test_reading_again_leaves_the_default_generator_where_it_is(make):
+    """A loss with dropout, and examples with noise: both draw from it. A loader without a generator draws a seed."""
+
+    def noisy(rows):
+        return torch.stack(rows) + 0.1 * torch.randn(len(rows), 3, dtype=F64)
+
+    def run(seed, **options):
+        read = make(generator(seed))
+        read.collate_fn = noisy
+        return hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", lambda p, x: loss(p, F.dropout(x, 0.3)), loss, start(), read, [HELD_OUT],
+            inner_steps=2, outer_steps=6, **options,
+        )  # fmt: skip
+
+    records = [(record, torch.get_rng_state()) for record in run(11)]
+    for record, rng in records[:-1]:
+        torch.set_rng_state(rng)
+        again = list(run(99, state=through_a_file(record.state)))
+        assert identical(again[-1].state, records[-1][0].state)
 
 
 def test_loaders_are_started_anew():
-    class Loader:
-        starts = 0
+    starts = []
 
+    class Loader:
         def __iter__(self):
-            Loader.starts += 1
+            starts.append(0)
             return iter(DATA[:2])
 
-    given = {"inner_steps": 3, "outer_steps": 2}
-    records = list(
-        hft.bilevel(hft.sgd(lr=0.1), hft.sgd(lr=1e-2), "lr", loss, loss, start(), Loader(), HELD_OUT, **given)
-    )
-    assert len(records) == 2
-    assert Loader.starts == 3  # 6 batches, 2 a pass
+    assert len(rounds(train_batches=Loader(), inner_steps=3, outer_steps=2)) == 2
+    assert len(starts) == 3  # 6 batches, 2 a pass
 
 
-def test_tpgm_is_bilevel_over_the_radii():
-    """Its first radius; and one outer step is Adam along d outer / d radius of the last projection."""
-    w0 = start()
-    params, _ = train(hft.sgd(lr=0.3), None, w0, DATA[:3])
-    radius = hft.tpgm_radius(params, w0)
-    assert radius["w"].item() == pytest.approx(((params["w"] - w0["w"]).abs().sum(1).min() / 2).item(), rel=1e-6)
-    opt = hft.projected(hft.sgd(lr=0.1), w0, radius=radius)
-    records = list(
-        hft.bilevel(opt, hft.adam(lr=0.01), "radius", loss, loss, params, DATA, HELD_OUT, inner_steps=1, outer_steps=3)
-    )
-    moved = hft.sgd(lr=0.1).update(torch.func.grad(loss)(params, DATA[0]), hft.sgd(lr=0.1).init(params), params)[0]
+def test_a_loader_after_a_list_begins_with_a_warning():
+    """Its place in the pass is not in the state."""
+    first = rounds(train_batches=list(LOADERS["loader"](generator(11))), outer_batches=[HELD_OUT], outer_steps=2)
 
-    def after(r):
-        return loss({k: project(moved[k], w0[k], r[k]) for k in r}, HELD_OUT[0])
+    def call():
+        return list(hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), LOADERS["loader"](generator(11)), [HELD_OUT],
+            inner_steps=2, outer_steps=3, state=first[-1].state,
+        ))  # fmt: skip
 
-    want = torch.func.grad(after)(radius)
-    assert largest_difference(records[0].hypergradient["radius"], want) <= 1e-14
-    assert all(r.tuned["radius"]["w"] >= 1e-8 for r in records)
-
-
-@pytest.mark.parametrize("norm", ["l2", "mars"])
-def test_the_first_radius_of_tpgm_is_not_below_its_floor(norm):
-    """At the anchor a row norm is 1e-8 and its half would be less; of no rows there is no smallest one."""
-    params = {"w": torch.ones(3, 2, dtype=torch.float64), "empty": torch.zeros(0, 2, dtype=torch.float64)}
-    assert {name: r.item() for name, r in hft.tpgm_radius(params, params, norm).items()} == {"w": 1e-8, "empty": 1e-8}
-
-
-@pytest.mark.parametrize("norm", ["l2", "mars"])
-def test_tpgm_after_fine_tuning_learns_an_interpolation_of_each_layer(norm):
-    w0 = start()
-    w1 = {k: v + torch.linspace(0.5, 1, v.numel(), dtype=torch.float64).view(v.shape) for k, v in w0.items()}
-    target = {"w": w0["w"] + 0.3 * (w1["w"] - w0["w"]), "b": w1["b"]}
-
-    def outer(p, _):
-        return sum(((p[k] - target[k]) ** 2).sum() for k in p)
-
-    new, radii = hft.tpgm(w1, w0, outer, [None] * 400, norm=norm, radius_lr=0.02)
-    if norm == "l2":  # one s for each layer reaches the target
-        torch.testing.assert_close(new["w"], target["w"], rtol=0, atol=1e-2)
-    for name in w0:
-        torch.testing.assert_close(new[name], project(w1[name], w0[name], radii[name], norm), rtol=0, atol=1e-15)
-    torch.testing.assert_close(new["b"], w1["b"], rtol=0, atol=1e-2)  # a radius that ends beyond the deviation
-    assert outer(new, None) < 0.3 * outer(w1, None)
+    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass the same batches as") as seen:
+        call()
+    lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
+    assert [w.filename for w in seen] == [__file__]
+    assert seen[0].lineno in lines

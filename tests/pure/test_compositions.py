@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -127,32 +126,3 @@ def test_hypergradients_are_those_of_the_loop_and_of_central_differences(opt: hf
     torch.testing.assert_close(entries(got)[smooth], wide[smooth], rtol=1e-5, atol=1e-8)
     together = torch.func.vmap(whole)(torch.stack([values[i], values[i]]))
     torch.testing.assert_close(together, whole(values[i]).expand(2), rtol=1e-12, atol=1e-12)
-
-
-@given(opt=compositions(), resume=st.integers(0, 3), absent=st.booleans())
-def test_in_place_and_resumed_it_is_the_pure_update(opt: hft.Optimizer, resume: int, absent: bool):
-    weights = start()
-    params = {name: nn.Parameter(w.clone()) for name, w in weights.items()}
-    inside, state = hft.PureOptimizer(params.items(), opt), opt.init(weights)
-    for t, x in enumerate(batches(4)):
-        if t == resume:
-            file = io.BytesIO()
-            torch.save(inside.state_dict(), file)
-            file.seek(0)
-            inside = hft.PureOptimizer(params.items(), opt)
-            inside.load_state_dict(torch.load(file, weights_only=True))
-        grads: dict[str, Any] = torch.func.grad(loss)(weights, x)
-        inside.zero_grad(set_to_none=False)
-        loss(dict(params), x).backward()
-        if absent and t == 1:
-            params["b"].grad = grads["b"] = None
-        try:
-            weights, state = opt.update(grads, state, weights)
-        except ValueError as error:
-            if "accumulated needs a gradient of 'b' each time" not in str(error):
-                raise
-            with pytest.raises(ValueError, match="accumulated needs a gradient"):
-                inside.step()
-            return
-        inside.step()
-        assert largest_difference(dict(params), weights) == 0

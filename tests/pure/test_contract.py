@@ -1,25 +1,25 @@
-"""Every pure optimizer times every property (the table is in tests/support/cases.py)."""
+"""Every pure optimizer times every property, and every exact strategy (the table is in tests/support/cases.py)."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import testing, tree
 
 from ..support.cases import BASES, CASES, COMBINED, Case
-from ..support.compare import float64_by_default
-from ..support.problems import batches, largest_difference, loss, start
+from ..support.problems import batches, central_differences, entries, largest_difference, loss, start, train
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_base = pytest.mark.parametrize("case", BASES, ids=str)
 
+F64 = torch.float64
 # Rounding of a dozen operations a step over 10 steps of values of order 1.
 CLOSE = 1e-13
 
@@ -37,23 +37,33 @@ def test_what_every_optimizer_promises(case: Case, check: str):
         assert all((x == 0).all() for name in case.flat for x in tree.leaves(found[name]))
 
 
-@every_base
-@given(seed=st.integers(0, 2**16), shape=st.lists(st.integers(0, 4), max_size=4), steps=st.integers(1, 6))
-def test_equals_torch_optim_in_float64(case: Case, seed: int, shape: list[int], steps: int):
-    assume(not (case.whole and 0 in shape))  # of which torch cannot take a mean
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(shape, generator=generator, dtype=torch.float64)
-    grads = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
-    assert case.peer is not None
-    p = torch.nn.Parameter(w.clone())
-    peer, opt = case.peer([p], **case.kwargs), case.build()
-    state = opt.init(w)
-    for g in grads:
-        p.grad = g.clone()
-        with float64_by_default():  # the dtype in which torch keeps the numbers of a tensor
-            peer.step()
-        w, state = opt.update(g, state, w)
-        torch.testing.assert_close(w, p.detach(), rtol=CLOSE, atol=CLOSE)
+EXACT = {
+    "unroll": hft.Unroll(),
+    "unroll-every-2nd": hft.Unroll(checkpoint=2),
+    "unroll-sqrt-offload": hft.Unroll(checkpoint="sqrt", offload=True),
+    "unroll-every-step": hft.Unroll(checkpoint=1),
+    "forward": hft.Forward(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the hypergradient of")  # some are 0 by the rule
+@pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=str)
+def test_exact_strategies_equal_central_differences_and_each_other(case: Case):
+    opt, data = case.build(), batches(5)
+    outer = lambda params: loss(params, data[0] + 0.3)  # noqa: E731
+    results = {name: hft.hypergradient(opt, loss, outer, start(), data, strategy=how) for name, how in EXACT.items()}
+    trained = train(opt, None, start(), data)
+    want = torch.stack(central_differences(lambda h: outer(train(opt, h, start(), data)[0]), opt.hparams))
+    scale = max(want.abs().max().item(), 1.0)
+    for name, (value, grads, end) in results.items():
+        got = entries(grads)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8 * scale, msg=lambda m, name=name: f"{name}: {m}")
+        # Against each other only rounding remains.
+        torch.testing.assert_close(got, entries(results["unroll"][1]), rtol=1e-10, atol=1e-13 * scale)
+        assert value.item() == pytest.approx(outer(trained[0]).item(), rel=1e-12)
+        for a, b in zip(tree.leaves(end), tree.leaves(trained), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+            assert not a.requires_grad
 
 
 class Bounds(TorchDispatchMode):
@@ -77,35 +87,18 @@ def test_numbers_may_be_on_the_cpu_and_weights_elsewhere(case: Case):
 
 @every_base
 def test_memory_format_is_kept(case: Case):
-    w = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    w = torch.randn(2, 3, 4, 5, dtype=F64).to(memory_format=torch.channels_last)
     opt = case.build()
     state = opt.init(w)
     for _ in range(2):
-        w, state = opt.update(torch.randn(2, 3, 4, 5, dtype=torch.float64), state, w)
+        w, state = opt.update(torch.randn(2, 3, 4, 5, dtype=F64), state, w)
         assert w.is_contiguous(memory_format=torch.channels_last)
-
-
-#: One of each kind of update; tests/compiled has a training by every case, without a graph break.
-KINDS = ("adam", "radam", "adafactor", "muon", "schedule_free_adamw", "accumulated", "noisy", "ftp", "hyper")
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=str)
-def test_compiled_without_a_graph_break_equals_eager(case: Case):
-    torch._dynamo.reset()  # it counts compilations by code, which optimizers of one kind share
-    opt, params = case.build(), start()
-    state = opt.init(params)
-    compiled = torch.compile(opt.update, fullgraph=True, backend="aot_eager")
-    for x in batches(2):
-        grads = torch.func.grad(loss)(params, x)
-        eager = opt.update(grads, state, params, opt.hparams)
-        assert largest_difference(compiled(grads, state, params, opt.hparams), eager) <= CLOSE
-        params, state = eager
 
 
 @every_base
 def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
     params, opt = start(), case.build()
-    lr = {"w": torch.tensor(0.2, dtype=torch.float64), "b": torch.tensor(0.03, dtype=torch.float64)}
+    lr = {"w": torch.tensor(0.2, dtype=F64), "b": torch.tensor(0.03, dtype=F64)}
     grads = torch.func.grad(loss)(params, batches(1)[0])
     state, layered = opt.init(params), opt.hparams | {"lr": lr}
     new, _ = opt.update(grads, state, params, layered)
@@ -114,29 +107,91 @@ def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
         assert torch.equal(new[name], alone)
 
 
+def mixed() -> dict[str, Tensor]:
+    """Leaves that can be computed together, and some that cannot."""
+    return {
+        "matrix": torch.randn(3, 4, dtype=F64),
+        "vector": torch.randn(5, dtype=F64),
+        "number": torch.randn((), dtype=F64),
+        "empty": torch.randn(0, 3, dtype=F64),
+        "float32": torch.randn(6),
+        "float32 too": torch.randn(2, 3),
+        "bfloat16": torch.randn(4).bfloat16(),
+        "bfloat16 too": torch.randn(2, 2).bfloat16(),
+        "columns": torch.randn(4, 3, dtype=F64).T,
+        "large": torch.randn(10_000, dtype=F64),
+    }
+
+
 @every_base
-def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
-    """At each step some have a gradient; each ends where a run of its own steps ends."""
-    opt, params = case.build(), start()
-    state, steps, given = opt.init(params), [{"w"}, {"b", "w"}, {"b"}, set(), {"w"}, {"b", "w"}], {"w": [], "b": []}
-    for x, present in zip(batches(len(steps)), steps, strict=True):
-        grads = torch.func.grad(loss)(params, x)
-        for name in present:
-            given[name].append(grads[name])
+def test_leaves_make_their_steps_alone(case: Case):
+    """To the last bit, though small ones are computed together; at each step some have a gradient, or none has."""
+    opt, first = case.build(), mixed()
+    params, state, given = first, opt.init(first), {name: [] for name in first}
+    for t in range(6):
+        grads: dict[str, Any] = dict.fromkeys(first)
+        for i, (name, w) in enumerate(first.items()):
+            if t != 2 and (t + i) % 3:
+                grads[name] = torch.randn(w.shape, dtype=F64).to(w.dtype)
+                given[name].append(grads[name])
         before = params
-        params, state = opt.update({n: g if n in present else None for n, g in grads.items()}, state, params)
-        assert all(params[n] is before[n] for n in params.keys() - present)
+        params, state = opt.update(grads, state, params)
+        assert all(params[n] is before[n] for n, g in grads.items() if g is None)
     for name, own in given.items():
-        w = {name: start()[name]}
+        w = {name: first[name]}
         alone = opt.init(w)
         for g in own:
             w, alone = opt.update({name: g}, alone, w)
-        assert torch.equal(w[name], params[name])
+        pairs = [(w[name], params[name])]
         for field in alone._fields:
             tree_of = getattr(state, field)
             if isinstance(tree_of, dict):
-                for x, y in zip(tree.leaves(getattr(alone, field)), tree.leaves(tree_of[name]), strict=True):
-                    assert torch.equal(x, y)
+                pairs += zip(tree.leaves(getattr(alone, field)), tree.leaves(tree_of[name]), strict=True)
+        for a, b in pairs:
+            assert torch.equal(a, b)
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+    storages = [
+        x.untyped_storage().data_ptr() for x in tree.leaves((params, state)) if x.numel() and x.is_floating_point()
+    ]
+    assert len(set(storages)) == len(storages)  # each can be saved, or written into, by itself
+
+
+class Roots(TorchDispatchMode):
+    """Counts square roots: an update of Adam has one for each tensor that it computes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.sqrt.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_small_tensors_are_computed_as_one_where_their_hparams_are_the_same():
+    opt, params = hft.adam(), {name: torch.ones(2, dtype=F64) for name in "abcd"}
+    rates = [torch.tensor(x, dtype=F64) for x in (0.1, 0.2)]
+    lr = {"a": rates[0], "b": rates[1], "c": rates[0], "d": torch.full((2,), 0.3, dtype=F64)}
+    counts = []
+    for hparams in (opt.hparams, {**opt.hparams, "lr": lr}):
+        with Roots() as roots:
+            opt.update(params, opt.init(params), params, hparams)
+        counts.append(roots.count)
+    assert counts == [1, 3]
+
+
+def test_leaves_that_are_mapped_over_other_dimensions():
+    """Those that are computed together too."""
+    opt, w, b = hft.adam(lr=0.1, eps=1e-2), torch.randn(2, 3, 4, dtype=F64), torch.randn(4, dtype=F64)
+    data = batches(3)
+
+    def value(lr: Tensor, w: Tensor) -> Tensor:
+        end = train(opt, {**opt.hparams, "lr": lr}, {"w": w, "b": b}, data)[0]
+        return sum(p.square().sum() for p in end.values())
+
+    lrs, slope = torch.tensor([0.1, 0.2], dtype=F64), torch.func.grad(value)
+    want = torch.stack([slope(lr, x) for lr, x in zip(lrs, w, strict=True)])
+    for dim in (0, 1):
+        got = torch.func.vmap(slope, in_dims=(0, dim))(lrs, w.movedim(0, dim))
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_leaves_count_their_own_updates():
@@ -177,8 +232,8 @@ def test_a_dead_unit_gives_a_zero_hypergradient_and_not_nan():
     lifts = ("eps", "initial_accumulator_value", "weight_decay")  # what would keep a root off zero here
     for case in BASES:
         opt = case.make(**{name: x for name, x in case.kwargs.items() if name not in lifts})
-        grads = {"w": torch.zeros(2, dtype=torch.float64)}
-        params = {"w": torch.ones(2, dtype=torch.float64)}
+        grads = {"w": torch.zeros(2, dtype=F64)}
+        params = {"w": torch.ones(2, dtype=F64)}
 
         def outer(hparams, opt=opt, grads=grads, params=params):
             p, state = params, opt.init(params)
@@ -190,6 +245,6 @@ def test_a_dead_unit_gives_a_zero_hypergradient_and_not_nan():
 
 
 def test_eps_root_enters_the_root():
-    w, g = torch.zeros(1, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64)
+    w, g = torch.zeros(1, dtype=F64), torch.full((1,), 3.0, dtype=F64)
     opt = hft.adam(lr=1.0, eps=0.0, eps_root=16.0)
     assert opt.update(g, opt.init(w), w)[0].item() == pytest.approx(-3 / 5, abs=1e-15)

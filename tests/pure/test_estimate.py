@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -11,17 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch._subclasses import FakeTensorMode
 
 import hyperopt_ftp as hft
 from benchmarks.measure import allocated
 from benchmarks.nets import NETS, Problem
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper.core import vjp
-from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 
 F64 = torch.float64
-eager = sys.modules[EagerSteps.__module__]
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -91,22 +88,17 @@ def test_what_auto_says_and_logs_happens(name: str, steps: int, changes: Any, me
 
 
 def on_meta(problem: Problem) -> Problem:
-    def meta(x: Any) -> Any:
-        return x.to("meta") if isinstance(x, Tensor) else x
+    params, batches = tree.map_tree(
+        lambda x: x.to("meta") if isinstance(x, Tensor) else x, (problem.params, problem.batches)
+    )
+    return problem._replace(params=params, batches=batches)
 
-    return problem._replace(params=tree.map_tree(meta, problem.params), batches=tree.map_tree(meta, problem.batches))
+
+PAPER = [("conv", "all graphs"), ("conv", "implicit"), ("transformer", "sqrt"), ("transformer", "zero order"),
+         ("recurrent", "forward")]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        ("conv", "all graphs"),
-        ("conv", "implicit"),
-        ("transformer", "sqrt"),
-        ("transformer", "zero order"),
-        ("recurrent", "forward"),
-    ],
-)
+@pytest.mark.parametrize(("name", "how"), PAPER)
 def test_on_paper_all_is_as_with_values(name: str, how: str):
     """But that points hold a random state of the CPU, 5 kB each."""
     torch.manual_seed(0)
@@ -135,22 +127,12 @@ def test_within_fake_tensors_of_ones_own():
 # -- counts -----------------------------------------------------------------------------------------------------------
 
 
-forward = sys.modules[hft.Forward.__module__]
-_pull_rows = vjp.pull_rows
-
-
 class Counts:
     """A quadratic loss that counts backward passes to its arguments: a gradient is the first one after a call."""
 
     def __init__(self) -> None:
         self.gradients = self.products = 0
-        self.called, self.rows = False, 1
-
-    def pull_rows(self, *args: Any) -> Any:
-        self.rows = args[-1]
-        found = _pull_rows(*args)
-        self.rows = 1
-        return found
+        self.called = False
 
     def __call__(self, p: dict[str, Tensor], x: Tensor, h: Tensor | None = None) -> Tensor:
         self.called = True
@@ -158,11 +140,13 @@ class Counts:
         decay = sum(y * w.square().sum() for y in more)
         return (w * x - 1).square().sum() + b.square().sum() + decay
 
-    def went_back(self) -> None:
+    def went_back(self, gs: tuple[Tensor, ...]) -> None:
         if self.called:
             self.gradients, self.called = self.gradients + 1, False
         elif not torch.is_grad_enabled():  # no second gradient with a graph
-            self.products += self.rows
+            batched = [g for g in gs if functorch.is_batchedtensor(g)]
+            rows = functorch.get_unwrapped(batched[0]).shape[functorch.maybe_get_bdim(batched[0])] if batched else 1
+            self.products += rows
 
 
 class _Tap(torch.autograd.Function):
@@ -175,7 +159,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> Any:
-        ctx.counts.went_back()
+        ctx.counts.went_back(gs)
         return None, *gs
 
 
@@ -201,16 +185,14 @@ OTHERS = {
 }
 
 
-def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer) -> tuple[Counts, hft.Estimate]:
-    params = {"w": torch.tensor([0.3, 0.1, 0.2], dtype=F64), "b": torch.ones(2, dtype=F64)}
-    batches = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+def counted(strategy: Any, over: Any, steps: int, opt: hft.Optimizer, size: int = 3) -> tuple[Counts, hft.Estimate]:
+    params = {"w": torch.linspace(0.1, 0.3, size, dtype=F64), "b": torch.ones(2, dtype=F64)}
+    batches = [torch.full((size,), 1 + k / 10, dtype=F64) for k in range(steps)]
     hparams = {**opt.hparams, "loss": torch.tensor(0.1, dtype=F64)} if "loss" in over else dict(opt.hparams)
     found = hft.estimate(opt, Counts(), params, batches, over=over, hparams=hparams, strategy=strategy)
     counts = Counts()
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing has converged
-        for module in (vjp, forward):
-            patch.setattr(module, "pull_rows", counts.pull_rows)
         hft.hypergradient(
             opt, counts, lambda p: p["w"].square().sum(), params, batches, over, hparams, strategy=strategy
         )
@@ -228,11 +210,10 @@ def test_gradients_and_products_are_those_that_are_evaluated(strategy: Any, over
         assert found.products == counts.products
 
 
-def test_graphs_that_are_too_large_are_made_again(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(eager, "SMALL", 0)
-    for over, gradients in (("lr", 14), ("params", 14)):
-        counts, found = counted(hft.Unroll(), over, 7, hft.adam(eps=1e-3))
-        assert found.gradients == counts.gradients == gradients
+def test_graphs_that_are_too_large_are_made_again():
+    for over in ("lr", "params"):
+        counts, found = counted(hft.Unroll(), over, 7, hft.adam(eps=1e-3), 2**20)
+        assert found.gradients == counts.gradients == 14
         assert found.plan == "every point"
 
 

@@ -100,9 +100,6 @@ def test_infinite_radius_is_the_base_up_to_rounding_and_radius_zero_the_anchor()
         assert largest_difference(got, tensors(anchor)) == 0
 
 
-# -- DiGraP's omega is a one-step hypergradient ---------------------------------------------------------------------
-
-
 def sgd_like(base: Optimizer, anchor) -> Optimizer:
     """The update that Algorithm 1 differentiates: a plain SGD step, projected whatever the sign; base's state."""
     own = {"omega": hft.directed(base, anchor).hparams["omega"]}
@@ -145,9 +142,6 @@ def test_digrap_is_hyper_of_directed(seed: int, lr: float, omega_lr: float, grad
             assert abs(state.rule[name]["omega"] - omega) <= 1e-9
 
 
-# -- wrong input ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", [hft.spd, hft.directed, hft.l2sp])
 def test_a_rule_without_a_learning_rate_goes_around_a_base_without_one(rule):
     """As around the bare base, since the tuned rate does not move."""
@@ -169,28 +163,6 @@ def test_each_option_has_its_domain(method: Method):
         for wrong, error, text in WRONG_OPTIONS[type(value)]:
             with pytest.raises(error, match=f"{name} must {text}"):
                 method.held(hft.sgd(lr=1.0), torch.zeros(1), **{name: wrong})
-
-
-def test_a_strength_for_each_tensor_has_the_names_of_the_anchor():
-    w0 = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
-    opt = hft.l2sp(hft.sgd(lr=0.1), w0, strength={"a.b": 0.0, "c": 1.0})
-    ones = {"a": {"b": torch.ones(1)}, "c": torch.ones(1)}
-    still = {"a": {"b": torch.zeros(1)}, "c": torch.zeros(1)}
-    new, _ = opt.update(still, opt.init(ones), ones)
-    assert (new["a"]["b"].item(), new["c"].item()) == pytest.approx((1.0, 0.9))
-
-
-READS_LR = {
-    "l2sp": lambda base, w0: hft.l2sp(base, w0, strength=1.0, decoupled=True),
-    "cautious_decay": lambda base, w0: hft.cautious_decay(base, w0, strength=1.0),
-    "recall": lambda base, w0: hft.recall(base, w0, strength=1.0),
-}
-
-
-@pytest.mark.parametrize("around", READS_LR.values(), ids=READS_LR)
-def test_a_schedule_goes_around_what_reads_lr(around):
-    opt, w = hft.scheduled(around(hft.sgd(lr=0.1), torch.zeros(1)), lr=lambda count: 0.0 * count), torch.ones(1)
-    assert opt.update(torch.zeros(1), opt.init(w), w)[0] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

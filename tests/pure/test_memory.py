@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.hyper.unrolling.checkpoints import Checkpoints
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
-from hyperopt_ftp.hyper.unrolling.schedules import Parts, backward_schedule, every, kept, tree_of
+from hyperopt_ftp.hyper.unrolling.schedules import Parts, backward_schedule, every, tree_of
 
 eager = sys.modules[EagerSteps.__module__]
 F64 = torch.float64
@@ -31,7 +32,7 @@ PLAIN = hft.Unroll(checkpoint=1)
 LOG = hft.Unroll(checkpoint="log")
 
 
-# -- plans ------------------------------------------------------------------------------------------------------------
+# -- how many points, and how many steps are made again ---------------------------------------------------------------
 
 
 def tree_bounds(steps: int, arity: int = 4) -> tuple[int, float]:
@@ -48,23 +49,15 @@ def walked(parts: Parts, steps: int) -> tuple[int, int]:
     return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
 
 
-def test_a_tree_stays_within_its_bounds_and_reaches_them():
+def test_plans_stay_within_their_bounds_and_a_tree_reaches_them():
     for steps in [*range(1, 300), 1000, 1024, 5000]:
-        points, again = walked(tree_of(4), steps)
-        most, longest = tree_bounds(steps)
-        assert points <= most
-        assert again <= longest
-        if steps in (4, 16, 64, 256, 1024):
-            assert (points, again) == (most, longest)
-
-
-def test_every_nth_point_stays_within_its_bounds():
-    for steps in range(1, 80):
-        for n in (1, 2, 3, 7, 30):
-            points, again = walked(every(n), steps)
-            assert points <= math.ceil(steps / n) + n - 1
-            assert again == 0 if n == 1 or steps <= n else 0 < again < steps
-        assert kept(every(1), 0, steps) == list(range(steps))
+        found, most = walked(tree_of(4), steps), tree_bounds(steps)
+        assert all(x <= y for x, y in zip(found, most, strict=True))
+        assert found == most or steps not in (4, 16, 64, 256, 1024)
+    for steps, n in product(range(1, 80), (1, 2, 3, 7, 30)):
+        points, again = walked(every(n), steps)
+        assert points <= math.ceil(steps / n) + n - 1
+        assert again == 0 if n == 1 or steps <= n else 0 < again < steps
 
 
 # -- the same hypergradient -------------------------------------------------------------------------------------------
@@ -81,9 +74,13 @@ class Counted:
         return (F.dropout(p, self.dropout) - x).square().sum()
 
 
+def batches(steps: int) -> list[Tensor]:
+    return [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+
+
 def call(loss: Callable[..., Tensor], steps: int, strategy: hft.Unroll, over: Any = ("lr", "params")) -> Any:
     torch.manual_seed(0)
-    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+    data = batches(steps)
     start = torch.zeros(3, dtype=F64)
     found = hft.hypergradient(SGD, loss, lambda p: p.square().sum(), start, data, over, strategy=strategy)
     return found, torch.rand(())  # the random state afterwards
@@ -109,14 +106,11 @@ def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int]):
-    for steps in [*range(1, 22), 31, 32, 33, 47, 63, 64, 65, 70]:
+    for steps in [*range(1, 18), 31, 33, 63, 64, 65]:
         plain, logged = Counted(), Counted()
         want = call(plain, steps, PLAIN)
         live.clear()
         assert_equal(call(logged, steps, LOG), want)
-        points, again = tree_bounds(steps)
-        assert max(live) <= points
-        assert logged.calls - plain.calls <= again
         assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
 
 
@@ -124,32 +118,19 @@ AUTO = hft.Unroll(memory=2**30)
 TIGHT = hft.Unroll(memory=110_000)  # of which random states take most: a few points
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [LOG, hft.Unroll(checkpoint="log", offload=True), hft.Unroll(checkpoint=3), AUTO, TIGHT],
-    ids=["log", "offload", "third", "auto", "tight"],
-)
+WAYS = {
+    "log": LOG, "offload": hft.Unroll(checkpoint="log", offload=True), "third": hft.Unroll(checkpoint=3), "auto": AUTO,
+    "tight": TIGHT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("truncate", [None, 1, 17])
-def test_all_ways_to_keep_points_agree(strategy: hft.Unroll, truncate: int | None, live: list[int]):
+def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: list[int]):
     want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
     live.clear()
-    assert_equal(call(Counted(), 23, replace(strategy, truncate=truncate), over="lr"), want)
-    if truncate is None and strategy is not AUTO:
-        assert max(live) < 23
-
-
-class Reused:
-    """Batches that all lie in one piece of memory, as a loader's may."""
-
-    def __init__(self, batches: list[Tensor]) -> None:
-        self._batches, self._buffer = batches, torch.zeros(3, dtype=F64)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, k: int) -> Tensor:
-        self._buffer.numpy()[:] = self._batches[k].numpy()
-        return self._buffer
+    assert_equal(call(Counted(), 23, replace(WAYS[name], truncate=truncate), over="lr"), want)
+    assert truncate or name == "auto" or max(live) < 23
 
 
 def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):
@@ -173,40 +154,30 @@ def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: 
     assert torch.equal(calls[0][1], calls[1][1])
 
 
-def test_what_a_loss_uses_is_held_once_whatever_views_it_makes():
-    held, seen = torch.ones(4, dtype=F64), []
-
-    def loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
-        return ((p - x[:3]) * held[:3]).square().sum() * h
-
-    class Watched(hft.Unroll):
-        def run(self, problem: Any, inputs: Any) -> Any:
-            seen.append(problem.train_loss.verified)
-            return super().run(problem, inputs)
-
-    data, hparams = [torch.ones(4, dtype=F64) for _ in range(6)], {**SGD.hparams, "loss": torch.ones((), dtype=F64)}
-    hft.hypergradient(SGD, loss, torch.sum, torch.zeros(3, dtype=F64), data, "loss", hparams, strategy=Watched())
-    assert [x().untyped_storage().data_ptr() for x in seen[0].outside] == [held.untyped_storage().data_ptr()]
-
-
 def test_batches_in_one_piece_of_memory_are_read_again():
-    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(9)]
-    slopes = []
-    for batches in (data, Reused(data)):
-        loss = Counted(0.0)
-        squared: Any = lambda p, x, loss=loss: loss(p * x, x)  # noqa: E731
-        found = hft.hypergradient(SGD, squared, lambda p: p.square().sum(), torch.zeros(3, dtype=F64), batches, "lr")
-        slopes.append(found[1]["lr"])
-    assert torch.equal(*slopes)
+    """As a loader's may be."""
+
+    class Reused(list):
+        buffer = torch.zeros(3, dtype=F64)
+
+        def __getitem__(self, k: Any) -> Any:
+            self.buffer.numpy()[:] = super().__getitem__(k).numpy()
+            return self.buffer
+
+    def slope(data: Any) -> Tensor:
+        squared: Any = lambda p, x: (p * x - x).square().sum()  # noqa: E731
+        start = torch.zeros(3, dtype=F64)
+        return hft.hypergradient(SGD, squared, lambda p: p.square().sum(), start, data, "lr")[1]["lr"]
+
+    assert torch.equal(slope(batches(9)), slope(Reused(batches(9))))
 
 
 def test_what_was_dropped_on_the_way_back_is_there_for_another_one():
     lr = torch.tensor(0.05, dtype=F64, requires_grad=True)
-    data = [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(23)]
     for strategy in (PLAIN, LOG, AUTO, TIGHT):
         torch.manual_seed(0)
         loss, start = Counted(), torch.zeros(3, dtype=F64)
-        run = hft.train(SGD, loss, start, data, hparams=SGD.hparams | {"lr": lr}, strategy=strategy)
+        run = hft.train(SGD, loss, start, batches(23), hparams=SGD.hparams | {"lr": lr}, strategy=strategy)
         rows = []
         for keep in (True, False):
             calls = loss.calls

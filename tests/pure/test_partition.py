@@ -13,7 +13,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, domain_at
 
 from ..support.cases import ANCHOR
-from ..support.problems import batches, largest_difference, loss, start, train
+from ..support.problems import largest_difference, start
 
 F64 = torch.float64
 
@@ -134,29 +134,6 @@ def test_a_tree_of_hparams_is_by_path():
     for path, w in tree.named(new):
         old = tree.by_path(params)[path]
         torch.testing.assert_close(w, old - rates[path] * old if path in rates else old, rtol=1e-15, atol=1e-15)
-
-
-# -- around and inside ------------------------------------------------------------------------------------------------
-
-ALL = {"all": hft.adam(lr=0.1, eps=1e-2)}
-
-
-def outer(params: Any) -> Tensor:
-    return loss(params, batches(1)[0] + 0.3)
-
-
-def test_a_partition_of_one_part_is_its_optimizer():
-    """In training, hypergradients and tuned."""
-    opt, one, params, data = ALL["all"], hft.partition(ALL, "all"), start(), batches(4)
-    assert largest_difference(hft.train(one, loss, params, data).params, hft.train(opt, loss, params, data).params) == 0
-    for strategy in (hft.Unroll(), hft.Forward()):
-        _, got, _ = hft.hypergradient(one, loss, outer, params, data, "all.lr", strategy=strategy)
-        _, want, _ = hft.hypergradient(opt, loss, outer, params, data, "lr", strategy=strategy)
-        assert got["all.lr"] == want["lr"] != 0
-    tuned = [train(hft.hyper(x, by=hft.sgd(lr=0.01), over=name), None, params, data)
-             for x, name in ((one, "all.lr"), (opt, "lr"))]  # fmt: skip
-    assert largest_difference(tuned[0][0], tuned[1][0]) == 0
-    assert tuned[0][1].tuned["all.lr"] == tuned[1][1].tuned["lr"] != 0.1
 
 
 AROUND = {

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad
 
-from hyperopt_ftp.anchored.projections import FLOOR, clip_radius, project, row_norm, row_scale
+import hyperopt_ftp as hft
+from hyperopt_ftp.anchored import project, row_norm
+
+FLOOR = 1e-8  # in each norm
 
 shapes = st.lists(st.integers(1, 5), max_size=4)
 norms = st.sampled_from(["mars", "l2"])
@@ -63,26 +66,34 @@ def test_l2_is_the_nearest_point_of_the_ball():
         assert (found - w).norm() <= (other - w).norm() + 1e-7  # 1e-8 in the norm
 
 
+def settled(radius, w, w0):
+    """What a projection makes of its radius after an update: at most the largest norm."""
+    opt = hft.projected(hft.sgd(lr=0.0), w0, radius=math.inf)
+    _, state = opt.update(w, opt.init(w), w)
+    return opt.settle({**opt.hparams, "radius": radius}, state)["radius"][""]
+
+
 def test_derivatives_at_ties_and_at_infinity():
-    n = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    two, infinity = torch.tensor(2.0, dtype=torch.float64), torch.tensor(math.inf, dtype=torch.float64)
+    w, w0 = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    n, infinity = row_norm(w), torch.tensor(math.inf, dtype=torch.float64)
+
+    def scales(r, w=w):
+        return project(w, w0, r) / w.detach()
+
     # A tie counts as clipped: 1/2 + 1/3, without the row of norm 1.
-    assert grad(lambda r: row_scale(r, n).sum())(two).item() == pytest.approx(1 / 2 + 1 / 3)
-    assert grad(lambda r: row_scale(r, n).sum())(infinity).item() == 0
-    assert grad(lambda n: row_scale(infinity, n).sum())(n).tolist() == [0, 0, 0]
-    assert grad(lambda r: clip_radius(r, n))(torch.tensor(3.0, dtype=torch.float64)).item() == 1
-    assert row_scale(torch.tensor(2.0, dtype=torch.float64), n).tolist() == [1, 1, 2 / 3]
+    assert grad(lambda r: scales(r).sum())(n[1]).item() == pytest.approx(1 / 2 + 1 / 3)
+    assert grad(lambda r: scales(r).sum())(infinity).item() == 0
+    assert grad(lambda w: (scales(infinity, w) * w.detach()).sum())(w).flatten().tolist() == [1, 1, 1]
+    assert scales(n[1]).flatten().tolist() == pytest.approx([1, 1, 2 / 3])
+    assert grad(lambda r: settled(r, w, w0))(n[2]).item() == 1
+    assert settled(n[2] + 1, w, w0) == n[2]
 
 
-def test_a_zero_deviation_has_a_finite_derivative():
-    w0 = torch.zeros(2, 3, dtype=torch.float64)
+def test_a_zero_deviation_has_a_finite_derivative_and_no_rows_a_radius():
+    w0, one = torch.zeros(2, 3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     for norm in ("mars", "l2"):
-        g = grad(lambda w, norm=norm: project(w, w0, torch.tensor(1.0, dtype=torch.float64), norm).sum())(w0)
-        assert g.isfinite().all()
-
-
-def test_zero_size_tensors():
+        assert grad(lambda w, norm=norm: project(w, w0, one, norm).sum())(w0).isfinite().all()
     for shape in ((0, 4), (4, 0), (0,)):
         w = torch.zeros(shape)
         assert project(w, w, torch.tensor(1.0)).shape == w.shape
-        assert clip_radius(torch.tensor(1.0), row_norm(w)).item() == pytest.approx(FLOOR)
+        assert settled(torch.tensor(1.0), w, w).item() == pytest.approx(FLOOR)

@@ -26,6 +26,14 @@ from ..support.hypergradients import (
 )
 from ..support.problems import central_differences, loss, start
 
+LR = SGD.hparams["lr"]
+
+
+def trained(train_loss, strategy=None, lr=LR):
+    hparams = {**SGD.hparams, "lr": lr}
+    return outer(hft.train(SGD, train_loss, start(), DATA, hparams=hparams, strategy=strategy).params)
+
+
 # -- dropout under transforms -----------------------------------------------------------------------------------------
 
 
@@ -41,38 +49,34 @@ def seeded(function):
     return run
 
 
-def value_of_hypergradient(strategy):
-    return seeded(lambda lr: call(noisy, strategy, hparams={"lr": lr})[0])
+def forward(f):
+    return lambda lr: torch.func.jvp(f, (lr,), (f64(1.0),))[1]
 
 
-def value_after_train(strategy):
-    return seeded(
-        lambda lr: outer(
-            hft.train(SGD, noisy, start(), DATA, hparams={**SGD.hparams, "lr": lr}, strategy=strategy).params
-        )
-    )
+def mapped(f):
+    return lambda lr: torch.func.vmap(f, randomness="same")(lr[None])[0]
 
 
 TRANSFORMS = {
-    "grad": lambda f: torch.func.grad(f),
-    "jvp": lambda f: lambda lr: torch.func.jvp(f, (lr,), (f64(1.0),))[1],
-    "vmap of grad": lambda f: lambda lr: torch.func.vmap(torch.func.grad(f), randomness="same")(lr[None])[0],
-    "vmap of jvp": lambda f: (
-        lambda lr: torch.func.vmap(lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1], randomness="same")(lr[None])[0]
-    ),
+    "grad": torch.func.grad,
+    "jvp": forward,
+    "vmap of grad": lambda f: mapped(torch.func.grad(f)),
+    "vmap of jvp": lambda f: mapped(forward(f)),
 }
-
-
 every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+MADE = {
+    "train": lambda strategy: lambda lr: trained(noisy, strategy, lr),
+    "hypergradient": lambda strategy: lambda lr: call(noisy, strategy, hparams={"lr": lr})[0],
+}
 
 
 @not_converged
 @every_transform
-@pytest.mark.parametrize("made", [value_after_train, value_of_hypergradient])
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE)
 @pytest.mark.parametrize("strategy", OTHERS.values(), ids=OTHERS)
 def test_dropout_under_transforms_by_strategies_that_are_not_exact(strategy, made, transform):
     want = seeded(lambda: slope(noisy, strategy))()
-    got = seeded(transform(made(strategy)))(SGD.hparams["lr"])
+    got = seeded(transform(seeded(made(strategy))))(LR)
     assert got.item() == pytest.approx(want.item(), rel=1e-9, abs=1e-13)
 
 
@@ -84,8 +88,7 @@ def test_dropout_under_vmap(strategy, randomness):
         return value, grads["lr"]
 
     def rows(shift):
-        lrs = f64([0.1, 0.2, 0.4]) + shift
-        return seeded(torch.func.vmap(both, randomness=randomness))(lrs)
+        return seeded(torch.func.vmap(both, randomness=randomness))(f64([0.1, 0.2, 0.4]) + shift)
 
     h = 1e-5
     want = (rows(h)[0] - rows(-h)[0]) / (2 * h)
@@ -100,8 +103,8 @@ def test_dropout_under_vmap(strategy, randomness):
 def test_dropout_and_a_second_derivative(strategy, transform):
     """The case that was first seen: the hypergradient itself under a transform."""
     of_lr = seeded(lambda lr: slope(noisy, strategy, hparams={"lr": lr}))
-    want = central_differences(of_lr, SGD.hparams["lr"])[0].item()
-    assert seeded(transform(of_lr))(SGD.hparams["lr"]).item() == pytest.approx(want, rel=1e-6)
+    want = central_differences(of_lr, LR)[0].item()
+    assert seeded(transform(of_lr))(LR).item() == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -112,121 +115,150 @@ def test_dropout_and_zero_order(antithetic):
     assert seeded(lambda: slope(noisy, strategy))().item() == pytest.approx(want, rel=0.2)
 
 
+# -- in an update -----------------------------------------------------------------------------------------------------
+
+UPDATING = [
+    hft.Unroll(), hft.Unroll(checkpoint=1), hft.Unroll(checkpoint=2), hft.Unroll(checkpoint=False),
+    hft.Unroll(checkpoint="log"), hft.Unroll(memory=2**30), hft.Forward(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", UPDATING, ids=str)
+def test_an_update_draws_the_same_numbers_again(strategy):
+    """Langevin dynamics. The update's numbers are not those that the step begins with: the loss draws too."""
+
+    def update(grads, state, params, hparams):
+        lr, w = hparams["lr"], params["w"]
+        return {"w": w - lr * grads["w"] + 0.1 * lr.sqrt() * torch.randn_like(w)}, state
+
+    def drawing(p, x):
+        return loss({"w": p["w"] * torch.rand_like(p["w"]), "b": 0}, x)
+
+    opt = hft.Optimizer(lambda params, hparams=None: (), update, {"lr": LR})
+
+    @seeded
+    def value(lr):
+        w = {"w": start()["w"]}
+        return outer({**hft.train(opt, drawing, w, DATA, hparams={"lr": lr}, strategy=strategy).params, "b": 0})
+
+    lr = LR.clone().requires_grad_()
+    got = torch.autograd.grad(value(lr), lr)[0]
+    assert got.item() == pytest.approx(central_differences(value, LR)[0].item(), rel=1e-6)
+    assert value(lr).item() == value(LR).item()  # the numbers of the plain loop
+    after = torch.get_rng_state()
+    value(lr).backward()
+    assert torch.equal(torch.get_rng_state(), after)  # and there
+    twice = torch.autograd.grad(torch.autograd.grad(value(lr), lr, create_graph=True)[0], lr)[0]
+    slope = lambda x: torch.autograd.grad(value(x := x.detach().requires_grad_()), x)[0]  # noqa: E731
+    assert twice.item() == pytest.approx(central_differences(slope, LR)[0].item(), rel=1e-5)
+
+
 # -- random numbers that nobody restores ------------------------------------------------------------------------------
 
-
-def torch_generator():
-    g = torch.Generator().manual_seed(3)
-    return lambda: g.manual_seed(3), lambda: torch.randn(5, 3, generator=g, dtype=F64)
-
-
-def numpy_generator():
-    held = [np.random.default_rng(3)]
-    return lambda: held.__setitem__(0, np.random.default_rng(3)), lambda: torch.from_numpy(held[0].normal(size=(5, 3)))
-
-
-def numpy_global():
-    return lambda: np.random.seed(3), lambda: torch.from_numpy(np.random.normal(size=(5, 3)))
+TORCHS, NUMPYS = torch.Generator(), np.random.default_rng()
+#: How each is seeded, and what it draws.
+SOURCES = {
+    "torch": (lambda: TORCHS.manual_seed(3), lambda: torch.randn(5, 3, generator=TORCHS, dtype=F64)),
+    "numpy": (
+        lambda: setattr(NUMPYS.bit_generator, "state", np.random.PCG64(3).state),
+        lambda: torch.from_numpy(NUMPYS.normal(size=(5, 3))),
+    ),
+    "numpy global": (lambda: np.random.seed(3), lambda: torch.from_numpy(np.random.normal(size=(5, 3)))),
+    "python": (lambda: random.seed(3), lambda: f64([[random.gauss(0, 1) for _ in range(3)] for _ in range(5)])),
+}
 
 
-def python_global():
-    return lambda: random.seed(3), lambda: f64([[random.gauss(0, 1) for _ in range(3)] for _ in range(5)])
-
-
-SOURCES = [torch_generator, numpy_generator, numpy_global, python_global]
-every_source = pytest.mark.parametrize("source", SOURCES)
-
-
-@every_source
-def test_own_random_numbers_are_an_error_where_steps_are_computed_again(source):
-    seed, draw = source()
+@pytest.fixture(params=SOURCES.values(), ids=SOURCES)
+def drawn(request):
+    """A loss that draws from one of them, and how that is seeded."""
+    seed, draw = request.param
     seed()
-    text = "the training loss of step . was .* torch.Generator of its own, NumPy's or Python's.*checkpoint=False"
+    return (lambda p, x: loss(p, x + draw())), seed
+
+
+OTHER = "the training loss of step . was .* torch.Generator of its own, NumPy's or Python's.*checkpoint=False"
+
+
+def test_own_random_numbers_are_an_error_where_steps_are_computed_again(drawn):
     for strategy in (hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt"), hft.Unroll(truncate=2, checkpoint=1)):
-        with pytest.raises(RuntimeError, match=text):
-            slope(lambda p, x: loss(p, x + draw()), strategy)
-    with pytest.raises(RuntimeError, match=text):  # two tangents, one after the other
-        call(lambda p, x: loss(p, x + draw()), hft.Forward(chunk=1), over=("lr", "momentum"))
+        with pytest.raises(RuntimeError, match=OTHER):
+            slope(drawn[0], strategy)
+    with pytest.raises(RuntimeError, match=OTHER):  # two tangents, one after the other
+        call(drawn[0], hft.Forward(chunk=1), over=("lr", "momentum"))
     lr = f64(0.2).requires_grad_()
-    run = hft.train(SGD, lambda p, x: loss(p, x + draw()), start(), DATA, hparams={**SGD.hparams, "lr": lr})
-    with pytest.raises(RuntimeError, match=text):
-        torch.autograd.grad(outer(run.params), lr, create_graph=True)
+    with pytest.raises(RuntimeError, match=OTHER):
+        torch.autograd.grad(trained(drawn[0], lr=lr), lr, create_graph=True)
 
 
-@every_source
-def test_own_random_numbers_are_right_where_each_step_is_computed_once(source):
-    seed, draw = source()
-    train_loss = lambda p, x: loss(p, x + draw())  # noqa: E731
+def test_own_random_numbers_are_right_where_each_step_is_computed_once(drawn):
+    train_loss, seed = drawn
     want = differences(train_loss, seed)
     for strategy in (hft.Unroll(), hft.Unroll(checkpoint=False), hft.Forward()):
         seed()
         assert slope(train_loss, strategy).item() == pytest.approx(want, rel=1e-6)
         seed()
         under = torch.func.grad(lambda lr, how=strategy: call(train_loss, how, hparams={"lr": lr})[0])
-        assert under(SGD.hparams["lr"]).item() == pytest.approx(want, rel=1e-6)
+        assert under(LR).item() == pytest.approx(want, rel=1e-6)
 
 
-@every_source
 @pytest.mark.parametrize(
     "strategy",
     [hft.Unroll(truncate=2), hft.Implicit(damping=1.0, iterations=2), hft.ZeroOrder(2, sigma=1e-3)],
     ids=lambda strategy: type(strategy).__name__,
 )
-def test_own_random_numbers_are_an_error_under_transforms_where_the_strategy_is_not_exact(source, strategy):
+def test_own_random_numbers_are_an_error_under_transforms_where_the_strategy_is_not_exact(drawn, strategy):
     """There the run is made again with a graph for its pullback."""
-    seed, draw = source()
-    seed()
-
-    def of_lr(lr):
-        hparams = {**SGD.hparams, "lr": lr}
-        return outer(
-            hft.train(SGD, lambda p, x: loss(p, x + draw()), start(), DATA, hparams=hparams, strategy=strategy).params
-        )
-
-    with pytest.raises(RuntimeError, match="the training loss of step 0 was"):  # the first that is another
-        torch.func.grad(of_lr)(SGD.hparams["lr"])
-    with pytest.raises(RuntimeError, match="the training loss of step . was"):
-        torch.func.jvp(of_lr, (SGD.hparams["lr"],), (f64(1.0),))
+    for transform in (torch.func.grad, forward):
+        # Under grad it is the first that is another.
+        with pytest.raises(RuntimeError, match=f"loss of step {'0' if transform is torch.func.grad else '.'} was"):
+            transform(lambda lr: trained(drawn[0], strategy, lr))(LR)
 
 
-@every_source
-def test_own_random_numbers_and_zero_order_without_vmap(source):
-    seed, draw = source()
-
+def test_own_random_numbers_and_zero_order_without_vmap(drawn):
     def no_vmap(p, x):
-        return loss(p, x + draw()) if p["b"].detach()[0].item() < 1e9 else 0
+        return drawn[0](p, x) if p["b"].detach()[0].item() < 1e9 else 0
 
-    seed()
     strategy = hft.ZeroOrder(100, 1e-3, antithetic=False, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RuntimeError, match="another function each time it is called"):
         slope(no_vmap, strategy)
 
 
-def shifted(first, again, dtype=F64):
-    """A backward pass through steps that add ``first(loss)`` to their loss, and ``again(loss)`` when made again."""
-    shift, lr = first, f64(0.2).requires_grad_()
+ULP = torch.finfo(F64).eps
+#: dtype of the params, the share of a loss that is added to it, and that which is when the step is made again.
+SHIFTS = [
+    (F64, 0.0, 1e-12), (F64, 0.0, -64 * ULP), (F64, 0.0, float("nan")), (F64, float("inf"), 0.0),
+    (torch.bfloat16, 0.0, 1e-3),  # a loss in 32 bits over params in 16 is compared as one in 32
+]  # fmt: skip
+
+
+def shifted(dtype, first, again, scale=1.0):
+    share, lr = first, f64(0.2 / scale).requires_grad_()
 
     def wide(p, x):
-        y = loss({name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in p.items()}, x)
-        return y + shift(y.detach())
+        y = scale * loss({name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in p.items()}, x)
+        return y + share * y.detach()
 
     hparams = {**SGD.hparams, "lr": lr}
     run = hft.train(SGD, wide, start(dtype), DATA, hparams=hparams, strategy=hft.Unroll(checkpoint=1))
-    shift = again
+    share = again
     return torch.autograd.grad(outer(run.params), lr)[0]
 
 
 @pytest.mark.filterwarnings("ignore:the training loss of step 0 of 4 is inf")
-def test_the_last_bit_of_a_loss_may_be_another():
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+@pytest.mark.parametrize(("dtype", "first", "again"), SHIFTS)
+def test_the_last_bit_of_a_loss_may_be_another_and_no_more(dtype, first, again, scale):
     """As LAPACK's may on equal numbers."""
-    ulp = torch.finfo(F64).eps
-    want = shifted(torch.zeros_like, torch.zeros_like)
-    assert torch.equal(shifted(torch.zeros_like, lambda y: ulp * y), want)
-    for first, again in ((0.0, 1e-12), (0.0, -64 * ulp), (0.0, float("nan")), (float("inf"), 0.0)):
-        with pytest.raises(RuntimeError, match="the training loss of step . was"):
-            shifted(lambda y, share=first: share * y, lambda y, share=again: share * y)
+    assert torch.equal(shifted(F64, 0.0, ULP, scale), shifted(F64, 0.0, 0.0, scale))
+    with pytest.raises(RuntimeError, match="the training loss of step . was"):
+        shifted(dtype, first, again, scale)
 
 
-def test_a_loss_in_32_bits_over_params_in_16_is_compared_as_one_in_32():
-    with pytest.raises(RuntimeError, match="the training loss of step 3 was"):
-        shifted(torch.zeros_like, lambda y: 1e-3 * y, torch.bfloat16)
+def test_noise_in_a_gradient_alone_is_seen():
+    def hooked(p, x):
+        w = p["w"] * 1.0
+        w.register_hook(lambda g: g * (1 + 1e-3 * torch.rand(3, 4, generator=TORCHS, dtype=F64)))
+        return loss({**p, "w": w}, x)
+
+    with pytest.raises(RuntimeError, match="or its gradient is another"):
+        slope(hooked, hft.Unroll(checkpoint=1))

@@ -1,4 +1,7 @@
-"""What Adafactor, Muon, ADOPT and the schedule-free optimizers alone have; test_torch_options.py has their options."""
+"""What some optimizers alone have, and what changes with the number of updates; test_torch_options.py has the options.
+
+Where a rule changes in time, it is right on both sides, with no NaN from the side that is not taken.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchopt
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..support.problems import batches, central_differences, loss, start
+from ..support.problems import batches, central_differences, loss, start, train
 
 F64 = torch.float64
+
+
+def f64(x: float) -> torch.Tensor:
+    return torch.tensor(x, dtype=F64)
+
 
 # -- Adafactor ------------------------------------------------------------------------------------------------------
 
@@ -79,36 +88,86 @@ def test_muon_is_not_rounded_by_default():
     assert rounded.dtype == F64
 
 
-def test_muon_has_the_hypergradients_of_its_defaults():
-    opt, w = hft.muon(lr=0.1), start()["w"]
-    rows = batches(3)
-
-    def outer(hparams):
-        p, state = w, opt.init(w)
-        for x in rows:
-            p, state = opt.update(torch.func.grad(lambda p, x=x: loss({"w": p, "b": 0}, x))(p), state, p, hparams)
-        return loss({"w": p, "b": 0}, rows[0] + 0.3)
-
-    got = torch.stack(tree.leaves(torch.func.grad(outer)(opt.hparams)))
-    want = torch.stack(central_differences(outer, opt.hparams, 1e-5))
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7 * want.abs().max().item())
+# -- before there is a second moment ---------------------------------------------------------------------------------
 
 
-# -- ADOPT ----------------------------------------------------------------------------------------------------------
-
-
-def test_adopts_first_update_has_a_derivative_without_eps():
-    """It divides by nothing, since there is no second moment yet."""
-    opt = hft.adopt(lr=0.1, betas=(0.5, 0.5), eps=0.0)
-    w = torch.ones(2, dtype=F64)
-
+@pytest.mark.parametrize(
+    ("opt", "steps", "gradient"),
+    [
+        # It divides by nothing in its first update, and later by a moment that is not 0.
+        (hft.adopt(lr=0.1, betas=(0.5, 0.5), eps=0.0), 3, 1.0),
+        # Before it is rectified, it does not look at the moment, not even where that is 0, and so is eps.
+        (hft.radam(lr=0.1, eps=0.0), 5, 0.0),
+    ],
+    ids=["adopt", "radam"],
+)
+def test_derivatives_are_finite_without_eps(opt: hft.Optimizer, steps: int, gradient: float):
     def run(hparams):
-        p, state = w, opt.init(w)
-        for _ in range(3):
-            p, state = opt.update(p, state, p, hparams)
+        p, state = torch.ones(2, dtype=F64), opt.init(torch.ones(2, dtype=F64))
+        for _ in range(steps):
+            p, state = opt.update(gradient * p, state, p, hparams)
         return p.sum()
 
     assert all(x.isfinite() for x in tree.leaves(torch.func.grad(run)(opt.hparams)))
+
+
+def test_radam_with_and_without_rectification_in_one_vmap():
+    """rho in update 7: 4.4 at 0.7, 6.6 at 0.95."""
+    opt, b2s = hft.radam(lr=0.1, eps=1e-2), torch.tensor([0.0, 0.7, 0.95, 0.999], dtype=F64)
+    params, data = start(), batches(7)
+
+    def final(b2):
+        b1 = torch.tensor(0.9, dtype=F64)
+        return loss(train(opt, {**opt.hparams, "betas": (b1, b2)}, params, data)[0], data[0])
+
+    for f in (final, torch.func.grad(final)):
+        alone = torch.stack([f(b2) for b2 in b2s])
+        torch.testing.assert_close(torch.func.vmap(f)(b2s), alone, rtol=1e-12, atol=1e-13)
+    assert (alone != 0).tolist() == [False, False, True, True]
+
+
+# -- ASGD and Rprop ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t0", [0.3, 1.5, 2.6, 9.0])
+def test_the_average_of_asgd_is_differentiable_in_everything(t0: float):
+    opt = hft.asgd(lr=0.1, lambd=0.3, alpha=0.6, t0=t0)
+
+    def outer(hparams):
+        _, state = train(opt, hparams, start(), batches(5))
+        return loss(state.ax, batches(1)[0] + 0.3)
+
+    got, want = torch.func.grad(outer)(opt.hparams), central_differences(outer, opt.hparams)
+    torch.testing.assert_close(torch.stack(tree.leaves(got)), torch.stack(want), rtol=1e-6, atol=1e-8)
+    assert (got["t0"] != 0) == (t0 < 3)  # 4 updates are done before the last: the average begins where n - t0 > 1
+
+
+def test_a_learning_rate_of_asgd_acts_in_the_update_that_gets_it():
+    w, g = {"w": torch.ones(3, dtype=F64)}, {"w": torch.full((3,), 2.0, dtype=F64)}
+    opt = hft.asgd(lr=0.1, lambd=0.0)
+    params, state = opt.update(g, opt.init(w), w)
+    slope = torch.func.grad(lambda lr: opt.update(g, state, params, {**opt.hparams, "lr": lr})[0]["w"].sum())
+    assert slope(f64(0.5)) == -6.0
+    moved, _ = opt.update(g, state, params, {**opt.hparams, "lr": f64(0.5)})
+    torch.testing.assert_close(params["w"] - moved["w"], torch.ones(3, dtype=F64), rtol=1e-15, atol=1e-15)
+
+
+def test_rprop_reads_its_learning_rate_at_first_only_and_its_bounds_always():
+    opt, w = hft.rprop(lr=0.1, step_sizes=(1e-6, 0.13)), f64(0.0)
+
+    def final(hparams, grads):
+        params, state = w, opt.init(w, hparams)
+        for g in grads:
+            params, state = opt.update(f64(g), state, params, hparams)
+        return params
+
+    # Step sizes: 0.1, 0.12, 0.06 without a step, 0.06; then the same from the bound.
+    slopes = torch.func.grad(final)(opt.hparams, [1.0, 1.0, -1.0, -1.0])
+    assert slopes["lr"].item() == pytest.approx(-1 - 1.2 + 1.2 * 0.5, abs=1e-15)
+    assert [x.item() for x in slopes["etas"]] == pytest.approx([0.1 * 1.2, -0.1 + 0.1 * 0.5], abs=1e-15)
+    assert [x.item() for x in slopes["step_sizes"]] == [0, 0]
+    slopes = torch.func.grad(final)(opt.hparams, [1.0, 1.0, 1.0])  # 0.1, 0.12, 0.13
+    assert [slopes["lr"].item(), slopes["step_sizes"][1].item()] == pytest.approx([-2.2, -1], abs=1e-15)
 
 
 # -- schedule-free --------------------------------------------------------------------------------------------------
@@ -144,3 +203,20 @@ def test_a_learning_rate_of_0_has_no_average_yet(make: Callable[..., hft.Optimiz
 
     assert run(opt.hparams) == 2
     assert all(x.isfinite() for x in tree.leaves(torch.func.grad(run)(opt.hparams)))
+
+
+# -- RMSprop ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_rmsprop_with_nesterov_is_that_of_torchopt(nesterov: bool):
+    """torch has none."""
+    options = {"lr": 1e-2, "alpha": 0.9, "eps": 1e-4, "momentum": 0.9, "centered": True, "weight_decay": 1e-2}
+    ours, theirs = (make(**options, nesterov=nesterov) for make in (hft.rmsprop, torchopt.rmsprop))
+    w = p = start()
+    state, other = ours.init(w), theirs.init(p)
+    for x in batches(4):
+        w, state = ours.update(torch.func.grad(loss)(w, x), state, w)
+        updates, other = theirs.update(torch.func.grad(loss)(p, x), other, params=p, inplace=False)
+        p = torchopt.apply_updates(p, updates, inplace=False)
+    torch.testing.assert_close(w, p, rtol=0, atol=1e-13)

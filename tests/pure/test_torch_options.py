@@ -15,6 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
 from ..support import papers
+from ..support.cases import BASES
 from ..support.compare import float64_by_default
 from ..support.pairs import pairs
 
@@ -135,6 +136,8 @@ ROWS = [
     *rows(hft.adan, papers.adan, own=UP, lr=[0.1]),
     *rows(hft.adopt, papers.adopt, **ADOPT),
     *rows(hft.adopt, papers.adopt, own=UP, lr=[0.1]),
+    *rows(hft.lion, papers.lion, lr=[0.1], betas=[(0.9, 0.99), (0.5, 0.7)], weight_decay=[0, 0.1]),
+    *rows(hft.lion, papers.lion, own=UP, lr=[0.1]),
     *rows(hft.signum, papers.signum, lr=[0.1], momentum=[0.9, 0.0], weight_decay=[0, 0.1]),
     *rows(hft.signum, papers.signum, own=UP, lr=[0.1]),
 ]  # fmt: skip
@@ -175,3 +178,7 @@ def test_options_are_those_of_torch_or_of_the_paper(row: Row):
             for mine, p in zip(tree.broadcast(values, params) if values != () else [], theirs.values(), strict=False):
                 if peer.state[p].get(field) is not None:
                     equal(mine, peer.state[p][field], check_dtype=field != "step")
+
+
+def test_every_optimizer_that_is_no_combinator_has_rows():
+    assert {case.make for case in BASES} <= {row.make for row in ROWS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, namedtuple
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs
 
-from ..support.problems import central_differences
+from ..support.problems import central_differences, entries
 from .train_problems import PROBLEMS, TRANSFORMS, Problem
 
 EXACT = {
@@ -216,49 +217,45 @@ def test_batches_of_any_sequence(kind, strategy):
     if kind is Lazy:  # constant
         assert data.grad is None
         assert batches.reads >= len(data)
+        under = torch.func.grad(lambda lr: line(trained(W, Lazy(DATA), lr, strategy=EXACT[strategy]).params, W))
+        torch.testing.assert_close(under(lr.detach()), want[0])
     else:
         torch.testing.assert_close(data.grad, want[1], rtol=1e-12, atol=1e-14)
 
 
-def test_a_lazy_sequence_under_transforms():
-    def f(lr):
-        return line(trained(W, Lazy(DATA), lr).params, W)
+def test_nested_params_batches_and_integer_labels():
+    """Each leaf by central differences; a named tuple and an ordered dict reach the loss as they are."""
+    pair = namedtuple("pair", "l2 scale")
 
-    lr = one(0.1, requires_grad=True)
-    want = torch.autograd.grad(line(descent(W, DATA, lr), W), lr)[0]
-    torch.testing.assert_close(torch.func.grad(f)(lr.detach()), want)
-    torch.testing.assert_close(torch.func.jvp(f, (lr.detach(),), (one(2.0),))[1], 2 * want)
+    def nested_loss(params, batch, h):
+        assert isinstance(batch, OrderedDict)
+        assert isinstance(h, pair)
+        (x, y), extra = batch["pair"], batch["extra"]
+        out = torch.tanh(x @ params["layers"][0] + params["layers"][1]["b"]) * extra[0]["scale"] * h.scale
+        return torch.nn.functional.cross_entropy(out, y) + h.l2[0] * params["layers"][0].square().sum()
 
-
-def nested_loss(params: Any, batch: Any, h: Any) -> Tensor:
-    (x, y), extra = batch["pair"], batch["extra"]
-    out = torch.tanh(x @ params["layers"][0] + params["layers"][1]["b"]) * extra[0]["scale"]
-    return torch.nn.functional.cross_entropy(out, y) + h["l2"][0] * params["layers"][0].square().sum()
-
-
-@every_strategy
-def test_nested_params_batches_and_integer_labels(strategy):
     params = {"layers": (torch.ones(2, 3, dtype=torch.float64), {"b": W.clone()})}
     data = [
-        {"pair": (DATA[:2, :2] + k, torch.tensor([0, 2])), "extra": [{"scale": one(1.0 + k), "name": "a"}]}
+        OrderedDict(pair=(DATA[:2, :2] + k, torch.tensor([0, 2])), extra=[{"scale": one(1.0 + k), "name": "a"}])
         for k in range(2)
     ]
-    l2 = {"l2": [one(0.1)]}
-    rows, rebuild = tree.flatten((params, l2, data))
-    rows = [x.clone().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in rows]
-    leaves = [x for x in rows if torch.is_tensor(x) and x.is_floating_point()]
-    params, l2, data = rebuild(rows)
-    opt = hft.sgd(lr=0.1)
-    run = hft.train(opt, nested_loss, params, data, hparams={**opt.hparams, "loss": l2}, strategy=EXACT[strategy])
-    got = torch.autograd.grad(nested_loss(run.params, data[0], l2), leaves)
-    p = params
-    for batch in data:
-        values, back = tree.flatten(p)
-        grads = torch.autograd.grad(nested_loss(p, batch, l2), values, create_graph=True)
-        p = back([w - 0.1 * g for w, g in zip(values, grads, strict=True)])
-    want = torch.autograd.grad(nested_loss(p, data[0], l2), leaves)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    own = pair([one(0.1)], one(1.2))
+    over = ("lr", "params", "batches.1.pair.0", "batches.0.extra.0.scale", "loss.0.0", "loss.1")
+
+    def end(values, **options):
+        new = values.get("params", params), values.get("batches", data)
+        hparams = {"lr": one(0.1), "loss": own} | {k: v for k, v in values.items() if k in ("lr", "loss")}
+        outer = lambda p, h: nested_loss(p, data[0], h)  # noqa: E731
+        return hft.hypergradient(PLAIN, nested_loss, outer, *new, over, hparams, **options)
+
+    want = {}
+    for path in over:
+        values = {"params": params, "batches": data, "lr": one(0.1), "loss": own}
+        at = lambda x, path=path, values=values: end(tree.replaced(values, path, x))[0]  # noqa: E731
+        want[path] = torch.stack(central_differences(at, tree.entry(values, path)))
+    for strategy in EXACT.values():
+        for path, found in end({}, strategy=strategy)[1].items():
+            torch.testing.assert_close(entries(found), want[path], rtol=1e-7, atol=1e-9)
 
 
 def resting(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
@@ -440,20 +437,15 @@ def test_implicit(solver):
 
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize(
-    ("state", "data", "own"),
-    [
-        pytest.param(PLAIN.init(W), [*DATA], False, id="default generator"),
-        pytest.param(PLAIN.init(W), [*DATA], True, id="own"),
-        pytest.param(PLAIN.init(W), DATA, False, id="tensor"),
-    ],
+    ("data", "own"), [([*DATA], False), ([*DATA], True), (DATA, False)], ids=["default generator", "own", "tensor"]
 )
-def test_zero_order(antithetic, state, data, own):
+def test_zero_order(antithetic, data, own):
     """Under transforms, the estimate of eager mode, and its derivative."""
 
     def f(x: list[Tensor]) -> Tensor:
         torch.manual_seed(5)
         strategy = hft.ZeroOrder(3, 0.1, antithetic, torch.Generator().manual_seed(5) if own else None)
-        return (trained(x[0], data, x[1], state=state, strategy=strategy).params * W).sum()
+        return (trained(x[0], data, x[1], strategy=strategy).params * W).sum()
 
     derivatives(f, [W, one(0.1)], leaf_gradient(f), [[W, one(0.1)], [2 * W, one(0.2)]])
 
@@ -548,20 +540,13 @@ INEXACT = {
 ALL = EXACT | INEXACT
 
 
-def stray_in_loss(stray: Tensor) -> tuple[Any, Any]:
-    return hft.sgd(lr=0.1), lambda w, x: line(w, x) + (stray * w).sum()
-
-
-def stray_made_before(stray: Tensor) -> tuple[Any, Any]:
-    made = torch.exp(stray)
-    return hft.sgd(lr=0.1), lambda w, x: line(w, x) + (made * w).sum()
-
-
-def stray_in_update(stray: Tensor) -> tuple[Any, Any]:
-    return hft.scheduled(hft.sgd(lr=0.1), lr=lambda count: stray * 0.9**count), line
-
-
-every_place = pytest.mark.parametrize("place", [stray_in_loss, stray_made_before, stray_in_update])
+#: An optimizer and a loss, one of which uses a tensor beside its arguments.
+PLACES = {
+    "loss": lambda stray: (PLAIN, lambda w, x: line(w, x) + (stray * w).sum()),
+    "made before": lambda stray: PLACES["loss"](torch.exp(stray)),
+    "update": lambda stray: (hft.scheduled(PLAIN, lr=lambda count: stray * 0.9**count), line),
+}
+every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 
 
 @every_place
@@ -594,21 +579,17 @@ def test_a_stray_tensor_under_a_transform_counts(strategy, place):
     torch.testing.assert_close(torch.func.jvp(f, (one(0.7),), (one(1.0),))[1], want)
 
 
-def second(f: Any) -> Any:
-    return torch.func.grad(lambda x: torch.func.grad(f)(x).sum())
-
-
-def many(f: Any) -> Any:
-    return lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, x]))
-
-
-def forward(f: Any) -> Any:
-    return lambda x: torch.func.jvp(f, (x,), (x,))
+TRACKING = {
+    "grad": torch.func.grad,
+    "second": lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum()),
+    "vmap": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, x])),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+}
 
 
 @every_place
 @pytest.mark.parametrize("leaf", [False, True], ids=["tracked", "leaf"])
-@pytest.mark.parametrize("transform", [torch.func.grad, second, many, forward], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("transform", TRACKING.values(), ids=TRACKING)
 @pytest.mark.parametrize("strategy", INEXACT)
 def test_a_stray_tensor_under_a_transform_is_an_error(strategy, place, leaf, transform):
     """One that the transform tracks, or a leaf that requires grad, if the strategy does not differentiate the steps."""

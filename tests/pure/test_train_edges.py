@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-
-from ..support.problems import central_differences
 
 F64 = torch.float64
 X = torch.arange(1.0, 4.0, dtype=F64)
@@ -56,66 +53,6 @@ def own_optimizer(update, state=()):
     return hft.Optimizer(lambda params, hparams=None: state, update, {"lr": torch.tensor(0.1, dtype=F64)})
 
 
-# -- random numbers ---------------------------------------------------------------------------------------------
-
-
-def langevin(grads, state, params, hparams):
-    return params - hparams["lr"] * grads + 0.1 * hparams["lr"].sqrt() * torch.randn_like(params), state
-
-
-@pytest.mark.parametrize("strategy", [*UNROLLED.values(), hft.Forward()], ids=[*UNROLLED, "forward"])
-def test_an_update_draws_the_same_numbers_again(strategy):
-    opt = own_optimizer(langevin)
-
-    def drawing(p, x):  # the update's numbers are not those that the step begins with
-        return loss(p * torch.rand_like(p), x)
-
-    def value(lr):
-        torch.manual_seed(0)
-        return loss(run(lr, strategy, opt, train_loss=drawing).params, X)
-
-    lr = leaf(0.1)
-    got = torch.autograd.grad(value(lr), lr)[0]
-    assert got.item() == pytest.approx(central_differences(value, lr.detach())[0].item(), rel=1e-6)
-    assert value(lr).item() == value(lr.detach()).item()  # the numbers of the plain loop
-    after = torch.get_rng_state()
-    value(lr).backward()
-    assert torch.equal(torch.get_rng_state(), after)  # and there
-    twice = torch.autograd.grad(torch.autograd.grad(value(lr), lr, create_graph=True)[0], lr)[0]
-    slope = lambda x: torch.autograd.grad(value(x := x.detach().requires_grad_()), x)[0]  # noqa: E731
-    assert twice.item() == pytest.approx(central_differences(slope, lr.detach())[0].item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_random_numbers_of_ones_own_are_seen_at_any_scale_and_dtype(dtype, scale):
-    generator = torch.Generator().manual_seed(0)
-
-    def noisy(p, x):
-        mask = (torch.rand(3, generator=generator) > 0.1).to(dtype)
-        return scale * loss(p * mask, x.to(dtype))
-
-    opt = hft.sgd(momentum=0.9)
-    end = run(leaf(0.1 / scale), opt=opt, train_loss=noisy, params=W.to(dtype), data=DATA * 3, strategy=AGAIN)
-    with pytest.raises(RuntimeError, match="must be the same function of its arguments each time"):
-        end.params.sum().backward()
-
-
-def test_noise_in_a_gradient_alone_is_seen():
-    generator = torch.Generator().manual_seed(0)
-
-    def noisy(p, x):
-        q = p * 1.0
-        q.register_hook(lambda g: g * (1 + 1e-3 * torch.rand(3, generator=generator, dtype=F64)))
-        return loss(q, x)
-
-    with pytest.raises(RuntimeError, match="or its gradient is another"):
-        run(leaf(0.1), train_loss=noisy, strategy=AGAIN).params.sum().backward()
-
-
-# -- derivatives that are easily taken of the wrong thing ----------------------------------------------------------
-
-
 def test_create_graph_where_one_param_is_made_of_another():
     def lookahead(g, state, p, h):
         fast = p["f"] - h["lr"] * g["f"]
@@ -134,6 +71,7 @@ def test_create_graph_where_one_param_is_made_of_another():
     assert first.item() == pytest.approx(torch.func.grad(value)(lr.detach()).item(), rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Implicit")  # has not converged
 @pytest.mark.parametrize(
     "strategy", [hft.Unroll(truncate=2), hft.Implicit(tolerance=10.0)], ids=["truncated", "implicit"]
 )
@@ -144,38 +82,12 @@ def test_integers_and_none_in_a_batch_reach_the_loss(strategy):
 
     data = [{"x": x, "mask": torch.tensor([1, 0, 1]), "none": None, "name": "a"} for x in DATA]
 
-    def slope(transform):
-        f = lambda lr: run(lr, strategy, train_loss=masked, data=data, own=own).params.sum()  # noqa: E731
-        if transform:
-            return torch.func.grad(f)(torch.tensor(0.1, dtype=F64))
-        lr = leaf(0.1)
-        return torch.autograd.grad(f(lr), lr)[0]
+    def end(lr):
+        return run(lr, strategy, train_loss=masked, data=data, own={"n": torch.tensor(3)}).params.sum()
 
-    own = {"n": torch.tensor(3)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Implicit has not converged
-        torch.testing.assert_close(slope(True), slope(False), rtol=1e-12, atol=1e-14)
-
-
-def test_conjugate_gradients_may_rise_on_the_way_and_refuse_a_saddle():
-    """A residual of 19 times the start after one product, for a matrix that is positive; and one that is not."""
-
-    def bowl(p, x, h):
-        return (h["a"] * p**2).sum() / 2 - (x * p).sum()
-
-    def slope(a, **options):
-        own = {"a": torch.tensor(a, dtype=F64, requires_grad=True)}
-        opt, x = hft.sgd(lr=1.0), torch.tensor([0.01, 1.0], dtype=F64)
-        p = x / own["a"].detach()
-        end = hft.train(opt, bowl, p, [x], hparams={**opt.hparams, "loss": own}, strategy=hft.Implicit("cg", **options))
-        return torch.autograd.grad((end.params * torch.tensor([1.0, 20.0])).sum(), own["a"])[0], -p / own["a"]
-
-    with pytest.warns(UserWarning, match="has not converged"):
-        slope([1.0, 1e-4], iterations=1)
-    got, each = slope([1.0, 1e-4], iterations=5)
-    torch.testing.assert_close(got, (each * torch.tensor([1.0, 20.0])).detach(), rtol=1e-8, atol=0)
-    with pytest.raises(ArithmeticError, match="not symmetric and positive"):
-        slope([1.0, -0.003], iterations=1)
+    lr = leaf(0.1)
+    want = torch.autograd.grad(end(lr), lr)[0]
+    torch.testing.assert_close(torch.func.grad(end)(lr.detach()), want, rtol=1e-12, atol=1e-14)
 
 
 # -- things changed in between -------------------------------------------------------------------------------------
@@ -274,26 +186,6 @@ def test_state_with_leaves_that_are_no_tensors(strategy):
     assert end.state == {"t": 4, "none": None}
 
 
-def test_paths_into_named_tuples_and_ordered_dicts():
-    pair = namedtuple("pair", "a b")
-
-    def named(p, b, h):
-        assert isinstance(b, OrderedDict)
-        assert isinstance(h, pair)
-        return h.a * ((p - b["x"]) ** 2).sum() + h.b * p.sum()
-
-    own = pair(torch.tensor(0.7, dtype=F64), torch.tensor(0.1, dtype=F64))
-    data = [OrderedDict(x=x) for x in DATA]
-    _, grads, _ = hft.hypergradient(
-        SGD, named, lambda p: p.sum(), W, data, ("loss.0", "batches.1.x"), {**SGD.hparams, "loss": own}
-    )
-    want = central_differences(
-        lambda a: run(torch.tensor(0.1, dtype=F64), train_loss=named, data=data, own=pair(a, own.b)).params.sum(), own.a
-    )
-    assert grads["loss.0"].item() == pytest.approx(want[0].item(), rel=1e-8)
-    assert grads["batches.1.x"].shape == (3,)
-
-
 def test_forward_over_sparse_tensors_names_the_way_out():
     torch.manual_seed(0)
     edges, features = (torch.rand(5, 5, dtype=F64) > 0.5).double().to_sparse(), torch.randn(5, 3, dtype=F64)
@@ -382,15 +274,7 @@ def test_compiled_code_around_train_breaks_its_graph_there():
     assert torch.equal(got, want)
 
 
-def test_zero_order_can_be_differentiated_again_under_a_transform():
-    def value(w):
-        torch.manual_seed(0)
-        return hft.hypergradient(SGD, loss, lambda p: loss(p, X), w, DATA, "lr", strategy=hft.ZeroOrder(3, 1e-3))[0]
-
-    want = torch.func.grad(lambda w: loss(run(torch.tensor(0.1, dtype=F64), params=w).params, X))(W)
-    torch.testing.assert_close(torch.func.grad(value)(W), want, rtol=1e-12, atol=0)
-
-
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "strategy", [hft.Unroll(), hft.Implicit(tolerance=10.0), hft.ZeroOrder(2, 1e-3)], ids=lambda s: type(s).__name__
 )
@@ -402,14 +286,9 @@ def test_a_round_that_ends_in_nan_is_taken_back_whatever_its_slopes(strategy):
         return p.isnan().to(F64).sum() if isinstance(strategy, hft.ZeroOrder) else loss(p, x)
 
     def rounds(not_finite):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return list(
-                hft.bilevel(
-                    hft.sgd(lr=0.1), hft.sgd(lr=1e-3), "lr", lost, outer, W, DATA, DATA, inner_steps=1, outer_steps=6,
-                    strategy=strategy, not_finite=not_finite,
-                )
-            )  # fmt: skip
+        given = (hft.sgd(lr=0.1), hft.sgd(lr=1e-3), "lr", lost, outer, W, DATA, DATA)
+        options = {"inner_steps": 1, "outer_steps": 6, "strategy": strategy}
+        return list(hft.bilevel(*given, **options, not_finite=not_finite))
 
     records = rounds("skip")
     assert all(r.state.params.isfinite().all() for r in records)
@@ -490,23 +369,44 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
 
 
 def test_a_part_of_the_hparams_is_given_and_the_rest_is_the_optimizers_own():
-    opt, w, data, own = hft.adam(lr=0.1), W, DATA, {"l2": torch.tensor(0.5, dtype=F64)}
-
     def decayed(p: Tensor, x: Tensor, h: dict[str, Tensor]) -> Tensor:
         return loss(p, x) + h["l2"] * p.square().sum()
 
-    lr = torch.tensor(0.2, dtype=F64)
-    for some, f in (({"lr": lr}, loss), ({"loss": own}, decayed), ({"lr": lr, "loss": own}, decayed)):
-        both = (some, {**opt.hparams, **some})
-        assert torch.equal(*(hft.train(opt, f, w, data, hparams=h).params for h in both))
-        found, expected = (hft.hypergradient(opt, f, lambda p: loss(p, X), w, data, hparams=h)[1] for h in both)
+    lr, own = {"lr": torch.tensor(0.2, dtype=F64)}, {"loss": {"l2": torch.tensor(0.5, dtype=F64)}}
+    for some, f in ((lr, loss), (own, decayed), (lr | own, decayed)):
+        both = (some, {**SGD.hparams, **some})
+        assert torch.equal(*(hft.train(SGD, f, W, DATA, hparams=h).params for h in both))
+        found, expected = (hft.hypergradient(SGD, f, lambda p: loss(p, X), W, DATA, hparams=h)[1] for h in both)
         assert found.keys() == expected.keys()
         assert torch.equal(found["lr"], expected["lr"])
-    state = opt.init(w)
-    assert torch.equal(*(opt.update(w + 1, state, w, h)[0] for h in ({"lr": lr}, {**opt.hparams, "lr": lr})))
+    assert torch.equal(*(SGD.update(W + 1, SGD.init(W), W, h)[0] for h in (lr, {**SGD.hparams, **lr})))
 
 
 def test_losses_that_are_not_finite_are_told_once_at_the_end():
     with pytest.warns(UserWarning, match=r"the training loss of step 1 of 3 is inf, .*smaller learning rate") as told:
         hft.train(hft.sgd(lr=1e200), loss, W, DATA[:3])
     assert [x.filename for x in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("lr", "over", "what"),
+    [(1e200, "lr", "outer loss"), (0.1, "loss.x", "hypergradient of 'loss.x'")],
+    ids=["the end", "a root at 0"],
+)
+def test_what_is_not_finite_is_told(lr, over, what):
+    def rooted(w, x, h):
+        return w.square().sum() + h["x"].sqrt() * w.sum()
+
+    own = {"loss": {"x": torch.tensor(0.0, dtype=F64)}}
+    with pytest.warns(UserWarning, match=f"^the {what} is not finite, so training") as told:
+        hft.hypergradient(hft.sgd(lr=lr), rooted, lambda w: w.square().sum(), W, [0] * 3, over, hparams=own)
+    assert told[0].filename == __file__
+
+
+def test_a_warning_names_the_line_that_calls():
+    def call():
+        hft.hypergradient(SGD, loss, lambda p: torch.tensor(1.0), W, DATA, "lr")
+
+    with pytest.warns(UserWarning, match="is exactly 0") as seen:
+        call()
+    assert [(w.filename, w.lineno) for w in seen] == [(__file__, call.__code__.co_firstlineno + 1)]

@@ -42,35 +42,6 @@ def test_learning_rates_that_are_none(case: Any):
             case.make(params, 0.1)
 
 
-@every_base
-def test_params_grads_and_hparams_of_a_wrong_structure(case: Any):
-    opt = case.build()
-    state = opt.init(M)
-    with pytest.raises(ValueError, match="grads must have the structure of the parameters"):
-        opt.update({"v": M["w"]}, state, M)
-    with pytest.raises(ValueError, match="hparams must be a dict with names among"):
-        opt.update(M, state, M, {"lr": 0.1, "typo": 1.0})
-    with pytest.raises(TypeError, match=r"must be floating-point .* but 'w' is torch.int64"):
-        opt.init({"w": torch.zeros(2, dtype=torch.int64)})
-    with pytest.raises(TypeError, match="must be a pytree of tensors, but 'w' is a float"):
-        opt.init({"w": 1.0})
-
-
-OWN_NUMBER = {
-    **dict.fromkeys(("clipped", "clipped_per_layer", "clipped_by_value"), 1.0),
-    **dict.fromkeys(("clipped_adaptively", "damped", "noisy", "averaged", "decayed"), 0.1),
-}
-
-
-@pytest.mark.parametrize("name", OWN_NUMBER)
-def test_arguments_of_a_combinator_that_are_swapped_or_misnamed(name: str):
-    make, number = getattr(hft, name), OWN_NUMBER[name]
-    with pytest.raises(TypeError, match="must be a number .*, got an optimizer; the optimizer goes first"):
-        make(number, hft.sgd())
-    with pytest.raises(TypeError, match=f"{name}: got an unexpected keyword argument 'bound'; the arguments are "):
-        make(hft.sgd(), bound=number)
-
-
 @pytest.mark.parametrize("flag", ["maximize", "amsgrad", "nesterov", "centered", "decoupled", "decoupled_weight_decay"])
 def test_flags(flag: str):
     """A string would count as true."""

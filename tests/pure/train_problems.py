@@ -26,7 +26,9 @@ SGD = hft.sgd(lr=0.2, momentum=0.7)
 
 
 class Bump(torch.autograd.Function):
-    """``exp(-x^2)``, with a backward that can be differentiated, and nothing for vmap or forward mode."""
+    """``exp(-x^2)``, with a backward that can be differentiated, for every transform."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x):
@@ -35,22 +37,11 @@ class Bump(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, *grads):
-        (x,) = ctx.saved_tensors
-        return grads[0] * -2 * x * torch.exp(-x * x)
-
-
-class BumpEverywhere(Bump):
-    """The same, for every transform."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        return Bump.jvp(ctx, *grads)
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -75,8 +66,8 @@ def mlp(*between: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), *between, nn.Linear(3, 2))
 
 
-def bump(function: type[Bump]) -> nn.Module:
-    return Net(lambda net, x: net.b(function.apply(net.a(x))), a=nn.Linear(2, 3), b=nn.Linear(3, 2))
+def bump() -> nn.Module:
+    return Net(lambda net, x: net.b(Bump.apply(net.a(x))), a=nn.Linear(2, 3), b=nn.Linear(3, 2))
 
 
 def tied() -> nn.Module:
@@ -112,20 +103,6 @@ class LayerNormFormula(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         away = x - x.mean(-1, keepdim=True)
         return away / (away.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
-
-
-class WeightNorm(nn.Module):
-    """A linear layer with ``torch._weight_norm``, whose second derivative is wrong in torch 2.13; or the formula."""
-
-    def __init__(self, formula: bool) -> None:
-        super().__init__()
-        self.v, self.g = nn.Parameter(torch.randn(2, 2)), nn.Parameter(torch.ones(2, 1))
-        self.formula = formula
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.formula:
-            return x @ (self.v * self.g / self.v.norm(dim=1, keepdim=True)).T
-        return x @ torch._weight_norm(self.v, self.g, 0).T
 
 
 def floats_in(*shape: int) -> Callable[[], Tensor]:
@@ -297,8 +274,6 @@ class Problem:
 
 # What torch cannot do. Cells marked SILENT are wrong numbers, no error.
 HOOKS = (RuntimeError, "don't yet support saved tensor hooks|does not have vmap support")  # the second: torch 2.10
-NO_VMAP = (RuntimeError, "vmap over Bump, but it does not have vmap support")
-NO_JVP = (NotImplementedError, "must implement the jvp function for custom autograd.Function")
 SILENT = (AssertionError, "not close")
 RECOMPUTED = (CheckpointError, "have different metadata than during the forward pass")
 
@@ -327,8 +302,7 @@ PROBLEMS = [
     Problem("autocast", lambda: mlp(nn.Tanh()), autocast="inside"),
     Problem("autocast around", lambda: mlp(nn.Tanh()), opt=SGD, autocast="around"),
     Problem("compiled", lambda: mlp(nn.Tanh()), opt=SGD, compiled=True),
-    Problem("own function", lambda: bump(Bump), fails={"vmap": NO_VMAP, "jvp": NO_JVP, "jvp of grad": NO_JVP}),
-    Problem("own function everywhere", lambda: bump(BumpEverywhere)),
+    Problem("own function", bump),
     Problem("batch norm", batch_norm, opt=SGD),
     Problem(
         "layer norm",
@@ -337,17 +311,5 @@ PROBLEMS = [
         distance=entropies,
         formula=mlp(LayerNormFormula(3)),
         fails=dict.fromkeys(("create_graph", "grad of grad", "jvp of grad"), SILENT),
-    ),
-    Problem(
-        "weight norm",
-        lambda: WeightNorm(False),
-        opt=SGD,
-        formula=WeightNorm(True),
-        fails={
-            **dict.fromkeys(("eager", "create_graph"), (RuntimeError, "whose second derivative is wrong in torch")),
-            **dict.fromkeys(("grad", "grad of grad"), SILENT),
-            **dict.fromkeys(("jvp", "jvp of grad"), (NotImplementedError, "does not support it because")),
-            "vmap": (UserWarning, "not yet implemented the batching rule for aten::_weight_norm_interface"),
-        },
     ),
 ]

@@ -26,8 +26,6 @@ from ..support.problems import loss, start
 Row = tuple[Callable[[], Any], type[Exception], str]
 
 
-# -- optimizers, alone and around each other --------------------------------------------------------------------------
-
 VECTORS = {"w": torch.ones(1), "b": torch.ones(3, 2)}
 M = {"w": torch.zeros(2, 3)}
 AVERAGED = hft.averaged(SGD)
@@ -37,6 +35,7 @@ TOWER = hft.hyper(SGD, by=SGD, over="lr")
 TWO_LEVELS = hft.hyper(hft.adam(), by=SGD, over="betas.0")
 PARTS = {"w": hft.adam(lr=0.1), "b": hft.sgd(lr=0.2)}
 BY_NAME = hft.partition(PARTS, lambda path: path)
+TWICE = {"a": {"b": HALF}, "a.b": HALF}
 
 
 def updated(opt: hft.Optimizer, params: Any = VECTORS, grads: Any = None, **hparams: Any) -> Any:
@@ -61,8 +60,6 @@ OPTIMIZERS: list[Row] = [
     (lambda: hft.adam(lr=schedules.cosine(9)), TypeError, r"got a schedule; .* hft.scheduled\(optimizer, lr=sche"),
     (lambda: hft.adam(1e-3, b1=0.9), TypeError, "unexpected keyword argument 'b1'; did you mean 'betas'[?]$"),
     (lambda: hft.adafactor(eps=1e-3), ValueError, r"eps must be a pair \(eps1, eps2\), where eps1 may be None"),
-    (lambda: hft.adafactor(eps=None), ValueError, r"eps must be a pair \(eps1, eps2\), where eps1 may be None"),
-    (lambda: hft.adafactor(beta2_decay=0.8), ValueError, r"beta2_decay must lie in \[-inf, 0\], got 0.8"),
     (lambda: hft.adafactor(d=0.5), ValueError, r"d must lie in \[1, inf\), got 0.5"),
     (lambda: hft.muon().init(M | {"b": torch.zeros(3)}), ValueError, r"'b' has the shape \(.*\); with hft.part"),
     (lambda: hft.muon().init(M | {"b": torch.zeros(1, 2, 3)}), ValueError, r"'b' has the shape \(.*matrices get muon"),
@@ -71,7 +68,6 @@ OPTIMIZERS: list[Row] = [
     (lambda: hft.muon(adjust_lr_fn="match"), ValueError, "must be one of 'original', 'match_rms_adamw', got 'match'"),
     (lambda: hft.muon(ns_dtype="bfloat16"), TypeError, "must be None or a floating-point dtype such as torch.bfloat16"),
     (lambda: hft.muon().init({"w": 1.0}), TypeError, "must be a pytree of tensors, but 'w' is a float"),
-    (lambda: hft.muon(lr=-1.0), ValueError, r"lr must lie in \[0, inf\), got -1.0"),
     (lambda: hft.muon(nn.Linear(2, 2).parameters()), TypeError, "a pure optimizer gets no params here"),
     (lambda: hft.schedule_free_sgd(warmup_steps=-1), ValueError, "warmup_steps must be a number of updates >= 0, got"),
     (lambda: hft.schedule_free_adamw(warmup_steps=None), ValueError, "warmup_steps must be a number of updates >= 0"),
@@ -79,6 +75,9 @@ OPTIMIZERS: list[Row] = [
     (lambda: hft.rprop(etas=(0.5, {"w": 0.9, "b": 1.2})), ValueError, r"etaplus must lie in \[1, inf\), got 0.9"),
     (lambda: hft.rprop(etas=(0.5,)), ValueError, r"etas must be a pair \(etaminus, etaplus\)"),
     (lambda: hft.rprop(step_sizes=(-1, 50)), ValueError, r"step_sizes must lie in \[0, inf\], got -1"),
+    (lambda: updated(hft.sgd(), M, {"v": M["w"]}), ValueError, "grads must have the structure of the parameters"),
+    (lambda: updated(hft.sgd(), M, typo=1.0), ValueError, "hparams must be a dict with names among"),
+    (lambda: hft.sgd().init({"w": torch.zeros(2).int()}), TypeError, "floating-point .* but 'w' is torch.int32"),
     (lambda: hft.sgd().init(M | {"b": None}), TypeError, "must be a pytree of tensors, but 'b' is None; leave it out"),
     (lambda: hft.sgd().init({"w": torch.zeros(2, device="meta")}), ValueError, "'w' has no values: it is on the meta"),
     (lambda: hft.to_torchopt(TORCHS), TypeError, "optimizer must be a pure optimizer"),
@@ -105,8 +104,17 @@ COMBINATORS: list[Row] = [
     (lambda: hft.hyper(TORCHS, by=SGD, over="lr"), TypeError, "base must be a pure optimizer .*, got .* SGD"),
     (lambda: hft.hyper(SGD, by=hft.adam, over="lr"), TypeError, "by must be a pure optimizer .*, got adam itself"),
     (lambda: hft.ftp(hft.FTPAdamW, M), TypeError, "base must be .* got FTPAdamW itself: call it .* those of this pack"),
-    (lambda: hft.clipped(TORCHS, 1.0), TypeError, "base must be a pure optimizer"),
-    (lambda: hft.clipped(1.0, hft.adam()), TypeError, "max_norm must be .* got an optimizer; the optimizer goes first"),
+    *(
+        row
+        for make in (
+            hft.clipped, hft.clipped_per_layer, hft.clipped_by_value, hft.clipped_adaptively, hft.damped, hft.noisy,
+            hft.averaged, hft.decayed,
+        )
+        for row in (
+            (lambda make=make: make(0.1, SGD), TypeError, "must be a number .*, got an .*; the optimizer goes first"),
+            (lambda make=make: make(SGD, bound=0.1), TypeError, f"{make.__name__}: got an .* 'bound'; the arg"),
+        )
+    ),
     (lambda: hft.noisy(SGD, 0.1, seed=-1), ValueError, "seed must"),
     (lambda: hft.noisy(SGD, 0.1, seed=2**32), ValueError, "seed must"),
     (lambda: hft.noisy(SGD, 0.1, seed=0.5), TypeError, "seed must"),
@@ -123,25 +131,16 @@ COMBINATORS: list[Row] = [
     (lambda: hft.averages(M, AVERAGED.init(VECTORS)), ValueError, r"averages of .*'b'.* not among the params.*\['w'\]"),
     (lambda: hft.lookahead(SGD, 0), ValueError, "every must be a number of updates >= 1, got 0"),
     (lambda: hft.lookahead(SGD, alpha=1.5), ValueError, r"alpha must lie in \[0, 1\], got 1.5"),
-    (lambda: hft.decayed(SGD, -0.1), ValueError, "weight_decay must lie in"),
     (lambda: hft.decayed(SGD, 0.1, exclude="bb").init(VECTORS), ValueError, r"entry 'bb' matches .*\['w', 'b'\]"),
     (lambda: hft.decayed(SGD, 0.1, exclude=[3]), TypeError, "exclude must hold paths or glob patterns.*, got "),
-    (lambda: hft.decayed(SGD, 0.1, exclude={"b": 1}.values()), TypeError, "exclude must hold paths or glob patterns"),
     (lambda: hft.decayed(TOWER, 0.1), ValueError, "decayed reads the lr of base, which has none, its hparams .*inside"),
-    (lambda: hft.decayed(BY_NAME, 0.1), ValueError, "decayed reads the lr of base, which has none, its .*inside"),
     (lambda: hft.l2sp(TOWER, M, decoupled=True), ValueError, "has no lr"),
     # Anchors.
     (lambda: hft.ftp(SGD, None), TypeError, "anchor must be the weights to stay near, .* got None"),
     (lambda: hft.ftp(SGD, {"v": M["w"]}).init(M), ValueError, r"anchor has entries \['v'\] that are not parameters"),
-    (lambda: hft.projected(SGD, {"v": M["w"]}).init(M), ValueError, r"anchor has entries \['v'\] that are not param"),
     (lambda: hft.ftp(SGD, {"w": torch.zeros(3, 2)}).init(M), ValueError, r"'w' has shape \(3, 2\), its .*\(2, 3\)"),
-    (lambda: hft.projected(SGD, {"w": torch.zeros(3, 2)}).init(M), ValueError, r"anchor entry 'w' has shape \(3, 2\)"),
-    (lambda: hft.l2sp(SGD, {"w": torch.zeros(3)}).init(M), ValueError, "has shape"),
     (lambda: hft.ftp(SGD, {"w": torch.zeros(2).int()}), TypeError, "must hold floating-point tensors.* torch.int32"),
-    (lambda: hft.projected(SGD, {"w": torch.zeros(2).int()}), TypeError, "anchor must hold floating-point tensors"),
     (lambda: hft.ftp(SGD, M, norm="l1"), ValueError, "norm must be one of"),
-    (lambda: hft.projected(SGD, M, norm="l1"), ValueError, "norm must be one of"),
-    (lambda: hft.ftp(SGD, M, kappa=2), ValueError, r"kappa must lie in \[0, 1\], got 2"),
     (lambda: hft.ftp(SGD, M, gradient="Exact"), ValueError, "got .Exact.; did you mean .exact."),
     (lambda: hft.ftp(SGD, M, radius_start=math.inf), ValueError, r"radius_start must lie in \[0, inf\), got"),
     (lambda: hft.ftp(SGD, M, exclude="w"), TypeError, "what the anchor leaves out moves freely"),
@@ -150,7 +149,6 @@ COMBINATORS: list[Row] = [
     (lambda: hft.l2sp(SGD, VECTORS, strength={"w": 0.0}), ValueError, r"names of the anchor \['w', 'b'\], got \['w'\]"),
     (lambda: updated(hft.l2sp(SGD, VECTORS), VECTORS, M), ValueError, "structure|no entry .b. among"),
     (lambda: updated(hft.projected(SGD, VECTORS), radius={"w": HALF}), ValueError, r"no entry for 'b', only for .*w"),
-    (lambda: updated(hft.l2sp(SGD, VECTORS), strength={"b": 1.0}), ValueError, r"no entry for 'w', only for \['b'\]"),
     (
         lambda: updated(hft.projected(SGD, VECTORS, radius=1.0), radius={"w": torch.ones(4), "b": HALF}),
         ValueError, r"radius must be a 0-d tensor, got the shape \(",
@@ -161,21 +159,12 @@ COMBINATORS: list[Row] = [
             ValueError, rf"{name} must be a 0-d tensor, got the shape \(2,\)",
         )
         for opt, name in (
-            (hft.projected(SGD, VECTORS, radius=1.0), "radius"), (hft.l2sp(SGD, VECTORS), "strength"),
-            (hft.spd(SGD, VECTORS), "strength"), (hft.directed(SGD, VECTORS), "omega"),
-            (hft.digrap(SGD, VECTORS), "omega_lr"), (hft.ftp(SGD, VECTORS), "kappa"),
-            (hft.ftp(SGD, VECTORS), "radius_lr"), (hft.clipped(SGD, 1.0), "max_norm"), (hft.damped(SGD), "kappa"),
+            (hft.l2sp(SGD, VECTORS), "strength"), (hft.directed(SGD, VECTORS), "omega"),
+            (hft.ftp(SGD, VECTORS), "kappa"), (hft.clipped(SGD, 1.0), "max_norm"), (hft.damped(SGD), "kappa"),
         )
     ),
-    *(
-        (act, ValueError, "two entries of a tree have the path 'a.b'; rename a key")
-        for make in (hft.projected, hft.ftp, hft.l2sp)
-        for twice in [{"a": {"b": HALF}, "a.b": HALF}]
-        for act in (
-            lambda make=make, twice=twice: make(SGD, twice),
-            lambda make=make, twice=twice: make(SGD, {"a.b": HALF}).init(twice),
-        )
-    ),
+    (lambda: hft.projected(SGD, TWICE), ValueError, "two entries of a tree have the path 'a.b'; rename a key"),
+    (lambda: hft.projected(SGD, {"a.b": HALF}).init(TWICE), ValueError, "two entries of a tree have the path 'a.b'"),
 ]  # fmt: skip
 
 LABELS: list[Row] = [
@@ -186,7 +175,6 @@ LABELS: list[Row] = [
     (lambda: hft.partition(PARTS, {"bb.*": "w", "*": "b"}).init(VECTORS), ValueError, r"'bb.\*' matches no .* 'b'\?"),
     (lambda: hft.partition(PARTS, {"*": "w", "b": "b"}).init(VECTORS), ValueError, "'b' gives no .*; put it before"),
     (lambda: hft.partition(PARTS, {"*": "w"}).init(M), ValueError, r"no parameter has the label 'b'; .* are \['w'\]"),
-    (lambda: hft.partition(PARTS, lambda path: "w").init(M), ValueError, "no parameter has the label 'b'"),
     (lambda: hft.partition(PARTS, {"w": 1, "*": "b"}).init(M), TypeError, "but the entry .w. is 1"),
     *(
         (lambda wrong=wrong: hft.partition({wrong: SGD}, {"*": wrong}), ValueError, "a string without a dot")
@@ -202,12 +190,10 @@ LABELS: list[Row] = [
 
 OVER: list[Row] = [
     (lambda: tuned(hft.adam(), "rate"), ValueError, "over names 'rate', but the hyperparameters are .*'lr'"),
-    (lambda: tuned(hft.adam(), ("lr", "rate")), ValueError, "over names 'rate', but the hyperparameters are .*'lr'"),
     (lambda: tuned(hft.adam(), "betas.2"), ValueError, r"'betas.2', but .* did you mean 'betas.[01]'"),
     (lambda: tuned(hft.adam(), "beta1"), ValueError, "'beta1', .*; did you mean 'betas.0'"),
     (lambda: tuned(hft.adam(), "lr.x"), ValueError, "over names 'lr.x', but the hyperparameters are"),
     (lambda: tuned(hft.adam(), 3), ValueError, "over must name at least one hyperparameter of .*'lr'.*, got 3$"),
-    (lambda: tuned(hft.adam(), SGD), ValueError, "at least one hyperparameter of .* got an object of .* Optimizer$"),
     (lambda: tuned(SGD, ()), ValueError, "over must name at least one"),
     (lambda: tuned(hft.frozen(), "lr"), ValueError, "over must name at least one|over names 'lr', but"),
     (lambda: tuned(hft.adam(), ("betas", "betas.0")), ValueError, "over names a hyperparameter twice"),
@@ -230,7 +216,6 @@ OVER: list[Row] = [
     ),
 ]  # fmt: skip
 
-# -- schedules and tables ---------------------------------------------------------------------------------------------
 
 TABLE = f64([0.3, 0.1, 0.5, 0.2])
 COSINE = schedules.cosine(3)
@@ -255,7 +240,6 @@ SCHEDULES: list[Row] = [
     (lambda: hft.scheduled(SGD, momentun=len), ValueError, "did you mean 'momentum'"),
     (lambda: hft.scheduled(BY_NAME, w=COSINE), ValueError, "'w' holds several hparams, .*'w.lr'"),
     (lambda: hft.scheduled(TWO_LEVELS, {"base.betas": COSINE}), ValueError, "base tunes 'base.betas.0'"),
-    (lambda: hft.scheduled(TOWER, {"base.lr": COSINE}), ValueError, "base tunes 'base.lr' itself"),
     (lambda: hft.per_step(TOWER, {"base.lr": TABLE}), ValueError, "base tunes 'base.lr' itself"),
     (lambda: hft.per_step(SGD, lr=0.1), TypeError, r"table of 'lr' must be a floating-point tensor of shape \(K,\)"),
     (lambda: hft.per_step(SGD, lr=[0.1, 0.2]), TypeError, r"table of 'lr' .* got 0.1; write torch.tensor"),
@@ -263,7 +247,6 @@ SCHEDULES: list[Row] = [
     (lambda: hft.per_step(SGD, lr=HALF), ValueError, r"shape \(K,\) with K >= 1, got \(\)"),
     (lambda: hft.per_step(SGD, lr=TABLE[:0]), ValueError, r"shape \(K,\) with K >= 1, got \(0,\)"),
     (lambda: hft.per_step(SGD, lr=-TABLE), ValueError, r"lr must lie in \[0, inf\), got -0.3 in its table"),
-    (lambda: hft.per_step(SGD, lr=TABLE * math.nan), ValueError, r"lr must lie in \[0, inf\), got nan in its"),
     (lambda: hft.per_step(torch.optim.SGD, lr=TABLE), TypeError, "base must be a pure optimizer"),
     (lambda: hft.per_step(SGD, rate=TABLE), ValueError, r"tables for \['rate'\], but the hparams are"),
     (lambda: hft.per_step(hft.adam(), betas=TABLE), ValueError, "'betas' holds 2 numbers: give as many tables"),
@@ -280,7 +263,6 @@ SCHEDULES: list[Row] = [
     (lambda: schedules.joined([COSINE], [3]), ValueError, "each schedule but the first, got 1 for 1"),
     (lambda: schedules.joined([COSINE, 0.5], [3]), TypeError, "must be a Schedule"),  # pyright: ignore
     (lambda: schedules.one_cycle(9, linear="cos"), TypeError, "linear must be True or False"),  # pyright: ignore
-    (lambda: with_schedule({"shar": 0.1}), ValueError, "hparams must be a dict with names among"),
     (lambda: with_schedule(0.1), ValueError, "hparams must be a dict with names among"),
     (lambda: with_schedule({"then": {"flor": 0.1}}), ValueError, "hparams must be a dict with names among"),
     (
@@ -289,7 +271,6 @@ SCHEDULES: list[Row] = [
     ),
 ]  # fmt: skip
 
-# -- weights that are mixed, numbers by depth -------------------------------------------------------------------------
 
 LAYERS = ["stem.weight", "blocks.0.a.weight", "blocks.0.b.bias", "blocks.1.a.weight", "head.weight"]
 ONES = {name: torch.ones(2) for name in ("a", "b")}
@@ -315,12 +296,10 @@ MIXING: list[Row] = [
     (lambda: hft.learned_wise(ONES, ONES, loss, [], statistics="a"), TypeError, "a list of names, got the string"),
     (lambda: hft.lines(ONES, ONES, ["a", "b"], alpha=-0.1), ValueError, "alpha must lie in"),
     (lambda: hft.lines(ONES, ONES, ["a", "b"], beta=math.inf), ValueError, "beta must lie in"),
-    (lambda: hft.lines(ONES, ONES, ["a", "5"]), ValueError, "'5' matches no parameter"),
     (lambda: hft.lines(ONES, {**ONES, "b": torch.ones(3)}, ["a", "b"]), ValueError, "leave out a head"),
     (lambda: hft.model_stock(ONES, ONES), TypeError, "list of state_dicts, got dict"),  # pyright: ignore
     (lambda: hft.model_stock([ONES], ONES), ValueError, "at least two, got 1"),
     (lambda: hft.model_stock([ONES, {**ONES, "v": HALF}], ONES), ValueError, r"same names, but only some have \['v'\]"),
-    (lambda: hft.model_stock([ONES, {**ONES, "b": HALF}], {"a": ONES["a"]}), ValueError, r"same shapes, but \['b'\]"),
     (lambda: hft.model_stock([ONES, {**ONES, "b": 3}], {"a": ONES["a"]}), ValueError, r"same shapes, but \['b'\]"),
     (lambda: hft.model_stock([ONES, ONES], {"v": HALF}), ValueError, "not in weights"),
     (lambda: hft.mixout(ONES, ONES, p=1.0), ValueError, r"p must lie in \[0, 1\)"),
@@ -332,7 +311,6 @@ MIXING: list[Row] = [
     (lambda: by_depth("stem"), TypeError, "list of names"),
     (lambda: by_depth(["stem", 1]), TypeError, "list of names"),
     (lambda: by_depth({"stem", "head"}), TypeError, "list of names"),
-    (lambda: by_depth(None), TypeError, "list of names"),
     (lambda: by_depth(["stem", [], "head"]), ValueError, r"layer 1 .* is empty"),
     (lambda: by_depth(["stem", "block.0"]), ValueError, r"'block.0' matches no parameter.*did you mean 'blocks.0'"),
     (lambda: by_depth(["stem", "blocks", "blocks.1"]), ValueError, r"layers 1 and 2 .* both have .*blocks.1.a.weight"),
@@ -346,11 +324,9 @@ MIXING: list[Row] = [
     (lambda: groups(), TypeError, "needs a number"),
     (lambda: groups(strength=1.0), TypeError, r"strength must be a pair .* got 1.0"),
     (lambda: groups(params=(1.0, 0.0)), TypeError, "params is no option"),
-    (lambda: groups(rest={"params": []}, strength=(1.0, 0.0)), TypeError, "params is no option"),
     (lambda: groups(("0", "1"), strength=(1.0, 0.0)), ValueError, r"'2.weight', '2.bias'.* in no layer: .*rest="),
 ]  # fmt: skip
 
-# -- training and its derivatives -------------------------------------------------------------------------------------
 
 W = start()
 MIXED = [(x, torch.arange(5)) for x in DATA[:2]]
@@ -400,14 +376,12 @@ TRAINING: list[Row] = [
     (lambda: call(data={"x": DATA}), TypeError, r"got dict; give a list with one dict for each step: \[\{name: x\[k\]"),
     (lambda: trained(batches="abc"), TypeError, r"must be a sequence, .*got str; use list\("),
     (lambda: trained(batches=20), TypeError, "got int; give the batches, not their number"),
-    (lambda: trained(batches=f64(1.0)), TypeError, "batches must be"),
     (
         lambda: trained(batches=(torch.ones(20, 3), torch.ones(20))),
         TypeError, r"a tuple of 2 tensors of one length, .* write list\(batches\) for 2 steps, .*zip",
     ),
     (lambda: call(data=Rows()), ValueError, "batches is a sequence that is no list, and a tensor .* Pass a list"),
     (lambda: call(data=(x for x in DATA)), TypeError, "got generator; use list"),
-    (lambda: call(data=iter(DATA)), TypeError, "must be a sequence, it is read again; got list_iterator"),
     (lambda: call(data=[]), ValueError, "batches is empty"),
     (lambda: call(data=[x.to("meta") for x in DATA]), ValueError, "meta device"),
     (lambda: call(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
@@ -415,9 +389,7 @@ TRAINING: list[Row] = [
     (lambda: trained(params=W | {"b": torch.zeros(2).int()}), TypeError, "must be floating-point"),
     (lambda: trained(params=nn.Linear(2, 2)), TypeError, "got a Linear; of a module take dict.*functional_call"),
     (lambda: call(params=W | {"b": W["b"].to("meta")}), ValueError, "'b' has no values: .* meta"),
-    (lambda: call(hparams={"lr": torch.zeros((), device="meta")}), ValueError, "meta device"),
     (lambda: call(hparams=own({"mode": "sum"})), TypeError, r"hparams\['loss'\] must hold tensors .* 'mode' is a str"),
-    (lambda: call(hparams=own({"mode": None})), TypeError, r"hparams\['loss'\]"),
     (lambda: call(hparams={"momentun": 0.1}), ValueError, "did you mean 'momentum'.*the loss's are under 'loss'"),
     (lambda: trained(hparams={"Lr": 0.1}), ValueError, r"names among .* got \['Lr'\]; did you mean 'lr'\?"),
     (dual, ValueError, "use torch.func.jvp"),
@@ -461,7 +433,6 @@ TRAINING: list[Row] = [
     (lambda: hft.Unroll(truncate=0), ValueError, "truncate must be None or a number of steps >= 1, got 0"),
     (lambda: hft.Unroll(truncate=True), ValueError, "truncate must be .* got True"),
     (lambda: call(strategy=hft.Unroll(truncate=9)), ValueError, "batches has 4 steps, fewer than truncate = 9"),
-    (lambda: hft.Unroll(checkpoint="often"), ValueError, "checkpoint must be"),
     (lambda: hft.Unroll(checkpoint=1.5), ValueError, "checkpoint must be .* got 1.5"),
     (lambda: hft.Unroll(checkpoint=True), ValueError, "checkpoint must be a number of steps"),
     (lambda: hft.Unroll(checkpoint=False, offload=True), ValueError, "leave offload out"),
@@ -470,30 +441,21 @@ TRAINING: list[Row] = [
     (lambda: call(strategy=hft.Unroll(memory=9)), ValueError, "memory=9 bytes are too few: .* need"),
     # Estimates.
     (lambda: estimated(strategy=hft.Unroll(compile=True)), ValueError, "compile=True"),
-    (lambda: estimated(strategy=hft.Forward(compile="eager")), ValueError, "compile=True"),
     (lambda: estimated(strategy=Own()), TypeError, "Own: measure a short run"),
     (lambda: estimated(strategy=hft.Unroll(truncate=9)), ValueError, "fewer than truncate = 9"),
     (lambda: estimated(strategy=hft.Implicit(batches=9)), ValueError, "fewer than batches = 9"),
     (lambda: estimated(strategy=hft.Unroll(memory=10)), ValueError, "too few"),
-    (lambda: estimated(over="rate"), ValueError, "rate"),
 ]  # fmt: skip
 
 LOOPS: list[Row] = [
-    (lambda: rounds(opt=TORCHS), TypeError, "optimizer must be a pure optimizer"),
     (lambda: rounds(by=TORCHS), TypeError, "by must be a pure optimizer .* .*functools.partial"),
     (lambda: rounds(by=hft.adam), TypeError, r"adam made a Optimizer. Is it adam\(...\) that was"),
     (lambda: rounds(by=torch.optim.LBFGS), TypeError, "by: LBFGS evaluates the loss itself"),
     (lambda: rounds(by=partial(torch.optim.SGD, lr=-1)), TypeError, "with a list of 1 tensors and failed: Invalid"),
     (lambda: rounds(inner_steps=0), ValueError, "inner_steps must be a number of steps >= 1, got 0"),
-    (lambda: rounds("rate"), ValueError, "over names 'rate'"),
-    (lambda: rounds(train_loss="mse"), TypeError, "must be a function that returns a scalar tensor, got str"),
     (lambda: rounds(outer_loss=None), TypeError, "must be a function that returns a scalar tensor, got NoneType"),
-    (lambda: rounds(train_loss=lambda p: p.sum()), ValueError, r"train_loss\(params, batch\), but takes 1 argument$"),
     (lambda: rounds(outer_loss=lambda p: p.sum()), ValueError, r"outer_loss takes \(params, batch\)"),
-    (lambda: rounds(params=W | {"b": None}), TypeError, "'b' is None; leave it out"),
-    (lambda: rounds(hparams=own({"mode": "sum"})), TypeError, "must hold tensors or numbers, but 'mode' is a str"),
     (lambda: rounds(train_batches=[]), ValueError, "train_batches is empty"),
-    (lambda: rounds(train_batches={"x": DATA[0]}), TypeError, "train_batches"),
     (lambda: rounds(train_batches="abc"), TypeError, "train_batches"),
     (lambda: rounds(outer_batches=None), TypeError, "outer_batches"),
     (lambda: rounds("batches"), ValueError, "must be a list of inner_steps = 2 entries, .* got 4"),
@@ -504,7 +466,6 @@ LOOPS: list[Row] = [
     (lambda: rounds("dampening", constrain={"dampening": "log"}), ValueError, "'log' is for positive values"),
     (lambda: rounds("params", reset=W), ValueError, "over='params' tunes where each round starts, and reset"),
     (lambda: rounds(reset=lambda k: None), TypeError, "params must be a pytree .* is None"),
-    (lambda: rounds(reset={"w": W["w"]}), ValueError, "reset"),
     (lambda: rounds(reset=W | {"w": torch.zeros(2, 2, dtype=F64)}), ValueError, "reset"),
     # States of other runs.
     (lambda: rounds(state={}), TypeError, "state must be the BilevelState of an earlier record, got dict$"),
@@ -517,7 +478,6 @@ LOOPS: list[Row] = [
     (lambda: rounds(state=first_state()._replace(inner=hft.adam().init(W))), ValueError, "state.inner does not fit"),
     (lambda: rounds(state=first_state()._replace(outer={"lr": f64(1.0)})), ValueError, "state.outer"),
     (lambda: rounds(by=torch.optim.SGD, state=first_state()), ValueError, "state.outer"),
-    (lambda: rounds(by=torch.optim.Adam, state=first_state(by=torch.optim.SGD)), ValueError, "state.outer"),
     (lambda: hft.tpgm(W, W, loss, iter([])), ValueError, "batches is empty, or an iterator that has been read before"),
     (lambda: hft.tpgm(W, W, loss, DATA, radius_lr=-1.0), ValueError, "radius_lr must lie in"),
 ]  # fmt: skip

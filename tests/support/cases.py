@@ -11,7 +11,6 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer
 
-from . import papers
 from .family import PURE
 
 ANCHOR = {"w": torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), "b": torch.zeros(4, dtype=torch.float64)}
@@ -27,11 +26,9 @@ class Case:
     name: str
     make: Callable[..., Optimizer]
     kwargs: dict[str, Any]
-    peer: Callable[..., torch.optim.Optimizer] | None  # the torch.optim class with the same keyword arguments
     flat: tuple[str, ...]  # hparams whose hypergradient is 0 by the rule
     smooth: bool  # False: torch's own rule jumps at these values
     steps: int  # after which the rule has shown what these values do
-    packs: bool  # False: a tensor has a state of another shape, so that it is computed by itself
     own: tuple[str, ...]  # hparams whose names mean something else in DOMAINS
     whole: bool  # the rule looks at a tensor as a whole, not at each entry
     gaps: bool  # False: a gradient that is None is refused
@@ -44,58 +41,58 @@ class Case:
 
 
 def case(
-    name: str, make: Callable[..., Optimizer], peer: Callable[..., torch.optim.Optimizer] | None = None, *,
-    flat: tuple[str, ...] = (), smooth: bool = True, steps: int = 4, packs: bool = True, own: tuple[str, ...] = (),
+    name: str, make: Callable[..., Optimizer], *,
+    flat: tuple[str, ...] = (), smooth: bool = True, steps: int = 4, own: tuple[str, ...] = (),
     whole: bool = False, gaps: bool = True, **kwargs: Any,
 ) -> Case:  # fmt: skip
     """A row; the keywords that are no fields of it are arguments of the optimizer."""
-    return Case(name, make, kwargs, peer, flat, smooth, steps, packs, own, whole, gaps)
+    return Case(name, make, kwargs, flat, smooth, steps, own, whole, gaps)
 
 
 # eps = 1e-2 where a root is divided by: well conditioned for finite differences.
 # fmt: off
 BASES = [
-    case("sgd", hft.sgd, torch.optim.SGD, lr=0.1),
-    case("sgd-dampening-without-momentum", hft.sgd, torch.optim.SGD, lr=0.1, dampening=0.3, smooth=False),
-    case("sgd-momentum", hft.sgd, torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.05),
-    case("sgd-nesterov", hft.sgd, torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
-    case("adam", hft.adam, torch.optim.Adam, lr=0.1, eps=1e-2, weight_decay=0.05, betas=(0.8, 0.95)),
-    case("adamw", hft.adamw, torch.optim.AdamW, lr=0.1, eps=1e-2, weight_decay=0.1),
-    case("adamw-amsgrad", hft.adamw, torch.optim.AdamW, lr=0.1, eps=1e-2, amsgrad=True, betas=(0.5, 0.6)),
-    case("rmsprop", hft.rmsprop, torch.optim.RMSprop, lr=0.05, eps=1e-2, alpha=0.9, momentum=0.5, weight_decay=0.1),
-    case("rmsprop-centered", hft.rmsprop, torch.optim.RMSprop, lr=0.05, eps=1e-2, alpha=0.9, centered=True),
-    case("adagrad", hft.adagrad, torch.optim.Adagrad, lr=0.1, eps=1e-2, lr_decay=0.1, weight_decay=0.1,
+    case("sgd", hft.sgd, lr=0.1),
+    case("sgd-dampening-without-momentum", hft.sgd, lr=0.1, dampening=0.3, smooth=False),
+    case("sgd-momentum", hft.sgd, lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.05),
+    case("sgd-nesterov", hft.sgd, lr=0.1, momentum=0.9, nesterov=True),
+    case("adam", hft.adam, lr=0.1, eps=1e-2, weight_decay=0.05, betas=(0.8, 0.95)),
+    case("adamw", hft.adamw, lr=0.1, eps=1e-2, weight_decay=0.1),
+    case("adamw-amsgrad", hft.adamw, lr=0.1, eps=1e-2, amsgrad=True, betas=(0.5, 0.6)),
+    case("rmsprop", hft.rmsprop, lr=0.05, eps=1e-2, alpha=0.9, momentum=0.5, weight_decay=0.1),
+    case("rmsprop-centered", hft.rmsprop, lr=0.05, eps=1e-2, alpha=0.9, centered=True),
+    case("adagrad", hft.adagrad, lr=0.1, eps=1e-2, lr_decay=0.1, weight_decay=0.1,
          initial_accumulator_value=0.2),
-    case("adadelta", hft.adadelta, torch.optim.Adadelta, lr=0.5, rho=0.8, eps=1e-2, weight_decay=0.1),
-    case("adamax", hft.adamax, torch.optim.Adamax, lr=0.1, betas=(0.8, 0.6), eps=1e-2, weight_decay=0.1),
-    case("nadam", hft.nadam, torch.optim.NAdam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1,
-         momentum_decay=0.3, packs=False),
-    case("nadam-decoupled", hft.nadam, torch.optim.NAdam, lr=0.1, eps=1e-2, weight_decay=0.1,
-         decoupled_weight_decay=True, packs=False),
+    case("adadelta", hft.adadelta, lr=0.5, rho=0.8, eps=1e-2, weight_decay=0.1),
+    case("adamax", hft.adamax, lr=0.1, betas=(0.8, 0.6), eps=1e-2, weight_decay=0.1),
+    case("nadam", hft.nadam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1,
+         momentum_decay=0.3),
+    case("nadam-decoupled", hft.nadam, lr=0.1, eps=1e-2, weight_decay=0.1,
+         decoupled_weight_decay=True),
     # The first update that can be rectified is the sixth.
-    case("radam", hft.radam, torch.optim.RAdam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1, steps=7),
-    case("radam-not-rectified", hft.radam, torch.optim.RAdam, lr=0.1, betas=(0.8, 0.7), weight_decay=0.1,
+    case("radam", hft.radam, lr=0.1, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.1, steps=7),
+    case("radam-not-rectified", hft.radam, lr=0.1, betas=(0.8, 0.7), weight_decay=0.1,
          decoupled_weight_decay=True, flat=("eps",)),
     # Bounds that some step sizes reach and others do not.
-    case("rprop", hft.rprop, torch.optim.Rprop, lr=0.1, etas=(0.5, 1.2), step_sizes=(0.04, 0.13)),
+    case("rprop", hft.rprop, lr=0.1, etas=(0.5, 1.2), step_sizes=(0.04, 0.13)),
     # The weights do not depend on t0.
-    case("asgd", hft.asgd, torch.optim.ASGD, lr=0.1, lambd=0.3, alpha=0.6, t0=1.5, weight_decay=0.1, flat=("t0",),
+    case("asgd", hft.asgd, lr=0.1, lambd=0.3, alpha=0.6, t0=1.5, weight_decay=0.1, flat=("t0",),
          own=("alpha",)),
-    case("lion", hft.lion, papers.lion, lr=0.1, betas=(0.8, 0.95), weight_decay=0.1, flat=("betas",)),
+    case("lion", hft.lion, lr=0.1, betas=(0.8, 0.95), weight_decay=0.1, flat=("betas",)),
     # "w" is larger than eps2, "b" is not.
-    case("adafactor", hft.adafactor, torch.optim.Adafactor, lr=0.1, beta2_decay=-0.5, eps=(None, 0.9), d=1.05,
-         weight_decay=0.1, packs=False, whole=True),
-    case("adafactor-eps1", hft.adafactor, torch.optim.Adafactor, lr=0.1, eps=(0.1, 0.9), d=1.5, packs=False,
+    case("adafactor", hft.adafactor, lr=0.1, beta2_decay=-0.5, eps=(None, 0.9), d=1.05,
+         weight_decay=0.1, whole=True),
+    case("adafactor-eps1", hft.adafactor, lr=0.1, eps=(0.1, 0.9), d=1.5,
          own=("eps",), whole=True),
-    case("adan", hft.adan, papers.adan, lr=0.1, betas=(0.8, 0.7, 0.95), eps=1e-2, weight_decay=0.1, own=("betas",)),
-    case("adopt", hft.adopt, papers.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1),
-    case("adopt-without-clipping", hft.adopt, papers.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1,
+    case("adan", hft.adan, lr=0.1, betas=(0.8, 0.7, 0.95), eps=1e-2, weight_decay=0.1, own=("betas",)),
+    case("adopt", hft.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1),
+    case("adopt-without-clipping", hft.adopt, lr=0.1, betas=(0.8, 0.95), eps=0.05, weight_decay=0.1,
          clip_power=None, decoupled=True),
-    case("schedule_free_sgd", hft.schedule_free_sgd, papers.schedule_free_sgd, lr=0.3, momentum=0.7, weight_decay=0.1,
-         warmup_steps=3, r=0.5, weight_lr_power=1.5, packs=False),
-    case("schedule_free_adamw", hft.schedule_free_adamw, papers.schedule_free_adamw, lr=0.1, betas=(0.8, 0.95),
-         eps=1e-2, weight_decay=0.1, warmup_steps=3, r=0.5, packs=False),
-    case("signum", hft.signum, papers.signum, lr=0.1, momentum=0.8, weight_decay=0.1, flat=("momentum",)),
+    case("schedule_free_sgd", hft.schedule_free_sgd, lr=0.3, momentum=0.7, weight_decay=0.1,
+         warmup_steps=3, r=0.5, weight_lr_power=1.5),
+    case("schedule_free_adamw", hft.schedule_free_adamw, lr=0.1, betas=(0.8, 0.95),
+         eps=1e-2, weight_decay=0.1, warmup_steps=3, r=0.5),
+    case("signum", hft.signum, lr=0.1, momentum=0.8, weight_decay=0.1, flat=("momentum",)),
 ]
 # fmt: on
 

@@ -1,0 +1,260 @@
+"""WiSE-FT, LiNeS, Model Stock and Mixout over whole state_dicts."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hyperopt_ftp as hft
+
+F64 = torch.float64
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 4, 3)).double()
+
+
+def pair(dtype: torch.dtype = F64) -> tuple[dict, dict]:
+    """Fine-tuned and pre-trained, with other statistics and counts."""
+    model = network()
+    start = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.data += torch.randn_like(p)
+    for _ in range(3):
+        model(torch.randn(8, 1, 4, 4, dtype=F64) * 3 + 1)
+    tuned, start = (
+        {name: w.to(dtype) if w.is_floating_point() else w for name, w in x.items()}
+        for x in (model.state_dict(), start)
+    )
+    return tuned, start
+
+
+# -- WiSE-FT and LiNeS ------------------------------------------------------------------------------------------------
+
+LAYERS = ["0", "1", "3"]
+#: What is kept of the fine-tuned weights: one share for all, and one for each layer.
+MIXTURES = {
+    "wise": (lambda w, w0: hft.wise(w, w0, strength=0.25), {"0": 0.75, "1": 0.75, "3": 0.75}),
+    "lines": (lambda w, w0: hft.lines(w, w0, LAYERS, alpha=0.2, beta=0.6), {"0": 0.2, "1": 0.5, "3": 0.8}),
+    "lines, one share": (lambda w, w0: hft.lines(w, w0, ["0", "3"], alpha=0.3, beta=0.0), dict.fromkeys("013", 0.3)),
+    "lines, a layer of two": (
+        lambda w, w0: hft.lines(w, w0, [["0", "1"], "3"], alpha=0.2, beta=0.6), {"0": 0.2, "1": 0.2, "3": 0.8},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mix", "shares"), MIXTURES.values(), ids=MIXTURES)
+def test_a_mixture_is_that_of_its_numbers_and_counts_stay(mix, shares):
+    tuned, start = pair()
+    mixed = mix(tuned, start)
+    for name, w in tuned.items():
+        if w.is_floating_point():
+            expected = start[name] + shares[name[0]] * (w - start[name])
+            torch.testing.assert_close(mixed[name], expected, rtol=1e-14, atol=1e-15)
+        else:
+            assert mixed[name] == w == 3
+    assert not torch.equal(mixed["1.running_var"], tuned["1.running_var"])
+
+
+#: By the share that is kept.
+ENDS = {
+    "wise": lambda w, w0, share: hft.wise(w, w0, strength=1 - share),
+    "lines": lambda w, w0, share: hft.lines(w, w0, LAYERS, alpha=share, beta=0.0),
+}
+
+
+@pytest.mark.parametrize("mix", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_both_ends_are_exact_and_nothing_is_shared(mix, dtype):
+    tuned, start = pair(dtype)
+    free, fixed = mix(tuned, start, 1.0), mix(tuned, start, 0.0)
+    for name, w in tuned.items():
+        assert torch.equal(free[name], w)
+        assert torch.equal(fixed[name], start[name] if w.is_floating_point() else w)
+        assert free[name].dtype == fixed[name].dtype == w.dtype
+        assert free[name].data_ptr() != w.data_ptr()
+
+
+def test_a_share_for_each_name_what_is_in_no_layer_and_a_new_head():
+    tuned, start = pair()
+    headless = {name: w for name, w in start.items() if not name.startswith("3.")}
+    mixed = hft.wise(tuned, headless, strength={"0.weight": 1.0})
+    assert torch.equal(mixed["0.weight"], start["0.weight"])
+    for name in tuned.keys() - {"0.weight"}:
+        assert torch.equal(mixed[name], tuned[name])
+    scaled = hft.lines(tuned, headless, ["0", "1.weight"], alpha=0.25, beta=0.75)  # "1.bias" as the first layer
+    torch.testing.assert_close(scaled["1.bias"], start["1.bias"] + 0.25 * (tuned["1.bias"] - start["1.bias"]))
+    assert torch.equal(scaled["1.weight"], tuned["1.weight"])
+    assert torch.equal(scaled["3.weight"], tuned["3.weight"])
+    assert scaled["3.weight"].data_ptr() != tuned["3.weight"].data_ptr()
+
+
+def test_derivatives_and_sweeps_of_lines_are_those_of_the_formula():
+    """d W / d alpha of layer k of L is W - W0, d W / d beta is (k - 1) / (L - 1) of it."""
+    tuned, start = pair()
+    numbers = torch.tensor([0.2, 0.6], dtype=F64)
+
+    def mixed(numbers):
+        return hft.lines(tuned, start, LAYERS, alpha=numbers[0], beta=numbers[1])["1.weight"]
+
+    way = tuned["1.weight"] - start["1.weight"]
+    torch.testing.assert_close(torch.func.jacrev(mixed)(numbers), torch.stack([way, way / 2], -1), rtol=1e-14, atol=0)
+    swept = torch.func.vmap(mixed)(torch.stack([numbers, numbers / 2]))
+    torch.testing.assert_close(swept[1], mixed(numbers / 2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_result_is_where_the_weights_are(share):
+    tuned, start = pair()
+    elsewhere = {name: w.to("meta") for name, w in tuned.items()}
+    found = hft.lines(elsewhere, start, LAYERS, alpha=share, beta=0.0)
+    assert {w.device.type for w in found.values()} == {"meta"}
+
+
+def test_learned_shares_find_the_mixture_that_made_the_targets():
+    """Targets of a mixture with a share for each tensor: its loss is 0, and the shares are found again."""
+    tuned, start = pair()
+    model = network().eval()
+    buffers = [name for name, _ in model.named_buffers()]
+    names = [name for name, _ in model.named_parameters()]
+    true = dict(zip(names, (0.9, 0.1, 0.7, 0.3, 0.2, 0.6), strict=True))
+    true |= {"1.running_mean": 0.5, "1.running_var": 0.5}  # the mean of their module's, 0.7 and 0.3
+    x = torch.randn(64, 1, 4, 4, dtype=F64)
+    y = torch.func.functional_call(model, hft.wise(tuned, start, strength=true), (x,))
+
+    def outer_loss(weights, batch):
+        return (torch.func.functional_call(model, weights, (batch,)) - y).square().mean()
+
+    given = {n: w.requires_grad_() if n in names else w for n, w in tuned.items()}
+    mixed, shares = hft.learned_wise(given, start, outer_loss, [x] * 600, statistics=buffers, strength_lr=0.02)
+    assert not any(w.requires_grad for w in (*mixed.values(), *shares.values()))  # no graph from batch to batch
+    assert outer_loss(mixed, x) < 1e-4 < 1e-2 < outer_loss(tuned, x)
+    assert shares.keys() == true.keys()
+    for name, share in true.items():
+        assert shares[name] == pytest.approx(share, abs=0.05), name
+        torch.testing.assert_close(mixed[name], hft.wise(tuned, start, strength=shares)[name].detach())
+    assert mixed["1.num_batches_tracked"] == 3
+
+
+def test_statistics_follow_their_own_module_and_none_whose_name_begins_alike():
+    names = ["bn1.weight", "bn10.weight", "bn1.inner.weight"]  # to the anchor, to the weights, to the weights
+    buffers = ["bn1.running_mean", "bn10.running_mean", "bn1.inner.running_mean"]
+    w, w0 = ({name: torch.tensor([x]) for name in names + buffers} for x in (1.0, 0.0))
+
+    def outer_loss(p, _):
+        return (p["bn1.weight"] - p["bn10.weight"] - p["bn1.inner.weight"]).sum()
+
+    _, shares = hft.learned_wise(w, w0, outer_loss, [0] * 5, statistics=buffers, strength_lr=0.1)
+    assert shares["bn1.weight"] > 0.9 > 0.1 > shares["bn10.weight"]
+    for name, buffer in zip(names, buffers, strict=True):
+        assert shares[buffer] == shares[name]
+
+
+def test_learned_shares_stay_between_the_two():
+    w, w0 = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
+    for target, share in ((9.0, 0.0), (-9.0, 1.0)):
+        _, shares = hft.learned_wise(w, w0, lambda p, x: ((p["w"] - x) ** 2).sum(), [target] * 100, strength_lr=0.1)
+        assert shares["w"] == share
+
+
+def test_entries_that_cannot_be_mixed_stay():
+    z, mask = torch.ones(1, dtype=torch.complex64), torch.tensor([0.0, -torch.inf])
+    w, w0 = {"mask": mask, "z": z, "_extra_state": {"a": 1}}, {"mask": mask.clone(), "z": 0 * z, "_extra_state": {}}
+    for mixed in (hft.wise(w, w0), hft.learned_wise(w, w0, lambda p, x: p["mask"][0] * x, [1.0])[0]):
+        assert torch.equal(mixed["mask"], mask)
+        assert torch.equal(mixed["z"], z)
+        assert mixed["_extra_state"] == {"a": 1}
+
+
+# -- Model Stock ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("cos", [0.1, 0.5, 0.9])
+def test_the_merged_model_is_the_foot_of_the_perpendicular_from_the_centre(cos, count):
+    """The paper's reason for t: models lie on a sphere around a centre, and W is the point nearest to it on the plane
+    through the models and the anchor. With equal lengths and angles the centre is the common part."""
+    w0, basis = torch.randn(40, dtype=F64), torch.linalg.qr(torch.randn(40, count + 1, dtype=F64))[0]
+    centre = math.sqrt(cos) * basis[:, 0]
+    away = [centre + math.sqrt(1 - cos) * basis[:, i + 1] for i in range(count)]  # of this cosine, any two
+    merged, t = hft.model_stock([{"w": w0 + a} for a in away], {"w": w0})
+    assert t["w"].item() == pytest.approx(count * cos / ((count - 1) * cos + 1), rel=1e-12)
+    plane = torch.stack(away, 1)
+    nearest = plane @ torch.linalg.lstsq(plane, centre[:, None]).solution[:, 0]
+    torch.testing.assert_close(merged["w"] - w0, nearest, rtol=1e-10, atol=1e-12)
+
+
+def test_equal_models_are_their_own_merge_and_opposite_ones_the_anchor():
+    w0, step = torch.randn(6, dtype=F64), torch.ones(6, dtype=F64)
+    merged, t = hft.model_stock([{"w": w0 + step}] * 3, {"w": w0})
+    assert t["w"].item() == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(merged["w"], w0 + step)
+    for other in (-step, -0.3 * step, torch.zeros_like(step)):
+        merged, t = hft.model_stock([{"w": w0 + step}, {"w": w0 + other}], {"w": w0})
+        assert t["w"] == 0
+        assert torch.equal(merged["w"], w0)
+
+
+def test_the_rest_of_a_state_dict():
+    """A new head is the mean; counts are the first model's; tensors have ratios of their own; dtypes stay."""
+    b = torch.ones(2, dtype=torch.bfloat16)
+    w0 = {"a": torch.zeros(2), "b": 0 * b, "n": torch.tensor(0)}
+    one = {"a": torch.tensor([1.0, 0.0]), "b": b, "n": torch.tensor(3), "head": torch.tensor([1.0])}
+    two = {"a": torch.tensor([1.0, 1.0]), "b": b, "n": torch.tensor(5), "head": torch.tensor([2.0])}
+    merged, t = hft.model_stock([one, two], w0)
+    assert t.keys() == {"a", "b"}
+    assert (merged["head"].item(), merged["n"], merged["b"].dtype) == (1.5, 3, torch.bfloat16)
+    assert torch.equal(merged["b"], b)
+    cos = 1 / math.sqrt(2)
+    torch.testing.assert_close(merged["a"], 2 * cos / (cos + 1) * torch.tensor([1.0, 0.5]))
+    assert one["a"].tolist() == [1, 0]
+
+
+def test_the_first_model_gives_the_precision_to_all():
+    w0, one, two = {"w": torch.zeros(2)}, torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+    expected = hft.model_stock([{"w": one.double()}, {"w": two.double()}], w0)[0]["w"]
+    for first, second in ((F64, torch.float32), (torch.float32, F64)):
+        found = hft.model_stock([{"w": one.to(first)}, {"w": two.to(second)}], w0)[0]["w"]
+        assert found.dtype == first
+        torch.testing.assert_close(found, expected.to(first), rtol=4 * torch.finfo(first).eps, atol=0)
+
+
+# -- Mixout -----------------------------------------------------------------------------------------------------------
+
+
+def layers() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    shapes = {"linear": (3, 5), "conv": (4, 6, 2, 2), "bias": (7,), "head": (2, 2)}
+    w = {name: torch.randn(shape, dtype=F64) for name, shape in shapes.items()}
+    return w, {name: x + 1 for name, x in w.items() if name != "head"}
+
+
+def test_a_depthwise_convolution_has_an_input_for_each_channel():
+    w, w0 = ({"depthwise": torch.full((64, 1, 3, 3), x)} for x in (3.0, 1.0))
+    channels = hft.mixout(w, w0, p=0.5)["depthwise"].flatten(1)
+    assert {tuple(row.unique().tolist()) for row in channels} == {(1.0,), (5.0,)}
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.75])
+def test_the_formula_its_derivative_and_a_sweep_with_the_same_draws(p):
+    """``(m W + (1 - m) W0 - p W0) / (1 - p)``, as in the paper."""
+    (w, w0), rng = layers(), torch.get_rng_state()
+    m = {"linear": (torch.rand(5) >= p).double(), "conv": (torch.rand(6) >= p).double().view(6, 1, 1)}
+
+    def mixed(p, **changed):
+        torch.set_rng_state(rng)
+        return hft.mixout({**w, **changed}, w0, p=p)
+
+    found, x = mixed(p), w["linear"].clone().requires_grad_()
+    for name, kept in m.items():
+        expected = (kept * w[name] + (1 - kept) * w0[name] - p * w0[name]) / (1 - p)
+        torch.testing.assert_close(found[name], expected, rtol=1e-13, atol=1e-13)
+    assert (found["bias"] is w["bias"], found["head"] is w["head"]) == (True, True)
+    slope = torch.autograd.grad(mixed(p, linear=x)["linear"].sum(), x)[0]
+    torch.testing.assert_close(slope, (m["linear"] / (1 - p)).expand(3, 5), rtol=1e-15, atol=0)
+    swept = torch.func.vmap(mixed, randomness="same")(torch.tensor([0.2, p], dtype=F64))
+    torch.testing.assert_close(swept["linear"][1], found["linear"], rtol=1e-13, atol=1e-13)
