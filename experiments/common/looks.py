@@ -134,24 +134,6 @@ _FEW_SHOT = {
     "MAML, long, FTP": Look(BLUE, "D"),
 }
 
-_DISTILLATION = {
-    "random": Look(GREY, "o"),
-    "nearest": Look(PURPLE, "s", "--"),
-    "k-means": Look(ORANGE, "^"),
-    "distilled": Look(BLUE, "D"),
-    "all": Look(BLACK, "s"),
-}
-
-_LEARNED_OPTIMIZER = {
-    "learned, Unroll": Look(RED, "o"),
-    "learned, ZeroOrder": Look(ORANGE, "s"),
-    "Adam, tuned": Look(BLUE, "D"),
-    "Adam, cosine, tuned": Look(SKY, "^"),
-    "momentum, tuned": Look(GREEN, "v"),
-    "Adam, one lr": Look(PURPLE, "P"),
-    "Adam, default lr": Look(GREY, "X"),
-}
-
 _BENCHMARKS = {
     # this library's
     "Unroll()": Look(BLUE, "o"),
@@ -173,8 +155,7 @@ _BENCHMARKS = {
 
 #: By the name that figures show.
 LOOKS: Mapping[str, Look] = {
-    **_FINE_TUNING, **_KNOBS, **_SEARCH, **_TOWERS, **_NOISE, **_FEW_SHOT, **_DISTILLATION, **_LEARNED_OPTIMIZER,
-    **_BENCHMARKS,
+    **_FINE_TUNING, **_KNOBS, **_SEARCH, **_TOWERS, **_NOISE, **_FEW_SHOT, **_BENCHMARKS,
 }  # fmt: skip
 
 

@@ -19,6 +19,10 @@ RETIRED = (
     "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji "
     "learned one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
     "classification nor segmentation.",
+    "",
+    "Retired, and kept by git (`git show fd54b5d:docs/studies/NAME/report.md`): `distillation`, one and ten learned "
+    "pictures a class in place of a dataset, and `learned-optimizer`, an MLP as update rule. Their results are in "
+    "[differentiate or search](../when.md#two-retired-studies); recipes have both in at most 60 lines.",
 )
 
 

@@ -5,9 +5,7 @@ import pytest
 from benchmarks.hypergradient.contenders import CONTENDERS as BENCHMARKED
 from experiments.common import methods
 from experiments.common.looks import COLOURS, LOOKS, looks
-from experiments.meta.distillation.report import TITLES as DISTILLED
 from experiments.meta.few_shot.methods import TITLES as FEW_SHOT
-from experiments.meta.learned_optimizer.report import TITLES as OPTIMIZERS
 from experiments.meta.noise.methods import METHODS as NOISE
 from experiments.tuning.knobs.report import TITLES as KNOBS
 from experiments.tuning.search.contenders import CONTENDERS as SEARCH
@@ -18,8 +16,6 @@ NAMES = {
     "search": [contender.title for contender in SEARCH.values()],
     "noise": [method.title for method in NOISE.values()],
     "few-shot": list(FEW_SHOT.values()),
-    "distillation": [*DISTILLED.values(), "all"],
-    "learned-optimizer": list(OPTIMIZERS.values()),
     "benchmark": list(BENCHMARKED),
 }
 
