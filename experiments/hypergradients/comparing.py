@@ -101,7 +101,7 @@ def compare_on_the_way(setting: Setting) -> None:
     anchor = {name: p.clone() for name, p in held(model, config, params).items()}
     base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
     optimizer = hft.ftp(base, anchor)
-    state, steps, radii, log = optimizer.init(params), [], [], []
+    state, log = optimizer.init(params), []
     with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
         for step in range(1, setting.steps + 1):
             begin = time.perf_counter()
@@ -111,8 +111,6 @@ def compare_on_the_way(setting: Setting) -> None:
             params, state = optimizer.update(grads, state, params)
             lr = config.lr * cosine(setting.steps)(torch.tensor(step - 1)).item()
             log.append((step, loss.item(), math.nan, lr, time.perf_counter() - begin))
-            steps.append(step)
-            radii.append([float(f"{r.item():.5g}") for r in state.radius.values()])
             bar.advance(note=f"loss {loss.item():.3f}")
             if step in plan.points and (left := missing(setting, step)):
                 number = plan.points.index(step)
@@ -133,7 +131,7 @@ def compare_on_the_way(setting: Setting) -> None:
             setting.trainer.on_step(RUN, step)
     model.load_state_dict(params, strict=False)
     write_steps(setting.record.folder / "steps" / f"{RUN}.csv", log)
-    results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
+    results[RUN] = tested(task, model)
     setting.record.save()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common import checkpoint
-from experiments.common.tables import files_of_radii
 from experiments.studies.jobs import Job
 
 #: What was run, published and replaced: nothing is left out because of its result.
@@ -38,15 +37,8 @@ def figures_of(report: str) -> list[str]:
     return re.findall(r"\]\(([\w.-]+\.png)\)", report)
 
 
-def numbers_of(folder: Path, content: dict) -> list[str]:
-    """The files that a report is made from."""
-    seeds = content["config"].get("seeds")
-    radii = files_of_radii(folder, seeds[0]).values() if seeds else ()
-    return ["metrics.json", *(str(file.relative_to(folder)) for file in radii if file.exists())]
-
-
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, the figures it shows and their numbers of each finished run; README.md lists all that is kept."""
+    """`report.md`, the figures it shows and the numbers of each finished run; README.md lists all that is kept."""
     lines = [
         "# Studies",
         "",
@@ -58,9 +50,9 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     ]
     for job in jobs:
         source, kept = runs / job.name, to / job.name
-        if (content := finished(source)) is not None:
+        if finished(source) is not None:
             report = (source / "report.md").read_text()
-            names = ("report.md", *numbers_of(source, content), *figures_of(report))
+            names = ("report.md", "metrics.json", *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
             for name, made in files.items():
                 checkpoint.write(kept / name, lambda file, made=made: file.write(made))

@@ -13,11 +13,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from experiments.classification.emoji import emoji_pictures
 from experiments.common.errors import InputError, folder_of
 from experiments.common.frozen import Features, frozen_features
 from experiments.common.progress import Progress
-from experiments.common.report_kit import packed
 from experiments.meta.few_shot.config import BLOCK, INPUTS, QUERIES, SMALLEST, WAYS, Config
 from experiments.meta.few_shot.episodes import Classes, Episodes, draw
 
@@ -61,7 +59,6 @@ class Data:
     """Pictures are numbered style by style, the emoji in one order in each."""
 
     features: Features
-    images: Tensor  # [picture, 3, H, W] uint8
     classes: Classes
 
     @property
@@ -88,7 +85,7 @@ def load(config: Config, cache: Path, progress: Progress) -> Data:
     features = frozen_features(cache, progress, BLOCK)
     count = len(features.items) // len(features.style_names)
     classes = classes_of(features.items[:count], features.groups[:count])
-    return Data(features, emoji_pictures(cache, progress).images, classes)
+    return Data(features, classes)
 
 
 @dataclass(frozen=True)
@@ -130,14 +127,3 @@ def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Ten
     inputs = inputs * size**0.5 / inputs.norm(dim=1, keepdim=True).clamp(min=1e-12)
     spread = rearrange(inputs, "(s n) c -> s n c", s=len(flat))[:, known].flatten(0, 1).std(dim=0)
     return inputs.contiguous(), spread
-
-
-def first_episode(data: Data, world: World) -> dict:
-    """Of the test, as a picture: a row for each class, what is learned from, a gap, what is predicted."""
-    first = world.episodes("test")
-    support, query = data.images[first.support[0]], data.images[first.query[0]]
-    table = torch.cat([support, torch.full_like(support[:, :1], 255), query], dim=1)
-    png = packed(rearrange(table, "row column rgb h w -> (row h) (column w) rgb").numpy())
-    of_emoji = {number: name for name, emoji in world.parts["test"].items() for number in emoji}
-    names = [of_emoji[int(row[0]) % data.emoji] for row in first.support[0]]
-    return {"png": png, "rows": names, "size": table.shape[-1]}

@@ -21,7 +21,6 @@ class Episodes(NamedTuple):
 
     support: Tensor  # [E, ways, shots]
     query: Tensor  # [E, ways, queries]
-    pair: Tensor  # [E], index into `pairs`
 
     def batches(self, inputs: Tensor) -> Both:
         """What is learned from and what is predicted, [E, pictures, ...] each; `inputs` is [picture, ...]."""
@@ -34,20 +33,16 @@ def _labelled(inputs: Tensor, chosen: Tensor) -> Batch:
     return inputs[rearrange(chosen, "episode way each -> episode (way each)")], labels
 
 
-def pairs(styles: int) -> list[tuple[int, int]]:
-    """Style of the support, style of the query."""
-    return list(permutations(range(styles), 2))
-
-
 def draw(
     classes: Classes, emoji: int, styles: int, count: int, shots: int, queries: int, generator: random.Random
 ) -> Episodes:
     """Every pair of styles comes equally often; no emoji is in both support and query."""
-    support, query, among = [], [], pairs(styles)
+    support, query = [], []
+    among = list(permutations(range(styles), 2))  # style of the support, style of the query
     names = sorted(classes)
     for number in range(count):
         seen, asked = among[number % len(among)]
         rows = [generator.sample(classes[name], shots + queries) for name in generator.sample(names, WAYS)]
         support.append([[seen * emoji + i for i in row[:shots]] for row in rows])
         query.append([[asked * emoji + i for i in row[shots:]] for row in rows])
-    return Episodes(torch.tensor(support), torch.tensor(query), torch.arange(count) % len(among))
+    return Episodes(torch.tensor(support), torch.tensor(query))

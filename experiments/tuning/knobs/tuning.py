@@ -82,8 +82,8 @@ def orders(rows: Tensor, steps: int, size: int, seed: int) -> list[Tensor]:
     return [rows[part] for part in passes(len(rows), steps, min(size, len(rows)), generator)]
 
 
-#: What is looked at, by roles of the held-out pictures; all count alike.
-SOURCES: Mapping[str, tuple[str, ...]] = {"other": ("other",), "own": ("own",), "both": ("own", "other")}
+#: Held-out pictures that choices are made on, by their role.
+SOURCES = ("other", "own")
 
 Losses = Mapping[str, float | None]  # by role; None where it is not finite
 
@@ -128,10 +128,10 @@ class Tuner:
             hft.scheduled(hft.adam(lr=OUTER_LR, betas=(0.5, 0.99)), lr=hft.schedules.cosine(config.rounds)),
             Knobs._fields,
             self.trainee.loss,
-            lambda weights, parts: torch.stack([self.trainee.loss(weights, rows) for rows in parts]).mean(),
+            self.trainee.loss,
             self.anchor,
             self.batches(tested=False),
-            [[self.parts.held_out[role] for role in SOURCES[source]]],
+            [self.parts.held_out[source]],
             inner_steps=config.steps,
             outer_steps=config.rounds,
             strategy=hft.Unroll(),
@@ -171,8 +171,7 @@ def draws(config: Config, seed: int) -> list[Knobs]:
 
 def of_source(losses: Losses, source: str) -> float:
     """What is to be small; infinite for a training that diverged."""
-    chosen = [losses[role] for role in SOURCES[source]]
-    return math.inf if None in chosen else sum(x for x in chosen if x is not None) / len(chosen)
+    return math.inf if (loss := losses[source]) is None else loss
 
 
 def best_rate(losses: Mapping[str, Losses], source: str) -> float:

@@ -8,15 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.common.estimate import Estimate, estimate
-from experiments.common.figures import SMALL, WIDTH, curves, legend, legend_height, save
+from experiments.common.figures import SMALL, WIDTH, legend, legend_height, save
 from experiments.common.looks import GREY, RED, looks
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, bullets, curve, fixed, paired, write
+from experiments.common.report_kit import Table, bullets, fixed, paired, write
 from experiments.tuning.search.contenders import CONTENDERS, GROUPS, LEFT_OUT, PROBLEMS, SECONDS
 from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED, TOP_RATE
 
-TIME, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
-POINTS = 40  # of the common grid of times
+VALIDATION, LOSS, ACCURACY = 1, 2, 3  # of a point of a curve, which begins with its second
 WIDE = (GREY, RED)  # of the groups
 Line = list[tuple[int, Estimate]]  # by the number of hyperparameters
 
@@ -66,27 +65,6 @@ def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
     """The one that a user would choose: of the lowest mean validation loss. By test loss, the larger group would have
     the better odds."""
     return min((name for name in names if rows.get(name)), key=lambda name: rows[name]["validation"][0], default=None)
-
-
-def at(points: list[list[float]], seconds: float, column: int) -> float | None:
-    """Of the incumbent at that time; None where there is none yet."""
-    before = [point for point in points if point[TIME] <= seconds]
-    return before[-1][column] if before else None
-
-
-def over_time(content: dict, problem: str, contender: str) -> list[tuple[float, Estimate]]:
-    """Test loss where every seed has an incumbent, at times that are even on a log axis; that of the default, which
-    nobody has to look for, throughout."""
-    budget, found = PROBLEMS[problem].budget(content["config"]["seconds"]), []
-    for seconds in (budget * 10 ** (2 * (i / (POINTS - 1) - 1)) for i in range(POINTS)):
-        if contender == "default":
-            losses = ends(content, problem, contender, LOSS)
-        else:
-            losses = [at(result["curve"], seconds, LOSS) for result in results_of(content, problem, contender)]
-        known = [loss for loss in losses if loss is not None]
-        if len(known) == len(losses):
-            found.append((seconds, estimate(known)))
-    return found
 
 
 def by_size(content: dict) -> dict[str, Line]:
@@ -221,20 +199,10 @@ def setting(content: dict) -> str:
 
 
 def write_report(record: RunRecord) -> None:
-    content, folder = record.content, record.folder
+    content = record.content
     content["summary"] = summarise(content)
     problems = {problem: results_of(content, problem, "default")[0] for problem in content["config"]["problems"]}
-    panels = {}
-    for problem in problems:
-        names = PROBLEMS[problem].on(content["config"]["contenders"])
-        lines = {name: over_time(content, problem, name) for name in names}
-        panels[_title(content, problem)] = {
-            CONTENDERS[name].title: curve([seconds for seconds, _ in points], [loss for _, loss in points])
-            for name, points in lines.items()
-            if points
-        }
-    curves(folder / "time.png", panels, "seconds", "test loss of the best so far by validation", log_x=True)
-    gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content))
+    gain_by_size(record.folder / "gain.png", by_size(content), chosen_by_size(content))
     few = [f"{PROBLEMS[p].title}: {found['few']}" for p, found in problems.items() if found["numbers"] > 5]
     least = min(result["share_of_processor"] for result in content["results"].values())
     write(
@@ -252,7 +220,6 @@ def write_report(record: RunRecord) -> None:
         table(content),
         "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
         "by seed. All contenders:",
-        "![Test loss over seconds: the earlier a line falls and the lower it ends, the better](time.png)",
         f"Mean ± standard error over seeds {', '.join(map(str, content['config']['seeds']))}. Gain: by how much the "
         "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time. "
         f"Processor time was at least {100 * least:.0f} % of wall time in every race; what is missing had another "
