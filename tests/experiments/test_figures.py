@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.common.heat_maps import Observed, blocks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from experiments.common import figures, heat_maps, score_figures
 from experiments.common.figures import mean_curve
-from experiments.common.heat_maps import Observed, blocks
 from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
 
 DPI = 200
