@@ -79,7 +79,6 @@ _KNOBS = {
     "WiSE-FT of AdamW": _FINE_TUNING["WiSE-FT"],
     "WiSE-FT of FTP": _FINE_TUNING["WiSE-FT of FTPAdamW"],
     "FTP, random search": Look(GREEN, "^"),
-    "FTP, grid": Look(GREEN, "s", "--"),
     "FTP, hypergradient": Look(RED, "D"),
     "WiSE-FT of FTP, hypergradient": Look(RED, "P", "--"),
 }

@@ -7,7 +7,7 @@ from experiments.common.estimate import Estimate, estimate
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, fixed, write
 from experiments.common.score_figures import trade_off, unbeaten
-from experiments.tuning.knobs.config import OUTER_LR, START, WISE
+from experiments.tuning.knobs.config import HIGHEST, LOWEST, OUTER_LR, START, WISE
 from experiments.tuning.knobs.styles import ROLES
 from experiments.tuning.knobs.tuning import PLAIN, SOURCES
 
@@ -16,7 +16,6 @@ TITLES = {
     "ftp": "FTP",
     "ftp_exact": "FTP, exact",
     "random": "FTP, random search",
-    "grid": "FTP, grid",
     "bilevel": "FTP, hypergradient",
     "wise_adamw": "WiSE-FT of AdamW",
     "wise_ftp": "WiSE-FT of FTP",
@@ -90,6 +89,7 @@ def searches_table(content: dict) -> Table:
         **{
             name: (len(search["losses"]), [result["searches"][name]["seconds"] for result in results])
             for name, search in results[0]["searches"].items()
+            if name in TITLES
         },
         "bilevel": (
             config["rounds"],
@@ -138,7 +138,8 @@ def setting(content: dict) -> str:
         "cosine schedule. Of AdamW and of FTP with its defaults (radius_lr 0.01, kappa 1, gradient `paper`; `exact` is "
         f"the other one) the learning rate is chosen of {len(config['lrs'])}; else it is searched for together with "
         "radius_lr and kappa. The random search draws "
-        f"{config['tries']} points between the ends of the grid, evenly in the logarithms of both rates and in kappa. "
+        f"{config['tries']} points, lr from {LOWEST.lr:g} to {HIGHEST.lr:g}, radius_lr from {LOWEST.radius_lr:g} to "
+        f"{HIGHEST.radius_lr:g}, both evenly in the logarithm, and kappa from 0 to 1. "
         f"Hypergradient: `hft.bilevel` by `hft.Unroll`, {config['rounds']} rounds of Adam (lr {OUTER_LR:g}, "
         f"betas 0.5 and 0.99, cosine) from lr {START.lr:g}, radius_lr {START.radius_lr:g}, kappa "
         f"{START.kappa:g}; the best of the points at which they begin is taken. WiSE-FT is the mean with the "
@@ -173,8 +174,7 @@ def write_report(record: RunRecord) -> None:
         f"![Accuracy in the own style against that in the unseen one, chosen on the other. {unbeaten(points)}]"
         "(trade-off.png)",
         "Trainings and seconds of one search, and the held-out cross-entropy of what it chose, in the order of batches "
-        "in which all choices are made. The grid serves both choices at once; a training of bilevel is differentiated "
-        "too:",
+        "in which all choices are made. A training of bilevel is differentiated too:",
         searches_table(content),
         "Derivatives of the held-out loss on bilevel's way, medians of their sizes. kappa has one only where a radius "
         "was asked to shrink:",

@@ -1,6 +1,5 @@
 """Fine-tuning the end of the network, and choosing: learning rates, and FTP's knobs by searches and hypergradients."""
 
-import itertools
 import math
 import time
 import warnings
@@ -15,7 +14,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from experiments.common.frozen import BLOCKS, Features, Tail
 from experiments.common.small_networks import accuracy, passes
-from experiments.tuning.knobs.config import ANCHOR_LR, OUTER_LR, START, Config, Knobs
+from experiments.tuning.knobs.config import ANCHOR_LR, HIGHEST, LOWEST, OUTER_LR, START, Config, Knobs
 from experiments.tuning.knobs.styles import Parts
 
 Weights = dict[str, Tensor]
@@ -150,23 +149,22 @@ class Tuner:
         return {"way": way, "values": values, "slopes": slopes, "seconds": time.perf_counter() - begin}
 
 
-def grid(config: Config) -> list[Knobs]:
-    return [Knobs(*point) for point in itertools.product(config.lrs, config.radius_lrs, config.kappas)]
-
-
 def draws(config: Config, seed: int) -> list[Knobs]:
-    """Of the random search: evenly in the logarithm of both rates, and in kappa, between the ends of the grid."""
+    """Of the random search: evenly in the logarithm of both rates, and in kappa."""
     generator = torch.Generator().manual_seed(seed)
     even = torch.rand(config.tries, 3, generator=generator, dtype=torch.float64).tolist()
 
-    def between(values: Sequence[float], share: float) -> float:
-        return rounded(min(values) + share * (max(values) - min(values)))
+    def in_log(low: float, high: float, share: float) -> float:
+        return rounded(low * (high / low) ** share)
 
-    def in_log(values: Sequence[float], share: float) -> float:
-        return rounded(min(values) * (max(values) / min(values)) ** share)
-
-    ranges = config.lrs, config.radius_lrs, config.kappas
-    return [Knobs(in_log(ranges[0], lr), in_log(ranges[1], radius), between(ranges[2], k)) for lr, radius, k in even]
+    return [
+        Knobs(
+            in_log(LOWEST.lr, HIGHEST.lr, lr),
+            in_log(LOWEST.radius_lr, HIGHEST.radius_lr, radius),
+            rounded(LOWEST.kappa + kappa * (HIGHEST.kappa - LOWEST.kappa)),
+        )
+        for lr, radius, kappa in even
+    ]
 
 
 def of_source(losses: Losses, source: str) -> float:
@@ -185,7 +183,7 @@ def best_round(values: Sequence[float | None]) -> int:
 
 
 def best_point(losses: Sequence[Losses], source: str) -> int:
-    """The number of a point; of equals the first, which in the grid has the larger kappa, as FTP's default."""
+    """The number of a point; of equals the first."""
     return min(range(len(losses)), key=lambda number: of_source(losses[number], source))
 
 

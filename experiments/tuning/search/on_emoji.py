@@ -26,11 +26,11 @@ LR = {"lr": one(0.01, 1e-5, 1.0)}  # of SGD with momentum 0.9; usual when fine-t
 
 def learning_rate(features: Features, seed: int) -> Problem:
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate", features, _tail(features), seed, 30, sgd, LR, as_it_is(LR))
+    return _problem(features, _tail(features), seed, 30, sgd, LR, as_it_is(LR))
 
 
 def adam(features: Features, seed: int) -> Problem:
-    return _problem("emoji, Adam's five", features, _tail(features), seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
+    return _problem(features, _tail(features), seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
 
 
 def layers(pictures: Features, seed: int) -> Problem:
@@ -47,7 +47,7 @@ def layers(pictures: Features, seed: int) -> Problem:
     )  # fmt: skip
     space = {"lr": Knob({name: LR["lr"].default.clone() for name in depths}, 1e-5, 1.0)}
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate of each tensor", pictures, network, seed, 10, sgd, space, few)
+    return _problem(pictures, network, seed, 10, sgd, space, few)
 
 
 def depth_of(name: str) -> int:
@@ -80,7 +80,7 @@ def _tail(features: Features) -> Tail:
 
 
 def _problem(
-    name: str, features: Features, network: nn.Module, seed: int, steps: int, optimizer: hft.Optimizer,
+    features: Features, network: nn.Module, seed: int, steps: int, optimizer: hft.Optimizer,
     space: dict[str, Knob], few: Box,
 ) -> Problem:  # fmt: skip
     params = {name: x.detach() for name, x in network.named_parameters()}
@@ -91,6 +91,6 @@ def _problem(
 
     batches = [tuple(parts["train"].take(index)) for index in passes(SIZES["train"], steps, BATCH, generator)]
     return Problem(
-        name, optimizer, cross_entropy(predict), predict, params, batches, parts["validation"], parts["test"], space,
+        optimizer, cross_entropy(predict), predict, params, batches, parts["validation"], parts["test"], space,
         few, seed=seed,
     )  # fmt: skip
