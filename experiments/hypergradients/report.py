@@ -16,7 +16,6 @@ from experiments.hypergradients.gradients import Agreement, agreement
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
 REFERENCES = ("training", "validation")
-COST = "cost "  # begins the name of a result; the strategy follows
 
 PICKS: dict[str, Callable[[Agreement], float]] = {
     "cosine": lambda found: found.cosine,
@@ -105,33 +104,17 @@ def setting(content: dict, subject: Subject) -> str:
     )
 
 
-def costs(content: dict) -> Table:
-    """A row for each strategy and depth."""
-    rows = []
-    for key, found in content["results"].items():
-        if not key.startswith(COST):
-            continue
-        columns = (found[fact] for fact in ("depths", "seconds", "mib", "differs"))
-        for depth, seconds, mib, off in zip(*columns, strict=True):
-            name = f"`{key.removeprefix(COST)}`"
-            rows.append([name, str(depth), f"{seconds:.2f}", f"{mib:.0f}", f"{off:.0e}"])
-    return ["strategy", "K", "seconds", "MiB", "differs by"], rows
-
-
 def tables_below(content: dict) -> list[RichTable]:
     """In the terminal, below that of the gradients."""
-    found = {
-        "What a full hypergradient costs": costs(content),
-        "Fine-tuned with each, accuracy (%)": fine_tuned(content),
-    }
-    return [in_terminal(heading, header, rows) for heading, (header, rows) in found.items() if rows]
+    header, rows = fine_tuned(content)
+    return [in_terminal("Fine-tuned with each, accuracy (%)", header, rows)] if rows else []
 
 
 def write_report(record: RunRecord, subject: Subject) -> None:
     """report.md and its figure."""
     content = record.content
     points, depths = points_of(content), content["config"]["depths"]
-    deepest, middle = depths[-1], points[len(points) // 2]
+    deepest = depths[-1]
     losses = list(points[0]["gradients"])
 
     def by_depth(loss: str, pick: Callable[[Agreement], float]) -> list[float]:
@@ -144,17 +127,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     }
     back = "steps K that are differentiated through"
     curves(record.folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
-    config, cost_rows = content["config"], costs(content)
-    layers = len(middle["layers"])
-    about_costs = (
-        "## What a full hypergradient costs",
-        f"Of the loss of the next training batch in all {layers} radii, after step "
-        f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
-        "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
-        "every number through every step, and is meant for a handful of them: measured is the radius of the first "
-        f"layer alone, and all {layers} take up to as many times as long.",
-        cost_rows,
-    )
+    config, layers = content["config"], len(points[0]["layers"])
     about_ways = (
         "## Fine-tuning with each",
         f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
@@ -174,6 +147,5 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
         "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as all]"
         "(agreement-by-depth.png)",
-        *(about_costs if cost_rows[1] else ()),
         *(about_ways if config["ways"] else ()),
     )

@@ -73,7 +73,7 @@ FULL = (
             ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
         )
     ),
-    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, ("--costs",), alone=True),
+    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job(
         "hypergradients-imagenet",
         "the same from ImageNet's weights, which know nothing of emoji",
