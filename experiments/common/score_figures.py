@@ -6,7 +6,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common import labels
 from experiments.common.estimate import Estimate
 from experiments.common.figures import SMALL, WIDTH, heading, legend, legend_height, save
 from experiments.common.looks import looks
@@ -47,28 +46,19 @@ def rows_of_scores(
 
 
 def trade_off(file: Path, points: Mapping[str, tuple[Estimate, Estimate]], axis_labels: tuple[str, str]) -> None:
-    """A point for each name with its standard errors: what is learned against what is kept. Names stand at the points
-    where there is room for all, else in a legend."""
-    of_name = looks(points)
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    """A point for each name with its standard errors: what is learned against what is kept."""
+    of_name, drawn = looks(points), []
+    figure = Figure(figsize=(WIDTH, 4.6 + legend_height(list(points))), layout="constrained")
     axes = figure.subplots()
-    drawn, bars = {}, []
     for name, ((x, x_error), (y, y_error)) in points.items():
         colour, marker, _ = of_name[name]
         look = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6}
-        drawn[name] = axes.errorbar(x, y, y_error, x_error, capsize=2, elinewidth=0.8, **look)
-        bars.append(((x - (x_error or 0), y), (x + (x_error or 0), y)))
-        bars.append(((x, y - (y_error or 0)), (x, y + (y_error or 0))))
+        drawn.append(axes.errorbar(x, y, y_error, x_error, capsize=2, elinewidth=0.8, **look))
     axes.set_xlabel(axis_labels[0])
     axes.set_ylabel(axis_labels[1])
     axes.margins(0.12, 0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.autoscale_view()
-    axes.set_xlim(axes.get_xlim())
-    axes.set_ylim(axes.get_ylim())
-    if not labels.beside(axes, {name: (x, y) for name, ((x, _), (y, _)) in points.items()}, bars):
-        figure.set_figheight(figure.get_figheight() + legend_height(list(drawn)))
-        legend(figure, drawn.values(), list(drawn))
+    legend(figure, drawn, list(points))
     save(figure, file)
 
 
