@@ -2,8 +2,9 @@
 
 from pathlib import Path, PurePosixPath
 
-from experiments.recipes.examples import Benchmark, Examples, check_in_root, wrong
+from experiments.recipes.examples import Benchmark, Examples, wrong
 from experiments.recipes.paper import Recipe
+from experiments.recipes.reading import check_inside
 
 ID, OTHERS = "real", ("sketch", "painting", "infograph", "clipart")
 
@@ -32,7 +33,7 @@ def _read(root: Path, name: str, classes: int) -> Examples:
     """Pictures and classes from one list, each checked to be there and below the root."""
     if not (root / name).is_file():
         raise wrong(f"there is no file {root / name}")
-    check_in_root([root / name], root)
+    check_inside([root / name], root)
     files, labels, folders = [], [], set()
     for number, line in enumerate((root / name).read_text(encoding="utf-8").splitlines(), 1):
         picture, _, label = line.strip().rpartition(" ")
@@ -42,7 +43,7 @@ def _read(root: Path, name: str, classes: int) -> Examples:
             )
         place = root / picture
         if place.parent not in folders or place.is_symlink():  # as few resolved as will do: they are many
-            check_in_root([place], root)
+            check_inside([place], root)
             folders.add(place.parent)
         if not place.is_file():
             raise wrong(f"{root / name}, line {number}: there is no picture {place}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.common.errors import InputError
-from experiments.common.pictures import check_inside
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,6 @@ class Benchmark:
         parts = {"train": self.train, "validation": self.validation, **self.tests}
         about = [(name, part.files, part.targets, part.classes) for name, part in parts.items() if part is not None]
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
-
-
-def check_in_root(paths: list[Path], root: Path) -> None:
-    check_inside(paths, root, "--root")
 
 
 def wrong(problem: str) -> InputError:

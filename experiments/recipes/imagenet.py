@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.common.pictures import SUFFIXES
-from experiments.recipes.examples import Benchmark, Examples, check_in_root, wrong
+from experiments.recipes.reading import SUFFIXES, check_inside
+from experiments.recipes.examples import Benchmark, Examples, wrong
 from experiments.recipes.paper import Recipe
 
 ID, OTHERS = "val", ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch")
@@ -32,12 +32,12 @@ def _by_class(root: Path, name: str) -> dict[str, list[str]]:
     """Pictures below the root by the name of their class, from root/name/<class>/*."""
     if not (root / name).is_dir():
         raise wrong(f"there is no folder {root / name}")
-    check_in_root([root / name], root)
+    check_inside([root / name], root)
     found = {}
     for folder in sorted(path for path in (root / name).iterdir() if path.is_dir()):
-        check_in_root([folder], root)
+        check_inside([folder], root)
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-        check_in_root([path for path in files if path.is_symlink()], root)  # there may be a million files
+        check_inside([path for path in files if path.is_symlink()], root)  # there may be a million files
         if not files:
             raise wrong(f"class folder {folder} holds no picture ({', '.join(SUFFIXES)})")
         found[folder.name] = [f"{name}/{folder.name}/{path.name}" for path in files]

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.common.errors import InputError
-from experiments.common.pictures import read_picture
-from experiments.recipes.examples import Examples, check_in_root
+from experiments.recipes.reading import check_inside, read_picture
+from experiments.recipes.examples import Examples
 from experiments.recipes.paper import Recipe
 
 
@@ -26,7 +26,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         from torchvision.transforms import v2  # slow to import
 
         file, size = self.examples.root / self.examples.files[index], self.recipe.image_size
-        check_in_root([file], self.examples.root)
+        check_inside([file], self.examples.root)
         way = v2.InterpolationMode(self.recipe.interpolation)
         steps = [v2.Resize(self.recipe.resize, way), v2.CenterCrop(size)]
         if self.seed is not None:

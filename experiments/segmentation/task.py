@@ -59,7 +59,6 @@ class SegmentationTask:
     def __init__(
         self,
         pictures: dict[str, Pictures],
-        id_domain: int,
         *,
         size: int,
         train_scenes: int,
@@ -70,7 +69,7 @@ class SegmentationTask:
         seed: int = 0,
     ) -> None:
         """`train` and `validation`, parts of `finetune`, may be absent. Counts of training are those of an epoch."""
-        self.id_domain, self.device, self.seed = id_domain, device, seed
+        self.device, self.seed = device, seed
         self.counts = {"pretrain": pretrain_scenes, "finetune": train_scenes, "train": train_scenes}
         self.counts |= {"validation": validation_scenes, "test": test_scenes}
         names = pictures["test"].domain_names
@@ -80,20 +79,20 @@ class SegmentationTask:
         self.scenes: dict[str, Scenes] = {}
         for number, part in enumerate(self.counts):
             if part in pictures:
-                drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(id_domain)
+                drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(0)
                 behind = new if part == "test" else known
                 self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * seed + number)
-        others = tuple(name for number, name in enumerate(names) if number != id_domain)
+        own, *others = names
         corrupted = {kind: tuple(f"{kind} {severity}" for severity in SEVERITIES) for kind in CORRUPTIONS}
         self.columns: Mapping[str, tuple[str, ...]] = {
-            "id": (names[id_domain],),
+            "id": (own,),
             **{name: (name,) for name in others},
-            "ood": others,
+            "ood": tuple(others),
             **corrupted,
             "corrupted": tuple(score for scores in corrupted.values() for score in scores),
         }
         self.titles: Mapping[str, str] = {
-            "id": f"ID: {names[id_domain]}",
+            "id": f"ID: {own}",
             "ood": "other styles",
             "corrupted": "corrupted mean",
         }
@@ -115,7 +114,7 @@ class SegmentationTask:
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
         """All that `test` looks at. What is corrupted are the scenes in the style that is fine-tuned on."""
         tests = {name: self._all("test", number) for number, name in enumerate(self.style_names)}
-        images, masks = tests[self.style_names[self.id_domain]]
+        images, masks = tests[self.style_names[0]]
         for number, kind in enumerate(CORRUPTIONS):
             seed = len(CORRUPTIONS) * self.seed + number
             for severity in SEVERITIES:
@@ -129,7 +128,7 @@ class SegmentationTask:
         return part, self.counts[part], self.scenes[part].fingerprint()
 
     def fingerprint(self) -> str:
-        return digest({"id_domain": self.id_domain, "scenes": [self._described(part) for part in self.scenes]})
+        return digest({"scenes": [self._described(part) for part in self.scenes]})
 
     def pretrain_fingerprint(self) -> str:
         return digest({"scenes": self._described("pretrain")})

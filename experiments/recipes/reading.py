@@ -13,15 +13,15 @@ PIXELS = 65_000_000  # what large cameras take; below Pillow's own limit
 BYTES = 4 * PIXELS + 2**20  # so many pixels uncompressed, and a header
 
 
-def check_inside(paths: list[Path], root: Path, option: str) -> None:
-    """Links may lead anywhere within the root, and the root itself may be one. `option` is where the root was given."""
+def check_inside(paths: list[Path], root: Path) -> None:
+    """Links may lead anywhere within the root, and the root itself may be one."""
     inside = root.resolve()
     for path in paths:
         target = path.resolve()
         if not target.is_relative_to(inside):
             raise InputError(
-                f"{path} leads to {target}, outside of {option} {root}; copy the pictures into it, or give the "
-                f"folder that holds them all as {option}"
+                f"{path} leads to {target}, outside of --root {root}; copy the pictures into it, or give the folder "
+                "that holds them all as --root"
             )
 
 
