@@ -8,7 +8,7 @@ from experiments.common.estimate import Estimate, estimate
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, fixed, write
-from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
+from experiments.common.score_figures import trade_off, unbeaten
 from experiments.common.task import Task
 
 ANCHOR = "anchor"
@@ -85,15 +85,6 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
     summary = content["summary"]
     header, rows = table_of(summary)
     titles, methods = summary["titles"], summary["methods"]
-    columns = summary["columns"] if len(summary["columns"]) <= 5 else [c for c in summary["columns"] if c in SUMS]
-    rows_of_scores(
-        folder / "scores.png",
-        [titles.get(column, column) for column in columns],
-        {title(m): [row["columns"][column] for column in columns] for m, row in methods.items()},
-        f"{summary['metric']} (%)",
-        level=title(ANCHOR),
-    )
-    level = "; left of the dashed line a method has lost some of what the anchor knew" if ANCHOR in methods else ""
     x, y = (f"{titles.get(column, column)}, {summary['metric']} (%)" for column in ("id", "ood"))
     points = {title(m): (row["columns"]["id"], row["columns"]["ood"]) for m, row in methods.items()}
     trade_off(folder / "trade-off.png", points, (x, y))
@@ -108,7 +99,6 @@ def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -
         bullets(differences(summary)),
         *rates_tried(content.get("rates", {}), metric),
         *strengths_tried(content.get("strengths", {}), metric),
-        f"![{metric} by test set and method{level}](scores.png)",
         "![What is learned in distribution against what is kept out of distribution. "
         f"{unbeaten(points)}](trade-off.png)",
         f"![{pictures}](pictures.png)" if pictures else None,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.recipes.reading import SUFFIXES, check_inside
 from experiments.recipes.examples import Benchmark, Examples, wrong
 from experiments.recipes.paper import Recipe
+from experiments.recipes.reading import SUFFIXES, check_inside
 
 ID, OTHERS = "val", ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.common.errors import InputError
-from experiments.recipes.reading import check_inside, read_picture
 from experiments.recipes.examples import Examples
 from experiments.recipes.paper import Recipe
+from experiments.recipes.reading import check_inside, read_picture
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
