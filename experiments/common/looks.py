@@ -83,21 +83,6 @@ _KNOBS = {
     "WiSE-FT of FTP, hypergradient": Look(RED, "P", "--"),
 }
 
-_SEARCH = {
-    "default": Look(GREY, "o"),
-    "random search": Look(ORANGE, "o"),
-    "random search, every number": Look(ORANGE, "s", "--"),
-    "TPE": Look(RED, "^"),
-    "Hyperband": Look(PURPLE, "D"),
-    "bilevel, Unroll": Look(BLUE, "o"),
-    "bilevel, Forward": Look(BLUE, "s", "--"),
-    "bilevel, last tenth": Look(SKY, "v"),
-    "bilevel, Implicit": Look(SKY, "P", "--"),
-    "search, then Unroll": Look(BLACK, "D"),
-    "hyper, online": Look(GREEN, "^"),
-    "tower of 2, online": Look(GREEN, "s", "--"),
-}
-
 _TOWERS = {
     "alone": Look(GREY, "o"),
     "height 1": Look(ORANGE, "s"),
@@ -120,15 +105,7 @@ _NOISE = {
 }
 
 _FEW_SHOT = {
-    "class means": Look(GREY, "o"),
-    "linear head": Look(GREY, "^", "--"),
-    "pre-trained, linear head": Look(BLACK, "^", "--"),
     "pre-trained, fine-tuned": Look(BLACK, "o"),
-    "MAML": Look(RED, "o"),
-    "first-order MAML": Look(RED, "s", "--"),
-    "ANIL": Look(RED, "^", ":"),
-    "Meta-SGD": Look(RED, "v"),
-    "implicit MAML": Look(RED, "D", "-."),
     "MAML, long": Look(ORANGE, "s"),
     "MAML, long, FTP": Look(BLUE, "D"),
 }
@@ -154,7 +131,7 @@ _BENCHMARKS = {
 
 #: By the name that figures show.
 LOOKS: Mapping[str, Look] = {
-    **_FINE_TUNING, **_KNOBS, **_SEARCH, **_TOWERS, **_NOISE, **_FEW_SHOT, **_BENCHMARKS,
+    **_FINE_TUNING, **_KNOBS, **_TOWERS, **_NOISE, **_FEW_SHOT, **_BENCHMARKS,
 }  # fmt: skip
 
 

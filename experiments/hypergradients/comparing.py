@@ -25,7 +25,7 @@ from experiments.common.task import Task, tested
 from experiments.common.trainer import Trainer, steps_of
 from experiments.hypergradients.config import WAYS, Plan
 from experiments.hypergradients.gradients import compare, walk
-from experiments.hypergradients.report import EQUAL_TIME, Subject, compared, tables_below, write_report
+from experiments.hypergradients.report import EQUAL_TIME, Subject, compared, write_report
 
 RUN = "run"  # the fine-tuning on whose way gradients are compared
 
@@ -248,7 +248,6 @@ def gradient_study(
         work=work,
         report=lambda record: write_report(record, subject),
         table=compared,
-        lines=tables_below,
         packages=packages,
         threads=None,
     )

@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from rich.table import Table as RichTable
-
 from experiments.common.estimate import estimate
 from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, in_terminal, write
+from experiments.common.report_kit import Table, fixed, write
 from experiments.hypergradients.config import RADIUS_LR, WAYS
 from experiments.hypergradients.gradients import Agreement, agreement
 
@@ -102,12 +100,6 @@ def setting(content: dict, subject: Subject) -> str:
         "closed forms are of the last step alone. `paper` lets every row of a layer contribute, `exact` those that are "
         "clipped. Cosine and signs are over the layers, means over the points."
     )
-
-
-def tables_below(content: dict) -> list[RichTable]:
-    """In the terminal, below that of the gradients."""
-    header, rows = fine_tuned(content)
-    return [in_terminal("Fine-tuned with each, accuracy (%)", header, rows)] if rows else []
 
 
 def write_report(record: RunRecord, subject: Subject) -> None:

@@ -19,17 +19,8 @@ def make_task(config: Config, cache: Path, progress: Progress) -> SegmentationTa
     pictures = emoji_pictures(cache, progress)
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
-    parts = split(pictures, config.split_seed)
-    return SegmentationTask(
-        with_validation(parts, config.holds_out, config.split_seed),
-        size=config.size,
-        train_scenes=config.scenes,
-        test_scenes=config.test_scenes,
-        validation_scenes=config.validation_scenes,
-        pretrain_scenes=config.pretrain_scenes,
-        device=torch.device(config.device),
-        seed=config.split_seed,
-    )
+    parts = with_validation(split(pictures, config.split_seed), config.holds_out, config.split_seed)
+    return SegmentationTask(parts, config)
 
 
 def setting(content: dict) -> str:

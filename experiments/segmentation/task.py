@@ -56,22 +56,11 @@ class SegmentationTask:
     name = "segmentation"
     metric = "mIoU"
 
-    def __init__(
-        self,
-        pictures: dict[str, Pictures],
-        *,
-        size: int,
-        train_scenes: int,
-        test_scenes: int,
-        validation_scenes: int,
-        pretrain_scenes: int,
-        device: torch.device,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, pictures: dict[str, Pictures], config: Config) -> None:
         """`train` and `validation`, parts of `finetune`, may be absent. Counts of training are those of an epoch."""
-        self.device, self.seed = device, seed
-        self.counts = {"pretrain": pretrain_scenes, "finetune": train_scenes, "train": train_scenes}
-        self.counts |= {"validation": validation_scenes, "test": test_scenes}
+        self.device, self.seed, size = torch.device(config.device), config.split_seed, config.size
+        self.counts = {"pretrain": config.pretrain_scenes, "finetune": config.scenes, "train": config.scenes}
+        self.counts |= {"validation": config.validation_scenes, "test": config.test_scenes}
         names = pictures["test"].domain_names
         self.style_names = names
         self.classes = 1 + len(pictures["test"].classes)  # the background is one
@@ -81,7 +70,7 @@ class SegmentationTask:
             if part in pictures:
                 drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(0)
                 behind = new if part == "test" else known
-                self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * seed + number)
+                self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * self.seed + number)
         own, *others = names
         corrupted = {kind: tuple(f"{kind} {severity}" for severity in SEVERITIES) for kind in CORRUPTIONS}
         self.columns: Mapping[str, tuple[str, ...]] = {

@@ -26,8 +26,7 @@ from experiments.meta.few_shot.adaptation import (
     network,
 )
 from experiments.meta.few_shot.config import INPUTS, WAYS, WIDTH
-from experiments.meta.few_shot.data import World
-from experiments.meta.few_shot.episodes import Both
+from experiments.meta.few_shot.data import Both, World
 from experiments.meta.few_shot.meta import OuterLoss, first_order, meta_train, pretrain, through
 from hyperopt_ftp import tree
 

@@ -43,7 +43,7 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
     anchor = trainee.anchor(config, parts.pretrain, seed)
     tuner = Tuner(config, trainee, parts, anchor, seed)
     rates = {method: tuner.rates(method) for method in PLAIN}
-    searches = {"random": tuner.search(draws(config, seed))}
+    search = tuner.search(draws(config, seed))
     ends, found = Ends(tuner), {}
     for source in SOURCES:
         way, tests, held_out = tuner.bilevel(source), {}, {}
@@ -52,10 +52,9 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
             lr = best_rate(losses, source)
             held_out[method] = finite(of_source(losses[str(lr)], source))
             tests |= ends.rows(method, method, {"lr": lr})
-        for method, search in searches.items():
-            number = best_point(search["losses"], source)
-            held_out[method] = finite(of_source(search["losses"][number], source))
-            tests |= ends.rows(method, None, Knobs(*search["points"][number])._asdict())
+        number = best_point(search["losses"], source)
+        held_out["random"] = finite(of_source(search["losses"][number], source))
+        tests |= ends.rows("random", None, Knobs(*search["points"][number])._asdict())
         number = best_round(way["values"])
         held_out["bilevel"] = way["values"][number]
         tests |= ends.rows("bilevel", None, Knobs(*way["way"][number])._asdict())
@@ -66,7 +65,7 @@ def work(config: Config, data: Styles, trainee: Trainee, style: int, seed: int) 
         "items": {"train": len(parts.train), "held_out": len(parts.held_out["own"]), "test": len(parts.test["own"])},
         "anchor": scores(tuner, anchor),
         "rates": rates,
-        "searches": searches,
+        "searches": {"random": search},
         "sources": found,
     }
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.classification.data import Pictures
+from experiments.common.frozen import BLOCKS, Tail
 from experiments.common.small_networks import accuracy, passes
 from experiments.tuning.knobs.config import ANCHOR_LR, HIGHEST, LOWEST, OUTER_LR, START, Config, Knobs
 from experiments.tuning.knobs.styles import Parts
@@ -49,8 +50,8 @@ class Trainee:
     """The trained end of the network as a pure function of its weights. A batch is the numbers of its rows: features
     stay in one place."""
 
-    def __init__(self, features: Features) -> None:
-        self._x, self._y = features.x, features.labels
+    def __init__(self, features: Pictures) -> None:
+        self._x, self._y = features.images, features.labels
         self._tail = Tail(BLOCKS, len(features.classes))
         self.fresh: Weights = {name: p.detach().clone() for name, p in self._tail.named_parameters()}
 
