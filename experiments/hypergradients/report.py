@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean, median
 
 from experiments.common.estimate import estimate
@@ -15,10 +16,7 @@ TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
 REFERENCES = ("training", "validation")
 
-PICKS: dict[str, Callable[[Agreement], float]] = {
-    "cosine": lambda found: found.cosine,
-    "share of equal signs": lambda found: found.signs,
-}
+PICKS = {"cosine": attrgetter("cosine"), "share of equal signs": attrgetter("signs")}
 
 
 @dataclass(frozen=True)
