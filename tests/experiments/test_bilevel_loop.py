@@ -231,16 +231,6 @@ def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(fit, depth):
     assert all(torch.equal(p, weights(resumed)[name]) for name, p in weights(model).items())
 
 
-def test_steps_are_told_from_the_checkpoint_on(fit):
-    radii = Radii(free_steps=2, radius_lr=RADIUS_LR)
-    with pytest.raises(KeyboardInterrupt):
-        fit(Net(), radii, 9, stop=7)
-    fit(Net(), radii, 9)
-    assert fit.seen == [5, 6, 7, 8, 9]  # three moves were saved
-    fit(Net(), radii, 9, identity={"training": "another"})
-    assert fit.seen == list(range(1, 10))
-
-
 def test_only_what_is_not_free_stays_within_its_radius(fit):
     model, anchor = Net(), weights(Net())
     free = ["head.weight", "head.bias"]
@@ -279,21 +269,6 @@ def test_batches_are_known_by_their_number():
     for number in (-1, 9):
         with pytest.raises(IndexError):
             drawn[number]
-
-
-def test_dropout_is_part_of_training_alone():
-    model, batch = Net(dropout=0.5), batches("train", 1, seed=0)[0]
-    losses, params = Losses(model, FakeTask()), weights(model)
-    assert losses.train(params, batch) != losses.train(params, batch)
-    expected = FakeTask().loss(Net()(batch[0]), batch[1])
-    assert losses.held_out(params, batch) == losses.held_out(params, batch) == expected
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5, 6])
-def test_short_trainings_are_not_longer_for_their_free_steps(fit, steps):
-    outcome = fit(Net(), Radii(radius_lr=RADIUS_LR), steps)
-    assert outcome.step == len(outcome.log) == steps
-    assert outcome.observed_at == list(range(min(6, steps), steps + 1))
 
 
 def test_every_example_comes_once_in_an_epoch():

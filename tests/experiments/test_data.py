@@ -136,9 +136,9 @@ def test_frozen_blocks_and_tail_are_the_whole_network(tmp_path, monkeypatch):
         tail = frozen.Tail(block, classes=2).train()
         with torch.no_grad():
             tail.head.weight.copy_(weight)
-            found = tail(features.x)
+            found = tail(features.images)
         # Sums of up to 1,280 float32 numbers in another order.
         assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
         again = frozen.frozen_features(tmp_path, Progress(Console(file=StringIO())), block)
-        assert torch.equal(again.x, features.x)
+        assert torch.equal(again.images, features.images)
         assert again.fingerprint() == features.fingerprint()
