@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 import hyperopt_ftp as hft
 from experiments.common import checkpoint, tables
 from experiments.common.comparison import Comparison, best
-from experiments.common.memory import peak, reset_peak
 from experiments.common.methods import FOLLOWS, METHODS, held
 from experiments.common.report_kit import markdown
 from experiments.common.trainer import Trainer, schedule_of
@@ -272,21 +270,6 @@ def test_a_new_head_is_free(method):
         )
         free[anchor] = set(json.loads(Path(out, f"radii/{method}-seed0.json").read_text())["layers"])
     assert free["styles"] - free["none"] == {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be forgotten")
-def test_the_peak_of_memory_is_that_since_the_reset():
-    size, cpu = 256, torch.device("cpu")
-    reset_peak(cpu)
-    before = peak(cpu)
-    assert before > 100  # torch alone
-    block = torch.ones(size, 2**18)
-    high = peak(cpu)
-    assert high == pytest.approx(before + size, abs=32)
-    del block
-    assert peak(cpu) == pytest.approx(high, abs=8)  # the kernel counts in batches
-    reset_peak(cpu)
-    assert peak(cpu) < high - size + 32
 
 
 def result(id_score: float, ood: float, **facts) -> dict:

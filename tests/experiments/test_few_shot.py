@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 
 from experiments.classification.data import Pictures
 from experiments.meta.few_shot import methods
 from experiments.meta.few_shot.adaptation import (
-    adapted,
-    anchored,
     everything,
-    head,
     head_alone,
-    logistic,
-    logits,
     loss,
-    nearest_mean,
     network,
 )
 from experiments.meta.few_shot.config import WAYS, Config
@@ -99,17 +91,6 @@ def test_inputs_are_made_from_meta_training_pictures_alone():
     torch.testing.assert_close(shifted, inputs, rtol=1e-3, atol=1e-3)
 
 
-def test_nearest_mean_by_hand():
-    support = torch.tensor([[[1.0, 0.0], [10.0, 5.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -9.0]]])
-    query = torch.tensor([[[9.0, 0.5], [9.0, 6.0], [1.0, 8.0], [-7.0, 1.0], [-8.0, -9.0]]])
-    both = (support, torch.arange(5)[None]), (query, torch.arange(5)[None])
-    ones = torch.ones(2)
-    assert nearest_mean(both, ones, cosine=False).tolist() == [[pytest.approx(0.8)]]  # 1, 1, 2, 3, 4
-    assert nearest_mean(both, ones, cosine=True).tolist() == [[pytest.approx(1.0)]]
-    flat = torch.tensor([1.0, 0.0])
-    assert nearest_mean(both, flat, cosine=False).tolist() == [[pytest.approx(0.4)]]  # 1, 1, 0, 3, 3
-
-
 @pytest.fixture
 def tasks():
     """A network, and two tasks, in float64."""
@@ -160,36 +141,6 @@ def test_first_order_is_the_gradient_at_the_end(tasks):
     second = through(everything(0.2), 3)({"net": net}, both)
     torch.testing.assert_close(found, second)
     assert not torch.allclose(grads[0], meta_gradients(second, net)[0], rtol=1e-3)
-
-
-def test_ftp_holds_the_body_and_not_the_head(tasks):
-    net, ((x, y), _) = tasks
-    with torch.no_grad():
-        far, held = (adapted(how({"net": net}), (x[0], y[0]), 10) for how in (everything(0.5), anchored(0.5, 1e-3)))
-    moved = (held["body"]["weight"] - net["body"]["weight"]).abs().sum(dim=1)
-    free = (far["body"]["weight"] - net["body"]["weight"]).abs().sum(dim=1)
-    assert 0 < moved.max() < 0.011  # at most a step of the radius for each step
-    assert free.max() > 0.05
-    assert (held["head"]["weight"] - net["head"]["weight"]).abs().max() > 0.05
-
-
-@pytest.mark.parametrize("l2", [0.01, 1.0])
-def test_the_linear_head_is_a_fitted_logistic_regression(l2):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(15, 8, generator=generator)
-    y = torch.arange(5).repeat_interleave(3)
-    new = torch.randn(200, 8, generator=generator)
-    net = {"head": head(8, 5)}
-    end = adapted(logistic(net, x, l2)({"net": net}), (x, y), 100)
-    expected = LogisticRegression(C=1 / (15 * l2), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
-    assert (logits(end, new).argmax(-1).numpy() == expected.predict(new.numpy())).mean() > 0.97
-    if l2 == 1:
-        torch.testing.assert_close(
-            F.softmax(logits(end, new), -1).double(),
-            torch.tensor(expected.predict_proba(new.numpy())).double(),
-            rtol=1e-2,
-            atol=1e-2,
-        )
 
 
 def test_settings_are_chosen_on_validation():

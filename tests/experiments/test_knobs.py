@@ -8,10 +8,9 @@ import torch
 
 from experiments.classification.data import Pictures
 from experiments.classification.emoji import CLASSES, STYLES
-from experiments.common.frozen import BLOCKS, Tail
 from experiments.tuning.knobs import report
 from experiments.tuning.knobs.config import HIGHEST, LOWEST, OUTER_LR, START, Config, Knobs
-from experiments.tuning.knobs.study import STUDY, Ends
+from experiments.tuning.knobs.study import STUDY
 from experiments.tuning.knobs.styles import ROLES, Styles
 from experiments.tuning.knobs.tuning import (
     SOURCES,
@@ -77,17 +76,6 @@ def test_no_emoji_and_no_group_is_in_two_parts(data, style):
     assert of(features.items, other.train) != of(features.items, parts.train)
 
 
-def test_loss_and_scores_are_those_of_the_tail(data, tuner):
-    tail, rows = Tail(BLOCKS, 8), torch.arange(0, 40, 3)
-    tail.load_state_dict(tuner.anchor, strict=False)
-    outputs, truth = tail(data.features.images[rows]), data.features.labels[rows]
-    expected = torch.nn.functional.cross_entropy(outputs, truth)
-    torch.testing.assert_close(tuner.trainee.loss(tuner.anchor, rows), expected)
-    score = tuner.trainee.score(tuner.anchor, rows)
-    assert score.loss == pytest.approx(expected.item(), rel=1e-5)
-    assert score.accuracy == pytest.approx(100 * (outputs.argmax(1) == truth).double().mean().item())
-
-
 def test_bilevel_begins_with_a_training_and_a_step_of_adam_on_free_values(tuner):
     found, config = tuner.bilevel("own"), tuner.config
     start = START
@@ -127,22 +115,6 @@ def test_the_random_search_draws_between_its_ends_and_evenly_in_logarithms():
         assert min(values) <= min(drawn) <= max(drawn) <= max(values)
         middle = sum(values) / 2 if k == 2 else math.sqrt(min(values) * max(values))
         assert abs(sum(x < middle for x in drawn) - 200) < 50  # five standard deviations
-
-
-def test_a_mean_with_the_anchor_is_tested_beside_its_method(tuner):
-    knobs = Knobs(1e-2, 0.1, 1.0)
-    optimizer, ends = with_knobs(tuner.config.steps, tuner.anchor, knobs), Ends(tuner)
-    rows = ends.rows("bilevel", None, knobs._asdict())
-    weights = tuner.trainee.trained(optimizer, tuner.anchor, tuner.batches(tested=True))
-    mean = {name: (w + tuner.anchor[name]) / 2 for name, w in weights.items()}
-    assert rows.keys() == {"bilevel", "wise_bilevel"}
-    for name, expected in (("bilevel", weights), ("wise_bilevel", mean)):
-        for role, rows_of_role in tuner.parts.test.items():
-            assert rows[name]["scores"][role] == pytest.approx(tuner.trainee.score(expected, rows_of_role), rel=1e-4)
-    assert ends.rows("random", None, knobs._asdict()).keys() == {"random"}
-    assert ends.weights(None, knobs._asdict()) is ends.weights(None, knobs._asdict())
-    plain = [ends.weights(method, {"lr": 1e-2})["head.weight"] for method in ("adamw", "ftp")]
-    assert not torch.equal(*plain)
 
 
 def test_means_are_over_styles_then_seeds_and_differences_are_paired():

@@ -5,7 +5,7 @@ import torch
 
 import hyperopt_ftp as hft
 from experiments.classification.task import Config
-from experiments.common.methods import FOLLOWS, METHODS, adamw, keep_mean, kept_mean
+from experiments.common.methods import METHODS, adamw, keep_mean, kept_mean
 from experiments.common.task import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
 
@@ -203,14 +203,3 @@ def test_what_is_made_of_ends_of_trainings():
     stock = METHODS["model_stock"].mix(model, ends, anchor, None)
     assert all(torch.equal(value, hft.model_stock(ends, anchor)[0][name]) for name, value in stock.items())
     assert {METHODS[name].usual for name in ("wise", "wise_warmup", "wise_ftp", "lines")} == {0.5}
-
-
-def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
-    of_adamw = dict.fromkeys(("wise", "lines", "model_stock", "soup", "ema"), "adamw")
-    assert of_adamw | {"wise_warmup": "adamw_warmup", "wise_ftp": "ftp"} == FOLLOWS
-    for follower, of in FOLLOWS.items():
-        assert METHODS[follower].make(None) is None
-        assert METHODS[of].make(None) is not None
-    assert {name for name, method in METHODS.items() if method.others} == {"model_stock", "soup"}
-    assert {name for name, method in METHODS.items() if method.of_mean} == {"ema"}
-    assert len({method.title for method in METHODS.values()}) == len(METHODS)

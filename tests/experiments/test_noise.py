@@ -180,7 +180,7 @@ def trial(lr, validation, test, diverged=False):
 def test_choices_are_made_on_validation_for_all_seeds_at_once():
     both = [
         [trial(1, [50, 60], [1, 2]), trial(2, [90, 10], [3, 4]), trial(3, [99], [5], diverged=True)],
-        [trial(1, [60, 50], [6, 7]), trial(2, [80, 80], [8, 9]), trial(3, [], [], diverged=True)],
+        [trial(1, [60, 50], [6, 7]), trial(2, [80, 80], [8, 9]), trial(3, [98], [5], diverged=True)],
     ]
     noisy = [[trial(1, [1, 1], [0, 0])]] * 2
     config = {"datasets": ["digits"], "seeds": [4, 5]}

@@ -76,18 +76,6 @@ def test_the_driver_publishes(started, tmp_path):
     assert (to / "towers" / "report.md").read_text().startswith("![a figure]")
 
 
-def test_after_a_failure_or_ctrl_c_nothing_else_begins(started, monkeypatch, tmp_path):
-    begun = []
-
-    def fail(job, out, threads, console):
-        begun.append(job.name)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run_job", fail)
-    assert cli.main(["--out", str(tmp_path), "--workers", "1"], Console(file=StringIO())) == 130
-    assert len(begun) <= 2  # the pool may have taken the next one before it was told
-
-
 def test_unknown_studies_are_refused(started, capsys):
     assert cli.main(["--only", "towers", "demos"]) == 2
     assert "--only demos: the studies are segmentation, classification" in capsys.readouterr().err

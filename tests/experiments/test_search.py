@@ -17,7 +17,7 @@ from experiments.common.small_networks import cross_entropy, mlp
 from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report
 from experiments.tuning.search.contenders import CONTENDERS
 from experiments.tuning.search.descents import path
-from experiments.tuning.search.problem import Box, Problem, as_it_is, one
+from experiments.tuning.search.problem import Problem, as_it_is, one
 from experiments.tuning.search.race import Clock
 from experiments.tuning.search.study import STUDY
 from tests.experiments.running import ran
@@ -94,28 +94,6 @@ def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
     assert on_emoji.one_of_each(features).y.tolist() == [1, 3, 5]
 
 
-def test_each_tensor_of_the_whole_network_has_a_rate_that_falls_with_its_distance_from_the_head():
-    generator = torch.Generator().manual_seed(0)
-    size = sum(on_emoji.SIZES.values())
-    pictures: Any = SimpleNamespace(
-        images=255 * torch.rand(size, 3, 32, 32, generator=generator), labels=torch.arange(size) % 8,
-        domains=torch.zeros(size), groups=tuple(map(str, range(size))), domain_names=("Twemoji",), classes=("",) * 8,
-    )  # fmt: skip
-    problem = on_emoji.layers(pictures, 0)
-    assert problem.size == len(problem.params) == 149
-    numbers = {"lr": torch.tensor(0.5), "decay": torch.tensor(0.5)}
-    rates = problem.few.expand(numbers)["lr"]
-    assert rates["network._fc.bias"] == 0.5
-    assert rates["network._bn1.weight"] == 0.25
-    assert rates["network._blocks.15._bn2.bias"] == 0.125
-    assert rates["network._blocks.0._depthwise_conv.weight"] == 0.5**18
-    assert rates["network._conv_stem.weight"] == 0.5**19
-    free = ["network._conv_stem.weight", "network._fc.weight"]  # the head is 0 at first: two steps
-    still = {name: torch.tensor(0.1 if name in free else 0.0) for name in rates}
-    after = dataclasses.replace(problem, batches=problem.batches[:2]).train({"lr": still}).params
-    assert [name for name in after if not torch.equal(after[name], problem.params[name])] == free
-
-
 @pytest.mark.parametrize("name", ["random", "tpe", "hyperband", "unroll", "truncated", "search-unroll", "tower"])
 def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(name, monkeypatch):
     work = Work()
@@ -133,19 +111,6 @@ def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(na
     assert validation[-1] < default.loss or name == "truncated"
     if name in ("random", "tpe"):
         assert result["trials"] == 40 // STEPS
-
-
-def test_implicit_moves_what_moves_the_minimum():
-    work = Work()
-    space = {"loss.l2": dataclasses.replace(one(1e-2, 1e-4, 10.0), default=torch.full((2,), 1e-2))}
-    few = Box({"l2": one(1e-2, 1e-4, 10.0)}, lambda x: {"loss.l2": x["l2"].expand(2).clone()}, "one")
-    problem = tiny(work, space, few, hft.sgd(lr=0.5), own={"l2": torch.full((2,), 1e-2)})
-    problem = dataclasses.replace(problem, train_loss=work.penalised, batches=problem.batches * 5)
-    trials = list(islice(CONTENDERS["implicit"].run(problem, Clock(1e9, lambda: 0.0)), 3))
-    moved = [trial.values["loss.l2"] for trial in trials]
-    assert all(math.isfinite(trial.loss) for trial in trials)
-    assert (moved[0] != moved[2]).all()
-    assert problem.train(trials[2].values).loss == pytest.approx(trials[2].loss, rel=1e-5)
 
 
 def test_two_outer_steps_are_those_of_torch_by_hand():

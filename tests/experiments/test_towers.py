@@ -73,20 +73,6 @@ def test_a_raw_tower_of_sgd_is_the_loop_of_the_paper():
     assert above > x
 
 
-def test_a_log_tower_has_fixed_learning_rates_above_the_first():
-    optimizer = tower("sgd", 3, "log")
-    hparams = first_hparams(optimizer.hparams, torch.tensor(1e-5, dtype=torch.float64), "log")
-    by = hparams["by"]
-    found = [hparams["base"]["lr"], by["base"]["lr"], by["by"]["base"]["lr"], by["by"]["by"]["lr"]]
-    assert [value.item() for value in found] == pytest.approx([1e-5, 0.1, 0.01, 0.001])
-    w = torch.ones(2, dtype=torch.float64)
-    run = hft.train(tower("sgd", 1, "log"), lambda p, _: p @ p, w, [None] * 3, hparams=hparams | {"by": by["base"]})
-    # Adam's first hypergradient is zero and counts; with a constant one h after it, m / (1 - b1^t) over the root of
-    # v / (1 - b2^t) does not depend on h, and the learning rate grows by a factor that does not depend on it either.
-    steps = [0.1 / 0.19 / math.sqrt(0.001 / 0.001999), (0.9 * 0.1 + 0.1) / 0.271 / math.sqrt(0.001999 / 0.002997001)]
-    assert math.log(run.state.tuned["lr"].item() / 1e-5) == pytest.approx(0.1 * sum(steps), rel=1e-3)
-
-
 def test_contexts_by_hand():
     found = contexts([codes("ab"), codes("~")])
     space = ALPHABET.index(" ")
