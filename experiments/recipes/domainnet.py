@@ -19,9 +19,7 @@ def domainnet(root: Path, recipe: Recipe) -> Benchmark:
             title = PurePosixPath(file).parent.name
             if known.setdefault(title, label) != label:
                 raise wrong(f"{name}: class '{title}' is {label} ({file}) and {known[title]} elsewhere")
-        if name == train:
-            trained = set(known)
-    if unknown := sorted(known.keys() - trained):
+    if unknown := sorted(known.keys() - {PurePosixPath(file).parent.name for file in lists[train].files}):
         raise wrong(f"the class '{unknown[0]}' is tested, but {train} lacks it")
     if both := set(lists[train].files) & set(lists[held_out].files):
         raise wrong(f"{min(both)} is both in {train} and in {held_out}")
