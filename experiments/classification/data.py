@@ -23,7 +23,7 @@ class Pictures:
     Items of one group are near-duplicates (the man and the woman of one emoji) and always share a part of the split.
     """
 
-    images: Tensor  # [N, 3, H, W] uint8
+    images: Tensor  # [N, 3, H, W] uint8; or what stands for them
     labels: Tensor  # [N] int64, index into classes
     domains: Tensor  # [N] int64, index into domain_names
     items: tuple[str, ...]  # [N]
@@ -49,9 +49,10 @@ class Pictures:
         return self.select((self.domains == domain).nonzero().flatten())
 
     def fingerprint(self) -> str:
-        """A digest of everything that can change a result."""
+        """A digest of everything that can change a result; without features, whose last bits depend on the machine."""
         digest = hashlib.sha256(repr((self.items, self.groups, self.classes, self.domain_names)).encode())
-        for tensor in (self.images, self.labels, self.domains, *([] if self.alpha is None else [self.alpha])):
+        pictures = [self.images] if self.images.dtype == torch.uint8 else []
+        for tensor in (*pictures, self.labels, self.domains, *([] if self.alpha is None else [self.alpha])):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

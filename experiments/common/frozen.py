@@ -1,12 +1,13 @@
 """The emoji network cut in two: frozen first blocks, whose outputs are computed once, and a tail that is trained."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from experiments.classification.data import Pictures
 from experiments.classification.emoji import DRAWING, emoji_pictures
 from experiments.common import checkpoint
 from experiments.common.efficientnet import lite0, scaled
@@ -14,24 +15,6 @@ from experiments.common.progress import Progress
 
 BLOCKS = 16  # of EfficientNet-Lite0
 SIZE = 64  # of the pictures
-
-
-@dataclass(frozen=True)
-class Features:
-    """Of every emoji in every style; one item is one emoji, `groups` are near-duplicates."""
-
-    x: Tensor  # [N, C, H, W] float32
-    labels: Tensor  # [N], index into `classes`
-    styles: Tensor  # [N], index into `style_names`
-    items: tuple[str, ...]
-    groups: tuple[str, ...]
-    classes: tuple[str, ...]
-    style_names: tuple[str, ...]
-
-    def fingerprint(self) -> str:
-        """A digest of all but the features themselves, whose last bits depend on the machine."""
-        about = (tuple(self.x.shape), self.labels.tolist(), self.styles.tolist(), self.items, self.groups, self.classes)
-        return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 class Tail(nn.Module):
@@ -56,8 +39,9 @@ class Tail(nn.Module):
 
 
 @torch.no_grad()
-def frozen_features(cache: Path, progress: Progress, block: int) -> Features:
-    """What goes into block number `block` of the pre-trained network (16: the last convolution); kept in `cache`."""
+def frozen_features(cache: Path, progress: Progress, block: int) -> Pictures:
+    """What goes into block number `block` of the pre-trained network (16: the last convolution), [N, C, H, W] float32,
+    in place of every emoji in every style; kept in `cache`."""
     pictures = emoji_pictures(cache, progress)
     recipe = repr((DRAWING, block, SIZE, pictures.items))
     file = cache / f"features-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
@@ -73,6 +57,4 @@ def frozen_features(cache: Path, progress: Progress, block: int) -> Features:
                 bar.advance(steps=len(some))
         x = torch.cat(found).contiguous()
         checkpoint.save(file, x)
-    return Features(
-        x, pictures.labels, pictures.domains, pictures.items, pictures.groups, pictures.classes, pictures.domain_names
-    )
+    return replace(pictures, images=x, alpha=None)

@@ -79,24 +79,8 @@ _KNOBS = {
     "WiSE-FT of AdamW": _FINE_TUNING["WiSE-FT"],
     "WiSE-FT of FTP": _FINE_TUNING["WiSE-FT of FTPAdamW"],
     "FTP, random search": Look(GREEN, "^"),
-    "FTP, grid": Look(GREEN, "s", "--"),
     "FTP, hypergradient": Look(RED, "D"),
     "WiSE-FT of FTP, hypergradient": Look(RED, "P", "--"),
-}
-
-_SEARCH = {
-    "default": Look(GREY, "o"),
-    "random search": Look(ORANGE, "o"),
-    "random search, every number": Look(ORANGE, "s", "--"),
-    "TPE": Look(RED, "^"),
-    "Hyperband": Look(PURPLE, "D"),
-    "bilevel, Unroll": Look(BLUE, "o"),
-    "bilevel, Forward": Look(BLUE, "s", "--"),
-    "bilevel, last tenth": Look(SKY, "v"),
-    "bilevel, Implicit": Look(SKY, "P", "--"),
-    "search, then Unroll": Look(BLACK, "D"),
-    "hyper, online": Look(GREEN, "^"),
-    "tower of 2, online": Look(GREEN, "s", "--"),
 }
 
 _TOWERS = {
@@ -121,35 +105,9 @@ _NOISE = {
 }
 
 _FEW_SHOT = {
-    "class means": Look(GREY, "o"),
-    "linear head": Look(GREY, "^", "--"),
-    "pre-trained, linear head": Look(BLACK, "^", "--"),
     "pre-trained, fine-tuned": Look(BLACK, "o"),
-    "MAML": Look(RED, "o"),
-    "first-order MAML": Look(RED, "s", "--"),
-    "ANIL": Look(RED, "^", ":"),
-    "Meta-SGD": Look(RED, "v"),
-    "implicit MAML": Look(RED, "D", "-."),
     "MAML, long": Look(ORANGE, "s"),
     "MAML, long, FTP": Look(BLUE, "D"),
-}
-
-_DISTILLATION = {
-    "random": Look(GREY, "o"),
-    "nearest": Look(PURPLE, "s", "--"),
-    "k-means": Look(ORANGE, "^"),
-    "distilled": Look(BLUE, "D"),
-    "all": Look(BLACK, "s"),
-}
-
-_LEARNED_OPTIMIZER = {
-    "learned, Unroll": Look(RED, "o"),
-    "learned, ZeroOrder": Look(ORANGE, "s"),
-    "Adam, tuned": Look(BLUE, "D"),
-    "Adam, cosine, tuned": Look(SKY, "^"),
-    "momentum, tuned": Look(GREEN, "v"),
-    "Adam, one lr": Look(PURPLE, "P"),
-    "Adam, default lr": Look(GREY, "X"),
 }
 
 _BENCHMARKS = {
@@ -173,8 +131,7 @@ _BENCHMARKS = {
 
 #: By the name that figures show.
 LOOKS: Mapping[str, Look] = {
-    **_FINE_TUNING, **_KNOBS, **_SEARCH, **_TOWERS, **_NOISE, **_FEW_SHOT, **_DISTILLATION, **_LEARNED_OPTIMIZER,
-    **_BENCHMARKS,
+    **_FINE_TUNING, **_KNOBS, **_TOWERS, **_NOISE, **_FEW_SHOT, **_BENCHMARKS,
 }  # fmt: skip
 
 

@@ -142,12 +142,14 @@ def fit(
                     break  # the weights are lost; say so instead of training on
                 training.optimizer.zero_grad()
                 loss.backward()
-                lr = training.optimizer.param_groups[0]["lr"]
+                lr = float(
+                    training.optimizer.param_groups[0]["lr"]
+                )  # now: it may be a tensor, which the schedule fills
                 training.optimizer.step()
                 training.scheduler.step()
                 training.step += 1
                 right = task.share_right(outputs.detach(), targets)
-                row = (training.step, value, right, float(lr), time.perf_counter() - begin)
+                row = (training.step, value, right, lr, time.perf_counter() - begin)
                 training.log.append(row)
                 if observe is not None and training.step % observe_every == 0:
                     training.observed.append(observe())

@@ -1,16 +1,11 @@
-"""What the reports of studies share: numbers with their errors, tables, paired differences, report.md, and pictures."""
+"""What the reports of studies share: numbers with their errors, tables, paired differences, and report.md."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from PIL import Image
 from rich.table import Table as RichTable
 
 from experiments.common import checkpoint
 from experiments.common.estimate import Estimate, estimate
-from experiments.common.figures import Curve
 from experiments.common.record import RunRecord
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
@@ -38,12 +33,6 @@ def significant(value: Estimate) -> str:
 def paired(own: Iterable[float], other: Iterable[float]) -> Estimate:
     """The difference, seed by seed."""
     return estimate([a - b for a, b in zip(own, other, strict=True)])
-
-
-def curve(x: Sequence[float], values: Sequence[Estimate]) -> Curve:
-    """A line through the means, and a band where there are errors."""
-    errors = None if values[0][1] is None else [error or 0.0 for _, error in values]
-    return Curve(x, [mean for mean, _ in values], errors)
 
 
 def over(seeds: Sequence[int]) -> str:
@@ -102,15 +91,3 @@ def write(record: RunRecord, title: str, *blocks: str | Table | None) -> None:
     parts = [block if isinstance(block, str) else "\n".join(markdown(*block)) for block in blocks if block]
     text = "\n\n".join([f"# {title}", *parts, "\n".join(provenance(record.content))])
     checkpoint.write_text(record.folder / "report.md", text + "\n")
-
-
-def packed(picture: np.ndarray) -> str:
-    """A picture [height, width] or [height, width, 3] of uint8 as text, which a record can hold: PNG in base64."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def unpacked(png: str) -> np.ndarray:
-    """[height, width, 3] uint8."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))

@@ -15,12 +15,12 @@ Params = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
-def mlp_params(sizes: tuple[int, ...], generator: torch.Generator, variance: float = 1.0, scale: float = 1.0) -> Params:
-    """Normal weights with a variance of `variance` / inputs, times `scale`; biases are 0."""
+def mlp_params(sizes: tuple[int, ...], generator: torch.Generator) -> Params:
+    """Normal weights with a variance of 1 / inputs; biases are 0."""
     params = {}
     for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
         weight = torch.randn(outputs, inputs, generator=generator)
-        params[f"{layer}.weight"] = weight * scale * math.sqrt(variance / inputs)
+        params[f"{layer}.weight"] = weight * math.sqrt(1 / inputs)
         params[f"{layer}.bias"] = torch.zeros(outputs)
     return params
 

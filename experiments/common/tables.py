@@ -1,18 +1,14 @@
 """What a comparison says at its end: means over seeds, the table, report.md and the figures."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import mean
 
-from experiments.common import checkpoint, heat_maps
 from experiments.common.comparison import best
 from experiments.common.estimate import Estimate, estimate
-from experiments.common.heat_maps import Observed
 from experiments.common.methods import title
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, markdown, provenance
-from experiments.common.score_figures import rows_of_scores, trade_off, unbeaten
+from experiments.common.report_kit import Table, bullets, fixed, write
+from experiments.common.score_figures import trade_off, unbeaten
 from experiments.common.task import Task
 
 ANCHOR = "anchor"
@@ -84,68 +80,32 @@ def differences(summary: Mapping) -> list[str]:
 
 
 def write_report(record: RunRecord, heading: str, setting: str, pictures: str) -> None:
-    """report.md with the table and the figures; `pictures` says what pictures.png shows, if it is there already."""
+    """report.md with the table and the figures; `pictures` says what pictures.png shows, if there is one."""
     content, folder = record.content, record.folder
     summary = content["summary"]
     header, rows = table_of(summary)
     titles, methods = summary["titles"], summary["methods"]
-    columns = summary["columns"] if len(summary["columns"]) <= 5 else [c for c in summary["columns"] if c in SUMS]
-    rows_of_scores(
-        folder / "scores.png",
-        [titles.get(column, column) for column in columns],
-        {title(m): [row["columns"][column] for column in columns] for m, row in methods.items()},
-        f"{summary['metric']} (%)",
-        level=title(ANCHOR),
-    )
-    level = "; left of the dashed line a method has lost some of what the anchor knew" if ANCHOR in methods else ""
     x, y = (f"{titles.get(column, column)}, {summary['metric']} (%)" for column in ("id", "ood"))
     points = {title(m): (row["columns"]["id"], row["columns"]["ood"]) for m, row in methods.items()}
     trade_off(folder / "trade-off.png", points, (x, y))
-    lines = [
-        f"# {heading}",
-        "",
+    metric = summary["metric"]
+    write(
+        record,
+        heading,
         setting,
-        "",
-        *markdown(header, rows),
-        "",
+        (header, rows),
         "Examples per second and peak memory (of the whole process, data and libraries included) are those of training."
         + "".join(note for method, note in NOTES.items() if method in methods),
-        "",
-        *(f"- {line}" for line in differences(summary)),
-        "",
-        *rates_tried(content.get("rates", {}), summary["metric"]),
-        *strengths_tried(content.get("strengths", {}), summary["metric"]),
-        f"![{summary['metric']} by test set and method{level}](scores.png)",
-        "",
+        bullets(differences(summary)),
+        *rates_tried(content.get("rates", {}), metric),
+        *strengths_tried(content.get("strengths", {}), metric),
         "![What is learned in distribution against what is kept out of distribution. "
         f"{unbeaten(points)}](trade-off.png)",
-        "",
-        *([f"![{pictures}](pictures.png)"] if pictures else []),
-    ]
-    seed = content["config"]["seeds"][0]
-    if runs := _radii(folder, seed):
-        heat_maps.radii(folder / "radii.png", runs, "radius")
-        lines += ["", f"![{heat_maps.caption(runs)} Seed {seed}.](radii.png)"]
-    lines += ["", *provenance(content)]
-    checkpoint.write_text(folder / "report.md", "\n".join(lines) + "\n")
+        f"![{pictures}](pictures.png)" if pictures else None,
+    )
 
 
-def files_of_radii(folder: Path, seed: int) -> dict[str, Path]:
-    """Of FTP and TPGM, which the report shows, by method; some may not be there."""
-    return {method: folder / "radii" / f"{method}-seed{seed}.json" for method in ("ftp", "tpgm")}
-
-
-def _radii(folder: Path, seed: int) -> dict[str, Observed]:
-    """What was seen of the radii, by title."""
-    found = {}
-    for method, file in files_of_radii(folder, seed).items():
-        if file.exists() and (seen := json.loads(file.read_text()))["steps"]:
-            layers = [name.removeprefix("network.") for name in seen["layers"]]
-            found[title(method)] = Observed(layers, seen["steps"], seen["radii"])
-    return found
-
-
-def rates_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
+def rates_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> list[str | Table]:
     """The learning rates that were tried, and where the best one is at the edge of what was tried."""
     tried = {method: rates for method, rates in tried.items() if rates}
     if not tried:
@@ -164,9 +124,7 @@ def rates_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> list[s
     return [
         f"Learning rates that were tried, with the {metric} (%) on held-out examples of what is learned first; "
         "nothing else, and no test example, was looked at. Where the best is at an edge, a better one may lie beyond:",
-        "",
-        *markdown(["method", *lrs], rows),
-        "",
+        (["method", *lrs], rows),
     ]
 
 
@@ -176,6 +134,6 @@ def strengths_tried(tried: Mapping[str, Mapping[str, float]], metric: str) -> li
     for method, scores in tried.items():
         if scores:
             cells = [f"{number}: {'diverged' if scores[number] < 0 else f'{scores[number]:.1f}'}" for number in scores]
-            lines.append(f"- {title(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
+            lines.append(f"{title(method)}: {', '.join(cells)}; chosen {best(scores):g}.")
     about = f"Strengths that were tried at the chosen learning rate, with the same {metric}:"
-    return [about, "", *lines, ""] if lines else []
+    return [about, bullets(lines)] if lines else []

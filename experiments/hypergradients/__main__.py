@@ -1,5 +1,3 @@
-"""`python -m experiments.hypergradients`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.hypergradients.study", "studies")

@@ -24,8 +24,8 @@ from experiments.common.study import Session, Study
 from experiments.common.task import Task, tested
 from experiments.common.trainer import Trainer, steps_of
 from experiments.hypergradients.config import WAYS, Plan
-from experiments.hypergradients.gradients import STRATEGIES, compare, cost, walk
-from experiments.hypergradients.report import COST, EQUAL_TIME, Subject, compared, tables_below, write_report
+from experiments.hypergradients.gradients import compare, walk
+from experiments.hypergradients.report import EQUAL_TIME, Subject, compared, write_report
 
 RUN = "run"  # the fine-tuning on whose way gradients are compared
 
@@ -80,14 +80,6 @@ def check_schedules(config: AnchorOptions, task: Task) -> None:
         raise InputError(f"--ways-epochs {plan.ways_epochs}: {way_steps} steps, but --ways need {needed}")
 
 
-def missing(setting: Setting, step: int) -> list[str]:
-    """What is not yet measured at a point: gradients, and at the middle one what strategies cost."""
-    plan, names = setting.plan, [f"point-{step}"]
-    if plan.costs and step == plan.points[len(plan.points) // 2]:
-        names += [COST + name for name in STRATEGIES]
-    return [name for name in names if name not in setting.record.results]
-
-
 def compare_on_the_way(setting: Setting) -> None:
     """Fine-tune with the pure FTP, and stop at each point. Made again on a resume: it is the same run."""
     config, plan, task, results = setting.config, setting.plan, setting.task, setting.record.results
@@ -101,7 +93,7 @@ def compare_on_the_way(setting: Setting) -> None:
     anchor = {name: p.clone() for name, p in held(model, config, params).items()}
     base = hft.scheduled(hft.adamw(lr=config.lr, weight_decay=config.weight_decay), lr=cosine(setting.steps))
     optimizer = hft.ftp(base, anchor)
-    state, steps, radii, log = optimizer.init(params), [], [], []
+    state, log = optimizer.init(params), []
     with setting.trainer.progress.task("FTP, comparing", setting.steps) as bar:
         for step in range(1, setting.steps + 1):
             begin = time.perf_counter()
@@ -111,10 +103,8 @@ def compare_on_the_way(setting: Setting) -> None:
             params, state = optimizer.update(grads, state, params)
             lr = config.lr * cosine(setting.steps)(torch.tensor(step - 1)).item()
             log.append((step, loss.item(), math.nan, lr, time.perf_counter() - begin))
-            steps.append(step)
-            radii.append([float(f"{r.item():.5g}") for r in state.radius.values()])
             bar.advance(note=f"loss {loss.item():.3f}")
-            if step in plan.points and (left := missing(setting, step)):
+            if step in plan.points and f"point-{step}" not in results:
                 number = plan.points.index(step)
                 outer = {
                     "training": lambda p, b=batches[step + longest]: losses.train(p, b),
@@ -122,18 +112,12 @@ def compare_on_the_way(setting: Setting) -> None:
                 }
                 ahead = [batches[k] for k in range(step, step + longest)]
                 segment = walk(base, anchor, state.radius, params, state.base, losses, ahead, outer, plan.depths)
-                if f"point-{step}" in left:
-                    found = compare(segment, losses, plan.depths)
-                    results[f"point-{step}"] = {"step": step, **vars(found)}
-                    setting.record.save()
-                for name in left:
-                    if name.startswith(COST):
-                        results[name] = cost(segment, losses, plan.depths, name.removeprefix(COST))
-                        setting.record.save()
+                results[f"point-{step}"] = {"step": step, **vars(compare(segment, losses, plan.depths))}
+                setting.record.save()
             setting.trainer.on_step(RUN, step)
     model.load_state_dict(params, strict=False)
     write_steps(setting.record.folder / "steps" / f"{RUN}.csv", log)
-    results[RUN] = {"layers": list(anchor), "steps": steps, "radii": radii, **tested(task, model)}
+    results[RUN] = tested(task, model)
     setting.record.save()
 
 
@@ -264,7 +248,6 @@ def gradient_study(
         work=work,
         report=lambda record: write_report(record, subject),
         table=compared,
-        lines=tables_below,
         packages=packages,
         threads=None,
     )

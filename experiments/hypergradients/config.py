@@ -47,7 +47,6 @@ class Plan:
     wider: Fixed[tuple[tuple[str, float], ...]] = ()
     points: tuple[int, ...] = (4, 16, 40, 72, 104)  # steps of the run after which gradients are compared
     depths: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps K that full gradients go back through; the last is the measure
-    costs: bool = False  # also measure every strategy, at the middle point; nothing else should run then
     ways: tuple[str, ...] = tuple(WAYS)  # of fine-tuning afterwards; none: only compare gradients
     ways_epochs: int = 4  # passes of these
 

@@ -7,7 +7,7 @@ hypergradient goes back through. The closed forms of FTP are those of the last s
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,20 +18,9 @@ import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Batch, Losses
 from experiments.common.memory import peak_above
 from hyperopt_ftp.anchored import radius_gradient, row_norm
-from hyperopt_ftp.hyper import Strategy
 from hyperopt_ftp.types import PaperOrExact
 
 Weights = dict[str, Tensor]
-
-#: Without compiled steps: of the derivative of one of EfficientNet-Lite0 torch 2.13 makes 5,730 kernels, and had
-#: compiled 3,103 of them after 52 minutes.
-STRATEGIES: Mapping[str, hft.Unroll | hft.Forward] = {
-    "Unroll()": hft.Unroll(),
-    'Unroll(checkpoint="sqrt")': hft.Unroll(checkpoint="sqrt"),
-    "Forward()": hft.Forward(),
-}
-LOSS = "training"  # that of which the hypergradient is taken
-FORWARDS = 3  # depths of which forward mode is measured
 
 
 @dataclass(frozen=True)
@@ -96,16 +85,14 @@ def closed_form(segment: Segment, loss: str, gradient: PaperOrExact) -> dict[str
     }
 
 
-def full(
-    segment: Segment, losses: Losses, loss: str, depth: int, strategy: Strategy | None = None, layer: str | None = None
-) -> dict[str, Tensor]:
-    """Through the last `depth` steps, second derivatives of the training loss included; of all layers, or of one."""
+def full(segment: Segment, losses: Losses, loss: str, depth: int) -> dict[str, Tensor]:
+    """Through the last `depth` steps, second derivatives of the training loss included."""
     first = len(segment.batches) - depth
     _, found, _ = hft.hypergradient(
         segment.optimizer, losses.train, segment.outer[loss], segment.params[first], segment.batches[first:],
-        over="radius" if layer is None else f"radius.{layer}", state=segment.states[first], strategy=strategy,
+        over="radius", state=segment.states[first],
     )  # fmt: skip
-    return found["radius"] if layer is None else {layer: found[f"radius.{layer}"]}
+    return found["radius"]
 
 
 def compare(segment: Segment, losses: Losses, depths: Sequence[int]) -> Compared:
@@ -125,29 +112,6 @@ def compare(segment: Segment, losses: Losses, depths: Sequence[int]) -> Compared
             done.seconds[key], done.mib[key] = time.perf_counter() - begin, mib
             done.gradients[loss][kind] = [found[name].item() for name in done.layers]
     return done
-
-
-def cost(segment: Segment, losses: Losses, depths: Sequence[int], name: str) -> dict:
-    """Of one strategy, by depth.
-
-    In forward mode every number is a tangent of its own, so one layer's radius and few steps say what all would take.
-    """
-    strategy, device = STRATEGIES[name], segment.end[next(iter(segment.end))].device
-    forwards = isinstance(strategy, hft.Forward)
-    layer = next(iter(segment.deviation)) if forwards else None
-    found: dict = {"depths": [], "seconds": [], "mib": [], "differs": []}
-    for depth in depths[:FORWARDS] if forwards else depths:
-        expected = full(segment, losses, LOSS, depth)
-        expected = expected if layer is None else {layer: expected[layer]}
-        begin = time.perf_counter()
-        gradients, mib = peak_above(device, lambda k=depth, one=layer: full(segment, losses, LOSS, k, strategy, one))
-        found["seconds"].append(time.perf_counter() - begin)
-        found["mib"].append(mib)
-        found["depths"].append(depth)
-        off = torch.stack([gradients[name] - value for name, value in expected.items()]).norm().item()
-        size = math.hypot(*(value.item() for value in expected.values()))
-        found["differs"].append(off / size if size else math.nan if off else 0.0)
-    return found
 
 
 class Agreement(NamedTuple):

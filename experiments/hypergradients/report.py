@@ -1,32 +1,22 @@
-"""What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and figures."""
+"""What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and a figure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from operator import attrgetter
 from statistics import fmean, median
 
-import numpy as np
-from rich.table import Table as RichTable
-
-from experiments.common import heat_maps
 from experiments.common.estimate import estimate
-from experiments.common.figures import SMALL, Curve, curves, panels, save
-from experiments.common.heat_maps import Observed
-from experiments.common.looks import BLUE
+from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, in_terminal, write
+from experiments.common.report_kit import Table, fixed, write
 from experiments.hypergradients.config import RADIUS_LR, WAYS
 from experiments.hypergradients.gradients import Agreement, agreement
 
 TITLES = {"paper": "FTP, paper", "exact": "FTP, exact"}
 EQUAL_TIME = "in the time of FTP"
 REFERENCES = ("training", "validation")
-COST = "cost "  # begins the name of a result; the strategy follows
 
-PICKS: dict[str, Callable[[Agreement], float]] = {
-    "cosine": lambda found: found.cosine,
-    "share of equal signs": lambda found: found.signs,
-}
+PICKS = {"cosine": attrgetter("cosine"), "share of equal signs": attrgetter("signs")}
 
 
 @dataclass(frozen=True)
@@ -110,60 +100,11 @@ def setting(content: dict, subject: Subject) -> str:
     )
 
 
-def costs(content: dict) -> Table:
-    """A row for each strategy and depth."""
-    rows = []
-    for key, found in content["results"].items():
-        if not key.startswith(COST):
-            continue
-        columns = (found[fact] for fact in ("depths", "seconds", "mib", "differs"))
-        for depth, seconds, mib, off in zip(*columns, strict=True):
-            name = f"`{key.removeprefix(COST)}`"
-            rows.append([name, str(depth), f"{seconds:.2f}", f"{mib:.0f}", f"{off:.0e}"])
-    return ["strategy", "K", "seconds", "MiB", "differs by"], rows
-
-
-def tables_below(content: dict) -> list[RichTable]:
-    """In the terminal, below that of the gradients."""
-    found = {
-        "What a full hypergradient costs": costs(content),
-        "Fine-tuned with each, accuracy (%)": fine_tuned(content),
-    }
-    return [in_terminal(heading, header, rows) for heading, (header, rows) in found.items() if rows]
-
-
-def scatter(file: Path, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> None:
-    """One dot for each layer: a gradient against the reference, both axes linear near 0 and logarithmic beyond."""
-    figure, all_axes = panels(len(points), 2.6)
-    for axes, (label, (x, y)) in zip(all_axes, points.items(), strict=True):
-        size = max(np.abs(x).max(), np.abs(y).max())
-        near = size / 1000
-        axes.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
-        axes.axhline(0, color="#999999", linewidth=0.5)
-        axes.axvline(0, color="#999999", linewidth=0.5)
-        axes.scatter(x, y, s=10, color=BLUE, alpha=0.6, linewidths=0)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.axes.set_xscale("symlog", linthresh=near)
-            axis.axes.set_yscale("symlog", linthresh=near)
-        edge = 1.5 * size
-        ticks = [-size, -size / 30, 0, size / 30, size]
-        names = [f"{tick:.1g}" for tick in ticks]
-        axes.set_xlim(-edge, edge)
-        axes.set_ylim(-edge, edge)
-        axes.set_xticks(ticks, names, fontsize=SMALL)
-        axes.set_yticks(ticks, names, fontsize=SMALL)
-        axes.minorticks_off()
-        axes.set_xlabel(x_label, fontsize=SMALL)
-        axes.set_ylabel(label, fontsize=SMALL)
-    save(figure, file)
-
-
 def write_report(record: RunRecord, subject: Subject) -> None:
-    """report.md and its figures."""
-    content, folder = record.content, record.folder
+    """report.md and its figure."""
+    content = record.content
     points, depths = points_of(content), content["config"]["depths"]
-    deepest, run = depths[-1], content["results"]["run"]
-    middle = points[len(points) // 2]
+    deepest = depths[-1]
     losses = list(points[0]["gradients"])
 
     def by_depth(loss: str, pick: Callable[[Agreement], float]) -> list[float]:
@@ -175,48 +116,8 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         for name, pick in PICKS.items()
     }
     back = "steps K that are differentiated through"
-    curves(folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
-    steps = [point["step"] for point in points]
-    kinds = ["paper", *(f"K={k}" for k in depths if k in (1, 4) and k != deepest)]
-    by_step = {
-        f"{name} with {deepest_k}, {loss}": {
-            title("training", kind).removesuffix(", training"): Curve(
-                steps, [pick(against(p, loss, kind, loss, deepest)) for p in points]
-            )
-            for kind in kinds
-        }
-        for name, pick in PICKS.items()
-        for loss in losses
-    }
-    curves(folder / "agreement-by-step.png", by_step, "training step", "", ticks=steps)
-    cost = {
-        label: {
-            "full": Curve(depths, [median(p[fact][f"training, K={k}"] for p in points) for k in depths]),
-            "FTP": Curve(depths, [median(p[fact]["training, paper"] for p in points)] * len(depths)),
-        }
-        for label, fact in (("seconds", "seconds"), ("MiB above what was held", "mib"))
-    }
-    curves(folder / "cost.png", cost, back, "", log_x=True, log_y=True, ticks=depths)
-    reference = middle["gradients"]["training"][f"K={deepest}"]
-    shown_kinds = {
-        title("training", kind): (reference, middle["gradients"]["training"][kind]) for kind in ("paper", "exact")
-    }
-    shown_kinds[title("validation", "K=1")] = (reference, middle["gradients"]["validation"]["K=1"])
-    scatter(folder / "layers.png", shown_kinds, f"full, {deepest_k}, training")
-    names = [name.removeprefix("network.") for name in run["layers"]]
-    observed = {TITLES["paper"]: Observed(names, run["steps"], run["radii"])}
-    heat_maps.radii(folder / "radii.png", observed, "radius (L1 per row)")
-    config, cost_rows = content["config"], costs(content)
-    layers = len(middle["layers"])
-    about_costs = (
-        "## What a full hypergradient costs",
-        f"Of the loss of the next training batch in all {layers} radii, after step "
-        f"{middle['step']}, by strategy and depth. MiB are the peak above what the process held; `differs by` is "
-        "the distance from the gradient of `Unroll()`, relative to its norm. Forward mode carries a tangent for "
-        "every number through every step, and is meant for a handful of them: measured is the radius of the first "
-        f"layer alone, and all {layers} take up to as many times as long.",
-        cost_rows,
-    )
+    curves(record.folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
+    config, layers = content["config"], len(points[0]["layers"])
     about_ways = (
         "## Fine-tuning with each",
         f"Accuracy in %, mean ± standard error over seeds {', '.join(map(str, config['seeds']))}, "
@@ -236,12 +137,5 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
         "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as all]"
         "(agreement-by-depth.png)",
-        "![Agreement against training step: 1 is the deepest gradient itself, and a cosine of 0 says nothing of it]"
-        "(agreement-by-step.png)",
-        "![Seconds and memory against depth: FTP's closed form has no depth, so its line is level](cost.png)",
-        f"![Every layer's gradient against the deepest one, after step {middle['step']}: on the slanted line both are "
-        "equal; in the upper left and the lower right quarter their signs differ](layers.png)",
-        f"![{heat_maps.caption(observed)}](radii.png)",
-        *(about_costs if cost_rows[1] else ()),
         *(about_ways if config["ways"] else ()),
     )

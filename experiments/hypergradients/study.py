@@ -14,9 +14,8 @@ from experiments.hypergradients.report import Subject
 
 
 def make_tasks(config: Config, cache: Path, progress: Progress) -> Tasks:
-    parts, id_domain = load_parts(config, cache, progress)
-    device = torch.device(config.device)
-    return Tasks(*(ClassificationTask(parts, id_domain, device=device, dropout=rate) for rate in (DROPOUT, 0.0)))
+    parts, device = load_parts(config, cache, progress), torch.device(config.device)
+    return Tasks(*(ClassificationTask(parts, device=device, dropout=rate) for rate in (DROPOUT, 0.0)))
 
 
 SUBJECT = Subject(

@@ -1,5 +1,3 @@
-"""`python -m experiments.language`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.language.study", "language")

@@ -1,1 +1,1 @@
-"""Learning to learn: from wrong labels, from few pictures, with few pictures, and how to step."""
+"""Learning to learn: from wrong labels, and from few pictures."""

@@ -22,16 +22,9 @@ from experiments.recipes.examples import Benchmark
 from experiments.recipes.imagenet import imagenet
 from experiments.recipes.model import build
 from experiments.recipes.paper import RECIPES, Recipe
-from experiments.recipes.pascal import human_parts, pascal
-from experiments.recipes.scores import ACCURACY
-from experiments.recipes.train import METHODS, Learner, Recognise
+from experiments.recipes.train import METHODS, Recognise, run
 
-DATA: Mapping[str, Callable[[Path, Recipe], Benchmark]] = {
-    "domainnet": domainnet,
-    "imagenet": imagenet,
-    "pascal": pascal,
-    "human_parts": human_parts,
-}
+DATA: Mapping[str, Callable[[Path, Recipe], Benchmark]] = {"domainnet": domainnet, "imagenet": imagenet}
 
 
 @dataclass(frozen=True)
@@ -39,9 +32,9 @@ class Config:
     """What is given on the command line."""
 
     name: tyro.conf.Positional[str] = ""  # the recipe
-    root: str | None = None  # folder of the data set; a wrong one is told its layout
+    root: str | None = None  # folder of the data set
     checkpoint: str | None = None  # pre-trained weights: a state_dict, or .safetensors
-    head: str | None = None  # zero-shot classifier, for the recipes of ImageNet: a tensor
+    head: str | None = None  # zero-shot classifier, for the recipe of ImageNet: a tensor
     # Every weight within a learned radius of the anchor (ftp), free (finetune), only the head (linear).
     methods: Annotated[tuple[Literal["ftp", "finetune", "linear"], ...], tyro.conf.arg(name="method")] = (
         "ftp",
@@ -76,16 +69,14 @@ class Config:
         ):
             if value < least:
                 raise InputError(f"{option} {value}: must be an integer of at least {least}")
-        for option, file in (("--root", self.root), ("--checkpoint", self.checkpoint)):
-            if file is None:
-                raise InputError(f"{option} is needed: nothing is downloaded (see experiments/recipes/README.md)")
-        if self.head is None and recipe.zero_shot:
-            raise InputError(f"--head is needed: {self.name} starts from CLIP's zero-shot classifier")
-        if self.head is not None and not recipe.zero_shot:
-            raise InputError(f"--head {self.head}: {self.name} has a new head; leave the option out")
+        if self.root is None or not Path(self.root).is_dir():
+            raise InputError(f"--root {self.root} is not a folder; give the one that holds the data set of {self.name}")
+        if (self.head is not None) != recipe.zero_shot:
+            needed = "is needed: it starts from" if recipe.zero_shot else "is not for it: only imagenet-clip-vit has"
+            raise InputError(f"{self.name}: --head {needed} CLIP's zero-shot classifier")
         for option, file in (("--checkpoint", self.checkpoint), ("--head", self.head)):
-            if file is not None and not Path(file).is_file():
-                raise InputError(f"{option} {file} is not a file; give the weights")
+            if (option == "--checkpoint" or file is not None) and not Path(file or "").is_file():
+                raise InputError(f"{option} {file} is not a file; nothing is downloaded, so give the weights")
 
 
 @dataclass(frozen=True)
@@ -100,15 +91,9 @@ class Found:
         return digest({"pictures": self.benchmark.fingerprint(), "recipe": asdict(self.recipe), **self.weights})
 
     def about(self) -> dict:
-        benchmark = self.benchmark
-        counts = {"metric": benchmark.metric, "pictures": benchmark.counts()}
-        return counts | {"recipe": asdict(self.recipe), "weights": self.weights}
-
-
-def find(root: Path, recipe: Recipe) -> Benchmark:
-    if not root.is_dir():
-        raise InputError(f"--root {root} is not a folder; give the one that holds the data set of {recipe.name}")
-    return DATA[recipe.data](root, recipe)
+        held_out = self.benchmark.validation
+        counts = {"train": len(self.benchmark.train.files), "validation": len(held_out.files) if held_out else 0}
+        return {"pictures": counts, "recipe": asdict(self.recipe), "weights": self.weights}
 
 
 def load(config: Config, cache: Path, progress: Progress) -> Found:
@@ -117,22 +102,22 @@ def load(config: Config, cache: Path, progress: Progress) -> Found:
         if name is not None:
             file = Path(name)
             weights[option] = f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
-    return Found(recipe, find(Path(config.root or ""), recipe), weights)
+    return Found(recipe, DATA[recipe.data](Path(config.root or ""), recipe), weights)
 
 
 def work(config: Config, found: Found, session: Session) -> None:
-    recipe, benchmark, record = found.recipe, found.benchmark, session.record
+    recipe, record = found.recipe, session.record
     for method in config.methods:
         if method in record.results:
             continue
         torch.manual_seed(config.seed)  # of the head
         head = None if config.head is None else Path(config.head)
-        model = build(recipe, Path(config.checkpoint or ""), benchmark.metric != ACCURACY, head).to(config.device)
+        model = build(recipe, Path(config.checkpoint or ""), head).to(config.device)
         trainer = Trainer(Recognise(), session.progress, session.on_step)
-        learner = Learner(recipe, benchmark, method, config.seed, config.workers, trainer)
         identity = {"method": method, "seed": config.seed, "data": found.fingerprint()}
-        done = learner.run(model, record.folder / "checkpoint.pt", identity)
-        record.results[method] = done | {"columns": summed_up(benchmark.columns, done["scores"])}
+        file = record.folder / "checkpoint.pt"
+        done = run(model, recipe, found.benchmark, method, config.seed, config.workers, trainer, file, identity)
+        record.results[method] = done | {"columns": summed_up(found.benchmark.columns, done["scores"])}
         record.save()
 
 
@@ -155,7 +140,7 @@ def lines(content: dict) -> list[str]:
     data, recipe = content["data"], content["data"]["recipe"]
     held_out = f", {data['pictures']['validation']:,} to choose the epoch by" if data["pictures"]["validation"] else ""
     return [
-        f"{data['metric']} in %, one seed ({content['config']['seed']}); weights from {data['weights']['checkpoint']}.",
+        f"Accuracy in %, one seed ({content['config']['seed']}); weights from {data['weights']['checkpoint']}.",
         f"{data['pictures']['train']:,} pictures to train on{held_out}.",
         f"Recipe {recipe['name']}: {recipe['source']}.",
         f"Stated by no source that was read, so chosen here: {', '.join(recipe['chosen'])}.",
@@ -180,7 +165,7 @@ STUDY = Study(
     report=write_report,
     table=table,
     lines=lines,
-    packages=("timm", "torchvision", "torchmetrics", "numpy", "pillow"),
+    packages=("timm", "torchvision", "pillow"),
     threads=None,
 )
 main = STUDY.main

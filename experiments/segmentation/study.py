@@ -14,25 +14,13 @@ from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
 from experiments.segmentation.task import Config, SegmentationTask
 
-ID_DOMAIN = 0  # Twemoji
-
 
 def make_task(config: Config, cache: Path, progress: Progress) -> SegmentationTask:
     pictures = emoji_pictures(cache, progress)
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
-    parts = split(pictures, config.split_seed)
-    return SegmentationTask(
-        with_validation(parts, ID_DOMAIN, config.holds_out, config.split_seed),
-        ID_DOMAIN,
-        size=config.size,
-        train_scenes=config.scenes,
-        test_scenes=config.test_scenes,
-        validation_scenes=config.validation_scenes,
-        pretrain_scenes=config.pretrain_scenes,
-        device=torch.device(config.device),
-        seed=config.split_seed,
-    )
+    parts = with_validation(split(pictures, config.split_seed), config.holds_out, config.split_seed)
+    return SegmentationTask(parts, config)
 
 
 def setting(content: dict) -> str:
@@ -67,7 +55,7 @@ def coloured(masks: Tensor) -> Tensor:
 def draw_montage(file: Path, task: SegmentationTask, columns: int = 8, severity: int = 3) -> None:
     """A row for each style, one for the masks, one for each corruption."""
     rows = {name: task.shown(name)[0] for name in task.style_names}
-    rows["classes"] = coloured(task.shown(task.style_names[task.id_domain])[1])
+    rows["classes"] = coloured(task.shown(task.style_names[0])[1])
     rows |= {f"{kind} {severity}": task.shown(f"{kind} {severity}")[0] for kind in CORRUPTIONS}
     montage(file, torch.stack([images[:columns] for images in rows.values()]), list(rows))
 

@@ -56,23 +56,11 @@ class SegmentationTask:
     name = "segmentation"
     metric = "mIoU"
 
-    def __init__(
-        self,
-        pictures: dict[str, Pictures],
-        id_domain: int,
-        *,
-        size: int,
-        train_scenes: int,
-        test_scenes: int,
-        validation_scenes: int,
-        pretrain_scenes: int,
-        device: torch.device,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, pictures: dict[str, Pictures], config: Config) -> None:
         """`train` and `validation`, parts of `finetune`, may be absent. Counts of training are those of an epoch."""
-        self.id_domain, self.device, self.seed = id_domain, device, seed
-        self.counts = {"pretrain": pretrain_scenes, "finetune": train_scenes, "train": train_scenes}
-        self.counts |= {"validation": validation_scenes, "test": test_scenes}
+        self.device, self.seed, size = torch.device(config.device), config.split_seed, config.size
+        self.counts = {"pretrain": config.pretrain_scenes, "finetune": config.scenes, "train": config.scenes}
+        self.counts |= {"validation": config.validation_scenes, "test": config.test_scenes}
         names = pictures["test"].domain_names
         self.style_names = names
         self.classes = 1 + len(pictures["test"].classes)  # the background is one
@@ -80,20 +68,20 @@ class SegmentationTask:
         self.scenes: dict[str, Scenes] = {}
         for number, part in enumerate(self.counts):
             if part in pictures:
-                drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(id_domain)
+                drawn = pictures[part] if part in ("pretrain", "test") else pictures[part].of_domain(0)
                 behind = new if part == "test" else known
-                self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * seed + number)
-        others = tuple(name for number, name in enumerate(names) if number != id_domain)
+                self.scenes[part] = scenes(drawn, behind, size=size, seed=len(self.counts) * self.seed + number)
+        own, *others = names
         corrupted = {kind: tuple(f"{kind} {severity}" for severity in SEVERITIES) for kind in CORRUPTIONS}
         self.columns: Mapping[str, tuple[str, ...]] = {
-            "id": (names[id_domain],),
+            "id": (own,),
             **{name: (name,) for name in others},
-            "ood": others,
+            "ood": tuple(others),
             **corrupted,
             "corrupted": tuple(score for scores in corrupted.values() for score in scores),
         }
         self.titles: Mapping[str, str] = {
-            "id": f"ID: {names[id_domain]}",
+            "id": f"ID: {own}",
             "ood": "other styles",
             "corrupted": "corrupted mean",
         }
@@ -115,7 +103,7 @@ class SegmentationTask:
     def _tests(self) -> dict[str, tuple[Tensor, Tensor]]:
         """All that `test` looks at. What is corrupted are the scenes in the style that is fine-tuned on."""
         tests = {name: self._all("test", number) for number, name in enumerate(self.style_names)}
-        images, masks = tests[self.style_names[self.id_domain]]
+        images, masks = tests[self.style_names[0]]
         for number, kind in enumerate(CORRUPTIONS):
             seed = len(CORRUPTIONS) * self.seed + number
             for severity in SEVERITIES:
@@ -129,7 +117,7 @@ class SegmentationTask:
         return part, self.counts[part], self.scenes[part].fingerprint()
 
     def fingerprint(self) -> str:
-        return digest({"id_domain": self.id_domain, "scenes": [self._described(part) for part in self.scenes]})
+        return digest({"scenes": [self._described(part) for part in self.scenes]})
 
     def pretrain_fingerprint(self) -> str:
         return digest({"scenes": self._described("pretrain")})

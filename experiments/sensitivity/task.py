@@ -36,16 +36,8 @@ class Config:
     # Emoji from the first two, tweets from the next two, solar cells from ImageNet's weights, opinions from MiniLM.
     anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
-    lrs: tuple[float, ...] = (
-        2e-5,
-        4.5e-5,
-        1e-4,
-        2.2e-4,
-        5e-4,
-        1.1e-3,
-        2.5e-3,
-        5.6e-3,
-    )  # a linear probe and LoRA have ten times that
+    # A linear probe and LoRA have ten times that.
+    lrs: tuple[float, ...] = (2e-5, 4.5e-5, 1e-4, 2.2e-4, 5e-4, 1.1e-3, 2.5e-3, 5.6e-3)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
     limit: int | None = None  # use only so many pictures

@@ -1,5 +1,3 @@
-"""`python -m experiments.studies`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.studies.cli", "studies")

@@ -14,8 +14,7 @@ from rich.console import Console
 from experiments.common.cli import guarded
 from experiments.common.errors import InputError
 from experiments.studies.jobs import FAST, FULL, Job
-from experiments.studies.publish import publish
-from experiments.studies.redraw import kept_of, redraw
+from experiments.studies.publish import kept_of, publish, redraw
 
 ROOT = Path(__file__).resolve().parents[2]
 

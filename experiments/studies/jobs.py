@@ -73,7 +73,7 @@ FULL = (
             ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
         )
     ),
-    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, ("--costs",), alone=True),
+    Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
     Job(
         "hypergradients-imagenet",
         "the same from ImageNet's weights, which know nothing of emoji",
@@ -92,8 +92,6 @@ FULL = (
     Job("knobs", "FTP's radius_lr and kappa by hypergradient", f"{_TUNING}.knobs", UNSEEN),
     Job("noise", "learning with 40 % of the labels wrong", f"{_META}.noise", UNSEEN),
     Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
-    Job("distillation", "one and ten learned pictures a class instead of a dataset", f"{_META}.distillation", UNSEEN),
-    Job("learned-optimizer", "an MLP as update rule, on tasks it never saw", f"{_META}.learned_optimizer", UNSEEN),
 )
 
 FAST = (

@@ -1,12 +1,16 @@
-"""Copies the reports, figures and numbers of finished runs to where they are kept, with an index."""
+"""Copies the reports, figures and numbers of finished runs to where they are kept, with an index; and draws what is
+kept again, from its numbers."""
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from experiments.common import checkpoint
-from experiments.common.tables import files_of_radii
+from experiments.common.record import RunRecord
 from experiments.studies.jobs import Job
 
 #: What was run, published and replaced: nothing is left out because of its result.
@@ -19,6 +23,10 @@ RETIRED = (
     "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji "
     "learned one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
     "classification nor segmentation.",
+    "",
+    "Retired, and kept by git (`git show fd54b5d:docs/studies/NAME/report.md`): `distillation`, one and ten learned "
+    "pictures a class in place of a dataset, and `learned-optimizer`, an MLP as update rule. Their results are in "
+    "[differentiate or search](../when.md#two-retired-studies); recipes have both in at most 60 lines.",
 )
 
 
@@ -34,15 +42,8 @@ def figures_of(report: str) -> list[str]:
     return re.findall(r"\]\(([\w.-]+\.png)\)", report)
 
 
-def numbers_of(folder: Path, content: dict) -> list[str]:
-    """The files that a report is made from."""
-    seeds = content["config"].get("seeds")
-    radii = files_of_radii(folder, seeds[0]).values() if seeds else ()
-    return ["metrics.json", *(str(file.relative_to(folder)) for file in radii if file.exists())]
-
-
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, the figures it shows and their numbers of each finished run; README.md lists all that is kept."""
+    """`report.md`, the figures it shows and the numbers of each finished run; README.md lists all that is kept."""
     lines = [
         "# Studies",
         "",
@@ -54,9 +55,9 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     ]
     for job in jobs:
         source, kept = runs / job.name, to / job.name
-        if (content := finished(source)) is not None:
+        if finished(source) is not None:
             report = (source / "report.md").read_text()
-            names = ("report.md", *numbers_of(source, content), *figures_of(report))
+            names = ("report.md", "metrics.json", *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
             for name, made in files.items():
                 checkpoint.write(kept / name, lambda file, made=made: file.write(made))
@@ -74,3 +75,28 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         "not those of a quiet machine.",
     ]
     checkpoint.write_text(to / "README.md", "\n".join(lines) + "\n")
+
+
+def redraw(job: Job, kept: Path) -> tuple[list[str], list[str]]:
+    """The figures that are drawn again, and those of the report that stay, for want of numbers. The report is written
+    again; a figure that it no longer shows is deleted."""
+    content = finished(kept)
+    assert content is not None
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder)
+        shutil.copy(kept / "metrics.json", new)
+        import_module(f"{job.module}.study").STUDY.report(RunRecord(new, content["experiment"], content["config"]))
+        shown = figures_of((new / "report.md").read_text())
+        drawn = [name for name in shown if (new / name).exists()]
+        for name in (*drawn, "report.md"):
+            made = (new / name).read_bytes()
+            checkpoint.write(kept / name, lambda file, made=made: file.write(made))
+    for figure in kept.glob("*.png"):
+        if figure.name not in shown:
+            figure.unlink()
+    return drawn, [name for name in shown if name not in drawn]
+
+
+def kept_of(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Those that have a finished run there."""
+    return [job for job in jobs if finished(folder / job.name) is not None]

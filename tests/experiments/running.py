@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments.common.methods import METHODS
 from experiments.common.options import option
 from experiments.common.study import Study
-
-#: All methods but those for networks of linear layers.
-CONVOLUTIONAL = [name for name, method in METHODS.items() if not method.linear_layers]
 
 
 class Ran(NamedTuple):
@@ -21,17 +18,26 @@ class Ran(NamedTuple):
 
     status: int
     text: str
-    begun: list[str]  # pieces
+    begun: list[str]  # pieces, or trainings
 
 
-def ran(study: Study, *arguments: str, data: Any = None, stop_before: str | None = None) -> Ran:
+def ran(
+    study: Study,
+    *arguments: str,
+    data: Any = None,
+    stop_before: str | None = None,
+    on_step: Callable[[str, int], None] | None = None,
+) -> Ran:
     """Run the command; Ctrl-C arrives before the piece `stop_before`; `data` stands for what it would load."""
     begun, text = [], StringIO()
 
     def on_piece(name: str, step: int) -> None:
         if name == stop_before:
             raise KeyboardInterrupt
-        begun.append(name)
+        if name not in begun:
+            begun.append(name)
+        if on_step is not None:
+            on_step(name, step)
 
     if data is not None:
         study = dataclasses.replace(study, load=lambda config, cache, progress: data)

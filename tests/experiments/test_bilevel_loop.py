@@ -14,8 +14,6 @@ from experiments.common import checkpoint
 from experiments.common.bilevel_loop import Batches, Losses, Outcome, Radii, fit_radii
 from experiments.common.task import Part
 
-from ..support.compare import equal
-
 CPU = torch.device("cpu")
 LR, DECAY, RADIUS_LR, BATCH = 0.05, 0.1, 0.005, 4
 FLOOR = 1e-8  # no radius is smaller
@@ -231,28 +229,6 @@ def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(fit, depth):
     assert all(torch.equal(p, weights(resumed)[name]) for name, p in weights(model).items())
 
 
-def test_steps_are_told_from_the_checkpoint_on(fit):
-    radii = Radii(free_steps=2, radius_lr=RADIUS_LR)
-    with pytest.raises(KeyboardInterrupt):
-        fit(Net(), radii, 9, stop=7)
-    fit(Net(), radii, 9)
-    assert fit.seen == [5, 6, 7, 8, 9]  # three moves were saved
-    fit(Net(), radii, 9, identity={"training": "another"})
-    assert fit.seen == list(range(1, 10))
-
-
-def test_only_what_is_not_free_stays_within_its_radius(fit):
-    model, anchor = Net(), weights(Net())
-    free = ["head.weight", "head.bias"]
-    outcome = fit(model, Radii(free_steps=2, radius_lr=1e-4), 12, free=free)
-    assert {len(row) for row in outcome.observed} == {2}
-    moved = {name: (p - anchor[name]).abs().sum(dim=-1).max().item() for name, p in weights(model).items()}
-    used = dict(zip(("body.weight", "body.bias"), outcome.observed[-2], strict=True))  # the last move came afterwards
-    for name, radius in used.items():
-        assert moved[name] <= radius * (1 + 1e-4)
-    assert min(moved[name] for name in free) > 2 * max(used.values())
-
-
 @pytest.mark.parametrize("free_steps", [0, 5])
 def test_divergence_is_said(fit, free_steps):
     model = Net()
@@ -264,36 +240,6 @@ def test_divergence_is_said(fit, free_steps):
 
 def indices(count: int) -> Part:
     return Part(count, lambda chosen, generator: (chosen, torch.rand(len(chosen), generator=generator)))
-
-
-def test_batches_are_known_by_their_number():
-    drawn = Batches(indices(10), 4, 9, 0, CPU)
-    backwards = [drawn[number] for number in reversed(range(9))][::-1]
-    assert all(map(equal, drawn, backwards))
-    later = Batches(indices(10), 4, 5, 0, CPU, first=4)
-    assert len(later) == 5
-    assert all(map(equal, later, backwards[4:]))
-    assert not equal(drawn[0], Batches(indices(10), 4, 9, 1, CPU)[0])
-    augmented = [values for _, values in drawn]
-    assert len({tuple(values.tolist()) for values in augmented}) == 9
-    for number in (-1, 9):
-        with pytest.raises(IndexError):
-            drawn[number]
-
-
-def test_dropout_is_part_of_training_alone():
-    model, batch = Net(dropout=0.5), batches("train", 1, seed=0)[0]
-    losses, params = Losses(model, FakeTask()), weights(model)
-    assert losses.train(params, batch) != losses.train(params, batch)
-    expected = FakeTask().loss(Net()(batch[0]), batch[1])
-    assert losses.held_out(params, batch) == losses.held_out(params, batch) == expected
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5, 6])
-def test_short_trainings_are_not_longer_for_their_free_steps(fit, steps):
-    outcome = fit(Net(), Radii(radius_lr=RADIUS_LR), steps)
-    assert outcome.step == len(outcome.log) == steps
-    assert outcome.observed_at == list(range(min(6, steps), steps + 1))
 
 
 def test_every_example_comes_once_in_an_epoch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from experiments.common.corruptions import CONSTANTS, CORRUPTIONS, SEVERITIES, corrupt, disk, plasma
+from experiments.common.corruptions import CONSTANTS, CORRUPTIONS, SEVERITIES, corrupt, plasma
 
 NOISY = {"fog", "gaussian noise"}
 
@@ -66,28 +66,3 @@ def test_fog_follows_its_formula(severity):
     assert not torch.equal(white[0], white[1])
     black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     assert torch.equal(corrupt(black, "fog", severity, 0), black)  # nothing is brighter than what was brightest
-
-
-@pytest.mark.parametrize(("radius", "softness"), [*CONSTANTS["defocus blur"], (1.3, 0.04), (2.5, 0.2)])
-def test_the_kernel_is_a_disk(radius, softness):
-    kernel = disk(radius, softness, largest=100)
-    assert kernel.sum() == pytest.approx(1)
-    torch.testing.assert_close(kernel, kernel.T)
-    torch.testing.assert_close(kernel, kernel.flip(0))
-    assert kernel.max() < 1.25 / (3.1416 * radius**2)
-    places = torch.arange(len(kernel)) - len(kernel) // 2
-    spread = (kernel * (places**2 + rearrange(places, "y -> y 1") ** 2)).sum()
-    assert spread == pytest.approx(radius**2 / 2 + 1 / 6 + (2 * softness**2 if softness > 0.3 else 0), rel=0.05)
-
-
-def test_blur_spreads_a_point_in_proportion_to_the_picture():
-    widths = {}
-    for side in (112, 224, 448):
-        picture = torch.zeros(1, 3, side, side + 20, dtype=torch.uint8)
-        picture[:, :, side // 2, side // 2] = 255
-        blurred = corrupt(picture, "defocus blur", 5, 0)[0, 0]
-        widths[side] = int((blurred > 0).any(dim=0).sum())
-        assert blurred.sum() == pytest.approx(255, rel=0.3)  # of values that are rounded
-    assert widths == {112: pytest.approx(10, abs=1), 224: pytest.approx(20, abs=1), 448: widths[224]}
-    flat = torch.full((1, 3, 30, 40), 77, dtype=torch.uint8)
-    assert torch.equal(corrupt(flat, "defocus blur", 5, 0), flat)

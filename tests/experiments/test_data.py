@@ -16,18 +16,10 @@ from experiments.classification.data import Pictures
 from experiments.classification.model import Classifier, answers
 from experiments.common import frozen
 from experiments.common.errors import InputError
-from experiments.common.examples import digits
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
 from experiments.common.task import percent_right
 from experiments.common.tweets import TOPICS, bag_of_words, plain, topic_of, tweets
-
-
-def test_digits_are_pictures_with_labels():
-    x, y = digits()
-    assert x.shape == (1797, 64)
-    assert 0 <= x.min() < x.max() <= 1
-    assert y.bincount(minlength=10).min() > 170
 
 
 def test_tweets_have_a_sentiment_and_a_topic_and_no_copy():
@@ -136,9 +128,9 @@ def test_frozen_blocks_and_tail_are_the_whole_network(tmp_path, monkeypatch):
         tail = frozen.Tail(block, classes=2).train()
         with torch.no_grad():
             tail.head.weight.copy_(weight)
-            found = tail(features.x)
+            found = tail(features.images)
         # Sums of up to 1,280 float32 numbers in another order.
         assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
         again = frozen.frozen_features(tmp_path, Progress(Console(file=StringIO())), block)
-        assert torch.equal(again.x, features.x)
+        assert torch.equal(again.images, features.images)
         assert again.fingerprint() == features.fingerprint()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,15 @@ from torch import nn
 
 import hyperopt_ftp as hft
 from experiments.common.bilevel_loop import Losses
-from experiments.hypergradients import gradients
+from experiments.hypergradients import comparing, gradients, report
+from experiments.hypergradients.comparing import Tasks, gradient_study
+from experiments.hypergradients.config import Plan
 from experiments.hypergradients.gradients import agreement, closed_form, full, walk
-from experiments.hypergradients.report import compared
-from experiments.hypergradients.report import costs as table_of_costs
-from experiments.hypergradients.study import main
+from experiments.hypergradients.report import Subject, compared
 
-TINY = ["--limit", "48", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0"]
-TINY += ["--points", "2", "4", "--depths", "1", "2", "--device", "cpu"]
+from . import small_task
+from .running import ran, results
+from .small_task import Config as Points
 
 
 def test_agreement_by_hand():
@@ -79,92 +81,70 @@ def test_a_depth_is_the_same_as_truncation(segment, depth):
         torch.testing.assert_close(made.end[name], end[name], rtol=1e-12, atol=1e-12)
 
 
-def test_every_strategy_finds_the_same(segment):
-    made, losses, *_ = segment
-    found = {name: gradients.cost(made, losses, (1, 2, 4), name) for name in gradients.STRATEGIES}
-    for cost in found.values():
-        assert cost["depths"] == [1, 2, 4]
-        assert len(cost["seconds"]) == len(cost["mib"]) == len(cost["differs"]) == len(cost["depths"])
-        assert max(cost["differs"]) < 1e-12  # float64: other orders of the same sums
-    results = {f"cost {name}": cost for name, cost in found.items()}
-    _, rows = table_of_costs({"results": {"point-2": {}, **results}})
-    assert [(row[0], row[1]) for row in rows] == [
-        *(("`Unroll()`", depth) for depth in "124"),
-        *(('`Unroll(checkpoint="sqrt")`', depth) for depth in "124"),
-        *(("`Forward()`", depth) for depth in "124"),
-    ]
+@dataclass(frozen=True)
+class Config(Plan, Points):
+    lr: float = 0.02
+    points: tuple[int, ...] = (2, 3)
+    depths: tuple[int, ...] = (1, 2)
+    ways_epochs: int = 2
+
+    def check(self) -> None:
+        super().check()
+        self.check_plan()
 
 
-def test_a_cost_is_of_another_gradient_where_one_is(segment, monkeypatch):
-    made, losses, *_ = segment
-    monkeypatch.setitem(gradients.STRATEGIES, "Unroll()", hft.Unroll(truncate=1))
-    one, four = (torch.stack(list(full(made, losses, "training", depth).values())) for depth in (1, 4))
-    off = ((one - four).norm() / four.norm()).item()  # truncated, four steps are one
-    assert off > 0.01
-    assert gradients.cost(made, losses, (1, 4), "Unroll()")["differs"] == [0.0, pytest.approx(off)]
+STUDY = gradient_study(
+    "points", "points", "a small network", Config,
+    lambda config, cache, progress: Tasks(small_task.Points(), small_task.Points(dropout=0.0)),
+    lambda task: {"points": len(task.x)}, (),
+    Subject("A network", lambda data: ("points", "points"), {"styles": "an anchor"}),
+)  # fmt: skip
 
 
-def run(*arguments: str, interrupt: tuple[str, int] | None = None) -> int:
-    def on_step(name: str, step: int) -> None:
-        if (name, step) == interrupt:
-            raise KeyboardInterrupt
-
-    return main([*TINY, *arguments], on_step=on_step)
-
-
-def numbers(folder: Path) -> dict:
-    """All that was measured but times and memory."""
-    results = json.loads((folder / "metrics.json").read_text())["results"]
-    return {
-        name: {key: value for key, value in result.items() if key not in ("seconds", "mib")}
-        for name, result in results.items()
-        if "in the time of" not in name  # how many steps that is depends on the machine
-    }
-
-
-def test_a_run_and_one_that_is_stopped_measure_the_same(workplace, capsys):
-    ways = ("--ways", "paper", "validation1", "--ways-epochs", "1")
-    assert run(*ways, "--out", "runs/whole") == 0
-    content = json.loads(Path("runs/whole/metrics.json").read_text())
-    assert content["status"] == "finished"
-    layers = content["results"]["run"]["layers"]
-    assert "network._fc.weight" in layers
-    assert [content["results"][f"point-{step}"]["step"] for step in (2, 4)] == [2, 4]
-    for point in ("point-2", "point-4"):
-        kinds = content["results"][point]["gradients"]["training"]
+def test_a_run_and_one_that_is_stopped_measure_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "curves", lambda *_, **__: None)
+    monkeypatch.setattr(gradients, "peak_above", lambda device, work: (work(), 0.0))  # which collects all garbage
+    monkeypatch.setattr(comparing, "within_time", lambda way, setting: 8)  # else as many as the machine makes
+    ways = ("--ways", "paper", "validation1", "train4", "--ways-epochs", "4", "--epochs", "3")
+    assert ran(STUDY, *ways, "--out", "whole").status == 0
+    found = results(Path("whole"))
+    for point in ("point-2", "point-3"):
+        kinds, layers = found[point]["gradients"]["training"], found[point]["layers"]
+        assert "fc.weight" in layers
         assert {kind: len(values) for kind, values in kinds.items()} == dict.fromkeys(kinds, len(layers))
         assert kinds["exact"] == pytest.approx(kinds["K=1"], rel=1e-3, abs=1e-4)  # float32
-    steps = {name: result["steps"] for name, result in content["results"].items() if name.endswith("seed0")}
-    assert steps == {"paper-seed0": 4, "validation1-seed0": 4}
-    logs = {file.stem: file.read_text().count("\n") - 1 for file in Path("runs/whole/steps").glob("*.csv")}
-    assert (logs["run"], logs["paper-seed0"], logs["validation1-seed0"]) == (8, 4, 4)
-    report = Path("runs/whole/report.md").read_text()
-    figures = {file.name for file in Path("runs/whole").glob("*.png")}
-    assert figures == {"agreement-by-depth.png", "agreement-by-step.png", "cost.png", "layers.png", "radii.png"}
-    assert all(name in report for name in figures)
-    header, rows = compared(content)
-    assert "What a full hypergradient costs" not in report
+    steps = {name: result["steps"] for name, result in found.items() if name.endswith("seed0")}
+    assert steps == {"paper-seed0": 8, "validation1-seed0": 8, "train4-seed0": 8}
+    assert {name for name in found if "in the time of" in name} == {
+        f"{way}-seed0-in the time of FTP" for way in ("validation1", "train4")
+    }
+    written = Path("whole/report.md").read_text()
+    assert "(agreement-by-depth.png)" in written
+    assert "| FTP, paper | equal steps | 8 |" in written
+    header, rows = compared(json.loads(Path("whole/metrics.json").read_text()))
     deepest = dict(zip(header, rows[3], strict=False))  # a gradient agrees with itself
     assert (deepest[header[0]], deepest["cosine with K = 2, training"]) == ("full, K = 2, training", "1.00")
+    for stop in (("run", 3), ("validation1-seed0", 3)):
 
-    for interrupt in (("run", 3), ("validation1-seed0", 3)):
-        assert run(*ways, "--out", "runs/broken", interrupt=interrupt) == 130
-    assert run(*ways, "--out", "runs/broken") == 0
-    assert numbers(Path("runs/broken")) == numbers(Path("runs/whole"))
+        def on_step(name: str, step: int, stop=stop) -> None:
+            if (name, step) == stop:
+                raise KeyboardInterrupt
+
+        assert ran(STUDY, *ways, "--out", "broken", on_step=on_step).status == 130
+    assert ran(STUDY, *ways, "--out", "broken").status == 0
+    assert results(Path("broken"), "mib") == results(Path("whole"), "mib")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--points", "4", "2"], "--points 4 2: give different integers of at least 1, in rising order"),
-        (["--depths", "0", "1"], "--depths 0 1"),
-        (["--depths", "2", "4"], "--depths 2 4: must begin with 1"),
-        (["--ways", "paper", "paper"], "--ways paper paper: give any of"),
-        (["--points", "2", "7"], "--points 2 7: 2 steps are made from step 7 on, but the run has 8 (--epochs 2)"),
-        (["--ways", "train4", "--ways-epochs", "1"], "--ways-epochs 1: 4 steps, but --ways need 8"),
-        (["--ways", "train4", "--ways-epochs", "0"], "--ways-epochs 0: must be an integer of at least 1"),
+        (("--points", "2", "7"), "--points 2 7: 2 steps are made from step 7 on, but the run has 4 (--epochs 2)"),
+        (("--epochs", "3", "--ways", "train4", "--ways-epochs", "2"), "--ways-epochs 2: 4 steps, but --ways need 8"),
     ],
 )
-def test_unusable_options(workplace, capsys, arguments, message):
-    assert run(*arguments, "--out", "runs/refused") == 2
-    assert message in capsys.readouterr().err
+def test_what_does_not_fit_into_the_schedules_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert ran(STUDY, *arguments, "--out", "refused").status == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("refused").exists()

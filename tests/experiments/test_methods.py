@@ -1,13 +1,11 @@
 """What each method of the comparisons stands for: its optimizer, options, and which parameters it moves and holds."""
 
-import copy
-
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 from experiments.classification.task import Config
-from experiments.common.methods import FOLLOWS, METHODS, adamw, keep_mean, kept_mean
+from experiments.common.methods import METHODS, adamw, keep_mean, kept_mean
 from experiments.common.task import Network
 from hyperopt_ftp import L2SP, MARSSP, SPD, CautiousDecay, DiGraP, FTPAdamW
 
@@ -117,20 +115,6 @@ def begun(kind, make):
     return model, make(model)
 
 
-def test_a_learned_learning_rate_goes_on_from_a_checkpoint():
-    def make(model):
-        return METHODS["hypergradient"].make(1e-3)(model, Config(), 0.01)
-
-    model, optimizer = begun(Small, make)
-    list(stepped(model, optimizer, steps=2))
-    other, again = begun(Small, make)
-    other.load_state_dict(model.state_dict())
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for one in ((model, optimizer), (other, again)):
-        list(stepped(*one, first=2, steps=2))
-    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != 0.01
-
-
 def test_layer_wise_learning_rates_fall_to_a_tenth_at_the_first_layer():
     optimizer = METHODS["adamw_layers"].make(None)(Deep(), Config(weight_decay=0.02), 0.5)
     found = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
@@ -204,19 +188,6 @@ def test_a_share_of_width_and_rate_is_followed_through_a_schedule():
         schedule.step()
 
 
-def test_mixout_uses_other_weights_in_a_step_than_it_trains():
-    method = METHODS["mixout"]
-    assert (method.strengths, METHODS["adamw"].in_a_step(None)) == ((0.5, 0.8), None)
-    weights, anchor = {"w": torch.full((2, 64), 3.0)}, {"w": torch.full((2, 64), 1.0)}
-    for given, p in ((None, 0.5), (0.8, 0.8)):
-        used = method.in_a_step(given)
-        assert used is not None
-        far = 1 + 2 / (1 - p)
-        assert {round(value, 4) for value in used(weights, anchor)["w"].flatten().tolist()} == {1.0, round(far, 4)}
-        (group,) = method.make(given)(Small(), Config(weight_decay=0.02), 0.125).param_groups
-        assert (group["lr"], group["weight_decay"]) == (0.125, 0.02)
-
-
 def test_what_is_made_of_ends_of_trainings():
     model = Deep()
     anchor = {name: value.clone() for name, value in model.state_dict().items()}
@@ -232,14 +203,3 @@ def test_what_is_made_of_ends_of_trainings():
     stock = METHODS["model_stock"].mix(model, ends, anchor, None)
     assert all(torch.equal(value, hft.model_stock(ends, anchor)[0][name]) for name, value in stock.items())
     assert {METHODS[name].usual for name in ("wise", "wise_warmup", "wise_ftp", "lines")} == {0.5}
-
-
-def test_what_follows_is_made_of_another_method_and_has_no_training_of_its_own():
-    of_adamw = dict.fromkeys(("wise", "lines", "model_stock", "soup", "ema"), "adamw")
-    assert of_adamw | {"wise_warmup": "adamw_warmup", "wise_ftp": "ftp"} == FOLLOWS
-    for follower, of in FOLLOWS.items():
-        assert METHODS[follower].make(None) is None
-        assert METHODS[of].make(None) is not None
-    assert {name for name, method in METHODS.items() if method.others} == {"model_stock", "soup"}
-    assert {name for name, method in METHODS.items() if method.of_mean} == {"ema"}
-    assert len({method.title for method in METHODS.values()}) == len(METHODS)

@@ -13,10 +13,10 @@ from experiments.meta.noise.data import Data, Problem
 from experiments.meta.noise.methods import METHODS, Batch, Seen, logits, net_weights, network
 from experiments.meta.noise.report import summarise
 from experiments.meta.noise.study import STUDY
-from experiments.meta.noise.training import BINS, auc, batches, loss_of, told_apart, train
+from experiments.meta.noise.training import auc, batches, loss_of, told_apart, train
 from tests.experiments.running import ran, results
 
-TINY = ["--steps", "4", "--looks", "2", "--seeds", "0", "1", "--datasets", "digits"]
+TINY = ["--steps", "4", "--looks", "2", "--seeds", "0", "--datasets", "digits"]
 TINY += ["--digits-lrs", "0.1", "--smoothing", "0.2", "--weight-lrs", "0.3", "--meta-lrs", "0.001"]
 
 
@@ -163,8 +163,6 @@ def test_how_right_and_wrong_labels_are_told_apart(problem):
     losses = F.cross_entropy(logits(found.params, problem.noisy.x), problem.noisy.y, reduction="none")
     w = net_weights(found.own, losses)
     assert told["right"]["mean"] == pytest.approx(float(w[problem.right].mean() / w.mean()), abs=1e-4)
-    assert len(told["wrong"]["bins"]) == BINS
-    assert sum(told["wrong"]["bins"]) == pytest.approx(1, abs=0.01)
     kept = told_apart(problem, METHODS["small"], found)
     assert kept is not None
     assert kept["right"]["mean"] + kept["wrong"]["mean"] == pytest.approx(2, abs=1e-3)  # half of them are right
@@ -182,23 +180,20 @@ def trial(lr, validation, test, diverged=False):
 def test_choices_are_made_on_validation_for_all_seeds_at_once():
     both = [
         [trial(1, [50, 60], [1, 2]), trial(2, [90, 10], [3, 4]), trial(3, [99], [5], diverged=True)],
-        [trial(1, [60, 50], [6, 7]), trial(2, [80, 80], [8, 9]), trial(3, [], [], diverged=True)],
+        [trial(1, [60, 50], [6, 7]), trial(2, [80, 80], [8, 9]), trial(3, [98], [5], diverged=True)],
     ]
     noisy = [[trial(1, [1, 1], [0, 0])]] * 2
-    config = {"datasets": ["digits"], "methods": ["noisy", "both"], "seeds": [4, 5]}
+    config = {"datasets": ["digits"], "seeds": [4, 5]}
     found = {
         f"digits-uniform-{method}-seed{seed}": {"trials": trials}
-        for method, own in (("both", both), ("noisy", noisy))
+        for method, own in {**dict.fromkeys(METHODS, noisy), "both": both}.items()
         for seed, trials in zip((4, 5), own, strict=True)
     }
     row = summarise({"config": config, "results": found})["digits"]["both"]
-    end, stopped = row["end"], row["stopped"]
-    assert (end["lr"], end["tests"], end["edge"]) == (1, [2, 7], True)  # 55 against 45, and 0 for what diverged
-    # 85 against 60 and 49.5; of equally good steps the first
-    assert (stopped["lr"], stopped["tests"], stopped["steps"], stopped["edge"]) == (2, [3, 8], [10, 10], False)
+    assert (row["lr"], row["tests"], row["edge"]) == (1, [2, 7], True)  # 55 against 45, and 0 for what diverged
     assert row["diverged"] == 2
     assert row["cost"] == pytest.approx(2)  # 4 s to 2 s
-    assert stopped["minus_both"] == (0, 0)
+    assert summarise({"config": config, "results": found})["digits"]["noisy"]["minus_both"] == (-4.5, 2.5)
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one_with_every_method_and_figure():
@@ -210,9 +205,8 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_with_every_method_and_figure()
     assert "oracle" in text
     assert results(Path("whole")) == results(Path("stopped"))
     report = Path("whole/report.md").read_text()
-    for name in Config().methods:
-        assert f"| {METHODS[name].title} |" in report
-        assert f"| digits: {METHODS[name].title} |" in report  # what was chosen
-    for figure in ("accuracy.png", "weights.png", "function.png"):
-        assert f"({figure})" in report
-        assert Path("whole", figure).stat().st_size > 10_000
+    for method in METHODS.values():
+        assert f"| {method.title} |" in report
+        assert f"| digits: {method.title} |" in report  # what was chosen
+    assert "(accuracy.png)" in report
+    assert Path("whole/accuracy.png").exists()

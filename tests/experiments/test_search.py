@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import hyperopt_ftp as hft
-from experiments.common.examples import Examples, digits
+from experiments.common.examples import Examples
 from experiments.common.small_networks import cross_entropy, mlp
-from experiments.common.tweets import Tweets
 from experiments.tuning.search import on_digits, on_emoji, on_tweets, race, report
-from experiments.tuning.search.contenders import CONTENDERS, GROUPS, PROBLEMS
+from experiments.tuning.search.contenders import CONTENDERS
 from experiments.tuning.search.descents import path
-from experiments.tuning.search.problem import ADAM, Box, Problem, as_it_is, one
+from experiments.tuning.search.problem import Problem, as_it_is, one
 from experiments.tuning.search.race import Clock
 from experiments.tuning.search.study import STUDY
 from tests.experiments.running import ran
@@ -53,7 +52,7 @@ def tiny(work, space=None, few=None, optimizer=None, **changes):
     start = {"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2)}
     batches = [tuple(some(8)) for _ in range(STEPS)]
     return Problem(
-        "tiny", optimizer or hft.sgd(momentum=0.9), work.loss, mlp, start, batches, some(40), some(40), space,
+        optimizer or hft.sgd(momentum=0.9), work.loss, mlp, start, batches, some(40), some(40), space,
         few or as_it_is(space), **changes,
     )  # fmt: skip
 
@@ -72,19 +71,6 @@ def test_a_clock_stands_still_while_paused():
     assert clock.over
 
 
-def test_draws_stay_in_their_ranges_and_fill_them():
-    generator = torch.Generator().manual_seed(0)
-    for knob in ADAM.values():
-        many = dataclasses.replace(knob, default=torch.zeros(2000)).draw(generator)
-        assert knob.low <= many.min()
-        assert many.max() <= knob.high
-        low, high = (knob.natural(torch.tensor(x)).item() for x in knob.free_range)
-        assert low == pytest.approx(knob.low, rel=1e-4)
-        assert high == pytest.approx(knob.high, rel=1e-4)
-        middle = knob.natural(torch.tensor(sum(knob.free_range) / 2))
-        assert abs((many < middle).float().mean() - 0.5) < 0.05
-
-
 def test_problems_with_many_numbers_by_hand():
     table = on_digits.warm_up_and_cosine(torch.tensor(2.0), torch.tensor(0.25), 4)  # at 1/8, 3/8, 5/8, 7/8
     by_hand = [1.0, *(1 + math.cos(math.pi * x) for x in (1 / 6, 1 / 2, 5 / 6))]
@@ -100,93 +86,31 @@ def test_problems_with_many_numbers_by_hand():
     assert on_tweets.penalised(params, batch, {"l2": l2}).item() == pytest.approx((0.5 + 0.25 * 4) / 2)
 
 
-def test_problems_of_digits_and_tweets_have_the_sizes_that_are_reported(monkeypatch):
-    problem = on_digits.example_weights(digits(), 0)
-    problem = dataclasses.replace(problem, batches=problem.batches[:3])
-    weight = problem.few.expand({"dropped": torch.tensor(0.2)})["loss.weight"]
-    assert problem.size == 1000
-    assert (weight < 0.5).sum() == 200  # those of the largest losses
-    assert math.isfinite(problem.train({"loss.weight": weight}).loss)
-    schedule = on_digits.whole_schedule(digits(), 0)
-    assert (schedule.size, schedule.steps, set(schedule.few.knobs)) == (64, 64, {"peak", "warm-up"})
-    monkeypatch.setattr(on_tweets, "SIZES", {"train": 60, "validation": 30, "test": 40})
-    monkeypatch.setattr(on_tweets, "MORE", 130)
-    monkeypatch.setattr(on_tweets, "MANY_WORDS", 100)
-    made = Tweets(tuple(f"word{i % 7} only{i}" for i in range(200)), torch.arange(200) % 3, ("x",) * 200)
-    usual, more = on_tweets.penalties(made, 0), on_tweets.penalties_with_more_data(made, 0)
-    assert [(x.size, x.steps, *x.batches[0][0].shape) for x in (usual, more)] == [
-        (100, 200, 50, 100), (100, 100, 100, 100)
-    ]  # fmt: skip
-    assert [(len(x.validation.y), len(x.test.y)) for x in (usual, more)] == [(30, 40)] * 2
-    assert sorted(["default", *sum(GROUPS.values(), ())]) == sorted(CONTENDERS)
-    assert all(set(entry.contenders) <= CONTENDERS.keys() for entry in PROBLEMS.values())
-    names = ("digits-lr", "tweets-l2-more", "emoji-adam", "emoji-layers")
-    assert [PROBLEMS[name].budget(1.0) for name in names] == [1, 1, 7, 28]
-
-
 def test_emoji_of_one_group_are_one_example_and_depths_count_from_the_head():
     features: Any = SimpleNamespace(
-        x=torch.arange(6.0), labels=torch.arange(6), styles=torch.tensor([1, 0, 0, 0, 1, 0]),
-        groups=("a", "a", "a", "b", "b", "c"), style_names=("Twemoji", "OpenMoji"),
+        images=torch.arange(6.0), labels=torch.arange(6), domains=torch.tensor([1, 0, 0, 0, 1, 0]),
+        groups=("a", "a", "a", "b", "b", "c"), domain_names=("Twemoji", "OpenMoji"),
     )  # fmt: skip
     assert on_emoji.one_of_each(features).y.tolist() == [1, 3, 5]
 
 
-def test_each_tensor_of_the_whole_network_has_a_rate_that_falls_with_its_distance_from_the_head():
-    generator = torch.Generator().manual_seed(0)
-    size = sum(on_emoji.SIZES.values())
-    pictures: Any = SimpleNamespace(
-        x=255 * torch.rand(size, 3, 32, 32, generator=generator), labels=torch.arange(size) % 8,
-        styles=torch.zeros(size), groups=tuple(map(str, range(size))), style_names=("Twemoji",), classes=("",) * 8,
-    )  # fmt: skip
-    problem = on_emoji.layers(pictures, 0)
-    assert problem.size == len(problem.params) == 149
-    numbers = {"lr": torch.tensor(0.5), "decay": torch.tensor(0.5)}
-    rates = problem.few.expand(numbers)["lr"]
-    assert rates["network._fc.bias"] == 0.5
-    assert rates["network._bn1.weight"] == 0.25
-    assert rates["network._blocks.15._bn2.bias"] == 0.125
-    assert rates["network._blocks.0._depthwise_conv.weight"] == 0.5**18
-    assert rates["network._conv_stem.weight"] == 0.5**19
-    free = ["network._conv_stem.weight", "network._fc.weight"]  # the head is 0 at first: two steps
-    still = {name: torch.tensor(0.1 if name in free else 0.0) for name in rates}
-    after = dataclasses.replace(problem, batches=problem.batches[:2]).train({"lr": still}).params
-    assert [name for name in after if not torch.equal(after[name], problem.params[name])] == free
-
-
-@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("implicit", "default")])
+@pytest.mark.parametrize("name", ["random", "tpe", "hyperband", "unroll", "truncated", "search-unroll", "tower"])
 def test_every_contender_keeps_to_the_budget_and_is_no_worse_than_the_default(name, monkeypatch):
     work = Work()
     problem = tiny(work)
     monkeypatch.setattr(race, "Clock", lambda budget: Clock(budget, lambda: work.seconds))
-    result = race.race(problem, CONTENDERS[name].run, budget=60)
-    times = [point[report.TIME] for point in result["curve"]]
+    monkeypatch.setattr(race.gc, "collect", lambda: 0)
+    result = race.race(problem, CONTENDERS[name].run, budget=40)
+    times = [point[0] for point in result["curve"]]
     validation = [point[report.VALIDATION] for point in result["curve"]]
     assert result["trials"] > 1
     assert times == sorted(times)
-    assert times[-1] <= 60
+    assert times[-1] <= 40
     assert validation == sorted(validation, reverse=True)
     default = problem.train(problem.default)
     assert validation[-1] < default.loss or name == "truncated"
-    if name in ("random", "tpe", "random-all"):
-        assert result["trials"] == 60 // STEPS
-    if name not in ("hyper", "tower"):  # what was found gives what was noted
-        again = problem.train({"lr": torch.tensor(result["found"]["lr"][0])})
-        assert again.loss == pytest.approx(validation[-1], abs=1e-3)
-        assert problem.tested(again.params)[0] == pytest.approx(result["curve"][-1][report.LOSS], abs=1e-3)
-
-
-def test_implicit_moves_what_moves_the_minimum():
-    work = Work()
-    space = {"loss.l2": dataclasses.replace(one(1e-2, 1e-4, 10.0), default=torch.full((2,), 1e-2))}
-    few = Box({"l2": one(1e-2, 1e-4, 10.0)}, lambda x: {"loss.l2": x["l2"].expand(2).clone()}, "one")
-    problem = tiny(work, space, few, hft.sgd(lr=0.5), own={"l2": torch.full((2,), 1e-2)})
-    problem = dataclasses.replace(problem, train_loss=work.penalised, batches=problem.batches * 5)
-    trials = list(islice(CONTENDERS["implicit"].run(problem, Clock(1e9, lambda: 0.0)), 3))
-    moved = [trial.values["loss.l2"] for trial in trials]
-    assert all(math.isfinite(trial.loss) for trial in trials)
-    assert (moved[0] != moved[2]).all()
-    assert problem.train(trials[2].values).loss == pytest.approx(trials[2].loss, rel=1e-5)
+    if name in ("random", "tpe"):
+        assert result["trials"] == 40 // STEPS
 
 
 def test_two_outer_steps_are_those_of_torch_by_hand():
@@ -245,37 +169,26 @@ def test_gains_and_who_is_chosen_by_hand():
     ]  # fmt: skip
     assert found["rows"]["hyper"] is None
     assert found["rows"]["random"]["gain"] == pytest.approx((62.5, 12.5))  # 50 % and 75 %
-    assert report.by_size(content)["random search"] == [(1, pytest.approx((62.5, 12.5)))]
-    assert "hyper, online" not in report.by_size(content)
-    assert report.chosen_by_size(content) == {
-        "search, chosen": [(1, pytest.approx((62.5, 12.5)))],
-        "hypergradients, chosen": [(1, pytest.approx((27.5, 22.5)))],
-    }
+    lines = report.by_size(content)
+    for group, (gain, error) in (("search", (62.5, 12.5)), ("hypergradients", (27.5, 22.5))):
+        x, mean, around = lines[group]
+        assert (x, mean, around) == ((1,), pytest.approx((gain,)), pytest.approx((error,)))
     only = content_of({"default": [end(2.0), end(4.0)], "tpe": [end(1.0), end(1.0)]})
     only["summary"] = report.summarise(only)
     assert only["summary"]["problems"]["digits-lr"]["apart"] is None
     assert report.table(only)[1][0][4:] == ["", "", ""]
 
 
-def test_a_curve_holds_from_one_incumbent_to_the_next():
-    steps = [[0.1, 9.0, 3.0, 50.0], [0.5, 8.0, 2.0, 60.0]]
-    assert [report.at(steps, t, report.LOSS) for t in (0.05, 0.1, 0.4, 0.5, 1.0)] == [None, 3.0, 3.0, 2.0, 2.0]
-    content = content_of({"random": [steps, [[0.2, 9.0, 1.0, 50.0]]]})
-    drawn = report.over_time(content, "digits-lr", "random")
-    assert drawn[0][0] >= 0.2
-    assert drawn[0][1][0] == 2.0
-    assert drawn[-1] == (1.0, (1.5, pytest.approx(0.5)))
-
-
 def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "Clock", lambda budget: Clock(budget, count().__next__))  # by readings, not by seconds
-    options = ["--problems", "digits-lr", "--contenders", "default", "random", "unroll", "--seconds", "2"]
+    monkeypatch.setattr(race.gc, "collect", lambda: 0)
+    options = ["--problems", "digits-lr", "--contenders", "default", "random", "unroll", "--seconds", "1"]
 
     def run(folder, stop_before=None):
-        found = ran(STUDY, *options, "--seeds", "0", "1", "--out", str(tmp_path / folder), stop_before=stop_before)
+        found = ran(STUDY, *options, "--seeds", "0", "--out", str(tmp_path / folder), stop_before=stop_before)
         return found, json.loads((tmp_path / folder / "metrics.json").read_text())
 
-    assert run("stopped", "digits-lr-default-seed1")[0].status == 130
+    assert run("stopped", "digits-lr-unroll-seed0")[0].status == 130
     found, resumed = run("stopped")
     assert found.status == 0
     assert "digits" in found.text
@@ -284,10 +197,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_report_of_an_undisturbed_one(tm
     assert results_in(tmp_path / "stopped", timed) == results_in(tmp_path / "whole", timed)
     assert resumed["summary"] == whole["summary"]
     assert all(result[timed] > 0 for result in whole["results"].values())
-    assert len(whole["results"]) == 6
+    assert len(whole["results"]) == 3
     written = (tmp_path / "whole" / "report.md").read_text()
     assert "digits, learning rate (1)" in written
     assert "bilevel, Unroll" in written
-    for figure in ("gain.png", "time.png"):
-        assert figure in written
-        assert (tmp_path / "whole" / figure).stat().st_size > 1000
+    assert "(gain.png)" in written
+    assert (tmp_path / "whole/gain.png").exists()

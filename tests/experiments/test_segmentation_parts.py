@@ -1,7 +1,6 @@
 """The pieces of segmentation: alpha of the emoji, scenes, backgrounds, the network, the metric, the task."""
 
 from dataclasses import replace
-from io import StringIO
 from itertools import combinations
 from pathlib import Path
 
@@ -9,75 +8,35 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
-from rich.console import Console
+from einops import rearrange, repeat
 
 from experiments.classification.data import limit_items, split
-from experiments.classification.emoji import emoji_pictures
 from experiments.classification.task import with_validation
 from experiments.common.efficientnet import lite0, scaled
-from experiments.common.progress import Progress
 from experiments.common.task import summed_up
 from experiments.segmentation import scenes as composing
 from experiments.segmentation.backgrounds import backgrounds
 from experiments.segmentation.model import Segmenter, mean_iou
-from experiments.segmentation.scenes import placed, scenes
-from experiments.segmentation.study import main
-from experiments.segmentation.task import SegmentationTask
+from experiments.segmentation.scenes import scenes
+from experiments.segmentation.study import STUDY
+from experiments.segmentation.task import Config, SegmentationTask
 
-from ..support.measured import numbers
+from .running import ran
 
 CPU = torch.device("cpu")
 COUNTS = {"pretrain": 6, "finetune": 5, "train": 5, "validation": 3}
-SIZES = {"size": 32, "train_scenes": 5, "test_scenes": 4, "validation_scenes": 3, "pretrain_scenes": 6, "device": CPU}
-
-
-@pytest.fixture(scope="module")
-def emoji(cache):
-    with Progress(Console(file=StringIO())) as progress:
-        return emoji_pictures(cache, progress)
+SIZES = Config(size=32, scenes=5, test_scenes=4, validation_scenes=3, pretrain_scenes=6)
 
 
 @pytest.fixture(scope="module")
 def parts(emoji):
-    return with_validation(split(limit_items(emoji, 96, 0), 0), 0, holds_out=True, seed=0)
+    return with_validation(split(limit_items(emoji, 96, 0), 0), holds_out=True, seed=0)
 
 
 @pytest.fixture(scope="module")
 def drawn(parts):
     """Scenes of the test emoji, in three styles."""
     return scenes(parts["test"], backgrounds("test", 128), size=64, seed=0)
-
-
-def test_alpha_is_the_shape_of_the_picture(emoji):
-    assert emoji.alpha.shape == (len(emoji.items), 64, 64)
-    assert emoji.alpha.dtype == torch.uint8
-    some = emoji.select(torch.arange(0, len(emoji.items), 8))
-    alpha = rearrange(some.alpha, "n h w -> n 1 h w").int()
-    black = some.images.int() - (255 - alpha)  # colour times alpha
-    assert ((black < -2) | (black > alpha + 2)).float().mean() < 0.01  # resizing with Lanczos overshoots at edges
-    assert some.images[(alpha == 0).expand_as(black)].float().mean() > 254
-    for style in range(3):
-        solid = (emoji.of_domain(style).alpha >= 128).float().mean(dim=(1, 2))
-        assert solid.min() > 0.03
-        assert 0.3 < solid.mean() < 0.6
-    grinning = [emoji.of_domain(style).alpha[emoji.items.index("1F600")] for style in range(3)]
-    assert all(face[32, 32] == 255 and face[0, 0] == 0 for face in grinning)
-
-
-def test_pictures_are_placed_where_they_should_be():
-    picture = torch.rand(1, 4, 64, 64)
-
-    def place(side, x, y, mirrored):
-        numbers = (torch.tensor([number], dtype=torch.float64) for number in (side, x, y))
-        return placed(picture, *numbers, torch.tensor([mirrored]), 64)
-
-    torch.testing.assert_close(place(1, 0.5, 0.5, False), picture)
-    torch.testing.assert_close(place(1, 0.5, 0.5, True), picture.flip(-1))
-    torch.testing.assert_close(place(1, 0.75, 0.5, False), F.pad(picture, (16, -16)))
-    expected = torch.zeros(1, 4, 64, 64)
-    expected[:, :, 32:, :32] = reduce(picture, "n c (h 2) (w 2) -> n c h w", "mean")
-    torch.testing.assert_close(place(0.5, 0.25, 0.75, False), expected)
 
 
 def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn):
@@ -95,24 +54,6 @@ def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn):
         assert not torch.equal(one, other)
     assert not torch.equal(masks, other_masks)
     assert replace(drawn, seed=-1).draw(torch.arange(2))[0].shape == (2, 3, 64, 64)
-
-
-def test_styles_differ_in_the_drawings_alone(drawn):
-    numbers = torch.arange(20)
-    squares = drawn.drawings.clone()
-    squares[:, :, 3] = 255
-    shown = [replace(drawn, drawings=squares, styles=(style,)).draw(numbers) for style in range(3)]
-    for (images, masks), (other_images, other_masks) in combinations(shown, 2):
-        assert torch.equal(masks, other_masks)
-        behind = rearrange(masks == 0, "n h w -> n 1 h w")
-        edge = F.max_pool2d((~behind).float(), 3, stride=1, padding=1) > 0
-        assert torch.equal(images.where(~edge, 0), other_images.where(~edge, 0))
-        assert not torch.equal(images, other_images)
-    mixed = drawn.draw(numbers)[0]
-    alone = torch.stack([replace(drawn, styles=(style,)).draw(numbers)[0] for style in range(3)])
-    found = reduce(mixed == alone, "style n c h w -> n style", "min")
-    assert (found.sum(dim=1) == 1).all()
-    assert found.any(dim=0).all()
 
 
 def on(drawn, value):
@@ -185,11 +126,8 @@ class Reads(torch.nn.Module):
 @pytest.mark.parametrize(
     ("predicted", "truth", "expected"),
     [
-        ([[0, 0], [1, 1]], [[0, 0], [1, 1]], 100),
-        ([[0, 1], [1, 1]], [[0, 0], [1, 1]], 100 * (1 / 2 + 2 / 3) / 2),  # classes 2 and 3 are nowhere
         ([[0, 2], [1, 1]], [[0, 0], [1, 1]], 100 * (1 / 2 + 1 + 0) / 3),  # 2 is predicted in vain
         ([[0, 0], [0, 0]], [[0, 0], [1, 3]], 100 * (1 / 2 + 0 + 0) / 3),  # 1 and 3 are missed
-        ([[1, 1], [0, 0]], [[0, 0], [1, 1]], 0),
     ],
 )
 def test_mean_iou_by_hand(predicted, truth, expected):
@@ -199,7 +137,7 @@ def test_mean_iou_by_hand(predicted, truth, expected):
 
 @pytest.fixture(scope="module")
 def task(parts):
-    return SegmentationTask(parts, 0, **SIZES)
+    return SegmentationTask(parts, SIZES)
 
 
 def test_no_emoji_is_in_scenes_of_two_parts(parts, task):
@@ -253,19 +191,6 @@ def test_every_column_has_its_scores(task):
     assert 0 < task.validate(model) < 100
 
 
-def test_fingerprints_change_with_what_is_shown(parts, task):
-    def both(**changed):
-        other = SegmentationTask(parts, 0, **{**SIZES, **changed})
-        return other.fingerprint(), other.pretrain_fingerprint()
-
-    whole, pretrain = both()
-    assert (whole, pretrain) == (task.fingerprint(), task.pretrain_fingerprint())
-    for name, of_pretrain in (("size", True), ("seed", True), ("pretrain_scenes", True), ("test_scenes", False)):
-        changed = both(**{name: 64})
-        assert changed[0] != whole
-        assert (changed[1] != pretrain) == of_pretrain
-
-
 def test_mean_iou_counts_the_pixels_of_all_pictures_together():
     images = torch.zeros(2, 3, 1, 4, dtype=torch.uint8)
     images[1, :, :, :2] = 1
@@ -277,26 +202,11 @@ def test_mean_iou_counts_the_pixels_of_all_pictures_together():
     assert model.training
 
 
-def test_a_stopped_run_ends_as_a_whole_one(cache, monkeypatch):
-    monkeypatch.chdir(cache.parents[1])  # where the emoji are drawn already
-    tiny = ("--limit", "48", "--size", "32", "--scenes", "8", "--pretrain-scenes", "8", "--validation-scenes", "4")
-    tiny += ("--test-scenes", "4", "--batch-size", "4", "--epochs", "2", "--anchor-epochs", "1", "--seeds", "0")
-    arguments = (*tiny, "--device", "cpu", "--method", "adamw", "ftp", "--lrs", "1e-4", "1e-3")
-    quiet = Console(file=StringIO())
-    assert main([*arguments, "--out", "runs/scenes"], quiet) == 0
-
-    def stop(name: str, step: int) -> None:
-        if (name, step) == ("ftp, seed 0", 3):
-            raise KeyboardInterrupt
-
-    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet, on_step=stop) == 130
-    assert main([*arguments, "--out", "runs/scenes-stopped"], quiet) == 0
-    assert numbers(Path("runs/scenes-stopped")) == numbers(Path("runs/scenes"))
+def test_a_run_of_few_scenes(cache):
+    tiny = ("--limit", "48", "--size", "32", "--scenes", "8", "--pretrain-scenes", "8", "--test-scenes", "4")
+    tiny += ("--batch-size", "4", "--epochs", "1", "--anchor-epochs", "1", "--seeds", "0", "--method", "ftp")
+    assert ran(STUDY, *tiny, "--out", "runs/scenes").status == 0
     report = Path("runs/scenes/report.md").read_text()
     assert "| method | ID: Twemoji | OpenMoji | Noto outline | other styles |" in report
     assert "![Test scenes in every style" in report
-
-
-def test_a_size_that_the_encoder_cannot_halve_is_refused(capsys):
-    assert main(["--size", "40"]) == 2
-    assert "--size 40: must be a multiple of 32" in capsys.readouterr().err
+    assert Path("runs/scenes/pictures.png").exists()

@@ -1,16 +1,12 @@
-"""What small studies share: bags of words, networks, batches of whole passes, checks of options, and reports."""
+"""What studies share: bags of words, networks, batches of whole passes, numbers of reports and figures."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.common.errors import InputError
-from experiments.common.options import check_fields, check_names
-from experiments.common.record import RunRecord
-from experiments.common.report_kit import curve, fixed, over, packed, paired, significant, unpacked, write
+from experiments.common.figures import mean_curve
+from experiments.common.report_kit import fixed, over, paired, significant
+from experiments.common.score_figures import unbeaten
 from experiments.common.small_networks import accuracy, mlp, mlp_params, passes
 from experiments.common.tweets import Tweets, bags
 
@@ -35,8 +31,8 @@ def test_passes_have_every_example_once_before_any_twice():
 
 
 def test_a_network_by_hand():
-    params = mlp_params((300, 200, 2), torch.Generator().manual_seed(0), variance=2.0, scale=3.0)
-    assert params["0.weight"].std().item() == pytest.approx(3 * (2 / 300) ** 0.5, rel=0.02)
+    params = mlp_params((300, 200, 2), torch.Generator().manual_seed(0))
+    assert params["0.weight"].std().item() == pytest.approx((1 / 300) ** 0.5, rel=0.02)
     x = torch.randn(4, 300)
     for activation in (torch.relu, torch.tanh):
         hidden = activation(x @ params["0.weight"].T + params["0.bias"])
@@ -46,36 +42,6 @@ def test_a_network_by_hand():
     assert accuracy(logits, torch.tensor([0, 0, 1, 1])) == 75
 
 
-@dataclass(frozen=True)
-class Options:
-    seeds: tuple[int, ...] = ()  # the frame's own
-    steps: int = 3
-    samples: int = 0
-    rates: tuple[float, ...] = (0.1, 0.2)
-    counts: tuple[int, ...] = (0, 1)
-    shares: tuple[float, ...] = (0.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"steps": 0}, "--steps 0: must be at least 1"),
-        ({"samples": -1}, "--samples -1: must be at least 0"),
-        ({"rates": (0.1, 0.0)}, "--rates 0.1 0.0: must be a finite number above 0"),
-        ({"rates": (float("inf"),)}, "--rates inf: must be a finite number above 0"),
-        ({"shares": (float("nan"),)}, "--shares nan: must be at least 0"),
-        ({"rates": ()}, "--rates : give at least one, each once"),
-        ({"counts": (2, 2)}, "--counts 2 2: give at least one, each once"),
-    ],
-)
-def test_options_that_no_study_can_use(changes, said):
-    check_fields(Options(), samples=0, counts=0, shares=0)
-    with pytest.raises(InputError, match=f"^{said}$"):
-        check_fields(Options(**changes), samples=0, counts=0, shares=0)
-    with pytest.raises(InputError, match="^--rates cat: there are dog, bird$"):
-        check_names("rates", ("dog", "cat"), ("dog", "bird"))
-
-
 def test_numbers_of_reports_by_hand():
     assert [fixed((12.346, 0.25), 2), fixed((1.0, None), signed=True), fixed(None)] == [
         "12.35 ± 0.25", "+1.0", "diverged"
@@ -83,21 +49,13 @@ def test_numbers_of_reports_by_hand():
     assert [significant((1234.0, 56.0)), significant((0.012345, None))] == ["1.23e+03 ± 6e+01", "0.0123"]
     assert paired([3.0, 5.0], [1.0, 1.0]) == (3.0, 1.0)
     assert [over([3, 4]), over([7])] == ["mean ± standard error over seeds 3, 4", "seed 7"]
-    assert curve([0, 1], [(1.0, 0.5), (2.0, None)]) == ([0, 1], [1.0, 2.0], [0.5, 0.0])
-    assert curve([0], [(1.0, None)]).error is None
 
 
-def test_a_report_is_its_blocks_and_what_it_was_made_with(tmp_path):
-    record = RunRecord(tmp_path / "run", "sums", {"seeds": [1]})
-    record.note_environment(())
-    record.save()
-    write(record, "Sums", "Words.", (["a", "b"], [["x", "1"]]), None, "More.")
-    written = (tmp_path / "run" / "report.md").read_text()
-    assert written.startswith("# Sums\n\nWords.\n\n| a | b |\n|---|--:|\n| x | 1 |\n\nMore.\n\nConfig: seeds [1].\n\n")
+def test_a_mean_curve_is_the_mean_over_seeds_at_each_place():
+    assert mean_curve([1, 2], [[1.0, 10.0], [3.0, 10.0]]) == ([1, 2], [2.0, 10.0], [1.0, 0.0])
+    assert mean_curve([1, 2], [[1.0, 10.0]]) == ([1, 2], [1.0, 10.0], None)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
-def test_a_packed_picture_keeps_every_value(shape):
-    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected = picture if len(shape) == 3 else np.repeat(picture[..., None], 3, -1)
-    assert np.array_equal(unpacked(packed(picture)), expected)
+def test_not_beaten_is_who_has_nobody_above_in_both():
+    points = {"a": ((1.0, None), (3.0, None)), "b": ((2.0, 9.0), (2.0, 9.0)), "c": ((1.5, None), (1.0, None))}
+    assert unbeaten(points) == "Not beaten in both at once: a; b."

@@ -90,12 +90,6 @@ def test_options_stand_on_top_of_those_of_fast(capsys):
         command("--strat", "2")
     assert ended.value.code == 2
     assert "--start" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        command("--help")
-    shown = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert "what each begins with" in shown
-    assert "Adds numbers up." in shown
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The study of towers: all trainings at once are those one by one, and what counts as good is counted right."""
 
-import json
 import math
 
 import pytest
@@ -15,7 +14,6 @@ from experiments.tuning.towers.tasks import ALPHABET, CONTEXT, Task, codes, cont
 from experiments.tuning.towers.training import (
     draw,
     first_hparams,
-    plain,
     tower,
     train,
     train_all,
@@ -75,20 +73,6 @@ def test_a_raw_tower_of_sgd_is_the_loop_of_the_paper():
     assert above > x
 
 
-def test_a_log_tower_has_fixed_learning_rates_above_the_first():
-    optimizer = tower("sgd", 3, "log")
-    hparams = first_hparams(optimizer.hparams, torch.tensor(1e-5, dtype=torch.float64), "log")
-    by = hparams["by"]
-    found = [hparams["base"]["lr"], by["base"]["lr"], by["by"]["base"]["lr"], by["by"]["by"]["lr"]]
-    assert [value.item() for value in found] == pytest.approx([1e-5, 0.1, 0.01, 0.001])
-    w = torch.ones(2, dtype=torch.float64)
-    run = hft.train(tower("sgd", 1, "log"), lambda p, _: p @ p, w, [None] * 3, hparams=hparams | {"by": by["base"]})
-    # Adam's first hypergradient is zero and counts; with a constant one h after it, m / (1 - b1^t) over the root of
-    # v / (1 - b2^t) does not depend on h, and the learning rate grows by a factor that does not depend on it either.
-    steps = [0.1 / 0.19 / math.sqrt(0.001 / 0.001999), (0.9 * 0.1 + 0.1) / 0.271 / math.sqrt(0.001999 / 0.002997001)]
-    assert math.log(run.state.tuned["lr"].item() / 1e-5) == pytest.approx(0.1 * sum(steps), rel=1e-3)
-
-
 def test_contexts_by_hand():
     found = contexts([codes("ab"), codes("~")])
     space = ALPHABET.index(" ")
@@ -127,7 +111,7 @@ def test_what_counts_by_hand():
 
 def test_a_summary_by_hand():
     def result(*rows):
-        return {"start": [[2.0] * 3] * 2, "train": list(rows), "held_out": [[4.0, 5.0, 6.0]] * 2, "lr": [[1.0] * 3] * 2}
+        return {"start": [[2.0] * 3] * 2, "train": list(rows), "held_out": [[4.0, 5.0, 6.0]] * 2}
 
     config = {"tasks": ["t"], "bases": ["sgd"], "ways": ["log"], "heights": [0, 1], "per_decade": 1}
     found = {
@@ -135,20 +119,15 @@ def test_a_summary_by_hand():
         "t-sgd-log-1": result([1.1, 1.15, 1.2], [0.2, 0.3, 0.5]),
         "t-sgd-seconds": {},
     }
-    content = {"config": config, "data": {"lrs": [0.1, 1.0, 10.0]}, "results": found}
+    content = {"config": config, "results": found}
     found = summarise(content)["t, sgd"]
-    assert (found["lr"], found["at_edge"]) == (1.0, False)
-    assert found["good"] == pytest.approx([0.65, 0.8])  # 1.1 and 1.2 for one seed, 0.2 and 0.4 for the other
+    assert found["good"] == pytest.approx(0.65)  # 1.1 for one seed, 0.2 for the other
     assert found["ways"]["log"]["0"]["decades"] == [(0.0, 0.0)] * 2
     assert found["ways"]["log"]["0"]["train"][0] == 0.5
     reached = found["ways"]["log"]["1"]
     assert reached["decades"] == [(0.0, 0.0), (1.5, 0.5)]
     assert (reached["train"][0], reached["held_out"][0]) == (pytest.approx(0.65), 4.0)
-    assert reached["bands"]["train"][0] == pytest.approx([0.2, 0.65, 1.1])
-
-
-def test_what_diverged_is_kept_as_none():
-    assert plain(torch.tensor([[math.inf, 0.12345678], [math.nan, 1.0]])) == [[None, 0.123457], [None, 1.0]]
+    assert reached["band"][0] == pytest.approx([0.2, 0.65, 1.1])
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path):
@@ -163,12 +142,8 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path):
     trained = results(tmp_path / "whole")
     assert len(trained) == 3  # alone, and a tower each way
     assert results(tmp_path / "stopped") == trained
-    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
-    lrs = {name: piece["lr"] for name, piece in trained.items()}
-    assert lrs["digits-sgd-0"] == [pytest.approx(whole["data"]["lrs"])] * 2
-    assert lrs["digits-sgd-log-1"] != lrs["digits-sgd-raw-1"] != lrs["digits-sgd-0"]
+    assert trained["digits-sgd-log-1"] != trained["digits-sgd-raw-1"] != trained["digits-sgd-0"]
     report = (tmp_path / "whole" / "report.md").read_text()
-    for figure in ("training-loss.png", "held-out-loss.png", "learning-rate.png"):
-        assert f"({figure})" in report
-        assert (tmp_path / "whole" / figure).stat().st_size > 10_000
+    assert "(training-loss.png)" in report
+    assert (tmp_path / "whole/training-loss.png").exists()
     assert "| digits, sgd | log | 1 |" in report

@@ -289,22 +289,20 @@ def test_hypergradients_of_a_transformer(anchor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hypergradients, "minilm", narrow)
     plan = ("--points", "2", "--depths", "1", "2", "--ways", "paper", "validation1", "--ways-epochs", "1")
-    assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--costs", "--out", "runs/one"]) == 0
+    assert hypergradients.main([*TINY, *plan, "--anchor", anchor, "--out", "runs/one"]) == 0
     content = json.loads(Path("runs/one/metrics.json").read_text())
     results = content["results"]
-    layers = results["run"]["layers"]
+    layers = results["point-2"]["layers"]
     assert ("classifier.weight" in layers) == (anchor == "topics")
     found = results["point-2"]["gradients"]["training"]
     assert found["exact"] == pytest.approx(found["K=1"], rel=1e-3, abs=1e-4)  # float32
     assert {len(values) for values in found.values()} == {len(layers)}
-    assert max(results["cost Forward()"]["differs"]) < 1e-3
     assert {name: results[name]["steps"] for name in ("paper-seed0", "validation1-seed0")} == {
         "paper-seed0": 4,
         "validation1-seed0": 4,
     }
     report = Path("runs/one/report.md").read_text()
     assert "MiniLM-L6 is fine-tuned with FTPAdamW (paper) on 38 tweets about airlines" in report
-    assert '`Unroll(checkpoint="sqrt")`' in report
 
 
 @pytest.mark.parametrize(

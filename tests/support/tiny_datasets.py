@@ -20,12 +20,6 @@ def picture(file: Path, number: int, side: int = 40) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(file)
 
 
-def mask(file: Path, values: np.ndarray) -> None:
-    """A picture whose pixels are the classes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(np.uint8)).save(file)
-
-
 PERCENTS = (100, 10)
 
 
@@ -63,20 +57,6 @@ def imagenet(root: Path) -> Path:
     by_class(root / "imagenetv2", "0123", 1)
     by_class(root / "imagenet-a", WNIDS[1:3], 2)
     by_class(root / "imagenet-r", WNIDS[2:], 2)
-    return root
-
-
-def pascal(root: Path, lists: str, masks: str, classes: int = 3) -> Path:
-    """Lists, pictures and masks, of which each has two classes and an edge that counts for none."""
-    for part, names in (("train", "abcd"), ("val", "ef")):
-        file = root / "ImageSets" / lists / f"{part}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"{name}\n" for name in names))
-        for number, name in enumerate(names):
-            picture(root / "JPEGImages" / f"{name}.jpg", number)
-            values = np.full((40, 40), number % classes)
-            values[:, 20:], values[0] = (number + 1) % classes, 255
-            mask(root / masks / f"{name}.png", values)
     return root
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from rich.console import Console
 
 from experiments.common.trainer import OnStep
@@ -22,8 +21,6 @@ VIT = {"model": "test_vit", "image_size": 32, "resize": 36, "fixed_size": True}
 DATA = {
     "domainnet": (tiny.domainnet, {"classes": 3}),
     "imagenet": (tiny.imagenet, {"classes": 4}),
-    "pascal": (lambda root: tiny.pascal(root, "Context", "semseg/pascal-context"), {"classes": 3}),
-    "human_parts": (lambda root: tiny.pascal(root, "Parts", "human_parts"), {"classes": 3}),
 }
 
 
@@ -41,10 +38,6 @@ class Given(NamedTuple):
     recipe: Recipe
     config: Config
     out: Path
-
-    @property
-    def root(self) -> Path:
-        return Path(self.config.root or "")
 
     @property
     def checkpoint(self) -> Path:
@@ -79,15 +72,3 @@ def finished(given: Given) -> dict:
         assert all(title in text.getvalue() for title in result["columns"])
         assert not result["diverged"]
     return content
-
-
-class Fixed(torch.nn.Module):
-    """Gives the logits that were put into it, whatever the pictures are."""
-
-    def __init__(self, *logits: torch.Tensor) -> None:
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.ones(()))
-        self.logits = list(logits)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.logits.pop(0)

@@ -1,5 +1,3 @@
-"""`python -m experiments.meta.few_shot`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.meta.few_shot.study", "studies")

@@ -11,7 +11,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from experiments.common.small_networks import stretches
 from experiments.meta.few_shot.config import WAYS
-from experiments.meta.few_shot.episodes import Batch, Both
+from experiments.meta.few_shot.data import Batch, Both
 from hyperopt_ftp import tree
 
 CHUNK = 200  # episodes at once: more of them no longer fit into a cache

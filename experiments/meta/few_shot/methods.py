@@ -26,8 +26,7 @@ from experiments.meta.few_shot.adaptation import (
     network,
 )
 from experiments.meta.few_shot.config import INPUTS, WAYS, WIDTH
-from experiments.meta.few_shot.data import World
-from experiments.meta.few_shot.episodes import Both, pairs
+from experiments.meta.few_shot.data import Both, World
 from experiments.meta.few_shot.meta import OuterLoss, first_order, meta_train, pretrain, through
 from hyperopt_ftp import tree
 
@@ -75,7 +74,7 @@ def trained(settings: str, adapt: Adaptation, learned: Learned, steps: tuple[int
 
 
 def outcome(candidates: Sequence[Candidate], world: World, marks: Sequence[int] = ()) -> dict:
-    """Of the best setting on validation: accuracy on the test, in all, by pair of styles, and after `marks` steps."""
+    """Of the best setting on validation: accuracy on the test, and after `marks` steps."""
     validation = world.episodes("validation").batches(world.inputs)
     tried: dict[str, float] = {}
     best, score = (candidates[0], candidates[0].steps[0]), -math.inf
@@ -86,14 +85,12 @@ def outcome(candidates: Sequence[Candidate], world: World, marks: Sequence[int] 
             if share > score:
                 best, score = (candidate, steps), share
     candidate, steps = best
-    episodes = world.episodes("test")
-    test = episodes.batches(world.inputs)
+    test = world.episodes("test").batches(world.inputs)
     start = time.process_time()
     shares = 100 * candidate.accuracies(test, (steps,))[:, 0]
     seconds = time.process_time() - start
     result = {
         "accuracy": shares.mean().item(),
-        "pairs": [shares[episodes.pair == pair].mean().item() for pair in range(len(pairs(world.styles)))],
         "chosen": _settings(candidate, steps),
         "tried": tried,
         "training_seconds": candidate.seconds,

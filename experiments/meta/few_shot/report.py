@@ -1,18 +1,14 @@
-"""What a run says at its end: accuracy of every method, against the linear head, by styles and by steps."""
+"""What a run says at its end: accuracy of every method, against the linear head, and by steps."""
 
 from collections.abc import Callable
 from statistics import fmean
 
-import torch
-from einops import rearrange
-
 from experiments.common.estimate import Estimate, estimate
-from experiments.common.figures import curves, mean_curve, montage
+from experiments.common.figures import curves, mean_curve
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, fixed, over, paired, unpacked, write
+from experiments.common.report_kit import Table, fixed, over, paired, write
 from experiments.meta.few_shot.adaptation import FIT_STEPS
 from experiments.meta.few_shot.config import BLOCK, INPUTS, OUTER_LR, QUERIES, WAYS, WIDTH
-from experiments.meta.few_shot.episodes import pairs
 from experiments.meta.few_shot.meta import PRETRAIN_BATCH
 from experiments.meta.few_shot.methods import TITLES, marks
 
@@ -65,30 +61,14 @@ def table(content: dict) -> Table:
     return header, rows
 
 
-def by_styles(content: dict, shots: str) -> Table:
-    styles = content["data"]["styles"]
-    header = ["method", *(f"{styles[seen]} to {styles[asked]}" for seen, asked in pairs(len(styles)))]
-    rows = [
-        [
-            title,
-            *(
-                fixed(over_seeds(content["summary"][shots][method], lambda result, n=number: result["pairs"][n]))
-                for number in range(len(header) - 1)
-            ),
-        ]
-        for method, title in TITLES.items()
-    ]
-    return header, rows
-
-
-def against(content: dict, pairs_of_methods: list[tuple[str, str]]) -> Table:
+def against(content: dict, pairs: list[tuple[str, str]]) -> Table:
     found = content["summary"]
     rows = [
         [
             f"{TITLES[own]} minus {TITLES[other]}",
             *(fixed(minus(methods[own], methods[other]), signed=True) for methods in found.values()),
         ]
-        for own, other in pairs_of_methods
+        for own, other in pairs
     ]
     return ["difference", *(f"{shots}-shot" for shots in found)], rows
 
@@ -131,7 +111,7 @@ def setting(content: dict) -> str:
 
 
 def write_report(record: RunRecord) -> None:
-    content, folder = record.content, record.folder
+    content = record.content
     found = content["summary"] = summarise(content)
     x = marks(content["config"]["inner_steps"])
     panels = {
@@ -143,17 +123,7 @@ def write_report(record: RunRecord) -> None:
         for shots, methods in found.items()
     }
     named = sorted({x[0], *x[-4:]})
-    curves(folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True, ticks=named)
-    kept = content["results"]["episode"]
-    pictures = torch.from_numpy(unpacked(kept["png"]).copy())
-    size = kept["size"]
-    table_of_pictures = rearrange(pictures, "(r h) (c w) rgb -> r c rgb h w", h=size, w=size)
-    montage(folder / "episode.png", table_of_pictures, kept["rows"])
-    by_style = [
-        block
-        for shots in found
-        for block in (f"By style of the support and of the query, {shots}-shot:", by_styles(content, shots))
-    ]
+    curves(record.folder / "steps.png", panels, "steps of adaptation", "accuracy (%)", log_x=True, ticks=named)
     write(
         record,
         "Few shots across drawing styles",
@@ -167,8 +137,6 @@ def write_report(record: RunRecord) -> None:
         against(content, [(m, "maml") for m in TITLES if m != "maml"] + [("maml-ftp", "maml-plain")]),
         "![Accuracy against steps of adaptation: where a line falls, more steps do harm](steps.png)",
         "Each with the settings that were chosen for it. The bands are standard errors over the seeds.",
-        *by_style,
         "What was chosen, seed by seed:",
         choices(content),
-        "![A test episode: what is learned from, and what is predicted](episode.png)",
     )

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from experiments.classification.emoji import PACKAGES
 from experiments.common.study import Study
 from experiments.meta.few_shot.config import Config
-from experiments.meta.few_shot.data import Data, first_episode, load, world
+from experiments.meta.few_shot.data import Data, load, world
 from experiments.meta.few_shot.methods import META_LEARNERS, frozen, meta_learned, pretrained
 from experiments.meta.few_shot.report import table, write_report
 
@@ -16,7 +16,7 @@ def pieces(config: Config, data: Data) -> dict[str, Callable[[], dict]]:
     """One for each seed, number of shots and family of methods."""
     world_of = lru_cache(maxsize=1)(partial(world, data, config))
     families = {"frozen": frozen, "pretrained": pretrained, **{x: partial(meta_learned, x) for x in META_LEARNERS}}
-    found: dict[str, Callable[[], dict]] = {"episode": lambda: first_episode(data, world_of(config.seeds[0]))}
+    found: dict[str, Callable[[], dict]] = {}
     for seed in config.seeds:
         for shots in config.shots:
             for name, work in families.items():

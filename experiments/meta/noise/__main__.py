@@ -1,5 +1,3 @@
-"""`python -m experiments.meta.noise`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.meta.noise.study", "studies")

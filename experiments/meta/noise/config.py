@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from experiments.common.errors import InputError
 from experiments.common.options import check_fields
 
 DataSet = Literal["digits", "tweets"]
-MethodName = Literal["noisy", "clean", "both", "smoothing", "small", "each_outer", "each", "net_outer", "net", "oracle"]
 
 # Examples of each part.
 SIZES: Mapping[DataSet, Mapping[str, int]] = {
@@ -27,13 +26,12 @@ RAMP = 0.2  # share of the steps in which small-loss selection comes to keep 1 -
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared, and which settings are tried."""
+    """Which settings are tried."""
 
     datasets: tuple[DataSet, ...] = ("digits", "tweets")  # what is learned
-    methods: tuple[MethodName, ...] = get_args(MethodName)  # rows of the table
     seeds: tuple[int, ...] = (0, 1, 2)  # of the split, the wrong labels, the first weights and the order
     steps: int = 500  # of each training
-    looks: int = 20  # times that accuracy is looked at in a training; those at which it may be stopped
+    looks: int = 20  # times that accuracy is looked at in a training
     digits_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)  # learning rates to choose from, on digits
     tweets_lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # the same on tweets
     smoothing: tuple[float, ...] = (0.2, 0.4)  # strengths of label smoothing to choose from

@@ -1,18 +1,15 @@
-"""From the trials to report.md and its figures: what is chosen, and what it comes to on the test sets."""
+"""From the trials to report.md and its figure: what is chosen, and what it comes to on the test sets."""
 
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 from experiments.common.estimate import estimate
 from experiments.common.figures import Curve, curves, mean_curve
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, fixed, paired, write
 from experiments.meta.noise.config import BATCH, CLEAN_BATCH, CLEAN_SHARE, HIDDEN, MOMENTUM, NOISE, RAMP
-from experiments.meta.noise.methods import METHODS, weighted_by_net
-from experiments.meta.noise.training import BINS, HIGHEST, LOSSES
+from experiments.meta.noise.methods import METHODS
 
-When = Literal["end", "stopped"]
-TITLES: dict[When, str] = {"end": "at the end", "stopped": "stopped early"}
 PLAIN = "noisy"  # plain training, to which seconds are compared
 BOTH = "both"  # plain training with the same examples, to which accuracies are compared
 ORACLE = "oracle"
@@ -28,94 +25,69 @@ def summarise(content: dict) -> dict[str, dict[str, dict]]:
     config, found = content["config"], {}
     for data in config["datasets"]:
         rows = {}
-        for method in config["methods"]:
+        for method in METHODS:
             rows[method] = _row([content["results"][piece(data, method, s)]["trials"] for s in config["seeds"]])
         for row in rows.values():
-            if PLAIN in rows and rows[PLAIN]["seconds"]:
-                row["cost"] = row["seconds"] / rows[PLAIN]["seconds"]
-            if BOTH in rows:
-                for when in TITLES:
-                    row[when]["minus_both"] = paired(row[when]["tests"], rows[BOTH][when]["tests"])
+            row["cost"] = row["seconds"] / rows[PLAIN]["seconds"]
+            row["minus_both"] = paired(row["tests"], rows[BOTH]["tests"])
         found[data] = rows
     return found
 
 
 def _row(own: list[list[dict]]) -> dict[str, Any]:
     """Of one method: `own` has the trials, in one order, for each seed."""
-    row: dict[str, Any] = {
+    rates = sorted({trial["lr"] for trial in own[0]})
+    scores = [mean(_at_end(seed[k], "validation") for seed in own) for k in range(len(own[0]))]
+    best = scores.index(max(scores))
+    chosen = [seed[best] for seed in own]
+    tests = [_at_end(trial, "test") for trial in chosen]
+    return {
+        "choice": best,
+        "lr": chosen[0]["lr"],
+        "edge": len(rates) > 1 and chosen[0]["lr"] in (rates[0], rates[-1]),
+        "number": chosen[0]["number"],
+        "tests": tests,
+        "test": estimate(tests),
         "seconds": mean(trial["seconds"] for seed in own for trial in seed),
         "tried": len(own[0]),
         "diverged": sum(trial["diverged"] for seed in own for trial in seed),
     }
-    rates = sorted({trial["lr"] for trial in own[0]})
-    for when in TITLES:
-        scores = [mean(_at(seed[k], "validation", when) for seed in own) for k in range(len(own[0]))]
-        best = scores.index(max(scores))
-        chosen = [seed[best] for seed in own]
-        tests = [_at(trial, "test", when) for trial in chosen]
-        row[when] = {
-            "choice": best,
-            "lr": chosen[0]["lr"],
-            "edge": len(rates) > 1 and chosen[0]["lr"] in (rates[0], rates[-1]),
-            "number": chosen[0]["number"],
-            "tests": tests,
-            "test": estimate(tests),
-            "steps": [_at(trial, "steps", when) for trial in chosen],
-        }
-    return row
 
 
-def _at(trial: dict, what: str, when: When) -> Any:
-    """Of the network after the last look, or after the first of those that are best on validation; 0 for what diverged
-    before it."""
-    values = trial["validation"]
-    if not values or (when == "end" and trial["diverged"]):
-        return 0
-    return trial[what][-1 if when == "end" else values.index(max(values))]
+def _at_end(trial: dict, what: str) -> float:
+    """After the last step; 0 for what diverged before it."""
+    return 0 if trial["diverged"] else trial[what][-1]
 
 
 def chosen(content: dict, data: str, method: str) -> list[dict]:
-    """The trials, one for each seed, with what is chosen for the end."""
-    number = content["summary"][data][method]["end"]["choice"]
+    """The trials, one for each seed, with what is chosen."""
+    number = content["summary"][data][method]["choice"]
     return [content["results"][piece(data, method, seed)]["trials"][number] for seed in content["config"]["seeds"]]
-
-
-def _told(content: dict, data: str, method: str) -> list[dict]:
-    return [trial["weights"] for trial in chosen(content, data, method) if trial["weights"]]
 
 
 def main_table(content: dict) -> Table:
     """Test accuracy of every method on all data."""
-    summary, methods = content["summary"], content["config"]["methods"]
-    compared = PLAIN in methods
-    header = ["method", *(f"{data}, {title}" for data in summary for title in TITLES.values())]
-    header += [f"cost, {data}" for data in summary if compared]
-    rows = []
-    for method in methods:
-        own = [found[method] for found in summary.values()]
-        costs = [f"{row['cost']:.1f} x" if "cost" in row else "" for row in own if compared]
-        rows.append([METHODS[method].title, *(fixed(row[when]["test"]) for row in own for when in TITLES), *costs])
+    header, rows = ["method"], []
+    for data in content["summary"]:
+        header += [data, f"minus {METHODS[BOTH].title}", "cost"]
+    for method, about in METHODS.items():
+        cells = []
+        for own in (found[method] for found in content["summary"].values()):
+            less = "" if method == BOTH else fixed(own["minus_both"], signed=True)
+            cells += [fixed(own["test"]), less, f"{own['cost']:.1f} x"]
+        rows.append([about.title, *cells])
     return header, rows
 
 
-def differences(content: dict) -> Table:
-    summary, rows = content["summary"], []
-    for method in content["config"]["methods"]:
-        if method != BOTH:
-            found = [own[method][when]["minus_both"] for own in summary.values() for when in TITLES]
-            rows.append([METHODS[method].title, *(fixed(value, signed=True) for value in found)])
-    return ["method", *(f"{data}, {title}" for data in summary for title in TITLES.values())], rows
-
-
 def told_apart(content: dict) -> Table:
-    """How weights tell right labels from wrong ones, in the training that is chosen for its end."""
+    """How weights tell right labels from wrong ones."""
     rows = []
     for data in content["summary"]:
-        for method in content["config"]["methods"]:
-            if told := _told(content, data, method):
+        for method, about in METHODS.items():
+            if told := [trial["weights"] for trial in chosen(content, data, method) if trial["weights"]]:
                 found = [(w["auc"], w["right"]["mean"], w["wrong"]["mean"]) for w in told]
                 cells = [fixed(estimate(list(values)), 2) for values in zip(*found, strict=True)]
-                rows.append([f"{data}: {METHODS[method].title}", *cells])
+                rows.append([f"{data}: {about.title}", *cells])
     return ["method", "AUC", "weight of right labels", "weight of wrong labels"], rows
 
 
@@ -123,58 +95,26 @@ def choices(content: dict) -> Table:
     rows = []
     for data, methods in content["summary"].items():
         for method, row in methods.items():
-            cells = [_choice(row[when]) for when in TITLES]
-            counts = [f"{mean(row['stopped']['steps']):.0f}", f"{row['tried']}", f"{row['diverged']}"]
-            rows.append([f"{data}: {METHODS[method].title}", *cells, *counts, f"{row['seconds']:.2f}"])
-    header = ["method", "lr and number, at the end", "lr and number, stopped early", "stopped after step (mean)"]
-    return [*header, "tried", "diverged", "seconds"], rows
-
-
-def _choice(row: dict) -> str:
-    number = "" if row["number"] is None else f"; {row['number']:g}"
-    return f"{row['lr']:g}{' (edge)' if row['edge'] else ''}{number}"
+            number = "" if row["number"] is None else f"; {row['number']:g}"
+            choice = f"{row['lr']:g}{' (edge)' if row['edge'] else ''}{number}"
+            counts = f"{row['tried']}", f"{row['diverged']}", f"{row['seconds']:.2f}"
+            rows.append([f"{data}: {METHODS[method].title}", choice, *counts])
+    return ["method", "lr and number", "tried", "diverged", "seconds"], rows
 
 
 def accuracies(content: dict) -> dict[str, dict[str, Curve]]:
     """Two panels for each data set: with and without learned weights, both with plain training and the oracle."""
     panels = {}
-    for data, rows in content["summary"].items():
+    for data in content["summary"]:
         for heading, learned in (("no learned weights", False), ("learned weights", True)):
             named = {}
-            for method in rows:
+            for method, about in METHODS.items():
                 trials = chosen(content, data, method)
-                shown = method in (BOTH, ORACLE) or (METHODS[method].start is not None) == learned
+                shown = method in (BOTH, ORACLE) or (about.start is not None) == learned
                 if shown and not any(trial["diverged"] for trial in trials):
-                    named[METHODS[method].title] = mean_curve(trials[0]["steps"], [trial["test"] for trial in trials])
-            panels |= {f"{data}: {heading}": named} if named else {}
-    return panels
-
-
-def shares(content: dict) -> dict[str, dict[str, Curve]]:
-    """Of learned weights: small-loss selection has but two."""
-    middles = [HIGHEST / BINS * (n + 0.5) for n in range(BINS)]
-    return {
-        f"{data}: {METHODS[method].title}": {
-            f"{name} labels": mean_curve(middles, [weights[name]["bins"] for weights in told])
-            for name in ("right", "wrong")
-        }
-        for data, rows in content["summary"].items()
-        for method in rows
-        if METHODS[method].start is not None and (told := _told(content, data, method))
-    }
-
-
-def functions(content: dict) -> dict[str, dict[str, Curve]]:
-    """Of the Meta-Weight-Net."""
-    panels = {
-        data: {
-            METHODS[method].title: mean_curve(LOSSES, [weights["function"] for weights in told])
-            for method in rows
-            if METHODS[method].loss is weighted_by_net and (told := _told(content, data, method))
-        }
-        for data, rows in content["summary"].items()
-    }
-    return {data: named for data, named in panels.items() if named}
+                    named[about.title] = mean_curve(trials[0]["steps"], [trial["test"] for trial in trials])
+            panels[f"{data}: {heading}"] = named
+    return {heading: named for heading, named in panels.items() if named}
 
 
 def setting(content: dict) -> str:
@@ -198,43 +138,26 @@ def setting(content: dict) -> str:
 
 
 def write_report(record: RunRecord) -> None:
-    """The summary, the report and its figures, from the record alone."""
-    content, methods = record.content, record.content["config"]["methods"]
+    """The summary, the report and its figure, from the record alone."""
+    content = record.content
     content["summary"] = summarise(content)
-    apart = told_apart(content)
-    figures = (
-        ("accuracy.png", accuracies(content), "step", "test accuracy (%)",
-         "Test accuracy over training, with what is chosen for the end: where a line falls, more steps do harm"),
-        ("weights.png", shares(content), "weight, relative to the mean (last point: all above)",
-         "share of the examples", "Weights of the noisy examples at the end: the further the two lines are apart, the "
-         "better wrong labels are told from right ones"),
-        ("function.png", functions(content), "loss of an example", "its weight, relative to the mean",
-         "What the Meta-Weight-Net has learned: where a line falls, an example of a higher loss counts less"),
-    )  # fmt: skip
-    drawn = [figure for figure in figures if figure[1]]  # only those that there is something for
-    for file, panels, x, y, _ in drawn:
-        curves(record.folder / file, panels, x, y)
+    curves(record.folder / "accuracy.png", accuracies(content), "step", "test accuracy (%)")
     write(
         record,
         "Learning from wrong labels",
         setting(content),
-        bullets(f"{METHODS[name].title}: {METHODS[name].about}." for name in methods),
+        bullets(f"{method.title}: {method.about}." for method in METHODS.values()),
         main_table(content),
-        "Test accuracy in %, mean ± standard error over the seeds. At the end: after the last step. Stopped early: "
-        "after the step at which validation accuracy was best. Learning rate and the method's own number are chosen "
-        "for each of the two anew, by mean validation accuracy. Cost: seconds of training over those of "
-        f"{METHODS[PLAIN].title!r}.",
-        f"Points of test accuracy above {METHODS[BOTH].title}, seed by seed:" if BOTH in methods else None,
-        differences(content) if BOTH in methods else None,
+        "Test accuracy in % after the last step, mean ± standard error over the seeds, and by how many points it is "
+        f"above that of {METHODS[BOTH].title!r}, seed by seed. Learning rate and the method's own number are chosen by "
+        f"mean validation accuracy. Cost: seconds of training over those of {METHODS[PLAIN].title!r}.",
         "How the noisy examples are weighed at the end. AUC: the chance that of two examples, one with a right and one "
         "with a wrong label, the right one weighs more (for small-loss selection: has the smaller loss). Weights are "
-        "relative to the mean of all; those of small-loss selection are kept or not."
-        if apart[1]
-        else None,
-        apart if apart[1] else None,
+        "relative to the mean of all; those of small-loss selection are kept or not.",
+        told_apart(content),
         "What was chosen. Number: the strength of label smoothing, or the learning rate of what weighs the examples. "
         "Where the learning rate is at an edge of those that were tried, a better one may lie beyond. Tried: settings, "
         "each with all seeds; seconds: of the processor, mean of a training:",
         choices(content),
-        *(f"![{caption}]({file})" for file, *_, caption in drawn),
+        "![Test accuracy over training, with what is chosen: where a line falls, more steps do harm](accuracy.png)",
     )

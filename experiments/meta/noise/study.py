@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from experiments.common.study import Study
-from experiments.meta.noise.config import Config, DataSet, MethodName
+from experiments.meta.noise.config import Config, DataSet
 from experiments.meta.noise.data import Data, Problem, load
 from experiments.meta.noise.methods import METHODS
 from experiments.meta.noise.report import main_table, piece, write_report
@@ -18,11 +18,11 @@ def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
         piece(name, method, seed): lambda n=name, m=method, s=seed: trials(config, made(n, s), n, m, s)
         for name in config.datasets
         for seed in config.seeds
-        for method in config.methods
+        for method in METHODS
     }
 
 
-def trials(config: Config, problem: Problem, name: DataSet, method: MethodName, seed: int) -> dict:
+def trials(config: Config, problem: Problem, name: DataSet, method: str, seed: int) -> dict:
     """One training for each learning rate and each of the method's own numbers."""
     kind, tried = METHODS[method], []
     for number in getattr(config, kind.number) if kind.number else (0.0,):

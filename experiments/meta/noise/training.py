@@ -30,8 +30,6 @@ from experiments.meta.noise.methods import (
     weighted_each,
 )
 
-BINS, HIGHEST = 20, 2.5  # of the relative weights; the last bin has all above
-LOSSES = [0.25 * n for n in range(25)]  # where the learned function is looked at
 Loss = Callable[..., Tensor]  # of the network's weights, a batch and, where something is learned, what weighs
 Looks = Iterator[tuple[int, Params, Any]]  # steps done, the network's weights, what weighs the examples
 
@@ -137,10 +135,8 @@ def _bilevel(
 
 
 def told_apart(problem: Problem, method: Method, found: Training) -> dict[str, Any] | None:
-    """Weights of the noisy examples, by the network and by what weighs them at the end; None where all count the same.
-
-    Weights are relative: 1 is their mean. Since a loss is divided by its weights' sum, nothing else of them counts.
-    """
+    """Mean weights of the noisy examples, by the network and by what weighs them at the end; None where all count the
+    same. Weights are relative to the mean of all: since a loss is divided by their sum, nothing else of them counts."""
     losses = F.cross_entropy(logits(found.params, problem.noisy.x), problem.noisy.y, reduction="none")
     if method.loss is smallest:
         kept = torch.zeros_like(losses)
@@ -152,15 +148,12 @@ def told_apart(problem: Problem, method: Method, found: Training) -> dict[str, A
         own = score = each_weights(found.own)
     else:
         return None
-    scale = own.mean().clamp(min=1e-8)
-    told = {
+    relative = own / own.mean().clamp(min=1e-8)
+    return {
         "auc": round(auc(score[problem.right], score[~problem.right]), 4),
-        "right": _shares(own[problem.right] / scale),
-        "wrong": _shares(own[~problem.right] / scale),
+        "right": {"mean": round(float(relative[problem.right].mean()), 4)},
+        "wrong": {"mean": round(float(relative[~problem.right].mean()), 4)},
     }
-    if method.loss is weighted_by_net:
-        told["function"] = _rounded(net_weights(found.own, torch.tensor(LOSSES)) / scale)
-    return told
 
 
 def auc(right: Tensor, wrong: Tensor) -> float:
@@ -168,16 +161,3 @@ def auc(right: Tensor, wrong: Tensor) -> float:
     wrong = wrong.sort().values
     below, not_above = (torch.searchsorted(wrong, right, right=side) for side in (False, True))
     return float((below + not_above).double().mean()) / (2 * len(wrong))
-
-
-def _shares(relative: Tensor) -> dict[str, Any]:
-    """The mean, and the share of the examples in each bin."""
-    places = (relative * (BINS / HIGHEST)).long().clamp(max=BINS - 1)
-    return {
-        "mean": round(float(relative.mean()), 4),
-        "bins": _rounded(torch.bincount(places, minlength=BINS) / len(places)),
-    }
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 3) for value in values.tolist()]

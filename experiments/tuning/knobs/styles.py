@@ -1,7 +1,7 @@
 """The emoji's features, and which of them each part of the study sees."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiments.classification.data import Pictures, hold_out, limit_items, split
 from experiments.common.errors import InputError
-from experiments.common.frozen import BLOCKS, Features, frozen_features
+from experiments.common.frozen import BLOCKS, frozen_features
 from experiments.common.progress import Progress
 from experiments.tuning.knobs.config import HELD_OUT, Config
 
@@ -32,25 +32,17 @@ class Parts:
 class Styles:
     """The features in memory; parts are row numbers."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Pictures) -> None:
         self.features = features
         # A split of pictures serves as well for their numbers.
-        self._numbered = Pictures(
-            images=torch.arange(len(features.labels)),
-            labels=features.labels,
-            domains=features.styles,
-            items=features.items,
-            groups=features.groups,
-            classes=features.classes,
-            domain_names=features.style_names,
-        )
+        self._numbered = replace(features, images=torch.arange(len(features.labels)))
 
     def fingerprint(self) -> str:
         return self.features.fingerprint()
 
     def about(self) -> dict:
         features = self.features
-        return {"items": len(set(features.items)), "classes": len(features.classes), "styles": features.style_names}
+        return {"items": len(set(features.items)), "classes": len(features.classes), "styles": features.domain_names}
 
     def parts(self, config: Config, seed: int, style: int) -> Parts:
         roles = {role: (style + number) % 3 for number, role in enumerate(ROLES)}

@@ -1,6 +1,5 @@
 """Fine-tuning the end of the network, and choosing: learning rates, and FTP's knobs by searches and hypergradients."""
 
-import itertools
 import math
 import time
 import warnings
@@ -13,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.classification.data import Pictures
+from experiments.common.frozen import BLOCKS, Tail
 from experiments.common.small_networks import accuracy, passes
-from experiments.tuning.knobs.config import ANCHOR_LR, OUTER_LR, START, Config, Knobs
+from experiments.tuning.knobs.config import ANCHOR_LR, HIGHEST, LOWEST, OUTER_LR, START, Config, Knobs
 from experiments.tuning.knobs.styles import Parts
 
 Weights = dict[str, Tensor]
@@ -50,8 +50,8 @@ class Trainee:
     """The trained end of the network as a pure function of its weights. A batch is the numbers of its rows: features
     stay in one place."""
 
-    def __init__(self, features: Features) -> None:
-        self._x, self._y = features.x, features.labels
+    def __init__(self, features: Pictures) -> None:
+        self._x, self._y = features.images, features.labels
         self._tail = Tail(BLOCKS, len(features.classes))
         self.fresh: Weights = {name: p.detach().clone() for name, p in self._tail.named_parameters()}
 
@@ -82,8 +82,8 @@ def orders(rows: Tensor, steps: int, size: int, seed: int) -> list[Tensor]:
     return [rows[part] for part in passes(len(rows), steps, min(size, len(rows)), generator)]
 
 
-#: What is looked at, by roles of the held-out pictures; all count alike.
-SOURCES: Mapping[str, tuple[str, ...]] = {"other": ("other",), "own": ("own",), "both": ("own", "other")}
+#: Held-out pictures that choices are made on, by their role.
+SOURCES = ("other", "own")
 
 Losses = Mapping[str, float | None]  # by role; None where it is not finite
 
@@ -128,10 +128,10 @@ class Tuner:
             hft.scheduled(hft.adam(lr=OUTER_LR, betas=(0.5, 0.99)), lr=hft.schedules.cosine(config.rounds)),
             Knobs._fields,
             self.trainee.loss,
-            lambda weights, parts: torch.stack([self.trainee.loss(weights, rows) for rows in parts]).mean(),
+            self.trainee.loss,
             self.anchor,
             self.batches(tested=False),
-            [[self.parts.held_out[role] for role in SOURCES[source]]],
+            [self.parts.held_out[source]],
             inner_steps=config.steps,
             outer_steps=config.rounds,
             strategy=hft.Unroll(),
@@ -150,29 +150,27 @@ class Tuner:
         return {"way": way, "values": values, "slopes": slopes, "seconds": time.perf_counter() - begin}
 
 
-def grid(config: Config) -> list[Knobs]:
-    return [Knobs(*point) for point in itertools.product(config.lrs, config.radius_lrs, config.kappas)]
-
-
 def draws(config: Config, seed: int) -> list[Knobs]:
-    """Of the random search: evenly in the logarithm of both rates, and in kappa, between the ends of the grid."""
+    """Of the random search: evenly in the logarithm of both rates, and in kappa."""
     generator = torch.Generator().manual_seed(seed)
     even = torch.rand(config.tries, 3, generator=generator, dtype=torch.float64).tolist()
 
-    def between(values: Sequence[float], share: float) -> float:
-        return rounded(min(values) + share * (max(values) - min(values)))
+    def in_log(low: float, high: float, share: float) -> float:
+        return rounded(low * (high / low) ** share)
 
-    def in_log(values: Sequence[float], share: float) -> float:
-        return rounded(min(values) * (max(values) / min(values)) ** share)
-
-    ranges = config.lrs, config.radius_lrs, config.kappas
-    return [Knobs(in_log(ranges[0], lr), in_log(ranges[1], radius), between(ranges[2], k)) for lr, radius, k in even]
+    return [
+        Knobs(
+            in_log(LOWEST.lr, HIGHEST.lr, lr),
+            in_log(LOWEST.radius_lr, HIGHEST.radius_lr, radius),
+            rounded(LOWEST.kappa + kappa * (HIGHEST.kappa - LOWEST.kappa)),
+        )
+        for lr, radius, kappa in even
+    ]
 
 
 def of_source(losses: Losses, source: str) -> float:
     """What is to be small; infinite for a training that diverged."""
-    chosen = [losses[role] for role in SOURCES[source]]
-    return math.inf if None in chosen else sum(x for x in chosen if x is not None) / len(chosen)
+    return math.inf if (loss := losses[source]) is None else loss
 
 
 def best_rate(losses: Mapping[str, Losses], source: str) -> float:
@@ -186,7 +184,7 @@ def best_round(values: Sequence[float | None]) -> int:
 
 
 def best_point(losses: Sequence[Losses], source: str) -> int:
-    """The number of a point; of equals the first, which in the grid has the larger kappa, as FTP's default."""
+    """The number of a point; of equals the first."""
     return min(range(len(losses)), key=lambda number: of_source(losses[number], source))
 
 

@@ -19,11 +19,11 @@ LAYERS = (64, 64, 10)
 
 
 def learning_rate(examples: Examples, seed: int) -> Problem:
-    return _plain("digits, learning rate", examples, seed, hft.sgd(momentum=0.9), LR, as_it_is(LR), steps=100)
+    return _plain(examples, seed, hft.sgd(momentum=0.9), LR, as_it_is(LR), steps=100)
 
 
 def adam(examples: Examples, seed: int) -> Problem:
-    return _plain("digits, Adam's five", examples, seed, hft.adamw(), ADAM, as_it_is(ADAM), steps=100)
+    return _plain(examples, seed, hft.adamw(), ADAM, as_it_is(ADAM), steps=100)
 
 
 def whole_schedule(examples: Examples, seed: int) -> Problem:
@@ -37,7 +37,7 @@ def whole_schedule(examples: Examples, seed: int) -> Problem:
     default = expand({name: knob.default for name, knob in knobs.items()})["lr"]
     few = Box(knobs, expand, "the peak of a cosine and the share of warm-up before it")
     optimizer = hft.per_step(hft.sgd(momentum=0.9), lr=default)
-    return _plain("digits, schedule", examples, seed, optimizer, {"lr": Knob(default, 1e-4, 10.0)}, few, steps)
+    return _plain(examples, seed, optimizer, {"lr": Knob(default, 1e-4, 10.0)}, few, steps)
 
 
 def warm_up_and_cosine(peak: Tensor, share: Tensor, steps: int) -> Tensor:
@@ -48,12 +48,12 @@ def warm_up_and_cosine(peak: Tensor, share: Tensor, steps: int) -> Tensor:
 
 
 def _plain(
-    name: str, examples: Examples, seed: int, optimizer: hft.Optimizer, space: dict[str, Knob], few: Box, steps: int
+    examples: Examples, seed: int, optimizer: hft.Optimizer, space: dict[str, Knob], few: Box, steps: int
 ) -> Problem:
     parts, generator = split(examples, SIZES, seed), torch.Generator().manual_seed(seed)
     batches = [tuple(parts["train"].take(index)) for index in passes(SIZES["train"], steps, 50, generator)]
     return Problem(
-        name, optimizer, cross_entropy(mlp), mlp, mlp_params(LAYERS, generator), batches, parts["validation"],
+        optimizer, cross_entropy(mlp), mlp, mlp_params(LAYERS, generator), batches, parts["validation"],
         parts["test"], space, few, seed=seed,
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def example_weights(examples: Examples, seed: int) -> Problem:
     about = "the part of the examples, those of the largest loss after a first training, that is left out"
     few = Box({"dropped": one(0.1, 0.02, 0.7, "logit")}, expand, about)
     problem = Problem(
-        "digits, example weights", hft.sgd(lr=0.1, momentum=0.9), weighted, mlp, mlp_params(LAYERS, generator),
+        hft.sgd(lr=0.1, momentum=0.9), weighted, mlp, mlp_params(LAYERS, generator),
         batches, parts["validation"], parts["test"], space, few, own={"weight": space["loss.weight"].default},
         seed=seed,
     )  # fmt: skip

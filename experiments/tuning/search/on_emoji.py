@@ -1,6 +1,7 @@
 """Problems on EfficientNet-Lite0, which is fine-tuned on Twemoji: its last block behind frozen ones, or all of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hyperopt_ftp as hft
+from experiments.classification.data import Pictures
 from experiments.classification.emoji import emoji_pictures
 from experiments.classification.model import Classifier
 from experiments.common.examples import Examples, split
-from experiments.common.frozen import BLOCKS, Features, Tail
+from experiments.common.frozen import BLOCKS, Tail
 from experiments.common.progress import Progress
 from experiments.common.small_networks import Params, cross_entropy, passes
 from experiments.tuning.search.problem import ADAM, Box, Knob, Problem, Values, as_it_is, one
@@ -24,16 +26,16 @@ STYLE = "Twemoji"
 LR = {"lr": one(0.01, 1e-5, 1.0)}  # of SGD with momentum 0.9; usual when fine-tuning
 
 
-def learning_rate(features: Features, seed: int) -> Problem:
+def learning_rate(features: Pictures, seed: int) -> Problem:
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate", features, _tail(features), seed, 30, sgd, LR, as_it_is(LR))
+    return _problem(features, _tail(features), seed, 30, sgd, LR, as_it_is(LR))
 
 
-def adam(features: Features, seed: int) -> Problem:
-    return _problem("emoji, Adam's five", features, _tail(features), seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
+def adam(features: Pictures, seed: int) -> Problem:
+    return _problem(features, _tail(features), seed, 30, hft.adamw(), ADAM, as_it_is(ADAM))
 
 
-def layers(pictures: Features, seed: int) -> Problem:
+def layers(pictures: Pictures, seed: int) -> Problem:
     """A learning rate for each tensor of the whole network."""
     network = Classifier(len(pictures.classes), SMALL, dropout=0.0).eval()
     depths = {name: depth_of(name) for name, _ in network.named_parameters()}
@@ -47,7 +49,7 @@ def layers(pictures: Features, seed: int) -> Problem:
     )  # fmt: skip
     space = {"lr": Knob({name: LR["lr"].default.clone() for name in depths}, 1e-5, 1.0)}
     sgd = hft.sgd(momentum=0.9)
-    return _problem("emoji, learning rate of each tensor", pictures, network, seed, 10, sgd, space, few)
+    return _problem(pictures, network, seed, 10, sgd, space, few)
 
 
 def depth_of(name: str) -> int:
@@ -57,30 +59,30 @@ def depth_of(name: str) -> int:
     return ends[part] if part != "_blocks" else BLOCKS + 1 - int(number)
 
 
-def small_pictures(cache: Path, progress: Progress) -> Features:
+def small_pictures(cache: Path, progress: Progress) -> Pictures:
     """The emoji as they are, but small: means of 2 x 2 pixels, from 0 to 255."""
     drawn = emoji_pictures(cache, progress)
     x = nn.functional.avg_pool2d(drawn.images.float(), drawn.images.shape[-1] // SMALL)
-    return Features(x, drawn.labels, drawn.domains, drawn.items, drawn.groups, drawn.classes, drawn.domain_names)
+    return replace(drawn, images=x, alpha=None)
 
 
-def one_of_each(features: Features) -> Examples:
+def one_of_each(features: Pictures) -> Examples:
     """Pictures of the style, one of each group of near-duplicates: none is in two parts of a split."""
-    style, seen, chosen = features.style_names.index(STYLE), set(), []
-    for number, (group, own) in enumerate(zip(features.groups, features.styles.tolist(), strict=True)):
+    style, seen, chosen = features.domain_names.index(STYLE), set(), []
+    for number, (group, own) in enumerate(zip(features.groups, features.domains.tolist(), strict=True)):
         if own == style and group not in seen:
             seen.add(group)
             chosen.append(number)
     index = torch.tensor(chosen)
-    return Examples(features.x[index], features.labels[index])
+    return Examples(features.images[index], features.labels[index])
 
 
-def _tail(features: Features) -> Tail:
+def _tail(features: Pictures) -> Tail:
     return Tail(LAST, len(features.classes))
 
 
 def _problem(
-    name: str, features: Features, network: nn.Module, seed: int, steps: int, optimizer: hft.Optimizer,
+    features: Pictures, network: nn.Module, seed: int, steps: int, optimizer: hft.Optimizer,
     space: dict[str, Knob], few: Box,
 ) -> Problem:  # fmt: skip
     params = {name: x.detach() for name, x in network.named_parameters()}
@@ -91,6 +93,6 @@ def _problem(
 
     batches = [tuple(parts["train"].take(index)) for index in passes(SIZES["train"], steps, BATCH, generator)]
     return Problem(
-        name, optimizer, cross_entropy(predict), predict, params, batches, parts["validation"], parts["test"], space,
+        optimizer, cross_entropy(predict), predict, params, batches, parts["validation"], parts["test"], space,
         few, seed=seed,
     )  # fmt: skip

@@ -22,39 +22,39 @@ CLASSES = 3
 def learning_rate(tweets: Tweets, seed: int) -> Problem:
     """Of a logistic regression."""
     parts, sgd = parts_of(tweets, WORDS, seed), hft.sgd(momentum=0.9)
-    return _problem("tweets, learning rate", parts, seed, sgd, nothing(WORDS), LR, as_it_is(LR))
+    return _problem(parts, seed, sgd, nothing(WORDS), LR, as_it_is(LR))
 
 
 def adam(tweets: Tweets, seed: int) -> Problem:
     """Of a network with 32 hidden units."""
     parts, generator = parts_of(tweets, WORDS, seed), torch.Generator().manual_seed(seed)
     start = mlp_params((WORDS, 32, CLASSES), generator)
-    return _problem("tweets, Adam's five", parts, seed, hft.adamw(), start, ADAM, as_it_is(ADAM), generator=generator)
+    return _problem(parts, seed, hft.adamw(), start, ADAM, as_it_is(ADAM), generator=generator)
 
 
 def penalties(tweets: Tweets, seed: int) -> Problem:
     """An L2 strength for each word, in a logistic regression."""
-    return _penalties("tweets, L2", tweets, seed, SIZES["train"], steps=200, size=50)
+    return _penalties(tweets, seed, SIZES["train"], steps=200, size=50)
 
 
 def penalties_with_more_data(tweets: Tweets, seed: int) -> Problem:
-    return _penalties("tweets, L2, more data", tweets, seed, MORE, steps=100, size=100)
+    return _penalties(tweets, seed, MORE, steps=100, size=100)
 
 
-def _penalties(name: str, tweets: Tweets, seed: int, train: int, steps: int, size: int) -> Problem:
+def _penalties(tweets: Tweets, seed: int, train: int, steps: int, size: int) -> Problem:
     strengths = torch.full((MANY_WORDS,), 1e-4)
     few = Box(
         {"l2": one(1e-4, 1e-6, 1e-1)}, lambda numbers: {"loss.l2": numbers["l2"].expand(MANY_WORDS).clone()},
         "one strength for all words",
     )  # fmt: skip
     return _problem(
-        name, parts_of(tweets, MANY_WORDS, seed, train), seed, hft.sgd(lr=3.0, momentum=0.9), nothing(MANY_WORDS),
+        parts_of(tweets, MANY_WORDS, seed, train), seed, hft.sgd(lr=3.0, momentum=0.9), nothing(MANY_WORDS),
         {"loss.l2": Knob(strengths, 1e-6, 1e-1)}, few, steps, size, loss=penalised, own={"l2": strengths},
     )  # fmt: skip
 
 
 def _problem(
-    name: str, parts: Mapping[str, Examples], seed: int, optimizer: hft.Optimizer, start: Params,
+    parts: Mapping[str, Examples], seed: int, optimizer: hft.Optimizer, start: Params,
     space: Mapping[str, Knob], few: Box, steps: int = 100, size: int = 50, loss: Any = None, own: Any = None,
     generator: torch.Generator | None = None,
 ) -> Problem:  # fmt: skip
@@ -62,7 +62,7 @@ def _problem(
     train = parts["train"]
     batches = [tuple(train.take(index)) for index in passes(len(train.y), steps, size, generator)]
     return Problem(
-        name, optimizer, loss or cross_entropy(mlp), mlp, start, batches, parts["validation"], parts["test"], space,
+        optimizer, loss or cross_entropy(mlp), mlp, start, batches, parts["validation"], parts["test"], space,
         few, own=own, seed=seed,
     )  # fmt: skip
 

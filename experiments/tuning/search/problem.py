@@ -72,7 +72,6 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    name: str
     optimizer: hft.Optimizer
     train_loss: Callable[..., Tensor]  # (params, batch), and the loss's own hyperparameters where it has any
     predict: Callable[[Params, Tensor], Tensor]  # logits

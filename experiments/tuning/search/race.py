@@ -6,13 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 import hyperopt_ftp as hft
 from experiments.tuning.search.problem import Problem, Trial
-from hyperopt_ftp import tree
-
-SHOWN = 149  # numbers, at most, that are kept of what was found
 
 
 class Clock:
@@ -43,7 +38,7 @@ def race(problem: Problem, contender: Callable[[Problem, Clock], Iterator[Trial]
     warm_up(problem)
     gc.collect()
     begin, worked = time.perf_counter(), time.process_time()
-    best, trials, curve, found = math.inf, 0, [], problem.default
+    best, trials, curve = math.inf, 0, []
     clock = Clock(budget)
     for trial in contender(problem, clock):
         at = clock.seconds
@@ -53,11 +48,10 @@ def race(problem: Problem, contender: Callable[[Problem, Clock], Iterator[Trial]
         if trial.loss < best:
             with clock.paused():
                 loss, accuracy = problem.tested(trial.params)
-            best, found = trial.loss, trial.values
+            best = trial.loss
             curve.append([round(at, 3), round(best, 5), round(loss, 5), round(accuracy, 2)])
     return {
         "curve": curve, "trials": trials, "numbers": problem.size, "steps": problem.steps, "few": problem.few.about,
-        "found": numbers(found),
         # Below 1 another program had the processor for the rest.
         "share_of_processor": round((time.process_time() - worked) / (time.perf_counter() - begin), 3),
     }  # fmt: skip
@@ -71,11 +65,3 @@ def warm_up(problem: Problem) -> None:
         few, tuple(problem.space), problem.hparams(problem.default),
     )  # fmt: skip
     hft.train(problem.optimizer, problem.train_loss, problem.params, few, hparams=problem.hparams(problem.default))
-
-
-def numbers(values: dict) -> dict[str, list[float]] | None:
-    """By path, where they are not too many."""
-    flat = {path: torch.cat([x.reshape(-1) for x in tree.leaves(value)]) for path, value in values.items()}
-    if sum(x.numel() for x in flat.values()) > SHOWN:
-        return None
-    return {path: [float(f"{x:.4g}") for x in value.tolist()] for path, value in flat.items()}

@@ -2,23 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from experiments.common.estimate import Estimate, estimate
-from experiments.common.figures import SMALL, WIDTH, curves, legend, legend_height, save
-from experiments.common.looks import GREY, RED, looks
+from experiments.common.estimate import estimate
+from experiments.common.figures import Curve, curves
 from experiments.common.record import RunRecord
-from experiments.common.report_kit import Table, bullets, curve, fixed, paired, write
+from experiments.common.report_kit import Table, bullets, fixed, paired, write
 from experiments.tuning.search.contenders import CONTENDERS, GROUPS, LEFT_OUT, PROBLEMS, SECONDS
 from experiments.tuning.search.descents import ONLINE_RATE, PATIENCE, RATES, SEARCHED, TOP_RATE
 
-TIME, VALIDATION, LOSS, ACCURACY = range(4)  # of a point of a curve
-POINTS = 40  # of the common grid of times
-WIDE = (GREY, RED)  # of the groups
-Line = list[tuple[int, Estimate]]  # by the number of hyperparameters
+VALIDATION, LOSS, ACCURACY = 1, 2, 3  # of a point of a curve, which begins with its second
 
 
 def results_of(content: dict, problem: str, contender: str) -> list[dict]:
@@ -68,59 +61,21 @@ def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
     return min((name for name in names if rows.get(name)), key=lambda name: rows[name]["validation"][0], default=None)
 
 
-def at(points: list[list[float]], seconds: float, column: int) -> float | None:
-    """Of the incumbent at that time; None where there is none yet."""
-    before = [point for point in points if point[TIME] <= seconds]
-    return before[-1][column] if before else None
-
-
-def over_time(content: dict, problem: str, contender: str) -> list[tuple[float, Estimate]]:
-    """Test loss where every seed has an incumbent, at times that are even on a log axis; that of the default, which
-    nobody has to look for, throughout."""
-    budget, found = PROBLEMS[problem].budget(content["config"]["seconds"]), []
-    for seconds in (budget * 10 ** (2 * (i / (POINTS - 1) - 1)) for i in range(POINTS)):
-        if contender == "default":
-            losses = ends(content, problem, contender, LOSS)
-        else:
-            losses = [at(result["curve"], seconds, LOSS) for result in results_of(content, problem, contender)]
-        known = [loss for loss in losses if loss is not None]
-        if len(known) == len(losses):
-            found.append((seconds, estimate(known)))
-    return found
-
-
-def by_size(content: dict) -> dict[str, Line]:
-    """For each contender its gain by the number of hyperparameters."""
-    problems = content["summary"]["problems"]
-    names = [name for name in content["config"]["contenders"] if name != "default"]
-    lines = {
-        CONTENDERS[name].title: mean_gains(content, {p: name for p in problems if name in PROBLEMS[p].contenders})
-        for name in names
-    }
-    return {title: line for title, line in lines.items() if line}
-
-
-def chosen_by_size(content: dict) -> dict[str, Line]:
-    """The same for the one that is chosen of each group, problem by problem."""
-    found = content["summary"]["problems"]
-    return {
-        f"{group}, chosen": mean_gains(content, {p: own["chosen"][group] for p, own in found.items()})
-        for group in GROUPS
-    }
-
-
-def mean_gains(content: dict, contender_of: Mapping[str, str | None]) -> Line:
-    """By number of hyperparameters: seed by seed a mean over the problems of that number, where all have a contender
-    whose training came out finite."""
-    problems = content["summary"]["problems"]
-    found = []
-    for size in sorted({problem["numbers"] for problem in problems.values()}):
-        of_size = [(name, contender_of.get(name)) for name in problems if problems[name]["numbers"] == size]
-        each = [gains(content, name, contender) for name, contender in of_size if contender is not None]
-        means = [sum(seed) / len(seed) for seed in zip(*each, strict=True)]
-        if len(each) == len(of_size) and all(map(math.isfinite, means)):
-            found.append((size, estimate(means)))
-    return found
+def by_size(content: dict) -> dict[str, Curve]:
+    """Of each group the gain of what is chosen of it, by the number of hyperparameters: seed by seed a mean over the
+    problems of that number, where all have a contender whose training came out finite."""
+    problems, lines = content["summary"]["problems"], {}
+    for group in GROUPS:
+        found = []
+        for size in sorted({problem["numbers"] for problem in problems.values()}):
+            chosen = {name: own["chosen"][group] for name, own in problems.items() if own["numbers"] == size}
+            if None in chosen.values():
+                continue
+            each = [gains(content, name, contender) for name, contender in chosen.items()]
+            found.append((size, *estimate([sum(seed) / len(seed) for seed in zip(*each, strict=True)])))
+        sizes, means, errors = zip(*found, strict=True) if found else ((), (), ())
+        lines[group] = Curve(sizes, means, None if None in errors else errors)
+    return lines
 
 
 def _title(content: dict, problem: str) -> str:
@@ -167,34 +122,6 @@ def tally(content: dict) -> str:
     )
 
 
-def gain_by_size(file: Path, lines: Mapping[str, Line], chosen: Mapping[str, Line]) -> None:
-    """One line for each contender, with standard errors. Wide and behind them, one line for each group."""
-    names = [*chosen, *lines]
-    figure = Figure(figsize=(WIDTH, 4.2 + legend_height(names)), layout="constrained")
-    axes = figure.subplots()
-    sizes = sorted({size for points in lines.values() for size, _ in points})
-    drawn = []
-    for points, colour in zip(chosen.values(), WIDE, strict=True):
-        x, y = [size for size, _ in points], [mean for _, (mean, _) in points]
-        drawn += axes.plot(x, y, color=colour, marker="s", markersize=9, linewidth=6, alpha=0.3)
-    for number, (points, look) in enumerate(zip(lines.values(), looks(lines).values(), strict=True)):
-        apart = 1.025 ** (number - (len(lines) - 1) / 2)  # error bars beside each other
-        x, y = [size * apart for size, _ in points], [mean for _, (mean, _) in points]
-        errors = [error or 0.0 for _, (_, error) in points]
-        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
-        drawn.append(axes.errorbar(x, y, errors, markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2, **style))
-    axes.axhline(0, color="#999999", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.set_xticks([], minor=True)
-    axes.tick_params(labelsize=SMALL)
-    axes.set_xlabel("number of hyperparameters")
-    axes.set_ylabel("test loss below the default's (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    legend(figure, drawn, names)
-    save(figure, file)
-
-
 def setting(content: dict) -> str:
     threads = content["environment"]["threads"]
     on = "one thread" if threads == 1 else f"{threads} threads"
@@ -221,20 +148,19 @@ def setting(content: dict) -> str:
 
 
 def write_report(record: RunRecord) -> None:
-    content, folder = record.content, record.folder
+    content = record.content
     content["summary"] = summarise(content)
     problems = {problem: results_of(content, problem, "default")[0] for problem in content["config"]["problems"]}
-    panels = {}
-    for problem in problems:
-        names = PROBLEMS[problem].on(content["config"]["contenders"])
-        lines = {name: over_time(content, problem, name) for name in names}
-        panels[_title(content, problem)] = {
-            CONTENDERS[name].title: curve([seconds for seconds, _ in points], [loss for _, loss in points])
-            for name, points in lines.items()
-            if points
-        }
-    curves(folder / "time.png", panels, "seconds", "test loss of the best so far by validation", log_x=True)
-    gain_by_size(folder / "gain.png", by_size(content), chosen_by_size(content))
+    lines = by_size(content)
+    sizes = sorted({size for line in lines.values() for size in line.x})
+    curves(
+        record.folder / "gain.png",
+        {"the contender of each group that is chosen": lines},
+        "number of hyperparameters",
+        "test loss below the default's (%)",
+        log_x=True,
+        ticks=sizes,
+    )
     few = [f"{PROBLEMS[p].title}: {found['few']}" for p, found in problems.items() if found["numbers"] > 5]
     least = min(result["share_of_processor"] for result in content["results"].values())
     write(
@@ -242,17 +168,15 @@ def write_report(record: RunRecord) -> None:
         "Hypergradients and searches at equal time",
         setting(content),
         bullets(f"{PROBLEMS[p].title}: {PROBLEMS[p].about}; {found['steps']} steps" for p, found in problems.items()),
-        "![Gain over the default by the number of hyperparameters: above 0 a contender is better than the default]"
-        "(gain.png)",
-        "Wide lines: the contender of each group that is chosen, problem by problem, by its mean validation loss. "
-        "Where several problems have the same number of hyperparameters, the gain is the mean over them, of contenders "
-        "that take part in all. Each number of hyperparameters is another problem with a default of its own: 1,000 are "
-        "weights where many labels are wrong. A line is no effect of the number alone.",
+        "![Gain over the default by the number of hyperparameters: above 0 it is better than the default](gain.png)",
+        "Each line is of the contender of its group that is chosen, problem by problem, by its mean validation loss. "
+        "Where several problems have the same number of hyperparameters, the gain is the mean over them. Each "
+        "number of hyperparameters is another problem with a default of its own: 1,000 are weights where many labels "
+        "are wrong. A line is no effect of the number alone.",
         tally(content) + " The default belongs to neither; the groups differ in size, and so in attempts.",
         table(content),
         "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
         "by seed. All contenders:",
-        "![Test loss over seconds: the earlier a line falls and the lower it ends, the better](time.png)",
         f"Mean ± standard error over seeds {', '.join(map(str, content['config']['seeds']))}. Gain: by how much the "
         "test loss is below that of the default, seed by seed. Trainings: those that came to their end in the time. "
         f"Processor time was at least {100 * least:.0f} % of wall time in every race; what is missing had another "

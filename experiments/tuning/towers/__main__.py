@@ -1,5 +1,3 @@
-"""`python -m experiments.tuning.towers`; see --help."""
-
 from experiments.common.program import start
 
 start("experiments.tuning.towers.study", "studies")

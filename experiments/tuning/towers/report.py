@@ -1,4 +1,4 @@
-"""From the trainings to report.md and its figures: by task, base, way and height."""
+"""From the trainings to report.md and its figure: by task, base, way and height."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,6 @@ from experiments.common.report_kit import Table, bullets, significant, write
 from experiments.tuning.towers.config import HIGHEST_LR, HYPER_LR, HYPER_RATIO, LOWEST_LR, TIMED_STEPS, WITHIN
 
 TITLES = {"log": "logarithm, Adam above", "raw": "raw values, same kind above"}
-FIGURES = {
-    "train": ("training-loss.png", "training loss at the end"),
-    "held_out": ("held-out-loss.png", "held-out loss at the end"),
-    "lr": ("learning-rate.png", "learning rate of the base at the end"),
-}
 Losses = Sequence[Sequence[float]]  # by seed, by first learning rate; infinite where a training diverged
 
 
@@ -61,7 +56,7 @@ def band(values: Losses) -> list[list[float | None]]:
 
 def summarise(content: dict) -> dict[str, Any]:
     """By "task, base": the base alone, and by way and height what a tower reaches and costs."""
-    config, results, lrs = content["config"], content["results"], content["data"]["lrs"]
+    config, results = content["config"], content["results"]
     found: dict[str, Any] = {}
     for task in config["tasks"]:
         for base in config["bases"]:
@@ -74,9 +69,7 @@ def summarise(content: dict) -> dict[str, Any]:
             goods = [[best + share * (start - best) for start, best in falls] for share in WITHIN]
             found[f"{task}, {base}"] = {
                 "start": mean(starts),
-                "lr": lrs[place],
-                "at_edge": place in (0, len(lrs) - 1),
-                "good": [mean(of_seeds) for of_seeds in goods],
+                "good": mean(goods[0]),
                 "ways": {
                     way: {
                         str(height): _reached(results[piece(task, base, way, height)], goods, config["per_decade"])
@@ -99,7 +92,7 @@ def _reached(result: dict, goods: Sequence[Sequence[float]], per_decade: int) ->
         ],
         "train": estimate([row[place] for row in train]),
         "held_out": estimate([row[place] for row in losses(result, "held_out")]),
-        "bands": {name: band(losses(result, name)) for name in FIGURES},
+        "band": band(train),
     }
 
 
@@ -119,20 +112,9 @@ def table(content: dict) -> Table:
     return header, rows
 
 
-def alone(summary: dict) -> Table:
-    header = ["task, base", "loss before training", "best first learning rate", "training loss from it"]
-    rows = []
-    for name, found in summary.items():
-        lr = f"{found['lr']:.2g}{' (edge)' if found['at_edge'] else ''}"
-        reached = next(iter(found["ways"].values()))["0"]["train"]
-        good = [f"{value:.3g}" for value in found["good"]]
-        rows.append([name, f"{found['start']:.3g}", lr, significant(reached), *good])
-    return [*header, *(f"{100 * share:g} % missing" for share in WITHIN)], rows
-
-
-def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float], quantity: str, label: str) -> None:
-    """Where training ends over the first learning rate, a row of panels for each task and base, a panel for each way:
-    medians over the seeds, and a band from the lowest to the highest.
+def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float]) -> None:
+    """Training loss at the end over the first learning rate, a row of panels for each task and base, a panel for each
+    way: medians over the seeds, and a band from the lowest to the highest.
 
     What is not finite or far above the loss before training is a cross at the upper end.
     """
@@ -143,22 +125,21 @@ def sensitivity(file: Path, summary: Mapping, lrs: Sequence[float], quantity: st
     for row, (name, found) in enumerate(summary.items()):
         for column, way in enumerate(ways):
             axes = grid[row, column]
-            _panel(axes, found, way, lrs, quantity, drawn)
+            _panel(axes, found, way, lrs, drawn)
             axes.set_title(f"{name}:\n{TITLES[way]}", fontsize=10)
     figure.supxlabel("first learning rate", fontsize=10)
-    figure.supylabel(label, fontsize=10)
+    figure.supylabel("training loss at the end", fontsize=10)
     legend(figure, drawn.values(), list(drawn))
     save(figure, file)
 
 
-def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], quantity: str, drawn: dict) -> None:
+def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], drawn: dict) -> None:
     axes.set_xscale("log")
-    rows = {height: np.array(one["bands"][quantity], dtype=float) for height, one in found["ways"][way].items()}
-    low, high = _ends(found, quantity)
+    rows = {height: np.array(one["band"], dtype=float) for height, one in found["ways"][way].items()}
+    low, high = _ends(found)
     axes.set_yscale("log" if high / low > 20 else "linear")
-    if quantity == "train":
-        drawn["loss before training"] = axes.axhline(found["start"], color="#bbbbbb", linewidth=0.8, linestyle=":")
-        drawn["counts as good below"] = axes.axhline(found["good"][0], color="#777777", linewidth=0.8, linestyle="--")
+    drawn["loss before training"] = axes.axhline(found["start"], color="#bbbbbb", linewidth=0.8, linestyle=":")
+    drawn["counts as good below"] = axes.axhline(found["good"], color="#777777", linewidth=0.8, linestyle="--")
     named = {"alone" if height == "0" else f"height {height}": values for height, values in rows.items()}
     of_name = looks(named)
     for name, values in named.items():
@@ -180,11 +161,9 @@ def _panel(axes: Axes, found: Mapping, way: str, lrs: Sequence[float], quantity:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _ends(found: Mapping, quantity: str) -> tuple[float, float]:
+def _ends(found: Mapping) -> tuple[float, float]:
     """Of the axis, the same in all ways."""
-    if quantity == "lr":
-        return 1e-8, 1e2
-    every = [np.array(one["bands"][quantity], dtype=float) for way in found["ways"].values() for one in way.values()]
+    every = [np.array(one["band"], dtype=float) for way in found["ways"].values() for one in way.values()]
     start, lowest = found["start"], min(float(np.nanmin(values)) for values in every)
     if start / lowest > 20:
         return lowest / 1.5, 3 * start
@@ -195,8 +174,7 @@ def write_report(record: RunRecord) -> None:
     content, config = record.content, record.content["config"]
     summary = content["summary"] = summarise(content)
     lrs, several = content["data"]["lrs"], len(config["seeds"]) > 1
-    for quantity, (file, label) in FIGURES.items():
-        sensitivity(record.folder / file, summary, lrs, quantity, label)
+    sensitivity(record.folder / "training-loss.png", summary, lrs)
     ways = {
         "log": "Way log: every level above is Adam and moves the logarithm; the one above the base has learning rate "
         f"{HYPER_LR:g}, each further one {HYPER_RATIO:g} times that of the one below it, in all tasks and from "
@@ -212,13 +190,9 @@ def write_report(record: RunRecord) -> None:
         f"Mean ± standard error over {len(config['seeds'])} seeds (split, first weights, order)." if several else "",
         "Milliseconds (and how many times those of the base alone) are of one training by itself: medians of "
         f"{config['rounds']} timings of {TIMED_STEPS} steps, all towers in turns.",
-        "In the figures lines are medians over the seeds, and bands go from the lowest to the highest."
-        if several
-        else "",
-        "A cross at the upper end of a figure stands for what is not finite or beyond the axis: in figures of losses a "
-        "training that diverged or ended above the loss before it, in that of learning rates one above 100.",
+        "In the figure lines are medians over the seeds, bands go from the lowest to the highest." if several else "",
+        "A cross at the upper end stands for a training that diverged or ended above the loss before it.",
     ]
-    see = "the flatter a line, the less the first learning rate matters"
     write(
         record,
         "Towers of optimizers over the first learning rate",
@@ -233,10 +207,6 @@ def write_report(record: RunRecord) -> None:
         ),
         table(content),
         " ".join(filter(None, explained)),
-        "The base alone, from which the shares are taken:",
-        alone(summary),
-        *(
-            f"![{label[0].upper()}{label[1:]}, over the first learning rate: {see}]({file})"
-            for file, label in FIGURES.values()
-        ),
+        "![Training loss at the end, over the first learning rate: the flatter a line, the less the first learning "
+        "rate matters](training-loss.png)",
     )

@@ -61,7 +61,6 @@ class Ends(NamedTuple):
     start: Tensor  # training loss before it
     train: Tensor  # and after it
     held_out: Tensor
-    lr: Tensor  # the base's learning rate in the last step
 
 
 def draw(task: Task, seed: int, steps: int) -> Drawn:
@@ -86,7 +85,6 @@ def train(task: Task, base: Base, height: int, way: Way, drawn: Drawn, lr: Tenso
         start=task.loss(drawn.params, drawn.train),
         train=task.loss(run.params, drawn.train),
         held_out=task.loss(run.params, drawn.held_out),
-        lr=run.state.tuned["lr"] if height else lr,
     )
 
 
