@@ -1,7 +1,7 @@
 """Launches of the Triton execution: the fused step of all layers in four launches, without a host sync.
 
-Order ("radius first"): ``partials`` (<g, c> / n by row), ``radii`` (Adam on the radii), ``move`` (the base's move and the
-projection), ``clip``. Where the dtypes of the anchors differ, all that once for each dtype.
+Order ("radius first"): ``partials`` (<g, c> / n by row), ``radii`` (Adam on the radii), ``move`` (the base's move and
+the projection), ``clip``. Where the dtypes of the anchors differ, all that once for each dtype.
 
 A row is one program's, however long it is: under ``norm="l2"``, or in a large tensor of one dimension, all of the
 tensor. ``foreach`` is there for those, and for CUDA graphs: a table of addresses goes to the device at each step.

@@ -68,7 +68,8 @@ class FTPAdamW(DropIn):
         fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None``, a
             CPU uses fused kernels, else multi-tensor ops, else (tensor subclasses) the pure function. Large models on a
             CPU without Numba warn. A GPU uses fused kernels only with ``fused=True``, since they have never run on one.
-        capturable: keep step counts on the device, and use no Python numbers in a step (CUDA graphs).
+        capturable: keep step counts on the device, and use no Python numbers in a step. CUDA graphs need that, and
+            ``foreach=True``.
         differentiable: only ``False``, since a step works in place. Use :func:`~hyperopt_ftp.ftp` to differentiate.
 
     Raises:
