@@ -213,11 +213,11 @@ EXCLUDES = [
         exclude="x"), ValueError, "exclude: ['x'] match no parameter; the 30 parameters are "
         f"{[str(i) for i in range(20)]} and 10 more"),
     Row("`exclude='clasifier.*'` of a model with many parameters", lambda s: s.make(LARGE, exclude="clasifier.*"),
-        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are ['bert.*', 'classifier.*']; "
-        "did you mean 'classifier.*'?"),
+        ValueError, f"exclude: ['clasifier.*'] match no parameter; the 26 parameters are {[n for n, _ in LARGE][:20]} and "
+        "6 more; did you mean 'classifier.*'?"),
     Row("`exclude=['pooler.*', 'bais']` of the same model", lambda s: s.make(LARGE, exclude=["pooler.*", "bais"]),
-        ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are ['bert.*', "
-        "'classifier.*']; did you mean ['bert.pooler.*', '*.bias']?"),
+        ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are "
+        f"{[n for n, _ in LARGE][:20]} and 6 more; did you mean ['*.pooler.*', '*.bias']?"),
     Row("`exclude=['0', '1']`", lambda s: s.build(exclude=["0", "1"]), ValueError,
         f"exclude: ['0', '1'] {NO_MATCH}; did you mean ['0.*', '1.*']?"),
     Row("`exclude='2.weight'`, of a number that there is not", lambda s: s.build(exclude="2.weight"), ValueError,

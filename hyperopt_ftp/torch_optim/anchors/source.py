@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,22 +95,18 @@ class AnchorSource:
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
                 self._copied.add(name)
 
-    def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
-        """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
+    def start(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
+        """Put the anchor into a parameter's state, where it belongs there."""
         if self.zero:
             state["anchor_fingerprint"] = 0
             return
         if self.path is not None and not is_dtensor(p):
             return  # its fingerprint is taken when a checkpoint is
-        source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
+        source = self._known(p, name).detach().resolve_neg()
         if is_dtensor(p):
             source = sharded.place(source, p)
         dtype = source.dtype
-        if (
-            self.dtype is not None
-            and self.dtype != torch.float64
-            and _is_equal(source.to(self.dtype).to(dtype), source)
-        ):
+        if self.dtype not in (None, torch.float64) and _is_equal(source.to(self.dtype).to(dtype), source):
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
@@ -125,7 +121,9 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
-        return p if self._given is None else self._given[unwrapped(str(name))]
+        """In the working precision of the weights, as arithmetic is."""
+        known = p if self._given is None else self._given[unwrapped(str(name))]
+        return known.float() if known.dtype == torch.float64 != p.dtype else known
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
         """Complete loaded state by the anchor that its checkpoint leaves out; ``live`` is the state that it replaces.
@@ -138,52 +136,36 @@ class AnchorSource:
         if not isinstance(wanted, (Tensor, int)):
             raise ValueError(f"the checkpoint has no anchor and no fingerprint of one for {name!r}: it is damaged")
         if not self.is_start:
-            mine = self._same(wanted, [None] if self.zero else self._precisions(p, name), name)
+            self._check_same(wanted, None if self.zero else self._known(p, name), name)
             if saved is None:
-                self.start(p, name, state, mine)
+                self.start(p, name, state)
         elif saved is None:
             if "anchor" not in live:
                 what = "'zero'" if wanted == 0 else "a dict or file of the weights that the run began with"
                 raise ValueError(
                     f"the checkpoint leaves out the anchor of {name!r}; build the optimizer with anchor={what}"
                 )
-            self._same(wanted, [live["anchor"]], name)
+            self._check_same(wanted, live["anchor"], name)
             state["anchor"] = live["anchor"]
         if "anchor" in state and self.saved:
             state.pop("anchor_fingerprint", None)
         elif "anchor" in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(state["anchor"])
 
-    def _same(self, wanted: Tensor | int, mine: Iterable[Tensor | None], name: Any) -> Tensor | None:
-        """The first that equals a saved anchor, or has its fingerprint."""
-        for w0 in mine:
-            if isinstance(wanted, int):
-                if wanted == (0 if w0 is None else fingerprint(w0)):
-                    return w0
-            elif w0 is None:
-                if _is_true((wanted == 0).all()):
-                    return w0
-            else:
-                here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
-                wide = torch.promote_types(wanted.dtype, w0.dtype)
-                if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
-                    return w0
-        what = (
-            "build the optimizer with anchor='zero'"
-            if isinstance(wanted, int) and wanted == 0
-            else "give the weights that the run began with"
-        )
-        raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
-
-    def _precisions(self, p: Tensor, name: Any) -> Iterator[Tensor]:
-        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
-        had they begun on the other side of float64."""
-        known, wide = self._known(p, name), p.dtype == torch.float64
-        if known.dtype == torch.float64:
-            yield known if wide else known.float()
-            yield known.float() if wide else known
+    def _check_same(self, wanted: Tensor | int, w0: Tensor | None, name: Any) -> None:
+        """``ValueError`` unless ``w0`` (``None``: zero) equals a saved anchor, or has its fingerprint."""
+        if isinstance(wanted, int):
+            same = wanted == (0 if w0 is None else fingerprint(w0))
+        elif w0 is None:
+            same = _is_true((wanted == 0).all())
         else:
-            yield known
+            here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
+            wide = torch.promote_types(wanted.dtype, w0.dtype)
+            same = _is_equal(wanted.to(wide), here.to(wide).to(wanted.device))
+        if not same:
+            zero = isinstance(wanted, int) and wanted == 0
+            what = "build the optimizer with anchor='zero'" if zero else "give the weights that the run began with"
+            raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
 
     def of(self, name: Any, state: dict[str, Any]) -> Tensor:
         """The anchor of an initialized parameter, as it is stored; empty for zero."""

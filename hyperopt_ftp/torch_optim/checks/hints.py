@@ -10,19 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...calls import MOST, few
-
-
-def overview(names: Sequence[str]) -> list[str]:
-    """The names; where these are more than an error lists, patterns of the first modules that tell them apart."""
-    found, depth = list(names), 1
-    while len(names) > MOST:
-        parts = [name.split(".") for name in names]
-        found = list(dict.fromkeys(".".join(p[:depth]) + (".*" if len(p) > depth else "") for p in parts))
-        if len(found) > 1 or not found[0].endswith(".*"):
-            break
-        depth += 1
-    return found
+from ...calls import few
 
 
 def covering(some: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -47,20 +35,16 @@ def near_name(text: str, names: Iterable[str]) -> str | None:
 
 
 def near_pattern(pattern: str, names: Sequence[str]) -> str | None:
-    """The pattern that was probably meant by one that matches none of the names."""
+    """The pattern that was probably meant by one that matches none of the names: a whole name, or the end of one."""
     modules = dict.fromkeys(p for name in names for p in _prefixes(name))
     whole = {**{name: name for name in names}, **{module: f"{module}.*" for module in modules}}
-    last: dict[str, list[str]] = {}
-    for text in whole:
-        last.setdefault(text.rpartition(".")[2], []).append(text)
-    meant = {
-        part: whole[texts[0]] if len(texts) == 1 else f"*.{part}" + (".*" if texts[0] in modules else "")
-        for part, texts in last.items()
-        if not part.isdigit()
-    }
-    meant = {text.lower(): found for text, found in {**meant, **whole}.items()}
-    stem = pattern.removeprefix("*.").removesuffix("*").removesuffix(".").lower()
-    close = near_name(stem, meant)
+    meant: dict[str, str] = {}
+    for text, found in whole.items():
+        end = text.rpartition(".")[2]
+        if not end.isdigit():
+            meant[end.lower()] = f"*.{end}" if text == found else f"*.{end}.*"
+    meant |= {text.lower(): found for text, found in whole.items()}
+    close = near_name(pattern.removeprefix("*.").removesuffix("*").removesuffix(".").lower(), meant)
     return None if close is None else meant[close]
 
 
@@ -96,8 +80,8 @@ def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping
     which = covering(missing, names)
     if len(missing) == len(names):
         return (
-            f"anchor has no entry for {what}; they are {few(overview(names))}, and the anchor's names are "
-            f"{few(overview(list(given)))}; is it of another model?"
+            f"anchor has no entry for {what}; they are {few(names)}, and the anchor's names are {few(list(given))}; is "
+            "it of another model?"
         )
     return f"anchor has no entry for {what}: {few(which)}; give them, or exclude={few(which)}"
 

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from ...calls import MOST, few
 from ...types import Excludes
-from .hints import near_pattern, overview, suggested
+from .hints import near_pattern, suggested
 
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -73,7 +73,7 @@ class Exclude:
             if odd:
                 hint += "; patterns know *, ? and [abc], no regular expressions or braces: give several in a list"
             count = f"{len(bare)} " if len(bare) > MOST else ""
-            known = few(overview(bare))
+            known = few(bare)
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")
 
 
