@@ -9,7 +9,7 @@ in the same order, so that radii are equal to the last bit everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,8 @@ from ..dtensors import is_dtensor, local
 from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
-
-class Part(NamedTuple):
-    """Layers of one dtype and device, and the numbers of their step."""
-
-    layers: Layers
-    base: AdamW | SGD | None
-    ball: Ball
-    amp: Amp
+#: Layers of one dtype and device, and the numbers of their step.
+Part = tuple[Layers, AdamW | SGD | None, Ball, Amp]
 
 
 def step_(parts: Sequence[Part]) -> None:

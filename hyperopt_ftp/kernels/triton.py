@@ -1,7 +1,7 @@
 """Launches of the Triton execution: the fused step of all layers in four launches, without a host sync.
 
 Order ("radius first"): ``partials`` (<g, c> / n by row), ``radii`` (Adam on the radii), ``move`` (the base's move and
-the projection), ``clip``. Where the dtypes of the anchors differ, all that once for each dtype.
+the projection), ``clip``. Where the dtypes of the anchors differ, they are copied at each step.
 
 A row is one program's, however long it is: under ``norm="l2"``, or in a large tensor of one dimension, all of the
 tensor. ``foreach`` is there for those, and for CUDA graphs: a table of addresses goes to the device at each step.
@@ -18,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, check, choose, working_dtype
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, check, working_dtype
 
 
 def step_(layers: Layers, base: AdamW | SGD, ball: Ball, amp: Amp = PLAIN) -> None:
     """A whole FTP step, in place."""
-    for run in [_Run(choose(layers, which), ball, base, amp) for which in by_anchor_dtype(layers)]:
-        for kernel in ("partials", "radii", "move", "clip"):
-            run.launch(kernel)
+    _Run(layers, ball, base, amp).launch("partials", "radii", "move", "clip")
 
 
 def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
@@ -35,18 +33,13 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     unconstrained layer.
     """
     run = _Run(layers, ball, None, amp)
-    run.launch("partials")
-    run.launch("radii")
+    run.launch("partials", "radii")
     return run.packed
 
 
 def project_(layers: Layers, packed: Tensor, ball: Ball) -> None:
     """The other half, after the base's step: c, n, the clipped radii and the projected weights."""
-    for which in by_anchor_dtype(layers):
-        theirs = packed if len(which) == len(packed) else torch.stack([packed[i] for i in which])
-        run = _Run(choose(layers, which), ball, None, packed=theirs)
-        run.launch("move")
-        run.launch("clip")
+    _Run(layers, ball, None, packed=packed).launch("move", "clip")
 
 
 class _Run:
@@ -64,6 +57,9 @@ class _Run:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("the Triton step cannot be captured into a CUDA graph; use foreach=True")
         self.packed = torch.empty(count, dtype=real, device=self.device) if packed is None else packed
+        if len({w0.dtype for w0 in layers.anchors if w0.numel()}) > 1:  # the kernels take one
+            layers = layers._replace(anchors=[w0.to(real) if w0.numel() else w0 for w0 in layers.anchors])
+        self.layers = layers  # as long as its addresses are used
         anchor, deviation = (next((x.dtype for x in c if x.numel()), real) for c in (layers.anchors, layers.deviations))
         types = {"T": real, "W_T": weight.dtype, "G_T": layers.grads[0].dtype, "W0_T": anchor, "C_T": deviation}
         rows = tuple(_rows(w, radius, ball) for w, radius in zip(layers.weights, layers.radii, strict=True))
@@ -90,26 +86,16 @@ class _Run:
             **{name: getattr(kernels.tl, str(dtype).removeprefix("torch.")) for name, dtype in types.items()},
         }
 
-    def launch(self, name: str) -> None:
-        """A program for each row, or for each layer."""
-        kernel = getattr(self.kernels, name)
-        programs = len(self.owners if "owners" in kernel.arg_names else self.packed)
-        if programs == 0:
-            return
+    def launch(self, *names: str) -> None:
+        """Of each kernel a program for each row, or for each layer."""
         # Where to fuse into fma is said in the kernels, so that W' - W0 and W0 + s c come out the same in each of them;
         # to name it also keeps triton from warning that its default will change.
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(programs,)](**{x: self.arguments[x] for x in kernel.arg_names}, num_warps=4, enable_fp_fusion=False)
-
-
-def by_anchor_dtype(layers: Layers) -> list[list[int]]:
-    """Positions of layers whose anchors have one dtype; those without an anchor go with the first."""
-    kinds = [w0.dtype if w0.numel() else None for w0 in layers.anchors]
-    first = next(filter(None, kinds), None)
-    found: dict[torch.dtype | None, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind or first, []).append(i)
-    return list(found.values())
+        options = {"num_warps": 4, "enable_fp_fusion": False}
+        for kernel in (getattr(self.kernels, name) for name in names):
+            programs = len(self.owners if "owners" in kernel.arg_names else self.packed)
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+                if programs:
+                    kernel[(programs,)](**{x: self.arguments[x] for x in kernel.arg_names}, **options)
 
 
 def table(layers: Layers, base: AdamW | SGD | None, rows: tuple[int, ...]) -> Tensor:

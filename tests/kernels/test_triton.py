@@ -23,7 +23,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels that are launched."""
     seen: list[str] = []
     launch = execution._Run.launch
-    monkeypatch.setattr(execution._Run, "launch", lambda run, name: (seen.append(name), launch(run, name))[0])
+    monkeypatch.setattr(execution._Run, "launch", lambda run, *names: (seen.extend(names), launch(run, *names))[0])
     return seen
 
 
@@ -51,14 +51,6 @@ def test_addresses_that_are_no_multiple_of_16_bytes(dtype: torch.dtype):
 def test_rows_and_layers_of_many_turns(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_kernels, "BLOCK", triton_kernels.tl.constexpr(4))
     run(execution, Case([(6, 9), (9,), (5, 8)], **options))
-
-
-def test_launches_by_the_dtype_of_anchors(launches: list):
-    """Layers without an anchor go with the first that has one."""
-    case = Case([(3, 16)] * 4, anchor_dtypes=(torch.float32, torch.bfloat16), zero=(0,), free=(3,))
-    run(execution, case, steps=1)
-    assert launches.count("move") == 2
-    assert execution.by_anchor_dtype(case.layers) == [[0, 1, 3], [2]]
 
 
 def test_halves_make_a_whole():

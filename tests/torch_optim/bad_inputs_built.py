@@ -213,8 +213,8 @@ EXCLUDES = [
         exclude="x"), ValueError, "exclude: ['x'] match no parameter; the 30 parameters are "
         f"{[str(i) for i in range(20)]} and 10 more"),
     Row("`exclude='clasifier.*'` of a model with many parameters", lambda s: s.make(LARGE, exclude="clasifier.*"),
-        ValueError, f"exclude: ['clasifier.*'] match no parameter; the 26 parameters are {[n for n, _ in LARGE][:20]} and "
-        "6 more; did you mean 'classifier.*'?"),
+        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are "
+        f"{[n for n, _ in LARGE][:20]} and 6 more; did you mean 'classifier.*'?"),
     Row("`exclude=['pooler.*', 'bais']` of the same model", lambda s: s.make(LARGE, exclude=["pooler.*", "bais"]),
         ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are "
         f"{[n for n, _ in LARGE][:20]} and 6 more; did you mean ['*.pooler.*', '*.bias']?"),

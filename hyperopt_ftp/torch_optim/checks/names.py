@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from ...calls import MOST, few
+from ...calls import MOST, callers_level, few
 from ...types import Excludes
 from .hints import near_pattern, suggested
 
@@ -60,8 +61,10 @@ class Exclude:
         pairs = zip(names or [""] * len(params), params, strict=True)
         return [any(_matches(entry, name, p) for entry in self.entries) for name, p in pairs]
 
-    def check_all_matched(self, names: Sequence[Any], params: Sequence[Tensor]) -> None:
-        pairs = list(zip(map(str, names), params, strict=True))
+    def check(self, groups: Sequence[Mapping[str, Any]], title: str) -> None:
+        """``ValueError`` for what matches no parameter; a warning where nothing is left to hold."""
+        names = names_in(groups)
+        pairs = list(zip(map(str, names), (p for group in groups for p in group["params"]), strict=True))
         missed = [entry for entry in self.entries if not any(_matches(entry, name, p) for name, p in pairs)]
         if missed:
             shown = [e if isinstance(e, str) else f"a tensor of shape {tuple(e.shape)}" for e in missed]
@@ -75,6 +78,12 @@ class Exclude:
             count = f"{len(bare)} " if len(bare) > MOST else ""
             known = few(bare)
             raise ValueError(f"exclude: {shown} match no parameter; the {count}parameters are {known}{hint}")
+        if self.entries and not any(held for group in groups for held in group["constrained"]):
+            warnings.warn(
+                f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
+                "exclude what is new alone, such as the head",
+                stacklevel=callers_level(),
+            )
 
 
 def _matches(entry: str | Tensor, name: str, p: Tensor) -> bool:
