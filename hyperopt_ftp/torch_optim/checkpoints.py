@@ -71,8 +71,8 @@ def warn_of_another_anchor(opt: Optimizer, mover: Mover, saved: Mapping[str, Any
     pairs = (pair for group in opt.param_groups for pair in zip(group["params"], group["constrained"], strict=True))
     if any(opt.state.get(p) for p, constrained in pairs if constrained):
         warnings.warn(
-            f"the checkpoint is of an optimizer without an anchor, so {maker(opt, mover)} takes the weights as they are "
-            "at its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
+            f"the checkpoint is of an optimizer without an anchor, so {maker(opt, mover)} takes the weights as they "
+            "are at its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
             UserWarning,
             stacklevel=callers_level(),
         )

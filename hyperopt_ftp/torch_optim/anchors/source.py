@@ -53,16 +53,6 @@ class AnchorSource:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
-        self._copied: set[str] = set()  # entries that lay in the memory of the weights
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        return state if self.path is None else state | {"_given": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.path is not None:
-            self._given = _mapped(self.path)
 
     @property
     def is_start(self) -> bool:
@@ -93,7 +83,6 @@ class AnchorSource:
             if _memory(self._given[name]) in moving:  # it would go along until the first step
                 value = self._given[name].detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
-                self._copied.add(name)
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
         """Put the anchor into a parameter's state, where it belongs there."""
@@ -110,8 +99,8 @@ class AnchorSource:
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
-        if self._given is not None and (key := unwrapped(str(name))) in self._copied:
-            self._given[key] = anchor  # one copy is enough
+        if self._given is not None and self.path is None:
+            self._given[unwrapped(str(name))] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
 

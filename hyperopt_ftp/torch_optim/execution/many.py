@@ -90,12 +90,8 @@ class Many(NamedTuple):
     keeps: bool = False  # whether ``after`` looks at the weights of before
 
 
-class Known(NamedTuple):
-    """What is known once the base is to step; none of it is in the state yet."""
-
-    w: Tensors
-    sums: Vectors
-    new: dict[str, Any]  # state: a vector, or tensors of full size
+#: What is known once the base is to step: old weights, sums, and new state, which is not written yet.
+Known = tuple[Tensors, Vectors, dict[str, Any]]
 
 
 def can_step(params: Sequence[Tensor]) -> bool:
@@ -109,17 +105,18 @@ def before(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp) -> tu
     given = {"w": columns.weights, "w0": columns.anchors, "g": columns.grads}
     sums, new = _execute(many.before, rule, h, columns, given, amp, {})
     kept = [w.clone() for w in columns.weights] if many.keeps else []
-    return new.pop("g", []), Known(kept, sums, new)
+    return new.pop("g", []), (kept, sums, new)
 
 
 def after_(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp, known: Known) -> None:
     """New weights, once a base has moved them, and the state."""
-    given = {"moved": columns.weights, "w0": columns.anchors, **({"w": known.w} if many.keeps else {})}
-    _, new = _execute(many.after, rule, h, columns, given, amp, known.sums)
+    kept, sums, before = known
+    given = {"moved": columns.weights, "w0": columns.anchors, **({"w": kept} if many.keeps else {})}
+    _, new = _execute(many.after, rule, h, columns, given, amp, sums)
     if not rule.specs:
         torch._foreach_add_(columns.state[-1], 1.0)  # a count alone says that it is initialized
     state = _by_name(columns, rule)
-    for name, values in {**known.new, **new}.items():
+    for name, values in {**before, **new}.items():
         if isinstance(values, Tensor):
             torch._foreach_copy_(state[name], list(values.to(state[name][0].device).unbind()))
         else:  # the new memory in place of the old is a copy less
