@@ -16,8 +16,7 @@ from torch import nn
 import hyperopt_ftp as hft
 
 from .measure import interleaved, machine, options, ratio, write
-from .plain_ftp import PlainFTPAdamW
-from .plain_tpgm import PlainTPGM
+from .plain import PlainFTPAdamW, PlainTPGM
 
 CLASSES, SIDE, LR = 100, 224, 1e-4
 TENTH = 10  # TPGM is often run in one step of so many

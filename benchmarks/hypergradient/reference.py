@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
-from .by_hand import BETAS
+from .by_autograd import BETAS
 from .ours import optimizer_of, ours
 from .problems import Problem
 
@@ -31,7 +31,7 @@ def reference(problem: Problem) -> tuple[np.ndarray, float]:
     fourfold, because there are other roundings of the same size in each step: of the gradient, the moments, and of the
     adjoints on the way back.
     """
-    strategy = hft.Forward if problem.over == "lr" else hft.Unroll
+    strategy = hft.Forward() if problem.over == "lr" else hft.Unroll()
 
     def of(which: Problem, opt: hft.Optimizer[Any]) -> np.ndarray:
         return ours(which, strategy, torch.float64, opt)().numpy()

@@ -28,13 +28,11 @@ SHORT = 0.1
 def timed(call: Any, once: bool) -> dict[str, float]:
     started = time.process_time()
     gc.collect()
-    count, begin, cpu = 0, time.perf_counter(), time.process_time()
+    count, begin = 0, time.perf_counter()
     while not count or (not once and time.perf_counter() - begin < SHORT):
         call()
         count += 1
-    seconds = time.perf_counter() - begin
-    ended = time.process_time()
-    return {"seconds": seconds / count, "busy": ended - cpu, "wall": seconds, "used": ended - started}
+    return {"seconds": (time.perf_counter() - begin) / count, "used": time.process_time() - started}
 
 
 def peak(call: Any) -> dict[str, float]:

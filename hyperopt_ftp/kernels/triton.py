@@ -90,7 +90,7 @@ class _Run:
         """Of each kernel a program for each row, or for each layer."""
         # Where to fuse into fma is said in the kernels, so that W' - W0 and W0 + s c come out the same in each of them;
         # to name it also keeps triton from warning that its default will change.
-        options = {"num_warps": 4, "enable_fp_fusion": False}
+        options = {"num_warps": 8, "enable_fp_fusion": False}
         for kernel in (getattr(self.kernels, name) for name in names):
             programs = len(self.owners if "owners" in kernel.arg_names else self.packed)
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():

@@ -59,7 +59,7 @@ def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ..
             signature[name] = kinds.get(name, "*fp32")
             if signature[name].startswith("*"):
                 hints[(i,)] = [["tt.divisibility", 16]]  # torch allocates by 512 bytes
-    options = {"num_warps": 4, "enable_fp_fusion": False}
+    options = {"num_warps": 8, "enable_fp_fusion": False}
     source = ASTSource(function, signature, constexprs=values, attrs=hints)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {

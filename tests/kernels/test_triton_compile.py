@@ -46,7 +46,7 @@ def test_nothing_spills_and_two_blocks_fit_a_multiprocessor(compiled: dict[str, 
     for name, result in compiled.items():
         usage = result["usage"]
         assert usage["STACK"] == usage["LOCAL"] == 0, f"{name}: {usage}"
-        assert usage["REG"] <= 128, f"{name}: {usage}"  # of 65536, for 2 blocks of 8 warps (1 of 16)
+        assert usage["REG"] <= 128, f"{name}: {usage}"  # of 65536, for 2 blocks of 8 warps
 
 
 def test_no_atomics_so_runs_repeat(compiled: dict[str, Any]):
