@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 import hyperopt_ftp as hft
 from hyperopt_ftp.torch_optim.drop_in import DropIn
 
-from .measure import MODELS, RESULTS, machine, of_steps, options, shapes_of, weights_of, write
+from .measure import MODELS, RESULTS, copies, machine, of_steps, options, shapes_of, weights_of, write
 
 GIVEN = {"radius": 0.1}  # options without a default
 Make = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
-Params = Callable[[], list[tuple[str, torch.nn.Parameter]]]
+Params = Callable[[], list[tuple[str, torch.Tensor]]]
 
 
 def adamw(params: Params) -> torch.optim.Optimizer:
@@ -55,21 +55,16 @@ def of_eight_bits(params: Params, folder: str) -> dict[str, torch.optim.Optimize
     file = f"{folder}/anchor.safetensors"
     save_file({name: p.detach() for name, p in params()}, file)
 
-    def bnb() -> torch.optim.Optimizer:
-        return bitsandbytes.optim.AdamW8bit(params(), lr=1e-4)
-
-    def ao() -> torch.optim.Optimizer:
-        return torchao.optim.AdamW8bit(params(), lr=1e-4)
-
+    bnb, ao = bitsandbytes.optim.AdamW8bit, torchao.optim.AdamW8bit
     return {
         "AdamW(fused)": adamw(params),
         "FTPAdamW": hft.FTPAdamW(params(), lr=1e-4),
         "FTPAdamW(lean)": hft.FTPAdamW(params(), lr=1e-4, lean=True),
-        "bitsandbytes AdamW8bit": bnb(),
-        "FTP(bitsandbytes AdamW8bit)": hft.FTP(bnb()),
-        "the same, anchor in a file": hft.FTP(bnb(), anchor=file),
-        "torchao AdamW8bit": ao(),
-        "FTP(torchao AdamW8bit)": hft.FTP(ao()),
+        "bitsandbytes AdamW8bit": bnb(params(), lr=1e-4),
+        "FTP(bitsandbytes AdamW8bit)": hft.FTP(bnb(params(), lr=1e-4)),
+        "the same, anchor in a file": hft.FTP(bnb(params(), lr=1e-4), anchor=file),
+        "torchao AdamW8bit": ao(params(), lr=1e-4),
+        "FTP(torchao AdamW8bit)": hft.FTP(ao(params(), lr=1e-4)),
     }
 
 
@@ -80,12 +75,9 @@ def main() -> None:
     args = parser.parse_args()
     first = weights_of(shapes_of(args.model))
 
-    def params() -> list[tuple[str, torch.nn.Parameter]]:
+    def params() -> list[tuple[str, torch.Tensor]]:
         """Each optimizer has weights of its own, a little off the anchor after the first step."""
-        found = [(str(i), torch.nn.Parameter(w.detach().clone())) for i, w in enumerate(first)]
-        for (_, p), w in zip(found, first, strict=True):
-            p.grad = w.grad
-        return found
+        return [(str(i), p) for i, p in enumerate(copies(first))]
 
     candidates, name = (of_eight_bits, "bases") if args.eight_bits else (of_family, "family")
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
-from .measure import machine, of_steps, options, shapes_of, weights_of, write
+from .measure import copies, machine, of_steps, options, shapes_of, weights_of, write
 
 OURS, CLASS = "hft.adam().update", "hft.PureOptimizer(params, hft.adam()).step"
 TORCH = "torch.optim.Adam(foreach=True).step"
@@ -36,14 +36,7 @@ class Update:
 
 def candidates(first: list[Tensor]) -> tuple[dict[str, Any], Callable[[], dict[str, list[Tensor]]]]:
     """Optimizers that begin with the same weights and gradients, and what gives the weights that they have now."""
-
-    def copies() -> list[Tensor]:
-        found: list[Tensor] = [torch.nn.Parameter(w.detach().clone()) for w in first]
-        for p, w in zip(found, first, strict=True):
-            p.grad = w.grad
-        return found
-
-    ours, of_class, theirs = Update(first), copies(), copies()
+    ours, of_class, theirs = Update(first), copies(first), copies(first)
     optimizers = {
         OURS: ours,
         CLASS: hft.PureOptimizer(of_class, hft.adam(lr=1e-3)),

@@ -121,6 +121,14 @@ def weights_of(shapes: Sequence[Sequence[int]], device: str = "cpu") -> list[Ten
     return params
 
 
+def copies(params: list[Tensor]) -> list[Tensor]:
+    """Parameters of the same values, with the same gradients."""
+    found: list[Tensor] = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    for new, old in zip(found, params, strict=True):
+        new.grad = old.grad
+    return found
+
+
 def of_steps(
     what: str, optimizers: dict[str, Any], rounds: int, params: list[Tensor], ratios: dict[str, str]
 ) -> dict[str, Any]:

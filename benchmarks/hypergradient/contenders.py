@@ -27,11 +27,6 @@ def _one_number(problem: Problem) -> bool:
     return problem.over == "lr"
 
 
-def _by_autograd(problem: Problem) -> bool:
-    """Under a transform the steps are differentiated as they are: what is kept is not for Unroll to say."""
-    return problem.tasks is None
-
-
 def _fits(problem: Problem) -> bool:
     """All contenders of a problem are in memory at once."""
     return not problem.long
@@ -43,8 +38,9 @@ def _tasks(problem: Problem) -> bool:
 
 CONTENDERS = {
     "Unroll()": Contender(partial(ours, strategy=hft.Unroll())),
+    # Not under a transform, where the steps are differentiated as they are: what is kept is not for Unroll to say.
     "Unroll(checkpoint=False)": Contender(
-        partial(ours, strategy=hft.Unroll(checkpoint=False)), lambda p: _by_autograd(p) and _fits(p)
+        partial(ours, strategy=hft.Unroll(checkpoint=False)), lambda p: p.tasks is None and _fits(p)
     ),
     "Unroll(compile=True)": Contender(partial(ours, strategy=hft.Unroll(compile=True))),
     "Forward()": Contender(partial(ours, strategy=hft.Forward()), _one_number),

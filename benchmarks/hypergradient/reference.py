@@ -53,13 +53,8 @@ def _rounded(problem: Problem) -> hft.Optimizer[Any]:
 
     def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
         t = int(state.step) + 1
-        first, second = (_in_float32(b, t) / (1 - b**t) for b in BETAS)
+        first, second = ((1 - Tensor([b]) ** t).item() / (1 - b**t) for b in BETAS)
         changed = {**hparams, "lr": hparams["lr"] * second**0.5 / first, "eps": hparams["eps"] * second**0.5}
         return opt.update(grads, state, params, changed)
 
     return hft.Optimizer(opt.init, update, opt.hparams)
-
-
-def _in_float32(decay: float, t: int) -> float:
-    b = Tensor([decay])
-    return (1 - b**t).item()

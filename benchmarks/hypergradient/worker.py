@@ -35,12 +35,6 @@ def timed(call: Any, once: bool) -> dict[str, float]:
     return {"seconds": (time.perf_counter() - begin) / count, "used": time.process_time() - started}
 
 
-def peak(call: Any) -> dict[str, float]:
-    """MiB above what the process holds before a call that is not the first: compiled code is there already."""
-    call()
-    return {"peak_mib": peak_above(torch.device("cpu"), call)[1]}
-
-
 def main() -> None:
     name, steps, contender, mode = sys.argv[1:]
     with answering() as say:
@@ -51,7 +45,8 @@ def main() -> None:
             return
         call = CONTENDERS[contender].make(problem)
         if mode == "memory":
-            say(peak(call))
+            call()  # compiled code is there already
+            say({"peak_mib": peak_above(torch.device("cpu"), call)[1]})
             return
         say("ready")
         for asked in sys.stdin:
