@@ -6,7 +6,7 @@ What takes part in it is collected once, in the form that backends take (``Part`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -289,19 +289,7 @@ class DropIn(torch.optim.Optimizer):
 
 def scalars(opt: DropIn, key: str) -> dict[Any, float]:
     """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
-    found = {name: state[key] for name, _, state, _ in opt.initialized()}
-    return dict(zip(found, floats(list(found.values())), strict=True))
-
-
-def floats(values: Sequence[Tensor]) -> list[float]:
-    """Python numbers of 0-d tensors, in one transfer for each device and dtype."""
-    kinds: dict[Any, list[int]] = {}
-    for i, x in enumerate(values):
-        kinds.setdefault((x.device, x.dtype), []).append(i)
-    found: dict[int, float] = {}
-    for which in kinds.values():
-        found.update(zip(which, torch.stack([values[i].detach() for i in which]).tolist(), strict=True))
-    return [found[i] for i in range(len(values))]
+    return {name: state[key].item() for name, _, state, _ in opt.initialized()}
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:

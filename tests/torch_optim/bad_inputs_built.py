@@ -97,7 +97,6 @@ ANCHOR = (
     "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such as "
     "module.state_dict(), or the path of a .safetensors file, got"
 )
-DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu', got"
 DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 WRITE = "write FTP(torch.optim.AdamW(params, lr=...))"
@@ -291,10 +290,6 @@ ANCHORS = [
         "an anchor in 'anchor.safetensors' needs safetensors: pip install safetensors"),
     option("anchor_dtype", torch.int8, ValueError, f"{DTYPE} torch.int8"),
     option("anchor_dtype", "bfloat16", ValueError, f"{DTYPE} 'bfloat16'"),
-    option("anchor_device", "nowhere", ValueError, f"{DEVICE} 'nowhere'"),
-    option("anchor_device", "cuda:99", ValueError, f"{DEVICE} 'cuda:99'"),
-    option("anchor_device", "meta", ValueError, f"{DEVICE} 'meta'"),
-    option("anchor_device", 3.5, ValueError, f"{DEVICE} 3.5"),
     option("save_anchor", "yes", TypeError, "save_anchor must be True or False, got 'yes'"),
 ]  # fmt: skip
 

@@ -17,7 +17,9 @@ from ...types import Anchor, Device
 from ..checks.arguments import DTYPES
 from ..checks.hints import no_entry
 from ..checks.names import unwrapped
-from .fingerprint import fingerprint
+
+#: Elements of a fingerprint at a time: the arithmetic takes 8 bytes each, and is to stay in the caches.
+CHUNK = 2**16
 
 
 class AnchorSource:
@@ -46,7 +48,7 @@ class AnchorSource:
         check_flag("save_anchor", saved)
         self.dtype: torch.dtype | None = dtype
         self.saved: bool = saved
-        self.device: torch.device | None = None if device is None else _usable(device)
+        self.device: torch.device | None = None if device is None else torch.empty(0, device=device).device
         self.path: str | None = str(anchor) if path else None
         self._given: dict[str, Any] | None = None
         if self.path is not None:
@@ -202,13 +204,30 @@ def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _usable(device: Any) -> torch.device:
-    """A device that this machine has and that holds values."""
-    try:
-        found = torch.device(device)
-        if found.type != "meta":
-            torch.empty(0, device=found)
-            return found
-    except (TypeError, RuntimeError, AssertionError):  # by what torch was built with
-        pass
-    raise ValueError(f"anchor_device must be None or a device of this machine, such as 'cpu', got {device!r}")
+def fingerprint(values: Tensor) -> int:
+    """64 bits that identify an anchor: they depend on the numbers and their places, not on dtype, format or shards.
+
+    ``sum_i mix(mix(bits of x_i) * (2 i + 1))`` modulo 2^64. Zeros have 0. It finds mistakes, not forgeries: another
+    tensor with the same number is easy to make.
+
+    >>> import torch
+    >>> from hyperopt_ftp.torch_optim.anchors.source import fingerprint
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> fingerprint(x) == fingerprint(x.bfloat16()) != fingerprint(x.flip(0))
+    True
+    """
+    x = whole(values).detach().resolve_neg().flatten()
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for start in range(0, x.numel(), CHUNK):
+        part = x[start : start + CHUNK].double() + 0.0  # equal numbers have equal bits: no negative zeros
+        places = torch.arange(start, start + len(part), device=x.device)
+        total += _mix(_mix(part.view(torch.int64)).mul_(places.mul_(2).add_(1))).sum()
+    return int(total)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 64 bits that keeps 0, in place (multiplications by odd constants wrap around)."""
+    for constant, shift in ((-7046029254386353131, 31), (-4658895280553007687, 29)):
+        x.mul_(constant)
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+    return x
