@@ -15,8 +15,7 @@ from ...kernels import sharded
 from ...kernels.layers import ABSENT
 from ...types import Anchor, Device
 from ..checks.arguments import DTYPES
-from ..checks.hints import no_entry
-from ..checks.names import unwrapped
+from ..checks.names import no_entry, unwrapped
 
 #: Elements of a fingerprint at a time: the arithmetic takes 8 bytes each, and is to stay in the caches.
 CHUNK = 2**16
