@@ -58,6 +58,6 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _decay(x: Piece, numbers: dict[str, float]) -> None:
-    d = x.deviation(x.w)
-    agree = torch.sub(x.w, x.moved, out=x.scratch(1)).mul_(d).ge_(0)  # 0 or 1: bools would take ten times as long
-    torch.addcmul(x.moved, agree, d, value=-numbers["less"], out=x.new["w"])
+    d, moved = x.deviation("w"), x.read("moved")
+    agree = torch.sub(x.read("w"), moved, out=x.scratch(1)).mul_(d).ge_(0)  # 0 or 1: bools would take ten times as long
+    torch.addcmul(moved, agree, d, value=-numbers["less"], out=x.new["w"])

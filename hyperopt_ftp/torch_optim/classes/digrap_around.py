@@ -72,11 +72,11 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _products(x: Piece) -> dict[str, Tensor]:
-    g, d = x.g, x.deviation(x.w, out=x.new["slope"])
+    g, d = x.read("g"), x.deviation("w", out=x.new["slope"])
     return {"last": torch.dot(g, x.old["slope"]), "product": torch.dot(g, d), "square": torch.dot(d, d)}
 
 
 def _turn(x: Piece, numbers: dict[str, float]) -> None:
     d = x.new["slope"]
-    torch.add(x.g, d, alpha=-numbers["less"], out=x.new["g"])
+    torch.add(x.read("g"), d, alpha=-numbers["less"], out=x.new["g"])
     d.mul_(numbers["along"])

@@ -66,8 +66,8 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _penalize(x: Piece, numbers: dict[str, float]) -> None:
-    torch.add(x.g, x.deviation(x.w), alpha=numbers["strength"], out=x.new["g"])
+    torch.add(x.read("g"), x.deviation("w"), alpha=numbers["strength"], out=x.new["g"])
 
 
 def _move(x: Piece, numbers: dict[str, float]) -> None:
-    torch.add(x.moved, x.deviation(x.w), alpha=-numbers["less"], out=x.new["w"])
+    torch.add(x.read("moved"), x.deviation("w"), alpha=-numbers["less"], out=x.new["w"])

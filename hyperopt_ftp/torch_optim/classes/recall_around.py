@@ -62,7 +62,7 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _mix(x: Piece, numbers: dict[str, float]) -> None:
-    d = x.deviation(x.w)
-    move = torch.sub(x.moved, x.w, out=x.scratch(1))
-    mixed = torch.add(x.w, move, alpha=numbers["share"], out=move)
+    d = x.deviation("w")
+    move = torch.sub(x.read("moved"), x.read("w"), out=x.scratch(1))
+    mixed = torch.add(x.read("w"), move, alpha=numbers["share"], out=move)
     torch.add(mixed, d, alpha=-numbers["pull"], out=x.new["w"])

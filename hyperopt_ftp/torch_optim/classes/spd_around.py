@@ -62,15 +62,15 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _before(x: Piece) -> dict[str, Tensor]:
-    d = x.deviation(x.w)
-    return {"slope": torch.dot(x.g, d), "before": torch.dot(d, d)}
+    d = x.deviation("w")
+    return {"slope": torch.dot(x.read("g"), d), "before": torch.dot(d, d)}
 
 
 def _after(x: Piece) -> dict[str, Tensor]:
-    e = x.deviation(x.moved)
+    e = x.deviation("moved")
     return {"after": torch.dot(e, e)}
 
 
 def _pull_back(x: Piece, numbers: dict[str, float]) -> None:
     if less := numbers["less"]:  # in many layers nothing goes
-        torch.add(x.moved, x.deviation(x.moved), alpha=-less, out=x.new["w"])
+        torch.add(x.read("moved"), x.deviation("moved"), alpha=-less, out=x.new["w"])

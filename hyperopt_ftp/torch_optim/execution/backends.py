@@ -102,7 +102,7 @@ class OnMany(Backend):
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         for part, (_, known) in zip(parts, before, strict=True):
-            many.after_(part.columns, *_many_and_numbers(part), part.amp, known)
+            many.after_(part.columns, *_many_and_numbers(part), known)
 
 
 class Sharded(Backend):
