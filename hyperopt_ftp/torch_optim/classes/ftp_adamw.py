@@ -12,7 +12,6 @@ from ...anchored.rule import Spec
 from ...calls import explained
 from ...kernels.layers import AdamW
 from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..movers.own import Formula, Own
 from .ftp_around import learned_ball
@@ -130,7 +129,7 @@ class FTPAdamW(DropIn):
             "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Own(ADAMW, learned_ball(defaults, source)), exclude, params, defaults)
         watch_radii(self)
 

@@ -9,7 +9,6 @@ import torch
 from ...anchored.recall import recall_rule, shares
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -53,7 +52,7 @@ class Recall(DropIn):
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold(options, recall_rule, source, many=_many)), exclude)
 
 

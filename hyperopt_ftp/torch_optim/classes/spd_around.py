@@ -10,7 +10,6 @@ from torch import Tensor
 from ...anchored.spd import share, spd_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -52,7 +51,7 @@ class SPD(DropIn):
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold({"strength": strength}, spd_rule, source, many=_many)), exclude)
 
 
