@@ -85,14 +85,14 @@ class AnchorSource:
                 value = self._given[name].detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
 
-    def start(self, p: Tensor, name: Any, state: dict[str, Any]) -> None:
-        """Put the anchor into a parameter's state, where it belongs there."""
+    def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
+        """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
         if self.zero:
             state["anchor_fingerprint"] = 0
             return
         if self.path is not None and not is_dtensor(p):
             return  # its fingerprint is taken when a checkpoint is
-        source = self._known(p, name).detach().resolve_neg()
+        source = (self._precisions(p, name)[0] if source is None else source).detach().resolve_neg()
         if is_dtensor(p):
             source = sharded.place(source, p)
         dtype = source.dtype
@@ -100,7 +100,7 @@ class AnchorSource:
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
-        if self._given is not None and self.path is None:
+        if self._given is not None and self.path is None and self._known(p, name).dtype == source.dtype:
             self._given[unwrapped(str(name))] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
@@ -111,9 +111,15 @@ class AnchorSource:
             state["anchor_fingerprint"] = fingerprint(self._known(p, name))
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
-        """In the working precision of the weights, as arithmetic is."""
-        known = p if self._given is None else self._given[unwrapped(str(name))]
-        return known.float() if known.dtype == torch.float64 != p.dtype else known
+        return p if self._given is None else self._given[unwrapped(str(name))]
+
+    def _precisions(self, p: Tensor, name: Any) -> list[Tensor]:
+        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
+        had they begun on the other side of float64."""
+        known = self._known(p, name)
+        if known.dtype != torch.float64:
+            return [known]
+        return [known, known.float()] if p.dtype == torch.float64 else [known.float(), known]
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
         """Complete loaded state by the anchor that its checkpoint leaves out; ``live`` is the state that it replaces.
@@ -126,36 +132,38 @@ class AnchorSource:
         if not isinstance(wanted, (Tensor, int)):
             raise ValueError(f"the checkpoint has no anchor and no fingerprint of one for {name!r}: it is damaged")
         if not self.is_start:
-            self._check_same(wanted, None if self.zero else self._known(p, name), name)
+            mine = self._same(wanted, [None] if self.zero else self._precisions(p, name), name)
             if saved is None:
-                self.start(p, name, state)
+                self.start(p, name, state, mine)
         elif saved is None:
             if "anchor" not in live:
                 what = "'zero'" if wanted == 0 else "a dict or file of the weights that the run began with"
                 raise ValueError(
                     f"the checkpoint leaves out the anchor of {name!r}; build the optimizer with anchor={what}"
                 )
-            self._check_same(wanted, live["anchor"], name)
+            self._same(wanted, [live["anchor"]], name)
             state["anchor"] = live["anchor"]
         if "anchor" in state and self.saved:
             state.pop("anchor_fingerprint", None)
         elif "anchor" in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(state["anchor"])
 
-    def _check_same(self, wanted: Tensor | int, w0: Tensor | None, name: Any) -> None:
-        """``ValueError`` unless ``w0`` (``None``: zero) equals a saved anchor, or has its fingerprint."""
-        if isinstance(wanted, int):
-            same = wanted == (0 if w0 is None else fingerprint(w0))
-        elif w0 is None:
-            same = _is_true((wanted == 0).all())
-        else:
-            here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
-            wide = torch.promote_types(wanted.dtype, w0.dtype)
-            same = _is_equal(wanted.to(wide), here.to(wide).to(wanted.device))
-        if not same:
-            zero = isinstance(wanted, int) and wanted == 0
-            what = "build the optimizer with anchor='zero'" if zero else "give the weights that the run began with"
-            raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
+    def _same(self, wanted: Tensor | int, mine: Sequence[Tensor | None], name: Any) -> Tensor | None:
+        """The first that equals a saved anchor, or has its fingerprint; ``None`` is zero."""
+        for w0 in mine:
+            if isinstance(wanted, int):
+                same = wanted == (0 if w0 is None else fingerprint(w0))
+            elif w0 is None:
+                same = _is_true((wanted == 0).all())
+            else:
+                here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
+                wide = torch.promote_types(wanted.dtype, w0.dtype)
+                same = _is_equal(wanted.to(wide), here.to(wide).to(wanted.device))
+            if same:
+                return w0
+        zero = isinstance(wanted, int) and wanted == 0
+        what = "build the optimizer with anchor='zero'" if zero else "give the weights that the run began with"
+        raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
 
     def of(self, name: Any, state: dict[str, Any]) -> Tensor:
         """The anchor of an initialized parameter, as it is stored; empty for zero."""
