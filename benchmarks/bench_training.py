@@ -50,13 +50,9 @@ OPTIMIZERS: dict[str, Callable[[Named], Any]] = {
 def candidates(model: nn.Module, batch: int) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
     """A step of each, with weights of its own and the same pictures; and the optimizers."""
     torch.manual_seed(0)
-    (x, y), (x_out, y_out) = (
-        (
-            torch.randn(batch, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last),
-            torch.randint(CLASSES, (batch,)),
-        )
-        for _ in range(2)
-    )
+    layout = torch.channels_last
+    x, x_out = (torch.randn(batch, 3, SIDE, SIDE).contiguous(memory_format=layout) for _ in range(2))
+    y, y_out = (torch.randint(CLASSES, (batch,)) for _ in range(2))
 
     def step(network: nn.Module, optimizer: Any, tpgm: PlainTPGM | None = None) -> None:
         network.zero_grad()
@@ -96,8 +92,8 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
         }
     every = ((TENTH - 1) * plain + whole) / TENTH
     rows[f"TPGM, every {TENTH}th step"] = {"steps_per_second": 1 / every, "ratio": every / plain, "computed": True}
-    count = sum(p.numel() for p in model.parameters())
-    return {"parameters": count, "batch": batch, "side": SIDE, "rounds": len(seconds["AdamW"]), "steps": rows}
+    record = {"parameters": sum(p.numel() for p in model.parameters()), "batch": batch, "side": SIDE}
+    return {**record, "rounds": len(seconds["AdamW"]), "steps": rows}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,8 +93,6 @@ def _adamw(w: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, t: int) -> tu
     return w - lr * DECAY * w - lr * (m / (1 - b1**t)) / root, m, v
 
 
-Call: TypeAlias = Callable[[], dict[str, Tensor]]
-
 PLAIN = "plain loop"
 
 
@@ -119,7 +117,7 @@ CONTENDERS = {
 }
 
 
-def call_of(name: str, net: Encoder, data: Data, memory: int) -> Call:
+def call_of(name: str, net: Encoder, data: Data, memory: int) -> Callable[[], dict[str, Tensor]]:
     """A call that gives the hypergradient, by kinds of numbers; ``memory``: the bytes that "auto" may keep."""
     strategy, again, narrow = CONTENDERS[name]
     if strategy is None:
