@@ -180,7 +180,10 @@ def shapes_of(model: str) -> list[torch.Size]:
         if model == "segformer_b0":
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-            return [p.shape for p in SegformerForSemanticSegmentation(SegformerConfig(num_labels=150)).parameters()]
+            return [
+                p.shape
+                for p in SegformerForSemanticSegmentation(SegformerConfig.from_dict({"num_labels": 150})).parameters()
+            ]
         import torchvision
 
         return [p.shape for p in getattr(torchvision.models, model)().parameters()]

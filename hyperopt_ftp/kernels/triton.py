@@ -64,9 +64,11 @@ class _Run:
         types = {"T": real, "W_T": weight.dtype, "G_T": layers.grads[0].dtype, "W0_T": anchor, "C_T": deviation}
         rows = tuple(_rows(w, radius, ball) for w, radius in zip(layers.weights, layers.radii, strict=True))
         self.owners = _owners(rows, self.device)
-        numbers = dict.fromkeys(("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening"), 0.0)
+        numbers: dict[str, Any] = dict.fromkeys(
+            ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening"), 0.0
+        )
         numbers |= {"radius_lr": ball.radius_lr, "kappa": ball.kappa, **({} if base is None else base._asdict())}
-        lr: Any = numbers["lr"]
+        lr = numbers["lr"]
         on_device = isinstance(lr, Tensor) and lr.device == self.device  # one of the CPU is read: nothing waits
         numbers["lr"] = 0.0 if on_device else lr
         self.arguments: dict[str, Any] = {
