@@ -180,13 +180,12 @@ def shapes_of(model: str) -> list[torch.Size]:
         if model == "segformer_b0":
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-            return [
-                p.shape
-                for p in SegformerForSemanticSegmentation(SegformerConfig.from_dict({"num_labels": 150})).parameters()
-            ]
-        import torchvision
+            net: Any = SegformerForSemanticSegmentation(SegformerConfig.from_dict({"num_labels": 150}))
+        else:
+            import torchvision
 
-        return [p.shape for p in getattr(torchvision.models, model)().parameters()]
+            net = getattr(torchvision.models, model)()
+    return [p.shape for p in net.parameters()]
 
 
 def machine() -> dict[str, Any]:
