@@ -50,8 +50,7 @@ OPTIMIZERS: dict[str, Callable[[Named], Any]] = {
 def candidates(model: nn.Module, batch: int) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
     """A step of each, with weights of its own and the same pictures; and the optimizers."""
     torch.manual_seed(0)
-    layout = torch.channels_last
-    x, x_out = (torch.randn(batch, 3, SIDE, SIDE).contiguous(memory_format=layout) for _ in range(2))
+    x, x_out = (torch.randn(batch, 3, SIDE, SIDE).to(memory_format=torch.channels_last) for _ in range(2))
     y, y_out = (torch.randint(CLASSES, (batch,)) for _ in range(2))
 
     def step(network: nn.Module, optimizer: Any, tpgm: PlainTPGM | None = None) -> None:
