@@ -10,7 +10,6 @@ import io
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,12 +17,11 @@ from safetensors.torch import save_file
 import hyperopt_ftp as hft
 from hyperopt_ftp.torch_optim.drop_in import DropIn
 
-from .measure import RESULTS, machine, of_steps, options, ratio, write
-from .shapes import SHAPES
+from .measure import MODELS, RESULTS, copies, machine, of_steps, options, shapes_of, weights_of, write
 
 GIVEN = {"radius": 0.1}  # options without a default
 Make = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
-Params = Callable[[], list[tuple[str, torch.nn.Parameter]]]
+Params = Callable[[], list[tuple[str, torch.Tensor]]]
 
 
 def adamw(params: Params) -> torch.optim.Optimizer:
@@ -57,56 +55,34 @@ def of_eight_bits(params: Params, folder: str) -> dict[str, torch.optim.Optimize
     file = f"{folder}/anchor.safetensors"
     save_file({name: p.detach() for name, p in params()}, file)
 
-    def bnb() -> torch.optim.Optimizer:
-        return bitsandbytes.optim.AdamW8bit(params(), lr=1e-4)
-
-    def ao() -> torch.optim.Optimizer:
-        return torchao.optim.AdamW8bit(params(), lr=1e-4)
-
+    bnb, ao = bitsandbytes.optim.AdamW8bit, torchao.optim.AdamW8bit
     return {
         "AdamW(fused)": adamw(params),
         "FTPAdamW": hft.FTPAdamW(params(), lr=1e-4),
         "FTPAdamW(lean)": hft.FTPAdamW(params(), lr=1e-4, lean=True),
-        "bitsandbytes AdamW8bit": bnb(),
-        "FTP(bitsandbytes AdamW8bit)": hft.FTP(bnb()),
-        "the same, anchor in a file": hft.FTP(bnb(), anchor=file),
-        "torchao AdamW8bit": ao(),
-        "FTP(torchao AdamW8bit)": hft.FTP(ao()),
+        "bitsandbytes AdamW8bit": bnb(params(), lr=1e-4),
+        "FTP(bitsandbytes AdamW8bit)": hft.FTP(bnb(params(), lr=1e-4)),
+        "the same, anchor in a file": hft.FTP(bnb(params(), lr=1e-4), anchor=file),
+        "torchao AdamW8bit": ao(params(), lr=1e-4),
+        "FTP(torchao AdamW8bit)": hft.FTP(ao(params(), lr=1e-4)),
     }
-
-
-def measure(candidates: Callable[[Params, str], dict[str, torch.optim.Optimizer]], model: str, rounds: int) -> Any:
-    """Each candidate over weights of its own, a little off the anchor after the first step."""
-    torch.manual_seed(0)
-    first = [torch.randn(shape) * 0.02 for shape in SHAPES[model]()]
-    grads = [torch.randn_like(w) * 1e-3 for w in first]
-
-    def params() -> list[tuple[str, torch.nn.Parameter]]:
-        found = [(str(i), torch.nn.Parameter(w.clone())) for i, w in enumerate(first)]
-        for (_, p), g in zip(found, grads, strict=True):
-            p.grad = g
-        return found
-
-    count = sum(w.numel() for w in first)
-    with tempfile.TemporaryDirectory() as folder:
-        seconds, rows = of_steps(candidates(params, folder), rounds, count)
-    for name, row in rows.items():
-        row["ratio"] = ratio(seconds, name, "AdamW(fused)")
-    return {"parameters": count, "tensors": len(first), "rounds": len(seconds["AdamW(fused)"]), "steps": rows}
 
 
 def main() -> None:
     parser = options(__doc__, None, rounds=9)
-    parser.add_argument("--model", default="resnet50", choices=list(SHAPES))
+    parser.add_argument("--model", default="resnet50", choices=MODELS)
     parser.add_argument("--eight-bits", action="store_true", help="optimizers with states of 8 bits (extra bases)")
     args = parser.parse_args()
-    found = measure(of_eight_bits if args.eight_bits else of_family, args.model, args.rounds)
-    print(f"{args.model}, {found['parameters']:,} weights")
-    for name, row in found["steps"].items():
-        bytes_ = f"{row['state_bytes_per_weight']:5.2f} bytes of state a weight"
-        print(f"  {name:28} {row['median_ms']:9.2f} ms   {row['ratio']:6.2f} x AdamW(fused)   {bytes_}")
-    out = args.out or RESULTS / f"{'bases' if args.eight_bits else 'family'}_cpu.json"
-    write(out, {"machine": machine(), "model": args.model, **found})
+    first = weights_of(shapes_of(args.model))
+
+    def params() -> list[tuple[str, torch.Tensor]]:
+        """Each optimizer has weights of its own, a little off the anchor after the first step."""
+        return [(str(i), p) for i, p in enumerate(copies(first))]
+
+    candidates, name = (of_eight_bits, "bases") if args.eight_bits else (of_family, "family")
+    with tempfile.TemporaryDirectory() as folder:
+        found = of_steps(args.model, candidates(params, folder), args.rounds, first, {"ratio": "AdamW(fused)"})
+    write(args.out or RESULTS / f"{name}_cpu.json", {"machine": machine(), "model": args.model, **found})
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from importlib.metadata import version
 from typing import Any
 
 from .hypergradient.contenders import CONTENDERS, contenders_of
-from .hypergradient.figure import draw
 from .hypergradient.problems import PROBLEMS
 from .hypergradient.processes import measure
-from .hypergradient.table import table
+from .hypergradient.report import draw, table
 from .measure import machine, options, write
 
 

@@ -16,8 +16,7 @@ from torch import nn
 import hyperopt_ftp as hft
 
 from .measure import interleaved, machine, options, ratio, write
-from .plain_ftp import PlainFTPAdamW
-from .plain_tpgm import PlainTPGM
+from .plain import PlainFTPAdamW, PlainTPGM
 
 CLASSES, SIDE, LR = 100, 224, 1e-4
 TENTH = 10  # TPGM is often run in one step of so many
@@ -51,13 +50,8 @@ OPTIMIZERS: dict[str, Callable[[Named], Any]] = {
 def candidates(model: nn.Module, batch: int) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
     """A step of each, with weights of its own and the same pictures; and the optimizers."""
     torch.manual_seed(0)
-    (x, y), (x_out, y_out) = (
-        (
-            torch.randn(batch, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last),
-            torch.randint(CLASSES, (batch,)),
-        )
-        for _ in range(2)
-    )
+    x, x_out = (torch.randn(batch, 3, SIDE, SIDE).to(memory_format=torch.channels_last) for _ in range(2))
+    y, y_out = (torch.randint(CLASSES, (batch,)) for _ in range(2))
 
     def step(network: nn.Module, optimizer: Any, tpgm: PlainTPGM | None = None) -> None:
         network.zero_grad()
@@ -97,8 +91,8 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
         }
     every = ((TENTH - 1) * plain + whole) / TENTH
     rows[f"TPGM, every {TENTH}th step"] = {"steps_per_second": 1 / every, "ratio": every / plain, "computed": True}
-    count = sum(p.numel() for p in model.parameters())
-    return {"parameters": count, "batch": batch, "side": SIDE, "rounds": len(seconds["AdamW"]), "steps": rows}
+    record = {"parameters": sum(p.numel() for p in model.parameters()), "batch": batch, "side": SIDE}
+    return {**record, "rounds": len(seconds["AdamW"]), "steps": rows}
 
 
 def main() -> None:
@@ -106,8 +100,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=8, help="pictures in a step (default: 8)")
     args = parser.parse_args()
-    if args.rounds < 2:
-        parser.error(f"--rounds {args.rounds}: must be at least 2, to have quartiles")
     record: dict[str, Any] = {"machine": machine(), "models": {}}
     for name in args.models:
         found = record["models"][name] = measure(name, args.batch, args.rounds)

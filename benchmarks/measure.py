@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from experiments.common.record import processor
 
 RESULTS = Path("benchmarks/results")
+MODELS = ("vit_b_16", "resnet50", "swin_t", "segformer_b0")
 #: Share of the machine that other processes may use in a round before it is dropped.
 FOREIGN = 0.05
 
@@ -111,19 +112,52 @@ def allocated(action: Callable[[], Any]) -> tuple[int, Any]:
     return peak, found
 
 
-def of_steps(optimizers: dict[str, Any], rounds: int, weights: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each optimizer's steps, in rounds without other load; and their median, execution and state."""
+def weights_of(shapes: Sequence[Sequence[int]], device: str = "cpu") -> list[Tensor]:
+    """Random weights with gradients."""
+    torch.manual_seed(0)
+    params: list[Tensor] = [torch.nn.Parameter(torch.randn(tuple(shape), device=device) * 0.02) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p) * 1e-3
+    return params
+
+
+def copies(params: list[Tensor]) -> list[Tensor]:
+    """Parameters of the same values, with the same gradients."""
+    found: list[Tensor] = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    for new, old in zip(found, params, strict=True):
+        new.grad = old.grad
+    return found
+
+
+def of_steps(
+    what: str, optimizers: dict[str, Any], rounds: int, params: list[Tensor], ratios: dict[str, str]
+) -> dict[str, Any]:
+    """Each optimizer's steps in rounds without other load: medians, execution, state, and ``ratios`` by their names.
+
+    Args:
+        what: is printed above them.
+        optimizers: by name, over weights as ``params`` are.
+        rounds: as in :func:`interleaved`.
+        params: of one of the optimizers.
+        ratios: by key, the optimizer to which each is compared; the first one is printed.
+    """
+    count = sum(p.numel() for p in params)
     seconds = interleaved({name: opt.step for name, opt in optimizers.items()}, rounds, quiet=True)
     rows = {}
+    print(f"{what}, {count:,} weights")
     for name, opt in optimizers.items():
         states = getattr(opt, "state", {}).values()
         unique = {t.data_ptr(): t.numel() * t.element_size() for state in states for t in tensors(state)}
-        rows[name] = {
+        rows[name] = row = {
             "median_ms": 1e3 * statistics.median(seconds[name]),
-            "state_bytes_per_weight": sum(unique.values()) / weights,
+            "state_bytes_per_weight": sum(unique.values()) / count,
             "execution": getattr(opt, "execution", None),
+            **{key: ratio(seconds, name, to) for key, to in ratios.items()},
         }
-    return seconds, rows
+        key, to = next(iter(ratios.items()))
+        about = f"{row[key]:6.2f} x {to}   {row['state_bytes_per_weight']:5.2f} bytes of state a weight"
+        print(f"  {name:28} {row['median_ms']:9.2f} ms   {about}")
+    return {"parameters": count, "tensors": len(params), "rounds": len(next(iter(seconds.values()))), "steps": rows}
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -136,12 +170,22 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(one)
 
 
-def bandwidth(device: torch.device, elements: int = 2**26) -> dict[str, float]:
-    """GB/s of reading and of copying float32 numbers (a copy counts what is read and what is written)."""
-    x, y = torch.randn(elements, device=device), torch.empty(elements, device=device)
-    seconds = interleaved({"read": x.sum, "copy": lambda: y.copy_(x)}, rounds=9)
-    moved = {"read": 4 * elements, "copy": 8 * elements}
-    return {name: moved[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
+def in_threads(record: dict[str, Any]) -> str:
+    return "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+
+
+def shapes_of(model: str) -> list[torch.Size]:
+    """Of the parameters of one of MODELS, which is made without weights."""
+    with torch.device("meta"):
+        if model == "segformer_b0":
+            from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+            net: Any = SegformerForSemanticSegmentation(SegformerConfig.from_dict({"num_labels": 150}))
+        else:
+            import torchvision
+
+            net = getattr(torchvision.models, model)()
+    return [p.shape for p in net.parameters()]
 
 
 def machine() -> dict[str, Any]:

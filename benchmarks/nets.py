@@ -134,9 +134,5 @@ def _weighted(p: dict[str, Tensor], batch: tuple[Tensor, Tensor], h: dict[str, T
 
 
 NETS: dict[str, Callable[..., Problem]] = {
-    "mlp": mlp,
-    "conv": conv,
-    "transformer": transformer,
-    "recurrent": recurrent,
-    "weighted": weighted,
+    make.__name__: make for make in (mlp, conv, transformer, recurrent, weighted)
 }

@@ -15,10 +15,6 @@ from typing import Any
 import torch
 
 
-class Killed(RuntimeError):
-    """The system has ended a worker."""
-
-
 class Worker:
     """``python -m MODULE WORDS`` with the same number of threads for torch, and more of an environment."""
 
@@ -40,8 +36,6 @@ class Worker:
         if line:
             return json.loads(line)
         status = self.process.wait()
-        if status < 0:
-            raise Killed(f"killed by signal {-status}")
         self.errors.seek(0)
         raise RuntimeError(f"{self.what} ended with {status}:\n{self.errors.read()[-3000:]}")
 
@@ -51,7 +45,10 @@ class Worker:
         self.process.stdin.flush()
         return self.answer()
 
-    def close(self) -> None:
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.communicate()  # closes stdin, where it stops reading
         self.errors.close()
 

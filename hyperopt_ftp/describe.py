@@ -9,7 +9,7 @@ import torch
 
 from .anchored.projections import FLOOR
 from .calls import explained, few
-from .torch_optim.checks.hints import covering
+from .torch_optim.checks.names import covering
 from .watch import HELD, Measured, measure, of_package
 
 #: Share of clipped rows up to which a ball hardly binds.

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .calls import check_count, explained
 from .dtensors import whole
-from .torch_optim.drop_in import DropIn, floats
+from .torch_optim.drop_in import DropIn
 from .tree import working
 from .types import Field
 
@@ -91,7 +91,8 @@ def measure(optimizer: torch.optim.Optimizer) -> Measured:
         if "omega" in state:
             layer["omega"] = state["omega"]
         found[name] = layer
-    values = iter(floats([whole(value) for layer in found.values() for value in layer.values()]))
+    flat = [whole(value).double() for layer in found.values() for value in layer.values()]
+    values = iter(torch.stack([x.to(flat[0].device) for x in flat]).tolist() if flat else ())  # in one transfer
     return {name: {field: next(values) for field in layer} for name, layer in found.items()}
 
 

@@ -21,7 +21,7 @@ def optimizer_of(problem: Problem) -> hft.Optimizer[Any]:
 
 def ours(
     problem: Problem,
-    strategy: Callable[[], Any],
+    strategy: hft.Unroll | hft.Forward | hft.Implicit,
     dtype: torch.dtype = torch.float32,
     optimizer: hft.Optimizer[Any] | None = None,
 ) -> Callable[[], Tensor]:
@@ -29,7 +29,7 @@ def ours(
 
     A compiled step cannot run under a transform: there, one training of all tasks has the vmap inside its loss.
     """
-    opt, how = optimizer or optimizer_of(problem), strategy()
+    opt, how = optimizer or optimizer_of(problem), strategy
     params, l2 = tensors(problem, dtype)
     data, loss = together(problem, dtype), loss_of(problem)
     if problem.tasks is not None and getattr(how, "compile", False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -30,66 +31,51 @@ def worker(problem: str, steps: int | None, contender: str, mode: str, threads: 
 def measure(name: str, steps: int | None, names: list[str], rounds: int) -> dict[str, Any]:
     """All figures of one problem; an error where a contender's hypergradient is not the one in float64."""
     problem = PROBLEMS[name](steps)
-    threads = problem.threads
-    of_reference = worker(name, steps, "-", "reference", threads)
-    found = of_reference.answer()
-    of_reference.close()
-    right, tolerance = np.array(found["right"]), found["tolerance"]
-    rows, share = _in_turns(name, steps, names, rounds, threads, right)
-    record: dict[str, Any] = {
+    with worker(name, steps, "-", "reference", problem.threads) as of_reference:
+        found = of_reference.answer()
+    rows, share = _in_turns(name, steps, names, rounds, problem.threads, np.array(found["right"]))
+    for row_name in names:
+        with worker(name, steps, row_name, "memory", problem.threads, **HEAP_RETURNED) as of_memory:
+            rows[row_name] |= of_memory.answer()
+    return {
         "what": problem.what,
         "steps": problem.steps,
-        "threads": threads,
+        "threads": problem.threads,
         "rounds": rounds,
         "share_of_other_processes": share,
-        "hypergradient_norm": float(np.linalg.norm(right)),
-        "tolerance": tolerance,
+        "tolerance": found["tolerance"],
         "contenders": rows,
+        "off": off(rows, found["tolerance"]),
     }
-    for row_name in names:
-        of_memory = worker(name, steps, row_name, "memory", threads, **HEAP_RETURNED)
-        rows[row_name] |= of_memory.answer()
-        of_memory.close()
-    record["off"] = off(rows, tolerance)
-    return record
 
 
 def _in_turns(
     name: str, steps: int | None, names: list[str], rounds: int, threads: int, right: np.ndarray
 ) -> tuple[dict[str, Any], float]:
     """Rows by contender, and the share of the machine that others used meanwhile (the median over rounds)."""
-    workers: dict[str, Worker] = {}
-    try:
-        rows: dict[str, Any] = {}
-        for n in names:
-            workers[n] = worker(name, steps, n, "time", threads)
-        for n in names:
-            assert workers[n].answer() == "ready"
-        for n in names:
-            rows[n] = {"kind": CONTENDERS[n].kind, "first_call_seconds": workers[n].ask("once")["seconds"]}
-            rows[n]["error"] = distance(np.array(workers[n].ask("value")), right)
-        answers: dict[str, list[dict[str, float]]] = {n: [] for n in names}
-        shares = []
+    rows: dict[str, Any] = {}
+    answers: dict[str, list[float]] = {n: [] for n in names}
+    shares = []
+    with ExitStack() as stack:
+        workers = {n: stack.enter_context(worker(name, steps, n, "time", threads)) for n in names}
+        for own in workers.values():
+            assert own.answer() == "ready"
+        for n, own in workers.items():
+            first = own.ask("once")["seconds"]
+            rows[n] = {"first_call_seconds": first, "error": distance(np.array(own.ask("value")), right)}
         for k in range(rounds + 1):  # the first is for warming up
             others, used = Others(), 0.0
             for n in names[k % len(names) :] + names[: k % len(names)]:
                 answer = workers[n].ask("again")
                 used += answer["used"]
-                if k:
-                    answers[n].append(answer)
-            if k:
-                shares.append(others.share(used))
-    finally:
-        for started in workers.values():
-            started.close()
+                answers[n].append(answer["seconds"])
+            shares.append(others.share(used))
     for n in names:
-        rows[n]["median_seconds"] = statistics.median(a["seconds"] for a in answers[n])
-        rows[n]["seconds"] = [a["seconds"] for a in answers[n]]
-        rows[n]["cores"] = sum(a["busy"] for a in answers[n]) / sum(a["wall"] for a in answers[n])
+        rows[n]["median_seconds"] = statistics.median(answers[n][1:])
     unroll = rows["Unroll()"]["median_seconds"] if "Unroll()" in rows else None
     for row in rows.values():
         row["time_over_unroll"] = row["median_seconds"] / unroll if unroll else None
-    return rows, statistics.median(shares)
+    return rows, statistics.median(shares[1:])
 
 
 def off(rows: dict[str, Any], tolerance: float) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 
-from .by_hand import BETAS
+from .by_autograd import BETAS
 from .ours import optimizer_of, ours
 from .problems import Problem
 
@@ -31,7 +31,7 @@ def reference(problem: Problem) -> tuple[np.ndarray, float]:
     fourfold, because there are other roundings of the same size in each step: of the gradient, the moments, and of the
     adjoints on the way back.
     """
-    strategy = hft.Forward if problem.over == "lr" else hft.Unroll
+    strategy = hft.Forward() if problem.over == "lr" else hft.Unroll()
 
     def of(which: Problem, opt: hft.Optimizer[Any]) -> np.ndarray:
         return ours(which, strategy, torch.float64, opt)().numpy()
@@ -53,13 +53,8 @@ def _rounded(problem: Problem) -> hft.Optimizer[Any]:
 
     def update(grads: Any, state: Any, params: Any, hparams: Any = None) -> Any:
         t = int(state.step) + 1
-        first, second = (_in_float32(b, t) / (1 - b**t) for b in BETAS)
+        first, second = ((1 - Tensor([b]) ** t).item() / (1 - b**t) for b in BETAS)
         changed = {**hparams, "lr": hparams["lr"] * second**0.5 / first, "eps": hparams["eps"] * second**0.5}
         return opt.update(grads, state, params, changed)
 
     return hft.Optimizer(opt.init, update, opt.hparams)
-
-
-def _in_float32(decay: float, t: int) -> float:
-    b = Tensor([decay])
-    return (1 - b**t).item()

@@ -16,8 +16,7 @@ import torch
 
 from ..measure import machine, options, write
 from .contenders import CONTENDERS
-from .processes import measure
-from .table import table
+from .processes import measure, table
 from .worker import Job
 
 

@@ -1,52 +1,126 @@
-"""Who takes part: a plain loop, and the library with more or less kept of each step."""
+"""Who takes part: a plain loop, and the library with more or less kept of each step.
+
+Each has the same hypergradient: in the learning rates of parts of the network, and in the weights of examples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp.hyper import Strategy
 
-from .hypergradients import by_hand, by_library
-from .network import Encoder
-from .sentences import Data
+from .task import Data, Encoder, Params, losses_of, part_of
 
-Call: TypeAlias = Callable[[], dict[str, Tensor]]
+LR, BETAS, EPS, DECAY = 5e-5, (0.9, 0.999), 1e-6, 0.01
+#: Rows of the embeddings that no batch has used have a second moment of zero, where a root has no derivative.
+EPS_ROOT = 1e-12
+
+
+class Numbers(NamedTuple):
+    """What is differentiated in: leaves of one call."""
+
+    lr: dict[str, Tensor]  # of each part of the network
+    weight: Tensor  # of each example, before the sigmoid
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        """Of a loss, in each kind of number, as a vector."""
+        *lr, weight = torch.autograd.grad(loss, [*self.lr.values(), self.weight])
+        return {"lr": torch.stack(lr), "weight": weight}
+
+
+def start(net: Encoder, data: Data) -> tuple[Params, Numbers]:
+    """Params, and the numbers."""
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    options: dict[str, Any] = {"dtype": params["head.bias"].dtype, "requires_grad": True}
+    lr = {part: torch.tensor(LR, **options) for part in net.parts()}
+    return params, Numbers(lr, torch.zeros(data.examples, **options))
+
+
+def optimizer() -> hft.Optimizer:
+    return hft.adamw(LR, BETAS, EPS, DECAY, eps_root=EPS_ROOT)
+
+
+def of_each(params: Params, numbers: Numbers) -> dict[str, Tensor]:
+    """The learning rate of each param: that of its part."""
+    return {name: numbers.lr[part_of(name)] for name in params}
+
+
+def by_library(net: Encoder, data: Data, strategy: Strategy, **loss: bool) -> Callable[[], dict[str, Tensor]]:
+    """``loss`` has the options of :func:`losses_of`."""
+    train_loss, held_out_loss = losses_of(net, **loss)
+    opt = optimizer()
+
+    def run() -> dict[str, Tensor]:
+        params, numbers = start(net, data)
+        hparams = {**opt.hparams, "lr": of_each(params, numbers), "loss": {"weight": numbers.weight}}
+        end = hft.train(opt, train_loss, params, data.batches, hparams=hparams, strategy=strategy).params
+        return numbers.gradient(held_out_loss(end, data.held_out))
+
+    return run
+
+
+def by_hand(net: Encoder, data: Data, **loss: bool) -> Callable[[], dict[str, Tensor]]:
+    """``torch.autograd.grad(create_graph=True)`` and AdamW written down: the graphs of all steps are kept."""
+    train_loss, held_out_loss = losses_of(net, **loss)
+
+    @sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
+    def run() -> dict[str, Tensor]:
+        params, numbers = start(net, data)
+        lr = of_each(params, numbers)
+        params = {name: p.requires_grad_() for name, p in params.items()}
+        m, v = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        for k, batch in enumerate(data.batches):
+            value = train_loss(params, batch, {"weight": numbers.weight})
+            grads = torch.autograd.grad(value, list(params.values()), create_graph=True)
+            for name, g in zip(params, grads, strict=True):
+                params[name], m[name], v[name] = _adamw(params[name], g, m[name], v[name], lr[name], k + 1)
+        return numbers.gradient(held_out_loss(params, data.held_out))
+
+    return run
+
+
+def _adamw(w: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    b1, b2 = BETAS
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    root = (v / (1 - b2**t) + EPS_ROOT).sqrt() + EPS
+    return w - lr * DECAY * w - lr * (m / (1 - b1**t)) / root, m, v
+
 
 PLAIN = "plain loop"
 
 
 class Contender(NamedTuple):
-    """A strategy, made of the bytes that it may keep; ``None`` is the plain loop. And how its loss computes."""
+    """A strategy; ``None`` is the plain loop. And how its loss computes."""
 
-    strategy: Callable[[int], Strategy] | None
+    strategy: hft.Unroll | None
     again: bool = False  # activations a second time
     narrow: bool = False  # in bfloat16
 
 
-def _unroll(**options: object) -> Callable[[int], Strategy]:
-    return lambda _: hft.Unroll(**options)  # pyright: ignore[reportArgumentType]
-
-
-_SQRT = _unroll(checkpoint="sqrt")
+_SQRT = hft.Unroll(checkpoint="sqrt")
 CONTENDERS = {
     PLAIN: Contender(None),
-    "Unroll(1)": Contender(_unroll(checkpoint=1)),
+    "Unroll(1)": Contender(hft.Unroll(checkpoint=1)),
     "Unroll(sqrt)": Contender(_SQRT),
-    "Unroll(log)": Contender(_unroll(checkpoint="log")),
-    "Unroll(auto)": Contender(lambda memory: hft.Unroll(memory=memory)),
-    "Unroll(sqrt, offload)": Contender(_unroll(checkpoint="sqrt", offload=True)),
+    "Unroll(log)": Contender(hft.Unroll(checkpoint="log")),
+    "Unroll(auto)": Contender(hft.Unroll(memory=1)),  # as many bytes as there are
+    "Unroll(sqrt, offload)": Contender(hft.Unroll(checkpoint="sqrt", offload=True)),
     "Unroll(sqrt), activations again": Contender(_SQRT, again=True),
     "Unroll(sqrt), bfloat16": Contender(_SQRT, narrow=True),
 }
 
 
-def call_of(name: str, net: Encoder, data: Data, memory: int) -> Call:
-    """A call that gives the hypergradient, by kinds of numbers."""
-    contender = CONTENDERS[name]
-    make = by_hand if contender.strategy is None else partial(by_library, strategy=contender.strategy(memory))
-    return make(net, data, again=contender.again, narrow=contender.narrow)
+def call_of(name: str, net: Encoder, data: Data, memory: int) -> Callable[[], dict[str, Tensor]]:
+    """A call that gives the hypergradient, by kinds of numbers; ``memory``: the bytes that "Unroll(auto)" may keep."""
+    strategy, again, narrow = CONTENDERS[name]
+    if strategy is None:
+        return by_hand(net, data, again=again, narrow=narrow)
+    strategy = replace(strategy, memory=memory) if strategy.memory else strategy
+    return by_library(net, data, strategy, again=again, narrow=narrow)

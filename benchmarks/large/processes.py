@@ -1,4 +1,4 @@
-"""Contenders one after the other, each in a process of its own, compared with the plain loop."""
+"""Contenders one after the other, each in a process of its own, compared with the plain loop; a table of them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,16 @@ from typing import Any
 
 import torch
 
-from ..measure import Others
-from ..worker import Killed, Worker
+from experiments.common.report_kit import markdown
+
+from ..measure import Others, in_threads
+from ..worker import Worker
 from .contenders import PLAIN
 from .worker import Job
 
+HEAD = ["", "peak", "of the plain loop's", "time", "of the plain loop's", "difference"]
 #: What Unroll(memory=) is given, of the plain loop's peak or of the limit: the bar is at a third.
 SHARE = 0.3
-
-
-def run(name: str, job: Job, threads: int) -> dict[str, Any]:
-    """A worker's answer; one that the system has killed has died too."""
-    words = (name, json.dumps(job._asdict()))
-    worker = Worker("benchmarks.large.worker", *words, threads=threads, HF_HUB_OFFLINE="1")
-    try:
-        return worker.answer()
-    except Killed as killed:
-        return {"died": str(killed)}
-    finally:
-        worker.close()
 
 
 def measure(names: list[str], job: Job, threads: int) -> dict[str, Any]:
@@ -35,7 +26,9 @@ def measure(names: list[str], job: Job, threads: int) -> dict[str, Any]:
     for name in sorted(names, key=lambda name: name != PLAIN):
         most = rows.get(PLAIN, {}).get("peak_bytes", job.limit)
         others, children = Others(), _of_children()
-        row = run(name, job._replace(memory=int(SHARE * most)), threads)
+        words = (name, json.dumps(job._replace(memory=int(SHARE * most))))
+        with Worker("benchmarks.large.worker", *words, threads=threads, HF_HUB_OFFLINE="1") as worker:
+            row = worker.answer()
         row["share_of_other_processes"] = others.share(_of_children() - children)
         rows[name] = row
     compare(rows)
@@ -54,7 +47,6 @@ def compare(rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         if name in values and PLAIN in values:
             row["time_over_plain"] = row["median_seconds"] / plain["median_seconds"]
-            row["cpu_over_plain"] = row["cpu_seconds"] / plain["cpu_seconds"]
             row["peak_over_plain"] = row["peak_bytes"] / plain["peak_bytes"]
             row["difference"] = distance(values[name], values[PLAIN])
 
@@ -63,3 +55,30 @@ def distance(value: dict[str, list[float]], right: dict[str, list[float]]) -> fl
     """The largest difference of a number, relative to the largest number of its kind."""
     pairs = [(torch.tensor(value[kind]), torch.tensor(x)) for kind, x in right.items()]
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def table(record: dict[str, Any]) -> str:
+    rows = record["contenders"]
+    busy = max(row["share_of_other_processes"] for row in rows.values())
+    lines = [
+        f"**{record['steps']} steps** of {record['size']} x {record['length']} tokens ({in_threads(record)}, "
+        f"at most {record['limit'] / 2**30:.1f} GiB, other processes at most "
+        f"{100 * busy:.0f} % of the machine)",
+        "",
+        *markdown(HEAD, [[name, *_cells(row)] for name, row in rows.items()]),
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "died" in row:
+        return ["died: " + row["died"], "", "", "", ""]
+    of_plain = [f"{row[key]:.2f}" if key in row else "" for key in ("peak_over_plain", "time_over_plain")]
+    difference = f"{row['difference']:.1e}" if "difference" in row else ""
+    return [
+        f"{row['peak_bytes'] / 2**30:.2f} GiB",
+        of_plain[0],
+        f"{row['median_seconds']:.1f} s",
+        of_plain[1],
+        difference,
+    ]

@@ -21,8 +21,7 @@ from experiments.common.memory import peak_above
 
 from ..worker import answering
 from .contenders import call_of
-from .network import minilm
-from .sentences import reviews
+from .task import drawn, minilm
 
 
 class Job(NamedTuple):
@@ -36,28 +35,26 @@ class Job(NamedTuple):
 
 
 def measured(name: str, job: Job) -> dict[str, Any]:
-    net, tokenize = minilm()
+    net, words = minilm()
     call, warm_up = (
-        call_of(name, net, reviews(tokenize, steps, job.size, job.length), memory)
+        call_of(name, net, drawn(words, steps, job.size, job.length), memory)
         for steps, memory in ((job.steps, job.memory), (1, 2**40))
     )
     warm_up()
 
-    def limited() -> tuple[dict[str, Tensor], float, float]:
-        resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + job.limit, resource.RLIM_INFINITY))
-        begin, busy = time.perf_counter(), time.process_time()
-        return call(), time.perf_counter() - begin, time.process_time() - busy
+    def limited() -> tuple[dict[str, Tensor], float]:
+        resource.setrlimit(resource.RLIMIT_DATA, (_held() + job.limit, resource.RLIM_INFINITY))
+        begin = time.perf_counter()
+        return call(), time.perf_counter() - begin
 
-    begin = time.perf_counter()
     try:
-        (value, seconds, cpu_seconds), mib = peak_above(torch.device("cpu"), limited)
+        (value, seconds), mib = peak_above(torch.device("cpu"), limited)
     except (RuntimeError, MemoryError, ValueError) as error:
         if (bytes_ := _too_few(error, job)) is None:
             raise
-        return {"died": f"{bytes_ / 2**30:.1f} GiB were too few", "after_seconds": time.perf_counter() - begin}
+        return {"died": f"{bytes_ / 2**30:.1f} GiB were too few"}
     return {
         "median_seconds": seconds,
-        "cpu_seconds": cpu_seconds,
         "peak_bytes": int(2**20 * mib),
         "value": {kind: x.tolist() for kind, x in value.items()},
     }
@@ -70,14 +67,13 @@ def _too_few(error: Exception, job: Job) -> int | None:
     return job.memory if "bytes are too few" in str(error) else None
 
 
-def status(field: str) -> int:
-    """A memory figure of this process in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+def _held() -> int:
+    """Bytes of data that this process holds (Linux)."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
 
 
 def main() -> None:
-    name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
+    name, job = sys.argv[1], Job(*json.loads(sys.argv[2]))
     with answering() as say:
         say(measured(name, job))
 

@@ -7,7 +7,9 @@ the number of threads.
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -107,11 +109,12 @@ class _Part:
 
     def move_(self, packed: Tensor, ball: Ball, amp: Amp) -> None:
         """The base's move, c and n, the projection; then the radii, at most the largest n."""
-        from .cpu_notice import announced
-
-        with announced(str(self.layers.weights[0].dtype).removeprefix("torch.")):
-            radii = self._of_pieces(self.radii), self._of_pieces(packed)
-            found = self._run(self.kernels.move, self._rule(amp), ball.norm == "l2", *radii)
+        kernel, begin = self.kernels.move, time.perf_counter()
+        compiled = len(kernel.stats.cache_misses)
+        radii = self._of_pieces(self.radii), self._of_pieces(packed)
+        found = self._run(kernel, self._rule(amp), ball.norm == "l2", *radii)
+        if len(kernel.stats.cache_misses) > compiled:
+            say_compiled(kernel.stats.cache_path, self.layers.weights[0].dtype, time.perf_counter() - begin)
         if self.has_ball:
             top = torch.zeros_like(packed).scatter_reduce_(0, self.owners, found.to(packed), "amax")
             _Numbers(self.layers.radii).write(torch.where(packed > top, top, packed))
@@ -150,6 +153,19 @@ class _Part:
             for other in others:
                 other.result()
         return out
+
+
+def say_compiled(place: str | None, weights: torch.dtype, seconds: float) -> None:
+    """One line of the log, since that was a pause; from Numba's cache on disk the kernels come without a word."""
+    often = (
+        f"once on this machine, kept in {place}"
+        if place
+        else "in every process: Numba has no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
+    )
+    what = str(weights).removeprefix("torch.")
+    logging.getLogger("hyperopt_ftp").warning(
+        "compiled the fused CPU step for %s weights in %.0f s, %s", what, seconds, often
+    )
 
 
 class _Numbers:

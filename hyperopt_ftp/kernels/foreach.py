@@ -112,7 +112,7 @@ def move_radii(radii: Tensor, m: Tensor, v: Tensor, steps: Tensor, h: Tensor, ba
     h = torch.where(h > 0, ball.kappa * h, h)
     m.lerp_(h, 1 - b1)
     v.mul_(b2).addcmul_(h, h, value=1 - b2)
-    t = steps.double()  # a float32 power of 0.999 would be off by 1e-5 after 1000 steps
+    t = steps.double()  # as in _adamw
     size = (ball.radius_lr / (1 - b1**t)).to(h, non_blocking=True)
     correction = (1 - b2**t).sqrt().to(h, non_blocking=True)
     return (radii - size * m / (v.sqrt() / correction + eps)).clamp_(min=FLOOR)
@@ -209,7 +209,7 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
     if rest:
         torch._foreach_maximum_(rest[0], v)
     # m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps) with r = sqrt(1 - b2^t): one pass less.
-    t, like = _counts(layers.steps), weights[0]
+    t, like = torch.stack(layers.steps).double(), weights[0]  # a float32 power of 0.999 is off by 1e-5 after 1000 steps
     root = (1 - b2**t).sqrt()
     denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
     if like.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -243,11 +243,6 @@ def _sgd(weights: Tensors, grads: Tensors, layers: Layers, base: SGD) -> None:
         torch._foreach_sub_(weights, torch._foreach_mul(directions, lr.to(weights[0])))
     else:
         torch._foreach_add_(weights, directions, alpha=-lr)
-
-
-def _counts(steps: Tensors) -> Tensor:
-    """Steps of each layer, float64: a float32 power of 0.999 would be off by 1e-5 after 1000 steps."""
-    return torch.stack(steps).double()
 
 
 def _radius_gradient(grad: Tensor, deviation: Tensor, norms: Tensor, radius: Tensor, exact: bool) -> Tensor:

@@ -9,7 +9,7 @@ in the same order, so that radii are equal to the last bit everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,8 @@ from ..dtensors import is_dtensor, local
 from . import foreach
 from .layers import SGD, AdamW, Amp, Ball, Layers, choose, working_dtype
 
-
-class Part(NamedTuple):
-    """Layers of one dtype and device, and the numbers of their step."""
-
-    layers: Layers
-    base: AdamW | SGD | None
-    ball: Ball
-    amp: Amp
+#: Layers of one dtype and device, and the numbers of their step.
+Part = tuple[Layers, AdamW | SGD | None, Ball, Amp]
 
 
 def step_(parts: Sequence[Part]) -> None:
@@ -205,12 +199,3 @@ def full_rows(p: Any, value: float, norm: str) -> Tensor:
 
     mine = torch.full((local(p).shape[0],), value, dtype=working_dtype(p), device=local(p).device)
     return DTensor.from_local(mine, p.device_mesh, p.placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
-
-
-def shard(x: Any) -> tuple[Tensor, int, Any]:
-    """This process's part of a DTensor, the place of its first element in the whole, and whose parts make the whole."""
-    group = _group(x)
-    if group is None:
-        return x.full_tensor(), 0, None
-    rows = -(-x.shape[0] // group.size())  # torch.chunk's
-    return x.to_local(), min(group.rank() * rows, x.shape[0]) * x.shape[1:].numel(), group

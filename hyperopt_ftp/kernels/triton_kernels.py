@@ -1,13 +1,12 @@
 # A constant parameter takes plain numbers, a number's dtype stands as its annotation, and a condition on constants is
-# settled when a kernel is compiled, so it stays apart from one on tensors. static_range is unrolled by the compiler.
+# settled when a kernel is compiled, so it stays apart from one on tensors.
 # ruff: noqa: SIM102, SIM109, SIM300
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportInvalidTypeForm=false
 # pyright: reportOperatorIssue=false
 """The Triton kernels of a fused FTP step. Imports triton, so it is imported when it is used; ``triton`` launches them.
 
-A table of int64 on the device has a row for each layer: addresses, then sizes. A tile is what one program does: whole
-rows of a layer, or a piece of a long row. Its shape is a constant in each branch of a kernel, and the branch is taken
-by the tile's kind: so one launch serves layers of all shapes.
+A table of int64 on the device has a line for each layer: addresses, then sizes. A program takes a whole row of a layer,
+BLOCK elements at a time; another kind of program takes a layer's few numbers.
 
 16-bit weights compute in float32. Every helper works in a working dtype T, float32 or float64.
 """
@@ -16,9 +15,9 @@ import triton
 import triton.language as tl
 
 # Columns of the table of layers: those of Layers, of which the last, the moments, is three (X: max v, or the number of
-# steps done when b was made). 0: there is none. Then sizes: of the layer, and its first tile and number of tiles.
-W, G, STEP, W0, C, N, RADIUS, RM, RV, RADIUS_STEP, M, V, X, ROWS, COLS, FIRST, TILES = map(tl.constexpr, range(17))
-COLUMNS = tl.constexpr(17)
+# steps done when b was made). 0: there is none. Then sizes, and the number of the layer's first row among all rows.
+W, G, STEP, W0, C, N, RADIUS, RM, RV, RADIUS_STEP, M, V, X, ROWS, COLS, FIRST = map(tl.constexpr, range(16))
+COLUMNS = tl.constexpr(16)
 
 # What the base does.
 NOTHING, ADAMW, AMSGRAD, SGD, MOMENTUM, NESTEROV = map(tl.constexpr, range(6))
@@ -30,39 +29,30 @@ DECAY, MU, TAKE = KEEP, BETA1, TAKE1
 NUMBERS = tl.constexpr(8)
 
 FLOOR = tl.constexpr(1e-8)
-#: Elements of a tile: 8 a thread with 8 warps. Five tensors of them fit 128 registers, with their addresses where these
-#: do not come in fours: so 2 blocks fit a multiprocessor. 16 elements do so in an aligned row of 4096 only.
-#: tests/kernels/test_triton_compile.py counts.
-BLOCK = tl.constexpr(2048)
-#: Columns of a tile, by shape. The last is for aligned layers only. A row that fits none is cut into pieces of BLOCK.
-WIDTHS = tl.constexpr((64, 256, 1024, 2048, 4096))
-#: Kinds of tiles, 2 * shape + unaligned; PIECE: that of aligned pieces.
-KINDS = tl.constexpr(2 * len(WIDTHS.value) - 1)
-PIECE = tl.constexpr(2 * WIDTHS.value.index(BLOCK.value))
-#: Elements of a turn where one program does a layer or a row.
-TURN = tl.constexpr(2048)
+#: Elements of a turn: 4 a thread with 8 warps. tests/kernels/test_triton_compile.py counts registers.
+BLOCK = tl.constexpr(1024)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit
 def partials(
-    layers, tiles, first, sums, grad_scale,
+    layers, owners, sums, grad_scale,
     T: tl.constexpr, G_T: tl.constexpr, C_T: tl.constexpr, EXACT: tl.constexpr, MAXIMIZE: tl.constexpr,
 ):  # fmt: skip
-    """``sum <g, c> / n`` over each tile. Full-size traffic: loads g, c."""
-    tile = first + tl.program_id(0)
-    _, layer, row, piece, kind = _entry(layers, tiles, tile)
-    factor = _factor(grad_scale, T, MAXIMIZE)
-    for k in tl.static_range(KINDS):
-        if kind == k:
-            at, offsets, columns, rows, inside, cols = _tile(layer, row, piece, k)
-            mask = inside[:, None] & (columns < cols)
-            g = tl.load(_elements(layer, G, G_T, at, k) + offsets, mask=mask, other=0.0).to(T) * factor
-            c = tl.load(_elements(layer, C, C_T, at, k) + offsets, mask=mask, other=0.0).to(T)
-            n = tl.load(_pointer(layer, N, T) + rows, mask=inside, other=1.0)
-            weight = 1 / n
-            if EXACT:  # only clipped rows count
-                weight = tl.where(tl.load(_pointer(layer, RADIUS, T)) <= n, weight, 0.0)
-            tl.store(sums + tile, tl.sum(tl.sum(g * c, axis=1) * weight, axis=0))
+    """``<g, c> / n`` of each row that has a ball. Full-size traffic: loads g, c."""
+    _, layer, row, cols = _row(layers, owners)
+    if tl.load(layer + RADIUS) != 0:
+        factor = _factor(grad_scale, T, MAXIMIZE)
+        grads, deviations = _elements(layer, G, G_T, row * cols), _elements(layer, C, C_T, row * cols)
+        products = tl.zeros((BLOCK,), T)
+        for start in range(0, cols, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            g = tl.load(grads + i, mask=i < cols, other=0.0).to(T) * factor
+            products += g * tl.load(deviations + i, mask=i < cols, other=0.0).to(T)
+        n = tl.load(_pointer(layer, N, T) + row)
+        weight = 1 / n
+        if EXACT:  # only clipped rows count
+            weight = tl.where(tl.load(_pointer(layer, RADIUS, T)) <= n, weight, 0.0)
+        tl.store(sums + tl.program_id(0), tl.sum(products, axis=0) * weight)
 
 
 @triton.jit
@@ -83,8 +73,8 @@ def radii(
     layer = layers + index * COLUMNS
 
     gamma = tl.full((), 0.0, tl.float64)
-    if _given(layer, RADIUS) > 0:
-        h = _sum(sums + tl.load(layer + FIRST), tl.load(layer + TILES))
+    if tl.load(layer + RADIUS) != 0:
+        h = _sum(sums + tl.load(layer + FIRST), tl.load(layer + ROWS))
         h = tl.where(h > 0, h * kappa, h)
         first_moment, second_moment = _pointer(layer, RM, T), _pointer(layer, RV, T)
         m = tl.load(first_moment).to(tl.float64) * 0.9 + h * (1 - 0.9)
@@ -126,100 +116,66 @@ def radii(
         _put(out + DECAY, weight_decay, T)
         _put(out + MU, momentum, T)
         take = tl.full((), 1.0, tl.float64) - dampening
-        if _given(layer, X) > 0:
+        if tl.load(layer + X) != 0:
             # b is still 0 in the step after it was made.
             take = tl.where(tl.load(_pointer(layer, X, tl.float32)) == done, 1.0, take)
         _put(out + TAKE, take, T)
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit
 def move(
-    layers, tiles, first, sums, packed, numbers, grad_scale, found_inf,
+    layers, owners, packed, numbers, grad_scale, found_inf,
     T: tl.constexpr, W_T: tl.constexpr, G_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
     RULE: tl.constexpr, L2: tl.constexpr, MAXIMIZE: tl.constexpr,
 ):  # fmt: skip
-    """The base's move, and the projection of whole rows. Pieces leave W' in W, and a sum for the norm of their row.
+    """The base's move of a row, its c and n, and its projection.
 
-    Full-size traffic with AdamW: loads W, g, m, v, W0 (16-bit weights: and c), stores m, v, c, W. Unconstrained layers
-    are neither whole rows, nor are W0 and c there: by predicate.
+    Full-size traffic with AdamW: loads W, g, m, v, W0 (16-bit weights: and c), stores m, v, c, W. For the projection
+    the row is read again, from the caches where it fits them. Unconstrained layers have no W0 and c: by predicate.
     """
     if found_inf is not None:
         if tl.load(found_inf) != 0:
             return
-    tile = first + tl.program_id(0)
-    index, layer, row, piece, kind = _entry(layers, tiles, tile)
+    index, layer, row, cols = _row(layers, owners)
+    # 1 or 0, and a mask is made by a product: the interpreter takes no scalar for one.
+    held, is_anchored = (tl.load(layer + RADIUS) != 0).to(tl.int64), (tl.load(layer + W0) != 0).to(tl.int64)
     factor = _factor(grad_scale, T, MAXIMIZE)
-    held, count = _given(layer, RADIUS), tl.load(layer + ROWS)
-    for k in tl.static_range(KINDS):
-        if kind == k:
-            at, offsets, columns, rows, inside, cols = _tile(layer, row, piece, k)
-            mask = inside[:, None] & (columns < cols)
-            constrained = inside[:, None] & (columns < cols * held)
-            anchored = inside[:, None] & (columns < cols * _given(layer, W0))
-            weights, deviations = _elements(layer, W, W_T, at, k), _elements(layer, C, C_T, at, k)
-            norms = _pointer(layer, N, T) + rows
-            w = tl.load(weights + offsets, mask=mask, other=0.0).to(T)
-            w0 = tl.load(_elements(layer, W0, W0_T, at, k) + offsets, mask=anchored, other=0.0).to(T)
-            if W_T != T:
-                # Working weights: W0 + s c where that rounds to W. Unconstrained: 0 + s * 0 does so where W is 0.
-                old = tl.load(deviations + offsets, mask=constrained, other=0.0).to(T)
-                bounded = rows < count * held
-                n = tl.load(norms, mask=bounded, other=1.0)
-                radius = tl.load(_pointer(layer, RADIUS, T) + rows * 0, mask=bounded, other=1.0)  # once for each row
-                kept = tl.fma(old, _scale(radius, n, T)[:, None], w0)
-                w = tl.where(_rounded(kept, W_T) == w, kept, w)
-            w = _moved(layer, numbers + index * NUMBERS, w, factor, at, offsets, mask, T, G_T, RULE, k)
-
-            c = w - w0
-            tl.store(deviations + offsets, _rounded(c, C_T).to(C_T), mask=constrained)
-            # Where the mask is off, W and W0 are 0 and no rule moves a weight of 0 along a gradient of 0, but 0 / 0 is
-            # NaN.
-            total = tl.sum(_size(tl.where(mask, c, 0.0), L2), axis=1)
-            tl.store(sums + tile, tl.sum(total, axis=0))
-            whole = held * (cols <= WIDTHS[k // 2])
-            n = _norm(total, T, L2)
-            tl.store(norms, n, mask=rows < count * whole)
-            s = _scale(tl.load(packed + index).to(T), n, T)
-            w = tl.where(whole > 0, tl.fma(c, s[:, None], w0), w)
-            tl.store(weights + offsets, _rounded(w, W_T).to(W_T), mask=mask)
-
-
-@triton.jit(do_not_specialize=["first"])
-def long_norms(layers, tiles, first, sums, found_inf, T: tl.constexpr, L2: tl.constexpr):
-    """The norm of a long row, by the program of its first piece."""
-    if found_inf is not None:
-        if tl.load(found_inf) != 0:
-            return
-    tile = first + tl.program_id(0)
-    _, layer, row, piece, _ = _entry(layers, tiles, tile)
-    if piece == 0:
-        total = _sum(sums + tile, tl.cdiv(tl.load(layer + COLS), BLOCK))
-        tl.store(_pointer(layer, N, T) + row, _norm(total.to(T), T, L2))
-
-
-@triton.jit(do_not_specialize=["first"])
-def finish(
-    layers, tiles, first, packed, found_inf,
-    T: tl.constexpr, W_T: tl.constexpr, W0_T: tl.constexpr, C_T: tl.constexpr,
-):  # fmt: skip
-    """The projection of long rows. Full-size traffic: loads W (16-bit weights: c), W0, stores W."""
-    if found_inf is not None:
-        if tl.load(found_inf) != 0:
-            return
-    index, layer, row, piece, kind = _entry(layers, tiles, first + tl.program_id(0))
-    s = _scale(tl.load(packed + index).to(T), tl.load(_pointer(layer, N, T) + row), T)
-    for k in tl.static_range(PIECE, PIECE + 2):
-        if kind == k:
-            at, offsets, columns, _, _, cols = _tile(layer, row, piece, k)
-            mask = columns < cols
-            anchored = columns < cols * _given(layer, W0)
-            weights = _elements(layer, W, W_T, at, k) + offsets
-            w0 = tl.load(_elements(layer, W0, W0_T, at, k) + offsets, mask=anchored, other=0.0).to(T)
+    first = row * cols
+    weights, anchors = _elements(layer, W, W_T, first), _elements(layer, W0, W0_T, first)
+    deviations, norm = _elements(layer, C, C_T, first), _pointer(layer, N, T) + row
+    s = tl.full((), 1.0, T)
+    if held:
+        s = _scale(tl.load(_pointer(layer, RADIUS, T)), tl.load(norm), T)
+    sizes = tl.zeros((BLOCK,), T)
+    for start in range(0, cols, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < cols
+        w = tl.load(weights + i, mask=mask, other=0.0).to(T)
+        w0 = tl.load(anchors + i, mask=i < cols * is_anchored, other=0.0).to(T)
+        if W_T != T:
+            # Working weights: W0 + s c where that rounds to W. Unconstrained: 0 + s * 0 does so where W is 0.
+            kept = tl.fma(tl.load(deviations + i, mask=i < cols * held, other=0.0).to(T), s, w0)
+            w = tl.where(_rounded(kept, W_T) == w, kept, w)
+        w = _moved(layer, numbers + index * NUMBERS, w, factor, first, i, mask, T, G_T, RULE)
+        c = w - w0
+        tl.store(deviations + i, _rounded(c, C_T).to(C_T), mask=i < cols * held)
+        tl.store(weights + i, _rounded(w, W_T).to(W_T), mask=mask)
+        # Where the mask is off, W and W0 are 0 and no rule moves a weight of 0 along a gradient of 0, but 0 / 0 is NaN.
+        sizes += _size(tl.where(mask, c, 0.0), L2)
+    if held:
+        n = _norm(tl.sum(sizes, axis=0), T, L2)
+        tl.store(norm, n)
+        s = _scale(tl.load(packed + index).to(T), n, T)
+        tl.debug_barrier()  # a thread may read what another one has stored
+        for start in range(0, cols, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            mask = i < cols
+            w0 = tl.load(anchors + i, mask=i < cols * is_anchored, other=0.0).to(T)
             if W_T == T:  # W' - W0 is c to the last bit, which may be kept in fewer
-                c = tl.load(weights, mask=mask, other=0.0) - w0
+                c = tl.load(weights + i, mask=mask, other=0.0) - w0
             else:
-                c = tl.load(_elements(layer, C, C_T, at, k) + offsets, mask=mask, other=0.0)
-            tl.store(weights, _rounded(tl.fma(c, s, w0), W_T).to(W_T), mask=mask)
+                c = tl.load(deviations + i, mask=mask, other=0.0).to(T)
+            tl.store(weights + i, _rounded(tl.fma(c, s, w0), W_T).to(W_T), mask=mask)
 
 
 @triton.jit
@@ -229,11 +185,11 @@ def clip(layers, packed, found_inf, T: tl.constexpr):
         if tl.load(found_inf) != 0:
             return
     layer = layers + tl.program_id(0) * COLUMNS
-    if _given(layer, RADIUS) > 0:
+    if tl.load(layer + RADIUS) != 0:
         rows = tl.load(layer + ROWS)
-        top = tl.full((TURN,), FLOOR, T)
-        for at in range(0, rows, TURN):
-            i = at + tl.arange(0, TURN)
+        top = tl.full((BLOCK,), FLOOR, T)
+        for at in range(0, rows, BLOCK):
+            i = at + tl.arange(0, BLOCK)
             n = tl.load(_pointer(layer, N, T) + i, mask=i < rows, other=0.0)
             n = tl.where(n == n, n, float("inf"))
             top = tl.where(n > top, n, top)
@@ -247,17 +203,17 @@ def clip(layers, packed, found_inf, T: tl.constexpr):
 
 @triton.jit
 def _moved(
-    layer, numbers, w, factor, at, offsets, mask,
-    T: tl.constexpr, G_T: tl.constexpr, RULE: tl.constexpr, KIND: tl.constexpr,
+    layer, numbers, w, factor, at, i, mask,
+    T: tl.constexpr, G_T: tl.constexpr, RULE: tl.constexpr,
 ):  # fmt: skip
     """W after the base's move; stores its moments."""
     if RULE == NOTHING:
         return w
     size = tl.load(numbers + SIZE)
-    g = tl.load(_elements(layer, G, G_T, at, KIND) + offsets, mask=mask, other=0.0).to(T) * factor
+    g = tl.load(_elements(layer, G, G_T, at) + i, mask=mask, other=0.0).to(T) * factor
     if RULE == ADAMW or RULE == AMSGRAD:
-        first = _elements(layer, M, T, at, KIND) + offsets
-        second = _elements(layer, V, T, at, KIND) + offsets
+        first = _elements(layer, M, T, at) + i
+        second = _elements(layer, V, T, at) + i
         m = tl.load(first, mask=mask, other=0.0)
         v = tl.load(second, mask=mask, other=0.0)
         m = tl.load(numbers + BETA1) * m + tl.load(numbers + TAKE1) * g
@@ -265,7 +221,7 @@ def _moved(
         tl.store(first, m, mask=mask)
         tl.store(second, v, mask=mask)
         if RULE == AMSGRAD:
-            largest = _elements(layer, X, T, at, KIND) + offsets
+            largest = _elements(layer, X, T, at) + i
             x = tl.load(largest, mask=mask, other=0.0)
             v = tl.where((x > v) | (x != x), x, v)  # keeps NaN
             tl.store(largest, v, mask=mask)
@@ -274,7 +230,7 @@ def _moved(
     g = g + tl.load(numbers + DECAY) * w
     if RULE == SGD:
         return w - size * g
-    buffer = _elements(layer, M, T, at, KIND) + offsets
+    buffer = _elements(layer, M, T, at) + i
     mu = tl.load(numbers + MU)
     b = mu * tl.load(buffer, mask=mask, other=0.0) + tl.load(numbers + TAKE) * g
     tl.store(buffer, b, mask=mask)
@@ -323,9 +279,9 @@ def _scale(radius, n, T: tl.constexpr):
 @triton.jit
 def _sum(values, count):
     """Always in the same order, in float64."""
-    total = tl.zeros((TURN,), tl.float64)
-    for at in range(0, count, TURN):
-        i = at + tl.arange(0, TURN)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for at in range(0, count, BLOCK):
+        i = at + tl.arange(0, BLOCK)
         total += tl.load(values + i, mask=i < count, other=0.0).to(tl.float64)
     return tl.sum(total, axis=0)
 
@@ -355,18 +311,11 @@ def _factor(grad_scale, T: tl.constexpr, MAXIMIZE: tl.constexpr):
 
 
 @triton.jit
-def _entry(layers, tiles, tile):
-    """Of a tile: number of its layer, the layer's row in the table, first row, piece, kind."""
-    entry = tiles + tile * 4
-    index = tl.load(entry).to(tl.int64)
-    row, piece, kind = tl.load(entry + 1).to(tl.int64), tl.load(entry + 2).to(tl.int64), tl.load(entry + 3)
-    return index, layers + index * COLUMNS, row, piece, kind
-
-
-@triton.jit
-def _given(layer, COLUMN: tl.constexpr):
-    """1 or 0. Masks are made by multiplying a bound with it, which keeps what is known of the bound's divisors."""
-    return (tl.load(layer + COLUMN) != 0).to(tl.int64)
+def _row(layers, owners):
+    """Of a program for a row: number of its layer, the layer's line in the table, number of the row there, columns."""
+    index = tl.load(owners + tl.program_id(0)).to(tl.int64)
+    layer = layers + index * COLUMNS
+    return index, layer, tl.program_id(0) - tl.load(layer + FIRST), tl.load(layer + COLS)
 
 
 @triton.jit
@@ -375,23 +324,6 @@ def _pointer(layer, COLUMN: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _elements(layer, COLUMN: tl.constexpr, T: tl.constexpr, at, KIND: tl.constexpr):
+def _elements(layer, COLUMN: tl.constexpr, T: tl.constexpr, at):
     """A full-size tensor from element ``at`` on."""
-    pointer = _pointer(layer, COLUMN, T)
-    if KIND % 2 == 0:
-        # The cast forgets what is known of the address, so the promise comes after it.
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer + at
-
-
-@triton.jit
-def _tile(layer, row, piece, KIND: tl.constexpr):
-    """A tile's first element, offsets from there (they fit int32), columns, rows with their mask, columns of a row."""
-    WIDE: tl.constexpr = WIDTHS[KIND // 2]
-    cols = tl.load(layer + COLS)
-    if KIND % 2 == 0:
-        cols = tl.multiple_of(cols, 16)
-    down, across = tl.arange(0, max(1, BLOCK // WIDE)), tl.arange(0, WIDE)[None, :]
-    offsets = down[:, None] * cols.to(tl.int32) + across
-    inside = down < tl.load(layer + ROWS) - row
-    return row * cols + piece * WIDE, offsets, piece * WIDE + across, row + down, inside, cols
+    return _pointer(layer, COLUMN, T) + at

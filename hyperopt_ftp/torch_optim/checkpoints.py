@@ -15,6 +15,7 @@ from ..hparams import is_number
 from .checks.names import names_in
 from .checks.saved import check_maker, check_order, check_state
 from .execution import store
+from .movers.given import Given
 from .movers.mover import Mover
 
 #: State of torch's optimizers that is one number for a parameter. They keep the rest in the dtype of the weights, and
@@ -31,18 +32,23 @@ def without_anchors(saved: dict[str, Any]) -> dict[str, Any]:
     return {**saved, "state": state}
 
 
-def make_ready(opt: Optimizer, mover: Mover, title: str, state: dict[str, Any], saved: dict[str, Any]) -> None:
+def maker(opt: Optimizer, mover: Mover) -> str:
+    """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
+    title = next(c.__name__ for c in type(opt).__mro__ if c.__module__.startswith(f"{__package__}."))
+    return f"{title}({type(mover.optimizer).__name__})" if isinstance(mover, Given) else title
+
+
+def make_ready(opt: Optimizer, mover: Mover, state: dict[str, Any], saved: dict[str, Any]) -> None:
     """Loaded groups and state are made ready to use, or an error says why they cannot be.
 
     Args:
         opt: what loads them.
         mover: what moves its weights.
-        title: what its own checkpoints say of their maker.
         state: what torch has made of the checkpoint.
         saved: the checkpoint.
     """
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
-        _take_options(opt, mover, title, old, new)
+        _take_options(opt, mover, old, new)
     _restore(mover, state, saved)
     hold = mover.hold
     for old, new in zip(opt.param_groups, state["param_groups"], strict=True):
@@ -58,24 +64,24 @@ def make_ready(opt: Optimizer, mover: Mover, title: str, state: dict[str, Any], 
                 hold.anchors.restore(p, name, found, opt.state.get(p, {}))
 
 
-def warn_of_another_anchor(opt: Optimizer, mover: Mover, title: str, saved: Mapping[str, Any]) -> None:
+def warn_of_another_anchor(opt: Optimizer, mover: Mover, saved: Mapping[str, Any]) -> None:
     """Loaded weights that an optimizer without an anchor has fine-tuned are about to become their own."""
     if not mover.hold.anchors.is_start or any(group.get("made_by") for group in saved["param_groups"]):
         return
     pairs = (pair for group in opt.param_groups for pair in zip(group["params"], group["constrained"], strict=True))
     if any(opt.state.get(p) for p, constrained in pairs if constrained):
         warnings.warn(
-            f"the checkpoint is of an optimizer without an anchor, so {title} takes the weights as they are at "
-            "its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
+            f"the checkpoint is of an optimizer without an anchor, so {maker(opt, mover)} takes the weights as they "
+            "are at its first step for the anchor; give the pre-trained ones: anchor=pretrained.state_dict()",
             UserWarning,
             stacklevel=callers_level(),
         )
 
 
-def _take_options(opt: Optimizer, mover: Mover, title: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _take_options(opt: Optimizer, mover: Mover, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Check a loaded group's options, and fill in those that are of this machine (``foreach``, ``fused``)."""
     numbers = {name for name, value in opt.defaults.items() if is_number(value)}
-    check_maker(new, title, numbers - mover.hold.options.keys())
+    check_maker(new, maker(opt, mover), numbers - mover.hold.options.keys())
     for key in (*opt.defaults, "constrained"):  # absent in a checkpoint of the plain base
         if key in old:
             new.setdefault(key, old[key])

@@ -6,17 +6,14 @@ What takes part in it is collected once, in the form that backends take (``Part`
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from operator import is_not
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..calls import callers_level
 from ..kernels.layers import ABSENT, Amp
 from ..types import Excludes
 from . import checkpoints
@@ -24,14 +21,13 @@ from .checks.arguments import (
     check_dtype,
     check_gradient,
     check_group_options,
-    check_lean,
     check_params,
     check_shapes,
 )
 from .checks.names import Exclude, names_in
 from .checks.saved import FORMAT, check_checkpoint
 from .execution import store
-from .execution.backends import Backend, Part, by_backend, by_device_and_dtype
+from .execution.backends import Part, by_device_and_dtype
 from .execution.store import Columns
 from .movers.given import Given
 from .movers.mover import Mover, Work
@@ -68,16 +64,8 @@ class DropIn(torch.optim.Optimizer):
         self._mover: Mover = mover
         self._exclude: Exclude = Exclude(exclude)
         self._fitted: dict[Tensor, Any] = {}  # the form of the weights that a parameter's state fits
-        self._checked: list[list[Any]] = []  # options of each group when they were last checked
         super().__init__(params, defaults)
-        names = names_in(self.param_groups)
-        self._exclude.check_all_matched(names, [p for group in self.param_groups for p in group["params"]])
-        if self._exclude.entries and not any(held for group in self.param_groups for held in group["constrained"]):
-            warnings.warn(
-                f"exclude leaves {title} no parameter of {len(names)} to hold, until add_param_group brings others; "
-                "exclude what is new alone, such as the head",
-                stacklevel=callers_level(),
-            )
+        self._exclude.check(self.param_groups, title)
         if isinstance(mover, Given):
             mover.take(self)
         mover.attach(self)
@@ -106,11 +94,6 @@ class DropIn(torch.optim.Optimizer):
         """What a GradScaler leaves to a step that unscales by itself."""
         return getattr(self, name, None) if self._mover.own else None
 
-    def _title(self) -> str:
-        """What a checkpoint says of its maker. A class derived outside the package loads what its parent made."""
-        title = next(c.__name__ for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
-        return f"{title}({type(self.base).__name__})" if isinstance(self._mover, Given) else title
-
     # -- groups -------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -137,7 +120,7 @@ class DropIn(torch.optim.Optimizer):
             raise TypeError(f"a group's constrained must be True or False, got {whole!r}")
         constrained = [whole and not out for out in self._exclude.of(names, group["params"])]
         self._mover.hold.anchors.check(names, group["params"], constrained)
-        group["constrained"], group["made_by"] = constrained, f"{self._title()}{FORMAT}"
+        group["constrained"], group["made_by"] = constrained, f"{checkpoints.maker(self, self._mover)}{FORMAT}"
 
     def initialized(self) -> Iterator[tuple[Any, Tensor, dict[str, Any], Tensor]]:
         """Each constrained parameter that has made a step: name (or index), weights, state and anchor (empty: zero)."""
@@ -178,25 +161,6 @@ class DropIn(torch.optim.Optimizer):
         """Switch to the weights to deploy, which the constraint acts on, if the base has two modes; else do nothing."""
         self._mover.switch(self, "eval")
 
-    def _check_step(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            if len(group.get("constrained", ())) != len(group["params"]):
-                raise RuntimeError(
-                    f"the parameters of group {i} were changed by hand; add some by add_param_group (a wrapper's own, "
-                    "not its base's), or build a new optimizer"
-                )
-        names, read = iter(names_in(self.param_groups)), self._mover.read(self)
-        self._checked += [[]] * (len(self.param_groups) - len(self._checked))
-        for i, group in enumerate(self.param_groups):
-            options = [group.get(name) for name in read]
-            if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
-                self._mover.check_options(self, group)  # only then: to look at a tensor waits for its device
-                self._checked[i] = options
-            if self._mover.own:
-                check_lean(group)
-            for p in group["params"]:
-                self._check_parameter(p, next(names))
-
     def _check_parameter(self, p: Tensor, name: Any) -> None:
         if p.grad is None:
             return
@@ -210,28 +174,33 @@ class DropIn(torch.optim.Optimizer):
     def _collect(self) -> Work:
         """What takes part in a step, by its backend. Every check comes before a change."""
         if not torch.compiler.is_compiling():
-            self._check_step()
+            self._mover.check_groups(self)
+            names = iter(names_in(self.param_groups))
+            for p in chain.from_iterable(group["params"] for group in self.param_groups):
+                self._check_parameter(p, next(names))
         scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
         backends = [self._mover.pick(group) for group in self.param_groups]
-        parts: list[tuple[Backend, Part]] = []
+        work: Work = {}
         for group, backend in zip(self.param_groups, backends, strict=True):
-            for columns in by_device_and_dtype(self._columns(group, backend)):
+            all_columns = self._columns(group)
+            if all_columns.weights:
+                self._ran[0] = backend.name
+            for columns in by_device_and_dtype(all_columns):
                 like = columns.weights[0]
                 amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
-                parts.append((backend, Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)))
+                part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)
+                work.setdefault(backend, []).append(part)
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
             self._fitted.clear()  # of parameters that were swapped in for a while
-        return by_backend(parts)
+        return work
 
-    def _columns(self, group: dict[str, Any], backend: Backend) -> Columns:
+    def _columns(self, group: dict[str, Any]) -> Columns:
         """The parameters of a group that have a gradient; around a given base, those that are held."""
         state: list[list[Tensor]] = [[] for _ in self._mover.hold.specs]
         moments: list[list[Tensor]] = [[] for _ in self._mover.moments(group)]
         first: list[list[Tensor]] = [[] for _ in Columns._fields[:4]]
         self._init_group(group, *first, *state, *moments)
         columns = Columns._make([*first, state, moments])
-        if columns.weights:
-            self._ran[0] = backend.name
         if not self._mover.own:
             columns = store.choose(columns, [i for i, x in enumerate(state[-1]) if x.numel()])
         return store.fitting(columns)
@@ -299,7 +268,7 @@ class DropIn(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
-            checkpoints.warn_of_another_anchor(self, self._mover, self._title(), self._loading)
+            checkpoints.warn_of_another_anchor(self, self._mover, self._loading)
         finally:
             handle.remove()
             del self._loading
@@ -308,9 +277,9 @@ class DropIn(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in PICKLED}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._fitted, self._checked = {}, []
+        self._fitted = {}
         if "_loading" in self.__dict__:
-            checkpoints.make_ready(self, self._mover, self._title(), state, self._loading)
+            checkpoints.make_ready(self, self._mover, state, self._loading)
             state = self._mover.load(state, self._loading)
         super().__setstate__(state)
         if isinstance(self._mover, Given):
@@ -320,19 +289,7 @@ class DropIn(torch.optim.Optimizer):
 
 def scalars(opt: DropIn, key: str) -> dict[Any, float]:
     """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
-    found = {name: state[key] for name, _, state, _ in opt.initialized()}
-    return dict(zip(found, floats(list(found.values())), strict=True))
-
-
-def floats(values: Sequence[Tensor]) -> list[float]:
-    """Python numbers of 0-d tensors, in one transfer for each device and dtype."""
-    kinds: dict[Any, list[int]] = {}
-    for i, x in enumerate(values):
-        kinds.setdefault((x.device, x.dtype), []).append(i)
-    found: dict[int, float] = {}
-    for which in kinds.values():
-        found.update(zip(which, torch.stack([values[i].detach() for i in which]).tolist(), strict=True))
-    return [found[i] for i in range(len(values))]
+    return {name: state[key].item() for name, _, state, _ in opt.initialized()}
 
 
 def _near(value: Tensor | None, like: Tensor) -> Tensor | None:

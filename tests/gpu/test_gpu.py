@@ -1,4 +1,4 @@
-"""What needs a GPU: the Triton execution on it, without a host sync, in few launches, in a CUDA graph, compiled."""
+"""What needs a GPU: the Triton execution on it, without a host sync, in few launches, compiled; a CUDA graph."""
 
 from __future__ import annotations
 
@@ -114,10 +114,20 @@ def test_at_most_ten_launches():
     assert 0 < len(kernels) <= 10, [e.name for e in kernels]
 
 
+def test_a_graph_takes_no_step_of_triton():
+    params = problem()
+    opt = MAKES["adamw"](params, fused=True, capturable=True)
+    draw(params, 0)
+    opt.step()
+    torch.cuda.synchronize()
+    with pytest.raises(RuntimeError, match="foreach=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        opt.step()
+
+
 @pytest.mark.parametrize("name", MAKES)
 def test_a_cuda_graph_replays_steps(name):
     eager, graphed = problem(), problem()
-    a, b = (MAKES[name](p, fused=True, capturable=True) for p in (eager, graphed))
+    a, b = (MAKES[name](p, foreach=True, capturable=True) for p in (eager, graphed))
     draw(graphed, 0)
     grads = [p.grad for p in graphed]
     stream = torch.cuda.Stream()

@@ -6,7 +6,6 @@ A process of its own: where TRITON_INTERPRET is set, triton does not compile. Ar
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ DOUBLE = {name: F64 if name.endswith("T") and name != "EXACT" else value for nam
 AMP = ("grad_scale", "found_inf")
 
 BOTH, ONE = (90, 80), (90,)
-ALL = ("partials", "radii", "move", "long_norms", "finish", "clip")
+ALL = ("partials", "radii", "move", "clip")
 # "name-kernel-capability": kernel, capability, constants, optional pointers that are given
 VARIANTS = {
     f"{name}-{kernel}-{capability}": (kernel, capability, constants | {"RULE": getattr(kernels, rule).value}, given)
@@ -39,8 +38,8 @@ VARIANTS = {
         ("sgd", "MOMENTUM", FP32, (), ("move",), BOTH),
         ("project", "NOTHING", FP32, (), ("move",), BOTH),
         ("amsgrad", "AMSGRAD", FP32, (), ("move",), ONE),
-        ("lean", "ADAMW", LEAN, (), ("move", "finish"), ONE),
-        ("double", "ADAMW", DOUBLE, (), ("move", "finish"), ONE),
+        ("lean", "ADAMW", LEAN, (), ("move",), ONE),
+        ("double", "ADAMW", DOUBLE, (), ("move",), ONE),
     ]
     for capability in capabilities
     for kernel in used
@@ -50,7 +49,7 @@ VARIANTS = {
 def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ...]) -> dict:
     function = getattr(kernels, kernel)
     real = "fp64" if constants["T"] == F64 else "fp32"
-    kinds = {"layers": "*i64", "tiles": "*i32", "first": "i32"}
+    kinds = {"layers": "*i64", "owners": "*i32"}
     kinds |= dict.fromkeys(("sums", "packed", "numbers"), f"*{real}") | dict.fromkeys(NUMBERS, "fp64")
     signature, values, hints = {}, {}, {}
     for i, name in enumerate(function.arg_names):
@@ -60,14 +59,13 @@ def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ..
             signature[name] = kinds.get(name, "*fp32")
             if signature[name].startswith("*"):
                 hints[(i,)] = [["tt.divisibility", 16]]  # torch allocates by 512 bytes
-    options = {"num_warps": 16 if real == "fp64" else 8, "enable_fp_fusion": False}
+    options = {"num_warps": 8, "enable_fp_fusion": False}
     source = ASTSource(function, signature, constexprs=values, attrs=hints)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
         "usage": usage(binary.asm["cubin"]),
         "shared": binary.metadata.shared,
-        "traffic": traffic(kernel, binary.asm["ttir"]),
-        "accesses": dict(Counter(re.findall(r"\b(?:ld|st)\.global\S*\.(?:v\d\.)?b\d+", binary.asm["ptx"]))),
+        "traffic": traffic(binary.asm["ttir"]) if kernel in ("partials", "move") else {},
         "atomics": binary.asm["ptx"].count("atom."),
     }
 
@@ -82,18 +80,11 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
 
 
-def traffic(kernel: str, ttir: str) -> dict[str, dict[str, int]]:
-    """Loads and stores of whole tiles by the tile's shape: ``{"2x1024": {"load f32": 10, ...}}``."""
-    found: dict[str, Counter[str]] = {}
-    for line in ttir.splitlines():
-        operation = re.search(r"\btt\.(load|store)\b", line)
-        shape = re.search(r"tensor<((?:\d+x)+)!tt\.ptr<(\w+)>>", line)
-        if operation and shape:
-            sides = [int(n) for n in shape[1].split("x")[:-1]]
-            if math.prod(sides) >= 1024 and kernel in ("partials", "move", "finish"):
-                place = "x".join(map(str, sides))
-                found.setdefault(place, Counter())[f"{operation[1]} {shape[2]}"] += 1
-    return {place: dict(sorted(counts.items())) for place, counts in sorted(found.items())}
+def traffic(ttir: str) -> dict[str, int]:
+    """Loads and stores of a turn's elements: ``{"load f32": 10, ...}``."""
+    lines = (line for line in ttir.splitlines() if f"tensor<{kernels.BLOCK.value}x!tt.ptr" in line)
+    found = (re.search(r"\btt\.(load|store)\b.*!tt\.ptr<(\w+)>", line) for line in lines)
+    return dict(sorted(Counter(f"{x[1]} {x[2]}" for x in found if x).items()))
 
 
 if __name__ == "__main__":

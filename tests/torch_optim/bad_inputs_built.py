@@ -97,7 +97,6 @@ ANCHOR = (
     "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such as "
     "module.state_dict(), or the path of a .safetensors file, got"
 )
-DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu', got"
 DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 WRITE = "write FTP(torch.optim.AdamW(params, lr=...))"
@@ -213,11 +212,11 @@ EXCLUDES = [
         exclude="x"), ValueError, "exclude: ['x'] match no parameter; the 30 parameters are "
         f"{[str(i) for i in range(20)]} and 10 more"),
     Row("`exclude='clasifier.*'` of a model with many parameters", lambda s: s.make(LARGE, exclude="clasifier.*"),
-        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are ['bert.*', 'classifier.*']; "
-        "did you mean 'classifier.*'?"),
+        ValueError, "exclude: ['clasifier.*'] match no parameter; the 26 parameters are "
+        f"{[n for n, _ in LARGE][:20]} and 6 more; did you mean 'classifier.*'?"),
     Row("`exclude=['pooler.*', 'bais']` of the same model", lambda s: s.make(LARGE, exclude=["pooler.*", "bais"]),
-        ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are ['bert.*', "
-        "'classifier.*']; did you mean ['bert.pooler.*', '*.bias']?"),
+        ValueError, "exclude: ['pooler.*', 'bais'] match no parameter; the 26 parameters are "
+        f"{[n for n, _ in LARGE][:20]} and 6 more; did you mean ['*.pooler.*', '*.bias']?"),
     Row("`exclude=['0', '1']`", lambda s: s.build(exclude=["0", "1"]), ValueError,
         f"exclude: ['0', '1'] {NO_MATCH}; did you mean ['0.*', '1.*']?"),
     Row("`exclude='2.weight'`, of a number that there is not", lambda s: s.build(exclude="2.weight"), ValueError,
@@ -291,10 +290,6 @@ ANCHORS = [
         "an anchor in 'anchor.safetensors' needs safetensors: pip install safetensors"),
     option("anchor_dtype", torch.int8, ValueError, f"{DTYPE} torch.int8"),
     option("anchor_dtype", "bfloat16", ValueError, f"{DTYPE} 'bfloat16'"),
-    option("anchor_device", "nowhere", ValueError, f"{DEVICE} 'nowhere'"),
-    option("anchor_device", "cuda:99", ValueError, f"{DEVICE} 'cuda:99'"),
-    option("anchor_device", "meta", ValueError, f"{DEVICE} 'meta'"),
-    option("anchor_device", 3.5, ValueError, f"{DEVICE} 3.5"),
     option("save_anchor", "yes", TypeError, "save_anchor must be True or False, got 'yes'"),
 ]  # fmt: skip
 

@@ -82,3 +82,14 @@ def test_a_given_float64_anchor_is_known_again_on_the_other_side_of_float64(firs
     again = hft.FTPAdamW([("w", p)], anchor=given, save_anchor=saved)
     again.load_state_dict(opt.state_dict())
     assert torch.equal(again.state[p]["anchor"], anchor)
+
+
+def test_a_given_float64_anchor_is_kept_for_checkpoints_of_weights_in_float64():
+    p, q = (torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    given = {"w": 1 + 0.1 * torch.randn(3, 4, dtype=torch.float64)}
+    opt, other = (hft.FTPAdamW([("w", w)], anchor=given) for w in (p, q))
+    train(opt, [p], 1)
+    train(other, [q], 1)
+    p.data = p.data.double()
+    opt.load_state_dict(other.state_dict())
+    assert torch.equal(opt.state[p]["anchor"], given["w"])

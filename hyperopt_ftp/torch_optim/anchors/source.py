@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from ...kernels import sharded
 from ...kernels.layers import ABSENT
 from ...types import Anchor, Device
 from ..checks.arguments import DTYPES
-from ..checks.hints import no_entry
-from ..checks.names import unwrapped
-from .fingerprint import fingerprint
+from ..checks.names import no_entry, unwrapped
+
+#: Elements of a fingerprint at a time: the arithmetic takes 8 bytes each, and is to stay in the caches.
+CHUNK = 2**16
 
 
 class AnchorSource:
@@ -46,23 +47,13 @@ class AnchorSource:
         check_flag("save_anchor", saved)
         self.dtype: torch.dtype | None = dtype
         self.saved: bool = saved
-        self.device: torch.device | None = None if device is None else _usable(device)
+        self.device: torch.device | None = None if device is None else torch.empty(0, device=device).device
         self.path: str | None = str(anchor) if path else None
         self._given: dict[str, Any] | None = None
         if self.path is not None:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
-        self._copied: set[str] = set()  # entries that lay in the memory of the weights
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        return state if self.path is None else state | {"_given": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.path is not None:
-            self._given = _mapped(self.path)
 
     @property
     def is_start(self) -> bool:
@@ -93,7 +84,6 @@ class AnchorSource:
             if _memory(self._given[name]) in moving:  # it would go along until the first step
                 value = self._given[name].detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
-                self._copied.add(name)
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
         """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
@@ -102,20 +92,16 @@ class AnchorSource:
             return
         if self.path is not None and not is_dtensor(p):
             return  # its fingerprint is taken when a checkpoint is
-        source = (next(self._precisions(p, name)) if source is None else source).detach().resolve_neg()
+        source = (self._precisions(p, name)[0] if source is None else source).detach().resolve_neg()
         if is_dtensor(p):
             source = sharded.place(source, p)
         dtype = source.dtype
-        if (
-            self.dtype is not None
-            and self.dtype != torch.float64
-            and _is_equal(source.to(self.dtype).to(dtype), source)
-        ):
+        if self.dtype not in (None, torch.float64) and _is_equal(source.to(self.dtype).to(dtype), source):
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
-        if self._given is not None and (key := unwrapped(str(name))) in self._copied:
-            self._given[key] = anchor  # one copy is enough
+        if self._given is not None and self.path is None and self._known(p, name).dtype == source.dtype:
+            self._given[unwrapped(str(name))] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
 
@@ -126,6 +112,14 @@ class AnchorSource:
 
     def _known(self, p: Tensor, name: Any) -> Tensor:
         return p if self._given is None else self._given[unwrapped(str(name))]
+
+    def _precisions(self, p: Tensor, name: Any) -> list[Tensor]:
+        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
+        had they begun on the other side of float64."""
+        known = self._known(p, name)
+        if known.dtype != torch.float64:
+            return [known]
+        return [known, known.float()] if p.dtype == torch.float64 else [known.float(), known]
 
     def restore(self, p: Tensor, name: Any, state: dict[str, Any], live: dict[str, Any]) -> None:
         """Complete loaded state by the anchor that its checkpoint leaves out; ``live`` is the state that it replaces.
@@ -154,36 +148,22 @@ class AnchorSource:
         elif "anchor" in state and "anchor_fingerprint" not in state:
             state["anchor_fingerprint"] = fingerprint(state["anchor"])
 
-    def _same(self, wanted: Tensor | int, mine: Iterable[Tensor | None], name: Any) -> Tensor | None:
-        """The first that equals a saved anchor, or has its fingerprint."""
+    def _same(self, wanted: Tensor | int, mine: Sequence[Tensor | None], name: Any) -> Tensor | None:
+        """The first that equals a saved anchor, or has its fingerprint; ``None`` is zero."""
         for w0 in mine:
             if isinstance(wanted, int):
-                if wanted == (0 if w0 is None else fingerprint(w0)):
-                    return w0
+                same = wanted == (0 if w0 is None else fingerprint(w0))
             elif w0 is None:
-                if _is_true((wanted == 0).all()):
-                    return w0
+                same = _is_true((wanted == 0).all())
             else:
                 here = sharded.place(w0, wanted) if is_dtensor(wanted) else whole(w0)
                 wide = torch.promote_types(wanted.dtype, w0.dtype)
-                if _is_equal(wanted.to(wide), here.to(wide).to(wanted.device)):
-                    return w0
-        what = (
-            "build the optimizer with anchor='zero'"
-            if isinstance(wanted, int) and wanted == 0
-            else "give the weights that the run began with"
-        )
+                same = _is_equal(wanted.to(wide), here.to(wide).to(wanted.device))
+            if same:
+                return w0
+        zero = isinstance(wanted, int) and wanted == 0
+        what = "build the optimizer with anchor='zero'" if zero else "give the weights that the run began with"
         raise ValueError(f"the anchor of {name!r} is not the one that the checkpoint was made with; {what}")
-
-    def _precisions(self, p: Tensor, name: Any) -> Iterator[Tensor]:
-        """The anchor as it is kept: in the working precision of the weights, as arithmetic is; then as it would be kept
-        had they begun on the other side of float64."""
-        known, wide = self._known(p, name), p.dtype == torch.float64
-        if known.dtype == torch.float64:
-            yield known if wide else known.float()
-            yield known.float() if wide else known
-        else:
-            yield known
 
     def of(self, name: Any, state: dict[str, Any]) -> Tensor:
         """The anchor of an initialized parameter, as it is stored; empty for zero."""
@@ -231,13 +211,30 @@ def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _usable(device: Any) -> torch.device:
-    """A device that this machine has and that holds values."""
-    try:
-        found = torch.device(device)
-        if found.type != "meta":
-            torch.empty(0, device=found)
-            return found
-    except (TypeError, RuntimeError, AssertionError):  # by what torch was built with
-        pass
-    raise ValueError(f"anchor_device must be None or a device of this machine, such as 'cpu', got {device!r}")
+def fingerprint(values: Tensor) -> int:
+    """64 bits that identify an anchor: they depend on the numbers and their places, not on dtype, format or shards.
+
+    ``sum_i mix(mix(bits of x_i) * (2 i + 1))`` modulo 2^64. Zeros have 0. It finds mistakes, not forgeries: another
+    tensor with the same number is easy to make.
+
+    >>> import torch
+    >>> from hyperopt_ftp.torch_optim.anchors.source import fingerprint
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> fingerprint(x) == fingerprint(x.bfloat16()) != fingerprint(x.flip(0))
+    True
+    """
+    x = whole(values).detach().resolve_neg().flatten()
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for start in range(0, x.numel(), CHUNK):
+        part = x[start : start + CHUNK].double() + 0.0  # equal numbers have equal bits: no negative zeros
+        places = torch.arange(start, start + len(part), device=x.device)
+        total += _mix(_mix(part.view(torch.int64)).mul_(places.mul_(2).add_(1))).sum()
+    return int(total)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 64 bits that keeps 0, in place (multiplications by odd constants wrap around)."""
+    for constant, shift in ((-7046029254386353131, 31), (-4658895280553007687, 29)):
+        x.mul_(constant)
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+    return x

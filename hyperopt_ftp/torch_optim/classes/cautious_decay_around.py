@@ -9,7 +9,6 @@ import torch
 from ...anchored.cautious_decay import cautious_decay_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -49,7 +48,7 @@ class CautiousDecay(DropIn):
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold({"strength": strength}, cautious_decay_rule, source, many=_many)), exclude)
 
 
@@ -58,6 +57,6 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _decay(x: Piece, numbers: dict[str, float]) -> None:
-    d = x.deviation(x.w)
-    agree = torch.sub(x.w, x.moved, out=x.scratch(1)).mul_(d).ge_(0)  # 0 or 1: bools would take ten times as long
-    torch.addcmul(x.moved, agree, d, value=-numbers["less"], out=x.new["w"])
+    d, moved = x.deviation("w"), x.read("moved")
+    agree = torch.sub(x.read("w"), moved, out=x.scratch(1)).mul_(d).ge_(0)  # 0 or 1: bools would take ten times as long
+    torch.addcmul(moved, agree, d, value=-numbers["less"], out=x.new["w"])

@@ -64,11 +64,11 @@ def depth_groups(
         raise TypeError("depth_groups needs names and parameters: pass model.named_parameters()")
     params = dict(pairs)
     depth = by_depth(params, layers, 0.0, 1.0)
-    left = [name for name in params if name not in depth]
+    left = [pair for pair in pairs if pair[0] not in depth]
     if left and rest is None:
         raise ValueError(
-            f"{few(left)} are in no layer: add them to one, or give the options of their group, such as "
-            "rest={'constrained': False}"
+            f"{few([name for name, _ in left])} are in no layer: add them to one, or give the options of their group, "
+            "such as rest={'constrained': False}"
         )
     groups = []
     for at in sorted(set(depth.values())):
@@ -76,5 +76,5 @@ def depth_groups(
         ends = {option: between(first, last, at) for option, (first, last) in numbers.items()}
         groups.append({"params": inside, **ends})
     if left:
-        groups.append({"params": [(name, params[name]) for name in left], **(rest or {})})
+        groups.append({"params": left, **(rest or {})})
     return groups

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...anchored.digrap import digrap_rule, strengths
 from ...calls import explained
 from ...types import Anchor, Device, Excludes, PaperOrExact
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -59,7 +58,7 @@ class DiGraP(DropIn):
         save_anchor: bool = True,
     ) -> None:
         options = {"omega_lr": omega_lr, "gradient": gradient}
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold(options, digrap_rule, source, many=_many)), exclude)
 
     def omegas(self) -> dict[Any, float]:
@@ -72,11 +71,11 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _products(x: Piece) -> dict[str, Tensor]:
-    g, d = x.g, x.deviation(x.w, out=x.new["slope"])
+    g, d = x.read("g"), x.deviation("w", out=x.new["slope"])
     return {"last": torch.dot(g, x.old["slope"]), "product": torch.dot(g, d), "square": torch.dot(d, d)}
 
 
 def _turn(x: Piece, numbers: dict[str, float]) -> None:
     d = x.new["slope"]
-    torch.add(x.g, d, alpha=-numbers["less"], out=x.new["g"])
+    torch.add(x.read("g"), d, alpha=-numbers["less"], out=x.new["g"])
     d.mul_(numbers["along"])

@@ -12,7 +12,6 @@ from ...anchored.rule import Spec
 from ...calls import explained
 from ...kernels.layers import AdamW
 from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..movers.own import Formula, Own
 from .ftp_around import learned_ball
@@ -68,7 +67,8 @@ class FTPAdamW(DropIn):
         fused: ``True``: the compiled kernels (Numba on the CPU, Triton on a GPU). With ``foreach=None, fused=None``, a
             CPU uses fused kernels, else multi-tensor ops, else (tensor subclasses) the pure function. Large models on a
             CPU without Numba warn. A GPU uses fused kernels only with ``fused=True``, since they have never run on one.
-        capturable: keep step counts on the device, and use no Python numbers in a step (CUDA graphs).
+        capturable: keep step counts on the device, and use no Python numbers in a step. CUDA graphs need that, and
+            ``foreach=True``.
         differentiable: only ``False``, since a step works in place. Use :func:`~hyperopt_ftp.ftp` to differentiate.
 
     Raises:
@@ -129,7 +129,7 @@ class FTPAdamW(DropIn):
             "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Own(ADAMW, learned_ball(defaults, source)), exclude, params, defaults)
         watch_radii(self)
 

@@ -11,9 +11,8 @@ from ...anchored.ftp import ftp_rule
 from ...calls import explained
 from ...kernels.layers import Ball
 from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
-from ..execution.hold import Hold
+from ..execution.hold import Anchors, Hold
 from ..movers.given import Given
 from .radius_warnings import watch_radii
 
@@ -67,7 +66,7 @@ class FTP(DropIn):
         options = {
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient, "radius_start": radius_start,
         }  # fmt: skip
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, learned_ball(options, source)), exclude)
         watch_radii(self)
 
@@ -76,7 +75,7 @@ class FTP(DropIn):
         return scalars(self, "radius")
 
 
-def learned_ball(values: dict[str, Any], anchors: AnchorSource) -> Hold:
+def learned_ball(values: dict[str, Any], anchors: Anchors) -> Hold:
     """Rows in balls whose radius is learned; ``values`` has FTP's options, and may have others."""
     options = ("radius_lr", "kappa", "norm", "gradient", "radius_start")
     return Hold({name: values[name] for name in options}, ftp_rule, anchors, _ball)

@@ -13,7 +13,6 @@ from ...calls import explained
 from ...kernels.layers import SGD
 from ...optimizers.sgd import check_nesterov
 from ...types import Anchor, Device, Excludes, Norm, PaperOrExact
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..movers.own import Formula, Own
 from .ftp_around import learned_ball
@@ -82,7 +81,7 @@ class FTPSGD(DropIn):
             "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
             "capturable": capturable, "differentiable": differentiable,
         }  # fmt: skip
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Own(MOMENTUM, learned_ball(defaults, source)), exclude, params, defaults)
         watch_radii(self)
 

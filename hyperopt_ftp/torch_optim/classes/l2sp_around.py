@@ -9,7 +9,6 @@ import torch
 from ...anchored.l2sp import l2sp_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -55,7 +54,7 @@ class L2SP(DropIn):
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "decoupled": decoupled}
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold(options, l2sp_rule, source, many=_many)), exclude)
 
 
@@ -66,8 +65,8 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _penalize(x: Piece, numbers: dict[str, float]) -> None:
-    torch.add(x.g, x.deviation(x.w), alpha=numbers["strength"], out=x.new["g"])
+    torch.add(x.read("g"), x.deviation("w"), alpha=numbers["strength"], out=x.new["g"])
 
 
 def _move(x: Piece, numbers: dict[str, float]) -> None:
-    torch.add(x.moved, x.deviation(x.w), alpha=-numbers["less"], out=x.new["w"])
+    torch.add(x.read("moved"), x.deviation("w"), alpha=-numbers["less"], out=x.new["w"])

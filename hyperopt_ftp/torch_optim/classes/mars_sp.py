@@ -13,7 +13,6 @@ from ...calls import explained
 from ...hparams import to_tensors
 from ...kernels.layers import Ball
 from ...types import Anchor, Device, Excludes, Norm
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn, scalars
 from ..execution.hold import Hold
 from ..movers.given import Given
@@ -63,7 +62,7 @@ class MARSSP(DropIn):
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold({"radius": radius, "norm": norm}, _rule, source, _ball)), exclude)
 
     def radii(self) -> dict[Any, float]:

@@ -9,7 +9,6 @@ import torch
 from ...anchored.recall import recall_rule, shares
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -53,7 +52,7 @@ class Recall(DropIn):
         save_anchor: bool = True,
     ) -> None:
         options = {"strength": strength, "rate": rate, "midpoint": midpoint}
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold(options, recall_rule, source, many=_many)), exclude)
 
 
@@ -62,7 +61,7 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _mix(x: Piece, numbers: dict[str, float]) -> None:
-    d = x.deviation(x.w)
-    move = torch.sub(x.moved, x.w, out=x.scratch(1))
-    mixed = torch.add(x.w, move, alpha=numbers["share"], out=move)
+    d = x.deviation("w")
+    move = torch.sub(x.read("moved"), x.read("w"), out=x.scratch(1))
+    mixed = torch.add(x.read("w"), move, alpha=numbers["share"], out=move)
     torch.add(mixed, d, alpha=-numbers["pull"], out=x.new["w"])

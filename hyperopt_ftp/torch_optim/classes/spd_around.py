@@ -10,7 +10,6 @@ from torch import Tensor
 from ...anchored.spd import share, spd_rule
 from ...calls import explained
 from ...types import Anchor, Device, Excludes
-from ..anchors.source import AnchorSource
 from ..drop_in import DropIn
 from ..execution.hold import Hold
 from ..execution.many import Many, Phase, Piece
@@ -52,7 +51,7 @@ class SPD(DropIn):
         anchor_device: Device = None,
         save_anchor: bool = True,
     ) -> None:
-        source = AnchorSource(anchor, anchor_dtype, anchor_device, save_anchor)
+        source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Given(base, Hold({"strength": strength}, spd_rule, source, many=_many)), exclude)
 
 
@@ -62,15 +61,15 @@ def _many(group: dict[str, Any]) -> Many:
 
 
 def _before(x: Piece) -> dict[str, Tensor]:
-    d = x.deviation(x.w)
-    return {"slope": torch.dot(x.g, d), "before": torch.dot(d, d)}
+    d = x.deviation("w")
+    return {"slope": torch.dot(x.read("g"), d), "before": torch.dot(d, d)}
 
 
 def _after(x: Piece) -> dict[str, Tensor]:
-    e = x.deviation(x.moved)
+    e = x.deviation("moved")
     return {"after": torch.dot(e, e)}
 
 
 def _pull_back(x: Piece, numbers: dict[str, float]) -> None:
     if less := numbers["less"]:  # in many layers nothing goes
-        torch.add(x.moved, x.deviation(x.moved), alpha=-less, out=x.new["w"])
+        torch.add(x.read("moved"), x.deviation("moved"), alpha=-less, out=x.new["w"])

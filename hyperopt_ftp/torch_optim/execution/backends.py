@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ...anchored.rule import Numbers, Rule
 from ...dtensors import is_dtensor
 from ...hparams import as_tensor
 from ...kernels import foreach, ops, sharded
-from ...kernels.layers import SGD, AdamW, Amp, Ball, Layers
+from ...kernels.layers import SGD, AdamW, Amp, Layers
 from . import many, single
 from .hold import Hold
 from .store import Columns, choose, is_plain
@@ -81,10 +81,8 @@ class Kernel(Backend):
             self._functions.step_(layers, base, ball, amp)
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        return [
-            ([], self._functions.radii_(layers, ball, amp) if ball.fixed is None else _fixed(layers, ball))
-            for layers, _, ball, amp in map(_for_kernels, parts)
-        ]
+        radii = self._functions.radii_
+        return _radii(parts, lambda calls: [radii(layers, ball, amp) for layers, _, ball, amp in calls])
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         for (layers, _, ball, _), (_, packed) in zip(map(_for_kernels, parts), before, strict=True):
@@ -104,7 +102,7 @@ class OnMany(Backend):
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
         for part, (_, known) in zip(parts, before, strict=True):
-            many.after_(part.columns, *_many_and_numbers(part), part.amp, known)
+            many.after_(part.columns, *_many_and_numbers(part), known)
 
 
 class Sharded(Backend):
@@ -113,21 +111,17 @@ class Sharded(Backend):
     name: str = "sharded"
 
     def step_(self, parts: list[Part]) -> None:
-        sharded.step_([_for_kernels(part) for part in parts])
+        sharded.step_(list(map(_for_kernels, parts)))
 
     def before_(self, parts: list[Part]) -> list[Before]:
-        shards = [_for_kernels(part) for part in parts]
-        learned = shards[0].ball.fixed is None  # so with all: they have one hold
-        packed = sharded.radii_(shards) if learned else [_fixed(layers, ball) for layers, _, ball, _ in shards]
-        return [([], radii) for radii in packed]
+        return _radii(parts, sharded.radii_)
 
     def after_(self, parts: list[Part], before: list[Before]) -> None:
-        sharded.project_([_for_kernels(part) for part in parts], [packed for _, packed in before])
+        sharded.project_(list(map(_for_kernels, parts)), [packed for _, packed in before])
 
 
 SINGLE, FOREACH, MANY, SHARDED = Single(), Kernel("foreach", foreach), OnMany(), Sharded()
 FUSED: dict[str, Kernel] = {name: Kernel(name, functions) for name, functions in ops.FUSED.items()}
-BACKENDS: tuple[Backend, ...] = (SINGLE, FOREACH, MANY, SHARDED, *FUSED.values())
 
 
 def pick(group: dict[str, Any], strict: bool) -> Backend:
@@ -166,12 +160,6 @@ def pick_many(group: dict[str, Any]) -> Backend:
     return MANY if wanted and many.can_step(params) else SINGLE
 
 
-def by_backend(parts: Iterable[tuple[Backend, Part]]) -> list[tuple[Backend, list[Part]]]:
-    """What each backend steps at once."""
-    found = [(backend, [part for other, part in parts if other is backend]) for backend in BACKENDS]
-    return [(backend, mine) for backend, mine in found if mine]
-
-
 def by_device_and_dtype(columns: Columns) -> list[Columns]:
     """Parameters of one device and dtype each, of weights and of gradients: what a kernel takes."""
     found: dict[Any, list[int]] = {}
@@ -185,12 +173,16 @@ def _for_kernels(part: Part) -> sharded.Part:
     columns, hold = part.columns, part.hold
     assert hold.ball is not None
     layers = Layers._make([*columns[:4], *columns.state, columns.moments])
-    return sharded.Part(layers, part.base, hold.ball(part.group), part.amp)
+    return layers, part.base, hold.ball(part.group), part.amp
 
 
-def _fixed(layers: Layers, ball: Ball) -> Tensor:
-    assert ball.fixed is not None
-    return torch.full_like(torch.stack(layers.radii), ball.fixed)
+def _radii(parts: list[Part], learned: Callable[[list[sharded.Part]], list[Tensor]]) -> list[Before]:
+    """The radii of each part, by ``learned`` or as they are fixed: so with all parts, which have one hold."""
+    calls = list(map(_for_kernels, parts))
+    fixed = calls[0][2].fixed
+    if fixed is None:
+        return [([], radii) for radii in learned(calls)]
+    return [([], torch.full_like(torch.stack(layers.radii), fixed)) for layers, *_ in calls]
 
 
 def _many_and_numbers(part: Part) -> tuple[many.Many, Rule, Numbers]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...anchored.rule import Rule, Spec
 from ...dtensors import is_dtensor
 from ...hparams import DOMAINS, check_number
 from ...kernels.layers import Ball
+from ...types import Anchor, Device
 from ..anchors.source import AnchorSource
 from . import store
 from .many import Many
+
+#: Arguments of an AnchorSource.
+Anchors = tuple[Anchor, torch.dtype | None, Device, bool]
 
 
 class Hold:
@@ -22,7 +27,7 @@ class Hold:
     Args:
         options: entries of a group, with their defaults.
         rule: the rule, checked, from values of the options by name.
-        anchors: where anchors come from.
+        anchors: where anchors come from, and how they are kept.
         ball: numbers of FTP's kernels for a group; ``None``: they cannot execute the rule.
         many: the rule's execution on many tensors for a group; ``None``: it has none but the pure one.
 
@@ -34,13 +39,13 @@ class Hold:
         self,
         options: dict[str, Any],
         rule: Callable[..., Rule],
-        anchors: AnchorSource,
+        anchors: Anchors,
         ball: Callable[[dict[str, Any]], Ball] | None = None,
         many: Callable[[dict[str, Any]], Many] | None = None,
     ) -> None:
         self.options: dict[str, Any] = options
         self._rule: Callable[..., Rule] = rule
-        self.anchors: AnchorSource = anchors
+        self.anchors: AnchorSource = AnchorSource(*anchors)
         self.specs: tuple[Spec, ...] = rule(**options).specs or (Spec("anchor_step", "count"),)
         self.ball: Callable[[dict[str, Any]], Ball] | None = ball
         self.many: Callable[[dict[str, Any]], Many] | None = many

@@ -24,44 +24,33 @@ Tensors = list[Tensor]
 Vectors = dict[str, Tensor]  # float64, on the CPU
 
 
-class Piece:
+class Piece(NamedTuple):
     """A flat piece of a tensor and of what belongs to it.
 
     Attributes:
-        old: the rule's entries of full size by name, and the anchor (``"w0"``), to be read.
+        old: to be read: the rule's entries of full size by name, the anchor ``"w0"``, the raw gradient ``"g"`` before
+            the base's step, ``"moved"`` weights after it, and ``"w"``, those before it (after it if
+            :attr:`Many.keeps`).
         new: memory for results: ``"w"``, where the moved weights lie, and what :attr:`Phase.makes` names.
+        memory: two tensors in working precision.
     """
 
-    def __init__(self, old: dict[str, Tensor], new: dict[str, Tensor], maximize: bool, memory: list[Tensor]) -> None:
-        self.old: dict[str, Tensor] = old
-        self.new: dict[str, Tensor] = new
-        self._maximize: bool = maximize
-        self._memory: list[Tensor] = memory
+    old: dict[str, Tensor]
+    new: dict[str, Tensor]
+    memory: list[Tensor]
 
-    @property
-    def w(self) -> Tensor:
-        """Weights before the base's step, after it a copy (:attr:`Many.keeps`), in working precision."""
-        return working(self.old["w"])
-
-    @property
-    def g(self) -> Tensor:
-        """Raw gradient, in working precision."""
-        g = self.old["g"].to(self._memory[0].dtype)
-        return -g if self._maximize else g
-
-    @property
-    def moved(self) -> Tensor:
-        """Weights after the base's step, in working precision."""
-        return working(self.old["moved"])
+    def read(self, name: str) -> Tensor:
+        """In working precision."""
+        return working(self.old[name])
 
     def scratch(self, key: int) -> Tensor:
         """Memory in working precision, 0 or 1: each is one."""
-        return self._memory[key][: self.new["w"].numel()]
+        return self.memory[key][: self.new["w"].numel()]
 
-    def deviation(self, weights: Tensor, out: Tensor | None = None) -> Tensor:
-        """``weights`` less their anchor; in the scratch memory 0, or in ``out``."""
-        out, w0 = self.scratch(0) if out is None else out, self.old["w0"]
-        return torch.sub(weights, w0, out=out) if w0.numel() else out.copy_(weights)
+    def deviation(self, weights: str, out: Tensor | None = None) -> Tensor:
+        """The weights of this name less their anchor; in the scratch memory 0, or in ``out``."""
+        w, w0, out = self.read(weights), self.old["w0"], self.scratch(0) if out is None else out
+        return torch.sub(w, w0, out=out) if w0.numel() else out.copy_(w)
 
 
 class Phase(NamedTuple):
@@ -90,12 +79,8 @@ class Many(NamedTuple):
     keeps: bool = False  # whether ``after`` looks at the weights of before
 
 
-class Known(NamedTuple):
-    """What is known once the base is to step; none of it is in the state yet."""
-
-    w: Tensors
-    sums: Vectors
-    new: dict[str, Any]  # state: a vector, or tensors of full size
+#: What is known once the base is to step: old weights, sums, and new state, which is not written yet.
+Known = tuple[Tensors, Vectors, dict[str, Any]]
 
 
 def can_step(params: Sequence[Tensor]) -> bool:
@@ -106,20 +91,25 @@ def can_step(params: Sequence[Tensor]) -> bool:
 
 def before(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp) -> tuple[Tensors, Known]:
     """Gradients for the base, none where the rule leaves them as they are, and what is known for :func:`after_`."""
-    given = {"w": columns.weights, "w0": columns.anchors, "g": columns.grads}
-    sums, new = _execute(many.before, rule, h, columns, given, amp, {})
+    grads = list(torch._foreach_neg(columns.grads)) if amp.maximize else columns.grads
+    given = {"w": columns.weights, "w0": columns.anchors, "g": grads}
+    sums, new = _execute(many.before, rule, h, columns, given, {})
     kept = [w.clone() for w in columns.weights] if many.keeps else []
-    return new.pop("g", []), Known(kept, sums, new)
+    made = new.pop("g", [])
+    if amp.maximize and made:
+        torch._foreach_neg_(made)
+    return made, (kept, sums, new)
 
 
-def after_(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp, known: Known) -> None:
+def after_(columns: Columns, many: Many, rule: Rule, h: Numbers, known: Known) -> None:
     """New weights, once a base has moved them, and the state."""
-    given = {"moved": columns.weights, "w0": columns.anchors, **({"w": known.w} if many.keeps else {})}
-    _, new = _execute(many.after, rule, h, columns, given, amp, known.sums)
+    kept, sums, before = known
+    given = {"moved": columns.weights, "w0": columns.anchors, **({"w": kept} if many.keeps else {})}
+    _, new = _execute(many.after, rule, h, columns, given, sums)
     if not rule.specs:
         torch._foreach_add_(columns.state[-1], 1.0)  # a count alone says that it is initialized
     state = _by_name(columns, rule)
-    for name, values in {**known.new, **new}.items():
+    for name, values in {**before, **new}.items():
         if isinstance(values, Tensor):
             torch._foreach_copy_(state[name], list(values.to(state[name][0].device).unbind()))
         else:  # the new memory in place of the old is a copy less
@@ -128,7 +118,7 @@ def after_(columns: Columns, many: Many, rule: Rule, h: Numbers, amp: Amp, known
 
 
 def _execute(
-    phase: Phase, rule: Rule, h: Numbers, columns: Columns, given: dict[str, Tensors], amp: Amp, sums: Vectors
+    phase: Phase, rule: Rule, h: Numbers, columns: Columns, given: dict[str, Tensors], sums: Vectors
 ) -> tuple[Vectors, dict[str, Any]]:
     """Returns the sums so far, and what is new: gradients and state."""
     if phase == Phase():
@@ -139,7 +129,7 @@ def _execute(
         name: list(map(torch.empty_like, columns.grads if name == "g" else full[name])) for name in phase.makes
     }
     numbers: list[dict[str, float]] = [{} for _ in range(count)]
-    pieces = list(_pieces({**given, **full}, dict(new), amp.maximize))
+    pieces = list(_pieces({**given, **full}, dict(new)))
     if phase.sums is not None:
         sums = {**sums, **_summed(phase.sums, pieces, count)}
     if phase.numbers is not None:
@@ -152,8 +142,6 @@ def _execute(
     if phase.apply is not None:
         for i, piece in pieces:
             phase.apply(piece, numbers[i])
-    if amp.maximize and "g" in new:
-        torch._foreach_neg_(new["g"])
     return sums, new
 
 
@@ -174,7 +162,7 @@ def _summed(products: Callable[[Piece], dict[str, Tensor]], pieces: list[tuple[i
     return {name: zeros.index_add(0, where, _vector(values)) for name, values in found.items()}
 
 
-def _pieces(given: dict[str, Tensors], new: dict[str, Tensors], maximize: bool) -> Iterator[tuple[int, Piece]]:
+def _pieces(given: dict[str, Tensors], new: dict[str, Tensors]) -> Iterator[tuple[int, Piece]]:
     """Whole tensors, the weights first, cut into flat pieces, each with the position of its tensor. A tensor without
     entries is one."""
     weights = next(iter(given.values()))
@@ -186,7 +174,7 @@ def _pieces(given: dict[str, Tensors], new: dict[str, Tensors], maximize: bool) 
         cut = [x.split(size) if x.numel() else [x] * count for x in (_flat(x, row[0]) for x in row)]
         for piece in zip(*cut, strict=True):
             old = dict(zip(given, piece, strict=False))
-            yield i, Piece(old, {"w": piece[0], **dict(zip(new, piece[len(given) :], strict=True))}, maximize, memory)
+            yield i, Piece(old, {"w": piece[0], **dict(zip(new, piece[len(given) :], strict=True))}, memory)
 
 
 def _flat(x: Tensor, w: Tensor) -> Tensor:

@@ -196,10 +196,10 @@ class Given(Mover):
         try:
             with self.modes.deployed():
                 work = collect()
-                parts = [part for _, mine in work for part in mine]
+                parts = list(chain(*work.values()))
                 for columns in (part.columns.state for part in parts):
                     saved += [(columns[i], torch.stack(columns[i])) for i in small]
-                before = [backend.before_(mine) for backend, mine in work]
+                before = [backend.before_(mine) for backend, mine in work.items()]
             for part, (grads, _) in zip(parts, chain(*before), strict=True):
                 for p, grad in zip(part.columns.weights, grads, strict=False):
                     old: Any = p.grad
@@ -217,7 +217,7 @@ class Given(Mover):
         held = [p for part in parts for p in part.columns.weights] if self.modes.exist else []
         self.modes.check_follows(held)
         with self.modes.deployed(held):
-            for (backend, mine), known in zip(work, before, strict=True):
+            for (backend, mine), known in zip(work.items(), before, strict=True):
                 backend.after_(mine, known)
 
     def _step_base(self, first: Collection[Tensor]) -> None:

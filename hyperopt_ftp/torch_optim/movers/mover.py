@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from operator import is_not
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,12 +12,12 @@ from torch.optim import Optimizer
 
 from ...anchored.rule import Spec
 from ...kernels.layers import SGD, AdamW
-from ..checks.arguments import check_no_gradient
+from ..checks.arguments import check_lean, check_no_gradient
 from ..execution.backends import SINGLE, Backend, Part, pick, pick_many
 from ..execution.hold import Hold
 
-#: What takes part in a step, by its backend.
-Work = list[tuple[Backend, list[Part]]]
+#: What takes part in a step; each backend steps its parts at once.
+Work = dict[Backend, list[Part]]
 
 
 class Mover(ABC):
@@ -43,6 +44,7 @@ class Mover(ABC):
         self.hold: Hold = hold
         self.kinds: dict[str, str] = {spec.name: spec.kind for spec in (*hold.specs, *specs)}
         self.ours: frozenset[str] = frozenset({*self.kinds, "anchor", "anchor_fingerprint"})
+        self._checked: list[list[Any]] = []  # options of each group when they were last checked
 
     @abstractmethod
     def check_ready(self, opt: Optimizer) -> None:
@@ -82,6 +84,23 @@ class Mover(ABC):
     def read(self, opt: Optimizer) -> Collection[str]:
         """Options of a group that are looked at again; a given base may count in its groups."""
         return opt.defaults if self.own else (*self.hold.options, "lr")
+
+    def check_groups(self, opt: Optimizer) -> None:
+        """Before a step: groups as they were made, and options that may have been changed since."""
+        read = self.read(opt)
+        self._checked += [[]] * (len(opt.param_groups) - len(self._checked))
+        for i, group in enumerate(opt.param_groups):
+            if len(group.get("constrained", ())) != len(group["params"]):
+                raise RuntimeError(
+                    f"the parameters of group {i} were changed by hand; add some by add_param_group (a wrapper's own, "
+                    "not its base's), or build a new optimizer"
+                )
+            options = [group.get(name) for name in read]
+            if len(options) != len(self._checked[i]) or any(map(is_not, options, self._checked[i])):
+                self.check_options(opt, group)  # only then: to look at a tensor waits for its device
+                self._checked[i] = options
+            if self.own:
+                check_lean(group)
 
     def check_options(self, opt: Optimizer, group: dict[str, Any]) -> None:
         """Of a new group, of one that a checkpoint brings along, and of one that was changed since."""

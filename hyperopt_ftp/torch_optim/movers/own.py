@@ -78,7 +78,7 @@ class Own(Mover):
         check_lean(group)
 
     def step(self, collect: Callable[[], Work]) -> None:
-        for backend, parts in collect():
+        for backend, parts in collect().items():
             backend.step_(parts)
 
     def numbers(self, group: dict[str, Any], like: Tensor) -> AdamW | SGD:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import gc
 from collections.abc import Collection, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
@@ -24,35 +24,24 @@ def captured(held: Any, storages: Collection[int]) -> Tensor | None:
     >>> captured(function, {w.untyped_storage().data_ptr()}) is w, captured(function, set())
     (True, None)
     """
-    return next((x for x in _tensors(held, set()) if _address(x) in storages), None)
+    return next((x for x in _tensors(held) if _address(x) in storages), None)
 
 
-def _tensors(held: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(held) in seen:
-        return
-    seen.add(id(held))
-    inside: list[Any] = []
-    if isinstance(held, Tensor):
-        yield held
-    elif isinstance(held, FunctionType):
-        inside = [*(held.__defaults__ or ()), *(held.__kwdefaults__ or {}).values()]
-        used = (held.__globals__.get(name) for name in held.__code__.co_names)
-        inside += [x for x in used if isinstance(x, (Tensor, dict, list, tuple))]
-        for cell in held.__closure__ or ():
-            try:
-                inside.append(cell.cell_contents)
-            except ValueError:  # not filled yet
-                continue
-    elif isinstance(held, functools.partial):
-        inside = [held.func, *held.args, *held.keywords.values()]
-    elif isinstance(held, (dict, list, tuple, set)):
-        inside = list(held.values() if isinstance(held, dict) else held)
-    elif hasattr(held, "__self__"):
-        inside = [held.__self__]
-    elif hasattr(held, "__dict__") and not isinstance(held, (type, ModuleType)):
-        inside = list(vars(held).values())
-    for x in inside:
-        yield from _tensors(x, seen)
+def _tensors(held: Any) -> Iterator[Tensor]:
+    seen, left = set[int](), [held]
+    while left:
+        x = left.pop()
+        if id(x) in seen or isinstance(x, (type, ModuleType)):
+            continue
+        seen.add(id(x))
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, FunctionType):  # of its module's names, those that it uses
+            used = (x.__globals__.get(name) for name in x.__code__.co_names)
+            left += [y for y in used if isinstance(y, (Tensor, dict, list, tuple))]
+            left += [x.__closure__, x.__defaults__, x.__kwdefaults__]
+        else:
+            left += gc.get_referents(x)
 
 
 def _address(x: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Time against memory, one panel a problem."""
+"""A problem's figures as a Markdown table, and all of them as a figure: time against memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ from typing import Any
 from experiments.common.figures import SMALL, panels, save
 from experiments.common.labels import apart
 from experiments.common.looks import LOOKS
+from experiments.common.report_kit import markdown
+
+from ..measure import in_threads
+
+
+def table(record: dict[str, Any]) -> str:
+    rows = []
+    for name, row in record["contenders"].items():
+        ratio = "" if row["time_over_unroll"] is None else f"{row['time_over_unroll']:.2f}"
+        cells = [_time(row["median_seconds"]), ratio, _time(row["first_call_seconds"])]
+        rows.append([name, *cells, f"{row['peak_mib']:.1f} MiB", f"{row['error']:.1e}"])
+    lines = [
+        f"**{record['what']}** ({in_threads(record)}, medians of {record['rounds']}, other processes "
+        f"{100 * record['share_of_other_processes']:.0f} % of the machine)",
+        "",
+        *markdown(["", "time", "of Unroll()", "first call", "peak", "error"], rows),
+        "",
+        f"Error: relative, of the hypergradient in float64; allowed {record['tolerance']:.1e}.",
+    ]
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
 
 
 def draw(problems: dict[str, Any], path: Path) -> None:
@@ -30,8 +54,7 @@ def _panel(panel: Any, record: dict[str, Any]) -> None:
     )
     panel.set_xscale("log")
     panel.set_yscale("log")
-    what, threads = record["what"].replace(", d/d", "\nd/d"), record["threads"]
-    title = f"{what}, {threads} thread{'s' if threads > 1 else ''}"
+    title = f"{record['what']}, {in_threads(record)}".replace(", d/d", "\nd/d")
     panel.set_title("\n".join(line for part in title.split("\n") for line in wrap(part, 58)), fontsize=10)
     panel.set_ylabel("time, ms", fontsize=SMALL)
     panel.tick_params(which="both", labelsize=SMALL)
