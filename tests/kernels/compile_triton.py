@@ -67,7 +67,6 @@ def compiled(kernel: str, capability: int, constants: dict, given: tuple[str, ..
         "usage": usage(binary.asm["cubin"]),
         "shared": binary.metadata.shared,
         "traffic": traffic(kernel, binary.asm["ttir"]),
-        "accesses": dict(Counter(re.findall(r"\b(?:ld|st)\.global\S*\.(?:v\d\.)?b\d+", binary.asm["ptx"]))),
         "atomics": binary.asm["ptx"].count("atom."),
     }
 

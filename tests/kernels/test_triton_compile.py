@@ -72,24 +72,3 @@ def test_traffic_is_that_of_the_table(compiled: dict[str, Any]):
         expected = {shape: {k: n * times for k, n in TRAFFIC[variant].items()} for shape, times in branches.items()}
         assert result["traffic"] == expected, name
     assert seen == set(TRAFFIC)
-
-
-def test_aligned_branches_move_16_bytes_at_once(compiled: dict[str, Any]):
-    """An aligned branch has no other full-size access: 8 elements a thread, and twice that in a row of 4096."""
-    for name, result in compiled.items():
-        variant, kernel, _ = name.split("-")
-        if kernel not in ("partials", "move", "finish"):
-            continue
-        tiles = 1 if kernel == "finish" else 6  # aligned branches, in units of 2048 elements: 4, and 1 of twice that
-        for direction in ("load", "store"):
-            bits = {"f32": 32, "bf16": 16, "f64": 64}
-            threads = 512 if variant == "double" else 256
-            for width in (32, 64):
-                kinds = [k for k in TRAFFIC[f"{variant}-{kernel}"] if k.startswith(direction)]
-                # bfloat16 travels in words of 32 bits.
-                mine = [k for k in kinds if max(32, bits[k.split()[1]]) == width]
-                words = sum(
-                    TRAFFIC[f"{variant}-{kernel}"][k] * (2048 // threads) * bits[k.split()[1]] // 128 for k in mine
-                )
-                access = f"{'ld' if direction == 'load' else 'st'}.global.v{128 // width}.b{width}"
-                assert result["accesses"].get(access, 0) == words * tiles, (name, access)
