@@ -7,6 +7,8 @@ import torch
 
 import hyperopt_ftp as hft
 
+from .runs import has_moved, is_equal
+
 smp = pytest.importorskip("segmentation_models_pytorch")
 
 NEW = ["decoder.*", "segmentation_head.*"]
@@ -43,3 +45,18 @@ def test_the_encoder_is_held_and_the_decoder_free():
     free = [name for name in distance if not name.startswith("encoder.")]
     assert len(free) > 10
     assert max(distance[name] for name in free) > max(radii.values())  # no such ball there
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    whole, first = unet(), unet()
+    train(whole, hft.FTPAdamW(whole.named_parameters(), lr=1e-2, exclude=NEW), range(4))
+    opt = hft.FTPAdamW(first.named_parameters(), lr=1e-2, exclude=NEW)
+    train(first, opt, range(2))
+    first.save_pretrained(str(tmp_path / "model"))
+    torch.save(opt.state_dict(), tmp_path / "opt.pt")
+    second = smp.from_pretrained(str(tmp_path / "model")).train()
+    opt = hft.FTPAdamW(second.named_parameters(), lr=1e-2, exclude=NEW)
+    opt.load_state_dict(torch.load(tmp_path / "opt.pt", weights_only=True))
+    train(second, opt, range(2, 4))
+    assert is_equal(whole, second)
+    assert has_moved(whole.decoder, unet().decoder)
