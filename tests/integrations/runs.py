@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -34,6 +36,30 @@ def pure(named: Iterable[tuple[str, nn.Parameter]]) -> hft.PureOptimizer:
     """Adam for the last layer, SGD with momentum for the rest."""
     parts = {"head": hft.adam(lr=1e-2), "body": hft.sgd(lr=0.1, momentum=0.9)}
     return hft.PureOptimizer(named, hft.partition(parts, {"*2.*": "head", "*": "body"}))
+
+
+#: Optimizers of the network's named parameters, whose last layer is free.
+BUILD: dict[str, Callable[[Iterable[tuple[str, nn.Parameter]]], Any]] = {
+    "FTPAdamW": lambda named: hft.FTPAdamW(named, lr=1e-2, exclude="*2.*"),
+    "FTP": lambda named: hft.FTP(torch.optim.RMSprop(named, lr=1e-2), exclude="*2.*"),
+    "SPD": lambda named: hft.SPD(torch.optim.AdamW(named, lr=1e-2), exclude="*2.*"),
+    "PureOptimizer": pure,
+}
+every_build = pytest.mark.parametrize("name", BUILD)
+
+
+def by_hand(name: str, every: int, decay: int) -> tuple[nn.Module, Any]:
+    """An epoch in a plain loop: a step each ``every`` batches, a smaller rate after each ``decay`` steps."""
+    net = network()
+    opt = BUILD[name](net.named_parameters())
+    schedule = torch.optim.lr_scheduler.StepLR(opt, decay)
+    for i, (x, y) in enumerate(loader()):
+        (nn.functional.cross_entropy(net(x), y) / every).backward()
+        if (i + 1) % every == 0:
+            opt.step()
+            schedule.step()
+            opt.zero_grad()
+    return net, opt
 
 
 def has_moved(model: nn.Module, start: nn.Module) -> bool:

@@ -44,13 +44,9 @@ def test_no_class_of_the_tested_version_is_left_out(library: Library):
 
 
 SAMS = {
-    "SAM": lambda sam, net: sam(net.parameters(), base_optimizer=hft.FTPAdamW, lr=1e-2, radius_lr=0.05),
-    "LookSAM": lambda sam, net: sam(net.parameters(), base_optimizer=hft.FTPAdamW, lr=1e-2, radius_lr=0.05),
-    "FriendlySAM": lambda sam, net: sam(net.parameters(), base_optimizer=hft.FTPAdamW, lr=1e-2, radius_lr=0.05),
+    **dict.fromkeys(("SAM", "LookSAM", "FriendlySAM"), lambda sam, net, **own: sam(net.parameters(), **own)),
     # Decoupled, it moves the weights once more after the step of its base.
-    "WSAM": lambda sam, net: sam(
-        net, net.parameters(), base_optimizer=hft.FTPAdamW, lr=1e-2, radius_lr=0.05, decouple=False
-    ),
+    "WSAM": lambda sam, net, **own: sam(net, net.parameters(), decouple=False, **own),
 }
 
 
@@ -60,7 +56,7 @@ def test_sam_goes_around_ours(name):
     package = pytest.importorskip("pytorch_optimizer")
     net = bases.network()
     start = [p.detach().clone() for p in net.parameters()]
-    sam = SAMS[name](getattr(package, name), net)
+    sam = SAMS[name](getattr(package, name), net, base_optimizer=hft.FTPAdamW, lr=1e-2, radius_lr=0.05)
 
     def closure() -> torch.Tensor:
         sam.zero_grad()

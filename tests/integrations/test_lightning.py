@@ -8,7 +8,7 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from .runs import has_moved, is_equal, loader, network, pure
+from .runs import BUILD, by_hand, every_build, has_moved, is_equal, loader, network
 
 lightning = pytest.importorskip("lightning")
 
@@ -20,105 +20,68 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
 ]
 
-BUILD = {
-    "FTPAdamW": lambda named: hft.FTPAdamW(named, lr=1e-2, exclude="net.2.*"),
-    "FTP": lambda named: hft.FTP(torch.optim.RMSprop(named, lr=1e-2), exclude="net.2.*"),
-    "SPD": lambda named: hft.SPD(torch.optim.AdamW(named, lr=1e-2), exclude="net.2.*"),
-    "PureOptimizer": pure,
-}
-
 
 class Module(lightning.LightningModule):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, decay: int = 4) -> None:
         super().__init__()
-        self.net, self.name = network(), name
+        self.net, self.name, self.decay, self.seen = network(), name, decay, []
 
     def training_step(self, batch, _):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
         opt = BUILD[self.name](self.named_parameters())
-        return {
-            "optimizer": opt,
-            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.StepLR(opt, 4), "interval": "step"},
-        }
+        schedule = torch.optim.lr_scheduler.StepLR(opt, self.decay)
+        return {"optimizer": opt, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        if self.name == "FTPAdamW":
+            hft.watch(self.optimizers(), lambda step, layers: self.seen.append(step), first=self.global_step)
 
 
-def trainer(epochs: int, *callbacks, **options):
+def fit(module: Module, epochs: int, keep=None, path=None, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[*callbacks], **quiet, **options)
+    trainer = lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=[keep] if keep else [], enable_checkpointing=bool(keep),
+        **quiet, **options,
+    )  # fmt: skip
+    trainer.fit(module, loader(), ckpt_path=path, weights_only=True if path else None)
+    return trainer
 
 
-@pytest.mark.parametrize("name", BUILD)
+@every_build
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
     """With its gradient clipping and accumulation, which happen in the closure that it hands to the step."""
     more = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
     whole, first, second = Module(name), Module(name), Module(name)
-    trainer(2, enable_checkpointing=False, **more).fit(whole, loader())
+    fit(whole, 2, **more)
     keep = ModelCheckpoint(tmp_path, filename="kept")
-    trainer(1, keep, **more).fit(first, loader())
-    going_on = trainer(2, ModelCheckpoint(tmp_path), **more)
-    going_on.fit(second, loader(), ckpt_path=keep.best_model_path, weights_only=True)
+    fit(first, 1, keep, **more)
+    going_on = fit(second, 2, ModelCheckpoint(tmp_path), keep.best_model_path, **more)
     assert going_on.global_step == 6
     assert has_moved(whole, first)
     assert is_equal(whole, second)
     (opt,) = going_on.optimizers
     assert type(opt).__name__ == name
-    if hasattr(opt, "radii"):
-        assert set(opt.radii()) == {"net.0.weight", "net.0.bias"}
+    assert not hasattr(opt, "radii") or set(opt.radii()) == {"net.0.weight", "net.0.bias"}
+    assert (first.seen, second.seen) == (([1, 2, 3], [4, 5, 6]) if name == "FTPAdamW" else ([], []))
 
 
-@pytest.mark.parametrize("name", BUILD)
+@every_build
 def test_bf16_mixed_with_clipping_as_torchs_adamw(name):
     """It refuses to clip for an optimizer that says it unscales gradients itself: by default none of ours does."""
     module = Module(name)
-    trainer(1, enable_checkpointing=False, precision="bf16-mixed", gradient_clip_val=0.5).fit(module, loader())
+    fit(module, 1, precision="bf16-mixed", gradient_clip_val=0.5)
     assert has_moved(module, Module(name))
 
 
-class Held(Module):
-    """What docs/integrations.md says of checkpoints without anchors."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-        self.anchor = {f"net.{name}": p.detach().clone() for name, p in self.net.named_parameters()}
-        self.seen = []
-
-    def configure_optimizers(self):
-        named = self.named_parameters()
-        return hft.FTPAdamW(named, lr=1e-2, exclude="net.2.*", anchor=self.anchor, save_anchor=False)
-
-    def on_train_start(self) -> None:
-        hft.watch(self.optimizers(), lambda step, layers: self.seen.append(step), first=self.global_step)
-
-
-def test_checkpoints_without_anchors_go_on_bit_for_bit(tmp_path):
-    whole, first, second = Held(), Held(), Held()
-    trainer(2, enable_checkpointing=False).fit(whole, loader())
-    keep = ModelCheckpoint(tmp_path, filename="kept")
-    trainer(1, keep).fit(first, loader())
-    kept = torch.load(keep.best_model_path, weights_only=True)
-    assert not any("anchor" in state for state in kept["optimizer_states"][0]["state"].values())
-    trainer(2, ModelCheckpoint(tmp_path)).fit(second, loader(), ckpt_path=keep.best_model_path, weights_only=True)
-    assert has_moved(whole, first)
-    assert is_equal(whole, second)
-    assert (first.seen, second.seen) == (list(range(1, 7)), list(range(7, 13)))
-
-
 def test_training_equals_a_plain_loop():
-    module, net = Module("FTPAdamW"), network()
-    trained = trainer(1, enable_checkpointing=False)
-    trained.fit(module, loader())
-    opt = hft.FTPAdamW(net.named_parameters(), lr=1e-2, exclude="2.*")
-    schedule = torch.optim.lr_scheduler.StepLR(opt, 4)
-    for x, y in loader():
-        opt.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        opt.step()
-        schedule.step()
+    module = Module("FTPAdamW")
+    (trained,) = fit(module, 1).optimizers
+    net, opt = by_hand("FTPAdamW", every=1, decay=4)
     assert has_moved(net, network())
     assert is_equal(module.net, net)
-    assert list(trained.optimizers[0].radii().values()) == list(opt.radii().values())
+    assert list(trained.radii().values()) == list(opt.radii().values())
 
 
 def test_what_lightning_makes_of_an_optimizer_is_no_base():

@@ -56,12 +56,14 @@ def free(opt) -> set[torch.Tensor]:
     return {p for g in groups for p, held in zip(g["params"], g["constrained"], strict=True) if not held}
 
 
-@pytest.mark.parametrize(("name", "cls"), [("ftpadamw", hft.FTPAdamW), ("ftpsgd", hft.FTPSGD)])
-def test_timm_builds_our_classes_by_name(name, cls):
+@pytest.mark.parametrize(
+    ("name", "cls", "its"),
+    [("ftpadamw", hft.FTPAdamW, {"betas": (0.8, 0.9), "eps": 1e-6}), ("ftpsgd", hft.FTPSGD, {"momentum": 0.8})],
+)
+def test_timm_builds_our_classes_by_name(name, cls, its):
     ours.register()
     model = vit()
     options = {"weight_decay": 0.05, "exclude": model.get_classifier(), "kappa": 0.5}
-    its = {"betas": (0.8, 0.9), "eps": 1e-6} if name == "ftpadamw" else {"momentum": 0.8}
     opt = create_optimizer_v2(model, opt=name, lr=0.01, **options, **its)
     assert type(opt) is cls
     assert {key: opt.param_groups[0][key] for key in its} == its
@@ -91,7 +93,7 @@ def test_a_name_that_is_taken_is_an_error_and_nothing_is_registered(monkeypatch)
     assert "ftpsgd" not in list_optimizers()
 
 
-def test_lookahead_goes_around_it():
+def test_lookahead_goes_around_it_and_resumes():
     ours.register()
 
     def start():
@@ -99,22 +101,12 @@ def test_lookahead_goes_around_it():
         return model, create_optimizer_v2(model, opt="lookahead_ftpadamw", lr=0.01, exclude=model.get_classifier())
 
     model, opt = start()
-    before, seen = copy.deepcopy(model), []
+    seen = []
     hft.watch(opt, lambda step, layers: seen.append((step, layers)))
     train(model, opt, range(13))  # its slow weights move at 6 and 12
     assert type(opt).__name__ == "Lookahead"
-    assert has_moved(model.blocks, before.blocks)
     assert [step for step, _ in seen] == list(range(1, 14))
-    radii = opt._base_optimizer.radii()
-    assert radii == {name: layer["radius"] for name, layer in seen[-1][1].items()}
-    parameters = [p for group in opt.param_groups for p in group["params"]]
-    names = {p: name for name, p in model.named_parameters()}
-    for index, radius in radii.items():
-        p = parameters[index]
-        d = (p.detach() - before.get_parameter(names[p])).flatten(min(1, p.ndim - 1))
-        rounding = d.shape[-1] * 2**-24 * p.abs().max().item()  # of W0 + c, entry by entry
-        assert d.abs().sum(-1).max() <= radius * (1 + 1e-6) + rounding
-
+    assert opt._base_optimizer.radii() == {name: layer["radius"] for name, layer in seen[-1][1].items()}
     first, first_opt = start()
     train(first, first_opt, range(7))
     second, second_opt = start()
@@ -122,15 +114,7 @@ def test_lookahead_goes_around_it():
     second_opt.load_state_dict(copy.deepcopy(first_opt.state_dict()))
     train(second, second_opt, range(7, 13))
     assert is_equal(model, second)
-
-
-def test_layers_have_their_names(tmp_path):
-    model = vit()
-    opt = ours.create_optimizer(model, "FTPAdamW", lr=0.01, weight_decay=0.05, layer_decay=0.7, exclude="head.*")
-    train(model, opt, range(2))
-    assert set(opt.radii()) == {name for name, _ in model.named_parameters() if not name.startswith("head.")}
-    distance = (model.get_parameter("blocks.0.norm1.weight") - vit().get_parameter("blocks.0.norm1.weight")).norm()
-    assert hft.measure(opt)["blocks.0.norm1.weight"]["distance"] == pytest.approx(distance.item(), rel=1e-5)
+    assert has_moved(model.blocks, vit().blocks)
 
 
 @pytest.mark.parametrize("name", ["ftpadamw", "ftpsgd"])
@@ -142,14 +126,6 @@ def test_the_arguments_of_timms_training_script_are_taken(name):
     assert free(opt) == set(model.get_classifier().parameters())
     assert {group["kappa"] for group in opt.param_groups} == {0.5}
     assert len({group["lr_scale"] for group in opt.param_groups}) == 4
-
-
-def test_groups_of_ones_own_are_left_alone():
-    model = vit()
-    groups = [{"params": list(model.blocks.parameters()), "lr": 0.1}, {"params": list(model.head.parameters())}]
-    opt = ours.create_optimizer(model, lr=0.01, param_group_fn=lambda m: groups)
-    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.01]
-    assert free(opt) == set(model.head.parameters())
 
 
 def test_layer_decay_and_schedule_equal_groups_with_their_own_learning_rates():
@@ -171,6 +147,7 @@ def test_layer_decay_and_schedule_equal_groups_with_their_own_learning_rates():
             group["lr"] = lr * group["lr_scale"]
         train(by_hand, plain, range(step, step + 1))
     assert list(opt.radii().values()) == pytest.approx(list(plain.radii().values()), rel=1e-4)
+    assert set(opt.radii()) == {name for name, _ in model.named_parameters() if not name.startswith("head.")}
     for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
@@ -213,18 +190,20 @@ def test_the_head_is_free(build, head):
     expected = {p for name in head for p in model.get_submodule(name).parameters()}
     assert len(expected) == 2 * len(head)
     assert free(ours.create_optimizer(model, lr=0.01)) == expected
-
-
-def test_a_frozen_head_is_no_error():
-    model = vit()
-    model.get_classifier().requires_grad_(False)
+    model.requires_grad_(True)
+    for name in head:  # a frozen one is no error
+        model.get_submodule(name).requires_grad_(False)
     assert free(ours.create_optimizer(model, lr=0.01)) == set()
 
 
-def test_an_exclude_that_is_given_decides():
+def test_an_exclude_that_is_given_decides_and_groups_of_ones_own_are_left_alone():
     model = vit()
     assert free(ours.create_optimizer(model, lr=0.01, exclude=())) == set()
     assert free(ours.create_optimizer(model, lr=0.01, exclude=model.patch_embed)) == set(model.patch_embed.parameters())
+    groups = [{"params": list(model.blocks.parameters()), "lr": 0.1}, {"params": list(model.head.parameters())}]
+    opt = ours.create_optimizer(model, lr=0.01, param_group_fn=lambda m: groups)
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.01]
+    assert free(opt) == set(model.head.parameters())
 
 
 @pytest.mark.parametrize(
@@ -232,15 +211,8 @@ def test_an_exclude_that_is_given_decides():
     [
         (vit, {"opt": "ftp_adamw"}, ValueError, r"opt must be one of \['ftpadamw', 'ftpsgd'\], got 'ftp_adamw'"),
         (vit, {"opt": "adamw"}, ValueError, "any other name, also .* is for timm.optim.create_optimizer_v2, after reg"),
-        (vit, {"exclude": "haed.*"}, ValueError, "haed"),
-        (vit, {"kappa": 2.0}, ValueError, "kappa must lie in"),
         (lambda: nn.Linear(2, 2), {}, TypeError, "a Linear has not; pass exclude= the head's module, or ()"),
-        (
-            Failing,
-            {},
-            TypeError,
-            r"Failing.get_classifier\(\) fails: .*no attribute 'fc'; pass exclude= the head's module",
-        ),
+        (Failing, {}, TypeError, r"Failing.get_classifier\(\) fails: .*no attribute 'fc'; pass exclude= the head's"),
     ],
 )
 def test_bad_input(model, options, error, said):

@@ -18,8 +18,9 @@ pytest.importorskip("accelerate")  # the Trainer needs it
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 LR = 1e-2
+FREE_HEAD = {"lr": LR, "exclude": "classifier.*"}
 BUILD = {
-    "FTPAdamW": (hft.FTPAdamW, {"lr": LR, "exclude": "classifier.*"}),
+    "FTPAdamW": (hft.FTPAdamW, FREE_HEAD),
     "FTPSGD": (hft.FTPSGD, {"lr": 0.1, "exclude": "classifier.*"}),
     "SPD": (lambda groups: hft.SPD(torch.optim.AdamW(groups, lr=LR), exclude="classifier.*"), {}),
     "FTP": (lambda groups, lr: hft.FTP(torch.optim.RMSprop(groups, lr=lr), exclude="classifier.*"), {"lr": LR}),
@@ -70,7 +71,7 @@ def test_all_ways_give_the_same_training(tmp_path):
     """Named by our groups, in the Trainer's own groups without names, ready made."""
 
     def ours(model):
-        return {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")}
+        return {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs(**FREE_HEAD)}
 
     def its(model):
         return {"optimizer_cls_and_kwargs": (hft.FTPAdamW, {"lr": LR, "exclude": model.classifier})}
@@ -128,7 +129,7 @@ class Watching(TrainerCallback):
 
 
 def test_a_callback_watches_over_two_runs(tmp_path):
-    pair = optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")
+    pair = optimizer_cls_and_kwargs(**FREE_HEAD)
     file = tmp_path / "layers.csv"
     for resume in (None, str(tmp_path / "checkpoint-3")):
         made = trainer(tmp_path, bert(), optimizer_cls_and_kwargs=pair, callbacks=[Watching(file)])
@@ -140,8 +141,7 @@ def test_a_callback_watches_over_two_runs(tmp_path):
 
 def test_it_works_with_model_init(tmp_path):
     """Where the Trainer makes the model itself, and so no optimizer can be ready."""
-    pair = optimizer_cls_and_kwargs(lr=LR, exclude="classifier.*")
-    made = trainer(tmp_path, model_init=bert, optimizer_cls_and_kwargs=pair)
+    made = trainer(tmp_path, model_init=bert, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(**FREE_HEAD))
     made.train()
     assert has_moved(made.model.bert.encoder, bert().bert.encoder)
     held = made.optimizer.optimizer.radii()
@@ -153,17 +153,12 @@ def swin():
     return transformers.SwinForImageClassification(transformers.SwinConfig(**size))
 
 
-def convnext():  # layer scales
-    config = transformers.ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
-    return transformers.ConvNextForImageClassification(config)
-
-
 def t5():  # relative biases, its own RMSNorm
     size = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**size))
 
 
-@pytest.mark.parametrize("build", [bert, swin, convnext, t5])
+@pytest.mark.parametrize("build", [bert, swin, t5])
 def test_groups_are_those_of_the_trainer(build, tmp_path):
     model = build()
     its = trainer(tmp_path, model, optimizer_cls_and_kwargs=(torch.optim.AdamW, {})).create_optimizer()
@@ -179,29 +174,23 @@ def test_frozen_parameters_are_left_out():
     assert [name for group in parameter_groups(model) for name, _ in group["params"]] == ["1.weight", "1.bias"]
 
 
+LINEAR = nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda: parameter_groups(nn.Linear(2, 2), float("inf")), ValueError, "weight_decay must lie in"),
-        (lambda: parameter_groups(nn.Linear(2, 2), "0.1"), TypeError, "weight_decay must be a number"),
+        (lambda: parameter_groups(LINEAR, float("inf")), ValueError, "weight_decay must lie in"),
         (lambda: parameter_groups(nn.ReLU()), ValueError, "the ReLU has no parameter that requires a gradient; set"),
-        (lambda: optimizer_cls_and_kwargs(weight_decay=float("nan")), ValueError, "weight_decay must lie in"),
-        (
-            lambda: optimizer_cls_and_kwargs(exclude="a"),
-            ValueError,
-            "give lr: the learning_rate of TrainingArguments is",
-        ),
+        (lambda: parameter_groups(LINEAR.parameters()), TypeError, "takes the model, got generator"),
+        (lambda: optimizer_cls_and_kwargs(exclude="a"), ValueError, "give lr: the learning_rate of TrainingArguments"),
         (lambda: optimizer_cls_and_kwargs(lr=1.0, radus_lr=1.0), TypeError, "'radus_lr'; did you mean 'radius_lr'"),
         (lambda: optimizer_cls_and_kwargs(lambda groups: None, lr=1.0), TypeError, "'lr'; the arguments are groups"),
-        (lambda: optimizer_cls_and_kwargs(nn.Linear(2, 2), lr=1.0), TypeError, "build must be a class .* got a Linear"),
-        (lambda: parameter_groups(nn.Linear(2, 2).parameters()), TypeError, "takes the model, got generator"),
-        (
-            lambda: optimizer_cls_and_kwargs(torch.optim.SGD(nn.Linear(2, 2).parameters())),
-            TypeError,
-            r"got a SGD; an optimizer that exists goes into Trainer\(optimizers=",
-        ),
+        (lambda: optimizer_cls_and_kwargs(LINEAR, lr=1.0), TypeError, "build must be a class .* got a Linear"),
+        (lambda: optimizer_cls_and_kwargs(torch.optim.SGD(LINEAR.parameters())), TypeError,
+         r"got a SGD; an optimizer that exists goes into Trainer\(optimizers="),
     ],
-)
+)  # fmt: skip
 def test_bad_input(call, error, said):
     with pytest.raises(error, match=said):
         call()

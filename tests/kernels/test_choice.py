@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.kernels import ops
-from hyperopt_ftp.torch_optim.execution.backends import pick
+
+OPS = "hyperopt_ftp.kernels.ops"
 
 
 @pytest.fixture(autouse=True)
 def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "INSTALLED", frozenset({"numba", "triton"}))
+    monkeypatch.setattr(f"{OPS}.INSTALLED", frozenset({"numba", "triton"}))
 
 
 @pytest.fixture
@@ -23,49 +23,40 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "device", property(lambda _: torch.device("cuda")), raising=False)
 
 
-def weights() -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.zeros(2, 3))
+def group(**flags: Any) -> list[dict[str, Any]]:
+    return [{"params": [torch.nn.Parameter(torch.zeros(2, 3))], **flags}]
 
 
-def picked(strict: bool = True, **flags: Any) -> str:
-    return pick({"params": [weights()], **flags}, strict).name
+def own(**flags: Any) -> str:
+    return hft.FTPAdamW(group(), **flags).execution
+
+
+def around(wrap: Any = hft.FTP, **flags: Any) -> str:
+    return wrap(torch.optim.SGD(group(**flags), lr=0.1)).execution
 
 
 def test_on_a_gpu_triton_runs_only_where_it_is_asked_for(on_a_gpu: None):
-    assert picked() == "foreach"
-    assert picked(fused=None, foreach=None) == "foreach"
-    assert picked(fused=False) == "foreach"
-    assert picked(foreach=False) == "single"
-    assert picked(fused=True) == "triton"
-    assert hft.FTPAdamW([weights()]).execution == "foreach"
-    assert hft.FTPAdamW([weights()], fused=True).execution == "triton"
-
-
-def test_a_base_asks_for_its_own_kernels(on_a_gpu: None):
-    assert picked(strict=False, fused=True) == "foreach"
-    assert hft.FTP(torch.optim.SGD([weights()], foreach=None)).execution == "foreach"
+    assert own() == own(fused=False) == "foreach"
+    assert own(foreach=False) == "single"
+    assert own(fused=True) == "triton"
+    assert around() == around(fused=True) == "foreach"  # a base asks for its own kernels
 
 
 def test_rules_on_many_tensors_have_never_run_on_a_gpu_and_take_the_bases_word_there(on_a_gpu: None):
     for flags, name in (({}, "single"), ({"foreach": False}, "single"), ({"foreach": True}, "foreach")):
-        assert hft.L2SP(torch.optim.SGD([weights()], lr=0.1, **flags)).execution == name
-
-
-def test_triton_has_to_be_asked_for(on_a_gpu: None):
-    assert ops.why_not([weights()]) == "on cuda it has to be asked for, by fused=True"
+        assert around(hft.L2SP, **flags) == name
 
 
 def test_asked_for_where_it_cannot_run(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "INSTALLED", frozenset({"numba"}))
+    monkeypatch.setattr(f"{OPS}.INSTALLED", frozenset({"numba"}))
     with pytest.raises(RuntimeError, match="fused=True cannot run: the package triton is not installed"):
-        picked(fused=True)
+        own(fused=True)
 
 
 def test_on_a_cpu_numba_is_the_default():
-    assert picked() == picked(fused=True) == picked(strict=False, fused=True) == "fused_cpu"
+    assert own() == own(fused=True) == around() == around(fused=True) == "fused_cpu"
 
 
 def test_one_place_turns_it_back(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "UNASKED", frozenset({"cpu", "cuda"}))
-    assert picked() == picked(strict=False, fused=True) == "triton"
-    assert ops.why_not([weights()]) is None
+    monkeypatch.setattr(f"{OPS}.UNASKED", frozenset({"cpu", "cuda"}))
+    assert own() == around(fused=True) == "triton"

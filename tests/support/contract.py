@@ -125,6 +125,13 @@ every_input = pytest.mark.parametrize(
     ],
 )
 
+#: torch's optimizers that step once for each dense gradient, and what makes them keep more.
+TORCHS = {
+    name: {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}}.get(name, {})
+    for name, made in sorted(vars(torch.optim).items())
+    if isinstance(made, type) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+}
+
 SHAPES = [(4, 3), (4,), (), (0, 3), (2, 3, 2, 2)]
 
 

@@ -30,13 +30,35 @@ FTP_OPTIONS = inspect.signature(hft.FTP).parameters.keys() - {"base"}
 class Row(NamedTuple):
     """One wrong thing to do."""
 
-    done: str  # in the words of the table
-    act: Callable[[Scene], Any]  # does it
     error: type[Exception]
     text: str
+    done: str  # in the words of the table
+    act: Callable[[Scene], Any]  # does it
     who: tuple[str, ...] = ALL  # classes that it concerns
     begin: Callable[[Scene], torch.optim.Optimizer] | None = None  # makes the optimizer that there is already
     torch: bool = False  # torch's (or Python's) own error: the text may go on, and vary with the version
+
+
+def unfit(text: str, done: str = "", act: Any = None, who: tuple[str, ...] = ALL, **rest: Any) -> Row:
+    """A ValueError: of an act, or of an optimizer that is built with an option."""
+    return _row(ValueError, text, done, act, who, rest)
+
+
+def mistyped(text: str, done: str = "", act: Any = None, who: tuple[str, ...] = ALL, **rest: Any) -> Row:
+    """A TypeError, likewise."""
+    return _row(TypeError, text, done, act, who, rest)
+
+
+def refused(text: str, done: str = "", act: Any = None, who: tuple[str, ...] = ALL, **rest: Any) -> Row:
+    """A RuntimeError, likewise."""
+    return _row(RuntimeError, text, done, act, who, rest)
+
+
+def _row(error: type[Exception], text: str, done: str, act: Any, who: tuple[str, ...], rest: dict[str, Any]) -> Row:
+    fields = {name: rest.pop(name) for name in ("begin", "torch") if name in rest}
+    if rest:
+        done = f"`{', '.join(f'{name}={value!r}' for name, value in rest.items())}`"
+    return Row(error, text, done, act or (lambda s: s.build(**rest)), who, **fields)
 
 
 class Scene:

@@ -9,12 +9,12 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .bad_inputs import ADAMW, ALL, FTP, NATIVE, SGD, Row, Scene, no_gradient, tracked
-from .bad_inputs_built import BESIDE, weight
+from .bad_inputs import ADAMW, ALL, FTP, NATIVE, SGD, Row, Scene, no_gradient, tracked, unfit
+from .bad_inputs_built import BESIDE, NOT_DIFFERENTIABLE, weight
 
 
-def load(done: str, change: Any, error: type[Exception], text: str, who: tuple[str, ...] = ALL,
-         begin: Any = Scene.begun, torch: bool = False) -> Row:  # fmt: skip
+def load(text: str, done: str, change: Any, who: tuple[str, ...] = ALL, begin: Any = Scene.begun,
+         torch: bool = False) -> Row:  # fmt: skip
     """The optimizer's own checkpoint, changed."""
 
     def act(s: Scene) -> None:
@@ -22,7 +22,7 @@ def load(done: str, change: Any, error: type[Exception], text: str, who: tuple[s
         changed = change(saved)
         s.opt.load_state_dict(saved if changed is None else changed)
 
-    return Row(f"a checkpoint {done}", act, error, text, who, begin, torch)
+    return unfit(text, f"a checkpoint {done}", act, who, begin=begin, torch=torch)
 
 
 def entry(key: str, value: Any) -> Any:
@@ -41,21 +41,14 @@ def option(key: str, value: Any) -> Any:
     return lambda saved: saved["param_groups"][0].update({key: value})
 
 
-def of(theirs: Any, **here: Any) -> tuple[Any, Any]:
-    """A checkpoint of another run, into an optimizer with the options ``here``; callables are given the scene."""
-
-    def resolved(s: Scene) -> dict[str, Any]:
-        return {name: value(s) if callable(value) else value for name, value in here.items()}
+def other(text: str, done: str, theirs: Any, begin: Any = Scene.begun, who: tuple[str, ...] = ALL) -> Row:
+    """What another run has saved: ``theirs`` makes its optimizer, or its checkpoint, in a scene of its own."""
 
     def act(s: Scene) -> None:
-        other = Scene(s.who)
-        s.opt.load_state_dict(copy.deepcopy(theirs(other).state_dict()))
+        found = theirs(Scene(s.who))
+        s.opt.load_state_dict(found if isinstance(found, dict) else copy.deepcopy(found.state_dict()))
 
-    return act, lambda s: s.begun(**resolved(s))
-
-
-def other_run(done: str, pair: tuple[Any, Any], error: type[Exception], text: str, who: tuple[str, ...] = ALL) -> Row:
-    return Row(f"a checkpoint {done}", pair[0], error, text, who, pair[1])
+    return unfit(text, f"a checkpoint {done}", act, who, begin=begin)
 
 
 def reversed_names(saved: Any) -> None:
@@ -91,24 +84,24 @@ def around_adam(s: Scene) -> Any:
     return opt
 
 
-def rmsprop(s: Scene) -> dict[str, Any]:
-    other = Scene(s.who)
-    opt = torch.optim.RMSprop(other.net.named_parameters())
-    other.gradients()
+def rmsprop(s: Scene) -> Any:
+    opt = torch.optim.RMSprop(s.net.named_parameters())
+    s.gradients()
     opt.step()
-    return opt.state_dict()
+    return opt
 
 
 def adam_without_steps(s: Scene) -> dict[str, Any]:
-    saved = copy.deepcopy(around_adam(Scene(s.who)).base.state_dict())
+    saved = copy.deepcopy(around_adam(s).base.state_dict())
     for group in saved["param_groups"]:
         del group["made_by"]
     saved["state"] = {key: {"exp_avg": state["exp_avg"]} for key, state in saved["state"].items()}
     return saved
 
 
-def into_adam(s: Scene) -> None:
-    s.opt.load_state_dict(copy.deepcopy(Scene(FTP).begun().state_dict()))
+def far_away(s: Scene) -> Any:
+    """Of a run that leaves its anchor out."""
+    return s.begun(save_anchor=False, anchor=far(s))
 
 
 DAMAGED = "it is damaged"
@@ -118,85 +111,74 @@ OTHER_ANCHOR = f"{OTHER}; give the weights that the run began with"
 LEFT_OUT = "the checkpoint leaves out the anchor of '0.weight'; build the optimizer with anchor="
 NO_CHECKPOINT = "load_state_dict needs what an optimizer's state_dict() returned, got"
 
+FITS_NOT = "is it a checkpoint of this model?"
+
 CHECKPOINTS = [
-    load("that is a number", lambda saved: 0, ValueError, f"{NO_CHECKPOINT} int"),
-    load("of the model, not the optimizer", lambda saved: {"0.weight": weight()}, ValueError,
-         f"{NO_CHECKPOINT} a dict with the keys ['0.weight']"),
-    load("in a dict with others", lambda saved: {"model": {}, "optimizer": saved, "epoch": 3}, ValueError,
-         f"{NO_CHECKPOINT} a dict with the keys ['model', 'optimizer', 'epoch']; pass checkpoint['optimizer']"),
-    load("that is the path of one", lambda saved: "opt.pt", ValueError,
-         f"{NO_CHECKPOINT} str; load it first: torch.load('opt.pt')"),
-    load("with one group more", one_group_more, ValueError,
-         "loaded state dict has a different number of parameter groups", torch=True),
-    load("with one parameter less", one_parameter_less, ValueError,
-         "loaded state dict contains a parameter group that doesn't match the size of optimizer's group", torch=True),
-    load("with the parameters in another order", reversed_names, ValueError,
-         "the checkpoint's parameters are in another order: number 0 is '1.bias' there and '0.weight' here; build the "
-         "optimizer with the parameters in the checkpoint's order"),
-    load("with `kappa=2.0`", option("kappa", 2.0), ValueError, "kappa must lie in [0, 1], got 2.0"),
-    load("with an `lr` that requires a gradient", option("lr", tracked(0.1)), ValueError, no_gradient("lr", ADAMW),
-         (ADAMW,)),
-    load("with `differentiable=True`", option("differentiable", True), ValueError, "differentiable must be False, got "
-         "True: a step works in place; hft.ftp is the differentiable rule", NATIVE),
-    load("with `lean=True`, for bfloat16 weights", option("lean", True), ValueError, "lean=True keeps the deviation in "
-         f"bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}", NATIVE, in_bfloat16),
-    load("with another format", option("made_by", "FTPAdamW, format 2"), ValueError,
-         "the checkpoint has the format 2, and this release reads format 1; load it with the release that wrote it"),
-    load("with `constrained=True`", option("constrained", True), ValueError,
-         "the checkpoint's constrained must be a bool for each parameter, got True"),
-    load("with weights of another shape", entry("deviation", torch.zeros(3, 4)), ValueError,
-         f"the checkpoint's deviation {STATE_OF} has shape (3, 4), and this parameter needs (4, 3); is it a checkpoint "
-         "of this model?"),
-    load("with an anchor of another shape", entry("anchor", torch.zeros(3, 4)), ValueError,
-         f"the checkpoint's anchor {STATE_OF} has shape (3, 4), and this parameter needs (4, 3); is it a checkpoint of "
-         "this model?"),
-    load("with radii of another norm", option("norm", "l2"), ValueError,
-         f"the checkpoint's row_norm {STATE_OF} has shape (4,), and this parameter needs (1,); is it a checkpoint of "
-         "this model?"),
-    load("without radii", without("radius"), ValueError,
-         f"the checkpoint's state {STATE_OF} lacks radius: {DAMAGED}, or of an earlier version"),
-    load("without moments", without("exp_avg"), ValueError,
-         f"the checkpoint's state {STATE_OF} lacks exp_avg: {DAMAGED}, or of another optimizer", (ADAMW,)),
-    load("with a radius that is a number", entry("radius", 0.5), ValueError,
-         f"the checkpoint's radius {STATE_OF} must be a floating-point tensor, got float: {DAMAGED}"),
-    load("with moments of integers", entry("exp_avg", torch.zeros(4, 3, dtype=torch.int8)), ValueError,
-         f"the checkpoint's exp_avg {STATE_OF} must be a floating-point tensor, got torch.int8: {DAMAGED}", (ADAMW,)),
-    *(load(f"with {what} for a step count", entry("radius_step", value), ValueError,
-           f"the checkpoint's radius_step {STATE_OF} must be a number of steps, got {got}: {DAMAGED}")
+    load(f"{NO_CHECKPOINT} int", "that is a number", lambda saved: 0),
+    load(f"{NO_CHECKPOINT} a dict with the keys ['0.weight']", "of the model, not the optimizer",
+         lambda saved: {"0.weight": weight()}),
+    load(f"{NO_CHECKPOINT} a dict with the keys ['model', 'optimizer', 'epoch']; pass checkpoint['optimizer']",
+         "in a dict with others", lambda saved: {"model": {}, "optimizer": saved, "epoch": 3}),
+    load(f"{NO_CHECKPOINT} str; load it first: torch.load('opt.pt')", "that is its path", lambda saved: "opt.pt"),
+    load("loaded state dict has a different number of parameter groups", "with one group more", one_group_more,
+         torch=True),
+    load("loaded state dict contains a parameter group that doesn't match the size of optimizer's group",
+         "with one parameter less", one_parameter_less, torch=True),
+    load("the checkpoint's parameters are in another order: number 0 is '1.bias' there and '0.weight' here; build the "
+         "optimizer with the parameters in the checkpoint's order", "with the parameters in another order",
+         reversed_names),
+    load("kappa must lie in [0, 1], got 2.0", "with `kappa=2.0`", option("kappa", 2.0)),
+    load(no_gradient("lr", ADAMW), "with an `lr` that requires a gradient", option("lr", tracked(0.1)), (ADAMW,)),
+    load(NOT_DIFFERENTIABLE, "with `differentiable=True`", option("differentiable", True), NATIVE),
+    load(f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}",
+         "with `lean=True`, for bfloat16 weights", option("lean", True), NATIVE, in_bfloat16),
+    load("the checkpoint has the format 2, and this release reads format 1; load it with the release that wrote it",
+         "with another format", option("made_by", "FTPAdamW, format 2")),
+    load("the checkpoint's constrained must be a bool for each parameter, got True", "with `constrained=True`",
+         option("constrained", True)),
+    *(load(f"the checkpoint's {key} {STATE_OF} has shape (3, 4), and this parameter needs (4, 3); {FITS_NOT}",
+           f"with {what} of another shape", entry(key, torch.zeros(3, 4)))
+      for key, what in (("deviation", "a deviation"), ("anchor", "an anchor"))),
+    load(f"the checkpoint's row_norm {STATE_OF} has shape (4,), and this parameter needs (1,); {FITS_NOT}",
+         "with radii of another norm", option("norm", "l2")),
+    load(f"the checkpoint's state {STATE_OF} lacks radius: {DAMAGED}, or of an earlier version", "without radii",
+         without("radius")),
+    load(f"the checkpoint's state {STATE_OF} lacks exp_avg: {DAMAGED}, or of another optimizer", "without moments",
+         without("exp_avg"), (ADAMW,)),
+    load(f"the checkpoint's radius {STATE_OF} must be a floating-point tensor, got float: {DAMAGED}",
+         "with a radius that is a number", entry("radius", 0.5)),
+    load(f"the checkpoint's exp_avg {STATE_OF} must be a floating-point tensor, got torch.int8: {DAMAGED}",
+         "with moments of integers", entry("exp_avg", torch.zeros(4, 3, dtype=torch.int8)), (ADAMW,)),
+    *(load(f"the checkpoint's radius_step {STATE_OF} must be a number of steps, got {got}: {DAMAGED}",
+           f"with {what} for a step count", entry("radius_step", value))
       for what, value, got in (("-3", torch.tensor(-3.0), "tensor(-3.)"),
                                ("NaN", torch.tensor(torch.nan), "tensor(nan)"),
                                ("two numbers", torch.ones(2), "tensor([1., 1.])"),
                                ("a word", "ten", "an object of the class str"))),
-    other_run("of FTPSGD, for FTPAdamW", (lambda s: s.opt.load_state_dict(Scene(SGD).begun().state_dict()),
-              Scene.begun), ValueError, "FTPSGD made the checkpoint, and this is FTPAdamW; load it into what made it",
-              (ADAMW,)),
-    other_run("of FTP(SGD), for FTP(Adam)", (into_adam, around_adam), ValueError, "FTP(SGD) made the checkpoint, and "
-              "this is FTP(Adam); load it into what made it", (FTP,)),
-    other_run("of a base that lacks its steps", (lambda s: s.opt.load_state_dict(adam_without_steps(s)), around_adam),
-              ValueError, "the checkpoint does not suit Adam, which cannot load it (KeyError('step')); was it made "
-              "around another base?", (FTP,)),
-    other_run("of torch's RMSprop", (lambda s: s.opt.load_state_dict(rmsprop(s)), Scene.begun), ValueError,
-              "the options of the checkpoint lack betas, which FTPAdamW needs: it is damaged, or of another optimizer",
-              (ADAMW,)),
-    load("without anchors, which were not left out", without("anchor"), ValueError,
-         f"the checkpoint has no anchor and no fingerprint of one for '0.weight': {DAMAGED}"),
-    other_run("of `save_anchor=False`, no anchor given", of(lambda s: s.begun(save_anchor=False, anchor=far(s))),
-              ValueError, OTHER_ANCHOR),
-    other_run("of `save_anchor=False`, another anchor given",
-              of(lambda s: s.begun(save_anchor=False, anchor=far(s)), anchor=Scene.weights), ValueError, OTHER_ANCHOR),
-    other_run("of `anchor='zero'`, which was not given", of(lambda s: s.begun(anchor="zero")), ValueError,
-              f"{OTHER}; build the optimizer with anchor='zero'"),
-    other_run("of `save_anchor=False` into a fresh optimizer, no anchor given",
-              (of(lambda s: s.begun(save_anchor=False, anchor=far(s)))[0], Scene.build), ValueError,
-              f"{LEFT_OUT}a dict or file of the weights that the run began with"),
-    other_run("of `anchor='zero'` into a fresh optimizer, which was not given",
-              (of(lambda s: s.begun(anchor="zero"))[0], Scene.build), ValueError, f"{LEFT_OUT}'zero'"),
-    other_run("of another run, `anchor='zero'` given", of(lambda s: s.begun(), anchor="zero"), ValueError,
-              OTHER_ANCHOR),
-    other_run("with anchors, other ones given", of(lambda s: s.begun(), anchor=far), ValueError, OTHER_ANCHOR),
-    other_run("that constrains what the given anchor lacks", of(lambda s: s.begun(), anchor=without_the_head,
-              exclude="1.*"), ValueError,
-              "anchor has no entry for 2 of 4 parameters: ['1.*']; give them, or exclude=['1.*']"),
+    load(f"the checkpoint has no anchor and no fingerprint of one for '0.weight': {DAMAGED}",
+         "without anchors, which were not left out", without("anchor")),
+    other("FTPSGD made the checkpoint, and this is FTPAdamW; load it into what made it", "of FTPSGD, for FTPAdamW",
+          lambda s: Scene(SGD).begun(), who=(ADAMW,)),
+    other("FTP(SGD) made the checkpoint, and this is FTP(Adam); load it into what made it",
+          "of FTP(SGD), for FTP(Adam)", Scene.begun, around_adam, (FTP,)),
+    other("the checkpoint does not suit Adam, which cannot load it (KeyError('step')); was it made around another "
+          "base?", "of a base that lacks its steps", adam_without_steps, around_adam, (FTP,)),
+    other("the options of the checkpoint lack betas, which FTPAdamW needs: it is damaged, or of another optimizer",
+          "of torch's RMSprop", rmsprop, who=(ADAMW,)),
+    other(OTHER_ANCHOR, "of `save_anchor=False`, no anchor given", far_away),
+    other(OTHER_ANCHOR, "of `save_anchor=False`, another anchor given", far_away,
+          lambda s: s.begun(anchor=s.weights())),
+    other(f"{OTHER}; build the optimizer with anchor='zero'", "of `anchor='zero'`, which was not given",
+          lambda s: s.begun(anchor="zero")),
+    other(f"{LEFT_OUT}a dict or file of the weights that the run began with",
+          "of `save_anchor=False` into a fresh optimizer, no anchor given", far_away, Scene.build),
+    other(f"{LEFT_OUT}'zero'", "of `anchor='zero'` into a fresh optimizer, which was not given",
+          lambda s: s.begun(anchor="zero"), Scene.build),
+    other(OTHER_ANCHOR, "of another run, `anchor='zero'` given", Scene.begun, lambda s: s.begun(anchor="zero")),
+    other(OTHER_ANCHOR, "with anchors, other ones given", Scene.begun, lambda s: s.begun(anchor=far(s))),
+    other("anchor has no entry for 2 of 4 parameters: ['1.*']; give them, or exclude=['1.*']",
+          "that constrains what the given anchor lacks", Scene.begun,
+          lambda s: s.begun(anchor=without_the_head(s), exclude="1.*")),
 ]  # fmt: skip
 
 TABLES = {"`load_state_dict`": CHECKPOINTS}

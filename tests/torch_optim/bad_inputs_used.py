@@ -9,8 +9,8 @@ import torch
 
 import hyperopt_ftp as hft
 
-from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, no_gradient, step, tracked
-from .bad_inputs_built import BESIDE, FLOATS, LEAVE_OUT, PREFIX, weight
+from .bad_inputs import ADAMW, ALL, FTP, NATIVE, Row, Scene, mistyped, no_gradient, refused, step, tracked, unfit
+from .bad_inputs_built import BESIDE, BEST, FLOATS, FUSED, LEAVE_OUT, PREFIX, weight
 
 # -- steps ----------------------------------------------------------------------------------------------------------
 
@@ -30,27 +30,23 @@ def sparse(p: torch.nn.Parameter) -> None:
     p.grad = torch.ones_like(p).to_sparse()
 
 
-def complex_gradient(p: torch.nn.Parameter) -> None:
-    p.grad = None
-    p.grad_dtype = torch.complex64  # pyright: ignore[reportAttributeAccessIssue]
-    p.grad = torch.ones_like(p, dtype=torch.complex64)
-
-
 def resized(p: torch.nn.Parameter) -> None:
     p.data = torch.ones(5, 3)
     p.grad = torch.ones(5, 3)
 
 
-def as_float8(p: torch.nn.Parameter) -> None:
-    p.grad = None
-    p.data = p.data.to(torch.float8_e4m3fn)
-    p.grad = torch.ones(4, 3).to(torch.float8_e4m3fn)
+def as_dtype(dtype: torch.dtype, weights: bool) -> Any:
+    """The gradient, or the weights too, become others."""
 
+    def change(p: torch.nn.Parameter) -> None:
+        p.grad = None
+        if weights:
+            p.data = p.data.to(dtype)
+        else:
+            p.grad_dtype = dtype  # pyright: ignore[reportAttributeAccessIssue]
+        p.grad = torch.ones(4, 3).to(dtype)
 
-def as_bfloat16(p: torch.nn.Parameter) -> None:
-    p.grad = None
-    p.data = p.data.bfloat16()
-    p.grad = torch.ones_like(p)
+    return change
 
 
 def with_crossed_rows(p: torch.nn.Parameter) -> None:
@@ -100,11 +96,6 @@ def with_a_base_loaded_by_itself(s: Scene) -> Any:
     return opt
 
 
-def around_sparse_adam(s: Scene) -> Any:
-    s.gradients()
-    return hft.FTP(torch.optim.SparseAdam([p for _, p in s.net.named_parameters()]))
-
-
 class Refusing(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         if self.tired:
@@ -133,81 +124,65 @@ def fails() -> None:
 BY_HAND = (
     "were changed by hand; add some by add_param_group (a wrapper's own, not its base's), or build a new optimizer"
 )
-FUSED = "fused=True cannot run: a parameter of shape (4, 3) and strides (1, 4) does not keep its rows in one piece"
-BEST = "fused=None takes the best there is"
 
 STEPS = [
-    Row("a sparse gradient", step, RuntimeError, "gradients must be dense, got torch.sparse_coo for parameter "
-        "'0.weight'; use dense embeddings, or another optimizer for that parameter", begin=first_weight(sparse)),
-    Row("a complex gradient", step, RuntimeError, "gradients must be real and floating, got torch.complex64 for "
-        "parameter '0.weight'", begin=first_weight(complex_gradient)),
-    Row("a gradient on another device", step, RuntimeError, "the gradient of parameter 'w' is on meta, the parameter "
-        "on cpu; move the model before the optimizer is built", begin=on_another_device),
-    Row("weights that were resized after steps", step, RuntimeError, "parameter '0.weight' has the shape (5, 3) now "
-        "and had (4, 3) at the steps before; build a new optimizer after weights are resized",
-        begin=first_weight(resized)),
-    Row("weights that were resized, and the old gradient", step, RuntimeError, "the gradient of parameter '0.weight' "
-        "has the shape (4, 3), and the parameter (5, 3); call zero_grad() after weights are resized", begin=stale),
-    Row("weights that became float8", step, TypeError, f"{FLOATS} torch.float8_e4m3fn for parameter '0.weight'; "
-        f"{LEAVE_OUT}", begin=first_weight(as_float8)),
-    Row("weights that became bfloat16 under `lean=True`", step, ValueError, "lean=True keeps the deviation in bfloat16 "
-        f"and needs float32 weights, got torch.bfloat16; {BESIDE}", NATIVE, first_weight(as_bfloat16, lean=True)),
-    Row("weights that lost their layout under `fused=True`", step, RuntimeError, f"{FUSED}; {BEST}", NATIVE,
-        first_weight(with_crossed_rows, fused=True)),
-    Row("`kappa = 2` put into a group", step, ValueError, "kappa must lie in [0, 1], got 2",
-        begin=group_changed(kappa=2)),
-    Row("`lr = -1.0` put into a group, by a schedule for instance", step, ValueError,
-        "lr must lie in [0, inf), got -1.0", NATIVE, group_changed(lr=-1.0)),
-    *(Row(f"an `lr` that requires a gradient, put into a group{place}", step, ValueError, no_gradient("lr", who),
-          (who,), group_changed(lr=tracked(0.1))) for who, place in ((ADAMW, ""), (FTP, " of the base"))),
-    Row("a parameter appended to a group's list", step, RuntimeError, f"the parameters of group 0 {BY_HAND}",
-        begin=with_one_more),
-    Row("`base.add_param_group`", step, RuntimeError, f"the parameters of group 1 {BY_HAND}", (FTP,),
-        with_a_group_of_the_base),
-    Row("`base.load_state_dict`", step, RuntimeError, "the base's state was loaded without its wrapper; call "
-        "load_state_dict on FTP(...) itself", (FTP,), with_a_base_loaded_by_itself),
-    Row("a base that wants sparse gradients", step, RuntimeError, "SparseAdam does not support dense gradients", (FTP,),
-        around_sparse_adam, torch=True),
-    Row("a base that raises in its step", step, RuntimeError, "this base refuses", (FTP,),
-        around_a_base_that_refuses_later),
-    Row("a closure that raises", lambda s: s.opt.step(fails), ArithmeticError, "the loss", begin=Scene.begun),
-    Row("`step(loss)`", lambda s: s.opt.step(torch.ones(())), TypeError, "'Tensor' object is not callable",
-        begin=Scene.begun, torch=True),
+    refused("gradients must be dense, got torch.sparse_coo for parameter '0.weight'; use dense embeddings, or another "
+            "optimizer for that parameter", "a sparse gradient", step, begin=first_weight(sparse)),
+    refused("gradients must be real and floating, got torch.complex64 for parameter '0.weight'", "a complex gradient",
+            step, begin=first_weight(as_dtype(torch.complex64, weights=False))),
+    refused("the gradient of parameter 'w' is on meta, the parameter on cpu; move the model before the optimizer is "
+            "built", "a gradient on another device", step, begin=on_another_device),
+    refused("parameter '0.weight' has the shape (5, 3) now and had (4, 3) at the steps before; build a new optimizer "
+            "after weights are resized", "weights that were resized after steps", step, begin=first_weight(resized)),
+    refused("the gradient of parameter '0.weight' has the shape (4, 3), and the parameter (5, 3); call zero_grad() "
+            "after weights are resized", "weights that were resized, and the old gradient", step, begin=stale),
+    mistyped(f"{FLOATS} torch.float8_e4m3fn for parameter '0.weight'; {LEAVE_OUT}", "weights that became float8", step,
+             begin=first_weight(as_dtype(torch.float8_e4m3fn, weights=True))),
+    unfit(f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}",
+          "weights that became bfloat16 under `lean=True`", step, NATIVE,
+          begin=first_weight(as_dtype(torch.bfloat16, weights=True), lean=True)),
+    refused(f"{FUSED}; {BEST}", "weights that lost their layout under `fused=True`", step, NATIVE,
+            begin=first_weight(with_crossed_rows, fused=True)),
+    unfit("kappa must lie in [0, 1], got 2", "`kappa = 2` put into a group", step, begin=group_changed(kappa=2)),
+    unfit("lr must lie in [0, inf), got -1.0", "`lr = -1.0` put into a group, by a schedule for instance", step,
+          NATIVE, begin=group_changed(lr=-1.0)),
+    *(unfit(no_gradient("lr", who), f"an `lr` that requires a gradient, put into a group{place}", step, (who,),
+            begin=group_changed(lr=tracked(0.1))) for who, place in ((ADAMW, ""), (FTP, " of the base"))),
+    refused(f"the parameters of group 0 {BY_HAND}", "a parameter appended to a group's list", step,
+            begin=with_one_more),
+    refused(f"the parameters of group 1 {BY_HAND}", "`base.add_param_group`", step, (FTP,),
+            begin=with_a_group_of_the_base),
+    refused("the base's state was loaded without its wrapper; call load_state_dict on FTP(...) itself",
+            "`base.load_state_dict`", step, (FTP,), begin=with_a_base_loaded_by_itself),
+    refused("this base refuses", "a base that raises in its step", step, (FTP,),
+            begin=around_a_base_that_refuses_later),
+    Row(ArithmeticError, "the loss", "a closure that raises", lambda s: s.opt.step(fails), begin=Scene.begun),
+    mistyped("'Tensor' object is not callable", "`step(loss)`", lambda s: s.opt.step(torch.ones(())),
+             begin=Scene.begun, torch=True),
 ]  # fmt: skip
 
 # -- groups ---------------------------------------------------------------------------------------------------------
 
 
-def group(done: str, error: type[Exception], text: str, who: tuple[str, ...] = ALL, *, torch: bool = False,
-          begin: Any = Scene.begun, params: Any = None, **options: Any) -> Row:  # fmt: skip
+def added(make: Any, text: str, done: str, params: Any = None, who: tuple[str, ...] = ALL, *, torch: bool = False,
+          begin: Any = Scene.begun, **options: Any) -> Row:  # fmt: skip
     def act(s: Scene) -> None:
-        given = [("new", weight())] if params is None else params(s)
-        s.opt.add_param_group({"params": given, **options})
+        s.opt.add_param_group({"params": [("new", weight())] if params is None else params(s), **options})
 
-    return Row(f"`add_param_group`: {done}", act, error, text, who, begin, torch)
-
-
-def with_anchor(s: Scene) -> Any:
-    return s.begun(anchor=s.weights())
+    return make(text, f"`add_param_group`: {done}", act, who, begin=begin, torch=torch)
 
 
 GROUPS = [
-    Row("`add_param_group` of a list", lambda s: s.opt.add_param_group([weight()]), TypeError,
-        "param_group must be a dict, but got", begin=Scene.begun, torch=True),
-    group("`kappa=2.0`", ValueError, "kappa must lie in [0, 1], got 2.0", kappa=2.0),
-    group("`constrained='no'`", TypeError, "a group's constrained must be True or False, got 'no'", constrained="no"),
-    group("`fused=1`", TypeError, "fused must be True, False or None, got 1", NATIVE, fused=1),
-    group("integer weights", TypeError, f"{FLOATS} torch.int8 for parameter 'new'; {LEAVE_OUT}",
-          params=lambda s: [("new", weight(dtype=torch.int8))]),
-    group("a name that there is", ValueError,
-          f"two parameters are called '0.bias'; {PREFIX}",
-          params=lambda s: [("module.0.bias", weight())]),
-    group("a parameter that there is", ValueError, "some parameters appear in more than one parameter group",
-          params=lambda s: [("new", s.net[0].bias)], torch=True),
-    group("no names, and the others have some", ValueError, "all optimizer param groups should be with/without names.",
-          params=lambda s: [weight()], torch=True),
-    group("parameters that the given anchor lacks", ValueError,
-          "anchor has no entry for the parameter 'new'; give one, or exclude the parameter", begin=with_anchor),
+    added(unfit, "kappa must lie in [0, 1], got 2.0", "`kappa=2.0`", kappa=2.0),
+    added(mistyped, "fused must be True, False or None, got 1", "`fused=1`", who=NATIVE, fused=1),
+    added(mistyped, f"{FLOATS} torch.int8 for parameter 'new'; {LEAVE_OUT}", "integer weights",
+          lambda s: [("new", weight(dtype=torch.int8))]),
+    added(unfit, f"two parameters are called '0.bias'; {PREFIX}", "a name that there is",
+          lambda s: [("module.0.bias", weight())]),
+    added(unfit, "some parameters appear in more than one parameter group", "a parameter that there is",
+          lambda s: [("new", s.net[0].bias)], torch=True),
+    added(unfit, "anchor has no entry for the parameter 'new'; give one, or exclude the parameter",
+          "parameters that the given anchor lacks", begin=lambda s: s.begun(anchor=s.weights())),
 ]  # fmt: skip
 
 TABLES = {"Steps": STEPS, "`add_param_group`": GROUPS}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
 import hyperopt_ftp as hft
 
+from ..support import contract
+from ..support.compare import equal
+from ..support.contract import ROWS, TORCHS, Options
 from ..support.executions import FLAGS, every_execution
 from ..support.reference_runs import Run, runs
 
@@ -61,19 +67,6 @@ def test_weights_and_radii_are_those_of_the_reference_runs(run: Run, execution: 
     assert opt.execution == execution
 
 
-def test_groups_override_options_and_say_constrained():
-    a, b = (torch.nn.Parameter(torch.zeros(1, 2, dtype=torch.float64)) for _ in range(2))
-    opt = hft.FTPSGD([{"params": [a], "radius_lr": 0.5}, {"params": [b], "constrained": False}], lr=1.0)
-    late = torch.nn.Parameter(torch.zeros(1, 2, dtype=torch.float64))
-    opt.add_param_group({"params": [late], "kappa": 0.0})
-    for _ in range(2):
-        for p in (a, b, late):
-            p.grad = -torch.ones_like(p)
-        opt.step()
-    assert opt.radii() == pytest.approx({0: 0.5 * 0.744, 2: 0.01 * 0.744}, rel=1e-3)
-    assert b.detach().tolist() == [[2.0, 2.0]]
-
-
 @pytest.mark.parametrize("execution", ["single", "foreach"])
 def test_a_step_without_values(execution):
     """On the meta device, where nobody can look at a radius."""
@@ -120,3 +113,45 @@ def test_a_checkpoint_of_the_plain_optimizer_starts_a_run():
     assert opt.state[p]["step"] == 2
     assert opt.param_groups[0]["lr"] == 0.1
     assert opt.radii()[0] == pytest.approx(1e-8)
+
+
+#: What ours take more, or in another dtype, than torch's own on a CPU.
+OURS = ("capturable", "exact", "l2", "zero anchor", "tensor", "1-element")
+
+
+@every_execution
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        pytest.param(ours, theirs, options, id=f"{ours.__name__}-{what}")
+        for ours, theirs in ((hft.FTPAdamW, torch.optim.AdamW), (hft.FTPSGD, torch.optim.SGD))
+        for what, options in ROWS[ours.__name__].inputs.items()
+        if not what.startswith(OURS)
+    ],
+)
+def test_free_weights_go_the_way_of_torchs_own(ours: Any, theirs: Any, options: Options, execution: str):
+    params, others = contract.parameters(), contract.parameters()
+    options = {"weight_decay": 0.0, **options}
+    opt = ours([{"params": params, "constrained": False}], **options, **FLAGS[execution])
+    contract.step(params, opt, range(6))
+    contract.step(others, theirs(others, **options), range(6))
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)  # rounding of six steps in float64
+    assert opt.execution == execution
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_class_that_does_nothing_is_any_optimizer(name: str):
+    """A strength of zero to the last bit; an infinite radius up to the rounding of W0 + c."""
+    make, sides = getattr(torch.optim, name), []
+    for wrap in (
+        lambda base: base,
+        lambda base: hft.L2SP(base, strength=0.0),
+        lambda base: hft.MARSSP(base, radius=math.inf),
+    ):
+        params = contract.parameters(shapes=[(4, 3), (2, 2)])
+        contract.step(params, wrap(make(params, **TORCHS[name])), range(6))
+        sides.append(params)
+    assert equal(sides[0], sides[1])
+    for p, q in zip(sides[0], sides[2], strict=True):
+        assert (p - q).abs().max() <= 6 * 1e-14 * p.abs().max()

@@ -66,31 +66,6 @@ def test_a_base_without_state_compiles():
     assert 0 < (1 - p).max() < 0.3
 
 
-@pytest.mark.skipif(
-    torch.__version__ < (2, 12), reason="torch before 2.12 loses fields of a tuple behind a graph break"
-)
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("execution", ["single", "foreach"])
-def test_around_a_compiled_wrapper_torch_breaks_the_graph_itself(execution):
-    """Every step of a torch optimizer breaks a graph that calls it; what comes before and after is compiled."""
-    results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in SHAPES]
-        opt = hft.FTP(torch.optim.AdamW(params, lr=0.05, **FLAGS[execution]))
-        step = torch.compile(opt.step, backend="aot_eager") if compiled else opt.step
-        for _ in range(4):
-            for p in params:
-                p.grad = torch.randn_like(p)
-            step()
-        results.append((params, opt.radii()))
-        assert opt.execution == execution
-    # torch's compiled AdamW takes its bias corrections from a float32 step: 6e-8 of each move of lr.
-    for p, q in zip(results[0][0], results[1][0], strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=4 * 0.05 * 6e-8)
-    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6, abs=1e-9)
-
-
 AROUND = {
     "FTP(AdamW)": lambda params, lr: hft.FTP(torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.9)), radius_lr=0.05),
     "L2SP(SGD)": lambda params, lr: hft.L2SP(torch.optim.SGD(params, lr=lr, momentum=0.9), strength=0.3),
@@ -102,8 +77,9 @@ AROUND = {
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", AROUND)
-def test_a_schedule_in_a_tensor_compiles_no_wrapper_again(name):
-    """The first step makes the state; from the second on there is nothing new."""
+def test_around_a_compiled_wrapper_a_schedule_in_a_tensor_compiles_nothing_again(name):
+    """Every step of a torch optimizer breaks a graph that calls it; what comes before and after is compiled. The first
+    step makes the state; from the second on there is nothing new."""
     counter = CompileCounterWithBackend("aot_eager")
     results, frames = [], []
     for compiled in (False, True):

@@ -53,28 +53,18 @@ def test_a_checkpoint_without_what_the_base_wrote_is_refused():
     p = weights()
     opt = hft.FTP(Slow(torch.optim.Adam([p], lr=0.05)))
     run(p, opt, range(2))
-    saved = copy.deepcopy(opt.state_dict())
-    alone = copy.deepcopy(opt.base.state_dict())
+    saved, alone = copy.deepcopy(opt.state_dict()), copy.deepcopy(opt.base.state_dict())
     run(p, opt, range(2, 4))
+    before = str(opt.state_dict())
     for wrong, text in (
         ({key: saved[key] for key in ("state", "param_groups")}, "has no entry 'base'"),
         (saved | {"base": {**alone, "slow": []}}, "does not suit Slow, which cannot load it"),
         (saved | {"base": {key: alone[key] for key in ("slow", "inside")}}, "does not suit Slow.*count"),
     ):
-        before = copy.deepcopy(opt.state_dict())
         with pytest.raises(ValueError, match=text):
             opt.load_state_dict(wrong)
-        assert str(opt.state_dict()) == str(before)
+        assert str(opt.state_dict()) == before
         assert opt.state is opt.base.state
-
-
-def test_defaults_are_the_bases():
-    base = torch.optim.SGD([weights()], lr=0.1)
-    opt = hft.FTP(base)
-    assert opt.defaults is base.defaults
-    opt.defaults["lr"] = 0.5
-    opt.add_param_group({"params": [weights()]})
-    assert opt.param_groups[1]["lr"] == 0.5
 
 
 def test_a_base_may_keep_other_things_in_its_state():
@@ -161,30 +151,16 @@ def test_groups_that_come_later_have_the_defaults_of_a_base_around_another():
         return opt
 
     opt = fresh()
+    assert opt.defaults is opt.base.defaults
     assert opt.param_groups[1].keys() == opt.param_groups[0].keys()
     fresh().load_state_dict(copy.deepcopy(opt.state_dict()))
     opt.state = defaultdict(dict, opt.state)  # put in, and not stepped yet
     opt.add_param_group({"params": [weights()]})
-    assert len(opt.state) == 3
     before = str(opt.state_dict())
     with pytest.raises(TypeError, match="constrained must be True or False"):
         opt.add_param_group({"params": [weights()], "constrained": "no"})
     assert len(opt.state) == 3  # the base has made nothing for it
     assert str(opt.state_dict()) == before
-
-
-def test_a_base_with_its_own_checkpoint_writes_the_state_that_was_put_in():
-    class Own(torch.optim.SGD):
-        def state_dict(self) -> Any:
-            return super().state_dict()
-
-    p = weights()
-    opt = hft.FTP(Own([p], lr=0.1, momentum=0.9))
-    run(p, opt, range(2))
-    state: Any = defaultdict(dict)
-    state[p] = {**opt.state[p], "momentum_buffer": torch.zeros_like(p)}
-    opt.state = state
-    assert not opt.state_dict()["base"]["state"][0]["momentum_buffer"].any()
 
 
 # -- ways to step -----------------------------------------------------------------------------------------------------
@@ -252,22 +228,17 @@ def test_a_base_may_leave_a_parameter_out_at_first(wrap):
     """As where a scaled gradient has overflowed: ours is not to look like its own state of an earlier step."""
 
     class Skipping(torch.optim.Optimizer):
-        def __init__(self, params: Any) -> None:
-            super().__init__(params, {"lr": 0.1})
-
         @torch.no_grad()
         def step(self, closure: Any = None) -> None:
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None and p.grad.isfinite().all():
-                        state = self.state[p]
-                        if not state:
-                            state["sum"] = torch.zeros_like(p)
-                        state["sum"] += p.grad
-                        p.sub_(state["sum"], alpha=group["lr"])
+            for p in self.param_groups[0]["params"]:
+                if p.grad is not None and p.grad.isfinite().all():
+                    state = self.state[p]
+                    if not state:
+                        state["sum"] = torch.zeros_like(p)
+                    p.sub_(state["sum"].add_(p.grad), alpha=0.1)
 
     p = weights()
-    opt = wrap(Skipping([p]))
+    opt = wrap(Skipping([p], {"lr": 0.1}))
     for scale in (float("inf"), 1.0, 1.0):
         p.grad = torch.full_like(p, scale)
         opt.step()
@@ -283,9 +254,8 @@ class Plain(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.sub_(p.grad, alpha=group["lr"])
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad, alpha=0.1)
 
 
 @every_wrapper

@@ -37,17 +37,6 @@ def test_of_a_schedule_free_base_the_deployed_weights_are_held(norm):
         opt.step()
 
 
-def test_the_radius_of_a_schedule_free_base_learns_and_holds_x():
-    p = weights()
-    w0 = p.detach().clone()
-    opt = hft.FTP(Averaged([p], lr=0.5), radius_lr=0.05)
-    opt.train()
-    run(p, opt, range(10))
-    opt.eval()
-    assert 0.2 < opt.radii()[0] < 0.5
-    assert (p.detach() - w0).abs().sum(1).max() <= opt.radii()[0] * (1 + 1e-12)
-
-
 def test_a_base_whose_trained_weights_do_not_follow_is_refused():
     p = weights()
     opt = hft.FTP(Kept([p]))
@@ -69,11 +58,6 @@ def test_a_base_that_does_not_say_its_mode_is_refused_before_it_moves():
         run(p, opt, range(1))
     assert torch.equal(p, before)
     assert not opt.state
-
-    p = torch.nn.Parameter(before)
-    opt = hft.FTP(Silent([{"params": [p], "train_mode": True}], lr=0.1))
-    with pytest.raises(RuntimeError, match="Silent has train.*no train_mode that says"):
-        run(p, opt, range(1))
 
 
 def test_modes_are_passed_over_where_there_are_none():
@@ -132,32 +116,25 @@ def test_a_step_that_is_refused_leaves_both_modes_as_they_were():
 @pytest.mark.parametrize("wrap", [hft.FTP, hft.SPD])
 def test_a_schedule_free_run_goes_on_bit_for_bit_held_and_not(wrap):
     """The first step of an optimizer also looks whether a base's modes can be trusted; that must not round them."""
-
-    def fresh() -> tuple[list[torch.nn.Parameter], Any]:
-        torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(9, 9)) for _ in range(2)]
+    ends, saved = [], None
+    for resumed in (False, True):
+        params = [torch.nn.Parameter(w) for w in torch.randn(2, 9, 9, generator=torch.Generator().manual_seed(0))]
         opt = wrap(Averaged([("held", params[0]), ("out", params[1])], beta=0.6), exclude="out")
         opt.train()
-        return params, opt
-
-    def steps(params: list[torch.nn.Parameter], opt: Any) -> list[torch.Tensor]:
-        for _ in range(4):
+        g = torch.Generator().manual_seed(1)
+        for t in range(8):
+            if t == 4 and not resumed:
+                saved = copy.deepcopy(([p.detach() for p in params], opt.state_dict()))
+            elif t == 4 and saved:
+                for p, value in zip(params, saved[0], strict=True):
+                    p.data.copy_(value)
+                opt.load_state_dict(saved[1])
             for p in params:
-                p.grad = torch.randn(9, 9)
+                p.grad = torch.randn(9, 9, generator=g)
+                p.grad = p.grad if not resumed or t >= 4 else None
             opt.step()
-        return [p.detach().clone() for p in params]
-
-    params, opt = fresh()
-    there = steps(params, opt)
-    saved = copy.deepcopy(opt.state_dict())
-    others, again = fresh()
-    for p, value in zip(others, there, strict=True):
-        p.data.copy_(value)
-    again.load_state_dict(saved)
-    torch.manual_seed(1)
-    straight = steps(params, opt)
-    torch.manual_seed(1)
-    assert all(map(torch.equal, steps(others, again), straight))
+        ends.append([p.detach() for p in params])
+    assert all(map(torch.equal, *ends))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.torch_optim.pure.pure_optimizer import _filled
 
-from ..support.cases import ANCHOR, CASES, Case
+from ..support.cases import CASES, Case
 from ..support.contract import through_a_file
 from ..support.problems import batches, largest_difference, loss, start
 from .bad_inputs import tracked
@@ -47,34 +49,24 @@ def tower() -> hft.Optimizer:
 
 
 @every_case
-def test_a_step_is_the_pure_update(case: Case):
+def test_a_step_is_the_pure_update_and_a_resumed_run_goes_on_bit_for_bit(case: Case):
     pure, params = case.build(), parameters()
     opt = hft.PureOptimizer(params.items(), pure)
     weights, state = start(), pure.init(start())
-    for t, x in enumerate(batches(5)):
+    for t, x in enumerate(batches(6)):
         absent = "b" if t == 2 and case.gaps else None
+        if t == 3:
+            again = parameters(weights)
+            other = hft.PureOptimizer(again.items(), case.build())
+            other.load_state_dict(through_a_file(opt.state_dict()))
         grads: dict = torch.func.grad(loss)(weights, x)
-        if absent:
-            grads[absent] = None
-        weights, state = pure.update(grads, state, weights)
+        weights, state = pure.update(grads | ({absent: None} if absent else {}), state, weights)
         step(params, opt, x, absent)
         assert largest_difference(dict(params), weights) == 0
-
-
-@every_case
-def test_a_resumed_run_goes_on_bit_for_bit(case: Case):
-    data, params = batches(6), parameters()
-    opt = hft.PureOptimizer(params.items(), case.build())
-    for t, x in enumerate(data[:3]):
-        step(params, opt, x, "b" if t == 1 and case.gaps else None)
-    again = parameters({n: p.detach() for n, p in params.items()})
-    other = hft.PureOptimizer(again.items(), case.build())
-    other.load_state_dict(through_a_file(opt.state_dict()))
-    for x in data[3:]:
-        step(params, opt, x)
-        step(again, other, x)
-        assert largest_difference(dict(params), dict(again)) == 0
-    assert opt.hparams() == other.hparams()
+        if t >= 3:
+            step(again, other, x)  # pyright: ignore[reportPossiblyUnboundVariable]
+            assert largest_difference(dict(again), weights) == 0  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert opt.hparams() == other.hparams()  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 class Net(nn.Module):
@@ -89,6 +81,12 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.body(x)))
 
 
+def descend(net: Net, opt: torch.optim.Optimizer) -> None:
+    opt.zero_grad()
+    net(torch.ones(4, 3, dtype=F64)).square().mean().backward()
+    opt.step()
+
+
 def test_a_state_is_loaded_in_the_precision_of_the_parameters():
     params, narrow = parameters(), parameters({n: w.float() for n, w in start().items()})
     opt, other = (hft.PureOptimizer(p.items(), hft.averaged(hft.adam())) for p in (params, narrow))
@@ -101,26 +99,15 @@ def test_a_state_is_loaded_in_the_precision_of_the_parameters():
     assert counts < dtypes.keys()
 
 
-@pytest.mark.parametrize("scheduler", ["one-cycle", "cosine", "lambda", "plateau", "cyclic", "chained"])
-def test_adam_under_schedulers_clipping_and_scaling_equals_torchs(scheduler: str):
-    nets = [Net(), Net()]
-    opts = [
-        torch.optim.Adam(nets[0].parameters(), lr=0.02, weight_decay=0.01, eps=1e-6),
-        hft.PureOptimizer(nets[1].named_parameters(), hft.adam(lr=0.02, weight_decay=0.01, eps=1e-6)),
-    ]
-    make = {
-        "one-cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=16),
-        "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=12),
-        "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
-        "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
-        "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3, cycle_momentum=False),
-        "chained": lambda o: torch.optim.lr_scheduler.SequentialLR(
-            o,
-            [torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=4), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
-            milestones=[4],
-        ),
-    }[scheduler]
-    schedulers = [make(opt) for opt in opts]
+def test_adam_under_a_scheduler_clipping_and_scaling_equals_torchs():
+    """And resumed."""
+    nets, options = [Net(), Net()], {"lr": 0.02, "weight_decay": 0.01, "eps": 1e-6}
+
+    def ours() -> Any:
+        return hft.PureOptimizer(nets[1].named_parameters(), hft.adam(**options))
+
+    opts = [torch.optim.Adam(nets[0].parameters(), **options), ours()]
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=16) for opt in opts]
     scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10) for _ in opts]
     g = torch.Generator().manual_seed(1)
     for t in range(12):
@@ -133,16 +120,13 @@ def test_adam_under_schedulers_clipping_and_scaling_equals_torchs(scheduler: str
             nn.utils.clip_grad_norm_(net.parameters(), 0.5)
             scaler.step(opt)
             scaler.update()
-            schedule.step(*([t % 3] if scheduler == "plateau" else []))
-        if t == 7:  # and resumed
-            fresh = hft.PureOptimizer(nets[1].named_parameters(), hft.adam(lr=0.02, weight_decay=0.01, eps=1e-6))
-            state, plan = through_a_file(opts[1].state_dict()), copy.deepcopy(schedulers[1].state_dict())
-            opts[1] = fresh
-            schedulers[1] = make(fresh)
-            schedulers[1].load_state_dict(plan)
-            if scheduler == "chained":
-                schedulers[1]._schedulers[1].optimizer = fresh
-            fresh.load_state_dict(state)
+            schedule.step()
+        if t == 7:
+            saved = through_a_file((opts[1].state_dict(), schedulers[1].state_dict()))
+            opts[1] = ours()
+            schedulers[1] = torch.optim.lr_scheduler.OneCycleLR(opts[1], max_lr=0.1, total_steps=16)
+            opts[1].load_state_dict(saved[0])
+            schedulers[1].load_state_dict(saved[1])
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         # Rounding of a dozen operations a step over 12 steps of values of order 1; eps bounds what a root divides.
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -179,26 +163,25 @@ def test_hparams_stand_in_the_groups_and_can_be_written():
 
 def test_numbers_for_each_parameter_stand_in_the_groups():
     rates, firsts, seconds = ({"w": 0.1, "b": 0.2}, {"w": 0.8, "b": 0.7}, {"w": 0.9, "b": 0.6})
-    pure, params = hft.adam(lr=rates, betas=(firsts, seconds)), parameters()
-    opt = hft.PureOptimizer(params.items(), pure)
-    values = opt.hparams()
-    assert (values["lr.b"], values["betas"]) == (0.2, (firsts, seconds))
+    pure = hft.adam(lr=rates, betas=(firsts, seconds))
+    opt = hft.PureOptimizer(parameters().items(), pure)
     opt.param_groups[0]["betas"][0]["w"].fill_(0.0)
+    values = opt.hparams()
     assert pure.hparams["betas"][0]["w"] == 0.8
-    step(params, opt, batches(1)[0])
-    assert opt.hparams()["betas"][0]["w"] == 0.0
+    assert (values["lr.b"], values["betas"]) == (0.2, (firsts | {"w": 0.0}, seconds))
 
 
 def test_what_is_tuned_is_shown_saved_and_guarded():
     params = parameters()
     opt = hft.PureOptimizer(params.items(), tower())
-    constant = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1.0)
     assert opt.hparams()["lr"] == 1e-3
+    opt.param_groups[0]["lr"] = 0.02  # before the first step it may be written
+    constant = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1.0)
     for x in batches(6):
         step(params, opt, x)
         constant.step()  # writes the starting value, which changes nothing
     values = opt.hparams()
-    assert values["lr"] > 1.2e-3
+    assert values["lr"] > 1.2 * 0.02
     assert values["by.lr"] != 0.05
     assert set(values) >= {"lr", "momentum", "by.lr", "by.betas", "by.by.lr"}
     opt.param_groups[0]["lr"] = 0.5
@@ -224,7 +207,7 @@ def test_a_resumed_run_takes_what_a_constant_scheduler_writes():
         opt = hft.PureOptimizer(params.items(), tower())
         return params, opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.5)
 
-    def go(params: dict[str, nn.Parameter], opt: torch.optim.Optimizer, schedule, data: list[Tensor]) -> None:
+    def go(params: dict[str, nn.Parameter], opt: torch.optim.Optimizer, schedule: Any, data: list[Tensor]) -> None:
         for x in data:
             schedule.step()  # also as the first thing after loading
             step(params, opt, x)
@@ -232,50 +215,33 @@ def test_a_resumed_run_takes_what_a_constant_scheduler_writes():
     first = made()
     go(*first, batches(4)[:2])
     again = made({n: p.detach() for n, p in first[0].items()})
-    again[1].load_state_dict(through_a_file(first[1].state_dict()))
-    again[2].load_state_dict(first[2].state_dict())
+    for i in (1, 2):
+        again[i].load_state_dict(through_a_file(first[i].state_dict()))
     for run in (first, again):
         go(*run, batches(4)[2:])
     assert largest_difference(dict(first[0]), dict(again[0])) == 0
 
 
-def test_a_starting_value_may_be_written_before_the_first_step():
-    params = parameters()
-    opt = hft.PureOptimizer(params.items(), tower())
-    opt.param_groups[0]["lr"] = 0.02
-    step(params, opt, batches(1)[0])
-    assert opt.hparams()["lr"] == pytest.approx(0.02)
-
-
-def test_the_groups_of_a_partition_have_the_order_of_its_labels():
+def test_a_partition_has_a_group_for_each_part_in_the_order_of_its_labels():
     """So a checkpoint does not depend on the order of the parameters."""
-    params = parameters()
-    opt = hft.partition({"first": hft.sgd(lr=0.1), "second": hft.sgd(lr=0.2)}, {"b": "first", "w": "second"})
-    for given in (params.items(), list(params.items())[::-1]):
-        groups = hft.PureOptimizer(given, opt).param_groups
-        assert [group["param_names"] for group in groups] == [["b"], ["w"]]
-
-
-def test_a_partition_has_a_group_for_each_part():
     net = Net()
     parts = {"fast": hft.sgd(lr=0.1), "slow": hft.adam(lr=0.01), "still": hft.frozen()}
-    labels = {"head.*": "fast", "body.weight": "slow", "*": "still"}
-    opt = hft.PureOptimizer(net.named_parameters(), hft.clipped(hft.partition(parts, labels), 1.0))
+    rule = hft.clipped(hft.partition(parts, {"head.*": "fast", "body.weight": "slow", "*": "still"}), 1.0)
+    turned = hft.PureOptimizer(list(net.named_parameters())[::-1], rule)
+    opt = hft.PureOptimizer(net.named_parameters(), rule)
+    for found in (opt, turned):
+        assert [group["part"] for group in found.param_groups] == ["fast", "slow", "still"]
+        names = [sorted(group["param_names"]) for group in found.param_groups]
+        assert names == [["head.bias", "head.weight"], ["body.weight"], ["body.bias"]]
     schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
-    names = [group["param_names"] for group in opt.param_groups]
-    assert sorted(map(sorted, names)) == [["body.bias"], ["body.weight"], ["head.bias", "head.weight"]]
     before = copy.deepcopy(net.state_dict())
     for _ in range(2):
-        opt.zero_grad()
-        net(torch.ones(4, 3, dtype=F64)).square().mean().backward()
-        opt.step()
+        descend(net, opt)
         schedule.step()
     changed = {n for n, w in net.state_dict().items() if not torch.equal(w, before[n])}
     assert changed == {"head.weight", "head.bias", "body.weight"}
     values = opt.hparams()
-    assert sorted(v for k, v in values.items() if k.endswith(".lr")) == [0.0025, 0.025]
     assert (values["fast.lr"], values["slow.lr"], values["max_norm"]) == (0.025, 0.0025, 1.0)
-    assert [group["part"] for group in opt.param_groups] == ["fast", "slow", "still"]  # in the order of labels
 
 
 def test_a_frozen_part_has_an_lr_for_schedulers_wherever_other_hparams_lie():
@@ -287,9 +253,7 @@ def test_a_frozen_part_has_an_lr_for_schedulers_wherever_other_hparams_lie():
     opt = hft.PureOptimizer(net.named_parameters(), rule)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, [0.0, 0.2], total_steps=4, cycle_momentum=False)
     for _ in range(3):
-        opt.zero_grad()
-        net(torch.ones(4, 3, dtype=F64)).square().mean().backward()
-        opt.step()
+        descend(net, opt)
         schedule.step()
     assert torch.equal(net.body.weight, anchor["body.weight"])
     assert not torch.equal(net.head.weight, anchor["head.weight"])
@@ -310,20 +274,16 @@ def test_averages_are_those_of_the_pure_state():
 
 
 def test_groups_with_numbers_of_their_own_are_parts():
-    net, twin = Net(), Net()
-    opt = hft.PureOptimizer(
-        [{"params": net.body.parameters(), "lr": 0.05}, {"params": net.head.parameters()}],
-        hft.sgd(lr=0.1, momentum=0.9),
-    )
-    peer = torch.optim.SGD(
-        [{"params": twin.body.parameters(), "lr": 0.05}, {"params": twin.head.parameters()}], lr=0.1, momentum=0.9
+    nets = Net(), Net()
+    groups = [[{"params": net.body.parameters(), "lr": 0.05}, {"params": net.head.parameters()}] for net in nets]
+    opts = (
+        hft.PureOptimizer(groups[0], hft.sgd(lr=0.1, momentum=0.9)),
+        torch.optim.SGD(groups[1], lr=0.1, momentum=0.9),
     )
     for _ in range(3):
-        for one, optimizer in ((net, opt), (twin, peer)):
-            optimizer.zero_grad()
-            one(torch.ones(4, 3, dtype=F64)).square().mean().backward()
-            optimizer.step()
-    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        for net, opt in zip(nets, opts, strict=True):
+            descend(net, opt)
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
@@ -351,20 +311,16 @@ def test_names_in_a_group_are_one_for_each_hparam():
 # -- torch.optim's manners ---------------------------------------------------------------------------------------------
 
 
-def test_writes_into_gradients_and_groups_change_no_state():
-    """Gradients that are set to zero in place, and a scheduler, which fills the tensor in its group."""
-    base = hft.sgd(lr=0.1, momentum=0.5, weight_decay=0.1)
-    tuned = hft.hyper(base, by=hft.sgd(lr=0.1), over=("weight_decay", "dampening"))
-    weights, state = start(), tuned.init(start())
-    params = parameters()
+def test_writes_into_groups_change_no_state():
+    """A scheduler fills the tensor in its group."""
+    tuned = hft.hyper(hft.sgd(lr=0.1, momentum=0.5), by=hft.sgd(lr=0.1), over=("weight_decay", "dampening"))
+    weights, state, params = start(), tuned.init(start()), parameters()
     opt = hft.PureOptimizer(params.items(), tuned)
     schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
     for t, x in enumerate(batches(5)):
         h = {**tuned.hparams, "base": {**tuned.hparams["base"], "lr": torch.tensor(0.1 * 0.5**t, dtype=F64)}}
         weights, state = tuned.update(torch.func.grad(loss)(weights, x), state, weights, h)
-        opt.zero_grad(set_to_none=False)
-        loss(params, x).backward()
-        opt.step()
+        step(params, opt, x)
         schedule.step()
         assert largest_difference(dict(params), weights) == 0
 
@@ -385,17 +341,11 @@ def test_gradients_that_are_zeroed_in_place_leave_the_state_alone(make, to_none:
         torch.testing.assert_close(p.detach(), w["0"], rtol=1e-13, atol=1e-13)
 
 
-def test_an_anchor_that_would_move_along_is_refused():
-    params = parameters()
-    for alias in (dict(params), {n: p.detach() for n, p in params.items()}):
-        with pytest.raises(ValueError, match="shares memory with a parameter"):
-            hft.PureOptimizer(params.items(), hft.ftp(hft.adam(), alias))
-    hft.PureOptimizer(params.items(), hft.ftp(hft.adam(), {n: p.detach().clone() for n, p in params.items()}))
-
-
 def test_closures_hooks_and_copies():
     params = parameters()
     opt = hft.PureOptimizer(params.items(), tower())
+    opt.step()  # without any gradient
+    assert not opt.state
     called = []
     opt.register_step_post_hook(lambda *_: called.append("after"))
 
@@ -415,20 +365,6 @@ def test_closures_hooks_and_copies():
     assert largest_difference(dict(params), twin_params) == 0
 
 
-def test_without_any_gradient_nothing_happens():
-    params = parameters()
-    opt = hft.PureOptimizer(params.items(), hft.adam())
-    opt.step()
-    assert not opt.state
-
-
-def test_16_bit_parameters_keep_their_dtype():
-    params = {n: nn.Parameter(w.bfloat16()) for n, w in start().items()}
-    opt = hft.PureOptimizer(params.items(), hft.ftp(hft.adam(lr=0.1), {n: w.bfloat16() for n, w in ANCHOR.items()}))
-    step(params, opt, batches(1)[0].bfloat16())
-    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in params.values())
-
-
 def test_a_look_at_the_state_changes_nothing():
     """It is a defaultdict, where a look makes an entry."""
     params = parameters()
@@ -436,8 +372,6 @@ def test_a_look_at_the_state_changes_nothing():
     state: Any = opt.state
     assert state["pure"] == state[params["w"]] == {}
     step(params, opt, batches(1)[0])
-    opt.load_state_dict(through_a_file(opt.state_dict()))
-    state = opt.state
     assert state["pure"]["step"] == 1
 
 
@@ -465,62 +399,41 @@ def test_a_loaded_state_comes_to_the_device_of_its_parameters():
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "text"),
-    [
-        (lambda p: hft.PureOptimizer(p, torch.optim.Adam), TypeError, "must be a pure optimizer such as hft.adam"),
-        (lambda p: hft.PureOptimizer(p, hft.adam), TypeError, "got adam itself: call it"),
-        (lambda p: hft.PureOptimizer(hft.adam(), p), TypeError, "optimizer must be a pure optimizer"),
-        (lambda p: hft.PureOptimizer(nn.Linear(2, 2), hft.adam()), TypeError, "is not iterable"),
-        (lambda p: hft.PureOptimizer([{"params": p, "lrr": 0.1}], hft.adam()), ValueError, "did you mean 'lr'"),
-        (lambda p: hft.PureOptimizer([{"params": p, "lr": "0.1"}], hft.adam()), TypeError, "lr must be a number"),
-        (
-            lambda p: hft.PureOptimizer(
-                [{"params": p[:1]}, {"params": p[1:]}], hft.ftp(hft.adam(), {"0": p[0].detach().clone()})
-            ),
-            ValueError,
-            "Several groups are the parts of a partition",
-        ),
-        (lambda p: hft.PureOptimizer([{"params": p, "lr": -0.1}], hft.adam()), ValueError, "lr must lie in"),
-        (
-            lambda p: hft.PureOptimizer(p, hft.adam(), compile=3),
-            TypeError,
-            "compile must be True, False or the name of a backend such as",
-        ),
-        (
-            lambda p: hft.PureOptimizer(p, hft.adam(lr=tracked(0.1))),
-            ValueError,
-            "lr requires a gradient, but a step of",
-        ),
-        (
-            lambda p: hft.PureOptimizer(p, hft.per_step(hft.sgd(), lr=tracked([0.1, 0.2]))),
-            ValueError,
-            "lr requires a gradient, but a step of PureOptimizer",
-        ),
-        (
-            lambda p: hft.PureOptimizer([{"params": p, "lr": tracked(0.1)}], hft.adam()),
-            ValueError,
-            "lr requires a gradient, but a step of PureOptimizer has no derivative",
-        ),
-        (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "parameter 1 is parameter 0 again"),
-        (lambda p: hft.PureOptimizer([{"params": []}], hft.adam()), ValueError, "got no parameters"),
-        (
-            lambda p: hft.PureOptimizer([{"params": p, "betas": (0.9, 0.99, 0.5)}], hft.adam()),
-            ValueError,
-            "betas must be a pair (beta1, beta2), got (0.9, 0.99, 0.5)",
-        ),
-        (
-            lambda p: hft.PureOptimizer(
-                [{"params": p[:1]}, {"params": p[1:]}], hft.partition({"a": hft.sgd()}, {"*": "a"})
-            ),
-            ValueError,
-            "has parts of its own",
-        ),
-    ],
-)
+def pure(optimizer: Any, *groups: dict[str, Any], **options: Any) -> Callable[[Any], Any]:
+    """Of parameters: in these groups, or all in none."""
+    return lambda p: hft.PureOptimizer([{"params": p, **group} for group in groups] or p, optimizer, **options)
+
+
+WRONG: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
+    (pure(torch.optim.Adam), TypeError, "must be a pure optimizer such as hft.adam"),
+    (pure(hft.adam), TypeError, "got adam itself: call it"),
+    (lambda p: hft.PureOptimizer(hft.adam(), p), TypeError, "optimizer must be a pure optimizer"),
+    (pure(hft.adam(), {"lrr": 0.1}), ValueError, "did you mean 'lr'"),
+    (pure(hft.adam(), {"lr": "0.1"}), TypeError, "lr must be a number"),
+    (pure(hft.adam(), {"lr": -0.1}), ValueError, "lr must lie in"),
+    (pure(hft.adam(), {"betas": (0.9, 0.99, 0.5)}), ValueError, "betas must be a pair (beta1, beta2), got (0.9"),
+    (pure(hft.sgd(), {"lr": torch.tensor(math.nan)}), ValueError, "lr must lie in"),
+    (pure(hft.adam(), compile=3), TypeError, "compile must be True, False or the name of a backend such as"),
+    (pure(hft.adam(lr=tracked(0.1))), ValueError, "lr requires a gradient, but a step of"),
+    (pure(hft.per_step(hft.sgd(), lr=tracked([0.1, 0.2]))), ValueError, "lr requires a gradient, but a step of"),
+    (pure(hft.adam(), {"lr": tracked(0.1)}), ValueError, "a step of PureOptimizer has no derivative"),
+    (lambda p: hft.PureOptimizer([p[0], p[0]], hft.adam()), ValueError, "parameter 1 is parameter 0 again"),
+    (pure(hft.adam(), {"params": []}), ValueError, "got no parameters"),
+    (lambda p: halves(p, hft.ftp(hft.adam(), {"0": p[0].detach().clone()})), ValueError, "are the parts of a part"),
+    (lambda p: halves(p, hft.partition({"a": hft.sgd()}, {"*": "a"})), ValueError, "has parts of its own"),
+    (lambda p: hft.PureOptimizer(p, hft.ftp(hft.adam(), {"0": p[0]})), ValueError, "shares memory with a parameter"),
+    (lambda p: hft.PureOptimizer(p, hft.ftp(hft.adam(), {"0": p[0].detach()})), ValueError, "shares memory with a"),
+]
+
+
+def halves(p: list[Any], optimizer: Any) -> Any:
+    return hft.PureOptimizer([{"params": p[:1]}, {"params": p[1:]}], optimizer)
+
+
+@pytest.mark.parametrize(("make", "error", "text"), WRONG)
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 def test_wrong_arguments(make, error, text):
-    with pytest.raises(error, match=text.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(error, match=re.escape(text)):
         make(list(parameters().values()))
 
 
@@ -539,9 +452,6 @@ def test_writes_into_groups_are_checked():
 
 
 def test_tensors_in_groups_are_checked_where_that_waits_for_nothing():
-    for tensor in (torch.tensor(-0.1), torch.tensor(math.nan)):
-        with pytest.raises(ValueError, match="lr must lie in"):
-            hft.PureOptimizer([{"params": list(parameters().values()), "lr": tensor}], hft.sgd())
     params = parameters()
     opt = hft.PureOptimizer(params.items(), hft.adam(lr={"w": 0.1, "b": 0.2}))
     group = opt.param_groups[0]
@@ -564,18 +474,6 @@ def test_a_schedule_that_ends_at_zero_but_for_rounding_is_taken():
         scheduler.step()
     assert -1e-17 < opt.hparams()["lr"] < 0
     step(params, opt, batches(1)[0])
-
-
-@pytest.mark.parametrize(
-    "rule", [hft.sgd(lr={"w": 0.1}), hft.per_step(hft.sgd(), lr=torch.full((2,), 0.1))], ids=["tree", "table"]
-)
-def test_a_tree_or_a_table_of_rates_is_scheduled_inside(rule: hft.Optimizer):
-    w = nn.Parameter(torch.ones(1, dtype=F64))
-    opt = hft.PureOptimizer([("w", w)], hft.scheduled(rule, lr=hft.schedules.piecewise([1], [0.5])))
-    for _ in range(2):
-        w.grad = torch.ones_like(w)
-        opt.step()
-    assert w.item() == pytest.approx(1 - 0.1 - 0.05)
 
 
 def test_later_groups_are_refused():

@@ -76,10 +76,6 @@ def groups(as_tensor: bool) -> tuple[list[Any], list[dict[str, Any]]]:
     return params, [{"params": params[:2], "lr": rates[0]}, {"params": params[2:], "lr": rates[1]}]
 
 
-def advance(schedule: Any, t: int) -> None:
-    schedule.step(LOSSES[t]) if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else schedule.step()
-
-
 def numbers(opt: Any) -> list[dict[str, Any]]:
     """What schedulers change, of each group."""
     return [
@@ -87,43 +83,27 @@ def numbers(opt: Any) -> list[dict[str, Any]]:
     ]
 
 
-def on_torchs_own(name: str, scheduler: str, as_tensor: bool) -> tuple[list[list[dict[str, Any]]], list[bool]]:
-    """Numbers of each step, and whether each group still has the object that it began with."""
-    params, its_groups = groups(as_tensor)
-    plain = OPTIMIZERS[name][1](its_groups)
-    rates = [group["lr"] for group in plain.param_groups]
-    schedule = SCHEDULERS[scheduler](plain)
-    found = []
-    for t in range(STEPS):
-        found.append(numbers(plain))
-        step(params, plain, [t])
-        advance(schedule, t)
-    return found, [group["lr"] is lr for group, lr in zip(plain.param_groups, rates, strict=True)]
-
-
-def as_floats(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
-
-
 @pytest.mark.parametrize("chosen", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
 def test_its_numbers_are_those_on_torchs_optimizer_and_the_run_follows(chosen: dict[str, Any]):
     """Against a run whose numbers are set by hand, to the last bit; a tensor is changed in place, as there."""
     name, scheduler, as_tensor = chosen.values()
-    expected, in_place = on_torchs_own(name, scheduler, as_tensor)
-    params, its_groups = groups(as_tensor)
-    others, other_groups = groups(as_tensor=False)
-    opt, by_hand = OPTIMIZERS[name][0](its_groups), OPTIMIZERS[name][0](other_groups)
-    rates = [group["lr"] for group in opt.param_groups]
-    schedule = SCHEDULERS[scheduler](opt)
+    (ours, theirs), make = OPTIMIZERS[name], SCHEDULERS[scheduler]
+    sides = [(*groups(as_tensor), ours), (*groups(as_tensor), theirs), (*groups(False), ours)]
+    opt, plain, by_hand = opts = [build(its_groups) for _, its_groups, build in sides]
+    rates = [(o, [group["lr"] for group in o.param_groups]) for o in (opt, plain)]
+    schedules, seen = [make(opt), make(plain)], []
     for t in range(STEPS):
-        assert same(numbers(opt), expected[t])
-        for group, values in zip(by_hand.param_groups, expected[t], strict=True):
-            group.update({key: as_floats(value) for key, value in values.items()})
-        step(params, opt, [t])
-        step(others, by_hand, [t])
-        assert equal(params, others)
-        advance(schedule, t)
-    assert [group["lr"] is lr for group, lr in zip(opt.param_groups, rates, strict=True)] == in_place
-    assert len({float(found[0]["lr"]) for found in expected}) > 1
+        assert same(numbers(opt), numbers(plain))
+        for group, values in zip(by_hand.param_groups, numbers(plain), strict=True):
+            group.update(kept({k: v.item() if isinstance(v, torch.Tensor) else v for k, v in values.items()}))
+        for (params, *_), o in zip(sides, opts, strict=True):
+            step(params, o, [t])
+        assert equal(sides[0][0], sides[2][0])
+        seen.append(numbers(plain)[0])
+        for schedule in schedules:
+            schedule.step(*([LOSSES[t]] if scheduler == "ReduceLROnPlateau" else []))
+    ours_kept, theirs_kept = ([g["lr"] is r for g, r in zip(o.param_groups, its, strict=True)] for o, its in rates)
+    assert ours_kept == theirs_kept
+    assert len({float(found["lr"]) for found in seen}) > 1
     if scheduler in ("CyclicLR", "OneCycleLR"):
-        assert len({str(found[0].get("momentum", found[0].get("betas"))) for found in expected}) > 1
+        assert len({str(found.get("momentum", found.get("betas"))) for found in seen}) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
+
+from ..support import given_bases
+from ..support.compare import kept, same
+from ..support.given_bases import run, weights
 
 
 class Counting(torch.optim.Optimizer):
@@ -31,37 +36,22 @@ class Counting(torch.optim.Optimizer):
                     p.add_(p.grad, alpha=-group["lr"] / state["step"])
 
 
-WRAPPERS = {
-    "FTP": lambda base: hft.FTP(base, radius_lr=0.05),
-    "MARSSP": lambda base: hft.MARSSP(base, radius=0.05),
-    "L2SP": lambda base: hft.L2SP(base, strength=0.1),
-    "DiGraP": lambda base: hft.DiGraP(base),
-}
+WRAPPERS = {**given_bases.WRAPPERS, "DiGraP": hft.DiGraP}
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_base_that_counts_in_python_is_left_to_itself(wrap):
     """Its state is neither read nor changed, and a resumed run is the same to the last bit."""
 
-    def run(p: torch.nn.Parameter, opt: Any, steps: range) -> torch.Tensor:
-        for t in steps:
-            p.grad = torch.full_like(p, 0.3 + t) * torch.tensor([[1.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
-            opt.step()
-        return p.detach().clone()
-
     def fresh() -> tuple[torch.nn.Parameter, Any]:
-        p = torch.nn.Parameter(torch.ones(2, 3))
+        p = weights()
         return p, wrap(Counting([p]))
 
     p, opt = fresh()
     there = run(p, opt, range(4))
     saved = copy.deepcopy(opt.state_dict())
-    assert opt.state[p]["step"] == 4
-    assert type(opt.state[p]["step"]) is int
-    assert opt.state[p]["note"] == ("last", 4)
-    assert torch.equal(opt.state[p]["anchor"], torch.ones(2, 3))  # that of the first step
-    count = opt.state[p][next(key for key, kind in opt._mover.kinds.items() if kind == "count")]
-    assert count == (0 if isinstance(opt, hft.MARSSP) else 4)  # a radius that is given makes no steps
+    assert (type(opt.state[p]["step"]), opt.state[p]["step"], opt.state[p]["note"]) == (int, 4, ("last", 4))
+    assert torch.equal(opt.state[p]["anchor"], weights())  # that of the first step
     straight = run(p, opt, range(4, 7))
     again, second = fresh()
     second.load_state_dict(saved)
@@ -79,12 +69,10 @@ class Clearing(torch.optim.SGD):
 
 
 def test_gradients_that_a_rule_leaves_alone_are_left_to_the_base():
-    p = torch.nn.Parameter(torch.ones(2, 3))
+    p = weights()
     opt = hft.FTP(Clearing([p], lr=0.1, foreach=False))
-    for _ in range(2):
-        p.grad = torch.ones_like(p)
-        opt.step()
-        assert p.grad is None
+    run(p, opt, range(2))
+    assert p.grad is None
     assert opt.execution == "single"
 
 
@@ -92,16 +80,16 @@ def test_gradients_that_a_rule_leaves_alone_are_left_to_the_base():
 def test_a_gradient_of_a_former_dtype_is_refused_before_anything_moves(wrap):
     p = torch.nn.Parameter(torch.ones(2, 3))
     opt = wrap(torch.optim.SGD([p], lr=0.1, momentum=0.9))
-    p.grad = torch.ones_like(p)
-    opt.step()
-    p.grad = torch.ones_like(p)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        if opt.state:
+            break
+        opt.step()
     p.data = p.data.double()
-    before, count = p.detach().clone(), opt.state[p][next(iter(opt._mover.kinds))].clone()
+    before = kept([p, p.grad, {key: x.double() for key, x in opt.state[p].items()}])
     with pytest.raises(RuntimeError, match="gradient"):
         opt.step()
-    assert torch.equal(p, before)
-    assert p.grad.dtype == torch.float32  # pyright: ignore[reportOptionalMemberAccess]
-    assert torch.equal(opt.state[p][next(iter(opt._mover.kinds))], count)
+    assert same(kept([p, p.grad, {key: x.double() for key, x in opt.state[p].items()}]), before)
 
 
 def test_state_that_is_made_anew_is_lean_too():
@@ -113,15 +101,6 @@ def test_state_that_is_made_anew_is_lean_too():
         p.grad = torch.ones_like(p)
         opt.step()
         assert opt.state[p]["deviation"].dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_free_parameters_of_a_base_without_state_have_none(wrap):
-    held, free = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
-    opt = wrap(torch.optim.SGD([{"params": [held]}, {"params": [free], "constrained": False}], lr=0.1))
-    held.grad, free.grad = torch.ones_like(held), torch.ones_like(free)
-    opt.step()
-    assert list(opt.state_dict()["state"]) == [0]
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -168,30 +147,21 @@ def test_an_anchor_in_the_memory_of_the_weights_stays_where_it_was(make):
         assert torch.equal(opt.state[p]["anchor"], start[name])
 
 
-def test_swapped_state_of_another_dtype_is_fitted():
-    p = torch.nn.Parameter(torch.ones(2, 3))
-    opt = hft.FTPAdamW([p], lr=0.1)
-    for _ in range(2):
-        p.grad = torch.ones_like(p)
-        opt.step()
-        opt.state[p] = {key: x.double() if x.ndim else x for key, x in opt.state[p].items()}
-    assert opt.state[p]["deviation"].dtype == torch.float64  # ours, just now
-    p.grad = torch.ones_like(p)
-    opt.step()
-    assert opt.state[p]["deviation"].dtype == torch.float32
-
-
-def test_counts_of_other_kinds_are_fitted_to_the_kernels():
+@pytest.mark.parametrize("put_in", [False, True])
+def test_state_of_other_kinds_is_fitted_to_the_kernels(put_in: bool):
+    """Swapped in, or loaded."""
     p = torch.nn.Parameter(torch.ones(2, 3))
     opt = hft.FTPAdamW([p], lr=0.1)
     for t in range(4):
         if t == 2:
-            opt.state[p]["radius_step"] = opt.state[p]["radius_step"].long()
-            opt.state[p]["step"] = int(opt.state[p]["step"])
-            opt._fitted.clear()  # as loading does
+            other = {key: x.long() if "step" in key else x.double() for key, x in opt.state[p].items()} | {"step": 2}
+            if put_in:
+                opt.state = defaultdict(dict, {p: other})
+            else:
+                opt.load_state_dict({**opt.state_dict(), "state": {0: other}})
         p.grad = torch.ones_like(p)
         opt.step()
-    assert {opt.state[p][key].dtype for key in ("step", "radius_step")} == {torch.float32}
+    assert {x.dtype for key, x in opt.state[p].items() if key != "anchor"} == {torch.float32}
     assert {opt.state[p][key].item() for key in ("step", "radius_step")} == {4.0}
 
 
