@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,20 +43,15 @@ class Structure:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._keys: list[Any] | None = None
+        self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
         self._parts: list[Structure | None] | None = None  # None: a leaf
         self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
         self.leaves: list[Any] = []
-        kind, values = type(tree), tree
-        if kind is dict:
-            self._keys, values = list(tree), tree.values()
-        elif kind is not tuple and kind is not list and not (isinstance(tree, tuple) and hasattr(tree, "_fields")):
-            node = None if isinstance(tree, _LEAVES) else pytree.SUPPORTED_NODES.get(kind)
-            if node is None:
-                self.leaves.append(tree)
-                return
-            values, context = node.flatten_fn(tree)
-            self._whole = lambda new: node.unflatten_fn(new, context)
+        children = _children(tree)
+        if children is None:
+            self.leaves.append(tree)
+            return
+        values, self._whole = children
         self._parts = []
         for x in values:
             part = None if isinstance(x, _LEAVES) else Structure(x)
@@ -129,6 +124,20 @@ def _namedtuple(like: Any, values: Sequence[Any]) -> Any:
 _LEAVES = (Tensor, bool, int, float, str)
 
 
+def _children(tree: Any) -> tuple[Iterable[Any], Callable[[Sequence[Any]], Any] | None] | None:
+    """The entries of a node, and for a kind that pytree alone knows, what builds one of others; ``None``: a leaf."""
+    kind = type(tree)
+    if kind is dict:
+        return tree.values(), None
+    if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
+        return tree, None
+    node = None if isinstance(tree, _LEAVES) else pytree.SUPPORTED_NODES.get(kind)
+    if node is None:
+        return None
+    values, context = node.flatten_fn(tree)
+    return values, lambda new: node.unflatten_fn(new, context)
+
+
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
     """Leaves of ``tree``, and a function that builds the same structure from a list of leaves."""
     found = Structure(tree)
@@ -136,8 +145,22 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """Leaves of ``tree``, in order."""
-    return Structure(tree).leaves
+    """Leaves of ``tree``, in order; without the structure they take half as long."""
+    found: list[Any] = []
+    _append_leaves(tree, found)
+    return found
+
+
+def _append_leaves(tree: Any, found: list[Any]) -> None:
+    children = _children(tree)
+    if children is None:
+        found.append(tree)
+        return
+    for x in children[0]:
+        if isinstance(x, _LEAVES):
+            found.append(x)
+        else:
+            _append_leaves(x, found)
 
 
 def structure(tree: Any) -> Any:
