@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
+from ..hparams import as_tensor, is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -43,7 +44,7 @@ def leafwise(
     if not leaves:
         return (params, *moments)
     rows = list(zip(leaves, *own, strict=True))
-    shared = [x if isinstance(x, Tensor) and x.ndim == 0 else for_each(x, params) for x in hparams]
+    shared = [x if is_scalar(x) else for_each(x, params) for x in hparams]
     found: list[Any] = [None] * len(rows)
     for places in _together(rows, [x for x in shared if isinstance(x, list)], whole):
         if rows[places[0]][1] is None:
@@ -63,14 +64,18 @@ def _one(
     p, g, *moments = row
     w = tree.working(p)
     try:
-        new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+        new, *state = rule(w, _cast(g, w.dtype), *moments, *numbers)
     except RuntimeError as error:
         if "must match the size" in str(error):  # torch's word for shapes that do not go together
             raise _misfit(p, moments) from error
         raise
     if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
         raise _misfit(p, moments, (new, *state))
-    return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
+    return (_cast(new, p.dtype), *[_cast(x, w.dtype) for x in state])
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # which takes as long as an addition where there is nothing to do
 
 
 def _misfit(p: Tensor, moments: Sequence[Tensor], found: Sequence[Tensor] = ()) -> ValueError:
@@ -240,6 +245,18 @@ def check_state(kind: type, state: Any) -> None:
 def no_steps() -> Tensor:
     """Number of updates done; a tensor, so that a compiled or vmapped update does not depend on a Python number."""
     return torch.zeros((), dtype=torch.int64)
+
+
+def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
+    """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
+    return x if not isinstance(number, Tensor) and number == 0 else x + number * y
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """``torch.where`` of numbers, with a condition that may be a Python one."""
+    if not isinstance(condition, Tensor):
+        return a if condition else b
+    return torch.where(condition, a, as_tensor(b))  # of two numbers it would be a float32
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -115,6 +115,25 @@ def test_one_value_per_layer_equals_a_run_per_layer(case: Case):
 
 
 @every_base
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_hparams_as_numbers_and_as_tensors_give_the_same_values(case: Case, dtype: torch.dtype):
+    """A rule gets Python numbers of hparams, and 0-d tensors of those that are differentiated."""
+    opt, grads = case.build(), [torch.func.grad(loss)(start(), x) for x in batches(4)]
+    ends = []
+    for needs_grad in (False, True):
+        h = tree.map_tree(lambda x, yes=needs_grad: x.clone().requires_grad_(yes), opt.hparams)
+        params = tree.map_tree(lambda x: x.to(dtype), start())
+        state = opt.init(params, h)
+        for g in grads:
+            params, state = opt.update(tree.map_tree(lambda x: x.to(dtype), g), state, params, h)
+        ends.append((params, state))
+    for a, b in zip(*map(tree.leaves, ends), strict=True):
+        assert a.dtype == b.dtype
+        close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0  # numbers are rounded alike, but for pow
+        torch.testing.assert_close(a, b.detach(), rtol=close, atol=close)
+
+
+@every_base
 def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
     """At each step some have a gradient; each ends where a run of its own steps ends."""
     opt, params = case.build(), start()

@@ -29,7 +29,7 @@ class Case:
     flat: tuple[str, ...] = ()  # hparams whose hypergradient is 0 by the rule
     smooth: bool = True  # False: torch's own rule jumps at these values
     steps: int = 4  # after which the rule has shown what these values do
-    packs: bool = True  # False: a tensor has a state of another shape, so that it is computed by itself
+    packs: bool = True  # False: each tensor is computed by itself: its state has another shape, or the rule is short
     own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
     whole: bool = False  # the rule looks at a tensor as a whole, not at each entry
     gaps: bool = True  # False: a gradient that is None is refused
@@ -43,15 +43,23 @@ class Case:
 
 # eps = 1e-2 where a root is divided by: well conditioned for finite differences.
 BASES = [
-    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD),
-    Case("sgd-dampening-without-momentum", hft.sgd, {"lr": 0.1, "dampening": 0.3}, torch.optim.SGD, smooth=False),
+    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD, packs=False),
+    Case(
+        "sgd-dampening-without-momentum",
+        hft.sgd,
+        {"lr": 0.1, "dampening": 0.3},
+        torch.optim.SGD,
+        smooth=False,
+        packs=False,
+    ),
     Case(
         "sgd-momentum",
         hft.sgd,
         {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05},
         torch.optim.SGD,
+        packs=False,
     ),
-    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
+    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD, packs=False),
     Case("adam", hft.adam, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.05, "betas": (0.8, 0.95)}, torch.optim.Adam),
     Case("adamw", hft.adamw, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.AdamW),
     Case("adamw-amsgrad", hft.adamw, {"lr": 0.1, "eps": 1e-2, "amsgrad": True, "betas": (0.5, 0.6)}, torch.optim.AdamW),
