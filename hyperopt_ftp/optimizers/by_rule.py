@@ -33,6 +33,7 @@ def by_rule(
     domains: Mapping[str, Domain] | None = None,
     maximize: bool = False,
     whole: bool = False,
+    join_from: int = 2,
     plain: bool = False,
 ) -> Optimizer[StateT]:
     """The optimizer that applies ``rule`` to each tensor. 16-bit weights are computed in float32.
@@ -48,8 +49,8 @@ def by_rule(
             entry has an empty one.
         domains: of the hparams; ``None``: those in ``DOMAINS``.
         maximize: negate the gradient first.
-        whole: small tensors are not joined: the rule needs a whole tensor (its shape, its norm), or is so short that
-            joining costs more than it saves.
+        whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
+        join_from: so many small tensors are joined, but fewer are not: of a short rule joining them costs more.
         plain: the rule also takes Python numbers in ``h`` and ``t``, whose arithmetic costs less than that of 0-d
             tensors. Hparams that are differentiated, transformed or traced stay tensors.
 
@@ -116,7 +117,7 @@ def by_rule(
             return (w, *[s[name] for name in keeps])
 
         moments = [getattr(state, name) for name in keeps]
-        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole)
+        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole, join_from=join_from)
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams

@@ -31,13 +31,14 @@ def leafwise(
     moments: Sequence[Any],
     hparams: Sequence[Any],
     whole: bool = False,
+    join_from: int = 2,
 ) -> tuple[Any, ...]:
     """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf that has a gradient.
 
     A leaf whose gradient is ``None`` does not change, nor do its moments. 16-bit weights are computed in float32, with
     moments in float32. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure (see
-    :func:`for_each`). Small leaves with the same dtypes, device and hparams are joined, unless the rule needs them
-    ``whole``.
+    :func:`for_each`). ``join_from`` or more small leaves with the same dtypes, device and hparams are joined, unless
+    the rule needs them ``whole``.
     """
     leaves, rebuild = tree.flatten(params)
     own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
@@ -46,13 +47,14 @@ def leafwise(
     rows = list(zip(leaves, *own, strict=True))
     shared = [x if is_scalar(x) else for_each(x, params) for x in hparams]
     found: list[Any] = [None] * len(rows)
-    for places in _together(rows, [x for x in shared if isinstance(x, list)], whole):
+    for places in _together(rows, [x for x in shared if isinstance(x, list)], whole or len(rows) < join_from):
         if rows[places[0]][1] is None:
             found[places[0]] = (rows[places[0]][0], *rows[places[0]][2:])
             continue
         numbers = [x[places[0]] if isinstance(x, list) else x for x in shared]
         mine = [rows[i] for i in places]
-        new = _as_one(rule, mine, numbers) if len(mine) > 1 else [_one(rule, mine[0], numbers)]
+        joined = len(mine) >= join_from
+        new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
         for i, values in zip(places, new, strict=True):
             found[i] = values
     return tuple(rebuild(column) for column in zip(*found, strict=True))
@@ -101,9 +103,9 @@ def _as_one(
     return list(zip(*columns, strict=True))
 
 
-def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], whole: bool) -> list[list[int]]:
+def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], apart: bool) -> list[list[int]]:
     """Places of the rows, those together that can be computed as one tensor. A compiler fuses the rule by itself."""
-    if whole or torch.compiler.is_compiling():
+    if apart or torch.compiler.is_compiling():
         return [[i] for i in range(len(rows))]
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):

@@ -69,7 +69,7 @@ def sgd(
         b = plus((1 - tau) * g, where(first, 0.0, mu), s["momentum_buffer"])
         return w - h["lr"] * (plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
-    return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, whole=True, plain=True)
+    return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:

@@ -29,7 +29,7 @@ class Case:
     flat: tuple[str, ...] = ()  # hparams whose hypergradient is 0 by the rule
     smooth: bool = True  # False: torch's own rule jumps at these values
     steps: int = 4  # after which the rule has shown what these values do
-    packs: bool = True  # False: each tensor is computed by itself: its state has another shape, or the rule is short
+    joins: int = 2  # small tensors from which on they are computed as one; 0: never, since a state has another shape
     own: tuple[str, ...] = ()  # hparams whose names mean something else in DOMAINS
     whole: bool = False  # the rule looks at a tensor as a whole, not at each entry
     gaps: bool = True  # False: a gradient that is None is refused
@@ -43,23 +43,23 @@ class Case:
 
 # eps = 1e-2 where a root is divided by: well conditioned for finite differences.
 BASES = [
-    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD, packs=False),
+    Case("sgd", hft.sgd, {"lr": 0.1}, torch.optim.SGD, joins=5),
     Case(
         "sgd-dampening-without-momentum",
         hft.sgd,
         {"lr": 0.1, "dampening": 0.3},
         torch.optim.SGD,
         smooth=False,
-        packs=False,
+        joins=5,
     ),
     Case(
         "sgd-momentum",
         hft.sgd,
         {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05},
         torch.optim.SGD,
-        packs=False,
+        joins=5,
     ),
-    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD, packs=False),
+    Case("sgd-nesterov", hft.sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD, joins=5),
     Case("adam", hft.adam, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.05, "betas": (0.8, 0.95)}, torch.optim.Adam),
     Case("adamw", hft.adamw, {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1}, torch.optim.AdamW),
     Case("adamw-amsgrad", hft.adamw, {"lr": 0.1, "eps": 1e-2, "amsgrad": True, "betas": (0.5, 0.6)}, torch.optim.AdamW),
@@ -85,14 +85,14 @@ BASES = [
         hft.nadam,
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "momentum_decay": 0.3},
         torch.optim.NAdam,
-        packs=False,
+        joins=0,
     ),
     Case(
         "nadam-decoupled",
         hft.nadam,
         {"lr": 0.1, "eps": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True},
         torch.optim.NAdam,
-        packs=False,
+        joins=0,
     ),
     # The first update that can be rectified is the sixth.
     Case(
@@ -127,7 +127,7 @@ BASES = [
         hft.adafactor,
         {"lr": 0.1, "beta2_decay": -0.5, "eps": (None, 0.9), "d": 1.05, "weight_decay": 0.1},
         torch.optim.Adafactor,
-        packs=False,
+        joins=0,
         whole=True,
     ),
     Case(
@@ -135,7 +135,7 @@ BASES = [
         hft.adafactor,
         {"lr": 0.1, "eps": (0.1, 0.9), "d": 1.5},
         torch.optim.Adafactor,
-        packs=False,
+        joins=0,
         own=("eps",),
         whole=True,
     ),
@@ -163,14 +163,14 @@ BASES = [
         hft.schedule_free_sgd,
         {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5, "weight_lr_power": 1.5},
         papers.schedule_free_sgd,
-        packs=False,
+        joins=0,
     ),
     Case(
         "schedule_free_adamw",
         hft.schedule_free_adamw,
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "warmup_steps": 3, "r": 0.5},
         papers.schedule_free_adamw,
-        packs=False,
+        joins=0,
     ),
     Case("signum", hft.signum, {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1}, papers.signum, ("momentum",)),
 ]
