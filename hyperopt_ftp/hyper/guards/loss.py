@@ -27,7 +27,7 @@ from .graphs import (
 from .scalar_reads import refuse_scalar_reads
 from .subjects import LOSS, Captured, writes
 from .verified import Asked, Verified
-from .writes import NewHooks, no_new_hooks, refuse_other_weights, refuse_writes, storage_of
+from .writes import left_at_new_hooks, refuse_other_weights, refuse_writes, storage_of
 
 
 class GuardedLoss:
@@ -87,13 +87,12 @@ class GuardedLoss:
         seen = self.verified
         graphs = seen.graphs.setdefault((self._asked.twice, len(arguments)), set())
         knobs = [x for x in floats(own) if x.requires_grad] if own else []
-        reads = refuse_scalar_reads(LOSS, knobs, arguments)
         if graphs and not self._asked.compiled:
             # Hooks on what is saved leave no trace in the graph, nor does a number that is taken of a knob.
-            with suppress(NewHooks), nullcontext() if seen.has_hooks else no_new_hooks():
+            with nullcontext() if seen.has_hooks else left_at_new_hooks():
                 # Tensors of inference mode have no versions, and are never written.
                 before = [(x, x._version) for x in (*self._outside.values(), *tensors) if not x.is_inference()]
-                with reads if knobs else nullcontext():
+                with refuse_scalar_reads(LOSS, knobs, arguments) if knobs else nullcontext():
                     loss = self._value(params, batch, *own)
                 written = next((x for x, version in before if x._version != version), None)
                 if written is not None:
@@ -101,7 +100,7 @@ class GuardedLoss:
                 if refuse_captured(loss, arguments, made) in graphs:
                     return loss
             self._replay.rewind(rng)
-        with refuse_writes(LOSS, knobs, tensors) as watch, reads:
+        with refuse_writes(LOSS, knobs, tensors) as watch, refuse_scalar_reads(LOSS, knobs, arguments) as reads:
             loss = self._value(params, batch, *own)
         graph = refuse_captured(loss, arguments, made)
         refuse_once_differentiable(loss, None if self._asked.twice else floats(params))

@@ -76,20 +76,15 @@ class refuse_writes(TorchDispatchMode):  # a context manager
         return result
 
 
-class NewHooks(Exception):
-    """The code inside sets hooks on saved tensors, as activation checkpointing does."""
-
-
 @contextmanager
-def no_new_hooks() -> Iterator[None]:
-    """:class:`NewHooks` if the code inside sets hooks on saved tensors."""
+def left_at_new_hooks() -> Iterator[None]:
+    """The code inside is left where it sets hooks on saved tensors, as activation checkpointing does."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
             yield
     except RuntimeError as error:
         if str(error) != _NO_HOOKS:
             raise
-        raise NewHooks from error
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager
