@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,11 +53,14 @@ class Structure:
             self.leaves.append(tree)
             return
         values, self._whole = children
+        if _PLAIN.issuperset(map(type, values)):  # without a loop of Python's: most nodes hold tensors alone
+            self.leaves += values
+            self._parts = [None] * len(self.leaves)
+            return
         self._parts = []
         for x in values:
-            part = None if isinstance(x, _LEAVES) else Structure(x)
-            self._parts.append(part)
-            self.leaves += (x,) if part is None else part.leaves
+            self._parts.append(None if isinstance(x, _LEAVES) else Structure(x))
+            self.leaves += (x,) if self._parts[-1] is None else self._parts[-1].leaves
 
     def __call__(self, new: Sequence[Any]) -> Any:
         """A tree with the leaves ``new``."""
@@ -68,7 +72,10 @@ class Structure:
     def _filled(self, new: Iterator[Any]) -> Any:
         if self._parts is None:
             return next(new)
-        values = [next(new) if part is None else part._filled(new) for part in self._parts]
+        if any(self._parts):
+            values = [next(new) if part is None else part._filled(new) for part in self._parts]
+        else:
+            values = [*islice(new, len(self._parts))]
         if self._whole is not None:
             return self._whole(values)
         if self._keys is not None:
@@ -101,9 +108,12 @@ class Structure:
         if self._parts is None or self._whole is not None or len(tree) != len(self._parts):
             return False
         if self._keys is not None:
-            if not all(key in tree for key in self._keys):
+            if not all(map(tree.__contains__, self._keys)):
                 return False
-            tree = [tree[key] for key in self._keys]
+            tree = [*map(tree.__getitem__, self._keys)]
+        if not any(self._parts):
+            found += tree
+            return True
         for x, part in zip(tree, self._parts, strict=True):
             if part is None:
                 found.append(x)
@@ -122,6 +132,7 @@ def _namedtuple(like: Any, values: Sequence[Any]) -> Any:
 
 
 _LEAVES = (Tensor, bool, int, float, str)
+_PLAIN = frozenset((*_LEAVES, torch.nn.Parameter))
 
 
 def _children(tree: Any) -> tuple[Iterable[Any], Callable[[Sequence[Any]], Any] | None] | None:
@@ -156,7 +167,11 @@ def _append_leaves(tree: Any, found: list[Any]) -> None:
     if children is None:
         found.append(tree)
         return
-    for x in children[0]:
+    values = children[0]
+    if _PLAIN.issuperset(map(type, values)):
+        found += values
+        return
+    for x in values:
         if isinstance(x, _LEAVES):
             found.append(x)
         else:

@@ -46,12 +46,13 @@ def leafwise(
         return (params, *moments)
     rows = list(zip(leaves, *own, strict=True))
     shared = [x if is_scalar(x) else for_each(x, params) for x in hparams]
+    of_each = [x for x in shared if isinstance(x, list)]
     found: list[Any] = [None] * len(rows)
-    for places in _together(rows, [x for x in shared if isinstance(x, list)], whole or len(rows) < join_from):
+    for places in _together(rows, of_each, whole or len(rows) < join_from):
         if rows[places[0]][1] is None:
             found[places[0]] = (rows[places[0]][0], *rows[places[0]][2:])
             continue
-        numbers = [x[places[0]] if isinstance(x, list) else x for x in shared]
+        numbers = [x[places[0]] if isinstance(x, list) else x for x in shared] if of_each else shared
         mine = [rows[i] for i in places]
         joined = len(mine) >= join_from
         new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
@@ -93,7 +94,7 @@ def _as_one(
     rule: Callable[..., tuple[Tensor, ...]], rows: Sequence[Sequence[Tensor]], numbers: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
     """:func:`_one` of each row, from tensors in which those of all rows stand one after the other."""
-    whole = [torch.cat([x if x.ndim == 1 else x.reshape(-1) for x in column]) for column in zip(*rows, strict=True)]
+    whole = [torch.cat([x.flatten() for x in column]) for column in zip(*rows, strict=True)]
     shapes = [row[0].shape for row in rows]
     sizes = [shape.numel() for shape in shapes]
     # Copies, not views: results that share memory could not be saved, or changed in place, one by one.
