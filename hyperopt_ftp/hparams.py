@@ -250,7 +250,8 @@ def is_scalar(x: Any) -> bool:
 def as_numbers(values: list[Any]) -> list[Any]:
     """``values`` with Python numbers in place of 0-d tensors of the CPU of which nothing but the value is asked.
 
-    These are not differentiated, nor under a transform. Where operations are traced, all stay as they are.
+    These are not differentiated, nor under a transform. Where operations are traced, all stay as they are. What a rule
+    computes of such numbers it computes in double precision, also of the number of a float32 tensor.
     """
     modes = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
     traced = torch.compiler.is_compiling() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, modes))

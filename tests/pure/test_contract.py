@@ -150,12 +150,13 @@ def test_leaves_make_their_steps_alone_where_gradients_are_none(case: Case):
         alone = opt.init(w)
         for g in own:
             w, alone = opt.update({name: g}, alone, w)
-        assert torch.equal(w[name], params[name])
+        # A rule gets Python numbers here and tensors above, whose powers torch may round otherwise.
+        torch.testing.assert_close(w[name], params[name], rtol=CLOSE, atol=CLOSE)
         for field in alone._fields:
             tree_of = getattr(state, field)
             if isinstance(tree_of, dict):
                 for x, y in zip(tree.leaves(getattr(alone, field)), tree.leaves(tree_of[name]), strict=True):
-                    assert torch.equal(x, y)
+                    torch.testing.assert_close(x, y, rtol=CLOSE, atol=CLOSE)
 
 
 def test_compiled_leaves_count_their_own_updates():
