@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -45,7 +45,7 @@ class Structure:
     def __init__(self, tree: Any) -> None:
         self._tree = tree
         self._keys: list[Any] | None = list(tree) if type(tree) is dict else None
-        self._parts: list[Structure | None] | None = None  # None: a leaf
+        self._parts: Sequence[Structure | None] | None = None  # None: a leaf
         self._whole: Callable[[Sequence[Any]], Any] | None = None  # of what pytree alone knows, from its children
         self.leaves: list[Any] = []
         children = _children(tree)
@@ -57,10 +57,9 @@ class Structure:
             self.leaves += values
             self._parts = [None] * len(self.leaves)
             return
-        self._parts = []
-        for x in values:
-            self._parts.append(None if isinstance(x, _LEAVES) else Structure(x))
-            self.leaves += (x,) if self._parts[-1] is None else self._parts[-1].leaves
+        self._parts = parts = [None if isinstance(x, _LEAVES) else Structure(x) for x in values]
+        for x, part in zip(values, parts, strict=True):
+            self.leaves += (x,) if part is None else part.leaves
 
     def __call__(self, new: Sequence[Any]) -> Any:
         """A tree with the leaves ``new``."""
@@ -135,7 +134,7 @@ _LEAVES = (Tensor, bool, int, float, str)
 _PLAIN = frozenset((*_LEAVES, torch.nn.Parameter))
 
 
-def _children(tree: Any) -> tuple[Iterable[Any], Callable[[Sequence[Any]], Any] | None] | None:
+def _children(tree: Any) -> tuple[Collection[Any], Callable[[Sequence[Any]], Any] | None] | None:
     """The entries of a node, and for a kind that pytree alone knows, what builds one of others; ``None``: a leaf."""
     kind = type(tree)
     if kind is dict:
@@ -146,7 +145,7 @@ def _children(tree: Any) -> tuple[Iterable[Any], Callable[[Sequence[Any]], Any] 
     if node is None:
         return None
     values, context = node.flatten_fn(tree)
-    return values, lambda new: node.unflatten_fn(new, context)
+    return [*values], lambda new: node.unflatten_fn(new, context)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:

@@ -52,7 +52,7 @@ def leafwise(
         if rows[places[0]][1] is None:
             found[places[0]] = (rows[places[0]][0], *rows[places[0]][2:])
             continue
-        numbers = [x[places[0]] if isinstance(x, list) else x for x in shared] if of_each else shared
+        numbers: list[Any] = [x[places[0]] if isinstance(x, list) else x for x in shared] if of_each else shared
         mine = [rows[i] for i in places]
         joined = len(mine) >= join_from
         new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
