@@ -64,9 +64,9 @@ def sgd(
     check_nesterov(momentum, dampening, nesterov)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g, mu, first = plus(g, h["weight_decay"], w), h["momentum"], t == 1
-        tau = where((mu == 0) | first, 0.0, h["dampening"])
-        b = plus((1 - tau) * g, where(first, 0.0, mu), s["momentum_buffer"])
+        g, mu = plus(g, h["weight_decay"], w), h["momentum"]
+        tau = where((mu == 0) | (t == 1), 0.0, h["dampening"])
+        b = plus((1 - tau) * g, mu * (t > 1), s["momentum_buffer"])  # a mu that is tracked stays in the graph
         return w - h["lr"] * (plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
     return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)
