@@ -148,11 +148,13 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_compile(compile: Any) -> None:
     """``TypeError`` or ``ValueError`` unless it is a flag or the name of one of torch.compile's backends."""
+    if isinstance(compile, bool):
+        return
     usual = torch.compiler.list_backends()
-    if not isinstance(compile, (bool, str)):
+    if not isinstance(compile, str):
         raise TypeError(f"compile must be True, False or the name of a backend such as {usual}, got {shown(compile)}")
     names = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(compile, str) and compile not in names:
+    if compile not in names:
         raise ValueError(
             f"compile must be True, False or the name of a backend such as {usual}, got {compile!r}"
             f"{did_you_mean(compile, names)}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from . import tree
 from .calls import did_you_mean, few, shown
@@ -239,4 +240,28 @@ def concrete(x: Tensor) -> bool:
     """Whether the value of ``x`` may be looked at: not under a torch.func transform, not while tracing."""
     if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+    return not _is_wrapped(x)
+
+
+def is_scalar(x: Any) -> bool:
+    return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def as_numbers(values: list[Any]) -> list[Any]:
+    """``values`` with Python numbers in place of 0-d tensors of the CPU of which nothing but the value is asked.
+
+    These are not differentiated, nor under a transform. Where operations are traced, all stay as they are. What a rule
+    computes of such numbers it computes in double precision, also of the number of a float32 tensor.
+    """
+    modes = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, modes))
+    if traced or forward_ad._current_level >= 0:
+        return values
+    return [x.item() if _is_plain(x) else x for x in values]
+
+
+def _is_plain(x: Any) -> bool:
+    return type(x) is Tensor and not x.ndim and not x.requires_grad and x.is_cpu and not _is_wrapped(x)
+
+
+_is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]

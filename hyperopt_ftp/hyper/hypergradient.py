@@ -16,7 +16,7 @@ from ..dtensors import whole
 from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
-from .core.leaves import combine, detached, detached_leaves, is_float
+from .core.leaves import all_finite, combine, detached, detached_leaves, is_float
 from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
@@ -208,7 +208,7 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
 def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:
     for what, x in (("outer loss", value), *((f"hypergradient of {name!r}", grad) for name, grad in grads.items())):
         parts = tree.leaves(x)
-        if all(map(concrete, parts)) and not all(bool(part.isfinite().all()) for part in parts):
+        if all(map(concrete, parts)) and not all(map(all_finite, parts)):
             warnings.warn(
                 f"the {what} is not finite, so training went wrong or cannot be differentiated there: look at the "
                 "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)",

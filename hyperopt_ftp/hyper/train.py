@@ -18,7 +18,7 @@ from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.inputs import TrainInputs, TrainOutputs
-from .core.leaves import is_float
+from .core.leaves import all_finite, is_float
 from .core.node import TrainJob, TrainNode
 from .core.problem import without_loss
 from .core.replay import Replay
@@ -201,7 +201,7 @@ def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInput
 
 
 def _warn_of_nan(losses: Tensor) -> None:
-    if not concrete(losses) or bool(losses.isfinite().all()):
+    if not concrete(losses) or all_finite(losses):
         return
     k = int((~losses.isfinite()).nonzero()[0])
     warnings.warn(

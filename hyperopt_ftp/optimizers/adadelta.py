@@ -10,7 +10,7 @@ from ..calls import explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
 
 _DOMAINS = {**domains_of(("lr", "eps", "weight_decay")), "rho": Domain(0.0, 1.0)}
 
@@ -58,9 +58,11 @@ def adadelta(
     default = to_tensors(_DOMAINS, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g, rho, eps = g + h["weight_decay"] * w, h["rho"], h["eps"]
+        g, rho, eps = plus(g, h["weight_decay"], w), h["rho"], h["eps"]
         v = rho * s["square_avg"] + (1 - rho) * g * g
         d = safe_sqrt(s["acc_delta"] + eps) / safe_sqrt(v + eps) * g
         return w - h["lr"] * d, {"square_avg": v, "acc_delta": rho * s["acc_delta"] + (1 - rho) * d * d}
 
-    return by_rule(rule, AdadeltaState, default, ("square_avg", "acc_delta"), domains=_DOMAINS, maximize=maximize)
+    return by_rule(
+        rule, AdadeltaState, default, ("square_avg", "acc_delta"), domains=_DOMAINS, maximize=maximize, plain=True
+    )

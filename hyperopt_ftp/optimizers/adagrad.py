@@ -11,7 +11,7 @@ from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
 
 
 class AdagradState(NamedTuple):
@@ -62,8 +62,8 @@ def adagrad(
         return {"sum": torch.zeros_like(w) + h["initial_accumulator_value"]}
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g = g + h["weight_decay"] * w
+        g = plus(g, h["weight_decay"], w)
         total = s["sum"] + g * g
         return w - h["lr"] / (1 + (t - 1) * h["lr_decay"]) * g / (safe_sqrt(total) + h["eps"]), {"sum": total}
 
-    return by_rule(rule, AdagradState, default, ("sum",), first=first, maximize=maximize)
+    return by_rule(rule, AdagradState, default, ("sum",), first=first, maximize=maximize, plain=True)

@@ -11,7 +11,7 @@ from ..calls import check_flag, explained
 from ..hparams import Domain, check_number, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
 
 
 class AdamState(NamedTuple):
@@ -107,12 +107,13 @@ def _adam(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
         lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
-        w, g = (w - lr * decay * w, g) if decoupled else (w, g + decay * w)
+        w, g = (plus(w, -lr * decay, w), g) if decoupled else (w, plus(g, decay, w))
         new = {"exp_avg": b1 * s["exp_avg"] + (1 - b1) * g, "exp_avg_sq": b2 * s["exp_avg_sq"] + (1 - b2) * g * g}
         if amsgrad:
             new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], new["exp_avg_sq"])
-        root = safe_sqrt(new["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] / (1 - b2**t) + eps_root)
+        v = new["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] / (1 - b2**t)
+        root = safe_sqrt(v + eps_root if eps_root else v)
         return w - lr * (new["exp_avg"] / (1 - b1**t)) / (root + h["eps"]), new
 
     keeps = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    return by_rule(rule, AdamState, default, keeps, maximize=maximize)
+    return by_rule(rule, AdamState, default, keeps, maximize=maximize, plain=True)

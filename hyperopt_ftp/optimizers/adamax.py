@@ -11,7 +11,7 @@ from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr
+from .leafwise import NO_PARAMS, check_lr, plus
 
 
 class AdamaxState(NamedTuple):
@@ -58,9 +58,9 @@ def adamax(
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g, (b1, b2) = g + h["weight_decay"] * w, h["betas"]
+        g, (b1, b2) = plus(g, h["weight_decay"], w), h["betas"]
         m = b1 * s["exp_avg"] + (1 - b1) * g
         u = torch.maximum(b2 * s["exp_inf"], g.abs() + h["eps"])
         return w - h["lr"] * (m / (1 - b1**t)) / u, {"exp_avg": m, "exp_inf": u}
 
-    return by_rule(rule, AdamaxState, default, ("exp_avg", "exp_inf"), maximize=maximize)
+    return by_rule(rule, AdamaxState, default, ("exp_avg", "exp_inf"), maximize=maximize, plain=True)

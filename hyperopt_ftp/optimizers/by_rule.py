@@ -10,14 +10,13 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import check_flag, shown
-from ..hparams import Domain, check_parts, complete, domains_of
+from ..hparams import Domain, as_numbers, check_parts, complete, domains_of
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 
 Entries: TypeAlias = dict[str, Tensor]  #: the state of one tensor, by name
-Numbers: TypeAlias = dict[
-    str, Any
-]  #: the hparams of one tensor, by name: 0-d tensors, tuples of them where they have parts
+#: The hparams of one tensor, by name: 0-d tensors, tuples of them where they have parts; Python numbers if ``plain``.
+Numbers: TypeAlias = dict[str, Any]
 Moved: TypeAlias = tuple[Tensor, Entries]  #: new weights and state
 
 #: ``rule(w, g, s, h, t) -> (w, s)``; ``t`` is the number of this update, from 1, or ``None`` where none is counted.
@@ -34,6 +33,8 @@ def by_rule(
     domains: Mapping[str, Domain] | None = None,
     maximize: bool = False,
     whole: bool = False,
+    join_from: int = 2,
+    plain: bool = False,
 ) -> Optimizer[StateT]:
     """The optimizer that applies ``rule`` to each tensor. 16-bit weights are computed in float32.
 
@@ -49,6 +50,9 @@ def by_rule(
         domains: of the hparams; ``None``: those in ``DOMAINS``.
         maximize: negate the gradient first.
         whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
+        join_from: so many small tensors are joined, but fewer are not: of a short rule joining them costs more.
+        plain: the rule also takes Python numbers in ``h`` and ``t``, whose arithmetic costs less than that of 0-d
+            tensors. Hparams that are differentiated, transformed or traced stay tensors.
 
     >>> import torch
     >>> from typing import Any, NamedTuple
@@ -101,17 +105,19 @@ def by_rule(
         check_state(kind, state)
         h = complete(hparams, default)
         step = advanced(state.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
+        numbers = flat(h) + ([step] if counted else [])
+        simple = as_numbers(numbers) if plain else numbers
+        if not counted or isinstance(simple[-1], int):  # a number to the power of an int64 tensor is a float32
+            numbers = simple
 
         def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             t = rest[-1] if counted else None
-            numbers = rest[len(keeps) : -1] if counted else rest[len(keeps) :]
             s = dict(zip(keeps, rest, strict=False))
-            w, s = _checked(rule(w, -g if maximize else g, s, by_name(numbers), t), keeps)
-            return (w, *(s[name] for name in keeps))
+            w, s = _checked(rule(w, -g if maximize else g, s, by_name(rest[len(keeps) :]), t), keeps)
+            return (w, *[s[name] for name in keeps])
 
-        numbers = flat(h) + ([step] if counted else [])
         moments = [getattr(state, name) for name in keeps]
-        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole)
+        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole, join_from=join_from)
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams

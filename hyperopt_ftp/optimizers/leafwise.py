@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
+from ..hparams import as_tensor, is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -30,28 +31,31 @@ def leafwise(
     moments: Sequence[Any],
     hparams: Sequence[Any],
     whole: bool = False,
+    join_from: int = 2,
 ) -> tuple[Any, ...]:
     """``rule(w, g, *moments, *hparams) -> (w, *moments)`` for every leaf that has a gradient.
 
     A leaf whose gradient is ``None`` does not change, nor do its moments. 16-bit weights are computed in float32, with
     moments in float32. An hparam is one 0-d tensor for all leaves, or a tree of the parameters' structure (see
-    :func:`for_each`). Small leaves with the same dtypes, device and hparams are joined, unless the rule needs them
-    ``whole``.
+    :func:`for_each`). ``join_from`` or more small leaves with the same dtypes, device and hparams are joined, unless
+    the rule needs them ``whole``.
     """
     leaves, rebuild = tree.flatten(params)
     own = [_aligned_grads(grads, leaves, rebuild, params), *(rebuild.aligned(m, "state") for m in moments)]
     if not leaves:
         return (params, *moments)
     rows = list(zip(leaves, *own, strict=True))
-    shared = [x if isinstance(x, Tensor) and x.ndim == 0 else for_each(x, params) for x in hparams]
+    shared = [x if is_scalar(x) else for_each(x, params) for x in hparams]
+    of_each = [x for x in shared if isinstance(x, list)]
     found: list[Any] = [None] * len(rows)
-    for places in _together(rows, [x for x in shared if isinstance(x, list)], whole):
+    for places in _together(rows, of_each, whole or len(rows) < join_from):
         if rows[places[0]][1] is None:
             found[places[0]] = (rows[places[0]][0], *rows[places[0]][2:])
             continue
-        numbers = [x[places[0]] if isinstance(x, list) else x for x in shared]
+        numbers: list[Any] = [x[places[0]] if isinstance(x, list) else x for x in shared] if of_each else shared
         mine = [rows[i] for i in places]
-        new = _as_one(rule, mine, numbers) if len(mine) > 1 else [_one(rule, mine[0], numbers)]
+        joined = len(mine) >= join_from
+        new = _as_one(rule, mine, numbers) if joined else [_one(rule, row, numbers) for row in mine]
         for i, values in zip(places, new, strict=True):
             found[i] = values
     return tuple(rebuild(column) for column in zip(*found, strict=True))
@@ -63,14 +67,18 @@ def _one(
     p, g, *moments = row
     w = tree.working(p)
     try:
-        new, *state = rule(w, g.to(w.dtype), *moments, *numbers)
+        new, *state = rule(w, _cast(g, w.dtype), *moments, *numbers)
     except RuntimeError as error:
         if "must match the size" in str(error):  # torch's word for shapes that do not go together
             raise _misfit(p, moments) from error
         raise
     if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
         raise _misfit(p, moments, (new, *state))
-    return (new.to(p.dtype), *(x.to(w.dtype) for x in state))
+    return (_cast(new, p.dtype), *[_cast(x, w.dtype) for x in state])
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # which takes as long as an addition where there is nothing to do
 
 
 def _misfit(p: Tensor, moments: Sequence[Tensor], found: Sequence[Tensor] = ()) -> ValueError:
@@ -86,7 +94,7 @@ def _as_one(
     rule: Callable[..., tuple[Tensor, ...]], rows: Sequence[Sequence[Tensor]], numbers: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
     """:func:`_one` of each row, from tensors in which those of all rows stand one after the other."""
-    whole = [torch.cat([x if x.ndim == 1 else x.reshape(-1) for x in column]) for column in zip(*rows, strict=True)]
+    whole = [torch.cat([x.flatten() for x in column]) for column in zip(*rows, strict=True)]
     shapes = [row[0].shape for row in rows]
     sizes = [shape.numel() for shape in shapes]
     # Copies, not views: results that share memory could not be saved, or changed in place, one by one.
@@ -96,9 +104,9 @@ def _as_one(
     return list(zip(*columns, strict=True))
 
 
-def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], whole: bool) -> list[list[int]]:
+def _together(rows: Sequence[Sequence[Any]], numbers: Sequence[list[Tensor]], apart: bool) -> list[list[int]]:
     """Places of the rows, those together that can be computed as one tensor. A compiler fuses the rule by itself."""
-    if whole or torch.compiler.is_compiling():
+    if apart or torch.compiler.is_compiling():
         return [[i] for i in range(len(rows))]
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):
@@ -240,6 +248,18 @@ def check_state(kind: type, state: Any) -> None:
 def no_steps() -> Tensor:
     """Number of updates done; a tensor, so that a compiled or vmapped update does not depend on a Python number."""
     return torch.zeros((), dtype=torch.int64)
+
+
+def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
+    """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
+    return x if not isinstance(number, Tensor) and number == 0 else x + number * y
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """``torch.where`` of numbers, with a condition that may be a Python one."""
+    if not isinstance(condition, Tensor):
+        return a if condition else b
+    return torch.where(condition, a, as_tensor(b))  # of two numbers it would be a float32
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr
+from .leafwise import NO_PARAMS, check_lr, plus
 
 
 class LionState(NamedTuple):
@@ -56,6 +56,6 @@ def lion(
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
         (b1, b2), m = h["betas"], s["exp_avg"]
         u = torch.sign(b1 * m + (1 - b1) * g)
-        return w - h["lr"] * (u + h["weight_decay"] * w), {"exp_avg": b2 * m + (1 - b2) * g}
+        return w - h["lr"] * plus(u, h["weight_decay"], w), {"exp_avg": b2 * m + (1 - b2) * g}
 
-    return by_rule(rule, LionState, default, ("exp_avg",), maximize=maximize)
+    return by_rule(rule, LionState, default, ("exp_avg",), maximize=maximize, plain=True)

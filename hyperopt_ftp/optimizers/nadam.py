@@ -12,7 +12,7 @@ from ..calls import check_flag, explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
 
 _DOMAINS = {
     **domains_of(("lr", "betas", "eps", "weight_decay")),
@@ -77,7 +77,7 @@ def nadam(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
         lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
-        w, g = (w - lr * decay * w, g) if decoupled_weight_decay else (w, g + decay * w)
+        w, g = (plus(w, -lr * decay, w), g) if decoupled_weight_decay else (w, plus(g, decay, w))
         now, after = (b1 * (1 - 0.5 * 0.96 ** (n * h["momentum_decay"])) for n in (t, t + 1))
         product = s["mu_product"] * now
         m, v = b1 * s["exp_avg"] + (1 - b1) * g, b2 * s["exp_avg_sq"] + (1 - b2) * g * g
@@ -86,4 +86,4 @@ def nadam(
         return w, {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}
 
     keeps = ("exp_avg", "exp_avg_sq", "mu_product")
-    return by_rule(rule, NAdamState, default, keeps, first=first, domains=_DOMAINS, maximize=maximize)
+    return by_rule(rule, NAdamState, default, keeps, first=first, domains=_DOMAINS, maximize=maximize, plain=True)

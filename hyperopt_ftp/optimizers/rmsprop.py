@@ -10,7 +10,7 @@ from ..calls import check_flag, explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
 
 
 class RMSpropState(NamedTuple):
@@ -65,15 +65,15 @@ def rmsprop(
         raise ValueError("nesterov needs momentum > 0, got momentum = 0")
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
-        g, alpha, mu = g + h["weight_decay"] * w, h["alpha"], h["momentum"]
+        g, alpha, mu = plus(g, h["weight_decay"], w), h["alpha"], h["momentum"]
         new = {"square_avg": alpha * s["square_avg"] + (1 - alpha) * g * g}
         variance = new["square_avg"]
         if centered:
             new["grad_avg"] = a = alpha * s["grad_avg"] + (1 - alpha) * g
             variance = variance - a * a
         step = g / (safe_sqrt(variance) + h["eps"])
-        new["momentum_buffer"] = b = mu * s["momentum_buffer"] + step
-        return w - h["lr"] * (step + mu * b if nesterov else b), new
+        new["momentum_buffer"] = b = plus(step, mu, s["momentum_buffer"])
+        return w - h["lr"] * (plus(step, mu, b) if nesterov else b), new
 
     keeps = ("square_avg", "momentum_buffer", *(("grad_avg",) if centered else ()))
-    return by_rule(rule, RMSpropState, default, keeps, maximize=maximize)
+    return by_rule(rule, RMSpropState, default, keeps, maximize=maximize, plain=True)

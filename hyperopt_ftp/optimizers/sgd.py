@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import tree
@@ -12,7 +11,7 @@ from ..calls import check_flag, explained
 from ..hparams import concrete, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr
+from .leafwise import NO_PARAMS, check_lr, plus, where
 
 
 class SGDState(NamedTuple):
@@ -65,12 +64,12 @@ def sgd(
     check_nesterov(momentum, dampening, nesterov)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g, mu, first = g + h["weight_decay"] * w, h["momentum"], t == 1
-        tau = torch.where((mu == 0) | first, 0.0, h["dampening"])
-        b = torch.where(first, 0.0, mu) * s["momentum_buffer"] + (1 - tau) * g
-        return w - h["lr"] * (g + mu * b if nesterov else b), {"momentum_buffer": b}
+        g, mu = plus(g, h["weight_decay"], w), h["momentum"]
+        tau = where((mu == 0) | (t == 1), 0.0, h["dampening"])
+        b = plus((1 - tau) * g, mu * (t > 1), s["momentum_buffer"])  # a mu that is tracked stays in the graph
+        return w - h["lr"] * (plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
-    return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize)
+    return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)
 
 
 def check_nesterov(momentum: Any, dampening: Any, nesterov: bool) -> None:

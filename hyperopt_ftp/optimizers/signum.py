@@ -11,7 +11,7 @@ from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr
+from .leafwise import NO_PARAMS, check_lr, plus
 
 
 class SignumState(NamedTuple):
@@ -54,6 +54,6 @@ def signum(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
         m = h["momentum"] * s["exp_avg"] + (1 - h["momentum"]) * g
-        return w - h["lr"] * (torch.sign(m) + h["weight_decay"] * w), {"exp_avg": m}
+        return w - h["lr"] * plus(torch.sign(m), h["weight_decay"], w), {"exp_avg": m}
 
-    return by_rule(rule, SignumState, default, ("exp_avg",), maximize=maximize)
+    return by_rule(rule, SignumState, default, ("exp_avg",), maximize=maximize, plain=True)

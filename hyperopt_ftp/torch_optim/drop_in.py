@@ -182,10 +182,9 @@ class DropIn(torch.optim.Optimizer):
         backends = [self._mover.pick(group) for group in self.param_groups]
         work: Work = {}
         for group, backend in zip(self.param_groups, backends, strict=True):
-            all_columns = self._columns(group)
-            if all_columns.weights:
+            if any(p.grad is not None for p in group["params"]):
                 self._ran[0] = backend.name
-            for columns in by_device_and_dtype(all_columns):
+            for columns in by_device_and_dtype(self._columns(group)):
                 like = columns.weights[0]
                 amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
                 part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from operator import itemgetter
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -10,17 +11,17 @@ from torch.autograd.graph import Node
 
 def nodes_below(*nodes: Node | None, until: Container[Node] = ()) -> list[Node]:
     """Some nodes of a graph and all below them, each once, down to and with those of ``until``."""
-    seen: set[Node] = set()
-    stack, found = [*nodes], []
+    stack, found = [*nodes], dict[Node, None]()  # in the order of their discovery
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.append(node)
-        if node not in until:
-            stack += [after for after, _ in node.next_functions]
-    return found
+        if node is not None and node not in found:
+            found[node] = None
+            if node not in until:
+                stack += map(_NODE, node.next_functions)
+    return [*found]
+
+
+_NODE = itemgetter(0)  # of a pair with the number of its input
 
 
 def leaf_of(node: Node) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -74,6 +75,11 @@ def present(cotangents: Any) -> list[Tensor]:
 
 def is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def all_finite(x: Tensor) -> bool:
+    """By the sum first, which is one operation for four."""
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def is_narrow(params: Any) -> bool:

@@ -140,14 +140,15 @@ class TrainNode(torch.autograd.Function):
         ctx.layouts = [layout(x) for x in output]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
-        ctx.shapes = [x.new_zeros(()).expand(x.shape) for x in output]
+        rows = zip(output, ctx.differentiable, strict=True)
+        ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
     @staticmethod
     @twice_differentiable()
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         job: TrainJob = ctx.job
-        rows = zip(cotangents, ctx.shapes, ctx.layouts, ctx.differentiable, strict=True)
-        given = [placed(unwrap_dead(shape if v is None else v), at) for v, shape, at, yes in rows if yes]
+        rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
+        given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
         tensors = [unwrap_dead(x) for x in ctx.saved_tensors]
         if job.transform:
             residual = job.residual_again(tensors)
@@ -174,7 +175,7 @@ class TrainNode(torch.autograd.Function):
             pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
             return [torch.zeros_like(x) if v is None else v for v, x in pairs]
 
-        zeros = [x.contiguous() for x, yes in zip(ctx.shapes, ctx.differentiable, strict=True) if yes]
+        zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
         pairs = [(x, t) for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
         found = iter(transposed(back, zeros)([torch.zeros_like(x) if t is None else t for x, t in pairs]))
         return tuple(next(found) if yes else None for yes in ctx.differentiable)

@@ -25,15 +25,7 @@ class _Shared:
         self._inside = {"force_eager": 0, "default": 0}
         self._stance: str | None = None  # that is set
 
-    @contextmanager
-    def entered(self, stance: str) -> Iterator[None]:
-        self._add(stance, 1)
-        try:
-            yield
-        finally:
-            self._add(stance, -1)
-
-    def _add(self, stance: str, number: int) -> None:
+    def add(self, stance: str, number: int) -> None:
         with self._lock:
             inside = self._inside | {stance: self._inside[stance] + number}
             wanted = "default" if inside["default"] else "force_eager" if inside["force_eager"] else None
@@ -72,25 +64,24 @@ _shared = _Shared()
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention by its formula, since fused kernels have no second derivative; compiled functions run uncompiled."""
-    with _shared.entered("force_eager"), _without_autocast_cache():
-        yield
+def twice_differentiable(compiled: bool = False) -> Iterator[None]:
+    """Attention by its formula, since fused kernels have no second derivative; compiled functions run uncompiled.
 
-
-@contextmanager
-def compiled_steps() -> Iterator[None]:
-    """For our own programs, which contain the second derivative: they always run compiled."""
-    with _shared.entered("default"), _without_autocast_cache(), torch.no_grad():
-        yield
-
-
-@contextmanager
-def _without_autocast_cache() -> Iterator[None]:
-    """The cache would hold a copy of every step's params with their graphs; if it changes, torch recompiles."""
-    cached = torch.is_autocast_cache_enabled()
+    Without the autocast cache: it would hold a copy of every step's params with their graphs, and if it changes, torch
+    recompiles. ``compiled``: for programs that contain the second derivative.
+    """
+    stance, cached = "default" if compiled else "force_eager", torch.is_autocast_cache_enabled()
+    _shared.add(stance, 1)
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(cached)
+        _shared.add(stance, -1)
+
+
+@contextmanager
+def compiled_steps() -> Iterator[None]:
+    """For our own programs, which always run compiled."""
+    with twice_differentiable(compiled=True), torch.no_grad():
+        yield

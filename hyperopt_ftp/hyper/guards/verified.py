@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from ...hparams import Domain
 from ..core.transforms import under_transform
 
 
@@ -94,7 +95,7 @@ _KNOWN: WeakKeyDictionary[Callable[..., Any], _Known] = WeakKeyDictionary()
 _OWN = __name__.partition(".")[0]
 #: Packages of which functions, classes and modules are what they are.
 _FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_names}
-_VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
 #: Objects up to which it is worth to look at them all.
 _MOST = 20_000
 
