@@ -12,7 +12,7 @@ import pytest
 
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate
-from benchmarks.large.table import table
+from benchmarks.large.processes import table
 
 from .support.family import FAMILY, Method
 

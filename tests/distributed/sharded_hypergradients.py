@@ -62,7 +62,7 @@ def placements(folder: Path) -> None:
     )
     assert_equal(alone, whole, "without data_parallel")
     warnings.filterwarnings("ignore", "ZeroOrder trains its samples one after the other")
-    drawing = [hft.ZeroOrder(samples=2, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    drawing = [hft.ZeroOrder(samples=2, sigma=0.1, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     few, same = (
         hypergradient(strategy, False, over=over, place=place)
         for strategy, place in zip(drawing, (sharded, plain), strict=True)

@@ -125,7 +125,7 @@ class ZeroOrder(Strategy):
         slopes = (values[:n] - values[n:]) / (self.sigma * (2 if self.antithetic else 1) * n)
         columns = zip(*directions, strict=True)
         return [
-            sum(s.to(e) * e for s, e in zip(slopes, column, strict=True)).to(u)
+            torch.stack([s.to(e) * e for s, e in zip(slopes, column, strict=True)]).sum(0).to(u)
             for u, column in zip(x, columns, strict=True)
         ]
 
