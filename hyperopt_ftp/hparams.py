@@ -240,7 +240,7 @@ def concrete(x: Tensor) -> bool:
     """Whether the value of ``x`` may be looked at: not under a torch.func transform, not while tracing."""
     if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
         return False
-    return not _is_wrapped(x)
+    return not is_wrapped(x)
 
 
 def is_scalar(x: Any) -> bool:
@@ -255,13 +255,14 @@ def as_numbers(values: list[Any]) -> list[Any]:
     """
     modes = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
     traced = torch.compiler.is_compiling() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, modes))
+    traced = traced or torch._ops._get_dispatch_mode_pre_dispatch(modes[1]) is not None
     if traced or forward_ad._current_level >= 0:
         return values
     return [x.item() if _is_plain(x) else x for x in values]
 
 
 def _is_plain(x: Any) -> bool:
-    return type(x) is Tensor and not x.ndim and not x.requires_grad and x.is_cpu and not _is_wrapped(x)
+    return type(x) is Tensor and not x.ndim and not x.requires_grad and x.is_cpu and not is_wrapped(x)
 
 
-_is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
-from ..hparams import as_tensor, is_scalar
+from ..hparams import is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -253,13 +253,6 @@ def no_steps() -> Tensor:
 def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
     """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
     return x if not isinstance(number, Tensor) and number == 0 else x + number * y
-
-
-def where(condition: Any, a: Any, b: Any) -> Any:
-    """``torch.where`` of numbers, with a condition that may be a Python one."""
-    if not isinstance(condition, Tensor):
-        return a if condition else b
-    return torch.where(condition, a, as_tensor(b))  # of two numbers it would be a float32
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -390,7 +391,27 @@ def used_in_the_next_step(params, x):
     return value
 
 
-@pytest.mark.parametrize("uses", [used_at_once, used_in_the_next_step])
+def used_as(make):
+    """By a way that torch does not show: what comes of it is no argument, and not made of tensors."""
+
+    def train_loss(params, x):
+        value = loss(params, x)
+        return value * make(1 / (1 + value.item()))
+
+    return train_loss
+
+
+UNSEEN = {
+    "Tensor": lambda k: torch.Tensor([k])[0],
+    "from_numpy": lambda k: torch.from_numpy(np.full(1, k))[0],
+    "as_tensor": lambda k: torch.as_tensor(np.array(k)),
+    "float32": np.float32,
+}
+
+
+@pytest.mark.parametrize(
+    "uses", [used_at_once, used_in_the_next_step, *map(used_as, UNSEEN.values())], ids=["once", "next", *UNSEEN]
+)
 def test_a_number_of_params_that_is_used_warns_once(uses):
     LOG[:] = [0.0]
     with pytest.warns(UserWarning, match=r"makes a number .* take x\.detach\(\)\.item\(\)") as caught:

@@ -85,7 +85,8 @@ class GuardedLoss:
         knobs = [x for x in floats(own) if x.requires_grad] if derived and own else []
         calls = None
         if knobs or seen.makes_leaves or (seen.constants is not None and not seen.warned):
-            calls = watched_calls(LOSS, knobs, arguments if derived else (), constants=seen.constants)
+            there = {*map(storage_of, tensors), *self._outside}
+            calls = watched_calls(LOSS, knobs, arguments if derived else (), constants=seen.constants, there=there)
         versions = versions_of((*self._outside.values(), *tensors)) if derived else ()
         loss = None
         with left_at_new_hooks() if derived and not seen.has_hooks else nullcontext(), calls or nullcontext():
@@ -103,8 +104,10 @@ class GuardedLoss:
         seen, asked = self.verified, self._asked
         knobs = [x for x in floats(own) if x.requires_grad] if asked.derived else []
         watch = refuse_writes(LOSS, knobs, tensors)
-        calls = watched_calls(LOSS, knobs, arguments if asked.derived else (), watch)
-        with watch if asked.derived else nullcontext(), calls:
+        there = map(storage_of, tensors)
+        known, operations = (arguments, watch) if asked.derived else ((), None)
+        calls = watched_calls(LOSS, knobs, known, operations, there=there)
+        with operations or nullcontext(), calls:
             loss = self._value(params, batch, *own)
         graph = refuse_captured(loss, [*arguments, *calls.leaves])
         seen.makes_leaves |= bool(calls.leaves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ... import tree
 from ...calls import callers_level
+from ...hparams import is_wrapped
 from ..core.graph import made_from
 from ..core.transforms import differentiated, under_transform
 from .subjects import Subject, reads_number, writes
@@ -31,22 +32,25 @@ _NUMBERS = ("alpha", "beta")
 class watched_calls(TorchFunctionMode):  # a context manager
     """Raise if the code inside reads a number that is made of knobs alone; warn if it computes with one of params.
 
-    A loss may read a number of its params for a log. It computes with it if it takes any number after that in the same
-    call, or a new one in a later call. An update is warned of the read. :class:`~.writes.refuse_writes` finds reads of
+    A loss may read a number of its params for a log. It computes with numbers if after that it takes any, or a tensor
+    that is neither its argument nor made by torch from tensors, in the same call; in a later call, if these are new. An
+    update is warned of the read. :class:`~.writes.refuse_writes` finds reads of
     a knob itself. Under a transform knobs and params cannot be told apart, so both warn.
     """
 
     def __init__(
         self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
-        operations: refuse_writes | None = None, constants: set[complex] | None = None,
+        operations: refuse_writes | None = None, constants: set[Any] | None = None, there: Iterable[int] = (),
     ) -> None:  # fmt: skip
-        """``operations`` knows what the code inside has made; ``constants`` are of an earlier call that has read."""
+        """``operations`` knows what the code inside has made; ``constants`` are of an earlier call that has read;
+        ``there`` are storages of arguments and of what earlier calls have used."""
         super().__init__()
         self._who, self._given, self._operations = who, known, operations
         self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
         self._later = constants is not None
         #: Numbers that the code inside computes with.
-        self.constants: set[complex] = set(constants or ())
+        self.constants: set[Any] = set(constants or ())
+        self._there = set(there)
         #: Whether it has read a number of params.
         self.has_read: bool = self._later
         self.warned: bool = False
@@ -70,8 +74,12 @@ class watched_calls(TorchFunctionMode):  # a context manager
             taken = self._taken(func, args, kwargs)
             if (taken and self._reads(taken)) or self._computes(args, kwargs):
                 self._warn()
+        if not self._who.reads_data:
+            self._there |= _storages((args, kwargs))
         lets = func in _LETS_REQUIRE_GRAD and not args[0].requires_grad
         result = func(*args, **kwargs)
+        if not self._who.reads_data:
+            self._there |= _storages(result)
         if lets:
             self.leaves.append(args[0])
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
@@ -104,13 +112,13 @@ class watched_calls(TorchFunctionMode):  # a context manager
         return found
 
     def _computes(self, args: Any, kwargs: Any) -> bool:
-        """Whether an operation takes a number that may be one that was read."""
+        """Whether an operation takes a number that may be one that was read, or a tensor that may be made of it."""
         if self._who.reads_data or not (self._operations or self.has_read):
             return False
-        numbers: set[complex] = {x for x in tree.leaves((args, kwargs)) if isinstance(x, (float, complex))}
+        numbers = {x for x in map(_number, tree.leaves((args, kwargs))) if x is not None}
         new = numbers - self.constants if self._later else numbers
         self.constants |= numbers
-        return self.has_read and bool(new)
+        return self.has_read and bool(new or not _storages((args, kwargs)) <= self._there)
 
     def _warn(self) -> None:
         if not self.warned:
@@ -123,3 +131,14 @@ class watched_calls(TorchFunctionMode):  # a context manager
                 UserWarning,
                 stacklevel=callers_level(),
             )
+
+
+def _number(x: Any) -> Any:
+    """What a float, or a number or an array of NumPy, is known by. Integers are no functions with a derivative."""
+    if isinstance(x, (float, complex)):
+        return x
+    return x.tobytes() if type(x).__module__ == "numpy" and hasattr(x, "tobytes") else None
+
+
+def _storages(values: Any) -> set[int]:
+    return {storage_of(x) for x in tree.leaves(values) if isinstance(x, Tensor) and not is_wrapped(x)}
