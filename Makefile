@@ -66,8 +66,8 @@ machine-avx2-%:
 machine-own-%:
 	env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
 machine-busy-%:
-	timeout 1h $(RUN) -c "while True: pass" & first=$$!; timeout 1h $(RUN) -c "while True: pass" & second=$$!; \
-		env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*; status=$$?; kill $$first $$second; exit $$status
+	for n in 1 2; do timeout --foreground 1h $(RUN) -c "while True: pass" & busy="$$busy $$!"; done; \
+		trap 'kill $$busy' EXIT; env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
 
 fuzz: $(VENV)/.demo $(VENV)/.test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/pure/test_bilevel_machine.py

@@ -63,7 +63,7 @@ class _Run:
         anchor, deviation = (next((x.dtype for x in c if x.numel()), real) for c in (layers.anchors, layers.deviations))
         types = {"T": real, "W_T": weight.dtype, "G_T": layers.grads[0].dtype, "W0_T": anchor, "C_T": deviation}
         rows = tuple(_rows(w, radius, ball) for w, radius in zip(layers.weights, layers.radii, strict=True))
-        self.owners = _owners(rows, self.device)
+        self.owners = _owners(rows, self.device, _stream(self.device))
         numbers: dict[str, Any] = dict.fromkeys(
             ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening"), 0.0
         )
@@ -131,9 +131,13 @@ def _rule(layers: Layers, base: AdamW | SGD | None) -> str:
 
 
 @lru_cache(16)
-def _owners(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """The layer of each row."""
+def _owners(rows: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    """The layer of each row. Each stream has its own: another one may read before the numbers are there."""
     return _sent(torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor(rows)), device)
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

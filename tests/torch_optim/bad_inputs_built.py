@@ -88,6 +88,7 @@ ANCHOR = (
     "anchor must be None (the values just before the first step), 'zero', a dict of tensors by name such as "
     "module.state_dict(), or the path of a .safetensors file, got"
 )
+DEVICE = "anchor_device must be None or a device of this machine, such as 'cpu', got"
 DTYPE = "anchor_dtype must be None or one of (torch.float16, torch.bfloat16, torch.float32, torch.float64), got"
 WRAPS = "FTP wraps a torch.optim.Optimizer that steps once for each gradient (not LBFGS, not an anchored one), got"
 WRITE = "write FTP(torch.optim.AdamW(params, lr=...))"
@@ -219,6 +220,7 @@ ANCHORS = [
     Row(ImportError, "an anchor in 'anchor.safetensors' needs safetensors: pip install safetensors",
         "an anchor file without the package safetensors", file_without_safetensors),
     *(unfit(f"{DTYPE} {value!r}", anchor_dtype=value) for value in (torch.int8, "bfloat16")),
+    *(unfit(f"{DEVICE} {value!r}", anchor_device=value) for value in ("nowhere", "cuda:99", "meta", 3.5)),
     mistyped("save_anchor must be True or False, got 'yes'", save_anchor="yes"),
 ]  # fmt: skip
 

@@ -339,3 +339,13 @@ def test_a_radius_of_mars_sp_holds_and_grows_back_after_small_steps():
         none.step()
         assert w[0, 0].item() == pytest.approx(expected, abs=1e-6)
         assert not still.any()
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_each_group_of_mars_sp_has_its_radius(foreach):
+    near, far = (torch.nn.Parameter(torch.zeros(1, 2)) for _ in range(2))
+    groups = [{"params": [near], "radius": 0.1}, {"params": [far], "radius": 1.0}]
+    opt = hft.MARSSP(torch.optim.SGD(groups, lr=10.0, foreach=foreach), radius=0.5)
+    near.grad, far.grad = (torch.tensor([[-1.0, 0.0]]) for _ in range(2))
+    opt.step()
+    assert (near[0, 0].item(), far[0, 0].item()) == pytest.approx((0.1, 1.0), abs=1e-6)

@@ -47,13 +47,14 @@ class AnchorSource:
         check_flag("save_anchor", saved)
         self.dtype: torch.dtype | None = dtype
         self.saved: bool = saved
-        self.device: torch.device | None = None if device is None else torch.empty(0, device=device).device
+        self.device: torch.device | None = None if device is None else _usable(device)
         self.path: str | None = str(anchor) if path else None
         self._given: dict[str, Any] | None = None
         if self.path is not None:
             self._given = _mapped(self.path)
         elif isinstance(anchor, Mapping):
             self._given = _by_name(anchor)
+        self._copied: set[str] = set()  # entries that lay in the memory of the weights
 
     @property
     def is_start(self) -> bool:
@@ -84,6 +85,7 @@ class AnchorSource:
             if _memory(self._given[name]) in moving:  # it would go along until the first step
                 value = self._given[name].detach()
                 self._given[name] = torch.empty_like(value, device=self.device or value.device).copy_(value)
+                self._copied.add(name)
 
     def start(self, p: Tensor, name: Any, state: dict[str, Any], source: Tensor | None = None) -> None:
         """Put the anchor into a parameter's state, where it belongs there; ``source`` if it is rounded already."""
@@ -100,8 +102,8 @@ class AnchorSource:
             dtype = self.dtype
         anchor = torch.empty_like(p.detach(), dtype=dtype, device=self.device or p.device)
         state["anchor"] = anchor.copy_(source)  # in the parameter's memory format
-        if self._given is not None and self.path is None and self._known(p, name).dtype == source.dtype:
-            self._given[unwrapped(str(name))] = anchor  # one copy is enough
+        if self._given is not None and (key := unwrapped(str(name))) in self._copied:
+            self._given[key] = anchor  # one copy is enough
         if not self.saved:
             state["anchor_fingerprint"] = fingerprint(anchor)
 
@@ -208,6 +210,17 @@ def _by_name(given: Mapping[Any, Any]) -> dict[str, Any]:
         if unwrapped(name) in found:
             raise ValueError(f"anchor has two entries for {unwrapped(name)!r}, under different prefixes; give one")
         found[unwrapped(name)] = value
+    return found
+
+
+def _usable(device: Any) -> torch.device:
+    """A device that this machine has and that holds values."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (TypeError, RuntimeError, AssertionError):  # by what torch was built with
+        found = torch.device("meta")
+    if found.type == "meta":
+        raise ValueError(f"anchor_device must be None or a device of this machine, such as 'cpu', got {device!r}")
     return found
 
 

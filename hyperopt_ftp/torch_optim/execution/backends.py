@@ -177,12 +177,11 @@ def _for_kernels(part: Part) -> sharded.Part:
 
 
 def _radii(parts: list[Part], learned: Callable[[list[sharded.Part]], list[Tensor]]) -> list[Before]:
-    """The radii of each part, by ``learned`` or as they are fixed: so with all parts, which have one hold."""
+    """The radii of each part, by ``learned`` or as its group fixes them: so with all parts, which have one hold."""
     calls = list(map(_for_kernels, parts))
-    fixed = calls[0][2].fixed
-    if fixed is None:
+    if calls[0][2].fixed is None:
         return [([], radii) for radii in learned(calls)]
-    return [([], torch.full_like(torch.stack(layers.radii), fixed)) for layers, *_ in calls]
+    return [([], torch.full_like(torch.stack(layers.radii), float(ball.fixed or 0))) for layers, _, ball, _ in calls]
 
 
 def _many_and_numbers(part: Part) -> tuple[many.Many, Rule, Numbers]:
