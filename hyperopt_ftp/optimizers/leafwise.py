@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
-from ..hparams import is_scalar
+from ..hparams import as_tensor, is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -253,6 +253,11 @@ def no_steps() -> Tensor:
 def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
     """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
     return x if not isinstance(number, Tensor) and number == 0 else x + number * y
+
+
+def gated(number: Any, condition: Any) -> Any:
+    """``number`` where the condition holds, else 0; a number that is tracked stays in the graph."""
+    return (as_tensor(number) if isinstance(condition, Tensor) else number) * condition  # else it would be a float32
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

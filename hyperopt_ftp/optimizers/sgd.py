@@ -11,7 +11,7 @@ from ..calls import check_flag, explained
 from ..hparams import concrete, to_tensors
 from ..types import HParam, Optimizer
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus
+from .leafwise import NO_PARAMS, check_lr, gated, plus
 
 
 class SGDState(NamedTuple):
@@ -65,8 +65,8 @@ def sgd(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
         g, mu = plus(g, h["weight_decay"], w), h["momentum"]
-        tau = h["dampening"] * ((mu != 0) & (t > 1))  # what is tracked stays in the graph
-        b = plus((1 - tau) * g, mu * (t > 1), s["momentum_buffer"])
+        tau = gated(h["dampening"], (mu != 0) & (t > 1))
+        b = plus((1 - tau) * g, gated(mu, t > 1), s["momentum_buffer"])
         return w - h["lr"] * (plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
     return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)

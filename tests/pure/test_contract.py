@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -126,20 +127,26 @@ def mixed() -> dict[str, Tensor]:
 @every_base
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_hparams_as_numbers_and_as_tensors_give_the_same_values(case: Case, dtype: torch.dtype):
-    """A rule gets Python numbers of hparams, and 0-d tensors of those that are differentiated."""
+    """A rule gets Python numbers of hparams, and 0-d tensors of those that are differentiated: none, each, all."""
     opt, grads = case.build(), [torch.func.grad(loss)(start(), x) for x in batches(4)]
-    ends = []
-    for needs_grad in (False, True):
-        h = tree.map_tree(lambda x, yes=needs_grad: x.clone().requires_grad_(yes), opt.hparams)
+    values, rebuild = tree.flatten(opt.hparams)
+
+    def end(tracked: Collection[int]) -> Any:
+        h = rebuild([x.clone().requires_grad_(i in tracked) for i, x in enumerate(values)])
         params = tree.map_tree(lambda x: x.to(dtype), start())
         state = opt.init(params, h)
         for g in grads:
             params, state = opt.update(tree.map_tree(lambda x: x.to(dtype), g), state, params, h)
-        ends.append((params, state))
-    for a, b in zip(*map(tree.leaves, ends), strict=True):
-        assert a.dtype == b.dtype
-        close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0  # numbers are rounded alike, but for pow
-        torch.testing.assert_close(a, b.detach(), rtol=close, atol=close)
+        return params, state
+
+    every = range(len(values))
+    none = tree.leaves(end([]))
+    for tracked in (*([i] for i in every), every):
+        for a, b in zip(none, tree.leaves(end(tracked)), strict=True):
+            assert a.dtype == b.dtype
+            # Numbers are rounded alike, but for pow.
+            close = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+            torch.testing.assert_close(a, b.detach(), rtol=close, atol=close)
 
 
 @every_base
