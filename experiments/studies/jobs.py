@@ -11,6 +11,10 @@ TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 DENSE_LRS = ("--lrs", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "--wider", "linear", "1e-1")
 TWEET_LRS = ("--lrs", "1.5e-5", "3.4e-5", "7.6e-5", "1.7e-4", "3.8e-4", "8.6e-4", "1.9e-3", "4.4e-3")
+#: What is compared with emoji from a trained anchor, and with tweets: all methods would take 1.5 times as long.
+CORE = (
+    "--methods", "linear", "adamw", "adamw_warmup", "lp_ft", "ftp", "wise", "wise_ftp", "model_stock", "soup",
+)  # fmt: skip
 #: The archive has to be there: pip download --no-deps --no-binary :all: vaderSentiment
 OPINIONS = ("--archive", "vaderSentiment-3.3.2.tar.gz", "--tweets", "300")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
@@ -65,10 +69,10 @@ FULL = (
     *(
         Job(f"sensitivity-{anchor}", about, "experiments.sensitivity", ("--anchor", anchor, *lrs))
         for anchor, about, lrs in (
-            ("styles", "AdamW and FTP at eight learning rates: emoji, from an anchor that knows them", ()),
+            ("styles", "AdamW and FTP at eight learning rates: emoji, from an anchor that knows them", CORE),
             ("imagenet", "the same from ImageNet's weights", ()),
-            ("topics", "the same on tweets, from an anchor that knows them", TWEET_LRS),
-            ("minilm", "the same from MiniLM as it comes", TWEET_LRS),
+            ("topics", "the same on tweets, from an anchor that knows them", (*TWEET_LRS, *CORE, "lora")),
+            ("minilm", "the same from MiniLM as it comes", (*TWEET_LRS, *CORE, "lora")),
             ("cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
             ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
         )
