@@ -62,15 +62,9 @@ def _parts(layers: Layers, base: AdamW | SGD | None) -> list[_Part]:
     for i, w in enumerate(layers.weights):
         if w.numel():
             kinds = [x.dtype if x.numel() else None for x in (layers.anchors[i], layers.deviations[i])]
-            step = () if base is None else (float(layers.steps[i]), _is_fresh(layers, base, i))
-            alike.setdefault((*kinds, *step), []).append(i)
+            step = None if base is None else float(layers.steps[i])
+            alike.setdefault((*kinds, step), []).append(i)
     return [_Part(layers, which, base) for which in alike.values()]
-
-
-def _is_fresh(layers: Layers, base: AdamW | SGD, i: int) -> bool:
-    """Whether SGD's buffer is made in this step."""
-    has_starts = isinstance(base, SGD) and len(layers.moments) > 1
-    return has_starts and float(layers.moments[1][i]) == float(layers.steps[i]) - 1
 
 
 class _Part:
@@ -86,8 +80,6 @@ class _Part:
         self.has_ball = layers.radii[0].numel() > 0
         self.radii = _Numbers(layers.radii).read() if self.has_ball else self.real.new_zeros(len(which))
         moments = [] if base is None else layers.moments
-        if isinstance(base, SGD):
-            moments = moments[:1] if base.momentum else []
         columns = [layers.weights, layers.grads, layers.anchors, layers.deviations, layers.norms, *moments]
         columns = [column if column[0].numel() else [] for column in columns]
         columns += [[]] * (len(cpu_kernels.Kinds._fields) - len(columns))
@@ -131,8 +123,7 @@ class _Part:
             root = math.sqrt(1 - b2**t)
             numbers = (scale, b1, 1 - b1, b2, 1 - b2, 1 - lr * decay, lr * root / (1 - b1**t), root * eps)
             return self.kernels.AdamWNumbers._make(self.real.new_tensor(numbers).numpy())
-        take = 1.0 if _is_fresh(self.layers, base, 0) else 1 - base.dampening
-        numbers = (scale, base.momentum, take, base.weight_decay, lr)
+        numbers = (scale, base.momentum, base.weight_decay, lr)
         return self.kernels.SGDNumbers(*self.real.new_tensor(numbers).numpy(), base.nesterov)
 
     def _of_pieces(self, values: Tensor) -> Any:

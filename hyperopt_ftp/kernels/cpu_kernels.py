@@ -62,7 +62,6 @@ class SGDNumbers(NamedTuple):
 
     scale: Any  # of g
     momentum: Any
-    take: Any  # of g, into the buffer
     weight_decay: Any
     lr: Any
     nesterov: bool
@@ -196,7 +195,7 @@ def _adamw(rule, w, g, m, v, vmax, i):
 def _sgd(rule, w, g, m, v, vmax, i):
     direction = rule.scale * _wide(g[i]) + rule.weight_decay * w
     if m is not None:
-        buffer = rule.momentum * m[i] + rule.take * direction
+        buffer = rule.momentum * m[i] + direction
         m[i] = buffer
         direction = direction + rule.momentum * buffer if rule.nesterov else buffer
     return w - rule.lr * direction

@@ -225,19 +225,14 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
 
 def _sgd(weights: Tensors, grads: Tensors, layers: Layers, base: SGD) -> None:
     """Executes :func:`hyperopt_ftp.sgd`."""
-    lr, momentum, dampening, decay, nesterov = base
+    lr, momentum, decay, nesterov = base
     if decay != 0:
         grads = list(torch._foreach_add(grads, weights, alpha=decay))
     directions = grads
     if momentum != 0:
-        buffers, *starts = layers.moments
+        (buffers,) = layers.moments
         torch._foreach_mul_(buffers, momentum)
-        if dampening == 0:
-            torch._foreach_add_(buffers, grads)
-        else:
-            running = torch.stack(starts[0]) + 1 != torch.stack(layers.steps)
-            takes = (1 - dampening * running.double()).to(buffers[0])
-            torch._foreach_add_(buffers, torch._foreach_mul(grads, list(takes.unbind())))
+        torch._foreach_add_(buffers, grads)
         directions = list(torch._foreach_add(grads, buffers, alpha=momentum)) if nesterov else buffers
     if isinstance(lr, Tensor):
         torch._foreach_sub_(weights, torch._foreach_mul(directions, lr.to(weights[0])))

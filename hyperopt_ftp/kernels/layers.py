@@ -30,9 +30,7 @@ class Layers(NamedTuple):
     radius_exp_avgs: list[Tensor]  # its first moment, 0-d, T
     radius_exp_avg_sqs: list[Tensor]  # its second moment
     radius_steps: list[Tensor]  # 0-d float32: steps that the radius has done; advanced by step_ and radii_
-    # Columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b; with dampening also the number of steps (0-d
-    # float32) that the layer had done when b was made: then b becomes g, undampened.
-    moments: list[list[Tensor]]
+    moments: list[list[Tensor]]  # columns of the base, T. AdamW: m, v[, max v]. SGD with momentum: b
 
 
 class AdamW(NamedTuple):
@@ -50,7 +48,6 @@ class SGD(NamedTuple):
 
     lr: float | Tensor
     momentum: float
-    dampening: float
     weight_decay: float
     nesterov: bool
 
@@ -93,7 +90,7 @@ def choose(layers: Layers, which: Sequence[int]) -> Layers:
 
 def check(layers: Layers, base: AdamW | SGD | None = None) -> None:
     """``RuntimeError`` where memory is not as the weights' lies: the kernels know neither dtypes nor strides."""
-    moments = layers.moments if isinstance(base, AdamW) else layers.moments[: base is not None]
+    moments = [] if base is None else layers.moments
     real = working_dtype(layers.weights[0])
     same_shape = zip(layers.weights, layers.grads, layers.anchors, layers.deviations, *moments, strict=True)
     for w, *others in same_shape:

@@ -64,9 +64,7 @@ class _Run:
         types = {"T": real, "W_T": weight.dtype, "G_T": layers.grads[0].dtype, "W0_T": anchor, "C_T": deviation}
         rows = tuple(_rows(w, radius, ball) for w, radius in zip(layers.weights, layers.radii, strict=True))
         self.owners = _owners(rows, self.device, _stream(self.device))
-        numbers: dict[str, Any] = dict.fromkeys(
-            ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening"), 0.0
-        )
+        numbers: dict[str, Any] = dict.fromkeys(("lr", "beta1", "beta2", "eps", "weight_decay", "momentum"), 0.0)
         numbers |= {"radius_lr": ball.radius_lr, "kappa": ball.kappa, **({} if base is None else base._asdict())}
         lr = numbers["lr"]
         on_device = isinstance(lr, Tensor) and lr.device == self.device  # one of the CPU is read: nothing waits
@@ -103,11 +101,9 @@ class _Run:
 def table(layers: Layers, base: AdamW | SGD | None, rows: tuple[int, ...]) -> Tensor:
     """A line a layer: addresses of the columns of :class:`Layers`, the moments as three, then the sizes.
 
-    The moments are m or b, v, and max v or the step at which b was made. An empty tensor's address is 0.
+    The moments are m or b, v, and max v. An empty tensor's address is 0.
     """
-    moments = [] if base is None else list(layers.moments)
-    if isinstance(base, SGD):
-        moments.insert(1, [])
+    moments = [] if base is None else layers.moments
     columns = [*layers[:-1], *[*moments, [], [], []][:3]]
     addresses = [[x.data_ptr() for x in column] or [0] * len(rows) for column in columns]
     count = torch.tensor(rows)

@@ -14,8 +14,8 @@ BLOCK elements at a time; another kind of program takes a layer's few numbers.
 import triton
 import triton.language as tl
 
-# Columns of the table of layers: those of Layers, of which the last, the moments, is three (X: max v, or the number of
-# steps done when b was made). 0: there is none. Then sizes, and the number of the layer's first row among all rows.
+# Columns of the table of layers: those of Layers, of which the last, the moments, is three (M: m or b, X: max v). 0:
+# there is none. Then sizes, and the number of the layer's first row among all rows.
 W, G, STEP, W0, C, N, RADIUS, RM, RV, RADIUS_STEP, M, V, X, ROWS, COLS, FIRST = map(tl.constexpr, range(16))
 COLUMNS = tl.constexpr(16)
 
@@ -24,8 +24,8 @@ NOTHING, ADAMW, AMSGRAD, SGD, MOMENTUM, NESTEROV = map(tl.constexpr, range(6))
 
 # Numbers of a layer for the move, in T. AdamW: W' = keep W - size m / (root sqrt(v) + eps).
 KEEP, SIZE, ROOT, EPS, BETA1, TAKE1, BETA2, TAKE2 = map(tl.constexpr, range(8))
-# SGD: b = mu b + take g. The learning rate is SIZE.
-DECAY, MU, TAKE = KEEP, BETA1, TAKE1
+# SGD: b = mu b + g. The learning rate is SIZE.
+DECAY, MU = KEEP, BETA1
 NUMBERS = tl.constexpr(8)
 
 FLOOR = tl.constexpr(1e-8)
@@ -59,7 +59,7 @@ def partials(
 def radii(
     layers, sums, packed, numbers, lr_tensor, found_inf,
     lr: tl.float64, beta1: tl.float64, beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64,
-    momentum: tl.float64, dampening: tl.float64, radius_lr: tl.float64, kappa: tl.float64,
+    momentum: tl.float64, radius_lr: tl.float64, kappa: tl.float64,
     T: tl.constexpr, RULE: tl.constexpr,
 ):  # fmt: skip
     """One program a layer: the next step, Adam on the radius, and the layer's numbers for the move; all in float64.
@@ -93,8 +93,7 @@ def radii(
     if RULE == NOTHING:
         return
     step = _pointer(layer, STEP, tl.float32)
-    done = tl.load(step)
-    t = done + 1
+    t = tl.load(step) + 1
     tl.store(step, t)
     out = numbers + index * NUMBERS
     rate = tl.full((), 0.0, tl.float64)
@@ -115,11 +114,6 @@ def radii(
         _put(out + SIZE, rate, T)
         _put(out + DECAY, weight_decay, T)
         _put(out + MU, momentum, T)
-        take = tl.full((), 1.0, tl.float64) - dampening
-        if tl.load(layer + X) != 0:
-            # b is still 0 in the step after it was made.
-            take = tl.where(tl.load(_pointer(layer, X, tl.float32)) == done, 1.0, take)
-        _put(out + TAKE, take, T)
 
 
 @triton.jit
@@ -232,7 +226,7 @@ def _moved(
         return w - size * g
     buffer = _elements(layer, M, T, at) + i
     mu = tl.load(numbers + MU)
-    b = mu * tl.load(buffer, mask=mask, other=0.0) + tl.load(numbers + TAKE) * g
+    b = mu * tl.load(buffer, mask=mask, other=0.0) + g
     tl.store(buffer, b, mask=mask)
     if RULE == NESTEROV:
         b = g + mu * b

@@ -178,7 +178,7 @@ class DropIn(torch.optim.Optimizer):
             names = iter(names_in(self.param_groups))
             for p in chain.from_iterable(group["params"] for group in self.param_groups):
                 self._check_parameter(p, next(names))
-        scale, found_inf = self._amp("grad_scale"), self._amp("found_inf")
+        amps = [self._amp("grad_scale"), self._amp("found_inf")]
         backends = [self._mover.pick(group) for group in self.param_groups]
         work: Work = {}
         for group, backend in zip(self.param_groups, backends, strict=True):
@@ -186,7 +186,8 @@ class DropIn(torch.optim.Optimizer):
                 self._ran[0] = backend.name
             for columns in by_device_and_dtype(self._columns(group)):
                 like = columns.weights[0]
-                amp = Amp(bool(group.get("maximize", False)), _near(scale, like), _near(found_inf, like))
+                near = (x if x is None else x.to(like.device, non_blocking=True) for x in amps)
+                amp = Amp(bool(group.get("maximize", False)), *near)
                 part = Part(columns, self._mover.numbers(group, like), group, self._mover.hold, amp)
                 work.setdefault(backend, []).append(part)
         if len(self._fitted) > sum(len(group["params"]) for group in self.param_groups):
@@ -289,7 +290,3 @@ class DropIn(torch.optim.Optimizer):
 def scalars(opt: DropIn, key: str) -> dict[Any, float]:
     """A 0-d entry of the state of each constrained parameter that has made a step, by name (or index)."""
     return {name: state[key].item() for name, _, state, _ in opt.initialized()}
-
-
-def _near(value: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if value is None else value.to(like.device, non_blocking=True)

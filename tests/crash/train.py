@@ -43,7 +43,7 @@ class Network(nn.Module):
 def new_optimizer(name: str, execution: str, model: nn.Module) -> hft.FTPAdamW | hft.FTPSGD | hft.FTP:
     named, flags = model.named_parameters(), FLAGS[execution]
     if name == "sgd":
-        return hft.FTPSGD(named, momentum=0.9, dampening=0.1, weight_decay=1e-3, exclude="head.*", **flags)
+        return hft.FTPSGD(named, momentum=0.9, weight_decay=1e-3, exclude="head.*", **flags)
     if name == "adamw":
         return hft.FTPAdamW(named, weight_decay=1e-2, amsgrad=True, exclude="head.*", **flags)
     return hft.FTP(torch.optim.AdamW(named, weight_decay=1e-2, **flags), exclude="head.*", gradient="exact")

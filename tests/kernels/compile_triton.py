@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from hyperopt_ftp.kernels import triton_kernels as kernels
 
 F32, BF16, F64 = kernels.tl.float32, kernels.tl.bfloat16, kernels.tl.float64
-NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "radius_lr", "kappa")
+NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "radius_lr", "kappa")
 FP32 = {"T": F32, "W_T": F32, "G_T": F32, "W0_T": F32, "C_T": F32, "EXACT": False, "MAXIMIZE": False, "L2": False}
 MIXED = FP32 | {"W_T": BF16, "G_T": BF16, "W0_T": BF16}  # bfloat16 weights, amp
 LEAN = FP32 | {"C_T": BF16}

@@ -73,8 +73,6 @@ class Case:
         moments = [zeros(real) for _ in range(2 + self.amsgrad if isinstance(self.base, AdamW) else 1)]
         if isinstance(self.base, SGD):
             moments = moments if self.base.momentum else []
-            if self.base.momentum and self.base.dampening:
-                moments.append([torch.tensor(0.0) for _ in weights])
         c = zeros(torch.bfloat16 if self.lean else real)
         self.layers = Layers(
             weights,
@@ -95,7 +93,7 @@ class Case:
         lr = b.lr.double() if isinstance(b.lr, Tensor) else b.lr
         if isinstance(b, AdamW):
             return hft.adamw(lr, (b.beta1, b.beta2), b.eps, b.weight_decay, self.amsgrad)
-        return hft.sgd(lr, b.momentum, b.dampening, b.weight_decay, nesterov=b.nesterov)
+        return hft.sgd(lr, b.momentum, weight_decay=b.weight_decay, nesterov=b.nesterov)
 
     def draw(self, spoil: Mapping[int, float] = MappingProxyType({})) -> dict[str, Tensor]:
         """New gradients for the kernels; returns those of the reference."""

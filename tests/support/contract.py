@@ -41,11 +41,12 @@ SGD: dict[str, Options] = {
     "decay": {"weight_decay": 0.5},
     "maximize": {"weight_decay": 0.1, "maximize": True},
     "momentum": {"momentum": 0.9, "weight_decay": 0.1},
-    "dampening": {"momentum": 0.9, "dampening": 0.5},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "tensor lr": {"lr": number(0.02), "momentum": 0.9},
     "1-element lr": {"lr": number(0.02, 1), "momentum": 0.9},
 }
+#: Of torch's alone.
+DAMPED: dict[str, Options] = {"dampening": {"momentum": 0.9, "dampening": 0.5}}
 #: What FTP's own classes have beside.
 OWN: dict[str, Options] = {
     "capturable": {"capturable": True},
@@ -100,7 +101,7 @@ ROWS = {
         ),
         Row("FTPSGD", lambda p, **o: hft.FTPSGD(p, radius_lr=0.03, **o), SGD | OWN, own=True),
         *(Row(f"{title} of AdamW", _around(title, torch.optim.AdamW), ADAMW) for title in CLASSES),
-        *(Row(f"{title} of SGD", _around(title, torch.optim.SGD), SGD) for title in CLASSES if "(" not in title),
+        *(Row(f"{name} of SGD", _around(name, torch.optim.SGD), SGD | DAMPED) for name in CLASSES if "(" not in name),
     )
 }  # fmt: skip
 

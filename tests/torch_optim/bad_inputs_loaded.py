@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 
 from .bad_inputs import ADAMW, ALL, FTP, NATIVE, SGD, Row, Scene, no_gradient, tracked, unfit
-from .bad_inputs_built import BESIDE, NOT_DIFFERENTIABLE, weight
+from .bad_inputs_built import BESIDE, weight
 
 
 def load(text: str, done: str, change: Any, who: tuple[str, ...] = ALL, begin: Any = Scene.begun,
@@ -129,7 +129,8 @@ CHECKPOINTS = [
          reversed_names),
     load("kappa must lie in [0, 1], got 2.0", "with `kappa=2.0`", option("kappa", 2.0)),
     load(no_gradient("lr", ADAMW), "with an `lr` that requires a gradient", option("lr", tracked(0.1)), (ADAMW,)),
-    load(NOT_DIFFERENTIABLE, "with `differentiable=True`", option("differentiable", True), NATIVE),
+    load("FTPSGD has no dampening, got 0.1; take FTP(torch.optim.SGD(params, dampening=...))", "with `dampening=0.1`",
+         option("dampening", 0.1), (SGD,)),
     load(f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}",
          "with `lean=True`, for bfloat16 weights", option("lean", True), NATIVE, in_bfloat16),
     load("the checkpoint has the format 2, and this release reads format 1; load it with the release that wrote it",

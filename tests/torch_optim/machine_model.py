@@ -187,6 +187,8 @@ class Model(RuleBasedStateMachine):
         base = {name: plan[name] for name in names} | self.flags()
         if "sgd" in plan["kind"]:
             base |= dict(zip(("momentum", "dampening", "nesterov"), plan["momentum"], strict=True))
+            if self.native:
+                del base["dampening"]
         exclude = {"nothing": (), "pattern": "free.*", "tensors": [params[i] for i in FREE if i < 3]}[plan["exclude"]]
         own = {name: plan[name] for name in (*OPTIONS, "save_anchor")} | {"anchor": self.given, "exclude": exclude}
         groups = [
@@ -282,7 +284,7 @@ class Model(RuleBasedStateMachine):
         if "betas" in o:
             pure = hft.adamw(lr, o["betas"], o["eps"], o["weight_decay"], o["amsgrad"])
         else:
-            pure = hft.sgd(lr, o["momentum"], o["dampening"], o["weight_decay"], nesterov=o["nesterov"])
+            pure = hft.sgd(lr, o["momentum"], o.get("dampening", 0.0), o["weight_decay"], nesterov=o["nesterov"])
         if layer.constrained:
             pure = hft.ftp(pure, layer.anchor, o["norm"], o["kappa"], o["radius_lr"], o["gradient"])
         layer.state = pure.init(w) if layer.state is None else layer.state

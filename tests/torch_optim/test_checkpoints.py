@@ -26,7 +26,7 @@ def adamw(params: Any, **options: Any) -> Any:
 
 
 def sgd(params: Any, **options: Any) -> Any:
-    return hft.FTPSGD(params, lr=0.1, momentum=0.9, dampening=0.2, radius_lr=0.05, exclude="0.bias", **options)
+    return hft.FTPSGD(params, lr=0.1, momentum=0.9, radius_lr=0.05, exclude="0.bias", **options)
 
 
 def wrapped(params: Any, eps: float = 1e-8, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from ..support.executions import FLAGS
 CLASSES = {
     "adamw": lambda p, **kw: hft.FTPAdamW(p, weight_decay=0.1, **kw),
     "amsgrad": lambda p, **kw: hft.FTPAdamW(p, amsgrad=True, norm="l2", gradient="exact", **kw),
-    "momentum": lambda p, **kw: hft.FTPSGD(p, momentum=0.9, dampening=0.3, **kw),
+    "momentum": lambda p, **kw: hft.FTPSGD(p, momentum=0.9, **kw),
 }
 SHAPES = [(4, 3), (5,), (2, 3, 2, 2)]
 

@@ -109,7 +109,7 @@ def test_a_checkpoint_brings_its_options_and_those_of_others_along(row: Row):
 
 
 #: Options of torch's that a checkpoint of an earlier torch lacks.
-NEWER = {"maximize", "foreach", "fused", "capturable", "differentiable", "amsgrad", "nesterov"}
+NEWER = {"maximize", "foreach", "fused", "capturable", "amsgrad", "nesterov"}
 #: Of the base, which a checkpoint must have, and its parameters.
 NUMBERS = {"params", "lr", "betas", "eps", "weight_decay", "momentum", "dampening"}
 

@@ -21,7 +21,7 @@ FILE = Path(__file__).parents[1] / "reference" / "checkpoints" / "format1.pt"
 SHAPES = {"weight": (4, 3), "bias": (5,), "free": (2, 2)}
 MAKES = {
     "FTPAdamW": lambda p: hft.FTPAdamW(p, 0.05, weight_decay=0.1, amsgrad=True, exclude="free"),
-    "FTPSGD": lambda p: hft.FTPSGD(p, 0.05, momentum=0.9, dampening=0.3, anchor="zero"),
+    "FTPSGD": lambda p: hft.FTPSGD(p, 0.05, momentum=0.9, anchor="zero"),
     "FTP": lambda p: hft.FTP(torch.optim.AdamW(p, lr=0.05), anchor=numbers(0), save_anchor=False),
     "DiGraP": lambda p: hft.DiGraP(torch.optim.SGD(p, lr=0.05, momentum=0.9), omega_lr=0.1, exclude="free"),
     "PureOptimizer": lambda p: hft.PureOptimizer(p, hft.ftp(hft.adamw(lr=0.05), numbers(0))),

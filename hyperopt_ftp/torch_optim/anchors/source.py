@@ -229,12 +229,6 @@ def fingerprint(values: Tensor) -> int:
 
     ``sum_i mix(mix(bits of x_i) * (2 i + 1))`` modulo 2^64. Zeros have 0. It finds mistakes, not forgeries: another
     tensor with the same number is easy to make.
-
-    >>> import torch
-    >>> from hyperopt_ftp.torch_optim.anchors.source import fingerprint
-    >>> x = torch.tensor([1.0, 2.0])
-    >>> fingerprint(x) == fingerprint(x.bfloat16()) != fingerprint(x.flip(0))
-    True
     """
     x = whole(values).detach().resolve_neg().flatten()
     total = torch.zeros((), dtype=torch.int64, device=x.device)

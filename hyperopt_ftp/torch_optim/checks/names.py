@@ -6,14 +6,13 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 
-from ...calls import MOST, callers_level, few
+from ...calls import MOST, callers_level, did_you_mean, few
 from ...types import Excludes
 
 #: Components that torch.compile, activation checkpointing and FSDP put anywhere into a name.
@@ -21,11 +20,7 @@ WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 
 def unwrapped(name: str) -> str:
-    """``name`` as the unwrapped model calls it.
-
-    >>> unwrapped("module._orig_mod.head.weight")
-    'head.weight'
-    """
+    """``name`` as the unwrapped model calls it: ``head.weight`` for ``module._orig_mod.head.weight``."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     return ".".join(parts[1:] if len(parts) > 1 and parts[0] == "module" else parts)
 
@@ -73,7 +68,8 @@ class Exclude:
             texts = [entry for entry in missed if isinstance(entry, str)]
             odd = [text for text in texts if re.search(r"[\\^$(){}|+]", text)]
             parts = [part.strip() for text in texts if text not in odd for part in text.split(",")]
-            hint = suggested(near_pattern(part, bare) for part in parts)
+            hints = (did_you_mean(text, _patterns(bare)) for part in parts for text in (part, f"{part}.*"))
+            hint = next(filter(None, hints), "")
             if odd:
                 hint += "; patterns know *, ? and [abc], no regular expressions or braces: give several in a list"
             count = f"{len(bare)} " if len(bare) > MOST else ""
@@ -115,33 +111,6 @@ def covering(some: Iterable[str], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def suggested(meant: Iterable[str | None]) -> str:
-    """The end of an error, from what was probably meant by each wrong entry."""
-    found = list(dict.fromkeys(filter(None, meant)))
-    return f"; did you mean {repr(found[0]) if len(found) == 1 else found}?" if found else ""
-
-
-def near_name(text: str, names: Iterable[str]) -> str | None:
-    """The name most like ``text``, with the same numbers in it."""
-    numbers = re.findall(r"\d+", text)
-    close = get_close_matches(text, [name for name in names if re.findall(r"\d+", name) == numbers], 1, 0.75)
-    return close[0] if close else None
-
-
-def near_pattern(pattern: str, names: Sequence[str]) -> str | None:
-    """The pattern that was probably meant by one that matches none of the names: a whole name, or the end of one."""
-    modules = dict.fromkeys(p for name in names for p in _prefixes(name))
-    whole = {**{name: name for name in names}, **{module: f"{module}.*" for module in modules}}
-    meant: dict[str, str] = {}
-    for text, found in whole.items():
-        end = text.rpartition(".")[2]
-        if not end.isdigit():
-            meant[end.lower()] = f"*.{end}" if text == found else f"*.{end}.*"
-    meant |= {text.lower(): found for text, found in whole.items()}
-    close = near_name(pattern.removeprefix("*.").removesuffix("*").removesuffix(".").lower(), meant)
-    return None if close is None else meant[close]
-
-
 def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping[str, Any], path: str | None) -> str:
     """Why an anchor lacks entries, and what to write.
 
@@ -168,8 +137,7 @@ def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping
         write = f"anchor={{{key}: v for k, v in {entries}.items()}}"
         return f"anchor has no entry for {what}: its names {wrong}; write {write}"
     if not several:
-        meant = near_name(first, given.keys() - set(names))
-        hint = "" if meant is None else f"; is the entry {meant!r} meant?"
+        hint = did_you_mean(first, given.keys() - set(names), 0.75)
         return f"anchor has no entry for {what}; give one, or exclude the parameter{hint}"
     which = covering(missing, names)
     if len(missing) == len(names):
@@ -191,6 +159,13 @@ def _shift(missing: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[str
         return None
     best, count = counts.most_common(1)[0]
     return best if 2 * count > min(len(missing), len(given)) else None
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """What ``exclude`` may hold: names, whole modules, and the ends of both."""
+    modules = dict.fromkeys(f"{prefix}.*" for name in names for prefix in _prefixes(name))
+    ends = [f"*.{name.rpartition('.')[2]}" for name in names] + [f"*.{m.rsplit('.', 2)[-2]}.*" for m in modules]
+    return [*names, *modules, *(end for end in ends if not end[2:].rstrip(".*").isdigit())]
 
 
 def _prefixes(name: str) -> Iterator[str]:

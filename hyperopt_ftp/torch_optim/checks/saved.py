@@ -72,8 +72,7 @@ def check_state(
     for key, value in state.items():
         if kinds.get(key) == "count":
             number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-            # -1: momentum began without a count.
-            if not isinstance(number, (int, float)) or not -1 <= number < math.inf:
+            if not isinstance(number, (int, float)) or not 0 <= number < math.inf:
                 raise ValueError(
                     f"the checkpoint's {key} of {name!r} must be a number of steps, got {shown(value)}: it is damaged"
                 )

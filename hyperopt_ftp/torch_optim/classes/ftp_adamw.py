@@ -69,7 +69,6 @@ class FTPAdamW(DropIn):
             CPU without Numba warn. A GPU uses fused kernels only with ``fused=True``, since they have never run on one.
         capturable: keep step counts on the device, and use no Python numbers in a step. CUDA graphs need that, and
             ``foreach=True``.
-        differentiable: only ``False``, since a step works in place. Use :func:`~hyperopt_ftp.ftp` to differentiate.
 
     Raises:
         ValueError: a number outside its domain, an exclude that matches nothing, an anchor that does not fit or is not
@@ -121,13 +120,12 @@ class FTPAdamW(DropIn):
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
-        differentiable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
             "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
-            "capturable": capturable, "differentiable": differentiable,
+            "capturable": capturable, "differentiable": False,
         }  # fmt: skip
         source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Own(ADAMW, learned_ball(defaults, source)), exclude, params, defaults)

@@ -26,13 +26,13 @@ class FTPSGD(DropIn):
     coupled: it is part of d, but not of the gradient g in ``h``.
 
     Args:
-        lr, momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
+        lr, momentum, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`. For dampening, take
+            ``FTP(torch.optim.SGD(...))``.
         params, anchor, exclude, radius_lr, kappa, norm, gradient, radius_start: as in :class:`FTPAdamW`.
-        anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable, differentiable: as in
-            :class:`FTPAdamW`.
+        anchor_dtype, anchor_device, save_anchor, lean, foreach, fused, capturable: as in :class:`FTPAdamW`.
 
     Raises:
-        ValueError: as :class:`FTPAdamW`; nesterov without momentum or with dampening.
+        ValueError: as :class:`FTPAdamW`; nesterov without momentum; dampening in a group.
         TypeError, RuntimeError: as :class:`FTPAdamW`.
 
     State: the momentum buffer (if momentum is used), c and the anchor, each of the weights' size.
@@ -54,10 +54,9 @@ class FTPSGD(DropIn):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
-        dampening: float = 0.0,
+        *,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
         anchor: Anchor = None,
         exclude: Excludes = (),
         radius_lr: float = 1e-2,
@@ -73,13 +72,12 @@ class FTPSGD(DropIn):
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
-        differentiable: bool = False,
     ) -> None:
         defaults = {
-            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov,
             "radius_lr": radius_lr, "kappa": kappa, "norm": norm, "gradient": gradient,
             "radius_start": radius_start, "lean": lean, "maximize": maximize, "foreach": foreach, "fused": fused,
-            "capturable": capturable, "differentiable": differentiable,
+            "capturable": capturable, "differentiable": False,
         }  # fmt: skip
         source = (anchor, anchor_dtype, anchor_device, save_anchor)
         super().__init__(Own(MOMENTUM, learned_ball(defaults, source)), exclude, params, defaults)
@@ -91,29 +89,23 @@ class FTPSGD(DropIn):
 
 
 def _moments(group: dict[str, Any]) -> tuple[str, ...]:
-    if group["momentum"] == 0:
-        return ()
-    return ("momentum_buffer",) if group["dampening"] == 0 else ("momentum_buffer", "momentum_start")
+    return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
 
 def _check(group: dict[str, Any]) -> None:
-    check_nesterov(group["momentum"], group["dampening"], group["nesterov"])
-
-
-def _begin(state: dict[str, Any], group: dict[str, Any]) -> None:
-    # As in torch, the first step with momentum is the one that finds no buffer; it differs with dampening.
-    if "momentum_start" in _moments(group) and "momentum_start" not in state:
-        begun = state.get("momentum_buffer") is not None
-        state["momentum_start"] = torch.full_like(state["step"], -1.0) if begun else state["step"].clone()
+    if group.get("dampening", 0) != 0:  # of a checkpoint of torch's
+        raise ValueError(
+            f"FTPSGD has no dampening, got {group['dampening']!r}; take FTP(torch.optim.SGD(params, dampening=...))"
+        )
+    check_nesterov(group["momentum"], 0, group["nesterov"])
 
 
 MOMENTUM = Formula(
     SGD,
-    numbers=("momentum", "dampening", "weight_decay", "nesterov"),
+    numbers=("momentum", "weight_decay", "nesterov"),
     flags=("nesterov",),
-    specs=(Spec("momentum_buffer", "weights"), Spec("momentum_start", "count")),
+    specs=(Spec("momentum_buffer", "weights"),),
     moments=_moments,
     whole=False,  # the buffer begins with the first step that has momentum
     check=_check,
-    begin=_begin,
 )

@@ -28,7 +28,8 @@ def watch_radii(optimizer: DropIn) -> None:
 
     def after(opt: Any, *_: Any) -> None:
         nonlocal steps, done
-        if done or torch.compiler.is_compiling() or _is_captured():
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # nothing can wait for it
+        if done or captured or torch.compiler.is_compiling():
             return
         steps += 1
         if steps == LONG or not steps & (steps - 1):
@@ -59,8 +60,3 @@ def _look(opt: DropIn, steps: int) -> bool:
         return False
     warnings.warn(said, UserWarning, stacklevel=callers_level())
     return True
-
-
-def _is_captured() -> bool:
-    """Into a CUDA graph, in which nothing can wait for the device."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -41,7 +41,7 @@ def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp
         moments = [column[i] for column in columns.moments]
         state = _state(base, [whole(x) for x in moments], count, kept.w)
         moved, state = optimizer.update({"w": seen}, state, {"w": kept.w})
-        values = _moments(state)
+        values = [tree["w"] for tree in state[1:] if tree]
         _write(moments[: len(values)], values[: len(moments)])
         _after_(columns, i, rule, numbers, kept, moved["w"])
 
@@ -119,20 +119,11 @@ def _write(old: list[Tensor], new: list[Tensor]) -> None:
 def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:
     if isinstance(base, AdamW):
         return adamw(as_tensor(base.lr), (base.beta1, base.beta2), base.eps, base.weight_decay, amsgrad)
-    return sgd(as_tensor(base.lr), base.momentum, base.dampening, base.weight_decay, nesterov=base.nesterov)
+    return sgd(as_tensor(base.lr), base.momentum, weight_decay=base.weight_decay, nesterov=base.nesterov)
 
 
 def _state(base: AdamW | SGD, moments: list[Tensor], count: Tensor, stored: Tensor) -> Any:
     if isinstance(base, AdamW):
         return AdamState(count, {"w": moments[0]}, {"w": moments[1]}, {"w": moments[2]} if len(moments) > 2 else ())
-    if not moments:
-        return SGDState(count, {"w": torch.zeros_like(working(stored))})
-    # The pure rule takes a count of 0 for a fresh buffer.
-    fresh = moments[1] == count if len(moments) > 1 else torch.zeros_like(count, dtype=torch.bool)
-    return SGDState(torch.where(fresh, 0, 1).to(torch.int64), {"w": moments[0]})
-
-
-def _moments(state: Any) -> list[Tensor]:
-    if isinstance(state, SGDState):
-        return [state.momentum_buffer["w"]]
-    return [tree["w"] for tree in (state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq) if tree]
+    # At a count of 0 the pure rule would not read a buffer, which may be loaded; one that was just made is 0.
+    return SGDState(torch.ones_like(count), {"w": moments[0] if moments else torch.zeros_like(working(stored))})

@@ -29,7 +29,6 @@ class Formula(NamedTuple):
     moments: Callable[[dict[str, Any]], tuple[str, ...]]  # those that a group uses
     whole: bool  # whether a checkpoint has all of them or none
     check: Callable[[dict[str, Any]], None] | None = None  # what else a group's options must be
-    begin: Callable[[dict[str, Any], dict[str, Any]], None] | None = None  # state and group, before blank moments
 
 
 class Own(Mover):
@@ -48,17 +47,13 @@ class Own(Mover):
     def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        if self.formula.begin is not None:
-            self.formula.begin(state, group)
         for key in self.moments(group):
             if state.get(key) is None:
                 state[key] = torch.zeros_like(working(p.detach()))
 
     def check_ready(self, opt: Optimizer) -> None:
-        if hasattr(opt, "_accelerator_graph_capture_health_check"):  # capture needs capturable=True
-            opt._accelerator_graph_capture_health_check()  # pyright: ignore
-        else:
-            opt._cuda_graph_capture_health_check()  # torch 2.10
+        names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # before torch 2.11
+        next(filter(None, (getattr(opt, name, None) for name in names)))()  # capture needs capturable=True
 
     def check(self, group: dict[str, Any]) -> None:
         for name in ("lr", *(name for name in self.formula.numbers if name not in self.formula.flags)):
@@ -68,11 +63,6 @@ class Own(Mover):
             self.formula.check(group)
         if group["fused"] and group["foreach"]:
             raise RuntimeError("fused and foreach cannot both be True; choose one, or neither")
-        if group["differentiable"] is not False:
-            raise ValueError(
-                f"differentiable must be False, got {group['differentiable']!r}: a step works in place; hft.ftp is the "
-                "differentiable rule"
-            )
         if group["fused"]:
             self.pick(group)
         check_lean(group)
