@@ -62,6 +62,11 @@ def sample(part: str, count: int, seed: int) -> list[Any]:
     return [random.Random(f"{seed} {found[0].start_pos}").choice(found) for found in every]
 
 
+def name_of(mutation: Any) -> str:
+    line, column = mutation.start_pos
+    return f"{mutation.module_path.as_posix()}:{line}:{column} {mutation.operator_name}"
+
+
 def outcome(mutation: Any, tests: list[str], copy: Path) -> str:
     """caught, by a test that fails or never ends, or survived."""
     if not tests:
@@ -103,18 +108,21 @@ def main() -> int:
     parser.add_argument("--map", type=Path, default=ROOT / "runs/mutants", help="of lines to tests; made where missing")
     parser.add_argument("--out", type=Path, help="file for the outcomes")
     parser.add_argument("--before", type=Path, help="outcomes of another suite")
+    parser.add_argument("--survivors", type=Path, help="of these outcomes alone, such as with more --seconds")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.chdir(ROOT)
     covering, free = Covering(ROOT, args.map.resolve()), Queue()
     mutants = [m for part in args.part for m in sample(part, min(args.mutants or PARTS[part], PARTS[part]), args.seed)]
+    if args.survivors:
+        known = json.loads(args.survivors.read_text())
+        mutants = [m for m in mutants if known.get(name_of(m), "").startswith("survived")]
     outcomes: dict[str, str] = {}
 
     def plant(mutation: Any) -> None:
-        copy, module = free.get(), mutation.module_path.as_posix()
+        copy, module, name = free.get(), mutation.module_path.as_posix(), name_of(mutation)
         tests = covering.tests(module, mutation.start_pos[0], mutation.end_pos[0], args.seconds)
-        name = f"{module}:{mutation.start_pos[0]}:{mutation.start_pos[1]} {mutation.operator_name}"
         try:
             outcomes[name] = outcome(mutation, tests, copy)
         finally:

@@ -19,6 +19,8 @@ LEFT_OUT = (
     "tests/integrations/test_large.py",
     "tests/integrations/test_language.py",
 )
+#: Tests of a line; with fewer, processes that tests start may run it most.
+FEW = 10
 
 
 class Covering:
@@ -45,15 +47,14 @@ class Covering:
     def tests(self, module: str, first: int, last: int, seconds: float) -> list[str]:
         """Those that run one of the lines.
 
-        Where none does, the line may be run by an import, or by processes that a test starts: then those that run any
-        line of the module, and those of ``tests/distributed``. One of each function, then another of each, the quickest
-        first, until they take ``seconds``.
+        One of each function, then another of each, the quickest first, until they take ``seconds``. Where none does,
+        the line may be run by an import: then those that run any line of the module. Where few do, it may be run by
+        processes that a test starts: then those of ``tests/distributed`` too, however long they take.
         """
         contexts = self.data.contexts_by_lineno(self.files[module]) if module in self.files else {}
         within = statement(self.root / module, first, last)
-        found = self._ids(contexts, within)
-        if not found:
-            found = self._ids(contexts, range(1, 10**6)) | self.in_processes
+        own = self._ids(contexts, within)
+        found = own or self._ids(contexts, range(1, 10**6))
         by_function = defaultdict(list)
         for test in sorted(found, key=self._duration):
             by_function[test.partition("[")[0]].append(test)
@@ -64,7 +65,7 @@ class Covering:
             if chosen and (total > seconds or len(chosen) == 1000):
                 break
             chosen.append(test)
-        return chosen
+        return chosen + sorted(self.in_processes - set(chosen)) * (len(own) < FEW)
 
     def _ids(self, contexts: dict[int, list[str]], lines: range) -> set[str]:
         return {context.partition("|")[0] for line in lines if line in contexts for context in contexts[line]} - {""}

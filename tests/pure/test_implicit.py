@@ -71,15 +71,16 @@ def test_conjugate_gradients_may_rise_on_the_way_and_refuse_a_saddle():
     def bowl(p, x, h):
         return (h["a"] * p**2).sum() / 2 - (x * p).sum()
 
-    def slope(a, iterations):
-        x, weights, own = f64([0.01, 1.0]), f64([1.0, 20.0]), {"loss": {"a": f64(a)}}
+    def slope(a, iterations, scale=1.0):
+        x, weights, own = f64([0.01, 1.0]), scale * f64([1.0, 20.0]), {"loss": {"a": f64(a)}}
         p = x / f64(a)
         strategy = hft.Implicit("cg", iterations)
         found = call(bowl, strategy, "loss.a", own, lambda p: (p * weights).sum(), p, [x], hft.sgd(lr=1.0))
         return found[1]["loss.a"], -p / f64(a) * weights
 
-    with pytest.warns(UserWarning, match="has not converged"):
-        slope([1.0, 1e-4], 1)
+    for scale in (1.0, 1e-3):
+        with pytest.warns(UserWarning, match="has not converged"):
+            slope([1.0, 1e-4], 1, scale)
     torch.testing.assert_close(*slope([1.0, 1e-4], 5), rtol=1e-8, atol=0)
     with pytest.raises(ArithmeticError, match="not symmetric and positive"):
         slope([1.0, -0.003], 1)
@@ -169,10 +170,10 @@ def coupled(p, x, h):
     return (STIFF * (p - OPPOSED) ** 2).sum() / 2 + 0.1 * p[0] * p[1] + h["l2"] * (p**2).sum() / 2
 
 
-def through(opt, over, steps, strategy, loss=coupled, **hparams):
+def through(opt, over, steps, strategy, loss=coupled, scale=1.0, **hparams):
     own = {**opt.hparams, "loss": {"l2": f64(0.1)}, **hparams}
-    w = torch.zeros(2, dtype=F64)
-    return hft.hypergradient(opt, loss, lambda p: p.sum() ** 2, w, [0] * steps, over, own, strategy=strategy)[1][over]
+    outer, w = lambda p: scale * p.sum() ** 2, torch.zeros(2, dtype=F64)
+    return hft.hypergradient(opt, loss, outer, w, [0] * steps, over, own, strategy=strategy)[1][over]
 
 
 HELD_RIGHTLY = {
@@ -214,6 +215,11 @@ def test_where_the_state_may_not_be_held_implicit_warns(opt, over, steps):
     with warnings.catch_warnings():  # taken for what it is
         warnings.simplefilter("error")
         through(opt, over, steps, hft.Implicit("identity"))
+
+
+def test_a_small_outer_loss_does_not_hide_it():
+    with pytest.warns(UserWarning, match="holds the optimizer's state"):
+        through(*HELD_WRONGLY["decay beside momentum"], hft.Implicit("cg", 3), scale=1e-3)
 
 
 def test_a_state_that_may_not_be_held_warns_under_transforms():

@@ -254,7 +254,7 @@ def test_the_last_bit_of_a_loss_may_be_another_and_no_more(dtype, first, again, 
         shifted(dtype, first, again, scale)
 
 
-def test_noise_in_a_gradient_alone_is_seen():
+def test_noise_in_a_gradient_alone_is_seen_but_not_where_it_is_zero_but_for_rounding():
     def hooked(p, x):
         w = p["w"] * 1.0
         w.register_hook(lambda g: g * (1 + 1e-3 * torch.rand(3, 4, generator=TORCHS, dtype=F64)))
@@ -262,3 +262,9 @@ def test_noise_in_a_gradient_alone_is_seen():
 
     with pytest.raises(RuntimeError, match="or its gradient is another"):
         slope(hooked, hft.Unroll(checkpoint=1))
+    own, p = torch.Generator().manual_seed(0), {"a": f64([1.0]), **start()}  # a comes first
+
+    def flat(p, x):
+        return loss(p, x) + 1e-18 * (torch.randn(1, generator=own, dtype=F64) * p["a"]).sum()
+
+    torch.testing.assert_close(slope(flat, hft.Unroll(checkpoint=1), params=p), slope(loss))
