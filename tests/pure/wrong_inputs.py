@@ -320,6 +320,7 @@ MIXING: list[Row] = [
     (lambda: groups(radius=(math.nan, 0.1)), ValueError, "radius must"),
     (lambda: groups(radius=(0.1, None)), TypeError, "radius must"),
     (lambda: groups(given=NET.parameters(), lr=(1.0, 0.0)), TypeError, "needs names and parameters"),
+    (lambda: groups(given=[(1, torch.ones(2))], lr=(1.0, 0.0)), TypeError, "needs names and parameters"),
     (lambda: groups(given=dict(NET.named_parameters()), lr=(1.0, 0.0)), TypeError, "pass model.named_param"),
     (lambda: groups(), TypeError, "needs a number"),
     (lambda: groups(strength=1.0), TypeError, r"strength must be a pair .* got 1.0"),

@@ -152,7 +152,7 @@ CHECKPOINTS = [
          "with moments of integers", entry("exp_avg", torch.zeros(4, 3, dtype=torch.int8)), (ADAMW,)),
     *(load(f"the checkpoint's radius_step {STATE_OF} must be a number of steps, got {got}: {DAMAGED}",
            f"with {what} for a step count", entry("radius_step", value))
-      for what, value, got in (("-3", torch.tensor(-3.0), "tensor(-3.)"),
+      for what, value, got in (("-1", torch.tensor(-1.0), "tensor(-1.)"),
                                ("NaN", torch.tensor(torch.nan), "tensor(nan)"),
                                ("two numbers", torch.ones(2), "tensor([1., 1.])"),
                                ("a word", "ten", "an object of the class str"))),
