@@ -259,6 +259,7 @@ FLAGS = [
                         ("nesterov", (SGD,)))),
     *(mistyped(f"{name} must be True, False or None, got 'auto'", who=NATIVE, **{name: "auto"})
       for name in ("foreach", "fused")),
+    mistyped("maximize must be True or False, got None", who=NATIVE, maximize=None),
     refused("fused and foreach cannot both be True; choose one, or neither", who=NATIVE, fused=True, foreach=True),
     refused(f"{FUSED}; {BEST}", "`fused=True`, columns that follow each other",
             lambda s: s.make([weight(3, 4).t()], fused=True), NATIVE),

@@ -139,6 +139,30 @@ def test_a_checkpoint_with_anchors_loads_where_they_are_left_out_and_back(make, 
     assert same(back.state_dict()["state"], whole.state_dict()["state"])
 
 
+@MAKES
+def test_zeros_by_name_go_on_with_the_anchor_zero(make):
+    params = parameters(weights())
+    saved, others = (
+        through_a_file(train(params, opt, range(3)) or opt.state_dict())
+        for opt in (make(params.items(), anchor=x) for x in (hft.tree.map_tree(torch.zeros_like, weights()), weights()))
+    )
+    opt = make(params.items(), anchor="zero")
+    opt.load_state_dict(saved)
+    with pytest.raises(ValueError, match="anchor of '0.weight' is not the one"):
+        opt.load_state_dict(others)
+
+
+def test_a_checkpoint_that_is_written_into_the_state_is_compared_with_the_given_anchor():
+    """As torch.distributed.checkpoint reads it: in place, before it is loaded."""
+    params = parameters(weights())
+    opt = adamw(params.items(), anchor=weights())
+    train(params, opt, range(3))
+    saved = opt.state_dict()
+    saved["state"][0]["anchor"].add_(1)
+    with pytest.raises(ValueError, match="anchor of '0.weight' is not the one"):
+        opt.load_state_dict(saved)
+
+
 def fingerprint(x: Tensor) -> int:
     """Of an anchor that a checkpoint leaves out."""
     w = torch.nn.Parameter(torch.zeros_like(x))
