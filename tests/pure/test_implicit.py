@@ -84,6 +84,7 @@ def test_conjugate_gradients_may_rise_on_the_way_and_refuse_a_saddle():
     torch.testing.assert_close(*slope([1.0, 1e-4], 5), rtol=1e-8, atol=0)
     with pytest.raises(ArithmeticError, match="not symmetric and positive"):
         slope([1.0, -0.003], 1)
+    torch.testing.assert_close(*slope([-1.0, -1.0], 1), rtol=1e-12, atol=0)  # arrives, whatever the matrix is
 
 
 def test_training_that_has_not_converged_warns():

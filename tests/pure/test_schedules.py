@@ -298,7 +298,10 @@ def test_a_table_gives_each_update_its_own_value():
     assert opt.hparams["lr"] is TABLE
     assert opt.domains == hft.sgd().domains
     rates = [*TABLE, TABLE[-1], TABLE[-1]]
-    assert_same_training(opt, hft.scheduled(hft.sgd(lr=1.0, momentum=0.5), lr=lambda t: rates[int(t)]), data)
+    by_rates = hft.scheduled(hft.sgd(lr=1.0, momentum=0.5), lr=lambda t: rates[int(t)])
+    assert_same_training(opt, by_rates, data)
+    rows = {"w": TABLE[:, None], "b": TABLE}
+    assert_same_training(hft.per_step(hft.sgd(momentum=0.5), lr=rows), by_rates, data)
 
 
 def test_tables_of_hparams_with_several_numbers_and_by_path():
