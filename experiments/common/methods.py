@@ -27,8 +27,8 @@ SHARES = (0.5, 0.25, 0.75)  # of the fine-tuned weights in WiSE-FT's means, and 
 MEAN_DECAY = 0.9  # of ema: the last ten steps or so
 FIRST_LAYER = 0.1  # of the learning rate, in adamw_layers
 RANK, SCALE = 8, 2.0  # of LoRA
-#: Where few weights move, they want so many times the learning rate.
-FASTER = {"linear": 10.0, "lora": 10.0}
+#: Where few weights move, or not far, they want so many times the learning rate.
+FASTER = {"linear": 10.0, "lora": 10.0, "ftp": 10.0}
 
 
 Make = Callable[[Network, "AnchorOptions", float], torch.optim.Optimizer]

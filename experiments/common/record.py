@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,14 @@ def _git(*arguments: str) -> str | None:
 class RunRecord:
     """Opens the folder of a run, which `save` creates.
 
+    A run goes on with more entries in the options that `grow`: more rates, say.
+
     Raises:
         InputError: the folder holds something other than a run with this very config.
     """
 
-    def __init__(self, folder: Path, experiment: str, config: dict) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, experiment: str, config: dict, grow: Collection[str] = ()) -> None:
+        self.folder, self._grow = folder, grow
         self._file = folder / "metrics.json"
         self._start = time.perf_counter()
         self.content: dict[str, Any] = {
@@ -89,7 +92,9 @@ class RunRecord:
             raise InputError(f"{self._file} is damaged or of another program; {advice}") from error
         if kind != experiment:
             raise InputError(f"--out {self.folder} holds a run of '{kind}'; {advice}")
-        names = sorted(name for name in {*other, *config} if other.get(name) != config.get(name))
+        names = [name for name in sorted({*other, *config}) if other.get(name) != config.get(name)]
+        if names and all(name in self._grow and all(x in config[name] for x in other[name]) for name in names):
+            return content | {"config": config, "status": "running"}
         if names:
             differences = ", ".join(f"{name} {other.get(name)} there, {config.get(name)} here" for name in names)
             raise InputError(f"--out {self.folder} holds another run ({differences}); {advice}")

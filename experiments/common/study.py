@@ -82,6 +82,7 @@ class Study(Generic[C, D]):
     fast: C | None = None  # what --fast runs
     lines: Callable[[dict], Sequence[RenderableType]] = lambda content: ()  # what the terminal shows below the table
     packages: tuple[str, ...] = ()  # whose versions are noted beside torch's
+    grow: tuple[str, ...] = ()  # options of which a run may get more entries later
     threads: int | None = 1  # of PyTorch, where --threads says nothing; None: as many as it takes
 
     def main(
@@ -139,7 +140,7 @@ class Study(Generic[C, D]):
 
     def run(self, config: C, out: Path, cache: Path, console: Console, on_step: OnStep | None = None) -> None:
         """Do what is left of a run, then show its table."""
-        record = RunRecord(out, self.name, plain_values(config))
+        record = RunRecord(out, self.name, plain_values(config), self.grow)
         if not record.finished:
             with Progress(console) as progress:
                 data = self.load(config, cache, progress)

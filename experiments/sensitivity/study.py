@@ -55,13 +55,15 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 def setting(content: dict) -> str:
     config, data, old = content["config"], content["data"], "tests" not in content["data"]
     tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
-    fast = [name for name in FASTER if name in content["summary"]]
-    faster = " and ".join("the probe" if name == "linear" else title(name) for name in fast)
+    fast = [name for name in FASTER if name in content["summary"] and not (old and name == "ftp")]
+    faster = ", ".join("the probe" if name == "linear" else title(name) for name in fast)
+    faster = f" ({faster} at ten times these)" if faster else ""
+    more = "".join(f", {title(name)} also at {lr:g}" for name, lr in config.get("wider", ()))
     return (
         f"{STARTS[config['anchor']]}: {data['metric']} in %, means over splits "
         f"{', '.join(map(str, config['seeds']))} of one pool, with {tests} test items each. Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
-        f"one of {len(config['lrs'])} learning rates{f' ({faster} at ten times these)' if faster else ''}, which fall "
+        f"one of {len(config['lrs'])} learning rates{faster}{more}, which fall "
         f"to 0 as cosines, without weight decay: {len(content['results'])} trainings, all of them below. "
         f"{by_tests.SETTING if old else PROTOCOL}"
     )
@@ -119,7 +121,7 @@ STUDY = Study(
     name="sensitivity",
     prog="experiments.sensitivity",
     about=(
-        "Fine-tune by AdamW, FTPAdamW and others at eight learning rates: how good is each at the rate that it would "
+        "Fine-tune by AdamW, FTPAdamW and others at six learning rates: how good is each at the rate that it would "
         "choose, and at all others? Stop it at any time; the same command goes on from there."
     ),
     config=Config,
@@ -128,5 +130,6 @@ STUDY = Study(
     pieces=pieces,
     report=write_report,
     table=in_brief,
+    grow=("lrs", "methods", "seeds", "wider"),
 )
 main = STUDY.main

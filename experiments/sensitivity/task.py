@@ -14,7 +14,7 @@ from experiments.common.anchor import make_anchor
 from experiments.common.comparison import Comparison, followers
 from experiments.common.errors import InputError
 from experiments.common.method_study import MethodStudy
-from experiments.common.methods import FASTER, METHODS
+from experiments.common.methods import FASTER, FOLLOWS, METHODS
 from experiments.common.options import AnchorOptions
 from experiments.common.progress import Progress
 from experiments.common.trainer import Trainer
@@ -36,8 +36,10 @@ class Config:
     # Emoji from the first two, tweets from the next two, solar cells from ImageNet's weights, opinions from MiniLM.
     anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
-    # A linear probe and LoRA have ten times that.
-    lrs: tuple[float, ...] = (2e-5, 4.5e-5, 1e-4, 2.2e-4, 5e-4, 1.1e-3, 2.5e-3, 5.6e-3)
+    # A linear probe, LoRA and FTP have ten times that.
+    lrs: tuple[float, ...] = (2e-5, 5e-5, 1.2e-4, 3e-4, 8e-4, 2e-3)
+    # Methods, each with one more rate: `--wider adamw 1e-5 ftp 5e-2`, where a choice is at the edge of its grid.
+    wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
     limit: int | None = None  # use only so many pictures
@@ -52,6 +54,9 @@ class Config:
             raise InputError(f"--methods {' '.join(self.methods)}: give adamw too, which all are compared with")
         if (self.anchor == "opinions") != (self.archive is not None):
             raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
+        trained = {*self.all_methods} - {*FOLLOWS}
+        if wrong := sorted({name for name, _ in self.wider} - trained):
+            raise InputError(f"--wider {' '.join(wrong)}: name methods of this run that are trained")
         for seed in self.seeds:
             self.options(seed, self.lrs[0]).check()
 
@@ -64,7 +69,8 @@ class Config:
         return self.methods or (USUAL if self.of_pictures else (*USUAL, "lora"))
 
     def rates(self, method: str) -> list[float]:
-        return [FASTER.get(method, 1.0) * lr for lr in self.lrs]
+        own = [lr for name, lr in self.wider if name == method]
+        return sorted([*(FASTER.get(method, 1.0) * lr for lr in self.lrs), *own])
 
     def options(self, seed: int, lr: float) -> AnchorOptions:
         """Of one split, at one learning rate."""

@@ -30,6 +30,7 @@ WRONG = [
     ("hypergradients", "--points 4 2", "--points 4 2: give different integers of at least 1, in rising order"),
     ("hypergradients", "--depths 2 4", "--depths 2 4: must begin with 1"),
     ("hypergradients", "--ways paper paper", "--ways paper paper: give any of"),
+    ("sensitivity", "--wider wise 1e-2", "--wider wise: name methods of this run that are trained"),
     ("sensitivity", "--lrs 1e-3", "--lrs 0.001: give at least two, all different"),
     ("sensitivity", "--methods ftp", "give adamw too"),
     ("sensitivity", "--methods adamw adamv", "give any of"),

@@ -161,3 +161,8 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     assert "no score is of an example that chose its rate" in report
     assert "- WiSE-FT (0.5, 0.25, 0.75): mean of the anchor" in report
     assert all((out / figure).exists() for figure in ("rates.png", "trade-off.png"))
+    wider = ran(STUDY, *tiny, "--wider", "adamw", "0.03")
+    assert wider.begun == ["split 0, adamw, lr 0.03", "split 1, adamw, lr 0.03"]
+    assert found.items() <= results(out).items()
+    assert ", AdamW also at 0.03, which fall" in (out / "report.md").read_text()
+    assert ran(STUDY, *tiny).status == 2  # fewer than there are
