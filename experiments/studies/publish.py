@@ -43,7 +43,10 @@ def figures_of(report: str) -> list[str]:
 
 
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, the figures it shows and the numbers of each finished run; README.md lists all that is kept."""
+    """`report.md`, its figures and the numbers of each finished run; README.md lists all that is kept as it was run."""
+    index = to / "README.md"
+    before = index.read_text().splitlines() if index.exists() else []
+    known = {line.partition("]")[0].removeprefix("| ["): line for line in before if line.startswith("| [")}
     lines = [
         "# Studies",
         "",
@@ -55,7 +58,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     ]
     for job in jobs:
         source, kept = runs / job.name, to / job.name
-        if finished(source) is not None:
+        if new := finished(source) is not None:
             report = (source / "report.md").read_text()
             names = ("report.md", "metrics.json", *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced
@@ -66,7 +69,8 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
             commit += " with changes" if content["environment"]["git_changes"] else ""
             link = f"[{job.name}]({job.name}/report.md)"
             minutes = content["wall_seconds"] / 60
-            lines.append(f"| {link} | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |")
+            line = f"| {link} | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |"
+            lines.append(line if new else known.get(job.name, line))
     lines += [
         "",
         *RETIRED,
@@ -74,7 +78,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
         "Runs side by side share the cores: their seconds and images per second compare methods within a run, and are "
         "not those of a quiet machine.",
     ]
-    checkpoint.write_text(to / "README.md", "\n".join(lines) + "\n")
+    checkpoint.write_text(index, "\n".join(lines) + "\n")
 
 
 def redraw(job: Job, kept: Path) -> tuple[list[str], list[str]]:
