@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from experiments.common import checkpoint
-from experiments.common.estimate import estimate
+from experiments.common.estimate import Estimate, estimate
 from experiments.common.looks import looks
 
 WIDTH = 5.4  # inches: text of 9 points is 9 pixels high where a page is 390 pixels wide
@@ -91,9 +91,10 @@ def curves(
     *,
     log_x: bool = False,
     ticks: Sequence[float] | None = None,
+    from_zero: bool = False,
 ) -> None:
     """A panel for each key, in it a curve with its band for each name; a name has one look in all panels. `ticks` are
-    the places on the x axis that are named."""
+    the places on the x axis that are named; `from_zero` has 0 on the y axis."""
     names = list(dict.fromkeys(name for named in named_panels.values() for name in named))
     of_name = looks(names)
     figure, all_axes = panels(len(named_panels), 2.2 if len(named_panels) > 2 else 2.7, legend_height(names))
@@ -112,9 +113,29 @@ def curves(
         if ticks is not None:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
+        if from_zero:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         heading(axes, text, 30 if len(named_panels) > 1 else 65)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
+    legend(figure, [drawn[name] for name in names], names)
+    save(figure, file)
+
+
+def dots(file: Path, rows: Mapping[str, Mapping[str, Estimate]], x_label: str) -> None:
+    """A row for each key, in it a dot with its standard error for each name."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    of_name, drawn = looks(names), {}
+    figure, (axes,) = panels(1, 0.7 + 0.36 * len(rows), legend_height(names))
+    for place, row in enumerate(rows.values()):
+        for k, (name, (mean, error)) in enumerate(row.items()):
+            look = {"color": of_name[name].colour, "marker": of_name[name].marker, "linestyle": "none", "markersize": 5}
+            y = place + 0.15 * (2 * k + 1 - len(row))
+            drawn[name] = axes.errorbar(mean, y, xerr=error, capsize=2, elinewidth=0.8, **look)
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label, fontsize=10)
     legend(figure, [drawn[name] for name in names], names)
     save(figure, file)
 

@@ -93,14 +93,14 @@ _TOWERS = {
 
 _NOISE = {
     "noisy": Look(GREY, "o"),
-    "clean": Look(ORANGE, "s"),
+    "clean": Look(GREY, "s", "--"),
     "noisy + clean": Look(BLACK, "o"),
-    "label smoothing": Look(PURPLE, "^"),
+    "label smoothing": Look(ORANGE, "^"),
     "small-loss selection": Look(GREEN, "v"),
     "weight per example": Look(SKY, "D", "--"),
     "weight per example + clean": Look(BLUE, "D"),
     "Meta-Weight-Net": Look(PURPLE, "P", "--"),
-    "Meta-Weight-Net + clean": Look(GREEN, "P"),
+    "Meta-Weight-Net + clean": Look(PURPLE, "P"),
     "oracle": Look(RED, "s"),
 }
 

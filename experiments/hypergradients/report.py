@@ -1,12 +1,12 @@
 """What a run says at its end: how alike the gradients are, what they cost, what they bring; tables and a figure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from statistics import fmean, median
 
 from experiments.common.estimate import estimate
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import Curve, curves, mean_curve
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, fixed, write
 from experiments.hypergradients.config import RADIUS_LR, WAYS
@@ -107,16 +107,19 @@ def write_report(record: RunRecord, subject: Subject) -> None:
     deepest = depths[-1]
     losses = list(points[0]["gradients"])
 
-    def by_depth(loss: str, pick: Callable[[Agreement], float]) -> list[float]:
-        return [fmean(pick(against(p, loss, f"K={k}", loss, deepest)) for p in points) for k in depths]
+    def curve(loss: str, kinds: Sequence[str], pick: Callable[[Agreement], float]) -> Curve:
+        return mean_curve(depths, [[pick(against(p, loss, kind, loss, deepest)) for kind in kinds] for p in points])
 
     deepest_k = f"K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{deepest}"  # a title is broken into lines
     depth_panels = {
-        f"{name} with {deepest_k}": {f"full, {loss}": Curve(depths, by_depth(loss, pick)) for loss in losses}
+        f"{name} with {deepest_k}": {
+            **{f"full, {loss}": curve(loss, [f"K={k}" for k in depths], pick) for loss in losses},
+            **{title(loss, "paper"): curve(loss, ["paper"] * len(depths), pick) for loss in losses},
+        }
         for name, pick in PICKS.items()
     }
     back = "steps K that are differentiated through"
-    curves(record.folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths)
+    curves(record.folder / "agreement-by-depth.png", depth_panels, back, "", log_x=True, ticks=depths, from_zero=True)
     config, layers = content["config"], len(points[0]["layers"])
     about_ways = (
         "## Fine-tuning with each",
@@ -135,7 +138,7 @@ def write_report(record: RunRecord, subject: Subject) -> None:
         compared(content),
         f"Over {len(points)} points and {layers} layers. FTP's seconds are those of the gradient at the "
         "end, which training takes anyway, and of the closed form. MiB are the peak above what the process held.",
-        "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as all]"
-        "(agreement-by-depth.png)",
+        "![Agreement with the deepest gradient against depth: where a line is near 1, so many steps say as much as "
+        "all. FTP, paper, is of the last step; FTP, exact, equals K = 1](agreement-by-depth.png)",
         *(about_ways if config["ways"] else ()),
     )

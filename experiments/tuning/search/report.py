@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.common.estimate import estimate
-from experiments.common.figures import Curve, curves
+from experiments.common.figures import dots
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, fixed, paired, write
 from experiments.tuning.search.contenders import CONTENDERS, GROUPS, LEFT_OUT, PROBLEMS, SECONDS
@@ -59,23 +59,6 @@ def chosen_of(names: Sequence[str], rows: Mapping[str, Any]) -> str | None:
     """The one that a user would choose: of the lowest mean validation loss. By test loss, the larger group would have
     the better odds."""
     return min((name for name in names if rows.get(name)), key=lambda name: rows[name]["validation"][0], default=None)
-
-
-def by_size(content: dict) -> dict[str, Curve]:
-    """Of each group the gain of what is chosen of it, by the number of hyperparameters: seed by seed a mean over the
-    problems of that number, where all have a contender whose training came out finite."""
-    problems, lines = content["summary"]["problems"], {}
-    for group in GROUPS:
-        found = []
-        for size in sorted({problem["numbers"] for problem in problems.values()}):
-            chosen = {name: own["chosen"][group] for name, own in problems.items() if own["numbers"] == size}
-            if None in chosen.values():
-                continue
-            each = [gains(content, name, contender) for name, contender in chosen.items()]
-            found.append((size, *estimate([sum(seed) / len(seed) for seed in zip(*each, strict=True)])))
-        sizes, means, errors = zip(*found, strict=True) if found else ((), (), ())
-        lines[group] = Curve(sizes, means, None if None in errors else errors)
-    return lines
 
 
 def _title(content: dict, problem: str) -> str:
@@ -151,16 +134,12 @@ def write_report(record: RunRecord) -> None:
     content = record.content
     content["summary"] = summarise(content)
     problems = {problem: results_of(content, problem, "default")[0] for problem in content["config"]["problems"]}
-    lines = by_size(content)
-    sizes = sorted({size for line in lines.values() for size in line.x})
-    curves(
-        record.folder / "gain.png",
-        {"the contender of each group that is chosen": lines},
-        "number of hyperparameters",
-        "test loss below the default's (%)",
-        log_x=True,
-        ticks=sizes,
-    )
+    found = content["summary"]["problems"]
+    rows = {
+        _title(content, problem): {group: own["rows"][name]["gain"] for group, name in own["chosen"].items() if name}
+        for problem, own in found.items()
+    }
+    dots(record.folder / "gain.png", rows, "test loss below the default's (%)")
     few = [f"{PROBLEMS[p].title}: {found['few']}" for p, found in problems.items() if found["numbers"] > 5]
     least = min(result["share_of_processor"] for result in content["results"].values())
     write(
@@ -168,11 +147,9 @@ def write_report(record: RunRecord) -> None:
         "Hypergradients and searches at equal time",
         setting(content),
         bullets(f"{PROBLEMS[p].title}: {PROBLEMS[p].about}; {found['steps']} steps" for p, found in problems.items()),
-        "![Gain over the default by the number of hyperparameters: above 0 it is better than the default](gain.png)",
-        "Each line is of the contender of its group that is chosen, problem by problem, by its mean validation loss. "
-        "Where several problems have the same number of hyperparameters, the gain is the mean over them. Each "
-        "number of hyperparameters is another problem with a default of its own: 1,000 are weights where many labels "
-        "are wrong. A line is no effect of the number alone.",
+        "![Gain over the default, problem by problem: right of 0 it is better than the default](gain.png)",
+        "Each dot, with its standard error, is the contender of its group that is chosen by its mean validation loss. "
+        "In brackets, the number of hyperparameters: each is another problem with a default of its own.",
         tally(content) + " The default belongs to neither; the groups differ in size, and so in attempts.",
         table(content),
         "The last column is the test loss of the chosen method by hypergradients minus that of the chosen search, seed "
