@@ -7,9 +7,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -108,9 +109,14 @@ def _here(name: str, names: list[str]) -> str:
     return ELSEWHERE[name] if ELSEWHERE.get(name) in names else name
 
 
-def did_you_mean(name: Any, names: Iterable[Any], cutoff: float = 0.6) -> str:
-    """A hint where one of the names is close to a wrong one: ``cutoff`` is how close, up to 1."""
-    by_lower = {str(other).lower(): str(other) for other in names}
+def did_you_mean(
+    name: Any, names: Iterable[Any], cutoff: float = 0.6, meant: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """A hint where one of the names is close to a wrong one: ``cutoff`` is how close, up to 1.
+
+    ``meant`` has what to write in place of some of the names.
+    """
+    by_lower = {str(other).lower(): meant.get(other, str(other)) for other in names}
     close = difflib.get_close_matches(_here(str(name), list(by_lower.values())).lower(), by_lower, n=1, cutoff=cutoff)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

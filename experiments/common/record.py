@@ -93,7 +93,8 @@ class RunRecord:
         if kind != experiment:
             raise InputError(f"--out {self.folder} holds a run of '{kind}'; {advice}")
         names = [name for name in sorted({*other, *config}) if other.get(name) != config.get(name)]
-        if names and all(name in self._grow and all(x in config[name] for x in other[name]) for name in names):
+        grown = {*self._grow} & other.keys()
+        if names and all(name in grown and all(x in config[name] for x in other[name]) for name in names):
             return content | {"config": config, "status": "running"}
         if names:
             differences = ", ".join(f"{name} {other.get(name)} there, {config.get(name)} here" for name in names)

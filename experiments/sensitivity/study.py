@@ -130,6 +130,6 @@ STUDY = Study(
     pieces=pieces,
     report=write_report,
     table=in_brief,
-    grow=("lrs", "methods", "seeds", "wider"),
+    grow=("lrs", "wider"),
 )
 main = STUDY.main

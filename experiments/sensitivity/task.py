@@ -38,7 +38,7 @@ class Config:
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
     # A linear probe, LoRA and FTP have ten times that.
     lrs: tuple[float, ...] = (2e-5, 5e-5, 1.2e-4, 3e-4, 8e-4, 2e-3)
-    # Methods, each with one more rate: `--wider adamw 1e-5 ftp 5e-2`, where a choice is at the edge of its grid.
+    # Methods, each with one more rate, where a choice is at the edge: `--wider adamw 1e-5 ftp 5e-2`; the same --out.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
@@ -54,9 +54,11 @@ class Config:
             raise InputError(f"--methods {' '.join(self.methods)}: give adamw too, which all are compared with")
         if (self.anchor == "opinions") != (self.archive is not None):
             raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
-        trained = {*self.all_methods} - {*FOLLOWS}
-        if wrong := sorted({name for name, _ in self.wider} - trained):
+        rates = {name: self.rates(name) for name in self.all_methods if name not in FOLLOWS}
+        if wrong := sorted({name for name, _ in self.wider} - rates.keys()):
             raise InputError(f"--wider {' '.join(wrong)}: name methods of this run that are trained")
+        if wrong := [lrs for lrs in rates.values() if len(set(lrs)) < len(lrs) or lrs[0] <= 0]:
+            raise InputError(f"--lrs, --wider: the rates {' '.join(map(str, wrong[0]))} must be above 0, and different")
         for seed in self.seeds:
             self.options(seed, self.lrs[0]).check()
 

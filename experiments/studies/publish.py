@@ -58,7 +58,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
     ]
     for job in jobs:
         source, kept = runs / job.name, to / job.name
-        if new := finished(source) is not None:
+        if new := finished(source) not in (None, finished(kept)):
             report = (source / "report.md").read_text()
             names = ("report.md", "metrics.json", *figures_of(report))
             files = {name: (source / name).read_bytes() for name in names}  # all, or none is replaced

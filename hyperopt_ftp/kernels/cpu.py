@@ -148,15 +148,9 @@ class _Part:
 
 def say_compiled(place: str | None, weights: torch.dtype, seconds: float) -> None:
     """One line of the log, since that was a pause; from Numba's cache on disk the kernels come without a word."""
-    often = (
-        f"once on this machine, kept in {place}"
-        if place
-        else "in every process: Numba has no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
-    )
-    what = str(weights).removeprefix("torch.")
-    logging.getLogger("hyperopt_ftp").warning(
-        "compiled the fused CPU step for %s weights in %.0f s, %s", what, seconds, often
-    )
+    often = f"once on this machine, kept in {place}" if place else "and will in every process: set NUMBA_CACHE_DIR"
+    text, what = "compiled the fused CPU step for %s weights in %.0f s, %s", str(weights).removeprefix("torch.")
+    logging.getLogger("hyperopt_ftp").warning(text, what, seconds, often)
 
 
 class _Numbers:

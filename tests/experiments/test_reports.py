@@ -71,6 +71,7 @@ def test_the_driver_publishes(started, tmp_path):
     publish([replace(job, arguments=("--another",)) for job in FULL], tmp_path / "none", to)
     assert (to / "README.md").read_text() == index
     (out / "towers" / "scores.png").unlink()
+    (out / "towers" / "metrics.json").write_text(json.dumps(record() | {"wall_seconds": 180.0}))
     (out / "towers" / "report.md").write_text("new ![a figure](scores.png)")
     with pytest.raises(FileNotFoundError):
         publish(FULL, out, to)

@@ -129,7 +129,7 @@ CHECKPOINTS = [
          reversed_names),
     load("kappa must lie in [0, 1], got 2.0", "with `kappa=2.0`", option("kappa", 2.0)),
     load(no_gradient("lr", ADAMW), "with an `lr` that requires a gradient", option("lr", tracked(0.1)), (ADAMW,)),
-    load("FTPSGD has no dampening, got 0.1; take FTP(torch.optim.SGD(params, dampening=...))", "with `dampening=0.1`",
+    load("FTPSGD has no dampening, got 0.1; take FTP(torch.optim.SGD(params, ...))", "with `dampening=0.1`",
          option("dampening", 0.1), (SGD,)),
     load(f"lean=True keeps the deviation in bfloat16 and needs float32 weights, got torch.bfloat16; {BESIDE}",
          "with `lean=True`, for bfloat16 weights", option("lean", True), NATIVE, in_bfloat16),

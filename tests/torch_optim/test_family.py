@@ -211,7 +211,7 @@ def test_every_class_around_an_optimizer_has_a_row():
     assert around == {method.drop_in for method in FAMILY if method.drop_in}
 
 
-@every_held
+@pytest.mark.parametrize("method", [method for method in FAMILY if method.drop_in], ids=str)
 def test_a_class_has_the_defaults_of_its_rule(method: Method):
     rule, own = (inspect.signature(x).parameters for x in (method.pure, method.drop_in or method.pure))
     shared = rule.keys() & own.keys() - {"anchor", "radius"}  # which a class takes from its first step, or has none of

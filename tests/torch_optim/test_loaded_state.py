@@ -26,6 +26,19 @@ TAKES_THE_WEIGHTS = "of an optimizer without an anchor, so FTPAdamW takes the we
 
 
 @every_execution
+def test_a_momentum_buffer_of_torch_moves_the_next_step(execution):
+    free, theirs = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
+    train(sgd, 2)
+    free.data.copy_(theirs)
+    opt = hft.FTPSGD([{"params": [free], "constrained": False}], lr=0.1, momentum=0.9, **FLAGS[execution])
+    opt.load_state_dict(copy.deepcopy(sgd.state_dict()))
+    for each in (sgd, opt):
+        train(each, 1)
+    torch.testing.assert_close(free, theirs)
+
+
+@every_execution
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_a_checkpoint_of_torch_in_any_dtype_goes_on(execution, dtype):
     """torch keeps moments in the dtype of the weights, ours are float32 or float64. After 1000 steps of AdamW the

@@ -68,7 +68,7 @@ class Exclude:
             texts = [entry for entry in missed if isinstance(entry, str)]
             odd = [text for text in texts if re.search(r"[\\^$(){}|+]", text)]
             parts = [part.strip() for text in texts if text not in odd for part in text.split(",")]
-            hints = (did_you_mean(text, _patterns(bare)) for part in parts for text in (part, f"{part}.*"))
+            hints = (_hint(re.sub(r"^\*\.|\.?\*$", "", part), _patterns(bare)) for part in parts)
             hint = next(filter(None, hints), "")
             if odd:
                 hint += "; patterns know *, ? and [abc], no regular expressions or braces: give several in a list"
@@ -137,7 +137,7 @@ def no_entry(missing: Mapping[str, Tensor], names: Sequence[str], given: Mapping
         write = f"anchor={{{key}: v for k, v in {entries}.items()}}"
         return f"anchor has no entry for {what}: its names {wrong}; write {write}"
     if not several:
-        hint = did_you_mean(first, given.keys() - set(names), 0.75)
+        hint = _hint(first, {name: name for name in given.keys() - set(names)})
         return f"anchor has no entry for {what}; give one, or exclude the parameter{hint}"
     which = covering(missing, names)
     if len(missing) == len(names):
@@ -161,11 +161,18 @@ def _shift(missing: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[str
     return best if 2 * count > min(len(missing), len(given)) else None
 
 
-def _patterns(names: Iterable[str]) -> list[str]:
-    """What ``exclude`` may hold: names, whole modules, and the ends of both."""
-    modules = dict.fromkeys(f"{prefix}.*" for name in names for prefix in _prefixes(name))
-    ends = [f"*.{name.rpartition('.')[2]}" for name in names] + [f"*.{m.rsplit('.', 2)[-2]}.*" for m in modules]
-    return [*names, *modules, *(end for end in ends if not end[2:].rstrip(".*").isdigit())]
+def _hint(text: str, meant: Mapping[str, str]) -> str:
+    """What is close, with the same numbers: layer 12 is no slip for layer 2."""
+    numbers = re.findall(r"\d+", text)
+    return did_you_mean(text, [name for name in meant if re.findall(r"\d+", name) == numbers], 0.75, meant)
+
+
+def _patterns(names: Iterable[str]) -> dict[str, str]:
+    """What ``exclude`` may hold, by what one writes of it: the ends of names and of modules, and both whole."""
+    whole = {name: name for name in names} | {prefix: f"{prefix}.*" for name in names for prefix in _prefixes(name)}
+    ends = {text: text.rpartition(".")[2] for text in whole}
+    found = {end: f"*.{end}{'' if whole[text] == text else '.*'}" for text, end in ends.items() if not end.isdigit()}
+    return found | whole
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -94,9 +94,7 @@ def _moments(group: dict[str, Any]) -> tuple[str, ...]:
 
 def _check(group: dict[str, Any]) -> None:
     if group.get("dampening", 0) != 0:  # of a checkpoint of torch's
-        raise ValueError(
-            f"FTPSGD has no dampening, got {group['dampening']!r}; take FTP(torch.optim.SGD(params, dampening=...))"
-        )
+        raise ValueError(f"FTPSGD has no dampening, got {group['dampening']!r}; take FTP(torch.optim.SGD(params, ...))")
     check_nesterov(group["momentum"], 0, group["nesterov"])
 
 

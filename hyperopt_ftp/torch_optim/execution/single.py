@@ -15,7 +15,6 @@ from ...kernels.layers import ABSENT, SGD, AdamW, Amp
 from ...optimizers.adam import AdamState, adamw
 from ...optimizers.sgd import SGDState, sgd
 from ...tree import working
-from ...types import Optimizer
 from .store import Columns
 
 
@@ -33,7 +32,11 @@ def step_(columns: Columns, base: AdamW | SGD, rule: Rule, numbers: Numbers, amp
     """A whole step, the base's too."""
     if amp.found_inf is not None and amp.found_inf.item():
         return
-    optimizer = _pure(base, amsgrad=len(columns.moments) > 2)
+    lr, amsgrad = as_tensor(base.lr), len(columns.moments) > 2
+    if isinstance(base, AdamW):
+        optimizer = adamw(lr, (base.beta1, base.beta2), base.eps, base.weight_decay, amsgrad)
+    else:
+        optimizer = sgd(lr, base.momentum, weight_decay=base.weight_decay, nesterov=base.nesterov)
     for i in range(len(columns.weights)):
         seen, kept = _before(columns, i, rule, numbers, amp)
         count = columns.steps[i].to(torch.int64)  # steps done before this one
@@ -114,12 +117,6 @@ def _write(old: list[Tensor], new: list[Tensor]) -> None:
         return
     for a, b in zip(old, new, strict=True):
         a.copy_(sharded.place(b, a))
-
-
-def _pure(base: AdamW | SGD, amsgrad: bool) -> Optimizer:
-    if isinstance(base, AdamW):
-        return adamw(as_tensor(base.lr), (base.beta1, base.beta2), base.eps, base.weight_decay, amsgrad)
-    return sgd(as_tensor(base.lr), base.momentum, weight_decay=base.weight_decay, nesterov=base.nesterov)
 
 
 def _state(base: AdamW | SGD, moments: list[Tensor], count: Tensor, stored: Tensor) -> Any:
