@@ -28,8 +28,9 @@ def watch_radii(optimizer: DropIn) -> None:
 
     def after(opt: Any, *_: Any) -> None:
         nonlocal steps, done
-        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # nothing can wait for it
-        if done or captured or torch.compiler.is_compiling():
+        if done or torch.compiler.is_compiling():
+            return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # nothing can wait for it
             return
         steps += 1
         if steps == LONG or not steps & (steps - 1):
