@@ -300,8 +300,11 @@ class Model(RuleBasedStateMachine):
             torch.testing.assert_close(p, weight, rtol=0, atol=1e-9 * size, msg=lambda m: f"{self.names[i]}: {m}")
         if radius is not None:
             assert abs(state["radius"] - radius) <= 1e-9 * max(1.0, radius.item())
-        if layer.constrained:  # but for the rounding of the stored W and of s c
+        if (
+            layer.constrained
+        ):  # but for rounding: of W, of s c, and of an anchor that began with weights of another dtype
             w0, norm = layer.anchor.double(), self.options_of(i)["norm"]
-            rounded = torch.finfo(p.dtype).eps * row_sums(p.double().abs() + 2 * w0.abs(), norm)
+            eps = max(torch.finfo(x).eps for x in (p.dtype, F64 if layer.exact else F32))
+            rounded = eps * row_sums(p.double().abs() + 2 * w0.abs(), norm)
             slack = p.numel() * torch.finfo(state["radius"].dtype).eps
             assert (row_sums(p.double() - w0, norm) <= state["radius"].double() * (1 + slack) + rounded).all()
