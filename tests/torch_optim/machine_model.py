@@ -278,6 +278,8 @@ class Model(RuleBasedStateMachine):
         if layer.constrained and layer.anchor is None:
             zeros_or_start = torch.zeros_like(w) if self.given == "zero" else w
             layer.anchor = zeros_or_start if self.known is None else kept(self.known[self.names[i]])
+            if self.known is not None and self.plan["anchor"] != "file" and w.dtype != F64:
+                layer.anchor = layer.anchor.float()  # kept in the working precision of the first step
         if not layer.exact:
             return None, None
         lr = float(o["lr"])
@@ -300,11 +302,8 @@ class Model(RuleBasedStateMachine):
             torch.testing.assert_close(p, weight, rtol=0, atol=1e-9 * size, msg=lambda m: f"{self.names[i]}: {m}")
         if radius is not None:
             assert abs(state["radius"] - radius) <= 1e-9 * max(1.0, radius.item())
-        if (
-            layer.constrained
-        ):  # but for rounding: of W, of s c, and of an anchor that began with weights of another dtype
+        if layer.constrained:  # but for the rounding of the stored W and of s c
             w0, norm = layer.anchor.double(), self.options_of(i)["norm"]
-            eps = max(torch.finfo(x).eps for x in (p.dtype, F64 if layer.exact else F32))
-            rounded = eps * row_sums(p.double().abs() + 2 * w0.abs(), norm)
+            rounded = torch.finfo(p.dtype).eps * row_sums(p.double().abs() + 2 * w0.abs(), norm)
             slack = p.numel() * torch.finfo(state["radius"].dtype).eps
             assert (row_sums(p.double() - w0, norm) <= state["radius"].double() * (1 + slack) + rounded).all()
