@@ -4,6 +4,7 @@ The 2,624 pictures of ELPV (Deitsch et al., https://doi.org/10.1016/j.solener.20
 elpv-dataset (CC BY-NC-SA 4.0), whose files alone are read. Nothing of them is kept in this repository.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 
 from experiments.classification.data import Pictures
+from experiments.common.corruptions import CORRUPTIONS, corrupt
 from experiments.common.errors import folder_of
 
 SIZE = 96
 CLASSES = ("working", "defective")
 KINDS = ("mono", "poly")
+SEVERITY = 3
 
 
 def cell_pictures() -> Pictures:
@@ -35,3 +38,12 @@ def cell_pictures() -> Pictures:
         classes=CLASSES,
         domain_names=KINDS,
     )
+
+
+def corrupted(pictures: Pictures) -> Pictures:
+    """Each in one way, by turns."""
+    images = pictures.images.clone()
+    for number, kind in enumerate(CORRUPTIONS):
+        rows = slice(number, None, len(CORRUPTIONS))
+        images[rows] = corrupt(images[rows], kind, SEVERITY, seed=0)
+    return replace(pictures, images=images)

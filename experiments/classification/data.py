@@ -3,7 +3,8 @@
 import hashlib
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 from experiments.common.errors import InputError
 
 PARTS = ("pretrain", "finetune", "test")
-SHARES = {"pretrain": 0.375, "finetune": 0.375, "test": 0.25}
+SHARES = (0.375, 0.375, 0.25)  # of the items, by part
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Pictures:
 
     def of_domain(self, domain: int) -> "Pictures":
         return self.select((self.domains == domain).nonzero().flatten())
+
+    def led_by(self, name: str) -> "Pictures":
+        """The same with this domain as the first one."""
+        if name not in self.domain_names:
+            raise InputError(f"--domain {name}: the domains are {', '.join(self.domain_names)}")
+        names = (name, *(other for other in self.domain_names if other != name))
+        places = torch.tensor([names.index(other) for other in self.domain_names])
+        return replace(self, domains=places[self.domains], domain_names=names)
 
     def fingerprint(self) -> str:
         """A digest of everything that can change a result; without features, whose last bits depend on the machine."""
@@ -112,7 +121,7 @@ def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pic
     return stays, out
 
 
-def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
+def split(pictures: Pictures, seed: int, shares: Sequence[float] = SHARES) -> dict[str, Pictures]:
     """Split by group, class by class, into pre-train, fine-tune and test.
 
     Large groups are placed first, each into the part that lacks most items of its share; single items follow in a
@@ -125,7 +134,7 @@ def split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
         random.Random(f"{seed}-{name}").shuffle(order)
         order.sort(key=lambda group: -len(groups[group]))
         total = sum(map(len, groups.values()))
-        missing = {part: share * total for part, share in SHARES.items()}
+        missing = {part: share * total for part, share in zip(PARTS, shares, strict=True)}
         for group in order:
             part = max(PARTS, key=lambda p: missing[p])
             missing[part] -= len(groups[group])

@@ -6,6 +6,9 @@ without importing them: only their files are wanted.
 
 import hashlib
 import io
+import json
+import tarfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from PIL import Image, ImageOps
 
 from experiments.classification.data import Pictures
 from experiments.common import checkpoint
-from experiments.common.errors import folder_of
+from experiments.common.errors import InputError, folder_of
 from experiments.common.progress import Progress
 
 SIZE = 64
@@ -123,11 +126,15 @@ def _twemoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _openmoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = _drawn(svg_path=str(file))
+    return _square(_on_white(image)), _square(image.getchannel("A"))
+
+
+def _drawn(**svg: str) -> Image.Image:
     import resvg_py
 
-    png = resvg_py.svg_to_bytes(svg_path=str(file), width=72, height=72, skip_system_fonts=True)
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    return _square(_on_white(image)), _square(image.getchannel("A"))
+    png = resvg_py.svg_to_bytes(**svg, width=72, height=72, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def silhouettes(outlines: np.ndarray) -> np.ndarray:
@@ -201,3 +208,19 @@ def emoji_pictures(cache: Path, progress: Progress) -> Pictures:
         domain_names=STYLES,
         alpha=rearrange(drawn["alpha"], "style emoji h w -> (style emoji) h w"),
     )
+
+
+def fluent_pictures(file: Path, pictures: Pictures) -> Pictures:
+    """The same emoji in Microsoft's flat style, those that it has."""
+    try:
+        with tarfile.open(file) as archive:
+            icons, names = (json.load(archive.extractfile(f"package/{name}.json")) for name in ("icons", "chars"))  # pyright: ignore
+    except (OSError, tarfile.TarError, KeyError) as error:
+        raise InputError(f"{file} is not what `npm pack @iconify-json/fluent-emoji-flat` fetches") from error
+    name_of = {spelled(code): name for code, name in names.items()}
+    there = [row for row, item in enumerate(pictures.items) if name_of.get(item) in icons["icons"]]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icons["width"]} {icons["height"]}">'
+    bodies = [icons["icons"][name_of[pictures.items[row]]]["body"] for row in there]
+    drawn = np.stack([_square(_on_white(_drawn(svg_string=f"{head}{body}</svg>"))) for body in bodies])
+    chosen = replace(pictures.select(torch.tensor(there)), alpha=None, domain_names=("Fluent",))
+    return replace(chosen, images=rearrange(torch.from_numpy(drawn), "n h w rgb -> n rgb h w").contiguous())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from experiments.classification.cells import cell_pictures
+from experiments.classification.cells import cell_pictures, corrupted
 from experiments.classification.data import Pictures, limit_items, split
-from experiments.classification.emoji import PACKAGES, emoji_pictures
+from experiments.classification.emoji import PACKAGES, emoji_pictures, fluent_pictures
 from experiments.classification.task import ClassificationTask, Config, with_validation
 from experiments.common.figures import montage
 from experiments.common.method_study import MethodStudy
@@ -18,12 +18,19 @@ def load_parts(config: Config, cache: Path, progress: Progress) -> dict[str, Pic
     pictures = cell_pictures() if config.pictures == "cells" else emoji_pictures(cache, progress)
     if config.limit is not None:
         pictures = limit_items(pictures, config.limit, config.split_seed)
-    return with_validation(split(pictures, config.split_seed), config.holds_out, config.split_seed)
+    if config.domain is not None:
+        pictures = pictures.led_by(config.domain)
+    return with_validation(split(pictures, config.split_seed, config.shares), config.holds_out, config.split_seed)
 
 
 def make_task(config: Config, cache: Path, progress: Progress) -> ClassificationTask:
     parts, device = load_parts(config, cache, progress), torch.device(config.device)
-    return ClassificationTask(parts, device=device, by_class=config.pictures == "cells")
+    own, more = parts["test"].of_domain(0), {}
+    if config.pictures == "cells":
+        more = {f"{own.domain_names[0]}, corrupted": corrupted(own)}
+    if config.fluent is not None:
+        more = {"Fluent": fluent_pictures(Path(config.fluent), own)}
+    return ClassificationTask(parts, more, device=device, by_class=config.pictures == "cells")
 
 
 def about(task: ClassificationTask) -> dict:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.classification.data import Pictures, flip_and_shift, hold_out
+from experiments.classification.data import SHARES, Pictures, flip_and_shift, hold_out
 from experiments.classification.model import Classifier, answers
+from experiments.common.errors import InputError
 from experiments.common.options import VALIDATION, AnchorOptions, digest
 from experiments.common.task import Part, percent_right
 
@@ -26,6 +27,18 @@ class Config(AnchorOptions):
     anchor: Literal["styles", "imagenet"] = "styles"
     pictures: Literal["emoji", "cells"] = "emoji"  # cells: solar cells, mono- and polycrystalline, of elpv-dataset
     limit: int | None = None  # use only so many items, for a quick try
+    domain: str | None = None  # fine-tune on this one; None: on the first (Twemoji, mono)
+    shares: tuple[float, float, float] = SHARES  # of the items: to train an anchor, to fine-tune, to test
+    # Emoji are also tested in a style that no anchor has seen, from the file that `npm pack
+    # @iconify-json/fluent-emoji-flat` fetches.
+    fluent: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise InputError(f"--shares {' '.join(map(str, self.shares))}: give three above 0 whose sum is 1")
+        if self.fluent is not None and self.pictures != "emoji":
+            raise InputError("--fluent is a style of emoji: leave it out with solar cells")
 
 
 def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int) -> dict[str, Pictures]:
@@ -37,13 +50,14 @@ def with_validation(parts: dict[str, Pictures], holds_out: bool, seed: int) -> d
 
 
 class ClassificationTask:
-    """A `Task` over pictures in memory."""
+    """A `Task` over pictures in memory; `more` are further tests out of distribution, by name."""
 
     name = "classification"
 
     def __init__(
         self,
         pictures: dict[str, Pictures],
+        more: Mapping[str, Pictures] | None = None,
         *,
         device: torch.device,
         dropout: float = DROPOUT,
@@ -55,7 +69,8 @@ class ClassificationTask:
         self.dropout, self.device = dropout, device
         names = pictures["test"].domain_names
         self.tests = {name: pictures["test"].of_domain(number) for number, name in enumerate(names)}
-        own, *others = names
+        self.tests |= more or {}
+        own, *others = self.tests
         self.columns: Mapping[str, tuple[str, ...]] = {
             "id": (own,), **{name: (name,) for name in others}, "ood": tuple(others)
         }  # fmt: skip
@@ -68,7 +83,8 @@ class ClassificationTask:
         return flip_and_shift(pictures.images[chosen], generator, SHIFT), pictures.labels[chosen]
 
     def fingerprint(self) -> str:
-        return "-".join(part.fingerprint() for part in self.pictures.values())
+        tests = list(self.tests.values())[len(self.pictures["test"].domain_names) :]
+        return "-".join(part.fingerprint() for part in (*self.pictures.values(), *tests))
 
     def pretrain_fingerprint(self) -> str:
         drawn = {"pictures": self.pictures["pretrain"].fingerprint(), "dropout": self.dropout, "shift": SHIFT}

@@ -29,6 +29,7 @@ class Config(AnchorOptions):
     # Instead of tweets opinions about films, tested on newspapers, tweets and products: the archive that has them, from
     # `pip download --no-deps --no-binary :all: vaderSentiment`.
     opinions: str | None = None
+    domain: str | None = None  # fine-tune on this one; None: on the first (airlines, films)
     bf16: bool = False  # mixed precision, in training and in tests: fast where the processor has bfloat16
 
     def check(self) -> None:

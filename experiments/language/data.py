@@ -24,7 +24,11 @@ TOPICS = (ID_TOPIC, *OOD_TOPICS)
 
 def topics_of(config: Config) -> tuple[str, ...]:
     """That which is fine-tuned on, then the others."""
-    return TOPICS if config.opinions is None else tuple(FILES)
+    topics = TOPICS if config.opinions is None else tuple(FILES)
+    own = topics[0] if config.domain is None else config.domain
+    if own not in topics:
+        raise InputError(f"--domain {own}: the domains are {', '.join(topics)}")
+    return own, *(topic for topic in topics if topic != own)
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,21 @@ def balanced(labels: Tensor, topics: Sequence[str], config: Config) -> dict[str,
     return {name: torch.cat(chosen) for name, chosen in parts.items()}
 
 
+def source(config: Config) -> Tweets:
+    """All that there are."""
+    return tweets() if config.opinions is None else opinions(Path(config.opinions))
+
+
+def priors(config: Config) -> dict[str, list[int]]:
+    """How many texts of each class a domain has; of each class as many are trained on and tested."""
+    found = source(config)
+    kinds = list(zip(found.topics, found.labels.tolist(), strict=True))
+    return {topic: [kinds.count((topic, label)) for label in range(len(SENTIMENTS))] for topic in topics_of(config)}
+
+
 def load(config: Config, tokenizer: Any) -> dict[str, Texts]:
     """The parts, with `train` and `validation` where anything is held out."""
-    found: Tweets = tweets() if config.opinions is None else opinions(Path(config.opinions))
+    found = source(config)
     chosen: Mapping[str, Tensor] = balanced(found.labels, found.topics, config)
     parts = {}
     for name, index in chosen.items():

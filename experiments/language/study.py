@@ -7,7 +7,7 @@ import torch
 from experiments.common.method_study import MethodStudy
 from experiments.common.progress import Progress
 from experiments.language.config import Config
-from experiments.language.data import ID_TOPIC, load
+from experiments.language.data import load
 from experiments.language.loop import fit
 from experiments.language.model import minilm, tokenizer
 from experiments.language.task import LanguageTask
@@ -24,7 +24,8 @@ def facts(task: LanguageTask) -> dict:
 
 def setting(content: dict) -> str:
     config, tweets = content["config"], content["data"]["tweets"]
-    kind, about = ("tweets", ID_TOPIC) if config.get("opinions") is None else ("opinions", "films")
+    kind = "tweets" if config.get("opinions") is None else "opinions"
+    about = next(name for name in tweets if "test " in name).removeprefix("test ")
     seeds = ", ".join(map(str, config["seeds"]))
     start = "MiniLM-L6 as it comes, with a new head"
     if config["anchor"] == "topics":

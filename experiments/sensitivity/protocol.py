@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
     chosen: np.ndarray  # [B, FOLDS], the index of a setting
     id: np.ndarray  # [B, S]
-    ood: np.ndarray  # [B, S]
+    ood: np.ndarray  # [B, S, T], of each test out of distribution
 
 
 def fold_of(group: str) -> int:
@@ -79,7 +79,7 @@ def cross_fitted(
     for split, tests in enumerate(oods):
         right = [parts[split][0][rows, best] for parts, best in zip(held, chosen, strict=True)]
         own.append(percent(np.sum(right, 0), whole[split][1][:, 0]))
-        of_settings = np.mean([percent(*counted(test, counts)) for test in tests], 0)
+        of_settings = np.stack([percent(*counted(test, counts)) for test in tests], -1)
         out.append(np.mean([of_settings[rows, best] for best in chosen], 0))
     return Scores(np.stack(chosen, 1), np.stack(own, 1), np.stack(out, 1))
 

@@ -12,18 +12,16 @@ from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
 from experiments.sensitivity import by_tests
 from experiments.sensitivity.protocol import FOLDS, RESAMPLES
-from experiments.sensitivity.summary import AS_GOOD, all_scores, choices, in_brief, scores_of, table, widest
+from experiments.sensitivity.summary import AS_GOOD, all_scores, by_test, choices, in_brief, scores_of, table, widest
 from experiments.sensitivity.task import Config, Splits
 
 STARTS = {
-    "styles": "Emoji in one style, tested there (ID) and in others (OOD), from an anchor trained on all styles",
-    "imagenet": "Emoji in one style, tested there (ID) and in others (OOD), from ImageNet's weights and a new head",
-    "topics": "Tweets on one topic, tested there (ID) and on others (OOD), from a MiniLM trained on all topics",
-    "minilm": "Tweets on one topic, tested there (ID) and on others (OOD), from MiniLM as it comes and a new head",
-    "cells": "Monocrystalline solar cells, tested on others (ID) and on polycrystalline ones (OOD), from ImageNet's "
-    "weights and a new head",
-    "opinions": "Opinions about films, tested on others (ID) and in newspapers, tweets and about products (OOD), from "
-    "MiniLM as it comes and a new head",
+    "styles": "Emoji, from an anchor trained on all styles but Fluent",
+    "imagenet": "Emoji, from ImageNet's weights and a new head",
+    "topics": "Tweets, from a MiniLM trained on all topics",
+    "minilm": "Tweets, from MiniLM as it comes and a new head",
+    "cells": "Solar cells, working or defective, from ImageNet's weights and a new head",
+    "opinions": "Opinions, from MiniLM as it comes and a new head",
 }
 PROTOCOL = (
     f"The groups of the test in distribution (an emoji is one in all its styles, else an example) are cut into {FOLDS} "
@@ -54,18 +52,32 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 
 def setting(content: dict) -> str:
     config, data, old = content["config"], content["data"], "tests" not in content["data"]
-    tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
+    sizes = {} if old else {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
+    own, *others = (f"{name} ({size})" for name, size in sizes.items()) if sizes else ("one domain", "others")
     fast = [name for name in FASTER if name in content["summary"] and not (old and name == "ftp")]
     faster = ", ".join("the probe" if name == "linear" else title(name) for name in fast)
     faster = f" ({faster} at ten times these)" if faster else ""
     more = "".join(f", {title(name)} also at {lr:g}" for name, lr in config.get("wider", ()))
     return (
-        f"{STARTS[config['anchor']]}: {data['metric']} in %, means over splits "
-        f"{', '.join(map(str, config['seeds']))} of one pool, with {tests} test items each. Each split has its own "
+        f"{STARTS[config['anchor']]}. Trained on {own.partition(' (')[0]}, tested there (ID) and elsewhere (OOD). "
+        f"Tests: {own}; {', '.join(others)}. Scores are {data['metric']} in %, means over splits "
+        f"{', '.join(map(str, config['seeds']))} of one pool. Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
         f"one of {len(config['lrs'])} learning rates{faster}{more}, which fall "
         f"to 0 as cosines, without weight decay: {len(content['results'])} trainings, all of them below. "
-        f"{by_tests.SETTING if old else PROTOCOL}"
+        f"{by_tests.SETTING if old else PROTOCOL}{_priors(content)}"
+    )
+
+
+def _priors(content: dict) -> str:
+    """What the sampling hides."""
+    shares = {
+        name: [100 * n / sum(counts) for n in counts] for name, counts in content["data"].get("priors", {}).items()
+    }
+    each = "; ".join(f"{name} {' / '.join(f'{share:.0f}' for share in of_class)}" for name, of_class in shares.items())
+    return (
+        f" Trainings and tests have as many texts of each class; in the source their shares are, in %: {each}."
+        * bool(each)
     )
 
 
@@ -109,6 +121,7 @@ def write_report(record: RunRecord) -> None:
         None if old else _methods(content),
         _anchors(content),
         by_tests.table(content) if old else table(content),
+        None if old else by_test(content),
         "![Scores by learning rate, mean and standard error over splits](rates.png)",
         "![Every method at its best rate minus AdamW at its own, with "
         f"{'95 % intervals over splits' if old else 'the wider of the two intervals'}](trade-off.png)",
@@ -121,7 +134,7 @@ STUDY = Study(
     name="sensitivity",
     prog="experiments.sensitivity",
     about=(
-        "Fine-tune by AdamW, FTPAdamW and others at six learning rates: how good is each at the rate that it would "
+        "Fine-tune by AdamW, FTPAdamW and others at several learning rates: how good is each at the rate that it would "
         "choose, and at all others? Stop it at any time; the same command goes on from there."
     ),
     config=Config,

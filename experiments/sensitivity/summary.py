@@ -89,10 +89,11 @@ def choices(content: dict) -> dict[str, dict]:
         once = cross_fitted(ids, oods, folds, np.ones((1, len(groups))))
         drawn[method] = cross_fitted(ids, oods, folds, counts)
         settings = [sorted(answers[method])[number] for number in once.chosen[0]]
-        found[method] = {"settings": settings, "id": once.id[0].tolist(), "ood": once.ood[0].tolist()}
+        out = {name: once.ood[0, :, number].tolist() for number, name in enumerate(others)}
+        found[method] = {"settings": settings, "id": once.id[0].tolist(), "ood": once.ood[0].mean(-1).tolist(), **out}
     for method, one in drawn.items():
         plain = drawn["adamw"]
-        both = {"id": one.id - plain.id, "ood": one.ood - plain.ood}
+        both = {"id": one.id - plain.id, "ood": (one.ood - plain.ood).mean(-1)}
         found[method]["by_groups"] = {which: half_width(minus.mean(1)) for which, minus in both.items()}
     return found
 
@@ -144,6 +145,15 @@ def table(content: dict) -> Table:
         of_use = good(scores, name, summary)
         rows.append([*row, span(of_use) if of_use else "none"])
     return [*header, "good rates"], rows
+
+
+def by_test(content: dict) -> Table:
+    """Each test out of distribution by itself."""
+    summary, others = content["summary"], list(next(iter(content["data"]["tests"].values())))[1:]
+    cells = [
+        [fixed(interval(minus_adamw(summary, method, name)), signed=True) for name in others] for method in summary
+    ]
+    return ["minus AdamW", *others], [[title(method), *row] for method, row in zip(summary, cells, strict=True)]
 
 
 def in_brief(content: dict) -> Table:

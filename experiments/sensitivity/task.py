@@ -27,6 +27,8 @@ USUAL = (
 )  # fmt: skip
 #: Weights that two of them start from.
 KNOWS = {"cells": "imagenet", "opinions": "minilm"}
+#: To train an anchor, to fine-tune, to test: at least 500 groups of each kind are tests.
+SHARES = {"emoji": (0.25, 0.3, 0.45), "cells": (0.05, 0.35, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Config:
     anchor: Literal["styles", "imagenet", "topics", "minilm", "cells", "opinions"] = "styles"
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
     # A linear probe, LoRA and FTP have ten times that.
-    lrs: tuple[float, ...] = (2e-5, 5e-5, 1.2e-4, 3e-4, 8e-4, 2e-3)
+    lrs: tuple[float, ...] = (2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
     # Methods, each with one more rate, where a choice is at the edge: `--wider adamw 1e-5 ftp 5e-2`; the same --out.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
     limit: int | None = None  # use only so many pictures
+    domain: str | None = None  # fine-tune on this one: poly, newspapers; None: on the first of the data
     archive: str | None = None  # that has the opinions: see experiments.language
+    fluent: str | None = None  # a further style of emoji: see experiments.classification
     tweets: int = 150  # of each sentiment to fine-tune on
     test_tweets: int = 150  # of each topic and sentiment in the tests
 
@@ -79,9 +83,12 @@ class Config:
         shared = {"methods": self.all_methods, "lr": lr, "seeds": (seed,), "split_seed": seed, "weight_decay": 0.0}
         epochs = {"styles": 5, "imagenet": 5, "cells": 8}.get(self.anchor, 2)
         shared |= {"anchor": KNOWS.get(self.anchor, self.anchor), "epochs": self.epochs or epochs}
+        shared |= {"domain": self.domain}
         if self.of_pictures:
             pictures = "cells" if self.anchor == "cells" else "emoji"
-            return ClassificationConfig(**shared, limit=self.limit, pictures=pictures)
+            return ClassificationConfig(
+                **shared, limit=self.limit, pictures=pictures, shares=SHARES[pictures], fluent=self.fluent
+            )
         from experiments.language.config import Config as LanguageConfig  # needs the extra `language`
 
         if self.archive is not None:  # no anchor is trained, so all but the tests may be fine-tuned on
@@ -112,6 +119,10 @@ class Splits:
                 name: {"classes": digits(sets[name].labels), "groups": ",".join(sets[name].groups)} for name in names
             }
         about = {"metric": first.metric, "by_class": first.by_class, "anchors": known, "tests": tests}
+        if not self._config.of_pictures:
+            from experiments.language.data import priors
+
+            about["priors"] = priors(self._config.options(self._config.seeds[0], self._config.lrs[0]))
         return self._study().facts(first) | about
 
     def _study(self) -> MethodStudy:

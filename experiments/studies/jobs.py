@@ -10,13 +10,16 @@ FAMILY = (
 TWEETS = ("--weight-decay", "0", "--bf16")
 LRS = ("--lrs", "6e-5", "2e-4", "6e-4", "2e-3", "6e-3")
 DENSE_LRS = ("--lrs", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "--wider", "linear", "1e-1")
-TWEET_LRS = ("--lrs", "1.5e-5", "4e-5", "1e-4", "2.5e-4", "6e-4", "1.5e-3")
-#: What is compared with emoji from a trained anchor, and with tweets: all methods would take 1.5 times as long.
+#: What is compared where all methods would take too long, and where even these would.
 CORE = (
     "--methods", "linear", "adamw", "adamw_warmup", "lp_ft", "ftp", "wise", "wise_ftp", "model_stock", "soup",
 )  # fmt: skip
-#: The archive has to be there: pip download --no-deps --no-binary :all: vaderSentiment
-OPINIONS = ("--archive", "vaderSentiment-3.3.2.tar.gz", "--tweets", "300")
+FEW = ("--methods", "linear", "adamw", "ftp", "wise", "wise_ftp")
+#: Files that have to be there: pip download --no-deps --no-binary :all: vaderSentiment
+OPINIONS = ("--archive", "vaderSentiment-3.3.2.tar.gz", "--tweets", "300", "--test-tweets", "175")
+#: npm pack @iconify-json/fluent-emoji-flat
+FLUENT = ("--fluent", "iconify-json-fluent-emoji-flat-1.2.6.tgz")
+AIRLINES = ("--test-tweets", "225")
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
 
@@ -51,14 +54,18 @@ FULL = (
     Job("language-muon", "FTP around Muon, of which a step costs as much as eight of AdamW", _LANGUAGE,
         ("--method", "adamw", "ftp", "muon", "ftp_muon", *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "--tweets", "200")),
     *(
-        Job(f"sensitivity-{anchor}", about, "experiments.sensitivity", ("--anchor", anchor, *options))
-        for anchor, about, options in (
-            ("styles", "AdamW, FTP and others at six learning rates: emoji, from an anchor that knows them", CORE),
-            ("imagenet", "the same from ImageNet's weights", ()),
-            ("topics", "the same on tweets, from an anchor that knows them", (*TWEET_LRS, *CORE, "lora")),
-            ("minilm", "the same from MiniLM as it comes", (*TWEET_LRS, *CORE, "lora")),
-            ("cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
-            ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
+        Job(f"sensitivity-{name}", about, "experiments.sensitivity", ("--anchor", anchor, *options))
+        for name, anchor, about, options in (
+            ("styles", "styles", "AdamW, FTP and others at five learning rates: emoji, from an anchor that knows them",
+             (*FLUENT, *CORE)),
+            ("imagenet", "imagenet", "the same from ImageNet's weights", FLUENT),
+            ("topics", "topics", "the same on tweets, from an anchor that knows them", (*AIRLINES, *CORE)),
+            ("minilm", "minilm", "the same from MiniLM as it comes", (*AIRLINES, *FEW)),
+            ("mono", "cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
+            ("poly", "cells", "the same the other way round", ("--domain", "poly", *FEW)),
+            ("films", "opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
+            *((name, "opinions", f"the same, fine-tuned on {name}", ("--domain", name, *OPINIONS, *FEW))
+              for name in ("newspapers", "tweets", "products")),
         )
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),

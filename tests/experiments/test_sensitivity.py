@@ -10,7 +10,7 @@ import torch
 from experiments.common.task import percent_right
 from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.study import STUDY
-from experiments.sensitivity.summary import all_scores, choices, scores_of, table, widest
+from experiments.sensitivity.summary import all_scores, by_test, choices, scores_of, table, widest
 from tests.experiments.running import ran, results
 
 
@@ -28,11 +28,12 @@ def test_a_cross_fitted_score_is_that_by_hand():
     and 4; 5 and 4. In the first split this is right on group 2 alone, in the second nowhere, though the second setting
     has 60 %. Out of distribution the first split scores 50 and 100, the second one 50 and 75, as means of two sets."""
     ids = [answered("11100", "00111"), answered("11000", "00111")]
-    oods = [[answered("10", "11")], [answered("0", "1"), answered("11", "10")]]
+    oods = [[answered("10", "11")] * 2, [answered("0", "1"), answered("11", "10")]]
     found = cross_fitted(ids, oods, np.arange(5), np.ones((1, 5)))
     assert found.chosen.tolist() == [[1, 1, 0, 0, 0]]
     assert found.id.tolist() == [[20, 0]]
-    assert found.ood.tolist() == [[pytest.approx(2 / 5 * 100 + 3 / 5 * 50), pytest.approx(2 / 5 * 75 + 3 / 5 * 50)]]
+    second = [pytest.approx(2 / 5 * right + 3 / 5 * wrong) for right, wrong in ((100, 0), (50, 100))]
+    assert found.ood.tolist() == [[[pytest.approx(2 / 5 * 100 + 3 / 5 * 50)] * 2, second]]
 
 
 def test_luck_in_a_fold_does_not_choose_there():
@@ -70,7 +71,7 @@ def test_an_interval_by_groups_is_that_of_a_mean_over_groups():
     )
     expected = 1.96 * 100 * math.sqrt(0.6 - 0.04) / math.sqrt(count)
     for which in ("id", "ood"):
-        difference = (getattr(mine, which) - getattr(plain, which)).mean(1)
+        difference = (getattr(mine, which) - getattr(plain, which)).reshape(len(counts), -1).mean(1)
         assert half_width(difference) == pytest.approx(expected, rel=0.12)
     assert counts.sum(1).tolist() == [count] * len(counts)
 
@@ -107,8 +108,12 @@ def content() -> dict:
 def test_what_is_said_of_the_methods(content):
     summary = content["summary"]
     assert summary["adamw"] == {
-        "settings": [(0.1, None)] * FOLDS, "id": [100, 100], "ood": [50, 50], "by_groups": {"id": 0, "ood": 0}
+        "settings": [(0.1, None)] * FOLDS, "id": [100, 100], "ood": [50, 50], "out": [50, 50],
+        "by_groups": {"id": 0, "ood": 0},
     }  # fmt: skip
+    assert by_test(content) == (["minus AdamW", "out"], [
+        ["AdamW", "+0.0 ± 0.0"], ["WiSE-FT", "+0.0 ± 0.0"], ["FTPAdamW", "+50.0 ± 0.0"],
+    ])  # fmt: skip
     assert summary["wise"]["settings"] == [(0.1, 0.25)] * FOLDS
     held = fold_of("g0")  # where 0.1 looks as good as 1: the first is taken, and is wrong on g0
     assert [lr for lr, _ in summary["ftp"]["settings"]] == [0.1 if fold == held else 1.0 for fold in range(FOLDS)]
