@@ -108,6 +108,7 @@ bench: $(VENV)/.demo $(VENV)/.bench
 	$(RUN) -m benchmarks.bench_training
 	$(RUN) -m benchmarks.bench_family --eight-bits
 	$(RUN) -m benchmarks.bench_hypergradient
+	$(RUN) -m benchmarks.bench_meta
 	$(RUN) -m benchmarks.bench_small
 	$(RUN) -m benchmarks.bench_estimate
 	$(RUN) -m benchmarks.bench_update

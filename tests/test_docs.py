@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import hyperopt_ftp as hft
-from benchmarks import bench_estimate
+from benchmarks import bench_estimate, bench_meta
 from benchmarks.large.processes import table
 
 from .support.family import FAMILY, Method
@@ -254,6 +254,10 @@ def larger_models() -> Iterator[str]:
     yield from map(table, measured("large_cpu")["steps"].values())
 
 
+def meta_learning() -> Iterator[str]:
+    yield bench_meta.table(measured("meta")["programs"])
+
+
 def estimates() -> Iterator[str]:
     cost = (ROOT / "docs" / "concepts" / "cost.md").read_text()
     yield bench_estimate.published(cost, measured("estimate_cpu"))
@@ -268,6 +272,7 @@ def estimates() -> Iterator[str]:
         ("README.md", training_step_in_readme),
         ("docs/performance.md", hypergradients),
         ("docs/performance.md", larger_models),
+        ("docs/performance.md", meta_learning),
         ("docs/concepts/cost.md", estimates),
     ],
 )
