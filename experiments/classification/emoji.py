@@ -11,6 +11,7 @@ import tarfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def _openmoji(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return _square(_on_white(image)), _square(image.getchannel("A"))
 
 
-def _drawn(**svg: str) -> Image.Image:
+def _drawn(**svg: Any) -> Image.Image:
     import resvg_py
 
     png = resvg_py.svg_to_bytes(**svg, width=72, height=72, skip_system_fonts=True)

@@ -52,15 +52,19 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 
 def setting(content: dict) -> str:
     config, data, old = content["config"], content["data"], "tests" not in content["data"]
-    sizes = {} if old else {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
-    own, *others = (f"{name} ({size})" for name, size in sizes.items()) if sizes else ("one domain", "others")
+    tested = "Trained on one domain, tested there (ID) and elsewhere (OOD). "
+    if not old:
+        sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
+        own, *others = (f"{name} ({size})" for name, size in sizes.items())
+        tested = (
+            f"Trained on {own.rpartition(' ')[0]}, tested there (ID) and elsewhere (OOD): {own}; {', '.join(others)}. "
+        )
     fast = [name for name in FASTER if name in content["summary"] and not (old and name == "ftp")]
     faster = ", ".join("the probe" if name == "linear" else title(name) for name in fast)
     faster = f" ({faster} at ten times these)" if faster else ""
     more = "".join(f", {title(name)} also at {lr:g}" for name, lr in config.get("wider", ()))
     return (
-        f"{STARTS[config['anchor']]}. Trained on {own.partition(' (')[0]}, tested there (ID) and elsewhere (OOD). "
-        f"Tests: {own}; {', '.join(others)}. Scores are {data['metric']} in %, means over splits "
+        f"{STARTS[config['anchor']]}. {tested}Scores are {data['metric']} in %, means over splits "
         f"{', '.join(map(str, config['seeds']))} of one pool. Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
         f"one of {len(config['lrs'])} learning rates{faster}{more}, which fall "

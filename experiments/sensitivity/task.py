@@ -120,9 +120,12 @@ class Splits:
             }
         about = {"metric": first.metric, "by_class": first.by_class, "anchors": known, "tests": tests}
         if not self._config.of_pictures:
+            from experiments.language.config import Config as LanguageConfig
             from experiments.language.data import priors
 
-            about["priors"] = priors(self._config.options(self._config.seeds[0], self._config.lrs[0]))
+            options = self._config.options(self._config.seeds[0], 1.0)
+            assert isinstance(options, LanguageConfig)
+            about["priors"] = priors(options)
         return self._study().facts(first) | about
 
     def _study(self) -> MethodStudy:

@@ -42,6 +42,7 @@ class Job:
 _CLASSIFY, _SEGMENT = "experiments.classification", "experiments.segmentation"
 _TUNING, _META = "experiments.tuning", "experiments.meta"
 _HYPER, _LANGUAGE = "experiments.hypergradients", "experiments.language"
+_RATES = "experiments.sensitivity"
 _SOME_WAYS = ("--ways", "paper", "exact", "train4", "validation4")
 
 FULL = (
@@ -54,18 +55,18 @@ FULL = (
     Job("language-muon", "FTP around Muon, of which a step costs as much as eight of AdamW", _LANGUAGE,
         ("--method", "adamw", "ftp", "muon", "ftp_muon", *TWEETS, "--lrs", "1e-4", "3e-4", "1e-3", "--tweets", "200")),
     *(
-        Job(f"sensitivity-{name}", about, "experiments.sensitivity", ("--anchor", anchor, *options))
-        for name, anchor, about, options in (
-            ("styles", "styles", "AdamW, FTP and others at five learning rates: emoji, from an anchor that knows them",
+        Job(f"sensitivity-{name}", about, _RATES, ("--anchor", name.partition("-")[0], *options))
+        for name, about, options in (
+            ("styles", "AdamW, FTP and others at five learning rates: emoji, from an anchor that knows them",
              (*FLUENT, *CORE)),
-            ("imagenet", "imagenet", "the same from ImageNet's weights", FLUENT),
-            ("topics", "topics", "the same on tweets, from an anchor that knows them", (*AIRLINES, *CORE)),
-            ("minilm", "minilm", "the same from MiniLM as it comes", (*AIRLINES, *FEW)),
-            ("mono", "cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
-            ("poly", "cells", "the same the other way round", ("--domain", "poly", *FEW)),
-            ("films", "opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
-            *((name, "opinions", f"the same, fine-tuned on {name}", ("--domain", name, *OPINIONS, *FEW))
-              for name in ("newspapers", "tweets", "products")),
+            ("imagenet", "the same from ImageNet's weights", FLUENT),
+            ("topics", "the same on tweets, from an anchor that knows them", (*AIRLINES, *CORE)),
+            ("minilm", "the same from MiniLM as it comes", (*AIRLINES, *FEW)),
+            ("cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
+            ("cells-poly", "the same the other way round", ("--domain", "poly", *FEW)),
+            ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
+            *((f"opinions-{domain}", f"the same, fine-tuned on {domain}", ("--domain", domain, *OPINIONS, *FEW))
+              for domain in ("newspapers", "tweets", "products")),
         )
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
@@ -83,6 +84,8 @@ FULL = (
     Job("knobs", "FTP's radius_lr and kappa by hypergradient", f"{_TUNING}.knobs", UNSEEN),
     Job("noise", "learning with 40 % of the labels wrong", f"{_META}.noise", UNSEEN),
     Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
+    Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
+        f"{_META}.few_labels"),
 )  # fmt: skip
 
 FAST = (
@@ -92,5 +95,6 @@ FAST = (
     Job("hypergradients", "one-step and full hypergradients up to K = 4", _HYPER,
         ("--depths", "1", "2", "4", "--points", "4", "40", "--epochs", "3", "--ways", "paper", "validation4",
          "--ways-epochs", "2", "--seeds", "0"), alone=True),
+    Job("sensitivity-imagenet", "AdamW, FTP and WiSE-FT at two learning rates", _RATES, ("--fast",)),
     *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL if job.module.startswith((_TUNING, _META))),
 )  # fmt: skip

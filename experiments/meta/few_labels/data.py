@@ -1,0 +1,154 @@
+"""The problems: a source, a few labels of the target, and tests of the target."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.classification.cells import cell_pictures
+from experiments.classification.data import Pictures, limit_items, split
+from experiments.classification.emoji import emoji_pictures
+from experiments.classification.task import ClassificationTask
+from experiments.common.examples import flipped, generator
+from experiments.common.opinions import FILES, opinions
+from experiments.common.progress import Progress
+from experiments.common.task import Part, Task
+from experiments.common.tweets import SENTIMENTS
+from experiments.meta.few_labels.config import NOISE, TEXTS, WRONG, Config, Name
+
+TESTED = 175  # texts of each class
+SHARES = (0.1, 0.5, 0.4)  # of the emoji: labels, source, tests
+
+
+@dataclass(frozen=True)
+class Problem:
+    """N examples of the source, then M of the target, in one part to train on."""
+
+    task: Task
+    source: int  # N
+    labels: int  # M
+    groups: Tensor  # [N], by the domain and the class as it is given
+    names: tuple[str, ...]  # of the groups
+    right: Tensor | None  # [N], where given classes are the true ones; None where all are
+    test: str  # name of the tests
+
+    @property
+    def part(self) -> Part:
+        return self.task.parts["train"]
+
+    def only(self, labels: Tensor) -> Tensor:
+        """Of the examples to train on the source and these labels, which are numbered from 0."""
+        return torch.cat([torch.arange(self.source), self.source + labels])
+
+    def held_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and classes of some labels, not augmented where augmentation is of pictures."""
+        return self.part.draw(self.source + labels, torch.Generator().manual_seed(0))
+
+
+class Data:
+    """All problems, made when they are asked for."""
+
+    def __init__(self, config: Config, cache_folder: Path, progress: Progress) -> None:
+        self._config, self._folder, self._progress = config, cache_folder, progress
+        self.problem = cache(self._problem)
+
+    def fingerprint(self) -> str:
+        return " ".join(self.problem(name, self._config.seeds[0]).task.fingerprint() for name in self._config.tasks)
+
+    def about(self) -> dict:
+        first = {name: self.problem(name, self._config.seeds[0]) for name in self._config.tasks}
+        return {
+            name: {
+                "source": p.source, "labels": p.labels, "groups": list(p.names), "metric": p.task.metric,
+                "tests": len(p.task.tests[p.test].labels),  # pyright: ignore[reportAttributeAccessIssue]
+            }
+            for name, p in first.items()
+        }  # fmt: skip
+
+    def _problem(self, name: Name, seed: int) -> Problem:
+        return (self._texts if name in TEXTS else self._pictures)(name, seed)
+
+    def _texts(self, name: Name, seed: int) -> Problem:
+        from experiments.language.data import Texts
+        from experiments.language.model import minilm, tokenizer
+        from experiments.language.task import LanguageTask
+
+        found, target = opinions(Path(self._config.archive)), "films" if name in WRONG else name
+        sources = [target] if name in WRONG else [topic for topic in FILES if topic != target]
+        topics = torch.tensor([list(FILES).index(topic) for topic in found.topics])
+        chosen: dict[str, list[Tensor]] = {"source": [], "labels": [], "test": []}
+        for topic in FILES:
+            for label in range(len(SENTIMENTS)):
+                own = ((topics == list(FILES).index(topic)) & (found.labels == label)).nonzero().flatten()
+                order = iter(own[torch.randperm(len(own), generator=generator("texts", seed, topic, label))].tolist())
+                if topic == target:
+                    sizes = {"test": TESTED, "labels": self._config.labels // 3 + (label < self._config.labels % 3)}
+                    for part, size in sizes.items():
+                        chosen[part].append(torch.tensor([next(order) for _ in range(size)]))
+                if topic in sources:
+                    chosen["source"].append(torch.tensor(list(order)[: self._config.per_class]))
+        index = {part: torch.cat(some) for part, some in chosen.items()}
+        given, right = self._given(found.labels[index["source"]], len(SENTIMENTS), name, seed)
+        places = torch.cat([index["source"], shuffled(index["labels"], seed)])
+        token = tokenizer()
+
+        def texts(rows: Tensor, labels: Tensor) -> Texts:
+            words = [found.texts[i] for i in rows.tolist()]
+            made = token(words, truncation=True, max_length=40, padding="max_length", return_tensors="pt")
+            return Texts(made["input_ids"], labels)
+
+        labels = torch.cat([given, found.labels[places[len(given) :]]])
+        parts = {"train": texts(places, labels), f"test {target}": texts(index["test"], found.labels[index["test"]])}
+        task = LanguageTask(parts, minilm, torch.device("cpu"), bf16=True)
+        domains = torch.tensor([sources.index(found.topics[i]) for i in index["source"].tolist()])
+        return grouped(task, given, domains, sources, SENTIMENTS, right, len(places) - len(given), target)
+
+    def _pictures(self, name: Name, seed: int) -> Problem:
+        if name == "poly":
+            pictures = cell_pictures()
+            mono, poly = (pictures.of_domain(number) for number in range(2))
+            order = torch.randperm(len(poly.items), generator=generator("cells", seed))
+            limit = self._config.limit
+            source = mono.select(torch.arange(len(mono.items))[:limit])
+            test, labels = poly.select(order[self._config.labels :][:limit]), poly.select(order[: self._config.labels])
+        else:
+            emoji = emoji_pictures(self._folder, self._progress).of_domain(0)
+            emoji = replace(emoji, domain_names=emoji.domain_names[:1])
+            if self._config.limit is not None:
+                emoji = limit_items(emoji, self._config.limit, seed)
+            labels, source, test = split(emoji, seed, SHARES).values()
+            labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[: self._config.labels])
+        given, right = self._given(source.labels, len(source.classes), name, seed)
+        own = test.domains[0].item()
+        test = replace(test, domains=0 * test.domains, domain_names=(test.domain_names[int(own)],))
+        parts = {"train": joined(replace(source, labels=given), labels), "test": test}
+        task = ClassificationTask(parts, device=torch.device("cpu"), by_class=name == "poly")
+        where = [source.domain_names[int(source.domains[0])]]
+        count = len(labels.items)
+        return grouped(task, given, 0 * given, where, source.classes, right, count, test.domain_names[0])
+
+    def _given(self, labels: Tensor, classes: int, name: Name, seed: int) -> tuple[Tensor, Tensor | None]:
+        if name not in WRONG:
+            return labels, None
+        given = flipped(labels, classes, NOISE, generator("wrong", seed))
+        return given, given == labels
+
+
+def grouped(
+    task: Task, given: Tensor, domains: Tensor, sources: list[str], classes: Mapping | tuple, right: Tensor | None,
+    labels: int, test: str,
+) -> Problem:  # fmt: skip
+    names = tuple(f"{domain}: {label}" for domain in sources for label in classes)
+    return Problem(task, len(given), labels, domains * len(classes) + given, names, right, test)
+
+
+def joined(one: Pictures, other: Pictures) -> Pictures:
+    fields = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in ("images", "labels", "domains")}
+    return replace(one, **fields, items=one.items + other.items, groups=one.groups + other.groups, alpha=None)
+
+
+def shuffled(index: Tensor, seed: int) -> Tensor:
+    return index[torch.randperm(len(index), generator=generator("labels", seed))]

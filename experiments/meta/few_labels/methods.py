@@ -1,0 +1,270 @@
+"""What is compared: from a problem to a trained network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import hyperopt_ftp as hft
+from examples.recipes.few_labels import learn_weights
+from experiments.common.bilevel_loop import Batch, Losses
+from experiments.common.examples import generator
+from experiments.common.methods import FASTER
+from experiments.common.task import Network, percent_right
+from experiments.common.trainer import schedule_of
+from experiments.meta.few_labels.config import BATCH, HELD_OUT, LRS, NOISE, TEXTS, Config
+from experiments.meta.few_labels.data import Problem
+
+WARM_UP = 0.1  # share of the steps in which the learning rate rises
+FOR_LABELS = 0.25  # share of the steps that are for the labels alone, where they come afterwards
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fine-tuned weights, to choose from
+SHARE_STEPS, SHARE_LR = 40, 0.05  # of shares that are learned: enough for one to cross its range
+EVERY = 10  # steps from one move of the weights of examples to the next
+
+
+@dataclass(frozen=True)
+class Run:
+    """One split of a problem, and what all methods do there alike."""
+
+    problem: Problem
+    config: Config
+    name: str  # of the problem
+    seed: int
+
+    @property
+    def lr(self) -> float:
+        return LRS[self.name in TEXTS]
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.arange(self.problem.labels)
+
+    def cut(self) -> tuple[Tensor, Tensor]:
+        """Labels to train on, and those that are held out."""
+        out = self.labels % HELD_OUT == 0
+        return self.labels[~out], self.labels[out]
+
+    def new(self) -> Network:
+        torch.manual_seed(self.seed)
+        return self.problem.task.new_model()
+
+    def drawn(self, chances: Tensor, steps: int) -> Iterable[Batch]:
+        """Batches of examples of the part, by their chances."""
+        g = generator("order", self.seed, steps)
+        for _ in range(steps):
+            yield self.problem.part.draw(torch.multinomial(chances, BATCH, replacement=True, generator=g), g)
+
+    def chances(self, labels: Tensor, share: float | None = None, source: Tensor | None = None) -> Tensor:
+        """Equal ones, or with this share for the labels, and the rest for the source as `source` says."""
+        n, m = self.problem.source, len(labels)
+        share = m / (n + m) if share is None else share
+        of_source = torch.ones(n) if source is None else source
+        found = torch.zeros(n + self.problem.labels)
+        found[:n] = (1 - share) * of_source / of_source.sum()
+        found[n + labels] = share / m
+        return found
+
+    def train(
+        self, model: Network, chances: Tensor, share_of_steps: float = 1.0, lr: float | None = None,
+        make: Callable[..., torch.optim.Optimizer] | None = None, keep: Callable[[float], float] = lambda done: 1.0,
+    ) -> Network:  # fmt: skip
+        """By AdamW, or what `make` gives; of a batch the share `keep` with the smallest losses counts."""
+        steps, lr = round(share_of_steps * self.config.steps), self.lr if lr is None else lr
+        make = make or (lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0, fused=True))
+        optimizer = make(list(model.named_parameters()), lr)
+        schedule = schedule_of(optimizer, steps, round(WARM_UP * steps))
+        torch.manual_seed(self.seed)
+        model.train()
+        for k, (inputs, targets) in enumerate(self.drawn(chances, steps)):
+            losses = F.cross_entropy(model(inputs), targets, reduction="none")
+            kept = losses.topk(math.ceil(keep(k / steps) * len(losses)), largest=False).values
+            optimizer.zero_grad()
+            kept.mean().backward()
+            optimizer.step()
+            schedule.step()
+        return model
+
+    @torch.no_grad()
+    def score(self, model: Network, labels: Tensor) -> float:
+        """Minus the loss on some labels: of so few the share of right answers is coarse."""
+        model.eval()
+        inputs, targets = self.problem.held_out(labels)
+        return -F.cross_entropy(model(inputs), targets).item()
+
+
+def source(run: Run, share_of_steps: float = 1.0) -> Network:
+    return run.train(run.new(), run.chances(run.labels, 0.0), share_of_steps)
+
+
+def labels(run: Run) -> Network:
+    return run.train(run.new(), run.chances(run.labels, 1.0), 2 * FOR_LABELS)
+
+
+def add(run: Run) -> Network:
+    return run.train(run.new(), run.chances(run.labels))
+
+
+def add_fifth(run: Run) -> Network:
+    return run.train(run.new(), run.chances(run.labels, 0.2))
+
+
+def small_loss(run: Run) -> Network:
+    """Co-teaching's schedule (arXiv 1804.06872) with one network: the share of wrong labels is told."""
+    wrong = NOISE if run.problem.right is not None else 0.0
+    return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - wrong * min(1.0, done / 0.2))
+
+
+def optuna(run: Run) -> Network:
+    """Learning rate and the share of the labels in a batch, by TPE on the labels that are held out."""
+    import optuna as peer
+
+    peer.logging.set_verbosity(peer.logging.WARNING)
+    seen, held_out = run.cut()
+
+    def trial(asked: Any) -> float:
+        lr = asked.suggest_float("lr", run.lr / 4, run.lr * 4, log=True)
+        share = asked.suggest_float("share", 0.03, 0.6, log=True)
+        return run.score(run.train(run.new(), run.chances(seen, share), lr=lr), held_out)
+
+    study = peer.create_study(direction="maximize", sampler=peer.samplers.TPESampler(seed=run.seed, n_startup_trials=2))
+    study.enqueue_trial({"lr": run.lr, "share": 0.15})
+    study.optimize(trial, n_trials=run.config.trials)
+    best = study.best_params
+    return run.train(run.new(), run.chances(run.labels, best["share"]), lr=best["lr"])
+
+
+def then_labels(run: Run, labels: Tensor | None = None, model: Network | None = None, **options: Any) -> Network:
+    """First the source, then the labels."""
+    model = source(run, 1 - FOR_LABELS) if model is None else model
+    labels = run.labels if labels is None else labels
+    return run.train(model, run.chances(labels, 1.0), FOR_LABELS, **options)
+
+
+def then_ftp(run: Run) -> Network:
+    return then_labels(run, make=lambda params, lr: hft.FTPAdamW(params, lr=FASTER["ftp"] * lr, weight_decay=0.0))
+
+
+def then_wise(run: Run) -> Network:
+    """The labels that are held out choose the share."""
+    anchor, tuned, held_out = _ends(run)
+    mixed = {share: loaded(run, hft.wise(tuned, anchor, 1 - share)) for share in SHARES}
+    return mixed[max(SHARES, key=lambda share: run.score(mixed[share], held_out))]
+
+
+def then_learned_wise(run: Run) -> Network:
+    """A share for each tensor, by its hypergradient."""
+    anchor, tuned, held_out = _ends(run)
+    model = run.new()
+    loss, batch = Losses(model, run.problem.task).held_out, run.problem.held_out(held_out)
+    statistics = [name for name, _ in model.named_buffers()]
+    batches = [batch] * SHARE_STEPS
+    return loaded(run, hft.learned_wise(tuned, anchor, loss, batches, statistics=statistics, strength_lr=SHARE_LR)[0])
+
+
+def _ends(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Weights after the source, those after the labels that are not held out, and the others."""
+    seen, held_out = run.cut()
+    model = source(run, 1 - FOR_LABELS)
+    anchor = {name: value.clone() for name, value in model.state_dict().items()}
+    return anchor, then_labels(run, seen, model).state_dict(), held_out
+
+
+def loaded(run: Run, weights: Mapping[str, Tensor]) -> Network:
+    model = run.new()
+    model.load_state_dict(dict(weights))
+    return model
+
+
+def importance(run: Run) -> Network:
+    """Odds of a logistic regression that tells the domains apart, on the features of the network as it comes."""
+    from sklearn.linear_model import LogisticRegression
+
+    problem, model = run.problem, run.new().eval()
+    features: list[Tensor] = []
+    hook = model.get_submodule(model.head.removesuffix(".*")).register_forward_pre_hook(
+        lambda module, inputs: features.append(inputs[0])
+    )
+    with torch.no_grad():
+        for chosen in torch.arange(problem.part.count).split(BATCH):
+            model(problem.part.draw(chosen, generator("features", run.seed))[0])
+    hook.remove()
+    x = torch.cat(features).float().numpy()
+    target = torch.arange(problem.part.count) >= problem.source
+    told = LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced").fit(x, target.numpy())
+    odds = torch.from_numpy(told.decision_function(x[: problem.source])).exp().float()
+    return run.train(run.new(), run.chances(run.labels, source=odds))
+
+
+def learned(run: Run) -> tuple[Network, dict[str, Any]]:
+    """The recipe: a weight for each group, and for the loss; and the share of the labels."""
+    problem, model, steps = run.problem, run.new(), run.config.steps
+    statistics = dict(model.named_buffers())
+    rates = torch.cat([torch.linspace(0, 1, round(WARM_UP * steps) + 1)[1:], torch.ones(steps)])[:steps]
+    falling = torch.arange(steps - round(WARM_UP * steps)) / (steps - round(WARM_UP * steps))
+    rates[round(WARM_UP * steps) :] = (1 + torch.cos(math.pi * falling)) / 2
+    optimizer = hft.per_step(hft.adamw(lr=run.lr, weight_decay=0.0), lr=run.lr * rates)
+    g = generator("learned", run.seed)
+
+    def losses(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        outputs = functional_call(model, {**statistics, **params}, (batch[0],))
+        return F.cross_entropy(outputs, batch[1], reduction="none")
+
+    torch.manual_seed(run.seed)
+    model.train()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        params, own = learn_weights(
+            losses, start, lambda chosen: problem.part.draw(chosen, g), problem.groups, problem.labels, optimizer,
+            steps, every=EVERY, size=BATCH - 4, few=4, seed=run.seed,
+        )  # fmt: skip
+    model.load_state_dict(params, strict=False)
+    return model, {name: [round(x, 3) for x in value.flatten().tolist()] for name, value in own.items()}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table."""
+
+    title: str
+    about: str
+    fit: Callable[[Run], Any]  # a network, or that and what was learned
+    wrong: bool | None = None  # whether it is for problems with wrong labels alone; None: for all
+
+
+METHODS: Mapping[str, Method] = {
+    "source": Method("source alone", "no labels of the target", source),
+    "labels": Method("labels alone", "no source, half of the steps", labels),
+    "add": Method("labels added", "both, each example alike", add),
+    "add_fifth": Method(
+        "labels added, a fifth", "the same with a fifth of labels in a batch, as the recipe", add_fifth
+    ),
+    "optuna": Method("Optuna", "the same with learning rate and share of the labels chosen by Optuna's TPE", optuna),
+    "then_labels": Method("then labels", "the source, and in the last quarter of the steps the labels", then_labels),
+    "then_ftp": Method("then labels by FTP", "the same; the labels by FTPAdamW, at ten times the rate", then_ftp),
+    "then_wise": Method("then labels, WiSE-FT", "the same by two thirds, the others choose WiSE-FT's share", then_wise),
+    "then_learned_wise": Method(
+        "then labels, learned shares", "the same, with a share for each tensor by hypergradients", then_learned_wise
+    ),
+    "importance": Method(
+        "importance weights", "both, the source by the odds of a domain classifier", importance, False
+    ),
+    "small_loss": Method("small-loss selection", "both, without the share of large losses", small_loss, True),
+    "learned": Method("learned weights", "the recipe, by hypergradients through one step", learned),
+}
+
+
+def answered(run: Run, method: str) -> tuple[float, Any]:
+    """The score on the tests, and what was learned."""
+    found = METHODS[method].fit(run)
+    model, own = found if isinstance(found, tuple) else (found, None)
+    given = run.problem.task.answers(model)[run.problem.test]  # pyright: ignore[reportAttributeAccessIssue]
+    truth = run.problem.task.tests[run.problem.test].labels  # pyright: ignore[reportAttributeAccessIssue]
+    return percent_right(given, truth, run.problem.task.by_class), own  # pyright: ignore[reportAttributeAccessIssue]
