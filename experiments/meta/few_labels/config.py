@@ -50,5 +50,5 @@ class Config:
         check_names("methods", self.methods, METHODS)
         if "add" not in self.methods:
             raise InputError(f"--methods {' '.join(self.methods)}: give add too, which all are compared with")
-        if self.labels < 2 * HELD_OUT or self.steps < 20:
-            raise InputError(f"--labels {self.labels} --steps {self.steps}: at least {2 * HELD_OUT} and 20")
+        if self.labels < 2 * HELD_OUT or self.steps < 10:
+            raise InputError(f"--labels {self.labels} --steps {self.steps}: at least {2 * HELD_OUT} and 10")

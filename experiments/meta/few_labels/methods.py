@@ -154,14 +154,14 @@ def then_ftp(run: Run) -> Network:
 
 def then_wise(run: Run) -> Network:
     """The labels that are held out choose the share."""
-    anchor, tuned, held_out = _ends(run)
+    anchor, tuned, held_out = ends(run)
     mixed = {share: loaded(run, hft.wise(tuned, anchor, 1 - share)) for share in SHARES}
     return mixed[max(SHARES, key=lambda share: run.score(mixed[share], held_out))]
 
 
 def then_learned_wise(run: Run) -> Network:
     """A share for each tensor, by its hypergradient."""
-    anchor, tuned, held_out = _ends(run)
+    anchor, tuned, held_out = ends(run)
     model = run.new()
     loss, batch = Losses(model, run.problem.task).held_out, run.problem.held_out(held_out)
     statistics = [name for name, _ in model.named_buffers()]
@@ -169,7 +169,7 @@ def then_learned_wise(run: Run) -> Network:
     return loaded(run, hft.learned_wise(tuned, anchor, loss, batches, statistics=statistics, strength_lr=SHARE_LR)[0])
 
 
-def _ends(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def ends(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Weights after the source, those after the labels that are not held out, and the others."""
     seen, held_out = run.cut()
     model = source(run, 1 - FOR_LABELS)

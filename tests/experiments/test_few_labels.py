@@ -1,0 +1,143 @@
+"""The study of few labels: what is learned from and what is not, how batches are drawn, and a tiny run of it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from experiments.common.opinions import FILES
+from experiments.common.tweets import SENTIMENTS, Tweets
+from experiments.meta.few_labels import data
+from experiments.meta.few_labels.config import NOISE, Config
+from experiments.meta.few_labels.data import Data, Problem
+from experiments.meta.few_labels.methods import METHODS, Run, ends
+from experiments.meta.few_labels.study import STUDY, best_simple, methods_of, minus, piece
+from tests.experiments.running import ran, results
+
+TINY = Config(tasks=("wrong emoji",), steps=20, limit=160, labels=16)
+
+
+@pytest.fixture
+def problem(cache, quiet) -> Problem:
+    return Data(TINY, cache, quiet).problem("wrong emoji", 0)
+
+
+def test_labels_are_right_the_source_is_not_and_no_group_is_in_two_parts(problem, cache, quiet):
+    part, test = problem.task.pictures["train"], problem.task.pictures["test"]
+    assert len(part.items) == problem.source + problem.labels
+    assert problem.labels == 16
+    other = Data(TINY, cache, quiet).problem("wrong emoji", 0)
+    assert other.task.fingerprint() == problem.task.fingerprint()
+    assert int((~problem.right).sum()) == round(NOISE * problem.source)
+    groups = [{*part.groups[: problem.source]}, {*part.groups[problem.source :]}, {*test.groups}]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert problem.groups.tolist() == part.labels[: problem.source].tolist()  # one domain
+    assert problem.names[int(problem.groups[0])] == f"Twemoji: {part.classes[part.labels[0]]}"
+
+
+def test_methods_differ_by_what_they_draw(problem):
+    run, n = Run(problem, TINY, "wrong emoji", 0), problem.source
+    alike = run.chances(run.labels)
+    assert torch.allclose(alike, torch.full((n + 16,), 1 / (n + 16)))
+    fifth = run.chances(torch.tensor([1, 3]), 0.2)
+    assert fifth[n + torch.tensor([1, 3])].tolist() == pytest.approx([0.1, 0.1])
+    assert fifth[:n].sum().item() == pytest.approx(0.8)
+    assert fifth[n + torch.tensor([0, 2])].tolist() == [0, 0]
+    odds = run.chances(run.labels, 0.5, torch.arange(float(n)))
+    assert (odds[2] / odds[1]).item() == pytest.approx(2)
+    seen, held_out = run.cut()
+    assert sorted([*seen.tolist(), *held_out.tolist()]) == list(range(16))
+    assert len(held_out) == 6
+    batches = [targets for _, targets in run.drawn(run.chances(run.labels, 1.0), 3)]
+    labels = problem.task.pictures["train"].labels[n:]
+    assert {*torch.cat(batches).tolist()} <= {*labels.tolist()}
+
+
+def test_the_best_simple_way_is_chosen_in_its_favour():
+    rows = {
+        name: {"scores": scores} for name, scores in (("add", [1.0, 3.0]), ("optuna", [2.0, 4.0]), ("learned", [9, 9]))
+    }
+    assert best_simple(rows) == "optuna"
+    assert minus(rows, "learned", "optuna") == "+6.0 ± 12.7"  # t of two values, 12.706, times an error of 1
+    assert "small_loss" not in methods_of(TINY.methods, "poly")
+    assert "importance" not in methods_of(TINY.methods, "wrong films")
+
+
+@pytest.mark.parametrize("method", ["importance", "then_learned_wise"])
+def test_what_is_made_of_features_and_of_held_out_labels(method, problem):
+    """Importance weights find the labels' domain where that is black; learned shares end between the two networks."""
+    run = Run(problem, dataclasses.replace(TINY, steps=10), "wrong emoji", 0)
+    if method == "importance":
+        part = problem.task.pictures["train"]
+        odd = torch.cat([torch.arange(problem.source) % 10 == 0, torch.ones(problem.labels, dtype=torch.bool)])
+        part.images[odd] = 0
+        drawn = []
+        object.__setattr__(run, "train", lambda model, chances: drawn.append(chances))
+        METHODS[method].fit(run)
+        of_source = drawn[0][: problem.source]
+        assert of_source[odd[: problem.source]].min() > of_source[~odd[: problem.source]].max()
+        return
+    weights = METHODS[method].fit(run).state_dict()
+    anchor, tuned, _ = ends(run)
+    for name, value in weights.items():
+        low, high = torch.minimum(anchor[name], tuned[name]), torch.maximum(anchor[name], tuned[name])
+        assert ((value >= low - 1e-5) & (value <= high + 1e-5)).all(), name
+
+
+def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp_path):
+    pytest.importorskip("transformers")
+    kinds = [(topic, label, k) for topic in FILES for label in range(3) for k in range(10)]
+    found = Tweets(
+        tuple(f"{topic} {('bad', 'plain', 'good')[label]} {'abcdefghij'[k]}" for topic, label, k in kinds),
+        torch.tensor([label for _, label, _ in kinds]),
+        tuple(topic for topic, *_ in kinds),
+    )
+    monkeypatch.setattr(data, "opinions", lambda archive: found)
+    monkeypatch.setattr(data, "TESTED", 2)
+    config = dataclasses.replace(TINY, tasks=("newspapers", "wrong films"), labels=7, per_class=4)
+    made = Data(config, tmp_path, quiet)
+    shift, wrong = (made.problem(name, 0) for name in config.tasks)
+    assert (shift.source, shift.labels, shift.right) == (3 * 3 * 4, 7, None)
+    assert (wrong.source, wrong.labels, int(wrong.right.sum())) == (12, 7, 7)  # 40 % of 12 are 5
+    assert shift.groups.bincount().tolist() == [4] * 9
+    assert shift.names[4] == f"tweets: {SENTIMENTS[1]}"
+    texts = shift.task.texts
+    assert texts["train"].labels[shift.source :].bincount().tolist() == [3, 2, 2]
+    assert texts["test newspapers"].labels.bincount().tolist() == [2, 2, 2]
+    each = [{*texts[name].groups} for name in ("train", "test newspapers")]
+    assert not each[0] & each[1]
+
+
+def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
+    pytest.importorskip("optuna")
+    out = tmp_path / "run"
+    tiny = [
+        "--tasks",
+        "wrong emoji",
+        "--methods",
+        "add",
+        "optuna",
+        "then_wise",
+        "small_loss",
+        "learned",
+        "--trials",
+        "1",
+    ]
+    tiny += ["--steps", "10", "--limit", "48", "--labels", "12", "--seeds", "0", "--out", str(out)]
+    assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, "small_loss")).status == 130
+    kept = results(out)
+    assert len(kept) == 3
+    done = ran(STUDY, *tiny)
+    assert done.status == 0, done.text
+    found = results(out)
+    assert kept.items() <= found.items()
+    assert all(0 <= result["score"] <= 100 for result in found.values())
+    learned = found[piece("wrong emoji", 0, "learned")]["learned"]
+    assert [len(learned[name]) for name in ("group", "loss", "share")] == [8, 1, 1]
+    assert learned["loss"] != [0.0]
+    report = (out / "report.md").read_text()
+    assert METHODS["learned"].about in report
+    assert "| wrong emoji | learned weights" in report
+    assert (out / "gain.png").exists()
+    assert ran(STUDY, "--methods", "learned").status == 2
+    assert ran(STUDY, "--labels", "5").status == 2
