@@ -1,6 +1,7 @@
 """Data of the studies: what is read from packages, and features that are the network's own."""
 
 import io
+import json
 import tarfile
 from dataclasses import replace
 from io import StringIO
@@ -11,10 +12,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from experiments.classification.cells import cell_pictures
-from experiments.classification.data import Pictures
+from experiments.classification.cells import cell_pictures, corrupted
+from experiments.classification.data import Pictures, split
+from experiments.classification.emoji import fluent_pictures
 from experiments.classification.model import Classifier, answers
+from experiments.classification.task import Config
 from experiments.common import frozen
+from experiments.common.corruptions import corrupt
 from experiments.common.errors import InputError
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
@@ -60,6 +64,66 @@ def test_opinions_have_a_clear_sentiment_or_none_and_no_copy(tmp_path):
         (tmp_path / "text.tar.gz").write_text("no archive")
         with pytest.raises(InputError, match="pip download --no-deps --no-binary :all: vaderSentiment"):
             opinions(wrong)
+
+
+def icons(path: Path, **icons: str) -> Path:
+    """What npm packs: pictures by name, and names by code."""
+    content = {
+        "icons": {"icons": {name: {"body": body} for name, body in icons.items()}, "width": 32, "height": 32},
+        "chars": {"1f600": "face", "0023-fe0f-20e3": "key", "1f601": "another"},
+    }
+    with tarfile.open(path, mode="w:gz") as packed:
+        for name, rows in content.items():
+            about = tarfile.TarInfo(f"package/{name}.json")
+            about.size = len(text := json.dumps(rows).encode())
+            packed.addfile(about, io.BytesIO(text))
+    return path
+
+
+def test_fluent_draws_the_same_emoji_those_that_it_has(tmp_path):
+    half = '<path fill="#ff0000" d="M0 0h16v32H0z"/>'
+    file = icons(tmp_path / "fluent.tgz", face=half, key='<path fill="#0000ff" d="M0 0h32v32H0z"/>')
+    zeros = torch.zeros(4, dtype=torch.long)
+    items = ("23-20E3", "1F600", "1F601", "1F602")
+    twemoji = Pictures(
+        torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.arange(4), zeros, items, items, (), ("Twemoji",)
+    )
+    drawn = fluent_pictures(file, twemoji)
+    assert drawn.items == ("23-20E3", "1F600")
+    assert drawn.labels.tolist() == [0, 1]
+    assert drawn.domain_names == ("Fluent",)
+    assert (drawn.images[0, :, 32, 32]).tolist() == [0, 0, 255]
+    assert drawn.images[1, :, 32, [10, 50]].T.tolist() == [[255, 0, 0], [255, 255, 255]]  # the rest is white
+    with pytest.raises(InputError, match="npm pack @iconify-json/fluent-emoji-flat"):
+        fluent_pictures(tmp_path / "none.tgz", twemoji)
+
+
+def test_another_domain_leads_and_corruptions_take_turns(emoji):
+    first = emoji.select(torch.arange(0, len(emoji.items), 40))
+    led = first.led_by("OpenMoji")
+    assert led.domain_names == ("OpenMoji", "Twemoji", "Noto outline")
+    assert led.of_domain(0).fingerprint() != first.of_domain(0).fingerprint()
+    assert torch.equal(led.of_domain(0).images, first.of_domain(1).images)
+    assert torch.equal(led.of_domain(2).images, first.of_domain(2).images)
+    with pytest.raises(InputError, match=r"--domain Apple: the domains are Twemoji, OpenMoji, Noto outline"):
+        first.led_by("Apple")
+    some = first.of_domain(0)
+    bad = corrupted(some)
+    assert torch.equal(bad.images[2::4], corrupt(some.images[2::4], "gaussian noise", 3, seed=0))
+    assert not (bad.images == some.images).flatten(1).all(1).any()
+    assert torch.equal(bad.labels, some.labels)
+
+
+def test_parts_have_the_shares_that_are_asked_for(emoji):
+    parts = split(emoji, 0, (0.1, 0.3, 0.6))
+    count = len(emoji.items)
+    # a class is off by at most its largest group in each part
+    assert [len(part.items) / count for part in parts.values()] == pytest.approx([0.1, 0.3, 0.6], abs=0.02)
+    for shares in ((0.5, 0.5, 0.0), (0.5, 0.4, 0.2)):
+        with pytest.raises(InputError, match=r"--shares 0.5 .*: give three above 0 whose sum is 1"):
+            Config(shares=shares).check()
+    with pytest.raises(InputError, match="--fluent is a style of emoji"):
+        Config(pictures="cells", fluent="x.tgz").check()
 
 
 def test_cells_are_those_of_which_the_experts_were_sure(tmp_path, monkeypatch):

