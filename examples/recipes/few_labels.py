@@ -30,7 +30,8 @@ def learn_weights(
             source, right = draw(count, (size,)), count + k % 2 + 2 * draw(labels // 2, (few,))
             train.append((batch_of(torch.cat([source, right])), groups[source]))
         judge.append(batch_of(count + (k + 1) % 2 + 2 * draw(labels // 2, (32,))))
-    own = {"group": torch.zeros(int(groups.max()) + 1), "loss": torch.zeros(()), "share": torch.tensor(-1.0)}
+    share = torch.tensor(few / size).log()  # of the labels, as a logit
+    own = {"group": torch.zeros(int(groups.max()) + 1), "loss": torch.zeros(()), "share": share}
     *_, last = hft.bilevel(
         optimizer, hft.adam(lr=0.1), "loss", weighted, lambda params, batch: losses(params, batch).mean(), params,
         train, judge, inner_steps=every, outer_steps=len(judge), strategy=hft.Unroll(truncate=1), hparams={"loss": own},

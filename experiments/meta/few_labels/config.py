@@ -19,7 +19,7 @@ ABOUT: Mapping[Name, str] = {
 TEXTS = ("newspapers", "tweets", "wrong films")
 WRONG = ("wrong films", "wrong emoji")
 METHODS = (
-    "source", "labels", "add", "add_fifth", "optuna", "then_labels", "then_ftp", "then_wise", "then_learned_wise",
+    "source", "labels", "add", "add_tenth", "optuna", "then_labels", "then_ftp", "then_wise", "then_learned_wise",
     "importance", "small_loss", "learned",
 )  # fmt: skip
 NOISE = 0.4  # share of wrong labels: another class, by chance

@@ -27,6 +27,7 @@ WARM_UP = 0.1  # share of the steps in which the learning rate rises
 FOR_LABELS = 0.25  # share of the steps that are for the labels alone, where they come afterwards
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fine-tuned weights, to choose from
 SHARE_STEPS, SHARE_LR = 40, 0.05  # of shares that are learned: enough for one to cross its range
+FEW = 2  # labels in a batch of the recipe
 EVERY = 10  # steps from one move of the weights of examples to the next
 
 
@@ -112,8 +113,8 @@ def add(run: Run) -> Network:
     return run.train(run.new(), run.chances(run.labels))
 
 
-def add_fifth(run: Run) -> Network:
-    return run.train(run.new(), run.chances(run.labels, 0.2))
+def add_tenth(run: Run) -> Network:
+    return run.train(run.new(), run.chances(run.labels, FEW / BATCH))
 
 
 def small_loss(run: Run) -> Network:
@@ -199,7 +200,7 @@ def importance(run: Run) -> Network:
     x = torch.cat(features).float().numpy()
     target = torch.arange(problem.part.count) >= problem.source
     told = LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced").fit(x, target.numpy())
-    odds = torch.from_numpy(told.decision_function(x[: problem.source])).exp().float()
+    odds = torch.from_numpy(told.decision_function(x[: problem.source])).clamp(-3, 3).exp().float()
     return run.train(run.new(), run.chances(run.labels, source=odds))
 
 
@@ -223,7 +224,7 @@ def learned(run: Run) -> tuple[Network, dict[str, Any]]:
     with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
         params, own = learn_weights(
             losses, start, lambda chosen: problem.part.draw(chosen, g), problem.groups, problem.labels, optimizer,
-            steps, every=EVERY, size=BATCH - 4, few=4, seed=run.seed,
+            steps, every=EVERY, size=BATCH - FEW, few=FEW, seed=run.seed,
         )  # fmt: skip
     model.load_state_dict(params, strict=False)
     return model, {name: [round(x, 3) for x in value.flatten().tolist()] for name, value in own.items()}
@@ -243,9 +244,7 @@ METHODS: Mapping[str, Method] = {
     "source": Method("source alone", "no labels of the target", source),
     "labels": Method("labels alone", "no source, half of the steps", labels),
     "add": Method("labels added", "both, each example alike", add),
-    "add_fifth": Method(
-        "labels added, a fifth", "the same with a fifth of labels in a batch, as the recipe", add_fifth
-    ),
+    "add_tenth": Method("labels added, a tenth", "the same, a tenth of a batch: how the recipe begins", add_tenth),
     "optuna": Method("Optuna", "the same with learning rate and share of the labels chosen by Optuna's TPE", optuna),
     "then_labels": Method("then labels", "the source, and in the last quarter of the steps the labels", then_labels),
     "then_ftp": Method("then labels by FTP", "the same; the labels by FTPAdamW, at ten times the rate", then_ftp),
