@@ -320,6 +320,38 @@ def test_a_second_call_is_not_looked_at(looks: list[str]):
         assert looks
 
 
+def test_what_was_seen_is_remembered_where_calls_take_turns(looks: list[str]):
+    opt = hft.adam(lr=0.1)
+
+    def turns() -> None:
+        for strategy in (hft.Unroll(), hft.Forward()):
+            for data in (VECTORS, VECTORS[:2]):
+                slope(squares, opt, data, strategy=strategy)
+        with torch.no_grad():
+            hft.train(opt, squares, torch.ones(3, dtype=F64), VECTORS)
+
+    turns()
+    looks.clear()
+    turns()
+    assert looks == []
+    for count in range(3, 20):  # not all, for ever
+        slope(squares, opt, VECTORS[1:2] * count)
+    looks.clear()
+    turns()
+    assert looks
+
+
+@pytest.mark.parametrize("update", [takes_item, takes_float, acts_later])
+def test_what_was_seen_where_it_is_allowed_does_not_count_elsewhere(update: Any):
+    """Without a graph an update may take numbers; the updates of Forward have no graph, those of Implicit have."""
+    opt = momentum(update)
+    for strategy in [*STRATEGIES.values()] * 2:
+        with torch.no_grad():
+            hft.train(opt, loss, W, DATA, strategy=strategy)
+        with pytest.raises(RuntimeError, match="optimizer takes the number of an hparam that a derivative is asked"):
+            slopes(opt, strategy, len(DATA))
+
+
 def test_an_hparam_of_the_loss_does_not_put_every_step_under_watch(looks: list[str]):
     def train_loss(p: Tensor, x: Tensor, h: Tensor) -> Tensor:
         return squares(p, x) + h * p.square().sum()
@@ -399,6 +431,22 @@ def test_a_loss_is_looked_at_again_where_what_it_depends_on_has_changed(make: Ca
     change()
     with pytest.raises(RuntimeError, match="train_loss writes in place"):
         slope(train_loss, data=ROWS)
+
+
+def test_code_at_the_address_of_code_that_has_gone_is_looked_at():
+    def made(write: bool) -> Any:
+        return eval(f"lambda p, x: squares(p, x, {write})").__code__
+
+    train_loss = lambda p, x: None  # noqa: E731
+    other, train_loss.__code__ = train_loss.__code__, made(False)
+    address = id(train_loss.__code__)
+    slope(train_loss)
+    train_loss.__code__, codes = other, [made(True)]
+    while id(codes[-1]) != address and len(codes) < 1000:
+        codes.append(made(True))
+    train_loss.__code__ = codes[-1]
+    with pytest.raises(RuntimeError, match="train_loss writes in place"):
+        slope(train_loss)
 
 
 def test_a_value_in_the_batches_is_an_argument():

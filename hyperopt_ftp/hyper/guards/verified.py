@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,18 +79,21 @@ def verified(
     now = _surroundings(train_loss, update, *others)
     if now is None:
         return Verified()
-    rows = _KNOWN.setdefault(train_loss, WeakKeyDictionary())
-    before, objects, found = rows.get(update, (None, [], None))
+    rows = _KNOWN.setdefault(train_loss, WeakKeyDictionary()).setdefault(update, deque(maxlen=ROWS))
     state = asked, now[0]
-    # An object that has gone may have left its number to another one.
-    if found is None or found.warned or before != state or any(known() is None for known in objects):
-        found = Verified()
-        rows[update] = state, now[1], found
+    for before, objects, found in [*rows]:
+        # An object that has gone may have left its number to another one.
+        if before == state and not found.warned and all(known() is not None for known in objects):
+            return found
+    found = Verified()
+    rows.append((state, now[1], found))
     return found
 
 
-_Known: TypeAlias = WeakKeyDictionary[Callable[..., Any], tuple[Any, list[ref[Any]], Verified]]
-_KNOWN: WeakKeyDictionary[Callable[..., Any], _Known] = WeakKeyDictionary()
+#: Results that are kept of a loss and an update: calls with a graph and without one take turns, and batches of shapes.
+ROWS = 8
+_Rows: TypeAlias = deque[tuple[Any, list[ref[Any]], Verified]]
+_KNOWN: WeakKeyDictionary[Callable[..., Any], WeakKeyDictionary[Callable[..., Any], _Rows]] = WeakKeyDictionary()
 
 _OWN = __name__.partition(".")[0]
 #: Packages of which functions, classes and modules are what they are.
@@ -118,7 +121,9 @@ def _surroundings(*values: Any) -> tuple[list[Any], list[ref[Any]]] | None:
         seen.add(id(x))
         if len(seen) > _MOST:
             return None
-        if kind is FunctionType:
+        if kind is CodeType:
+            pass  # is what it is
+        elif kind is FunctionType:
             stack += [*_of_function(x)]
         elif isinstance(x, Tensor):
             state.append(x.requires_grad)
@@ -150,7 +155,7 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
     package = (function.__module__ or "").partition(".")[0]
     if package in _FIXED:
         return
-    yield from (id(function.__code__), function.__defaults__, function.__kwdefaults__)
+    yield from (function.__code__, function.__defaults__, function.__kwdefaults__)
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # empty
             yield cell.cell_contents
