@@ -152,6 +152,43 @@ def test_implicit_under_vmap(solver, iterations):
         torch.func.vmap(lambda x: implicit(hft.Implicit(solver, 1), x)[1])(l2)
 
 
+@pytest.mark.filterwarnings("ignore:.*training has not converged")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_backward_pass_through_vmap_does_not_train_again(n):
+    """Unless it is differentiated itself: then the end of training counts as what the steps have made it."""
+    sgd, updates, tasks = hft.sgd(lr=0.3, momentum=0.5), [], torch.randn(4, 3, dtype=F64).unbind()
+
+    def update(*given):
+        updates.append(0)
+        return sgd.update(*given)
+
+    def curved(p, x, h):
+        return h * ((p - x) ** 2).sum() / 2 + h**2 * (p**4).sum() / 4
+
+    def after(h, x):
+        opt, strategy = sgd._replace(update=update), hft.Implicit("cg", 3, batches=n)
+        run = hft.train(opt, curved, torch.zeros(3, dtype=F64), [x] * 6, hparams={"loss": h}, strategy=strategy)
+        return (run.params * x).sum()
+
+    def together(h):
+        return torch.func.vmap(after, (None, 0))(h, torch.stack(tasks)).sum()
+
+    def slope(f, h, **options):
+        return torch.autograd.grad(f(h), h, **options)[0]
+
+    h = f64(0.7).requires_grad_()
+    got, count = slope(together, h), len(updates)
+    torch.testing.assert_close(got, slope(lambda h: sum(after(h, x) for x in tasks), h), rtol=1e-12, atol=0)
+    assert count == 6 + 2 * n  # and for the products, and the derivative in h
+    near = [slope(together, f64(0.7 + e).requires_grad_()).item() for e in (1e-5, -1e-5)]
+    for second in (
+        lambda: torch.autograd.grad(slope(together, h, create_graph=True), h)[0],
+        lambda: torch.func.grad(torch.func.grad(together))(h.detach()),
+        lambda: torch.func.grad(torch.func.grad(lambda h: sum(after(h, x) for x in tasks)))(h.detach()),
+    ):
+        assert second().item() == pytest.approx((near[0] - near[1]) / 2e-5, rel=1e-7)
+
+
 def test_implicit_has_no_derivative_of_the_state_at_the_end():
     decay = f64(0.1).requires_grad_()
     run = hft.train(

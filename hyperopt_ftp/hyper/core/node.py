@@ -18,7 +18,7 @@ from .problem import InnerProblem
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .strategy import Strategy, checked_outputs, cotangent_leaves
-from .transforms import keeps_graph, unwrap_dead
+from .transforms import backward_has_derivative, keeps_graph, unwrap_dead
 from .vjp import transposed
 
 
@@ -37,6 +37,7 @@ class TrainJob:
     replay: Replay
     rng: RngState  # when training began
     residual: Any = None  # of a run without a transform
+    ended: Any = None  # the random state after a run under one
     losses: Any = None
     versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
     end: list[Any] = field(default_factory=list)  # leaves of (params, state), outputs of the node as their dtypes
@@ -66,6 +67,13 @@ class TrainJob:
         found = self.strategy.pullback(self.problem, residual, TrainOutputs(params, state, None))
         leaves = cotangent_leaves(self.strategy, inputs, found)
         return [_as(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
+
+    def residual_at(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
+        """Under a transform: of the run, of which only inputs and outputs can be kept, or of another one."""
+        found = None
+        if not backward_has_derivative():  # which would take the node's own for that of the outputs
+            found = self.strategy.residual_of(self.inputs(tensors), self.trained(outputs), self.replay, self.ended)
+        return self.residual_again(tensors) if found is None else found
 
     def residual_again(self, tensors: Sequence[Tensor]) -> Any:
         run = self.strategy.run
@@ -125,7 +133,9 @@ class TrainNode(torch.autograd.Function):
         end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.end, job.rebuild_end = tree.flatten(end)
         job.losses = trained.losses
-        if not job.transform:
+        if job.transform:
+            job.ended = job.replay.now()
+        else:
             job.residual = residual
             job.versions = [(x, x._version) for x in (*job.leaves, *outputs) if isinstance(x, Tensor)]
         return (*(x.detach() for x in outputs), trained.losses.detach())
@@ -138,8 +148,9 @@ class TrainNode(torch.autograd.Function):
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
         ctx.layouts = [layout(x) for x in output]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        saved = (*tensors, *output) if job.transform else tensors
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         rows = zip(output, ctx.differentiable, strict=True)
         ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
@@ -149,9 +160,10 @@ class TrainNode(torch.autograd.Function):
         job: TrainJob = ctx.job
         rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
         given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
-        tensors = [unwrap_dead(x) for x in ctx.saved_tensors]
+        saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
+        tensors = saved[:count]
         if job.transform:
-            residual = job.residual_again(tensors)
+            residual = job.residual_at(tensors, saved[count:])
             found = job.replay.run(job.rng, lambda: job.pullback(tensors, residual, given))
         elif torch.is_grad_enabled():
             found = job.pullback_with_graph(tensors, given)
@@ -167,7 +179,7 @@ class TrainNode(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
         """The transpose of the pullback, which is linear in its cotangents."""
         job: TrainJob = ctx.job
-        tensors = [unwrap_dead(x) for x in ctx.saved_tensors]
+        tensors = [unwrap_dead(x) for x in ctx.saved_tensors[: len(job.places)]]
         residual = job.residual_again(tensors)
 
         def back(cotangents: list[Tensor]) -> list[Tensor]:

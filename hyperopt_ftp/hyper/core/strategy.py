@@ -23,7 +23,7 @@ class Strategy(ABC):
     ``run`` trains, and keeps what ``pullback`` needs. ``pullback`` is linear in the cotangents. Without a
     ``torch.func`` transform both run under ``no_grad`` and may use ``torch.autograd`` on their own leaves. Under a
     transform an exact strategy is not called: the steps are differentiated as they are. A strategy that is not exact
-    runs again in each backward pass, so it must use ``torch.func`` or plain tensor functions only.
+    runs again in a backward pass, unless ``residual_of`` will do; it must use ``torch.func`` or plain tensor functions.
 
     Attributes:
         exact: whether its derivative is that of the steps themselves.
@@ -52,6 +52,10 @@ class Strategy(ABC):
     @abstractmethod
     def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         """The params, state and losses (``problem.loop(inputs)`` is the plain way), and a residual for ``pullback``."""
+
+    def residual_of(self, inputs: TrainInputs, trained: TrainOutputs, replay: Replay, rng: RngState) -> Any:
+        """The residual of a run that ended in that random state, if these are all it takes; ``None``: run again."""
+        return None
 
     @abstractmethod
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:

@@ -20,6 +20,13 @@ def keeps_graph() -> bool:
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def backward_has_derivative() -> bool:
+    """Whether the running backward pass may be differentiated itself: by a graph of it, or by a transform around it."""
+    stack = _functorch.get_interpreter_stack() or []
+    by_vmap = all(level.key() == _functorch.TransformType.Vmap for level in stack)
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or not by_vmap
+
+
 def unwrap_dead(x: Tensor) -> Tensor:
     """The tensor inside the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` gets it."""
     return _functorch.unwrap_if_dead(x)

@@ -107,6 +107,9 @@ class Implicit(Strategy):
         end = problem.loop(given)
         return end, (inputs, end, replay, replay.now())
 
+    def residual_of(self, inputs: TrainInputs, trained: TrainOutputs, replay: Replay, rng: RngState) -> Any:
+        return inputs, trained, replay, rng
+
     def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
         inputs, end, replay, rng = residual
         if any(bool(values_of(v).any()) for v in present(cotangents.state)):
