@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper.guards.update import LOOKS
 from hyperopt_ftp.types import Optimizer
 
 F64 = torch.float64
@@ -173,8 +176,9 @@ def test_under_a_transform_numbers_are_warned_of(update, transform):
         return hft.train(opt, loss, W, DATA, hparams={**opt.hparams, "lr": lr}).params.sum()
 
     lr = torch.tensor(0.1, dtype=F64)
-    with pytest.warns(UserWarning, match="the optimizer makes a number"):
-        torch.func.grad(end)(lr) if transform == "grad" else torch.func.jvp(end, (lr,), (torch.ones_like(lr),))
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="the optimizer makes a number"):
+            torch.func.grad(end)(lr) if transform == "grad" else torch.func.jvp(end, (lr,), (torch.ones_like(lr),))
 
 
 @pytest.mark.parametrize(
@@ -339,6 +343,53 @@ def test_what_was_seen_is_remembered_where_calls_take_turns(looks: list[str]):
     looks.clear()
     turns()
     assert looks
+
+
+NESTS = {
+    "grad": torch.func.grad,
+    "grad of grad": lambda f: torch.func.grad(torch.func.grad(f)),
+    "vmap": lambda f: lambda lr: torch.func.vmap(f)(lr[None]),
+    "vmap of grad": lambda f: lambda lr: torch.func.vmap(torch.func.grad(f))(lr[None]),
+    "jvp": lambda f: lambda lr: torch.func.jvp(f, (lr,), (lr,)),
+}
+
+
+def test_under_each_nest_of_transforms_updates_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
+    looks, enter = [], TorchFunctionMode.__enter__
+
+    def counted(self: TorchFunctionMode) -> Any:
+        looks.append(type(self).__name__)
+        return enter(self)
+
+    monkeypatch.setattr(TorchFunctionMode, "__enter__", counted)
+
+    def end(lr: Tensor) -> Tensor:
+        return hft.train(SGD, squares, given, VECTORS, hparams={"lr": lr}).params.sum()
+
+    given = torch.ones(3, dtype=F64)
+    for nest in NESTS.values():
+        counts = []
+        for _ in range(2):
+            looks.clear()
+            nest(end)(torch.tensor(0.1, dtype=F64))
+            counts.append(looks.count("watched_calls"))
+        assert counts == [LOOKS, 0]
+
+
+def test_a_tensor_of_a_transform_is_refused_where_a_plain_one_was_seen():
+    lr = scale = torch.tensor(0.1, dtype=F64)
+
+    def end(lr: Tensor, captures: bool) -> Tensor:
+        nonlocal scale
+        scale = lr * 2 if captures else scale
+        return hft.train(opt, squares, torch.ones(3, dtype=F64), VECTORS, strategy=strategy).params.sum() * lr
+
+    opt = SGD._replace(update=lambda g, s, p, h: (p - h["lr"] * scale * g, s))
+    strategy = hft.ZeroOrder(2, sigma=0.1)
+    for captures in (False, False, True):
+        refused = pytest.raises(ValueError, match="the optimizer uses a tensor of shape") if captures else nullcontext()
+        with refused:
+            torch.func.grad(end)(lr, captures)
 
 
 @pytest.mark.parametrize("update", [takes_item, takes_float, acts_later])

@@ -15,6 +15,11 @@ def under_transform() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def kinds_of_transforms() -> list[Any]:
+    """Of those that are active, the outermost first."""
+    return [level.key() for level in _functorch.get_interpreter_stack() or []]
+
+
 def keeps_graph() -> bool:
     """Whether the running backward pass retains the graph; true if none runs."""
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
@@ -22,9 +27,8 @@ def keeps_graph() -> bool:
 
 def backward_has_derivative() -> bool:
     """Whether the running backward pass may be differentiated itself: by a graph of it, or by a transform around it."""
-    stack = _functorch.get_interpreter_stack() or []
-    by_vmap = all(level.key() == _functorch.TransformType.Vmap for level in stack)
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or not by_vmap
+    only_vmap = {*kinds_of_transforms()} <= {_functorch.TransformType.Vmap}
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or not only_vmap
 
 
 def unwrap_dead(x: Tensor) -> Tensor:
@@ -56,10 +60,10 @@ def tracked(x: Any) -> bool:
 
 def differentiated(x: Tensor) -> bool:
     """Whether a derivative may be asked for; constants made under a transform have its wrapper too."""
-    stack = _functorch.get_interpreter_stack() or []
-    if any(level.key() == _functorch.TransformType.Jvp for level in stack):
+    kinds = kinds_of_transforms()
+    if _functorch.TransformType.Jvp in kinds:
         # A tangent cannot be seen from every level.
-        return len(stack) > 1 or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
+        return len(kinds) > 1 or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hparams import Domain
-from ..core.transforms import under_transform
+from ..core.transforms import kinds_of_transforms
 
 
 class Asked(NamedTuple):
@@ -70,17 +70,17 @@ def verified(
 ) -> Verified:
     """The results of earlier checks of these functions, if all that they depend on is unchanged.
 
-    That is what is ``asked`` of them, ``others`` that they are given, what they close over, and the globals they name:
-    numbers and strings by value, tensors by whether they require grad, modules with all their attributes. Nothing is
-    remembered if anything else is among it, under a transform, or for callables that are no functions.
+    That is what is ``asked`` of them, the transforms around, ``others`` that they are given, what they close over, and
+    the globals they name: numbers and strings by value, tensors by whether they require grad, modules with all their
+    attributes. Nothing is remembered if anything else is among it, or for callables that are no functions.
     """
-    if under_transform() or type(train_loss) is not FunctionType or type(update) is not FunctionType:
+    if type(train_loss) is not FunctionType or type(update) is not FunctionType:
         return Verified()
     now = _surroundings(train_loss, update, *others)
     if now is None:
         return Verified()
     rows = _KNOWN.setdefault(train_loss, WeakKeyDictionary()).setdefault(update, deque(maxlen=ROWS))
-    state = asked, now[0]
+    state = asked, kinds_of_transforms(), now[0]
     for before, objects, found in [*rows]:
         # An object that has gone may have left its number to another one.
         if before == state and not found.warned and all(known() is not None for known in objects):
