@@ -160,7 +160,7 @@ def test_a_learned_optimizer_beats_those_it_is_compared_with(run):
 
 
 def test_learned_weights_of_examples_beat_both_sets_alike_and_the_labels_alone(capsys):
-    scores = importlib.import_module("examples.recipes.few_labels").main(steps=400)
+    scores = importlib.import_module("examples.recipes.few_labels").main(steps=200)
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert scores["learned weights"] > max(scores["labels alone"], scores["all alike"]) + 2
 
