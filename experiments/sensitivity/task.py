@@ -58,6 +58,10 @@ class Config:
             raise InputError(f"--methods {' '.join(self.methods)}: give adamw too, which all are compared with")
         if (self.anchor == "opinions") != (self.archive is not None):
             raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
+        if self.fluent is not None and self.anchor not in ("styles", "imagenet"):
+            raise InputError(
+                f"--fluent is a style of emoji: it goes with --anchor styles or imagenet, not {self.anchor}"
+            )
         rates = {name: self.rates(name) for name in self.all_methods if name not in FOLLOWS}
         if wrong := sorted({name for name, _ in self.wider} - rates.keys()):
             raise InputError(f"--wider {' '.join(wrong)}: name methods of this run that are trained")

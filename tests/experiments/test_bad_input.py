@@ -37,6 +37,7 @@ WRONG = [
     ("sensitivity", "--methods adamw wise_ftp", "is made of the weights of ftp"),
     ("sensitivity", "--methods adamw lora", "is for networks of linear layers"),
     ("sensitivity", "--anchor opinions", "--archive FILE goes with --anchor opinions"),
+    ("sensitivity", "--anchor topics --fluent x.tgz", "--fluent is a style of emoji: it goes with --anchor styles"),
     ("sensitivity", "--archive x.tar.gz", "--archive FILE goes with --anchor opinions"),
     ("meta.noise", "--steps 5 --looks 2", "--steps 5: must be a multiple of --looks 2"),
     ("meta.noise", "--digits-lrs 0.1 0", "--digits-lrs 0.1 0.0: must be a finite number above 0"),
