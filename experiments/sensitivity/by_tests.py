@@ -20,6 +20,28 @@ SETTING = (
     "rate."
 )
 
+STARTS = {
+    "styles": "Emoji in one style, tested there (ID) and in others (OOD), from an anchor trained on all styles",
+    "imagenet": "Emoji in one style, tested there (ID) and in others (OOD), from ImageNet's weights and a new head",
+    "topics": "Tweets on one topic, tested there (ID) and on others (OOD), from a MiniLM trained on all topics",
+    "minilm": "Tweets on one topic, tested there (ID) and on others (OOD), from MiniLM as it comes and a new head",
+    "cells": "Monocrystalline solar cells, tested on others (ID) and on polycrystalline ones (OOD), from ImageNet's "
+    "weights and a new head",
+    "opinions": "Opinions about films, tested on others (ID) and in newspapers, tweets and about products (OOD), from "
+    "MiniLM as it comes and a new head",
+}
+
+
+def about(content: dict) -> str:
+    """What was tested."""
+    data = content["data"]
+    tests = data["items"]["test"] if "items" in data else sum(n for name, n in data["tweets"].items() if "test" in name)
+    splits = ", ".join(map(str, content["config"]["seeds"]))
+    return (
+        f"{STARTS[content['config']['anchor']]}: {data['metric']} in %, means over splits {splits} of one pool, with "
+        f"{tests} test items each."
+    )
+
 
 def best_rate(scores: Scores, method: str) -> float:
     return max(scores[method], key=lambda lr: mean_of(scores, method, lr, "id"))

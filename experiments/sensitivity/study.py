@@ -52,24 +52,29 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 
 def setting(content: dict) -> str:
     config, data, old = content["config"], content["data"], "tests" not in content["data"]
-    tested = "Trained on one domain, tested there (ID) and elsewhere (OOD). "
-    if not old:
-        sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
-        own, *others = (f"{name} ({size})" for name, size in sizes.items())
-        tested = (
-            f"Trained on {own.rpartition(' ')[0]}, tested there (ID) and elsewhere (OOD): {own}; {', '.join(others)}. "
-        )
+    tested = by_tests.about(content) if old else about(content)
     fast = [name for name in FASTER if name in content["summary"] and not (old and name == "ftp")]
     faster = ", ".join("the probe" if name == "linear" else title(name) for name in fast)
     faster = f" ({faster} at ten times these)" if faster else ""
     more = "".join(f", {title(name)} also at {lr:g}" for name, lr in config.get("wider", ()))
     return (
-        f"{STARTS[config['anchor']]}. {tested}Scores are {data['metric']} in %, means over splits "
-        f"{', '.join(map(str, config['seeds']))} of one pool. Each split has its own "
+        f"{tested} Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
         f"one of {len(config['lrs'])} learning rates{faster}{more}, which fall "
         f"to 0 as cosines, without weight decay: {len(content['results'])} trainings, all of them below. "
         f"{by_tests.SETTING if old else PROTOCOL}{_priors(content)}"
+    )
+
+
+def about(content: dict) -> str:
+    """What was tested."""
+    config, data = content["config"], content["data"]
+    sizes = {name: len(test["classes"]) for name, test in next(iter(data["tests"].values())).items()}
+    own, *others = (f"{name} ({size})" for name, size in sizes.items())
+    return (
+        f"{STARTS[config['anchor']]}. Trained on {next(iter(sizes))}, tested there (ID) and elsewhere (OOD): {own}; "
+        f"{', '.join(others)}. Scores are {data['metric']} in %, means over splits "
+        f"{', '.join(map(str, config['seeds']))} of one pool."
     )
 
 
@@ -79,10 +84,8 @@ def _priors(content: dict) -> str:
         name: [100 * n / sum(counts) for n in counts] for name, counts in content["data"].get("priors", {}).items()
     }
     each = "; ".join(f"{name} {' / '.join(f'{share:.0f}' for share in of_class)}" for name, of_class in shares.items())
-    return (
-        f" Trainings and tests have as many texts of each class; in the source their shares are, in %: {each}."
-        * bool(each)
-    )
+    said = f" Trainings and tests have as many texts of each class; in the source their shares are, in %: {each}."
+    return said if each else ""
 
 
 def _methods(content: dict) -> str:

@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from experiments.common.errors import InputError
 from experiments.common.opinions import FILES
 from experiments.common.tweets import SENTIMENTS, Tweets
-from experiments.meta.few_labels import data
+from experiments.meta.few_labels import config, data
 from experiments.meta.few_labels.config import NOISE, Config
 from experiments.meta.few_labels.data import Data, Problem
-from experiments.meta.few_labels.methods import METHODS, Run, ends
-from experiments.meta.few_labels.study import STUDY, best_simple, methods_of, minus, piece
+from experiments.meta.few_labels.methods import METHODS, Run, ends, rates_of
+from experiments.meta.few_labels.study import STUDY, best_simple, gain, methods_of, piece
 from tests.experiments.running import ran, results
 
 TINY = Config(tasks=("wrong emoji",), steps=20, limit=160, labels=16)
@@ -58,7 +59,9 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
         name: {"scores": scores} for name, scores in (("add", [1.0, 3.0]), ("optuna", [2.0, 4.0]), ("learned", [9, 9]))
     }
     assert best_simple(rows) == "optuna"
-    assert minus(rows, "learned", "optuna") == "+6.0 ± 12.7"  # t of two values, 12.706, times an error of 1
+    assert gain(rows, "learned", "optuna") == (6, pytest.approx(12.706, rel=1e-4))  # t of two values, an error of 1
+    assert best_simple(rows | {"then_learned_wise": {"scores": [8.0, 8.0]}}) == "optuna"
+    assert tuple(METHODS) == config.METHODS
     assert "small_loss" not in methods_of(TINY.methods, "poly")
     assert "importance" not in methods_of(TINY.methods, "wrong films")
 
@@ -79,9 +82,37 @@ def test_what_is_made_of_features_and_of_held_out_labels(method, problem):
         return
     weights = METHODS[method].fit(run).state_dict()
     anchor, tuned, _ = ends(run)
+    assert all(any(not torch.equal(end[name], value) for name, value in weights.items()) for end in (anchor, tuned))
     for name, value in weights.items():
         low, high = torch.minimum(anchor[name], tuned[name]), torch.maximum(anchor[name], tuned[name])
         assert ((value >= low - 1e-5) & (value <= high + 1e-5)).all(), name
+
+
+def test_rates_and_shares_are_those_of_the_best_trial_and_of_the_schedule(problem):
+    pytest.importorskip("optuna")
+    run, seen = Run(problem, TINY, "wrong emoji", 0), []
+
+    def train(model, chances, lr=None, keep=None):
+        seen.append((chances[problem.source :].sum().item(), lr, keep))
+        return len(seen)
+
+    object.__setattr__(run, "train", train)
+    object.__setattr__(run, "new", lambda: None)
+    object.__setattr__(run, "score", lambda number, labels: -abs(number - 3))
+    METHODS["optuna"].fit(run)
+    assert len(seen) == TINY.trials + 1
+    assert seen[-1][:2] == pytest.approx(seen[2][:2])  # the third was the best
+    METHODS["small_loss"].fit(run)
+    assert [seen[-1][2](done) for done in (0.0, 0.1, 0.2, 1.0)] == pytest.approx([1, 0.8, 0.6, 0.6])
+    rates = rates_of(0.5, 20)
+    assert rates[:3].tolist() == pytest.approx([0.25, 0.375, 0.5])
+    assert rates[11].item() == pytest.approx(0.25)  # the middle of 18 steps
+    assert rates[-1] < 0.01
+
+
+def test_more_labels_than_there_are_are_refused(cache, quiet):
+    with pytest.raises(InputError, match="--labels 100: of the emoji only"):
+        Data(dataclasses.replace(TINY, labels=100), cache, quiet).problem("wrong emoji", 0)
 
 
 def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp_path):
@@ -94,9 +125,9 @@ def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp
     )
     monkeypatch.setattr(data, "opinions", lambda archive: found)
     monkeypatch.setattr(data, "TESTED", 2)
-    config = dataclasses.replace(TINY, tasks=("newspapers", "wrong films"), labels=7, per_class=4)
-    made = Data(config, tmp_path, quiet)
-    shift, wrong = (made.problem(name, 0) for name in config.tasks)
+    few = dataclasses.replace(TINY, tasks=("newspapers", "wrong films"), labels=7, per_class=4)
+    made = Data(few, tmp_path, quiet)
+    shift, wrong = (made.problem(name, 0) for name in few.tasks)
     assert (shift.source, shift.labels, shift.right) == (3 * 3 * 4, 7, None)
     assert (wrong.source, wrong.labels, int(wrong.right.sum())) == (12, 7, 7)  # 40 % of 12 are 5
     assert shift.groups.bincount().tolist() == [4] * 9
@@ -123,7 +154,7 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
         "--trials",
         "1",
     ]
-    tiny += ["--steps", "10", "--limit", "48", "--labels", "12", "--seeds", "0", "--out", str(out)]
+    tiny += ["--steps", "10", "--limit", "48", "--labels", "6", "--seeds", "0", "--out", str(out)]
     assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, "small_loss")).status == 130
     kept = results(out)
     assert len(kept) == 3

@@ -34,7 +34,7 @@ class Config:
 
     tasks: tuple[Name, ...] = ("newspapers", "tweets", "poly", "wrong films", "wrong emoji")
     methods: tuple[str, ...] = METHODS
-    labels: int = 100  # of the domain that counts, each class alike
+    labels: int = 100  # of the domain that counts; of texts each class alike, of pictures as they come
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the split, the wrong labels and the order
     steps: int = 200  # of a training
     trials: int = 4  # trainings by which Optuna chooses

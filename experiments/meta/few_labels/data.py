@@ -12,6 +12,7 @@ from experiments.classification.cells import cell_pictures
 from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import emoji_pictures
 from experiments.classification.task import ClassificationTask
+from experiments.common.errors import InputError
 from experiments.common.examples import flipped, generator
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
@@ -39,12 +40,8 @@ class Problem:
     def part(self) -> Part:
         return self.task.parts["train"]
 
-    def only(self, labels: Tensor) -> Tensor:
-        """Of the examples to train on the source and these labels, which are numbered from 0."""
-        return torch.cat([torch.arange(self.source), self.source + labels])
-
     def held_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and classes of some labels, not augmented where augmentation is of pictures."""
+        """Inputs and classes of some labels; pictures are augmented as in training, by the same draws for all."""
         return self.part.draw(self.source + labels, torch.Generator().manual_seed(0))
 
 
@@ -86,6 +83,10 @@ class Data:
                 order = iter(own[torch.randperm(len(own), generator=generator("texts", seed, topic, label))].tolist())
                 if topic == target:
                     sizes = {"test": TESTED, "labels": self._config.labels // 3 + (label < self._config.labels % 3)}
+                    if len(own) <= sum(sizes.values()):
+                        raise InputError(
+                            f"--labels {self._config.labels}: only {len(own)} {topic} of one class, tests too"
+                        )
                     for part, size in sizes.items():
                         chosen[part].append(torch.tensor([next(order) for _ in range(size)]))
                 if topic in sources:
@@ -120,6 +121,8 @@ class Data:
             if self._config.limit is not None:
                 emoji = limit_items(emoji, self._config.limit, seed)
             labels, source, test = split(emoji, seed, SHARES).values()
+            if len(labels.items) < self._config.labels:
+                raise InputError(f"--labels {self._config.labels}: of the emoji only {len(labels.items)} are for that")
             labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[: self._config.labels])
         given, right = self._given(source.labels, len(source.classes), name, seed)
         own = test.domains[0].item()

@@ -119,8 +119,7 @@ def add_tenth(run: Run) -> Network:
 
 def small_loss(run: Run) -> Network:
     """Co-teaching's schedule (arXiv 1804.06872) with one network: the share of wrong labels is told."""
-    wrong = NOISE if run.problem.right is not None else 0.0
-    return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - wrong * min(1.0, done / 0.2))
+    return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - NOISE * min(1.0, done / 0.2))
 
 
 def optuna(run: Run) -> Network:
@@ -204,14 +203,22 @@ def importance(run: Run) -> Network:
     return run.train(run.new(), run.chances(run.labels, source=odds))
 
 
+def rates_of(lr: float, steps: int) -> Tensor:
+    """Of each step, by the schedule of all methods."""
+    optimizer, rates = torch.optim.SGD([torch.zeros(1)], lr=lr), []
+    schedule = schedule_of(optimizer, steps, round(WARM_UP * steps))
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return torch.tensor(rates)
+
+
 def learned(run: Run) -> tuple[Network, dict[str, Any]]:
     """The recipe: a weight for each group, and for the loss; and the share of the labels."""
     problem, model, steps = run.problem, run.new(), run.config.steps
     statistics = dict(model.named_buffers())
-    rates = torch.cat([torch.linspace(0, 1, round(WARM_UP * steps) + 1)[1:], torch.ones(steps)])[:steps]
-    falling = torch.arange(steps - round(WARM_UP * steps)) / (steps - round(WARM_UP * steps))
-    rates[round(WARM_UP * steps) :] = (1 + torch.cos(math.pi * falling)) / 2
-    optimizer = hft.per_step(hft.adamw(lr=run.lr, weight_decay=0.0), lr=run.lr * rates)
+    optimizer = hft.per_step(hft.adamw(lr=run.lr, weight_decay=0.0), lr=rates_of(run.lr, steps))
     g = generator("learned", run.seed)
 
     def losses(params: dict[str, Tensor], batch: Batch) -> Tensor:
