@@ -12,22 +12,24 @@ from experiments.meta.few_labels import config, data
 from experiments.meta.few_labels.config import NOISE, Config
 from experiments.meta.few_labels.data import Data, Problem
 from experiments.meta.few_labels.methods import METHODS, Run, ends, rates_of
-from experiments.meta.few_labels.study import STUDY, best_simple, gain, methods_of, piece
+from experiments.meta.few_labels.report import best_simple, gain, methods_of, piece
+from experiments.meta.few_labels.study import STUDY
+from experiments.meta.few_labels.weights import about
 from tests.experiments.running import ran, results
 
-TINY = Config(tasks=("wrong emoji",), steps=20, limit=160, labels=16)
+TINY = Config(tasks=("wrong emoji",), steps=20, limit=160, labels=16, counts=())
 
 
 @pytest.fixture
 def problem(cache, quiet) -> Problem:
-    return Data(TINY, cache, quiet).problem("wrong emoji", 0)
+    return Data(TINY, cache, quiet).problem("wrong emoji", 0, 16)
 
 
 def test_labels_are_right_the_source_is_not_and_no_group_is_in_two_parts(problem, cache, quiet):
     part, test = problem.task.pictures["train"], problem.task.pictures["test"]
     assert len(part.items) == problem.source + problem.labels
     assert problem.labels == 16
-    other = Data(TINY, cache, quiet).problem("wrong emoji", 0)
+    other = Data(TINY, cache, quiet).problem("wrong emoji", 0, 16)
     assert other.task.fingerprint() == problem.task.fingerprint()
     assert int((~problem.right).sum()) == round(NOISE * problem.source)
     groups = [{*part.groups[: problem.source]}, {*part.groups[problem.source :]}, {*test.groups}]
@@ -110,9 +112,27 @@ def test_rates_and_shares_are_those_of_the_best_trial_and_of_the_schedule(proble
     assert rates[-1] < 0.01
 
 
+def test_weights_are_told_by_kind_and_by_what_stands_out(problem):
+    right = problem.right
+    weights = torch.where(right, 2.0, 0.5) + torch.arange(len(right)) / 1e4
+    told = about(problem, weights)
+    assert told["pairs"] == 1
+    assert told["quantiles"]["right label"][0] >= 2
+    assert told["quantiles"]["wrong label"][-1] < 1
+    lowest, highest = told["ends"]
+    first = int((~right).nonzero()[0])
+    assert (
+        lowest[0] == f"{problem.shown[first]} {problem.names[problem.groups[first]].removeprefix('Twemoji: ')}, wrong"
+    )
+    assert all(not one.endswith("wrong") for one in highest)
+    clean = about(dataclasses.replace(problem, right=None), weights)
+    assert list(clean) == ["quantiles"]
+    assert list(clean["quantiles"]) == ["Twemoji"]
+
+
 def test_more_labels_than_there_are_are_refused(cache, quiet):
-    with pytest.raises(InputError, match="--labels 100: of the emoji only"):
-        Data(dataclasses.replace(TINY, labels=100), cache, quiet).problem("wrong emoji", 0)
+    with pytest.raises(InputError, match="100 labels: of the emoji only"):
+        Data(TINY, cache, quiet).problem("wrong emoji", 0, 100)
 
 
 def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp_path):
@@ -127,7 +147,7 @@ def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp
     monkeypatch.setattr(data, "TESTED", 2)
     few = dataclasses.replace(TINY, tasks=("newspapers", "wrong films"), labels=7, per_class=4)
     made = Data(few, tmp_path, quiet)
-    shift, wrong = (made.problem(name, 0) for name in few.tasks)
+    shift, wrong = (made.problem(name, 0, 7) for name in few.tasks)
     assert (shift.source, shift.labels, shift.right) == (3 * 3 * 4, 7, None)
     assert (wrong.source, wrong.labels, int(wrong.right.sum())) == (12, 7, 7)  # 40 % of 12 are 5
     assert shift.groups.bincount().tolist() == [4] * 9
@@ -142,20 +162,10 @@ def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp
 def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     pytest.importorskip("optuna")
     out = tmp_path / "run"
-    tiny = [
-        "--tasks",
-        "wrong emoji",
-        "--methods",
-        "add",
-        "optuna",
-        "then_wise",
-        "small_loss",
-        "learned",
-        "--trials",
-        "1",
-    ]
-    tiny += ["--steps", "10", "--limit", "48", "--labels", "6", "--seeds", "0", "--out", str(out)]
-    assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, "small_loss")).status == 130
+    methods = ("add", "optuna", "then_wise", "small_loss", "learned")
+    tiny = ["--tasks", "wrong emoji", "--methods", *methods, "--trials", "1", "--steps", "10", "--limit", "48"]
+    tiny += ["--labels", "6", "--counts", "7", "--seeds", "0", "--out", str(out)]
+    assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, 6, "small_loss")).status == 130
     kept = results(out)
     assert len(kept) == 3
     done = ran(STUDY, *tiny)
@@ -163,12 +173,15 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     found = results(out)
     assert kept.items() <= found.items()
     assert all(0 <= result["score"] <= 100 for result in found.values())
-    learned = found[piece("wrong emoji", 0, "learned")]["learned"]
+    learned = found[piece("wrong emoji", 0, 6, "learned")]["learned"]
     assert [len(learned[name]) for name in ("group", "loss", "share")] == [8, 1, 1]
     assert learned["loss"] != [0.0]
+    assert {count for name in found for count in (6, 7) if f"{count} labels" in name} == {6, 7}
+    assert len(found) == 5 + 2  # at other counts only some methods
     report = (out / "report.md").read_text()
     assert METHODS["learned"].about in report
     assert "| wrong emoji | learned weights" in report
-    assert (out / "gain.png").exists()
+    assert all((out / f"{name}.png").exists() for name in ("gain", "weights", "counts"))
     assert ran(STUDY, "--methods", "learned").status == 2
     assert ran(STUDY, "--labels", "5").status == 2
+    assert ran(STUDY, "--labels", "25").status == 2  # stands among the counts

@@ -22,6 +22,7 @@ METHODS = (
     "source", "labels", "add", "add_tenth", "optuna", "then_labels", "then_ftp", "then_wise", "then_learned_wise",
     "importance", "small_loss", "learned",
 )  # fmt: skip
+COUNTED = ("add", "then_labels", "learned")  # what is also trained with other numbers of labels
 NOISE = 0.4  # share of wrong labels: another class, by chance
 LRS = {True: 2e-4, False: 5e-4}  # of AdamW, on texts and on pictures; it falls to 0 as a cosine
 BATCH = 20  # examples in a step
@@ -35,6 +36,7 @@ class Config:
     tasks: tuple[Name, ...] = ("newspapers", "tweets", "poly", "wrong films", "wrong emoji")
     methods: tuple[str, ...] = METHODS
     labels: int = 100  # of the domain that counts; of texts each class alike, of pictures as they come
+    counts: tuple[int, ...] = (25, 200)  # also with so many, some methods
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the split, the wrong labels and the order
     steps: int = 200  # of a training
     trials: int = 4  # trainings by which Optuna chooses
@@ -50,5 +52,14 @@ class Config:
         check_names("methods", self.methods, METHODS)
         if "add" not in self.methods:
             raise InputError(f"--methods {' '.join(self.methods)}: give add too, which all are compared with")
-        if self.labels < 2 * HELD_OUT or self.steps < 10:
-            raise InputError(f"--labels {self.labels} --steps {self.steps}: at least {2 * HELD_OUT} and 10")
+        if min(self.all_labels) < 2 * HELD_OUT or self.steps < 10:
+            raise InputError(
+                f"--labels {self.labels} --counts {self.counts} --steps {self.steps}: at least {2 * HELD_OUT} labels, "
+                "and 10 steps"
+            )
+        if len(set(self.all_labels)) < len(self.all_labels):
+            raise InputError(f"--labels {self.labels} --counts {self.counts}: all different")
+
+    @property
+    def all_labels(self) -> tuple[int, ...]:
+        return (self.labels, *self.counts)

@@ -21,7 +21,7 @@ from experiments.common.tweets import SENTIMENTS
 from experiments.meta.few_labels.config import NOISE, TEXTS, WRONG, Config, Name
 
 TESTED = 175  # texts of each class
-SHARES = (0.1, 0.5, 0.4)  # of the emoji: labels, source, tests
+SHARES = (0.15, 0.45, 0.4)  # of the emoji: labels, source, tests
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,15 @@ class Problem:
     source: int  # N
     labels: int  # M
     groups: Tensor  # [N], by the domain and the class as it is given
-    names: tuple[str, ...]  # of the groups
+    names: tuple[str, ...]  # of the groups: "domain: class"
     right: Tensor | None  # [N], where given classes are the true ones; None where all are
+    shown: tuple[str, ...] | None  # [N], each as a character; None where none may be shown
     test: str  # name of the tests
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Of the source."""
+        return tuple(dict.fromkeys(name.partition(":")[0] for name in self.names))
 
     @property
     def part(self) -> Part:
@@ -52,23 +58,25 @@ class Data:
         self._config, self._folder, self._progress = config, cache_folder, progress
         self.problem = cache(self._problem)
 
+    def first(self) -> dict[Name, Problem]:
+        return {name: self.problem(name, self._config.seeds[0], self._config.labels) for name in self._config.tasks}
+
     def fingerprint(self) -> str:
-        return " ".join(self.problem(name, self._config.seeds[0]).task.fingerprint() for name in self._config.tasks)
+        return " ".join(problem.task.fingerprint() for problem in self.first().values())
 
     def about(self) -> dict:
-        first = {name: self.problem(name, self._config.seeds[0]) for name in self._config.tasks}
         return {
             name: {
                 "source": p.source, "labels": p.labels, "groups": list(p.names), "metric": p.task.metric,
                 "tests": len(p.task.tests[p.test].labels),  # pyright: ignore[reportAttributeAccessIssue]
             }
-            for name, p in first.items()
+            for name, p in self.first().items()
         }  # fmt: skip
 
-    def _problem(self, name: Name, seed: int) -> Problem:
-        return (self._texts if name in TEXTS else self._pictures)(name, seed)
+    def _problem(self, name: Name, seed: int, count: int) -> Problem:
+        return (self._texts if name in TEXTS else self._pictures)(name, seed, count)
 
-    def _texts(self, name: Name, seed: int) -> Problem:
+    def _texts(self, name: Name, seed: int, count: int) -> Problem:
         from experiments.language.data import Texts
         from experiments.language.model import minilm, tokenizer
         from experiments.language.task import LanguageTask
@@ -82,11 +90,9 @@ class Data:
                 own = ((topics == list(FILES).index(topic)) & (found.labels == label)).nonzero().flatten()
                 order = iter(own[torch.randperm(len(own), generator=generator("texts", seed, topic, label))].tolist())
                 if topic == target:
-                    sizes = {"test": TESTED, "labels": self._config.labels // 3 + (label < self._config.labels % 3)}
+                    sizes = {"test": TESTED, "labels": count // 3 + (label < count % 3)}
                     if len(own) <= sum(sizes.values()):
-                        raise InputError(
-                            f"--labels {self._config.labels}: only {len(own)} {topic} of one class, tests too"
-                        )
+                        raise InputError(f"{count} labels: there are only {len(own)} {topic} of one class, tests too")
                     for part, size in sizes.items():
                         chosen[part].append(torch.tensor([next(order) for _ in range(size)]))
                 if topic in sources:
@@ -105,33 +111,34 @@ class Data:
         parts = {"train": texts(places, labels), f"test {target}": texts(index["test"], found.labels[index["test"]])}
         task = LanguageTask(parts, minilm, torch.device("cpu"), bf16=True)
         domains = torch.tensor([sources.index(found.topics[i]) for i in index["source"].tolist()])
-        return grouped(task, given, domains, sources, SENTIMENTS, right, len(places) - len(given), target)
+        return grouped(task, given, domains, sources, SENTIMENTS, right, None, count, target)
 
-    def _pictures(self, name: Name, seed: int) -> Problem:
+    def _pictures(self, name: Name, seed: int, count: int) -> Problem:
         if name == "poly":
             pictures = cell_pictures()
             mono, poly = (pictures.of_domain(number) for number in range(2))
             order = torch.randperm(len(poly.items), generator=generator("cells", seed))
             limit = self._config.limit
             source = mono.select(torch.arange(len(mono.items))[:limit])
-            test, labels = poly.select(order[self._config.labels :][:limit]), poly.select(order[: self._config.labels])
+            out = max(self._config.all_labels)  # the tests are the same for all numbers of labels
+            test, labels = poly.select(order[out:][:limit]), poly.select(order[:count])
         else:
             emoji = emoji_pictures(self._folder, self._progress).of_domain(0)
             emoji = replace(emoji, domain_names=emoji.domain_names[:1])
             if self._config.limit is not None:
                 emoji = limit_items(emoji, self._config.limit, seed)
             labels, source, test = split(emoji, seed, SHARES).values()
-            if len(labels.items) < self._config.labels:
-                raise InputError(f"--labels {self._config.labels}: of the emoji only {len(labels.items)} are for that")
-            labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[: self._config.labels])
+            if len(labels.items) < count:
+                raise InputError(f"{count} labels: of the emoji only {len(labels.items)} are for that")
+            labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[:count])
         given, right = self._given(source.labels, len(source.classes), name, seed)
         own = test.domains[0].item()
         test = replace(test, domains=0 * test.domains, domain_names=(test.domain_names[int(own)],))
         parts = {"train": joined(replace(source, labels=given), labels), "test": test}
         task = ClassificationTask(parts, device=torch.device("cpu"), by_class=name == "poly")
         where = [source.domain_names[int(source.domains[0])]]
-        count = len(labels.items)
-        return grouped(task, given, 0 * given, where, source.classes, right, count, test.domain_names[0])
+        shown = tuple(map(character, source.items)) if name in WRONG else None
+        return grouped(task, given, 0 * given, where, source.classes, right, shown, count, test.domain_names[0])
 
     def _given(self, labels: Tensor, classes: int, name: Name, seed: int) -> tuple[Tensor, Tensor | None]:
         if name not in WRONG:
@@ -142,10 +149,15 @@ class Data:
 
 def grouped(
     task: Task, given: Tensor, domains: Tensor, sources: list[str], classes: Mapping | tuple, right: Tensor | None,
-    labels: int, test: str,
+    shown: tuple[str, ...] | None, labels: int, test: str,
 ) -> Problem:  # fmt: skip
     names = tuple(f"{domain}: {label}" for domain in sources for label in classes)
-    return Problem(task, len(given), labels, domains * len(classes) + given, names, right, test)
+    return Problem(task, len(given), labels, domains * len(classes) + given, names, right, shown, test)
+
+
+def character(code: str) -> str:
+    """An emoji from its code points."""
+    return "".join(chr(int(point, 16)) for point in code.split("-"))
 
 
 def joined(one: Pictures, other: Pictures) -> Pictures:

@@ -22,6 +22,7 @@ from experiments.common.task import Network, percent_right
 from experiments.common.trainer import schedule_of
 from experiments.meta.few_labels.config import BATCH, HELD_OUT, LRS, NOISE, TEXTS, Config
 from experiments.meta.few_labels.data import Problem
+from experiments.meta.few_labels.weights import about, rounded, weights_of
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 FOR_LABELS = 0.25  # share of the steps that are for the labels alone, where they come afterwards
@@ -234,7 +235,8 @@ def learned(run: Run) -> tuple[Network, dict[str, Any]]:
             steps, every=EVERY, size=BATCH - FEW, few=FEW, seed=run.seed,
         )  # fmt: skip
     model.load_state_dict(params, strict=False)
-    return model, {name: [round(x, 3) for x in value.flatten().tolist()] for name, value in own.items()}
+    of_examples = about(problem, weights_of(problem, model, own))
+    return model, {name: rounded(value) for name, value in own.items()} | {"examples": of_examples}
 
 
 @dataclass(frozen=True)
