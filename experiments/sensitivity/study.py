@@ -10,7 +10,6 @@ from experiments.common.record import RunRecord
 from experiments.common.report_kit import bullets, fixed, write
 from experiments.common.score_figures import trade_off
 from experiments.common.study import Study
-from experiments.sensitivity import by_tests
 from experiments.sensitivity.protocol import FOLDS, RESAMPLES
 from experiments.sensitivity.summary import AS_GOOD, all_scores, by_test, choices, in_brief, scores_of, table, widest
 from experiments.sensitivity.task import Config, Splits
@@ -51,18 +50,17 @@ def pieces(config: Config, data: Splits) -> Mapping[str, Callable[[], dict]]:
 
 
 def setting(content: dict) -> str:
-    config, data, old = content["config"], content["data"], "tests" not in content["data"]
-    tested = by_tests.about(content) if old else about(content)
-    fast = [name for name in FASTER if name in content["summary"] and not (old and name == "ftp")]
+    config, data = content["config"], content["data"]
+    fast = [name for name in FASTER if name in content["summary"]]
     faster = ", ".join("the probe" if name == "linear" else title(name) for name in fast)
     faster = f" ({faster} at ten times these)" if faster else ""
     more = "".join(f", {title(name)} also at {lr:g}" for name, lr in config.get("wider", ()))
     return (
-        f"{tested} Each split has its own "
+        f"{about(content)} Each split has its own "
         f"order and augmentation{', and its own anchor' if data['anchors'] else ''}. Every method is trained at every "
         f"one of {len(config['lrs'])} learning rates{faster}{more}, which fall "
         f"to 0 as cosines, without weight decay: {len(content['results'])} trainings, all of them below. "
-        f"{by_tests.SETTING if old else PROTOCOL}{_priors(content)}"
+        f"{PROTOCOL}{_priors(content)}"
     )
 
 
@@ -107,13 +105,13 @@ def _anchors(content: dict) -> str | None:
 
 def write_report(record: RunRecord) -> None:
     """report.md and its figure."""
-    content, folder, old = record.content, record.folder, "tests" not in record.content["data"]
+    content, folder = record.content, record.folder
     metric, scores = content["data"]["metric"], scores_of(content)
-    summary = content["summary"] = by_tests.choices(content) if old else choices(content)
+    summary = content["summary"] = choices(content)
     panels = {}
     for which, name in (("id", "in distribution"), ("ood", "out of distribution")):
         panels[name] = {}
-        for method in scores if old else [method for method in summary if method not in FOLLOWS]:
+        for method in (method for method in summary if method not in FOLLOWS):
             lrs = sorted(scores[method])
             by_split = zip(*([split[which] for split in scores[method][lr]] for lr in lrs), strict=True)
             panels[name][title(method)] = mean_curve(lrs, list(by_split))
@@ -125,13 +123,12 @@ def write_report(record: RunRecord) -> None:
         record,
         "Scores over the learning rate",
         setting(content),
-        None if old else _methods(content),
+        _methods(content),
         _anchors(content),
-        by_tests.table(content) if old else table(content),
-        None if old else by_test(content),
+        table(content),
+        by_test(content),
         "![Scores by learning rate, mean and standard error over splits](rates.png)",
-        "![Every method at its best rate minus AdamW at its own, with "
-        f"{'95 % intervals over splits' if old else 'the wider of the two intervals'}](trade-off.png)",
+        "![Every method at its best rate minus AdamW at its own, with the wider of the two intervals](trade-off.png)",
         "Means by learning rate, ID / OOD:",
         all_scores(content),
     )

@@ -40,8 +40,7 @@ def scores_of(content: dict) -> dict[str, dict[float, list[dict[str, float]]]]:
     """By name and rate, one for each split; what is made of a training's weights stands beside it."""
     found: dict[str, dict[float, list[dict[str, float]]]] = {}
     for result in content["results"].values():
-        scores = result["scores"] if "scores" in result else _scored(result, content["data"])
-        for name, own in scores.items():
+        for name, own in _scored(result, content["data"]).items():
             found.setdefault(name, {}).setdefault(result["lr"], []).append(own)
     return found
 
@@ -106,8 +105,8 @@ def minus_adamw(summary: dict, method: str, which: str) -> list[float]:
 def widest(summary: dict, method: str, which: str) -> Estimate:
     """The mean of these, and half of the wider of its intervals."""
     middle, half = interval(minus_adamw(summary, method, which))
-    halves = [half, summary[method].get("by_groups", {}).get(which)]
-    return middle, max((half for half in halves if half is not None), default=None)
+    by_groups = summary[method]["by_groups"][which]
+    return middle, by_groups if half is None else max(half, by_groups)
 
 
 def good(scores: Scores, name: str, summary: dict) -> list[float]:
@@ -126,9 +125,8 @@ def table(content: dict) -> Table:
     """A row for each method."""
     scores, summary = scores_of(content), content["summary"]
     header, rows = ["method", "best rate", "ID / OOD"], []
-    by_groups = "by_groups" in summary["adamw"]
     for which in ("ID", "OOD"):
-        header += [f"minus AdamW, {which}", *(["by groups"] if by_groups else []), "ahead"]
+        header += [f"minus AdamW, {which}", "by groups", "ahead"]
     for method, own in summary.items():
         name = next(name for name in scores if name.partition(" ")[0] == method)
         lrs = sorted(scores[name])
@@ -140,7 +138,7 @@ def table(content: dict) -> Table:
             differences = minus_adamw(summary, method, which)
             chance = chance_above(differences)
             row.append(fixed(interval(differences), signed=True))
-            row += [f"± {own['by_groups'][which]:.1f}"] if by_groups else []
+            row.append(f"± {own['by_groups'][which]:.1f}")
             row.append("" if chance is None else f"{100 * chance:.0f} %")
         of_use = good(scores, name, summary)
         rows.append([*row, span(of_use) if of_use else "none"])
