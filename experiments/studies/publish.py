@@ -26,7 +26,10 @@ RETIRED = (
     "",
     "Retired, and kept by git (`git show fd54b5d:docs/studies/NAME/report.md`): `distillation`, one and ten learned "
     "pictures a class in place of a dataset, and `learned-optimizer`, an MLP as update rule. Their results are in "
-    "[differentiate or search](../when.md#two-retired-studies); recipes have both in at most 60 lines.",
+    "[differentiate or search](../when.md#retired-studies); recipes have both in at most 60 lines.",
+    "",
+    "Retired, and kept by git (`git show 1c2552f:docs/studies/NAME/report.md`): `noise`, digits and tweets of which "
+    "40 % are labelled wrong. `few-labels` asks the same of whole pre-trained networks.",
 )
 
 
