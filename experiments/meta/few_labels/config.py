@@ -13,17 +13,18 @@ ABOUT: Mapping[Name, str] = {
     "newspapers": "sentences of newspapers, from opinions about films and products and in tweets (MiniLM)",
     "tweets": "tweets, from opinions about films and products and in newspapers (MiniLM)",
     "poly": "polycrystalline solar cells, from monocrystalline ones (EfficientNet-Lite0)",
-    "wrong films": "opinions about films of which 40 % are labelled wrong (MiniLM)",
+    "wrong films": "opinions about films, labelled by ten annotators, 0 to 81 % of whose labels are wrong (MiniLM)",
     "wrong emoji": "emoji of which 40 % are labelled wrong (EfficientNet-Lite0)",
 }
 TEXTS = ("newspapers", "tweets", "wrong films")
 WRONG = ("wrong films", "wrong emoji")
 METHODS = (
     "source", "labels", "add", "add_tenth", "optuna", "then_labels", "then_ftp", "then_wise", "then_learned_wise",
-    "importance", "small_loss", "learned",
+    "importance", "agreement", "small_loss", "learned",
 )  # fmt: skip
 COUNTED = ("add", "then_labels", "learned")  # what is also trained with other numbers of labels
 NOISE = 0.4  # share of wrong labels: another class, by chance
+ANNOTATORS = tuple(0.09 * k for k in range(10))  # the same of each annotator, who label as many examples
 LRS = {True: 2e-4, False: 5e-4}  # of AdamW, on texts and on pictures; it falls to 0 as a cosine
 BATCH = 20  # examples in a step
 HELD_OUT = 3  # one of so many labels is held out where something is chosen by them

@@ -1,6 +1,6 @@
 """The problems: a source, a few labels of the target, and tests of the target."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,12 +13,12 @@ from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import emoji_pictures
 from experiments.classification.task import ClassificationTask
 from experiments.common.errors import InputError
-from experiments.common.examples import flipped, generator
+from experiments.common.examples import generator
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task
 from experiments.common.tweets import SENTIMENTS
-from experiments.meta.few_labels.config import NOISE, TEXTS, WRONG, Config, Name
+from experiments.meta.few_labels.config import ANNOTATORS, NOISE, TEXTS, WRONG, Config, Name
 
 TESTED = 175  # texts of each class
 SHARES = (0.15, 0.45, 0.4)  # of the emoji: labels, source, tests
@@ -98,7 +98,14 @@ class Data:
                 if topic in sources:
                     chosen["source"].append(torch.tensor(list(order)[: self._config.per_class]))
         index = {part: torch.cat(some) for part, some in chosen.items()}
-        given, right = self._given(found.labels[index["source"]], len(SENTIMENTS), name, seed)
+        given = true = found.labels[index["source"]]
+        if name in WRONG:
+            by = torch.randint(len(ANNOTATORS), true.shape, generator=generator("annotators", seed))
+            given = flipped(true, len(SENTIMENTS), torch.tensor(ANNOTATORS)[by], generator("wrong", seed))
+            groups, names = by, tuple(f"annotator: {100 * share:.0f} % wrong" for share in ANNOTATORS)
+        else:
+            domains = torch.tensor([sources.index(found.topics[i]) for i in index["source"].tolist()])
+            groups, names = by_class(domains, sources, given, SENTIMENTS)
         places = torch.cat([index["source"], shuffled(index["labels"], seed)])
         token = tokenizer()
 
@@ -110,8 +117,8 @@ class Data:
         labels = torch.cat([given, found.labels[places[len(given) :]]])
         parts = {"train": texts(places, labels), f"test {target}": texts(index["test"], found.labels[index["test"]])}
         task = LanguageTask(parts, minilm, torch.device("cpu"), bf16=True)
-        domains = torch.tensor([sources.index(found.topics[i]) for i in index["source"].tolist()])
-        return grouped(task, given, domains, sources, SENTIMENTS, right, None, count, target)
+        right = given == true if name in WRONG else None
+        return Problem(task, len(given), count, groups, names, right, None, target)
 
     def _pictures(self, name: Name, seed: int, count: int) -> Problem:
         if name == "poly":
@@ -131,28 +138,30 @@ class Data:
             if len(labels.items) < count:
                 raise InputError(f"{count} labels: of the emoji only {len(labels.items)} are for that")
             labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[:count])
-        given, right = self._given(source.labels, len(source.classes), name, seed)
+        given, right, shown = source.labels, None, None
+        if name in WRONG:
+            share = torch.full(given.shape, NOISE)
+            given = flipped(given, len(source.classes), share, generator("wrong", seed))
+            right, shown = given == source.labels, tuple(map(character, source.items))
         own = test.domains[0].item()
         test = replace(test, domains=0 * test.domains, domain_names=(test.domain_names[int(own)],))
         parts = {"train": joined(replace(source, labels=given), labels), "test": test}
         task = ClassificationTask(parts, device=torch.device("cpu"), by_class=name == "poly")
-        where = [source.domain_names[int(source.domains[0])]]
-        shown = tuple(map(character, source.items)) if name in WRONG else None
-        return grouped(task, given, 0 * given, where, source.classes, right, shown, count, test.domain_names[0])
-
-    def _given(self, labels: Tensor, classes: int, name: Name, seed: int) -> tuple[Tensor, Tensor | None]:
-        if name not in WRONG:
-            return labels, None
-        given = flipped(labels, classes, NOISE, generator("wrong", seed))
-        return given, given == labels
+        groups, names = by_class(0 * given, [source.domain_names[int(source.domains[0])]], given, source.classes)
+        return Problem(task, len(given), count, groups, names, right, shown, test.domain_names[0])
 
 
-def grouped(
-    task: Task, given: Tensor, domains: Tensor, sources: list[str], classes: Mapping | tuple, right: Tensor | None,
-    shown: tuple[str, ...] | None, labels: int, test: str,
-) -> Problem:  # fmt: skip
-    names = tuple(f"{domain}: {label}" for domain in sources for label in classes)
-    return Problem(task, len(given), labels, domains * len(classes) + given, names, right, shown, test)
+def by_class(
+    domains: Tensor, names: Sequence[str], given: Tensor, classes: Sequence[str]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Groups [N] by domain and class as it is given, and their names."""
+    return domains * len(classes) + given, tuple(f"{domain}: {label}" for domain in names for label in classes)
+
+
+def flipped(labels: Tensor, classes: int, shares: Tensor, drawn: torch.Generator) -> Tensor:
+    """Another class, by chance, for each of the labels [N] with its chance [N]."""
+    wrong = torch.rand(labels.shape, generator=drawn) < shares
+    return torch.where(wrong, (labels + torch.randint(1, classes, labels.shape, generator=drawn)) % classes, labels)
 
 
 def character(code: str) -> str:

@@ -123,6 +123,21 @@ def small_loss(run: Run) -> Network:
     return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - NOISE * min(1.0, done / 0.2))
 
 
+def agreement(run: Run) -> Network:
+    """Groups of the source count by how much more often than by chance a network of the labels alone agrees."""
+    problem, model = run.problem, labels(run).eval()
+    with torch.no_grad():
+        drawn = (
+            problem.part.draw(chosen, generator("agreement", run.seed))
+            for chosen in torch.arange(problem.source).split(BATCH)
+        )
+        found, given = zip(*((model(inputs), targets) for inputs, targets in drawn), strict=True)
+    agrees = (torch.cat(found).argmax(1) == torch.cat(given)).float()
+    shares = problem.groups.bincount(agrees) / problem.groups.bincount().clamp(min=1)
+    counts = (shares - 1 / torch.cat(found).shape[1]).clamp(min=0.01)
+    return run.train(run.new(), run.chances(run.labels, source=counts[problem.groups]))
+
+
 def optuna(run: Run) -> Network:
     """Learning rate and the share of the labels in a batch, by TPE on the labels that are held out."""
     import optuna as peer
@@ -263,6 +278,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "importance": Method(
         "importance weights", "both, the source by the odds of a domain classifier", importance, False
+    ),
+    "agreement": Method(
+        "weights by agreement", "both, a group of the source by how often labels alone agree with it", agreement, True
     ),
     "small_loss": Method("small-loss selection", "both, without the share of large losses", small_loss, True),
     "learned": Method("learned weights", "the recipe, by hypergradients through one step", learned),

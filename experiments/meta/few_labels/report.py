@@ -136,10 +136,8 @@ def _weights(record: RunRecord, examples: dict[str, list[dict]]) -> str | None:
     return "![Learned weights of examples, by kind, mean over splits](weights.png)"
 
 
-def _counts(record: RunRecord) -> str | None:
+def _counts(record: RunRecord) -> str:
     content, config = record.content, record.content["config"]
-    if not config["counts"]:
-        return None
     counts = sorted((config["labels"], *config["counts"]))
 
     def curve(name: str, method: str) -> Curve:

@@ -46,7 +46,7 @@ STUDY = Study(
         steps=20,
         limit=96,
         labels=8,
-        counts=(),
+        counts=(12,),
     ),
     load=Data,
     pieces=pieces,
