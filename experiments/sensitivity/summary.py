@@ -164,10 +164,14 @@ def in_brief(content: dict) -> Table:
 def all_scores(content: dict) -> Table:
     """Every mean, ID / OOD, by rate."""
     scores = scores_of(content)
-    lrs = sorted({lr for rates in scores.values() for lr in rates})
+    every = sorted(lr for rates in scores.values() for lr in rates)
+    written = dict.fromkeys(f"{lr:g}" for lr in every)  # 10 * 6e-5 is not 6e-4
 
     def cell(name: str, lr: float) -> str:
-        both = (f"{mean_of(scores, name, lr, which):.1f}" for which in ("id", "ood"))
-        return " / ".join(both) if lr in scores[name] else ""
+        return " / ".join(f"{mean_of(scores, name, lr, which):.1f}" for which in ("id", "ood"))
 
-    return ["method", *(f"{lr:g}" for lr in lrs)], [[row_title(m), *(cell(m, lr) for lr in lrs)] for m in scores]
+    def cells(name: str) -> list[str]:
+        own = {f"{lr:g}": cell(name, lr) for lr in scores[name]}
+        return [own.get(lr, "") for lr in written]
+
+    return ["method", *written], [[row_title(name), *cells(name)] for name in scores]

@@ -63,7 +63,7 @@ FULL = (
             ("topics", "the same on tweets, from an anchor that knows them", (*AIRLINES, *CORE)),
             ("minilm", "the same from MiniLM as it comes", (*AIRLINES, *FEW)),
             ("cells", "the same on photographs of solar cells, from ImageNet's weights", ()),
-            ("cells-poly", "the same the other way round", ("--domain", "poly", *FEW)),
+            ("cells-poly", "the same the other way round", ("--domain", "poly", *FEW, "--wider", "ftp", "6e-5")),
             ("opinions", "the same on opinions about films and others, from MiniLM as it comes", OPINIONS),
             *((f"opinions-{domain}", f"the same, fine-tuned on {domain}", ("--domain", domain, *OPINIONS, *FEW))
               for domain in ("newspapers", "tweets", "products")),

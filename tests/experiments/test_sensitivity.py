@@ -133,6 +133,12 @@ def test_what_is_said_of_the_methods(content):
     assert by_method["FTPAdamW"][-1] == "0.1 to 1"
     assert scores_of(content)["ftp"][0.1] == [{"id": 100, "ood": 100}, {"id": 90, "ood": 100}]
     assert [row[0] for row in all_scores(content)[1]] == ["AdamW", "WiSE-FT, 0.5", "WiSE-FT, 0.25", "FTPAdamW"]
+    for piece in content["results"].values():
+        if "ftp" in piece["answers"]:
+            piece["lr"] *= 1 + 1e-12
+    header, rows = all_scores(content)
+    assert header == ["method", "0.1", "1"]
+    assert rows[-1][1] == "95.0 / 100.0"
 
 
 def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
