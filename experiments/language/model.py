@@ -29,12 +29,21 @@ def tokenizer() -> Any:
 
 class Sentiment(Network):
     """Logits [N, 3] of tokens [N, L], with `bf16` in mixed precision. The head is zero at first, so that every
-    sentiment is equally likely."""
+    sentiment is equally likely.
+
+    Of the embeddings it has those of `vocabulary` alone, half of MiniLM's weights being of tokens that no text has:
+    their gradients are zero, so nothing would move them.
+    """
 
     head = "classifier.*"
 
-    def __init__(self, encoder: BertModel, bf16: bool = False) -> None:
+    def __init__(self, encoder: BertModel, vocabulary: Tensor, bf16: bool = False) -> None:
         super().__init__()
+        embeddings = encoder.embeddings.word_embeddings
+        places = torch.full((embeddings.num_embeddings,), -1)  # which no embedding has
+        places[vocabulary] = torch.arange(len(vocabulary))
+        self.register_buffer("places", places, persistent=False)
+        encoder.embeddings.word_embeddings = nn.Embedding.from_pretrained(embeddings.weight[vocabulary], freeze=False)
         self.encoder, self.bf16 = encoder, bf16
         self.classifier = nn.Linear(encoder.config.hidden_size, len(SENTIMENTS))
         nn.init.zeros_(self.classifier.weight)
@@ -48,7 +57,7 @@ class Sentiment(Network):
 
     def _logits(self, tokens: Tensor) -> Tensor:
         mask = tokens != 0
-        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        hidden = self.encoder(input_ids=self.places[tokens], attention_mask=mask.long()).last_hidden_state
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return self.classifier((hidden * weights).sum(1) / weights.sum(1))
 

