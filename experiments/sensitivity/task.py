@@ -40,7 +40,8 @@ class Config:
     methods: tuple[str, ...] = ()  # of those of experiments.classification; none given: most of them
     # A linear probe, LoRA and FTP have ten times that.
     lrs: tuple[float, ...] = (2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
-    # Methods, each with one more rate, where a choice is at the edge: `--wider adamw 1e-5 ftp 5e-2`; the same --out.
+    # Methods, each with one more rate: `--wider adamw 1e-5 ftp 5e-2`, in the same --out. Where a choice is at the edge,
+    # and for AdamW halfway to the rates beside its best one, since its peak is narrow.
     wider: tuple[tuple[str, float], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each a split of its own, with its anchor, order and augmentation
     epochs: int | None = None  # passes over the fine-tuning examples; None: 5 over emoji, 8 over cells, 2 over texts
