@@ -59,7 +59,7 @@ FULL = (
         Job(f"sensitivity-{name}", about, _RATES, ("--anchor", name.partition("-")[0], *options))
         for name, about, *options in (
             ("styles", "AdamW, FTP and others over the learning rate: emoji, from an anchor that knows them",
-             *FLUENT, *CORE),
+             *FLUENT, *CORE, "--wider", *BESIDE),
             ("imagenet", "the same from ImageNet's weights", *FLUENT, "--wider", "adamw", "3.5e-4", "adamw", "1.1e-3"),
             ("topics", "the same on tweets, from an anchor that knows them", *AIRLINES, *CORE),
             ("minilm", "the same from MiniLM as it comes", *AIRLINES, *FEW),

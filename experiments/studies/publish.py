@@ -28,6 +28,10 @@ RETIRED = (
     "pictures a class in place of a dataset, and `learned-optimizer`, an MLP as update rule. Their results are in "
     "[differentiate or search](../when.md#retired-studies); recipes have both in at most 60 lines.",
     "",
+    "Replaced, and kept by git (`git show 1c2552f:docs/studies/NAME/report.md`): `sensitivity-styles`, `-imagenet`, "
+    "`-topics`, `-minilm`, `-cells` and `-opinions`, of three splits and eight rates, which were chosen on the tests. "
+    "Their results are in [what the studies say](../results.md#older-runs).",
+    "",
     "Retired, and kept by git (`git show 1c2552f:docs/studies/NAME/report.md`): `noise`, digits and tweets of which "
     "40 % are labelled wrong. `few-labels` asks the same of whole pre-trained networks.",
 )
