@@ -36,6 +36,7 @@ class Sentiment(Network):
     """
 
     head = "classifier.*"
+    places: Tensor
 
     def __init__(self, encoder: BertModel, vocabulary: Tensor, bf16: bool = False) -> None:
         super().__init__()
