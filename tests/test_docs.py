@@ -196,6 +196,7 @@ def test_the_tables_of_the_studies_of_rates_are_those_of_the_reports(page, first
     for study, shown in zip(studies, rows(table)[1:], strict=True):
         of = {row[0]: row for row in rows(report(study)) if len(row) == 10 and "±" in row[3]}
         assert shown[1:] == cells(of), study
+        assert "(edge)" not in report(study), f"{study}: a rate at an end of its grid"
 
 
 def wider(row: list[str], at: int) -> str:

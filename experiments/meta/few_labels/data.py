@@ -13,7 +13,7 @@ from experiments.classification.data import Pictures, limit_items, split
 from experiments.classification.emoji import emoji_pictures
 from experiments.classification.task import ClassificationTask
 from experiments.common.errors import InputError
-from experiments.common.examples import generator
+from experiments.common.examples import flipped, generator
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
 from experiments.common.task import Part, Task
@@ -101,7 +101,9 @@ class Data:
         given = true = found.labels[index["source"]]
         if name in WRONG:
             by = torch.randint(len(ANNOTATORS), true.shape, generator=generator("annotators", seed))
-            given = flipped(true, len(SENTIMENTS), torch.tensor(ANNOTATORS)[by], generator("wrong", seed))
+            given, drawn = true.clone(), generator("wrong", seed)
+            for one, share in enumerate(ANNOTATORS):
+                given[by == one] = flipped(true[by == one], len(SENTIMENTS), share, drawn)
             groups, names = by, tuple(f"annotator: {100 * share:.0f} % wrong" for share in ANNOTATORS)
         else:
             domains = torch.tensor([sources.index(found.topics[i]) for i in index["source"].tolist()])
@@ -140,8 +142,7 @@ class Data:
             labels = labels.select(shuffled(torch.arange(len(labels.items)), seed)[:count])
         given, right, shown = source.labels, None, None
         if name in WRONG:
-            share = torch.full(given.shape, NOISE)
-            given = flipped(given, len(source.classes), share, generator("wrong", seed))
+            given = flipped(given, len(source.classes), NOISE, generator("wrong", seed))
             right, shown = given == source.labels, tuple(map(character, source.items))
         own = test.domains[0].item()
         test = replace(test, domains=0 * test.domains, domain_names=(test.domain_names[int(own)],))
@@ -156,12 +157,6 @@ def by_class(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Groups [N] by domain and class as it is given, and their names."""
     return domains * len(classes) + given, tuple(f"{domain}: {label}" for domain in names for label in classes)
-
-
-def flipped(labels: Tensor, classes: int, shares: Tensor, drawn: torch.Generator) -> Tensor:
-    """Another class, by chance, for each of the labels [N] with its chance [N]."""
-    wrong = torch.rand(labels.shape, generator=drawn) < shares
-    return torch.where(wrong, (labels + torch.randint(1, classes, labels.shape, generator=drawn)) % classes, labels)
 
 
 def character(code: str) -> str:
