@@ -65,7 +65,7 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
     assert best_simple(rows | {"then_learned_wise": {"scores": [8.0, 8.0]}}) == "optuna"
     assert tuple(METHODS) == config.METHODS
     assert "small_loss" not in methods_of(TINY.methods, "poly")
-    assert "importance" not in methods_of(TINY.methods, "wrong films")
+    assert "importance" not in methods_of(TINY.methods, "wrong tweets")
 
 
 def test_groups_that_labels_alone_agree_with_count_more(problem, monkeypatch):
@@ -165,13 +165,13 @@ def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp
     )
     monkeypatch.setattr(data, "opinions", lambda archive: found)
     monkeypatch.setattr(data, "TESTED", 2)
-    few = dataclasses.replace(TINY, tasks=("newspapers", "wrong films"), labels=7, counts=(6,), per_class=4)
+    few = dataclasses.replace(TINY, tasks=("newspapers", "wrong tweets"), labels=7, counts=(6,), per_class=4)
     made = Data(few, tmp_path, quiet)
     shift, wrong = (made.problem(name, 0, 7) for name in few.tasks)
     assert (shift.source, shift.labels, shift.right) == (3 * 3 * 4, 7, None)
     assert (wrong.source, wrong.labels) == (12, 7)
     shares = torch.tensor([float(name.removeprefix("annotator: ").partition(" ")[0]) for name in wrong.names])
-    assert shares.tolist() == [9.0 * k for k in range(10)]
+    assert shares.tolist() == [7.0 * k for k in range(10)]
     for group, share in enumerate(shares / 100):  # the first annotator is never wrong
         own = wrong.right[wrong.groups == group]
         assert int((~own).sum()) == round(share.item() * len(own))
@@ -189,7 +189,7 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     out = tmp_path / "run"
     methods = ("add", "optuna", "then_wise", "small_loss", "learned")
     tiny = ["--tasks", "wrong emoji", "--methods", *methods, "--trials", "1", "--steps", "10", "--limit", "48"]
-    tiny += ["--labels", "6", "--counts", "7", "--seeds", "0", "--out", str(out)]
+    tiny += ["--labels", "6", "--counts", "7", "--counted", "wrong emoji", "--seeds", "0", "--out", str(out)]
     assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, 6, "small_loss")).status == 130
     kept = results(out)
     assert len(kept) == 3

@@ -81,7 +81,7 @@ class Data:
         from experiments.language.model import minilm, tokenizer
         from experiments.language.task import LanguageTask
 
-        found, target = opinions(Path(self._config.archive)), "films" if name in WRONG else name
+        found, target = opinions(Path(self._config.archive)), name.removeprefix("wrong ")
         sources = [target] if name in WRONG else [topic for topic in FILES if topic != target]
         topics = torch.tensor([list(FILES).index(topic) for topic in found.topics])
         chosen: dict[str, list[Tensor]] = {"source": [], "labels": [], "test": []}

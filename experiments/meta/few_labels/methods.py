@@ -22,7 +22,6 @@ from experiments.common.task import Network, percent_right
 from experiments.common.trainer import schedule_of
 from experiments.meta.few_labels.config import BATCH, HELD_OUT, LRS, NOISE, TEXTS, Config
 from experiments.meta.few_labels.data import Problem
-from experiments.meta.few_labels.weights import about, rounded, weights_of
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 FOR_LABELS = 0.25  # share of the steps that are for the labels alone, where they come afterwards
@@ -230,7 +229,7 @@ def rates_of(lr: float, steps: int) -> Tensor:
     return torch.tensor(rates)
 
 
-def learned(run: Run) -> tuple[Network, dict[str, Any]]:
+def learned(run: Run) -> tuple[Network, Mapping[str, Tensor]]:
     """The recipe: a weight for each group, and for the loss; and the share of the labels."""
     problem, model, steps = run.problem, run.new(), run.config.steps
     statistics = dict(model.named_buffers())
@@ -250,8 +249,7 @@ def learned(run: Run) -> tuple[Network, dict[str, Any]]:
             steps, every=EVERY, size=BATCH - FEW, few=FEW, seed=run.seed,
         )  # fmt: skip
     model.load_state_dict(params, strict=False)
-    of_examples = about(problem, weights_of(problem, model, own))
-    return model, {name: rounded(value) for name, value in own.items()} | {"examples": of_examples}
+    return model, own
 
 
 @dataclass(frozen=True)
@@ -287,10 +285,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def answered(run: Run, method: str) -> tuple[float, Any]:
-    """The score on the tests, and what was learned."""
+def fitted(run: Run, method: str) -> tuple[Network, Mapping[str, Tensor] | None]:
+    """The network, and what was learned beside it."""
     found = METHODS[method].fit(run)
-    model, own = found if isinstance(found, tuple) else (found, None)
-    given = run.problem.task.answers(model)[run.problem.test]  # pyright: ignore[reportAttributeAccessIssue]
-    truth = run.problem.task.tests[run.problem.test].labels  # pyright: ignore[reportAttributeAccessIssue]
-    return percent_right(given, truth, run.problem.task.by_class), own  # pyright: ignore[reportAttributeAccessIssue]
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def tested(problem: Problem, model: Network) -> float:
+    """The score on the tests."""
+    given = problem.task.answers(model)[problem.test]  # pyright: ignore[reportAttributeAccessIssue]
+    truth = problem.task.tests[problem.test].labels  # pyright: ignore[reportAttributeAccessIssue]
+    return percent_right(given, truth, problem.task.by_class)  # pyright: ignore[reportAttributeAccessIssue]

@@ -136,7 +136,7 @@ def _weights(record: RunRecord, examples: dict[str, list[dict]]) -> str | None:
     return "![Learned weights of examples, by kind, mean over splits](weights.png)"
 
 
-def _counts(record: RunRecord) -> str:
+def _counts(record: RunRecord) -> str | None:
     content, config = record.content, record.content["config"]
     counts = sorted((config["labels"], *config["counts"]))
 
@@ -147,7 +147,10 @@ def _counts(record: RunRecord) -> str:
     by_task = {
         name: {METHODS[method].title: curve(name, method) for method in COUNTED if method in rows}
         for name, rows in content["summary"].items()
+        if name in config["counted"]
     }
+    if not by_task:
+        return None
     curves(record.folder / "counts.png", by_task, "labels", "score (%)", log_x=True, ticks=counts)
     return "![Scores by the number of labels, mean and standard error over splits](counts.png)"
 

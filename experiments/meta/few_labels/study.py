@@ -10,18 +10,20 @@ from experiments.common.memory import peak_above
 from experiments.common.study import Study
 from experiments.meta.few_labels.config import COUNTED, Config, Name
 from experiments.meta.few_labels.data import Data
-from experiments.meta.few_labels.methods import Run, answered
+from experiments.meta.few_labels.methods import Run, fitted, tested
 from experiments.meta.few_labels.report import methods_of, piece, table, write_report
+from experiments.meta.few_labels.weights import described
 
 
 def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
     """One method on one split each."""
 
     def scored(name: Name, seed: int, labels: int, method: str) -> dict:
-        run, begin = Run(data.problem(name, seed, labels), config, name, seed), time.process_time()
-        (score, own), memory = peak_above(torch.device("cpu"), lambda: answered(run, method))
-        seconds = round(time.process_time() - begin, 1)
-        return {"score": score, "seconds": seconds, "memory": round(memory), "learned": own}
+        problem = data.problem(name, seed, labels)
+        run, begin = Run(problem, config, name, seed), time.process_time()
+        (model, own), memory = peak_above(torch.device("cpu"), lambda: fitted(run, method))
+        cost = {"seconds": round(time.process_time() - begin, 1), "memory": round(memory)}
+        return {"score": tested(problem, model), **cost, "learned": own and described(problem, model, own)}
 
     return {
         piece(name, seed, labels, method): partial(scored, name, seed, labels, method)
@@ -29,7 +31,7 @@ def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
         for seed in config.seeds
         for labels in config.all_labels
         for method in methods_of(config.methods, name)
-        if labels == config.labels or method in COUNTED
+        if labels == config.labels or (name in config.counted and method in COUNTED)
     }
 
 

@@ -12,6 +12,12 @@ from experiments.meta.few_labels.data import Problem
 QUANTILES, ENDS = 21, 10
 
 
+def described(problem: Problem, model: Network, learned: Mapping[str, Tensor]) -> dict:
+    """For the record."""
+    of_examples = about(problem, weights_of(problem, model, learned))
+    return {name: rounded(value) for name, value in learned.items()} | {"examples": of_examples}
+
+
 @torch.no_grad()
 def weights_of(problem: Problem, model: Network, learned: Mapping[str, Tensor]) -> Tensor:
     """Of each example of the source [N], over the mean: by its group, and its loss under the trained weights."""
