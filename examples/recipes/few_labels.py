@@ -34,7 +34,7 @@ def learn_weights(
     own = {"group": torch.zeros(int(groups.max()) + 1), "loss": torch.zeros(()), "share": share}
     *_, last = hft.bilevel(
         optimizer, hft.adam(lr=0.1), "loss", weighted, lambda params, batch: losses(params, batch).mean(), params,
-        train, judge, inner_steps=every, outer_steps=len(judge), strategy=hft.Unroll(truncate=1), hparams={"loss": own},
+        train, judge, inner_steps=every, outer_steps=len(judge), strategy=hft.Unroll(truncate=2), hparams={"loss": own},
     )  # fmt: skip
     return last.state.params, last.tuned["loss"]
 

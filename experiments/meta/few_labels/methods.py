@@ -281,7 +281,7 @@ METHODS: Mapping[str, Method] = {
         "weights by agreement", "both, a group of the source by how often labels alone agree with it", agreement, True
     ),
     "small_loss": Method("small-loss selection", "both, without the share of large losses", small_loss, True),
-    "learned": Method("learned weights", "the recipe, by hypergradients through one step", learned),
+    "learned": Method("learned weights", "the recipe, by hypergradients through two of ten steps", learned),
 }
 
 
