@@ -142,7 +142,7 @@ def report(study: str) -> str:
 @pytest.mark.parametrize(
     ("page", "least"),
     [
-        ("docs/when.md", 50),
+        ("docs/when.md", 40),
         ("docs/stories.md", 30),
         ("experiments/classification/README.md", 80),
     ],

@@ -84,7 +84,6 @@ FULL = (
     ),
     Job("search", "hypergradients against search, for 1 to 10,000 hyperparameters", f"{_TUNING}.search", UNSEEN, True),
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
-    Job("knobs", "FTP's radius_lr and kappa by hypergradient", f"{_TUNING}.knobs", UNSEEN),
     Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),

@@ -13,27 +13,9 @@ from experiments.common import checkpoint
 from experiments.common.record import RunRecord
 from experiments.studies.jobs import Job
 
-#: What was run, published and replaced: nothing is left out because of its result.
-RETIRED = (
-    "Replaced, and kept by git (`git show 7c20796c2c:docs/studies/NAME/report.md`): `classification-imagenet`, of one "
-    "split, by sensitivity-imagenet; `language` and `language-plain`, whose grids began above AdamW's best rate, by "
-    "sensitivity-topics and sensitivity-minilm; `few-labels`, which chose its rates on 12 pictures; `across.md`, a "
-    "mean over studies of one split.",
-    "",
-    "Retired, and kept by git (`git show 905800e:docs/studies/NAME/report.md`): `continual`, three styles of emoji "
-    "learned one after the other, and `normals`, surface normals of drawn scenes. Both had one split and are neither "
-    "classification nor segmentation.",
-    "",
-    "Retired, and kept by git (`git show fd54b5d:docs/studies/NAME/report.md`): `distillation`, one and ten learned "
-    "pictures a class in place of a dataset, and `learned-optimizer`, an MLP as update rule. Their results are in "
-    "[differentiate or search](../when.md#retired-studies); recipes have both in at most 60 lines.",
-    "",
-    "Replaced, and kept by git (`git show 1c2552f:docs/studies/NAME/report.md`): `sensitivity-styles`, `-imagenet`, "
-    "`-topics`, `-minilm`, `-cells` and `-opinions`, of three splits and eight rates, which were chosen on the tests. "
-    "Their results are in [what the studies say](../results.md#older-runs).",
-    "",
-    "Retired, and kept by git (`git show 1c2552f:docs/studies/NAME/report.md`): `noise`, digits and tweets of which "
-    "40 % are labelled wrong. `few-labels` asks the same of whole pre-trained networks.",
+NOTE = (
+    "Runs side by side share the cores: their seconds and images per second compare methods within a run, and are not "
+    "those of a quiet machine."
 )
 
 
@@ -50,10 +32,12 @@ def figures_of(report: str) -> list[str]:
 
 
 def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
-    """`report.md`, its figures and the numbers of each finished run; README.md lists all that is kept as it was run."""
+    """`report.md`, its figures and the numbers of each finished run. The table in README.md lists all that is kept, as
+    it was run; what stands below it stays."""
     index = to / "README.md"
-    before = index.read_text().splitlines() if index.exists() else []
-    known = {line.partition("]")[0].removeprefix("| ["): line for line in before if line.startswith("| [")}
+    before = index.read_text() if index.exists() else f"|\n\n{NOTE}\n"
+    below = before.partition("|\n\n")[2]
+    known = {line.partition("]")[0].removeprefix("| ["): line for line in before.splitlines() if line.startswith("| [")}
     lines = [
         "# Studies",
         "",
@@ -78,14 +62,7 @@ def publish(jobs: Sequence[Job], runs: Path, to: Path) -> None:
             minutes = content["wall_seconds"] / 60
             line = f"| {link} | {job.about} | `{job.command()}` | {commit} | {minutes:.0f} |"
             lines.append(line if new else known.get(job.name, line))
-    lines += [
-        "",
-        *RETIRED,
-        "",
-        "Runs side by side share the cores: their seconds and images per second compare methods within a run, and are "
-        "not those of a quiet machine.",
-    ]
-    checkpoint.write_text(index, "\n".join(lines) + "\n")
+    checkpoint.write_text(index, "\n".join([*lines, "", below]))
 
 
 def redraw(job: Job, kept: Path) -> tuple[list[str], list[str]]:

@@ -68,6 +68,8 @@ def test_the_driver_publishes(started, tmp_path):
 
     # With the runs gone, what is kept stays in the index, as it was run; a run without its figure replaces nothing.
     (tmp_path / "none" / "segmentation").mkdir(parents=True)
+    index += "\nWritten by hand.\n"
+    (to / "README.md").write_text(index)
     publish([replace(job, arguments=("--another",)) for job in FULL], tmp_path / "none", to)
     assert (to / "README.md").read_text() == index
     (out / "towers" / "scores.png").unlink()
