@@ -199,6 +199,26 @@ def test_the_tables_of_the_studies_of_rates_are_those_of_the_reports(page, first
         assert "(edge)" not in report(study), f"{study}: a rate at an end of its grid"
 
 
+def test_at_rates_that_are_too_large_the_losses_are_those_of_the_reports():
+    """AdamW's at 2e-3, and FTP's, against AdamW at the rate that it chooses."""
+
+    def below(best: str, at: str) -> list[float]:
+        return [float(one) - float(other) for one, other in zip(best.split(" / "), at.split(" / "), strict=True)]
+
+    ftp, adamw = [], []
+    for study in (folder.name for folder in STUDIES.glob("sensitivity-*")):
+        best = next(row[2] for row in rows(report(study)) if row[0] == "AdamW" and len(row) == 10)
+        first = "| method | 2e-05"
+        rates, *by_rate = rows(first + report(study).partition(first)[2])
+        at = {row[0]: row[rates.index("0.002")] for row in by_rate if len(row) == len(rates)}
+        ftp.append(below(best, at["FTPAdamW"]))
+        adamw.append(below(best, at["AdamW"]))
+    said = re.search(r"at most ([\d.]+) points ID and ([\d.]+) OOD below", (ROOT / "docs" / "results.md").read_text())
+    assert said is not None
+    assert [float(x) for x in said.groups()] == pytest.approx([max(column) for column in zip(*ftp, strict=True)])
+    assert min(min(row) for row in adamw) > 5
+
+
 def wider(row: list[str], at: int) -> str:
     """A mean with the wider of its two intervals."""
     middle, by_split = row[at].split(" ± ")
