@@ -21,6 +21,7 @@ OPINIONS = ("--archive", "vaderSentiment-3.3.2.tar.gz", "--tweets", "300", "--te
 FLUENT = ("--fluent", "iconify-json-fluent-emoji-flat-1.2.6.tgz")
 AIRLINES = ("--test-tweets", "225")
 BESIDE = ("adamw", "1.1e-4", "adamw", "3.5e-4")  # halfway to the rates beside AdamW's best one of 2e-4
+WIDER = ("--wider", "ftp", "6e-5", "linear", "6e-2", *BESIDE)  # two choices were at an end of their grids
 PLAIN = ("--weight-decay", "0")  # but for adamw_decay
 UNSEEN = ("--seeds", "3", "4", "5")  # others than settings were chosen with; new splits of the same examples
 
@@ -67,9 +68,10 @@ FULL = (
             ("cells-poly", "the same the other way round", "--domain", "poly", *FEW, "--wider", "ftp", "6e-5", *BESIDE),
             ("opinions", "the same on opinions about films and others, from MiniLM as it comes", *OPINIONS),
             ("opinions-newspapers", "the same, fine-tuned on newspapers", "--domain", "newspapers", *OPINIONS, *FEW,
-             "--wider", "ftp", "6e-5", "linear", "6e-2", *BESIDE),
-            ("opinions-tweets", "the same, fine-tuned on tweets", "--domain", "tweets", *OPINIONS, *FEW),
-            ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS, *FEW),
+             *WIDER),
+            ("opinions-tweets", "the same, fine-tuned on tweets", "--domain", "tweets", *OPINIONS, *FEW, *WIDER),
+            ("opinions-products", "the same, fine-tuned on products", "--domain", "products", *OPINIONS, *FEW,
+             *WIDER),
         )
     ),
     Job("hypergradients", "one-step and full hypergradients of the radii", _HYPER, alone=True),
