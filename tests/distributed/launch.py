@@ -108,7 +108,7 @@ def _group(processes: int, checks: list[Check], folder: Path, group: Path, idle:
                 end += _places(context.pids(), group)
                 break
     except Exception as error:
-        end = f"{error}\n"
+        end = f"{error}\n{_written(group, processes)}"
     for process in context.processes:
         process.kill()
     files = [_report(group, rank) for rank in range(processes)]
@@ -120,7 +120,14 @@ def _places(pids: Sequence[int], group: Path) -> str:
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
     time.sleep(1.0)
-    return "".join(f"process {rank} is in\n{_place(group, rank).read_text()}" for rank in range(len(pids)))
+    return _written(group, len(pids))
+
+
+def _written(group: Path, processes: int) -> str:
+    """What processes have said of where they are: all when they are asked, one when it crashes."""
+    places = ((rank, _place(group, rank)) for rank in range(processes))
+    told = ((rank, file.read_text()) for rank, file in places if file.exists())
+    return "".join(f"process {rank} is in\n{text}" for rank, text in told if text)
 
 
 def _report(group: Path, rank: int) -> Path:
@@ -136,6 +143,7 @@ def _work(rank: int, processes: int, checks: list[Check], folder: Path, group: P
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     with open(_place(group, rank), "w") as place:
+        faulthandler.enable(place)  # for crashes in native code
         faulthandler.register(signal.SIGUSR1, place)
         # Who waits in vain is found by the parent.
         store, patience = f"file://{group}/store", timedelta(hours=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -45,6 +46,11 @@ def dies(folder: Path) -> None:
         os._exit(3)
 
 
+def crashes(folder: Path) -> None:
+    if dist.get_rank() == 1:
+        ctypes.string_at(0)
+
+
 def waits(folder: Path) -> None:
     """For what the second process never sends."""
     if dist.get_rank() == 0:
@@ -57,6 +63,7 @@ def waits(folder: Path) -> None:
         (fails, "process 1: .*AssertionError: the second process is wrong"),
         (raises_nothing, "process 0: .*DID NOT RAISE.*process 1: .*DID NOT RAISE"),
         (dies, "process 1 did not get to its end\nprocess 1 terminated with exit code 3"),
+        (crashes, "process 1 terminated with signal SIGSEGV\nprocess 1 is in\n.*in crashes"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
