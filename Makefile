@@ -32,10 +32,10 @@ test-integrations: $(VENV)/.demo $(VENV)/.test $(VENV)/.integrations
 	OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/integrations \
 		hyperopt_ftp/integrations
 
-study-fast: $(VENV)/.language
+study-fast: $(VENV)/.language $(VENV)/.cells
 	$(RUN) -m experiments.studies --fast
 
-# The archive of one study is no package, and is downloaded: see experiments/studies/jobs.py.
+# Files of two sources are no packages, and are downloaded: see experiments/studies/jobs.py.
 study: $(VENV)/.language $(VENV)/.cells
 	$(RUN) -m experiments.studies --publish docs/studies
 
