@@ -13,6 +13,7 @@ import pytest
 import hyperopt_ftp as hft
 from benchmarks import bench_estimate, bench_meta
 from benchmarks.large.processes import table
+from experiments.common.estimate import interval
 
 from .support.family import FAMILY, Method
 
@@ -217,6 +218,18 @@ def test_at_rates_that_are_too_large_the_losses_are_those_of_the_reports():
     assert said is not None
     assert [float(x) for x in said.groups()] == pytest.approx([max(column) for column in zip(*ftp, strict=True)])
     assert min(min(row) for row in adamw) > 5
+
+
+def test_what_ftp_gains_from_minilm_is_the_mean_of_the_reports():
+    gains = []
+    for study in ("minilm", "opinions", "opinions-newspapers", "opinions-products", "opinions-tweets"):
+        row = next(row for row in rows(report(f"sensitivity-{study}")) if row[0] == "FTPAdamW" and len(row) == 10)
+        gains.append([float(row[at].partition(" ± ")[0]) for at in (3, 6)])
+    own, out = (f"{middle:+.1f} ± {half:.1f}" for middle, half in map(interval, zip(*gains, strict=True)))
+    assert f"by {own} in the mean over them" in (said := (ROOT / "docs" / "results.md").read_text())
+    assert f"OOD it is {out}:" in said
+    assert own in README
+    assert own in (ROOT / "docs" / "choosing.md").read_text()
 
 
 def wider(row: list[str], at: int) -> str:
