@@ -75,6 +75,6 @@ STUDY = COMPARISON.study(
     "Fine-tune a pre-trained segmentation network on scenes of emoji in one style; test it in the other styles, and "
     "under fog, blur, noise and brightness: how much does each method keep of what the network knew?",
     Config,
-    fast=Config(methods=("adamw", "ftp"), seeds=(0,), epochs=4),
+    fast=Config(methods=("adamw", "ftp"), seeds=(0,), epochs=2, anchor_epochs=3, pretrain_scenes=480),
 )
 main = STUDY.main
