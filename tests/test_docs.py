@@ -208,7 +208,9 @@ def test_scores_at_one_rate_for_all_studies_are_those_of_the_reports():
     table = first + (ROOT / "docs" / "results.md").read_text().partition(first)[2].partition("\n\n")[0]
     _, *shown = rows(table)
     assert shown
-    assert all(max(against_adamw(folder.name, "AdamW", "0.002") or [0]) < -5 for folder in STUDIES.glob("sensitivity-*"))
+    assert all(
+        max(against_adamw(folder.name, "AdamW", "0.002") or [0]) < -5 for folder in STUDIES.glob("sensitivity-*")
+    )
     for rate, *cells in shown:
         said = []
         for method in ("AdamW", "FTPAdamW"):
