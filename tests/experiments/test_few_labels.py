@@ -39,7 +39,7 @@ def test_labels_are_right_the_source_is_not_and_no_group_is_in_two_parts(problem
 
 
 def test_methods_differ_by_what_they_draw(problem):
-    run, n = Run(problem, TINY, "wrong emoji", 0), problem.source
+    run, n = Run(problem, TINY, 0), problem.source
     alike = run.chances(run.labels)
     assert torch.allclose(alike, torch.full((n + 16,), 1 / (n + 16)))
     fifth = run.chances(torch.tensor([1, 3]), 0.2)
@@ -68,8 +68,22 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
     assert "importance" not in methods_of(TINY.methods, "wrong tweets")
 
 
+def test_labels_come_beside_the_source_and_then_alone(problem):
+    run, n, drawn = Run(problem, TINY, 0), problem.source, []
+
+    def train(model, chances, share_of_steps=1.0, lr=None):
+        drawn.append((round(chances[n:].sum().item(), 3), share_of_steps))
+        return model
+
+    object.__setattr__(run, "train", train)
+    for method in ("source", "add", "add_tenth", "then_labels", "tenth_then"):
+        METHODS[method].fit(run)
+    alike = round(16 / (n + 16), 3)
+    assert drawn == [(0, 1), (alike, 1), (0.1, 1), (0, 0.75), (1, 0.25), (0.1, 0.75), (1, 0.25)]
+
+
 def test_groups_that_labels_alone_agree_with_count_more(problem, monkeypatch):
-    run, drawn, truth = Run(problem, TINY, "wrong emoji", 0), [], problem.task.pictures["train"].labels
+    run, drawn, truth = Run(problem, TINY, 0), [], problem.task.pictures["train"].labels
 
     class Told(torch.nn.Module):
         """Knows the classes of the first three groups, and nothing of the others."""
@@ -91,7 +105,7 @@ def test_groups_that_labels_alone_agree_with_count_more(problem, monkeypatch):
 @pytest.mark.parametrize("method", ["importance", "then_learned_wise"])
 def test_what_is_made_of_features_and_of_held_out_labels(method, problem):
     """Importance weights find the labels' domain where that is black; learned shares end between the two networks."""
-    run = Run(problem, dataclasses.replace(TINY, steps=10), "wrong emoji", 0)
+    run = Run(problem, dataclasses.replace(TINY, steps=10), 0)
     if method == "importance":
         part = problem.task.pictures["train"]
         odd = torch.cat([torch.arange(problem.source) % 10 == 0, torch.ones(problem.labels, dtype=torch.bool)])
@@ -110,22 +124,25 @@ def test_what_is_made_of_features_and_of_held_out_labels(method, problem):
         assert ((value >= low - 1e-5) & (value <= high + 1e-5)).all(), name
 
 
-def test_rates_and_shares_are_those_of_the_best_trial_and_of_the_schedule(problem):
+def test_rates_and_shares_are_those_of_the_best_trial_and_of_the_schedule(problem, monkeypatch):
     pytest.importorskip("optuna")
-    run, seen = Run(problem, TINY, "wrong emoji", 0), []
+    run, seen, kept = Run(problem, TINY, 0), [], []
 
-    def train(model, chances, lr=None, keep=None):
-        seen.append((chances[problem.source :].sum().item(), lr, keep))
+    def both(run, share, last, labels=None, lr=None):
+        seen.append((share, last, lr, labels))
         return len(seen)
 
-    object.__setattr__(run, "train", train)
-    object.__setattr__(run, "new", lambda: None)
+    monkeypatch.setattr(methods, "both", both)
     object.__setattr__(run, "score", lambda number, labels: -abs(number - 3))
     METHODS["optuna"].fit(run)
     assert len(seen) == TINY.trials + 1
-    assert seen[-1][:2] == pytest.approx(seen[2][:2])  # the third was the best
+    assert [one[:3] for one in seen[:2]] == [(0.1, 0.0, 2e-4), (0.0, 0.25, 2e-4)]
+    assert seen[-1][:3] == pytest.approx(seen[2][:3])  # the third was the best
+    assert torch.equal(seen[2][3], run.cut()[0])
+    object.__setattr__(run, "new", lambda: None)
+    object.__setattr__(run, "train", lambda model, chances, keep: kept.append(keep))
     METHODS["small_loss"].fit(run)
-    assert [seen[-1][2](done) for done in (0.0, 0.1, 0.2, 1.0)] == pytest.approx([1, 0.8, 0.6, 0.6])
+    assert [kept[0](done) for done in (0.0, 0.1, 0.2, 1.0)] == pytest.approx([1, 0.8, 0.6, 0.6])
     rates = rates_of(0.5, 20)
     assert rates[:3].tolist() == pytest.approx([0.25, 0.375, 0.5])
     assert rates[11].item() == pytest.approx(0.25)  # the middle of 18 steps
@@ -187,7 +204,7 @@ def test_texts_of_other_domains_and_labels_of_the_target(monkeypatch, quiet, tmp
 def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     pytest.importorskip("optuna")
     out = tmp_path / "run"
-    methods = ("add", "optuna", "then_wise", "small_loss", "learned")
+    methods = ("add", "optuna", "then_wise", "small_loss", "learned", "learned_then")
     tiny = ["--tasks", "wrong emoji", "--methods", *methods, "--trials", "1", "--steps", "10", "--limit", "48"]
     tiny += ["--labels", "6", "--counts", "7", "--counted", "wrong emoji", "--seeds", "0", "--out", str(out)]
     assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, 6, "small_loss")).status == 130
@@ -202,7 +219,7 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     assert [len(learned[name]) for name in ("group", "loss", "share")] == [8, 1, 1]
     assert learned["loss"] != [0.0]
     assert {count for name in found for count in (6, 7) if f"{count} labels" in name} == {6, 7}
-    assert len(found) == 5 + 2  # at other counts only some methods
+    assert len(found) == 6 + 2  # at other counts only some methods
     report = (out / "report.md").read_text()
     assert METHODS["learned"].about in report
     assert "| wrong emoji | learned weights" in report

@@ -19,13 +19,13 @@ ABOUT: Mapping[Name, str] = {
 TEXTS = ("newspapers", "tweets", "wrong tweets")
 WRONG = ("wrong tweets", "wrong emoji")
 METHODS = (
-    "source", "labels", "add", "add_tenth", "optuna", "then_labels", "then_ftp", "then_wise", "then_learned_wise",
-    "importance", "agreement", "small_loss", "learned",
+    "source", "labels", "add", "add_tenth", "then_labels", "tenth_then", "optuna", "then_ftp", "then_wise",
+    "then_learned_wise", "importance", "agreement", "small_loss", "learned", "learned_then",
 )  # fmt: skip
 COUNTED = ("add", "then_labels", "learned")  # what is also trained with other numbers of labels
 NOISE = 0.4  # share of wrong labels: another class, by chance
 ANNOTATORS = tuple(0.07 * k for k in range(10))  # the same of each annotator; the last one nearly guesses
-LRS = {True: 2e-4, False: 5e-4}  # of AdamW, on texts and on pictures; it falls to 0 as a cosine
+LR = 2e-4  # of AdamW, its best one for all studies of learning rates; it falls to 0 as a cosine
 BATCH = 20  # examples in a step
 HELD_OUT = 3  # one of so many labels is held out where something is chosen by them
 

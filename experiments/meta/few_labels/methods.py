@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from experiments.common.examples import generator
 from experiments.common.methods import FASTER
 from experiments.common.task import Network, percent_right
 from experiments.common.trainer import schedule_of
-from experiments.meta.few_labels.config import BATCH, HELD_OUT, LRS, NOISE, TEXTS, Config
+from experiments.meta.few_labels.config import BATCH, HELD_OUT, LR, NOISE, Config
 from experiments.meta.few_labels.data import Problem
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -28,6 +29,7 @@ FOR_LABELS = 0.25  # share of the steps that are for the labels alone, where the
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fine-tuned weights, to choose from
 SHARE_STEPS, SHARE_LR = 40, 0.05  # of shares that are learned: enough for one to cross its range
 FEW = 2  # labels in a batch of the recipe
+TENTH = FEW / BATCH  # how the recipe begins
 EVERY = 10  # steps from one move of the weights of examples to the next
 
 
@@ -37,12 +39,7 @@ class Run:
 
     problem: Problem
     config: Config
-    name: str  # of the problem
     seed: int
-
-    @property
-    def lr(self) -> float:
-        return LRS[self.name in TEXTS]
 
     @property
     def labels(self) -> Tensor:
@@ -74,11 +71,11 @@ class Run:
         return found
 
     def train(
-        self, model: Network, chances: Tensor, share_of_steps: float = 1.0, lr: float | None = None,
+        self, model: Network, chances: Tensor, share_of_steps: float = 1.0, lr: float = LR,
         make: Callable[..., torch.optim.Optimizer] | None = None, keep: Callable[[float], float] = lambda done: 1.0,
     ) -> Network:  # fmt: skip
         """By AdamW, or what `make` gives; of a batch the share `keep` with the smallest losses counts."""
-        steps, lr = round(share_of_steps * self.config.steps), self.lr if lr is None else lr
+        steps = round(share_of_steps * self.config.steps)
         make = make or (lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0, fused=True))
         optimizer = make(list(model.named_parameters()), lr)
         schedule = schedule_of(optimizer, steps, round(WARM_UP * steps))
@@ -101,20 +98,17 @@ class Run:
         return -F.cross_entropy(model(inputs), targets).item()
 
 
-def source(run: Run, share_of_steps: float = 1.0) -> Network:
-    return run.train(run.new(), run.chances(run.labels, 0.0), share_of_steps)
-
-
 def labels(run: Run) -> Network:
     return run.train(run.new(), run.chances(run.labels, 1.0), 2 * FOR_LABELS)
 
 
-def add(run: Run) -> Network:
-    return run.train(run.new(), run.chances(run.labels))
-
-
-def add_tenth(run: Run) -> Network:
-    return run.train(run.new(), run.chances(run.labels, FEW / BATCH))
+def both(
+    run: Run, share: float | None = None, last: float = 0.0, labels: Tensor | None = None, lr: float = LR
+) -> Network:
+    """The labels have a share of each batch, and the last part of the steps for themselves."""
+    labels = run.labels if labels is None else labels
+    model = run.train(run.new(), run.chances(labels, share), 1 - last, lr)
+    return run.train(model, run.chances(labels, 1.0), last, lr) if last else model
 
 
 def small_loss(run: Run) -> Network:
@@ -138,33 +132,30 @@ def agreement(run: Run) -> Network:
 
 
 def optuna(run: Run) -> Network:
-    """Learning rate and the share of the labels in a batch, by TPE on the labels that are held out."""
+    """By TPE on the labels that are held out; the first two trials are "a tenth" and "then labels"."""
     import optuna as peer
 
     peer.logging.set_verbosity(peer.logging.WARNING)
     seen, held_out = run.cut()
 
     def trial(asked: Any) -> float:
-        lr = asked.suggest_float("lr", run.lr / 4, run.lr * 4, log=True)
-        share = asked.suggest_float("share", 0.03, 0.6, log=True)
-        return run.score(run.train(run.new(), run.chances(seen, share), lr=lr), held_out)
+        lr = asked.suggest_float("lr", LR / 4, LR * 4, log=True)
+        share, last = asked.suggest_float("share", 0.0, 0.6), asked.suggest_float("last", 0.0, 2 * FOR_LABELS)
+        return run.score(both(run, share, last, seen, lr), held_out)
 
     study = peer.create_study(direction="maximize", sampler=peer.samplers.TPESampler(seed=run.seed, n_startup_trials=2))
-    study.enqueue_trial({"lr": run.lr, "share": 0.15})
+    for share, last in ((TENTH, 0.0), (0.0, FOR_LABELS)):
+        study.enqueue_trial({"lr": LR, "share": share, "last": last})
     study.optimize(trial, n_trials=run.config.trials)
-    best = study.best_params
-    return run.train(run.new(), run.chances(run.labels, best["share"]), lr=best["lr"])
-
-
-def then_labels(run: Run, labels: Tensor | None = None, model: Network | None = None, **options: Any) -> Network:
-    """First the source, then the labels."""
-    model = source(run, 1 - FOR_LABELS) if model is None else model
-    labels = run.labels if labels is None else labels
-    return run.train(model, run.chances(labels, 1.0), FOR_LABELS, **options)
+    return both(run, **study.best_params)
 
 
 def then_ftp(run: Run) -> Network:
-    return then_labels(run, make=lambda params, lr: hft.FTPAdamW(params, lr=FASTER["ftp"] * lr, weight_decay=0.0))
+    def make(params: Any, lr: float) -> torch.optim.Optimizer:
+        return hft.FTPAdamW(params, lr=FASTER["ftp"] * lr, weight_decay=0.0)
+
+    model = run.train(run.new(), run.chances(run.labels, 0.0), 1 - FOR_LABELS)
+    return run.train(model, run.chances(run.labels, 1.0), FOR_LABELS, make=make)
 
 
 def then_wise(run: Run) -> Network:
@@ -187,9 +178,9 @@ def then_learned_wise(run: Run) -> Network:
 def ends(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Weights after the source, those after the labels that are not held out, and the others."""
     seen, held_out = run.cut()
-    model = source(run, 1 - FOR_LABELS)
+    model = run.train(run.new(), run.chances(run.labels, 0.0), 1 - FOR_LABELS)
     anchor = {name: value.clone() for name, value in model.state_dict().items()}
-    return anchor, then_labels(run, seen, model).state_dict(), held_out
+    return anchor, run.train(model, run.chances(seen, 1.0), FOR_LABELS).state_dict(), held_out
 
 
 def loaded(run: Run, weights: Mapping[str, Tensor]) -> Network:
@@ -229,11 +220,11 @@ def rates_of(lr: float, steps: int) -> Tensor:
     return torch.tensor(rates)
 
 
-def learned(run: Run) -> tuple[Network, Mapping[str, Tensor]]:
+def learned(run: Run, last: float = 0.0) -> tuple[Network, Mapping[str, Tensor]]:
     """The recipe: a weight for each group, and for the loss; and the share of the labels."""
-    problem, model, steps = run.problem, run.new(), run.config.steps
+    problem, model, steps = run.problem, run.new(), EVERY * max(1, round((1 - last) * run.config.steps / EVERY))
     statistics = dict(model.named_buffers())
-    optimizer = hft.per_step(hft.adamw(lr=run.lr, weight_decay=0.0), lr=rates_of(run.lr, steps))
+    optimizer = hft.per_step(hft.adamw(lr=LR, weight_decay=0.0), lr=rates_of(LR, steps))
     g = generator("learned", run.seed)
 
     def losses(params: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -249,7 +240,7 @@ def learned(run: Run) -> tuple[Network, Mapping[str, Tensor]]:
             steps, every=EVERY, size=BATCH - FEW, few=FEW, seed=run.seed,
         )  # fmt: skip
     model.load_state_dict(params, strict=False)
-    return model, own
+    return run.train(model, run.chances(run.labels, 1.0), last) if last else model, own
 
 
 @dataclass(frozen=True)
@@ -263,14 +254,27 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "source": Method("source alone", "no labels of the target", source),
+    "source": Method("source alone", "no labels of the target", partial(both, share=0.0)),
     "labels": Method("labels alone", "no source, half of the steps", labels),
-    "add": Method("labels added", "both, each example alike", add),
-    "add_tenth": Method("labels added, a tenth", "the same, a tenth of a batch: how the recipe begins", add_tenth),
-    "optuna": Method("Optuna", "the same with learning rate and share of the labels chosen by Optuna's TPE", optuna),
-    "then_labels": Method("then labels", "the source, and in the last quarter of the steps the labels", then_labels),
-    "then_ftp": Method("then labels by FTP", "the same; the labels by FTPAdamW, at ten times the rate", then_ftp),
-    "then_wise": Method("then labels, WiSE-FT", "the same by two thirds, the others choose WiSE-FT's share", then_wise),
+    "add": Method("labels added", "both, each example alike", both),
+    "add_tenth": Method("a tenth", "the same, with a tenth of each batch for the labels", partial(both, share=TENTH)),
+    "then_labels": Method(
+        "then labels", "the source, and in the last quarter of the steps the labels",
+        partial(both, share=0.0, last=FOR_LABELS),
+    ),
+    "tenth_then": Method(
+        "a tenth, then labels", "the same, with a tenth of each batch for the labels before",
+        partial(both, share=TENTH, last=FOR_LABELS),
+    ),
+    "optuna": Method(
+        "Optuna", "learning rate, the labels' share, and how many steps they have alone, chosen by Optuna's TPE", optuna
+    ),
+    "then_ftp": Method(
+        "then labels by FTP", "then labels, where FTPAdamW takes the labels, at ten times the rate", then_ftp
+    ),
+    "then_wise": Method(
+        "then labels, WiSE-FT", "then two thirds of the labels; the others choose WiSE-FT's share", then_wise
+    ),
     "then_learned_wise": Method(
         "then labels, learned shares", "the same, with a share for each tensor by hypergradients", then_learned_wise
     ),
@@ -282,7 +286,11 @@ METHODS: Mapping[str, Method] = {
     ),
     "small_loss": Method("small-loss selection", "both, without the share of large losses", small_loss, True),
     "learned": Method("learned weights", "the recipe, by hypergradients through two of ten steps", learned),
-}
+    "learned_then": Method(
+        "learned weights, then labels", "the recipe, and in the last quarter of the steps the labels",
+        partial(learned, last=FOR_LABELS),
+    ),
+}  # fmt: skip
 
 
 def fitted(run: Run, method: str) -> tuple[Network, Mapping[str, Tensor] | None]:

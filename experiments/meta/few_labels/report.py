@@ -6,12 +6,12 @@ from experiments.common.estimate import Estimate, estimate, interval
 from experiments.common.figures import Curve, curves, dots, mean_curve
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, fixed, write
-from experiments.meta.few_labels.config import ABOUT, BATCH, COUNTED, HELD_OUT, LRS, WRONG
+from experiments.meta.few_labels.config import ABOUT, BATCH, COUNTED, HELD_OUT, LR, WRONG
 from experiments.meta.few_labels.methods import METHODS
 from experiments.meta.few_labels.weights import QUANTILES
 
 PLAIN, OURS = "add", "learned"
-BY_HYPERGRADIENTS = (OURS, "then_learned_wise")  # all others are simple
+BY_HYPERGRADIENTS = (OURS, "learned_then", "then_learned_wise")  # all others are simple
 
 
 def piece(name: str, seed: int, labels: int, method: str) -> str:
@@ -115,8 +115,7 @@ def setting(content: dict) -> str:
         f"Tasks: {tasks}. Scores are accuracies in %, means over the classes but for emoji; ± standard error over "
         f"splits {', '.join(map(str, config['seeds']))} of one pool, and differences with 95 % intervals by Student's "
         f"t. Whole networks from their public weights, {config['steps']} steps of {BATCH} examples by AdamW, learning "
-        f"rate {LRS[True]:g} on texts and {LRS[False]:g} on pictures, rising in a tenth of the steps and "
-        "falling to 0 as a cosine. Where something is "
+        f"rate {LR:g}, rising in a tenth of the steps and falling to 0 as a cosine. Where something is "
         f"chosen by the labels, one in {HELD_OUT} is held out for that; Optuna has {config['trials']} trainings and a "
         "last one with all labels. The best simple way is that with the highest mean on the tests, which favours it. "
         f"Time and memory: seconds of the processor, and the peak above what was held before, over those of "

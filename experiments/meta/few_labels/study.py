@@ -20,7 +20,7 @@ def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
 
     def scored(name: Name, seed: int, labels: int, method: str) -> dict:
         problem = data.problem(name, seed, labels)
-        run, begin = Run(problem, config, name, seed), time.process_time()
+        run, begin = Run(problem, config, seed), time.process_time()
         (model, own), memory = peak_above(torch.device("cpu"), lambda: fitted(run, method))
         cost = {"seconds": round(time.process_time() - begin, 1), "memory": round(memory)}
         return {"score": tested(problem, model), **cost, "learned": own and described(problem, model, own)}
@@ -55,5 +55,6 @@ STUDY = Study(
     report=write_report,
     table=table,
     packages=("scikit-learn", "optuna"),
+    grow=("tasks", "counts"),
 )
 main = STUDY.main
