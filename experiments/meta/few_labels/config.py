@@ -20,7 +20,7 @@ TEXTS = ("newspapers", "tweets", "wrong tweets")
 WRONG = ("wrong tweets", "wrong emoji")
 METHODS = (
     "source", "labels", "add", "add_tenth", "then_labels", "tenth_then", "optuna", "then_ftp", "then_wise",
-    "then_learned_wise", "importance", "agreement", "small_loss", "learned", "learned_then",
+    "then_learned_wise", "importance", "agreement", "small_loss", "pruned", "told", "learned", "learned_then",
 )  # fmt: skip
 COUNTED = ("add", "then_labels", "learned")  # what is also trained with other numbers of labels
 NOISE = 0.4  # share of wrong labels: another class, by chance

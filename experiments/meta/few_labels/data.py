@@ -16,7 +16,7 @@ from experiments.common.errors import InputError
 from experiments.common.examples import flipped, generator
 from experiments.common.opinions import FILES, opinions
 from experiments.common.progress import Progress
-from experiments.common.task import Part, Task
+from experiments.common.task import Network, Part, Task
 from experiments.common.tweets import SENTIMENTS
 from experiments.meta.few_labels.config import ANNOTATORS, NOISE, TEXTS, WRONG, Config, Name
 
@@ -45,6 +45,15 @@ class Problem:
     @property
     def part(self) -> Part:
         return self.task.parts["train"]
+
+    @torch.no_grad()
+    def source_outputs(self, model: Network) -> tuple[Tensor, Tensor]:
+        """Outputs [N, classes] for the source, of which pictures are augmented by the same draws, and given classes."""
+        model.eval()
+        chunks = torch.arange(self.source).split(50)
+        drawn = (self.part.draw(chosen, torch.Generator().manual_seed(0)) for chosen in chunks)
+        outputs, given = zip(*((model(inputs), targets) for inputs, targets in drawn), strict=True)
+        return torch.cat(outputs), torch.cat(given)
 
     def held_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and classes of some labels; pictures are augmented as in training, by the same draws for all."""

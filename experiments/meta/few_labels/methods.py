@@ -116,19 +116,30 @@ def small_loss(run: Run) -> Network:
     return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - NOISE * min(1.0, done / 0.2))
 
 
+def pruned(run: Run) -> Network:
+    """Two trainings: the second without the examples of the largest losses after the first."""
+    losses = F.cross_entropy(*run.problem.source_outputs(both(run)), reduction="none")
+    kept = losses <= losses.quantile(right_labels(run).mean())
+    return run.train(run.new(), run.chances(run.labels, source=kept.float()))
+
+
+def told(run: Run) -> Network:
+    return run.train(run.new(), run.chances(run.labels, source=right_labels(run)))
+
+
+def right_labels(run: Run) -> Tensor:
+    """1 or 0 [N]."""
+    assert run.problem.right is not None
+    return run.problem.right.float()
+
+
 def agreement(run: Run) -> Network:
     """Groups of the source count by how much more often than by chance a network of the labels alone agrees."""
-    problem, model = run.problem, labels(run).eval()
-    with torch.no_grad():
-        drawn = (
-            problem.part.draw(chosen, generator("agreement", run.seed))
-            for chosen in torch.arange(problem.source).split(BATCH)
-        )
-        found, given = zip(*((model(inputs), targets) for inputs, targets in drawn), strict=True)
-    agrees = (torch.cat(found).argmax(1) == torch.cat(given)).float()
-    shares = problem.groups.bincount(agrees) / problem.groups.bincount().clamp(min=1)
-    counts = (shares - 1 / torch.cat(found).shape[1]).clamp(min=0.01)
-    return run.train(run.new(), run.chances(run.labels, source=counts[problem.groups]))
+    groups = run.problem.groups
+    found, given = run.problem.source_outputs(labels(run))
+    shares = groups.bincount((found.argmax(1) == given).float()) / groups.bincount().clamp(min=1)
+    counts = (shares - 1 / found.shape[1]).clamp(min=0.01)
+    return run.train(run.new(), run.chances(run.labels, source=counts[groups]))
 
 
 def optuna(run: Run) -> Network:
@@ -259,11 +270,13 @@ METHODS: Mapping[str, Method] = {
     "add": Method("labels added", "both, each example alike", both),
     "add_tenth": Method("a tenth", "the same, with a tenth of each batch for the labels", partial(both, share=TENTH)),
     "then_labels": Method(
-        "then labels", "the source, and in the last quarter of the steps the labels",
+        "then labels",
+        "the source, and in the last quarter of the steps the labels",
         partial(both, share=0.0, last=FOR_LABELS),
     ),
     "tenth_then": Method(
-        "a tenth, then labels", "the same, with a tenth of each batch for the labels before",
+        "a tenth, then labels",
+        "the same, with a tenth of each batch for the labels before",
         partial(both, share=TENTH, last=FOR_LABELS),
     ),
     "optuna": Method(
@@ -285,12 +298,17 @@ METHODS: Mapping[str, Method] = {
         "weights by agreement", "both, a group of the source by how often labels alone agree with it", agreement, True
     ),
     "small_loss": Method("small-loss selection", "both, without the share of large losses", small_loss, True),
+    "pruned": Method(
+        "pruned", "both, twice: then without the largest losses, as many as labels are wrong", pruned, True
+    ),
+    "told": Method("told", "both, without the labels that are wrong, which nobody knows: the most to gain", told, True),
     "learned": Method("learned weights", "the recipe, by hypergradients through two of ten steps", learned),
     "learned_then": Method(
-        "learned weights, then labels", "the recipe, and in the last quarter of the steps the labels",
+        "learned weights, then labels",
+        "the recipe, and in the last quarter of the steps the labels",
         partial(learned, last=FOR_LABELS),
     ),
-}  # fmt: skip
+}
 
 
 def fitted(run: Run, method: str) -> tuple[Network, Mapping[str, Tensor] | None]:

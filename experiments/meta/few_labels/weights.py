@@ -21,12 +21,8 @@ def described(problem: Problem, model: Network, learned: Mapping[str, Tensor]) -
 @torch.no_grad()
 def weights_of(problem: Problem, model: Network, learned: Mapping[str, Tensor]) -> Tensor:
     """Of each example of the source [N], over the mean: by its group, and its loss under the trained weights."""
-    model.eval()
-    losses = []
-    for chosen in torch.arange(problem.source).split(50):
-        inputs, targets = problem.part.draw(chosen, torch.Generator().manual_seed(0))
-        losses.append(F.cross_entropy(model(inputs), targets, reduction="none"))
-    return problem.source * (learned["group"][problem.groups] - learned["loss"] * torch.cat(losses)).softmax(0)
+    losses = F.cross_entropy(*problem.source_outputs(model), reduction="none")
+    return problem.source * (learned["group"][problem.groups] - learned["loss"] * losses).softmax(0)
 
 
 def about(problem: Problem, weights: Tensor) -> dict:
