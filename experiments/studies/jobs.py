@@ -91,7 +91,7 @@ FULL = (
     Job("towers", "towers of optimizers from learning rates over seven decades", f"{_TUNING}.towers", UNSEEN, True),
     Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
-        f"{_META}.few_labels"),
+        f"{_META}.few_labels", ("--tasks", "newspapers", "poly", "--counts", "25")),
 )  # fmt: skip
 
 FAST = (

@@ -55,6 +55,6 @@ STUDY = Study(
     report=write_report,
     table=table,
     packages=("scikit-learn", "optuna"),
-    grow=("tasks", "counts"),
+    grow=("methods", "counts"),
 )
 main = STUDY.main
