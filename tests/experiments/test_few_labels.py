@@ -62,7 +62,8 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
     }
     assert best_simple(rows) == "optuna"
     assert gain(rows, "learned", "optuna") == (6, pytest.approx(12.706, rel=1e-4))  # t of two values, an error of 1
-    assert best_simple(rows | {"then_learned_wise": {"scores": [8.0, 8.0]}}) == "optuna"
+    for method in ("then_learned_wise", "learned_then", "told"):
+        assert best_simple(rows | {method: {"scores": [8.0, 8.0]}}) == "optuna"
     assert tuple(METHODS) == config.METHODS
     assert "pruned" not in methods_of(TINY.methods, "poly")
     assert "importance" not in methods_of(TINY.methods, "wrong tweets")
@@ -225,6 +226,9 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     learned = found[piece("wrong emoji", 0, 6, "learned")]["learned"]
     assert [len(learned[name]) for name in ("group", "loss", "share")] == [8, 1, 1]
     assert learned["loss"] != [0.0]
+    then = found[piece("wrong emoji", 0, 6, "learned_then")]["learned"]
+    assert [then[name] for name in ("group", "loss", "share")] == [learned[name] for name in ("group", "loss", "share")]
+    assert then["examples"] != learned["examples"]  # the labels alone have moved the network
     assert {count for name in found for count in (6, 7) if f"{count} labels" in name} == {6, 7}
     assert len(found) == 7 + 2  # at other counts only some methods
     report = (out / "report.md").read_text()
