@@ -15,6 +15,7 @@ from experiments.meta.few_labels.methods import METHODS, Run, ends, rates_of
 from experiments.meta.few_labels.report import best_simple, gain, methods_of, piece
 from experiments.meta.few_labels.study import STUDY
 from experiments.meta.few_labels.weights import about
+from hyperopt_ftp import FTPAdamW
 from tests.experiments.running import ran, results
 
 TINY = Config(tasks=("wrong emoji",), steps=20, limit=160, labels=16, counts=(17,))
@@ -70,17 +71,19 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
 
 
 def test_labels_come_beside_the_source_and_then_alone(problem):
-    run, n, drawn = Run(problem, TINY, 0), problem.source, []
+    run, n, drawn, made = Run(problem, TINY, 0), problem.source, [], []
 
-    def train(model, chances, share_of_steps=1.0, lr=None):
+    def train(model, chances, share_of_steps=1.0, lr=None, make=None):
         drawn.append((round(chances[n:].sum().item(), 3), share_of_steps))
+        made.append(make and type(make(list(torch.nn.Linear(1, 1).named_parameters()), 1e-4)))
         return model
 
     object.__setattr__(run, "train", train)
-    for method in ("source", "add", "add_tenth", "then_labels", "tenth_then"):
+    for method in ("source", "add", "add_tenth", "then_labels", "tenth_then", "then_ftp"):
         METHODS[method].fit(run)
     alike = round(16 / (n + 16), 3)
-    assert drawn == [(0, 1), (alike, 1), (0.1, 1), (0, 0.75), (1, 0.25), (0.1, 0.75), (1, 0.25)]
+    assert drawn == [(0, 1), (alike, 1), (0.1, 1), (0, 0.75), (1, 0.25), (0.1, 0.75), (1, 0.25), (0, 0.75), (1, 0.25)]
+    assert made == [None] * 8 + [FTPAdamW]
 
 
 class Told(torch.nn.Module):
@@ -150,7 +153,8 @@ def test_rates_and_shares_are_those_of_the_best_trial_and_of_the_schedule(proble
     object.__setattr__(run, "new", lambda: None)
     object.__setattr__(run, "train", lambda model, chances, keep: kept.append(keep))
     METHODS["small_loss"].fit(run)
-    assert [kept[0](done) for done in (0.0, 0.1, 0.2, 1.0)] == pytest.approx([1, 0.8, 0.6, 0.6])
+    wrong = (~problem.right).float().mean().item()
+    assert [kept[0](done) for done in (0.0, 0.1, 0.2, 1.0)] == pytest.approx([1, 1 - wrong / 2, 1 - wrong, 1 - wrong])
     rates = rates_of(0.5, 20)
     assert rates[:3].tolist() == pytest.approx([0.25, 0.375, 0.5])
     assert rates[11].item() == pytest.approx(0.25)  # the middle of 18 steps

@@ -21,7 +21,7 @@ from experiments.common.examples import generator
 from experiments.common.methods import FASTER
 from experiments.common.task import Network, percent_right
 from experiments.common.trainer import schedule_of
-from experiments.meta.few_labels.config import BATCH, HELD_OUT, LR, NOISE, Config
+from experiments.meta.few_labels.config import BATCH, HELD_OUT, LR, Config
 from experiments.meta.few_labels.data import Problem
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -103,17 +103,19 @@ def labels(run: Run) -> Network:
 
 
 def both(
-    run: Run, share: float | None = None, last: float = 0.0, labels: Tensor | None = None, lr: float = LR
-) -> Network:
-    """The labels have a share of each batch, and the last part of the steps for themselves."""
+    run: Run, share: float | None = None, last: float = 0.0, labels: Tensor | None = None, lr: float = LR,
+    make: Callable[..., torch.optim.Optimizer] | None = None,
+) -> Network:  # fmt: skip
+    """The labels have a share of each batch, and the last part of the steps for themselves, where `make` trains."""
     labels = run.labels if labels is None else labels
     model = run.train(run.new(), run.chances(labels, share), 1 - last, lr)
-    return run.train(model, run.chances(labels, 1.0), last, lr) if last else model
+    return run.train(model, run.chances(labels, 1.0), last, lr, make) if last else model
 
 
 def small_loss(run: Run) -> Network:
     """Co-teaching's schedule (arXiv 1804.06872) with one network: the share of wrong labels is told."""
-    return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - NOISE * min(1.0, done / 0.2))
+    wrong = 1 - right_labels(run).mean().item()
+    return run.train(run.new(), run.chances(run.labels), keep=lambda done: 1 - wrong * min(1.0, done / 0.2))
 
 
 def pruned(run: Run) -> Network:
@@ -161,12 +163,8 @@ def optuna(run: Run) -> Network:
     return both(run, **study.best_params)
 
 
-def then_ftp(run: Run) -> Network:
-    def make(params: Any, lr: float) -> torch.optim.Optimizer:
-        return hft.FTPAdamW(params, lr=FASTER["ftp"] * lr, weight_decay=0.0)
-
-    model = run.train(run.new(), run.chances(run.labels, 0.0), 1 - FOR_LABELS)
-    return run.train(model, run.chances(run.labels, 1.0), FOR_LABELS, make=make)
+def by_ftp(params: Any, lr: float) -> torch.optim.Optimizer:
+    return hft.FTPAdamW(params, lr=FASTER["ftp"] * lr, weight_decay=0.0)
 
 
 def then_wise(run: Run) -> Network:
@@ -283,7 +281,9 @@ METHODS: Mapping[str, Method] = {
         "Optuna", "learning rate, the labels' share, and how many steps they have alone, chosen by Optuna's TPE", optuna
     ),
     "then_ftp": Method(
-        "then labels by FTP", "then labels, where FTPAdamW takes the labels, at ten times the rate", then_ftp
+        "then labels by FTP",
+        "then labels, where FTPAdamW takes the labels, at ten times the rate",
+        partial(both, share=0.0, last=FOR_LABELS, make=by_ftp),
     ),
     "then_wise": Method(
         "then labels, WiSE-FT", "then two thirds of the labels; the others choose WiSE-FT's share", then_wise

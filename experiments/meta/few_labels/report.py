@@ -164,11 +164,12 @@ def write_report(record: RunRecord) -> None:
     }  # fmt: skip
     dots(record.folder / "gain.png", gains, f"points above {METHODS[PLAIN].title!r}")
     examples = examples_of(content)
+    tried = [name for name in METHODS if any(name in rows for rows in summary.values())]
     write(
         record,
         "A few labels of the domain that counts",
         setting(content),
-        bullets(f"{METHODS[name].title}: {METHODS[name].about}." for name in content["config"]["methods"]),
+        bullets(f"{METHODS[name].title}: {METHODS[name].about}." for name in tried),
         table(content),
         f"![Points above {METHODS[PLAIN].title!r}, with 95 % intervals over splits](gain.png)",
         "What the recipe learned, mean over the splits: of a group the logarithm of its weight, up to a constant; of "
