@@ -111,13 +111,13 @@ def check_fields(config: Any, **least: int) -> None:
     """Refuse numbers that cannot be sizes or rates, in any field of a config but its seeds, which `Study` checks.
 
     Whole numbers are at least 1, others above 0, or what `least` says; all are finite. Of several values there is at
-    least one, and each once.
+    least one, but where none is the default, and each once.
     """
-    for name in (field.name for field in fields(config) if field.name != "seeds"):
+    for name, default in ((field.name, field.default) for field in fields(config) if field.name != "seeds"):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
         given = f"{option(name)} {' '.join(map(str, values))}"
-        if not values or len(set(values)) < len(values):
+        if (not values and default != ()) or len(set(values)) < len(values):
             raise InputError(f"{given}: give at least one, each once")
         for number in values:
             if isinstance(number, int) or name in least:

@@ -12,7 +12,7 @@ from experiments.meta.few_labels import config, data, methods
 from experiments.meta.few_labels.config import NOISE, Config
 from experiments.meta.few_labels.data import Data, Problem
 from experiments.meta.few_labels.methods import METHODS, Run, ends, rates_of
-from experiments.meta.few_labels.report import best_simple, gain, methods_of, piece
+from experiments.meta.few_labels.report import best_simple, gain, methods_of, over_tasks, piece
 from experiments.meta.few_labels.study import STUDY
 from experiments.meta.few_labels.weights import about
 from hyperopt_ftp import FTPAdamW
@@ -68,6 +68,26 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
     assert tuple(METHODS) == config.METHODS
     assert "pruned" not in methods_of(TINY.methods, "poly")
     assert "importance" not in methods_of(TINY.methods, "wrong tweets")
+
+
+def test_one_way_for_all_tasks_of_a_kind_is_told_by_its_mean_and_its_worst_task():
+    scores = {
+        "newspapers": {"add": [1, 3], "importance": [3, 3], "learned_then": [6, 6]},
+        "tweets": {"add": [5, 7], "importance": [2, 2], "learned_then": [4, 6]},
+        "wrong emoji": {"add": [9, 9], "pruned": [9, 9], "learned_then": [0, 0]},  # alone of its kind
+    }
+    summary = {
+        name: {"100": {method: {"scores": own} for method, own in rows.items()}} for name, rows in scores.items()
+    }
+    content = {"config": {"tasks": [*scores], "labels": 100}, "summary": summary}
+    header, rows = over_tasks(content)
+    half = 12.706 * 0.5  # of t, times the standard error of the gains 5 - 3 and 6 - 5
+    assert rows == [
+        ["another domain", "labels added", "4.0 ± 1.0", f"+1.5 ± {half:.1f}", "-1.0"],  # newspapers
+        ["another domain", "importance weights", "2.5 ± 0.0", "+3.0 ± 6.4", "-4.0"],
+        ["another domain", "learned weights, then labels", "5.5 ± 0.5", "", "-1.0"],
+    ]
+    assert len(header) == len(rows[0])
 
 
 def test_labels_come_beside_the_source_and_then_alone(problem):
@@ -218,7 +238,7 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     out = tmp_path / "run"
     methods = ("add", "optuna", "then_wise", "pruned", "told", "learned", "learned_then")
     tiny = ["--tasks", "wrong emoji", "--methods", *methods, "--trials", "1", "--steps", "10", "--limit", "48"]
-    tiny += ["--labels", "6", "--counts", "7", "--counted", "wrong emoji", "--seeds", "0", "--out", str(out)]
+    tiny += ["--labels", "6", "--counts", "7", "--seeds", "0", "--out", str(out)]
     assert ran(STUDY, *tiny, stop_before=piece("wrong emoji", 0, 6, "pruned")).status == 130
     kept = results(out)
     assert len(kept) == 3
@@ -234,11 +254,14 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     assert [then[name] for name in ("group", "loss", "share")] == [learned[name] for name in ("group", "loss", "share")]
     assert then["examples"] != learned["examples"]  # the labels alone have moved the network
     assert {count for name in found for count in (6, 7) if f"{count} labels" in name} == {6, 7}
-    assert len(found) == 7 + 2  # at other counts only some methods
+    assert len(found) == 7 * 2
     report = (out / "report.md").read_text()
     assert METHODS["learned"].about in report
-    assert "| wrong emoji | learned weights" in report
+    assert "| wrong emoji | 6 | learned weights" in report
+    row = next(line for line in report.splitlines() if line.startswith("| wrong emoji | 7 | learned weights |"))
+    assert f" {found[piece('wrong emoji', 0, 7, 'learned')]['score']:.1f} |" in row
     assert all((out / f"{name}.png").exists() for name in ("gain", "weights", "counts"))
     assert ran(STUDY, "--methods", "learned").status == 2
+    assert ran(STUDY, "--tasks").status == 2  # none
     assert ran(STUDY, "--labels", "5").status == 2
-    assert ran(STUDY, "--labels", "25").status == 2  # stands among the counts
+    assert ran(STUDY, "--labels", "25", "--counts", "25").status == 2

@@ -22,7 +22,6 @@ METHODS = (
     "source", "labels", "add", "add_tenth", "then_labels", "tenth_then", "optuna", "then_ftp", "then_wise",
     "then_learned_wise", "importance", "agreement", "small_loss", "pruned", "told", "learned", "learned_then",
 )  # fmt: skip
-COUNTED = ("add", "then_labels", "learned")  # what is also trained with other numbers of labels
 NOISE = 0.4  # share of wrong labels: another class, by chance
 ANNOTATORS = tuple(0.07 * k for k in range(10))  # the same of each annotator; the last one nearly guesses
 LR = 2e-4  # of AdamW, its best one for all studies of learning rates; it falls to 0 as a cosine
@@ -37,8 +36,7 @@ class Config:
     tasks: tuple[Name, ...] = ("newspapers", "tweets", "poly", "wrong tweets", "wrong emoji")
     methods: tuple[str, ...] = METHODS
     labels: int = 100  # of the domain that counts; of texts each class alike, of pictures as they come
-    counts: tuple[int, ...] = (25, 200)  # also with so many, some methods on the tasks `counted`
-    counted: tuple[Name, ...] = ("newspapers", "poly")
+    counts: tuple[int, ...] = ()  # also with so many
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the split, the wrong labels and the order
     steps: int = 200  # of a training
     trials: int = 4  # trainings by which Optuna chooses
@@ -51,7 +49,6 @@ class Config:
         """Refuse what cannot run, before any work starts."""
         check_fields(self)
         check_names("tasks", self.tasks, ABOUT)
-        check_names("counted", self.counted, ABOUT)
         check_names("methods", self.methods, METHODS)
         if "add" not in self.methods:
             raise InputError(f"--methods {' '.join(self.methods)}: give add too, which all are compared with")

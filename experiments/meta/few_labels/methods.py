@@ -301,7 +301,7 @@ METHODS: Mapping[str, Method] = {
     "pruned": Method(
         "pruned", "both, twice: then without the largest losses, as many as labels are wrong", pruned, True
     ),
-    "told": Method("told", "both, without the labels that are wrong, which nobody knows: the most to gain", told, True),
+    "told": Method("wrong labels known", "both, without the wrong labels, which nobody knows: the ceiling", told, True),
     "learned": Method("learned weights", "the recipe, by hypergradients through two of ten steps", learned),
     "learned_then": Method(
         "learned weights, then labels",

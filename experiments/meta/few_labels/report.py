@@ -1,17 +1,18 @@
 """What the study says: tables, figures, and what it was made with."""
 
+from collections.abc import Iterator, Sequence
 from statistics import mean, median
 
 from experiments.common.estimate import Estimate, estimate, interval
 from experiments.common.figures import Curve, curves, dots, mean_curve
 from experiments.common.record import RunRecord
 from experiments.common.report_kit import Table, bullets, fixed, write
-from experiments.meta.few_labels.config import ABOUT, BATCH, COUNTED, HELD_OUT, LR, WRONG
+from experiments.meta.few_labels.config import ABOUT, BATCH, HELD_OUT, LR, WRONG
 from experiments.meta.few_labels.methods import METHODS
 from experiments.meta.few_labels.weights import QUANTILES
 
-PLAIN, OURS = "add", "learned"
-NOT_SIMPLE = (OURS, "learned_then", "then_learned_wise", "told")
+PLAIN, OURS, THEN = "add", "learned", "learned_then"
+NOT_SIMPLE = (OURS, THEN, "then_learned_wise", "told")
 
 
 def piece(name: str, seed: int, labels: int, method: str) -> str:
@@ -23,20 +24,21 @@ def methods_of(methods: tuple[str, ...] | list[str], name: str) -> list[str]:
 
 
 def results_of(content: dict, name: str, method: str, labels: int | None = None) -> list[dict]:
-    """By split."""
+    """By split; from so many labels, or as many as all tasks have."""
     config = content["config"]
     return [content["results"][piece(name, seed, labels or config["labels"], method)] for seed in config["seeds"]]
 
 
-def summarise(content: dict) -> dict[str, dict[str, dict]]:
-    """By task and method: scores by split, and the seconds and memory of a training."""
+def summarise(content: dict) -> dict[str, dict[str, dict[str, dict]]]:
+    """By task, number of labels and method: scores by split, and the seconds and memory of a training."""
     config, found = content["config"], {}
     for name in config["tasks"]:
-        found[name] = {}
-        for method in methods_of(config["methods"], name):
-            own = results_of(content, name, method)
-            cost = {what: median(result[what] for result in own) for what in ("seconds", "memory")}
-            found[name][method] = {"scores": [result["score"] for result in own], **cost}
+        for count in sorted((config["labels"], *config["counts"])):
+            rows = found.setdefault(name, {})[str(count)] = {}
+            for method in methods_of(config["methods"], name):
+                own = results_of(content, name, method, count)
+                cost = {what: median(result[what] for result in own) for what in ("seconds", "memory")}
+                rows[method] = {"scores": [result["score"] for result in own], **cost}
     return found
 
 
@@ -53,35 +55,62 @@ def gain(rows: dict[str, dict], method: str, other: str) -> Estimate:
 
 def table(content: dict) -> Table:
     rows = []
-    for name, by_method in content["summary"].items():
+    for name, count, by_method in problems_of(content["summary"]):
         simple = best_simple(by_method)
         for method, own in by_method.items():
             best = " (best simple)" if method == simple else ""
             gains = (fixed(gain(by_method, method, other), signed=True) for other in (PLAIN, simple))
             plain = by_method[PLAIN]
             costs = (f"{own[what] / max(plain[what], 0.1):.1f} x" for what in ("seconds", "memory"))
-            rows.append([name, METHODS[method].title + best, fixed(estimate(own["scores"])), *gains, *costs])
-    header = ["task", "method", "score", f"minus {METHODS[PLAIN].title}", "minus the best simple one", "time", "memory"]
-    return header, rows
+            rows.append([name, count, METHODS[method].title + best, fixed(estimate(own["scores"])), *gains, *costs])
+    minus = (f"minus {METHODS[PLAIN].title}", "minus the best simple one")
+    return ["task", "labels", "method", "score", *minus, "time", "memory"], rows
+
+
+def problems_of(summary: dict) -> Iterator[tuple[str, str, dict[str, dict]]]:
+    """A task, a number of labels, and what was measured there by method."""
+    return ((name, count, rows) for name, by_count in summary.items() for count, rows in by_count.items())
+
+
+def over_tasks(content: dict) -> Table | None:
+    """For those who take one way for all tasks of a kind: the mean over them, split by split."""
+    config, rows = content["config"], []
+    for kind, wrong in (("another domain", False), ("wrong labels", True)):
+        tasks = [name for name in config["tasks"] if (name in WRONG) == wrong]
+        found = [content["summary"][name][str(config["labels"])] for name in tasks]
+        shared = [method for method in METHODS if all(method in by_method for by_method in found)]
+        if len(tasks) < 2 or THEN not in shared:
+            continue
+        means = {method: {"scores": by_split(found, method)} for method in shared}
+        for method, own in means.items():
+            behind = min(gain(by_method, method, best_simple(by_method))[0] for by_method in found)
+            minus = "" if method == THEN else fixed(gain(means, THEN, method), signed=True)
+            rows.append([kind, METHODS[method].title, fixed(estimate(own["scores"])), minus, f"{behind:+.1f}"])
+    minus = (f"{METHODS[THEN].title}, minus it", "at worst minus the best simple one")
+    return (["the source has", "method", "mean score", *minus], rows) if rows else None
+
+
+def by_split(found: Sequence[dict[str, dict]], method: str) -> list[float]:
+    """Means over tasks."""
+    return [mean(scores) for scores in zip(*(by_method[method]["scores"] for by_method in found), strict=True)]
 
 
 def learned_table(content: dict) -> Table | None:
     """Mean of what the recipe learned: relative weights of the groups, what a loss of 1 costs, the labels' share."""
     rows = []
-    for name in content["summary"]:
-        if OURS in content["summary"][name]:
-            found = [result["learned"] for result in results_of(content, name, OURS)]
-            for number, group in enumerate(content["data"][name]["groups"]):
-                rows.append([name, group, fixed(estimate([own["group"][number] for own in found]), 2, signed=True)])
-            for what in ("loss", "share"):
-                rows.append([name, what, fixed(estimate([own[what][0] for own in found]), 2, signed=True)])
+    for name in content["config"]["tasks"] if OURS in content["config"]["methods"] else ():
+        found = [result["learned"] for result in results_of(content, name, OURS)]
+        for number, group in enumerate(content["data"][name]["groups"]):
+            rows.append([name, group, fixed(estimate([own["group"][number] for own in found]), 2, signed=True)])
+        for what in ("loss", "share"):
+            rows.append([name, what, fixed(estimate([own[what][0] for own in found]), 2, signed=True)])
     return (["task", "of", "learned number"], rows) if rows else None
 
 
 def examples_of(content: dict) -> dict[str, list[dict]]:
     """What the recipe thinks of the examples: by task, of each split."""
-    learned = [name for name in content["summary"] if OURS in content["summary"][name]]
-    return {name: [run["learned"]["examples"] for run in results_of(content, name, OURS)] for name in learned}
+    tasks = content["config"]["tasks"] if OURS in content["config"]["methods"] else ()
+    return {name: [run["learned"]["examples"] for run in results_of(content, name, OURS)] for name in tasks}
 
 
 def separated(examples: dict[str, list[dict]]) -> str | None:
@@ -134,20 +163,19 @@ def _weights(record: RunRecord, examples: dict[str, list[dict]]) -> str | None:
 
 
 def _counts(record: RunRecord) -> str | None:
-    content, config = record.content, record.content["config"]
+    summary, config = record.content["summary"], record.content["config"]
+    if not config["counts"]:
+        return None
     counts = sorted((config["labels"], *config["counts"]))
 
     def curve(name: str, method: str) -> Curve:
-        by_count = ([result["score"] for result in results_of(content, name, method, count)] for count in counts)
+        by_count = (rows[method]["scores"] for rows in summary[name].values())
         return mean_curve(counts, list(zip(*by_count, strict=True)))
 
     by_task = {
-        name: {METHODS[method].title: curve(name, method) for method in COUNTED if method in rows}
-        for name, rows in content["summary"].items()
-        if name in config["counted"]
+        name: {METHODS[method].title: curve(name, method) for method in methods_of(config["methods"], name)}
+        for name in summary
     }
-    if not by_task:
-        return None
     curves(record.folder / "counts.png", by_task, "labels", "score (%)", log_x=True, ticks=counts)
     return "![Scores by the number of labels, mean and standard error over splits](counts.png)"
 
@@ -156,21 +184,21 @@ def write_report(record: RunRecord) -> None:
     content = record.content
     summary = content["summary"] = summarise(content)
     gains = {
-        name: {
-            METHODS[method].title: gain(rows, method, PLAIN)
-            for method in rows if method not in (PLAIN, "source", "labels")
+        f"{name}, {count} labels": {
+            METHODS[method].title: gain(rows, method, PLAIN) for method in rows if method != PLAIN
         }
-        for name, rows in summary.items()
-    }  # fmt: skip
+        for name, count, rows in problems_of(summary)
+    }
     dots(record.folder / "gain.png", gains, f"points above {METHODS[PLAIN].title!r}")
     examples = examples_of(content)
-    tried = [name for name in METHODS if any(name in rows for rows in summary.values())]
+    tried = [name for name in METHODS if any(name in rows for *_, rows in problems_of(summary))]
     write(
         record,
         "A few labels of the domain that counts",
         setting(content),
         bullets(f"{METHODS[name].title}: {METHODS[name].about}." for name in tried),
         table(content),
+        over_tasks(content),
         f"![Points above {METHODS[PLAIN].title!r}, with 95 % intervals over splits](gain.png)",
         "What the recipe learned, mean over the splits: of a group the logarithm of its weight, up to a constant; of "
         "the loss how much one nat more takes from that logarithm; of the share of the labels its logit.",

@@ -8,7 +8,7 @@ import torch
 
 from experiments.common.memory import peak_above
 from experiments.common.study import Study
-from experiments.meta.few_labels.config import COUNTED, Config, Name
+from experiments.meta.few_labels.config import Config, Name
 from experiments.meta.few_labels.data import Data
 from experiments.meta.few_labels.methods import Run, fitted, tested
 from experiments.meta.few_labels.report import methods_of, piece, table, write_report
@@ -31,7 +31,6 @@ def pieces(config: Config, data: Data) -> Mapping[str, Callable[[], dict]]:
         for seed in config.seeds
         for labels in config.all_labels
         for method in methods_of(config.methods, name)
-        if labels == config.labels or (name in config.counted and method in COUNTED)
     }
 
 
