@@ -92,8 +92,12 @@ FULL = (
     Job("few-shot", "emoji never seen, support in one style and query in another", f"{_META}.few_shot", UNSEEN),
     Job("few-labels", "a hundred labels of the domain that counts: learned weights and simple ways",
         f"{_META}.few_labels"),
-    Job("few-labels-counts", "three of its methods, also with 25 labels", f"{_META}.few_labels",
-        ("--tasks", "newspapers", "poly", "--methods", "add", "then_labels", "learned", "--counts", "25")),
+    Job("few-labels-ten", "eight of its methods on ten splits", f"{_META}.few_labels",
+        ("--tasks", "newspapers", "tweets", "poly", "--methods", "labels", "add", "tenth_then", "optuna", "then_ftp",
+         "tenth_then_ftp", "learned", "learned_then", "--seeds", *map(str, range(10)))),
+    Job("few-labels-counts", "five of its methods, also with 25 and 200 labels", f"{_META}.few_labels",
+        ("--tasks", "newspapers", "poly", "--methods", "add", "then_labels", "then_ftp", "learned", "learned_then",
+         "--counts", "25", "200")),
 )  # fmt: skip
 
 FAST = (
@@ -105,5 +109,5 @@ FAST = (
          "--ways-epochs", "2", "--seeds", "0"), alone=True),
     Job("sensitivity-imagenet", "AdamW, FTP and WiSE-FT at two learning rates", _RATES, ("--fast",)),
     *(Job(job.name, job.about, job.module, ("--fast",)) for job in FULL
-      if job.module.startswith((_TUNING, _META)) and job.name != "few-labels-counts"),
+      if job.module.startswith((_TUNING, _META)) and job.name not in ("few-labels-ten", "few-labels-counts")),
 )  # fmt: skip

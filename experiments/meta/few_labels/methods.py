@@ -285,6 +285,11 @@ METHODS: Mapping[str, Method] = {
         "then labels, where FTPAdamW takes the labels, at ten times the rate",
         partial(both, share=0.0, last=FOR_LABELS, make=by_ftp),
     ),
+    "tenth_then_ftp": Method(
+        "a tenth, then labels by FTP",
+        "the same, with a tenth of each batch for the labels before",
+        partial(both, share=TENTH, last=FOR_LABELS, make=by_ftp),
+    ),
     "then_wise": Method(
         "then labels, WiSE-FT", "then two thirds of the labels; the others choose WiSE-FT's share", then_wise
     ),

@@ -12,6 +12,10 @@ from experiments.meta.few_labels.methods import METHODS
 from experiments.meta.few_labels.weights import QUANTILES
 
 PLAIN, OURS, THEN = "add", "learned", "learned_then"
+OVER_TASKS = (
+    "For those who take one way for all tasks, the mean over the tasks, split by split, from {labels} labels. At worst: "
+    "on the task where the method is furthest behind."
+)
 NOT_SIMPLE = (OURS, THEN, "then_learned_wise", "told")
 
 
@@ -190,7 +194,7 @@ def write_report(record: RunRecord) -> None:
         for name, count, rows in problems_of(summary)
     }
     dots(record.folder / "gain.png", gains, f"points above {METHODS[PLAIN].title!r}")
-    examples = examples_of(content)
+    examples, shared = examples_of(content), over_tasks(content)
     tried = [name for name in METHODS if any(name in rows for *_, rows in problems_of(summary))]
     write(
         record,
@@ -198,7 +202,8 @@ def write_report(record: RunRecord) -> None:
         setting(content),
         bullets(f"{METHODS[name].title}: {METHODS[name].about}." for name in tried),
         table(content),
-        over_tasks(content),
+        shared and OVER_TASKS.format(**content["config"]),
+        shared,
         f"![Points above {METHODS[PLAIN].title!r}, with 95 % intervals over splits](gain.png)",
         "What the recipe learned, mean over the splits: of a group the logarithm of its weight, up to a constant; of "
         "the loss how much one nat more takes from that logarithm; of the share of the labels its logit.",
