@@ -21,7 +21,7 @@ WRONG = ("wrong tweets", "wrong emoji")
 METHODS = (
     "source", "labels", "add", "add_tenth", "then_labels", "tenth_then", "optuna", "then_ftp",
     "tenth_then_ftp", "then_wise", "then_learned_wise", "importance", "agreement", "small_loss", "pruned", "told",
-    "learned", "learned_then",
+    "learned", "learned_then", "learned_then_ftp",
 )  # fmt: skip
 NOISE = 0.4  # share of wrong labels: another class, by chance
 ANNOTATORS = tuple(0.07 * k for k in range(10))  # the same of each annotator; the last one nearly guesses

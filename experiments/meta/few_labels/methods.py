@@ -229,8 +229,10 @@ def rates_of(lr: float, steps: int) -> Tensor:
     return torch.tensor(rates)
 
 
-def learned(run: Run, last: float = 0.0) -> tuple[Network, Mapping[str, Tensor]]:
-    """The recipe: a weight for each group, and for the loss; and the share of the labels."""
+def learned(
+    run: Run, last: float = 0.0, make: Callable[..., torch.optim.Optimizer] | None = None
+) -> tuple[Network, Mapping[str, Tensor]]:
+    """The recipe: a weight for each group, and for the loss; and the share of the labels. Then as `both`."""
     problem, model, steps = run.problem, run.new(), EVERY * max(1, round((1 - last) * run.config.steps / EVERY))
     statistics = dict(model.named_buffers())
     optimizer = hft.per_step(hft.adamw(lr=LR, weight_decay=0.0), lr=rates_of(LR, steps))
@@ -249,7 +251,7 @@ def learned(run: Run, last: float = 0.0) -> tuple[Network, Mapping[str, Tensor]]
             steps, every=EVERY, size=BATCH - FEW, few=FEW, seed=run.seed,
         )  # fmt: skip
     model.load_state_dict(params, strict=False)
-    return run.train(model, run.chances(run.labels, 1.0), last) if last else model, own
+    return run.train(model, run.chances(run.labels, 1.0), last, make=make) if last else model, own
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,12 @@ METHODS: Mapping[str, Method] = {
         "learned weights, then labels",
         "the recipe, and in the last quarter of the steps the labels",
         partial(learned, last=FOR_LABELS),
+    ),
+    "learned_then_ftp": Method(
+        "learned weights, then labels by FTP",
+        "the same, where FTPAdamW takes the labels, at ten times the rate",
+        partial(learned, last=FOR_LABELS, make=by_ftp),
+        False,
     ),
 }
 
