@@ -63,7 +63,7 @@ def test_the_best_simple_way_is_chosen_in_its_favour():
     }
     assert best_simple(rows) == "optuna"
     assert gain(rows, "learned", "optuna") == (6, pytest.approx(12.706, rel=1e-4))  # t of two values, an error of 1
-    for method in ("then_learned_wise", "learned_then", "told"):
+    for method in ("then_learned_wise", "learned_then", "learned_then_ftp", "told"):
         assert best_simple(rows | {method: {"scores": [8.0, 8.0]}}) == "optuna"
     assert tuple(METHODS) == config.METHODS
     assert "pruned" not in methods_of(TINY.methods, "poly")
@@ -103,7 +103,7 @@ def test_one_way_for_all_tasks_of_a_kind_is_told_by_its_mean_and_its_worst_task(
     assert len(header) == len(rows[0])
 
 
-def test_labels_come_beside_the_source_and_then_alone(problem):
+def test_labels_come_beside_the_source_and_then_alone(problem, monkeypatch):
     run, n, drawn, made = Run(problem, TINY, 0), problem.source, [], []
 
     def train(model, chances, share_of_steps=1.0, lr=None, make=None):
@@ -112,11 +112,23 @@ def test_labels_come_beside_the_source_and_then_alone(problem):
         return model
 
     object.__setattr__(run, "train", train)
-    for method in ("source", "add", "add_tenth", "then_labels", "tenth_then", "then_ftp"):
+    monkeypatch.setattr(methods, "learn_weights", lambda *args, **options: ({}, {}))
+    expected = {
+        "source": [(0, 1)],
+        "add": [(round(16 / (n + 16), 3), 1)],
+        "add_tenth": [(0.1, 1)],
+        "then_labels": [(0, 0.75), (1, 0.25)],
+        "tenth_then": [(0.1, 0.75), (1, 0.25)],
+        "then_ftp": [(0, 0.75), (1, 0.25)],
+        "tenth_then_ftp": [(0.1, 0.75), (1, 0.25)],
+        "learned_then": [(1, 0.25)],
+        "learned_then_ftp": [(1, 0.25)],
+    }
+    for method, own in expected.items():
         METHODS[method].fit(run)
-    alike = round(16 / (n + 16), 3)
-    assert drawn == [(0, 1), (alike, 1), (0.1, 1), (0, 0.75), (1, 0.25), (0.1, 0.75), (1, 0.25), (0, 0.75), (1, 0.25)]
-    assert made == [None] * 8 + [FTPAdamW]
+        assert drawn[-len(own) :] == own
+        assert made[-len(own) :] == [None] * (len(own) - 1) + [FTPAdamW if method.endswith("ftp") else None]
+    assert len(drawn) == sum(map(len, expected.values()))
 
 
 class Told(torch.nn.Module):

@@ -276,7 +276,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "tenth_then": Method(
         "a tenth, then labels",
-        "the same, with a tenth of each batch for the labels before",
+        "both, a tenth of each batch labels; in the last quarter of the steps the labels",
         partial(both, share=TENTH, last=FOR_LABELS),
     ),
     "optuna": Method(
@@ -284,7 +284,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "then_ftp": Method(
         "then labels by FTP",
-        "then labels, where FTPAdamW takes the labels, at ten times the rate",
+        "the source, and in the last quarter of the steps the labels, by FTPAdamW at ten times the rate",
         partial(both, share=0.0, last=FOR_LABELS, make=by_ftp),
     ),
     "tenth_then_ftp": Method(
