@@ -85,8 +85,8 @@ def test_each_number_of_labels_has_its_own_scores():
 
 def test_one_way_for_all_tasks_of_a_kind_is_told_by_its_mean_and_its_worst_task():
     scores = {
-        "newspapers": {"add": [1, 3], "importance": [3, 3], "learned_then": [6, 6]},
-        "tweets": {"add": [5, 7], "importance": [2, 2], "learned_then": [4, 6]},
+        "newspapers": {"add": [1, 3], "importance": [3, 3], "learned_then": [6, 6], "told": [9, 9]},
+        "tweets": {"add": [5, 7], "importance": [2, 2], "learned_then": [4, 6], "told": [9, 9]},
         "wrong emoji": {"add": [9, 9], "pruned": [9, 9], "learned_then": [0, 0]},  # alone of its kind
     }
     summary = {
@@ -98,6 +98,7 @@ def test_one_way_for_all_tasks_of_a_kind_is_told_by_its_mean_and_its_worst_task(
     assert rows == [
         ["another domain", "labels added", "4.0 ± 1.0", f"+1.5 ± {half:.1f}", "-1.0"],  # newspapers
         ["another domain", "importance weights", "2.5 ± 0.0", "+3.0 ± 6.4", "-4.0"],
+        ["another domain", "wrong labels known", "9.0 ± 0.0", f"-3.5 ± {half:.1f}", "+3.0"],  # is not the highest
         ["another domain", "learned weights, then labels", "5.5 ± 0.5", "", "-1.0"],
     ]
     assert len(header) == len(rows[0])
