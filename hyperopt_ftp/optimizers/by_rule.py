@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -21,6 +22,38 @@ Moved: TypeAlias = tuple[Tensor, Entries]  #: new weights and state
 
 #: ``rule(w, g, s, h, t) -> (w, s)``; ``t`` is the number of this update, from 1, or ``None`` where none is counted.
 Rule: TypeAlias = Callable[[Tensor, Tensor, Entries, Numbers, Any], Moved]
+
+
+@dataclass(frozen=True)
+class EntryRule:
+    """A rule that acts entry by entry, for those who carry all weights through a training as one vector.
+
+    Attributes:
+        rule: ``rule(w, g, s, h, t) -> (w, s)``.
+        kind: class of the state.
+        keeps: names of the rule's state; its first values are zeros.
+        counted: whether updates are counted.
+        maximize: whether the gradient is negated first.
+        plain: whether the rule takes Python numbers.
+        flat: all numbers of hparams in one list, checked.
+        by_name: hparams of such a list.
+        filled: a state, from trees by name and the number of updates.
+    """
+
+    rule: Rule
+    kind: type
+    keeps: tuple[str, ...]
+    counted: bool
+    maximize: bool
+    plain: bool
+    flat: Callable[[dict[str, Any]], list[Any]]
+    by_name: Callable[[Sequence[Any]], Numbers]
+    filled: Callable[[Mapping[str, Any], Any], Any]
+
+
+def entry_rule(update: Any) -> EntryRule | None:
+    """The rule behind an update, if it acts entry by entry and begins with zeros."""
+    return getattr(update, "entry_rule", None)
 
 
 def by_rule(
@@ -121,6 +154,9 @@ def by_rule(
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams
+    if first is None and not whole:  # what puts another function in place of update has no such rule any more
+        own = EntryRule(rule, kind, tuple(keeps), counted, maximize, plain, flat, by_name, filled)
+        vars(update)["entry_rule"] = own
     return Optimizer(init, update, default, domains=domains)
 
 
