@@ -3,9 +3,11 @@
 from .core.inputs import TrainInputs as TrainInputs
 from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem
+from .core.strategy import Costs as Costs
 from .core.strategy import Strategy as Strategy
+from .core.strategy import with_pullback as with_pullback
+from .cost.estimate import Estimate as Estimate
 from .cost.estimate import estimate as estimate
-from .cost.predict import Estimate as Estimate
 from .distributed.data_parallel import data_parallel as data_parallel
 from .hypergradient import hypergradient as hypergradient
 from .loops.bilevel import BilevelState as BilevelState

@@ -1,51 +1,74 @@
-"""The inner problem of a guarded optimizer and loss: in one process or many, on plain params or shards."""
+"""The inner problem of an optimizer and a loss, and what looks at them; in one process or many, or on shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import tree
 from ..dtensors import is_dtensor
+from ..optimizers.by_rule import entry_rule
 from ..types import Optimizer, Params
+from .core.carry import is_ours
 from .core.inputs import TrainInputs
-from .core.problem import InnerProblem
-from .distributed.data_parallel import DataParallel, agreed
+from .core.problem import Guards, InnerProblem
+from .core.torch_private import under_transform
+from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.dtensors import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
-from .guards.verified import Asked, Verified
+from .guards.verdict import SEEN, Needs, verdict_on
 
 
-def guarded_problem(
-    optimizer: Optimizer,
-    train_loss: Callable[..., Tensor],
-    params: Params,
-    needs_grad: TrainInputs,
-    verified: Verified,
-    asked: Asked,
-) -> InnerProblem:
+def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], params: Params) -> InnerProblem:
     processes = train_loss if isinstance(train_loss, DataParallel) else None
-    update, local = optimizer.update, train_loss if processes is None else processes.loss
+    local = train_loss if processes is None else processes.loss
     sharded = any(map(is_dtensor, tree.leaves(params)))
-    update = on_shards(update) if sharded else update
+    if sharded:
+        optimizer = optimizer._replace(update=on_shards(optimizer.update))
 
-    def whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def everywhere(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if processes is not None:
             return partial(processes.whole, loss)
         return of_whole(loss) if sharded else loss
 
-    loss = GuardedLoss(local, verified, asked)
-    bare = InnerProblem(update, whole(local), needs_grad, partial(agreed, train_loss), made=lambda: verified.bytes)
-    return replace(
-        bare,
-        update_fn=GuardedUpdate(update, verified, asked) if asked.looked_at else update,
-        train_loss=whole(loss),
-        before_step=loss.before_step if asked.inside_function else None,
-        during_gradient=loss.during_gradient if asked.derived else nullcontext,
-        _bare=bare,
-    )
+    def refuse_shards(name: str) -> None:
+        if processes is not None:
+            raise shards_differ(f"{name}, unlike Unroll,")
+
+    def guard(problem: InnerProblem, inputs: TrainInputs, needs: dict[str, bool]) -> InnerProblem:
+        return _guarded(problem, local, everywhere, inputs, Needs(**needs))
+
+    return InnerProblem(
+        optimizer, everywhere(local), alone=not (processes or sharded), agreed=partial(agreed, train_loss),
+        refuse_shards=refuse_shards, guard=guard,
+    )  # fmt: skip
+
+
+def _guarded(
+    problem: InnerProblem, local: Callable[..., Tensor], everywhere: Callable[..., Any], inputs: TrainInputs,
+    needs: Needs,
+) -> InnerProblem:  # fmt: skip
+    update = problem.optimizer.update
+    rule = entry_rule(update)
+    trusted = rule is not None and is_ours(rule)
+    if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
+        loss = GuardedLoss(local, SEEN, needs._replace(closed=False))
+        return replace(problem, train_loss=everywhere(loss))
+    batches = inputs.batches if isinstance(inputs.batches, (list, tuple)) else None
+    verdict = verdict_on(local, None if trusted else update, needs, tree.leaves(inputs._replace(batches=batches)))
+    loss = GuardedLoss(local, verdict, needs)
+
+    def guarded_update(f: Any) -> Any:
+        return f if trusted and f is update else GuardedUpdate(f, verdict, needs)
+
+    guards = Guards(
+        problem, verdict, guarded_update, loss.before_step if needs.inside_function else None, loss.during_gradient,
+        lambda: loss.leaves,
+    )  # fmt: skip
+    return replace(problem, train_loss=everywhere(loss), guards=guards)

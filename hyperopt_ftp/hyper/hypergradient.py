@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,9 @@ from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
 from .core.leaves import all_finite, combine, detached, detached_leaves, is_float
-from .core.replay import Replay
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
-from .core.transforms import under_transform
+from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.dtensors import same_everywhere
 from .guards.arguments import (
@@ -31,9 +31,8 @@ from .guards.arguments import (
     with_start,
     without_start,
 )
-from .guards.subjects import LOSSES
-from .guards.writes import refuse_writes
-from .strategies.unroll import Unroll
+from .guards.messages import LOSSES
+from .guards.operations import watched_operations
 from .towers import paths
 from .train import checked, trained
 
@@ -90,6 +89,17 @@ def hypergradient(
     return found
 
 
+def selected(
+    params: Params, batches: Any, over: str | Sequence[str] | None, full: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that ``over`` can name, and what it names."""
+    everything = with_start(full, params, batches)
+    names = tuple(full) if over is None else paths.normalise(over, everything)
+    tuned = paths.select(everything, names)
+    check_floats(tuned)
+    return everything, tuned
+
+
 def value_and_grad(
     optimizer: Optimizer[StateT],
     train_loss: Callable[..., Tensor],
@@ -102,11 +112,9 @@ def value_and_grad(
     strategy: Strategy | None = None,
 ) -> tuple[Tensor, dict[str, Any], tuple[TreeT, StateT]]:
     full, strategy = checked(optimizer, train_loss, params, hparams, strategy)
-    everything = with_start(full, params, check_batches(batches))
-    names = tuple(full) if over is None else paths.normalise(over, everything)
-    tuned = paths.select(everything, names)
-    check_floats(tuned)
-    _check_shards(tuned, params, train_loss, outer_loss, strategy)
+    everything, tuned = selected(params, check_batches(batches), over, full)
+    by_values = type(strategy).value_and_grad is not Strategy.value_and_grad
+    _check_shards(tuned, params, train_loss, outer_loss, type(strategy).__name__ if by_values else None)
     check_loss("outer_loss", outer_loss)
     sees = argument_counts(outer_loss)[0] == 2  # whether it has a place for the loss's hparams
     if sees and "loss" not in full:
@@ -115,7 +123,7 @@ def value_and_grad(
             "takes the params alone: lambda p: loss(p, held_out)"
         )
 
-    def objective(leaves: Sequence[Tensor], how: Strategy = strategy) -> tuple[Tensor, TrainOutputs]:
+    def objective(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
         given = paths.merge(fixed, combine(tuned, leaves))
         own = without_start(given)
         run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
@@ -124,56 +132,21 @@ def value_and_grad(
             value = outer_loss(ends, own["loss"]) if sees else outer_loss(ends)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run
 
-    fixed, first = everything, state
+    def watched(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
+        """For a strategy that computes values at many points, none of which may change another."""
+        nonlocal looked
+        with nullcontext() if looked else watched_operations(LOSSES, collectives=True):
+            looked = True
+            return objective(leaves, how)
+
+    fixed, first, looked = everything, state, not by_values
     leaves = [x for x in tree.leaves(tuned) if is_float(x)]
     if not under_transform():  # nothing outside is to grow a graph
         fixed, first = detached(everything), detached(state)
         leaves = detached_leaves(tuned)[0]
-    if strategy.needs_values_only:
-        value, found, run = _from_values(objective, leaves, strategy, train_loss)
-    elif under_transform():
-        value, back, run = torch.func.vjp(objective, leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
-        found = back(torch.ones_like(value))[0]
-    else:
-        with twice_differentiable():  # in the backward pass too: what a checkpoint computes again is computed alike
-            with torch.enable_grad():
-                value, run = objective(leaves)
-            run = detached(run)
-            found = _slopes(value, leaves, any(x.dtype == torch.float16 for x in tree.leaves(run.params)))
-        value = value.detach()
+    value, found, run = strategy.value_and_grad(watched, leaves, partial(agreed, train_loss))
     check_value(train_loss, value)
     return value, combine(tuned, found), (run.params, run.state)
-
-
-def _slopes(value: Tensor, leaves: list[Tensor], narrow: bool) -> list[Tensor]:
-    """The derivatives of the outer loss in leaves.
-
-    float16 cotangents of the params would underflow, so the outer loss is scaled by the largest power of two that fits.
-    """
-    if not value.requires_grad:
-        return [torch.zeros_like(x) for x in leaves]
-    found: Sequence[Tensor | None] = []
-    for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
-        start = torch.full_like(value, scale)
-        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
-        found = [None if x is None else x / scale for x in found] if narrow else found
-        if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
-            break
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
-
-
-def _from_values(
-    objective: Callable[..., tuple[Tensor, TrainOutputs]], leaves: list[Tensor], strategy: Strategy, train_loss: Any
-) -> tuple[Tensor, list[Tensor], TrainOutputs]:
-    replay, plain = Replay(), Unroll()
-    rng = replay.now()
-    # Under a transform somebody may differentiate the value, and the estimate.
-    with nullcontext() if under_transform() else torch.no_grad():
-        with refuse_writes(LOSSES, collectives=True):
-            value, run = objective(leaves, plain)
-        (seed,) = agreed(train_loss, [strategy.draw()])
-        found = strategy.from_values(lambda x: objective(x, plain)[0], leaves, seed, replay, rng)
-    return value, found, run
 
 
 def check_floats(tuned: dict[str, Any]) -> None:
@@ -190,7 +163,9 @@ def check_floats(tuned: dict[str, Any]) -> None:
                 )
 
 
-def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, strategy: Strategy) -> None:
+def _check_shards(
+    tuned: dict[str, Any], params: Params, train_loss: Any, outer_loss: Any, by_values: str | None
+) -> None:
     """Raise if a data-parallel loss would not get its shard, or if its derivative would be wrong."""
     if isinstance(outer_loss, DataParallel):
         raise ValueError(
@@ -201,8 +176,8 @@ def _check_shards(tuned: dict[str, Any], params: Params, train_loss: Any, outer_
         return
     if any(x.dtype == torch.float16 for x in tree.leaves(params)):
         raise shards_differ("training in float16")  # whose scale would depend on the shard
-    if not strategy.takes_shards:
-        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
+    if by_values:
+        raise shards_differ(f"{by_values}, unlike Unroll,")
 
 
 def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:

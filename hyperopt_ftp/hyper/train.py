@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,29 +16,21 @@ from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.inputs import TrainInputs, TrainOutputs
-from .core.leaves import all_finite, is_float
-from .core.node import TrainJob, TrainNode
-from .core.problem import without_loss
-from .core.replay import Replay
-from .core.second_order import twice_differentiable
-from .core.strategy import Strategy, check_strategy
-from .core.transforms import differentiated, tracked, under_transform
-from .distributed.data_parallel import DataParallel, check_steps, shards_differ
+from .core.leaves import all_finite
+from .core.strategy import Strategy, check_outputs, check_strategy
+from .distributed.data_parallel import check_steps
 from .distributed.dtensors import on_mesh, refuse_other_processes
-from .guarded import guarded_problem
+from .guarded import problem_of
 from .guards.arguments import (
     ConstantBatches,
     check_arguments,
     check_batches,
-    check_compilable,
     check_hparams,
     check_leaves,
     check_protocol,
     warn_of_frozen,
 )
-from .guards.verified import Asked, verified
 from .strategies.unroll import Unroll
-from .unrolling.scan import why_not
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
@@ -121,7 +111,6 @@ def checked(
     check_protocol(optimizer)
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
-    strategy = _runnable(strategy, params)
     check_params(params)
     warn_of_frozen(optimizer, params)
     full = check_hparams(optimizer, hparams)
@@ -140,64 +129,12 @@ def trained(
     state: StateT | None,
     strategy: Strategy,
 ) -> TrainOutputs[TreeT, StateT]:
-    if state is None:
-        state = optimizer.init(params, without_loss(full))
     check_steps(train_loss, len(batches))
-    inputs = on_mesh(TrainInputs(full, params, state, batches), strategy)
-    given = inputs if isinstance(batches, list) else inputs._replace(batches=ConstantBatches(batches))
-    leaves, rebuild = tree.flatten(given)
-    check_leaves(leaves)
-    flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
-    needs_grad = rebuild(flags)
-    transform = under_transform()
-    derived = transform or any(flags)
-    looked_at = derived or torch.is_grad_enabled()
-    asked = Asked(derived, looked_at, any(flags), strategy.twice, bool(strategy.compile))
-    plain = [isinstance(x, Tensor) and not x.is_nested for x in leaves]
-    kinds = [(x.shape, x.dtype, x.device) if yes else None for x, yes in zip(leaves, plain, strict=True)]
-    others = [x for x, yes in zip(leaves, plain, strict=True) if not yes and x is not given.batches]
-    local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    known = verified(local, optimizer.update, (asked, flags, kinds, strategy), others)
-    guarded = partial(guarded_problem, optimizer, train_loss, inputs.params, needs_grad, known)
-    if not derived:
-        with torch.no_grad():
-            return refuse_other_processes(strategy.values(guarded(asked), inputs), inputs)
-    if transform and strategy.exact:
-        if asked.needs_grad:
-            _warn_of_float16(params)
-        with twice_differentiable():
-            return guarded(asked).loop(inputs)
-    _check_processes(strategy, train_loss, needs_grad)
-    if strategy.compile and not transform:
-        check_compilable(params)
-    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and tracked(x)]
-    problem = guarded(asked)
-    first = guarded(asked._replace(inside_function=True)) if transform else problem
-    replay = Replay(*strategy.generators)
-    again = partial(guarded, asked._replace(twice=True))
-    job = TrainJob(strategy, problem, first, again, leaves, rebuild, places, transform, replay, replay.now())
-    return refuse_other_processes(job.trained(TrainNode.apply(job, *(leaves[i] for i in places))), inputs)
-
-
-def _runnable(strategy: Strategy, params: Params) -> Strategy:
-    device = next((x.device for x in tree.leaves(params) if isinstance(x, Tensor)), None)
-    why = why_not(strategy.compile, device) if strategy.compile and device else None
-    if why is None:
-        return strategy
-    warnings.warn(f"compile=True has no effect: {why}", UserWarning, stacklevel=callers_level())
-    return replace(strategy, compile=False)  # pyright: ignore[reportArgumentType]
-
-
-def _check_processes(strategy: Strategy, train_loss: Any, needs_grad: TrainInputs) -> None:
-    if not isinstance(train_loss, DataParallel):
-        return
-    if strategy.compile:
-        raise ValueError(
-            "compile=True cannot take a data-parallel loss: a program has no collectives that can be differentiated "
-            "twice; leave it out"
-        )
-    if not strategy.takes_shards and any(tree.leaves(needs_grad.batches)):
-        raise shards_differ(f"{type(strategy).__name__}, unlike Unroll,")
+    given = batches if isinstance(batches, list) else ConstantBatches(batches)
+    inputs = on_mesh(TrainInputs(full, params, state, given), optimizer)
+    check_leaves(tree.leaves((full, params, state, given)))
+    run = strategy(problem_of(optimizer, train_loss, params), inputs)
+    return refuse_other_processes(check_outputs(strategy, run), inputs)
 
 
 def _warn_of_nan(losses: Tensor) -> None:
@@ -210,13 +147,3 @@ def _warn_of_nan(losses: Tensor) -> None:
         UserWarning,
         stacklevel=callers_level(),
     )
-
-
-def _warn_of_float16(params: Params) -> None:
-    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
-        warnings.warn(
-            "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
-            "without a transform they are kept in float32",
-            UserWarning,
-            stacklevel=callers_level(),
-        )

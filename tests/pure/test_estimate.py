@@ -206,6 +206,8 @@ def test_gradients_and_products_are_those_that_are_evaluated(strategy: Any, over
     assert found.gradients == counts.gradients
     if isinstance(strategy, hft.Forward):  # a tangent of one batch begins with that batch
         assert counts.products <= found.products <= counts.products * 11 / 8
+    elif over == "batches.0" and strategy in (hft.Unroll(), hft.Unroll(checkpoint=False)):
+        assert found.products == counts.products + 1  # the first one goes to the batch alone, which is not counted
     else:
         assert found.products == counts.products
 

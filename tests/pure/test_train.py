@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Strategy, TrainInputs
+from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 
 from ..support.problems import central_differences, entries
 from .train_problems import PROBLEMS, TRANSFORMS, Problem
@@ -356,7 +356,7 @@ def test_backward_through_the_result_of_a_transform(strategy):
 # Strategies that are not exact.
 
 
-def derivatives(f: Any, x: list[Tensor], eager: Any, rows: list[list[Tensor]]) -> None:
+def derivatives(f: Any, x: list[Tensor], eager: Any, rows: list[list[Tensor]], near_x: Any = None) -> None:
     """f's derivative under every transform: that of eager mode, and the derivative of that by differences.
 
     The second one wants an f that is linear in what was trained: the derivative of its cotangent is the strategy's own.
@@ -364,6 +364,7 @@ def derivatives(f: Any, x: list[Tensor], eager: Any, rows: list[list[Tensor]]) -
     Args:
         eager: the derivative in eager mode, of the same random numbers.
         rows: points for vmap.
+        near_x: the derivative whose derivative at x is meant; ``None``: ``eager``.
     """
     generator = torch.Generator().manual_seed(4)
     u, v = ([torch.randn(a.shape, generator=generator, dtype=a.dtype) for a in x] for _ in range(2))
@@ -376,7 +377,8 @@ def derivatives(f: Any, x: list[Tensor], eager: Any, rows: list[list[Tensor]]) -
     wanted = [torch.stack(column) for column in zip(*(eager(row) for row in rows), strict=True)]
     torch.testing.assert_close(stacked, wanted, **near)
     second = torch.func.grad(lambda x: dot(slope(x), v))(x)
-    moved = central_differences(lambda t: dot(eager([a + t * b for a, b in zip(x, u, strict=True)]), v), one(0.0))[0]
+    along = lambda t: dot((near_x or eager)([a + t * b for a, b in zip(x, u, strict=True)]), v)  # noqa: E731
+    moved = central_differences(along, one(0.0))[0]
     torch.testing.assert_close(dot(second, u), moved, rtol=1e-6, atol=1e-8)
 
 
@@ -392,20 +394,21 @@ def leaf_gradient(f: Any) -> Any:
 
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_truncation(last):
-    """The last steps by hand, from where they begin; which is a constant in the derivative, but not in its own."""
+    """The last steps by hand, from where they begin, which is a constant in derivatives of any order."""
 
     def f(x: list[Tensor]) -> Tensor:
         lr, w, *data = x
         return (trained(w, data, lr, strategy=hft.Unroll(truncate=last)).params * W).sum()
 
-    def by_hand(x: list[Tensor]) -> Tensor:
+    def by_hand(x: list[Tensor], head: Any = None) -> Tensor:
         lr, w, *data = x
-        head = descent(w, data[:-last], lr).detach()
+        head = descent(w, data[:-last], lr).detach() if head is None else head
         return (descent(head, data[-last:], lr) * W).sum()
 
     x = [one(0.1), W, *DATA]
     torch.testing.assert_close(leaf_gradient(f)(x), leaf_gradient(by_hand)(x), rtol=1e-11, atol=1e-13)
-    derivatives(f, x, leaf_gradient(f), [x, [1.1 * a for a in x]])
+    head = descent(W, DATA[:-last], x[0]).detach()
+    derivatives(f, x, leaf_gradient(f), [x, [1.1 * a for a in x]], leaf_gradient(lambda x: by_hand(x, head)))
 
 
 A, Y = torch.eye(3, dtype=torch.float64) + DATA / 10, W + 2
@@ -469,20 +472,28 @@ def test_zero_order_of_a_linear_function():
 class Rates(Strategy):
     """A strategy of one's own: exact in the learning rate, and blind to all else."""
 
-    def run(self, steps, start):
-        return steps.loop(start), start
-
-    def pullback(self, steps, residual, cotangents):
-        def end(lr):
-            return steps.loop(residual._replace(hparams={**residual.hparams, "lr": lr})).params
-
-        (of_lr,) = torch.func.vjp(end, residual.hparams["lr"])[1](cotangents.params)
-        nothing = dict.fromkeys(residual.hparams, None)
-        return TrainInputs({**nothing, "lr": of_lr}, None, None, None)
+    def __call__(self, problem, inputs):
+        constant = tree.map_tree(lambda x: x.detach() if isinstance(x, Tensor) else x, inputs)
+        return problem.loop(constant._replace(hparams={**constant.hparams, "lr": inputs.hparams["lr"]}))
 
 
-def test_a_strategy_of_ones_own():
-    def f(x: list[Tensor], strategy: Any = Rates()) -> Tensor:  # noqa: B008
+class Pulled(Strategy):
+    """The same by a pullback of one's own."""
+
+    def __call__(self, problem, inputs):
+        return with_pullback(self.pullback, problem, inputs)
+
+    def pullback(self, problem, inputs, end, cotangents):
+        def trained(lr):
+            return problem.loop(inputs._replace(hparams={**inputs.hparams, "lr": lr})).params
+
+        (of_lr,) = torch.func.vjp(trained, inputs.hparams["lr"])[1](cotangents.params)
+        return TrainInputs({**dict.fromkeys(inputs.hparams), "lr": of_lr}, None, None, None)
+
+
+@pytest.mark.parametrize("own", [Rates(), Pulled()], ids=lambda x: type(x).__name__)
+def test_a_strategy_of_ones_own(own):
+    def f(x: list[Tensor], strategy: Any = own) -> Tensor:
         return line(trained(W, DATA, x[0], strategy=strategy).params, W)
 
     x = [one(0.1)]
@@ -490,35 +501,32 @@ def test_a_strategy_of_ones_own():
     derivatives(f, x, leaf_gradient(f), [x, [one(0.2)]])
     w = W.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="element 0 of tensors does not require grad|create_graph=True"):
-        torch.autograd.grad(line(trained(w, DATA, one(0.1), strategy=Rates()).params, W), w, create_graph=True)
+        torch.autograd.grad(line(trained(w, DATA, one(0.1), strategy=own).params, W), w, create_graph=True)
 
 
 class Says(Strategy):
-    """A strategy that returns what it is told."""
+    """A strategy that returns what it is told, itself or from its pullback."""
 
-    def __init__(self, run: Any = None, pullback: Any = None) -> None:
-        self._run, self._pullback = run, pullback
+    def __init__(self, pullback: Any = None, result: Any = None) -> None:
+        self._pullback, self._result = pullback, result
 
-    def run(self, steps, start):
-        return (steps.loop(start), None) if self._run is None else self._run(steps, start)
-
-    def pullback(self, steps, residual, cotangents):
-        return self._pullback
+    def __call__(self, problem, inputs):
+        back = with_pullback(lambda *_: self._pullback, problem, inputs)
+        return back if self._result is None else self._result
 
 
 @pytest.mark.parametrize("transform", [False, True], ids=["eager", "grad"])
 @pytest.mark.parametrize(
     ("strategy", "kind", "text"),
     [
-        (Says(pullback={}), TypeError, r"Says.pullback must return TrainInputs\(.*got a dict"),
-        (Says(pullback=TrainInputs({}, None, None)), ValueError, "must return hparams in the structure of inputs.hp"),
-        (Says(pullback=TrainInputs(None, None, ())), ValueError, "must return state in the structure of inputs.state"),
-        (Says(pullback=TrainInputs(None, {"w": W}, None)), ValueError, "returned dict for a tensor of params"),
-        (Says(pullback=TrainInputs(None, W[:2], None)), ValueError, r"returned \(2,\) for .* params with shape \(3,\)"),
-        (Says(pullback=TrainInputs(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
-        (Says(run=lambda steps, start: steps.loop(start)), TypeError, r"Says.run must return \(TrainOutputs"),
-        (Says(run=lambda steps, start: {}), TypeError, r"Says.run must return \(TrainOutputs.*got a dict"),
-        (Says(run=lambda steps, start: (W, None)), TypeError, r"Says.run must return \(TrainOutputs"),
+        (Says({}), TypeError, r"pullback must return TrainInputs\(.*got a dict"),
+        (Says(TrainInputs({}, None, None)), ValueError, "must return hparams in the structure of inputs.hp"),
+        (Says(TrainInputs(None, None, ())), ValueError, "must return state in the structure of inputs.state"),
+        (Says(TrainInputs(None, {"w": W}, None)), ValueError, "returned dict for a tensor of params"),
+        (Says(TrainInputs(None, W[:2], None)), ValueError, r"returned \(2,\) for .* params with shape \(3,\)"),
+        (Says(TrainInputs(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
+        (Says(result={}), TypeError, r"Says must return TrainOutputs\(params, state, losses\), got a dict"),
+        (Says(result=(W, None, W)), TypeError, r"Says must return TrainOutputs\(.*got a tuple"),
     ],
 )  # fmt: skip
 def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
@@ -535,9 +543,11 @@ INEXACT = {
     "Unroll(truncate=2)": hft.Unroll(truncate=2),
     "Implicit": hft.Implicit(),
     "ZeroOrder": hft.ZeroOrder(2, 0.1),
-    "own": Rates(),
+    "own": Pulled(),
 }
 ALL = EXACT | INEXACT
+#: Strategies that leave the graph to autograd: what a step uses counts, an argument or not.
+OWNED = [hft.Unroll(), hft.Unroll(truncate=2)]
 
 
 #: An optimizer and a loss, one of which uses a tensor beside its arguments.
@@ -550,12 +560,38 @@ every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 
 
 @every_place
-@pytest.mark.parametrize("strategy", ALL)
-def test_a_stray_leaf_is_an_error_in_eager_mode(strategy, place):
+@pytest.mark.parametrize("strategy", [name for name in ALL if ALL[name] not in OWNED])
+def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, place):
     stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_()
     opt, loss = place(stray)
     with pytest.raises(ValueError, match=r"tensor of shape \(\) .*no argument of train"):
         line(hft.train(opt, loss, w, DATA, strategy=ALL[strategy]).params, W).backward()
+
+
+@every_place
+@pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+@pytest.mark.parametrize("strategy", OWNED, ids=repr)
+def test_a_stray_leaf_counts_where_autograd_owns_the_graph(strategy, asks, place):
+    """Each way from the leaf to the end, also in the second derivative."""
+    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_(asks)
+    last = strategy.truncate or len(DATA)
+
+    def slope(train: Any) -> list[Tensor]:
+        end = train(*place(stray))
+        (first,) = torch.autograd.grad(line(end, W), stray, create_graph=True)
+        return [first, *torch.autograd.grad(first, stray)]
+
+    def by_hand(opt: Any, loss: Any) -> Tensor:
+        p, state = w, opt.init(w)
+        for k, x in enumerate(DATA):
+            if k == len(DATA) - last and strategy.truncate:
+                p, state = tree.map_tree(torch.detach, (p, state))
+            p = p if p.requires_grad else p.detach().requires_grad_()
+            p, state = opt.update(torch.autograd.grad(loss(p, x), p, create_graph=True)[0], state, p)
+        return p
+
+    got = slope(lambda opt, loss: hft.train(opt, loss, w, DATA, strategy=strategy).params)
+    torch.testing.assert_close(got, slope(by_hand), rtol=1e-11, atol=1e-13)
 
 
 @every_place
@@ -590,7 +626,7 @@ TRACKING = {
 @every_place
 @pytest.mark.parametrize("leaf", [False, True], ids=["tracked", "leaf"])
 @pytest.mark.parametrize("transform", TRACKING.values(), ids=TRACKING)
-@pytest.mark.parametrize("strategy", INEXACT)
+@pytest.mark.parametrize("strategy", [name for name in INEXACT if INEXACT[name] not in OWNED])
 def test_a_stray_tensor_under_a_transform_is_an_error(strategy, place, leaf, transform):
     """One that the transform tracks, or a leaf that requires grad, if the strategy does not differentiate the steps."""
     outside = one(0.7, requires_grad=True)

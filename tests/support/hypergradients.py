@@ -23,6 +23,8 @@ EXACT = {
     "forward-by-one": hft.Forward(chunk=1),
 }
 OTHERS = {"truncated": hft.Unroll(truncate=2), "implicit": hft.Implicit(iterations=1, tolerance=math.inf)}
+#: Those whose node hides the graph of a training from autograd.
+HIDING = {name: x for name, x in (EXACT | OTHERS).items() if name not in ("unroll", "truncated")}
 every_exact = pytest.mark.parametrize("strategy", EXACT.values(), ids=EXACT)
 every_strategy = pytest.mark.parametrize("strategy", [*EXACT.values(), *OTHERS.values()], ids=[*EXACT, *OTHERS])
 #: The training has not converged here, and Implicit says so; or by definition does not depend on lr.

@@ -1,10 +1,12 @@
-"""Training as a node of the autograd graph, whose derivative is a strategy's."""
+"""Training as a node of the autograd graph: for strategies that make steps again, or whose derivative is another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,27 +19,103 @@ from .leaves import is_float
 from .problem import InnerProblem
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
-from .strategy import Strategy, checked_outputs, cotangent_leaves
-from .transforms import backward_has_derivative, keeps_graph, unwrap_dead
+from .torch_private import differentiated, keeps_graph, tracked, under_transform, unwrap_dead
 from .vjp import transposed
+
+
+class Run(NamedTuple):
+    """A training that a node has run."""
+
+    inputs: TrainInputs
+    end: TrainOutputs | None  # where it ended, if the method wants it: under a transform it is differentiated again
+    note: Any  # what the method has kept beside
+
+
+class Method(NamedTuple):
+    """How a node trains, and goes back.
+
+    Attributes:
+        name: of the strategy, for errors.
+        pullback: ``pullback(problem, run, cotangents)`` gives derivatives of ``<cotangents, (params, state)>`` in the
+            inputs; ``None`` for a part, or a tensor, is zero. Linear in the cotangents. ``cotangents.params`` and
+            ``cotangents.state`` have the structure of the trained ones, with ``None`` in place of integers.
+        train: ``train(problem, inputs)`` gives where training ends, and a note for ``pullback``. Under a transform the
+            note holds nothing that depends on the inputs.
+        exact: whether that is the derivative of the steps. ``create_graph=True`` differentiates these then, and under a
+            ``torch.func`` transform there is no node.
+        wants_end: whether ``pullback`` is evaluated at the end of training.
+        needs: of the problem, see :class:`~hyperopt_ftp.hyper.guards.verdict.Needs`.
+        values: ``values(problem, inputs)`` where nothing is differentiated.
+        takes_shards: whether it can differentiate in batches of which each process has its own part.
+        generators: that a repeated run restores beside torch's own.
+    """
+
+    name: str
+    pullback: Callable[[InnerProblem, Run, TrainOutputs], TrainInputs]
+    train: Callable[[InnerProblem, TrainInputs], tuple[TrainOutputs, Any]] = lambda p, inputs: (p.loop(inputs), None)
+    exact: bool = False
+    wants_end: bool = False
+    needs: dict[str, bool] = {}  # noqa: RUF012  # never written
+    values: Callable[[InnerProblem, TrainInputs], TrainOutputs] = InnerProblem.loop
+    takes_shards: bool = True
+    generators: tuple[torch.Generator, ...] = ()
+
+
+def has_derivative(inputs: TrainInputs) -> bool:
+    """Whether a derivative may be asked for, in any input."""
+    if under_transform():
+        return any(is_float(x) and tracked(x) and differentiated(x) for x in tree.leaves(inputs))
+    return torch.is_grad_enabled() and any(is_float(x) and x.requires_grad for x in tree.leaves(inputs))
+
+
+def through_node(
+    method: Method, problem: InnerProblem, inputs: TrainInputs, began: RngState | None = None
+) -> TrainOutputs:
+    """Training by a method, differentiable in what requires grad, or is under a transform, of the inputs.
+
+    ``began``: the random state where training began; ``None``: the present one.
+    """
+    transform = under_transform()
+    if transform and method.exact:
+        return differentiable_loop(problem, inputs)
+    inputs = problem.begun(inputs)
+    leaves, rebuild = tree.flatten(inputs)
+    flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
+    derived, problem = transform or any(flags), problem.asking(rebuild(flags))
+    if not method.takes_shards and problem.asks_batches:
+        problem.refuse_shards(method.name)
+    guarded = partial(problem.guarded, inputs, derived=derived, closed=True, **method.needs)
+    own = guarded()
+    if not derived:
+        with torch.no_grad():
+            return method.values(own, inputs)
+    places, replay = [i for i, x in enumerate(leaves) if tracked(x)], Replay(*method.generators)
+    first = guarded(inside_function=True) if transform else own
+    job = TrainJob(method, own, first, leaves, rebuild, places, transform, replay, began or replay.now())
+    return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
+
+
+def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+    """The plain loop, with settings and checks for a derivative of it if one is asked for."""
+    derived = has_derivative(inputs)
+    with twice_differentiable() if derived or under_transform() else nullcontext():
+        return problem.guarded(inputs, derived=derived, closed=False).loop(inputs)
 
 
 @dataclass
 class TrainJob:
     """What a node of the graph needs beside its input tensors."""
 
-    strategy: Strategy
+    method: Method
     problem: InnerProblem
     first: InnerProblem  # the same where training runs inside the node's function, without the transforms around it
-    again: Callable[[], InnerProblem]  # the same for a derivative of the derivative
     leaves: list[Any]  # of the inputs
     rebuild: Callable[[Sequence[Any]], TrainInputs]
     places: list[int]  # of the leaves that are inputs of the node
     transform: bool  # whether one of torch.func was active
     replay: Replay
     rng: RngState  # when training began
-    residual: Any = None  # of a run without a transform
-    ended: Any = None  # the random state after a run under one
+    note: Any = None
     losses: Any = None
     versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
     end: list[Any] = field(default_factory=list)  # leaves of (params, state), outputs of the node as their dtypes
@@ -57,42 +135,31 @@ class TrainJob:
         params, state = self.rebuild_end([next(values) if isinstance(x, torch.dtype) else x for x in self.end])
         return TrainOutputs(params, state, outputs[-1])
 
-    def pullback(self, tensors: Sequence[Tensor], residual: Any, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+    def pullback(
+        self, tensors: Sequence[Tensor], outputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Cotangents of the node's inputs from those of its floating-point outputs."""
         values = iter(cotangents)
         floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in self.end]
         params, state = self.rebuild_end([next(values) if yes else None for yes in floating])
-        inputs = self.inputs(tensors)
         self._check_versions()
-        found = self.strategy.pullback(self.problem, residual, TrainOutputs(params, state, None))
-        leaves = cotangent_leaves(self.strategy, inputs, found)
+        run = Run(self.inputs(tensors), self.trained(outputs) if self.method.wants_end else None, self.note)
+        found = self.method.pullback(self.problem, run, TrainOutputs(params, state, None))
+        leaves = cotangent_leaves(self.method.name, run.inputs, found)
         return [_as(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
-
-    def residual_at(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
-        """Under a transform: of the run, of which only inputs and outputs can be kept, or of another one."""
-        found = None
-        if not backward_has_derivative():  # which would take the node's own for that of the outputs
-            found = self.strategy.residual_of(self.inputs(tensors), self.trained(outputs), self.replay, self.ended)
-        return self.residual_again(tensors) if found is None else found
-
-    def residual_again(self, tensors: Sequence[Tensor]) -> Any:
-        run = self.strategy.run
-        found = self.replay.run(self.rng, lambda: run(self.problem, self.inputs(tensors)))
-        trained, residual = checked_outputs(self.strategy, found)
-        refuse_other_losses(self.losses, trained.losses)
-        return residual
 
     def pullback_with_graph(self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """For ``create_graph=True``: the steps are repeated, and differentiated as they are."""
-        if not self.strategy.exact:
+        if not self.method.exact:
             raise RuntimeError(
-                f"a derivative of the derivative by {type(self.strategy).__name__} was asked for (create_graph=True), "
-                "which has no graph here; take both by torch.func, such as torch.func.grad of a function that calls "
-                "train"
+                f"a derivative of the derivative by {self.method.name} was asked for (create_graph=True), which has no "
+                "graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
             )
         self._check_versions()
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
-        trained = self.replay.run(self.rng, lambda: self.again().loop(self.inputs(aliases)))
+        inputs = self.inputs(aliases)
+        problem = self.problem.guarded(inputs, closed=True, differentiates_whole_gradient=True)
+        trained = self.replay.run(self.rng, lambda: problem.loop(inputs))
         refuse_other_losses(self.losses, trained.losses)
         outputs = [x for x in self.outputs(trained) if is_float(x)]
         pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
@@ -121,7 +188,7 @@ class TrainNode(torch.autograd.Function):
     def forward(job: TrainJob, *tensors: Tensor) -> tuple[Tensor, ...]:
         with twice_differentiable():
             inputs = job.inputs([x.detach() for x in tensors])
-            trained, residual = checked_outputs(job.strategy, job.strategy.run(job.first, inputs))
+            trained, job.note = checked_outputs(job.method.name, job.method.train(job.first, inputs))
         # The node may not hold its own outputs: it would never be freed.
         outputs = job.outputs(trained)
         for x in outputs:
@@ -133,10 +200,7 @@ class TrainNode(torch.autograd.Function):
         end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.end, job.rebuild_end = tree.flatten(end)
         job.losses = trained.losses
-        if job.transform:
-            job.ended = job.replay.now()
-        else:
-            job.residual = residual
+        if not job.transform:
             job.versions = [(x, x._version) for x in (*job.leaves, *outputs) if isinstance(x, Tensor)]
         return (*(x.detach() for x in outputs), trained.losses.detach())
 
@@ -148,7 +212,7 @@ class TrainNode(torch.autograd.Function):
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
         ctx.layouts = [layout(x) for x in output]
-        saved = (*tensors, *output) if job.transform else tensors
+        saved = (*tensors, *output) if job.method.wants_end else tensors
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         rows = zip(output, ctx.differentiable, strict=True)
@@ -161,17 +225,16 @@ class TrainNode(torch.autograd.Function):
         rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
         given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
         saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
-        tensors = saved[:count]
+        tensors, outputs = saved[:count], saved[count:]
         if job.transform:
-            residual = job.residual_at(tensors, saved[count:])
-            found = job.replay.run(job.rng, lambda: job.pullback(tensors, residual, given))
+            found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
         elif torch.is_grad_enabled():
             found = job.pullback_with_graph(tensors, given)
         else:
             with job.replay.without_autocast():
-                found = job.pullback(tensors, job.residual, given)
+                found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
             if not keeps_graph():
-                job.residual, job.versions = None, []
+                job.note, job.versions = None, []
         return (None, *found)
 
     @staticmethod
@@ -179,11 +242,11 @@ class TrainNode(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
         """The transpose of the pullback, which is linear in its cotangents."""
         job: TrainJob = ctx.job
-        tensors = [unwrap_dead(x) for x in ctx.saved_tensors[: len(job.places)]]
-        residual = job.residual_again(tensors)
+        saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
+        tensors, outputs = saved[:count], saved[count:]
 
         def back(cotangents: list[Tensor]) -> list[Tensor]:
-            found = job.replay.run(job.rng, lambda: job.pullback(tensors, residual, cotangents))
+            found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
             pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
             return [torch.zeros_like(x) if v is None else v for v, x in pairs]
 
@@ -210,3 +273,36 @@ def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 
 def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
     return cotangent if cotangent is None else like(cotangent.to(x), x)
+
+
+def checked_outputs(name: str, result: Any) -> tuple[TrainOutputs, Any]:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
+        got = type(result).__name__
+        raise TypeError(f"{name}: train must return (TrainOutputs(params, state, losses), note), got a {got}")
+    return result
+
+
+def cotangent_leaves(name: str, inputs: TrainInputs, found: Any) -> list[Tensor | None]:
+    """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
+    if not isinstance(found, TrainInputs):
+        got = type(found).__name__
+        raise TypeError(f"{name}: pullback must return TrainInputs(hparams, params, state, batches), got a {got}")
+    leaves: list[Tensor | None] = []
+    for part, values, given in zip(TrainInputs._fields, inputs, found, strict=True):
+        if part == "batches" and not isinstance(values, (list, tuple)):
+            continue  # read one by one, and constant
+        if given is None:
+            leaves += [None] * len(tree.leaves(values))
+            continue
+        row = tree.fitted(given, tree.Structure(values))
+        if row is None:
+            raise ValueError(f"{name}: pullback must return {part} in the structure of inputs.{part}, or None")
+        for value, cotangent in zip(tree.leaves(values), row, strict=True):
+            if cotangent is not None and (not isinstance(cotangent, Tensor) or cotangent.shape != value.shape):
+                got = tuple(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
+                raise ValueError(
+                    f"{name}: pullback returned {got} for a tensor of {part} with shape {tuple(value.shape)}; a "
+                    "cotangent has the shape of its tensor"
+                )
+        leaves += row
+    return leaves

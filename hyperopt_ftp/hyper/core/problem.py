@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,10 +13,14 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import like
-from ...types import Params, State, UpdateFn
+from ...types import Optimizer, Params, State
+from .carry import carry_of
+from .graph import leaf_of, nodes_below
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached
-from .transforms import under_transform
+from .leaves import detached, is_float
+from .torch_private import under_transform
+
+_NOTHING = TrainInputs(False, False, False, False)
 
 
 class Gradient(NamedTuple):
@@ -28,34 +32,72 @@ class Gradient(NamedTuple):
     rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
 
 
-@dataclass(frozen=True)
-class InnerProblem:
-    """K steps: ``params, state <- update_fn(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
+class Guards(NamedTuple):
+    """What looks at the loss and the update of a problem, whose train_loss is a guarded one.
 
     Attributes:
-        update_fn: of a pure optimizer.
-        train_loss: ``train_loss(params, batch) -> scalar``, or with a third argument if hparams has ``"loss"``.
-        needs_grad: for every tensor of the inputs, whether a derivative in it is asked for. ``False`` for batches that
-            are not a list or tuple.
-        agreed: makes the numbers that a decision depends on the same on all processes, which recompute steps together.
-        before_step: called with params, batch and hparams before each step of :meth:`step`.
-        during_gradient: a context for the backward pass of :meth:`gradient`, made from the params given to the loss.
-        made: gives the bytes of all tensors that the training loss makes in a step.
+        unguarded: the problem without checks, for steps that are recomputed.
+        verdict: what they have found, :class:`~hyperopt_ftp.hyper.guards.verdict.Verdict`.
+        update: gives an update with checks.
+        before_step: is called with params, batch and hparams before each step.
+        during_gradient: a context for the backward pass of a gradient, made from the tensors that it is taken in.
+        own_leaves: tensors that the last call of the loss has made require grad itself.
     """
 
-    update_fn: UpdateFn[Any]
+    unguarded: InnerProblem
+    verdict: Any
+    update: Callable[[Any], Any]
+    before_step: Callable[[Params, Any, dict[str, Any]], None] | None
+    during_gradient: Callable[[list[Tensor]], AbstractContextManager[Any]]
+    own_leaves: Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """K steps: ``params, state <- optimizer.update(d train_loss(params, batch[, hparams["loss"]]) / d params, ...)``.
+
+    Attributes:
+        optimizer: a pure one.
+        train_loss: ``train_loss(params, batch) -> scalar``, or with a third argument if hparams has ``"loss"``.
+        needs_grad: for every tensor of the inputs, whether a derivative in it is asked for: what a node has to know.
+            ``False`` for batches that are not a list or tuple.
+        alone: whether params and loss are of this process alone; else autograd may not own the graph of a training.
+        agreed: makes the numbers that a decision depends on the same on all processes, which recompute steps together.
+        refuse_shards: called with the name of a strategy that cannot differentiate in shards of batches.
+        guard: gives the problem with guards, for such inputs and needs.
+        guards: of loss and update; ``None``: nothing is looked at.
+    """
+
+    optimizer: Optimizer
     train_loss: Callable[..., Tensor]
-    needs_grad: TrainInputs
+    needs_grad: TrainInputs = _NOTHING
+    alone: bool = True
     agreed: Callable[[Sequence[int]], list[int]] = list
-    before_step: Callable[[Params, Any, dict[str, Any]], None] | None = None
-    during_gradient: Callable[[list[Tensor]], AbstractContextManager[Any]] = nullcontext
-    made: Callable[[], int] = int
-    _bare: InnerProblem | None = None
+    refuse_shards: Callable[[str], None] = lambda name: None
+    guard: Callable[[InnerProblem, TrainInputs, dict[str, bool]], InnerProblem] = lambda problem, inputs, needs: problem
+    guards: Guards | None = None
 
     @property
-    def bare(self) -> InnerProblem:
+    def unguarded(self) -> InnerProblem:
         """The problem without checks, for steps that are recomputed."""
-        return self._bare or self
+        return self.guards.unguarded if self.guards else self
+
+    def guarded(self, inputs: TrainInputs, **needs: bool) -> InnerProblem:
+        """The problem with checks for what is asked of it, see :class:`~hyperopt_ftp.hyper.guards.verdict.Needs`."""
+        return self.guard(self.unguarded, inputs, needs)
+
+    def asking(self, needs_grad: TrainInputs) -> InnerProblem:
+        return replace(self.unguarded, needs_grad=needs_grad)
+
+    def begun(self, inputs: TrainInputs) -> TrainInputs:
+        """The inputs with a state."""
+        if inputs.state is not None:
+            return inputs
+        return inputs._replace(state=self.optimizer.init(inputs.params, without_loss(inputs.hparams)))
+
+    def loop(self, inputs: TrainInputs) -> TrainOutputs:
+        """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
+        return PlainLoop(self, inputs).run().end()
 
     @cached_property
     def asks_batches(self) -> bool:
@@ -69,12 +111,23 @@ class InnerProblem:
         return loss_at(self.train_loss, params, batch, hparams)
 
     def update(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
-        return self.update_fn(grads, state, params, without_loss(hparams))
+        return self.guarded_update(grads, state, params, without_loss(hparams))
+
+    @cached_property
+    def guarded_update(self) -> Any:
+        update = self.optimizer.update
+        return self.guards.update(update) if self.guards else update
+
+    def during_gradient(self, at: list[Tensor]) -> AbstractContextManager[Any]:
+        return self.guards.during_gradient(at) if self.guards else nullcontext()
+
+    def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
+        if self.guards and self.guards.before_step:
+            self.guards.before_step(params, batch, hparams)
 
     def step(self, params: Params, state: State, batch: Any, hparams: dict[str, Any]) -> tuple[Params, State, Tensor]:
         """One step and its training loss: in grad mode, or under ``torch.func``, differentiable in all arguments."""
-        if self.before_step:
-            self.before_step(params, batch, hparams)
+        self.before_step(params, batch, hparams)
         if under_transform():
             grads, loss = torch.func.grad_and_value(self.loss)(params, batch, hparams)
         else:
@@ -82,15 +135,6 @@ class InnerProblem:
             grads, loss = found.rebuild(found.grads), found.loss
         params, state = self.update(grads, state, params, hparams)
         return params, state, loss
-
-    def loop(self, inputs: TrainInputs) -> TrainOutputs:
-        """The plain loop: differentiable under a transform or in grad mode, else without a graph."""
-        hparams, params, state, batches = inputs
-        losses = []
-        for k in range(len(batches)):  # a sequence of somebody's own may not know where it ends
-            params, state, loss = self.step(params, state, batches[k], hparams)
-            losses.append(loss.detach())
-        return TrainOutputs(params, state, torch.stack(losses))
 
     def gradient(self, params: Params, batch: Any, hparams: dict[str, Any], graph: bool = False) -> Gradient:
         """The training gradient, not under a transform.
@@ -106,7 +150,7 @@ class InnerProblem:
             loss = self.loss(rebuild(at), batch, hparams)
             with self.during_gradient(at):
                 grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
-            grads = _filled(grads, at)  # with a graph too, where shards are laid out anew
+            grads = filled(grads, at)  # with a graph too, where shards are laid out anew
         return Gradient(loss if graph else loss.detach(), grads, at, rebuild)
 
 
@@ -115,7 +159,7 @@ def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams:
 
 
 def without_loss(hparams: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in hparams.items() if name != "loss"}
+    return {name: value for name, value in hparams.items() if name != "loss"} if "loss" in hparams else hparams
 
 
 def no_graph() -> ValueError:
@@ -125,8 +169,93 @@ def no_graph() -> ValueError:
     )
 
 
-def _filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+def filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
     """Gradients, zeros for leaves that the loss does not depend on."""
     if all(g is None for g in grads):
         raise no_graph()
     return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]
+
+
+class PlainLoop:
+    """The steps of a training, one after the other: differentiable in grad mode, or under ``torch.func``.
+
+    Attributes:
+        problem: of which the guards may be exchanged between two steps.
+        k: steps done.
+        losses: of these steps, without a graph.
+    """
+
+    def __init__(self, problem: InnerProblem, inputs: TrainInputs) -> None:
+        self.problem: InnerProblem = problem
+        self.k: int = 0
+        self.losses: list[Tensor] = []
+        self._hparams, self._batches = inputs.hparams, inputs.batches
+        guard = problem.guards.update if problem.guards else _unchanged
+        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, without_loss(inputs.hparams), guard)
+        self._at, self._state = self._carry.begin()
+        self._asked = any(is_float(x) and x.requires_grad for x in tree.leaves(inputs.hparams.get("loss")))
+
+    def run(self, to: int | None = None) -> PlainLoop:
+        """Steps up to number ``to``; ``None``: all."""
+        for k in range(self.k, len(self._batches) if to is None else to):  # a sequence may not know where it ends
+            self._step(self._batches[k])
+        return self
+
+    def detach(self) -> PlainLoop:
+        """What has been done so far counts as constant."""
+        self._at, self._state = tree.map_tree(
+            lambda x: x.detach() if isinstance(x, Tensor) else x, (self._at, self._state)
+        )
+        return self
+
+    def end(self) -> TrainOutputs:
+        return TrainOutputs(*self._carry.end(self._at, self._state), torch.stack(self.losses))
+
+    def _step(self, batch: Any) -> None:
+        problem, at, carry = self.problem, self._at, self._carry
+        if problem.guards and problem.guards.before_step:
+            problem.before_step(carry.params(at), batch, self._hparams)
+        if under_transform():
+            grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
+        else:
+            at, grads, loss = self._gradient(batch)
+        self._at, self._state = carry.update(self._at, grads, self._state)
+        self.losses.append(loss.detach())
+        self.k += 1
+
+    def _loss(self, at: list[Tensor], batch: Any) -> Tensor:
+        return loss_at(self.problem.train_loss, self._carry.params(at), batch, self._hparams)
+
+    def _gradient(self, batch: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        graph = torch.is_grad_enabled()
+        live = graph and any(x.requires_grad for x in self._at)
+        with torch.enable_grad():
+            # Aliases: one param may be made of another, and its derivative is to be partial.
+            at = [x.view_as(x) if live and x.requires_grad else x.detach().requires_grad_() for x in self._at]
+            batch, alike = _aliased(batch)
+            loss = self._loss(at, batch)
+            live = live or (graph and (self._asked or self._depends(loss, at, alike)))
+            with self.problem.during_gradient(at):
+                grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
+            return at, filled(grads, at), loss
+
+    def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
+        """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
+        own = {id(x) for x in (*at, *alike, *(self.problem.guards.own_leaves() if self.problem.guards else ()))}
+        leaves = map(leaf_of, nodes_below(loss.grad_fn))
+        return any(x is not None and id(x) not in own for x in leaves)
+
+
+def _unchanged(update: Any) -> Any:
+    return update
+
+
+def _aliased(batch: Any) -> tuple[Any, list[Tensor]]:
+    """A batch that the loss may let require grad, and its tensors that do not yet."""
+    rows, rebuild = tree.flatten(batch)
+    alike: list[Tensor] = []
+    for i, x in enumerate(rows):
+        if is_float(x) and not x.requires_grad:
+            rows[i] = x.detach()
+            alike.append(rows[i])
+    return rebuild(rows), alike

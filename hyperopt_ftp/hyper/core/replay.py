@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dtensors import local
 from ...hparams import concrete
-from .transforms import values_of
+from .torch_private import values_of
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps
     ``steps`` are their numbers; ``None``: all. Under vmap nothing is checked.
     """
     before, after = values_of(first), values_of(again)
-    if before.shape != after.shape:
+    if before.shape != after.shape or not concrete(before):
         return
     before, after = before.double().reshape(-1), after.double().reshape(-1)
     slack = torch.finfo(first.dtype).eps ** power * before.abs()

@@ -3,80 +3,132 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ... import tree
 from ...calls import did_you_mean
-from ...types import Compile
 from .inputs import TrainInputs, TrainOutputs
+from .leaves import detached
+from .node import Method, Run, differentiable_loop, through_node
 from .problem import InnerProblem
-from .replay import Replay, RngState
+from .second_order import twice_differentiable
+from .torch_private import under_transform
+
+#: Of some tensors, and trained by a strategy: the outer loss, and where training ended.
+Objective: TypeAlias = Callable[[Sequence[Tensor], "Strategy"], tuple[Tensor, TrainOutputs]]
+
+#: Steps after which one more takes no more memory.
+STEADY = 3
+
+
+class Costs(NamedTuple):
+    """What a strategy takes for all steps, for :func:`~hyperopt_ftp.estimate`.
+
+    Attributes:
+        gradients: number of gradients of the training loss.
+        products: number of products with its second derivatives.
+        plan: what is stored, in words.
+        trial: takes as much memory as all steps; ``None``: the first three steps, there and back.
+        memory: bytes, if they are known without a trial.
+    """
+
+    gradients: int
+    products: int
+    plan: str
+    trial: Callable[[], Any] | None = None
+    memory: int | None = None
 
 
 class Strategy(ABC):
-    """How K steps of training are differentiated.
+    """How K steps of training are differentiated: one differentiable function of a problem and its inputs.
 
-    ``run`` trains, and keeps what ``pullback`` needs. ``pullback`` is linear in the cotangents. Without a
-    ``torch.func`` transform both run under ``no_grad`` and may use ``torch.autograd`` on their own leaves. Under a
-    transform an exact strategy is not called: the steps are differentiated as they are. A strategy that is not exact
-    runs again in a backward pass, unless ``residual_of`` will do; it must use ``torch.func`` or plain tensor functions.
-
-    Attributes:
-        exact: whether its derivative is that of the steps themselves.
-        takes_shards: whether it can differentiate in batches of which each process has its own part.
-        needs_values_only: whether :func:`~hyperopt_ftp.hypergradient` calls ``from_values``, with the function from
-            hyperparameters to the outer loss, instead of ``run`` and ``pullback``.
-        twice: whether it may differentiate the training gradient twice, in all that it depends on: what has no second
-            derivative is then refused everywhere in the loss.
-        compile: as in :class:`~hyperopt_ftp.Unroll`.
-        generators: its own random generators, which are reset when a run is repeated.
+    ``problem.step(params, state, batch, hparams)`` is one step, ``problem.loop(inputs)`` all of them; both are
+    differentiable. :func:`with_pullback` gives a training a derivative of your own.
     """
 
-    takes_shards: ClassVar[bool] = True
-    needs_values_only: ClassVar[bool] = False
-    twice: ClassVar[bool] = True
-    compile: Compile = False
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    @property
-    def generators(self) -> tuple[torch.Generator, ...]:
-        return ()
-
     @abstractmethod
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
-        """The params, state and losses (``problem.loop(inputs)`` is the plain way), and a residual for ``pullback``."""
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        """The params, state and losses after all steps: differentiable in eager mode and under ``torch.func``."""
 
-    def residual_of(self, inputs: TrainInputs, trained: TrainOutputs, replay: Replay, rng: RngState) -> Any:
-        """The residual of a run that ended in that random state, if these are all it takes; ``None``: run again."""
-        return None
+    def value_and_grad(
+        self, objective: Objective, leaves: list[Tensor], agreed: Callable[[Sequence[int]], list[int]]
+    ) -> tuple[Tensor, list[Tensor], TrainOutputs]:
+        """The value of an objective, its derivatives in the leaves, and where training ended.
 
-    @abstractmethod
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        """Derivatives of ``<cotangents, (params, state)>`` in the inputs; ``None`` for a part, or a tensor, is zero.
-
-        ``cotangents.params`` and ``cotangents.state`` have the structure of the trained ones, with ``None`` in place of
-        integers. ``cotangents.losses`` is ``None``. Inputs whose ``problem.needs_grad`` is False need no derivative.
+        ``agreed`` makes numbers the same on all processes.
         """
+        if under_transform():
+            value, back, run = torch.func.vjp(lambda x: objective(x, self), leaves, has_aux=True)  # pyright: ignore
+            return value, back(torch.ones_like(value))[0], run
+        with twice_differentiable():  # in the backward pass too: what a checkpoint computes again is computed alike
+            with torch.enable_grad():
+                value, run = objective(leaves, self)
+            run = detached(run)
+            return value.detach(), _slopes(value, leaves, run), run
 
-    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        return problem.loop(inputs)
+    def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        """What all steps take. What is asked for requires grad among the inputs; the problem has been looked at."""
+        raise TypeError(
+            f"estimate does not know what {type(self).__name__} takes: give it a method costs(problem, inputs) that "
+            "returns hyperopt_ftp.hyper.Costs, or measure a short run"
+        )
 
-    def draw(self) -> int:
-        """A number that all processes must have in common, for ``from_values``."""
-        raise NotImplementedError
 
-    def from_values(
-        self, function: Callable[[list[Tensor]], Tensor], x: list[Tensor], seed: int, replay: Replay, rng: RngState
-    ) -> list[Tensor]:
-        """The derivative of a function at x, with the random numbers of that state."""
-        raise NotImplementedError
+class PlainSteps(Strategy):
+    """The steps as they are, differentiated by autograd or the transforms around them."""
+
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        return differentiable_loop(problem, inputs)
+
+
+def with_pullback(
+    pullback: Callable[[InnerProblem, TrainInputs, TrainOutputs, TrainOutputs], TrainInputs],
+    problem: InnerProblem,
+    inputs: TrainInputs,
+) -> TrainOutputs:
+    """Training whose derivative is ``pullback(problem, inputs, end, cotangents)``.
+
+    Args:
+        pullback: the derivatives of ``<cotangents, (params, state)>`` in the inputs, as a ``TrainInputs``; ``None`` for
+            a part, or a tensor of it, is zero. ``end`` is where training ended. ``cotangents`` has the structure of it,
+            with ``None`` in place of integers and of the losses. Without a ``torch.func`` transform it runs under
+            ``no_grad`` and may use ``torch.autograd`` on leaves of its own; under one it must be made of differentiable
+            operations, and second derivatives are those of what it computes. ``create_graph=True`` is an error.
+        problem, inputs: of the strategy.
+
+    Raises:
+        TypeError, ValueError: a result of ``pullback`` that does not fit the inputs.
+    """
+
+    def back(problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        assert run.end is not None
+        return pullback(problem, run.inputs, run.end, cotangents)
+
+    needs = {"differentiates_whole_gradient": True}
+    return through_node(Method("with_pullback", back, wants_end=True, needs=needs), problem, inputs)
+
+
+def _slopes(value: Tensor, leaves: list[Tensor], run: TrainOutputs) -> list[Tensor]:
+    """The derivatives of the outer loss in leaves.
+
+    float16 cotangents of the params would underflow, so the outer loss is scaled by the largest power of two that fits.
+    """
+    if not value.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
+    found: Sequence[Tensor | None] = []
+    for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
+        start = torch.full_like(value, scale)
+        found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
+        found = [None if x is None else x / scale for x in found] if narrow else found
+        if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
+            break
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
 def check_strategy(strategy: Any) -> None:
@@ -88,41 +140,34 @@ def check_strategy(strategy: Any) -> None:
     elif isinstance(strategy, str):
         hint = did_you_mean(strategy, ("Unroll()", "Forward()", "Implicit()", "ZeroOrder(8, 1e-3)"))
     raise TypeError(
-        "strategy must be a hyperopt_ftp.hyper.Strategy, with the methods run(problem, inputs) and pullback(problem, "
-        f"residual, cotangents), as Unroll, Forward, Implicit and ZeroOrder are; got {got}{hint}"
+        "strategy must be a hyperopt_ftp.hyper.Strategy, a class with the method __call__(problem, inputs), as Unroll, "
+        f"Forward, Implicit and ZeroOrder are; got {got}{hint}"
     )
 
 
-def checked_outputs(strategy: Strategy, result: Any) -> tuple[TrainOutputs, Any]:
-    name = type(strategy).__name__
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
-        got = type(result).__name__
-        raise TypeError(f"{name}.run must return (TrainOutputs(params, state, losses), residual), got a {got}")
-    return result
+def check_outputs(strategy: Strategy, found: Any) -> TrainOutputs:
+    if not isinstance(found, TrainOutputs):
+        raise TypeError(
+            f"{type(strategy).__name__} must return TrainOutputs(params, state, losses), got a {type(found).__name__}"
+        )
+    return found
 
 
-def cotangent_leaves(strategy: Strategy, inputs: TrainInputs, found: Any) -> list[Tensor | None]:
-    """The leaves that ``pullback`` returned, in the order of the inputs' leaves, each of its shape or ``None``."""
-    name = type(strategy).__name__
-    if not isinstance(found, TrainInputs):
-        got = type(found).__name__
-        raise TypeError(f"{name}.pullback must return TrainInputs(hparams, params, state, batches), got a {got}")
-    leaves: list[Tensor | None] = []
-    for part, values, given in zip(TrainInputs._fields, inputs, found, strict=True):
-        if part == "batches" and not isinstance(values, (list, tuple)):
-            continue  # read one by one, and constant
-        if given is None:
-            leaves += [None] * len(tree.leaves(values))
-            continue
-        row = tree.fitted(given, tree.Structure(values))
-        if row is None:
-            raise ValueError(f"{name}.pullback must return {part} in the structure of inputs.{part}, or None")
-        for value, cotangent in zip(tree.leaves(values), row, strict=True):
-            if cotangent is not None and (not isinstance(cotangent, Tensor) or cotangent.shape != value.shape):
-                got = tuple(cotangent.shape) if isinstance(cotangent, Tensor) else type(cotangent).__name__
-                raise ValueError(
-                    f"{name}.pullback returned {got} for a tensor of {part} with shape {tuple(value.shape)}; a "
-                    "cotangent has the shape of its tensor"
-                )
-        leaves += row
-    return leaves
+def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -> tuple[InnerProblem, TrainInputs]:
+    """The first steps of a training."""
+
+    def first(batches: Any) -> Any:
+        return [batches[k] for k in range(min(count, len(inputs.batches)))]
+
+    asked = problem.needs_grad
+    short = asked if asked.batches is False else asked._replace(batches=first(asked.batches))
+    return replace(problem, needs_grad=short), inputs._replace(batches=first(inputs.batches))
+
+
+def there_and_back(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> None:
+    """A training and its derivative, in all that requires grad."""
+    run = strategy(problem, inputs)
+    ends = [x for x in tree.leaves(run.params) if x.requires_grad]
+    leaves = [x for x in tree.leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+    if ends:
+        torch.autograd.grad(ends, leaves, [torch.ones_like(x) for x in ends], allow_unused=True)

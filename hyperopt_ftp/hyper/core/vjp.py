@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import is_dtensor, like
 from .leaves import OptionalTensors, detached_leaves
-from .transforms import under_transform
+from .torch_private import under_transform
 
 Vector: TypeAlias = list[Tensor]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
@@ -15,17 +13,55 @@ from ... import tree
 from ...calls import explained
 from ...dtensors import is_dtensor
 from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
-from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import detached_leaves
+from ..core.inputs import TrainInputs
+from ..core.leaves import combine, detached, detached_leaves, is_float
+from ..core.memory import peak_of
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
-from ..core.strategy import Strategy, check_strategy
+from ..core.second_order import twice_differentiable
+from ..core.strategy import Strategy, check_strategy, few_steps, there_and_back
 from ..distributed.data_parallel import DataParallel
-from ..guards.arguments import check_batches, check_hparams
-from ..hypergradient import value_and_grad
+from ..guarded import problem_of
+from ..guards.arguments import ConstantBatches, check_batches, check_hparams, without_start
+from ..hypergradient import selected
 from ..strategies.unroll import Unroll
+from ..towers import paths
+from ..train import checked
 from .fake_tensors import FakeParams
-from .predict import FINDERS, Estimate, check_known
+
+
+class Estimate(NamedTuple):
+    """What a hypergradient will take, without the outer loss: the result of :func:`estimate`.
+
+    Attributes:
+        memory: peak bytes of tensors on the device of the params, above what is held when training begins.
+        gradients: number of gradients of the training loss (a forward and a backward pass each), recomputed steps
+            included.
+        products: number of products with its second derivatives (a backward pass through a gradient each); of
+            ``Forward`` at most so many.
+        plan: what is stored, in words.
+
+    >>> import torch, hyperopt_ftp as hft
+    >>> def loss(p, x): return ((p - x) ** 2).sum()
+    >>> data = [torch.empty(1000, device="meta")] * 9
+    >>> found = hft.estimate(hft.sgd(), loss, data[0], data, over="lr", strategy=hft.Unroll(checkpoint=3))
+    >>> found.gradients, found.products, found.time, found.plan
+    (22, 8, 38, 'the points of every n-th step, n = 3')
+    """
+
+    memory: int
+    gradients: int
+    products: int
+    plan: str
+
+    @property
+    def time(self) -> int:
+        """Of gradients and products, in units of one gradient.
+
+        Of a product of matrices, a gradient has the product and two more; going back through these has two for each of
+        the two, and the two again. So a product counts as two.
+        """
+        return self.gradients + 2 * self.products
 
 
 @explained("estimate(optimizer, train_loss, params, batches)")
@@ -65,14 +101,14 @@ def estimate(
         optimizer, train_loss, params, batches, over, hparams, state: as in :func:`hypergradient`. Only the first
             batches are used. For a loss by :func:`data_parallel`, only this process's part is run; other processes need
             not call.
-        strategy: :class:`Unroll` (default) with any option but ``compile``, :class:`Forward`, :class:`Implicit` (all
-            iterations are counted) or :class:`ZeroOrder`.
+        strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit` (all iterations are counted),
+            :class:`ZeroOrder`, or your own with a method ``costs``. Without ``compile``.
 
     Returns:
         An :class:`Estimate`.
 
     Raises:
-        TypeError: your own strategy; params that are DTensors; as :func:`hypergradient`.
+        TypeError: a strategy without ``costs``; params that are DTensors; as :func:`hypergradient`.
         ValueError: ``compile=True``, which one uncompiled step cannot predict; too little ``memory`` for
             ``Unroll(memory=)``; as :func:`hypergradient`.
 
@@ -89,51 +125,44 @@ def estimate(
     """
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)
-    check_known(strategy)
     check_optimizer("optimizer", optimizer)
+    if getattr(strategy, "compile", False):
+        raise ValueError(
+            "compile=True: what a compiled step takes is for the compiler to choose, and a step that is run as it is "
+            "written does not tell; estimate the strategy without compile, or measure a short run with it"
+        )
     if any(map(is_dtensor, tree.leaves(params))):
         raise TypeError("estimate takes plain params, got DTensors; give whole ones, also on the meta device")
     local = train_loss.loss if isinstance(train_loss, DataParallel) else train_loss
-    fake, measuring, batches = FakeParams(params), _Measuring(strategy), check_batches(batches)
+    fake, batches = FakeParams(params), check_batches(batches)
     # A sequence of somebody's own is read entry by entry.
-    known = fake.of(batches) if isinstance(batches, list) else batches
+    known = fake.of(batches) if isinstance(batches, list) else ConstantBatches(batches)
     full, first = fake.of((check_hparams(optimizer, hparams), state))
-    with fake.mode(), suppress(_Done):
-        value_and_grad(optimizer, local, lambda p: p, fake.of(params), known, over, full, first, measuring)
-    return measuring.found[0]
+    with fake.mode(), torch.enable_grad():
+        full, strategy = checked(optimizer, local, fake.of(params), full, strategy)
+        everything, tuned = selected(fake.of(params), known, over, full)
+        given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
+        inputs = TrainInputs(without_start(given), given["params"], first, given["batches"])
+        problem = problem_of(optimizer, local, inputs.params)
+        inputs = problem.begun(inputs)
+        problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
+        with twice_differentiable():
+            return _measured(strategy, problem, inputs)
 
 
-class _Done(Exception):
-    """All is measured."""
-
-
-@dataclass(frozen=True)
-class _Measuring(Strategy):
-    """Predicts what another strategy takes, in place of training."""
-
-    strategy: Strategy
-    found: list[Estimate] = field(default_factory=list)
-
-    @property
-    def twice(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.strategy.twice
-
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
-        knobs = detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1]
-        batch = detached_leaves(inputs.batches[0], problem.batch_needs_grad(0))[1]
-        replay = Replay()
-        first = partial(problem.gradient, inputs.params, batch, knobs, graph=True)
-        try:
-            replay.run(replay.now(), first)  # which raises what training would, before anything is measured
-        except DataDependentOutputException as error:
-            raise RuntimeError(
-                f"train_loss takes a number out of a tensor ({error}), but params without values have none; give "
-                "params that have, or take the number beforehand"
-            ) from error
-        self.found.append(
-            replay.run(replay.now(), lambda: FINDERS[type(self.strategy)](self.strategy, problem, inputs))
-        )
-        raise _Done
-
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        raise AssertionError  # training has no end
+def _measured(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> Estimate:
+    replay = Replay()
+    looking = problem.guarded(inputs, closed=False)
+    try:  # which raises what training would, before anything is measured
+        replay.run(replay.now(), lambda: looking.gradient(inputs.params, inputs.batches[0], inputs.hparams, graph=True))
+    except DataDependentOutputException as error:
+        raise RuntimeError(
+            f"train_loss takes a number out of a tensor ({error}), but params without values have none; give params "
+            "that have, or take the number beforehand"
+        ) from error
+    found = replay.run(replay.now(), lambda: strategy.costs(looking, inputs))
+    memory = found.memory
+    if memory is None:
+        trial = found.trial or (lambda: there_and_back(strategy, *few_steps(problem, inputs)))
+        memory = replay.run(replay.now(), lambda: peak_of(inputs.params, trial))
+    return Estimate(memory, found.gradients, found.products, found.plan)

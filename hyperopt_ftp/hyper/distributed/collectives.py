@@ -15,7 +15,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ... import tree
 from ...calls import callers_level
-from ..core.transforms import under_transform
+from ..core.torch_private import under_transform
 
 #: What a loss may be of; in a process's row of the table by its place here, or ``_FAILED``.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -18,7 +18,7 @@ from ...calls import check_choice, explained
 from ...dtensors import whole
 from ...types import Params
 from ..core.leaves import combine, floats
-from ..core.transforms import under_transform, values_of
+from ..core.torch_private import under_transform, values_of
 from ..guards.arguments import argument_counts, check_scalar, refuse_complex
 from ..guards.graphs import captured_leaf
 from .collectives import Copy, Team, Whole, zero_like

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import Layout, layout, like, local, replicated, settled, whole
-from ...types import Params, State, UpdateFn
+from ...types import Optimizer, Params, State, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.strategy import Strategy
-from ..core.transforms import under_transform
+from ..core.torch_private import under_transform
 
 
-def on_mesh(inputs: TrainInputs, strategy: Strategy) -> TrainInputs:
+def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
     """The inputs, with hparams and state as DTensors if params are: torch does not combine the two kinds.
 
     Batches are for the loss, and do not change.
@@ -29,8 +28,9 @@ def on_mesh(inputs: TrainInputs, strategy: Strategy) -> TrainInputs:
             "params are DTensors, and torch.func has no rules for them (torch 2.13); leave the transform, or train "
             "plain params, the same on each process, with hft.data_parallel(loss)"
         )
-    if strategy.compile:
-        raise RuntimeError("params are DTensors, whose steps cannot be compiled: leave out compile")
+    if inputs.state is None:
+        own = {name: x for name, x in inputs.hparams.items() if name != "loss"}
+        inputs = inputs._replace(state=optimizer.init(inputs.params, own))
 
     def spread(x: Any) -> Any:
         return settled(replicated(x, at.mesh))

@@ -20,7 +20,7 @@ from ...calls import callers_level
 from ...hparams import as_tensor, complete
 from ...types import HParams, Optimizer, Params
 from ..core.problem import without_loss
-from ..core.transforms import tracked, under_transform
+from ..core.torch_private import tracked, under_transform
 
 START = ("params", "batches")  # what ``over`` can name beside hparams
 
@@ -202,11 +202,3 @@ class ConstantBatches:
                     "requires grad: its derivative would be lost. Pass a list, or hold it fixed by detach()"
                 )
         return batch
-
-
-def check_compilable(params: Params) -> None:
-    if any(x.dtype == torch.float16 for x in tree.leaves(params)):
-        raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
-    kinds = {x.device.type for x in tree.leaves(params)}
-    if any(torch.is_autocast_enabled(kind) for kind in kinds):
-        raise RuntimeError("compile=True does not run under autocast; cast inside the training loss, or leave it out")

@@ -12,41 +12,22 @@ from torch.overrides import TorchFunctionMode
 
 from ... import tree
 from ..core.graph import ends_below, leaf_of, nodes_below
-from ..core.transforms import level_of, top_level
-from .subjects import LOSS, Subject, captured
-
-
-def refuse_captured(loss: Tensor, given: Sequence[Tensor]) -> int:
-    """Raise if the graph of a loss ends in a leaf that is none of its arguments, and that it has not made itself.
-
-    Returns:
-        A number that differs for graphs of other operations, or of other leaves.
-    """
-    leaf, kinds = _read([loss], given)
-    if leaf is not None:
-        raise captured(LOSS, leaf)
-    return hash(tuple(kinds))
+from ..core.torch_private import level_of, top_level
+from .messages import Subject, captured
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
     """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
-    return _read(outputs, given)[0]
-
-
-def _read(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[Tensor | None, list[Any]]:
-    """A leaf that was not given, if there is one, and the kinds of the nodes before it."""
-    names = {id(x): i for i, x in enumerate(given)}
-    ends = {x.grad_fn: i for i, x in enumerate(given) if x.grad_fn is not None}
-    kinds: list[Any] = []
+    names = {id(x) for x in given}
+    ends = {x.grad_fn for x in given if x.grad_fn is not None}
     for x in outputs:
         if x.is_leaf and x.requires_grad and id(x) not in names:
-            return x, kinds
+            return x
     for node in nodes_below(*(x.grad_fn for x in outputs), until=ends):
         leaf = leaf_of(node)
         if leaf is not None and id(leaf) not in names:
-            return leaf, kinds
-        kinds.append(ends.get(node, type(node)) if leaf is None else names[id(leaf)])
-    return None, kinds
+            return leaf
+    return None
 
 
 #: What ``once_differentiable`` puts in the place of a backward: one code for all.

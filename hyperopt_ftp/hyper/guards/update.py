@@ -1,9 +1,10 @@
-"""The update of an optimizer, checked when it first runs: some updates would give a wrong derivative."""
+"""The update of an optimizer, looked at when it first runs: some updates would give a wrong derivative."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -13,12 +14,12 @@ from ... import tree
 from ...calls import did_you_mean, few, shown
 from ...types import Params, State
 from ..core.leaves import detached, floats, is_float
-from ..core.transforms import under_transform
+from ..core.torch_private import under_transform
+from .calls import read_knobs, watched_calls
 from .graphs import captured_leaf, refuse_outer_tensors
-from .subjects import UPDATE, captured, writes
-from .verified import Asked, Verified
-from .watched_calls import watched_calls
-from .writes import refuse_changed, refuse_writes, versions_of
+from .messages import UPDATE, captured, writes
+from .operations import watched_operations
+from .verdict import Needs, Verdict
 
 Update: TypeAlias = Callable[[Params, State, Params, dict[str, Any]], tuple[Params, State]]
 
@@ -29,55 +30,58 @@ LOOKS = 2
 class GuardedUpdate:
     """``update(grads, state, params, hparams)``, or an error where it is no update, or a derivative would be wrong.
 
-    It must not use a tensor that a derivative is taken in and that it is not given. If anything is differentiated, it
-    must not write into its arguments, nor read the number of an hparam that a derivative is asked for. The first update
-    of each kind is checked: plain, with a graph, and under a transform.
+    If anything is differentiated, it must not write into its arguments, nor read the number of an hparam that a
+    derivative is asked for. Where a node hides the graph, it must not use a tensor that a derivative is taken in and
+    that it is not given. The first updates of each kind are checked: plain, with a graph, and under a transform. Later
+    ones are looked at for numbers that are read of hparams.
     """
 
-    def __init__(self, bare: Update, verified: Verified, asked: Asked) -> None:
-        self.bare: Update = bare
-        self._verified, self._asked = verified, asked
+    def __init__(self, unguarded: Update, verdict: Verdict, needs: Needs) -> None:
+        self.unguarded: Update = unguarded
+        self._verdict, self._needs = verdict, needs
+        self._looked: Counter[str] = Counter()
 
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
-        looked = self._verified.updates[kind]
-        if looked < LOOKS:
-            self._verified.updates[kind] = 0  # after an error the same training is refused again
-            found = self._guarded(kind, grads, state, params, hparams)
-            self._verified.updates[kind] = looked + 1
-            return found
-        looks = self._asked.derived and kind != "transform"
-        given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)] if looks else []
-        versions = versions_of(given)
-        found = _explained(self.bare, grads, state, params, hparams)
-        refuse_changed(UPDATE, versions)
-        return found
+        if self._looked[kind] < LOOKS and self._verdict.updates[kind] < LOOKS:
+            return self._looked_at(kind, grads, state, params, hparams)
+        looks = self._needs.derived and kind != "transform"
+        knobs = [x for x in floats(hparams) if x.requires_grad] if looks else []
+        with read_knobs(UPDATE, knobs, (grads, state, params)) if knobs else nullcontext():
+            return _explained(self.unguarded, grads, state, params, hparams)
 
-    def _guarded(
+    def _looked_at(
         self, kind: str, grads: Params, state: State, params: Params, hparams: dict[str, Any]
     ) -> tuple[Params, State]:
+        needs, verdict = self._needs, self._verdict
         if kind == "plain":
             grads, state, params = detached((grads, state, params))
-        elif kind == "graph":  # a first gradient may have none, and what is lost of later ones would not be seen
+        elif kind == "graph" and needs.derived:  # a first gradient may have none, and what is lost of later ones counts
             grads = tree.map_tree(_leaf, grads)
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
         knobs = [x for x in floats(hparams) if x.requires_grad]
-        known = [*knobs, *(x for x in (*floats(grads), *floats(params)) if x.requires_grad)]
+        # Leaves that a node makes of the state may be counts, whose numbers anybody may take.
+        known = [*knobs, *(x for x in floats((grads, params) if needs.closed else given) if x.requires_grad)]
+        others = [x for x in floats(state) if x.requires_grad] if needs.closed else []
         with ExitStack() as stack:
-            if kind == "plain" or self._asked.inside_function:
+            if needs.closed and (kind == "plain" or needs.inside_function):
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))
             operations = None
-            if self._asked.derived and kind != "transform":
-                operations = stack.enter_context(refuse_writes(UPDATE, knobs, collectives=True))
-            calls = watched_calls(UPDATE, knobs, known, operations)
-            if self._asked.derived:
+            if needs.derived and kind != "transform":
+                operations = stack.enter_context(watched_operations(UPDATE, knobs, collectives=True))
+            calls = watched_calls(UPDATE, knobs, known, operations, ignored=others)
+            if needs.derived:
                 stack.enter_context(calls)
-            found = _explained(self.bare, grads, state, params, hparams)
+            found = _explained(self.unguarded, grads, state, params, hparams)
             _check_result(found, params)
-        self._verified.warned |= calls.warned
         leaf = captured_leaf(floats(found), [*knobs, *given]) if kind == "graph" else None
-        if leaf is not None:
+        if leaf is not None and needs.closed:
             raise captured(UPDATE, leaf)
+        if leaf is not None:
+            verdict.refusal = verdict.refusal or captured(UPDATE, leaf)
+        self._looked[kind] = LOOKS if calls.warned else self._looked[kind] + 1
+        if self._looked[kind] == LOOKS and not calls.warned:  # else the next training is warned of again
+            verdict.updates[kind] = LOOKS
         return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.transforms import under_transform, unwrap_dead, values_of
+from ..core.torch_private import under_transform, unwrap_dead, values_of
 from ..core.vjp import Vector, jvp, vjp
 from .solvers import SOLVERS, Solved, diverges, norm, ratio, tolerance_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ from ..core.leaves import (
     present,
     select_floats,
 )
+from ..core.node import Method, Run, through_node
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, refuse_other_losses
-from ..core.strategy import Strategy
+from ..core.strategy import Costs, Strategy, few_steps
+from ..core.torch_private import under_transform
 from ..core.vjp import Linearized, pull, pull_rows
-from ..unrolling.compiled import CompiledSteps, compiled_loop
+from ..unrolling.compiled import CompiledSteps, compilable, compiled_loop
 
 
 @explained()
@@ -67,27 +69,32 @@ class Forward(Strategy):
     chunk: int | None = None
     compile: Compile = False
 
-    takes_shards = False
-
     def __post_init__(self) -> None:
         check_compile(self.compile)
         check_count("chunk", self.chunk, "tangents", none=True)
 
-    @property
-    def exact(self) -> bool:
-        return True
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        method = self._method(self.compile)
+        if self.compile and not under_transform():
+            compile = compilable(self.compile, problem, inputs.params)
+            method = replace(self, compile=compile)._method(compile)
+        return through_node(method, problem, inputs)
 
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+    def _method(self, compile: Compile) -> Method:
+        needs = {"differentiates_whole_gradient": True, "compiled": bool(compile)}
+        return Method("Forward", self._back, self._train, True, needs=needs, values=self._values, takes_shards=False)
+
+    def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         replay = Replay()
         rng, count = replay.now(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:
             trained, tangents = self.carry(problem, inputs, 0, count)
         else:
-            trained, tangents = self.values(problem, inputs), None
-        return trained, (inputs, replay, rng, trained.losses, tangents)
+            trained, tangents = self._values(problem, inputs), None
+        return trained, (replay, rng, trained.losses, tangents)
 
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, replay, rng, losses, tangents = residual
+    def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        inputs, (replay, rng, losses, tangents) = run.inputs, run.note
         given = [*present(cotangents.params), *present(cotangents.state)]
         if tangents is not None:  # all were carried at once
             slopes = _contract(given, tangents)
@@ -102,8 +109,24 @@ class Forward(Strategy):
             slopes = torch.cat(parts)
         return _by_input(problem, inputs, slopes)
 
-    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+    def _values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
+
+    def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        count, tangents, (steps, few) = len(inputs.batches), _count(problem, inputs), few_steps(problem, inputs)
+        size = min(self.chunk or tangents, tangents)
+        chunks = -(-tangents // size)
+        # The first gradient has no tangent where only the optimizer's hparams have.
+        own = problem.needs_grad._replace(hparams={"loss": problem.needs_grad.hparams.get("loss", False)})
+        products = tangents * (count - (not any(tree.leaves(own))))
+
+        def trial() -> Any:
+            with torch.no_grad():
+                ends = [steps.loop(few)] if chunks > 1 else []
+                return ends, self.carry(steps, few, 0, size), [torch.ones_like(x) for x in floats(few.params)]
+
+        words = f"{size} tangents at once" if size > 1 else "one tangent at a time"
+        return Costs(count * (chunks + (chunks > 1)), products, words, trial)
 
     def carry(self, problem: InnerProblem, inputs: TrainInputs, a: int, b: int) -> tuple[TrainOutputs, list[Tensor]]:
         """Train, with the tangents of the scalars a to b of what needs a gradient."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ... import tree
 from ...dtensors import whole
 from ..core.replay import Replay
-from ..core.transforms import values_of
+from ..core.torch_private import values_of
 from ..core.vjp import Vector, dot
 from .fixed_point import System, at_point
 

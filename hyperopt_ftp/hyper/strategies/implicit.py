@@ -15,11 +15,12 @@ from ...calls import callers_level, check_choice, check_count, explained, shown
 from ...hparams import Domain, check_number
 from ...types import Solver
 from ..core.inputs import TrainInputs, TrainOutputs
-from ..core.leaves import cotangents_of, detached_leaves, floats, is_float, present, select_floats
+from ..core.leaves import cotangents_of, detached, detached_leaves, floats, is_float, present, select_floats
+from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
-from ..core.replay import Replay, RngState
-from ..core.strategy import Strategy
-from ..core.transforms import under_transform, values_of
+from ..core.replay import Replay, RngState, refuse_other_losses
+from ..core.strategy import STEADY, Costs, Strategy, few_steps
+from ..core.torch_private import under_transform, values_of
 from ..core.vjp import Vector, dot
 from .fixed_point import System, at_point, solution
 from .held_state import LIMIT, is_checked, mismatch
@@ -97,21 +98,23 @@ class Implicit(Strategy):
         if self.report is not None and not callable(self.report):
             raise TypeError(f"report must be a function of one argument, got {shown(self.report)}")
 
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         if len(inputs.batches) < self.batches:
             raise ValueError(f"there are {len(inputs.batches)} steps, fewer than batches = {self.batches}")
-        replay = Replay()
+        needs = {"differentiates_whole_gradient": True}
+        return through_node(Method("Implicit", self._back, self._train, wants_end=True, needs=needs), problem, inputs)
+
+    def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         given = inputs
         if not under_transform():  # with leaves, so that a number that is taken of an hparam is seen
             given = inputs._replace(hparams=detached_leaves(inputs.hparams, problem.needs_grad.hparams)[1])
-        end = problem.loop(given)
-        return end, (inputs, end, replay, replay.now())
+        replay = Replay()
+        return problem.loop(given), (replay, replay.now())
 
-    def residual_of(self, inputs: TrainInputs, trained: TrainOutputs, replay: Replay, rng: RngState) -> Any:
-        return inputs, trained, replay, rng
-
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, end, replay, rng = residual
+    def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        inputs, end, (replay, rng) = run.inputs, run.end, run.note
+        assert end is not None
+        end = end._replace(state=detached(end.state))  # held, in derivatives of any order
         if any(bool(values_of(v).any()) for v in present(cotangents.state)):
             raise ValueError(
                 "Implicit has no derivative of the optimizer's state at the end: it holds the state and "
@@ -144,12 +147,39 @@ class Implicit(Strategy):
             batches = [*cotangents_of(before, [], False), *cotangents_of(last, to_last)]
         return TrainInputs(cotangents_of(inputs.hparams, to_hparams), None, None, batches)
 
+    def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        count, few = len(inputs.batches), self.batches
+        if count < few:
+            raise ValueError(f"there are {count} steps, fewer than batches = {few}")
+        iterations = self.iterations if self.solver != "identity" else 0
+        checked = is_checked(self.solver, floats(inputs.params), floats(inputs.state), Replay())
+        steps, beginning = few_steps(problem, inputs, max(few, STEADY))
+
+        @torch.no_grad()
+        def trial() -> None:  # a few steps, and a few iterations of the solver, which nobody judges
+            replay, end = Replay(), steps.loop(beginning)
+            slope = [torch.ones_like(tree.working(x)) for x in floats(end.params)]
+            system, point = self.system(steps, beginning, end, replay, replay.now())
+            product, solver = system.product(point[0], *point[1:]), SOLVERS[self.solver]
+            x = solver(product, slope, min(iterations, STEADY), lambda r: dot(r, r), lambda _: False).x
+            del product
+            values, back = at_point(system, point)
+            state = values[len(x) :]
+            direct = back([*(-v for v in x), *map(torch.zeros_like, state)])
+            if checked:
+                back([*map(torch.zeros_like, x), *direct[3]])
+
+        words = f"{few} steps at the end, in one graph" if few > 1 else "one step at the end"
+        # The graph of the last steps is made twice, for the solver and for the hparams.
+        return Costs(count + 2 * few, few * (iterations + 1 + checked), words, trial)
+
     def system(
         self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, replay: Replay, rng: RngState
     ) -> tuple[System, list[Vector]]:
         """The linear system at the end of training, and the point: params, hparams, batches, state, constants."""
         count = len(inputs.batches)
         last = [inputs.batches[k] for k in range(count - self.batches, count)]
+        losses: list[Tensor] = []  # of F, each time that it is computed
 
         def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
             """F, the change by a step averaged over the last batches, and the state after it."""
@@ -157,7 +187,11 @@ class Implicit(Strategy):
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
             params, hparams, batches, state = rebuild(new)
             # The same random numbers each time: F is one function.
-            moved = replay.run(rng, lambda: [floats(problem.step(params, state, x, hparams)[:2]) for x in batches])
+            steps = replay.run(rng, lambda: [problem.step(params, state, x, hparams) for x in batches])
+            found = values_of(torch.stack([loss.detach() for _, _, loss in steps]))
+            losses.append(found)
+            refuse_other_losses(losses[0], found, steps=range(count - self.batches, count))
+            moved = [floats(step[:2]) for step in steps]
             means: list[Any] = [
                 sum(tree.working(x) for x in column) / len(moved) for column in zip(*moved, strict=True)
             ]

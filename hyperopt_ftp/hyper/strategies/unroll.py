@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,23 +18,29 @@ from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
     added,
-    combine,
     cotangents_of,
     detached,
     detached_leaves,
-    floats,
+    is_narrow,
     present,
     select_floats,
 )
-from ..core.problem import InnerProblem
-from ..core.strategy import Strategy
-from ..core.transforms import keeps_graph, under_transform
-from ..unrolling.budget import Sizes, affordable
+from ..core.memory import peak_of as peak
+from ..core.node import Method, Run, has_derivative, through_node
+from ..core.problem import InnerProblem, PlainLoop
+from ..core.replay import Replay, RngState
+from ..core.second_order import twice_differentiable
+from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_back
+from ..core.torch_private import keeps_graph, under_transform
+from ..unrolling.budget import Sizes, affordable, peak_of
 from ..unrolling.checkpoints import Checkpoints
-from ..unrolling.compiled import CompiledSteps, compiled_loop
-from ..unrolling.eager import EagerSteps
+from ..unrolling.compiled import CompiledSteps, compilable, compiled_loop
+from ..unrolling.eager import EagerSteps, are_small
 from ..unrolling.probe import sizes_of
-from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_graphs
+from ..unrolling.schedules import Plan, backward_schedule, points_of_every, points_of_tree, with_graphs
+
+#: A plain loop that has begun, and the random state before its first step if that has been made.
+Begun: TypeAlias = tuple[PlainLoop, RngState | None]
 
 
 @explained()
@@ -99,8 +107,6 @@ class Unroll(Strategy):
     memory: int | None = None
     compile: Compile = False
 
-    twice = False
-
     def __post_init__(self) -> None:
         check_count("truncate", self.truncate, "steps", none=True)
         check_flag("offload", self.offload)
@@ -121,55 +127,106 @@ class Unroll(Strategy):
                 "than checkpoint=, a number of steps or 'sqrt', or leave compile out"
             )
 
-    @property
-    def exact(self) -> bool:
-        return self.truncate is None
-
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         count = len(inputs.batches)
         if self.truncate is not None and count < self.truncate:
             raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
-        if under_transform():
-            return problem.loop(inputs), inputs
         first = count - self.truncate if self.truncate else 0
-        if self.compile:
-            run = CompiledSteps(problem, inputs, self.compile, first, self._every(count - first))
-            return run.forward(), run
-        steps, plan, losses = self.steps(problem, inputs, first), self.planned(count - first), []
+        if under_transform() or self._may_keep_graphs(problem, inputs):
+            return self._plain(problem, inputs, first)
+        compile = self.compile and compilable(self.compile, problem, inputs.params)
+        return through_node(self._method(first, compile), problem, inputs)
+
+    def _may_keep_graphs(self, problem: InnerProblem, inputs: TrainInputs) -> bool:
+        """Whether autograd can own the graph of all steps, which keeps what their backward passes need."""
+        if self.compile or not problem.alone or is_narrow(inputs.params):
+            return False
+        # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
+        chooses = self.chooses and not self.offload and isinstance(inputs.batches, (list, tuple))
+        return chooses or self.checkpoint is False
+
+    def _plain(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
+        """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
+        derived, transform = has_derivative(inputs), under_transform()
+        with twice_differentiable() if derived or transform else nullcontext():
+            guarded, start = problem.guarded(inputs, derived=derived, closed=False), None
+            loop = PlainLoop(guarded, inputs)
+            if self.truncate is not None:  # a constant, in derivatives of any order
+                with torch.no_grad():
+                    loop.run(first).detach()
+            if derived and not transform and guarded.guards is not None:
+                verdict, left = guarded.guards.verdict, len(inputs.batches) - first
+                if not verdict.loss and loop.k == 0:
+                    start = Replay().now()
+                    loop.run(1)
+                # What is checkpointed in the loss is computed again in the backward pass, under its settings.
+                large = self.chooses and left > 1 and not are_small(problem, verdict.bytes_made, inputs.params, left)
+                if large and verdict.refusal is not None:
+                    raise RuntimeError(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
+                if large or verdict.has_hooks:
+                    begun = (loop, start) if loop.k else None
+                    return through_node(self._method(first, begun=begun), problem, inputs, start)
+            return loop.run().end()
+
+    def _method(self, first: int, compile: Compile = False, begun: Begun | None = None) -> Method:
+        exact = self.truncate is None
+        if compile:
+            needs, values = {"compiled": True}, partial(compiled_loop, compile=compile)
+            train = partial(self._compiled, first, compile)
+            return Method("Unroll", self._back_compiled, train, exact, needs=needs, values=values)
+        return Method("Unroll", self._back, partial(self._train, first, begun), exact)
+
+    def _train(
+        self, first: int, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
+    ) -> tuple[TrainOutputs, Any]:
+        count = len(inputs.batches)
+        steps, plan = self.steps(problem, inputs, first), self.planned(count - first, problem.alone)
         points = Checkpoints(inputs, plan.parts, first, self.offload)
-        params, state = inputs.params, inputs.state
-        for k in range(count):
+        params, state, losses = inputs.params, inputs.state, list[Tensor]()
+        if begun is not None:
+            loop, start = begun
+            if start is not None:  # before the first step, which is one to go back through
+                points.visit(0, params, state, start)
+            params, state, _ = detached(loop.end())
+            losses += loop.losses
+        begins = max(first, len(losses))
+        for k in range(len(losses), count):
             if k == first and self.memory is not None:
                 plan = self._plan_within(self.memory, problem, steps, inputs, params, state)
                 points = Checkpoints(inputs, plan.parts, first, self.offload)
-            if k == first:
+            if k == begins:
                 steps.keep_graphs(plan.graphs, if_small=self.chooses)
             if k >= first:
                 points.visit(k, params, state)
             params, state, loss = steps.forward(k, params, state)
             losses.append(loss)
         params, state = detached((params, state))
-        return TrainOutputs(params, state, torch.stack(losses)), (inputs, first, steps, points)
+        return TrainOutputs(params, state, torch.stack(losses)), (first, steps, points)
 
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        if isinstance(residual, TrainInputs):
-            return self._pullback_under_transform(problem, residual, cotangents)
-        if isinstance(residual, CompiledSteps):
-            return self._found(problem, residual.inputs, *residual.back(cotangents))
-        inputs, first, steps, points = residual
+    def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        first, steps, points = run.note
         if keeps_graph():
             steps, points = steps.for_retained_backward(), points.for_retained_backward()
         back_p: OptionalTensors = [*present(cotangents.params)]
         back_s: OptionalTensors = [*present(cotangents.state)]
-        sums: OptionalTensors = [None] * len(select_floats(inputs.hparams, problem.needs_grad.hparams))
+        sums: OptionalTensors = [None] * len(select_floats(run.inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
-        k = len(inputs.batches)
+        k = len(run.inputs.batches)
         while k > first:
             k, back_p, back_s, more, rows = steps.back(k, points, back_p, back_s)
             sums = added(sums, more)
             of_batches |= enumerate(rows, k)
         steps.compare()
-        return self._found(problem, inputs, back_p, back_s, sums, of_batches)
+        return self._found(problem, run.inputs, back_p, back_s, sums, of_batches)
+
+    def _compiled(
+        self, first: int, compile: Compile, problem: InnerProblem, inputs: TrainInputs
+    ) -> tuple[TrainOutputs, Any]:
+        steps = CompiledSteps(problem, inputs, compile, first, self._every(len(inputs.batches) - first))
+        return steps.forward(), steps
+
+    def _back_compiled(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        return self._found(problem, run.inputs, *run.note.back(cotangents))
 
     def _found(
         self, problem: InnerProblem, inputs: TrainInputs, back_p: OptionalTensors, back_s: OptionalTensors,
@@ -187,8 +244,24 @@ class Unroll(Strategy):
             batches,
         )
 
-    def values(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        return compiled_loop(problem, inputs, self.compile) if self.compile else problem.loop(inputs)
+    def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        count = len(inputs.batches)
+        first = count - (self.truncate or count)
+        if first < 0:
+            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
+        steps, plan, probed = self.steps(problem, inputs, first), self.planned(count - first), self.memory is not None
+        sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, self.offload)
+        if self.memory is not None:
+            plan = affordable(self.memory, sizes)[0]
+        if self.chooses and plan.graphs > 0 and not steps.small(inputs.params, plan.graphs):
+            plan = with_graphs(plan.graphs, 0)
+        left = count - first
+        again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
+        gradients = count + again + max(0, left - plan.graphs) + probed * sizes.probes
+        products = left - (not steps.needs_hvp(first)) + probed
+        owned = plan.graphs == left and self._may_keep_graphs(problem, inputs)
+        memory = memory_of_graphs(problem, inputs, left) if owned else peak_of(sizes, plan)
+        return Costs(gradients, products, plan.words, memory=memory)
 
     def steps(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> EagerSteps:
         knobs, hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
@@ -199,11 +272,11 @@ class Unroll(Strategy):
         """Whether graphs are kept if they are small."""
         return self.checkpoint is None and self.memory is None
 
-    def planned(self, steps: int) -> Plan:
-        """What is kept of so many steps, if the size of the first does not decide it."""
+    def planned(self, steps: int, large: bool = False) -> Plan:
+        """What is kept of so many steps, if graphs are ``large``, or the first does not decide it."""
         if self.checkpoint == "log":
             return points_of_tree()
-        if not (self.checkpoint or self.offload or self.memory):
+        if not (self.checkpoint or self.offload or self.memory or (large and self.chooses)):
             return with_graphs(steps, steps)
         return points_of_every(self._every(steps))
 
@@ -220,22 +293,10 @@ class Unroll(Strategy):
         logging.getLogger("hyperopt_ftp").info(text, memory, sizes.steps, plan.words, peak)
         return plan
 
-    def _pullback_under_transform(
-        self, problem: InnerProblem, inputs: TrainInputs, cotangents: TrainOutputs
-    ) -> TrainInputs:
-        count = len(inputs.batches)
-        first = count - (self.truncate or count)
-        batches = [inputs.batches[k] for k in range(count)]
-        head = problem.loop(inputs._replace(batches=batches[:first])) if first else inputs
 
-        def last(h: list[Tensor], b: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            hparams, rest = combine(inputs.hparams, h), combine(batches[first:], b)
-            end = problem.loop(TrainInputs(hparams, head.params, head.state, rest))
-            return floats(end.params), floats(end.state)
-
-        back = torch.func.vjp(last, floats(inputs.hparams), floats(batches[first:]))[1]
-        of_hparams, of_last = back((present(cotangents.params), present(cotangents.state)))
-        found = None
-        if problem.needs_grad.batches is not False:
-            found = [*cotangents_of(batches[:first], [], False), *cotangents_of(batches[first:], of_last)]
-        return TrainInputs(cotangents_of(inputs.hparams, of_hparams), None, None, found)
+def memory_of_graphs(problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
+    """Bytes that so many steps of the plain loop take, from those of two and of three."""
+    two, three = (
+        peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n))) for n in (2, 3)
+    )
+    return two + (count - 2) * (three - two)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from ...dtensors import like
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, cotangents_of, floats, present, select_floats
+from ..core.memory import Meter, kind_of
+from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
-from ..core.strategy import Strategy
-from ..core.transforms import values_of
+from ..core.strategy import Costs, Objective, PlainSteps, Strategy, few_steps
+from ..core.torch_private import under_transform, values_of
 from ..core.vjp import dot
 
 Function = Callable[[list[Tensor]], Tensor]
@@ -74,10 +77,6 @@ class ZeroOrder(Strategy):
     antithetic: bool = True
     generator: torch.Generator | None = None
 
-    takes_shards = False
-    needs_values_only = True
-    twice = False
-
     def __post_init__(self) -> None:
         check_count("samples", self.samples, "samples")
         check_flag("antithetic", self.antithetic)
@@ -87,19 +86,50 @@ class ZeroOrder(Strategy):
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
 
-    @property
-    def generators(self) -> tuple[torch.Generator, ...]:
-        return () if self.generator is None else (self.generator,)
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+        own = () if self.generator is None else (self.generator,)
+        method = Method("ZeroOrder", self._back, self._train, takes_shards=False, generators=own)
+        return through_node(method, problem, inputs)
 
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+    def value_and_grad(
+        self, objective: Objective, leaves: list[Tensor], agreed: Callable[[Sequence[int]], list[int]]
+    ) -> tuple[Tensor, list[Tensor], TrainOutputs]:
+        """The objective's value, and the derivative of the objective smoothed: it needs none itself."""
+        replay, plain = Replay(), PlainSteps()
+        rng = replay.now()
+        # Under a transform somebody may differentiate the value, and the estimate.
+        with nullcontext() if under_transform() else torch.no_grad():
+            value, run = objective(leaves, plain)
+            (seed,) = agreed([self._draw()])
+            found = self.smoothed(lambda x: objective(x, plain)[0], leaves, seed, replay, rng)
+        return value, found, run
+
+    def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        count, points = len(inputs.batches), 2 * self.samples if self.antithetic else self.samples + 1
+        steps, few = few_steps(problem, inputs)
+
+        def along(point: list[Tensor]) -> Tensor:
+            rows = floats(steps.loop(combine(few, point, steps.needs_grad)).params)
+            return dot(rows, rows)
+
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught, Meter(kind_of(inputs.params)) as meter:
+            warnings.simplefilter("always")
+            replay, end = Replay(), steps.loop(few)
+            found = self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
+            del end, found
+            memory = meter.peak()
+        if not any("one after the other" in str(warning.message) for warning in caught):
+            return Costs(count * (1 + points), 0, f"{points} trainings at once", memory=memory)
+        return Costs(count * (2 + points), 0, "one training at a time", memory=memory)  # one more, as a check
+
+    def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         replay = Replay()
         rng, end = replay.now(), problem.loop(inputs)
-        (seed,) = problem.agreed([self.draw()])
-        return end, (inputs, replay, rng, seed)
+        (seed,) = problem.agreed([self._draw()])
+        return end, (replay, rng, seed)
 
-    def pullback(self, problem: InnerProblem, residual: Any, cotangents: TrainOutputs) -> TrainInputs:
-        inputs, replay, rng, seed = residual
-        asked = problem.needs_grad
+    def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
+        inputs, asked = run.inputs, problem.needs_grad
         given = [*present(cotangents.params), *present(cotangents.state)]
 
         def along(point: list[Tensor]) -> Tensor:
@@ -107,13 +137,12 @@ class ZeroOrder(Strategy):
             outputs = (*floats(end.params), *floats(end.state))
             return dot([tree.working(y) for y in outputs], [tree.working(v) for v in given])
 
-        found = self.from_values(along, select_floats(inputs, asked), seed, replay, rng)
+        replay, rng, seed = run.note
+        found = self.smoothed(along, select_floats(inputs, asked), seed, replay, rng)
         return cotangents_of(inputs, found, asked)
 
-    def from_values(
-        self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState
-    ) -> list[Tensor]:
-        """The estimate at x for a function that gives a scalar, with the random numbers of that state."""
+    def smoothed(self, function: Function, x: list[Tensor], seed: int, replay: Replay, rng: RngState) -> list[Tensor]:
+        """The derivative at x of a smoothed function that gives a scalar, with the random numbers of that state."""
         directions = [self._direction(x, seed + i) for i in range(self.samples)]
         points = [[u + self.sigma * e for u, e in zip(x, row, strict=True)] for row in directions]
         if self.antithetic:
@@ -129,7 +158,7 @@ class ZeroOrder(Strategy):
             for u, column in zip(x, columns, strict=True)
         ]
 
-    def draw(self) -> int:
+    def _draw(self) -> int:
         with temporarily_clear_interpreter_stack():  # one draw, also under vmap
             return int(torch.randint(2**62, (), generator=self.generator))
 

@@ -44,9 +44,10 @@ class Checkpoints:
         other._kept = dict(self._kept)
         return other
 
-    def visit(self, k: int, params: Params, state: State) -> None:
+    def visit(self, k: int, params: Params, state: State, rng: RngState | None = None) -> None:
+        """``rng``: the random state where step k begins; ``None``: the present one."""
         if k in self._planned:
-            self._kept[k] = self.stored(params, state)
+            self._kept[k] = self.stored(params, state, rng)
 
     def at(self, k: int, step: Step) -> Checkpoint:
         """Where step k began; points after it are dropped. ``step(k, params, state)`` gives the next point."""
@@ -69,10 +70,10 @@ class Checkpoints:
 
         self._replay.run(rng, run)
 
-    def stored(self, params: Params, state: State) -> Checkpoint:
+    def stored(self, params: Params, state: State, rng: RngState | None = None) -> Checkpoint:
         if self._offload:
             params, state = tree.map_tree(lambda x: x.cpu() if isinstance(x, Tensor) else x, (params, state))
-        return Checkpoint(params, state, self._replay.now())
+        return Checkpoint(params, state, self._replay.now() if rng is None else rng)
 
     def _loaded(self, point: Checkpoint) -> Checkpoint:
         if not self._offload:

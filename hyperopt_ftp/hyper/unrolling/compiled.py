@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,15 +15,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ... import tree
+from ...calls import callers_level
+from ...dtensors import is_dtensor
 from ...types import Compile, Params, State
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import OptionalTensors, added, combine, detached, detached_leaves, floats, present, select_floats
 from ..core.problem import InnerProblem, loss_at, without_loss
 from ..core.replay import Replay, refuse_other_losses
 from ..core.second_order import compiled_steps
-from ..core.transforms import has_saved_tensor_hooks, is_batched
+from ..core.torch_private import has_saved_tensor_hooks, is_batched
 from .programs import codes_of, program
-from .scan import entry, loop, stacked
+from .scan import entry, loop, stacked, why_not
 
 #: Of batches, in one run: each has programs of its own.
 SHAPES = 3
@@ -66,7 +69,7 @@ class CompiledSteps:
         self.inputs: TrainInputs = inputs
         self._problem, self._compile, self._first, self._every = problem, compile, first, every
         self._batches, self._hparams = inputs.batches, detached(inputs.hparams)
-        self._functions = problem.bare.train_loss, problem.bare.update_fn
+        self._functions = problem.unguarded.train_loss, problem.optimizer.update
         self._code = (*codes_of(self._functions[0]), *codes_of(self._functions[1], constants=True))
         self._shapes: list[Any] = []  # of batches, that were met
         self._kept: list[tuple[Stretch, Ran]] = []
@@ -212,6 +215,27 @@ class CompiledSteps:
 
 def compiled_loop(problem: InnerProblem, inputs: TrainInputs, compile: Compile) -> TrainOutputs:
     return CompiledSteps(problem, inputs, compile, first=len(inputs.batches)).forward()
+
+
+def compilable(compile: Compile, problem: InnerProblem, params: Params) -> Compile:
+    """``compile``, or an error where steps may not be compiled; ``False``, with a warning, where they cannot be."""
+    leaves = [x for x in tree.leaves(params) if isinstance(x, Tensor)]
+    if any(map(is_dtensor, leaves)):
+        raise RuntimeError("params are DTensors, whose steps cannot be compiled: leave out compile")
+    why = why_not(compile, leaves[0].device) if leaves else None
+    if why is not None:
+        warnings.warn(f"compile=True has no effect: {why}", UserWarning, stacklevel=callers_level())
+        return False
+    if not problem.alone:
+        raise ValueError(
+            "compile=True cannot take a data-parallel loss: a program has no collectives that can be differentiated "
+            "twice; leave it out"
+        )
+    if any(x.dtype == torch.float16 for x in leaves):
+        raise ValueError("compile=True does not scale adjoints, and those of float16 params would vanish; leave it out")
+    if any(torch.is_autocast_enabled(kind) for kind in {x.device.type for x in leaves}):
+        raise RuntimeError("compile=True does not run under autocast; cast inside the training loss, or leave it out")
+    return compile
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class EagerSteps:
             new = self._update(self._problem, found, params, state)
             if rng is not None:
                 self._repeats = True
-                again = self._replay.run(rng, lambda: self._update(self._problem.bare, found, params, state))
+                again = self._replay.run(rng, lambda: self._update(self._problem.unguarded, found, params, state))
                 refuse_other_updates(floats(new), floats(again))
             params, state = new
         if self._if_small and k == self.first and not self.small(params, self._count - k):
@@ -111,17 +111,13 @@ class EagerSteps:
         return params, state, found.loss.detach()
 
     def small(self, params: Params, count: int) -> bool:
-        """Whether ``count`` graphs are small enough to be kept by default, from what the loss made in a step so far.
-
-        A gradient with its graph takes about four times that, and an update about eight tensors for each param.
-        """
-        weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
-        (each,) = self._problem.agreed([4 * self._problem.made() + 8 * weights])
+        guards = self._problem.guards
+        small = are_small(self._problem, guards.verdict.bytes_made if guards else 0, params, count)
         # A sequence of somebody's own may give the same memory for each step, and a graph does not copy it.
-        return count * each <= SMALL and isinstance(self._inputs.batches, (list, tuple))
+        return small and isinstance(self._inputs.batches, (list, tuple))
 
     def step(self, k: int, params: Params, state: State) -> tuple[Params, State]:
-        problem = self._problem.bare
+        problem = self._problem.unguarded
         found, _ = self._gradient(problem, k, params, graph=False)
         new = self._update(problem, found, params, state)
         self._note(k, found)
@@ -165,7 +161,7 @@ class EagerSteps:
 
     def _made_again(self, k: int, point: Checkpoint) -> _Graph:
         graph = self._beginning_at(k, point.params, point.state)
-        self._note(k, self._replay.run(point.rng, lambda: self._extend(graph, self._problem.bare)))
+        self._note(k, self._replay.run(point.rng, lambda: self._extend(graph, self._problem.unguarded)))
         return graph
 
     def _back_in_16_bits(
@@ -175,7 +171,7 @@ class EagerSteps:
         kept = self._gradients.get(k) if retain else self._gradients.pop(k, None)
 
         def again() -> tuple[Gradient, list[Tensor], list[list[Tensor]], list[Tensor]]:
-            found, leaves = kept[:2] if kept else self._gradient(self._problem.bare, k, point.params, graph=True)
+            found, leaves = kept[:2] if kept else self._gradient(self._problem.unguarded, k, point.params, graph=True)
             g, grads = detached_leaves(found.rebuild(found.grads), wide=True)
             p, params = detached_leaves(point.params, wide=True)
             s, state = detached_leaves(point.state, wide=True)
@@ -204,3 +200,13 @@ class EagerSteps:
         if k in self._prints:  # else its graph was kept
             self._pairs.append((k, self._prints[k], fingerprint(found.loss, found.grads)))
             self._dtypes.update(x.dtype for x in (found.loss, *found.grads))
+
+
+def are_small(problem: InnerProblem, made: int, params: Params, count: int) -> bool:
+    """Whether ``count`` graphs are small enough to be kept by default, by the bytes that the loss made in a step.
+
+    A gradient with its graph takes about four times that, and an update about eight tensors for each param.
+    """
+    weights = sum(local(x).numel() * tree.working(x).element_size() for x in floats(params))
+    (each,) = problem.agreed([4 * made + 8 * weights])
+    return count * each <= SMALL

@@ -10,11 +10,11 @@ from ... import tree
 from ...types import Params, State
 from ..core.inputs import TrainInputs
 from ..core.leaves import OptionalTensors, floats, is_float, is_narrow
+from ..core.memory import Meter, bytes_of, changed, kind_of
 from ..core.replay import Replay, fingerprint
 from .budget import Sizes
 from .checkpoints import Checkpoints
 from .eager import EagerSteps
-from .memory import Meter, bytes_of, changed
 from .schedules import every
 
 
@@ -22,7 +22,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
     """Bytes of step k, which is run forward with its graph and back; the random state is restored."""
     count = len(inputs.batches) - k
     hvps = count if steps.needs_hvp(k) else count - 1
-    kind = tree.leaves(params)[0].device.type
+    kind = kind_of(params)
     size = partial(bytes_of, kind=kind)
     points, replay = Checkpoints(inputs, every(1), k, offload), Replay()
     probe = steps.beginning(k - 1)

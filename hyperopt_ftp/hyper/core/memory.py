@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ def changed(before: Any, after: Any) -> tuple[list[Any], list[Any]]:
     moved = [y for x, y in zip(old, new, strict=True) if _key(x) != _key(y) or _key(y) in left]
     there = {_key(x) for x in old}
     return moved, [y for y in moved if _key(y) not in there]
+
+
+def kind_of(params: Any) -> str:
+    """The kind of device that params are on."""
+    return tree.leaves(params)[0].device.type
 
 
 def bytes_of(values: Any, kind: str) -> int:
@@ -74,6 +80,13 @@ class Meter(TorchDispatchMode):  # a context manager
                     size = storage.nbytes() if made and x.device.type == self._kind else 0
                     self._seen[storage._cdata] = StorageWeakRef(storage), size
                     self._bound += size
+
+
+def peak_of(params: Any, trial: Callable[[], Any]) -> int:
+    """The most bytes of tensors at once that a trial makes on the params' kind of device."""
+    with Meter(kind_of(params)) as meter:
+        trial()
+        return meter.peak()
 
 
 def _key(x: Any) -> int:

@@ -1,9 +1,8 @@
-"""Writes in place into tensors that a loss or an update has not made: a recomputed step would write twice."""
+"""What a loss or an update does, operation by operation: writes in place, reads of an hparam's number, collectives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,34 +11,35 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...dtensors import is_dtensor, local
-from ..core.transforms import has_saved_tensor_hooks
-from .subjects import Subject, reads_number, writes
-
-_NO_HOOKS = "hooks on saved tensors in a training loss that had none"
+from ..core.torch_private import has_saved_tensor_hooks
+from .messages import Subject, reads_number, writes
 
 
-class refuse_writes(TorchDispatchMode):  # a context manager
-    """Raise if the code inside writes in place into a tensor that it has not made, or reads the number of a knob."""
+class watched_operations(TorchDispatchMode):  # a context manager
+    """Raise if the code inside reads the number of a knob, or writes in place into a tensor that it has not made."""
 
     def __init__(
         self,
         who: Subject,
         knobs: Sequence[Tensor] = (),
-        arguments: Sequence[Tensor] = (),
+        may_write: bool = False,
         collectives: bool = False,
+        params: Sequence[Tensor] = (),
     ) -> None:
+        """``may_write``: a write that torch counts is only noted, unless it is into ``params``."""
         super().__init__()
-        self._who, self._collectives = who, collectives
+        self._who, self._collectives, self._may_write = who, collectives, may_write
         self._knobs = {id(x) for x in knobs}
         #: Storages that the code inside has made; one that is gone gives its id to a later one, made here as well.
         self.made: set[int] = set()
-        self._arguments = {storage_of(x) for x in (*knobs, *arguments)}
-        #: What the code inside has used and not made, beside its arguments and views of them: one tensor by storage.
-        self.outside: dict[int, Tensor] = {}
+        #: Storages that it may not write into: of params, and what it has got by ``data``, which torch does not count.
+        self.protected: set[int] = {storage_of(x) for x in params}
+        #: Why it must not run twice.
+        self.written: RuntimeError | None = None
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
         #: Bytes of all tensors that the code inside has made.
-        self.bytes: int = 0
+        self.bytes_made: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -51,58 +51,34 @@ class refuse_writes(TorchDispatchMode):  # a context manager
                 f"{self._who.name} calls a collective ({func}), which has no derivative. Give hft.data_parallel(loss) "
                 "itself as the loss, with what is added to it inside: data_parallel(lambda p, b: loss(p, b) + l2(p))"
             )
-        given = [*_tensors(args), *_tensors(kwargs)]
+        given = [*tensors_in(args), *tensors_in(kwargs)]
         if any(map(is_dtensor, given)) and not self._collectives:
             raise RuntimeError(
                 f"{self._who.name} computes with DTensors ({func}), of which torch 2.13 has some derivatives wrong "
                 "without an error (of mse_loss, for instance); it gets whole params: compute with plain tensors"
             )
         for target in _written(func, args, kwargs):
-            if storage_of(target) not in self.made:
-                raise writes(self._who, f" ({func})", target)
+            storage = storage_of(target)
+            if storage not in self.made:
+                self.written = writes(self._who, f" ({func})", target)
+                if not self._may_write or storage in self.protected:
+                    raise self.written
         if func._schema.name == "aten::_weight_norm_interface":
             raise RuntimeError(
                 "train_loss uses torch._weight_norm (torch.nn.utils.parametrizations.weight_norm), whose second "
                 "derivative is wrong in torch itself; write it out: g * v / v.norm(dim=..., keepdim=True)"
             )
         if func._schema.name in ("aten::lift_fresh", "aten::lift"):  # torch.tensor(...): just made from numbers
-            self.made.update(storage_of(x) for x in _tensors(args))
-        for x in given:
-            storage = storage_of(x)
-            if storage not in self.made and storage not in self._arguments:
-                self.outside.setdefault(storage, x)  # views of it come later, and go
+            self.made.update(storage_of(x) for x in tensors_in(args))
         result = func(*args, **kwargs)
-        made = [storage_of(x) for x in _tensors(result)]
+        made = [storage_of(x) for x in tensors_in(result)]
         if any(x not in self.made for x in made):
             # A view, or an alias, of what was there before is not made here.
             there = {storage_of(x) for x in given} - self.made
             new = {x for x in made if x not in there}
             self.made |= new
-            self.bytes += sum(_bytes(x) for x in _tensors(result) if storage_of(x) in new)
+            self.bytes_made += sum(_bytes(x) for x in tensors_in(result) if storage_of(x) in new)
         return result
-
-
-def versions_of(tensors: Iterable[Tensor]) -> list[tuple[Tensor, int]]:
-    """For :func:`refuse_changed`. Tensors of inference mode have no versions, and are never written."""
-    return [(x, x._version) for x in tensors if not x.is_inference()]
-
-
-def refuse_changed(who: Subject, versions: Sequence[tuple[Tensor, int]]) -> None:
-    """Raise if a tensor has been written since."""
-    for x, version in versions:
-        if x._version != version:
-            raise writes(who, "", x)
-
-
-@contextmanager
-def left_at_new_hooks() -> Iterator[None]:
-    """The code inside is left where it sets hooks on saved tensors, as activation checkpointing does."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
-            yield
-    except RuntimeError as error:
-        if str(error) != _NO_HOOKS:
-            raise
 
 
 class refuse_other_weights(TorchDispatchMode):  # a context manager
@@ -117,7 +93,7 @@ class refuse_other_weights(TorchDispatchMode):  # a context manager
         self._known = {id(x) for x in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for x in (*_tensors(args), *_tensors(kwargs)):
+        for x in (*tensors_in(args), *tensors_in(kwargs)):
             if isinstance(x, torch.nn.Parameter) and x.requires_grad and id(x) not in self._known:
                 raise RuntimeError(
                     "train_loss checkpoints activations inside a module that functional_call has given other params: "
@@ -140,14 +116,14 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     given = _by_name(func, args, kwargs)
     for argument in func._schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(given.get(argument.name))
+            yield from tensors_in(given.get(argument.name))
 
 
 def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     nested = isinstance(value, (tuple, list, dict))

@@ -14,9 +14,9 @@ from ... import tree
 from ...calls import callers_level
 from ...hparams import is_wrapped
 from ..core.graph import made_from
-from ..core.transforms import differentiated, under_transform
-from .subjects import Subject, reads_number, writes
-from .writes import refuse_writes, storage_of
+from ..core.torch_private import differentiated, under_transform
+from .messages import Subject, reads_number, writes
+from .operations import storage_of, watched_operations
 
 #: Functions that read a number from their tensor; those below, from the tensors in their arguments.
 _OF_ITSELF = {getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__int__", "__index__", "__complex__")}
@@ -26,7 +26,8 @@ _TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 _LETS_REQUIRE_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore
 
 #: Arguments of torch.add and its kin that are numbers: a tensor in their place is read.
-_NUMBERS = ("alpha", "beta")
+_NUMBERS = frozenset(("alpha", "beta"))
+_READS = frozenset((*_OF_ITSELF, *_OF_VALUES, _DATA))
 
 
 class watched_calls(TorchFunctionMode):  # a context manager
@@ -34,32 +35,47 @@ class watched_calls(TorchFunctionMode):  # a context manager
 
     A loss may read a number of its params for a log. It computes with numbers if after that it takes any, or a tensor
     that is neither its argument nor made by torch from tensors, in the same call; in a later call, if these are new. An
-    update is warned of the read. :class:`~.writes.refuse_writes` finds reads of
-    a knob itself. Under a transform knobs and params cannot be told apart, so both warn.
+    update is warned of the read. Under a transform knobs and params cannot be told apart, so both warn. What the code
+    inside captures is a knob, too. :class:`~.operations.watched_operations` finds reads of a knob itself.
     """
 
     def __init__(
         self, who: Subject, knobs: Sequence[Tensor] = (), known: Sequence[Tensor] = (),
-        operations: refuse_writes | None = None, constants: set[Any] | None = None, there: Iterable[int] = (),
+        operations: watched_operations | None = None, there: Iterable[int] = (), before: watched_calls | None = None,
+        ignored: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        """``operations`` knows what the code inside has made; ``constants`` are of an earlier call that has read;
-        ``there`` are storages of arguments and of what earlier calls have used."""
+        """
+        Args:
+            known: what a derivative may be taken in, the knobs among it.
+            operations: knows what the code inside has made.
+            there: storages of its arguments.
+            before: the watch over an earlier call that has read a number.
+            ignored: tensors whose numbers anybody may take.
+        """
         super().__init__()
-        self._who, self._given, self._operations = who, known, operations
-        self._knobs, self._known = {id(x) for x in knobs}, {id(x) for x in known}
-        self._later = constants is not None
+        self._who, self._given, self._operations = who, [*known, *ignored], operations
+        self._others = {id(x) for x in known} - {id(x) for x in knobs}
+        self._ignored = {id(x) for x in ignored}
+        self._later = before is not None
         #: Numbers that the code inside computes with.
-        self.constants: set[Any] = set(constants or ())
-        self._there = set(there)
+        self.constants: set[Any] = set(before.constants) if before else set()
+        self._there = {*there, *(before.outside if before else ())}
         #: Whether it has read a number of params.
         self.has_read: bool = self._later
         self.warned: bool = False
         #: Tensors that it lets require grad, as a gradient penalty does.
         self.leaves: list[Tensor] = []
+        self._alive: list[Any] = []  # what has gone would leave its number to another storage
         self._arrays: list[tuple[Any, bytes, Tensor]] = []  # of NumPy, in memory that the code inside has not made
+
+    @property
+    def outside(self) -> set[int]:
+        """Storages of what it has used and not made."""
+        return self._there - self._operations.made if self._operations else self._there
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._alive.clear()
         for array, before, x in self._arrays if error[0] is None else ():
             if array.tobytes() != before:
                 raise writes(self._who, " (through NumPy)", x)
@@ -71,8 +87,8 @@ class watched_calls(TorchFunctionMode):  # a context manager
         if func in _OF_ITSELF and not self._who.reads_data:
             self.has_read |= self._reads(args[:1])
         else:
-            taken = self._taken(func, args, kwargs)
-            if (taken and self._reads(taken)) or self._computes(args, kwargs):
+            given = taken(func, args, kwargs, self._who)
+            if (given and self._reads(given)) or self._computes(args, kwargs):
                 self._warn()
         if not self._who.reads_data:
             self._there |= _storages((args, kwargs))
@@ -80,6 +96,9 @@ class watched_calls(TorchFunctionMode):  # a context manager
         result = func(*args, **kwargs)
         if not self._who.reads_data:
             self._there |= _storages(result)
+            self._alive.append(result)
+            if func == _DATA and self._operations is not None:
+                self._operations.protected |= _storages(result)
         if lets:
             self.leaves.append(args[0])
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
@@ -88,27 +107,16 @@ class watched_calls(TorchFunctionMode):  # a context manager
             self._arrays.append((result, result.tobytes(), args[0]))
         return result
 
-    def _taken(self, func: Any, args: Any, kwargs: Any) -> list[Any]:
-        """Arguments whose values come out without their graph."""
-        if func in _OF_ITSELF or (func == _DATA and self._who.reads_data):
-            return args[:1]
-        if func not in _OF_VALUES:
-            return [kwargs[name] for name in _NUMBERS if name in kwargs] if kwargs else []
-        given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
-        if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
-            given = [x for x in given if not isinstance(x, Tensor)]
-        return given
-
     def _reads(self, given: Sequence[Any]) -> bool:
         transform, found = under_transform(), False
         for x in tree.leaves(given):
             if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
                 continue
             made_of = set() if transform else {id(y) for y in made_from(x, self._given)}
-            # Of what the code inside lets require grad itself there may be no knob, and no param.
-            if made_of & self._known and made_of <= self._knobs:
+            made_of -= {id(y) for y in self.leaves} | self._ignored
+            if made_of and not made_of & self._others:
                 raise reads_number(self._who)
-            found |= transform or bool(made_of & self._known)
+            found |= transform or bool(made_of)
         return found
 
     def _computes(self, args: Any, kwargs: Any) -> bool:
@@ -131,6 +139,40 @@ class watched_calls(TorchFunctionMode):  # a context manager
                 UserWarning,
                 stacklevel=callers_level(),
             )
+
+
+class read_knobs(TorchFunctionMode):  # a context manager
+    """Raise if the code inside reads a number that is made of knobs alone: the cheap look at a later call."""
+
+    def __init__(self, who: Subject, knobs: Sequence[Tensor], given: Any) -> None:
+        """``given``: the other arguments, a tree."""
+        super().__init__()
+        self._who, self._knobs, self._given = who, knobs, given
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS or (kwargs and not _NUMBERS.isdisjoint(kwargs)):
+            for x in tree.leaves(taken(func, args, kwargs or {}, self._who)):
+                if isinstance(x, Tensor) and x.requires_grad:
+                    self._judge(x)
+        return func(*args, **(kwargs or {}))
+
+    def _judge(self, x: Tensor) -> None:
+        others = [y for y in tree.leaves(self._given) if isinstance(y, Tensor) and y.requires_grad]
+        made_of = {id(y) for y in made_from(x, [*self._knobs, *others])}
+        if made_of and made_of <= {id(y) for y in self._knobs}:
+            raise reads_number(self._who)
+
+
+def taken(func: Any, args: Any, kwargs: Any, who: Subject) -> list[Any]:
+    """Arguments whose values come out without their graph."""
+    if func in _OF_ITSELF or (func == _DATA and who.reads_data):
+        return args[:1]
+    if func not in _OF_VALUES:
+        return [kwargs[name] for name in _NUMBERS if name in kwargs] if kwargs else []
+    given = [*(args[1:] if func is Tensor.new_tensor else args), *kwargs.values()]
+    if func in (torch.as_tensor, torch.asarray):  # of a tensor they are it, with its graph
+        given = [x for x in given if not isinstance(x, Tensor)]
+    return given
 
 
 def _number(x: Any) -> Any:

@@ -1,0 +1,103 @@
+"""What a function depends on beside its arguments, as a key: the code that it runs, and what that closes over."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...hparams import Domain, is_wrapped
+
+_OWN = __name__.partition(".")[0]
+#: Packages of which functions, classes and modules are what they are.
+_FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_names}
+_KNOWN = _FIXED | {_OWN}
+_VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
+#: Objects up to which it is worth to look at them all.
+_MOST = 20_000
+
+
+def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
+    """A key that differs where functions may do other things; ``None`` if not all that they depend on is visible.
+
+    Of numbers and strings it has the value, of tensors whether they require grad or are in a transform, of modules the
+    classes, the modes and the plain attributes, of functions the code, the defaults, and what they close over or name
+    as globals. It holds code and classes alone, no tensor and no module.
+    """
+    key: list[Any] = []
+    seen: set[int] = set()
+    stack = [*values]
+    while stack:
+        x = stack.pop()
+        kind = type(x)
+        if kind in _VALUES:
+            key.append((kind, x))
+        elif isinstance(x, Tensor):
+            key.append((kind, x.requires_grad, is_wrapped(x)))
+        elif id(x) in seen:
+            key.append(None)
+        else:
+            seen.add(id(x))
+            parts = _parts(x, kind, key)
+            if parts is None or len(seen) > _MOST:
+                return None
+            stack += parts
+    return (*key,)
+
+
+def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
+    """What an object depends on; what it is itself is added to the key."""
+    if kind is FunctionType:
+        key.append(x.__code__)
+        return [*_of_function(x)]
+    if kind in (functools.partial, types.MethodType):
+        key.append(kind)
+        return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
+    if isinstance(x, (tuple, list, set, frozenset)):
+        key.append((kind, len(x)))
+        return [*x]
+    if isinstance(x, dict):
+        key.append((kind, len(x)))
+        return [*x.keys(), *x.values()]
+    if kind is types.BuiltinFunctionType:
+        key.append(x.__qualname__)
+        return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
+    if isinstance(x, (types.ModuleType, type)):
+        key.append(x)
+        return [] if _package(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
+    if isinstance(x, nn.Module) or _package(getattr(kind, "__module__", "")) == _OWN:
+        key.append(kind)
+        return [*vars(x).values()] if hasattr(x, "__dict__") else []
+    return None
+
+
+def _package(name: Any) -> str:
+    return str(name).partition(".")[0]
+
+
+def _of_function(function: FunctionType) -> Iterator[Any]:
+    package = _package(function.__module__ or "")
+    if package in _FIXED:
+        return
+    yield from (function.__defaults__, function.__kwdefaults__)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # empty
+            yield cell.cell_contents
+    if package != _OWN:
+        for name in _names(function.__code__):
+            if name in function.__globals__:
+                yield function.__globals__[name]
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """Globals that code, and the functions in it, may read."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return (*code.co_names, *(name for names in inner for name in names))

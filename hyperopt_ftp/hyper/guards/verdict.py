@@ -1,0 +1,81 @@
+"""What a look at a training loss and an update has found, by their code and the shapes that they get."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..core.torch_private import kinds_of_transforms
+from .surroundings import surroundings
+
+
+class Needs(NamedTuple):
+    """What is asked of a training, and how it is run.
+
+    Attributes:
+        derived: whether anything is differentiated; if not, the loss may write and use any kernel.
+        closed: whether the derivative is that of the arguments alone, since a node or another process hides the graph:
+            a tensor that is captured would lose its derivative, and a step that writes may be made again.
+        differentiates_whole_gradient: whether the training gradient is differentiated in all that it depends on: what
+            has no second derivative is then refused everywhere in the loss.
+        compiled: whether steps run as programs, so that each call is looked at: what another program does may leave no
+            trace in the graph.
+        inside_function: whether it runs inside an ``autograd.Function``, with the transforms around it switched off.
+    """
+
+    derived: bool = True
+    closed: bool = True
+    differentiates_whole_gradient: bool = False
+    compiled: bool = False
+    inside_function: bool = False
+
+
+@dataclass
+class Verdict:
+    """Of a loss and an update that are called in one way.
+
+    Attributes:
+        loss: whether the loss has been looked at.
+        updates: how many updates of each kind have been looked at.
+        bytes_made: of all tensors that the loss makes in a step.
+        has_hooks: whether the loss puts hooks on what is saved for the backward pass.
+        makes_leaves: whether the loss itself makes tensors require grad.
+        refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
+    """
+
+    loss: bool = False
+    updates: Counter[str] = field(default_factory=Counter)
+    bytes_made: int = 0
+    has_hooks: bool = False
+    makes_leaves: bool = False
+    refusal: Exception | None = None
+
+
+#: On what is only run.
+SEEN = Verdict(loss=True)
+
+
+def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Sequence[Any]) -> Verdict:
+    """The verdict on earlier calls of such functions, with arguments of such kinds.
+
+    An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
+    """
+    key = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
+    if key is None:
+        return Verdict()
+    kinds = tuple(_kind(x) for x in given if isinstance(x, Tensor))
+    return _known(needs, (*kinds_of_transforms(),), kinds, key)
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device
+
+
+@lru_cache(maxsize=256)
+def _known(*key: Any) -> Verdict:
+    return Verdict()
