@@ -17,7 +17,9 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.inputs import TrainInputs, TrainOutputs
 from .core.leaves import all_finite
+from .core.node import has_derivative
 from .core.strategy import Strategy, check_outputs, check_strategy
+from .core.torch_private import under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.dtensors import on_mesh, refuse_other_processes
 from .guarded import problem_of
@@ -133,6 +135,8 @@ def trained(
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
     inputs = on_mesh(TrainInputs(full, params, state, given), optimizer)
     check_leaves(tree.leaves((full, params, state, given)))
+    if under_transform():
+        _warn_of_float16(inputs)
     run = strategy(problem_of(optimizer, train_loss, params), inputs)
     return refuse_other_processes(check_outputs(strategy, run), inputs)
 
@@ -147,3 +151,13 @@ def _warn_of_nan(losses: Tensor) -> None:
         UserWarning,
         stacklevel=callers_level(),
     )
+
+
+def _warn_of_float16(inputs: TrainInputs) -> None:
+    if any(x.dtype == torch.float16 for x in tree.leaves(inputs.params)) and has_derivative(inputs):
+        warnings.warn(
+            "under a torch.func transform the adjoints of float16 params are float16 too, where small ones vanish; "
+            "without a transform they are kept in float32",
+            UserWarning,
+            stacklevel=callers_level(),
+        )

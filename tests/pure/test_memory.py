@@ -20,7 +20,7 @@ import hyperopt_ftp as hft
 from benchmarks.measure import allocated
 from benchmarks.nets import NETS
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import Strategy
+from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 from hyperopt_ftp.hyper.unrolling.checkpoints import Checkpoints
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
 from hyperopt_ftp.hyper.unrolling.schedules import Parts, backward_schedule, every, tree_of
@@ -190,14 +190,12 @@ def test_what_the_outer_loss_does_not_use_has_a_cotangent_without_memory():
     given: list[Tensor] = []
 
     class Watched(Strategy):
-        exact = True
+        def __call__(self, problem: Any, inputs: Any) -> Any:
+            return with_pullback(self.pullback, problem, inputs)
 
-        def run(self, problem: Any, inputs: Any) -> Any:
-            return hft.Unroll().run(problem, inputs)
-
-        def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any:
+        def pullback(self, problem: Any, inputs: Any, end: Any, cotangents: Any) -> Any:
             given.extend(tree.leaves(cotangents.state.exp_avg))
-            return hft.Unroll().pullback(steps, residual, cotangents)
+            return TrainInputs({**dict.fromkeys(inputs.hparams), "lr": torch.ones_like(inputs.hparams["lr"])}, None, None)
 
     lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
     opt, w = hft.adam(), torch.ones(1000, dtype=F64)
@@ -244,5 +242,6 @@ def test_the_prediction_is_made_from_the_first_step(caplog: Any):
     want = problem.hypergradient(PLAIN, None)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
     peak, found = allocated(lambda: problem.hypergradient(AUTO, None))
-    assert_equal(found, want)
+    for a, b in zip(tree.leaves(found), tree.leaves(want), strict=True):  # one graph adds up in another order
+        torch.testing.assert_close(a, b, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
     assert int(caplog.messages[0].split()[-2]) < 0.7 * peak

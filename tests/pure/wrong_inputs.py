@@ -357,9 +357,7 @@ class Rows:
 
 
 class Own(Strategy):
-    def run(self, steps: Any, start: Any) -> Any: ...
-
-    def pullback(self, steps: Any, residual: Any, cotangents: Any) -> Any: ...
+    def __call__(self, problem: Any, inputs: Any) -> Any: ...
 
 
 def estimated(**options: Any) -> Any:
@@ -442,7 +440,7 @@ TRAINING: list[Row] = [
     (lambda: call(strategy=hft.Unroll(memory=9)), ValueError, "memory=9 bytes are too few: .* need"),
     # Estimates.
     (lambda: estimated(strategy=hft.Unroll(compile=True)), ValueError, "compile=True"),
-    (lambda: estimated(strategy=Own()), TypeError, "Own: measure a short run"),
+    (lambda: estimated(strategy=Own()), TypeError, "what Own takes: give it a method costs"),
     (lambda: estimated(strategy=hft.Unroll(truncate=9)), ValueError, "fewer than truncate = 9"),
     (lambda: estimated(strategy=hft.Implicit(batches=9)), ValueError, "fewer than batches = 9"),
     (lambda: estimated(strategy=hft.Unroll(memory=10)), ValueError, "too few"),
