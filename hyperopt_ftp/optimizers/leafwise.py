@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
-from ..hparams import as_tensor, is_scalar
+from ..hparams import is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -248,19 +248,3 @@ def check_state(kind: type, state: Any) -> None:
 def no_steps() -> Tensor:
     """Number of updates done; a tensor, so that a compiled or vmapped update does not depend on a Python number."""
     return torch.zeros((), dtype=torch.int64)
-
-
-def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
-    """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
-    return x if not isinstance(number, Tensor) and number == 0 else x + number * y
-
-
-def gated(number: Any, condition: Any) -> Any:
-    """``number`` where the condition holds, else 0; a number that is tracked stays in the graph."""
-    return (as_tensor(number) if isinstance(condition, Tensor) else number) * condition  # else it would be a float32
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is defined as 0, so that a dead unit does not turn hypergradients into NaN."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
