@@ -122,6 +122,7 @@ def by_rule(
 
     def read(numbers: Sequence[Any]) -> tuple[Numbers, Any]:
         """Hparams by name, and the number of the update."""
+        numbers = as_numbers(numbers) if plain else numbers
         t = numbers[-1] if counted else None
         if plain and isinstance(t, Tensor):
             t = t.double()  # a Python number to the power of an int64 tensor is a float32
@@ -144,13 +145,11 @@ def by_rule(
         check_state(kind, state)
         step = advanced(state.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
         numbers = [*flat(complete(hparams, default)), *([step] if counted else [])]
-        numbers = as_numbers(numbers) if plain else numbers
-        shared = all(map(is_scalar, numbers))
-        same = read(numbers) if shared else None
+        shared = read(numbers) if all(map(is_scalar, numbers)) else None
 
         def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             s = dict(zip(keeps, rest, strict=False))
-            h, t = same or read(rest[len(keeps) :])
+            h, t = shared or read(rest[len(keeps) :])
             moved = rule(w, -g if maximize else g, s, h, t)
             w, s = moved if _is_move(moved, names) else _refused(moved, keeps)
             return (w, *[s[name] for name in keeps])

@@ -19,7 +19,7 @@ NO_PARAMS = (
 )
 
 #: Entries up to which a tensor is computed together with others: an operation's own cost outweighs a copy there.
-_SMALL = 8192
+_SMALL = 2048
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -67,14 +67,19 @@ def _one(
     p, g, *moments = row
     w = tree.working(p)
     try:
-        new, *state = rule(w, _cast(g, w.dtype), *moments, *numbers)
+        moved = rule(w, _cast(g, w.dtype), *moments, *numbers)
     except RuntimeError as error:
         if "must match the size" in str(error):  # torch's word for shapes that do not go together
             raise _misfit(p, moments) from error
         raise
-    if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
-        raise _misfit(p, moments, (new, *state))
-    return (_cast(new, p.dtype), *[_cast(x, w.dtype) for x in state])
+    found: list[Tensor] = []
+    for x, old in zip(moved, (p, *moments), strict=True):
+        if x.shape != old.shape:
+            raise _misfit(p, moments, moved)
+        x = _cast(x, w.dtype if found else p.dtype)
+        # What a rule returns may be what it was given: what comes back can be saved, or changed in place, by itself.
+        found.append(x.clone() if any(x is other for other in (*row, *found)) else x)
+    return (*found,)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
