@@ -29,7 +29,8 @@ def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
 def minus(x: Tensor, number: Any, y: Tensor, over: Tensor | None = None) -> Tensor:
     """``x - number * y``, or ``x - number * y / over``."""
     if isinstance(number, Tensor):
-        return torch.addcmul(x, y if over is None else y / over, _like(x, number), value=-1)
+        number = _like(x, number)
+        return torch.addcmul(x, y, number, value=-1) if over is None else torch.addcdiv(x, number * y, over, value=-1)
     if over is not None:
         return torch.addcdiv(x, y, over, value=-number)
     return x if number == 0 else torch.sub(x, y, alpha=number)
