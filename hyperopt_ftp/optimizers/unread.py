@@ -45,7 +45,7 @@ class Unread(Tensor):
     ) -> Any:
         """``func``, where it does not need to know ``W``."""
         name, kwargs = _name(func), kwargs or {}
-        if (kwargs.keys() == {"alpha"} or name in ("addcmul", "addcdiv")) and name in _WRITTEN_OUT:
+        if name in _WRITTEN_OUT and kwargs.keys() <= {"alpha", "value"} and (kwargs or name not in ("add", "sub")):
             return _WRITTEN_OUT[name](*args, **kwargs)
         mine = [isinstance(x, Unread) for x in args]
         moved = [x.moved if isinstance(x, Unread) else x for x in args]
