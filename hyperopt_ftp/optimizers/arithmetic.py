@@ -33,7 +33,7 @@ def minus(x: Tensor, number: Any, y: Tensor, over: Tensor | None = None) -> Tens
         return torch.addcmul(x, y, number, value=-1) if over is None else torch.addcdiv(x, number * y, over, value=-1)
     if over is not None:
         return torch.addcdiv(x, y, over, value=-number)
-    return x if number == 0 else torch.sub(x, y, alpha=number)
+    return torch.sub(x, y, alpha=number)
 
 
 def shrunk(w: Tensor, lr: Any, decay: Any) -> Tensor:

@@ -85,7 +85,8 @@ def by_rule(
         whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
         join_from: so many small tensors are joined, but fewer are not: of a short rule joining them costs more.
         plain: the rule also takes Python numbers in ``h`` and ``t``, whose arithmetic costs less than that of 0-d
-            tensors. Hparams that are differentiated, transformed or traced stay tensors.
+            tensors. Hparams that are differentiated, transformed or traced stay tensors, and so does a ``t`` that is
+            traced, in float64. All rules of the package are plain. Yours may be where it calls no methods of numbers.
 
     >>> import torch
     >>> from typing import Any, NamedTuple

@@ -151,7 +151,9 @@ def schedule_free_adamw(
         return w, {**new, "exp_avg_sq": v}
 
     keeps = ("z", "average", "weight_sum", "exp_avg_sq")
-    opt = by_rule(rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize, plain=True)
+    opt = by_rule(
+        rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize, plain=True
+    )
     return opt._replace(weights_in_state=True)
 
 

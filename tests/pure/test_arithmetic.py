@@ -123,6 +123,11 @@ def test_what_an_update_costs(opt: hft.Optimizer, plain: int, tuned: int):
     assert (cost(opt), cost(opt, lr=LR)) == (plain, tuned)
 
 
+def test_a_momentum_that_is_tuned_costs_what_another_does():
+    """Where there is no dampening, which acts with momentum alone."""
+    assert cost(hft.sgd(), momentum=torch.tensor(0.9, dtype=F64)) == 2
+
+
 @pytest.mark.parametrize("case", [c for c in BASES if entry_rule(c.build().update)], ids=str)
 def test_a_rule_keeps_the_dtype_of_a_vector(case: Case):
     """It may be called for each step of a training, with nothing that casts its results."""
