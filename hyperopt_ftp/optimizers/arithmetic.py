@@ -52,7 +52,7 @@ def toward(x: Tensor, share: Any, y: Tensor) -> Tensor:
         share = _like(x, share)
     elif share == 1:
         return y
-    return torch.lerp(x, y.to(x.dtype), share)
+    return torch.lerp(x, y if y.dtype == x.dtype else y.to(x.dtype), share)
 
 
 def blend(share: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -192,6 +192,7 @@ def test_leaves_make_their_steps_alone(case: Case):
 def test_one_vector_and_its_parts_move_alike_bit_for_bit(case: Case):
     """Values and their derivatives in the first weights; the derivatives in a number are sums in another order."""
     opt, sizes = case.build(), [5, 1, 12, 31]
+    own: Any = entry_rule(opt.update)
     total, steps = sum(sizes), max(case.steps, 4)
     begin, slope, *shifts = torch.randn(steps + 2, total, dtype=F64)
 
@@ -214,7 +215,6 @@ def test_one_vector_and_its_parts_move_alike_bit_for_bit(case: Case):
             w, s = own.rule(w, a * w - x, s, h, t if own.counted else None)
         return w
 
-    own = entry_rule(opt.update)
     whole, parts = lambda x: [x], lambda x: list(x.split(sizes))
     want = end(whole, by_updates)
     for cut, run in ((parts, by_updates), *(((whole, by_the_rule), (parts, by_the_rule)) if own else ())):
