@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
@@ -247,7 +247,7 @@ def is_scalar(x: Any) -> bool:
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
 
 
-def as_numbers(values: list[Any]) -> list[Any]:
+def as_numbers(values: Sequence[Any]) -> Sequence[Any]:
     """``values`` with Python numbers in place of 0-d tensors of the CPU of which nothing but the value is asked.
 
     These are not differentiated, nor under a transform. Where operations are traced, all stay as they are. What a rule

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..calls import explained
 from ..hparams import to_tensors
-from ..optimizers.leafwise import safe_sqrt
+from ..optimizers.arithmetic import safe_sqrt
 from ..types import HParam, Optimizer, Params
 from .rule import AnchoredState, Numbers, Rule, RuleState, anchored, dot
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus, root
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {**domains_of(("lr", "eps", "weight_decay")), "rho": Domain(0.0, 1.0)}
 
@@ -57,11 +58,11 @@ def adadelta(
     check_lr(lr)
     default = to_tensors(_DOMAINS, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         g, rho, eps = plus(g, h["weight_decay"], w), h["rho"], h["eps"]
-        v = rho * s["square_avg"] + (1 - rho) * g * g
-        d = safe_sqrt(s["acc_delta"] + eps) / safe_sqrt(v + eps) * g
-        return w - h["lr"] * d, {"square_avg": v, "acc_delta": rho * s["acc_delta"] + (1 - rho) * d * d}
+        v = blend(rho, s["square_avg"], g * g)
+        d = root(s["acc_delta"] + eps) / root(v + eps) * g
+        return minus(w, h["lr"], d), {"square_avg": v, "acc_delta": blend(rho, s["acc_delta"], d * d)}
 
     return by_rule(
         rule, AdadeltaState, default, ("square_avg", "acc_delta"), domains=_DOMAINS, maximize=maximize, plain=True

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import DOMAINS, Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import at_least, at_most, minus, safe_sqrt, shrunk, toward
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {
     **domains_of(("lr", "eps", "weight_decay")),
@@ -102,24 +103,24 @@ def adafactor(
             "variance": none,
         }
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        lr, steps = h["lr"], t.double()
-        eps1, eps2 = h["eps"] if given else (torch.tensor(torch.finfo(w.dtype).eps, dtype=w.dtype), h["eps"])
-        size = torch.maximum(eps2, _rms(w)) * torch.minimum(lr, steps.rsqrt())
-        q = steps ** h["beta2_decay"]
-        new = dict(s)
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
+        lr, (eps1, eps2) = h["lr"], h["eps"] if given else (torch.finfo(w.dtype).eps, h["eps"])
+        size = at_least(_rms(w), eps2) * at_most(lr, t**-0.5)
+        q, square, new = t ** h["beta2_decay"], g * g, dict(s)
         if w.ndim < 2:
-            new["variance"] = v = (1 - q) * s["variance"] + q * g * g
+            new["variance"] = v = toward(s["variance"], q, square)
         else:
-            new["row_var"] = rows = (1 - q) * s["row_var"] + q * _mean(g * g, -1)
-            new["col_var"] = columns = (1 - q) * s["col_var"] + q * _mean(g * g, -2)
-            v = rows * columns / torch.maximum(_mean(rows, -2), eps1)
-        u = g / torch.maximum(v, eps1 * eps1).sqrt()
-        clip = (_rms(u) / h["d"]).clamp(min=1.0)
-        return w - lr * h["weight_decay"] * w - size / clip * u, new
+            new["row_var"] = rows = toward(s["row_var"], q, _mean(square, -1))
+            new["col_var"] = columns = toward(s["col_var"], q, _mean(square, -2))
+            v = rows * columns / at_least(_mean(rows, -2), eps1)
+        u = g / at_least(v, eps1 * eps1).sqrt()
+        clip = at_least(_rms(u) / h["d"], 1.0)
+        return minus(shrunk(w, lr, h["weight_decay"]), size / clip, u), new
 
     keeps = ("row_var", "col_var", "variance")
-    return by_rule(rule, AdafactorState, default, keeps, first=first, domains=domains, maximize=maximize, whole=True)
+    return by_rule(
+        rule, AdafactorState, default, keeps, first=first, domains=domains, maximize=maximize, whole=True, plain=True
+    )
 
 
 def _mean(x: Tensor, dim: int) -> Tensor:

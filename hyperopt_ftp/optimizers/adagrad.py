@@ -10,8 +10,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import minus, plus, root, times
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 
 class AdagradState(NamedTuple):
@@ -61,9 +62,10 @@ def adagrad(
     def first(w: Tensor, h: Numbers) -> Entries:
         return {"sum": torch.zeros_like(w) + h["initial_accumulator_value"]}
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         g = plus(g, h["weight_decay"], w)
-        total = s["sum"] + g * g
-        return w - h["lr"] / (1 + (t - 1) * h["lr_decay"]) * g / (safe_sqrt(total) + h["eps"]), {"sum": total}
+        total = plus(s["sum"], g, g)
+        rate = times(1 / (1 + (t - 1) * h["lr_decay"]), h["lr"])
+        return minus(w, rate, g, root(total) + h["eps"]), {"sum": total}
 
     return by_rule(rule, AdagradState, default, ("sum",), first=first, maximize=maximize, plain=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..calls import check_flag, explained
 from ..hparams import Domain, check_number, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus, root, shrunk
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 
 class AdamState(NamedTuple):
@@ -105,15 +106,18 @@ def _adam(
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     check_number("eps_root", eps_root, Domain(0.0, float("inf"), open_high=True))
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
-        w, g = (plus(w, -lr * decay, w), g) if decoupled else (w, plus(g, decay, w))
-        new = {"exp_avg": b1 * s["exp_avg"] + (1 - b1) * g, "exp_avg_sq": b2 * s["exp_avg_sq"] + (1 - b2) * g * g}
+        w, g = (shrunk(w, lr, decay), g) if decoupled else (w, plus(g, decay, w))
+        m, v = blend(b1, s["exp_avg"], g), blend(b2, s["exp_avg_sq"], g * g)
+        new = {"exp_avg": m, "exp_avg_sq": v}
         if amsgrad:
-            new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], new["exp_avg_sq"])
-        v = new["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] / (1 - b2**t)
-        root = safe_sqrt(v + eps_root if eps_root else v)
-        return w - lr * (new["exp_avg"] / (1 - b1**t)) / (root + h["eps"]), new
+            new["max_exp_avg_sq"] = v = torch.maximum(s["max_exp_avg_sq"], v)
+        # As at the end of section 2 of the paper: both sides of the fraction times sqrt(1 - b2^t), a number.
+        bias = 1 - b2**t
+        scale = bias**0.5
+        bottom = root(v + eps_root * bias if eps_root else v) + h["eps"] * scale
+        return minus(w, lr * (scale / (1 - b1**t)), m, bottom), new
 
     keeps = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
     return by_rule(rule, AdamState, default, keeps, maximize=maximize, plain=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus
+from .leafwise import NO_PARAMS, check_lr
 
 
 class AdamaxState(NamedTuple):
@@ -57,10 +58,10 @@ def adamax(
     check_lr(lr)
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         g, (b1, b2) = plus(g, h["weight_decay"], w), h["betas"]
-        m = b1 * s["exp_avg"] + (1 - b1) * g
+        m = blend(b1, s["exp_avg"], g)
         u = torch.maximum(b2 * s["exp_inf"], g.abs() + h["eps"])
-        return w - h["lr"] * (m / (1 - b1**t)) / u, {"exp_avg": m, "exp_inf": u}
+        return minus(w, h["lr"] / (1 - b1**t), m, u), {"exp_avg": m, "exp_inf": u}
 
     return by_rule(rule, AdamaxState, default, ("exp_avg", "exp_inf"), maximize=maximize, plain=True)

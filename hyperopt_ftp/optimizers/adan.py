@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..calls import explained
 from ..hparams import DOMAINS, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, is_zero, minus, plus, root, where
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {
     **domains_of(("lr", "eps", "weight_decay")),
@@ -69,15 +69,16 @@ def adan(
     check_lr(lr)
     default = to_tensors(_DOMAINS, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        lr, (b1, b2, b3) = h["lr"], h["betas"]
-        d = torch.where(t > 1, g - s["previous"], 0.0)
-        m = b1 * s["exp_avg"] + (1 - b1) * g
-        v = b2 * s["exp_avg_diff"] + (1 - b2) * d
-        n = b3 * s["exp_avg_sq"] + (1 - b3) * (g + b2 * d) ** 2
-        u = (m / (1 - b1**t) + b2 * v / (1 - b2**t)) / (safe_sqrt(n / (1 - b3**t)) + h["eps"])
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
+        lr, (b1, b2, b3), decay = h["lr"], h["betas"], h["weight_decay"]
+        d = g - where(t > 1, s["previous"], g)
+        ahead = plus(g, b2, d)
+        m, v = blend(b1, s["exp_avg"], g), blend(b2, s["exp_avg_diff"], d)
+        n = blend(b3, s["exp_avg_sq"], ahead * ahead)
+        top, bottom = plus(m / (1 - b1**t), b2 / (1 - b2**t), v), root(n / (1 - b3**t)) + h["eps"]
+        w = minus(w, lr, top, bottom)
         new = {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "previous": g}
-        return (w - lr * u) / (1 + lr * h["weight_decay"]), new
+        return w if is_zero(decay) else w / (1 + lr * decay), new
 
     keeps = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous")
-    return by_rule(rule, AdanState, default, keeps, domains=_DOMAINS, maximize=maximize)
+    return by_rule(rule, AdanState, default, keeps, domains=_DOMAINS, maximize=maximize, plain=True)

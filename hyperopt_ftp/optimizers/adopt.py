@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..calls import check_flag, explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import at_least, at_most, blend, minus, plus, root, shrunk, where
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {
     **domains_of(("lr", "betas", "eps", "weight_decay")),
@@ -75,23 +75,22 @@ def adopt(
     clip = {} if clip_power is None else {"clip_power": clip_power}
     default = to_tensors(_DOMAINS, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **clip)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         lr, (b1, b2), decay, v = h["lr"], h["betas"], h["weight_decay"], s["exp_avg_sq"]
-        g = g if decoupled else g + decay * w
-        begun = t > 1
+        g = g if decoupled else plus(g, decay, w)
+        begun, square = t > 1, g * g
+        if begun is False:
+            return w, {**s, "exp_avg_sq": square}
         # What the first update does not use must have a derivative all the same: NaN times 0 is NaN.
-        u = g / torch.maximum(safe_sqrt(torch.where(begun, v, 1.0)), h["eps"])
+        u = g / at_least(root(where(begun, v, 1.0)), h["eps"])
         if clip_power is not None:
-            most = (t - 1).clamp(min=1) ** h["clip_power"]
-            u = torch.minimum(torch.maximum(u, -most), most)
-        m = b1 * s["exp_avg"] + (1 - b1) * u
-        moved = (w - lr * decay * w if decoupled else w) - lr * m
-        new = {
-            "exp_avg": torch.where(begun, m, s["exp_avg"]),
-            "exp_avg_sq": torch.where(begun, b2 * v + (1 - b2) * g * g, g * g),
-        }
-        return torch.where(begun, moved, w), new
+            most = at_least(t - 1, 1) ** h["clip_power"]
+            u = at_most(at_least(u, -most), most)
+        m, v = blend(b1, s["exp_avg"], u), blend(b2, v, square)
+        moved = minus(shrunk(w, lr, decay) if decoupled else w, lr, m)
+        new = {"exp_avg": where(begun, m, s["exp_avg"]), "exp_avg_sq": where(begun, v, square)}
+        return where(begun, moved, w), new
 
     keeps = ("exp_avg", "exp_avg_sq")
     domains = {name: _DOMAINS[name] for name in default}
-    return by_rule(rule, AdoptState, default, keeps, domains=domains, maximize=maximize)
+    return by_rule(rule, AdoptState, default, keeps, domains=domains, maximize=maximize, plain=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import at_least, minus, plus, shrunk, toward
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
@@ -71,12 +72,11 @@ def asgd(
     check_lr(lr)
     default = to_tensors(_DOMAINS, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         lr, lambd, done = h["lr"], h["lambd"], t - 1
         eta = lr / (1 + lambd * lr * done) ** h["alpha"]
-        mu = 1 / (done - h["t0"]).clamp(min=1.0)
-        g = g + h["weight_decay"] * w
-        w = w - lambd * eta * w - eta * g
-        return w, {"ax": (1 - mu) * s["ax"] + mu * w}  # the weights themselves where mu is 1
+        mu = 1 / at_least(done - h["t0"], 1.0)
+        w = minus(shrunk(w, eta, lambd), eta, plus(g, h["weight_decay"], w))
+        return w, {"ax": toward(s["ax"], mu, w)}  # the weights themselves where mu is 1
 
-    return by_rule(rule, ASGDState, default, ("ax",), domains=_DOMAINS, maximize=maximize)
+    return by_rule(rule, ASGDState, default, ("ax",), domains=_DOMAINS, maximize=maximize, plain=True)

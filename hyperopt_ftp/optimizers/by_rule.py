@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .. import tree
 from ..calls import check_flag, shown
-from ..hparams import Domain, as_numbers, check_parts, complete, domains_of
+from ..hparams import Domain, as_numbers, check_parts, complete, domains_of, is_scalar
 from ..types import Optimizer, StateT
 from .leafwise import advanced, check_params, check_state, for_each, leafwise, no_steps
 
@@ -85,7 +85,8 @@ def by_rule(
         whole: the rule needs a whole tensor (its shape, its norm), so small tensors are not joined.
         join_from: so many small tensors are joined, but fewer are not: of a short rule joining them costs more.
         plain: the rule also takes Python numbers in ``h`` and ``t``, whose arithmetic costs less than that of 0-d
-            tensors. Hparams that are differentiated, transformed or traced stay tensors.
+            tensors. Hparams that are differentiated, transformed or traced stay tensors, and so does a ``t`` that is
+            traced, in float64. All rules of the package are plain. Yours may be where it calls no methods of numbers.
 
     >>> import torch
     >>> from typing import Any, NamedTuple
@@ -105,7 +106,7 @@ def by_rule(
         )
     domains = domains_of(hparams) if domains is None else domains
     counts = {name: len(domains[name].parts) if name in domains else 0 for name in hparams}
-    counted = "step" in kind._fields  # pyright: ignore[reportAttributeAccessIssue]
+    counted, names, absent = "step" in fields, frozenset(keeps), dict.fromkeys(fields, ())
 
     def flat(h: dict[str, Any]) -> list[Any]:
         for name, value in h.items():
@@ -118,8 +119,15 @@ def by_rule(
         return {name: tuple(next(rest) for _ in range(n)) if n else next(rest) for name, n in counts.items()}
 
     def filled(trees: Mapping[str, Any], step: Any) -> StateT:
-        fields = dict.fromkeys(kind._fields, ()) | dict(trees)  # pyright: ignore[reportAttributeAccessIssue]
-        return kind(**(fields | {"step": step} if counted else fields))
+        return kind(**{**absent, **trees, **({"step": step} if counted else {})})
+
+    def read(numbers: Sequence[Any]) -> tuple[Numbers, Any]:
+        """Hparams by name, and the number of the update."""
+        numbers = as_numbers(numbers) if plain else numbers
+        t = numbers[-1] if counted else None
+        if plain and isinstance(t, Tensor):
+            t = t.double()  # a Python number to the power of an int64 tensor is a float32
+        return by_name(numbers), t
 
     def init(params: Any, hparams: Any = None) -> StateT:
         check_params(params)
@@ -136,21 +144,20 @@ def by_rule(
 
     def update(grads: Any, state: StateT, params: Any, hparams: Any = None) -> tuple[Any, StateT]:
         check_state(kind, state)
-        h = complete(hparams, default)
         step = advanced(state.step, grads, params) if counted else None  # pyright: ignore[reportAttributeAccessIssue]
-        numbers = flat(h) + ([step] if counted else [])
-        simple = as_numbers(numbers) if plain else numbers
-        if not counted or isinstance(simple[-1], int):  # a number to the power of an int64 tensor is a float32
-            numbers = simple
+        numbers = [*flat(complete(hparams, default)), *([step] if counted else [])]
+        shared = read(numbers) if all(map(is_scalar, numbers)) else None
 
         def of_one(w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-            t = rest[-1] if counted else None
             s = dict(zip(keeps, rest, strict=False))
-            w, s = _checked(rule(w, -g if maximize else g, s, by_name(rest[len(keeps) :]), t), keeps)
+            h, t = shared or read(rest[len(keeps) :])
+            moved = rule(w, -g if maximize else g, s, h, t)
+            w, s = moved if _is_move(moved, names) else _refused(moved, keeps)
             return (w, *[s[name] for name in keeps])
 
         moments = [getattr(state, name) for name in keeps]
-        params, *moments = leafwise(of_one, params, grads, moments, numbers, whole=whole, join_from=join_from)
+        own = () if shared else numbers
+        params, *moments = leafwise(of_one, params, grads, moments, own, whole=whole, join_from=join_from)
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams
@@ -160,10 +167,11 @@ def by_rule(
     return Optimizer(init, update, default, domains=domains)
 
 
-def _checked(moved: Any, keeps: Sequence[str]) -> Moved:
-    if isinstance(moved, tuple) and len(moved) == 2 and isinstance(moved[1], dict) and moved[1].keys() == set(keeps):
-        return moved
+def _is_move(moved: Any, names: frozenset[str]) -> bool:
+    return isinstance(moved, tuple) and len(moved) == 2 and isinstance(moved[1], dict) and moved[1].keys() == names
 
+
+def _refused(moved: Any, keeps: Sequence[str]) -> NoReturn:
     def form(x: Any) -> str:
         return f"a dict of {sorted(map(str, x))}" if isinstance(x, dict) else type(x).__name__
 

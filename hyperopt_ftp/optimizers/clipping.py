@@ -12,7 +12,8 @@ from .. import tree
 from ..calls import explained
 from ..hparams import Domain, to_tensors
 from ..types import Number, Optimizer, StateT
-from .leafwise import check_grads, each_gradient, safe_sqrt
+from .arithmetic import safe_sqrt
+from .leafwise import check_grads, each_gradient
 from .on_gradients import on_gradients
 
 _LEAST_NORM = 1e-3  # of weights, in adaptive clipping: a unit that starts at zero could never leave it

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import tree
-from ..hparams import as_tensor, is_scalar
+from ..hparams import is_scalar
 
 #: How a pure optimizer is called, for those who expect a class of torch.optim.
 NO_PARAMS = (
@@ -19,7 +19,7 @@ NO_PARAMS = (
 )
 
 #: Entries up to which a tensor is computed together with others: an operation's own cost outweighs a copy there.
-_SMALL = 8192
+_SMALL = 2048
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -67,14 +67,19 @@ def _one(
     p, g, *moments = row
     w = tree.working(p)
     try:
-        new, *state = rule(w, _cast(g, w.dtype), *moments, *numbers)
+        moved = rule(w, _cast(g, w.dtype), *moments, *numbers)
     except RuntimeError as error:
         if "must match the size" in str(error):  # torch's word for shapes that do not go together
             raise _misfit(p, moments) from error
         raise
-    if new.shape != p.shape or any(x.shape != old.shape for x, old in zip(state, moments, strict=True)):
-        raise _misfit(p, moments, (new, *state))
-    return (_cast(new, p.dtype), *[_cast(x, w.dtype) for x in state])
+    found: list[Tensor] = []
+    for x, old in zip(moved, (p, *moments), strict=True):
+        if x.shape != old.shape:
+            raise _misfit(p, moments, moved)
+        x = _cast(x, w.dtype if found else p.dtype)
+        # What a rule returns may be what it was given: what comes back can be saved, or changed in place, by itself.
+        found.append(x.clone() if any(x is other for other in (*row, *found)) else x)
+    return (*found,)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -248,19 +253,3 @@ def check_state(kind: type, state: Any) -> None:
 def no_steps() -> Tensor:
     """Number of updates done; a tensor, so that a compiled or vmapped update does not depend on a Python number."""
     return torch.zeros((), dtype=torch.int64)
-
-
-def plus(x: Tensor, number: Any, y: Tensor) -> Tensor:
-    """``x + number * y``; ``x`` itself where the number is a Python one and 0."""
-    return x if not isinstance(number, Tensor) and number == 0 else x + number * y
-
-
-def gated(number: Any, condition: Any) -> Any:
-    """``number`` where the condition holds, else 0; a number that is tracked stays in the graph."""
-    return (as_tensor(number) if isinstance(condition, Tensor) else number) * condition  # else it would be a float32
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is defined as 0, so that a dead unit does not turn hypergradients into NaN."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())

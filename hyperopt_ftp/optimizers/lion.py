@@ -10,8 +10,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus
+from .leafwise import NO_PARAMS, check_lr
 
 
 class LionState(NamedTuple):
@@ -55,7 +56,7 @@ def lion(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
         (b1, b2), m = h["betas"], s["exp_avg"]
-        u = torch.sign(b1 * m + (1 - b1) * g)
-        return w - h["lr"] * plus(u, h["weight_decay"], w), {"exp_avg": b2 * m + (1 - b2) * g}
+        u = torch.sign(blend(b1, m, g))
+        return minus(w, h["lr"], plus(u, h["weight_decay"], w)), {"exp_avg": blend(b2, m, g)}
 
     return by_rule(rule, LionState, default, ("exp_avg",), maximize=maximize, plain=True)

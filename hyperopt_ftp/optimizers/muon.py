@@ -12,8 +12,9 @@ from .. import tree
 from ..calls import check_choice, check_count, check_flag, explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import AdjustLR, HParam, Optimizer
+from .arithmetic import at_least, blend, minus, plus, root, shrunk
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {
     **domains_of(("lr", "weight_decay", "momentum", "eps")),
@@ -94,13 +95,15 @@ def muon(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
         (n, m), lr, mu = w.shape, h["lr"], h["momentum"]
-        b = mu * s["momentum_buffer"] + (1 - mu) * g
-        x = mu * b + (1 - mu) * g if nesterov else b
+        b = blend(mu, s["momentum_buffer"], g)
+        x = blend(mu, b, g) if nesterov else b
         x = _orthogonalized(x, h["ns_coefficients"], h["eps"], ns_steps, ns_dtype)
         scale = 0.2 * max(n, m) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1, n / max(m, 1)) ** 0.5
-        return w - lr * h["weight_decay"] * w - lr * scale * x, {"momentum_buffer": b}
+        return minus(shrunk(w, lr, h["weight_decay"]), lr * scale, x), {"momentum_buffer": b}
 
-    opt = by_rule(rule, MuonState, default, ("momentum_buffer",), domains=_DOMAINS, maximize=maximize, whole=True)
+    opt = by_rule(
+        rule, MuonState, default, ("momentum_buffer",), domains=_DOMAINS, maximize=maximize, whole=True, plain=True
+    )
 
     def init(params: Any, hparams: Any = None) -> MuonState:
         state = opt.init(params, hparams)
@@ -129,8 +132,8 @@ def _orthogonalized(
         return x if dtype is None else tree.working(x.to(dtype))
 
     x = rounded(x.mT if tall else x)
-    x = rounded(x / torch.maximum(rounded(safe_sqrt((x * x).sum())), eps))
+    x = rounded(x / at_least(rounded(root((x * x).sum())), eps))
     for _ in range(steps):
         gram = rounded(x @ x.mT)
-        x = rounded(a * x + rounded(b * gram + c * (gram @ gram)) @ x)
+        x = rounded(plus(rounded(plus(b * gram, c, gram @ gram)) @ x, a, x))
     return (x.mT if tall else x).to(precision)

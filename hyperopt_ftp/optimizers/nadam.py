@@ -11,8 +11,9 @@ from torch import Tensor
 from ..calls import check_flag, explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus, root, shrunk
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _DOMAINS = {
     **domains_of(("lr", "betas", "eps", "weight_decay")),
@@ -75,14 +76,14 @@ def nadam(
     def first(w: Tensor, h: Numbers) -> Entries:
         return {"mu_product": torch.ones_like(h["betas"][0] * h["momentum_decay"])}
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
-        w, g = (plus(w, -lr * decay, w), g) if decoupled_weight_decay else (w, plus(g, decay, w))
+        w, g = (shrunk(w, lr, decay), g) if decoupled_weight_decay else (w, plus(g, decay, w))
         now, after = (b1 * (1 - 0.5 * 0.96 ** (n * h["momentum_decay"])) for n in (t, t + 1))
         product = s["mu_product"] * now
-        m, v = b1 * s["exp_avg"] + (1 - b1) * g, b2 * s["exp_avg_sq"] + (1 - b2) * g * g
-        nesterov = (1 - now) / (1 - product) * g + after / (1 - product * after) * m
-        w = w - lr * nesterov / (safe_sqrt(v / (1 - b2**t)) + h["eps"])
+        m, v = blend(b1, s["exp_avg"], g), blend(b2, s["exp_avg_sq"], g * g)
+        nesterov = plus((1 - now) / (1 - product) * g, after / (1 - product * after), m)
+        w = minus(w, lr, nesterov, root(v / (1 - b2**t)) + h["eps"])
         return w, {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}
 
     keeps = ("exp_avg", "exp_avg_sq", "mu_product")

@@ -13,7 +13,8 @@ from ..calls import explained
 from ..dtensors import like, whole
 from ..hparams import Domain, check_zero_d, to_tensors
 from ..types import Number, Optimizer
-from .leafwise import check_grads, check_state, no_steps, safe_sqrt
+from .arithmetic import safe_sqrt
+from .leafwise import check_grads, check_state, no_steps
 from .wrap import wrapped
 
 _WORD = 0xFFFFFFFF

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..calls import check_flag, explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus, root, shrunk, where
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 
 class RAdamState(NamedTuple):
@@ -67,23 +67,23 @@ def radam(
     check_flag("decoupled_weight_decay", decoupled_weight_decay)
     default = to_tensors(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         lr, (b1, b2), decay = h["lr"], h["betas"], h["weight_decay"]
-        w, g = (w - lr * decay * w, g) if decoupled_weight_decay else (w, g + decay * w)
-        m, v = b1 * s["exp_avg"] + (1 - b1) * g, b2 * s["exp_avg_sq"] + (1 - b2) * g * g
-        scale = _rectified(b2, t, safe_sqrt(v) + h["eps"])
-        return w - lr * (m / (1 - b1**t)) * scale, {"exp_avg": m, "exp_avg_sq": v}
+        w, g = (shrunk(w, lr, decay), g) if decoupled_weight_decay else (w, plus(g, decay, w))
+        m, v = blend(b1, s["exp_avg"], g), blend(b2, s["exp_avg_sq"], g * g)
+        scale = _rectified(b2, t, root(v) + h["eps"])
+        return minus(w, lr / (1 - b1**t), m * scale), {"exp_avg": m, "exp_avg_sq": v}
 
-    return by_rule(rule, RAdamState, default, ("exp_avg", "exp_avg_sq"), maximize=maximize)
+    return by_rule(rule, RAdamState, default, ("exp_avg", "exp_avg_sq"), maximize=maximize, plain=True)
 
 
-def _rectified(b2: Tensor, t: Tensor, root: Tensor) -> Tensor:
-    """What the first moment is multiplied by: 1, or the rectified ``1 / root``."""
+def _rectified(b2: Any, t: Any, bottom: Tensor) -> Any:
+    """What the first moment is multiplied by: 1, or the rectified ``1 / bottom``."""
     unbiased = 1 - b2**t
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * t * b2**t / unbiased
     long = rho > 5
     # Elsewhere the formula gets numbers at which its derivative is finite.
-    rho, rho_inf, root = torch.where(long, rho, 6.0), torch.where(long, rho_inf, 6.0), torch.where(long, root, 1.0)
-    r = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)).sqrt()
-    return torch.where(long, r * unbiased.sqrt() / root, 1.0)
+    rho, rho_inf, bottom = where(long, rho, 6.0), where(long, rho_inf, 6.0), where(long, bottom, 1.0)
+    r = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
+    return where(long, r * unbiased**0.5 / bottom, 1.0)

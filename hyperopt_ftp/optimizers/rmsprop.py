@@ -9,8 +9,9 @@ from torch import Tensor
 from ..calls import check_flag, explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus, root
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 
 class RMSpropState(NamedTuple):
@@ -66,14 +67,14 @@ def rmsprop(
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
         g, alpha, mu = plus(g, h["weight_decay"], w), h["alpha"], h["momentum"]
-        new = {"square_avg": alpha * s["square_avg"] + (1 - alpha) * g * g}
-        variance = new["square_avg"]
+        variance = blend(alpha, s["square_avg"], g * g)
+        new = {"square_avg": variance}
         if centered:
-            new["grad_avg"] = a = alpha * s["grad_avg"] + (1 - alpha) * g
-            variance = variance - a * a
-        step = g / (safe_sqrt(variance) + h["eps"])
+            new["grad_avg"] = a = blend(alpha, s["grad_avg"], g)
+            variance = minus(variance, a, a)
+        step = g / (root(variance) + h["eps"])
         new["momentum_buffer"] = b = plus(step, mu, s["momentum_buffer"])
-        return w - h["lr"] * (plus(step, mu, b) if nesterov else b), new
+        return minus(w, h["lr"], plus(step, mu, b) if nesterov else b), new
 
     keeps = ("square_avg", "momentum_buffer", *(("grad_avg",) if centered else ()))
     return by_rule(rule, RMSpropState, default, keeps, maximize=maximize, plain=True)

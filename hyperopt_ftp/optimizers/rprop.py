@@ -12,6 +12,7 @@ from .. import tree
 from ..calls import explained
 from ..hparams import DOMAINS, Domain, check_number, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import at_least, at_most, minus
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
@@ -81,14 +82,14 @@ def rprop(
     def first(w: Tensor, h: Numbers) -> Entries:
         return {"step_size": torch.zeros_like(w) + h["lr"]}
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         (etaminus, etaplus), (low, high) = h["etas"], h["step_sizes"]
         same, size = g * s["prev"], s["step_size"]
         size = torch.where(same > 0, size * etaplus, torch.where(same < 0, size * etaminus, size))
-        size = size.clamp(low.to(size.device), high.to(size.device))  # bounds in tensors have to be where size is
+        size = at_most(at_least(size, low), high)
         g = torch.where(same < 0, 0.0, g)
-        return w - size * g.sign(), {"prev": g, "step_size": size}
+        return minus(w, size, g.sign()), {"prev": g, "step_size": size}
 
     return by_rule(
-        rule, RpropState, default, ("prev", "step_size"), first=first, domains=_DOMAINS, maximize=maximize
-    )  # fmt: skip
+        rule, RpropState, default, ("prev", "step_size"), first=first, domains=_DOMAINS, maximize=maximize, plain=True
+    )

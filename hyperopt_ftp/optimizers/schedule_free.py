@@ -11,8 +11,9 @@ from torch import Tensor
 from ..calls import check_count, explained
 from ..hparams import Domain, domains_of, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import at_most, blend, minus, plus, root, toward
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, safe_sqrt
+from .leafwise import NO_PARAMS, check_lr
 
 _WEIGHTS = {
     "r": Domain(0.0, math.inf, open_high=True),
@@ -95,11 +96,11 @@ def schedule_free_sgd(
         _SGD, lr=lr, momentum=momentum, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
     )
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        return _moved(g + h["weight_decay"] * w, h["momentum"], s, h, t, warmup_steps)
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
+        return _moved(plus(g, h["weight_decay"], w), h["momentum"], s, h, t, warmup_steps)
 
     keeps = ("z", "average", "weight_sum")
-    opt = by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize)
+    opt = by_rule(rule, ScheduleFreeSGDState, default, keeps, first=_first, domains=_SGD, maximize=maximize, plain=True)
     return opt._replace(weights_in_state=True)
 
 
@@ -142,15 +143,17 @@ def schedule_free_adamw(
         _ADAMW, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, r=r, weight_lr_power=weight_lr_power
     )
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
         b1, b2 = h["betas"]
-        v = b2 * s["exp_avg_sq"] + (1 - b2) * g * g
-        u = g / (safe_sqrt(v / (1 - b2**t)) + h["eps"]) + h["weight_decay"] * w
+        v = blend(b2, s["exp_avg_sq"], g * g)
+        u = plus(g / (root(v / (1 - b2**t)) + h["eps"]), h["weight_decay"], w)
         w, new = _moved(u, b1, s, h, t, warmup_steps)
         return w, {**new, "exp_avg_sq": v}
 
     keeps = ("z", "average", "weight_sum", "exp_avg_sq")
-    opt = by_rule(rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize)
+    opt = by_rule(
+        rule, ScheduleFreeAdamWState, default, keeps, first=_first, domains=_ADAMW, maximize=maximize, plain=True
+    )
     return opt._replace(weights_in_state=True)
 
 
@@ -163,12 +166,12 @@ def _first(w: Tensor, h: Numbers) -> Entries:
     }
 
 
-def _moved(u: Tensor, beta: Tensor, s: Entries, h: Numbers, t: Tensor, warmup_steps: int) -> Moved:
+def _moved(u: Tensor, beta: Any, s: Entries, h: Numbers, t: Any, warmup_steps: int) -> Moved:
     """New y, and the state, after a step of z against ``u``."""
-    gamma = h["lr"] * (t.double() / warmup_steps).clamp(max=1.0) if warmup_steps else h["lr"]
+    gamma = h["lr"] * at_most(t / warmup_steps, 1.0) if warmup_steps else h["lr"]
     weight = t ** h["r"] * gamma ** h["weight_lr_power"]
     total = s["weight_sum"] + weight
     share = weight / torch.where(total == 0, 1.0, total)  # 0 where lr has been 0 so far
-    z = s["z"] - gamma * u
-    x = s["average"] + share * (z - s["average"])
-    return (1 - beta) * z + beta * x, {"z": z, "average": x, "weight_sum": total}
+    z = minus(s["z"], gamma, u)
+    x = toward(s["average"], share, z)
+    return blend(beta, x, z), {"z": z, "average": x, "weight_sum": total}

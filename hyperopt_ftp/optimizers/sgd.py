@@ -10,8 +10,9 @@ from .. import tree
 from ..calls import check_flag, explained
 from ..hparams import concrete, to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import is_zero, minus, plus, times, where
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, gated, plus
+from .leafwise import NO_PARAMS, check_lr
 
 
 class SGDState(NamedTuple):
@@ -63,11 +64,12 @@ def sgd(
     default = to_tensors(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     check_nesterov(momentum, dampening, nesterov)
 
-    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Tensor) -> Moved:
-        g, mu = plus(g, h["weight_decay"], w), h["momentum"]
-        tau = gated(h["dampening"], (mu != 0) & (t > 1))
-        b = plus((1 - tau) * g, gated(mu, t > 1), s["momentum_buffer"])
-        return w - h["lr"] * (plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
+    def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: Any) -> Moved:
+        g, mu, tau = plus(g, h["weight_decay"], w), h["momentum"], h["dampening"]
+        if not is_zero(tau):
+            tau = where((mu != 0) & (t > 1), tau, 0.0)
+        b = plus(times(1 - tau, g), mu, s["momentum_buffer"])  # which is 0 at the first step
+        return minus(w, h["lr"], plus(g, mu, b) if nesterov else b), {"momentum_buffer": b}
 
     return by_rule(rule, SGDState, default, ("momentum_buffer",), maximize=maximize, join_from=5, plain=True)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import to_tensors
 from ..types import HParam, Optimizer
+from .arithmetic import blend, minus, plus
 from .by_rule import Entries, Moved, Numbers, by_rule
-from .leafwise import NO_PARAMS, check_lr, plus
+from .leafwise import NO_PARAMS, check_lr
 
 
 class SignumState(NamedTuple):
@@ -53,7 +54,7 @@ def signum(
     default = to_tensors(lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def rule(w: Tensor, g: Tensor, s: Entries, h: Numbers, t: None) -> Moved:
-        m = h["momentum"] * s["exp_avg"] + (1 - h["momentum"]) * g
-        return w - h["lr"] * plus(torch.sign(m), h["weight_decay"], w), {"exp_avg": m}
+        m = blend(h["momentum"], s["exp_avg"], g)
+        return minus(w, h["lr"], plus(torch.sign(m), h["weight_decay"], w)), {"exp_avg": m}
 
     return by_rule(rule, SignumState, default, ("exp_avg",), maximize=maximize, plain=True)

@@ -45,6 +45,8 @@ class Unread(Tensor):
     ) -> Any:
         """``func``, where it does not need to know ``W``."""
         name, kwargs = _name(func), kwargs or {}
+        if name in _WRITTEN_OUT and kwargs.keys() <= {"alpha", "value"} and (kwargs or name not in ("add", "sub")):
+            return _WRITTEN_OUT[name](*args, **kwargs)
         mine = [isinstance(x, Unread) for x in args]
         moved = [x.moved if isinstance(x, Unread) else x for x in args]
         if any(isinstance(x, Unread) for x in tree.leaves([kwargs, *moved])):  # in a keyword or a list
@@ -71,6 +73,14 @@ class Unread(Tensor):
                 return Unread.at(new, first.leaf)
         _refuse(name)
 
+
+#: What is several operations in one, in single ones.
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "add": lambda x, y, alpha: x + alpha * y,
+    "sub": lambda x, y, alpha: x - alpha * y,
+    "addcmul": lambda x, y, z, value=1: x + value * (y * z),
+    "addcdiv": lambda x, y, z, value=1: x + value * (y / z),
+}
 
 #: Operations that give ``W`` plus something: their names, and which arguments are ``Unread``.
 _MOVES = (

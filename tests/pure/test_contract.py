@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import testing, tree
+from hyperopt_ftp.hparams import as_numbers
+from hyperopt_ftp.optimizers.by_rule import entry_rule
 
 from ..support.cases import BASES, CASES, COMBINED, Case
 from ..support.problems import batches, central_differences, entries, largest_difference, loss, start, train
@@ -186,6 +188,66 @@ def test_leaves_make_their_steps_alone(case: Case):
     assert len(set(storages)) == len(storages)  # each can be saved, or written into, by itself
 
 
+@pytest.mark.parametrize("case", [c for c in BASES if not c.whole], ids=str)
+def test_one_vector_and_its_parts_move_alike_bit_for_bit(case: Case):
+    """Values and their derivatives in the first weights; the derivatives in a number are sums in another order."""
+    opt, sizes = case.build(), [5, 1, 12, 31]
+    own: Any = entry_rule(opt.update)
+    total, steps = sum(sizes), max(case.steps, 4)
+    begin, slope, *shifts = torch.randn(steps + 2, total, dtype=F64)
+
+    def end(cut: Callable[[Tensor], list[Tensor]], run: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        """``run`` of each part, with what makes its gradients."""
+        w, lr = begin.clone().requires_grad_(), opt.hparams["lr"].clone().requires_grad_()
+        columns = zip(*map(cut, (w, slope, *shifts)), strict=True)
+        new = torch.cat([run({**opt.hparams, "lr": lr}, part, a, b) for part, a, *b in columns])
+        return new.detach(), *torch.autograd.grad(new.square().sum(), (w, lr))
+
+    def by_updates(hparams: Any, w: Tensor, a: Tensor, b: list[Tensor]) -> Tensor:
+        state = opt.init(w, hparams)
+        for x in b:
+            w, state = opt.update(a * w - x, state, w, hparams)
+        return w
+
+    def by_the_rule(hparams: Any, w: Tensor, a: Tensor, b: list[Tensor]) -> Tensor:
+        s, h = {name: torch.zeros_like(w) for name in own.keeps}, own.by_name(as_numbers(own.flat(hparams)))
+        for t, x in enumerate(b, start=1):
+            w, s = own.rule(w, a * w - x, s, h, t if own.counted else None)
+        return w
+
+    whole, parts = lambda x: [x], lambda x: list(x.split(sizes))
+    want = end(whole, by_updates)
+    for cut, run in ((parts, by_updates), *(((whole, by_the_rule), (parts, by_the_rule)) if own else ())):
+        got = end(cut, run)
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+        # Sums of 49 terms of three steps.
+        torch.testing.assert_close(got[2], want[2], rtol=1e-13, atol=1e-13)
+
+
+@every_base
+@pytest.mark.parametrize("zero", [False, True])
+def test_what_comes_back_shares_no_memory(case: Case, zero: bool):
+    """With what was given, or with each other: also where numbers are 0, and a rule hands on what it got."""
+    opt = case.build()
+    domains = {name: opt.domains[name] for name in opt.hparams}
+    off = [name for name, domain in domains.items() if zero and domain.holds(0.0) and name not in ("lr", "d", "etas")]
+    h = {name: tree.map_tree(lambda x, name=name: 0 * x if name in off else x, x) for name, x in opt.hparams.items()}
+
+    def memory(*trees: Any) -> list[int]:
+        return [x.untyped_storage().data_ptr() for x in tree.leaves(trees) if x.is_floating_point() and x.numel()]
+
+    for params in (start(), start()["w"]):
+        state = opt.init(params, h)
+        for _ in range(4):
+            grads = tree.map_tree(torch.randn_like, params)
+            new = opt.update(grads, state, params, h)
+            mine = memory(new)
+            assert len({*mine}) == len(mine)
+            assert not {*mine} & {*memory(grads, state, params)}
+            params, state = new
+
+
 class Roots(TorchDispatchMode):
     """Counts square roots: an update of Adam has one for each tensor that it computes."""
 
@@ -272,6 +334,31 @@ def test_a_dead_unit_gives_a_zero_hypergradient_and_not_nan():
             return p["w"].sum()
 
         assert all(x.isfinite() for x in tree.leaves(torch.func.grad(outer)(opt.hparams)))
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", [c for c in BASES if "eps" in c.kwargs and "eps" not in c.own], ids=str)
+def test_a_dead_unit_has_finite_second_derivatives_also_without_eps(case: Case, dtype: torch.dtype):
+    """Of one that was always dead, and of one that died after a first step."""
+    if case.make is hft.adamax or case.whole:
+        pytest.skip("it divides by a largest gradient" if case.make is hft.adamax else "eps is a pair")
+    opt = case.make(**{**case.kwargs, "eps": 0.0, "weight_decay": 0.0})
+    scales = torch.tensor([0.0, 1.0], dtype=dtype)
+
+    def end(hparams: Any, w: Tensor) -> Tensor:
+        state = opt.init(w, hparams)
+        for t in range(3):
+            w, state = opt.update(scales * (w if t == 0 else 0.0 * w), state, w, hparams)
+        return w.square().sum()
+
+    first = torch.func.grad(end, argnums=(0, 1))
+
+    def slopes(hparams: Any, w: Tensor) -> Any:
+        return sum(x.sum() for x in tree.leaves(first(hparams, w)))
+
+    second = torch.func.grad(slopes, argnums=(0, 1))
+    for f in (first, second):
+        assert all(x.isfinite().all() for x in tree.leaves(f(opt.hparams, torch.ones(2, dtype=dtype))))
 
 
 def test_eps_root_enters_the_root():

@@ -14,6 +14,7 @@ import torchopt
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.optimizers.by_rule import entry_rule
 
 from ..support.problems import batches, central_differences, loss, start, train
 
@@ -109,6 +110,14 @@ def test_derivatives_are_finite_without_eps(opt: hft.Optimizer, steps: int, grad
         return p.sum()
 
     assert all(x.isfinite() for x in tree.leaves(torch.func.grad(run)(opt.hparams)))
+
+
+def test_the_first_update_of_adopt_has_finite_derivatives_where_its_number_is_traced():
+    """The gradient over eps^2 is infinite, and not used."""
+    opt, w = hft.adopt(), torch.ones(2, dtype=F64)
+    rule, s = entry_rule(opt.update).rule, {"exp_avg": 0 * w, "exp_avg_sq": 0 * w}  # pyright: ignore[reportOptionalMemberAccess]
+    slope = torch.func.grad(lambda eps: rule(w, 1e10 * w, s, {**opt.hparams, "eps": eps}, f64(1.0))[0].sum())
+    assert slope(f64(1e-153)) == 0
 
 
 def test_radam_with_and_without_rectification_in_one_vmap():

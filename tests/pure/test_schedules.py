@@ -283,7 +283,7 @@ def test_what_is_scaled_may_hold_several_numbers():
     layered = hft.scheduled(hft.sgd(lr={"w": 0.1, "b": 0.2}), lr=schedules.constant(0.5))
     new, _ = layered.update(g, layered.init(params), params)
     for name, lr in (("w", 0.1), ("b", 0.2)):
-        assert torch.equal(new[name], params[name] - 0.5 * f64(lr) * g[name])
+        assert torch.equal(new[name], torch.sub(params[name], g[name], alpha=0.5 * lr))
     halved, plain = hft.scheduled(hft.adam(), betas=schedules.constant(0.5)), hft.adam(betas=(0.45, 0.4995))
     assert_same_training(halved, plain, batches(3))
 

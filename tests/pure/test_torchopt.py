@@ -145,7 +145,7 @@ SEEING = {
     "cautious_decay": (hft.cautious_decay(hft.sgd(lr=0.1), W0), "mul"),
     "digrap": (hft.digrap(hft.sgd(lr=0.1), W0), "mul"),
     "hyper": (hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.1), over="lr"), "the state"),
-    "torchopt": (hft.from_torchopt(torchopt.sgd, lr=0.1, weight_decay=0.1), "add"),
+    "torchopt": (hft.from_torchopt(torchopt.sgd, lr=0.1, weight_decay=0.1), "mul"),
 }
 
 

@@ -172,12 +172,15 @@ def trained(params: Any, data: Any, lr: Any, loss: Any = line, **options: Any) -
 
 @pytest.mark.parametrize("strategy", [*EXACT.values(), hft.Unroll(truncate=1), hft.ZeroOrder(2, 0.1)], ids=str)
 def test_values_are_those_of_the_plain_loop(strategy):
-    """Bit for bit, whether something requires grad or not; and without a graph where nothing does."""
+    """Bit for bit, whether something requires grad or not; and without a graph where nothing does.
+
+    A step is one operation of torch, which rounds once, as in torch.optim.SGD.
+    """
     w, losses = W.clone().requires_grad_(), []
     for x in DATA:
         loss = line(w, x)
         losses.append(loss.detach())
-        w = (w - 0.1 * torch.autograd.grad(loss, w)[0]).detach().requires_grad_()
+        w = torch.sub(w, torch.autograd.grad(loss, w)[0], alpha=0.1).detach().requires_grad_()
     for lr in (one(0.1), one(0.1, requires_grad=True)):
         run = trained(W, DATA, lr, strategy=strategy)
         assert torch.equal(run.params, w)
