@@ -195,7 +195,8 @@ def test_what_the_outer_loss_does_not_use_has_a_cotangent_without_memory():
 
         def pullback(self, problem: Any, inputs: Any, end: Any, cotangents: Any) -> Any:
             given.extend(tree.leaves(cotangents.state.exp_avg))
-            return TrainInputs({**dict.fromkeys(inputs.hparams), "lr": torch.ones_like(inputs.hparams["lr"])}, None, None)
+            nothing = tree.map_tree(lambda _: None, inputs.hparams)
+            return TrainInputs({**nothing, "lr": torch.ones_like(inputs.hparams["lr"])}, None, None)
 
     lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
     opt, w = hft.adam(), torch.ones(1000, dtype=F64)
