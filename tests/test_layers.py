@@ -71,6 +71,13 @@ def test_no_files_import_each_other_in_a_circle():
     list(TopologicalSorter(below).static_order())
 
 
+def test_compiled_steps_are_known_to_strategies_and_train_alone():
+    room = ["hyperopt_ftp", "hyper", "compiled"]
+    users = {path for path in FILES if any(name[:3] == room for name in imported(path))}
+    outside = {path.relative_to(PACKAGE / "hyper").as_posix() for path in users if path.parent.name != "compiled"}
+    assert outside == {"train.py", "strategies/unroll.py", "strategies/forward.py"}
+
+
 # Parts that run, compile or look at values; every other one is pure.
 RUNS = {
     "hyper",

@@ -17,6 +17,7 @@ from ..calls import callers_level, explained
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
+from .compiled.scan import why_not
 from .core.inputs import TrainInputs, TrainOutputs
 from .core.leaves import all_finite, is_float
 from .core.node import TrainJob, TrainNode
@@ -40,7 +41,6 @@ from .guards.arguments import (
 )
 from .guards.verified import Asked, verified
 from .strategies.unroll import Unroll
-from .unrolling.scan import why_not
 
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are

@@ -12,6 +12,7 @@ from ... import tree
 from ...calls import check_compile, check_count, explained
 from ...dtensors import is_dtensor, layout, replicated, whole
 from ...types import Compile, Params, State
+from ..compiled.steps import CompiledSteps, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
@@ -28,7 +29,6 @@ from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import Strategy
 from ..core.vjp import Linearized, pull, pull_rows
-from ..unrolling.compiled import CompiledSteps, compiled_loop
 
 
 @explained()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Params, State
+from ..compiled.steps import CompiledSteps, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
@@ -29,7 +30,6 @@ from ..core.strategy import Strategy
 from ..core.transforms import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable
 from ..unrolling.checkpoints import Checkpoints
-from ..unrolling.compiled import CompiledSteps, compiled_loop
 from ..unrolling.eager import EagerSteps
 from ..unrolling.probe import sizes_of
 from ..unrolling.schedules import Plan, points_of_every, points_of_tree, with_graphs
