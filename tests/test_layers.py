@@ -120,17 +120,22 @@ def test_no_test_file_imports_another():
                 assert not [part for part in parts if part.startswith("test_")], f"{path.relative_to(ROOT)}: {parts}"
 
 
-OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
+OPTIONAL = ["torchopt", "triton", "einops", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
 OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
+#: What takes long to import or define, and few need.
+HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hyperopt_ftp.kernels.custom_op"]
 INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
 
 @pytest.mark.parametrize(
     ("names", "absent"),
-    [(["hyperopt_ftp"], OPTIONAL), ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS)],
+    [
+        (["hyperopt_ftp"], OPTIONAL + HEAVY),
+        ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS),
+    ],
     ids=["package", "integrations"],
 )
-def test_an_import_imports_no_optional_library(names: list[str], absent: list[str]):
+def test_an_import_imports_nothing_optional_or_heavy(names: list[str], absent: list[str]):
     code = f"import sys, {', '.join(names)}; print([m for m in {absent} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

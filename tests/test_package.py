@@ -47,17 +47,17 @@ def test_it_has_the_package_and_nothing_else(unpacked):
     } == files
 
 
-def test_it_needs_torch_and_einops(unpacked):
+def test_it_needs_torch_alone(unpacked):
     (metadata,) = unpacked.glob("*.dist-info/METADATA")
     needs = Parser().parsestr(metadata.read_text()).get_all("Requires-Dist") or []
     plain = {re.match(r"[\w-]+", need)[0] for need in needs if "extra ==" not in need}  # pyright: ignore
-    assert plain == {"torch", "einops"}
+    assert plain == {"torch"}
 
 
 def test_the_readme_runs_with_no_extra_installed(unpacked, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) == 2
-    hidden = ("triton", "numba", "torchopt", "safetensors", "matplotlib", "rich", "timm", "transformers")
+    hidden = ("einops", "triton", "numba", "torchopt", "safetensors", "matplotlib", "rich", "timm", "transformers")
     code = [
         f"import sys; sys.modules.update(dict.fromkeys({hidden}))",
         *blocks,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from ..calls import check_choice
@@ -53,12 +52,17 @@ def row_norm(deviation: Tensor, norm: Norm = "mars") -> Tensor:
     tensor([7., 1.])
     """
     check_norm(norm)
-    to_rows = "row ... -> row" if norm == "mars" and deviation.ndim >= 2 else "... -> 1"
     if norm == "mars":
-        return reduce(deviation.abs(), to_rows, "sum") + FLOOR
-    square = reduce(deviation * deviation, to_rows, "sum")
+        return _sum_of_rows(deviation.abs(), norm) + FLOOR
+    square = _sum_of_rows(deviation * deviation, norm)
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt()) + FLOOR
+
+
+def _sum_of_rows(x: Tensor, norm: Norm) -> Tensor:
+    if norm == "mars" and x.ndim >= 2:
+        return x.sum(tuple(range(1, x.ndim)))
+    return x.sum(tuple(range(x.ndim))).reshape(1)
 
 
 def row_scale(radius: Tensor, norms: Tensor) -> Tensor:
