@@ -71,6 +71,13 @@ def test_no_files_import_each_other_in_a_circle():
     list(TopologicalSorter(below).static_order())
 
 
+def test_compiled_steps_are_known_to_two_strategies_alone():
+    room = ["hyperopt_ftp", "hyper", "compiled"]
+    users = {path for path in FILES if any(name[:3] == room for name in imported(path))}
+    outside = {path.relative_to(PACKAGE / "hyper").as_posix() for path in users if path.parent.name != "compiled"}
+    assert outside == {"strategies/unroll.py", "strategies/forward.py"}
+
+
 # Parts that run, compile or look at values; every other one is pure.
 RUNS = {
     "hyper",
@@ -115,15 +122,20 @@ def test_no_test_file_imports_another():
 
 OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
 OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
+#: What takes long to import or define, and few need.
+HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hyperopt_ftp.kernels.custom_op"]
 INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
 
 @pytest.mark.parametrize(
     ("names", "absent"),
-    [(["hyperopt_ftp"], OPTIONAL), ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS)],
+    [
+        (["hyperopt_ftp"], OPTIONAL + HEAVY),
+        ([f"hyperopt_ftp.integrations.{name}" for name in INTEGRATIONS], INTEGRATIONS),
+    ],
     ids=["package", "integrations"],
 )
-def test_an_import_imports_no_optional_library(names: list[str], absent: list[str]):
+def test_an_import_imports_nothing_optional_or_heavy(names: list[str], absent: list[str]):
     code = f"import sys, {', '.join(names)}; print([m for m in {absent} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,8 +1,4 @@
-"""The fused executions as torch custom ops, which torch.compile takes as they are: no graph break.
-
-Eager calls go straight to the launchers; the op only carries their arguments, as flat lists, through a compiled graph.
-An op that mutates has no derivative.
-"""
+"""The fused executions: where each runs, and how it goes through a graph that torch.compile captures."""
 
 from __future__ import annotations
 
@@ -16,9 +12,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, triton
-from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers, working_dtype
-
-_LAUNCHERS = {"fused_cpu": cpu, "triton": triton}
+from .layers import PLAIN, SGD, AdamW, Amp, Ball, Layers
 
 
 class Fused(NamedTuple):
@@ -48,18 +42,19 @@ class Fused(NamedTuple):
         self, what: str, layers: Layers, ball: Ball, amp: Amp, base: AdamW | SGD | None = None,
         packed: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        from .custom_op import run  # takes milliseconds to define
+
         tensor_lr = base.lr if base is not None and isinstance(base.lr, Tensor) else None
         numbers = [0.0 if isinstance(x, Tensor) else float(x) for x in (ball.radius_lr, ball.kappa, *(base or ()))]
         weights, grads, steps, anchors, *state, moments = layers
-        return _run(
+        return run(
             self.name, what, weights, grads, _apart(steps), _apart(anchors),
             [x for column in (*state, *moments) for x in _apart(column)], isinstance(base, AdamW), tensor_lr, packed,
             numbers, ball.norm, ball.exact, amp.maximize, amp.grad_scale, amp.found_inf,
         )  # fmt: skip
 
 
-FUSED = {name: Fused(name, launcher) for name, launcher in _LAUNCHERS.items()}
-
+FUSED = {"fused_cpu": Fused("fused_cpu", cpu), "triton": Fused("triton", triton)}
 
 #: The fused execution of a device, and the package it needs.
 BEST = {"cpu": ("fused_cpu", "numba"), "cuda": ("triton", "triton")}
@@ -112,31 +107,3 @@ def _rows_are_dense(p: Tensor) -> bool:
 def _apart(column: list[Tensor]) -> list[Tensor]:
     """An empty tensor for each that is absent: what an op changes must not be in its arguments twice."""
     return [x if x.numel() else torch.empty_like(x) for x in column]
-
-
-@torch.library.custom_op("hyperopt_ftp::run", mutates_args=["weights", "steps", "state"])
-def _run(
-    execution: str, what: str, weights: list[Tensor], grads: list[Tensor], steps: list[Tensor], anchors: list[Tensor],
-    state: list[Tensor], adamw: bool, lr: Tensor | None, packed: Tensor | None, numbers: list[float], norm: str,
-    exact: bool, maximize: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """What a launcher's function ``what`` does; its radii, or nothing."""
-    columns = [state[i : i + len(weights)] for i in range(0, len(state), len(weights))]
-    layers = Layers._make([weights, grads, steps, anchors, *columns[:6], columns[6:]])
-    radius_lr, kappa, *rule = numbers
-    ball, amp = Ball(radius_lr, kappa, norm, exact), Amp(maximize, grad_scale, found_inf)
-    launcher = _LAUNCHERS[execution]
-    if what == "radii_":
-        return launcher.radii_(layers, ball, amp)
-    if packed is not None:
-        launcher.project_(layers, packed, ball)
-    else:
-        base = (AdamW if adamw else SGD)._make(rule)
-        launcher.step_(layers, base if lr is None else base._replace(lr=lr), ball, amp)
-    return weights[0].new_empty(0)
-
-
-@_run.register_fake
-def _(_execution, what, weights, *_rest) -> Tensor:
-    rows = len(weights) if what == "radii_" else 0
-    return weights[0].new_empty(rows, dtype=working_dtype(weights[0]) if rows else None)

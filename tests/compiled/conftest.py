@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hyperopt_ftp.hyper.unrolling import scan as scan_module
-from hyperopt_ftp.hyper.unrolling.compiled import CompiledSteps
-from hyperopt_ftp.hyper.unrolling.programs import program
+from hyperopt_ftp.hyper.compiled import scan as scan_module
+from hyperopt_ftp.hyper.compiled.programs import Program, program
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -21,19 +20,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The programs that have run, by name."""
     program.cache_clear()
-    ran: list[str] = []
-    for name in ("_run", "_back", "along"):
-        monkeypatch.setattr(CompiledSteps, name, spy(getattr(CompiledSteps, name), name, ran))
+    run, ran = Program.run, []
+
+    def counted(self: Any, *given: Any, **options: Any) -> Any:
+        ran.append(self._function.__name__)
+        return run(self, *given, **options)
+
+    monkeypatch.setattr(Program, "run", counted)
     yield ran
     torch._dynamo.reset()
-
-
-def spy(run: Any, name: str, ran: list[str]) -> Any:
-    def wrapped(*given: Any) -> Any:
-        ran.append(name)
-        return run(*given)
-
-    return wrapped
 
 
 @pytest.fixture

@@ -66,6 +66,16 @@ def test_the_strides_of_cotangents_compile_nothing_anew():
         outer(run.params["w"]).backward()
 
 
+@pytest.mark.filterwarnings("error:.*compiled again")
+def test_cotangents_that_are_one_tensor_compile_nothing_anew():
+    def near(p: Any, x: Tensor) -> Tensor:
+        return ((p[0] - x) ** 2).sum() + ((p[1] + x) ** 2).sum()
+
+    for outer in (lambda p: (p[0] * p[1]).sum(), lambda p: (p[0] + p[1]).square().sum()):
+        params = torch.ones(3, dtype=F64), torch.zeros(3, dtype=F64)
+        hft.hypergradient(hft.sgd(), near, outer, params, [torch.rand(3, dtype=F64)] * 2, "lr", strategy=COMPILED)
+
+
 def test_threads_share_a_program_and_leave_torch_as_it_was():
     want, stance, failed = slope(loss, DATA, hft.Unroll(checkpoint=1)), eval_frame._stance.stance, []
 

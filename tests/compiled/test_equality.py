@@ -17,7 +17,7 @@ from ..support.cases import CASES, Case
 from ..support.problems import batches, largest_difference, loss, start
 from .strategies import CHEAP, CLOSE, PAIRS, every_strategy
 
-RAN = {"unroll": {"_run": 1, "_back": 1}, "forward": {"along": 1}}  # once for all steps
+RAN = {"unroll": {"training": 1, "backward": 1}, "forward": {"tangent": 1}}  # once for all steps
 
 
 @every_strategy
@@ -112,4 +112,4 @@ def test_without_a_derivative_training_runs_by_the_program_too(name: str, progra
         hft.train(hft.adam(), loss, start(), batches(10), strategy=s) for s in (PAIRS[name][0](compile=CHEAP), None)
     )
     assert largest_difference(tuple(got), tuple(want)) <= CLOSE
-    assert Counter(programs) == {"_run": 2}  # of 5 steps each: their points are dropped
+    assert Counter(programs) == {"training": 2}  # of 5 steps each: their points are dropped

@@ -20,10 +20,10 @@ F64 = torch.float64
 @pytest.mark.parametrize(
     ("options", "runs"),
     [
-        ({"checkpoint": 3}, {"_run": 14, "_back": 7}),  # 20 steps in 7 stretches, each twice
-        ({"checkpoint": "sqrt"}, {"_run": 10, "_back": 5}),
-        ({}, {"_run": 1, "_back": 1}),
-        ({"truncate": 4}, {"_run": 3, "_back": 1}),  # 16 steps in 2 stretches
+        ({"checkpoint": 3}, {"training": 14, "backward": 7}),  # 20 steps in 7 segments, each twice
+        ({"checkpoint": "sqrt"}, {"training": 10, "backward": 5}),
+        ({}, {"training": 1, "backward": 1}),
+        ({"truncate": 4}, {"training": 3, "backward": 1}),  # 16 steps in 2 segments
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -31,7 +31,6 @@ class Variant(NamedTuple):
     over: tuple[str, ...]  # beside those of all
     by: Any
     strategy: Any
-    reads: str = "loader"  # what has the generator that shuffles
     breaks: bool = False
 
 
@@ -51,9 +50,9 @@ def on_a_schedule(anchor: dict[str, Tensor]) -> hft.Optimizer:
 torch_adam = functools.partial(torch.optim.Adam, lr=0.05)
 VARIANTS = {
     "unroll": Variant(in_balls, ("radius",), hft.adam(lr=0.05), hft.Unroll()),
-    "log": Variant(around_adam, ("radius_lr",), torch_adam, hft.Unroll(checkpoint="log"), reads="sampler"),
+    "log": Variant(around_adam, ("radius_lr",), torch_adam, hft.Unroll(checkpoint="log")),
     "truncate": Variant(on_a_schedule, ("lr_schedule.floor",), hft.adam(lr=0.05), hft.Unroll(truncate=2)),
-    "forward": Variant(in_balls, ("radius",), torch_adam, hft.Forward(), reads="batch sampler"),
+    "forward": Variant(in_balls, ("radius",), torch_adam, hft.Forward()),
     "skip": Variant(around_adam, ("radius_lr",), hft.adam(lr=0.05), hft.Unroll(), breaks=True),
 }  # fmt: skip
 
@@ -77,16 +76,6 @@ class Examples(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
         return self.x[i] + 0.01 * torch.randn(6), self.y[i], i
-
-
-def new_loader(reads: str, examples: Examples) -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    if reads == "loader":
-        return DataLoader(examples, BATCH, shuffle=True, generator=generator)
-    sampler = RandomSampler(examples, generator=generator)
-    if reads == "sampler":
-        return DataLoader(examples, BATCH, sampler=sampler)
-    return DataLoader(examples, batch_sampler=torch.utils.data.BatchSampler(sampler, BATCH, drop_last=False))
 
 
 def forward(w: dict[str, Tensor], x: Tensor, drop: float) -> Tensor:
@@ -119,7 +108,7 @@ def new_records(variant: Variant, rounds: int, state: BilevelState | None = None
         train_loss,
         outer_loss,
         params,
-        new_loader(variant.reads, Examples(variant.breaks)),
+        DataLoader(Examples(variant.breaks), BATCH),
         held_out,
         inner_steps=STEPS,
         outer_steps=rounds,

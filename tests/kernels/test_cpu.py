@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hyperopt_ftp as hft
-from hyperopt_ftp.kernels import cpu, ops
+from hyperopt_ftp.kernels import cpu, custom_op, ops
 
 from ..support import processes
 from .problems import LR, SGD, AdamW, Case, run, tensors
@@ -194,7 +194,7 @@ def captured(monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setattr(ops, "_run", lambda *arguments: seen.append((torch.ops.hyperopt_ftp.run.default, arguments)))
+        patch.setattr(custom_op, "run", lambda *arguments: seen.append((torch.ops.hyperopt_ftp.run.default, arguments)))
         call()
     return seen[0]
 

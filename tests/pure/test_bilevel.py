@@ -1,4 +1,4 @@
-"""`bilevel`: params, batches and hparams of the loss outside, what a record holds, and loaders that go on."""
+"""`bilevel`: params, batches and hparams of the loss outside, what a record holds, and loaders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
@@ -16,7 +16,6 @@ from ..support.compare import same
 from ..support.hypergradients import (
     DATA,
     EXACT,
-    F64,
     HELD_OUT,
     SGD,
     call,
@@ -126,58 +125,43 @@ def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
 ROWS = torch.cat(batches(5))[:22]  # 5 batches of 5 and less
 
 
-LOADERS = {
+SHUFFLED = {
     "loader": lambda g: DataLoader(ROWS, 5, shuffle=True, generator=g),
     "sampler": lambda g: DataLoader(ROWS, 5, sampler=RandomSampler(ROWS, generator=g)),
-    "both": lambda g: DataLoader(ROWS, 5, sampler=RandomSampler(ROWS, generator=g), generator=g.clone_state()),
     "batch sampler": lambda g: DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS, generator=g), 5, False)),
+}
+IN_ORDER = {
+    "loader": lambda **options: DataLoader(ROWS, 5, **options),
+    "batch sampler": lambda **options: DataLoader(
+        ROWS, batch_sampler=BatchSampler(SequentialSampler(ROWS), 5, False), **options
+    ),
+    "one by one": lambda **options: DataLoader(torch.stack(batches(5)), batch_size=None, **options),
 }
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("make", IN_ORDER.values(), ids=IN_ORDER)
 @pytest.mark.parametrize("inner_steps", [2, 5])
-def test_a_shuffled_loader_resumes_bit_for_bit_at_any_round(make, inner_steps, shared):
-    """5 batches a pass: rounds of 2 end in the middle of one, rounds of 5 at its end."""
+def test_a_loader_in_order_resumes_bit_for_bit_at_any_round(make, inner_steps):
+    """5 batches a pass: rounds of 2 end in the middle of one, rounds of 5 at its end.
 
-    def run(seed, **options):
-        g = generator(seed)
-        read = {"train_batches": make(g), "outer_batches": make(g if shared else generator(seed + 1))}
-        return rounds(**read, inner_steps=inner_steps, outer_steps=6, **options)
-
-    records = run(11)
-    order = [r.value for r in records]
-    assert len(set(order)) == 6
-    for k in range(5):
-        # The new process has a generator of its own, wherever that stands.
-        again = run(99, state=through_a_file(records[k].state))
-        assert [r.value for r in again] == order[k + 1 :]
-        assert identical(again[-1].state, records[-1].state)
-
-
-@pytest.mark.parametrize("make", [LOADERS["loader"], LOADERS["sampler"]])
-def test_reading_again_leaves_the_default_generator_where_it_is(make):
-    """A loss with dropout, and examples with noise: both draw from it. A loader without a generator draws a seed."""
+    A loss with dropout and examples with noise draw from the default generator, and so does a loader, for a seed.
+    """
 
     def noisy(rows):
-        return torch.stack(rows) + 0.1 * torch.randn(len(rows), 3, dtype=F64)
+        x = torch.stack(rows) if isinstance(rows, list) else rows
+        return x + 0.1 * torch.randn_like(x)
 
-    def run(seed, **options):
-        read = make(generator(seed))
-        read.collate_fn = noisy
+    def run(**options):
         return hft.bilevel(
-            SGD, hft.sgd(lr=0.1), "lr", lambda p, x: loss(p, F.dropout(x, 0.3)), loss, start(), read, [HELD_OUT],
-            inner_steps=2, outer_steps=6, **options,
+            SGD, hft.sgd(lr=0.1), "lr", lambda p, x: loss(p, F.dropout(x, 0.3)), loss, start(), make(collate_fn=noisy),
+            make(), inner_steps=inner_steps, outer_steps=6, **options,
         )  # fmt: skip
 
-    records = [(record, torch.get_rng_state()) for record in run(11)]
+    records = [(record, torch.get_rng_state()) for record in run()]
+    assert len({record.value for record, _ in records}) == 6
     for record, rng in records[:-1]:
         torch.set_rng_state(rng)
-        again = list(run(99, state=through_a_file(record.state)))
+        again = list(run(state=through_a_file(record.state)))
         assert identical(again[-1].state, records[-1][0].state)
 
 
@@ -193,17 +177,17 @@ def test_loaders_are_started_anew():
     assert len(starts) == 3  # 6 batches, 2 a pass
 
 
-def test_a_loader_after_a_list_begins_with_a_warning():
-    """Its place in the pass is not in the state."""
-    first = rounds(train_batches=list(LOADERS["loader"](generator(11))), outer_batches=[HELD_OUT], outer_steps=2)
+@pytest.mark.parametrize("make", SHUFFLED.values(), ids=SHUFFLED)
+def test_a_shuffled_loader_begins_with_a_warning(make):
+    first = rounds(train_batches=make(None), outer_steps=2)[-1].state
 
     def call():
         return list(hft.bilevel(
-            SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), LOADERS["loader"](generator(11)), [HELD_OUT],
-            inner_steps=2, outer_steps=3, state=first[-1].state,
+            SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), make(torch.Generator()), DATA[:1],
+            inner_steps=2, outer_steps=3, state=first,
         ))  # fmt: skip
 
-    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass the same batches as") as seen:
+    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass a sequence") as seen:
         call()
     lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
     assert [w.filename for w in seen] == [__file__]

@@ -22,8 +22,8 @@ from ..hypergradient import check_floats, value_and_grad, warn_if_zero
 from ..towers import paths
 from ..towers.constraints import Constraints
 from ..train import checked
+from .batches import batches_from, is_sequence
 from .outer import pure_outer
-from .resumable_loader import ResumableLoader, is_sequence
 
 
 class BilevelState(NamedTuple):
@@ -34,7 +34,6 @@ class BilevelState(NamedTuple):
     inner: State  # the optimizer's
     tuned: dict[str, Any]  # current hyperparameters, by path
     outer: State  # the hyper-optimizer's; the state_dict of one of torch.optim
-    readers: dict[str, Tensor] = {}  # noqa: RUF012  # never written: where loaders with a generator are
 
 
 class Record(NamedTuple):
@@ -85,8 +84,7 @@ def bilevel(
         params: the starting point. With ``state`` only structure and shapes count, and what ``over`` leaves out of it
             (``over="params.head"``).
         train_batches, outer_batches: a sequence is repeated. Any other iterable (a loader) is restarted when it ends. A
-            resumed run continues at the same batch; with a loader, if that reads in order or shuffles with its own
-            ``torch.Generator``.
+            resumed run continues at the same batch of a sequence, or of a ``DataLoader`` that reads in order.
         inner_steps: K.
         outer_steps: number of outer steps in all, those of ``state`` included.
         constrain: maps by path, ``"clip"`` (default), ``"log"`` or ``"logit"``, as in :func:`hyper`.
@@ -107,7 +105,7 @@ def bilevel(
         ArithmeticError: as :class:`Implicit`.
 
     Warns:
-        UserWarning: as :func:`hypergradient`; a loader that is restarted on resume.
+        UserWarning: as :func:`hypergradient`; a loader that is read from its beginning on resume.
 
     >>> import torch, hyperopt_ftp as hft
     >>> def loss(p, x): return ((p - x) ** 2).sum()
@@ -173,12 +171,12 @@ class _Rounds:
         self, state: BilevelState, train_batches: Iterable[Any], outer_batches: Iterable[Any], outer_steps: int
     ) -> Iterator[Record]:
         done = int(state.step)
-        train = ResumableLoader("train_batches", train_batches, done * self.inner_steps, state.readers)
-        outer = ResumableLoader("outer_batches", outer_batches, done, state.readers)
+        train = batches_from(done * self.inner_steps, "train_batches", train_batches)
+        outer = batches_from(done, "outer_batches", outer_batches)
         for _ in range(done, outer_steps):
-            record = self._round(state, [train.next() for _ in range(self.inner_steps)], outer.next())
-            state = record.state._replace(readers=train.state() | outer.state())
-            yield record._replace(state=state)
+            record = self._round(state, [next(train) for _ in range(self.inner_steps)], next(outer))
+            state = record.state
+            yield record
 
     def _round(self, state: BilevelState, batches: list[Any], held_out: Any) -> Record:
         step = int(state.step) + 1

@@ -12,6 +12,7 @@ from ... import tree
 from ...calls import check_compile, check_count, explained
 from ...dtensors import is_dtensor, layout, replicated, whole
 from ...types import Compile, Params, State
+from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
@@ -30,7 +31,6 @@ from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import Costs, Strategy, few_steps
 from ..core.torch_private import under_transform
 from ..core.vjp import Linearized, pull, pull_rows
-from ..unrolling.compiled import CompiledSteps, compilable, compiled_loop
 
 
 @explained()

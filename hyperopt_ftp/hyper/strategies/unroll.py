@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...calls import check_compile, check_count, check_flag, explained
 from ...types import CheckpointEvery, Compile, Params, State
+from ..compiled.steps import CompiledSteps, compilable, compiled_loop
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import (
     OptionalTensors,
@@ -34,7 +35,6 @@ from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_ba
 from ..core.torch_private import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable, peak_of
 from ..unrolling.checkpoints import Checkpoints
-from ..unrolling.compiled import CompiledSteps, compilable, compiled_loop
 from ..unrolling.eager import EagerSteps, are_small
 from ..unrolling.probe import sizes_of
 from ..unrolling.schedules import Plan, backward_schedule, points_of_every, points_of_tree, with_graphs

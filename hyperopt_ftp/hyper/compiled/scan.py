@@ -23,10 +23,8 @@ FIRST = (2, 13)
 def why_not(compile: Compile, device: torch.device) -> str | None:
     """Why no program can be made here; ``None`` if nothing is known against it."""
     version = torch.__version__
-    if tuple(int(x) for x in version.split(".")[:2]) < FIRST:
+    if scan is None or tuple(int(x) for x in version.split(".")[:2]) < FIRST:
         return f"torch {version} cannot compile a loop of steps; {FIRST[0]}.{FIRST[1]} can"
-    if scan is None:
-        return f"torch {version} has no scan where it was in {FIRST[0]}.{FIRST[1]}"
     if compile is True and device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -42,9 +40,11 @@ def loop(
     body: Callable[[list[Tensor], Tensor], tuple[Sequence[Tensor], Sequence[Tensor]]],
     carry: Sequence[Tensor],
     rows: tuple[Tensor, Tensor],
+    reverse: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``carry, out = body(carry, k)`` for each k of the first row; the last carry, and all that came out, stacked.
 
+    ``reverse``: from the last k to the first; what came out is stacked in the order of the row.
     The second row holds an int64 seed for each k: where the program of :func:`compiled` has random numbers, they are
     functions of it.
     """
@@ -53,11 +53,11 @@ def loop(
         new, out = body(carry, row[0])
         return [_own(x) for x in new], [_own(x) for x in out]
 
-    return scan(one, [_own(x) for x in carry], rows)
+    return scan(one, [_own(x) for x in carry], rows, reverse=reverse)
 
 
-def entry(values: Any, k: Tensor) -> Any:
-    """Entry k of each tensor of a tree, in a body; not copied if all entries are the same."""
+def row_of(values: Any, k: Tensor) -> Any:
+    """Row k of each tensor of a tree, in a body; not copied if all rows are the same."""
 
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -67,13 +67,10 @@ def entry(values: Any, k: Tensor) -> Any:
     return tree.map_tree(one, values)
 
 
-def rows(steps: range, seeds: Tensor | None, place: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of the steps in stacked tensors, and their seeds, in the order of the loop."""
-    seeds = torch.zeros(len(steps), dtype=torch.int64) if seeds is None else seeds
-    places = torch.arange(len(steps))
-    if steps.step < 0:
-        places, seeds = places.flip(0), seeds.flip(0)
-    return stacked((places.to(place), seeds.to(place)))
+def rows(count: int, seeds: Tensor | None, place: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of the steps in stacked tensors, and their seeds."""
+    seeds = torch.zeros(count, dtype=torch.int64) if seeds is None else seeds
+    return stacked((torch.arange(count, device=place), seeds.to(place)))
 
 
 def stacked(values: Any) -> Any:

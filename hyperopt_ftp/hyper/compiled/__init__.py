@@ -1,0 +1,1 @@
+"""Steps as programs of torch.compile: what is traced, compiled and kept of them."""

@@ -1,0 +1,176 @@
+"""Programs of torch.compile, cached in the process; compilations and their reasons are reported."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ...calls import callers_level, shown
+from ...types import Compile
+from . import scan
+
+
+@functools.lru_cache(maxsize=64)
+def program(function: Callable[..., Any], backend: Compile, single: bool, *code: Any) -> Program:
+    """The cached program of a function, for arguments made of the same code.
+
+    ``single``: for one step, since torch takes a size of 1 for a constant.
+    """
+    return Program(function, backend)
+
+
+class Program:
+    """A function of (functions, point, batches, hparams, ..., rows), compiled at its first run.
+
+    Args:
+        function: reads nothing but its arguments, which torch checks in each call.
+        backend: ``True`` for inductor, or the name of one of torch.compile's backends.
+    """
+
+    def __init__(self, function: Callable[..., Any], backend: Compile) -> None:
+        self._function, self._backend = function, backend
+        self._what: str = f"{function.__name__} program"
+        self._lock = threading.RLock()
+        self._made_for: dict[str, str] = {}  # the last time that something was compiled
+        self._began: float | None = None  # when something was compiled in this call
+        self._begin()
+
+    def _begin(self) -> None:
+        # A code object of its own: torch counts recompilations, and looks for what fits, by code object.
+        own = types.FunctionType(self._function.__code__.replace(), self._function.__globals__)
+        self._compiled, self._draws = scan.compiled(own, self._backend, self._compiles)
+
+    def run(
+        self, given: tuple[Any, ...], steps: int, seeds: Tensor | None = None, look: Callable[[], Any] | None = None,
+        planned: bool = False,
+    ) -> tuple[Any, Tensor | None]:  # fmt: skip
+        """The function's value, and the seeds of its random numbers, if it has some.
+
+        Args:
+            given: the function's arguments except the last, which is made here: rows of the loop.
+            steps: their number.
+            seeds: of an earlier run. ``None``: drawn if needed, but not on the way back, which has no ``look``.
+            look: makes a step as it is written, for its errors, before the first compilation and after each other.
+            planned: a recompilation is expected, so nothing is said.
+        """
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        with self._lock:
+            if look and not self._made_for:
+                look()
+            if look and seeds is None and any(self._draws):
+                seeds = torch.randint(2**62, (steps,))
+            self._began = None
+            rows = scan.rows(steps, seeds, next(x.device for x in tree.leaves(given[1]) if isinstance(x, Tensor)))
+            try:
+                found = self._compiled(*given, rows)
+            except FailOnRecompileLimitHit:  # so many programs are kept of one code object, and no more
+                self._begin()
+                return self.run(given, steps, seeds, look, planned)
+            except (TorchDynamoException, InductorError) as error:
+                text = " ".join(str(error).rpartition("Got graph break/error:")[2].strip().split("\n\n")[:2])
+                raise RuntimeError(
+                    f"the {self._what} cannot be compiled: {text}\nWrite the training loss in operations of torch "
+                    "without branches on values and without random numbers of one's own (compile='eager' tells whether "
+                    "it is that, or a compiler that is missing), or leave out compile=True"
+                ) from error
+            if self._began is not None:
+                logging.getLogger("hyperopt_ftp").info(
+                    "compiled the %s in %.0f s", self._what, time.monotonic() - self._began
+                )
+                self._note(given, look, planned)
+            if look and seeds is None and any(self._draws):  # as has come out when it was compiled
+                return self.run(given, steps, None, look, planned)
+            return found, seeds
+
+    def _note(self, given: tuple[Any, ...], look: Callable[[], Any] | None, planned: bool) -> None:
+        """Keep what it was compiled for; the second time, look again and say what is another."""
+        was, self._made_for = self._made_for, dict(_described([*given[1], *given[2:]]))
+        if not was:
+            return
+        try:
+            if look:
+                look()
+        except BaseException:
+            self._made_for = {}  # else what is refused would run the next time, without a look
+            self._begin()
+            raise
+        if not planned:
+            text = f"the {self._what} was compiled again: {_difference(was, self._made_for)}"
+            warnings.warn(f"{text}. TORCH_LOGS=recompiles says more", UserWarning, stacklevel=callers_level())
+
+    def _compiles(self) -> None:
+        """Is called where torch.compile compiles."""
+        if self._began is None:  # torch may begin anew in one compilation
+            self._began = time.monotonic()
+            if not self._made_for:  # what is compiled anew has a warning
+                logging.getLogger("hyperopt_ftp").info(
+                    "compiling the %s: ten seconds to two minutes on a CPU, far longer for deep convolutional "
+                    "networks; once for this optimizer, loss and shapes, whatever the number of steps",
+                    self._what,
+                )
+
+
+def codes_of(value: Any, constants: bool = False, seen: set[int] | None = None) -> Iterator[Any]:
+    """The code of functions and of the functions that they close over.
+
+    ``constants``: also the numbers and strings that they close over, which choose between branches.
+    """
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts: Iterable[Any] = ()
+    if isinstance(value, tuple):
+        parts = value
+    elif isinstance(value, functools.partial):
+        parts = (value.func, *value.args)
+    elif isinstance(value, types.MethodType):
+        parts = (value.__func__,)
+    elif isinstance(value, types.FunctionType):
+        yield value.__code__
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # empty
+                yield from codes_of(cell.cell_contents, constants, seen)
+    elif callable(value):
+        yield type(value)
+    elif constants and isinstance(value, (bool, int, float, str)):
+        yield value
+    for part in parts:
+        yield from codes_of(part, constants, seen)
+
+
+def kind(x: Any) -> Any:
+    """Dtype, shape and device of a tensor, in words; anything else is its own kind."""
+    if not isinstance(x, Tensor):
+        return x
+    shape = f"of shape {tuple(x.shape)}"
+    if hasattr(x, "_dynamo_dynamic_indices"):
+        shape = f"{'the same' if x.stride(0) == 0 else 'one'} for each step, of shape {tuple(x.shape[1:])}"
+    return f"{str(x.dtype).removeprefix('torch.')} {shape} on {x.device}"
+
+
+def _described(parts: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """What a program depends on, by name, in words."""
+    for name, part in zip(("params", "state", "batches", "hparams", "what is asked for", "rows"), parts, strict=False):
+        for path, x in tree.named(part):
+            yield f"{name}.{path}" if path else name, kind(x) if isinstance(x, Tensor) else shown(x)
+
+
+def _difference(was: dict[str, str], now: dict[str, str]) -> str:
+    changes = [f"{name} is {x} and was {was.get(name, 'absent')}" for name, x in now.items() if x != was.get(name)]
+    changes += [f"{name} is absent" for name in was if name not in now]
+    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return "; ".join(changes[:3]) + more or "something that the training loss or the optimizer closes over is another"
