@@ -244,5 +244,6 @@ def test_the_prediction_is_made_from_the_first_step(caplog: Any):
     want = problem.hypergradient(PLAIN, None)
     caplog.set_level(logging.INFO, logger="hyperopt_ftp")
     peak, found = allocated(lambda: problem.hypergradient(AUTO, None))
-    assert_equal(found, want)
+    for a, b in zip(tree.leaves(found), tree.leaves(want), strict=True):  # one graph adds up in another order
+        torch.testing.assert_close(a, b, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
     assert int(caplog.messages[0].split()[-2]) < 0.7 * peak
