@@ -253,9 +253,8 @@ def as_numbers(values: Sequence[Any]) -> Sequence[Any]:
     These are not differentiated, nor under a transform. Where operations are traced, all stay as they are. What a rule
     computes of such numbers it computes in double precision, also of the number of a float32 tensor.
     """
-    modes = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, modes))
-    traced = traced or torch._ops._get_dispatch_mode_pre_dispatch(modes[1]) is not None
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _MODES))
+    traced = traced or torch._ops._get_dispatch_mode_pre_dispatch(_MODES[1]) is not None
     if traced or forward_ad._current_level >= 0:
         return values
     return [x.item() if _is_plain(x) else x for x in values]
@@ -264,5 +263,7 @@ def as_numbers(values: Sequence[Any]) -> Sequence[Any]:
 def _is_plain(x: Any) -> bool:
     return type(x) is Tensor and not x.ndim and not x.requires_grad and x.is_cpu and not is_wrapped(x)
 
+
+_MODES = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 
 is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]

@@ -112,6 +112,21 @@ def test_derivatives_are_finite_without_eps(opt: hft.Optimizer, steps: int, grad
     assert all(x.isfinite() for x in tree.leaves(torch.func.grad(run)(opt.hparams)))
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_adam_without_eps_is_torchs_and_leaves_a_dead_unit_where_it_is(dtype: torch.dtype):
+    """Where torch divides 0 by 0."""
+    opt, w = hft.adam(lr=0.1, eps=0.0), torch.ones(5, dtype=dtype)
+    p, state = torch.nn.Parameter(w.clone()), opt.init(w)
+    peer = torch.optim.Adam([p], lr=0.1, eps=0.0)
+    for _ in range(4):
+        p.grad = torch.randn(5, dtype=dtype) * torch.tensor([0, 1, 1, 1, 1], dtype=dtype)
+        peer.step()
+        w, state = opt.update(p.grad, state, w)
+    assert (w[0].item(), p[0].isnan().item()) == (1, True)
+    close = 32 * torch.finfo(dtype).eps  # a dozen roundings a step
+    torch.testing.assert_close(w[1:], p.detach()[1:], rtol=close, atol=close)
+
+
 def test_the_first_update_of_adopt_has_finite_derivatives_where_its_number_is_traced():
     """The gradient over eps^2 is infinite, and not used."""
     opt, w = hft.adopt(), torch.ones(2, dtype=F64)

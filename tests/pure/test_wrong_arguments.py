@@ -168,7 +168,9 @@ def test_tensors_that_stand_for_others_while_a_program_is_traced():
 
     with FakeTensorMode():
         assert run(torch.ones(2)).shape == (2,)
-    assert torch.equal(make_fx(run, tracing_mode="fake")(torch.ones(2))(torch.ones(2)), run(torch.ones(2)))
+    traced, plain = make_fx(run, tracing_mode="fake")(torch.ones(2))(torch.ones(2)), run(torch.ones(2))
+    # Numbers are tensors there, and a derivative is multiplied by them in another order: roundings of float32.
+    torch.testing.assert_close(traced, plain, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
     compiled = torch.compile(lambda w: hft.adam().init({"w": w}), fullgraph=True, backend="eager")
     assert compiled(torch.ones(2)).exp_avg["w"].shape == (2,)
 
