@@ -13,7 +13,7 @@ import torch
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
-from hyperopt_ftp.hyper import InnerProblem, Strategy, TrainInputs, TrainOutputs
+from hyperopt_ftp.hyper import InnerProblem, Strategy, TrainInputs, TrainOutputs, with_pullback
 
 from .digits import batches, digits, logits, loss, network
 
@@ -24,23 +24,26 @@ class Darts(Strategy):
 
     scale: float = 1e-2
 
-    def run(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, TrainInputs]:
+    def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         if len(inputs.batches) != 1:
             raise ValueError(f"Darts looks back one step, got {len(inputs.batches)} batches")
-        if any(tree.leaves(problem.needs_grad._replace(hparams={**problem.needs_grad.hparams, "loss": False}))):
+        others = tree.leaves(inputs._replace(hparams={**inputs.hparams, "loss": None}))
+        if any(isinstance(x, torch.Tensor) and x.requires_grad for x in others):
             raise ValueError("Darts has derivatives in hparams['loss'] only")
         if set(inputs.hparams) != {"lr", "momentum", "dampening", "weight_decay", "loss"} or inputs.hparams["momentum"]:
             raise ValueError("Darts is the derivative of a step of plain SGD")
-        return problem.loop(inputs), inputs
+        return with_pullback(self.pullback, problem, inputs)
 
-    def pullback(self, problem: InnerProblem, residual: TrainInputs, cotangents: TrainOutputs) -> TrainInputs:
-        (batch,), h, v = residual.batches, residual.hparams, cotangents.params
+    def pullback(
+        self, problem: InnerProblem, inputs: TrainInputs, end: TrainOutputs, cotangents: TrainOutputs
+    ) -> TrainInputs:
+        (batch,), h, v = inputs.batches, inputs.hparams, cotangents.params
         size = torch.stack([(x**2).sum() for x in tree.leaves(v)]).sum().sqrt()
         e = self.scale / torch.where(size == 0, 1.0, size)
 
         def slope(sign: int) -> Any:
             """The training loss's gradient in its hparams, a little way along v."""
-            shifted = tree.map_tree(lambda p, u: p + sign * e * u, residual.params, v)
+            shifted = tree.map_tree(lambda p, u: p + sign * e * u, inputs.params, v)
             return torch.func.grad(problem.train_loss, argnums=2)(shifted, batch, h["loss"])
 
         found = tree.map_tree(lambda a, b: -h["lr"] * (a - b) / (2 * e), slope(1), slope(-1))

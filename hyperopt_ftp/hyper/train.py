@@ -58,7 +58,8 @@ def train(
     Args:
         optimizer: a pure optimizer of the package.
         train_loss: ``train_loss(params, batch) -> scalar``, or ``train_loss(params, batch, hparams["loss"])`` if
-            ``hparams["loss"]`` is given. It must take every tensor that a derivative is asked for as an argument.
+            ``hparams["loss"]`` is given. What it closes over is differentiated too where autograd owns the graph (see
+            :class:`Unroll`).
         params: pytree of floating-point tensors, the starting point.
         batches: a list or tuple with one entry for each step, or a tensor whose first dimension counts the steps. Any
             other sequence is read entry by entry, more than once, and counts as constant.
@@ -77,8 +78,8 @@ def train(
         TypeError: an optimizer that is not pure, integer params, batches that are not a sequence, an unknown strategy,
             entries of ``hparams["loss"]`` that are not tensors.
         ValueError: no batches; a loss that is not a scalar, has no graph, or cannot take ``hparams["loss"]``; a loss
-            that closes over a tensor that requires grad, whose derivative would be lost; tensors on the meta device or
-            of inference mode; complex tensors, if a derivative is asked for.
+            that closes over a tensor that requires grad, where autograd does not own the graph, so that its derivative
+            would be lost; tensors on the meta device or of inference mode; complex tensors that require grad.
         RuntimeError: inference mode; errors of the strategy; in the backward pass, a tensor that was changed in place,
             or ``create_graph=True`` with a strategy that is not exact.
 

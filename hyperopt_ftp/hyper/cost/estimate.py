@@ -89,9 +89,9 @@ def estimate(
         Implicit(iterations)       K + 2              iterations + 2  2 (P + S) + G
         ZeroOrder(samples)         K (2 samples + 1)  0               2 samples (P + S + a gradient's activations)
 
-    The table shows the leading terms. The result itself is counted and measured: at most three steps are run, and the
-    bytes of their tensors are counted. The random state does not change. ``Unroll()`` is the first row if all graphs
-    are small, else the second.
+    The table shows the leading terms. The result itself is counted and measured: runs of at most three steps are made,
+    and the bytes of their tensors are counted. The random state does not change. ``Unroll()`` is the first row if all
+    graphs are small, else the second.
 
     **Models too large for this machine.** Put the params on the meta device, or use fake tensors
     (``torch._subclasses.FakeTensorMode``). Then nothing is computed. The params' device counts as an accelerator, so
@@ -102,7 +102,7 @@ def estimate(
             batches are used. For a loss by :func:`data_parallel`, only this process's part is run; other processes need
             not call.
         strategy: :class:`Unroll` (default), :class:`Forward`, :class:`Implicit` (all iterations are counted),
-            :class:`ZeroOrder`, or your own with a method ``costs``. Without ``compile``.
+            :class:`ZeroOrder`, or your own with a method ``costs(problem, inputs)``. Without ``compile``.
 
     Returns:
         An :class:`Estimate`.
@@ -121,7 +121,7 @@ def estimate(
     >>> batches = [torch.empty(64, 4096, device="meta")] * 100
     >>> found = hft.estimate(hft.adamw(), loss, params, batches, over="lr", strategy=hft.Unroll(checkpoint="sqrt"))
     >>> f"{found.memory / 2**30:.1f} GiB, {found.gradients} gradients, {found.products} products: {found.plan}"
-    '18.1 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
+    '17.8 GiB, 281 gradients, 99 products: the points of every n-th step, n = 10'
     """
     strategy = Unroll() if strategy is None else strategy
     check_strategy(strategy)

@@ -39,7 +39,8 @@ class Implicit(Strategy):
 
     For SGD, ``dF/dp = lr (H + weight_decay I)`` with the Hessian H of the training loss. A product with H costs two
     gradients; H is never formed. Memory is that of one step. The derivative is 0 in what does not move the fixed point:
-    lr, momentum, betas, the params and state at the start.
+    lr, momentum, betas, the params and state at the start. A second derivative, by ``torch.func``, takes the end for
+    the fixed point again; training is not repeated.
 
     Holding the state is right if params and hparams act on it through the gradient alone: SGD and Adam with momentum,
     with decay in the loss or coupled (``weight_decay`` of :func:`sgd` and :func:`adam`). It is wrong for decoupled
@@ -63,6 +64,7 @@ class Implicit(Strategy):
         ValueError: an unknown solver, iterations or batches below 1, damping or tolerance below 0, fewer steps than
             ``batches``, a derivative of the state at the end.
         ArithmeticError: the residual grows, so the result would be meaningless.
+        RuntimeError: a loss with random numbers of its own, since the last step is computed more than once.
 
     Warns:
         UserWarning: the solver stopped above the tolerance; training has not converged (the remaining steps would

@@ -59,8 +59,14 @@ class Unroll(Strategy):
     it begins. Then its gradient is computed again in the backward pass. Under a ``torch.func`` transform, and with
     ``create_graph=True``, all graphs are kept, and no option but ``truncate`` has an effect.
 
+    With ``checkpoint=False``, and by default while all graphs are kept, autograd owns them, as in a plain loop: what
+    the loss and the update close over is differentiated, and the loss may write in place (BatchNorm's statistics).
+    Elsewhere both are errors, since a derivative would be lost or a step would write twice; also with 16-bit params,
+    several processes, and losses that checkpoint activations.
+
     Args:
-        truncate: differentiate the last ``truncate`` steps only, from a constant point. ``None``: all steps.
+        truncate: differentiate the last ``truncate`` steps only. The point before them is a constant in derivatives of
+            every order. ``None``: all steps.
         checkpoint: what is kept. ``False``: all graphs, the fastest. n: the point of every n-th step; those between are
             recomputed. ``"sqrt"``: n = sqrt(K). ``"log"``: points in a tree of arity 4, for thousands of steps. With
             ``d = ceil(log_4 K)``, at most ``1 + 3 d`` points exist at once, and ``K (3 d / 4 - 1) + 1`` steps are
@@ -84,7 +90,7 @@ class Unroll(Strategy):
             says how much is needed); with ``compile``, float16 params, whose adjoints it does not scale, or batches of
             more than three shapes.
         RuntimeError: a step that cannot be compiled, such as one with a ``torch.autograd.Function``; ``compile`` under
-            autocast; a training loss that writes into tensors in place (BatchNorm's statistics), that differs when a
+            autocast; a training loss that writes in place where autograd does not own the graph, that differs when a
             step is recomputed, or that has no second derivative.
 
     Warns:
