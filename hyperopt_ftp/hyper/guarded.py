@@ -59,7 +59,8 @@ def _guarded(
     trusted = rule is not None and is_ours(rule)
     if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
         loss = GuardedLoss(local, SEEN, needs._replace(closed=False))
-        return replace(problem, train_loss=everywhere(loss))
+        guards = Guards(problem, SEEN, lambda f: f, None, loss.during_gradient, list)
+        return replace(problem, train_loss=everywhere(loss), guards=guards)
     batches = inputs.batches if isinstance(inputs.batches, (list, tuple)) else None
     verdict = verdict_on(local, None if trusted else update, needs, tree.leaves(inputs._replace(batches=batches)))
     loss = GuardedLoss(local, verdict, needs)

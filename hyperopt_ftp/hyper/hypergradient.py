@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -83,9 +84,7 @@ def hypergradient(
     {'lr': True, 'weight_decay': False}
     """
     found = value_and_grad(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
-    _warn_if_lost(found[0], found[1])
-    for name, grad in found[1].items():
-        warn_if_zero(name, grad)
+    warn_of(found[1], found[0])
     return found
 
 
@@ -180,24 +179,27 @@ def _check_shards(
         raise shards_differ(f"{by_values}, unlike Unroll,")
 
 
-def _warn_if_lost(value: Tensor, grads: dict[str, Any]) -> None:
-    for what, x in (("outer loss", value), *((f"hypergradient of {name!r}", grad) for name, grad in grads.items())):
-        parts = tree.leaves(x)
-        if all(map(concrete, parts)) and not all(map(all_finite, parts)):
+def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
+    """Warn of derivatives that are exactly 0, and of what is not finite, if the outer loss is given.
+
+    A sum tells most of it in one operation.
+    """
+    lost = [] if value is None or not concrete(value) or all_finite(value) else ["outer loss"]
+    for name, grad in grads.items():
+        parts = [x for x in tree.leaves(grad) if concrete(x)]
+        sums = [x.sum().item() for x in parts]
+        if not all(map(math.isfinite, sums)) and not all(map(all_finite, parts)):
+            lost.append(f"hypergradient of {name!r}")
+        if parts and not any(sums) and not any(bool(x.any()) for x in parts):
             warnings.warn(
-                f"the {what} is not finite, so training went wrong or cannot be differentiated there: look at the "
-                "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)",
+                f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
                 UserWarning,
                 stacklevel=callers_level(),
             )
-            return
-
-
-def warn_if_zero(name: str, grad: Any) -> None:
-    parts = tree.leaves(grad)
-    if parts and all(concrete(x) for x in parts) and all(bool((x == 0).all()) for x in parts):
+    if lost and value is not None:
         warnings.warn(
-            f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
+            f"the {lost[0]} is not finite, so training went wrong or cannot be differentiated there: look at the "
+            "losses of hft.train with the same arguments; take a smaller learning rate, or clip (hft.clipped)",
             UserWarning,
             stacklevel=callers_level(),
         )

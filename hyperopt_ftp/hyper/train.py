@@ -17,8 +17,8 @@ from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
 from .core.inputs import TrainInputs, TrainOutputs
 from .core.leaves import all_finite
-from .core.node import has_derivative
-from .core.strategy import Strategy, check_outputs, check_strategy
+from .core.problem import has_derivative
+from .core.strategy import Strategy, check_strategy, trained_by
 from .core.torch_private import under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.dtensors import on_mesh, refuse_other_processes
@@ -138,8 +138,8 @@ def trained(
     check_leaves(tree.leaves((full, params, state, given)))
     if under_transform():
         _warn_of_float16(inputs)
-    run = strategy(problem_of(optimizer, train_loss, params), inputs)
-    return refuse_other_processes(check_outputs(strategy, run), inputs)
+    run = trained_by(strategy, problem_of(optimizer, train_loss, params), inputs)
+    return refuse_other_processes(run, inputs)
 
 
 def _warn_of_nan(losses: Tensor) -> None:

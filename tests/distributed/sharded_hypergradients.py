@@ -152,7 +152,7 @@ def fully_sharded(folder: Path) -> None:
     cut = dict(module.named_parameters())
     assert_equal(found(hft.data_parallel(by(skeleton)), cut, mine), found(by(skeleton), start, data), "fully_shard")
     module(data[0][0])  # which prepares it
-    with pytest.raises(ValueError, match="no argument of train"):  # a weight of its own
+    with pytest.raises(ValueError, match="does not depend on the params"):  # it has taken its own weights
         found(by(module), cut, mine)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from ... import tree
+from ...hparams import is_wrapped
 
 #: Derivatives of, or along, some tensors, one for each; ``None`` is zero.
 OptionalTensors: TypeAlias = list[Tensor | None]
@@ -35,6 +36,9 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
 
 
 def detached(values: Any) -> Any:
+    """A tree without graphs; the same one where nothing in it has one."""
+    if not any(isinstance(x, Tensor) and (x.requires_grad or is_wrapped(x)) for x in tree.leaves(values)):
+        return values
     return detached_leaves(values, False)[1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from ...dtensors import is_dtensor, layout, like, placed
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import is_float
-from .problem import InnerProblem
+from .problem import InnerProblem, differentiable_loop
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
 from .torch_private import differentiated, keeps_graph, tracked, under_transform, unwrap_dead
@@ -61,13 +60,6 @@ class Method(NamedTuple):
     generators: tuple[torch.Generator, ...] = ()
 
 
-def has_derivative(inputs: TrainInputs) -> bool:
-    """Whether a derivative may be asked for, in any input."""
-    if under_transform():
-        return any(is_float(x) and tracked(x) and differentiated(x) for x in tree.leaves(inputs))
-    return torch.is_grad_enabled() and any(is_float(x) and x.requires_grad for x in tree.leaves(inputs))
-
-
 def through_node(
     method: Method, problem: InnerProblem, inputs: TrainInputs, began: RngState | None = None
 ) -> TrainOutputs:
@@ -93,13 +85,6 @@ def through_node(
     first = guarded(inside_function=True) if transform else own
     job = TrainJob(method, own, first, leaves, rebuild, places, transform, replay, began or replay.now())
     return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
-
-
-def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-    """The plain loop, with settings and checks for a derivative of it if one is asked for."""
-    derived = has_derivative(inputs)
-    with twice_differentiable() if derived or under_transform() else nullcontext():
-        return problem.guarded(inputs, derived=derived, closed=False).loop(inputs)
 
 
 @dataclass
@@ -219,41 +204,49 @@ class TrainNode(torch.autograd.Function):
         ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
     @staticmethod
-    @twice_differentiable()
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        job: TrainJob = ctx.job
-        rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
-        given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
-        saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
-        tensors, outputs = saved[:count], saved[count:]
-        if job.transform:
-            found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
-        elif torch.is_grad_enabled():
-            found = job.pullback_with_graph(tensors, given)
-        else:
-            with job.replay.without_autocast():
-                found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
-            if not keeps_graph():
-                job.note, job.versions = None, []
-        return (None, *found)
+        with twice_differentiable():
+            return _backward(ctx, *cotangents)
 
     @staticmethod
-    @twice_differentiable()
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
-        """The transpose of the pullback, which is linear in its cotangents."""
-        job: TrainJob = ctx.job
-        saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
-        tensors, outputs = saved[:count], saved[count:]
+        with twice_differentiable():
+            return _jvp(ctx, *tangents)
 
-        def back(cotangents: list[Tensor]) -> list[Tensor]:
-            found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
-            pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
-            return [torch.zeros_like(x) if v is None else v for v, x in pairs]
 
-        zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
-        pairs = [(x, t) for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
-        found = iter(transposed(back, zeros)([torch.zeros_like(x) if t is None else t for x, t in pairs]))
-        return tuple(next(found) if yes else None for yes in ctx.differentiable)
+def _backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    job: TrainJob = ctx.job
+    rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
+    given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
+    saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
+    tensors, outputs = saved[:count], saved[count:]
+    if job.transform:
+        found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
+    elif torch.is_grad_enabled():
+        found = job.pullback_with_graph(tensors, given)
+    else:
+        with job.replay.without_autocast():
+            found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
+        if not keeps_graph():
+            job.note, job.versions = None, []
+    return (None, *found)
+
+
+def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The transpose of the pullback, which is linear in its cotangents."""
+    job: TrainJob = ctx.job
+    saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
+    tensors, outputs = saved[:count], saved[count:]
+
+    def back(cotangents: list[Tensor]) -> list[Tensor]:
+        found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
+        pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
+        return [torch.zeros_like(x) if v is None else v for v, x in pairs]
+
+    zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
+    pairs = [(x, t) for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
+    found = iter(transposed(back, zeros)([torch.zeros_like(x) if t is None else t for x, t in pairs]))
+    return tuple(next(found) if yes else None for yes in ctx.differentiable)
 
 
 def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:

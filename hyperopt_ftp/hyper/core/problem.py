@@ -18,7 +18,8 @@ from .carry import carry_of
 from .graph import leaf_of, nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import detached, is_float
-from .torch_private import under_transform
+from .second_order import twice_differentiable
+from .torch_private import differentiated, tracked, under_transform
 
 _NOTHING = TrainInputs(False, False, False, False)
 
@@ -208,6 +209,10 @@ class PlainLoop:
         )
         return self
 
+    @property
+    def has_graph(self) -> bool:
+        return any(x.requires_grad for x in self._at)
+
     def end(self) -> TrainOutputs:
         return TrainOutputs(*self._carry.end(self._at, self._state), torch.stack(self.losses))
 
@@ -232,12 +237,19 @@ class PlainLoop:
         with torch.enable_grad():
             # Aliases: one param may be made of another, and its derivative is to be partial.
             at = [x.view_as(x) if live and x.requires_grad else x.detach().requires_grad_() for x in self._at]
-            batch, alike = _aliased(batch)
+            batch, alike = _aliased(batch) if self._lets_require_grad() else (batch, [])
             loss = self._loss(at, batch)
             live = live or (graph and (self._asked or self._depends(loss, at, alike)))
             with self.problem.during_gradient(at):
                 grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
-            return at, filled(grads, at), loss
+            if not self.problem.alone or any(g is None for g in grads):
+                grads = filled(grads, at)
+            return at, list(grads), loss
+
+    def _lets_require_grad(self) -> bool:
+        """Whether the loss may let its batch require grad, which is not the caller's then."""
+        guards = self.problem.guards
+        return guards is None or not guards.verdict.loss or guards.verdict.makes_leaves
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
@@ -259,3 +271,17 @@ def _aliased(batch: Any) -> tuple[Any, list[Tensor]]:
             rows[i] = x.detach()
             alike.append(rows[i])
     return rebuild(rows), alike
+
+
+def has_derivative(inputs: TrainInputs) -> bool:
+    """Whether a derivative may be asked for, in any input."""
+    if under_transform():
+        return any(is_float(x) and tracked(x) and differentiated(x) for x in tree.leaves(inputs))
+    return torch.is_grad_enabled() and any(is_float(x) and x.requires_grad for x in tree.leaves(inputs))
+
+
+def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
+    """The plain loop, with settings and checks for a derivative of it if one is asked for."""
+    derived = has_derivative(inputs)
+    with twice_differentiable() if derived or under_transform() else nullcontext():
+        return problem.guarded(inputs, derived=derived, closed=False).loop(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,23 +23,27 @@ class _Shared:
 
     def __init__(self) -> None:
         self._lock, self._stack = threading.Lock(), ExitStack()
-        self._inside = {"force_eager": 0, "default": 0}
+        self._eager = self._compiled = 0  # how many are inside
         self._stance: str | None = None  # that is set
 
-    def add(self, stance: str, number: int) -> None:
+    def add(self, eager: int, compiled: int) -> None:
         with self._lock:
-            inside = self._inside | {stance: self._inside[stance] + number}
-            wanted = "default" if inside["default"] else "force_eager" if inside["force_eager"] else None
+            eager, compiled = self._eager + eager, self._compiled + compiled
+            wanted = "default" if compiled else "force_eager" if eager else None
             if wanted != self._stance:
-                self._stack.close()
-                self._stack, self._stance = ExitStack(), None
-                if wanted:
-                    with ExitStack() as stack:  # what is entered is left again where the next one fails
-                        stack.enter_context(_attention_by_formula())
-                        stack.enter_context(torch.compiler.set_stance(wanted))
-                        self._stack = stack.pop_all()
-                self._stance = wanted
-            self._inside = inside
+                self._set(wanted)
+            self._eager, self._compiled = eager, compiled
+
+    def _set(self, stance: str | None) -> None:
+        self._stack.close()
+        self._stack, self._stance = ExitStack(), None
+        if stance is not None:
+            with ExitStack() as stack:  # what is entered is left again where the next one fails
+                stack.enter_context(_attention_by_formula())
+                if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing it takes a second
+                    stack.enter_context(torch.compiler.set_stance(stance))
+                self._stack = stack.pop_all()
+        self._stance = stance
 
 
 @contextmanager
@@ -63,21 +68,26 @@ def _attention_by_formula() -> Iterator[None]:
 _shared = _Shared()
 
 
-@contextmanager
-def twice_differentiable(compiled: bool = False) -> Iterator[None]:
+class twice_differentiable:  # a context manager
     """Attention by its formula, since fused kernels have no second derivative; compiled functions run uncompiled.
 
     Without the autocast cache: it would hold a copy of every step's params with their graphs, and if it changes, torch
     recompiles. ``compiled``: for programs that contain the second derivative.
     """
-    stance, cached = "default" if compiled else "force_eager", torch.is_autocast_cache_enabled()
-    _shared.add(stance, 1)
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-        _shared.add(stance, -1)
+
+    __slots__ = ("_cached", "_compiled")
+
+    def __init__(self, compiled: bool = False) -> None:
+        self._compiled = compiled
+
+    def __enter__(self) -> None:
+        _shared.add(not self._compiled, self._compiled)
+        self._cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_autocast_cache_enabled(self._cached)
+        _shared.add(-(not self._compiled), -self._compiled)
 
 
 @contextmanager

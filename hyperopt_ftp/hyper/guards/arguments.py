@@ -6,9 +6,9 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import CO_VARARGS
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -74,14 +74,11 @@ def check_arguments(name: str, function: Callable[..., Any], count: int, own: bo
 
 def argument_counts(function: Callable[..., Any]) -> tuple[float, float]:
     """The smallest and the largest number of positional arguments of a function."""
-    if type(function) is not FunctionType:
+    if type(function) is not FunctionType or hasattr(function, "__wrapped__"):
         return _counted(function)
-    if function not in _COUNTS:  # inspect takes as long as a small training step
-        _COUNTS[function] = _counted(function)
-    return _COUNTS[function]
-
-
-_COUNTS: WeakKeyDictionary[Callable[..., Any], tuple[float, float]] = WeakKeyDictionary()
+    code = function.__code__  # inspect takes as long as a small training step
+    most = math.inf if code.co_flags & CO_VARARGS else code.co_argcount
+    return code.co_argcount - len(function.__defaults__ or ()), most
 
 
 def _counted(function: Callable[..., Any]) -> tuple[float, float]:

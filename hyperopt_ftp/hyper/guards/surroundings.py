@@ -27,7 +27,8 @@ _MOST = 20_000
 def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
     """A key that differs where functions may do other things; ``None`` if not all that they depend on is visible.
 
-    Of numbers and strings it has the value, of tensors whether they require grad or are in a transform, of modules the
+    Of numbers and strings it has the value, of tensors their shapes and whether they require grad or
+    are in a transform, of modules the
     classes, the modes and the plain attributes, of functions the code, the defaults, and what they close over or name
     as globals. It holds code and classes alone, no tensor and no module.
     """
@@ -40,7 +41,7 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
         if kind in _VALUES:
             key.append((kind, x))
         elif isinstance(x, Tensor):
-            key.append((kind, x.requires_grad, is_wrapped(x)))
+            key.append((kind, x.requires_grad, is_wrapped(x), None if x.is_nested else x.shape))
         elif id(x) in seen:
             key.append(None)
         else:

@@ -18,7 +18,7 @@ from ..core.problem import without_loss
 from ..core.strategy import Strategy
 from ..distributed.data_parallel import DataParallel, shards_differ
 from ..guards.arguments import argument_counts, check_loss, with_start, without_start
-from ..hypergradient import check_floats, value_and_grad, warn_if_zero
+from ..hypergradient import check_floats, value_and_grad, warn_of
 from ..towers import paths
 from ..towers.constraints import Constraints
 from ..train import checked
@@ -196,8 +196,7 @@ class _Rounds:
             self.optimizer, self.train_loss, self._outer(held_out), params, batches, self.names, without_start(given),
             inner, self.strategy,
         )  # fmt: skip
-        for name, slope in slopes.items():
-            warn_if_zero(name, slope)
+        warn_of(slopes)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
         count, lost = torch.tensor(step), not _finite((params, inner))
         if self.not_finite == "error" and (skipped or lost):

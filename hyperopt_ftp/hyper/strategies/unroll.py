@@ -27,8 +27,8 @@ from ..core.leaves import (
     select_floats,
 )
 from ..core.memory import peak_of as peak
-from ..core.node import Method, Run, has_derivative, through_node
-from ..core.problem import InnerProblem, PlainLoop
+from ..core.node import Method, Run, through_node
+from ..core.problem import InnerProblem, PlainLoop, has_derivative
 from ..core.replay import Replay, RngState
 from ..core.second_order import twice_differentiable
 from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_back
@@ -151,42 +151,50 @@ class Unroll(Strategy):
         chooses = self.chooses and not self.offload and isinstance(inputs.batches, (list, tuple))
         return chooses or self.checkpoint is False
 
-    def _plain(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> TrainOutputs:
+    def _plain(
+        self, problem: InnerProblem, inputs: TrainInputs, first: int, derived: bool | None = None
+    ) -> TrainOutputs:
         """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
-        derived, transform = has_derivative(inputs), under_transform()
+        derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
-            guarded, start = problem.guarded(inputs, derived=derived, closed=False), None
+            guarded, start = problem.guarded(inputs, derived=derived, closed=False), Replay().now()
             loop = PlainLoop(guarded, inputs)
             if self.truncate is not None:  # a constant, in derivatives of any order
                 with torch.no_grad():
                     loop.run(first).detach()
-            if derived and not transform and guarded.guards is not None:
-                verdict, left = guarded.guards.verdict, len(inputs.batches) - first
-                if not verdict.loss and loop.k == 0:
-                    start = Replay().now()
-                    loop.run(1)
-                # What is checkpointed in the loss is computed again in the backward pass, under its settings.
-                large = self.chooses and left > 1 and not are_small(problem, verdict.bytes_made, inputs.params, left)
-                if large and verdict.refusal is not None:
-                    raise RuntimeError(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
-                if large or verdict.has_hooks:
-                    begun = (loop, start) if loop.k else None
-                    return through_node(self._method(first, begun=begun), problem, inputs, start)
-            return loop.run().end()
+            if transform or not torch.is_grad_enabled() or guarded.guards is None:
+                return loop.run().end()
+            verdict, left = guarded.guards.verdict, len(inputs.batches) - first
+            if not derived:  # but of a tensor that a loss or an update captures
+                if not loop.run(first + 1).has_graph:
+                    return loop.run().end()
+            elif not verdict.loss and loop.k == 0:
+                loop.run(1)
+            # What is checkpointed in the loss is computed again in the backward pass, under its settings.
+            large = self.chooses and left > 1 and not are_small(problem, verdict.bytes_made, inputs.params, left)
+            if derived and large and verdict.refusal is not None:
+                raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
+            if derived and (large or verdict.has_hooks):
+                begun = (loop, start if loop.k > first else None) if loop.k else None
+                return through_node(self._method(first, begun=begun, large=large), problem, inputs, start)
+            if derived:
+                return loop.run().end()
+        Replay().rewind(start)
+        return self._plain(problem, inputs, first, derived=True)
 
-    def _method(self, first: int, compile: Compile = False, begun: Begun | None = None) -> Method:
+    def _method(self, first: int, compile: Compile = False, begun: Begun | None = None, large: bool = False) -> Method:
         exact = self.truncate is None
         if compile:
             needs, values = {"compiled": True}, partial(compiled_loop, compile=compile)
             train = partial(self._compiled, first, compile)
             return Method("Unroll", self._back_compiled, train, exact, needs=needs, values=values)
-        return Method("Unroll", self._back, partial(self._train, first, begun), exact)
+        return Method("Unroll", self._back, partial(self._train, first, begun, large), exact)
 
     def _train(
-        self, first: int, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
+        self, first: int, begun: Begun | None, large: bool, problem: InnerProblem, inputs: TrainInputs
     ) -> tuple[TrainOutputs, Any]:
         count = len(inputs.batches)
-        steps, plan = self.steps(problem, inputs, first), self.planned(count - first, problem.alone)
+        steps, plan = self.steps(problem, inputs, first), self.planned(count - first, large)
         points = Checkpoints(inputs, plan.parts, first, self.offload)
         params, state, losses = inputs.params, inputs.state, list[Tensor]()
         if begun is not None:
