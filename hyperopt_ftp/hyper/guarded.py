@@ -61,8 +61,11 @@ def _guarded(
         loss = GuardedLoss(local, SEEN, needs._replace(closed=False))
         guards = Guards(problem, SEEN, lambda f: f, None, loss.during_gradient, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
-    batches = inputs.batches if isinstance(inputs.batches, (list, tuple)) else None
-    verdict = verdict_on(local, None if trusted else update, needs, tree.leaves(inputs._replace(batches=batches)))
+    given, batches = tree.leaves(inputs[:3]), inputs.batches
+    if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all
+        given += tree.leaves(batches[0])
+        given += [x for batch in batches[1:] for x in tree.leaves(batch) if not isinstance(x, Tensor)]
+    verdict = verdict_on(local, None if trusted else update, needs, given)
     loss = GuardedLoss(local, verdict, needs)
 
     def guarded_update(f: Any) -> Any:

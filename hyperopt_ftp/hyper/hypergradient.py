@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import callers_level, explained
-from ..dtensors import whole
+from ..dtensors import is_dtensor, whole
 from ..hparams import concrete
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
@@ -180,17 +180,15 @@ def _check_shards(
 
 
 def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
-    """Warn of derivatives that are exactly 0, and of what is not finite, if the outer loss is given.
-
-    A sum tells most of it in one operation.
-    """
+    """Warn of derivatives that are exactly 0, and of what is not finite, if the outer loss is given."""
     lost = [] if value is None or not concrete(value) or all_finite(value) else ["outer loss"]
     for name, grad in grads.items():
         parts = [x for x in tree.leaves(grad) if concrete(x)]
-        sums = [x.sum().item() for x in parts]
-        if not all(map(math.isfinite, sums)) and not all(map(all_finite, parts)):
+        sizes = _sizes(parts)
+        # A norm may be infinite, or 0, by rounding.
+        if not all(map(math.isfinite, sizes)) and not all(map(all_finite, parts)):
             lost.append(f"hypergradient of {name!r}")
-        if parts and not any(sums) and not any(bool(x.any()) for x in parts):
+        if parts and not any(sizes) and not any(bool(x.any()) for x in parts):
             warnings.warn(
                 f"the hypergradient of {name!r} is exactly 0: the outer loss does not depend on it through these steps",
                 UserWarning,
@@ -203,3 +201,10 @@ def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
             UserWarning,
             stacklevel=callers_level(),
         )
+
+
+def _sizes(parts: list[Tensor]) -> list[float]:
+    """Numbers that are 0, or not finite, where the tensors are."""
+    if any(map(is_dtensor, parts)):  # what all processes have to ask alike
+        return [float((x != 0).any()) if all_finite(x) else math.inf for x in parts]
+    return [x.item() for x in torch._foreach_norm(parts)] if parts else []

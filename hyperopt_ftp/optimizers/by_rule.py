@@ -35,6 +35,7 @@ class EntryRule:
         counted: whether updates are counted.
         maximize: whether the gradient is negated first.
         plain: whether the rule takes Python numbers.
+        join_from: so many tensors are worth being joined.
         flat: all numbers of hparams in one list, checked.
         by_name: hparams of such a list.
         filled: a state, from trees by name and the number of updates.
@@ -46,6 +47,7 @@ class EntryRule:
     counted: bool
     maximize: bool
     plain: bool
+    join_from: int
     flat: Callable[[dict[str, Any]], list[Any]]
     by_name: Callable[[Sequence[Any]], Numbers]
     filled: Callable[[Mapping[str, Any], Any], Any]
@@ -162,7 +164,7 @@ def by_rule(
 
     default = hparams
     if first is None and not whole:  # what puts another function in place of update has no such rule any more
-        own = EntryRule(rule, kind, tuple(keeps), counted, maximize, plain, flat, by_name, filled)
+        own = EntryRule(rule, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled)
         vars(update)["entry_rule"] = own
     return Optimizer(init, update, default, domains=domains)
 

@@ -1,4 +1,4 @@
-"""What goes from step to step: one vector of all weights where the rule acts entry by entry, else the trees."""
+"""What goes from step to step: the pieces of a rule that acts entry by entry, or else the trees."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ Point: TypeAlias = tuple[list[Tensor], Any]
 class Trees:
     """Params and state as they are given."""
 
+    apart = False
+
     def __init__(self, update: UpdateFn[Any], params: Params, state: State, hparams: HParams) -> None:
         self._update, self._hparams, self._state = update, hparams, state
         self._leaves, self._rebuild = tree.flatten(params)
@@ -47,37 +49,52 @@ class Trees:
         return self._rebuild(at), state
 
 
-class Vector:
-    """All weights as one vector, and one for each part of the state: the rule runs once a step.
+class Entrywise:
+    """The weights and the state of a rule that acts entry by entry, which is called directly in each step.
 
-    They are joined once, and made trees again at the end. The loss gets views, so autograd gives one gradient.
+    Attributes:
+        apart: whether no weight of a step is made of another one of the same step.
+
+    Where it pays, all weights are one vector, and so is each part of the state: they are joined once, and made trees
+    again at the end. The loss gets views then, so autograd gives one gradient. Else each tensor is a piece of its own.
     """
+
+    apart = True
 
     def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams, guard: Guard) -> None:
         self._rule = rule
         self._update = self._by_rule if is_ours(rule) else guard(self._by_rule)
-        leaves, self._rebuild = tree.flatten(params)
-        self._leaves, self._state = leaves, state
-        self._shapes = [x.shape for x in leaves]
+        self._leaves, self._rebuild = tree.flatten(params)
+        self._state = state
+        self._join = len(self._leaves) >= rule.join_from
+        self._shapes = [x.shape for x in self._leaves] if self._join else []
         self._sizes = [shape.numel() for shape in self._shapes]
         numbers = rule.flat(hparams)
         if rule.plain:
             numbers = as_numbers(numbers)
-        self._h = rule.by_name([x if is_scalar(x) else self._for_each(x, params) for x in numbers])
+        columns = [[x] * self._pieces if is_scalar(x) else self._for_each(x, params) for x in numbers]
+        shared = all(is_scalar(x) for x in numbers)
+        rows = [numbers] if shared else [*zip(*columns, strict=True)]
+        self._h = [*map(rule.by_name, rows)] * (self._pieces if shared else 1)
+
+    @property
+    def _pieces(self) -> int:
+        return 1 if self._join else len(self._leaves)
 
     def begin(self) -> Point:
-        w, rule, state = self._joined(self._leaves), self._rule, self._state
+        at, rule, state = self._joined(self._leaves), self._rule, self._state
         if state is None:
-            rows = dict.fromkeys(rule.keeps, torch.zeros_like(w.detach()))
+            columns = [[torch.zeros_like(w.detach()) for w in at] for _ in rule.keeps]
         else:
-            rows = {name: self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps}
+            columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
         step = state.step if rule.counted and state is not None else no_steps()
         if rule.plain and _is_known(step):
             step = step.item()
-        return [w], (step, rows)
+        rows = [{name: column[i] for name, column in zip(rule.keeps, columns, strict=True)} for i in range(len(at))]
+        return at, (step, rows)
 
     def params(self, at: list[Tensor]) -> Params:
-        if len(self._sizes) == 1:
+        if not self._join:
             return self._rebuild(at)
         parts = at[0].split_with_sizes(self._sizes)
         return self._rebuild([x.view(shape) for x, shape in zip(parts, self._shapes, strict=True)])
@@ -88,32 +105,35 @@ class Vector:
         return at, (step + 1, rows)
 
     def _by_rule(self, grads: list[Tensor], state: Any, at: list[Tensor], h: Any) -> Point:
-        g = -grads[0] if self._rule.maximize else grads[0]
-        w, rows = self._rule.rule(at[0], g, state[1], h, state[0])
-        return [w], rows
+        rule, (t, rows) = self._rule.rule, state
+        if self._rule.maximize:
+            grads = [-g for g in grads]
+        found = [rule(w, g, s, own, t) for w, g, s, own in zip(at, grads, rows, h, strict=True)]
+        return [w for w, _ in found], [s for _, s in found]
 
     def end(self, at: list[Tensor], state: Any) -> tuple[Params, State]:
         step, rows = state
-        trees = {name: self._parted(rows[name]) for name in self._rule.keeps}
-        return self._parted(at[0]), self._rule.filled(trees, torch.tensor(step) if isinstance(step, int) else step)
+        trees = {name: self._parted([row[name] for row in rows]) for name in self._rule.keeps}
+        return self._parted(at), self._rule.filled(trees, torch.tensor(step) if isinstance(step, int) else step)
 
-    def _joined(self, rows: list[Tensor]) -> Tensor:
-        # One that is also an hparam has a derivative in each place.
-        return rows[0].view_as(rows[0]) if len(rows) == 1 else torch.cat([x.reshape(-1) for x in rows])
+    def _joined(self, rows: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([x.reshape(-1) for x in rows])] if self._join else rows
 
-    def _parted(self, x: Tensor) -> Any:
+    def _parted(self, rows: list[Tensor]) -> Any:
         """Copies, not views: results that share memory could not be saved, or changed in place, one by one."""
-        if len(self._sizes) == 1:
-            return self._rebuild([x])
+        if not self._join:
+            return self._rebuild(rows)
         copies: Any = torch.split_with_sizes_copy  # whose stub has forgotten the result
-        pairs = zip(copies(x, self._sizes), self._shapes, strict=True)
+        pairs = zip(copies(rows[0], self._sizes), self._shapes, strict=True)
         return self._rebuild([x.view(shape) for x, shape in pairs])
 
-    def _for_each(self, value: Any, params: Params) -> Tensor:
-        """An hparam with a number for each layer, as a vector; in the dtype of the weights, whose results it has."""
-        rows = zip(for_each(value, params), self._leaves, strict=True)
-        whole = [x.to(device=w.device, dtype=w.dtype).expand(w.shape).reshape(-1) for x, w in rows]
-        return whole[0].view(self._shapes[0]) if len(whole) == 1 else torch.cat(whole)
+    def _for_each(self, value: Any, params: Params) -> list[Tensor]:
+        """An hparam with a number for each layer, as one for each piece."""
+        rows = for_each(value, params)
+        if not self._join:
+            return rows
+        pairs = zip(rows, self._leaves, strict=True)
+        return [torch.cat([x.to(device=w.device, dtype=w.dtype).expand(w.shape).reshape(-1) for x, w in pairs])]
 
 
 def _is_known(step: Any) -> bool:
@@ -122,7 +142,7 @@ def _is_known(step: Any) -> bool:
 
 def carry_of(
     optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, guard: Guard
-) -> Trees | Vector:
+) -> Trees | Entrywise:
     """
     Args:
         state: ``None`` at the beginning.
@@ -130,7 +150,7 @@ def carry_of(
     """
     rule = entry_rule(optimizer.update)
     if rule is not None and _fits(rule, params, state):
-        return Vector(rule, params, state, hparams, guard)
+        return Entrywise(rule, params, state, hparams, guard)
     if state is None:
         state = optimizer.init(params, hparams)
     update = optimizer.update if rule is not None and is_ours(rule) else guard(optimizer.update)

@@ -194,7 +194,8 @@ class PlainLoop:
         guard = problem.guards.update if problem.guards else _unchanged
         self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, without_loss(inputs.hparams), guard)
         self._at, self._state = self._carry.begin()
-        self._asked = any(is_float(x) and x.requires_grad for x in tree.leaves(inputs.hparams.get("loss")))
+        self._own = (inputs.hparams["loss"],) if "loss" in inputs.hparams else ()
+        self._asked = any(is_float(x) and x.requires_grad for x in tree.leaves(self._own))
 
     def run(self, to: int | None = None) -> PlainLoop:
         """Steps up to number ``to``; ``None``: all."""
@@ -217,34 +218,39 @@ class PlainLoop:
         return TrainOutputs(*self._carry.end(self._at, self._state), torch.stack(self.losses))
 
     def _step(self, batch: Any) -> None:
-        problem, at, carry = self.problem, self._at, self._carry
-        if problem.guards and problem.guards.before_step:
-            problem.before_step(carry.params(at), batch, self._hparams)
+        guards, at = self.problem.guards, self._at
+        if guards and guards.before_step:
+            guards.before_step(self._carry.params(at), batch, self._hparams)
         if under_transform():
             grads, loss = torch.func.grad_and_value(self._loss)(at, batch)
+        elif torch.is_grad_enabled():
+            at, grads, loss = self._gradient(batch, graph=True)
         else:
-            at, grads, loss = self._gradient(batch)
-        self._at, self._state = carry.update(self._at, grads, self._state)
+            with torch.enable_grad():
+                at, grads, loss = self._gradient(batch, graph=False)
+        self._at, self._state = self._carry.update(self._at, grads, self._state)
         self.losses.append(loss.detach())
         self.k += 1
 
     def _loss(self, at: list[Tensor], batch: Any) -> Tensor:
-        return loss_at(self.problem.train_loss, self._carry.params(at), batch, self._hparams)
+        return self.problem.train_loss(self._carry.params(at), batch, *self._own)
 
-    def _gradient(self, batch: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        graph = torch.is_grad_enabled()
-        live = graph and any(x.requires_grad for x in self._at)
-        with torch.enable_grad():
+    def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
+        at = self._at
+        live = graph and self.has_graph
+        if not live:
+            at = [x.detach().requires_grad_() for x in at]
+        elif self.k == 0 or not self._carry.apart:
             # Aliases: one param may be made of another, and its derivative is to be partial.
-            at = [x.view_as(x) if live and x.requires_grad else x.detach().requires_grad_() for x in self._at]
-            batch, alike = _aliased(batch) if self._lets_require_grad() else (batch, [])
-            loss = self._loss(at, batch)
-            live = live or (graph and (self._asked or self._depends(loss, at, alike)))
-            with self.problem.during_gradient(at):
-                grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
-            if not self.problem.alone or any(g is None for g in grads):
-                grads = filled(grads, at)
-            return at, list(grads), loss
+            at = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in at]
+        batch, alike = _aliased(batch) if self._lets_require_grad() else (batch, [])
+        loss = self._loss(at, batch)
+        live = live or (graph and (self._asked or self._depends(loss, at, alike)))
+        with self.problem.during_gradient(at):
+            grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
+        if not self.problem.alone or any(g is None for g in grads):
+            grads = filled(grads, at)
+        return at, grads, loss
 
     def _lets_require_grad(self) -> bool:
         """Whether the loss may let its batch require grad, which is not the caller's then."""

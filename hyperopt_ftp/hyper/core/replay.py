@@ -43,6 +43,8 @@ class Replay:
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
+        if not (self._count or self._others):
+            return RngState(torch.get_rng_state(), [], [])
         devices = [self._module.get_rng_state(i) for i in range(self._count)]
         return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
 

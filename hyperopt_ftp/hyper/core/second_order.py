@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.backends import cuda as attention  # on every device
 
-_FUSED = ("flash", "mem_efficient", "cudnn")
+
+def _switches() -> list[tuple[Callable[[], bool], Callable[[bool], None]]]:
+    """Of attention's kernels: the formula, then those without a second derivative.
+
+    Set directly: from torch 2.15 on, only the thread that entered sdpa_kernel can leave it.
+    """
+    kinds = ("math", "flash", "mem_efficient", "cudnn")
+    found = [(getattr(attention, f"{kind}_sdp_enabled"), getattr(attention, f"enable_{kind}_sdp")) for kind in kinds]
+    if hasattr(torch._C, "_set_sdp_use_overrideable"):  # of devices that bring kernels of their own
+        found.append((torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable))
+    return found
 
 
 class _Shared:
@@ -22,47 +33,36 @@ class _Shared:
     """
 
     def __init__(self) -> None:
-        self._lock, self._stack = threading.Lock(), ExitStack()
+        self._lock, self._attention = threading.Lock(), _switches()
         self._eager = self._compiled = 0  # how many are inside
-        self._stance: str | None = None  # that is set
+        self._before: list[bool] = []  # of attention
+        self._stance: Any = None  # a context that was entered
+        self._is: str | None = None
 
     def add(self, eager: int, compiled: int) -> None:
         with self._lock:
             eager, compiled = self._eager + eager, self._compiled + compiled
             wanted = "default" if compiled else "force_eager" if eager else None
-            if wanted != self._stance:
+            if wanted != self._is:
                 self._set(wanted)
             self._eager, self._compiled = eager, compiled
 
     def _set(self, stance: str | None) -> None:
-        self._stack.close()
-        self._stack, self._stance = ExitStack(), None
-        if stance is not None:
-            with ExitStack() as stack:  # what is entered is left again where the next one fails
-                stack.enter_context(_attention_by_formula())
-                if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing it takes a second
-                    stack.enter_context(torch.compiler.set_stance(stance))
-                self._stack = stack.pop_all()
-        self._stance = stance
-
-
-@contextmanager
-def _attention_by_formula() -> Iterator[None]:
-    """Sets the flags directly: from torch 2.15 on, only the thread that entered sdpa_kernel can leave it."""
-    switches = [(getattr(attention, f"{k}_sdp_enabled"), getattr(attention, f"enable_{k}_sdp")) for k in _FUSED]
-    if hasattr(torch._C, "_set_sdp_use_overrideable"):  # of devices that bring kernels of their own
-        switches.append((torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable))
-    formula = attention.math_sdp_enabled()
-    before = [enabled() for enabled, _ in switches]
-    try:
-        attention.enable_math_sdp(True)
-        for _, enable in switches:
-            enable(False)
-        yield
-    finally:
-        for (_, enable), was in zip(switches, before, strict=True):
-            enable(was)
-        attention.enable_math_sdp(formula)
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+        if stance is not None and "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing takes long
+            context = torch.compiler.set_stance(stance)
+            context.__enter__()
+            self._stance = context
+        if stance is not None and self._is is None:
+            self._before = [enabled() for enabled, _ in self._attention]
+            for i, (_, enable) in enumerate(self._attention):
+                enable(i == 0)
+        elif stance is None:
+            for (_, enable), was in zip(self._attention, self._before, strict=True):
+                enable(was)
+        self._is = stance
 
 
 _shared = _Shared()

@@ -51,6 +51,20 @@ def has_saved_tensor_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
 
 
+def forbid_hooks(message: str) -> str | None:
+    """Let hooks on saved tensors be an error with that message; what was forbidden before is for :func:`allow_hooks`."""
+    before = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()  # pyright: ignore
+    torch._C._autograd._saved_tensors_hooks_disable(message)  # pyright: ignore
+    return before
+
+
+def allow_hooks(before: str | None) -> None:
+    if before is None:
+        torch._C._autograd._saved_tensors_hooks_enable()  # pyright: ignore
+    else:
+        torch._C._autograd._saved_tensors_hooks_disable(before)  # pyright: ignore
+
+
 def tracked(x: Any) -> bool:
     """Whether a derivative of it, or a batch of it, may be asked for."""
     if not isinstance(x, Tensor):

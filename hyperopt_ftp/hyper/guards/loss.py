@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import disable_saved_tensors_hooks
 
 from ...types import Params
 from ..core.leaves import floats
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import level_of, top_level, under_transform
+from ..core.torch_private import allow_hooks, forbid_hooks, level_of, top_level, under_transform
 from .arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import captured_leaf, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
@@ -71,19 +70,20 @@ class GuardedLoss:
         Hooks on saved tensors that it has not set before, as activation checkpointing sets them, are found too.
         """
         knobs = [x for x in floats(own) if x.requires_grad] if own else []
+        reads = read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext()
         if self.verdict.has_hooks:
-            with read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext():
+            with reads:
                 return self._value(params, batch, *own)
         rng = self._replay.now()
+        before = forbid_hooks(_NO_HOOKS)
         try:
-            with (
-                disable_saved_tensors_hooks(_NO_HOOKS),
-                read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext(),
-            ):
+            with reads:
                 return self._value(params, batch, *own)
         except RuntimeError as error:
             if str(error) != _NO_HOOKS:
                 raise
+        finally:
+            allow_hooks(before)
         self.verdict.has_hooks = True
         self._replay.rewind(rng)
         return self._value(params, batch, *own)
