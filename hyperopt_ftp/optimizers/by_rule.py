@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NoReturn, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ class EntryRule:
 
     Attributes:
         rule: ``rule(w, g, s, h, t) -> (w, s)``.
+        init: of the optimizer; its state is that of zeros.
         kind: class of the state.
         keeps: names of the rule's state; its first values are zeros.
         counted: whether updates are counted.
@@ -42,6 +45,7 @@ class EntryRule:
     """
 
     rule: Rule
+    init: Callable[..., Any]
     kind: type
     keeps: tuple[str, ...]
     counted: bool
@@ -53,9 +57,13 @@ class EntryRule:
     filled: Callable[[Mapping[str, Any], Any], Any]
 
 
+#: By update function: what stands in the place of one, or around it, has no such rule.
+_RULES: WeakKeyDictionary[Any, EntryRule] = WeakKeyDictionary()
+
+
 def entry_rule(update: Any) -> EntryRule | None:
     """The rule behind an update, if it acts entry by entry and begins with zeros."""
-    return getattr(update, "entry_rule", None)
+    return _RULES.get(update) if type(update) is FunctionType else None
 
 
 def by_rule(
@@ -163,9 +171,10 @@ def by_rule(
         return params, filled(dict(zip(keeps, moments, strict=True)), step)
 
     default = hparams
-    if first is None and not whole:  # what puts another function in place of update has no such rule any more
-        own = EntryRule(rule, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled)
-        vars(update)["entry_rule"] = own
+    if first is None and not whole and not torch.compiler.is_compiling():
+        _RULES[update] = EntryRule(
+            rule, init, kind, tuple(keeps), counted, maximize, plain, join_from, flat, by_name, filled
+        )
     return Optimizer(init, update, default, domains=domains)
 
 

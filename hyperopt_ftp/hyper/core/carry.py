@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import tree
 from ...hparams import as_numbers, is_scalar, is_wrapped
 from ...optimizers.by_rule import EntryRule, entry_rule
-from ...optimizers.leafwise import for_each, no_steps
+from ...optimizers.leafwise import check_grads, for_each, no_steps
 from ...types import HParams, Optimizer, Params, State, UpdateFn
 
 #: Weights up to which they are carried as one vector: where there are more, an operation for each tensor costs little.
@@ -41,7 +41,7 @@ class Trees:
     def params(self, at: list[Tensor]) -> Params:
         return self._rebuild(at)
 
-    def update(self, at: list[Tensor], grads: list[Tensor], state: Any) -> Point:
+    def update(self, at: list[Tensor], grads: Sequence[Tensor], state: Any) -> Point:
         params, state = self._update(self._rebuild(grads), state, self._rebuild(at), self._hparams)
         return self._rebuild.aligned(params, "params"), state
 
@@ -61,9 +61,8 @@ class Entrywise:
 
     apart = True
 
-    def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams, guard: Guard) -> None:
+    def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams) -> None:
         self._rule = rule
-        self._update = self._by_rule if is_ours(rule) else guard(self._by_rule)
         self._leaves, self._rebuild = tree.flatten(params)
         self._state = state
         self._join = len(self._leaves) >= rule.join_from
@@ -99,17 +98,14 @@ class Entrywise:
         parts = at[0].split_with_sizes(self._sizes)
         return self._rebuild([x.view(shape) for x, shape in zip(parts, self._shapes, strict=True)])
 
-    def update(self, at: list[Tensor], grads: list[Tensor], state: Any) -> Point:
-        step, rows = state
-        at, rows = self._update(grads, (step + 1, rows), at, self._h)
-        return at, (step + 1, rows)
-
-    def _by_rule(self, grads: list[Tensor], state: Any, at: list[Tensor], h: Any) -> Point:
-        rule, (t, rows) = self._rule.rule, state
+    def update(self, at: list[Tensor], grads: Sequence[Tensor], state: Any) -> Point:
+        rule, (step, rows) = self._rule.rule, state
+        if any(g.layout is not torch.strided for g in grads):
+            check_grads(self._rebuild(grads), self._rebuild(at))  # which says so
         if self._rule.maximize:
             grads = [-g for g in grads]
-        found = [rule(w, g, s, own, t) for w, g, s, own in zip(at, grads, rows, h, strict=True)]
-        return [w for w, _ in found], [s for _, s in found]
+        found = [rule(w, g, s, h, step + 1) for w, g, s, h in zip(at, grads, rows, self._h, strict=True)]
+        return [w for w, _ in found], (step + 1, [s for _, s in found])
 
     def end(self, at: list[Tensor], state: Any) -> tuple[Params, State]:
         step, rows = state
@@ -137,7 +133,8 @@ class Entrywise:
 
 
 def _is_known(step: Any) -> bool:
-    return type(step) is Tensor and not is_wrapped(step) and step.is_cpu
+    plain = type(step) is Tensor and step.is_cpu and not is_wrapped(step)
+    return plain and not step.is_floating_point() and not step.requires_grad
 
 
 def carry_of(
@@ -149,12 +146,12 @@ def carry_of(
         guard: put around an update that is not the package's own.
     """
     rule = entry_rule(optimizer.update)
-    if rule is not None and _fits(rule, params, state):
-        return Entrywise(rule, params, state, hparams, guard)
+    ours = rule is not None and is_ours(rule)
+    if rule is not None and ours and _fits(rule, params, state, optimizer.init):
+        return Entrywise(rule, params, state, hparams)
     if state is None:
         state = optimizer.init(params, hparams)
-    update = optimizer.update if rule is not None and is_ours(rule) else guard(optimizer.update)
-    return Trees(update, params, state, hparams)
+    return Trees(optimizer.update if ours else guard(optimizer.update), params, state, hparams)
 
 
 def is_ours(rule: EntryRule) -> bool:
@@ -162,7 +159,7 @@ def is_ours(rule: EntryRule) -> bool:
     return str(rule.rule.__module__).startswith(_PACKAGE)
 
 
-def _fits(rule: EntryRule, params: Params, state: Any) -> bool:
+def _fits(rule: EntryRule, params: Params, state: Any, init: Any) -> bool:
     leaves, count = tree.leaves(params), 0
     if not leaves:
         return False
@@ -172,8 +169,11 @@ def _fits(rule: EntryRule, params: Params, state: Any) -> bool:
         count += x.numel()
     if leaves[0].dtype not in _WIDE or count > MOST:
         return False
+    # Arithmetic of a 0-d weight and a float64 number is float64.
+    if leaves[0].dtype != torch.float64 and len(leaves) < rule.join_from and any(x.ndim == 0 for x in leaves):
+        return False
     if state is None:
-        return True
+        return init is rule.init
     # Once a gradient was None there is a count for each leaf.
     if type(state) is not rule.kind or (rule.counted and not isinstance(state.step, Tensor)):
         return False

@@ -52,7 +52,7 @@ def has_saved_tensor_hooks() -> bool:
 
 
 def forbid_hooks(message: str) -> str | None:
-    """Let hooks on saved tensors be an error with that message; what was forbidden before is for :func:`allow_hooks`."""
+    """Make hooks on saved tensors an error with that message; gives what :func:`allow_hooks` needs."""
     before = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()  # pyright: ignore
     torch._C._autograd._saved_tensors_hooks_disable(message)  # pyright: ignore
     return before

@@ -13,7 +13,7 @@ from ...types import Params
 from ..core.leaves import floats
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import allow_hooks, forbid_hooks, level_of, top_level, under_transform
+from ..core.torch_private import allow_hooks, forbid_hooks, has_saved_tensor_hooks, level_of, top_level, under_transform
 from .arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import captured_leaf, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
@@ -57,7 +57,7 @@ class GuardedLoss:
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         """An evaluation at the level of the step itself, where tensors of outer transforms can be detected."""
-        if under_transform() and not self.verdict.loss:
+        if under_transform():
             with refuse_outer_tensors(LOSS, leaves_too=True), torch.no_grad():
                 self._replay.run(self._replay.now(), lambda: loss_at(self.unguarded, params, batch, hparams))
 
@@ -71,7 +71,7 @@ class GuardedLoss:
         """
         knobs = [x for x in floats(own) if x.requires_grad] if own else []
         reads = read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext()
-        if self.verdict.has_hooks:
+        if self.verdict.has_hooks or has_saved_tensor_hooks():  # of the caller, where training is checkpointed itself
             with reads:
                 return self._value(params, batch, *own)
         rng = self._replay.now()
@@ -96,7 +96,7 @@ class GuardedLoss:
         knobs = [x for x in floats(own) if x.requires_grad]
         operations = None
         if needs.derived:
-            operations = watched_operations(LOSS, knobs, may_write=not needs.closed, params=floats(params))
+            operations = watched_operations(LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)))
         calls = watched_calls(LOSS, knobs, arguments, operations, map(storage_of, tensors), self._later)
         with refuse_outer_tensors(LOSS) if needs.inside_function else nullcontext(), operations or nullcontext(), calls:
             loss = self._value(params, batch, *own)

@@ -24,26 +24,27 @@ class watched_operations(TorchDispatchMode):  # a context manager
         knobs: Sequence[Tensor] = (),
         may_write: bool = False,
         collectives: bool = False,
-        params: Sequence[Tensor] = (),
+        given: Sequence[Tensor] = (),
     ) -> None:
-        """``may_write``: a write that torch counts is only noted, unless it is into ``params``."""
+        """``may_write``: a write that torch counts is only noted, unless it is into what was ``given``."""
         super().__init__()
         self._who, self._collectives, self._may_write = who, collectives, may_write
         self._knobs = {id(x) for x in knobs}
         #: Storages that the code inside has made; one that is gone gives its id to a later one, made here as well.
         self.made: set[int] = set()
-        #: Storages that it may not write into: of params, and what it has got by ``data``, which torch does not count.
-        self.protected: set[int] = {storage_of(x) for x in params}
+        #: Storages that it may not write into: of arguments, and what it got by ``data``, which torch does not count.
+        self.protected: set[int] = {storage_of(x) for x in given}
         #: Why it must not run twice.
         self.written: RuntimeError | None = None
         #: Whether saved tensors have hooks somewhere, as activation checkpointing gives them.
         self.has_hooks: bool = False
+        self._outer_hooks = has_saved_tensor_hooks()  # are not of the code inside
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.has_hooks = self.has_hooks or has_saved_tensor_hooks()
+        self.has_hooks = self.has_hooks or (not self._outer_hooks and has_saved_tensor_hooks())
         if func is torch.ops.aten._local_scalar_dense.default and id(args[0]) in self._knobs:
             raise reads_number(self._who)
         if func.namespace == "c10d" and not self._collectives:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any
@@ -21,7 +21,7 @@ _FIXED = {torch.__name__, "numpy", "einops", "builtins", *sys.stdlib_module_name
 _KNOWN = _FIXED | {_OWN}
 _VALUES = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Domain))
 #: Objects up to which it is worth to look at them all.
-_MOST = 20_000
+_MOST = 5_000
 
 
 def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
@@ -41,32 +41,41 @@ def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
         if kind in _VALUES:
             key.append((kind, x))
         elif isinstance(x, Tensor):
-            key.append((kind, x.requires_grad, is_wrapped(x), None if x.is_nested else x.shape))
+            key.append(_of_tensor(x))
         elif id(x) in seen:
             key.append(None)
         else:
             seen.add(id(x))
             parts = _parts(x, kind, key)
-            if parts is None or len(seen) > _MOST:
+            if parts is None:
                 return None
             stack += parts
+        if len(key) + len(stack) > _MOST:
+            return None
     return (*key,)
+
+
+def _of_tensor(x: Tensor) -> tuple[Any, ...]:
+    shape = None if x.is_nested else x.shape
+    # A count, or a flag, may choose what is done.
+    flag = type(x) is Tensor and not x.ndim and x.is_cpu and not x.is_floating_point() and not is_wrapped(x)
+    return type(x), x.requires_grad, is_wrapped(x), shape, x.item() if flag and not x.is_meta else None
 
 
 def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     """What an object depends on; what it is itself is added to the key."""
     if kind is FunctionType:
         key.append(x.__code__)
-        return [*_of_function(x)]
+        return _of_function(x)
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
-    if isinstance(x, (tuple, list, set, frozenset)):
+    if kind in (tuple, list, set, frozenset) or (isinstance(x, tuple) and hasattr(x, "_fields")):
         key.append((kind, len(x)))
-        return [*x]
-    if isinstance(x, dict):
+        return [*x] if len(x) < _MOST else None
+    if kind is dict:
         key.append((kind, len(x)))
-        return [*x.keys(), *x.values()]
+        return [*x.keys(), *x.values()] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:
         key.append(x.__qualname__)
         return [] if isinstance(x.__self__, (types.ModuleType, type(None))) else [x.__self__]
@@ -75,26 +84,33 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
         return [] if _package(x.__name__ if isinstance(x, types.ModuleType) else x.__module__) in _KNOWN else None
     if isinstance(x, nn.Module) or _package(getattr(kind, "__module__", "")) == _OWN:
         key.append(kind)
-        return [*vars(x).values()] if hasattr(x, "__dict__") else []
+        own = [*vars(x).values()] if hasattr(x, "__dict__") else []
+        return own + [y for cls in kind.__mro__ if _package(cls.__module__) not in _KNOWN for y in _of_class(cls)]
     return None
+
+
+def _of_class(cls: type) -> list[Any]:
+    """The methods and plain values of a user's class, whose own code may read anything."""
+    return [x for x in vars(cls).values() if isinstance(x, FunctionType) or type(x) in _VALUES or isinstance(x, Tensor)]
 
 
 def _package(name: Any) -> str:
     return str(name).partition(".")[0]
 
 
-def _of_function(function: FunctionType) -> Iterator[Any]:
-    package = _package(function.__module__ or "")
-    if package in _FIXED:
-        return
-    yield from (function.__defaults__, function.__kwdefaults__)
+def _of_function(function: FunctionType) -> list[Any]:
+    # By where it was written: what wraps another function has the other's name.
+    package = _package(function.__globals__.get("__name__", ""))
+    if package in _FIXED and not function.__closure__:
+        return []
+    parts: list[Any] = [function.__defaults__, function.__kwdefaults__, *vars(function).values()]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # empty
-            yield cell.cell_contents
-    if package != _OWN:
-        for name in _names(function.__code__):
-            if name in function.__globals__:
-                yield function.__globals__[name]
+            parts.append(cell.cell_contents)
+    if package not in _KNOWN:
+        names = _names(function.__code__)
+        parts += [function.__globals__[name] for name in names if name in function.__globals__]
+    return parts
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
@@ -47,8 +47,19 @@ class GuardedUpdate:
             return self._looked_at(kind, grads, state, params, hparams)
         looks = self._needs.derived and kind != "transform"
         knobs = [x for x in floats(hparams) if x.requires_grad] if looks else []
-        with read_knobs(UPDATE, knobs, (grads, state, params)) if knobs else nullcontext():
-            return _explained(self.unguarded, grads, state, params, hparams)
+        outer = self._needs.closed and self._needs.inside_function
+        with ExitStack() as stack:
+            if outer:
+                given = [x for x in tree.leaves((grads, state, params, hparams)) if isinstance(x, Tensor)]
+                stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", given))
+            if knobs:
+                stack.enter_context(read_knobs(UPDATE, knobs, (grads, state, params)))
+            found = _explained(self.unguarded, grads, state, params, hparams)
+        if kind == "graph" and self._needs.closed:
+            leaf = captured_leaf(floats(found), [x for x in floats((grads, state, params, hparams)) if x.requires_grad])
+            if leaf is not None:
+                raise captured(UPDATE, leaf)
+        return found
 
     def _looked_at(
         self, kind: str, grads: Params, state: State, params: Params, hparams: dict[str, Any]
