@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..dtensors import is_dtensor
 from ..optimizers.by_rule import entry_rule
-from ..types import Optimizer, Params
+from ..types import Optimizer
 from .core.carry import is_ours
 from .core.inputs import TrainInputs
 from .core.problem import Guards, InnerProblem
@@ -25,10 +24,10 @@ from .guards.update import GuardedUpdate
 from .guards.verdict import SEEN, Needs, verdict_on
 
 
-def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], params: Params) -> InnerProblem:
+def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
+    """``sharded``: whether params are DTensors."""
     processes = train_loss if isinstance(train_loss, DataParallel) else None
     local = train_loss if processes is None else processes.loss
-    sharded = any(map(is_dtensor, tree.leaves(params)))
     if sharded:
         optimizer = optimizer._replace(update=on_shards(optimizer.update))
 

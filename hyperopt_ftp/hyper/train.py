@@ -12,6 +12,7 @@ from torch._compile import _disable_dynamo
 
 from .. import tree
 from ..calls import callers_level, explained
+from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
@@ -134,12 +135,14 @@ def trained(
 ) -> TrainOutputs[TreeT, StateT]:
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
-    inputs = on_mesh(TrainInputs(full, params, state, given), optimizer)
+    inputs, sharded = TrainInputs(full, params, state, given), any(map(is_dtensor, tree.leaves(params)))
+    if sharded:
+        inputs = on_mesh(inputs, optimizer)
     check_leaves(tree.leaves((full, params, state, given)))
     if under_transform():
         _warn_of_float16(inputs)
-    run = trained_by(strategy, problem_of(optimizer, train_loss, params), inputs)
-    return refuse_other_processes(run, inputs)
+    run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)
+    return refuse_other_processes(run, inputs) if sharded else run
 
 
 def _warn_of_nan(losses: Tensor) -> None:

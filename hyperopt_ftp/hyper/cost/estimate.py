@@ -143,7 +143,7 @@ def estimate(
         everything, tuned = selected(fake.of(params), known, over, full)
         given = paths.merge(detached(everything), combine(tuned, detached_leaves(tuned)[0]))
         inputs = TrainInputs(without_start(given), given["params"], first, given["batches"])
-        problem = problem_of(optimizer, local, inputs.params)
+        problem = problem_of(optimizer, local)
         inputs = problem.begun(inputs)
         problem = problem.asking(tree.map_tree(lambda x: is_float(x) and x.requires_grad, inputs))
         with twice_differentiable():

@@ -30,10 +30,14 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
     if not isinstance(hparams, dict) or "loss" not in hparams:
         return complete(hparams, optimizer.hparams)
     own = without_loss(hparams)
-    for name, value in tree.named(hparams["loss"]):
-        if not isinstance(value, (Tensor, int, float)):
-            raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {type(value).__name__}")
-    return {**complete(own, optimizer.hparams), "loss": tree.map_tree(as_tensor, hparams["loss"])}
+    given = hparams["loss"]
+    if not all(isinstance(x, Tensor) for x in tree.leaves(given)):
+        for name, value in tree.named(given):
+            if not isinstance(value, (Tensor, int, float)):
+                kind = type(value).__name__
+                raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {kind}")
+        given = tree.map_tree(as_tensor, given)
+    return {**complete(own, optimizer.hparams), "loss": given}
 
 
 def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
@@ -149,8 +153,8 @@ def refuse_complex(leaves: Sequence[Any]) -> None:
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
-    flags = {x.requires_grad for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)}
-    if flags != {True, False}:  # all frozen: they are given on purpose
+    own = [x for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)]
+    if not own or {x.requires_grad for x in own} != {True, False}:  # all frozen: they are given on purpose
         return
     parts = getattr(optimizer, "parts", None)
     where = parts(params) if parts else {}

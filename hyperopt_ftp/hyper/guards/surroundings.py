@@ -70,7 +70,7 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     if kind in (functools.partial, types.MethodType):
         key.append(kind)
         return [x.func, x.args, x.keywords] if kind is functools.partial else [x.__func__, x.__self__]
-    if kind in (tuple, list, set, frozenset) or (isinstance(x, tuple) and hasattr(x, "_fields")):
+    if kind in (tuple, list, set, frozenset) or hasattr(kind, "_fields"):
         key.append((kind, len(x)))
         return [*x] if len(x) < _MOST else None
     if kind is dict:
