@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..calls import check_flag, explained
-from ..hparams import Domain, check_number, is_wrapped, to_tensors
+from ..hparams import Domain, check_number, to_tensors
 from ..types import HParam, Optimizer
-from .arithmetic import blend, minus, plus, root, shrunk
+from .arithmetic import blend, is_mapped, minus, plus, root, shrunk
 from .by_rule import Entries, Moved, Numbers, by_rule
 from .leafwise import NO_PARAMS, check_lr
 
@@ -115,7 +115,7 @@ def _adam(
             new["max_exp_avg_sq"] = v = torch.maximum(s["max_exp_avg_sq"], v)
         # As at the end of section 2 of the paper: both sides of the fraction times sqrt(1 - b2^t), a number.
         bias = 1 - b2**t
-        if is_wrapped(bias) if isinstance(bias, Tensor) else bias < 0:  # as v is, where ZeroOrder looks beyond b2 = 1
+        if is_mapped(bias) if isinstance(bias, Tensor) else bias < 0:  # as v is, where ZeroOrder looks beyond b2 = 1
             sign = bias.sign() if isinstance(bias, Tensor) else -1.0
             v, bias = sign * v, abs(bias)
         scale = bias**0.5

@@ -104,3 +104,8 @@ def _like(x: Tensor, number: Tensor) -> Tensor:
 
 def _is_traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or is_wrapped(x)  # of a mapped one torch sees the dimension over which it is
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a transform of torch.func may give it any value, also one outside its domain."""
+    return not torch.compiler.is_compiling() and is_wrapped(x)
