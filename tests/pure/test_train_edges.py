@@ -366,7 +366,7 @@ def test_attention_of_other_devices_goes_by_the_formula_too():
 
 
 def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkeypatch):
-    import torch._dynamo  # noqa: F401  # before it nothing is compiled, and there is no stance
+    import torch._dynamo  # before it nothing is compiled, and there is no stance
 
     def refused(stance):
         raise RuntimeError("not here")

@@ -166,6 +166,26 @@ def test_a_tensor_that_is_closed_over_is_refused_where_a_node_hides_the_graph(st
     assert got.item() == pytest.approx(2 * 3 * 0.2 * (1 - 0.02) ** 2, rel=1e-12)  # of 1 - (1 - 0.2 lr)^3, twice
 
 
+@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Forward()], ids=repr)
+def test_a_tensor_that_only_later_updates_close_over_is_refused(strategy):
+    """The first ones are looked at, later ones by the graph that they make."""
+    c = torch.tensor(0.5, dtype=F64, requires_grad=True)
+
+    def update(g, s, p, h=None):
+        return p - h["lr"] * (c if s["k"] == 3 else 1) * g, {"k": s["k"] + 1}
+
+    opt = Optimizer(lambda p, h=None: {"k": 0}, update, {"lr": torch.tensor(0.1, dtype=F64)})
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+
+    def slope(of):
+        run = hft.train(opt, loss, W, [DATA[0]] * 8, hparams={"lr": lr}, strategy=of)
+        return torch.autograd.grad(run.params.sum(), [c, lr])
+
+    with pytest.raises(ValueError, match="the optimizer uses a tensor .*no argument of train"):
+        slope(strategy)
+    assert all(slope(hft.Unroll()))  # autograd owns the graph
+
+
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "Implicit"])
 @pytest.mark.parametrize("update", [lambda g, s, p, h: (p - h["lr"] * g.data, s), number_of_gradient])
 def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy):
