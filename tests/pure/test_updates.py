@@ -186,6 +186,18 @@ def test_a_tensor_that_only_later_updates_close_over_is_refused(strategy):
     assert all(slope(hft.Unroll()))  # autograd owns the graph
 
 
+def test_a_tensor_of_a_transform_that_only_later_updates_close_over_is_refused():
+    def end(lr, c):
+        def update(g, s, p, h=None):
+            return p - h["lr"] * (c if s["k"] == 3 else 1) * g, {"k": s["k"] + 1}
+
+        opt = Optimizer(lambda p, h=None: {"k": 0}, update, {"lr": lr})
+        return hft.train(opt, loss, W, [DATA[0]] * 8, strategy=hft.Forward()).params.sum()
+
+    with pytest.raises(ValueError, match="the optimizer uses a tensor .*no argument of train"):
+        torch.func.grad(end, (0, 1))(torch.tensor(0.1, dtype=F64), torch.tensor(0.5, dtype=F64))
+
+
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "Implicit"])
 @pytest.mark.parametrize("update", [lambda g, s, p, h: (p - h["lr"] * g.data, s), number_of_gradient])
 def test_what_is_made_of_the_number_of_a_gradient_is_warned_of(update, strategy):

@@ -29,6 +29,12 @@ def gained(p: Any, write: Any) -> torch.Tensor:
     return value
 
 
+def with_weight(net: nn.Module, size: int) -> nn.Module:
+    """``super()`` would put the class into a closure, and of that not all is visible."""
+    net.register_parameter("w", nn.Parameter(torch.ones(size), requires_grad=False))
+    return net
+
+
 def a_closed_flag() -> tuple[Callable[..., Any], Callable[[], None]]:
     flag = torch.tensor(0)
     return lambda p, x: gained(p, flag == 1), lambda: flag.fill_(1)
@@ -38,14 +44,10 @@ def a_class_attribute() -> tuple[Callable[..., Any], Callable[[], None]]:
     class Net(nn.Module):
         write = False
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(3), requires_grad=False)
-
         def forward(self, x):
             return gained({"w": self.w}, self.write)
 
-    net = Net()
+    net = with_weight(Net(), 3)
     return lambda p, x: functional_call(net, p, (x,)), lambda: setattr(Net, "write", True)
 
 
@@ -59,14 +61,10 @@ def an_attribute_of_the_loss() -> tuple[Callable[..., Any], Callable[[], None]]:
 
 def a_global_of_forward() -> tuple[Callable[..., Any], Callable[[], None]]:
     class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(3), requires_grad=False)
-
         def forward(self, x):
             return gained({"w": self.w}, writes)
 
-    net = Net()
+    net = with_weight(Net(), 3)
     return lambda p, x: functional_call(net, p, (x,)), lambda: globals().update(writes=True)
 
 
@@ -115,17 +113,13 @@ TRACKED = None
 
 
 class ReadsAGlobal(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(1), requires_grad=False)
-
     def forward(self, x):
         return (TRACKED * (self.w - x) ** 2 + self.w**2).sum()
 
 
 def test_under_a_transform_a_captured_tensor_is_refused_after_another_call_too():
     """In the first call the tensor is a plain one, in the second the transform tracks it."""
-    net, xs = ReadsAGlobal(), [torch.ones(1)] * 60
+    net, xs = with_weight(ReadsAGlobal(), 1), [torch.ones(1)] * 60
 
     def end(lr, c):
         globals().update(TRACKED=c)
@@ -181,3 +175,11 @@ def test_verdicts_are_as_many_as_the_cache_has_places():
         hft.train(hft.sgd(lr=lr), lambda p, x, n=n: ((p - n) ** 2).sum(), torch.ones(1), [0.0])
     info = verdict._known.cache_info()
     assert info.currsize == info.maxsize == 256
+
+
+@pytest.mark.xfail(reason="hooks of a module lie in an OrderedDict, which counts as not visible", strict=False)
+def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
+    net = nn.Linear(2, 1)
+    params, lr = {name: p.detach() for name, p in net.named_parameters()}, torch.tensor(0.1, requires_grad=True)
+    hft.train(hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,)).sum(), params, [torch.ones(2)] * 2)
+    assert keys
