@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 import hyperopt_ftp as hft
 from hyperopt_ftp import Optimizer, tree
 
-from ..support.problems import central_differences
+from .problems import central_differences
 
 STEPS = 3
 ADAM = hft.adam(lr=0.1, betas=(0.8, 0.9), eps=1e-2)

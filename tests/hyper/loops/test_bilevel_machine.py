@@ -25,7 +25,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import BilevelState, Record
 
-from ..support.compare import kept, same
+from ...support.compare import kept, same
 
 F64 = torch.float64
 UNIT = torch.finfo(F64).eps

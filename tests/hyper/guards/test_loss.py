@@ -16,7 +16,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.unrolling import eager
 
-from ..support.hypergradients import (
+from ...support.hypergradients import (
     DATA,
     F64,
     HELD_OUT,
@@ -32,7 +32,7 @@ from ..support.hypergradients import (
     outer,
     slope,
 )
-from ..support.problems import central_differences, largest_difference, loss, start
+from ...support.problems import central_differences, largest_difference, loss, start
 
 TRANSFORMS = {
     "grad": torch.func.grad,

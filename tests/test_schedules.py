@@ -12,7 +12,7 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import schedules, tree
 from hyperopt_ftp.hparams import Domain, domain_at
 
-from ..support.problems import batches, central_differences, entries, loss, start, train
+from .support.problems import batches, central_differences, entries, loss, start, train
 
 LR, K = 0.7, 12
 FLOAT = torch.finfo(torch.float64)

@@ -16,7 +16,7 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
 
 from ..support.problems import central_differences, entries
-from .train_problems import PROBLEMS, TRANSFORMS, Problem
+from ..support.train_problems import PROBLEMS, TRANSFORMS, Problem
 
 EXACT = {
     "Unroll()": hft.Unroll(),

@@ -14,9 +14,9 @@ from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, Domain, domain_at, domains_of
 from hyperopt_ftp.hyper.towers.constraints import Constraints
 
-from ..support.cases import ANCHOR, CASES, Case
-from ..support.hypergradients import rounds
-from ..support.problems import batches, loss, start, train
+from .support.cases import ANCHOR, CASES, Case
+from .support.hypergradients import rounds
+from .support.problems import batches, loss, start, train
 
 
 def number(x: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -10,8 +10,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.anchored import project, row_norm
 
-from ..support.hypergradients import DATA, F64, HELD_OUT
-from ..support.problems import largest_difference, loss, start, train
+from ...support.hypergradients import DATA, F64, HELD_OUT
+from ...support.problems import largest_difference, loss, start, train
 
 every_norm = pytest.mark.parametrize("norm", ["l2", "mars"])
 

@@ -20,8 +20,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp import schedules
 from hyperopt_ftp.hyper import Strategy
 
-from ..support.hypergradients import DATA, F64, SGD, call, f64, first_state, outer, own, rounds
-from ..support.problems import loss, start
+from .hypergradients import DATA, F64, SGD, call, f64, first_state, outer, own, rounds
+from .problems import loss, start
 
 Row = tuple[Callable[[], Any], type[Exception], str]
 

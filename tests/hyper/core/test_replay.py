@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import hyperopt_ftp as hft
 
-from ..support.hypergradients import (
+from ...support.hypergradients import (
     DATA,
     F64,
     OTHERS,
@@ -25,7 +25,7 @@ from ..support.hypergradients import (
     outer,
     slope,
 )
-from ..support.problems import central_differences, loss, start
+from ...support.problems import central_differences, loss, start
 
 LR = SGD.hparams["lr"]
 

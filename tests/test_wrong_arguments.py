@@ -13,8 +13,8 @@ from torch import nn
 
 import hyperopt_ftp as hft
 
-from ..support.cases import BASES
-from .wrong_inputs import TABLES, VECTORS, M, Row, updated
+from .support.cases import BASES
+from .support.wrong_inputs import TABLES, VECTORS, M, Row, updated
 
 every_base = pytest.mark.parametrize("case", BASES, ids=str)
 

@@ -10,8 +10,8 @@ import torch
 
 import hyperopt_ftp as hft
 
-from ..support.hypergradients import DATA, F64, SGD, call, f64
-from ..support.problems import loss, start
+from ...support.hypergradients import DATA, F64, SGD, call, f64
+from ...support.problems import loss, start
 
 CENTRE = f64([1.0, 2.0, 3.0])
 CURVATURE = f64([0.3, 1.0, 2.0])  # a step at lr contracts by 1 - lr (CURVATURE + l2)

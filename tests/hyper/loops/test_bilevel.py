@@ -12,8 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..support.compare import same
-from ..support.hypergradients import (
+from ...support.compare import same
+from ...support.hypergradients import (
     DATA,
     EXACT,
     HELD_OUT,
@@ -25,7 +25,7 @@ from ..support.hypergradients import (
     own,
     rounds,
 )
-from ..support.problems import batches, central_differences, largest_difference, loss, start
+from ...support.problems import batches, central_differences, largest_difference, loss, start
 
 
 def identical(a, b):

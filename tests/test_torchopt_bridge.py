@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hyperopt_ftp as hft
 
-from ..support.problems import batches, loss, start, train
+from .support.problems import batches, loss, start, train
 
 PAIRS = [
     (torchopt.sgd, hft.sgd, {"lr": 0.1, "momentum": 0.9}),
