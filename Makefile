@@ -70,7 +70,7 @@ machine-busy-%:
 		trap 'kill $$busy' EXIT; env OMP_WAIT_POLICY=PASSIVE $(MAKE) test THREADS=$*
 
 fuzz: $(VENV)/.demo $(VENV)/.test
-	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/pure/test_bilevel_machine.py
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -s tests/torch_optim/test_machine.py tests/hyper/loops/test_bilevel_machine.py
 
 crash: $(VENV)/.demo $(VENV)/.test
 	KILLS=50 $(RUN) -m pytest -q tests/crash

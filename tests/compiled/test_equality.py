@@ -12,9 +12,9 @@ from torch import Tensor
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ..pure.train_problems import PROBLEMS, Problem
 from ..support.cases import CASES, Case
 from ..support.problems import batches, largest_difference, loss, start
+from ..support.train_problems import PROBLEMS, Problem
 from .strategies import CHEAP, CLOSE, PAIRS, every_strategy
 
 RAN = {"unroll": {"training": 1, "backward": 1}, "forward": {"tangent": 1}}  # once for all steps

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.core.memory import bytes_of
 from hyperopt_ftp.hyper.distributed.collectives import Team, Total
 from hyperopt_ftp.hyper.unrolling import eager
-from hyperopt_ftp.hyper.core.memory import bytes_of
 
 from .launch import gathered, on
 

@@ -56,6 +56,8 @@ def sample(part: str, count: int, seed: int) -> list[Any]:
             if not re.search(r"BinaryOperator_.*(Bit|Shift)", mutation.operator_name):
                 key = (mutation.module_path.as_posix(), mutation.start_pos, mutation.end_pos)
                 places.setdefault(key, []).append(mutation)
+    if not places or count < 1:
+        raise SystemExit(f"of {part} no mutant is chosen: nothing would be said about it")
     chosen = sorted(places)
     random.Random(seed).shuffle(chosen)  # so that a small sample is a part of a large one
     every = [sorted(places[key], key=lambda m: (m.operator_name, m.occurrence)) for key in chosen[:count]]
@@ -118,6 +120,8 @@ def main() -> int:
     if args.survivors:
         known = json.loads(args.survivors.read_text())
         mutants = [m for m in mutants if known.get(name_of(m), "").startswith("survived")]
+    if not mutants:
+        raise SystemExit(f"{args.survivors} has no survivor among these mutants: nothing would be planted")
     outcomes: dict[str, str] = {}
 
     def plant(mutation: Any) -> None:

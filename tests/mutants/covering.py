@@ -28,6 +28,9 @@ class Covering:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, lines, durations = root, folder / "coverage", folder / "durations.xml"
+        gone = [path for path in LEFT_OUT if not (root / path).exists()]
+        if gone:
+            raise SystemExit(f"tests that are to be left out have moved: {', '.join(gone)}")
         if not durations.exists():
             folder.mkdir(parents=True, exist_ok=True)
             suite = [*("--numprocesses", "2", "--dist", "loadfile"), *(f"--ignore={path}" for path in LEFT_OUT)]
@@ -41,7 +44,13 @@ class Covering:
         self.files = {Path(file).relative_to(_parent(file)).as_posix(): file for file in self.data.measured_files()}
         cases = ElementTree.parse(durations).iter("testcase")
         contexts = (context.partition("|")[0] for context in self.data.measured_contexts())
-        self.in_processes = {test for test in contexts if test.startswith("tests/distributed/")}
+        tests = {test for test in contexts if test}
+        gone = sorted({file for test in tests if not (root / (file := test.partition("::")[0])).exists()})
+        if gone:
+            raise SystemExit(f"tests have moved since {folder} was made, remove it: {', '.join(gone)}")
+        self.in_processes = {test for test in tests if test.startswith("tests/distributed/")}
+        if not self.in_processes:
+            raise SystemExit("no test of tests/distributed is in the map: what processes run would count as not tested")
         self.seconds = {(case.get("classname"), case.get("name")): float(case.get("time", 0)) for case in cases}
 
     def tests(self, module: str, first: int, last: int, seconds: float) -> list[str]:

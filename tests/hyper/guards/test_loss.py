@@ -1,0 +1,605 @@
+"""What a training loss may do, and what is refused or warned of: writes, functions, numbers, leaves, frozen params."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper.unrolling import eager
+
+from ...support.hypergradients import (
+    DATA,
+    F64,
+    HELD_OUT,
+    HIDING,
+    SGD,
+    call,
+    differences,
+    every_exact,
+    every_strategy,
+    f64,
+    module_loss,
+    not_converged,
+    outer,
+    slope,
+)
+from ...support.problems import central_differences, largest_difference, loss, start
+
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (f64(1.0),))[1],
+}
+every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+# -- writes into what the loss has not made ---------------------------------------------------------------------------
+
+
+def hidden(p, x):
+    return x @ p["w"] + p["b"]
+
+
+#: What is done with tensors that the loss has not made (``s``), its params and its outputs.
+WRITES = {
+    "batch norm": lambda s, p, y: F.batch_norm(y, s["mean"], s["var"], training=True),
+    "foreach": lambda s, p, y: torch._foreach_lerp_([s["mean"]], [y.detach().mean(0)], 0.1),
+    "instance norm": lambda s, p, y: F.instance_norm(y.unflatten(1, (2, 2)), s["mean"][:2], s["var"][:2]),
+    "an alias": lambda s, p, y: s["mean"].view(2, 2).lerp_(y.detach().mean(0).view(2, 2), 0.1),
+    "an item of a view": lambda s, p, y: s["mean"].__setitem__(1, 3.0),
+    "data": lambda s, p, y: s["mean"].data.add_(1.0),
+    "out=": lambda s, p, y: torch.add(s["mean"], 1.0, out=s["mean"]),
+    "from the second step": lambda s, p, y: s["mean"].add_(1.0) if s["calls"] else s["calls"].append(0),
+    "NumPy": lambda s, p, y: s["mean"].numpy().__iadd__(1.0),
+    "embedding": lambda s, p, y: F.embedding(torch.tensor([0, 2]), p["w"], max_norm=0.5),
+}
+#: Those that torch does not count, or into params: refused even where autograd owns the graph.
+NEVER = ("data", "NumPy", "embedding")
+REFUSED = r"writes in place .*eval\(\).*torch.func.replace_all_batch_norm_modules_\(net\)"
+
+
+def writing(how):
+    """A loss that does so, and the tensors that it holds."""
+    held = {"mean": torch.zeros(4, dtype=F64), "var": torch.ones(4, dtype=F64), "calls": []}
+
+    def train_loss(p, x):
+        y = hidden(p, x)
+        WRITES[how](held, p, y)
+        return torch.tanh(y + held["mean"]).square().mean()
+
+    return train_loss, held
+
+
+@not_converged
+@pytest.mark.parametrize("how", [how for how in WRITES if how != "from the second step"])
+@pytest.mark.parametrize("strategy", HIDING.values(), ids=HIDING)
+def test_a_write_is_refused_where_steps_may_be_made_again(strategy, how):
+    (train_loss, held), params = writing(how), start()
+    before = copy.deepcopy(held)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        call(train_loss, strategy, params=params)
+    if how == "NumPy":  # seen once it is done
+        before["mean"] += 1.0
+    assert largest_difference((held["mean"], held["var"], params), (before["mean"], before["var"], start())) == 0
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="sqrt")], ids=repr)
+def test_a_write_that_begins_in_a_later_step_shows_where_the_step_is_made_again(strategy):
+    with pytest.raises(RuntimeError, match="the training loss of step . was .* when the step is computed again"):
+        call(writing("from the second step")[0], strategy)
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(truncate=2)], ids=repr)
+def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strategy, how):
+    """The derivative is that of the loop by hand, and so is what was written; what torch does not count is refused."""
+    train_loss, held = writing(how)
+    if how in NEVER:
+        with pytest.raises(RuntimeError, match=REFUSED):
+            call(train_loss, strategy)
+        return
+    other, by_hand = writing(how)
+    params, lr = start(), SGD.hparams["lr"].clone().requires_grad_()
+    state = SGD.init(params)
+    for k, x in enumerate(DATA):
+        if k == len(DATA) - (strategy.truncate or 0):
+            params, state = tree.map_tree(torch.detach, (params, state))
+        at = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in params.items()}
+        grads = torch.autograd.grad(other(at, x), [*at.values()], create_graph=True)
+        params, state = SGD.update(dict(zip(at, grads, strict=True)), state, at, {**SGD.hparams, "lr": lr})
+    (want,) = torch.autograd.grad(outer(params), lr)
+    got = call(train_loss, strategy)[1]["lr"]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
+    assert largest_difference((held["mean"], held["var"]), (by_hand["mean"], by_hand["var"])) == 0
+
+
+def test_a_write_is_refused_where_graphs_turn_out_to_be_too_large(monkeypatch):
+    monkeypatch.setattr(eager, "SMALL", 0)
+    with pytest.raises(RuntimeError, match=r"writes in place .*checkpoint=False"):
+        call(writing("batch norm")[0], hft.Unroll())
+
+
+@pytest.mark.parametrize("how", ["batch norm", "foreach"])
+def test_zero_order_writes_nothing_either(how):
+    train_loss, held = writing(how)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        call(train_loss, hft.ZeroOrder(2, 1e-3))
+    assert held["mean"].abs().sum() == 0
+
+
+#: What becomes of the loss in the third step; the number alone leaves the graph what it was.
+LATER = {
+    "another graph": lambda p, y, h: y + p["w"].mean() * h.item(),
+    "the same graph": lambda p, y, h: y * float(h),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(), hft.Unroll(checkpoint=False), hft.Unroll(checkpoint=1), hft.Forward()], ids=repr
+)
+def test_what_a_later_step_does_is_seen(later, strategy):
+    def train_loss(p, x, h):
+        y = hidden(p, x).square().mean() * h
+        return later(p, y, h) if x.mean() == 2 else y * 1.0
+
+    data = [torch.full((2, 3), x, dtype=F64) for x in (0.0, 1.0, 2.0, 1.0)]
+    with pytest.raises(RuntimeError, match="takes the number of an hparam"):
+        call(train_loss, strategy, "loss", {"loss": f64(0.5)}, lambda p: p["w"].sum(), data=data)
+
+
+@pytest.mark.parametrize("remedy", [nn.Module.eval, torch.func.replace_all_batch_norm_modules_])
+@every_exact
+def test_statistics_of_a_module_are_unchanged_and_both_remedies_are_right(strategy, remedy):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
+    before = {n: x.clone() for n, x in net.named_buffers()}
+    train_loss = module_loss(net)
+
+    def trained(how, lr=0.2):
+        params = {n: p.detach() for n, p in net.named_parameters()}
+        return call(train_loss, how, hparams={"lr": lr}, params=params, outer_loss=lambda p: train_loss(p, HELD_OUT))
+
+    if strategy != hft.Unroll():
+        with pytest.raises(RuntimeError, match=REFUSED):
+            trained(strategy)
+        assert largest_difference(dict(net.named_buffers()), before) == 0
+    remedy(net)
+    want = central_differences(lambda lr: trained(None, lr)[0], f64(0.2))[0].item()
+    assert trained(strategy)[1]["lr"].item() == pytest.approx(want, rel=1e-6)
+
+
+@every_exact
+def test_writes_into_what_the_loss_made_itself(strategy):
+    def busy(p, x):
+        y = hidden(p, x)
+        y += 1.0
+        mean = torch.zeros(4, dtype=F64)
+        mean.view(2, 2).lerp_(y.mean(0).view(2, 2), 0.1)
+        y = F.batch_norm(y, torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), training=True)
+        rows = [torch.empty(4, dtype=F64) for _ in range(2)]
+        torch.mul(torch.ones(4, dtype=F64), x.mean(), out=rows[0])
+        rows[1][:] = x.mean()
+        return torch.tanh(F.elu(y, inplace=True) + mean + rows[0] + rows[1]).square().mean()
+
+    assert slope(busy, strategy).item() == pytest.approx(differences(busy), rel=1e-6)
+
+
+@every_exact
+def test_weight_norm_is_refused_whose_second_derivative_is_wrong_in_torch(strategy):
+    with pytest.raises(RuntimeError, match="whose second derivative is wrong in torch"):
+        call(lambda p, x: (x @ torch._weight_norm(p["w"], p["b"][None], 1)).square().mean(), strategy)
+
+
+def test_a_write_that_torch_does_not_see_shows_in_the_loss():
+    held = torch.zeros(4, dtype=F64)
+    view = held.numpy()  # one that is made inside is seen
+
+    def hidden_counter(p, x):
+        view[:] += 1.0
+        return torch.tanh(hidden(p, x) + held).square().mean()
+
+    with pytest.raises(RuntimeError, match="the training loss of step 3 was .* when the step is computed again"):
+        slope(hidden_counter, strategy=hft.Unroll(checkpoint=1))
+
+
+# -- losses without a graph, and no gradients at all ------------------------------------------------------------------
+
+NO_GRAPH = {
+    "detach": lambda p, x: loss(p, x).detach(),
+    "no_grad": torch.no_grad()(lambda p, x: loss(p, x)),
+    "item": lambda p, x: torch.tensor(loss(p, x).item()),
+    "inference": torch.inference_mode()(lambda p, x: loss({k: v.clone() for k, v in p.items()}, x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:train_loss makes a number:UserWarning")
+@pytest.mark.parametrize("train_loss", NO_GRAPH.values(), ids=NO_GRAPH)
+@every_strategy
+def test_a_loss_without_a_graph_is_an_error(strategy, train_loss):
+    for act in (
+        lambda: call(train_loss, strategy),
+        lambda: hft.train(SGD, train_loss, start(), DATA, strategy=strategy),
+    ):
+        with pytest.raises(ValueError, match="loss without a graph: .*(detach, no_grad, item, inference mode)"):
+            act()
+
+
+@every_strategy
+def test_inference_mode_is_an_error(strategy):
+    for act in (lambda: call(strategy=strategy), lambda: hft.train(SGD, loss, start(), DATA, strategy=strategy)):
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="no gradients under torch.inference_mode"):
+            act()
+    with torch.inference_mode():
+        params = start()
+    with pytest.raises(ValueError, match=r"a tensor of shape \(\d, .*was made under torch.inference_mode\(\).*clone"):
+        call(strategy=strategy, params=params)
+
+
+@every_exact
+def test_no_grad_outside_changes_nothing(strategy):
+    with torch.no_grad():
+        got = slope(strategy=strategy)
+    assert torch.equal(got, slope(strategy=strategy))
+
+
+def test_a_loss_of_ones_own_may_inherit_from_torch_s():
+    class Own(nn.modules.loss._Loss):
+        def forward(self, params, batch):
+            return loss(params, batch)
+
+    assert torch.equal(slope(train_loss=Own()), slope())
+
+
+# -- functions that can be differentiated once ------------------------------------------------------------------------
+
+
+class Cube(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class Marked(Cube):
+    """The usual stack of decorators in extensions."""
+
+    backward = staticmethod(torch.amp.custom_bwd(device_type="cpu")(Cube.backward))
+
+
+def cubed(params, x, function=Cube):
+    return sum(function.apply(v).sum() for v in params.values()) + x.mean()
+
+
+ONCE = {
+    "function": cubed,
+    "decorated": lambda p, x: cubed(p, x, Marked),
+    "torch's": lambda p, x: torch.distributions.Beta(p["b"].exp(), 1 + x.mean().abs()).rsample().square().sum(),
+}
+
+
+@pytest.mark.parametrize("over", ["lr", "params", "batches", ("lr", "params")])
+@pytest.mark.parametrize("train_loss", ONCE.values(), ids=ONCE)
+@every_exact
+def test_a_function_that_can_be_differentiated_once_is_refused(strategy, train_loss, over):
+    """Where its output's cotangent is constant torch would take it for linear, and say nothing."""
+    with pytest.raises(RuntimeError, match=r"no second derivative .* is once_differentiable"):
+        call(train_loss, strategy, over)
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1)])
+def test_a_function_of_hparams_alone_is_differentiated_once(strategy):
+    """A gradient in the params does not go through it."""
+
+    def train_loss(params, x, h):
+        return Cube.apply(h) * (params["w"] - x.mean()).square().mean() + params["b"].square().sum()
+
+    def at(h):
+        return call(train_loss, hft.Unroll(checkpoint=False), hparams={"loss": h})[0]
+
+    got = call(train_loss, strategy, over="loss", hparams={"loss": f64(0.8)})[1]["loss"]
+    assert got.item() == pytest.approx(central_differences(at, f64(0.8))[0].item(), rel=1e-6)
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # which differentiates a backward pass again
+        call(train_loss, hft.Forward(), over="loss", hparams={"loss": f64(0.8)})
+
+
+@every_transform
+def test_it_is_refused_under_transforms_and_trains_where_nothing_is_differentiated(transform):
+    params = start()
+
+    def cubed_end(lr):
+        return hft.train(SGD, cubed, params, DATA, hparams={**SGD.hparams, "lr": lr})
+
+    with pytest.raises(RuntimeError, match=r"no second derivative .*once_differentiable"):
+        transform(lambda lr: cubed_end(lr).params["b"].sum())(f64(0.01))
+    together = torch.func.vmap(lambda lr: cubed_end(lr).losses)(f64([0.01]))
+    torch.testing.assert_close(together[0], cubed_end(f64(0.01)).losses, rtol=1e-12, atol=0)
+    slope(cubed, hft.ZeroOrder(2, 1e-3))  # needs no derivative
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+TAKEN = {
+    "torch.tensor of a tensor": lambda p, h: torch.tensor(h["s"].exp()),
+    "new_tensor of a tensor": lambda p, h: p.new_tensor(h["s"]),
+    "linspace": lambda p, h: torch.linspace(0, h["s"].exp(), 2)[1],
+    "float of a function": lambda p, h: float(h["s"].sigmoid()),
+    "item of an entry": lambda p, h: h["v"][0].item(),
+    "tolist": lambda p, h: (2 * h["v"]).tolist()[0],
+    "torch.tensor": lambda p, h: torch.tensor([h["s"].exp(), 1.0])[0],
+    "as_tensor": lambda p, h: torch.as_tensor([h["s"].exp(), 1.0])[0],
+    "new_tensor": lambda p, h: p.new_tensor([h["s"].exp()])[0],
+    "int": lambda p, h: int(10 * h["s"].exp()),
+}
+HPARAMS = {"loss": {"s": f64(0.3), "v": f64([0.1, 0.2]), "l2": f64(0.1)}}
+
+
+def with_number(take):
+    def train_loss(params, x, h):
+        w = params["w"]
+        return 0.01 * take(w, h) * (w.sum() - x.mean()) ** 2 + h["l2"] * (w**2).sum() + params["b"].sum() ** 2
+
+    return train_loss
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # torch's
+@pytest.mark.parametrize("take", TAKEN.values(), ids=TAKEN)
+@every_exact
+def test_a_number_made_of_an_hparam_is_refused(strategy, take):
+    """Beside an hparam that is not lost: no derivative is exactly 0."""
+    with pytest.raises(RuntimeError, match="takes the number of an hparam that a derivative is asked for"):
+        call(with_number(take), strategy, over="loss", hparams=HPARAMS)
+
+
+CONSTANT = {
+    "detached": lambda p, h: h["s"].detach().sigmoid().item(),
+    "a comparison": lambda p, h: 2.0 if bool(h["s"] > 0) else 1.0,
+    "as_tensor of a tensor": lambda p, h: torch.as_tensor(h["s"]),
+    "as_tensor by name": lambda p, h: torch.as_tensor(data=h["s"].exp()),
+    "a text": lambda p, h: len(f"{h['s']:.1f}"),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_what_is_constant_or_a_tensor_is_left_alone(name):
+    train_loss = with_number(CONSTANT[name])
+    grads = call(train_loss, hft.Unroll(), over="loss", hparams=HPARAMS)[1]["loss"]
+    for entry in ("l2", "s") if "as_tensor" in name else ("l2",):
+
+        def at(x, entry=entry):
+            changed = {"loss": {**HPARAMS["loss"], entry: x}}
+            return call(train_loss, hft.Unroll(checkpoint=False), over="lr", hparams=changed)[0]
+
+        want = central_differences(at, HPARAMS["loss"][entry])[0].item()
+        assert grads[entry].item() == pytest.approx(want, rel=1e-6, abs=1e-12)
+    assert ("as_tensor" in name) == bool(grads["s"])
+
+
+LOG: list[float] = []
+
+
+def log_at_the_end(params, x):
+    value = 0.5 * loss(params, x)
+    LOG.append(value.item())
+    return value
+
+
+def log_on_the_way(params, x):
+    value = 0.5 * loss(params, x)
+    LOG.append(value.item())
+    other = params["w"].square().sum()
+    LOG.append(float(other))
+    return value + other
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # torch's own, once in a process
+@pytest.mark.parametrize("logged", [log_at_the_end, log_on_the_way])
+@every_exact
+def test_a_log_is_left_alone(strategy, logged):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*makes a number.*")
+        slope(logged, strategy)
+    assert LOG
+
+
+def used_at_once(params, x):
+    value = loss(params, x)
+    return value * (1 + 0 * value.item())
+
+
+def used_in_the_next_step(params, x):
+    value = loss(params, x) / (1 + LOG[-1])
+    LOG.append(value.item())
+    return value
+
+
+def used_as(make):
+    """By a way that torch does not show: what comes of it is no argument, and not made of tensors."""
+
+    def train_loss(params, x):
+        value = loss(params, x)
+        return value * make(1 / (1 + value.item()))
+
+    return train_loss
+
+
+UNSEEN = {
+    "Tensor": lambda k: torch.Tensor([k])[0],
+    "from_numpy": lambda k: torch.from_numpy(np.full(1, k))[0],
+    "as_tensor": lambda k: torch.as_tensor(np.array(k)),
+    "float32": np.float32,
+}
+
+
+@pytest.mark.parametrize(
+    "uses", [used_at_once, used_in_the_next_step, *map(used_as, UNSEEN.values())], ids=["once", "next", *UNSEEN]
+)
+def test_a_number_of_params_that_is_used_warns_once(uses):
+    LOG[:] = [0.0]
+    with pytest.warns(UserWarning, match=r"makes a number .* take x\.detach\(\)\.item\(\)") as caught:
+        slope(uses, hft.Unroll())
+    assert [w.filename for w in caught] == [__file__]
+
+
+# -- leaves of its own ------------------------------------------------------------------------------------------------
+
+
+def assigned(x):
+    x.requires_grad = True
+    return x
+
+
+LEAVES = {
+    "requires_grad_ of the batch": lambda x: x.requires_grad_(),
+    "requires_grad = of the batch": assigned,
+    "requires_grad_": lambda x: x.detach().requires_grad_(),
+    "requires_grad =": lambda x: assigned(x.detach()),
+    "requires_grad=": lambda x: torch.tensor(x.tolist(), dtype=x.dtype, requires_grad=True),
+}
+
+
+def pinn(how):
+    """Params, and the residual of a differential equation: a derivative in the input, which is no param."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def train_loss(params, x):
+        x = LEAVES[how](x)
+        u = torch.func.functional_call(net, params, (x,))
+        (du,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (du[:, :1] - u).square().mean()
+
+    return {name: p.detach() for name, p in net.named_parameters()}, train_loss
+
+
+def points():
+    return [torch.rand(5, 2, dtype=F64) for _ in range(3)]
+
+
+@pytest.mark.parametrize("how", LEAVES)
+@every_exact
+def test_a_derivative_in_the_input_inside_a_loss_is_right(strategy, how):
+    params, train_loss = pinn(how)
+    given = {"params": params, "data": points(), "outer_loss": lambda p: sum(x.square().sum() for x in p.values())}
+    got = slope(train_loss, strategy, **given)
+    assert got.item() == pytest.approx(differences(train_loss, **given), rel=1e-6)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_batch_that_a_loss_lets_require_grad_is_not_the_callers(asked):
+    (params, train_loss), data = pinn("requires_grad_ of the batch"), points()
+    hft.train(SGD, train_loss, params, data, hparams={"lr": f64(0.1).requires_grad_(asked)})
+    assert not any(x.requires_grad for x in data)
+
+
+def test_a_stranger_beside_a_leaf_of_its_own_is_refused_or_counts():
+    params, train_loss = pinn("requires_grad_")
+    stranger, data = f64(0.5).requires_grad_(), points()
+
+    def end(x, strategy=None):
+        return hft.train(SGD, lambda p, b: train_loss(p, b) * x, params, data, strategy=strategy).params["0.bias"].sum()
+
+    with pytest.raises(ValueError, match=r"uses a tensor of shape \(\) .* its derivative would be lost"):
+        end(stranger, hft.Unroll(checkpoint=1))
+    (got,) = torch.autograd.grad(end(stranger), stranger)
+    assert got.item() == pytest.approx(central_differences(end, f64(0.5))[0].item(), rel=1e-6)
+
+
+def test_random_numbers_are_drawn_once_where_the_loss_is_looked_at_again():
+    params, inner = pinn("requires_grad_")
+
+    def train_loss(p, x):
+        return inner(p, x + torch.randn_like(x))
+
+    found, data = [], [torch.zeros(5, 2, dtype=F64)] * 3
+    for grad in (False, True):
+        torch.manual_seed(3)
+        with torch.set_grad_enabled(grad):
+            found.append(hft.train(SGD, train_loss, params, data).losses)
+    assert torch.equal(*found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(train_loss, params=params, data=data, outer_loss=lambda p: p["0.bias"].sum())
+
+
+# -- frozen parameters of a module ------------------------------------------------------------------------------------
+
+
+def half_frozen():
+    """A network whose first layer is frozen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    net[0].requires_grad_(False)
+    return net
+
+
+def in_rounds(opt, one, p):
+    return list(hft.bilevel(opt, hft.sgd(), "momentum", one, one, p, DATA, DATA, inner_steps=2, outer_steps=1))
+
+
+TRAININGS = {
+    "train": lambda opt, one, p: hft.train(opt, one, p, DATA),
+    "hypergradient": lambda opt, one, p: hft.hypergradient(opt, one, lambda p: one(p, HELD_OUT), p, DATA, "momentum"),
+    "bilevel": in_rounds,
+}
+PARAMS_MEANT = {
+    "those that are not frozen": lambda net: {n: p for n, p in net.named_parameters() if p.requires_grad},
+    "tensors": lambda net: {n: p.detach() for n, p in net.named_parameters()},
+    "the frozen ones as tensors": lambda net: {n: p if n[0] == "2" else p.detach() for n, p in net.named_parameters()},
+    "all of a frozen network": lambda net: dict(net.requires_grad_(False).named_parameters()),
+}
+FROZEN = r"params has '0.weight', a parameter with requires_grad=False.* if p.requires_grad}.*hft.partition with hft.fr"
+
+
+@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
+def test_frozen_parameters_are_not_trained_without_a_word(training):
+    net = half_frozen()
+    with pytest.warns(UserWarning, match=FROZEN) as seen:
+        training(SGD, module_loss(net), dict(net.named_parameters()))
+    first = training.__code__.co_firstlineno
+    assert [(w.filename, w.lineno - first in (0, 1)) for w in seen] == [(__file__, True)]
+    for meant in PARAMS_MEANT.values():
+        net = half_frozen()
+        training(SGD, module_loss(net), meant(net))  # a warning is an error here
+
+
+def test_they_are_seen_where_a_transform_differentiates_in_the_params():
+    net = half_frozen()
+    one = module_loss(net)
+
+    def value(x):
+        return hft.hypergradient(SGD, one, lambda p: one(p, x), dict(net.named_parameters()), DATA, "params")[0]
+
+    with pytest.warns(UserWarning, match="params has '0.weight'"):
+        torch.func.grad(value)(HELD_OUT)
+
+
+def test_of_a_partition_the_frozen_part_is_left_alone():
+    net = half_frozen()
+    parts = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0": "still", "2": "moves"})
+    params = dict(net.named_parameters())
+    for opt in (parts, hft.averaged(parts), hft.hyper(hft.clipped(parts, 1.0), by=hft.sgd(), over="moves.lr")):
+        run = hft.train(opt, module_loss(net), params, DATA)  # a warning is an error here
+        assert [n for n, p in params.items() if torch.equal(p, run.params[n])] == ["0.weight", "0.bias"]
+    other = hft.partition({"still": hft.frozen(), "moves": SGD}, {"0.weight": "still", "*": "moves"})
+    with pytest.warns(UserWarning, match="params has '0.bias', a parameter with requires_grad=False"):
+        hft.train(other, module_loss(net), params, DATA)

@@ -1,0 +1,194 @@
+"""`bilevel`: params, batches and hparams of the loss outside, what a record holds, and loaders."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+
+from ...support.compare import same
+from ...support.hypergradients import (
+    DATA,
+    EXACT,
+    HELD_OUT,
+    SGD,
+    call,
+    every_strategy,
+    f64,
+    not_converged,
+    own,
+    rounds,
+)
+from ...support.problems import batches, central_differences, largest_difference, loss, start
+
+
+def identical(a, b):
+    """Two records or states, and the order in which they hold what they hold."""
+    return tree.structure(a) == tree.structure(b) and same(a, b)
+
+
+def through_a_file(state):
+    """As docs/checkpoints.md saves a state: its leaves."""
+    file = io.BytesIO()
+    values, rebuild = tree.flatten(state)
+    torch.save(values, file)
+    file.seek(0)
+    return rebuild(torch.load(file, weights_only=True))
+
+
+def test_a_record_has_the_hparams_of_the_next_training():
+    numbers = {"lr": f64(0.05), "loss": {"l2": f64(0.1)}}
+    ridge = lambda p, x, h: loss(p, x) + h["l2"] * p["w"].square().sum()  # noqa: E731
+    for over in ("lr", ("lr", "loss.l2"), ("params", "lr")):
+        record = rounds(over, hft.sgd(lr=0.01), train_loss=ridge, hparams=numbers)[-1]
+        want = SGD.hparams | numbers
+        for path, value in record.tuned.items():
+            want = want if path == "params" else tree.replaced(want, path, value)
+        assert record.hparams.keys() == want.keys()
+        assert largest_difference(record.hparams, want) == 0
+        hft.train(SGD, ridge, start(), DATA[:1], hparams=record.hparams)
+
+
+def test_params_outside_are_maml():
+    """Each round starts from the tuned params, and moves them along their hypergradient."""
+    records = rounds("params", hft.sgd(lr=0.5))
+    tuned = start()
+    for k, record in enumerate(records):
+        value, h, _ = call(params=tuned, data=[DATA[(2 * k + i) % 4] for i in range(2)], over="params")
+        assert record.value == value.item()
+        assert largest_difference(record.hypergradient["params"], h["params"]) == 0
+        tuned = {n: x - 0.5 * h["params"][n] for n, x in tuned.items()}
+        assert largest_difference(record.tuned["params"], tuned) <= 1e-15
+    assert records[-1].value < records[0].value
+    assert identical(
+        rounds("params", hft.sgd(lr=0.5), state=through_a_file(records[0].state))[-1].state, records[-1].state
+    )
+
+
+def test_batches_outside_are_distillation():
+    """Inputs of both steps are learned, their targets stay; derivatives against those of train under a transform."""
+    data = [{"x": x, "y": torch.ones(5, dtype=torch.int64)} for x in DATA[:2]]
+    over = ("batches.0.x", "batches.1.x")
+
+    def fit(p, batch):
+        return F.cross_entropy(batch["x"] @ p["w"] + p["b"], batch["y"])
+
+    def held_out(p, x):
+        return F.cross_entropy(x @ p["w"] + p["b"], torch.tensor([0, 1, 2, 3, 0]))
+
+    records = rounds(over, hft.adam(lr=0.1), train_batches=data, train_loss=fit, outer_loss=held_out, reset=start())
+
+    def at(xs):
+        new = [{**b, "x": xs[f"batches.{i}.x"]} for i, b in enumerate(data)]
+        return hft.train(SGD, fit, start(), new).params
+
+    first = {name: data[i]["x"] for i, name in enumerate(over)}
+    want = torch.func.grad(lambda xs: held_out(at(xs), HELD_OUT))(first)
+    assert largest_difference(records[0].hypergradient, want) <= 1e-13
+    assert records[-1].value < records[0].value
+    assert data[0]["x"] is DATA[0]
+
+
+@not_converged
+@every_strategy
+def test_an_outer_loss_that_sees_the_losss_hparams(strategy):
+    """DARTS: its direct derivative counts, beside that through training."""
+
+    def mixed(p, x, h):
+        a = torch.softmax(h["alpha"], 0)
+        return a[0] * loss(p, x) + a[1] * (p["w"] ** 2).sum()
+
+    def at(alpha, how=None):
+        run = hft.train(SGD, mixed, start(), DATA, hparams=own({"alpha": alpha}), strategy=how)
+        return mixed(run.params, HELD_OUT, {"alpha": alpha})
+
+    alpha, given = f64([0.3, -0.2]), own({"alpha": f64([0.3, -0.2])})
+    want = alpha.clone().requires_grad_()
+    at(want, strategy).backward()
+    got = call(mixed, strategy, "loss.alpha", given, lambda p, h: mixed(p, HELD_OUT, h))[1]["loss.alpha"]
+    torch.testing.assert_close(got, want.grad, rtol=1e-10, atol=1e-14)
+    if strategy in EXACT.values():
+        torch.testing.assert_close(got, torch.stack(central_differences(at, alpha)), rtol=1e-6, atol=1e-9)
+    options = {"inner_steps": 4, "outer_steps": 1, "strategy": strategy}
+    (record,) = rounds("loss.alpha", train_loss=mixed, outer_loss=mixed, hparams=given, **options)
+    torch.testing.assert_close(record.hypergradient["loss.alpha"], got, rtol=1e-12, atol=1e-15)
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+ROWS = torch.cat(batches(5))[:22]  # 5 batches of 5 and less
+
+
+SHUFFLED = {
+    "loader": lambda g: DataLoader(ROWS, 5, shuffle=True, generator=g),
+    "sampler": lambda g: DataLoader(ROWS, 5, sampler=RandomSampler(ROWS, generator=g)),
+    "batch sampler": lambda g: DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS, generator=g), 5, False)),
+}
+IN_ORDER = {
+    "loader": lambda **options: DataLoader(ROWS, 5, **options),
+    "batch sampler": lambda **options: DataLoader(
+        ROWS, batch_sampler=BatchSampler(SequentialSampler(ROWS), 5, False), **options
+    ),
+    "one by one": lambda **options: DataLoader(torch.stack(batches(5)), batch_size=None, **options),
+}
+
+
+@pytest.mark.parametrize("make", IN_ORDER.values(), ids=IN_ORDER)
+@pytest.mark.parametrize("inner_steps", [2, 5])
+def test_a_loader_in_order_resumes_bit_for_bit_at_any_round(make, inner_steps):
+    """5 batches a pass: rounds of 2 end in the middle of one, rounds of 5 at its end.
+
+    A loss with dropout and examples with noise draw from the default generator, and so does a loader, for a seed.
+    """
+
+    def noisy(rows):
+        x = torch.stack(rows) if isinstance(rows, list) else rows
+        return x + 0.1 * torch.randn_like(x)
+
+    def run(**options):
+        return hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", lambda p, x: loss(p, F.dropout(x, 0.3)), loss, start(), make(collate_fn=noisy),
+            make(), inner_steps=inner_steps, outer_steps=6, **options,
+        )  # fmt: skip
+
+    records = [(record, torch.get_rng_state()) for record in run()]
+    assert len({record.value for record, _ in records}) == 6
+    for record, rng in records[:-1]:
+        torch.set_rng_state(rng)
+        again = list(run(state=through_a_file(record.state)))
+        assert identical(again[-1].state, records[-1][0].state)
+
+
+def test_loaders_are_started_anew():
+    starts = []
+
+    class Loader:
+        def __iter__(self):
+            starts.append(0)
+            return iter(DATA[:2])
+
+    assert len(rounds(train_batches=Loader(), inner_steps=3, outer_steps=2)) == 2
+    assert len(starts) == 3  # 6 batches, 2 a pass
+
+
+@pytest.mark.parametrize("make", SHUFFLED.values(), ids=SHUFFLED)
+def test_a_shuffled_loader_begins_with_a_warning(make):
+    first = rounds(train_batches=make(None), outer_steps=2)[-1].state
+
+    def call():
+        return list(hft.bilevel(
+            SGD, hft.sgd(lr=0.1), "lr", loss, loss, start(), make(torch.Generator()), DATA[:1],
+            inner_steps=2, outer_steps=3, state=first,
+        ))  # fmt: skip
+
+    with pytest.warns(UserWarning, match="train_batches is read from its beginning.*pass a sequence") as seen:
+        call()
+    lines = range(call.__code__.co_firstlineno + 1, call.__code__.co_firstlineno + 5)
+    assert [w.filename for w in seen] == [__file__]
+    assert seen[0].lineno in lines

@@ -1,0 +1,154 @@
+"""Where autograd owns the graph: what only a captured tensor asks for is checked and kept like the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import hyperopt_ftp as hft
+from hyperopt_ftp.hyper.guards import verdict
+from hyperopt_ftp.hyper.unrolling import eager
+
+F64 = torch.float64
+SGD = hft.sgd(lr=0.1, momentum=0.5)
+
+
+def captured() -> Tensor:
+    return torch.tensor(0.5, dtype=F64, requires_grad=True)
+
+
+def by_hand(loss: Callable[..., Tensor], w: Tensor, data: list[Any]) -> Tensor:
+    """The params after a loop as anybody writes it."""
+    state = SGD.init(w)
+    for x in data:
+        w = w if w.requires_grad else w.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss(w, x), w, create_graph=True)
+        w, state = SGD.update(g, state, w, SGD.hparams)
+    return w
+
+
+def slopes(loss: Callable[..., Tensor], c: Tensor, w: Tensor, data: list[Any]) -> tuple[Tensor, Tensor]:
+    """d/dc of the end of a training, and of the loop by hand, with the same random numbers."""
+    torch.manual_seed(3)
+    (got,) = torch.autograd.grad(hft.train(SGD, loss, w, data).params.square().sum(), c)
+    torch.manual_seed(3)
+    (want,) = torch.autograd.grad(by_hand(loss, w, data).square().sum(), c)
+    return got, want
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+def test_a_function_without_a_second_derivative_is_refused():
+    c = captured()
+    with pytest.raises(RuntimeError, match="no second derivative .Square"):
+        hft.train(SGD, lambda p, x: (c * p).sum() + Square.apply(p - x).sum(), torch.ones(3, dtype=F64), [0.0] * 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 8), (1, 4, 8)], ids=["4-d", "3-d"])
+def test_attention_has_a_second_derivative(shape: tuple[int, ...]):
+    c, data = captured(), [*torch.randn(3, 4, 8, dtype=F64)]
+
+    def loss(p, x):
+        q = (x * p).view(shape)
+        return c * F.scaled_dot_product_attention(q, q, q).square().sum()
+
+    (got,) = torch.autograd.grad(hft.train(SGD, loss, torch.ones(8, dtype=F64), data).params.square().sum(), c)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        (want,) = torch.autograd.grad(by_hand(loss, torch.ones(8, dtype=F64), data).square().sum(), c)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+def test_a_checkpoint_inside_a_module_is_refused():
+    class Net(nn.Linear):
+        def forward(self, input):
+            return checkpoint(super().forward, input, use_reentrant=False)
+
+    net, c = Net(2, 2).double(), captured()
+
+    def loss(p, x):
+        return (c * functional_call(net, p, (x,))).square().sum()
+
+    params = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        hft.train(SGD, loss, params, [torch.ones(3, 2, dtype=F64)] * 3).params["weight"].sum().backward()
+
+
+def test_graphs_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """The node of a training whose steps are made again would lose the derivative in what is captured."""
+    monkeypatch.setattr(eager, "SMALL", 0)
+    c = captured()
+
+    def loss(p, x):
+        return (c * (p - x) ** 2).sum()
+
+    with pytest.raises(ValueError, match=r"no argument of train.*hft.Unroll\(checkpoint=False\)"):
+        hft.train(SGD, loss, torch.ones(3, dtype=F64), [0.0] * 4)
+
+
+def test_random_numbers_are_drawn_as_by_hand():
+    c = captured()
+
+    def loss(p, x):
+        return (c * (F.dropout(p, 0.5) - x) ** 2).sum()
+
+    got, want = slopes(loss, c, torch.linspace(1, 2, 6, dtype=F64), [0.0, 0.5, 1.0, 1.5])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+def test_a_write_into_params_that_torch_does_not_count_is_refused():
+    c = captured()
+
+    def loss(p, x):
+        value = (c * (p - x) ** 2 * p).sum()
+        p.data.mul_(1.5)
+        return value
+
+    with pytest.raises(RuntimeError, match="writes in place"):
+        hft.train(SGD, loss, torch.ones(3, dtype=F64), [0.0] * 2)
+
+
+def test_a_captured_tensor_that_only_a_later_loss_uses_counts():
+    c, data = captured(), [(0.1, False), (0.2, False), (0.3, True), (0.4, True)]
+
+    def loss(p, batch):
+        x, uses = batch
+        return ((p - x) ** 4).sum() * (c if uses else 1.0)
+
+    got, want = slopes(loss, c, torch.ones(3, dtype=F64), data)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("call", ["first", "second"])
+def test_a_training_inside_a_checkpoint(call: str):
+    def loss(p, x):
+        return (p * p * x).sum()
+
+    def end(lr):
+        return hft.train(hft.sgd(lr=lr), loss, torch.ones(3, dtype=F64), [1.0] * 3).params.sum()
+
+    verdict._known.cache_clear()
+    if call == "second":  # its loss is not looked at any more
+        end(torch.tensor(0.2, dtype=F64, requires_grad=True))
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    (got,) = torch.autograd.grad(checkpoint(end, lr, use_reentrant=False), lr)
+    (want,) = torch.autograd.grad(end(lr), lr)
+    assert torch.equal(got, want)
+    assert got != 0

@@ -1,0 +1,642 @@
+"""train: every exact strategy in every mode of differentiation, on losses of many kinds, against the truth."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
+
+from ..support.problems import central_differences, entries
+from ..support.train_problems import PROBLEMS, TRANSFORMS, Problem
+
+EXACT = {
+    "Unroll()": hft.Unroll(),
+    "Unroll(checkpoint=2)": hft.Unroll(checkpoint=2),
+    "Unroll(sqrt, offload)": hft.Unroll(checkpoint="sqrt", offload=True),
+    "Unroll(checkpoint=1)": hft.Unroll(checkpoint=1),
+    "Forward()": hft.Forward(),
+    "Forward(chunk=1)": hft.Forward(chunk=1),
+    "Forward(chunk=2)": hft.Forward(chunk=2),
+}
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+
+
+def equal(problem: Problem, got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+    """Rounding in float64; in bfloat16 four units in the last place of the largest."""
+    top = max(b.abs().max().item() for b in want)
+    for a, b in zip(got, want, strict=True):
+        atol = 2**-6 * top if problem.autocast else 1e-9 * max(b.abs().max().item(), 0.1)
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def cell(problem: Problem, mode: str, strategy: str = "Unroll()") -> Any:
+    """What is expected there: an exception, or none."""
+    found = problem.fails.get(f"{mode}, {strategy}") or problem.fails.get(mode)
+    return nullcontext() if found is None else pytest.raises(found[0], match=found[1])
+
+
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if not p.autocast], ids=str)
+def test_the_loop_by_hand_equals_central_differences(problem):
+    for i, v in enumerate(problem.direction):
+        along = [v if j == i else None for j in range(len(problem.inputs))]
+        want = problem.differences(lambda x: problem.by_hand(x, False), along)
+        assert dot([problem.slope[i]], [v]).item() == pytest.approx(want.item(), rel=1e-6, abs=1e-9), i
+    want = problem.differences(lambda x: flat(problem.slope_by_hand(x)), problem.direction)
+    torch.testing.assert_close(flat(problem.curvature), want, rtol=1e-6, atol=1e-7)
+
+
+def flat(xs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in xs])
+
+
+@pytest.mark.parametrize("strategy", EXACT)
+@every_problem
+def test_in_eager_mode(problem, strategy):
+    """By autograd.grad and by backward, the second time through the same node."""
+    places = problem.small if "chunk" in strategy else range(len(problem.inputs))
+    inputs = [x.clone().requires_grad_(i in places) for i, x in enumerate(problem.inputs)]
+    leaves = [inputs[i] for i in places]
+    with cell(problem, "eager", strategy):
+        value = problem.value(inputs, EXACT[strategy])
+        found = torch.autograd.grad(value, leaves, retain_graph=True)
+        value.backward()
+        equal(problem, found, [problem.slope[i] for i in places])
+        assert all(torch.equal(x.grad, g) for x, g in zip(leaves, found, strict=True))
+    assert all(x.grad is None for x in inputs if not x.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("problem", "strategy"),
+    [(p, s) for p in PROBLEMS for s in EXACT if s == "Unroll()" or (p.name in ("mlp", "dropout") and "chunk" not in s)],
+    ids=str,
+)
+def test_create_graph(problem, strategy):
+    leaves = [x.clone().requires_grad_() for x in problem.inputs]
+    with cell(problem, "create_graph", strategy):
+        slope = torch.autograd.grad(problem.value(leaves, EXACT[strategy]), leaves, create_graph=True)
+        equal(problem, slope, problem.slope)
+        equal(problem, torch.autograd.grad(dot(slope, problem.direction), leaves), problem.curvature)
+
+
+@pytest.mark.parametrize("mode", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("problem", "strategy"),
+    [(p, s) for p in PROBLEMS for s in EXACT if s == "Unroll()" or p.name in ("mlp", "dropout")],
+    ids=str,
+)
+def test_under_transforms(problem, strategy, mode):
+    with cell(problem, mode, strategy):
+        derive(problem, mode, EXACT[strategy])
+
+
+def derive(problem: Problem, mode: str, strategy: Any) -> None:
+    def f(x: list[Tensor]) -> Tensor:
+        return problem.value(x, strategy)
+
+    at, v = problem.inputs, problem.direction
+    if mode == "grad":
+        equal(problem, torch.func.grad(f)(at), problem.slope)
+    elif mode == "jvp":
+        equal(problem, [torch.func.jvp(f, (at,), (v,))[1]], [dot(problem.slope, v)])
+    elif mode == "vmap":
+        both = [torch.stack(pair) for pair in zip(at, problem.other, strict=True)]
+        got = torch.func.vmap(torch.func.grad(f), randomness="same")(both)
+        equal(problem, [x[0] for x in got], problem.slope)
+        equal(problem, [x[1] for x in got], problem.slope_by_hand(problem.other))
+    elif mode == "grad of grad":
+        equal(problem, torch.func.grad(lambda x: dot(torch.func.grad(f)(x), v))(at), problem.curvature)
+    else:
+        equal(problem, torch.func.jvp(torch.func.grad(f), (at,), (v,))[1], problem.curvature)
+
+
+# What goes in, and what comes out.
+
+MLP = next(p for p in PROBLEMS if p.name == "mlp")
+every_strategy = pytest.mark.parametrize("strategy", EXACT)
+in_parts = pytest.mark.parametrize("part", range(4), ids=["hparams", "params", "state", "batches"])
+
+
+def one(x: float, **options: Any) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64, **options)
+
+
+@in_parts
+@every_strategy
+def test_each_part_alone(strategy, part):
+    """What else there is counts as constant, and costs nothing."""
+    sizes = [sum(x.is_floating_point() for x in tree.leaves(values)) for values in MLP.start]
+    places = range(sum(sizes[:part]), sum(sizes[: part + 1]))
+    if "chunk" in strategy:
+        places = [i for i in places if i in MLP.small]
+    inputs = [x.clone().requires_grad_(i in places) for i, x in enumerate(MLP.inputs)]
+    MLP.value(inputs, EXACT[strategy]).backward()
+    equal(MLP, [inputs[i].grad for i in places], [MLP.slope[i] for i in places])
+    assert [i for i, x in enumerate(inputs) if x.grad is not None] == list(places)
+
+
+def line(params: Any, batch: Any) -> Tensor:
+    """A loss with derivatives of all orders, of a tensor and a batch of its shape."""
+    return torch.sin(params * batch).sum() + (params**2).sum()
+
+
+W = torch.linspace(-1, 1, 3, dtype=torch.float64)
+DATA = torch.linspace(-1, 2, 9, dtype=torch.float64).reshape(3, 3)
+PLAIN = hft.sgd(lr=0.1)
+
+
+def descent(params: Tensor, data: Any, lr: Any, loss: Any = line) -> Tensor:
+    """Gradient descent by hand."""
+    if not params.requires_grad:
+        params = params.clone().requires_grad_()
+    for x in data:
+        params = params - lr * torch.autograd.grad(loss(params, x), params, create_graph=True)[0]
+    return params
+
+
+def trained(params: Any, data: Any, lr: Any, loss: Any = line, **options: Any) -> Any:
+    return hft.train(PLAIN, loss, params, data, hparams={**PLAIN.hparams, "lr": lr}, **options)
+
+
+@pytest.mark.parametrize("strategy", [*EXACT.values(), hft.Unroll(truncate=1), hft.ZeroOrder(2, 0.1)], ids=str)
+def test_values_are_those_of_the_plain_loop(strategy):
+    """Bit for bit, whether something requires grad or not; and without a graph where nothing does.
+
+    A step is one operation of torch, which rounds once, as in torch.optim.SGD.
+    """
+    w, losses = W.clone().requires_grad_(), []
+    for x in DATA:
+        loss = line(w, x)
+        losses.append(loss.detach())
+        w = torch.sub(w, torch.autograd.grad(loss, w)[0], alpha=0.1).detach().requires_grad_()
+    for lr in (one(0.1), one(0.1, requires_grad=True)):
+        run = trained(W, DATA, lr, strategy=strategy)
+        assert torch.equal(run.params, w)
+        assert run.params.requires_grad == lr.requires_grad
+        assert torch.equal(run.losses, torch.stack(losses))
+        assert run.losses.grad_fn is None
+        assert not run.losses.requires_grad
+        assert run.state.step.item() == 3
+        assert not run.state.step.requires_grad
+    with torch.no_grad():
+        assert not trained(W, DATA, lr, strategy=strategy).params.requires_grad
+
+
+class Lazy:
+    """Entries that are made when they are asked for, by an int; only the length tells the end."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data, self.reads = data, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Tensor:
+        assert isinstance(i, int)
+        self.reads += 1
+        return self.data[i % len(self.data)].clone()
+
+
+@every_strategy
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, list, tuple, Lazy], ids=lambda kind: kind.__name__)
+def test_batches_of_any_sequence(kind, strategy):
+    lr, data = one(0.1, requires_grad=True), DATA.clone().requires_grad_()
+    want = torch.autograd.grad(line(descent(W, data, lr), W), [lr, data])
+    batches = kind(data)
+    line(trained(W, batches, lr, strategy=EXACT[strategy]).params, W).backward()
+    torch.testing.assert_close(lr.grad, want[0], rtol=1e-12, atol=1e-14)
+    if kind is Lazy:  # constant
+        assert data.grad is None
+        assert batches.reads >= len(data)
+        under = torch.func.grad(lambda lr: line(trained(W, Lazy(DATA), lr, strategy=EXACT[strategy]).params, W))
+        torch.testing.assert_close(under(lr.detach()), want[0])
+    else:
+        torch.testing.assert_close(data.grad, want[1], rtol=1e-12, atol=1e-14)
+
+
+def test_nested_params_batches_and_integer_labels():
+    """Each leaf by central differences; a named tuple and an ordered dict reach the loss as they are."""
+    pair = namedtuple("pair", "l2 scale")
+
+    def nested_loss(params, batch, h):
+        assert isinstance(batch, OrderedDict)
+        assert isinstance(h, pair)
+        (x, y), extra = batch["pair"], batch["extra"]
+        out = torch.tanh(x @ params["layers"][0] + params["layers"][1]["b"]) * extra[0]["scale"] * h.scale
+        return torch.nn.functional.cross_entropy(out, y) + h.l2[0] * params["layers"][0].square().sum()
+
+    params = {"layers": (torch.ones(2, 3, dtype=torch.float64), {"b": W.clone()})}
+    data = [
+        OrderedDict(pair=(DATA[:2, :2] + k, torch.tensor([0, 2])), extra=[{"scale": one(1.0 + k), "name": "a"}])
+        for k in range(2)
+    ]
+    own = pair([one(0.1)], one(1.2))
+    over = ("lr", "params", "batches.1.pair.0", "batches.0.extra.0.scale", "loss.0.0", "loss.1")
+
+    def end(values, **options):
+        new = values.get("params", params), values.get("batches", data)
+        hparams = {"lr": one(0.1), "loss": own} | {k: v for k, v in values.items() if k in ("lr", "loss")}
+        outer = lambda p, h: nested_loss(p, data[0], h)  # noqa: E731
+        return hft.hypergradient(PLAIN, nested_loss, outer, *new, over, hparams, **options)
+
+    want = {}
+    for path in over:
+        values = {"params": params, "batches": data, "lr": one(0.1), "loss": own}
+        at = lambda x, path=path, values=values: end(tree.replaced(values, path, x))[0]  # noqa: E731
+        want[path] = torch.stack(central_differences(at, tree.entry(values, path)))
+    for strategy in EXACT.values():
+        for path, found in end({}, strategy=strategy)[1].items():
+            torch.testing.assert_close(entries(found), want[path], rtol=1e-7, atol=1e-9)
+
+
+def resting(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
+    """Nothing moves: what comes out are the very tensors that went in."""
+    return params, state
+
+
+def twins(grads: Any, state: Any, params: Any, hparams: Any = None) -> tuple[Any, Any]:
+    """One tensor in two places of the state, and the params there as well."""
+    m = hparams["lr"] * state["a"] + grads
+    return params - hparams["lr"] * m, {"a": m, "b": m, "seen": params}
+
+
+@pytest.mark.parametrize("transform", [False, True], ids=["eager", "grad"])
+@pytest.mark.parametrize("update", [resting, twins])
+@every_strategy
+def test_outputs_that_are_inputs_or_each_other(strategy, update, transform):
+    opt = hft.Optimizer(lambda p, h=None: {"a": p + 0, "b": p + 1, "seen": p}, update, {"lr": one(0.1)})
+
+    def f(inputs: list[Tensor], by_hand: bool = False) -> Tensor:
+        lr, w, a, b, seen = inputs
+        params, state = w, {"a": a, "b": b, "seen": seen}
+        if by_hand:
+            for x in DATA:
+                grad = torch.autograd.grad(line(params, x), params, create_graph=True)[0]
+                params, state = update(grad, state, params, {"lr": lr})
+        else:
+            params, state, _ = hft.train(
+                opt, line, params, DATA, hparams={"lr": lr}, state=state, strategy=EXACT[strategy]
+            )
+        return (params * (state["a"] + 2 * state["b"]) + params**3 * state["seen"]).sum()
+
+    inputs = [one(0.1), W, W + 1, W + 2, W + 3]
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    want = torch.autograd.grad(f(leaves, True), leaves, materialize_grads=True)
+    got = torch.func.grad(f)(inputs) if transform else torch.autograd.grad(f(leaves), leaves, materialize_grads=True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["once", "create_graph"])
+@every_strategy
+def test_inputs_that_depend_on_each_other(strategy, graph):
+    """Of a leaf, and of params and batches that are functions of it, each way counts once."""
+
+    def slope(end: Any) -> list[Tensor]:
+        lr = one(0.1, requires_grad=True)
+        value = line(end(W * torch.exp(lr), DATA * lr, lr), W)
+        (first,) = torch.autograd.grad(value, lr, create_graph=graph)
+        return [first, torch.autograd.grad(first, lr)[0]] if graph else [first]
+
+    got = slope(lambda w, data, lr: trained(w, data, lr, strategy=EXACT[strategy]).params)
+    torch.testing.assert_close(got, slope(descent), rtol=1e-11, atol=1e-13)
+
+
+def by_rows(f: Any, x: list[Tensor]) -> list[Tensor]:
+    """The Jacobian with all cotangents in one backward pass."""
+    leaves = [a.clone().requires_grad_() for a in x]
+    y = f(leaves)
+    return list(torch.autograd.grad(y, leaves, torch.eye(len(y), dtype=y.dtype), is_grads_batched=True))
+
+
+@pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd, by_rows], ids=lambda f: f.__name__)
+@every_strategy
+def test_jacobians(strategy, jacobian):
+    def f(x: list[Tensor]) -> Tensor:
+        return trained(x[1], DATA, x[0], strategy=EXACT[strategy]).params
+
+    x = [one(0.1), W]
+    rows = [leaf_gradient(lambda x, i=i: descent(x[1], DATA, x[0])[i])(x) for i in range(3)]
+    want = [torch.stack(column) for column in zip(*rows, strict=True)]
+    got = jacobian(f, x) if jacobian is by_rows else jacobian(f)(x)
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+
+
+@every_strategy
+def test_backward_through_the_result_of_a_transform(strategy):
+    """Leaves outside of vmap and of torch.func.grad, one of them an argument of train."""
+    lrs, scale = one(0.1, requires_grad=True) * torch.tensor([1, 2]), one(0.7, requires_grad=True)
+
+    def slope(lr: Tensor, by_hand: bool) -> Tensor:
+        def scaled(w, x):
+            return scale * line(w, x)
+
+        if by_hand:
+            w = W.clone().requires_grad_()
+            return torch.autograd.grad(line(descent(w, DATA, lr, scaled), W), w, create_graph=True)[0]
+        run = lambda w: line(trained(w, DATA, lr, scaled, strategy=EXACT[strategy]).params, W)  # noqa: E731
+        return torch.func.grad(run)(W)
+
+    got = torch.func.vmap(lambda lr: slope(lr, False))(lrs)
+    want = torch.stack([slope(lr, True) for lr in lrs])
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+    got, want = (torch.autograd.grad(x.sin().sum(), [lrs, scale]) for x in (got, want))
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+
+
+# Strategies that are not exact.
+
+
+def derivatives(f: Any, x: list[Tensor], eager: Any, rows: list[list[Tensor]], near_x: Any = None) -> None:
+    """f's derivative under every transform: that of eager mode, and the derivative of that by differences.
+
+    The second one wants an f that is linear in what was trained: the derivative of its cotangent is the strategy's own.
+
+    Args:
+        eager: the derivative in eager mode, of the same random numbers.
+        rows: points for vmap.
+        near_x: the derivative whose derivative at x is meant; ``None``: ``eager``.
+    """
+    generator = torch.Generator().manual_seed(4)
+    u, v = ([torch.randn(a.shape, generator=generator, dtype=a.dtype) for a in x] for _ in range(2))
+    slope = torch.func.grad(f)
+    want = eager(x)
+    near = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(slope(x), want, **near)
+    torch.testing.assert_close(torch.func.jvp(f, (x,), (v,))[1], dot(want, v), **near)
+    stacked = torch.func.vmap(slope)([torch.stack(column) for column in zip(*rows, strict=True)])
+    wanted = [torch.stack(column) for column in zip(*(eager(row) for row in rows), strict=True)]
+    torch.testing.assert_close(stacked, wanted, **near)
+    second = torch.func.grad(lambda x: dot(slope(x), v))(x)
+    along = lambda t: dot((near_x or eager)([a + t * b for a, b in zip(x, u, strict=True)]), v)  # noqa: E731
+    moved = central_differences(along, one(0.0))[0]
+    torch.testing.assert_close(dot(second, u), moved, rtol=1e-6, atol=1e-8)
+
+
+def leaf_gradient(f: Any) -> Any:
+    """f's gradient in eager mode."""
+
+    def eager(x: list[Tensor]) -> list[Tensor]:
+        leaves = [a.detach().clone().requires_grad_() for a in x]
+        return list(torch.autograd.grad(f(leaves), leaves, materialize_grads=True))
+
+    return eager
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_truncation(last):
+    """The last steps by hand, from where they begin, which is a constant in derivatives of any order."""
+
+    def f(x: list[Tensor]) -> Tensor:
+        lr, w, *data = x
+        return (trained(w, data, lr, strategy=hft.Unroll(truncate=last)).params * W).sum()
+
+    def by_hand(x: list[Tensor], head: Any = None) -> Tensor:
+        lr, w, *data = x
+        head = descent(w, data[:-last], lr).detach() if head is None else head
+        return (descent(head, data[-last:], lr) * W).sum()
+
+    x = [one(0.1), W, *DATA]
+    torch.testing.assert_close(leaf_gradient(f)(x), leaf_gradient(by_hand)(x), rtol=1e-11, atol=1e-13)
+    head = descent(W, DATA[:-last], x[0]).detach()
+    derivatives(f, x, leaf_gradient(f), [x, [1.1 * a for a in x]], leaf_gradient(lambda x: by_hand(x, head)))
+
+
+A, Y = torch.eye(3, dtype=torch.float64) + DATA / 10, W + 2
+
+
+def ridge(params: Tensor, batch: Any, l2: Tensor) -> Tensor:
+    return (A @ params - Y).square().sum() / 2 + l2 / 2 * params.square().sum()
+
+
+@pytest.mark.parametrize("solver", ["neumann", "cg"])
+def test_implicit(solver):
+    """Ridge regression, whose solution and all derivatives of it are known."""
+    strategy = hft.Implicit(solver=solver, iterations=40 if solver == "neumann" else 4)
+    opt = hft.sgd(lr=0.4)
+
+    def f(x: list[Tensor]) -> Tensor:
+        hparams = {**opt.hparams, "loss": x[0]}
+        return line(hft.train(opt, ridge, W, [None] * 40, hparams=hparams, strategy=strategy).params, W)
+
+    def solved(x: list[Tensor]) -> Tensor:
+        return line(torch.linalg.solve(A.T @ A + x[0] * torch.eye(3, dtype=torch.float64), A.T @ Y), W)
+
+    x = [one(0.9)]
+    torch.testing.assert_close(leaf_gradient(f)(x), leaf_gradient(solved)(x), rtol=1e-8, atol=1e-10)
+    derivatives(f, x, leaf_gradient(solved), [x, [one(1.2)]])
+    curvature = torch.func.hessian(lambda l2: solved([l2]))(x[0])
+    torch.testing.assert_close(torch.func.hessian(lambda l2: f([l2]))(x[0]), curvature, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize(
+    ("data", "own"), [([*DATA], False), ([*DATA], True), (DATA, False)], ids=["default generator", "own", "tensor"]
+)
+def test_zero_order(antithetic, data, own):
+    """Under transforms, the estimate of eager mode, and its derivative."""
+
+    def f(x: list[Tensor]) -> Tensor:
+        torch.manual_seed(5)
+        strategy = hft.ZeroOrder(3, 0.1, antithetic, torch.Generator().manual_seed(5) if own else None)
+        return (trained(x[0], data, x[1], strategy=strategy).params * W).sum()
+
+    derivatives(f, [W, one(0.1)], leaf_gradient(f), [[W, one(0.1)], [2 * W, one(0.2)]])
+
+
+def test_zero_order_of_a_linear_function():
+    """The mean of e times the slope along e, whatever the point."""
+
+    def fixed(w: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return trained(w, DATA, one(0.1), lambda w, x: (w * x).sum(), strategy=strategy).params.sum()
+
+    strategy = hft.ZeroOrder(3, 0.1)
+    slopes = [leaf_gradient(lambda x: fixed(x[0]))([w])[0] for w in (W, 3 * W)]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+    torch.manual_seed(5)
+    seed = int(torch.randint(2**62, ()))
+    rows = [torch.randn(3, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64) for i in range(3)]
+    torch.testing.assert_close(slopes[0], sum(e * e.sum() for e in rows) / 3, rtol=1e-10, atol=1e-12)
+
+
+class Rates(Strategy):
+    """A strategy of one's own: exact in the learning rate, and blind to all else."""
+
+    def __call__(self, problem, inputs):
+        constant = tree.map_tree(lambda x: x.detach() if isinstance(x, Tensor) else x, inputs)
+        return problem.loop(constant._replace(hparams={**constant.hparams, "lr": inputs.hparams["lr"]}))
+
+
+class Pulled(Strategy):
+    """The same by a pullback of one's own."""
+
+    def __call__(self, problem, inputs):
+        return with_pullback(self.pullback, problem, inputs)
+
+    def pullback(self, problem, inputs, end, cotangents):
+        def trained(lr):
+            return problem.loop(inputs._replace(hparams={**inputs.hparams, "lr": lr})).params
+
+        (of_lr,) = torch.func.vjp(trained, inputs.hparams["lr"])[1](cotangents.params)
+        return TrainInputs({**dict.fromkeys(inputs.hparams), "lr": of_lr}, None, None, None)
+
+
+@pytest.mark.parametrize("own", [Rates(), Pulled()], ids=lambda x: type(x).__name__)
+def test_a_strategy_of_ones_own(own):
+    def f(x: list[Tensor], strategy: Any = own) -> Tensor:
+        return line(trained(W, DATA, x[0], strategy=strategy).params, W)
+
+    x = [one(0.1)]
+    derivatives(f, x, leaf_gradient(lambda x: line(descent(W, DATA, x[0]), W)), [x, [one(0.2)]])
+    derivatives(f, x, leaf_gradient(f), [x, [one(0.2)]])
+    w = W.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="element 0 of tensors does not require grad|create_graph=True"):
+        torch.autograd.grad(line(trained(w, DATA, one(0.1), strategy=own).params, W), w, create_graph=True)
+
+
+class Says(Strategy):
+    """A strategy that returns what it is told, itself or from its pullback."""
+
+    def __init__(self, pullback: Any = None, result: Any = None) -> None:
+        self._pullback, self._result = pullback, result
+
+    def __call__(self, problem, inputs):
+        back = with_pullback(lambda *_: self._pullback, problem, inputs)
+        return back if self._result is None else self._result
+
+
+@pytest.mark.parametrize("transform", [False, True], ids=["eager", "grad"])
+@pytest.mark.parametrize(
+    ("strategy", "kind", "text"),
+    [
+        (Says({}), TypeError, r"pullback must return TrainInputs\(.*got a dict"),
+        (Says(TrainInputs({}, None, None)), ValueError, "must return hparams in the structure of inputs.hp"),
+        (Says(TrainInputs(None, None, ())), ValueError, "must return state in the structure of inputs.state"),
+        (Says(TrainInputs(None, {"w": W}, None)), ValueError, "returned dict for a tensor of params"),
+        (Says(TrainInputs(None, W[:2], None)), ValueError, r"returned \(2,\) for .* params with shape \(3,\)"),
+        (Says(TrainInputs(None, 1.0, None)), ValueError, "returned float for a tensor of params"),
+        (Says(result={}), TypeError, r"Says must return TrainOutputs\(params, state, losses\), got a dict"),
+        (Says(result=(W, None, W)), TypeError, r"Says must return TrainOutputs\(.*got a tuple"),
+    ],
+)  # fmt: skip
+def test_results_of_a_strategy_are_checked(strategy, kind, text, transform):
+    def f(lr: Tensor) -> Tensor:
+        return trained(W, DATA, lr, strategy=strategy).params.sum()
+
+    with pytest.raises(kind, match=text):
+        torch.func.grad(f)(one(0.1)) if transform else f(one(0.1, requires_grad=True)).backward()
+
+
+# Derivatives that would be lost.
+
+INEXACT = {
+    "Unroll(truncate=2)": hft.Unroll(truncate=2),
+    "Implicit": hft.Implicit(),
+    "ZeroOrder": hft.ZeroOrder(2, 0.1),
+    "own": Pulled(),
+}
+ALL = EXACT | INEXACT
+#: Strategies that leave the graph to autograd: what a step uses counts, an argument or not.
+OWNED = [hft.Unroll(), hft.Unroll(truncate=2)]
+
+
+#: An optimizer and a loss, one of which uses a tensor beside its arguments.
+PLACES = {
+    "loss": lambda stray: (PLAIN, lambda w, x: line(w, x) + (stray * w).sum()),
+    "made before": lambda stray: PLACES["loss"](torch.exp(stray)),
+    "update": lambda stray: (hft.scheduled(PLAIN, lr=lambda count: stray * 0.9**count), line),
+}
+every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+
+
+@every_place
+@pytest.mark.parametrize("strategy", [name for name in ALL if ALL[name] not in OWNED])
+def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, place):
+    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_()
+    opt, loss = place(stray)
+    with pytest.raises(ValueError, match=r"tensor of shape \(\) .*no argument of train"):
+        line(hft.train(opt, loss, w, DATA, strategy=ALL[strategy]).params, W).backward()
+
+
+@every_place
+@pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+@pytest.mark.parametrize("strategy", OWNED, ids=repr)
+def test_a_stray_leaf_counts_where_autograd_owns_the_graph(strategy, asks, place):
+    """Each way from the leaf to the end, also in the second derivative."""
+    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_(asks)
+    last = strategy.truncate or len(DATA)
+
+    def slope(train: Any) -> list[Tensor]:
+        end = train(*place(stray))
+        (first,) = torch.autograd.grad(line(end, W), stray, create_graph=True)
+        return [first, *torch.autograd.grad(first, stray)]
+
+    def by_hand(opt: Any, loss: Any) -> Tensor:
+        p, state = w, opt.init(w)
+        for k, x in enumerate(DATA):
+            if k == len(DATA) - last and strategy.truncate:
+                p, state = tree.map_tree(torch.detach, (p, state))
+            p = p if p.requires_grad else p.detach().requires_grad_()
+            p, state = opt.update(torch.autograd.grad(loss(p, x), p, create_graph=True)[0], state, p)
+        return p
+
+    got = slope(lambda opt, loss: hft.train(opt, loss, w, DATA, strategy=strategy).params)
+    torch.testing.assert_close(got, slope(by_hand), rtol=1e-11, atol=1e-13)
+
+
+@every_place
+@every_strategy
+def test_a_stray_tensor_under_a_transform_counts(strategy, place):
+    def f(stray: Tensor) -> Tensor:
+        opt, loss = place(stray)
+        return line(hft.train(opt, loss, W * stray, DATA, strategy=EXACT[strategy]).params, W)
+
+    def by_hand(stray: Tensor) -> Tensor:
+        opt, loss = place(stray)
+        w = W * stray
+        state = opt.init(w)
+        for x in DATA:
+            w, state = opt.update(torch.autograd.grad(loss(w, x), w, create_graph=True)[0], state, w)
+        return line(w, W)
+
+    leaf = one(0.7, requires_grad=True)
+    want = torch.autograd.grad(by_hand(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(f)(one(0.7)), want)
+    torch.testing.assert_close(torch.func.jvp(f, (one(0.7),), (one(1.0),))[1], want)
+
+
+TRACKING = {
+    "grad": torch.func.grad,
+    "second": lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum()),
+    "vmap": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, x])),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+}
+
+
+@every_place
+@pytest.mark.parametrize("leaf", [False, True], ids=["tracked", "leaf"])
+@pytest.mark.parametrize("transform", TRACKING.values(), ids=TRACKING)
+@pytest.mark.parametrize("strategy", [name for name in INEXACT if INEXACT[name] not in OWNED])
+def test_a_stray_tensor_under_a_transform_is_an_error(strategy, place, leaf, transform):
+    """One that the transform tracks, or a leaf that requires grad, if the strategy does not differentiate the steps."""
+    outside = one(0.7, requires_grad=True)
+
+    def f(x: Tensor) -> Tensor:
+        opt, loss = place(outside if leaf else x.mean())
+        return line(hft.train(opt, loss, x, DATA, strategy=INEXACT[strategy]).params, W)
+
+    with pytest.raises(ValueError, match=r"tensor of shape \(\) .*no argument of train"):
+        transform(f)(W)

@@ -1,0 +1,424 @@
+"""What people do to train that no table of losses holds: things changed in between, odd data, threads, memory."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+
+from ..support.problems import central_differences
+
+F64 = torch.float64
+X = torch.arange(1.0, 4.0, dtype=F64)
+DATA = [X * (i + 1) / 3 for i in range(4)]
+W = torch.full((3,), 0.3, dtype=F64)
+SGD = hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1)
+AGAIN = hft.Unroll(checkpoint=1)
+UNROLLED = {
+    "small graphs": hft.Unroll(),
+    "every step": AGAIN,
+    "every second": hft.Unroll(checkpoint=2),
+    "graphs": hft.Unroll(checkpoint=False),
+    "tree": hft.Unroll(checkpoint="log"),
+    "within memory": hft.Unroll(memory=2**30),
+}
+STRATEGIES = UNROLLED | {
+    "forward": hft.Forward(),
+    "implicit": hft.Implicit(tolerance=10.0),
+    "zero order": hft.ZeroOrder(3, 1e-3),
+}
+every_unroll = pytest.mark.parametrize("strategy", UNROLLED.values(), ids=UNROLLED)
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def loss(p: Tensor, x: Tensor) -> Tensor:
+    return ((p - x) ** 2).sum() + 0.01 * (p**4).sum()
+
+
+def leaf(x: float) -> Tensor:
+    return torch.tensor(x, dtype=F64, requires_grad=True)
+
+
+def run(lr: Tensor, strategy=None, opt=SGD, train_loss=loss, params=W, data=DATA, state=None, own=None):
+    hparams = {**opt.hparams, "lr": lr} | ({} if own is None else {"loss": own})
+    return hft.train(opt, train_loss, params, data, hparams=hparams, state=state, strategy=strategy)
+
+
+def own_optimizer(update, state=()):
+    return hft.Optimizer(lambda params, hparams=None: state, update, {"lr": torch.tensor(0.1, dtype=F64)})
+
+
+def test_create_graph_where_one_param_is_made_of_another():
+    def lookahead(g, state, p, h):
+        fast = p["f"] - h["lr"] * g["f"]
+        return {"f": fast, "s": p["s"] - h["lr"] * g["s"] + 0.5 * (fast - p["s"])}, state
+
+    def both(p, x):
+        return ((p["f"] - x) ** 2).sum() + 0.3 * (p["s"] * p["f"]).sum() + 0.1 * (p["s"] ** 3).sum()
+
+    def value(lr):
+        return both(run(lr, opt=own_optimizer(lookahead), train_loss=both, params={"f": W, "s": W}).params, X)
+
+    lr = leaf(0.1)
+    first = torch.autograd.grad(value(lr), lr)[0]
+    again = torch.autograd.grad(value(lr), lr, create_graph=True)[0]
+    assert again.item() == pytest.approx(first.item(), rel=1e-12)
+    assert first.item() == pytest.approx(torch.func.grad(value)(lr.detach()).item(), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Implicit")  # has not converged
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(truncate=2), hft.Implicit(tolerance=10.0)], ids=["truncated", "implicit"]
+)
+def test_integers_and_none_in_a_batch_reach_the_loss(strategy):
+    def masked(p, b, h):
+        assert b["none"] is None
+        return ((p - b["x"]) ** 2 * b["mask"]).sum() / h["n"] + 0.01 * (p**4).sum()
+
+    data = [{"x": x, "mask": torch.tensor([1, 0, 1]), "none": None, "name": "a"} for x in DATA]
+
+    def end(lr):
+        return run(lr, strategy, train_loss=masked, data=data, own={"n": torch.tensor(3)}).params.sum()
+
+    lr = leaf(0.1)
+    want = torch.autograd.grad(end(lr), lr)[0]
+    torch.testing.assert_close(torch.func.grad(end)(lr.detach()), want, rtol=1e-12, atol=1e-14)
+
+
+# -- things changed in between -------------------------------------------------------------------------------------
+
+
+@every_strategy
+@pytest.mark.parametrize("what", ["params", "state", "weight_decay", "batch", "result"])
+def test_what_was_changed_in_place_before_backward_is_an_error_or_does_not_matter(what, strategy):
+    """Autograd's own graph does not need all of it; a node says so of each."""
+    params, state, data = W.clone(), SGD.init(W), [x.clone() for x in DATA]
+    lr, decay = leaf(0.1), torch.tensor(0.1, dtype=F64)
+    hparams = {**SGD.hparams, "lr": lr, "weight_decay": decay}
+    end = hft.train(SGD, loss, params, data, hparams=hparams, state=state, strategy=strategy)
+    value = loss(end.params, X)
+    if strategy in (hft.Unroll(), hft.Unroll(checkpoint=False)) and what != "result":
+        (want,) = torch.autograd.grad(value, lr, retain_graph=True)
+        {"params": params, "state": state.momentum_buffer, "weight_decay": decay, "batch": data[-1]}[what].add_(1)
+        assert torch.equal(torch.autograd.grad(value, lr)[0], want)
+        return
+    changed = {"params": params, "state": state.momentum_buffer, "weight_decay": decay, "batch": data[-1]}
+    (end.params.detach() if what == "result" else changed[what]).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_backward_under_another_autocast_than_forward_where_steps_are_made_again():
+    def half(p, x):
+        return ((x.view(1, 3).float() @ p.view(3, 1).float()).float() - 1).square().sum() + p.square().sum()
+
+    def slope(forward, backward):
+        lr = leaf(0.1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            value = run(lr, AGAIN, train_loss=half).params.sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(value, lr)[0]
+
+    assert torch.equal(slope(False, True), slope(False, False))
+    assert torch.equal(slope(True, False), slope(True, True))
+    assert not torch.equal(slope(True, True), slope(False, False))
+
+
+@pytest.mark.parametrize("first", ["outside", "plain", "inside"])
+def test_a_module_that_checkpoints_inside_functional_call_is_refused(first):
+    """Its backward pass would run with the module's own weights, not with the params; also after other steps."""
+
+    class Checkpointed(torch.nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    parts = [torch.nn.Linear(3, 3).double(), torch.nn.Tanh(), torch.nn.Linear(3, 1).double()]
+    whole, net = Checkpointed(*parts), torch.nn.Sequential(*parts)
+    losses = {
+        "outside": lambda p, x: torch.func.functional_call(whole, p, (x,)).square().sum(),
+        "inside": lambda p, x: checkpoint(torch.func.functional_call, net, p, (x,), use_reentrant=False).square().sum(),
+        "plain": lambda p, x: torch.func.functional_call(net, p, (x,)).square().sum(),
+    }
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    with pytest.raises(RuntimeError, match="checkpoints activations inside a module"):
+        run(leaf(0.1), train_loss=lambda p, x: losses["outside" if x.sum() > 5 else first](p, x), params=params)
+    lr = leaf(0.1)
+    got, want = (
+        torch.autograd.grad(tree.leaves(run(lr, train_loss=losses[name], params=params).params)[0].sum(), lr)[0]
+        for name in ("inside", "plain")
+    )
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@every_unroll
+def test_params_without_entries(strategy):
+    lr = leaf(0.1)
+    trained = run(lr, strategy, train_loss=lambda p, x: (p.sum() + 1) * x.sum(), params=W[:0])
+    assert trained.losses.tolist() == [x.sum().item() for x in DATA]
+    assert torch.autograd.grad(trained.params.sum(), lr)[0] == 0
+
+
+# -- odd data ---------------------------------------------------------------------------------------------------------
+
+
+def test_complex_tensors_are_refused_where_a_derivative_would_be_lost():
+    z = torch.ones(3, dtype=torch.complex128, requires_grad=True)
+    with pytest.raises(ValueError, match=r"complex tensor of .* requires grad: .*view_as_real"):
+        run(leaf(0.1), own={"z": z}, train_loss=lambda p, x, h: loss(p, x * h["z"].real))
+
+    def rotating(g, state, p, h):
+        state = 0.5 * state + torch.fft.fft(g)
+        return p - h["lr"] * torch.fft.ifft(state).real, state
+
+    opt = own_optimizer(rotating, torch.zeros(3, dtype=torch.complex128))
+    with pytest.raises(ValueError, match="optimizer's state has a complex tensor"):
+        run(leaf(0.1), AGAIN, opt)
+    (got,) = torch.autograd.grad(run(lr := leaf(0.1), opt=opt).params.sum(), lr)  # autograd knows complex tensors
+    want = central_differences(lambda lr: run(lr, opt=opt).params.sum(), torch.tensor(0.1, dtype=F64))[0]
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+@every_strategy
+def test_state_with_leaves_that_are_no_tensors(strategy):
+    opt = own_optimizer(lambda g, s, p, h: (p - h["lr"] * g, {"t": s["t"] + 1, "none": None}), {"t": 0, "none": None})
+    lr = leaf(0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        end = run(lr, strategy, opt)
+        end.params.sum().backward()
+    assert end.state == {"t": 4, "none": None}
+
+
+def test_forward_over_sparse_tensors_names_the_way_out():
+    torch.manual_seed(0)
+    edges, features = (torch.rand(5, 5, dtype=F64) > 0.5).double().to_sparse(), torch.randn(5, 3, dtype=F64)
+
+    def graph(p, x):
+        return torch.tanh(torch.sparse.mm(edges, (features * p * x).sum(1, keepdim=True))).square().mean()
+
+    def slopes(strategy):
+        given = (SGD, graph, lambda p: p.square().sum(), W, DATA, ("lr", "momentum"))
+        return hft.hypergradient(*given, strategy=strategy)[1]
+
+    with pytest.raises(RuntimeError, match=r"vmap cannot take this loss: .*Sparse.*; take hft\.Forward\(chunk=1\)"):
+        slopes(hft.Forward())
+    torch.testing.assert_close(slopes(hft.Forward(chunk=1)), slopes(hft.Unroll()), rtol=1e-10, atol=0)
+
+
+def test_an_error_of_memory_under_forward_keeps_its_class():
+    def full(g):
+        if torch._C._functorch.is_batchedtensor(g):  # not the gradient, but its products with the tangents
+            raise torch.OutOfMemoryError("no memory")
+
+    def hooked(p, x):
+        q = 1 * p
+        q.register_hook(full)
+        return loss(q, x)
+
+    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+        hft.hypergradient(SGD, hooked, torch.sum, W, DATA, ("lr", "momentum"), strategy=hft.Forward())
+
+
+def test_zero_order_counts_errors_where_vmap_cannot_be_used():
+    opt = hft.from_torchopt(__import__("torchopt").sgd, lr=0.1, momentum=0.5)
+    strategy = hft.ZeroOrder(8, 0.3, generator=torch.Generator().manual_seed(0))
+    end = hft.train(opt, loss, W, DATA).params.detach()
+    with pytest.warns(UserWarning, match="one after the other"):
+        value, grads, _ = hft.hypergradient(
+            opt, loss, lambda p: (p > end).sum(), W, DATA, "momentum", strategy=strategy
+        )
+    assert not value.is_floating_point()
+    assert grads["momentum"] != 0
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch 2.10 compiles no more after modes ran in two threads at once"
+)
+def test_threads_have_their_own_results_and_leave_the_settings_of_the_process():
+    before = torch.backends.cuda.flash_sdp_enabled()
+
+    def value(lr, strategy):
+        return run(lr, strategy).params.sum()
+
+    want = torch.autograd.grad(value(lr := leaf(0.1), hft.Unroll(checkpoint=False)), lr)[0]
+
+    def work(strategy):
+        for _ in range(5):
+            value(lr := leaf(0.1), strategy).backward()
+            torch.testing.assert_close(lr.grad, want)
+            torch.testing.assert_close(torch.func.grad(value)(lr.detach(), strategy), want)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, (hft.Unroll(), hft.Unroll(checkpoint=2), hft.Forward())))
+    assert torch.backends.cuda.flash_sdp_enabled() is before is True
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=kind) for kind in ("sqrt", "log")], ids=["sqrt", "log"])
+def test_one_node_may_be_walked_back_by_several_threads(strategy):
+    lr = leaf(0.1)
+    value = run(lr, strategy, data=DATA * 4).params.sum()
+    want = torch.autograd.grad(value, lr, retain_graph=True)[0]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: torch.autograd.grad(value, lr, retain_graph=True)[0], range(12)))
+    assert all(torch.equal(x, want) for x in found)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, at the break
+def test_compiled_code_around_train_breaks_its_graph_there():
+    def value(lr):
+        return 2 * run(lr).params.sum()
+
+    lr = leaf(0.1)
+    got, want = (torch.autograd.grad(f(lr), lr)[0] for f in (torch.compile(value, backend="aot_eager"), value))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "strategy", [hft.Unroll(), hft.Implicit(tolerance=10.0), hft.ZeroOrder(2, 1e-3)], ids=lambda s: type(s).__name__
+)
+def test_a_round_that_ends_in_nan_is_taken_back_whatever_its_slopes(strategy):
+    def lost(p, x):
+        return (p * torch.where(x.sum() > 7, torch.nan, x)).sum()
+
+    def outer(p, x):
+        return p.isnan().to(F64).sum() if isinstance(strategy, hft.ZeroOrder) else loss(p, x)
+
+    def rounds(not_finite):
+        given = (hft.sgd(lr=0.1), hft.sgd(lr=1e-3), "lr", lost, outer, W, DATA, DATA)
+        options = {"inner_steps": 1, "outer_steps": 6, "strategy": strategy}
+        return list(hft.bilevel(*given, **options, not_finite=not_finite))
+
+    records = rounds("skip")
+    assert all(r.state.params.isfinite().all() for r in records)
+    assert records[3].skipped == ("lr",)
+    assert torch.equal(records[3].state.params, records[2].state.params)
+    with pytest.raises(FloatingPointError, match="at outer step 4"):
+        rounds("error")
+
+
+@pytest.mark.parametrize(
+    "make", [torch.nn.ParameterList, lambda data: type("Rows", (list,), {})(data)], ids=["parameters", "own list"]
+)
+def test_lists_of_other_classes_are_lists(make):
+    data = make([x.clone().requires_grad_() for x in DATA])
+    grads = torch.autograd.grad(run(torch.tensor(0.1, dtype=F64), data=data).params.sum(), list(data))
+    assert all((g != 0).all() for g in grads)
+
+
+def test_forward_ends_where_the_loop_ends_in_16_bits():
+    opt = own_optimizer(
+        lambda g, s, p, h: ((p - h["lr"] * g).to(p.dtype), s + g.sum().to(s.dtype)),
+        torch.zeros((), dtype=torch.bfloat16),
+    )
+    w = W.to(torch.bfloat16)
+    short = lambda p, x: loss(p, x.to(p.dtype))  # noqa: E731
+    ends = [run(lr, hft.Forward(), opt, short, w) for lr in (leaf(0.1), torch.tensor(0.1, dtype=F64))]
+    assert ends[0].params.dtype == ends[0].state.dtype == torch.bfloat16
+    assert torch.equal(ends[0].params, ends[1].params)
+    assert torch.equal(ends[0].state, ends[1].state)
+
+
+def test_where_no_derivative_can_be_meant_a_leaf_beside_the_arguments_is_a_number():
+    beside = leaf(0.3)
+
+    def uses(p, x):
+        return loss(p, x) + beside * p.sum()
+
+    lr = torch.tensor(0.1, dtype=F64)
+    with pytest.raises(ValueError, match="no argument of train"):
+        run(lr, AGAIN, train_loss=uses)
+    with torch.no_grad():
+        got = run(lr, train_loss=uses).params
+    assert torch.equal(got, run(lr, train_loss=lambda p, x: loss(p, x) + 0.3 * p.sum()).params)
+
+
+@pytest.mark.filterwarnings("ignore:the hypergradient of 'lr' is exactly 0")
+def test_an_outer_loss_without_a_graph_leaves_none_behind():
+    _, grads, end = hft.hypergradient(SGD, loss, lambda p: torch.ones(()), W, DATA, "lr")
+    assert grads["lr"] == 0
+    assert not any(x.requires_grad for x in tree.leaves(end))
+
+
+def test_attention_of_other_devices_goes_by_the_formula_too():
+    """Of those that bring kernels of their own; torch switches them by a name without a public one."""
+    enabled, seen = torch._C._get_overrideable_sdp_enabled, []
+
+    def looking(p, x):
+        seen.append(enabled())
+        return loss(p, x)
+
+    assert enabled()
+    hft.hypergradient(SGD, looking, lambda p: loss(p, DATA[0]), W, DATA, "lr")
+    assert not any(seen)
+    assert enabled()
+
+
+def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkeypatch):
+    import torch._dynamo  # before it nothing is compiled, and there is no stance
+
+    def refused(stance):
+        raise RuntimeError("not here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "set_stance", refused)
+        with pytest.raises(RuntimeError, match="not here"):
+            run(leaf(0.1))
+    assert torch.backends.cuda.flash_sdp_enabled()
+    run(leaf(0.1)).params.sum().backward()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_part_of_the_hparams_is_given_and_the_rest_is_the_optimizers_own():
+    def decayed(p: Tensor, x: Tensor, h: dict[str, Tensor]) -> Tensor:
+        return loss(p, x) + h["l2"] * p.square().sum()
+
+    lr, own = {"lr": torch.tensor(0.2, dtype=F64)}, {"loss": {"l2": torch.tensor(0.5, dtype=F64)}}
+    for some, f in ((lr, loss), (own, decayed), (lr | own, decayed)):
+        both = (some, {**SGD.hparams, **some})
+        assert torch.equal(*(hft.train(SGD, f, W, DATA, hparams=h).params for h in both))
+        found, expected = (hft.hypergradient(SGD, f, lambda p: loss(p, X), W, DATA, hparams=h)[1] for h in both)
+        assert found.keys() == expected.keys()
+        assert torch.equal(found["lr"], expected["lr"])
+    assert torch.equal(*(SGD.update(W + 1, SGD.init(W), W, h)[0] for h in (lr, {**SGD.hparams, **lr})))
+
+
+def test_losses_that_are_not_finite_are_told_once_at_the_end():
+    with pytest.warns(UserWarning, match=r"the training loss of step 1 of 3 is inf, .*smaller learning rate") as told:
+        hft.train(hft.sgd(lr=1e200), loss, W, DATA[:3])
+    assert [x.filename for x in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("lr", "over", "what"),
+    [(1e200, "lr", "outer loss"), (0.1, "loss.x", "hypergradient of 'loss.x'")],
+    ids=["the end", "a root at 0"],
+)
+def test_what_is_not_finite_is_told(lr, over, what):
+    def rooted(w, x, h):
+        return w.square().sum() + h["x"].sqrt() * w.sum()
+
+    own = {"loss": {"x": torch.tensor(0.0, dtype=F64)}}
+    with pytest.warns(UserWarning, match=f"^the {what} is not finite, so training") as told:
+        hft.hypergradient(hft.sgd(lr=lr), rooted, lambda w: w.square().sum(), W, [0] * 3, over, hparams=own)
+    assert told[0].filename == __file__
+
+
+def test_a_warning_names_the_line_that_calls():
+    def call():
+        hft.hypergradient(SGD, loss, lambda p: torch.tensor(1.0), W, DATA, "lr")
+
+    with pytest.warns(UserWarning, match="is exactly 0") as seen:
+        call()
+    assert [(w.filename, w.lineno) for w in seen] == [(__file__, call.__code__.co_firstlineno + 1)]

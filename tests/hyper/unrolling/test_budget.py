@@ -1,0 +1,47 @@
+"""What fits into so many bytes of memory is said before, and is so."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import hyperopt_ftp as hft
+from benchmarks.measure import allocated
+from benchmarks.nets import NETS
+from hyperopt_ftp import tree
+
+PLAIN = hft.Unroll(checkpoint=1)
+
+
+AUTO = hft.Unroll(memory=2**30)
+
+
+def test_as_much_memory_as_the_error_says_is_enough():
+    problem = NETS["mlp"](20)
+
+    def run(memory: int) -> None:
+        problem.hypergradient(hft.Unroll(memory=memory), None)
+
+    with pytest.raises(ValueError, match="memory=1000 bytes are too few") as caught:
+        run(1000)
+    least = int(re.search(r"steps need (\d+)", str(caught.value))[1])  # pyright: ignore[reportOptionalSubscript]
+    run(least)
+    with pytest.raises(ValueError, match=f"need {least}"):
+        run(least - 1)
+
+
+def test_the_prediction_is_made_from_the_first_step(caplog: Any):
+    """Later batches may be larger: the result is the same, the peak is not what was said."""
+    problem = NETS["mlp"](8)
+    x, y = problem.batches[0]
+    problem.batches[4:] = [(x.repeat(8, 1), y.repeat(8))] * 4
+    want = problem.hypergradient(PLAIN, None)
+    caplog.set_level(logging.INFO, logger="hyperopt_ftp")
+    peak, found = allocated(lambda: problem.hypergradient(AUTO, None))
+    for a, b in zip(tree.leaves(found), tree.leaves(want), strict=True):  # one graph adds up in another order
+        torch.testing.assert_close(a, b, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+    assert int(caplog.messages[0].split()[-2]) < 0.7 * peak

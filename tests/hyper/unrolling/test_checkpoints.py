@@ -1,0 +1,214 @@
+"""What Unroll keeps: points by a plan, within its bounds."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
+from hyperopt_ftp.hyper.unrolling.checkpoints import Checkpoints
+from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
+from hyperopt_ftp.hyper.unrolling.schedules import Parts, backward_schedule, every, tree_of
+
+eager = sys.modules[EagerSteps.__module__]
+F64 = torch.float64
+SGD = hft.sgd(lr=0.05, momentum=0.5)
+PLAIN = hft.Unroll(checkpoint=1)
+LOG = hft.Unroll(checkpoint="log")
+
+
+# -- how many points, and how many steps are made again ---------------------------------------------------------------
+
+
+def tree_bounds(steps: int, arity: int = 4) -> tuple[int, float]:
+    """Points at once and steps made again, as the docstring has them."""
+    depth = 0
+    while arity**depth < steps:
+        depth += 1
+    return 1 + (arity - 1) * depth, steps * ((arity - 1) / arity * depth - 1) + 1
+
+
+def walked(parts: Parts, steps: int) -> tuple[int, int]:
+    rows = list(backward_schedule(parts, 3, 3 + steps))
+    assert [k for k, _, _ in rows] == list(range(3, 3 + steps))[::-1]
+    return max(live for _, live, _ in rows), sum(again for _, _, again in rows)
+
+
+def test_plans_stay_within_their_bounds_and_a_tree_reaches_them():
+    for steps in [*range(1, 300), 1000, 1024, 5000]:
+        found, most = walked(tree_of(4), steps), tree_bounds(steps)
+        assert all(x <= y for x, y in zip(found, most, strict=True))
+        assert found == most or steps not in (4, 16, 64, 256, 1024)
+    for steps, n in product(range(1, 80), (1, 2, 3, 7, 30)):
+        points, again = walked(every(n), steps)
+        assert points <= math.ceil(steps / n) + n - 1
+        assert again == 0 if n == 1 or steps <= n else 0 < again < steps
+
+
+# -- the same hypergradient -------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A quadratic of three numbers, with or without dropout, that counts its calls."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        self.dropout, self.calls = dropout, 0
+
+    def __call__(self, p: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (F.dropout(p, self.dropout) - x).square().sum()
+
+
+def batches(steps: int) -> list[Tensor]:
+    return [torch.full((3,), 1 + k / 10, dtype=F64) for k in range(steps)]
+
+
+def call(loss: Callable[..., Tensor], steps: int, strategy: hft.Unroll, over: Any = ("lr", "params")) -> Any:
+    torch.manual_seed(0)
+    data = batches(steps)
+    start = torch.zeros(3, dtype=F64)
+    found = hft.hypergradient(SGD, loss, lambda p: p.square().sum(), start, data, over, strategy=strategy)
+    return found, torch.rand(())  # the random state afterwards
+
+
+def assert_equal(got: Any, want: Any) -> None:
+    for a, b in zip(tree.leaves(got), tree.leaves(want), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many points are kept whenever one is used."""
+    found, at = [], Checkpoints.at
+
+    def counted(self: Checkpoints, k: int, step: Any) -> Any:
+        point = at(self, k, step)
+        found.append(len(self._kept))
+        return point
+
+    monkeypatch.setattr(Checkpoints, "at", counted)
+    return found
+
+
+def test_a_tree_of_points_gives_the_same_hypergradient_bit_for_bit(live: list[int]):
+    for steps in [*range(1, 18), 31, 33, 63, 64, 65]:
+        plain, logged = Counted(), Counted()
+        want = call(plain, steps, PLAIN)
+        live.clear()
+        assert_equal(call(logged, steps, LOG), want)
+        assert (max(live), logged.calls - plain.calls) == walked(tree_of(4), steps)
+
+
+AUTO = hft.Unroll(memory=2**30)
+TIGHT = hft.Unroll(memory=110_000)  # of which random states take most: a few points
+
+
+WAYS = {
+    "log": LOG, "offload": hft.Unroll(checkpoint="log", offload=True), "third": hft.Unroll(checkpoint=3), "auto": AUTO,
+    "tight": TIGHT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("truncate", [None, 1, 17])
+def test_all_ways_to_keep_points_agree(name: str, truncate: int | None, live: list[int]):
+    want = call(Counted(), 23, hft.Unroll(truncate, checkpoint=1), over="lr")
+    live.clear()
+    assert_equal(call(Counted(), 23, replace(WAYS[name], truncate=truncate), over="lr"), want)
+    assert truncate or name == "auto" or max(live) < 23
+
+
+def test_small_graphs_are_kept_and_others_made_again(monkeypatch: pytest.MonkeyPatch):
+    plain, small, large = Counted(), Counted(), Counted()
+    want = call(plain, 9, PLAIN)
+    assert_equal(call(small, 9, hft.Unroll()), want)
+    monkeypatch.setattr(eager, "SMALL", 0)
+    assert_equal(call(large, 9, hft.Unroll()), want)
+    assert (plain.calls, small.calls, large.calls) == (18, 9, 18)
+
+
+@pytest.mark.parametrize("over", ["lr", "params"])
+def test_a_first_graph_that_is_too_large_is_dropped_in_16_bits_too(monkeypatch: pytest.MonkeyPatch, over: str):
+    data, start, calls = [torch.full((3,), 1 + k / 10) for k in range(5)], torch.zeros(3, dtype=torch.bfloat16), []
+    monkeypatch.setattr(eager, "SMALL", 0)
+    for strategy in (PLAIN, hft.Unroll()):
+        loss = Counted(0.0)
+        found = hft.hypergradient(SGD, loss, lambda p: p.float().square().sum(), start, data, over, strategy=strategy)
+        calls.append((loss.calls, found[1][over]))
+    assert calls[0][0] == calls[1][0] == 10
+    assert torch.equal(calls[0][1], calls[1][1])
+
+
+def test_batches_in_one_piece_of_memory_are_read_again():
+    """As a loader's may be."""
+
+    class Reused(list):
+        buffer = torch.zeros(3, dtype=F64)
+
+        def __getitem__(self, k: Any) -> Any:
+            self.buffer.numpy()[:] = super().__getitem__(k).numpy()
+            return self.buffer
+
+    def slope(data: Any) -> Tensor:
+        squared: Any = lambda p, x: (p * x - x).square().sum()  # noqa: E731
+        start = torch.zeros(3, dtype=F64)
+        return hft.hypergradient(SGD, squared, lambda p: p.square().sum(), start, data, "lr")[1]["lr"]
+
+    assert torch.equal(slope(batches(9)), slope(Reused(batches(9))))
+
+
+def test_what_was_dropped_on_the_way_back_is_there_for_another_one():
+    lr = torch.tensor(0.05, dtype=F64, requires_grad=True)
+    for strategy in (PLAIN, LOG, AUTO, TIGHT):
+        torch.manual_seed(0)
+        loss, start = Counted(), torch.zeros(3, dtype=F64)
+        run = hft.train(SGD, loss, start, batches(23), hparams=SGD.hparams | {"lr": lr}, strategy=strategy)
+        rows = []
+        for keep in (True, False):
+            calls = loss.calls
+            rows.append((torch.autograd.grad(run.params.sum(), lr, retain_graph=keep)[0].item(), loss.calls - calls))
+        assert rows[0] == rows[1]
+
+
+def test_what_the_outer_loss_does_not_use_has_a_cotangent_without_memory():
+    """Zeros for two moments would be as large as they are."""
+    given: list[Tensor] = []
+
+    class Watched(Strategy):
+        def __call__(self, problem: Any, inputs: Any) -> Any:
+            return with_pullback(self.pullback, problem, inputs)
+
+        def pullback(self, problem: Any, inputs: Any, end: Any, cotangents: Any) -> Any:
+            given.extend(tree.leaves(cotangents.state.exp_avg))
+            nothing = tree.map_tree(lambda _: None, inputs.hparams)
+            return TrainInputs({**nothing, "lr": torch.ones_like(inputs.hparams["lr"])}, None, None)
+
+    lr = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    opt, w = hft.adam(), torch.ones(1000, dtype=F64)
+    run = hft.train(
+        opt, lambda p, x: (p * x).square().sum(), w, [w] * 3, hparams={**opt.hparams, "lr": lr}, strategy=Watched()
+    )
+    run.params.sum().backward()
+    assert [(x.shape, x.untyped_storage().nbytes()) for x in given] == [(w.shape, 8)]
+    assert lr.grad is not None
+
+
+def test_memory_has_no_effect_under_a_transform():
+    def value(lr: Tensor, strategy: hft.Unroll) -> Tensor:
+        data, hparams = [torch.ones(3, dtype=F64)] * 4, SGD.hparams | {"lr": lr}
+        return hft.train(SGD, Counted(0), torch.zeros(3, dtype=F64), data, hparams=hparams, strategy=strategy).params[0]
+
+    lr = torch.tensor(0.05, dtype=F64)
+    little = hft.Unroll(memory=1)
+    assert_equal(torch.func.grad(value)(lr, little), torch.func.grad(value)(lr, PLAIN))

@@ -1,0 +1,378 @@
+"""TorchOpt both ways, against our own optimizers; ours in each of TorchOpt's forms against torch.optim in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torchopt
+from torch import Tensor, nn
+
+import hyperopt_ftp as hft
+
+from .support.problems import batches, loss, start, train
+
+PAIRS = [
+    (torchopt.sgd, hft.sgd, {"lr": 0.1, "momentum": 0.9}),
+    (torchopt.sgd, hft.sgd, {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    (torchopt.adam, hft.adam, {"lr": 0.1, "eps": 1e-3}),
+    (torchopt.adamw, hft.adamw, {"lr": 0.1, "weight_decay": 0.05}),
+    (torchopt.rmsprop, hft.rmsprop, {"lr": 0.05, "eps": 1e-3, "alpha": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours", "kwargs"), PAIRS, ids=lambda x: getattr(x, "__name__", ""))
+def test_from_torchopt_trains_as_ours_do_and_has_their_hypergradient(theirs, ours, kwargs):
+    data, strategies = batches(5), (hft.Unroll(), hft.Forward())
+    found = [
+        [
+            hft.hypergradient(opt, loss, lambda p: loss(p, data[0]), start(), data, "lr", strategy=s)[1:]
+            for s in strategies
+        ]
+        for opt in (hft.from_torchopt(theirs, **kwargs), ours(**kwargs))
+    ]
+    # Their bias corrections are float32: 1 - 0.999^t is off by 6e-8 / 1e-3.
+    tolerance = 1e-4 if theirs in (torchopt.adam, torchopt.adamw) else 1e-8
+    for (grads, (a, _)), (wanted, (b, _)) in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(grads, wanted, rtol=tolerance, atol=0)
+
+
+def test_torchopt_can_be_tuned_and_can_tune():
+    params, data = start(), batches(6)
+    for opt in (
+        hft.hyper(hft.from_torchopt(torchopt.adam, lr=1e-3), by=hft.sgd(lr=1e-3), over="lr"),
+        hft.hyper(hft.sgd(lr=1e-3), by=hft.from_torchopt(torchopt.adam, lr=1e-3), over="lr"),
+    ):
+        p, state = params, opt.init(params)
+        for x in data:
+            p, state = opt.update(torch.func.grad(loss)(p, x), state, p)
+        assert state.tuned["lr"].item() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "name"),
+    [
+        (torchopt.adam, {}, "betas"), (torchopt.rmsprop, {}, "alpha"),
+        (torchopt.sgd, {"weight_decay": 0.1}, "weight_decay"), (torchopt.sgd, {"momentum": 0.9}, "dampening"),
+    ],
+)  # fmt: skip
+def test_what_torchopt_cannot_differentiate_is_named(factory, options, name):
+    opt = hft.from_torchopt(factory, lr=0.1, **options)
+    text = f"takes {name} as a plain number: it cannot be differentiated in.*open are .*lr"
+    with pytest.raises(TypeError, match=text):
+        hft.hypergradient(opt, loss, lambda p: loss(p, batches(1)[0]), start(), batches(2), over=name)
+    tuned = hft.hyper(opt, by=hft.sgd(lr=0.1), over=name)
+    with pytest.raises(TypeError, match=text):
+        tuned.update(start(), tuned.init(start()), start())
+
+
+def test_vmap_over_torchopt_is_refused_by_name():
+    opt, data, w = hft.from_torchopt(torchopt.adam, lr=0.1), batches(2), start()
+    with pytest.raises(TypeError, match=r"cannot be vmapped over \['lr'\]; loop instead"):
+        torch.func.vmap(lambda lr: train(opt, opt.hparams | {"lr": lr}, w, data)[0])(torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize("factory", [lambda: hft.to_torchopt(hft.adam(lr=0.1)), lambda: torchopt.adam(0.1)])
+def test_a_leaf_that_is_none_stays_none(factory):
+    made, params = factory(), {"a": torch.ones(2), "b": None, "c": (), "d": [torch.ones(3), None]}
+    updates, _ = made.update(params, made.init(params), params=params)
+    assert (updates["b"], updates["c"], updates["d"][1]) == (None, (), None)
+    for found in (updates["a"], updates["d"][0]):
+        torch.testing.assert_close(found, torch.full_like(found, -0.1))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda w0: hft.adamw(lr=0.1), lambda w0: hft.ftp(hft.sgd(lr=0.1), w0)], ids=["adamw", "ftp"]
+)
+def test_to_torchopt_works_in_a_chain(make):
+    opt, data = make(start()), batches(4)
+    want, _ = train(opt, None, start(), data)
+    chained = torchopt.chain(hft.to_torchopt(opt))
+    params, state = start(), chained.init(start())
+    for x in data:
+        updates, state = chained.update(torch.func.grad(loss)(params, x), state, params=params)
+        params = torchopt.apply_updates(params, updates, inplace=False)
+    torch.testing.assert_close(params, want, rtol=1e-12, atol=1e-13)
+
+
+# -- without params ---------------------------------------------------------------------------------------------------
+
+W0 = start()
+
+#: Those that do not look at params.
+BLIND = {
+    "sgd": hft.sgd(lr=0.1, momentum=0.9, nesterov=True),
+    "adam": hft.adam(lr=0.1, eps=1e-2, maximize=True),
+    "adamw": hft.adamw(lr=0.1, eps=1e-2, weight_decay=0.0),
+    "adamw-lr-0": hft.adamw(lr=0.0, eps=1e-2),
+    "lion": hft.lion(lr=0.1),
+    "rmsprop": hft.rmsprop(lr=0.1, eps=1e-2, momentum=0.5, centered=True),
+    "adagrad": hft.adagrad(lr=0.1, eps=1e-2),
+    "clipped": hft.clipped(hft.damped(hft.sgd(lr=0.1), 0.5), 0.3),
+    "scheduled": hft.scheduled(hft.sgd(lr=0.1), lr=lambda t: 0.5**t),
+    "l2sp": hft.l2sp(hft.sgd(lr=0.1), W0, strength=0.0),
+    "torchopt": hft.from_torchopt(torchopt.adam, lr=0.1, eps=1e-2),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_without_params_an_update_is_what_it_is_with_them(name):
+    made, params = hft.to_torchopt(BLIND[name]), start()
+    with_params = without = made.init(params)
+    for i, x in enumerate(batches(4)):
+        grads = torch.func.grad(loss)(params, x) | ({"b": None} if i % 2 else {})
+        updates, without = made.update(grads, without)
+        want, with_params = made.update(grads, with_params, params=params)
+        assert all(type(u) is torch.Tensor for u in updates.values() if u is not None)
+        assert (updates["b"] is None) == (want["b"] is None) == bool(i % 2)
+        params = torchopt.apply_updates(params, want, inplace=False)
+        # (W - step) - W has the rounding of W, at most 2^-53 * 4 here.
+        torch.testing.assert_close(updates, want, rtol=0, atol=1e-15)
+        torch.testing.assert_close(without, with_params, rtol=0, atol=0)
+
+
+#: Those that do, and what they do first with the values.
+SEEING = {
+    "adamw": (hft.adamw(lr=0.1), "mul"),
+    "warm-up": (hft.scheduled(hft.adamw(lr=0.1), weight_decay=lambda t: t.clamp(max=1)), "mul"),  # none at first
+    "tuned": (hft.adamw(lr=0.1, weight_decay=torch.tensor(0.0, requires_grad=True)), "mul"),
+    "projected": (hft.projected(hft.sgd(lr=0.1), W0, radius=1.0), "abs"),
+    "ftp": (hft.ftp(hft.sgd(lr=0.1), W0), "abs"),
+    "cautious_decay": (hft.cautious_decay(hft.sgd(lr=0.1), W0), "mul"),
+    "digrap": (hft.digrap(hft.sgd(lr=0.1), W0), "mul"),
+    "hyper": (hft.hyper(hft.sgd(lr=0.1), by=hft.sgd(lr=0.1), over="lr"), "the state"),
+    "torchopt": (hft.from_torchopt(torchopt.sgd, lr=0.1, weight_decay=0.1), "mul"),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_where_params_are_needed_the_error_says_so(name):
+    opt, what = SEEING[name]
+    made, grads = hft.to_torchopt(opt), start()
+    state = made.init(start())
+    if name == "warm-up":
+        _, state = made.update(grads, state)
+    with pytest.raises(
+        ValueError,
+        match=rf"needs params: update\(grads, state, params=params\). .* asked for in '{what}': by weight decay",
+    ):
+        made.update(grads, state)
+
+
+def own(rule):
+    """An optimizer without a state, by what it makes of the weights and gradients of a leaf."""
+
+    def update(grads, state, params, hparams=None):
+        return {name: rule(w, grads[name], params) for name, w in params.items()}, state
+
+    return hft.Optimizer(lambda params, hparams=None: (), update, {})
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda w, g, params: w - torch.where(w > 0, g, -g),
+        lambda w, g, params: g - w,
+        lambda w, g, params: w + w,
+        lambda w, g, params: w * 2 - g,
+        lambda w, g, params: w + torch.ones(3, 3, 4).double() * g,  # another shape
+        lambda w, g, params: torch.add(w, w, alpha=-1),
+        lambda w, g, params: w - g * torch.stack([w, w]).sum(),
+        lambda w, g, params: torch.where(w > 0, w, w - g),
+        lambda w, g, params: w - 0 * params["b" if w is params["w"] else "w"].sum(),
+        lambda w, g, params: params["w"] - g,  # of another leaf
+        lambda w, g, params: g,
+        lambda w, g, params: w.sub_(g),
+        lambda w, g, params: w - g * float(w.mean()),
+        lambda w, g, params: w - torch.from_numpy(w.numpy()),
+        lambda w, g, params: w.data - g,
+        # A transform takes the tensor without asking its class: the values are on no device.
+        lambda w, g, params: w - torch.func.grad(lambda x: (x**2).sum())(w),
+        lambda w, g, params: w - g * torch.func.vmap(lambda x: (x > 0).double().sum())(w[None])[0],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_no_rule_that_looks_at_params_goes_unnoticed(rule):
+    made = hft.to_torchopt(own(rule))
+    made.update(start(), (), params=start())
+    with pytest.raises((ValueError, RuntimeError), match="needs params|meta"):
+        made.update(start(), ())
+
+
+def test_a_place_of_one_leaf_is_not_known_from_that_of_another():
+    made = hft.to_torchopt(own(lambda w, g, params: w - (params["a"] - params["b"])))
+    with pytest.raises(ValueError, match="asked for in 'sub'"):
+        made.update({"a": torch.ones(2), "b": torch.ones(2)}, ())
+
+
+@pytest.mark.parametrize(
+    ("rule", "move"),
+    [
+        (lambda w, g: w - 3 * ((w + g) * 1.0 - w), lambda g: -3 * g),
+        (lambda w, g: -2 * g + w, lambda g: -2 * g),
+        (lambda w, g: torch.where(g > 0, w, w - g), lambda g: torch.where(g > 0, 0.0, -g)),
+        (lambda w, g: w.clone().to(g.dtype) - torch.zeros_like(w) - 0 * w - g, lambda g: -g),
+    ],
+)
+def test_what_a_rule_may_do_to_params_that_are_not_known(rule, move):
+    g = start()
+    updates, _ = hft.to_torchopt(own(lambda w, g, params: rule(w, g))).update(g, ())
+    torch.testing.assert_close(updates, {name: move(x) for name, x in g.items()}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd], ids=["reverse", "forward"])
+def test_updates_without_params_are_differentiable(transform):
+    """In their gradients; with and without params to the same numbers."""
+    made, x = hft.to_torchopt(hft.adam(lr=0.1, eps=1e-2, weight_decay=0.0)), start()["b"]
+
+    def trained(x, **params):
+        state, total = made.init(torch.zeros_like(x)), torch.zeros_like(x)
+        for i in range(3):
+            updates, state = made.update(x * (i + 1), state, **params)
+            total = total + updates
+        return total.square().sum()
+
+    a, b = transform(trained)(x), transform(lambda x: trained(x, params=torch.zeros_like(x)))(x)
+    assert a.abs().min() > 1e-3
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_the_state_of_an_optimizer_in_place_has_no_graph():
+    """Otherwise each step would keep those before it."""
+    w = torch.nn.Parameter(torch.ones(3))
+    opt = torchopt.Optimizer([w], hft.to_torchopt(hft.sgd(lr=0.1, momentum=0.9, weight_decay=0.1)))
+    for _ in range(2):
+        opt.zero_grad()
+        w.square().sum().backward()
+        opt.step()
+    assert (w.requires_grad, w.is_leaf) == (True, True)
+    assert not opt.state_dict()[0].momentum_buffer[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    "pure",
+    [hft.hyper(hft.sgd(lr=0.1, weight_decay=0.1), by=hft.sgd(lr=0.1), over="weight_decay"), hft.adan(lr=0.1)],
+    ids=["hyper", "adan"],
+)
+def test_a_state_keeps_what_an_optimizer_in_place_writes_over(pure):
+    """Params, and gradients, which its ``zero_grad`` fills with zeros."""
+    w, p = start()["b"], torch.nn.Parameter(start()["b"])
+    opt, state = torchopt.Optimizer([p], hft.to_torchopt(pure)), pure.init(w)
+    for _ in range(4):
+        opt.zero_grad()
+        (p**4).sum().backward()
+        opt.step()
+        w, state = pure.update(4 * w**3, state, w)
+    # Rounding of new params - params, added to params, of values of order 1, over four steps.
+    torch.testing.assert_close(p.detach(), w, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_updates_are_differentiable_in_params_where_asked_for(inplace):
+    """By ``inplace=False``, or under a transform: d (W - lr (g + decay W)) / dW."""
+    made = hft.to_torchopt(hft.sgd(lr=0.1, weight_decay=0.5))
+
+    def moved(w):
+        updates, _ = made.update(torch.ones(2), made.init(w), params=w, inplace=inplace)
+        return torchopt.apply_updates(w, updates, inplace=False).sum()
+
+    torch.testing.assert_close(torch.func.grad(moved)(torch.ones(2)), torch.full((2,), 0.95))
+    if not inplace:
+        w = torch.ones(2, requires_grad=True)
+        torch.testing.assert_close(torch.autograd.grad(moved(w), w)[0], torch.full((2,), 0.95))
+
+
+# -- in each of TorchOpt's forms of a training loop -------------------------------------------------------------------
+
+STEPS = 8  # RAdam rectifies from its 6th on
+
+
+class Net(nn.Module):
+    """One parameter is never used, one in every other step: their gradients are ``None``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, w in (start() | {name: torch.ones(2).double() for name in ("seldom", "unused")}).items():
+            self.register_parameter(name, nn.Parameter(w))
+
+    def forward(self, x: Tensor, t: int) -> Tensor:
+        value = loss({"w": self.w, "b": self.b}, x)
+        return value * self.seldom.sin().sum() if t % 2 else value
+
+
+def data() -> Iterator[tuple[Tensor, int]]:
+    return ((x, t) for t, x in enumerate(batches(STEPS)))
+
+
+def functional(opt: Any, net: Net, inplace: bool) -> dict[str, Tensor]:
+    params = dict(net.named_parameters())
+    state = opt.init(params)
+    for x, t in data():
+        value = torch.func.functional_call(net, params, (x, t))
+        grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+        updates, state = opt.update(dict(zip(params, grads, strict=True)), state, params=params, inplace=inplace)
+        assert [name for name, u in updates.items() if u is None] == ["unused"] if t % 2 else ["seldom", "unused"]
+        params = torchopt.apply_updates(params, updates, inplace=inplace)
+    return params
+
+
+def func_optimizer(opt: Any, net: Net, inplace: bool) -> dict[str, Tensor]:
+    wrapped, names = torchopt.FuncOptimizer(opt, inplace=inplace), [name for name, _ in net.named_parameters()]
+    params = tuple(net.parameters())
+    for x, t in data():
+        value = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (x, t))
+        params = wrapped.step(value, params)
+    return dict(zip(names, params, strict=True))
+
+
+def optimizer(opt: Any, net: Net, inplace: bool) -> dict[str, Tensor]:
+    wrapped = torchopt.Optimizer(net.parameters(), opt)
+    for x, t in data():
+        wrapped.zero_grad(set_to_none=True)
+        net(x, t).backward()
+        wrapped.step()
+    return dict(net.named_parameters())
+
+
+def meta_optimizer(opt: Any, net: Net, inplace: bool) -> dict[str, Tensor]:
+    wrapped = torchopt.MetaOptimizer(net, opt)
+    for x, t in data():
+        wrapped.step(net(x, t))
+    return dict(net._parameters)
+
+
+#: Each with what its ``inplace`` may be.
+FORMS = [
+    *product((functional, func_optimizer), (False, True)),
+    (optimizer, True),
+    (meta_optimizer, False),
+]
+
+#: A step rounds W about four times, in W + ((W - d) - W): 4 * 2^-53 * 4 = 2e-15 where |W| < 4. The gradients carry that
+#: on: seven times the 1.4e-14 of eight steps.
+TOLERANCE = 1e-13
+
+# test_torch_options.py compares their options.
+TORCHS = {
+    "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "dampening": 0.5, "weight_decay": 1e-2}),
+    "adam": (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True, "maximize": True}),
+    "radam": (torch.optim.RAdam, {"lr": 1e-2, "decoupled_weight_decay": True, "weight_decay": 1e-2}),
+}
+
+
+@pytest.mark.parametrize(("form", "inplace"), FORMS)
+@pytest.mark.parametrize("name", TORCHS)
+def test_it_is_that_of_torch_optim(name: str, form: Callable[..., dict[str, Tensor]], inplace: bool):
+    (peer, options), net = TORCHS[name], Net()
+    reference = peer(net.parameters(), **options)
+    for x, t in data():
+        reference.zero_grad(set_to_none=True)
+        net(x, t).backward()
+        reference.step()
+    got = form(hft.to_torchopt(getattr(hft, name)(**options)), Net(), inplace)
+    want = dict(net.named_parameters())
+    torch.testing.assert_close({key: got[key] for key in want}, want, rtol=0, atol=TOLERANCE)
