@@ -47,7 +47,7 @@ def replicated(x: Any, mesh: Any) -> Any:
     return _Replicated.apply(x, mesh) if isinstance(x, Tensor) and not is_dtensor(x) else x
 
 
-def placed(x: Any, at: Layout | None) -> Any:
+def to_layout(x: Any, at: Layout | None) -> Any:
     """A tensor, the same on each process where it is plain, in that layout; ``None``: a plain one."""
     if at is None:
         return whole(x)
@@ -55,7 +55,7 @@ def placed(x: Any, at: Layout | None) -> Any:
     return x if tuple(x.placements) == at.placements else x.redistribute(at.mesh, at.placements)
 
 
-def settled(x: Any) -> Any:
+def without_partials(x: Any) -> Any:
     """A DTensor without sums that are still to be made; anything else as it is."""
     if not is_dtensor(x) or not any(p.is_partial() for p in x.placements):
         return x
@@ -73,9 +73,9 @@ def everywhere(x: Any) -> Any:
     return x.redistribute(placements=[Replicate()] * x.device_mesh.ndim)
 
 
-def like(x: Any, w: Any) -> Any:
+def in_layout_of(x: Any, w: Any) -> Any:
     """A tensor of the shape of ``w`` in its layout."""
-    return placed(x, layout(w))
+    return to_layout(x, layout(w))
 
 
 class _Whole(torch.autograd.Function):

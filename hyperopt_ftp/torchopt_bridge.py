@@ -13,7 +13,7 @@ from . import tree
 from .calls import explained
 from .hparams import as_tensor, complete, concrete, domains_of, is_number
 from .optimizers.leafwise import check_grads, check_state, no_steps
-from .optimizers.unread import moves
+from .optimizers.needs_weights import moves
 from .types import Optimizer, check_optimizer
 
 

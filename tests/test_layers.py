@@ -92,7 +92,6 @@ RUNS = {
 }
 PURE = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - RUNS)
 PURE += [
-    "hyper/towers",
     "hyper/loops/held_out",
     "hyper/loops/tpgm",
 ]

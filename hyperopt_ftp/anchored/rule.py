@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..dtensors import like
+from ..dtensors import in_layout_of
 from ..hparams import Domain
 from ..optimizers.leafwise import check_grads, check_params, check_state, no_steps
 from ..optimizers.wrap import check_goes_on, check_no_table, wrapped
@@ -150,7 +150,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         check_params(params)
         check_anchor(fixed, params)
         weights = {name: tree.working(w) for name, w in tree.pick(params, fixed).items()}
-        held = {name: _first(rule, w, like(fixed[name], w).to(w.dtype)) for name, w in weights.items()}
+        held = {name: _first(rule, w, in_layout_of(fixed[name], w).to(w.dtype)) for name, w in weights.items()}
         return layout.pack(base.init(tree.put(params, weights), bases), held, False)
 
     def update(grads: Any, state: Any, params: Any, bases: Any, owns: dict[str, Any]) -> tuple[Any, Any]:
@@ -165,7 +165,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
             if name not in given:  # without a gradient the base leaves the weights alone, and so does the rule
                 continue
             g, w = given[name], tree.working(stored[name])
-            w0[name], raw[name] = like(fixed[name], w).to(w.dtype), g.to(w.dtype)
+            w0[name], raw[name] = in_layout_of(fixed[name], w).to(w.dtype), g.to(w.dtype)
             seen[name] = raw[name]
             before[name] = rule.master(stored[name], w0[name], held[name]) if rule.master else w
             if rule.before:
@@ -187,7 +187,7 @@ def anchored(base: Optimizer, anchor: Params, rule: Rule, layout: Layout = BY_PA
         for name, w in tree.pick(params, fixed).items():
             assert rule.start is not None
             w = tree.working(w)
-            h[name] = rule.start(w, like(fixed[name], w).to(w.dtype), h[name])
+            h[name] = rule.start(w, in_layout_of(fixed[name], w).to(w.dtype), h[name])
         return _columns(h, owns)
 
     def settle(owns: dict[str, Any], new_state: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """How to differentiate an optimizer with respect to its hyperparameters, and optimizers that tune optimizers."""
 
+from ..optimizers.tuned import TunedState as TunedState
+from ..optimizers.tuned import hyper as hyper
 from .core.inputs import TrainInputs as TrainInputs
 from .core.inputs import TrainOutputs as TrainOutputs
 from .core.problem import InnerProblem as InnerProblem
@@ -20,6 +22,4 @@ from .strategies.implicit import Implicit as Implicit
 from .strategies.solvers import Solved as Solved
 from .strategies.unroll import Unroll as Unroll
 from .strategies.zero_order import ZeroOrder as ZeroOrder
-from .towers.hyper import TunedState as TunedState
-from .towers.hyper import hyper as hyper
 from .train import train as train

@@ -18,7 +18,7 @@ from .core.inputs import TrainInputs
 from .core.problem import Guards, InnerProblem
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, shards_differ
-from .distributed.dtensors import of_whole, on_shards
+from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
 from .guards.verdict import SEEN, Needs, verdict_on

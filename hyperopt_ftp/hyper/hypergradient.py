@@ -16,6 +16,7 @@ from .. import tree
 from ..calls import callers_level, explained
 from ..dtensors import is_dtensor, whole
 from ..hparams import concrete
+from ..optimizers import hparam_paths as paths
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
 from .core.leaves import all_finite, combine, detached, detached_leaves, is_float
@@ -23,19 +24,19 @@ from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
-from .distributed.dtensors import same_everywhere
-from .guards.arguments import (
+from .distributed.sharded_params import same_everywhere
+from .guards.call_arguments import (
     argument_counts,
     check_batches,
     check_loss,
     check_scalar,
-    with_start,
-    without_start,
 )
 from .guards.messages import LOSSES
 from .guards.operations import watched_operations
-from .towers import paths
 from .train import checked, trained
+
+#: What ``over`` can name beside hparams.
+START = ("params", "batches")
 
 
 @explained("hypergradient(optimizer, train_loss, outer_loss, params, batches, over)")
@@ -86,6 +87,18 @@ def hypergradient(
     found = value_and_grad(optimizer, train_loss, outer_loss, params, batches, over, hparams, state, strategy)
     warn_of(found[1], found[0])
     return found
+
+
+def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
+    """The hparams, and what else ``over`` can name."""
+    taken = [name for name in START if name in full]
+    if taken:
+        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
+    return {**full, "params": params, "batches": batches}
+
+
+def without_start(whole: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in whole.items() if name not in START}
 
 
 def selected(

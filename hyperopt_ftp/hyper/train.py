@@ -16,16 +16,15 @@ from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers.leafwise import check_params
 from ..types import HParams, Optimizer, Params, StateT, TreeT, check_optimizer
-from .core.inputs import TrainInputs, TrainOutputs
+from .core.inputs import ConstantBatches, TrainInputs, TrainOutputs
 from .core.leaves import all_finite
 from .core.problem import has_derivative
 from .core.strategy import Strategy, check_strategy, trained_by
 from .core.torch_private import under_transform
 from .distributed.data_parallel import check_steps
-from .distributed.dtensors import on_mesh, refuse_other_processes
+from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .guarded import problem_of
-from .guards.arguments import (
-    ConstantBatches,
+from .guards.call_arguments import (
     check_arguments,
     check_batches,
     check_hparams,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calls import explained
 from ..hparams import DOMAINS, Domain, check_number
 from ..hyper.hypergradient import value_and_grad
-from ..hyper.loops.held_out import learned, still
+from ..hyper.loops.held_out import fit_numbers, zero_loss
 from ..tree import working
 from ..types import Number, Optimizer
 from .entries import Weights, copied, detached, lerped, shared
@@ -120,13 +120,13 @@ def learned_wise(
             return {}, None
         rest = mixed({name: share for name, share in whole(shares).items() if name in following})
         outer = lambda p: outer_loss({**rest, **p}, batch)  # noqa: E731
-        _, grads, _ = value_and_grad(mixing, still, outer, own, [None], "strength", {"strength": shares})
+        _, grads, _ = value_and_grad(mixing, zero_loss, outer, own, [None], "strength", {"strength": shares})
         return grads["strength"], None
 
     def keep(shares: dict[str, Tensor], _: None) -> dict[str, Tensor]:
         return {name: s.clamp(0, 1) for name, s in shares.items()}
 
-    shares = learned(shares, strength_lr, batches, slopes, keep)
+    shares = fit_numbers(shares, strength_lr, batches, slopes, keep)
     shares = whole(shares)
     return {name: copied(w) for name, w in mixed(shares).items()}, shares
 

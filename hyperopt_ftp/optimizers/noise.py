@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..dtensors import like, whole
+from ..dtensors import in_layout_of, whole
 from ..hparams import Domain, check_zero_d, to_tensors
 from ..types import Number, Optimizer
 from .arithmetic import safe_sqrt
@@ -74,11 +74,12 @@ def noisy(base: Optimizer, scale: Number, decay: Number = 0.55, *, seed: int = 0
         for name, value in owns.items():
             check_zero_d(name, value)
         deviation = safe_sqrt(owns["scale"]) * (1 + state.step) ** (-owns["decay"] / 2)
-        noised = [
-            g if g is None else (g + deviation * like(normal(tree.working(g), seed, leaf, state.step), g)).to(g.dtype)
-            for leaf, g in enumerate(check_grads(grads, params))
-        ]
-        params, inner = base.update(tree.flatten(params)[1](noised), state.base, params, bases)
+
+        def noised(g: Tensor, leaf: int) -> Tensor:
+            return (g + deviation * in_layout_of(normal(tree.working(g), seed, leaf, state.step), g)).to(g.dtype)
+
+        rows = [None if g is None else noised(g, leaf) for leaf, g in enumerate(check_grads(grads, params))]
+        params, inner = base.update(tree.flatten(params)[1](rows), state.base, params, bases)
         return params, NoisyState(state.step + 1, inner)
 
     return wrapped(base, own, init, update, domains=domains)

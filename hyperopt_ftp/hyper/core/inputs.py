@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
+from torch import Tensor
+
+from ... import tree
 from ...types import HParams, Params, State, StateT, TreeT
 
 
@@ -33,3 +36,23 @@ else:
         params: Params
         state: State
         losses: Any  # a tensor of shape (K,): the training loss before each step; never differentiated
+
+
+class ConstantBatches:
+    """The user's own sequence of batches, which is read one by one; no derivative can be taken in them."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, k: int) -> Any:
+        batch = self._batches[k]
+        for x in tree.leaves(batch):
+            if isinstance(x, Tensor) and x.requires_grad:
+                raise ValueError(
+                    f"batches is a sequence that is no list, and a tensor of shape {tuple(x.shape)} of its step {k} "
+                    "requires grad: its derivative would be lost. Pass a list, or hold it fixed by detach()"
+                )
+        return batch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import is_dtensor, layout, like, placed
+from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
 from .leaves import is_float
@@ -217,7 +217,7 @@ class TrainNode(torch.autograd.Function):
 def _backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     job: TrainJob = ctx.job
     rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
-    given = [placed(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
+    given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
     saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
     tensors, outputs = saved[:count], saved[count:]
     if job.transform:
@@ -265,7 +265,7 @@ def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 
 
 def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
-    return cotangent if cotangent is None else like(cotangent.to(x), x)
+    return cotangent if cotangent is None else in_layout_of(cotangent.to(x), x)
 
 
 def checked_outputs(name: str, result: Any) -> tuple[TrainOutputs, Any]:

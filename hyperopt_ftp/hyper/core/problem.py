@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import like
+from ...dtensors import in_layout_of
 from ...types import Optimizer, Params, State
 from .carry import carry_of
 from .graph import leaf_of, nodes_below
@@ -174,7 +174,7 @@ def filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Ten
     """Gradients, zeros for leaves that the loss does not depend on."""
     if all(g is None for g in grads):
         raise no_graph()
-    return [torch.zeros_like(x) if g is None else like(g, x) for g, x in zip(grads, leaves, strict=True)]
+    return [torch.zeros_like(x) if g is None else in_layout_of(g, x) for g, x in zip(grads, leaves, strict=True)]
 
 
 class PlainLoop:

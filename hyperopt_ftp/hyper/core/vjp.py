@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import is_dtensor, like
+from ...dtensors import in_layout_of, is_dtensor
 from .leaves import OptionalTensors, detached_leaves
 from .torch_private import under_transform
 
@@ -68,7 +68,7 @@ def pull_rows(
         for i in range(rows)
     ]
     columns = zip(inputs, *found, strict=True)
-    return [None if column[0] is None else torch.stack([like(x, w) for x in column]) for w, *column in columns]
+    return [None if column[0] is None else torch.stack([in_layout_of(x, w) for x in column]) for w, *column in columns]
 
 
 def _by_rows(back: Callable[..., Sequence[Tensor | None]], vs: Sequence[Tensor]) -> OptionalTensors:

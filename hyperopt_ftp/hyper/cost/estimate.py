@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from ... import tree
 from ...calls import explained
 from ...dtensors import is_dtensor
+from ...optimizers import hparam_paths as paths
 from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
-from ..core.inputs import TrainInputs
+from ..core.inputs import ConstantBatches, TrainInputs
 from ..core.leaves import combine, detached, detached_leaves, is_float
 from ..core.memory import peak_of
 from ..core.problem import InnerProblem
@@ -22,10 +23,9 @@ from ..core.second_order import twice_differentiable
 from ..core.strategy import Strategy, check_strategy, few_steps, there_and_back
 from ..distributed.data_parallel import DataParallel
 from ..guarded import problem_of
-from ..guards.arguments import ConstantBatches, check_batches, check_hparams, without_start
-from ..hypergradient import selected
+from ..guards.call_arguments import check_batches, check_hparams
+from ..hypergradient import selected, without_start
 from ..strategies.unroll import Unroll
-from ..towers import paths
 from ..train import checked
 from .fake_tensors import FakeParams
 

@@ -19,7 +19,7 @@ from ...dtensors import whole
 from ...types import Params
 from ..core.leaves import combine, floats
 from ..core.torch_private import under_transform, values_of
-from ..guards.arguments import argument_counts, check_scalar, refuse_complex
+from ..guards.call_arguments import argument_counts, check_scalar, refuse_complex
 from ..guards.graphs import captured_leaf
 from .collectives import Copy, Team, Whole, zero_like
 

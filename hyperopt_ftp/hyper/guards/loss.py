@@ -14,7 +14,7 @@ from ..core.leaves import floats
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
 from ..core.torch_private import allow_hooks, forbid_hooks, has_saved_tensor_hooks, level_of, top_level, under_transform
-from .arguments import check_scalar
+from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
 from .graphs import captured_leaf, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
 from .messages import LOSS, captured
@@ -48,8 +48,8 @@ class GuardedLoss:
                 refuse_once_differentiable(loss)
             return loss
         if not (verdict.loss or self._done) or needs.compiled or verdict.makes_leaves:
-            return self._looked_at(params, batch, *own)
-        value = self._glanced_at if needs.derived else self._value
+            return self._inspect(params, batch, *own)
+        value = self._watch_numbers if needs.derived else self._value
         loss = value(params, batch, *own)
         if needs.closed:
             self._refuse_captured(loss, [x for x in floats((params, batch, own)) if x.requires_grad])
@@ -64,7 +64,7 @@ class GuardedLoss:
     def during_gradient(self, leaves: list[Tensor]) -> AbstractContextManager[Any]:
         return refuse_other_weights(leaves) if self.verdict.has_hooks else nullcontext()
 
-    def _glanced_at(self, params: Params, batch: Any, *own: Any) -> Tensor:
+    def _watch_numbers(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with reads of the numbers of its hparams refused.
 
         Hooks on saved tensors that it has not set before, as activation checkpointing sets them, are found too.
@@ -88,7 +88,7 @@ class GuardedLoss:
         self._replay.rewind(rng)
         return self._value(params, batch, *own)
 
-    def _looked_at(self, params: Params, batch: Any, *own: Any) -> Tensor:
+    def _inspect(self, params: Params, batch: Any, *own: Any) -> Tensor:
         """The loss, with each operation checked."""
         verdict, needs = self.verdict, self._needs
         tensors = floats((params, batch, own))

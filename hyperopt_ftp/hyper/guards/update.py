@@ -44,7 +44,7 @@ class GuardedUpdate:
     def __call__(self, grads: Params, state: State, params: Params, hparams: dict[str, Any]) -> tuple[Params, State]:
         kind = "transform" if under_transform() else "graph" if torch.is_grad_enabled() else "plain"
         if self._looked[kind] < LOOKS and self._verdict.updates[kind] < LOOKS:
-            return self._looked_at(kind, grads, state, params, hparams)
+            return self._inspect(kind, grads, state, params, hparams)
         looks = self._needs.derived and kind != "transform"
         knobs = [x for x in floats(hparams) if x.requires_grad] if looks else []
         outer = self._needs.closed and self._needs.inside_function
@@ -61,7 +61,7 @@ class GuardedUpdate:
                 raise captured(UPDATE, leaf)
         return found
 
-    def _looked_at(
+    def _inspect(
         self, kind: str, grads: Params, state: State, params: Params, hparams: dict[str, Any]
     ) -> tuple[Params, State]:
         needs, verdict = self._needs, self._verdict

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ... import tree
 from ...calls import check_choice, check_count, explained
+from ...optimizers import hparam_paths as paths
+from ...optimizers.constraints import Constraints
 from ...optimizers.leafwise import check_params
 from ...types import Constraint, NotFinite, Optimizer, Params, State
 from ..core.leaves import detached
 from ..core.problem import without_loss
 from ..core.strategy import Strategy
 from ..distributed.data_parallel import DataParallel, shards_differ
-from ..guards.arguments import argument_counts, check_loss, with_start, without_start
-from ..hypergradient import check_floats, value_and_grad, warn_of
-from ..towers import paths
-from ..towers.constraints import Constraints
+from ..guards.call_arguments import argument_counts, check_loss
+from ..hypergradient import check_floats, value_and_grad, warn_of, with_start, without_start
 from ..train import checked
 from .batches import batches_from, is_sequence
 from .outer import pure_outer

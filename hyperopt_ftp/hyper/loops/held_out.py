@@ -15,7 +15,7 @@ from ...types import Params
 Numbers = dict[str, Tensor]  # by path, 0-d
 
 
-def learned(
+def fit_numbers(
     numbers: Numbers, lr: float, batches: Iterable[Any], slopes: Callable[[Numbers, Any], tuple[Numbers, Any]],
     keep: Callable[[Numbers, Any], Numbers],
 ) -> Numbers:  # fmt: skip
@@ -37,6 +37,6 @@ def learned(
     return numbers
 
 
-def still(params: Params, batch: Any) -> Tensor:
+def zero_loss(params: Params, batch: Any) -> Tensor:
     """A training loss with zero gradients: a step is then only what the optimizer itself does, such as a projection."""
     return torch.stack([(0 * x).sum() for x in tree.leaves(params)]).sum()

@@ -13,13 +13,13 @@ from ...anchored.anchors import anchors, check_anchor
 from ...anchored.projected import projected
 from ...anchored.projections import FLOOR, clip_radius, row_norm
 from ...calls import explained
-from ...dtensors import like, whole
+from ...dtensors import in_layout_of, whole
 from ...hparams import check_number
 from ...optimizers.sgd import sgd
 from ...types import Norm, Params, TreeT
 from ..core.leaves import detached
 from ..hypergradient import value_and_grad
-from .held_out import learned, still
+from .held_out import fit_numbers, zero_loss
 
 
 @explained()
@@ -44,7 +44,7 @@ def tpgm_radius(params: Params, anchor: Params, norm: Norm = "mars") -> dict[str
 
 
 def _half_smallest(w: Tensor, anchor: Tensor, norm: Norm) -> Tensor:
-    n = whole(row_norm(w - like(anchor, w).to(w.dtype), norm))
+    n = whole(row_norm(w - in_layout_of(anchor, w).to(w.dtype), norm))
     return (n.amin() / 2).clamp(min=FLOOR) if n.numel() else n.new_tensor(FLOOR)
 
 
@@ -99,13 +99,13 @@ def tpgm(
     def slopes(radii: dict[str, Tensor], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         hparams = {**held.hparams, "radius": radii}
         outer = lambda p: outer_loss(tree.put(params, p), batch)  # noqa: E731
-        _, found, (_, after) = value_and_grad(held, still, outer, weights, [None], "radius", hparams)
+        _, found, (_, after) = value_and_grad(held, zero_loss, outer, weights, [None], "radius", hparams)
         return found["radius"], after.norms
 
     def keep(radii: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: clip_radius(r.clamp(min=FLOOR), whole(norms[name])) for name, r in radii.items()}
 
-    radii = learned(radii, radius_lr, batches, slopes, keep)
+    radii = fit_numbers(radii, radius_lr, batches, slopes, keep)
     zeros = tree.map_tree(torch.zeros_like, weights)
     new, _ = held.update(zeros, held.init(weights), weights, {**held.hparams, "radius": radii})
     return tree.put(params, new), radii

@@ -183,7 +183,7 @@ class Implicit(Strategy):
         last = [inputs.batches[k] for k in range(count - self.batches, count)]
         losses: list[Tensor] = []  # of F, each time that it is computed
 
-        def away(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
+        def residual(p: Vector, h: Vector, b: Vector, s: Vector, rest: Vector) -> Vector:
             """F, the change by a step averaged over the last batches, and the state after it."""
             whole, constants = iter((*p, *h, *b, *s)), iter(rest)
             new = [next(whole) if is_float(x) else next(constants) if isinstance(x, Tensor) else x for x in rows]
@@ -203,7 +203,7 @@ class Implicit(Strategy):
         rows, rebuild = tree.flatten(parts)
         point = [floats(part) for part in parts]
         point.append([x for x in rows if isinstance(x, Tensor) and not is_float(x)])
-        return System(away, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
+        return System(residual, self.solver, self.iterations, self.tolerance, self.damping, self._judge), point
 
     def _judge(self, found: Solved) -> None:
         if self.report is not None:

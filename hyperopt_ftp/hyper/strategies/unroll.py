@@ -34,10 +34,10 @@ from ..core.second_order import twice_differentiable
 from ..core.strategy import Costs, PlainSteps, Strategy, few_steps, there_and_back
 from ..core.torch_private import keeps_graph, under_transform
 from ..unrolling.budget import Sizes, affordable, peak_of
-from ..unrolling.checkpoints import Checkpoints
 from ..unrolling.eager import EagerSteps, are_small
+from ..unrolling.plans import Plan, backward_schedule, points_of_every, points_of_tree, with_graphs
+from ..unrolling.points import Checkpoints
 from ..unrolling.probe import sizes_of
-from ..unrolling.schedules import Plan, backward_schedule, points_of_every, points_of_tree, with_graphs
 
 #: A plain loop that has begun, and the random state before its first step if that has been made.
 Begun: TypeAlias = tuple[PlainLoop, RngState | None]

@@ -14,7 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ... import tree
 from ...calls import callers_level, check_count, check_flag, explained
-from ...dtensors import like
+from ...dtensors import in_layout_of
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, cotangents_of, floats, present, select_floats
@@ -166,7 +166,7 @@ class ZeroOrder(Strategy):
         generator = torch.Generator().manual_seed(seed)
         with temporarily_clear_interpreter_stack():
             rows = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in x]
-        return [like(e.to(tree.working(u).dtype).to(u.device), u) for u, e in zip(x, rows, strict=True)]
+        return [in_layout_of(e.to(tree.working(u).dtype).to(u.device), u) for u, e in zip(x, rows, strict=True)]
 
 
 def _everywhere(function: Function, points: list[list[Tensor]], replay: Replay, rng: RngState) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from .schedules import Plan, backward_schedule, kept, points_of_every, points_of_tree, with_graphs
+from .plans import Plan, backward_schedule, kept, points_of_every, points_of_tree, with_graphs
 
 
 class Sizes(NamedTuple):

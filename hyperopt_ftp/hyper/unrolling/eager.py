@@ -17,7 +17,7 @@ from ..core.leaves import OptionalTensors, added, detached, detached_leaves, flo
 from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, RngState, fingerprint, refuse_other_steps, refuse_other_updates
 from ..core.vjp import pull_columns
-from .checkpoints import Checkpoint, Checkpoints
+from .points import Checkpoint, Checkpoints
 
 #: Bytes of the graphs that are kept unasked.
 SMALL = 2**27

@@ -13,9 +13,9 @@ from ..core.leaves import OptionalTensors, floats, is_float, is_narrow
 from ..core.memory import Meter, bytes_of, changed, kind_of
 from ..core.replay import Replay, fingerprint
 from .budget import Sizes
-from .checkpoints import Checkpoints
 from .eager import EagerSteps
-from .schedules import every
+from .plans import every
+from .points import Checkpoints
 
 
 def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, state: State, offload: bool) -> Sizes:

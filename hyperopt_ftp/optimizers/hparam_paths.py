@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...calls import did_you_mean, few, shown
-from ...tree import entry, key_at, named, replaced
+from ..calls import did_you_mean, few, shown
+from ..tree import entry, key_at, named, replaced
 
 
 def normalise(over: Any, hparams: Any) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hyper import Strategy, TrainInputs, with_pullback
-from hyperopt_ftp.hyper.unrolling.checkpoints import Checkpoints
 from hyperopt_ftp.hyper.unrolling.eager import EagerSteps
-from hyperopt_ftp.hyper.unrolling.schedules import Parts, backward_schedule, every, tree_of
+from hyperopt_ftp.hyper.unrolling.plans import Parts, backward_schedule, every, tree_of
+from hyperopt_ftp.hyper.unrolling.points import Checkpoints
 
 eager = sys.modules[EagerSteps.__module__]
 F64 = torch.float64

@@ -12,7 +12,7 @@ from ... import tree
 from ...types import Params, State
 from ..core.inputs import TrainInputs
 from ..core.replay import Replay, RngState
-from .schedules import Parts, kept
+from .plans import Parts, kept
 
 Step: TypeAlias = Callable[[int, Params, State], tuple[Params, State]]
 

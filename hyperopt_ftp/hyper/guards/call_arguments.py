@@ -22,8 +22,6 @@ from ...types import HParams, Optimizer, Params
 from ..core.problem import without_loss
 from ..core.torch_private import tracked, under_transform
 
-START = ("params", "batches")  # what ``over`` can name beside hparams
-
 
 def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, Any]:
     """The complete hparams of the optimizer, and those of the loss, if given."""
@@ -38,18 +36,6 @@ def check_hparams(optimizer: Optimizer, hparams: HParams | None) -> dict[str, An
                 raise TypeError(f"hparams['loss'] must hold tensors or numbers, but {name!r} is a {kind}")
         given = tree.map_tree(as_tensor, given)
     return {**complete(own, optimizer.hparams), "loss": given}
-
-
-def with_start(full: dict[str, Any], params: Params, batches: Any) -> dict[str, Any]:
-    """The hparams, and what else ``over`` can name."""
-    taken = [name for name in START if name in full]
-    if taken:
-        raise ValueError(f"an hparam may not be called {taken[0]!r}: over means where training starts by it")
-    return {**full, "params": params, "batches": batches}
-
-
-def without_start(whole: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in whole.items() if name not in START}
 
 
 def check_loss(name: str, value: Any) -> None:
@@ -183,23 +169,3 @@ def check_scalar(name: str, value: Any) -> Tensor:
             hint = "return the loss alone"
         raise ValueError(f"{name} must return a scalar tensor (shape ()), got {got}; {hint}")
     return value
-
-
-class ConstantBatches:
-    """The user's own sequence of batches, which is read one by one; no derivative can be taken in them."""
-
-    def __init__(self, batches: Any) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, k: int) -> Any:
-        batch = self._batches[k]
-        for x in tree.leaves(batch):
-            if isinstance(x, Tensor) and x.requires_grad:
-                raise ValueError(
-                    f"batches is a sequence that is no list, and a tensor of shape {tuple(x.shape)} of its step {k} "
-                    "requires grad: its derivative would be lost. Pass a list, or hold it fixed by detach()"
-                )
-        return batch

@@ -10,7 +10,7 @@ import torch
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from hyperopt_ftp.hparams import DOMAINS, Domain
-from hyperopt_ftp.hyper.towers.constraints import Constraints
+from hyperopt_ftp.optimizers.constraints import Constraints
 
 
 def number(x: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 
-from ...support.problems import batches, central_differences, largest_difference, loss, start, train
+from ..support.problems import batches, central_differences, largest_difference, loss, start, train
 
 BASES = {
     "adamw": lambda: hft.adamw(lr=0.05, weight_decay=0.1),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import Layout, layout, like, local, replicated, settled, whole
+from ...dtensors import Layout, in_layout_of, layout, local, replicated, whole, without_partials
 from ...types import Optimizer, Params, State, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.torch_private import under_transform
@@ -33,7 +33,7 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
         inputs = inputs._replace(state=optimizer.init(inputs.params, own))
 
     def spread(x: Any) -> Any:
-        return settled(replicated(x, at.mesh))
+        return without_partials(replicated(x, at.mesh))
 
     return inputs._replace(hparams=tree.map_tree(spread, inputs.hparams), state=tree.map_tree(spread, inputs.state))
 
@@ -62,7 +62,7 @@ def on_shards(update: UpdateFn[Any]) -> UpdateFn[Any]:
 
     def settling(grads: Params, state: State, params: Params, hparams: Any = None) -> tuple[Params, State]:
         new, after = update(grads, state, params, hparams)
-        return tree.map_tree(like, new, params), tree.map_tree(settled, after)
+        return tree.map_tree(in_layout_of, new, params), tree.map_tree(without_partials, after)
 
     return settling
 

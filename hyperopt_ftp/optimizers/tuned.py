@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import tree
-from ...calls import explained
-from ...hparams import complete
-from ...optimizers.leafwise import check_grads, check_state, no_steps
-from ...types import Constraint, HParams, Optimizer, Params, State, UpdateFn, check_optimizer
-from . import paths
+from .. import tree
+from ..calls import explained
+from ..hparams import complete
+from ..types import Constraint, HParams, Optimizer, Params, State, UpdateFn, check_optimizer
+from . import hparam_paths as paths
 from .constraints import Constraints
+from .leafwise import check_grads, check_state, no_steps
 
 
 class Previous(NamedTuple):

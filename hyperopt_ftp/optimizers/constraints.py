@@ -9,9 +9,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ... import tree
-from ...hparams import Domain, domain_at, first_outside
-from ...types import Constraint
+from .. import tree
+from ..hparams import Domain, domain_at, first_outside
+from ..types import Constraint
 
 MAPS: tuple[str, ...] = get_args(Constraint)
 

@@ -1,1 +1,0 @@
-"""Optimizers whose hyperparameters other optimizers tune."""
