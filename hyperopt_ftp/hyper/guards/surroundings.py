@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
 from types import CodeType, FunctionType
@@ -73,7 +74,7 @@ def _parts(x: Any, kind: Any, key: list[Any]) -> list[Any] | None:
     if kind in (tuple, list, set, frozenset) or hasattr(kind, "_fields"):
         key.append((kind, len(x)))
         return [*x] if len(x) < _MOST else None
-    if kind is dict:
+    if kind in (dict, OrderedDict):  # a module keeps its hooks in the second
         key.append((kind, len(x)))
         return [*x.keys(), *x.values()] if len(x) < _MOST else None
     if kind is types.BuiltinFunctionType:

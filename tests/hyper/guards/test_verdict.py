@@ -177,7 +177,6 @@ def test_verdicts_are_as_many_as_the_cache_has_places():
     assert info.currsize == info.maxsize == 256
 
 
-@pytest.mark.xfail(reason="hooks of a module lie in an OrderedDict, which counts as not visible", strict=False)
 def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
     net = nn.Linear(2, 1)
     params, lr = {name: p.detach() for name, p in net.named_parameters()}, torch.tensor(0.1, requires_grad=True)
