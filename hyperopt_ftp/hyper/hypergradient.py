@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -147,8 +146,10 @@ def value_and_grad(
     def watched(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
         """For a strategy that computes values at many points, none of which may change another."""
         nonlocal looked
-        with nullcontext() if looked else watched_operations(LOSSES, collectives=True):
-            looked = True
+        if looked:
+            return objective(leaves, how)
+        looked = True
+        with twice_differentiable(), watched_operations(LOSSES, collectives=True):
             return objective(leaves, how)
 
     fixed, first, looked = everything, state, not by_values
