@@ -122,13 +122,14 @@ def test_no_test_file_imports_another():
 OPTIONAL = ["torchopt", "triton", "numba", "timm", "transformers", "lightning", "accelerate", "peft"]
 OPTIONAL += ["segmentation_models_pytorch", "hyperopt_ftp.integrations"]
 #: What takes long to import or define, and few need.
-HEAVY = ["torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hyperopt_ftp.kernels.custom_op"]
+HEAVY = ["sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "hyperopt_ftp.kernels.custom_op"]
 INTEGRATIONS = [path.stem for path in (PACKAGE / "integrations").glob("[!_]*.py")]
 
 HYPERGRADIENT = """import hyperopt_ftp as hft, torch
 loss = lambda params, batch: (params["w"] - batch).square().sum()
 params, batches, lr = {"w": torch.ones(2)}, torch.zeros(2, 2), torch.tensor(0.1, requires_grad=True)
 torch.autograd.grad(loss(hft.train(hft.sgd(lr=lr), loss, params, batches).params, batches[0]), lr)
+hft.hypergradient(hft.sgd(lr=0.1), loss, lambda p: loss(p, batches[0]), params, batches)
 """
 
 

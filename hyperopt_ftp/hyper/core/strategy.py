@@ -126,7 +126,7 @@ def _slopes(value: Tensor, leaves: list[Tensor], run: TrainOutputs) -> list[Tens
     narrow = any(x.dtype == torch.float16 for x in tree.leaves(run.params))
     found: Sequence[Tensor | None] = []
     for scale in (2.0**15, 2.0**8, 1.0, 2.0**-8, 2.0**-15) if narrow else (1.0,):
-        start = torch.full_like(value, scale)
+        start = torch.full_like(value, scale) if narrow else None  # torch imports sympy to look at a tensor
         found = torch.autograd.grad(value, leaves, start, retain_graph=narrow, allow_unused=True)
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
