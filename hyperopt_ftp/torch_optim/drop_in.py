@@ -76,8 +76,8 @@ class DropIn(torch.optim.Optimizer):
     def execution(self) -> str:
         """The backend of the last step; before the first step, the one that would run.
 
-        ``"single"`` (the pure function, one parameter at a time), ``"foreach"``, ``"sharded"``, ``"fused_cpu"`` or
-        ``"triton"``.
+        ``"single"`` (the pure function, one parameter at a time), ``"foreach"``, ``"pieces"`` (rules other than FTP's,
+        on many parameters at once), ``"sharded"``, ``"fused_cpu"`` or ``"triton"``.
         """
         return self._ran[0]
 

@@ -43,7 +43,7 @@ def test_on_a_gpu_triton_runs_only_where_it_is_asked_for(on_a_gpu: None):
 
 
 def test_rules_on_many_tensors_have_never_run_on_a_gpu_and_take_the_bases_word_there(on_a_gpu: None):
-    for flags, name in (({}, "single"), ({"foreach": False}, "single"), ({"foreach": True}, "foreach")):
+    for flags, name in (({}, "single"), ({"foreach": False}, "single"), ({"foreach": True}, "pieces")):
         assert around(hft.L2SP, **flags) == name
 
 

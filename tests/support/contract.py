@@ -86,7 +86,7 @@ class Row:
     def ran(self, execution: str) -> str:
         """What a class calls that which its flags, or its base's, choose."""
         title = self.name.split("(")[0].split(" ")[0]
-        return execution if self.own or execution == "single" or title in ("FTP", "MARSSP") else "foreach"
+        return execution if self.own or execution == "single" or title in ("FTP", "MARSSP") else "pieces"
 
 
 def _around(title: str, base: type[torch.optim.Optimizer]) -> Callable[..., Any]:

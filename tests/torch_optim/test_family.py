@@ -98,7 +98,7 @@ def runs_of_both(method: Method, dtype: torch.dtype, steps: int, spoil=None, **r
             if spoil is not None and t == steps - 1:
                 spoil(params)
             opt.step()
-        assert opt.execution == ("foreach" if foreach is None else "single")
+        assert opt.execution == ("pieces" if foreach is None else "single")
         yield opt, params
 
 
@@ -141,7 +141,7 @@ def test_many_tensors_with_entries_that_are_not_finite(method: Method, value: fl
 def test_what_cannot_be_cut_into_flat_pieces_goes_tensor_by_tensor(method: Method):
     apart = torch.nn.Parameter(torch.zeros(4, 6)[:, ::2])
     assert method.around(torch.optim.SGD([apart], lr=0.1)).execution == "single"
-    assert method.around(torch.optim.SGD([torch.nn.Parameter(torch.zeros(4))], lr=0.1)).execution == "foreach"
+    assert method.around(torch.optim.SGD([torch.nn.Parameter(torch.zeros(4))], lr=0.1)).execution == "pieces"
 
 
 @every_held

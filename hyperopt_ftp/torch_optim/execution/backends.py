@@ -92,7 +92,7 @@ class Kernel(Backend):
 class OnMany(Backend):
     """The execution on many tensors that the rule of a hold brings along."""
 
-    name: str = "foreach"
+    name: str = "pieces"
 
     def step_(self, parts: list[Part]) -> None:
         raise NotImplementedError("such a rule goes around a base that is given")
