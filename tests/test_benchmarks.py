@@ -150,7 +150,7 @@ def test_training_steps_are_those_of_what_they_stand_for(monkeypatch):
     assert found.keys() == {*bench_training.OPTIMIZERS, "TPGM"}
     assert optimizers["FTPAdamW (fused)"].execution == "fused_cpu"
     assert optimizers["FTPAdamW (foreach)"].execution == "foreach"
-    assert {optimizers[name].execution for name in ("L2-SP", "L2-SP decoupled", "SPD")} == {"foreach"}
+    assert {optimizers[name].execution for name in ("L2-SP", "L2-SP decoupled", "SPD")} == {"pieces"}
 
 
 # -- larger models -----------------------------------------------------------------------------------------------------
