@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,24 +34,8 @@ from .guards.call_arguments import (
 )
 from .strategies.unroll import Unroll
 
-ArgsT = ParamSpec("ArgsT")
-ResultT = TypeVar("ResultT")
 
-
-def _uncompiled(function: Callable[ArgsT, ResultT]) -> Callable[ArgsT, ResultT]:
-    """Inside a function that ``torch.compile`` traces, a graph break: steps are run as they are."""
-    disabled = _disable_dynamo(function)
-
-    @wraps(function)
-    def run(*args: ArgsT.args, **kwargs: ArgsT.kwargs) -> ResultT:
-        # disabled imports torch's compiler, which takes a second
-        compiles = torch.compiler.is_dynamo_compiling() or "torch._dynamo" in sys.modules
-        return (disabled if compiles else function)(*args, **kwargs)
-
-    return run
-
-
-@_uncompiled
+@_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
 @explained("train(optimizer, train_loss, params, batches)")
 def train(
     optimizer: Optimizer[StateT],

@@ -42,10 +42,6 @@ class watched_operations(TorchDispatchMode):  # a context manager
         #: Bytes of all tensors that the code inside has made.
         self.bytes_made: int = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler at the first operation, for a second; nothing is compiled here
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.has_hooks = self.has_hooks or (not self._outer_hooks and has_saved_tensor_hooks())
