@@ -21,7 +21,7 @@ from .distributed.data_parallel import DataParallel, agreed, shards_differ
 from .distributed.sharded_params import of_whole, on_shards
 from .guards.loss import GuardedLoss
 from .guards.update import GuardedUpdate
-from .guards.verdict import SEEN, Needs, verdict_on
+from .guards.verdict import Needs, Verdict, verdict_on
 
 
 def problem_of(optimizer: Optimizer, train_loss: Callable[..., Tensor], sharded: bool = False) -> InnerProblem:
@@ -57,8 +57,8 @@ def _guarded(
     rule = entry_rule(update)
     trusted = rule is not None and is_ours(rule)
     if not (needs.derived or torch.is_grad_enabled() or under_transform()):  # values: nothing can be lost
-        loss = GuardedLoss(local, SEEN, needs._replace(closed=False))
-        guards = Guards(problem, SEEN, lambda f: f, None, loss.during_gradient, list)
+        loss = GuardedLoss(local, Verdict(loss=True), needs._replace(closed=False))
+        guards = Guards(problem, loss.verdict, lambda f: f, None, loss.during_gradient, list)
         return replace(problem, train_loss=everywhere(loss), guards=guards)
     given, batches = tree.leaves(inputs[:3]), inputs.batches
     if isinstance(batches, (list, tuple)):  # shapes of the first; and numbers or flags of all

@@ -24,12 +24,7 @@ from .core.strategy import Strategy
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
 from .distributed.sharded_params import same_everywhere
-from .guards.call_arguments import (
-    argument_counts,
-    check_batches,
-    check_loss,
-    check_scalar,
-)
+from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar
 from .guards.messages import LOSSES
 from .guards.operations import watched_operations
 from .train import checked, trained

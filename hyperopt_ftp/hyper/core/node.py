@@ -173,7 +173,7 @@ class TrainNode(torch.autograd.Function):
     def forward(job: TrainJob, *tensors: Tensor) -> tuple[Tensor, ...]:
         with twice_differentiable():
             inputs = job.inputs([x.detach() for x in tensors])
-            trained, job.note = checked_outputs(job.method.name, job.method.train(job.first, inputs))
+            trained, job.note = job.method.train(job.first, inputs)
         # The node may not hold its own outputs: it would never be freed.
         outputs = job.outputs(trained)
         for x in outputs:
@@ -266,13 +266,6 @@ def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
 
 def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
     return cotangent if cotangent is None else in_layout_of(cotangent.to(x), x)
-
-
-def checked_outputs(name: str, result: Any) -> tuple[TrainOutputs, Any]:
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], TrainOutputs):
-        got = type(result).__name__
-        raise TypeError(f"{name}: train must return (TrainOutputs(params, state, losses), note), got a {got}")
-    return result
 
 
 def cotangent_leaves(name: str, inputs: TrainInputs, found: Any) -> list[Tensor | None]:

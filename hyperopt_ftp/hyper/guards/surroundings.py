@@ -28,10 +28,9 @@ _MOST = 5_000
 def surroundings(*values: Any) -> tuple[Hashable, ...] | None:
     """A key that differs where functions may do other things; ``None`` if not all that they depend on is visible.
 
-    Of numbers and strings it has the value, of tensors their shapes and whether they require grad or
-    are in a transform, of modules the
-    classes, the modes and the plain attributes, of functions the code, the defaults, and what they close over or name
-    as globals. It holds code and classes alone, no tensor and no module.
+    Of numbers and strings it has the value, of tensors their shapes and whether they require grad or are in a
+    transform, of modules the classes, the modes and the plain attributes, of functions the code, the defaults, and what
+    they close over or name as globals. It holds code and classes alone, no tensor and no module.
     """
     key: list[Any] = []
     seen: set[int] = set()

@@ -56,10 +56,6 @@ class Verdict:
     refusal: Exception | None = None
 
 
-#: On what is only run.
-SEEN = Verdict(loss=True)
-
-
 def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Sequence[Any]) -> Verdict:
     """The verdict on earlier calls of such functions, with arguments of such kinds.
 

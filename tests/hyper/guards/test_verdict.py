@@ -13,6 +13,8 @@ from torch import nn
 from torch.func import functional_call
 
 import hyperopt_ftp as hft
+from hyperopt_ftp.hyper.core.inputs import TrainInputs
+from hyperopt_ftp.hyper.guarded import problem_of
 from hyperopt_ftp.hyper.guards import verdict
 
 AGAIN = hft.Unroll(checkpoint=1)
@@ -182,3 +184,14 @@ def test_a_loss_of_a_module_is_remembered(keys: list[Any]):
     params, lr = {name: p.detach() for name, p in net.named_parameters()}, torch.tensor(0.1, requires_grad=True)
     hft.train(hft.sgd(lr=lr), lambda p, x: functional_call(net, p, (x,)).sum(), params, [torch.ones(2)] * 2)
     assert keys
+
+
+def test_what_a_run_without_a_derivative_finds_stays_with_it():
+    inputs = TrainInputs({}, torch.ones(2), None, [torch.ones(2)])
+    problem = problem_of(hft.sgd(lr=0.1), lambda p, x: (p * x).sum())
+    with torch.no_grad():
+        first, second = (problem.guarded(inputs, derived=False).guards for _ in range(2))
+    assert first is not None
+    assert second is not None
+    first.verdict.makes_leaves = True
+    assert not second.verdict.makes_leaves
