@@ -162,16 +162,22 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def _append_leaves(tree: Any, found: list[Any]) -> None:
-    children = _children(tree)
-    if children is None:
-        found.append(tree)
-        return
-    values = children[0]
+    kind = type(tree)
+    if kind is dict:
+        values = tree.values()
+    elif kind is list or kind is tuple:
+        values = tree
+    else:
+        children = _children(tree)
+        if children is None:
+            found.append(tree)
+            return
+        values = children[0]
     if _PLAIN.issuperset(map(type, values)):
         found += values
         return
     for x in values:
-        if isinstance(x, _LEAVES):
+        if type(x) in _PLAIN:
             found.append(x)
         else:
             _append_leaves(x, found)
@@ -251,6 +257,8 @@ def put(tree: Any, part: dict[str, Any]) -> Any:
 
 def key_at(tree: Any, path: str) -> tuple[Any, str]:
     """The key of ``tree`` that ``path`` starts with (the longest: keys may hold dots), and the rest of the path."""
+    if type(tree) is dict and path in tree:
+        return path, ""
     if isinstance(tree, Mapping):
         keys: list[Any] = sorted((k for k in tree if path == str(k) or path.startswith(f"{k}.")), key=str)
         if keys:
@@ -292,6 +300,9 @@ def unshared(tree: Any, others: Any) -> Any:
     return map_tree(own, tree)
 
 
+NARROW = (torch.float16, torch.bfloat16)
+
+
 def working(x: Tensor) -> Tensor:
     """``x`` in the precision that arithmetic is done in: 16-bit floats as float32, others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in NARROW else x

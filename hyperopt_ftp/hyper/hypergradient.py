@@ -13,17 +13,17 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import callers_level, explained
-from ..dtensors import is_dtensor, whole
+from ..dtensors import is_dtensor
 from ..hparams import concrete
 from ..optimizers import hparam_paths as paths
 from ..types import HParams, Optimizer, Params, StateT, TreeT
 from .core.inputs import TrainOutputs
-from .core.leaves import all_finite, combine, detached, detached_leaves, is_float
+from .core.leaves import all_finite, combine, detached, detached_leaves, floats, is_float
 from .core.second_order import twice_differentiable
 from .core.strategy import Strategy
 from .core.torch_private import under_transform
 from .distributed.data_parallel import DataParallel, agreed, check_value, shards_differ
-from .distributed.sharded_params import same_everywhere
+from .distributed.sharded_params import same_everywhere, whole_params
 from .guards.call_arguments import argument_counts, check_batches, check_loss, check_scalar
 from .guards.messages import LOSSES
 from .guards.operations import watched_operations
@@ -130,12 +130,12 @@ def value_and_grad(
         )
 
     def objective(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
-        given = paths.merge(fixed, combine(tuned, leaves))
-        own = without_start(given)
-        run = trained(optimizer, train_loss, given["params"], given["batches"], own, first, how)
+        given = paths.merge(fixed, mine if leaves is own else combine(tuned, leaves))
+        h = without_start(given)
+        run = trained(optimizer, train_loss, given["params"], given["batches"], h, first, how)
         with twice_differentiable():
-            ends = tree.map_tree(whole, run.params)
-            value = outer_loss(ends, own["loss"]) if sees else outer_loss(ends)
+            ends = whole_params(run.params)
+            value = outer_loss(ends, h["loss"]) if sees else outer_loss(ends)
             return same_everywhere(check_scalar("outer_loss", value), run.params), run
 
     def watched(leaves: Sequence[Tensor], how: Strategy) -> tuple[Tensor, TrainOutputs]:
@@ -147,12 +147,12 @@ def value_and_grad(
         with twice_differentiable(), watched_operations(LOSSES, collectives=True):
             return objective(leaves, how)
 
-    fixed, first, looked = everything, state, not by_values
-    leaves = [x for x in tree.leaves(tuned) if is_float(x)]
-    if not under_transform():  # nothing outside is to grow a graph
-        fixed, first = detached(everything), detached(state)
-        leaves = detached_leaves(tuned)[0]
-    value, found, run = strategy.value_and_grad(watched, leaves, partial(agreed, train_loss))
+    looked = not by_values
+    if under_transform():
+        fixed, first, mine, own = everything, state, tuned, floats(tuned)
+    else:  # nothing outside is to grow a graph
+        fixed, first, (own, mine) = detached(everything), detached(state), detached_leaves(tuned)
+    value, found, run = strategy.value_and_grad(watched, own, partial(agreed, train_loss))
     check_value(train_loss, value)
     return value, combine(tuned, found), (run.params, run.state)
 
@@ -190,7 +190,7 @@ def _check_shards(
 
 def warn_of(grads: dict[str, Any], value: Tensor | None = None) -> None:
     """Warn of derivatives that are exactly 0, and of what is not finite, if the outer loss is given."""
-    lost = [] if value is None or not concrete(value) or all_finite(value) else ["outer loss"]
+    lost = [] if value is None or not concrete(value) or math.isfinite(value.item()) else ["outer loss"]
     for name, grad in grads.items():
         parts = [x for x in tree.leaves(grad) if concrete(x)]
         sizes = _sizes(parts)

@@ -34,6 +34,8 @@ from .guards.call_arguments import (
 )
 from .strategies.unroll import Unroll
 
+_DEFAULT = Unroll()
+
 
 @_disable_dynamo  # inside a function that torch.compile traces, a graph break: steps are run as they are
 @explained("train(optimizer, train_loss, params, batches)")
@@ -112,7 +114,7 @@ def checked(
 ) -> tuple[HParams, Strategy]:
     check_optimizer("optimizer", optimizer)
     check_protocol(optimizer)
-    strategy = Unroll() if strategy is None else strategy
+    strategy = _DEFAULT if strategy is None else strategy
     check_strategy(strategy)
     check_params(params)
     warn_of_frozen(optimizer, params)
@@ -134,10 +136,11 @@ def trained(
 ) -> TrainOutputs[TreeT, StateT]:
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
-    inputs, sharded = TrainInputs(full, params, state, given), any(map(is_dtensor, tree.leaves(params)))
+    inputs, own = TrainInputs(full, params, state, given), tree.leaves(params)
+    sharded = any(map(is_dtensor, own))
     if sharded:
         inputs = on_mesh(inputs, optimizer)
-    check_leaves(tree.leaves((full, params, state, given)))
+    check_leaves(own + tree.leaves((full, state, given)))
     if under_transform():
         _warn_of_float16(inputs)
     run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)

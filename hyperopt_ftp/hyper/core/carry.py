@@ -66,29 +66,28 @@ class Entrywise:
         self._leaves, self._rebuild = tree.flatten(params)
         self._state = state
         self._join = len(self._leaves) >= rule.join_from
+        self._pieces = 1 if self._join else len(self._leaves)
         self._shapes = [x.shape for x in self._leaves] if self._join else []
         self._sizes = [shape.numel() for shape in self._shapes]
         numbers = rule.flat(hparams)
         if rule.plain:
             numbers = as_numbers(numbers)
-        columns = [[x] * self._pieces if is_scalar(x) else self._for_each(x, params) for x in numbers]
-        shared = all(is_scalar(x) for x in numbers)
-        rows = [numbers] if shared else [*zip(*columns, strict=True)]
-        self._h = [*map(rule.by_name, rows)] * (self._pieces if shared else 1)
-
-    @property
-    def _pieces(self) -> int:
-        return 1 if self._join else len(self._leaves)
+        if all(map(is_scalar, numbers)):
+            self._h = [rule.by_name(numbers)] * self._pieces
+        else:
+            columns = [[x] * self._pieces if is_scalar(x) else self._for_each(x, params) for x in numbers]
+            self._h = [*map(rule.by_name, zip(*columns, strict=True))]
 
     def begin(self) -> Point:
         at, rule, state = self._joined(self._leaves), self._rule, self._state
         if state is None:
-            columns = [[torch.zeros_like(w.detach()) for w in at] for _ in rule.keeps]
+            columns = [[torch.zeros_like(w) for w in at] for _ in rule.keeps]
         else:
             columns = [self._joined(self._rebuild.aligned(getattr(state, name), "state")) for name in rule.keeps]
-        step = state.step if rule.counted and state is not None else no_steps()
-        if rule.plain and _is_known(step):
-            step = step.item()
+        if rule.counted and state is not None:
+            step = state.step.item() if rule.plain and _is_known(state.step) else state.step
+        else:
+            step = 0 if rule.plain else no_steps()
         rows = [{name: column[i] for name, column in zip(rule.keeps, columns, strict=True)} for i in range(len(at))]
         return at, (step, rows)
 

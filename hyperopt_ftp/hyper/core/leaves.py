@@ -24,6 +24,8 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
         wide: leaves of 16-bit tensors are float32.
     """
     rows, rebuild = tree.flatten(values)
+    if needs_grad is False:
+        return [], rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
     new, leaves = [], []
     for x, is_leaf in zip(rows, _mask(rows, needs_grad), strict=True):
         if isinstance(x, Tensor):
@@ -88,7 +90,7 @@ def all_finite(x: Tensor) -> bool:
 
 def is_narrow(params: Any) -> bool:
     """Whether there are 16-bit params: their adjoints are float32, and are scaled before they go through the loss."""
-    return any(tree.working(x).dtype != x.dtype for x in tree.leaves(params))
+    return any(x.dtype in tree.NARROW for x in tree.leaves(params))
 
 
 def added(row: OptionalTensors, more: OptionalTensors) -> OptionalTensors:

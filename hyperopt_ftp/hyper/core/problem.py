@@ -17,7 +17,7 @@ from ...types import Optimizer, Params, State
 from .carry import carry_of
 from .graph import leaf_of, nodes_below
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached, is_float
+from .leaves import detached, floats, is_float
 from .second_order import twice_differentiable
 from .torch_private import differentiated, tracked, under_transform
 
@@ -243,19 +243,19 @@ class PlainLoop:
         elif self.k == 0 or not self._carry.apart:
             # Aliases: one param may be made of another, and its derivative is to be partial.
             at = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in at]
-        batch, alike = _aliased(batch) if self._lets_require_grad() else (batch, [])
+        verdict = self.problem.guards and self.problem.guards.verdict
+        known = verdict and verdict.loss and not (verdict.makes_leaves or verdict.captures)
+        # Else the loss may let its batch require grad, which is not the caller's then.
+        batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
-        live = live or (graph and (self._asked or self._depends(loss, at, alike)))
+        if graph and not live:
+            given = known and any(x.requires_grad for x in floats(batch))
+            live = self._asked or given or (not known and self._depends(loss, at, alike))
         with self.problem.during_gradient(at):
             grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
         if not self.problem.alone or any(g is None for g in grads):
             grads = filled(grads, at)
         return at, grads, loss
-
-    def _lets_require_grad(self) -> bool:
-        """Whether the loss may let its batch require grad, which is not the caller's then."""
-        guards = self.problem.guards
-        return guards is None or not guards.verdict.loss or guards.verdict.makes_leaves
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""

@@ -65,7 +65,11 @@ class _Shared:
         self._is = stance
 
 
-_shared = _Shared()
+class _Here(threading.local):
+    depth = 0  # how often this thread is inside
+
+
+_shared, _here = _Shared(), _Here()
 
 
 class twice_differentiable:  # a context manager
@@ -81,13 +85,23 @@ class twice_differentiable:  # a context manager
         self._compiled = compiled
 
     def __enter__(self) -> None:
-        _shared.add(not self._compiled, self._compiled)
+        if self._compiled:
+            _shared.add(0, 1)
+        else:
+            _here.depth += 1
+            if _here.depth == 1:
+                _shared.add(1, 0)
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
 
     def __exit__(self, *error: object) -> None:
         torch.set_autocast_cache_enabled(self._cached)
-        _shared.add(-(not self._compiled), -self._compiled)
+        if self._compiled:
+            _shared.add(0, -1)
+        else:
+            _here.depth -= 1
+            if _here.depth == 0:
+                _shared.add(-1, 0)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached
+from .leaves import detached_leaves
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
 from .second_order import twice_differentiable
@@ -71,7 +71,7 @@ class Strategy(ABC):
         with twice_differentiable():  # in the backward pass too: what a checkpoint computes again is computed alike
             with torch.enable_grad():
                 value, run = objective(leaves, self)
-            run = detached(run)
+            run = detached_leaves(run, False)[1]
             return value.detach(), _slopes(value, leaves, run), run
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ...dtensors import Layout, in_layout_of, layout, local, replicated, whole, without_partials
-from ...types import Optimizer, Params, State, UpdateFn
+from ...dtensors import Layout, in_layout_of, is_dtensor, layout, local, replicated, whole, without_partials
+from ...types import Optimizer, Params, State, TreeT, UpdateFn
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.torch_private import under_transform
 
@@ -47,6 +47,11 @@ def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutpu
         numbers = torch.stack([x.double().sum().to(run.losses.device) for x in hparams])
         _check_same(numbers, at, "hparams are", "give each process the same")
     return run
+
+
+def whole_params(params: TreeT) -> TreeT:
+    """Params as plain tensors: the same tree where they are."""
+    return tree.map_tree(whole, params) if any(map(is_dtensor, tree.leaves(params))) else params
 
 
 def same_everywhere(value: Tensor, params: Params) -> Tensor:

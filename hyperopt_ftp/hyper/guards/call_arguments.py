@@ -139,7 +139,10 @@ def refuse_complex(leaves: Sequence[Any]) -> None:
 
 
 def warn_of_frozen(optimizer: Optimizer, params: Params) -> None:
-    own = [x for x in tree.leaves(params) if isinstance(x, torch.nn.Parameter)]
+    leaves = tree.leaves(params)
+    if {*map(type, leaves)} == {Tensor}:
+        return
+    own = [x for x in leaves if isinstance(x, torch.nn.Parameter)]
     if not own or {x.requires_grad for x in own} != {True, False}:  # all frozen: they are given on purpose
         return
     parts = getattr(optimizer, "parts", None)

@@ -45,6 +45,7 @@ class Verdict:
         bytes_made: of all tensors that the loss makes in a step.
         has_hooks: whether the loss puts hooks on what is saved for the backward pass.
         makes_leaves: whether the loss itself makes tensors require grad.
+        captures: whether the loss may depend on a tensor that requires grad and is no argument.
         refusal: why no step may be made again, or be hidden in a node; ``None``: it may.
     """
 
@@ -53,6 +54,7 @@ class Verdict:
     bytes_made: int = 0
     has_hooks: bool = False
     makes_leaves: bool = False
+    captures: bool = True
     refusal: Exception | None = None
 
 
@@ -61,11 +63,13 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Seque
 
     An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
-    key = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
-    if key is None:
+    around = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
+    if around is None:
         return Verdict()
     kinds = tuple(_kind(x) for x in given if isinstance(x, Tensor))
-    return _known(needs, (*kinds_of_transforms(),), kinds, key)
+    verdict = _known(needs, (*kinds_of_transforms(),), kinds, around.key)
+    verdict.captures = around.requires_grad
+    return verdict
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:

@@ -157,7 +157,10 @@ class Unroll(Strategy):
         """The plain loop; or points, where the first step shows that graphs are large, or cannot be kept."""
         derived, transform = has_derivative(inputs) if derived is None else derived, under_transform()
         with twice_differentiable() if derived or transform else nullcontext():
-            guarded, start = problem.guarded(inputs, derived=derived, closed=False), Replay().now()
+            guarded = problem.guarded(inputs, derived=derived, closed=False)
+            known = guarded.guards is not None and guarded.guards.verdict.loss
+            # Where the loss is known, what is kept is decided before the first step.
+            start = None if derived and known and self.truncate is None else Replay().now()
             loop = PlainLoop(guarded, inputs)
             if self.truncate is not None:  # a constant, in derivatives of any order
                 with torch.no_grad():
@@ -179,6 +182,7 @@ class Unroll(Strategy):
                 return through_node(self._method(first, begun=begun, large=large), problem, inputs, start)
             if derived:
                 return loop.run().end()
+        assert start is not None
         Replay().rewind(start)
         return self._plain(problem, inputs, first, derived=True)
 
