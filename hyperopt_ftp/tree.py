@@ -104,7 +104,10 @@ class Structure:
         """Append the leaves of ``tree``; ``False``: pytree has to look."""
         if type(tree) is not type(self._tree):
             return False
-        if self._parts is None or self._whole is not None or len(tree) != len(self._parts):
+        if self._parts is None:
+            found.append(tree)
+            return True
+        if self._whole is not None or len(tree) != len(self._parts):
             return False
         if self._keys is not None:
             if not all(map(tree.__contains__, self._keys)):

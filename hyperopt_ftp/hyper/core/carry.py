@@ -61,11 +61,12 @@ class Entrywise:
 
     apart = True
 
-    def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams) -> None:
+    def __init__(self, rule: EntryRule, params: Params, state: State, hparams: HParams, steps: int) -> None:
         self._rule = rule
         self._leaves, self._rebuild = tree.flatten(params)
         self._state = state
-        self._join = len(self._leaves) >= rule.join_from
+        count = len(self._leaves)
+        self._join = count >= rule.join_from and count * steps >= 2 * rule.join_from  # one step of a short rule is not
         self._pieces = 1 if self._join else len(self._leaves)
         self._shapes = [x.shape for x in self._leaves] if self._join else []
         self._sizes = [shape.numel() for shape in self._shapes]
@@ -137,17 +138,18 @@ def _is_known(step: Any) -> bool:
 
 
 def carry_of(
-    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, guard: Guard
+    optimizer: Optimizer, params: Params, state: State | None, hparams: HParams, guard: Guard, steps: int
 ) -> Trees | Entrywise:
     """
     Args:
         state: ``None`` at the beginning.
         guard: put around an update that is not the package's own.
+        steps: to come.
     """
     rule = entry_rule(optimizer.update)
     ours = rule is not None and is_ours(rule)
     if rule is not None and ours and _fits(rule, params, state, optimizer.init):
-        return Entrywise(rule, params, state, hparams)
+        return Entrywise(rule, params, state, hparams, steps)
     if state is None:
         state = optimizer.init(params, hparams)
     return Trees(optimizer.update if ours else guard(optimizer.update), params, state, hparams)

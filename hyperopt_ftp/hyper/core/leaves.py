@@ -70,6 +70,10 @@ def _mask(rows: Sequence[Any], needs_grad: Any) -> list[Any]:
     return [needs_grad] * len(rows) if isinstance(needs_grad, bool) else tree.leaves(needs_grad)
 
 
+def requiring_grad(values: Any) -> list[Tensor]:
+    return [x for x in tree.leaves(values) if isinstance(x, Tensor) and x.requires_grad]
+
+
 def floats(values: Any) -> list[Tensor]:
     return [x for x in tree.leaves(values) if is_float(x)]
 

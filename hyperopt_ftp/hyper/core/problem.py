@@ -17,7 +17,7 @@ from ...types import Optimizer, Params, State
 from .carry import carry_of
 from .graph import leaf_of, nodes_below
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached, floats, is_float
+from .leaves import detached, is_float, requiring_grad
 from .second_order import twice_differentiable
 from .torch_private import differentiated, tracked, under_transform
 
@@ -28,7 +28,7 @@ class Gradient(NamedTuple):
     """A training gradient, with its graph if that was asked for."""
 
     loss: Tensor
-    grads: list[Tensor]
+    grads: Sequence[Tensor]
     params: list[Tensor]  # what it was taken in
     rebuild: Callable[[Sequence[Tensor]], Params]  # a tree of such a list
 
@@ -119,9 +119,6 @@ class InnerProblem:
         update = self.optimizer.update
         return self.guards.update(update) if self.guards else update
 
-    def during_gradient(self, at: list[Tensor]) -> AbstractContextManager[Any]:
-        return self.guards.during_gradient(at) if self.guards else nullcontext()
-
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
         if self.guards and self.guards.before_step:
             self.guards.before_step(params, batch, hparams)
@@ -146,13 +143,15 @@ class InnerProblem:
         rows, rebuild = tree.flatten(params)
         batch = batch if graph else detached(batch)  # which the loss may let require grad
         with torch.enable_grad():
-            # Aliases: one param may be made of another, and its derivative is to be partial.
-            at = [x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
+            at = aliases(rows, graph)
             loss = self.loss(rebuild(at), batch, hparams)
-            with self.during_gradient(at):
-                grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
-            grads = filled(grads, at)  # with a graph too, where shards are laid out anew
+            grads = self.gradient_of(loss, at, graph)  # with a graph too, where shards are laid out anew
         return Gradient(loss if graph else loss.detach(), grads, at, rebuild)
+
+    def gradient_of(self, loss: Tensor, at: list[Tensor], graph: bool) -> Sequence[Tensor]:
+        with self.guards.during_gradient(at) if self.guards else nullcontext():
+            grads = torch.autograd.grad(loss, at, create_graph=graph, allow_unused=True)
+        return filled(grads, at) if not self.alone or any(g is None for g in grads) else grads
 
 
 def loss_at(train_loss: Callable[..., Any], params: Params, batch: Any, hparams: dict[str, Any]) -> Any:
@@ -168,6 +167,11 @@ def no_graph() -> ValueError:
         "train_loss returned a loss without a graph: it does not depend on the params, or was detached from them "
         "(detach, no_grad, item, inference mode), so nothing would be trained"
     )
+
+
+def aliases(rows: Sequence[Tensor], graph: bool) -> list[Tensor]:
+    """What a gradient is taken in: one param may be made of another, and its derivative is to be partial."""
+    return [x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_() for x in rows]
 
 
 def filled(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -192,10 +196,11 @@ class PlainLoop:
         self.losses: list[Tensor] = []
         self._hparams, self._batches = inputs.hparams, inputs.batches
         guard = problem.guards.update if problem.guards else _unchanged
-        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, without_loss(inputs.hparams), guard)
+        own = without_loss(inputs.hparams)
+        self._carry = carry_of(problem.optimizer, inputs.params, inputs.state, own, guard, len(self._batches))
         self._at, self._state = self._carry.begin()
         self._own = (inputs.hparams["loss"],) if "loss" in inputs.hparams else ()
-        self._asked = any(is_float(x) and x.requires_grad for x in tree.leaves(self._own))
+        self._asked = bool(requiring_grad(self._own))
 
     def run(self, to: int | None = None) -> PlainLoop:
         """Steps up to number ``to``; ``None``: all."""
@@ -238,24 +243,17 @@ class PlainLoop:
     def _gradient(self, batch: Any, graph: bool) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         at = self._at
         live = graph and self.has_graph
-        if not live:
-            at = [x.detach().requires_grad_() for x in at]
-        elif self.k == 0 or not self._carry.apart:
-            # Aliases: one param may be made of another, and its derivative is to be partial.
-            at = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in at]
+        if not live or self.k == 0 or not self._carry.apart:
+            at = aliases(at, live)
         verdict = self.problem.guards and self.problem.guards.verdict
         known = verdict and verdict.loss and not (verdict.makes_leaves or verdict.captures)
         # Else the loss may let its batch require grad, which is not the caller's then.
         batch, alike = (batch, []) if known else _aliased(batch)
         loss = self._loss(at, batch)
         if graph and not live:
-            given = known and any(x.requires_grad for x in floats(batch))
+            given = known and bool(requiring_grad(batch))
             live = self._asked or given or (not known and self._depends(loss, at, alike))
-        with self.problem.during_gradient(at):
-            grads = torch.autograd.grad(loss, at, create_graph=live, allow_unused=True)
-        if not self.problem.alone or any(g is None for g in grads):
-            grads = filled(grads, at)
-        return at, grads, loss
+        return at, self.problem.gradient_of(loss, at, live), loss
 
     def _depends(self, loss: Tensor, at: list[Tensor], alike: list[Tensor]) -> bool:
         """Whether a loss depends on anything with a derivative but params, and leaves that it has made itself."""
@@ -283,7 +281,7 @@ def has_derivative(inputs: TrainInputs) -> bool:
     """Whether a derivative may be asked for, in any input."""
     if under_transform():
         return any(is_float(x) and tracked(x) and differentiated(x) for x in tree.leaves(inputs))
-    return torch.is_grad_enabled() and any(is_float(x) and x.requires_grad for x in tree.leaves(inputs))
+    return torch.is_grad_enabled() and bool(requiring_grad(inputs))
 
 
 def differentiable_loop(problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached_leaves
+from .leaves import detached_leaves, requiring_grad
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
 from .second_order import twice_differentiable
@@ -176,7 +176,6 @@ def few_steps(problem: InnerProblem, inputs: TrainInputs, count: int = STEADY) -
 def there_and_back(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) -> None:
     """A training and its derivative, in all that requires grad."""
     run = strategy(problem, inputs)
-    ends = [x for x in tree.leaves(run.params) if x.requires_grad]
-    leaves = [x for x in tree.leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+    ends = requiring_grad(run.params)
     if ends:
-        torch.autograd.grad(ends, leaves, [torch.ones_like(x) for x in ends], allow_unused=True)
+        torch.autograd.grad(ends, requiring_grad(inputs), [torch.ones_like(x) for x in ends], allow_unused=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...types import Params
-from ..core.leaves import floats
+from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
 from ..core.torch_private import allow_hooks, forbid_hooks, has_saved_tensor_hooks, level_of, top_level, under_transform
@@ -52,7 +52,7 @@ class GuardedLoss:
         value = self._watch_numbers if needs.derived else self._value
         loss = value(params, batch, *own)
         if needs.closed:
-            self._refuse_captured(loss, [x for x in floats((params, batch, own)) if x.requires_grad])
+            self._refuse_captured(loss, requiring_grad((params, batch, own)))
         return loss
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class GuardedLoss:
 
         Hooks on saved tensors that it has not set before, as activation checkpointing sets them, are found too.
         """
-        knobs = [x for x in floats(own) if x.requires_grad] if own else []
+        knobs = requiring_grad(own)
         reads = read_knobs(LOSS, knobs, (params, batch)) if knobs else nullcontext()
         if self.verdict.has_hooks or has_saved_tensor_hooks():  # of the caller, where training is checkpointed itself
             with reads:
@@ -93,7 +93,7 @@ class GuardedLoss:
         verdict, needs = self.verdict, self._needs
         tensors = floats((params, batch, own))
         arguments = [x for x in tensors if x.requires_grad]
-        knobs = [x for x in floats(own) if x.requires_grad]
+        knobs = requiring_grad(own)
         operations = None
         if needs.derived:
             operations = watched_operations(LOSS, knobs, may_write=not needs.closed, given=floats((params, batch)))

@@ -26,6 +26,8 @@ _MOST = 5_000
 
 
 class Surroundings(NamedTuple):
+    """What functions depend on beside their arguments."""
+
     key: tuple[Hashable, ...]
     requires_grad: bool  # whether any tensor does
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean, few, shown
 from ...types import Params, State
-from ..core.leaves import detached, floats, is_float
+from ..core.leaves import detached, floats, is_float, requiring_grad
 from ..core.torch_private import under_transform
 from .calls import read_knobs, watched_calls
 from .graphs import captured_leaf, refuse_outer_tensors
@@ -46,7 +46,7 @@ class GuardedUpdate:
         if self._looked[kind] < LOOKS and self._verdict.updates[kind] < LOOKS:
             return self._inspect(kind, grads, state, params, hparams)
         looks = self._needs.derived and kind != "transform"
-        knobs = [x for x in floats(hparams) if x.requires_grad] if looks else []
+        knobs = requiring_grad(hparams) if looks else []
         outer = self._needs.closed and self._needs.inside_function
         with ExitStack() as stack:
             if outer:
@@ -56,7 +56,7 @@ class GuardedUpdate:
                 stack.enter_context(read_knobs(UPDATE, knobs, (grads, state, params)))
             found = _explained(self.unguarded, grads, state, params, hparams)
         if kind == "graph" and self._needs.closed:
-            leaf = captured_leaf(floats(found), [x for x in floats((grads, state, params, hparams)) if x.requires_grad])
+            leaf = captured_leaf(floats(found), requiring_grad((grads, state, params, hparams)))
             if leaf is not None:
                 raise captured(UPDATE, leaf)
         return found
@@ -70,10 +70,10 @@ class GuardedUpdate:
         elif kind == "graph" and needs.derived:  # a first gradient may have none, and what is lost of later ones counts
             grads = tree.map_tree(_leaf, grads)
         given = [x for x in tree.leaves((grads, state, params)) if isinstance(x, Tensor)]
-        knobs = [x for x in floats(hparams) if x.requires_grad]
+        knobs = requiring_grad(hparams)
         # Leaves that a node makes of the state may be counts, whose numbers anybody may take.
-        known = [*knobs, *(x for x in floats((grads, params) if needs.closed else given) if x.requires_grad)]
-        others = [x for x in floats(state) if x.requires_grad] if needs.closed else []
+        known = [*knobs, *requiring_grad((grads, params) if needs.closed else given)]
+        others = requiring_grad(state) if needs.closed else []
         with ExitStack() as stack:
             if needs.closed and (kind == "plain" or needs.inside_function):
                 stack.enter_context(refuse_outer_tensors(UPDATE, kind != "graph", [*knobs, *given]))

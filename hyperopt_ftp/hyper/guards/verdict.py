@@ -63,17 +63,15 @@ def verdict_on(loss: Callable[..., Any], update: Any, needs: Needs, given: Seque
 
     An empty one where not all that they depend on is visible. ``update`` is ``None`` if it is known to be right.
     """
-    around = surroundings(loss, update, *(x for x in given if not isinstance(x, Tensor)))
-    if around is None:
+    of_loss = surroundings(loss)
+    others = surroundings(update, *(x for x in given if not isinstance(x, Tensor)))
+    if of_loss is None or others is None:
         return Verdict()
-    kinds = tuple(_kind(x) for x in given if isinstance(x, Tensor))
-    verdict = _known(needs, (*kinds_of_transforms(),), kinds, around.key)
-    verdict.captures = around.requires_grad
+    tensors = [x for x in given if isinstance(x, Tensor)]
+    kinds = tuple([(x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device) for x in tensors])
+    verdict = _known(needs, (*kinds_of_transforms(),), kinds, of_loss.key, others.key)
+    verdict.captures = of_loss.requires_grad
     return verdict
-
-
-def _kind(x: Tensor) -> tuple[Any, ...]:
-    return x.requires_grad, None if x.is_nested else x.shape, x.dtype, x.device
 
 
 @lru_cache(maxsize=256)

@@ -71,7 +71,7 @@ def result(opt: Any, count: int, strategy: Any, resumed: bool, per_layer: bool) 
 def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, resumed: bool, per_layer: bool):
     opt, count = JOINED[name]
     params = vectors(count)
-    carried = carry_of(opt, params, opt.init(params) if resumed else None, opt.hparams, lambda f: f)
+    carried = carry_of(opt, params, opt.init(params) if resumed else None, opt.hparams, lambda f: f, steps=5)
     assert [len(x) for x in carried.begin()[0]] == [sum(w.numel() for w in params.values())]  # it is one
     values, slopes = result(opt, count, None, resumed, per_layer)
     want, slopes_wanted = result(opt, count, AGAIN, resumed, per_layer)
@@ -80,6 +80,12 @@ def test_one_vector_has_the_values_of_trees_bit_for_bit(name: str, resumed: bool
     assert sum(bool(x.any()) for x in slopes) > count  # not only of the params
     for x, y in zip(slopes, slopes_wanted, strict=True):  # sums over layers, in another order
         torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
+
+
+def test_one_step_of_a_short_rule_is_not_worth_a_vector():
+    opt = hft.sgd(lr=0.1)
+    pieces = [len(carry_of(opt, vectors(5), None, opt.hparams, lambda f: f, steps).begin()[0]) for steps in (1, 2)]
+    assert pieces == [5, 1]
 
 
 # -- only where the rule behind an update, and the state, are known ---------------------------------------------------
@@ -184,7 +190,7 @@ def test_rules_of_others_go_by_trees():
     params = {"a": torch.ones(2)}
 
     def kept(rule: Callable[..., Any]) -> type:
-        return type(carry_of(by_rule(rule, Kept, to_tensors(lr=0.1), ("m",)), params, None, {}, lambda f: f))
+        return type(carry_of(by_rule(rule, Kept, to_tensors(lr=0.1), ("m",)), params, None, {}, lambda f: f, steps=2))
 
     assert kept(lambda w, g, s, h, t: (w - g, s)) is Trees
-    assert type(carry_of(hft.sgd(), params, None, hft.sgd().hparams, lambda f: f)) is Entrywise
+    assert type(carry_of(hft.sgd(), params, None, hft.sgd().hparams, lambda f: f, steps=2)) is Entrywise
