@@ -93,10 +93,18 @@ def problems() -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
     def values() -> Tensor:
         return by_hand(sgd(torch.tensor(0.1)), loss, start, None, data)["a"]
 
+    def anew() -> Tensor:
+        """With a loss and an optimizer that no call has seen, as users make them."""
+        return ours(hft.sgd(lr=0.1), "params", 1, lambda p, batch: loss(p, batch))["a"]
+
+    def maml() -> Tensor:
+        return hand(sgd(torch.tensor(0.1)), None, count=1)
+
     with_decay = {"train_loss": decayed, "hparams": {"loss": torch.tensor(1e-3)}}
     plain, moments = hft.sgd(lr=0.1), hft.adam(lr=1e-2)
     return {
-        "MAML, K = 1": (lambda: ours(plain, "params", 1)["a"], lambda: hand(sgd(torch.tensor(0.1)), None, count=1)),
+        "MAML, K = 1": (lambda: ours(plain, "params", 1)["a"], maml),
+        "MAML, made anew": (anew, maml),
         "SGD, K = 10": (lambda: ours(plain, "lr"), lambda: of_lr(sgd, 0.1, None)),
         "an hparam of the loss": (lambda: ours(plain, "loss", **with_decay), of_loss),
         "Adam, K = 10": (lambda: ours(moments, "lr"), lambda: of_lr(adam, 1e-2, (zeros, zeros))),
