@@ -298,6 +298,12 @@ METHODS: Mapping[str, Method] = {
     "ftp_share": Method(
         "FTPAdamW exact, share", "ftp_exact whose radii move by 0.2 of width x lr a step", _ftp_share(0.2)
     ),
+    "ftp_radius": Method(
+        "FTPAdamW, radius_lr",
+        "ftp whose radii move at such a rate",
+        strong=lambda rate: _ftp(radius_lr=rate),
+        strengths=(0.03, 0.1, 0.3),
+    ),
     "ftp_start": Method("FTPAdamW, free first step", "ftp whose first step is AdamW's own", _ftp(radius_start=10.0)),
     "tpgm": Method("TPGM", "AdamW projected, radii learned on validation examples at every step", validates=True),
     "wise": Method("WiSE-FT", "mean of the anchor and of AdamW's weights", of="adamw", mix=_wise, strengths=SHARES),

@@ -57,17 +57,20 @@ class Config:
             raise InputError(f"--lrs {' '.join(map(str, self.lrs))}: give at least two, all different")
         if "adamw" not in self.all_methods:
             raise InputError(f"--methods {' '.join(self.methods)}: give adamw too, which all are compared with")
+        self.check_data()
+        rates = {name: self.rates(name) for name in self.all_methods if name not in FOLLOWS}
+        if wrong := sorted({name for name, _ in self.wider} - rates.keys()):
+            raise InputError(f"--wider {' '.join(wrong)}: name methods of this run that are trained")
+        if wrong := [lrs for lrs in rates.values() if len(set(lrs)) < len(lrs) or lrs[0] <= 0]:
+            raise InputError(f"--lrs, --wider: the rates {' '.join(map(str, wrong[0]))} must be above 0, and different")
+
+    def check_data(self) -> None:
         if (self.anchor == "opinions") != (self.archive is not None):
             raise InputError("--archive FILE goes with --anchor opinions: the source archive of vaderSentiment")
         if self.fluent is not None and self.anchor not in ("styles", "imagenet"):
             raise InputError(
                 f"--fluent is a style of emoji: it goes with --anchor styles or imagenet, not {self.anchor}"
             )
-        rates = {name: self.rates(name) for name in self.all_methods if name not in FOLLOWS}
-        if wrong := sorted({name for name, _ in self.wider} - rates.keys()):
-            raise InputError(f"--wider {' '.join(wrong)}: name methods of this run that are trained")
-        if wrong := [lrs for lrs in rates.values() if len(set(lrs)) < len(lrs) or lrs[0] <= 0]:
-            raise InputError(f"--lrs, --wider: the rates {' '.join(map(str, wrong[0]))} must be above 0, and different")
         for seed in self.seeds:
             self.options(seed, self.lrs[0]).check()
 
@@ -146,15 +149,15 @@ class Splits:
         trainer = Trainer(task, self._progress, fit=study.fit)
         return trainer, *make_anchor(trainer, options, self._folder)
 
-    def answers(self, seed: int, method: str, lr: float) -> dict[str, dict[str, str]]:
+    def answers(self, seed: int, method: str, lr: float, strength: float | None = None) -> dict[str, dict[str, str]]:
         """The classes that all test examples are given after one training, by test set: by the trained weights, and by
         those that other methods make of them, with each share."""
         trainer, start, _ = self.of(seed)
         options = self._config.options(seed, lr)
         with TemporaryDirectory() as folder:
             comparison = Comparison(trainer, options, start, Path(folder))
-            fits = [comparison.fit(method, seed, lr, f"{method}, seed {seed}")]
-            found = {method: trainer.task.answers(fits[0].model)}
+            fits = [comparison.fit(method, seed, lr, f"{method}, seed {seed}", strength=strength)]
+            found = {named(method, strength): trainer.task.answers(fits[0].model)}
             for follower in followers(method, options.methods):
                 for share in METHODS[follower].strengths or (None,):
                     mixed = comparison.mixed(follower, fits, seed, lr, share)
