@@ -28,6 +28,7 @@ PROTOCOL = (
     "best mean ID over the splits on the other folds; OOD is the mean over the folds' choices. So no score is of an "
     "example that chose its rate. Differences are to AdamW, chosen alike, with two 95 % intervals: by Student's t over "
     f"the splits, which overlap; and, by groups, by {RESAMPLES:,} resamples of the groups, with new choices in each. "
+    "Equal grids: AdamW has its usual rates alone, without those between them. "
     "Ahead: the probability, by the same t, that the method's mean is above AdamW's. Good rates, at the share that "
     f"stands first: neither score more than {AS_GOOD:g} points below AdamW's. Numbers behind a method are its shares, "
     "or its strength."

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from experiments.common.estimate import Estimate, chance_above, estimate, interval
-from experiments.common.methods import title
+from experiments.common.methods import FOLLOWS, title
 from experiments.common.report_kit import Table, fixed
 from experiments.common.task import percent_right
 from experiments.sensitivity.protocol import Answered, cross_fitted, fold_of, half_width, resampled
+from experiments.sensitivity.protocol import Scores as CrossFitted
 
 AS_GOOD = 5.0  # points below AdamW at its best rate: what a rate that nobody tuned may cost
 Scores = Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]  # by method and rate: a "id", "ood" by split
@@ -58,42 +59,85 @@ def mean_of(scores: Scores, name: str, lr: float, which: str) -> float:
     return estimate([split[which] for split in scores[name][lr]])[0]
 
 
+class Answers:
+    """All that the trainings of a study have answered.
+
+    Attributes:
+        seeds: of the splits.
+        tests: their names, that in distribution first.
+        groups: all names of groups.
+    """
+
+    def __init__(self, content: dict) -> None:
+        data = content["data"]
+        self._tests, self._by_class = data["tests"], data["by_class"]
+        self.seeds: list[str] = list(self._tests)
+        self.tests: list[str] = list(self._tests[self.seeds[0]])
+        every = {group for sets in self._tests.values() for test in sets.values() for group in _groups(test)}
+        self.groups: list[str] = sorted(every)
+        self._place = {group: number for number, group in enumerate(self.groups)}
+        self._of: dict[str, dict[tuple, dict[str, dict]]] = {}
+        for result in content["results"].values():
+            for name, given in result["answers"].items():
+                method, _, share = name.partition(" ")
+                setting = (result["lr"], float(share) if share else None)
+                self._of.setdefault(method, {}).setdefault(setting, {})[str(result["seed"])] = given
+        for method, own in self._of.items():  # all of the fine-tuned weights: the method that they are of
+            if method in FOLLOWS and any(share is not None for _, share in own):
+                own |= {(lr, 1.0): given for (lr, _), given in self._of[FOLLOWS[method]].items()}
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self._of)
+
+    def settings(self, method: str) -> list[tuple]:
+        """Each a rate, and a share or None."""
+        return sorted(self._of[method])
+
+    def of(self, method: str, settings: Sequence[tuple], seed: str, test: str) -> Answered:
+        own = self._tests[seed][test]
+        truth = classes_of(own["classes"])
+        given = [classes_of(self._of[method][setting][seed][test]) for setting in settings]
+        classes = truth.numpy() if self._by_class else np.zeros(len(truth))
+        groups = np.array([self._place[group] for group in _groups(own)])
+        return Answered((torch.stack(given) == truth).double().numpy(), classes, groups)
+
+
+def _groups(test: dict) -> list[str]:
+    return test["groups"].split(",")
+
+
 def choices(content: dict) -> dict[str, dict]:
-    """By method: the settings of the folds, each a rate and a share; the scores by split; and half of the interval of
-    their mean minus AdamW's, by groups."""
-    data = content["data"]
-    tests, seeds = data["tests"], list(data["tests"])
-    groups = sorted({group for sets in tests.values() for test in sets.values() for group in test["groups"].split(",")})
-    place = {group: number for number, group in enumerate(groups)}
-    folds, counts = np.array([fold_of(group) for group in groups]), resampled(len(groups))
-    answers: dict[str, dict[tuple, dict[str, dict]]] = {}
-    for result in content["results"].values():
-        for name, given in result["answers"].items():
-            method, _, share = name.partition(" ")
-            setting = (result["lr"], float(share) if share else None)
-            answers.setdefault(method, {}).setdefault(setting, {})[str(result["seed"])] = given
+    """By method: the settings of the folds, each a rate and a share; the scores by split; half of the interval of
+    their mean minus AdamW's, by groups; and the differences to AdamW of no more rates than the method has."""
+    answers = Answers(content)
+    folds = np.array([fold_of(group) for group in answers.groups])
+    once, counts = np.ones((1, len(answers.groups))), resampled(len(answers.groups))
 
-    def answered(method: str, seed: str, name: str) -> Answered:
-        truth = classes_of(tests[seed][name]["classes"])
-        given = [classes_of(answers[method][setting][seed][name]) for setting in sorted(answers[method])]
-        right = (torch.stack(given) == truth).double().numpy()
-        classes = truth.numpy() if data["by_class"] else np.zeros(len(truth))
-        return Answered(right, classes, np.array([place[group] for group in tests[seed][name]["groups"].split(",")]))
+    def scored(method: str, settings: Sequence[tuple], counts: np.ndarray) -> CrossFitted:
+        own, *others = answers.tests
+        ids = [answers.of(method, settings, seed, own) for seed in answers.seeds]
+        oods = [[answers.of(method, settings, seed, name) for name in others] for seed in answers.seeds]
+        return cross_fitted(ids, oods, folds, counts)
 
-    found, drawn = {}, {}
-    for method in answers:
-        own, *others = tests[seeds[0]]
-        ids = [answered(method, seed, own) for seed in seeds]
-        oods = [[answered(method, seed, name) for name in others] for seed in seeds]
-        once = cross_fitted(ids, oods, folds, np.ones((1, len(groups))))
-        drawn[method] = cross_fitted(ids, oods, folds, counts)
-        settings = [sorted(answers[method])[number] for number in once.chosen[0]]
-        out = {name: once.ood[0, :, number].tolist() for number, name in enumerate(others)}
-        found[method] = {"settings": settings, "id": once.id[0].tolist(), "ood": once.ood[0].mean(-1).tolist(), **out}
-    for method, one in drawn.items():
-        plain = drawn["adamw"]
-        both = {"id": one.id - plain.id, "ood": (one.ood - plain.ood).mean(-1)}
-        found[method]["by_groups"] = {which: half_width(minus.mean(1)) for which, minus in both.items()}
+    usual = content.get("config", {}).get("lrs")
+    few = [(lr, share) for lr, share in answers.settings("adamw") if usual is None or lr in usual]
+    plain, coarse = scored("adamw", answers.settings("adamw"), counts), scored("adamw", few, once)
+    found = {}
+    for method in answers.methods:
+        settings = answers.settings(method)
+        own, drawn = scored(method, settings, once), scored(method, settings, counts)
+        by_groups = {"id": drawn.id - plain.id, "ood": (drawn.ood - plain.ood).mean(-1)}
+        found[method] = {
+            "settings": [settings[number] for number in own.chosen[0]],
+            "id": own.id[0].tolist(),
+            "ood": own.ood[0].mean(-1).tolist(),
+            **{name: own.ood[0, :, number].tolist() for number, name in enumerate(answers.tests[1:])},
+            "by_groups": {which: half_width(minus.mean(1)) for which, minus in by_groups.items()},
+            "equal": {
+                "id": (own.id - coarse.id)[0].tolist(), "ood": (own.ood - coarse.ood)[0].mean(-1).tolist(),
+            },
+        }  # fmt: skip
     return found
 
 
@@ -127,6 +171,7 @@ def table(content: dict) -> Table:
     header, rows = ["method", "best rate", "ID / OOD"], []
     for which in ("ID", "OOD"):
         header += [f"minus AdamW, {which}", "by groups", "ahead"]
+    header.append("equal grids, ID / OOD")
     for method, own in summary.items():
         name = next(name for name in scores if name.partition(" ")[0] == method)
         lrs = sorted(scores[name])
@@ -140,6 +185,7 @@ def table(content: dict) -> Table:
             row.append(fixed(interval(differences), signed=True))
             row.append(f"± {own['by_groups'][which]:.1f}")
             row.append("" if chance is None else f"{100 * chance:.0f} %")
+        row.append(" / ".join(fixed(interval(own["equal"][which]), signed=True) for which in ("id", "ood")))
         of_use = good(scores, name, summary)
         rows.append([*row, span(of_use) if of_use else "none"])
     return [*header, "good rates"], rows

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.common.estimate import interval
 from experiments.common.task import percent_right
 from experiments.sensitivity.protocol import FOLDS, Answered, cross_fitted, fold_of, half_width, resampled
 from experiments.sensitivity.study import STUDY
-from experiments.sensitivity.summary import all_scores, by_test, choices, scores_of, table, widest
+from experiments.sensitivity.summary import Answers, all_scores, by_test, choices, scores_of, table, widest
+from experiments.sensitivity.tuning import drawn, gain, of_splits
 from tests.experiments.running import ran, results
 
 
@@ -109,7 +111,7 @@ def test_what_is_said_of_the_methods(content):
     summary = content["summary"]
     assert summary["adamw"] == {
         "settings": [(0.1, None)] * FOLDS, "id": [100, 100], "ood": [50, 50], "out": [50, 50],
-        "by_groups": {"id": 0, "ood": 0},
+        "by_groups": {"id": 0, "ood": 0}, "equal": {"id": [0, 0], "ood": [0, 0]},
     }  # fmt: skip
     assert by_test(content) == (["minus AdamW", "out"], [
         ["AdamW", "+0.0 ± 0.0"], ["WiSE-FT", "+0.0 ± 0.0"], ["FTPAdamW", "+50.0 ± 0.0"],
@@ -124,13 +126,25 @@ def test_what_is_said_of_the_methods(content):
     header, rows = table(content)
     assert header == [
         "method", "best rate", "ID / OOD", "minus AdamW, ID", "by groups", "ahead", "minus AdamW, OOD", "by groups",
-        "ahead", "good rates",
+        "ahead", "equal grids, ID / OOD", "good rates",
     ]  # fmt: skip
     by_method = {row[0]: row[1:] for row in rows}
-    assert by_method["AdamW"] == ["0.1 (edge)", "100.0 / 50.0", *["+0.0 ± 0.0", "± 0.0", ""] * 2, "0.1"]
+    same = "+0.0 ± 0.0"
+    assert by_method["AdamW"] == ["0.1 (edge)", "100.0 / 50.0", *[same, "± 0.0", ""] * 2, f"{same} / {same}", "0.1"]
     assert by_method["WiSE-FT"][0] == "0.1 (edge), share 0.25"
     assert by_method["FTPAdamW"][0] == "0.1 to 1 (edge)"
     assert by_method["FTPAdamW"][-1] == "0.1 to 1"
+    assert Answers(content).settings("wise") == [
+        (0.1, 0.25),
+        (0.1, 0.5),
+        (0.1, 1.0),
+        (1.0, 0.25),
+        (1.0, 0.5),
+        (1.0, 1.0),
+    ]
+    assert np.array_equal(
+        *(Answers(content).of(*of, "0", "in").right for of in (("wise", [(1.0, 1.0)]), ("adamw", [(1.0, None)])))
+    )
     assert scores_of(content)["ftp"][0.1] == [{"id": 100, "ood": 100}, {"id": 90, "ood": 100}]
     assert [row[0] for row in all_scores(content)[1]] == ["AdamW", "WiSE-FT, 0.5", "WiSE-FT, 0.25", "FTPAdamW"]
     for piece in content["results"].values():
@@ -177,3 +191,29 @@ def test_a_tiny_run_stops_goes_on_and_reports(tmp_path, cache):
     assert found.items() <= results(out).items()
     assert ", AdamW also at 0.03, which fall" in (out / "report.md").read_text()
     assert ran(STUDY, *tiny).status == 2  # fewer than there are
+
+
+def test_a_gain_is_that_by_hand():
+    """Six groups of one example. AdamW's first rate is right on 0 and 1, its second on 2 to 5, FTP on 0, 2 and 3. Held
+    out are 0 and 1: the first rate is taken, which has none of the other four, FTP two. Then 2 and 3: the second, with
+    two of four, FTP one. Then 0 and 2, where both rates are as good: one of four and three of four, FTP one. The
+    other test has groups 0 and 6: of those that are left FTP is right on both, the rates on 6 and on none."""
+    ids = answered("110000", "001111"), answered("101100")
+    ood = answered("11", "00", groups=[0, 6]), answered("11", groups=[0, 6])
+    held = np.array([[group in own for group in range(7)] for own in ((0, 1), (2, 3), (0, 2))], float)
+    own, out = gain(ids, [ood], held)
+    assert own == pytest.approx(100 * ((2 / 4 - 0) + (1 / 4 - 2 / 4) + (1 / 4 - 2 / 4)) / 3)
+    assert out == pytest.approx(100 * ((1 - 1) + (2 / 2 - 0) + (1 - 1 / 2)) / 3)
+
+
+def test_what_is_drawn_are_groups_of_the_test():
+    held = drawn([1, 1, 4, 5, 7], 3, 9, [0])
+    assert held.sum(1).tolist() == [3] * len(held)
+    assert {*held.sum(0).nonzero()[0].tolist()} == {1, 4, 5, 7}
+
+
+def test_an_interval_of_splits_that_share_examples_is_wider():
+    """Nadeau and Bengio: by sqrt(1 / S + test / train) for sqrt(1 / S)."""
+    values = [1.0, 2.0, 4.0, 3.0]
+    middle, half = of_splits(values, test=150, train=100)
+    assert (middle, half) == (2.5, pytest.approx(interval(values)[1] * math.sqrt((1 / 4 + 1.5) * 4)))
