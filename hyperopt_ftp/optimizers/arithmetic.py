@@ -67,6 +67,10 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return torch.where(condition, x if isinstance(y, Tensor) else as_tensor(x), y)  # two numbers make a float32
 
 
+def on_device_of(x: Tensor, flag: Any) -> Any:
+    return flag.to(x.device) if isinstance(flag, Tensor) else flag
+
+
 def at_least(x: Any, low: Any) -> Any:
     """The larger of the two."""
     if isinstance(low, Tensor):

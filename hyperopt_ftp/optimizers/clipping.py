@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import tree
 from ..calls import explained
-from ..hparams import Domain, to_tensors
+from ..hparams import Domain, as_numbers, to_tensors
 from ..types import Number, Optimizer, StateT
-from .arithmetic import safe_sqrt
+from .arithmetic import on_device_of, safe_sqrt
 from .leafwise import check_grads, each_gradient
 from .on_gradients import on_gradients
 
@@ -99,8 +99,10 @@ def clipped_by_value(base: Optimizer[StateT], max_value: Number) -> Optimizer[St
     domains = {"max_value": Domain(0.0, math.inf)}
 
     def before(grads: Any, params: Any, own: dict[str, Any]) -> Any:
+        (value,) = as_numbers([own["max_value"]])
+
         def one(g: Tensor) -> Tensor:
-            most = own["max_value"].to(g.device)  # a bound in a tensor has to be where the gradient is
+            most = on_device_of(g, value)  # a bound in a tensor has to be where the gradient is
             return g.clamp(-most, most).to(g.dtype)
 
         return each_gradient(one, grads)

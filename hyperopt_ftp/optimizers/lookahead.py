@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import tree
 from ..calls import check_count, explained
-from ..hparams import check_zero_d, to_tensors
+from ..hparams import as_numbers, check_zero_d, to_tensors
 from ..types import Number, Optimizer
+from .arithmetic import on_device_of, where
 from .leafwise import check_grads, check_params, check_state, no_steps
 from .wrap import check_goes_on, wrapped
 
@@ -69,13 +69,13 @@ def lookahead(base: Optimizer, every: int = 5, alpha: Number = 0.5) -> Optimizer
         given, rebuild = check_grads(grads, params), tree.flatten(params)[1]
         moved, inner = base.update(grads, state.base, params, bases)
         step = state.step + 1
-        now = step % every == 0
+        (now,) = as_numbers([step % every == 0])  # known without a look at another device
         new, slow = [], []
         for g, w, phi in zip(given, rebuild.aligned(moved), rebuild.aligned(state.slow), strict=True):
             met = (phi + owns["alpha"] * (w.to(phi.dtype) - phi)).to(phi.dtype)
-            here = now.to(w.device) & (g is not None)
-            new.append(torch.where(here, met.to(w.dtype), w))
-            slow.append(torch.where(here, met, phi))
+            here = on_device_of(w, now) if g is not None else False
+            new.append(where(here, met.to(w.dtype), w))
+            slow.append(where(here, met, phi))
         return rebuild(new), LookaheadState(step, rebuild(slow), inner)
 
     result = wrapped(base, to_tensors(alpha=alpha), init, update)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import schedules as named_schedules
 from .. import tree
 from ..calls import did_you_mean, explained, shown
-from ..hparams import check_table, complete, domain_at
+from ..hparams import as_numbers, check_table, complete, domain_at
 from ..schedules import Schedule
 from ..types import Optimizer, check_optimizer
 from .leafwise import check_state, no_steps
@@ -200,7 +200,10 @@ def _changed(hparams: Any, path: str, function: Callable[[Tensor], Any]) -> Any:
 
 
 def _place(table: Tensor, count: Tensor) -> Tensor:
-    return count.clamp(max=len(table) - 1).to(table.device)
+    (place,) = as_numbers([count.clamp(max=len(table) - 1)])
+    if isinstance(place, Tensor):
+        return place.to(table.device)
+    return torch.full((), place, device=table.device)  # a copy would wait for the device
 
 
 def _row(path: str, table: Any, count: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Trainings and their derivatives on the device: equal to the CPU by every strategy, wherever hparams are."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hyperopt_ftp as hft
+from hyperopt_ftp import tree
+from hyperopt_ftp.hyper import Strategy
+from tests.device.backend import waits
+
+from ..support.problems import batches, loss, start
+from .test_optimizers import moved, same
+
+F64 = torch.float64
+STRATEGIES: dict[str, Strategy] = {
+    "Unroll": hft.Unroll(),
+    "truncated": hft.Unroll(truncate=2),
+    "every step": hft.Unroll(checkpoint=1),
+    "every second step": hft.Unroll(checkpoint=2),
+    "sqrt, offloaded": hft.Unroll(checkpoint="sqrt", offload=True),
+    "log": hft.Unroll(checkpoint="log"),
+    "memory": hft.Unroll(memory=2**24),
+    "Forward": hft.Forward(),
+    "Forward, in chunks": hft.Forward(chunk=1),
+    "ZeroOrder": hft.ZeroOrder(4, 1e-3),
+    "Implicit": hft.Implicit(tolerance=1e9),
+    "identity": hft.Implicit("identity", tolerance=1e9),
+}
+ANCHOR = {"w": torch.zeros(3, 4, dtype=F64), "b": torch.zeros(4, dtype=F64)}
+OPTIMIZERS = {
+    "sgd": lambda d: hft.sgd(lr=0.1, momentum=0.9),
+    "adamw": lambda d: hft.adamw(lr=0.1, eps=1e-2),
+    "ftp": lambda d: hft.ftp(hft.adamw(lr=0.1, eps=1e-2), moved(ANCHOR, d), radius_lr=0.1),
+}
+
+
+def decayed(params: Any, batch: Tensor, own: Any) -> Tensor:
+    return loss(params, batch) + own * sum(w.square().sum() for w in params.values())
+
+
+def gradient(device: str, optimizer: str, strategy: Strategy, numbers: str, steps: int = 5, over: Any = None) -> Any:
+    opt, data = OPTIMIZERS[optimizer](device), moved(batches(steps), device)
+    hparams = moved({**opt.hparams, "loss": torch.tensor(0.01, dtype=F64)}, numbers)
+    torch.manual_seed(0)
+    return hft.hypergradient(
+        opt, decayed, lambda p: loss(p, data[0] + 0.3), moved(start(), device), data, over, hparams, strategy=strategy
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the hypergradient of", "ignore:training has not")
+@pytest.mark.parametrize("numbers", ["cpu", "sim"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_hypergradients_are_those_of_the_cpu(strategy: str, optimizer: str, numbers: str):
+    over = ("lr", "loss", "params") if optimizer == "sgd" else None
+    if strategy == "ZeroOrder":
+        over = "loss"
+    try:
+        want = gradient("cpu", optimizer, STRATEGIES[strategy], "cpu", over=over)
+    except (ValueError, TypeError) as error:
+        pytest.skip(str(error))
+    found = gradient("sim", optimizer, STRATEGIES[strategy], numbers, over=over)
+    assert all(x.device.type == "sim" for x in tree.leaves(found[2][0]))
+    same(found[:2], want[:2])
+
+
+@pytest.mark.filterwarnings("ignore:the hypergradient of")
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=str)
+@pytest.mark.parametrize("numbers", ["cpu", "sim"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_waits_do_not_grow_with_the_steps(optimizer: str, numbers: str, strategy: Strategy):
+    counted = {}
+    for steps in (3, 6):
+        gradient("sim", optimizer, strategy, numbers, steps)  # the first call looks at the loss
+        with waits() as found:
+            gradient("sim", optimizer, strategy, numbers, steps)
+        counted[steps] = found
+    assert sum(counted[3].values()) == sum(counted[6].values()), counted[6] - counted[3]
+
+
+def network(device: str) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Linear(8, 2)
+    ).double()
+    return net.to(device), [
+        (torch.randn(3, 4, 6, dtype=F64).to(device), torch.randn(3, 4, 2).double().to(device)) for _ in range(4)
+    ]
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=str)
+def test_a_transformer(strategy: Strategy):
+    def slope(device: str) -> Any:
+        net, data = network(device)
+
+        def loss(p: Any, batch: Any) -> Tensor:
+            return F.mse_loss(torch.func.functional_call(net, p, (batch[0],)), batch[1])
+
+        params = {n: p.detach() for n, p in net.named_parameters()}
+        return hft.hypergradient(
+            hft.adamw(lr=1e-2, eps=1e-4), loss, lambda p: loss(p, data[0]), params, data[1:], "lr", strategy=strategy
+        )[1]
+
+    same(slope("sim"), slope("cpu"))
