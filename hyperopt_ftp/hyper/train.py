@@ -20,7 +20,7 @@ from .core.inputs import ConstantBatches, TrainInputs, TrainOutputs
 from .core.leaves import all_finite
 from .core.problem import has_derivative
 from .core.strategy import Strategy, check_strategy, trained_by
-from .core.torch_private import under_transform
+from .core.torch_private import tracked, under_transform
 from .distributed.data_parallel import check_steps
 from .distributed.sharded_params import on_mesh, refuse_other_processes
 from .guarded import problem_of
@@ -136,7 +136,8 @@ def trained(
 ) -> TrainOutputs[TreeT, StateT]:
     check_steps(train_loss, len(batches))
     given = batches if isinstance(batches, list) else ConstantBatches(batches)
-    inputs, own = TrainInputs(full, params, state, given), tree.leaves(params)
+    own = tree.leaves(params)
+    inputs = TrainInputs(beside(own, full), params, state, given)
     sharded = any(map(is_dtensor, own))
     if sharded:
         inputs = on_mesh(inputs, optimizer)
@@ -145,6 +146,15 @@ def trained(
         _warn_of_float16(inputs)
     run = trained_by(strategy, problem_of(optimizer, train_loss, sharded), inputs)
     return refuse_other_processes(run, inputs) if sharded else run
+
+
+def beside(params: Sequence[Tensor], hparams: HParams) -> HParams:
+    """Numbers that are differentiated, on the device of the params: they go there once, and their derivatives come
+    back once, not in each step. Others stay on the CPU, where the host may read them."""
+    devices = {x.device for x in params}
+    if len(devices) != 1 or params[0].is_cpu:
+        return hparams
+    return tree.map_tree(lambda x: x.to(params[0].device) if tracked(x) and x.is_cpu else x, hparams)
 
 
 def _warn_of_nan(losses: Tensor) -> None:

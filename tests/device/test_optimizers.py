@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import hyperopt_ftp as hft
 from hyperopt_ftp import tree
 from tests.device.backend import waits
 
