@@ -384,6 +384,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_local_scalar_dense", number_of);
   library.impl("native_dropout", at::native::native_dropout_cpu);  // made of operations that take a generator
   library.impl("_fused_sdp_choice", attention_by_its_formula);
+  // Torch's own way to it, for a device that has only the form with out=, warns of an output that is resized.
+  library.impl("mse_loss", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) { library.fallback(torch::CppFunction::makeFallthrough()); }
