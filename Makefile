@@ -4,7 +4,7 @@ VENV := .venv
 THREADS := 1
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-studies test-compiled test-integrations study study-fast lint docs bench lowest newest thorough machines fuzz crash mutants alone clean
+.PHONY: demo test test-studies test-device test-compiled test-integrations study study-fast lint docs bench lowest newest thorough machines fuzz crash mutants alone clean
 
 # Each method at the best of three learning rates, chosen on held-out pictures of the style it is fine-tuned on.
 demo: $(VENV)/.demo
@@ -15,13 +15,18 @@ demo: $(VENV)/.demo
 # again.
 test: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile --ignore tests/compiled \
-		--ignore tests/experiments \
+		--ignore tests/experiments --ignore tests/device \
 		--ignore tests/integrations/test_large.py --ignore tests/integrations/test_language.py \
 		$(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95) -q
 
 # Of the studies: they train small networks.
 test-studies: $(VENV)/.demo $(VENV)/.test
 	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest --numprocesses 2 --dist loadfile -q tests/experiments
+
+# On a simulated accelerator, a C++ backend of torch that is built once: whoever imports it has one device more, so these
+# tests have a process of their own.
+test-device: $(VENV)/.demo $(VENV)/.test
+	OMP_NUM_THREADS=$(THREADS) $(RUN) -m pytest -q tests/device
 
 # Compilers take minutes, and have to be there: a C++ compiler for inductor.
 test-compiled: $(VENV)/.demo $(VENV)/.test

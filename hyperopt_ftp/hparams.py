@@ -198,7 +198,7 @@ def to_tensors(domains: Mapping[str, Domain] = DOMAINS, /, **values: Any) -> dic
 
 
 def as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def complete(given: Any, default: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def check_anchor(fixed: dict[str, Tensor], params: Any) -> None:
             raise ValueError(
                 f"anchor entry {name!r} has shape {tuple(w0.shape)}, its parameter {tuple(given[name].shape)}"
             )
+        if w0.device != given[name].device:
+            raise ValueError(
+                f"anchor entry {name!r} is on {w0.device}, and its parameter on {given[name].device}: each update "
+                "would copy it; move the anchor there, {n: x.to(device) for n, x in anchor.items()}"
+            )
 
 
 def check_same_names(key: str, names: Any, fixed: dict[str, Tensor]) -> None:

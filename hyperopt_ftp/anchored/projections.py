@@ -117,7 +117,7 @@ def rescaled(anchor: Tensor, deviation: Tensor, radius: Tensor, norms: Tensor) -
 def largest(norms: Tensor) -> Tensor:
     """The largest row norm, 0-d; the floor for a tensor without rows."""
     norms = everywhere(norms)  # amax of shards has a derivative that is NaN (torch 2.13)
-    return norms.amax() if norms.numel() else norms.new_tensor(FLOOR)
+    return norms.amax() if norms.numel() else norms.new_full((), FLOOR)
 
 
 def clip_radius(radius: Tensor, norms: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def radii_(layers: Layers, ball: Ball, amp: Amp = PLAIN) -> Tensor:
     """Advances the radii's moments and their steps; returns the new radii, shape (layers,), not yet clipped."""
     check(layers)
     _advance(layers.radius_steps)
-    packed = torch.zeros(len(layers.weights), dtype=working_dtype(layers.weights[0]))
+    packed = torch.zeros(len(layers.weights), dtype=working_dtype(layers.weights[0]), device="cpu")
     for part in _parts(layers, None):
         packed[part.which] = part.new_radii_(ball, amp)
     return packed
@@ -76,7 +76,7 @@ class _Part:
         self.kernels: Any = cpu_kernels
         self.which, self.base = which, base
         self.layers = layers = choose(layers, which)
-        self.real = torch.empty(0, dtype=working_dtype(layers.weights[0]))
+        self.real = torch.empty(0, dtype=working_dtype(layers.weights[0]), device="cpu")
         self.has_ball = layers.radii[0].numel() > 0
         self.radii = _Numbers(layers.radii).read() if self.has_ball else self.real.new_zeros(len(which))
         moments = [] if base is None else layers.moments
@@ -132,7 +132,7 @@ class _Part:
 
     def _run(self, kernel: Callable[..., None], *given: Any) -> Tensor:
         """A number for each piece, on as many threads as torch uses; the largest pieces are dealt out first."""
-        table, out = self.table.numpy(), torch.zeros(len(self.table), dtype=torch.float64)
+        table, out = self.table.numpy(), torch.zeros(len(self.table), dtype=torch.float64, device="cpu")
         sizes = self.table[:, self.kernels.ROWS] * self.table[:, self.kernels.COLS]
         threads = max(1, min(torch.get_num_threads(), len(table), int(sizes.sum()) // THREAD))
         order = sizes.argsort(descending=True, stable=True)
@@ -180,7 +180,7 @@ def _advance(steps: list[Tensor]) -> None:
 
 
 def _addresses(tensors: list[Tensor]) -> Tensor:
-    return torch.tensor([x.data_ptr() for x in tensors])
+    return torch.tensor([x.data_ptr() for x in tensors], device="cpu")
 
 
 def _grad_scale(amp: Amp) -> float:
@@ -190,20 +190,20 @@ def _grad_scale(amp: Amp) -> float:
 
 def _kind(column: list[Tensor]) -> Any:
     """An empty array of a column's dtype."""
-    return torch.empty(0, dtype=BITS.get(column[0].dtype, column[0].dtype)).numpy() if column else None
+    return torch.empty(0, dtype=BITS.get(column[0].dtype, column[0].dtype), device="cpu").numpy() if column else None
 
 
 def _cut(layers: Layers, columns: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
     """The kernels' table of pieces, and the layer of each."""
-    sizes = torch.tensor([w.numel() for w in layers.weights])
-    rows = torch.tensor([n.numel() or 1 for n in layers.norms])
+    sizes = torch.tensor([w.numel() for w in layers.weights], device="cpu")
+    rows = torch.tensor([n.numel() or 1 for n in layers.norms], device="cpu")
     cols = sizes // rows
     block = torch.where(sizes > LARGE, (BLOCK // cols).clamp(min=1), rows)
     count = (rows + block - 1) // block
     # Not repeat_interleave: after it OpenMP's threads spin for milliseconds where the kernels' threads are to run.
-    owners = torch.tensor([i for i, pieces in enumerate(count.tolist()) for _ in range(pieces)])
+    owners = torch.tensor([i for i, pieces in enumerate(count.tolist()) for _ in range(pieces)], device="cpu")
     rows, cols, block, before = rows[owners], cols[owners], block[owners], (count.cumsum(0) - count)[owners]
-    first = block * (torch.arange(len(owners)) - before)
+    first = block * (torch.arange(len(owners), device="cpu") - before)
     places = [torch.zeros_like(first)] * len(columns)
     for k, column in enumerate(columns):
         if column:

@@ -210,6 +210,8 @@ def _adamw(weights: Tensors, grads: Tensors, layers: Layers, base: AdamW) -> Non
         torch._foreach_maximum_(rest[0], v)
     # m / (sqrt(v) / r + eps) = r m / (sqrt(v) + r eps) with r = sqrt(1 - b2^t): one pass less.
     t, like = torch.stack(layers.steps).double(), weights[0]  # a float32 power of 0.999 is off by 1e-5 after 1000 steps
+    if any(isinstance(x, Tensor) and not x.is_cpu for x in base):
+        t = t.to(like.device, non_blocking=True)
     root = (1 - b2**t).sqrt()
     denominators = list(torch._foreach_sqrt(rest[0] if rest else v))
     if like.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -101,7 +101,7 @@ def _joined_tops(shards: list[_Shards]) -> list[Tensor]:
     values, rows = [], []
     for s in shards:
         top = foreach.largest(s.inside.norms)
-        cut = torch.tensor(s.cut, dtype=torch.bool).to(top.device, non_blocking=True)
+        cut = torch.tensor(s.cut, dtype=torch.bool, device="cpu").to(top.device, non_blocking=True)
         rows.append(~cut)
         values.append(torch.where(cut, top**2, top) if s.ball.norm == "l2" else top)
     is_row = torch.cat([row for row in rows if len(row)] or rows)
@@ -125,7 +125,9 @@ def _joined(shards: list[_Shards], values: Sequence[Tensor], join: Callable[[Ten
         return list(values)
     packed = torch.cat([value.double() for value in values if len(value)])
     for group in dict.fromkeys(group for group in flat if group is not None):  # in one order everywhere
-        at = torch.tensor([i for i, other in enumerate(flat) if other is group]).to(packed.device, non_blocking=True)
+        at = torch.tensor([i for i, other in enumerate(flat) if other is group], device="cpu").to(
+            packed.device, non_blocking=True
+        )
         mine = packed[at]
         every = mine.new_empty(group.size() * len(at))
         gather = getattr(torch.distributed, "all_gather_single", None)  # its name in newer torch

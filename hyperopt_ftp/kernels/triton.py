@@ -106,8 +106,8 @@ def table(layers: Layers, base: AdamW | SGD | None, rows: tuple[int, ...]) -> Te
     moments = [] if base is None else layers.moments
     columns = [*layers[:-1], *[*moments, [], [], []][:3]]
     addresses = [[x.data_ptr() for x in column] or [0] * len(rows) for column in columns]
-    count = torch.tensor(rows)
-    cols = torch.tensor([w.numel() for w in layers.weights]) // count.clamp(min=1)
+    count = torch.tensor(rows, device="cpu")
+    cols = torch.tensor([w.numel() for w in layers.weights], device="cpu") // count.clamp(min=1)
     return torch.stack([*map(torch.tensor, addresses), count, cols, count.cumsum(0) - count], dim=1)
 
 
@@ -129,7 +129,10 @@ def _rule(layers: Layers, base: AdamW | SGD | None) -> str:
 @lru_cache(16)
 def _owners(rows: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     """The layer of each row. Each stream has its own: another one may read before the numbers are there."""
-    return _sent(torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor(rows)), device)
+    return _sent(
+        torch.arange(len(rows), dtype=torch.int32, device="cpu").repeat_interleave(torch.tensor(rows, device="cpu")),
+        device,
+    )
 
 
 def _stream(device: torch.device) -> int:

@@ -252,4 +252,4 @@ def check_state(kind: type, state: Any) -> None:
 
 def no_steps() -> Tensor:
     """Number of updates done; a tensor, so that a compiled or vmapped update does not depend on a Python number."""
-    return torch.zeros((), dtype=torch.int64)
+    return torch.zeros((), dtype=torch.int64, device="cpu")

@@ -1,5 +1,7 @@
 """The device "sim", an accelerator on the CPU's memory: built in C++ at its first import, and kept."""
 
+import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from torch.utils.cpp_extension import load
 
@@ -15,6 +18,9 @@ PACKAGE = f"{HERE.parents[1] / 'hyperopt_ftp'}/"
 
 
 def _build() -> ModuleType:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler to build the device with", allow_module_level=True)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where ninja is installed
     folder = HERE / "__pycache__" / f"sim-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     return load("sim", [str(HERE / "backend.cpp")], build_directory=str(folder), extra_cflags=["-O1", "-g0"])

@@ -76,6 +76,14 @@ def test_hypergradients_are_those_of_the_cpu(strategy: str, optimizer: str, numb
     same(found[:2], want[:2])
 
 
+@pytest.mark.filterwarnings("ignore:.*compiled again")
+@pytest.mark.parametrize("strategy", [hft.Unroll(compile="eager"), hft.Forward(compile="eager")], ids=str)
+def test_steps_as_programs(strategy: Strategy):
+    """Without a compiler for the device."""
+    want = gradient("cpu", "sgd", strategy, "cpu", over=("lr", "loss"))()
+    same(gradient("sim", "sgd", strategy, "cpu", over=("lr", "loss"))()[:2], want[:2])
+
+
 @pytest.mark.filterwarnings("ignore:the hypergradient of")
 @pytest.mark.parametrize("strategy", [hft.Unroll(), hft.Unroll(checkpoint=1), hft.Forward()], ids=str)
 @pytest.mark.parametrize("numbers", ["cpu", "sim"])

@@ -62,7 +62,9 @@ def row_of(values: Any, k: Tensor) -> Any:
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return x[0] if x.stride(0) == 0 else x.index_select(0, k.reshape(1)).squeeze(0)
+        if x.stride(0) == 0:
+            return x[0]
+        return x.index_select(0, k.reshape(1).to(x.device)).squeeze(0)  # counts of steps are on the CPU
 
     return tree.map_tree(one, values)
 

@@ -110,7 +110,9 @@ class Entrywise:
     def end(self, at: list[Tensor], state: Any) -> tuple[Params, State]:
         step, rows = state
         trees = {name: self._parted([row[name] for row in rows]) for name in self._rule.keeps}
-        return self._parted(at), self._rule.filled(trees, torch.tensor(step) if isinstance(step, int) else step)
+        return self._parted(at), self._rule.filled(
+            trees, torch.tensor(step, device="cpu") if isinstance(step, int) else step
+        )
 
     def _joined(self, rows: list[Tensor]) -> list[Tensor]:
         return [torch.cat([x.reshape(-1) for x in rows])] if self._join else rows

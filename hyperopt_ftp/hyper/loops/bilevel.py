@@ -141,12 +141,13 @@ def bilevel(
     check_floats(tuned)
     constraints = Constraints(names, constrain, optimizer.domains)
     _check_rounds(names, train_batches, inner_steps, reset, train_loss)
-    zero, inner = torch.zeros((), dtype=torch.int64), detached(optimizer.init(params, without_loss(full)))
+    zero, inner = torch.zeros((), dtype=torch.int64, device="cpu"), detached(optimizer.init(params, without_loss(full)))
     first = BilevelState(zero, params, inner, tuned, by.init(constraints.free(tuned)))
     if state is None:
         constraints.check(tuned)
     else:
         _check_state(state, first)
+        state = BilevelState(*map(_on_devices_of, first, state))
     rounds = _Rounds(
         optimizer, by, names, train_loss, outer_loss, inner_steps, strategy, constraints, whole, reset, not_finite
     )
@@ -198,7 +199,7 @@ class _Rounds:
         )  # fmt: skip
         warn_of(slopes)
         skipped = tuple(name for name, h in slopes.items() if not _finite(h))
-        count, lost = torch.tensor(step), not _finite((params, inner))
+        count, lost = torch.tensor(step, device="cpu"), not _finite((params, inner))
         if self.not_finite == "error" and (skipped or lost):
             what, advice = "the params, or the optimizer's state, are", "learning rate"
             if skipped:
@@ -273,6 +274,13 @@ def _kind_of(outer: State) -> Any:
     if isinstance(outer, dict) and "param_groups" in outer:
         return [sorted(group) for group in outer["param_groups"]]
     return _shape_of(outer)
+
+
+def _on_devices_of(first: Any, values: Any) -> Any:
+    """As a state may be loaded on another device."""
+    if isinstance(values, dict) and "param_groups" in values:  # which load_state_dict moves
+        return values
+    return tree.map_tree(lambda x, like: x.to(like.device) if isinstance(x, Tensor) else x, values, first)
 
 
 def _finite(values: Any) -> bool:

@@ -77,7 +77,7 @@ def _rule(radius: float, norm: Norm) -> Rule:
     """FTP's, with the given radius in place of a learned one."""
 
     def before(g: Tensor, w: Tensor, w0: Tensor, state: RuleState, h: Numbers) -> tuple[Tensor, RuleState]:
-        return g, {**state, "radius": h["radius"].to(state["radius"])}
+        return g, {**state, "radius": h["radius"].to(state["radius"], non_blocking=True)}
 
     rule = ftp_rule(0.0, 1.0, norm, "paper")
     return rule._replace(hparams=to_tensors(radius=radius), before=before)

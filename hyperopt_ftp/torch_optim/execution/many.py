@@ -158,7 +158,10 @@ def _summed(products: Callable[[Piece], dict[str, Tensor]], pieces: list[tuple[i
     for _, piece in pieces:
         for name, value in products(piece).items():
             found.setdefault(name, []).append(value)
-    where, zeros = torch.tensor([i for i, _ in pieces]), torch.zeros(count, dtype=torch.float64)
+    where, zeros = (
+        torch.tensor([i for i, _ in pieces], device="cpu"),
+        torch.zeros(count, dtype=torch.float64, device="cpu"),
+    )
     return {name: zeros.index_add(0, where, _vector(values)) for name, values in found.items()}
 
 

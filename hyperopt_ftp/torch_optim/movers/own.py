@@ -46,7 +46,7 @@ class Own(Mover):
 
     def begin(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         for key in self.moments(group):
             if state.get(key) is None:
                 state[key] = torch.zeros_like(working(p.detach()))

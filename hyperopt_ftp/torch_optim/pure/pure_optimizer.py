@@ -132,7 +132,9 @@ class PureOptimizer(torch.optim.Optimizer):
             names = {"param_names": [given[p] for p in members]} if given else {}
             numbers = {key: copied(values[path]) for key, path in keys.items()}
             if part and not any(".".join(path).startswith(f"{part}.") for path in values):
-                numbers.setdefault("lr", torch.zeros((), dtype=torch.float64))  # a frozen part; schedulers want one
+                numbers.setdefault(
+                    "lr", torch.zeros((), dtype=torch.float64, device="cpu")
+                )  # a frozen part; schedulers want one
             label = {"part": without_base(part.split("."))} if part else {}
             self.param_groups.append({"params": members, **names, **label, **numbers})
         self._names = {p: self._names[p] for group in self.param_groups for p in group["params"]}
