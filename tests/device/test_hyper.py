@@ -123,3 +123,23 @@ def test_a_transformer(strategy: Strategy):
         )[1]
 
     same(slope("sim"), slope("cpu"))
+
+
+@pytest.mark.parametrize("strategy", [hft.Unroll(checkpoint=1), hft.Unroll(checkpoint="log"), hft.Forward()], ids=str)
+def test_steps_made_again_draw_the_same_numbers(strategy: Strategy):
+    """By the device's own generator, which goes on as after a plain loop."""
+    params, data = moved(start(), "sim"), moved(batches(4), "sim")
+
+    def dropped(p: Any, x: Tensor) -> Tensor:
+        return loss(tree.map_tree(lambda w: F.dropout(w, 0.3), p), x)
+
+    def run(how: Strategy) -> Any:
+        torch.manual_seed(3)
+        found = hft.hypergradient(
+            hft.sgd(lr=0.05), dropped, lambda p: loss(p, data[0]), params, data, "lr", strategy=how
+        )
+        return found[:2], torch.sim.get_rng_state()
+
+    (found, after), (want, plain) = run(strategy), run(hft.Unroll())
+    same(found, moved(want, "cpu"))
+    assert torch.equal(after, plain)
