@@ -197,7 +197,7 @@ def test_the_tables_of_the_studies_of_rates_are_those_of_the_reports(page, first
     studies = re.findall(r"studies/(sensitivity-[\w-]+)/report\.md", table)
     assert sorted(studies) == sorted(folder.name for folder in STUDIES.glob("sensitivity-*"))
     for study, shown in zip(studies, rows(table)[1:], strict=True):
-        of = {row[0]: row for row in rows(report(study)) if len(row) == 10 and "±" in row[3]}
+        of = {row[0]: row for row in rows(report(study)) if len(row) == 11 and "±" in row[3]}
         assert shown[1:] == cells(of), study
         assert "(edge)" not in report(study), f"{study}: a rate at an end of its grid"
 
@@ -223,7 +223,7 @@ def test_scores_at_one_rate_for_all_studies_are_those_of_the_reports():
 
 def against_adamw(study: str, method: str, rate: str) -> list[float] | None:
     """ID and OOD at a rate, where it was tried."""
-    best = next(row[2] for row in rows(report(study)) if row[0] == "AdamW" and len(row) == 10)
+    best = next(row[2] for row in rows(report(study)) if row[0] == "AdamW" and len(row) == 11)
     first = "| method | 2e-05"
     rates, *by_rate = rows(first + report(study).partition(first)[2])
     (scores,) = [row for row in by_rate if row[0] == method and len(row) == len(rates)]
@@ -236,7 +236,7 @@ def test_what_ftp_gains_from_minilm_is_the_mean_of_the_reports():
     """With the wider of two intervals: by Student's t over the studies, and by those of the studies."""
     gains = []
     for study in ("minilm", "opinions", "opinions-newspapers", "opinions-products", "opinions-tweets"):
-        row = next(row for row in rows(report(f"sensitivity-{study}")) if row[0] == "FTPAdamW" and len(row) == 10)
+        row = next(row for row in rows(report(f"sensitivity-{study}")) if row[0] == "FTPAdamW" and len(row) == 11)
         gains.append([[float(x) for x in wider(row, at).split("±")] for at in (3, 6)])
     said = []
     for own in zip(*gains, strict=True):
@@ -247,8 +247,15 @@ def test_what_ftp_gains_from_minilm_is_the_mean_of_the_reports():
     page = (ROOT / "docs" / "results.md").read_text()
     assert f"ID {own} in the mean over five studies" in page
     assert f"OOD it is {out}:" in page
-    assert own in README
     assert own in (ROOT / "docs" / "choosing.md").read_text()
+
+
+def test_what_is_said_of_one_rate_against_a_tuned_one_is_in_its_report():
+    page = (ROOT / "docs" / "results.md").read_text().partition("### One rate")[2].partition("###")[0]
+    for text, least in ((page, 30), (README.partition("## Results")[2].partition("\n\n|")[0], 6)):
+        said = re.findall(r"[+-]\d+\.\d ± \d+\.\d", text)
+        assert len(said) >= least
+        assert [pair for pair in said if pair not in report("tuning")] == []
 
 
 def wider(row: list[str], at: int) -> str:

@@ -96,11 +96,7 @@ def sizes(content: dict) -> tuple[int, int]:
     """Examples of the test in distribution, and those that are fine-tuned on."""
     data = content["data"]
     test = len(next(iter(next(iter(data["tests"].values())).values()))["classes"])
-    if "items" in data:
-        return test, data["items"]["finetune"]
-    return test, content["config"]["tweets"] * len(
-        {*next(iter(next(iter(data["tests"].values())).values()))["classes"]}
-    )
+    return test, (data["items"] if "items" in data else data["tweets"])["finetune"]
 
 
 def both(pairs: Sequence[Gain]) -> str:
