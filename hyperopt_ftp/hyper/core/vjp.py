@@ -51,7 +51,7 @@ def pull(
 
 def pull_columns(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], columns: Sequence[Sequence[Tensor]],
-    retain_graph: bool,
+    retain_graph: bool = False,
 ) -> list[OptionalTensors]:  # fmt: skip
     found = iter(pull(outputs, cotangents, [x for column in columns for x in column], retain_graph=retain_graph))
     return [[next(found) for _ in column] for column in columns]

@@ -218,22 +218,20 @@ class Unroll(Strategy):
                 points.visit(k, params, state)
             params, state, loss = steps.forward(k, params, state)
             losses.append(loss)
-        params, state = detached((params, state))
         return TrainOutputs(params, state, torch.stack(losses)), (first, steps, points)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         first, steps, points = run.note
-        if keeps_graph():
-            steps, points = steps.for_retained_backward(), points.for_retained_backward()
+        retain = keeps_graph()
+        if retain:
+            points = points.for_retained_backward()
         back_p: OptionalTensors = [*present(cotangents.params)]
         back_s: OptionalTensors = [*present(cotangents.state)]
         sums: OptionalTensors = [None] * len(select_floats(run.inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
-        k = len(run.inputs.batches)
-        while k > first:
-            k, back_p, back_s, more, rows = steps.back(k, points, back_p, back_s)
+        for k in range(len(run.inputs.batches) - 1, first - 1, -1):
+            back_p, back_s, more, of_batches[k] = steps.back(k, points, back_p, back_s, retain)
             sums = added(sums, more)
-            of_batches |= enumerate(rows, k)
         steps.compare()
         return self._found(problem, run.inputs, back_p, back_s, sums, of_batches)
 
@@ -275,7 +273,7 @@ class Unroll(Strategy):
             plan = with_graphs(plan.graphs, 0)
         left = count - first
         again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
-        gradients = count + again + max(0, left - plan.graphs) + probed * sizes.probes
+        gradients = count + again + max(0, left - plan.graphs) + probed
         products = left - (not steps.needs_hvp(first)) + probed
         owned = plan.graphs == left and self._may_keep_graphs(problem, inputs)
         memory = memory_of_graphs(problem, inputs, left) if owned else peak_of(sizes, plan)
