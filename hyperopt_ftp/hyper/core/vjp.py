@@ -106,27 +106,17 @@ def _power_of_two(vs: Sequence[Tensor]) -> Tensor:
     return torch.ldexp(torch.ones_like(top), 4 - exponent)
 
 
-class Linearized:
-    """A function at a point, by its graph from ``inputs`` to ``outputs``: pushes tangents forward.
+def push_rows(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: OptionalTensors, rows: int
+) -> OptionalTensors:
+    """Tangents of outputs along those of inputs, which have rows in a first dimension, through a graph.
 
     A Jacobian-vector product as the transpose of a transpose: every operation with a second derivative will do.
     """
-
-    def __init__(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        self._zeros = [torch.zeros_like(y).requires_grad_() for y in outputs]
-        self._back = pull(outputs, self._zeros, inputs, create_graph=True)
-
-    def push(self, tangents: OptionalTensors) -> OptionalTensors:
-        """Tangents of the outputs from those of the inputs; the graph is kept."""
-        return pull(*self._pairs(tangents), self._zeros, retain_graph=True)
-
-    def push_rows(self, tangents: OptionalTensors, rows: int) -> OptionalTensors:
-        """The same for so many rows at once; the graph is freed."""
-        return pull_rows(*self._pairs(tangents), self._zeros, rows)
-
-    def _pairs(self, tangents: OptionalTensors) -> tuple[list[Tensor], OptionalTensors]:
-        pairs = [(w, t) for w, t in zip(self._back, tangents, strict=True) if w is not None]
-        return [w for w, _ in pairs], [t for _, t in pairs]
+    zeros = [torch.zeros_like(y).requires_grad_() for y in outputs]
+    back = pull(outputs, zeros, inputs, create_graph=True)
+    pairs = [(w, t) for w, t in zip(back, tangents, strict=True) if w is not None]
+    return pull_rows([w for w, _ in pairs], [t for _, t in pairs], zeros, rows)
 
 
 def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any], Vector]:
@@ -148,31 +138,17 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
 
     def back(cotangents: Vector) -> list[Any]:
         found = pull_columns(outputs, cotangents, rows, retain_graph=True)
-        return [[*map(_or_zeros, column, row)] for column, row in zip(found, rows, strict=True)]
+        pairs = [zip(column, row, strict=True) for column, row in zip(found, rows, strict=True)]
+        return [[torch.zeros_like(x) if v is None else v for v, x in column] for column in pairs]
 
     return [y.detach() for y in outputs], back
 
 
 def jvp(function: Callable[..., Vector], *columns: Vector) -> Callable[..., Vector]:
     """The Jacobian-vector product of a function of lists of tensors, which can be called many times."""
-    if under_transform():
-        values, back = torch.func.vjp(function, *columns)[:2]
-        forward = transposed(back, [torch.zeros_like(y) for y in values])
-        return lambda *tangents: forward(tangents)
-    rows = [detached_leaves(column)[0] for column in columns]
-    with torch.enable_grad():
-        outputs = function(*rows)
-        linear = Linearized(outputs, [x for row in rows for x in row])
-
-    def along(*tangents: Vector) -> Vector:
-        found = linear.push([t for row in tangents for t in row])
-        return [_or_zeros(v, y) for v, y in zip(found, outputs, strict=True)]
-
-    return along
-
-
-def _or_zeros(found: Tensor | None, x: Tensor) -> Tensor:
-    return torch.zeros_like(x) if found is None else found
+    values, back = torch.func.vjp(function, *columns)[:2]
+    forward = transposed(back, [torch.zeros_like(y) for y in values])
+    return lambda *tangents: forward(tangents)
 
 
 def dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:

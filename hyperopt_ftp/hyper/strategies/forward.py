@@ -30,7 +30,7 @@ from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import Costs, Strategy, few_steps
 from ..core.torch_private import under_transform
-from ..core.vjp import Linearized, pull, pull_rows
+from ..core.vjp import pull, pull_rows, push_rows
 
 
 @explained()
@@ -173,8 +173,8 @@ def _update(
     s, before = detached_leaves(state, wide=True)
     with torch.enable_grad():
         new_p, new_s = problem.update(at_grads, before, at, hparams)
-        linear = Linearized([*floats(new_p), *floats(new_s)], [*g, *p, *s, *knobs])
-    moved = linear.push_rows([x for row in tangents for x in row], rows)
+    along = [x for row in tangents for x in row]
+    moved = push_rows([*floats(new_p), *floats(new_s)], [*g, *p, *s, *knobs], along, rows)
     if is_narrow(params):  # the values are those of the 16-bit step
         with torch.no_grad():
             new_p, new_s = problem.update(found.rebuild(found.grads), state, params, hparams)
