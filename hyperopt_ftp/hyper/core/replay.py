@@ -22,14 +22,12 @@ class RngState(NamedTuple):
 
     cpu: Tensor
     devices: list[Tensor]
-    others: list[Tensor]
 
 
 class Replay:
-    """States of the default generators of the CPU and of every accelerator, of other generators, and the autocast."""
+    """States of the default generators of the CPU and of every accelerator, and the autocast."""
 
-    def __init__(self, *others: torch.Generator) -> None:
-        self._others = others
+    def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         module = None if accelerator is None else torch.get_device_module(accelerator)
         # An accelerator that nobody has used holds no random state yet; asking would start it.
@@ -43,10 +41,7 @@ class Replay:
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        if not (self._count or self._others):
-            return RngState(torch.get_rng_state(), [], [])
-        devices = [self._module.get_rng_state(i) for i in range(self._count)]
-        return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
+        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
@@ -70,8 +65,6 @@ class Replay:
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
-        for generator, state in zip(self._others, rng.others, strict=True):
-            generator.set_state(state)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

@@ -74,17 +74,13 @@ class Forward(Strategy):
         check_count("chunk", self.chunk, "tangents", none=True)
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        method = self._method(self.compile)
-        if self.compile and not under_transform():
-            compile = compilable(self.compile, problem, inputs.params)
-            method = replace(self, compile=compile)._method(compile)
-        return through_node(method, problem, inputs)
-
-    def _method(self, compile: Compile) -> Method:
-        needs = {"differentiates_whole_gradient": True, "compiled": bool(compile)}
-        return Method("Forward", self._back, self._train, True, needs=needs, values=self._values, takes_shards=False)
+        compile = self.compile and not under_transform() and compilable(self.compile, problem, inputs.params)
+        how, needs = replace(self, compile=compile), {"differentiates_whole_gradient": True, "compiled": bool(compile)}
+        return through_node(Method("Forward", how._back, how._train, True, False, needs, how._values), problem, inputs)
 
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        if problem.asks_batches:
+            problem.refuse_shards("Forward")
         replay = Replay()
         rng, count = replay.now(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:

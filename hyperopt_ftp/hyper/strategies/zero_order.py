@@ -87,9 +87,7 @@ class ZeroOrder(Strategy):
             raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        own = () if self.generator is None else (self.generator,)
-        method = Method("ZeroOrder", self._back, self._train, takes_shards=False, generators=own)
-        return through_node(method, problem, inputs)
+        return through_node(Method("ZeroOrder", self._back, self._train), problem, inputs)
 
     def value_and_grad(
         self, objective: Objective, leaves: list[Tensor], agreed: Callable[[Sequence[int]], list[int]]
@@ -123,6 +121,8 @@ class ZeroOrder(Strategy):
         return Costs(count * (2 + points), 0, "one training at a time", memory=memory)  # one more, as a check
 
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        if problem.asks_batches:
+            problem.refuse_shards("ZeroOrder")
         replay = Replay()
         rng, end = replay.now(), problem.loop(inputs)
         (seed,) = problem.agreed([self._draw()])
