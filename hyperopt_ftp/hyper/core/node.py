@@ -14,7 +14,7 @@ from ... import tree
 from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import is_float
+from .leaves import floats, is_float, or_zeros
 from .problem import InnerProblem, differentiable_loop
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
@@ -226,14 +226,11 @@ class TrainNode(torch.autograd.Function):
 
             def back(cotangents: list[Tensor]) -> list[Tensor]:
                 found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
-                pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
-                return [torch.zeros_like(x) if v is None else v for v, x in pairs]
+                return or_zeros([v for v, x in zip(found, tensors, strict=True) if is_float(x)], floats(tensors))
 
             zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
-            pairs = [
-                (x, t) for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)
-            ]
-            found = iter(transposed(back, zeros)([torch.zeros_like(x) if t is None else t for x, t in pairs]))
+            along = [t for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
+            found = iter(transposed(back, zeros)(or_zeros(along, floats(tensors))))
             return tuple(next(found) if yes else None for yes in ctx.differentiable)
 
 

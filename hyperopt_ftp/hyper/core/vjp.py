@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import in_layout_of, is_dtensor
-from .leaves import OptionalTensors, detached_leaves
+from .leaves import OptionalTensors, detached_leaves, or_zeros
 from .torch_private import under_transform
 
 Vector: TypeAlias = list[Tensor]
@@ -138,8 +138,7 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
 
     def back(cotangents: Vector) -> list[Any]:
         found = pull_columns(outputs, cotangents, rows, retain_graph=True)
-        pairs = [zip(column, row, strict=True) for column, row in zip(found, rows, strict=True)]
-        return [[torch.zeros_like(x) if v is None else v for v, x in column] for column in pairs]
+        return [or_zeros(column, row) for column, row in zip(found, rows, strict=True)]
 
     return [y.detach() for y in outputs], back
 

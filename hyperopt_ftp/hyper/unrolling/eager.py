@@ -33,16 +33,14 @@ class EagerSteps:
     """K uncompiled steps forward, and back from the last to step ``first``.
 
     Args:
-        problem, inputs: of the training; hparams that need a gradient are replaced by leaves.
-        knobs: these leaves.
+        problem, inputs: of the training.
         first: the first step that is differentiated.
         whole: whether what comes before it counts too.
     """
 
-    def __init__(
-        self, problem: InnerProblem, inputs: TrainInputs, knobs: list[Tensor], first: int, whole: bool
-    ) -> None:
-        self._problem, self._inputs, self._knobs, self._whole = problem, inputs, knobs, whole
+    def __init__(self, problem: InnerProblem, inputs: TrainInputs, first: int, whole: bool) -> None:
+        self._problem, self._inputs, self._whole = problem, inputs, whole
+        self._knobs, self._hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
         self.first: int = first
         self._count = self._kept_from = len(inputs.batches)
         self._if_small = False
@@ -58,7 +56,7 @@ class EagerSteps:
 
     def beginning(self, first: int) -> EagerSteps:
         """Other steps, from ``first`` on."""
-        return EagerSteps(self._problem, self._inputs, self._knobs, first, self._whole)
+        return EagerSteps(self._problem, self._inputs, first, self._whole)
 
     def keep_graphs(self, count: int, if_small: bool = False) -> None:
         """Keep the graphs of so many steps at the end; ``if_small``: unless the first shows that they are large."""
@@ -126,7 +124,7 @@ class EagerSteps:
             p, params = detached_leaves(point.params, wide=True)
             s, state = detached_leaves(point.state, wide=True)
             with torch.enable_grad():
-                new = self._problem.update(grads, state, params, self._inputs.hparams)
+                new = self._problem.update(grads, state, params, self._hparams)
             return found, leaves, [g, p, s, self._knobs], floats(new)
 
         found, leaves, inputs, outputs = self._replay.run(kept.rng if kept else point.rng, again)
@@ -147,12 +145,12 @@ class EagerSteps:
         """The gradient of step k, and the leaves of its batch."""
         asked = problem.batch_needs_grad(k) if self._problem.asks_batches else False
         leaves, batch = detached_leaves(self._inputs.batches[k], asked)
-        return problem.gradient(params, batch, self._inputs.hparams, graph and self.needs_hvp(k)), leaves
+        return problem.gradient(params, batch, self._hparams, graph and self.needs_hvp(k)), leaves
 
     def _update(self, problem: InnerProblem, found: Gradient, params: Params, state: State) -> tuple[Params, State]:
         with torch.no_grad():
             grads = found.rebuild([g.detach() for g in found.grads])
-            return problem.update(grads, state, params, self._inputs.hparams)
+            return problem.update(grads, state, params, self._hparams)
 
     def _note(self, k: int, found: Gradient) -> None:
         if k in self._prints:  # else its graph was kept
