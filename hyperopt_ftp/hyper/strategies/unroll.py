@@ -231,15 +231,14 @@ class Unroll(Strategy):
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
         first, steps, points = run.note
-        retain = keeps_graph()
-        if retain:
-            points = points.for_retained_backward()
+        if keeps_graph():
+            steps, points = steps.for_retained_backward(), points.for_retained_backward()
         back_p: OptionalTensors = [*present(cotangents.params)]
         back_s: OptionalTensors = [*present(cotangents.state)]
         sums: OptionalTensors = [None] * len(select_floats(run.inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
         for k in range(len(run.inputs.batches) - 1, first - 1, -1):
-            back_p, back_s, more, of_batches[k] = steps.back(k, points, back_p, back_s, retain)
+            back_p, back_s, more, of_batches[k] = steps.back(k, points, back_p, back_s)
             sums = added(sums, more)
         steps.compare()
         return self._found(problem, run.inputs, back_p, back_s, sums, of_batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class EagerSteps:
         self._knobs, self._hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
         self.first: int = first
         self._count = self._kept_from = len(inputs.batches)
-        self._if_small = False
+        self._if_small = self._retains = False
         self._graphs: dict[int, _Kept] = {}
         self._prints: dict[int, Tensor] = {}  # of steps that are made again
         self._pairs: list[tuple[int, Tensor, Tensor]] = []  # step, its print, and that of the step made again
@@ -61,6 +62,12 @@ class EagerSteps:
     def keep_graphs(self, count: int, if_small: bool = False) -> None:
         """Keep the graphs of so many steps at the end; ``if_small``: unless the first shows that they are large."""
         self._kept_from, self._if_small = self._count - count, if_small and count > 0
+
+    def for_retained_backward(self) -> EagerSteps:
+        """A copy for a backward pass that may run again, or in another thread."""
+        other = copy(self)
+        other._retains, other._pairs = True, []
+        return other
 
     def needs_hvp(self, k: int) -> bool:
         """Whether step k's gradient is differentiated; at the first step, only in what is asked for."""
@@ -99,7 +106,7 @@ class EagerSteps:
         return new
 
     def back(
-        self, k: int, points: Checkpoints, back_p: OptionalTensors, back_s: OptionalTensors, retain: bool
+        self, k: int, points: Checkpoints, back_p: OptionalTensors, back_s: OptionalTensors
     ) -> tuple[OptionalTensors, OptionalTensors, OptionalTensors, OptionalTensors]:
         """Back through step k: through its update, and then through its gradient.
 
@@ -109,13 +116,12 @@ class EagerSteps:
             k: the step.
             points: where steps began.
             back_p, back_s: adjoints after it.
-            retain: whether graphs that were kept are for another backward pass, too.
 
         Returns:
             Adjoints before it, and what is added to the cotangents of knobs and of its batch.
         """
         point, kept = points.at(k, self.step), self._graphs.get(k)
-        if not retain:
+        if not self._retains:
             self._graphs.pop(k, None)
 
         def again() -> tuple[Gradient, list[Tensor], list[list[Tensor]], list[Tensor]]:
@@ -132,14 +138,13 @@ class EagerSteps:
         bar_g, bar_p, bar_s, bar_h = pull_columns(outputs, [*back_p, *back_s], inputs)
         del inputs, outputs  # before the peak
         columns = [found.params, self._knobs, leaves]
-        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, columns, retain and kept is not None)
+        more_p, more_h, bar_b = pull_columns(found.grads, bar_g, columns, self._retains and kept is not None)
         return added(bar_p, more_p), bar_s, added(bar_h, more_h), bar_b
 
     def compare(self) -> None:
         """Raise if a step that was made again is another one than it was."""
-        pairs, self._pairs = self._pairs, []
-        if pairs:
-            refuse_other_steps(pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+        if self._pairs:
+            refuse_other_steps(self._pairs, max(self._dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
     def _gradient(self, problem: InnerProblem, k: int, params: Params, graph: bool) -> tuple[Gradient, list[Tensor]]:
         """The gradient of step k, and the leaves of its batch."""

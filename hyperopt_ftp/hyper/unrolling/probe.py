@@ -44,7 +44,7 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             del new_params, new_state, moved, new
             meter.peak()
             with replay.without_autocast():
-                new_p, new_s, more, of_batch = probe.back(k, points, back_p, back_s, retain=False)
+                new_p, new_s, more, of_batch = probe.back(k, points, back_p, back_s)
             back = meter.peak() - graph
         return Sizes(
             steps=count,
