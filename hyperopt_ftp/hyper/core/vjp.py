@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import in_layout_of, is_dtensor
-from .leaves import OptionalTensors, detached_leaves, or_zeros
+from .leaves import OptionalTensors, detached_leaves, is_narrow, or_zeros
 from .torch_private import under_transform
 
 Vector: TypeAlias = list[Tensor]
@@ -31,8 +31,7 @@ def pull(
     if not pairs or not inputs:
         return [None] * len(inputs)
     ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
-    narrow = any(y.dtype in (torch.float16, torch.bfloat16) for y in ys)
-    scale = _power_of_two(vs) if narrow else None
+    scale = _power_of_two(vs) if is_narrow(ys) else None
     if scale is not None:
         vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
     back = partial(

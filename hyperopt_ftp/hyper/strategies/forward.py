@@ -213,8 +213,8 @@ class _Units:
 
     def of_all(self, values: Any, needs_grad: Any) -> OptionalTensors:
         """For all floating-point tensors: those that need no gradient have no tangent."""
-        mask = [asked for x, asked in zip(tree.leaves(values), tree.leaves(needs_grad), strict=True) if is_float(x)]
-        return [self._of(x) if asked else None for x, asked in zip(floats(values), mask, strict=True)]
+        pairs = zip(tree.leaves(values), tree.leaves(needs_grad), strict=True)
+        return [self._of(x) if asked else None for x, asked in pairs if is_float(x)]
 
     def _of(self, x: Tensor) -> Tensor | None:
         begin, self._at = self._at, self._at + x.numel()

@@ -25,7 +25,7 @@ from ..core.leaves import (
     present,
     select_floats,
 )
-from ..core.memory import peak_of as peak
+from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem, PlainLoop, has_derivative
 from ..core.replay import Replay, RngState
@@ -315,6 +315,7 @@ class Unroll(Strategy):
 def memory_of_graphs(problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
     """Bytes that so many steps of the plain loop take, from those of two and of three."""
     two, three = (
-        peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n))) for n in (2, 3)
+        trial_peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n)))
+        for n in (2, 3)
     )
     return two + (count - 2) * (three - two)

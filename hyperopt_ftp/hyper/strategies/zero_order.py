@@ -18,7 +18,7 @@ from ...dtensors import in_layout_of
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, cotangents_of, floats, present, select_floats
-from ..core.memory import Meter, kind_of
+from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
@@ -110,12 +110,13 @@ class ZeroOrder(Strategy):
             rows = floats(steps.loop(combine(few, point, steps.needs_grad)).params)
             return dot(rows, rows)
 
-        with torch.no_grad(), warnings.catch_warnings(record=True) as caught, Meter(kind_of(inputs.params)) as meter:
-            warnings.simplefilter("always")
+        def trial() -> Any:
             replay, end = Replay(), steps.loop(few)
-            found = self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
-            del end, found
-            memory = meter.peak()
+            return end, self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
+
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            memory = trial_peak(inputs.params, trial)
         if not any("one after the other" in str(warning.message) for warning in caught):
             return Costs(count * (1 + points), 0, f"{points} trainings at once", memory=memory)
         return Costs(count * (2 + points), 0, "one training at a time", memory=memory)  # one more, as a check
