@@ -76,7 +76,8 @@ class Forward(Strategy):
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
         compile = self.compile and not under_transform() and compilable(self.compile, problem, inputs.params)
         how, needs = replace(self, compile=compile), {"differentiates_whole_gradient": True, "compiled": bool(compile)}
-        return through_node(Method("Forward", how._back, how._train, True, False, needs, how._values), problem, inputs)
+        method = Method("Forward", how._back, how._train, exact=True, needs=needs, values=how._values)
+        return through_node(method, problem, inputs)
 
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         if problem.asks_batches:
