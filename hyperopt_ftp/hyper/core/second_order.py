@@ -82,9 +82,9 @@ class twice_differentiable:  # a context manager
     __slots__ = ("_cached",)
 
     def __enter__(self) -> None:
-        _here.depth += 1
-        if _here.depth == 1:
+        if _here.depth == 0:
             _shared.add(1, 0)
+        _here.depth += 1  # not where that has failed
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
 
