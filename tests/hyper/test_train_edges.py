@@ -376,7 +376,12 @@ def test_settings_of_the_process_are_left_where_one_of_them_cannot_be_had(monkey
         with pytest.raises(RuntimeError, match="not here"):
             run(leaf(0.1))
     assert torch.backends.cuda.flash_sdp_enabled()
-    run(leaf(0.1)).params.sum().backward()
+
+    def by_formula(p, x):
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        return loss(p, x)
+
+    run(leaf(0.1), train_loss=by_formula).params.sum().backward()
     assert torch.backends.cuda.flash_sdp_enabled()
 
 

@@ -30,12 +30,13 @@ def leaf_of(node: Node) -> Tensor | None:
     return leaf if isinstance(leaf, Tensor) else None
 
 
-def made_from(x: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a tensor's graph ends in: those that were given, and other leaves; for a leaf, itself."""
-    return [x] if x.grad_fn is None else ends_below(x.grad_fn, given)
+def made_from(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that graphs end in: those that were given, and other leaves; for a leaf, itself."""
+    leaves = [x for x in tensors if x.grad_fn is None and x.requires_grad]
+    return leaves + ends_below([x.grad_fn for x in tensors], given)
 
 
-def ends_below(node: Node, given: Sequence[Tensor]) -> list[Tensor]:
+def ends_below(nodes: Sequence[Node | None], given: Sequence[Tensor]) -> list[Tensor]:
     ends: dict[Node, Tensor] = {x.grad_fn: x for x in given if x.grad_fn is not None}
-    found = [ends[node] if node in ends else leaf_of(node) for node in nodes_below(node, until=ends)]
+    found = [ends[node] if node in ends else leaf_of(node) for node in nodes_below(*nodes, until=ends)]
     return [x for x in found if x is not None]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ... import tree
@@ -24,8 +25,6 @@ def detached_leaves(values: Any, needs_grad: Any = True, wide: bool = False) -> 
         wide: leaves of 16-bit tensors are float32.
     """
     rows, rebuild = tree.flatten(values)
-    if needs_grad is False:
-        return [], rebuild([x.detach() if isinstance(x, Tensor) else x for x in rows])
     new, leaves = [], []
     for x, is_leaf in zip(rows, _mask(rows, needs_grad), strict=True):
         if isinstance(x, Tensor):
@@ -95,6 +94,10 @@ def all_finite(x: Tensor) -> bool:
 def is_narrow(params: Any) -> bool:
     """Whether there are 16-bit params: their adjoints are float32, and are scaled before they go through the loss."""
     return any(x.dtype in tree.NARROW for x in tree.leaves(params))
+
+
+def or_zeros(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if v is None else v for v, x in zip(found, like, strict=True)]
 
 
 def added(row: OptionalTensors, more: OptionalTensors) -> OptionalTensors:

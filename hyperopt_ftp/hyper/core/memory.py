@@ -82,7 +82,7 @@ class Meter(TorchDispatchMode):  # a context manager
                     self._bound += size
 
 
-def peak_of(params: Any, trial: Callable[[], Any]) -> int:
+def trial_peak(params: Any, trial: Callable[[], Any]) -> int:
     """The most bytes of tensors at once that a trial makes on the params' kind of device."""
     with Meter(kind_of(params)) as meter:
         trial()

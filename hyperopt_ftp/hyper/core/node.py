@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ... import tree
 from ...dtensors import in_layout_of, is_dtensor, layout, to_layout
 from .graph import nodes_below
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import is_float
+from .leaves import floats, is_float, or_zeros
 from .problem import InnerProblem, differentiable_loop
 from .replay import Replay, RngState, refuse_other_losses
 from .second_order import twice_differentiable
@@ -45,8 +45,6 @@ class Method(NamedTuple):
         wants_end: whether ``pullback`` is evaluated at the end of training.
         needs: of the problem, see :class:`~hyperopt_ftp.hyper.guards.verdict.Needs`.
         values: ``values(problem, inputs)`` where nothing is differentiated.
-        takes_shards: whether it can differentiate in batches of which each process has its own part.
-        generators: that a repeated run restores beside torch's own.
     """
 
     name: str
@@ -56,8 +54,6 @@ class Method(NamedTuple):
     wants_end: bool = False
     needs: dict[str, bool] = {}  # noqa: RUF012  # never written
     values: Callable[[InnerProblem, TrainInputs], TrainOutputs] = InnerProblem.loop
-    takes_shards: bool = True
-    generators: tuple[torch.Generator, ...] = ()
 
 
 def through_node(
@@ -74,14 +70,12 @@ def through_node(
     leaves, rebuild = tree.flatten(inputs)
     flags = [is_float(x) and tracked(x) and differentiated(x) for x in leaves]
     derived, problem = transform or any(flags), problem.asking(rebuild(flags))
-    if not method.takes_shards and problem.asks_batches:
-        problem.refuse_shards(method.name)
     guarded = partial(problem.guarded, inputs, derived=derived, closed=True, **method.needs)
     own = guarded()
     if not derived:
         with torch.no_grad():
             return method.values(own, inputs)
-    places, replay = [i for i, x in enumerate(leaves) if tracked(x)], Replay(*method.generators)
+    places, replay = [i for i, x in enumerate(leaves) if tracked(x)], Replay()
     first = guarded(inside_function=True) if transform else own
     job = TrainJob(method, own, first, leaves, rebuild, places, transform, replay, began or replay.now())
     return job.trained(TrainNode.apply(job, *(leaves[i] for i in places)))
@@ -102,9 +96,7 @@ class TrainJob:
     rng: RngState  # when training began
     note: Any = None
     losses: Any = None
-    versions: list[tuple[Tensor, int]] = field(default_factory=list)  # of all that the run went by
-    end: list[Any] = field(default_factory=list)  # leaves of (params, state), outputs of the node as their dtypes
-    rebuild_end: Callable[[Sequence[Any]], Any] = tuple
+    end: Any = None  # (params, state), where a tensor, which is an output of the node, is its dtype
 
     def inputs(self, tensors: Sequence[Tensor]) -> TrainInputs:
         leaves = list(self.leaves)
@@ -117,21 +109,24 @@ class TrainJob:
 
     def trained(self, outputs: Sequence[Tensor]) -> TrainOutputs:
         values = iter(outputs)
-        params, state = self.rebuild_end([next(values) if isinstance(x, torch.dtype) else x for x in self.end])
+        params, state = tree.map_tree(lambda x: next(values) if isinstance(x, torch.dtype) else x, self.end)
         return TrainOutputs(params, state, outputs[-1])
 
     def pullback(
         self, tensors: Sequence[Tensor], outputs: Sequence[Tensor], cotangents: Sequence[Tensor]
     ) -> list[Tensor | None]:
         """Cotangents of the node's inputs from those of its floating-point outputs."""
+
+        def given(x: Any) -> Tensor | None:
+            return next(values) if isinstance(x, torch.dtype) and x.is_floating_point else None
+
         values = iter(cotangents)
-        floating = [isinstance(x, torch.dtype) and x.is_floating_point for x in self.end]
-        params, state = self.rebuild_end([next(values) if yes else None for yes in floating])
-        self._check_versions()
+        params, state = tree.map_tree(given, self.end)
         run = Run(self.inputs(tensors), self.trained(outputs) if self.method.wants_end else None, self.note)
         found = self.method.pullback(self.problem, run, TrainOutputs(params, state, None))
         leaves = cotangent_leaves(self.method.name, run.inputs, found)
-        return [_as(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
+        pairs = [(leaves[i], x) for i, x in zip(self.places, tensors, strict=True)]
+        return [None if v is None else in_layout_of(v.to(x), x) for v, x in pairs]
 
     def pullback_with_graph(self, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """For ``create_graph=True``: the steps are repeated, and differentiated as they are."""
@@ -140,7 +135,6 @@ class TrainJob:
                 f"a derivative of the derivative by {self.method.name} was asked for (create_graph=True), which has no "
                 "graph here; take both by torch.func, such as torch.func.grad of a function that calls train"
             )
-        self._check_versions()
         aliases = [x.view_as(x) for x in tensors]  # one input may depend on another outside
         inputs = self.inputs(aliases)
         problem = self.problem.guarded(inputs, closed=True, differentiates_whole_gradient=True)
@@ -154,14 +148,6 @@ class TrainJob:
         if any(map(is_dtensor, ys)):
             _refuse_cut_graphs(ys)
         return torch.autograd.grad(ys, aliases, vs, create_graph=True, allow_unused=True)
-
-    def _check_versions(self) -> None:
-        for x, version in self.versions:
-            if x._version != version:
-                raise RuntimeError(
-                    f"a tensor of shape {tuple(x.shape)} that train was given, or has returned, was modified by an "
-                    "inplace operation before the backward pass, which needs it as it was; clone() it"
-                )
 
 
 class TrainNode(torch.autograd.Function):
@@ -182,11 +168,8 @@ class TrainNode(torch.autograd.Function):
                     f"the optimizer's state has a complex tensor of shape {tuple(x.shape)}: derivatives go through "
                     "real ones; keep torch.view_as_real of it"
                 )
-        end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
-        job.end, job.rebuild_end = tree.flatten(end)
+        job.end = tree.map_tree(lambda x: x.dtype if isinstance(x, Tensor) else x, (trained.params, trained.state))
         job.losses = trained.losses
-        if not job.transform:
-            job.versions = [(x, x._version) for x in (*job.leaves, *outputs) if isinstance(x, Tensor)]
         return (*(x.detach() for x in outputs), trained.losses.detach())
 
     @staticmethod
@@ -197,56 +180,52 @@ class TrainNode(torch.autograd.Function):
         ctx.differentiable = [is_float(x) for x in output[:-1]] + [False]
         ctx.mark_non_differentiable(*(x for x, yes in zip(output, ctx.differentiable, strict=True) if not yes))
         ctx.layouts = [layout(x) for x in output]
-        saved = (*tensors, *output) if job.method.wants_end else tensors
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        # Constants too, of which torch sees then whether they were changed in place before the backward pass.
+        others = () if job.transform else [x for x in job.leaves if isinstance(x, Tensor)]
+        ctx.save_for_backward(*tensors, *output, *others)
+        ctx.save_for_forward(*tensors, *output)
         rows = zip(output, ctx.differentiable, strict=True)
         ctx.zeros = [x.new_zeros(()).expand(x.shape) if yes else None for x, yes in rows]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         with twice_differentiable():
-            return _backward(ctx, *cotangents)
+            job: TrainJob = ctx.job
+            rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
+            given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
+            tensors, outputs = _saved(ctx)
+            if job.transform:
+                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
+            elif torch.is_grad_enabled():
+                found = job.pullback_with_graph(tensors, given)
+            else:
+                with job.replay.without_autocast():
+                    found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
+                if not keeps_graph():
+                    job.note = None
+            return (None, *found)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # the first is the job's
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The transpose of the pullback, which is linear in its cotangents."""
         with twice_differentiable():
-            return _jvp(ctx, *tangents)
+            job: TrainJob = ctx.job
+            tensors, outputs = _saved(ctx)
+
+            def back(cotangents: list[Tensor]) -> list[Tensor]:
+                found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
+                return or_zeros([v for v, x in zip(found, tensors, strict=True) if is_float(x)], floats(tensors))
+
+            zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
+            along = [t for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
+            found = iter(transposed(back, zeros)(or_zeros(along, floats(tensors))))
+            return tuple(next(found) if yes else None for yes in ctx.differentiable)
 
 
-def _backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-    job: TrainJob = ctx.job
-    rows = zip(cotangents, ctx.zeros, ctx.layouts, ctx.differentiable, strict=True)
-    given = [to_layout(unwrap_dead(zero if v is None else v), at) for v, zero, at, yes in rows if yes]
-    saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
-    tensors, outputs = saved[:count], saved[count:]
-    if job.transform:
-        found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, given))
-    elif torch.is_grad_enabled():
-        found = job.pullback_with_graph(tensors, given)
-    else:
-        with job.replay.without_autocast():
-            found = job.pullback([x.detach() for x in tensors], [x.detach() for x in outputs], given)
-        if not keeps_graph():
-            job.note, job.versions = None, []
-    return (None, *found)
-
-
-def _jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The transpose of the pullback, which is linear in its cotangents."""
-    job: TrainJob = ctx.job
-    saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(job.places)
-    tensors, outputs = saved[:count], saved[count:]
-
-    def back(cotangents: list[Tensor]) -> list[Tensor]:
-        found = job.replay.run(job.rng, lambda: job.pullback(tensors, outputs, cotangents))
-        pairs = [(v, x) for v, x in zip(found, tensors, strict=True) if is_float(x)]
-        return [torch.zeros_like(x) if v is None else v for v, x in pairs]
-
-    zeros = [x.contiguous() for x, yes in zip(ctx.zeros, ctx.differentiable, strict=True) if yes]
-    pairs = [(x, t) for x, t in zip(tensors, tangents[1:], strict=True) if is_float(x)]
-    found = iter(transposed(back, zeros)([torch.zeros_like(x) if t is None else t for x, t in pairs]))
-    return tuple(next(found) if yes else None for yes in ctx.differentiable)
+def _saved(ctx: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The node's inputs and outputs."""
+    saved, count = [unwrap_dead(x) for x in ctx.saved_tensors], len(ctx.job.places)
+    return saved[:count], saved[count : count + len(ctx.differentiable)]
 
 
 def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
@@ -262,10 +241,6 @@ def _refuse_cut_graphs(outputs: Sequence[Tensor]) -> None:
                 "makes plain tensors of DTensors, or the other way, by full_tensor, to_local or from_local, which "
                 "torch does not differentiate as often"
             )
-
-
-def _as(cotangent: Tensor | None, x: Tensor) -> Tensor | None:
-    return cotangent if cotangent is None else in_layout_of(cotangent.to(x), x)
 
 
 def cotangent_leaves(name: str, inputs: TrainInputs, found: Any) -> list[Tensor | None]:

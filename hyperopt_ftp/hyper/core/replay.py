@@ -22,14 +22,12 @@ class RngState(NamedTuple):
 
     cpu: Tensor
     devices: list[Tensor]
-    others: list[Tensor]
 
 
 class Replay:
-    """States of the default generators of the CPU and of every accelerator, of other generators, and the autocast."""
+    """States of the default generators of the CPU and of every accelerator, and the autocast."""
 
-    def __init__(self, *others: torch.Generator) -> None:
-        self._others = others
+    def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         module = None if accelerator is None else torch.get_device_module(accelerator)
         # An accelerator that nobody has used holds no random state yet; asking would start it.
@@ -43,10 +41,7 @@ class Replay:
         return any(enabled for _, _, enabled in self._autocast)
 
     def now(self) -> RngState:
-        if not (self._count or self._others):
-            return RngState(torch.get_rng_state(), [], [])
-        devices = [self._module.get_rng_state(i) for i in range(self._count)]
-        return RngState(torch.get_rng_state(), devices, [g.get_state() for g in self._others])
+        return RngState(torch.get_rng_state(), [self._module.get_rng_state(i) for i in range(self._count)])
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
@@ -70,8 +65,6 @@ class Replay:
         torch.set_rng_state(rng.cpu)
         for i, state in enumerate(rng.devices):
             self._module.set_rng_state(state, i)
-        for generator, state in zip(self._others, rng.others, strict=True):
-            generator.set_state(state)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -117,10 +110,7 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
     size = before.abs().nan_to_num(0.0, 0.0, 0.0)
     if size.shape[1] > 1:  # some gradients are 0 but for rounding
         size[:, 1:] = size[:, 1:].amax(1, keepdim=True)
-    other = ~((before - after).abs() <= slack * size) & (before.isfinite() | after.isfinite())
-    if bool(other.any()):
-        at = int(other.any(1).nonzero()[0])
-        raise _another(pairs[at][0], before[at, 0], after[at, 0])
+    _refuse_other(before, after, slack * size, [x[0] for x in pairs])
 
 
 def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
@@ -145,22 +135,24 @@ def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps
     before, after = values_of(first), values_of(again)
     if before.shape != after.shape or isinstance(before, FakeTensor):
         return
-    before, after = before.double().reshape(-1), after.double().reshape(-1)
+    before, after = before.double().reshape(-1, 1), after.double().reshape(-1, 1)
     slack = torch.finfo(first.dtype).eps ** power * before.abs()
-    other = ~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())
+    _refuse_other(before, after, slack, steps or range(first.shape[-1]))
+
+
+def _refuse_other(before: Tensor, after: Tensor, slack: Tensor, steps: Sequence[int]) -> None:
+    """Raise unless rows are those of the first run; each begins with the loss of a step."""
+    other = (~((before - after).abs() <= slack) & (before.isfinite() | after.isfinite())).any(1)
     if bool(other.any()):
-        at = int(other.nonzero()[0])
-        k = at % first.shape[-1]
-        raise _another(steps[k] if steps else k, before[at], after[at])
-
-
-def _another(k: int, first: Tensor, again: Tensor) -> RuntimeError:
-    return RuntimeError(
-        f"the training loss of step {k} was {first.item():.9g} and is {again.item():.9g} when the step is computed "
-        "again, or its gradient is another, so its derivative would be wrong. train_loss must be the same function of "
-        "its arguments each time: torch's default random generators are restored, but not a torch.Generator of its "
-        "own, NumPy's or Python's, nor what is changed outside (a counter; train() or eval() of a module between train "
-        "and backward; BatchNorm's statistics: torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers "
-        "beforehand and pass them in the batch, or use hft.Unroll(checkpoint=False), without compile, which computes "
-        "each step once. The default generators are the process's: two threads that train take each other's numbers"
-    )
+        row = int(other.nonzero()[0])
+        was, now = before[row, 0].item(), after[row, 0].item()
+        raise RuntimeError(
+            f"the training loss of step {steps[row % len(steps)]} was {was:.9g} and is {now:.9g} when the step is "
+            "computed again, or its gradient is another, so its derivative would be wrong. train_loss must be the same "
+            "function of its arguments each time: torch's default random generators are restored, but not a "
+            "torch.Generator of its own, NumPy's or Python's, nor what is changed outside (a counter; train() or "
+            "eval() of a module between train and backward; BatchNorm's statistics: "
+            "torch.func.replace_all_batch_norm_modules_(net)). Draw such numbers beforehand and pass them in the "
+            "batch, or use hft.Unroll(checkpoint=False), without compile, which computes each step once. The default "
+            "generators are the process's: two threads that train take each other's numbers"
+        )

@@ -76,36 +76,31 @@ class twice_differentiable:  # a context manager
     """Attention by its formula, since fused kernels have no second derivative; compiled functions run uncompiled.
 
     Without the autocast cache: it would hold a copy of every step's params with their graphs, and if it changes, torch
-    recompiles. ``compiled``: for programs that contain the second derivative.
+    recompiles.
     """
 
-    __slots__ = ("_cached", "_compiled")
-
-    def __init__(self, compiled: bool = False) -> None:
-        self._compiled = compiled
+    __slots__ = ("_cached",)
 
     def __enter__(self) -> None:
-        if self._compiled:
-            _shared.add(0, 1)
-        else:
-            _here.depth += 1
-            if _here.depth == 1:
-                _shared.add(1, 0)
+        if _here.depth == 0:
+            _shared.add(1, 0)
+        _here.depth += 1  # not where that has failed
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
 
     def __exit__(self, *error: object) -> None:
         torch.set_autocast_cache_enabled(self._cached)
-        if self._compiled:
-            _shared.add(0, -1)
-        else:
-            _here.depth -= 1
-            if _here.depth == 0:
-                _shared.add(-1, 0)
+        _here.depth -= 1
+        if _here.depth == 0:
+            _shared.add(-1, 0)
 
 
 @contextmanager
 def compiled_steps() -> Iterator[None]:
-    """For our own programs, which always run compiled."""
-    with twice_differentiable(compiled=True), torch.no_grad():
-        yield
+    """For our own programs, which always run compiled: they contain the second derivative."""
+    with twice_differentiable(), torch.no_grad():
+        _shared.add(0, 1)
+        try:
+            yield
+        finally:
+            _shared.add(0, -1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import tree
 from ...calls import did_you_mean
 from .inputs import TrainInputs, TrainOutputs
-from .leaves import detached_leaves, requiring_grad
+from .leaves import detached_leaves, or_zeros, requiring_grad
 from .node import Method, Run, through_node
 from .problem import InnerProblem, differentiable_loop, has_derivative
 from .second_order import twice_differentiable
@@ -131,7 +131,7 @@ def _slopes(value: Tensor, leaves: list[Tensor], run: TrainOutputs) -> list[Tens
         found = [None if x is None else x / scale for x in found] if narrow else found
         if not narrow or all(x is None or bool(x.isfinite().all()) for x in found):
             break
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+    return or_zeros(found, leaves)
 
 
 def check_strategy(strategy: Any) -> None:

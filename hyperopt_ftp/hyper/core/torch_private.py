@@ -25,12 +25,6 @@ def keeps_graph() -> bool:
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def backward_has_derivative() -> bool:
-    """Whether the running backward pass may be differentiated itself: by a graph of it, or by a transform around it."""
-    only_vmap = {*kinds_of_transforms()} <= {_functorch.TransformType.Vmap}
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or not only_vmap
-
-
 def unwrap_dead(x: Tensor) -> Tensor:
     """The tensor inside the wrapper of a transform that has ended, as the pullback of ``torch.func.vjp`` gets it."""
     return _functorch.unwrap_if_dead(x)
@@ -49,20 +43,6 @@ def is_batched(x: Tensor) -> bool:
 def has_saved_tensor_hooks() -> bool:
     """Whether saved tensors go through hooks, as activation checkpointing sets them."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
-
-
-def forbid_hooks(message: str) -> str | None:
-    """Make hooks on saved tensors an error with that message; gives what :func:`allow_hooks` needs."""
-    before = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()  # pyright: ignore
-    torch._C._autograd._saved_tensors_hooks_disable(message)  # pyright: ignore
-    return before
-
-
-def allow_hooks(before: str | None) -> None:
-    if before is None:
-        torch._C._autograd._saved_tensors_hooks_enable()  # pyright: ignore
-    else:
-        torch._C._autograd._saved_tensors_hooks_disable(before)  # pyright: ignore
 
 
 def tracked(x: Any) -> bool:

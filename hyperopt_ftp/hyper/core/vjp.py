@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import in_layout_of, is_dtensor
-from .leaves import OptionalTensors, detached_leaves
+from .leaves import OptionalTensors, detached_leaves, is_narrow, or_zeros
 from .torch_private import under_transform
 
 Vector: TypeAlias = list[Tensor]
@@ -31,8 +31,7 @@ def pull(
     if not pairs or not inputs:
         return [None] * len(inputs)
     ys, vs = [y for y, _ in pairs], [v for _, v in pairs]
-    narrow = any(y.dtype in (torch.float16, torch.bfloat16) for y in ys)
-    scale = _power_of_two(vs) if narrow else None
+    scale = _power_of_two(vs) if is_narrow(ys) else None
     if scale is not None:
         vs = [(tree.working(v) * scale.to(v.device)).to(y.dtype) for y, v in zip(ys, vs, strict=True)]
     back = partial(
@@ -51,7 +50,7 @@ def pull(
 
 def pull_columns(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], columns: Sequence[Sequence[Tensor]],
-    retain_graph: bool,
+    retain_graph: bool = False,
 ) -> list[OptionalTensors]:  # fmt: skip
     found = iter(pull(outputs, cotangents, [x for column in columns for x in column], retain_graph=retain_graph))
     return [[next(found) for _ in column] for column in columns]
@@ -106,27 +105,17 @@ def _power_of_two(vs: Sequence[Tensor]) -> Tensor:
     return torch.ldexp(torch.ones_like(top), 4 - exponent)
 
 
-class Linearized:
-    """A function at a point, by its graph from ``inputs`` to ``outputs``: pushes tangents forward.
+def push_rows(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: OptionalTensors, rows: int
+) -> OptionalTensors:
+    """Tangents of outputs along those of inputs, which have rows in a first dimension, through a graph.
 
     A Jacobian-vector product as the transpose of a transpose: every operation with a second derivative will do.
     """
-
-    def __init__(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        self._zeros = [torch.zeros_like(y).requires_grad_() for y in outputs]
-        self._back = pull(outputs, self._zeros, inputs, create_graph=True)
-
-    def push(self, tangents: OptionalTensors) -> OptionalTensors:
-        """Tangents of the outputs from those of the inputs; the graph is kept."""
-        return pull(*self._pairs(tangents), self._zeros, retain_graph=True)
-
-    def push_rows(self, tangents: OptionalTensors, rows: int) -> OptionalTensors:
-        """The same for so many rows at once; the graph is freed."""
-        return pull_rows(*self._pairs(tangents), self._zeros, rows)
-
-    def _pairs(self, tangents: OptionalTensors) -> tuple[list[Tensor], OptionalTensors]:
-        pairs = [(w, t) for w, t in zip(self._back, tangents, strict=True) if w is not None]
-        return [w for w, _ in pairs], [t for _, t in pairs]
+    zeros = [torch.zeros_like(y).requires_grad_() for y in outputs]
+    back = pull(outputs, zeros, inputs, create_graph=True)
+    pairs = [(w, t) for w, t in zip(back, tangents, strict=True) if w is not None]
+    return pull_rows([w for w, _ in pairs], [t for _, t in pairs], zeros, rows)
 
 
 def transposed(linear: Callable[[Vector], Any], zeros: Vector) -> Callable[[Any], Vector]:
@@ -148,31 +137,16 @@ def vjp(function: Callable[..., Vector], *columns: Vector) -> tuple[Vector, Call
 
     def back(cotangents: Vector) -> list[Any]:
         found = pull_columns(outputs, cotangents, rows, retain_graph=True)
-        return [[*map(_or_zeros, column, row)] for column, row in zip(found, rows, strict=True)]
+        return [or_zeros(column, row) for column, row in zip(found, rows, strict=True)]
 
     return [y.detach() for y in outputs], back
 
 
 def jvp(function: Callable[..., Vector], *columns: Vector) -> Callable[..., Vector]:
     """The Jacobian-vector product of a function of lists of tensors, which can be called many times."""
-    if under_transform():
-        values, back = torch.func.vjp(function, *columns)[:2]
-        forward = transposed(back, [torch.zeros_like(y) for y in values])
-        return lambda *tangents: forward(tangents)
-    rows = [detached_leaves(column)[0] for column in columns]
-    with torch.enable_grad():
-        outputs = function(*rows)
-        linear = Linearized(outputs, [x for row in rows for x in row])
-
-    def along(*tangents: Vector) -> Vector:
-        found = linear.push([t for row in tangents for t in row])
-        return [_or_zeros(v, y) for v, y in zip(found, outputs, strict=True)]
-
-    return along
-
-
-def _or_zeros(found: Tensor | None, x: Tensor) -> Tensor:
-    return torch.zeros_like(x) if found is None else found
+    values, back = torch.func.vjp(function, *columns)[:2]
+    forward = transposed(back, [torch.zeros_like(y) for y in values])
+    return lambda *tangents: forward(tangents)
 
 
 def dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:

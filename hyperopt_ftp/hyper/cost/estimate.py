@@ -16,7 +16,7 @@ from ...optimizers import hparam_paths as paths
 from ...types import HParams, Optimizer, StateT, TreeT, check_optimizer
 from ..core.inputs import ConstantBatches, TrainInputs
 from ..core.leaves import combine, detached, detached_leaves, is_float
-from ..core.memory import peak_of
+from ..core.memory import trial_peak
 from ..core.problem import InnerProblem
 from ..core.replay import Replay
 from ..core.second_order import twice_differentiable
@@ -164,5 +164,5 @@ def _measured(strategy: Strategy, problem: InnerProblem, inputs: TrainInputs) ->
     memory = found.memory
     if memory is None:
         trial = found.trial or (lambda: there_and_back(strategy, *few_steps(problem, inputs)))
-        memory = replay.run(replay.now(), lambda: peak_of(inputs.params, trial))
+        memory = replay.run(replay.now(), lambda: trial_peak(inputs.params, trial))
     return Estimate(memory, found.gradients, found.products, found.plan)

@@ -16,13 +16,11 @@ from ..core.torch_private import under_transform
 
 
 def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
-    """The inputs, with hparams and state as DTensors if params are: torch does not combine the two kinds.
+    """The inputs, with hparams and state as DTensors as params are: torch does not combine the two kinds.
 
     Batches are for the loss, and do not change.
     """
     at = _mesh_of(inputs.params)
-    if at is None:
-        return inputs
     if under_transform():
         raise RuntimeError(
             "params are DTensors, and torch.func has no rules for them (torch 2.13); leave the transform, or train "
@@ -41,11 +39,10 @@ def on_mesh(inputs: TrainInputs, optimizer: Optimizer) -> TrainInputs:
 def refuse_other_processes(run: TrainOutputs, inputs: TrainInputs) -> TrainOutputs:
     """``run``, or an error if losses or hparams differ between processes."""
     at = _mesh_of(inputs.params)
-    if at is not None:
-        _check_same(run.losses, at, "the training losses are", _LOSS)
-        hparams = [local(x.detach()) for x in tree.leaves(inputs.hparams) if isinstance(x, Tensor)]
-        numbers = torch.stack([x.double().sum().to(run.losses.device) for x in hparams])
-        _check_same(numbers, at, "hparams are", "give each process the same")
+    _check_same(run.losses, at, "the training losses are", _LOSS)
+    hparams = [local(x.detach()) for x in tree.leaves(inputs.hparams) if isinstance(x, Tensor)]
+    numbers = torch.stack([x.double().sum().to(run.losses.device) for x in hparams])
+    _check_same(numbers, at, "hparams are", "give each process the same")
     return run
 
 
@@ -82,25 +79,24 @@ def of_whole(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *arguments: loss(*tree.map_tree(whole, arguments))
 
 
-def _mesh_of(params: Params) -> Layout | None:
-    found = [layout(x) for x in tree.leaves(params)]
-    first = next((at for at in found if at is not None), None)
-    if first is None:
-        return None
-    if any(at is None for at in found):
+def _mesh_of(params: Params) -> Layout:
+    """How the first param lies over processes, on the mesh of all."""
+    leaves = tree.leaves(params)
+    found = [at for at in map(layout, leaves) if at is not None]
+    if len(found) < len(leaves):
         raise ValueError(
             "some params are DTensors and others are plain tensors, which torch does not add; make all of them "
             "DTensors: distribute_tensor(x, mesh, [Replicate()]) for those that are not cut"
         )
-    if any(at.mesh != first.mesh for at in found if at is not None):
+    if any(at.mesh != found[0].mesh for at in found):
         raise ValueError("params are DTensors of different device meshes; distribute all of them over one")
-    if any(x.is_partial() for at in found if at is not None for x in at.placements):
+    if any(x.is_partial() for at in found for x in at.placements):
         raise ValueError("a param is a DTensor that is Partial, a sum still to be made; redistribute it as Shard")
     from torch.distributed.tensor import _redistribute
 
     if not hasattr(_redistribute, "NestedRedistribute"):
         raise RuntimeError(f"torch {torch.__version__} has no second derivatives of DTensors; torch 2.13 has")
-    return first
+    return found[0]
 
 
 _LOSS = "hft.data_parallel(loss) makes of losses on each process's shard that on the whole batch"

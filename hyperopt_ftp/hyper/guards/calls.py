@@ -112,7 +112,7 @@ class watched_calls(TorchFunctionMode):  # a context manager
         for x in tree.leaves(given):
             if not isinstance(x, Tensor) or not (differentiated(x) if transform else x.requires_grad):
                 continue
-            made_of = set() if transform else {id(y) for y in made_from(x, self._given)}
+            made_of = set() if transform else {id(y) for y in made_from([x], self._given)}
             made_of -= {id(y) for y in self.leaves} | self._ignored
             if made_of and not made_of & self._others:
                 raise reads_number(self._who)
@@ -158,7 +158,7 @@ class read_knobs(TorchFunctionMode):  # a context manager
 
     def _judge(self, x: Tensor) -> None:
         others = [y for y in tree.leaves(self._given) if isinstance(y, Tensor) and y.requires_grad]
-        made_of = {id(y) for y in made_from(x, [*self._knobs, *others])}
+        made_of = {id(y) for y in made_from([x], [*self._knobs, *others])}
         if made_of and made_of <= {id(y) for y in self._knobs}:
             raise reads_number(self._who)
 

@@ -11,23 +11,21 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from ... import tree
-from ..core.graph import ends_below, leaf_of, nodes_below
+from ..core.graph import ends_below, made_from, nodes_below
 from ..core.torch_private import level_of, top_level
-from .messages import Subject, captured
+from .messages import Captured, Subject, captured
 
 
 def captured_leaf(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None:
     """A leaf among some tensors, or in their graphs down to what was ``given``, that was not given."""
     names = {id(x) for x in given}
-    ends = {x.grad_fn for x in given if x.grad_fn is not None}
-    for x in outputs:
-        if x.is_leaf and x.requires_grad and id(x) not in names:
-            return x
-    for node in nodes_below(*(x.grad_fn for x in outputs), until=ends):
-        leaf = leaf_of(node)
-        if leaf is not None and id(leaf) not in names:
-            return leaf
-    return None
+    return next((x for x in made_from(outputs, given) if id(x) not in names), None)
+
+
+def loses_derivative(who: Subject, outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Captured | None:
+    """The error for such a leaf."""
+    leaf = captured_leaf(outputs, given)
+    return None if leaf is None else captured(who, leaf)
 
 
 #: What ``once_differentiable`` puts in the place of a backward: one code for all.
@@ -48,7 +46,7 @@ def refuse_once_differentiable(loss: Tensor, params: Sequence[Tensor] | None = N
     ids = {id(x) for x in params or ()}
     for node in nodes_below(loss.grad_fn):
         for function in _functions_of(node):
-            through = params is None or any(id(x) in ids for x in ends_below(node, params))
+            through = params is None or any(id(x) in ids for x in ends_below([node], params))
             if through and _is_once(function.backward):
                 raise RuntimeError(
                     f"train_loss, or the optimizer, has no second derivative ({function.__name__} is a "

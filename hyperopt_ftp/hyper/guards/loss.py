@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 
 from ...types import Params
 from ..core.leaves import floats, requiring_grad
 from ..core.problem import loss_at, no_graph
 from ..core.replay import Replay
-from ..core.torch_private import allow_hooks, forbid_hooks, has_saved_tensor_hooks, level_of, top_level, under_transform
+from ..core.torch_private import has_saved_tensor_hooks, level_of, top_level, under_transform
 from .call_arguments import check_scalar
 from .calls import read_knobs, watched_calls
-from .graphs import captured_leaf, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
-from .messages import LOSS, captured
+from .graphs import loses_derivative, refuse_once_differentiable, refuse_outer_tensors, refuse_own_backwards
+from .messages import LOSS
 from .operations import refuse_other_weights, storage_of, watched_operations
 from .verdict import Needs, Verdict
 
@@ -51,8 +52,9 @@ class GuardedLoss:
             return self._inspect(params, batch, *own)
         value = self._watch_numbers if needs.derived else self._value
         loss = value(params, batch, *own)
-        if needs.closed:
-            self._refuse_captured(loss, requiring_grad((params, batch, own)))
+        lost = loses_derivative(LOSS, [loss], requiring_grad((params, batch, own))) if needs.closed else None
+        if lost is not None:
+            raise lost
         return loss
 
     def before_step(self, params: Params, batch: Any, hparams: dict[str, Any]) -> None:
@@ -75,15 +77,12 @@ class GuardedLoss:
             with reads:
                 return self._value(params, batch, *own)
         rng = self._replay.now()
-        before = forbid_hooks(_NO_HOOKS)
         try:
-            with reads:
+            with disable_saved_tensors_hooks(_NO_HOOKS), reads:
                 return self._value(params, batch, *own)
         except RuntimeError as error:
             if str(error) != _NO_HOOKS:
                 raise
-        finally:
-            allow_hooks(before)
         self.verdict.has_hooks = True
         self._replay.rewind(rng)
         return self._value(params, batch, *own)
@@ -102,25 +101,19 @@ class GuardedLoss:
             loss = self._value(params, batch, *own)
         self.leaves, self._later = calls.leaves, calls if calls.has_read else None
         verdict.makes_leaves |= bool(calls.leaves)
-        leaf = captured_leaf([loss], [*arguments, *calls.leaves])
-        if needs.closed and leaf is not None:
-            raise captured(LOSS, leaf)
+        lost = loses_derivative(LOSS, [loss], [*arguments, *calls.leaves])
+        if needs.closed and lost is not None:
+            raise lost
         if operations is not None:
             refuse_once_differentiable(loss, None if needs.differentiates_whole_gradient else floats(params))
             if needs.compiled:
                 refuse_own_backwards(loss)
             verdict.has_hooks |= operations.has_hooks
             verdict.bytes_made = max(verdict.bytes_made, operations.bytes_made)
-            stray = None if leaf is None else captured(LOSS, leaf)
-            verdict.refusal = verdict.refusal or operations.written or stray
+            verdict.refusal = verdict.refusal or operations.written or lost
         self._done = calls.warned or not calls.has_read
         verdict.loss = self._done and not calls.warned  # the next training is warned of again
         return loss
-
-    def _refuse_captured(self, loss: Tensor, arguments: Sequence[Tensor]) -> None:
-        leaf = captured_leaf([loss], arguments)
-        if leaf is not None:
-            raise captured(LOSS, leaf)
 
     def _value(self, params: Params, batch: Any, *own: Any) -> Tensor:
         loss = check_scalar("train_loss", self.unguarded(params, batch, *own))

@@ -16,8 +16,8 @@ from ...types import Params, State
 from ..core.leaves import detached, floats, is_float, requiring_grad
 from ..core.torch_private import under_transform
 from .calls import read_knobs, watched_calls
-from .graphs import captured_leaf, refuse_outer_tensors
-from .messages import UPDATE, captured, writes
+from .graphs import loses_derivative, refuse_outer_tensors
+from .messages import UPDATE, writes
 from .operations import watched_operations
 from .verdict import Needs, Verdict
 
@@ -56,9 +56,9 @@ class GuardedUpdate:
                 stack.enter_context(read_knobs(UPDATE, knobs, (grads, state, params)))
             found = _explained(self.unguarded, grads, state, params, hparams)
         if kind == "graph" and self._needs.closed:
-            leaf = captured_leaf(floats(found), requiring_grad((grads, state, params, hparams)))
-            if leaf is not None:
-                raise captured(UPDATE, leaf)
+            lost = loses_derivative(UPDATE, floats(found), requiring_grad((grads, state, params, hparams)))
+            if lost is not None:
+                raise lost
         return found
 
     def _inspect(
@@ -85,11 +85,10 @@ class GuardedUpdate:
                 stack.enter_context(calls)
             found = _explained(self.unguarded, grads, state, params, hparams)
             _check_result(found, params)
-        leaf = captured_leaf(floats(found), [*knobs, *given]) if kind == "graph" else None
-        if leaf is not None and needs.closed:
-            raise captured(UPDATE, leaf)
-        if leaf is not None:
-            verdict.refusal = verdict.refusal or captured(UPDATE, leaf)
+        lost = loses_derivative(UPDATE, floats(found), [*knobs, *given]) if kind == "graph" else None
+        if needs.closed and lost is not None:
+            raise lost
+        verdict.refusal = verdict.refusal or lost
         self._looked[kind] = LOOKS if calls.warned else self._looked[kind] + 1
         if self._looked[kind] == LOOKS and not calls.warned:  # else the next training is warned of again
             verdict.updates[kind] = LOOKS

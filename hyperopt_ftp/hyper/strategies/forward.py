@@ -30,7 +30,7 @@ from ..core.problem import Gradient, InnerProblem
 from ..core.replay import Replay, refuse_other_losses
 from ..core.strategy import Costs, Strategy, few_steps
 from ..core.torch_private import under_transform
-from ..core.vjp import Linearized, pull, pull_rows
+from ..core.vjp import pull, pull_rows, push_rows
 
 
 @explained()
@@ -74,17 +74,14 @@ class Forward(Strategy):
         check_count("chunk", self.chunk, "tangents", none=True)
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        method = self._method(self.compile)
-        if self.compile and not under_transform():
-            compile = compilable(self.compile, problem, inputs.params)
-            method = replace(self, compile=compile)._method(compile)
+        compile = self.compile and not under_transform() and compilable(self.compile, problem, inputs.params)
+        how, needs = replace(self, compile=compile), {"differentiates_whole_gradient": True, "compiled": bool(compile)}
+        method = Method("Forward", how._back, how._train, exact=True, needs=needs, values=how._values)
         return through_node(method, problem, inputs)
 
-    def _method(self, compile: Compile) -> Method:
-        needs = {"differentiates_whole_gradient": True, "compiled": bool(compile)}
-        return Method("Forward", self._back, self._train, True, needs=needs, values=self._values, takes_shards=False)
-
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        if problem.asks_batches:
+            problem.refuse_shards("Forward")
         replay = Replay()
         rng, count = replay.now(), _count(problem, inputs)
         if self.chunk is None or count <= self.chunk:
@@ -173,8 +170,8 @@ def _update(
     s, before = detached_leaves(state, wide=True)
     with torch.enable_grad():
         new_p, new_s = problem.update(at_grads, before, at, hparams)
-        linear = Linearized([*floats(new_p), *floats(new_s)], [*g, *p, *s, *knobs])
-    moved = linear.push_rows([x for row in tangents for x in row], rows)
+    along = [x for row in tangents for x in row]
+    moved = push_rows([*floats(new_p), *floats(new_s)], [*g, *p, *s, *knobs], along, rows)
     if is_narrow(params):  # the values are those of the 16-bit step
         with torch.no_grad():
             new_p, new_s = problem.update(found.rebuild(found.grads), state, params, hparams)
@@ -217,8 +214,8 @@ class _Units:
 
     def of_all(self, values: Any, needs_grad: Any) -> OptionalTensors:
         """For all floating-point tensors: those that need no gradient have no tangent."""
-        mask = [asked for x, asked in zip(tree.leaves(values), tree.leaves(needs_grad), strict=True) if is_float(x)]
-        return [self._of(x) if asked else None for x, asked in zip(floats(values), mask, strict=True)]
+        pairs = zip(tree.leaves(values), tree.leaves(needs_grad), strict=True)
+        return [self._of(x) if asked else None for x, asked in pairs if is_float(x)]
 
     def _of(self, x: Tensor) -> Tensor | None:
         begin, self._at = self._at, self._at + x.numel()

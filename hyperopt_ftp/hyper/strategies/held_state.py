@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import tree
 from ...dtensors import whole
+from ..core.leaves import is_narrow
 from ..core.replay import Replay
 from ..core.torch_private import values_of
 from ..core.vjp import Vector, dot
@@ -27,8 +28,7 @@ SOLVED = LIMIT / 10
 
 def is_checked(solver: str, params: Vector, state: Vector, replay: Replay) -> bool:
     """Whether :func:`mismatch` works: products are too inexact in 16 bits, and ``"identity"`` gives no solution."""
-    narrow = replay.autocasts or any(x.dtype in (torch.float16, torch.bfloat16) for x in params)
-    return bool(state) and solver != "identity" and not narrow
+    return bool(state) and solver != "identity" and not (replay.autocasts or is_narrow(params))
 
 
 def mismatch(

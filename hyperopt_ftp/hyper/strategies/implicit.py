@@ -101,10 +101,13 @@ class Implicit(Strategy):
             raise TypeError(f"report must be a function of one argument, got {shown(self.report)}")
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        if len(inputs.batches) < self.batches:
-            raise ValueError(f"there are {len(inputs.batches)} steps, fewer than batches = {self.batches}")
+        self._check(inputs)
         needs = {"differentiates_whole_gradient": True}
         return through_node(Method("Implicit", self._back, self._train, wants_end=True, needs=needs), problem, inputs)
+
+    def _check(self, inputs: TrainInputs) -> None:
+        if len(inputs.batches) < self.batches:
+            raise ValueError(f"there are {len(inputs.batches)} steps, fewer than batches = {self.batches}")
 
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
         given = inputs
@@ -150,9 +153,8 @@ class Implicit(Strategy):
         return TrainInputs(cotangents_of(inputs.hparams, to_hparams), None, None, batches)
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
+        self._check(inputs)
         count, few = len(inputs.batches), self.batches
-        if count < few:
-            raise ValueError(f"there are {count} steps, fewer than batches = {few}")
         iterations = self.iterations if self.solver != "identity" else 0
         checked = is_checked(self.solver, floats(inputs.params), floats(inputs.state), Replay())
         steps, beginning = few_steps(problem, inputs, max(few, STEADY))

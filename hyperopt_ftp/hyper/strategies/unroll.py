@@ -21,12 +21,11 @@ from ..core.leaves import (
     added,
     cotangents_of,
     detached,
-    detached_leaves,
     is_narrow,
     present,
     select_floats,
 )
-from ..core.memory import peak_of as peak
+from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem, PlainLoop, has_derivative
 from ..core.replay import Replay, RngState
@@ -134,14 +133,24 @@ class Unroll(Strategy):
             )
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        count = len(inputs.batches)
-        if self.truncate is not None and count < self.truncate:
-            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
-        first = count - self.truncate if self.truncate else 0
+        first = self._first(inputs)
         if under_transform() or self._may_keep_graphs(problem, inputs):
             return self._plain(problem, inputs, first)
         compile = self.compile and compilable(self.compile, problem, inputs.params)
-        return through_node(self._method(first, compile), problem, inputs)
+        if not compile:
+            return self._by_points(problem, inputs, first, self.planned(len(inputs.batches) - first))
+        train, values = partial(self._compiled, first, compile), partial(compiled_loop, compile=compile)
+        method = Method(
+            "Unroll", self._back_compiled, train, self.truncate is None, needs={"compiled": True}, values=values
+        )
+        return through_node(method, problem, inputs)
+
+    def _first(self, inputs: TrainInputs) -> int:
+        """The first step that is differentiated."""
+        count = len(inputs.batches)
+        if self.truncate is not None and count < self.truncate:
+            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
+        return count - (self.truncate or count)
 
     def _may_keep_graphs(self, problem: InnerProblem, inputs: TrainInputs) -> bool:
         """Whether autograd can own the graph of all steps, which keeps what their backward passes need."""
@@ -178,27 +187,27 @@ class Unroll(Strategy):
             if derived and large and verdict.refusal is not None:
                 raise type(verdict.refusal)(f"{verdict.refusal}; or keep all graphs: hft.Unroll(checkpoint=False)")
             if derived and (large or verdict.has_hooks):
+                plan = points_of_every(1) if large else with_graphs(left, left)
                 begun = (loop, start if loop.k > first else None) if loop.k else None
-                return through_node(self._method(first, begun=begun, large=large), problem, inputs, start)
+                return self._by_points(problem, inputs, first, plan, begun, start)
             if derived:
                 return loop.run().end()
         assert start is not None
         Replay().rewind(start)
         return self._plain(problem, inputs, first, derived=True)
 
-    def _method(self, first: int, compile: Compile = False, begun: Begun | None = None, large: bool = False) -> Method:
-        exact = self.truncate is None
-        if compile:
-            needs, values = {"compiled": True}, partial(compiled_loop, compile=compile)
-            train = partial(self._compiled, first, compile)
-            return Method("Unroll", self._back_compiled, train, exact, needs=needs, values=values)
-        return Method("Unroll", self._back, partial(self._train, first, begun, large), exact)
+    def _by_points(
+        self, problem: InnerProblem, inputs: TrainInputs, first: int, plan: Plan, begun: Begun | None = None,
+        start: RngState | None = None,
+    ) -> TrainOutputs:  # fmt: skip
+        """A node that keeps what is planned."""
+        train = partial(self._train, first, plan, begun)
+        return through_node(Method("Unroll", self._back, train, self.truncate is None), problem, inputs, start)
 
     def _train(
-        self, first: int, begun: Begun | None, large: bool, problem: InnerProblem, inputs: TrainInputs
+        self, first: int, plan: Plan, begun: Begun | None, problem: InnerProblem, inputs: TrainInputs
     ) -> tuple[TrainOutputs, Any]:
-        count = len(inputs.batches)
-        steps, plan = self.steps(problem, inputs, first), self.planned(count - first, large)
+        count, steps = len(inputs.batches), EagerSteps(problem, inputs, first, self.truncate is None)
         points = Checkpoints(inputs, plan.parts, first, self.offload)
         params, state, losses = inputs.params, inputs.state, list[Tensor]()
         if begun is not None:
@@ -218,7 +227,6 @@ class Unroll(Strategy):
                 points.visit(k, params, state)
             params, state, loss = steps.forward(k, params, state)
             losses.append(loss)
-        params, state = detached((params, state))
         return TrainOutputs(params, state, torch.stack(losses)), (first, steps, points)
 
     def _back(self, problem: InnerProblem, run: Run, cotangents: TrainOutputs) -> TrainInputs:
@@ -229,11 +237,9 @@ class Unroll(Strategy):
         back_s: OptionalTensors = [*present(cotangents.state)]
         sums: OptionalTensors = [None] * len(select_floats(run.inputs.hparams, problem.needs_grad.hparams))
         of_batches: dict[int, OptionalTensors] = {}
-        k = len(run.inputs.batches)
-        while k > first:
-            k, back_p, back_s, more, rows = steps.back(k, points, back_p, back_s)
+        for k in range(len(run.inputs.batches) - 1, first - 1, -1):
+            back_p, back_s, more, of_batches[k] = steps.back(k, points, back_p, back_s)
             sums = added(sums, more)
-            of_batches |= enumerate(rows, k)
         steps.compare()
         return self._found(problem, run.inputs, back_p, back_s, sums, of_batches)
 
@@ -263,11 +269,9 @@ class Unroll(Strategy):
         )
 
     def costs(self, problem: InnerProblem, inputs: TrainInputs) -> Costs:
-        count = len(inputs.batches)
-        first = count - (self.truncate or count)
-        if first < 0:
-            raise ValueError(f"batches has {count} steps, fewer than truncate = {self.truncate}")
-        steps, plan, probed = self.steps(problem, inputs, first), self.planned(count - first), self.memory is not None
+        count, first = len(inputs.batches), self._first(inputs)
+        steps, probed = EagerSteps(problem, inputs, first, self.truncate is None), self.memory is not None
+        plan = self.planned(count - first)
         sizes = sizes_of(steps, inputs, first, inputs.params, inputs.state, self.offload)
         if self.memory is not None:
             plan = affordable(self.memory, sizes)[0]
@@ -275,26 +279,22 @@ class Unroll(Strategy):
             plan = with_graphs(plan.graphs, 0)
         left = count - first
         again = sum(made for _, _, made in backward_schedule(plan.parts, 0, left))  # on the way to a point
-        gradients = count + again + max(0, left - plan.graphs) + probed * sizes.probes
+        gradients = count + again + max(0, left - plan.graphs) + probed
         products = left - (not steps.needs_hvp(first)) + probed
         owned = plan.graphs == left and self._may_keep_graphs(problem, inputs)
         memory = memory_of_graphs(problem, inputs, left) if owned else peak_of(sizes, plan)
         return Costs(gradients, products, plan.words, memory=memory)
-
-    def steps(self, problem: InnerProblem, inputs: TrainInputs, first: int) -> EagerSteps:
-        knobs, hparams = detached_leaves(inputs.hparams, problem.needs_grad.hparams)
-        return EagerSteps(problem, inputs._replace(hparams=hparams), knobs, first, self.truncate is None)
 
     @property
     def chooses(self) -> bool:
         """Whether graphs are kept if they are small."""
         return self.checkpoint is None and self.memory is None
 
-    def planned(self, steps: int, large: bool = False) -> Plan:
-        """What is kept of so many steps, if graphs are ``large``, or the first does not decide it."""
+    def planned(self, steps: int) -> Plan:
+        """What is kept of so many steps, where the first does not decide it."""
         if self.checkpoint == "log":
             return points_of_tree()
-        if not (self.checkpoint or self.offload or self.memory or (large and self.chooses)):
+        if not (self.checkpoint or self.offload or self.memory):
             return with_graphs(steps, steps)
         return points_of_every(self._every(steps))
 
@@ -315,6 +315,7 @@ class Unroll(Strategy):
 def memory_of_graphs(problem: InnerProblem, inputs: TrainInputs, count: int) -> int:
     """Bytes that so many steps of the plain loop take, from those of two and of three."""
     two, three = (
-        peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n))) for n in (2, 3)
+        trial_peak(inputs.params, lambda n=n: there_and_back(PlainSteps(), *few_steps(problem, inputs, n)))
+        for n in (2, 3)
     )
     return two + (count - 2) * (three - two)

@@ -18,7 +18,7 @@ from ...dtensors import in_layout_of
 from ...hparams import Domain, check_number
 from ..core.inputs import TrainInputs, TrainOutputs
 from ..core.leaves import combine, cotangents_of, floats, present, select_floats
-from ..core.memory import Meter, kind_of
+from ..core.memory import trial_peak
 from ..core.node import Method, Run, through_node
 from ..core.problem import InnerProblem
 from ..core.replay import Replay, RngState
@@ -87,9 +87,7 @@ class ZeroOrder(Strategy):
             raise TypeError(f"generator must be a torch.Generator, got {type(self.generator).__name__}")
 
     def __call__(self, problem: InnerProblem, inputs: TrainInputs) -> TrainOutputs:
-        own = () if self.generator is None else (self.generator,)
-        method = Method("ZeroOrder", self._back, self._train, takes_shards=False, generators=own)
-        return through_node(method, problem, inputs)
+        return through_node(Method("ZeroOrder", self._back, self._train), problem, inputs)
 
     def value_and_grad(
         self, objective: Objective, leaves: list[Tensor], agreed: Callable[[Sequence[int]], list[int]]
@@ -112,17 +110,20 @@ class ZeroOrder(Strategy):
             rows = floats(steps.loop(combine(few, point, steps.needs_grad)).params)
             return dot(rows, rows)
 
-        with torch.no_grad(), warnings.catch_warnings(record=True) as caught, Meter(kind_of(inputs.params)) as meter:
-            warnings.simplefilter("always")
+        def trial() -> Any:
             replay, end = Replay(), steps.loop(few)
-            found = self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
-            del end, found
-            memory = meter.peak()
+            return end, self.smoothed(along, select_floats(few, steps.needs_grad), 0, replay, replay.now())
+
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            memory = trial_peak(inputs.params, trial)
         if not any("one after the other" in str(warning.message) for warning in caught):
             return Costs(count * (1 + points), 0, f"{points} trainings at once", memory=memory)
         return Costs(count * (2 + points), 0, "one training at a time", memory=memory)  # one more, as a check
 
     def _train(self, problem: InnerProblem, inputs: TrainInputs) -> tuple[TrainOutputs, Any]:
+        if problem.asks_batches:
+            problem.refuse_shards("ZeroOrder")
         replay = Replay()
         rng, end = replay.now(), problem.loop(inputs)
         (seed,) = problem.agreed([self._draw()])

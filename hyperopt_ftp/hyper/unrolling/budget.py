@@ -18,13 +18,11 @@ class Sizes(NamedTuple):
     first: int  # the first point, which may be the caller's own
     point: int  # each other one
     beside: int  # each where the one before it is kept too, which may hold some of its tensors
-    graph: int  # the graph of a step that begins from leaves
-    chained: int  # of a step after another one in the same graph
+    graph: int  # the graph of a step's gradient
     made: int  # at the peak of making it
     back: int  # at the peak of going back through it, the graph apart
     adjoints: int  # those that go back from step to step
     batch: int  # the cotangent of each batch
-    probes: int  # gradients that measuring all this has taken
 
 
 def peak_of(sizes: Sizes, plan: Plan) -> int:
@@ -32,10 +30,10 @@ def peak_of(sizes: Sizes, plan: Plan) -> int:
     graphs = min(plan.graphs, sizes.hvps)
     points = len(kept(plan.parts, 0, sizes.steps))
     point = sizes.beside if points == sizes.steps else sizes.point
-    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.chained + max(sizes.made, sizes.graph)  # in the last step
+    peak = (points - 1) * point + max(graphs - 1, 0) * sizes.graph + max(sizes.made, sizes.graph)  # in the last step
     for done, (_, live, _) in enumerate(backward_schedule(plan.parts, 0, sizes.steps)):
         held = (live - 1) * point + done * sizes.batch + (sizes.adjoints if done else 0)
-        held += sizes.graph + (graphs - done - 1) * sizes.chained if done < graphs else 0
+        held += max(graphs - done, 0) * sizes.graph
         peak = max(peak, held + (sizes.back if done < graphs else max(sizes.made, sizes.graph + sizes.back)))
     return sizes.fixed + sizes.first + peak
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -78,10 +78,6 @@ class Checkpoints:
     def _loaded(self, point: Checkpoint) -> Checkpoint:
         if not self._offload:
             return point
-        params, state = _back(point.params, self._inputs.params), _back(point.state, self._inputs.state)
+        begin = self._inputs.params, self._inputs.state
+        params, state = tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, point[:2], begin)
         return Checkpoint(params, state, point.rng)
-
-
-def _back(values: Any, like: Any) -> Any:
-    """Each tensor on the device that it had at the start."""
-    return tree.map_tree(lambda x, y: x.to(y.device) if isinstance(x, Tensor) else x, values, like)

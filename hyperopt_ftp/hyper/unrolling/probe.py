@@ -9,7 +9,7 @@ import torch
 from ... import tree
 from ...types import Params, State
 from ..core.inputs import TrainInputs
-from ..core.leaves import OptionalTensors, floats, is_float, is_narrow
+from ..core.leaves import OptionalTensors, floats
 from ..core.memory import Meter, bytes_of, changed, kind_of
 from ..core.replay import Replay, fingerprint
 from .budget import Sizes
@@ -37,24 +37,15 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             new_params, new_state, loss = probe.forward(k, params, state)
             made = meter.peak()
             moved, new = changed((params, state), (new_params, new_state))
-            graph = chained = meter.live() - size(new)  # which is part of the next point
-            # Of the state of a step after another one, what does not depend on where the graph begins has no gradient.
-            depends = tree.map_tree(lambda x: not is_float(x) or x.requires_grad, new_state)
+            graph = meter.live() - size(new)  # which is part of the next point
             notes = size((fingerprint(loss, floats(new_params)), loss.clone()))
             rng, ending = size(replay.now()), size(moved)
             stored, beside = (size(points.stored(part, None)) for part in (moved, new))
             del new_params, new_state, moved, new
             meter.peak()
             with replay.without_autocast():
-                _, new_p, new_s, more, of_batch = probe.back(k + 1, points, back_p, back_s)
+                new_p, new_s, more, of_batch = probe.back(k, points, back_p, back_s)
             back = meter.peak() - graph
-        probes = 1 if is_narrow(params) or all(tree.leaves(depends)) else 2
-        if probes == 2:
-            later = steps.beginning(k - 1, depends)
-            later.keep_graphs(count)
-            with Meter(kind) as meter:
-                end = later.forward(k, params, state)[:2]
-                chained = meter.live() - size(changed((params, state), end)[1])
         return Sizes(
             steps=count,
             hvps=hvps,
@@ -62,13 +53,11 @@ def sizes_of(steps: EagerSteps, inputs: TrainInputs, k: int, params: Params, sta
             first=stored if steps.first else rng,  # the start is the caller's
             point=stored,
             beside=beside,
-            graph=graph + (rng if is_narrow(params) else 0),
-            chained=chained + (rng if is_narrow(params) else 0),
+            graph=graph + rng,
             made=made,
             back=back,
             adjoints=size((new_p, new_s)) + 2 * size(more),
             batch=size(of_batch),
-            probes=probes,
         )
 
     return replay.run(replay.now(), measured)
