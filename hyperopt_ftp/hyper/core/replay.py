@@ -114,17 +114,19 @@ def refuse_other_steps(pairs: Sequence[tuple[int, Tensor, Tensor]], dtype: torch
 
 
 def refuse_other_updates(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    same: list[Tensor] = []
     for x, y in zip(map(local, first), map(local, again), strict=True):
         if not concrete(x):  # fake tensors
             return
         slack = torch.finfo(x.dtype).eps ** 0.75 if x.device.type != "cpu" else 0.0  # where sums have no fixed order
-        if not torch.allclose(x.detach(), y.detach(), rtol=slack, atol=0.0, equal_nan=True):
-            raise RuntimeError(
-                "optimizer.update gives another result when a step is computed again, as this strategy does, so its "
-                "derivative would be wrong. It must be the same function of its arguments each time: torch's default "
-                "random generators are restored, but not one of its own, NumPy's or Python's, nor a counter. Keep such "
-                "things in the state, or use hft.Unroll(checkpoint=False), without compile"
-            )
+        same.append(torch.isclose(x.detach(), y.detach(), rtol=slack, atol=0.0, equal_nan=True).all())
+    if same and not bool(torch.stack([x.to(same[0].device) for x in same]).all()):  # read once for all
+        raise RuntimeError(
+            "optimizer.update gives another result when a step is computed again, as this strategy does, so its "
+            "derivative would be wrong. It must be the same function of its arguments each time: torch's default "
+            "random generators are restored, but not one of its own, NumPy's or Python's, nor a counter. Keep such "
+            "things in the state, or use hft.Unroll(checkpoint=False), without compile"
+        )
 
 
 def refuse_other_losses(first: Tensor, again: Tensor, power: float = 0.75, steps: Sequence[int] | None = None) -> None:
