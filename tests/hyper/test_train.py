@@ -562,17 +562,21 @@ PLACES = {
 every_place = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 
 
+something_asks = pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+
+
 @every_place
+@something_asks
 @pytest.mark.parametrize("strategy", [name for name in ALL if ALL[name] not in OWNED])
-def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, place):
-    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_()
+def test_a_stray_leaf_is_an_error_where_a_node_hides_the_graph(strategy, asks, place):
+    stray, w = one(0.7, requires_grad=True), W.clone().requires_grad_(asks)
     opt, loss = place(stray)
     with pytest.raises(ValueError, match=r"tensor of shape \(\) .*no argument of train"):
         line(hft.train(opt, loss, w, DATA, strategy=ALL[strategy]).params, W).backward()
 
 
 @every_place
-@pytest.mark.parametrize("asks", [False, True], ids=["nothing else", "params"])
+@something_asks
 @pytest.mark.parametrize("strategy", OWNED, ids=repr)
 def test_a_stray_leaf_counts_where_autograd_owns_the_graph(strategy, asks, place):
     """Each way from the leaf to the end, also in the second derivative."""
