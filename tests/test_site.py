@@ -261,13 +261,6 @@ def test_the_header_has_the_version_and_the_repository():
     assert header(config, project + 'Repository = "https://host/name"\n').endswith("repo_url: https://host/name\n")
 
 
-def test_every_figure_is_on_a_page():
-    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
-    figures = list((ROOT / "docs").rglob("*.png"))
-    assert len(figures) > 20
-    assert [figure for figure in figures if f"{figure.name})" not in pages] == []
-
-
 @pytest.mark.parametrize(
     ("words", "target"),
     [("MAML", "docs/recipes.html"), ("mixed precision", "docs/gotchas.html#mixed-precision")],
