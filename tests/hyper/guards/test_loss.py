@@ -13,7 +13,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 import hyperopt_ftp as hft
-from hyperopt_ftp import tree
 from hyperopt_ftp.hyper.unrolling import eager
 
 from ...support.hypergradients import (
@@ -32,7 +31,7 @@ from ...support.hypergradients import (
     outer,
     slope,
 )
-from ...support.problems import central_differences, largest_difference, loss, start
+from ...support.problems import central_differences, largest_difference, loop, loss, start
 
 TRANSFORMS = {
     "grad": torch.func.grad,
@@ -108,14 +107,8 @@ def test_a_write_is_done_as_often_as_by_hand_where_autograd_owns_the_graph(strat
             call(train_loss, strategy)
         return
     other, by_hand = writing(how)
-    params, lr = start(), SGD.hparams["lr"].clone().requires_grad_()
-    state = SGD.init(params)
-    for k, x in enumerate(DATA):
-        if k == len(DATA) - (strategy.truncate or 0):
-            params, state = tree.map_tree(torch.detach, (params, state))
-        at = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in params.items()}
-        grads = torch.autograd.grad(other(at, x), [*at.values()], create_graph=True)
-        params, state = SGD.update(dict(zip(at, grads, strict=True)), state, at, {**SGD.hparams, "lr": lr})
+    lr = SGD.hparams["lr"].clone().requires_grad_()
+    params, _ = loop(SGD, other, start(), DATA, hparams={**SGD.hparams, "lr": lr}, last=strategy.truncate)
     (want,) = torch.autograd.grad(outer(params), lr)
     got = call(train_loss, strategy)[1]["lr"]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)

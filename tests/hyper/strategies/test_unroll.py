@@ -16,6 +16,8 @@ import hyperopt_ftp as hft
 from hyperopt_ftp.hyper.guards import verdict
 from hyperopt_ftp.hyper.unrolling import eager
 
+from ...support.problems import loop
+
 F64 = torch.float64
 SGD = hft.sgd(lr=0.1, momentum=0.5)
 
@@ -24,22 +26,12 @@ def captured() -> Tensor:
     return torch.tensor(0.5, dtype=F64, requires_grad=True)
 
 
-def by_hand(loss: Callable[..., Tensor], w: Tensor, data: list[Any]) -> Tensor:
-    """The params after a loop as anybody writes it."""
-    state = SGD.init(w)
-    for x in data:
-        w = w if w.requires_grad else w.detach().requires_grad_()
-        (g,) = torch.autograd.grad(loss(w, x), w, create_graph=True)
-        w, state = SGD.update(g, state, w, SGD.hparams)
-    return w
-
-
 def slopes(loss: Callable[..., Tensor], c: Tensor, w: Tensor, data: list[Any]) -> tuple[Tensor, Tensor]:
     """d/dc of the end of a training, and of the loop by hand, with the same random numbers."""
     torch.manual_seed(3)
     (got,) = torch.autograd.grad(hft.train(SGD, loss, w, data).params.square().sum(), c)
     torch.manual_seed(3)
-    (want,) = torch.autograd.grad(by_hand(loss, w, data).square().sum(), c)
+    (want,) = torch.autograd.grad(loop(SGD, loss, w, data)[0].square().sum(), c)
     return got, want
 
 
@@ -78,7 +70,7 @@ def test_attention_has_a_second_derivative(shape: tuple[int, ...]):
 
     (got,) = torch.autograd.grad(hft.train(SGD, loss, torch.ones(8, dtype=F64), data).params.square().sum(), c)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        (want,) = torch.autograd.grad(by_hand(loss, torch.ones(8, dtype=F64), data).square().sum(), c)
+        (want,) = torch.autograd.grad(loop(SGD, loss, torch.ones(8, dtype=F64), data)[0].square().sum(), c)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
