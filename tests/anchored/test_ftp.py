@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import hyperopt_ftp as hft
 from hyperopt_ftp.anchored import project, radius_gradient, row_norm
 
+from ..support.cases import ANCHOR
 from ..support.problems import batches, largest_difference, loss, start, train
 from ..support.reference_runs import Run, runs
 
@@ -118,3 +119,23 @@ def test_radius_and_moments_are_float32_for_16_bit_weights():
     state = hft.ftp(hft.adamw(), w0).init(w0)
     kept = (state.radius, state.deviation, state.norms, state.radius_opt.exp_avg, state.base.exp_avg_sq)
     assert {x.dtype for part in kept for x in part.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("gaps", [[{"b"}, set(), set(), set()], [set(), {"w"}, {"b", "w"}, set(), {"b"}]])
+def test_layers_make_their_steps_alone_where_gradients_are_none(gaps: list[set[str]]):
+    """A layer ends, radius and its moments too, where a run of its own steps ends."""
+    whole, params = hft.ftp(hft.adam(lr=0.1), ANCHOR, radius_lr=0.05), start()
+    state, given = whole.init(params), {"w": [], "b": []}
+    for x, missing in zip(batches(len(gaps)), gaps, strict=True):
+        grads: dict = torch.func.grad(loss)(params, x)
+        for name in grads.keys() - missing:
+            given[name].append(grads[name])
+        params, state = whole.update({n: None if n in missing else g for n, g in grads.items()}, state, params)
+    for name, own in given.items():
+        opt, w = hft.ftp(hft.adam(lr=0.1), {name: ANCHOR[name]}, radius_lr=0.05), {name: start()[name]}
+        alone = opt.init(w)
+        for g in own:
+            w, alone = opt.update({name: g}, alone, w)
+        assert torch.equal(w[name], params[name])
+        assert torch.equal(alone.radius[name], state.radius[name])
+        assert state.radius_opt.step[name] == alone.radius_opt.step == len(own)
