@@ -128,7 +128,7 @@ def assert_as_alone(
     assert_alike(model, opt, reference, expected, tolerance)
 
 
-@on("4 processes", "2 processes")
+@on("2 processes")
 def ddp(folder: Path) -> None:
     """Its names begin with "module."."""
     for make in OPTIMIZERS:
